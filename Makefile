@@ -53,12 +53,10 @@ compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparis
 	@$(run) -m benchmarks.headlines
 
 runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhost as CONFIG=... says
-	@test -f "backends/$(BACKEND)/runtime.sh" || \
-	{ echo "make: no runtime is described for BACKEND=$(BACKEND); there are: $(notdir $(wildcard backends/*))." >&2; exit 2; }
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh "backends/$(BACKEND)/runtime.sh" $(python) "$(CONFIG)"
+	@$(run) -m polarmap deploy "$(BACKEND)" "$(CONFIG)"
 
-smoke: .venv/.base  ## run one small coded map on BACKEND=localhost as CONFIG=... says
-	@$(run) -m polarmap.cli.smoke "$(BACKEND)" "$(CONFIG)"
+smoke: .venv/.base  ## run small coded maps on BACKEND=localhost as CONFIG=... says
+	@$(run) -m polarmap doctor --config "$(CONFIG)" --timeout 600
 
 package: .venv/.test  ## build the sdist and the wheel into dist/ and check their metadata
 	@rm -rf dist

@@ -105,7 +105,8 @@ def test_the_wheel_holds_the_package_and_the_templates_only(wheel: Path) -> None
         names = set(archive.namelist())
     package = {name for name in names if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "polarmap").rglob("*.py")}
-    assert package == modules | {"polarmap/py.typed"} | {f"polarmap/_templates/{name}" for name in shipped()}
+    data = {"polarmap/py.typed", "polarmap/planning/training_trace.txt"}
+    assert package == modules | data | {f"polarmap/_templates/{name}" for name in shipped()}
 
 
 def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:

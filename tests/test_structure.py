@@ -116,7 +116,7 @@ ONLY_FROM = {
     "polarmap.code.kernels_numba": ["polarmap.code.kernels", "polarmap.code.tiled"],
     "polarmap.maps.coded": [
         "polarmap",
-        *[f"polarmap.cli.{name}" for name in ("demo", "doctor", "smoke")],
+        *[f"polarmap.cli.{name}" for name in ("demo", "doctor")],
         "polarmap.maps.submission",
         "polarmap.xr",
     ],

@@ -7,12 +7,15 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
 from polarmap.errors import PolarmapError
 from polarmap.report import json_value
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)  # an argument or option that names one
 
 
 class Answer(NamedTuple):

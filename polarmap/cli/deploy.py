@@ -1,6 +1,6 @@
 """Build and deploy a worker runtime with the client's own versions, and remove it again.
 
-`polarmap deploy NAME CONFIG`; `make runtime BACKEND=...` in a checkout.
+`polarmap deploy NAME CONFIG` and `polarmap undeploy NAME CONFIG` call it.
 
 Lithops installs whatever numpy is newest on its worker. Arrays inside a pickled f then need not load,
 so the runtime gets the versions this process runs with.
@@ -9,8 +9,6 @@ so the runtime gets the versions this process runs with.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import re
 import shutil
 import sys
@@ -23,18 +21,24 @@ from typing import Any
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.lithops_internals import end
+from polarmap.executors.lithops_jobs import open_functions
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
 
 
-def frozen(lines: Sequence[str], installed: Mapping[str, str]) -> list[str]:
+def requirements_of(recipe: Path) -> list[str]:
+    """The packages that a worker of a recipe needs."""
+    lines = map(str.strip, (recipe / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def frozen(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
     """Requirements pinned to what is installed here, where it is.
 
-    >>> frozen(["# worker", "numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
+    >>> frozen(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
     """
-    wanted = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in wanted]
     return [f"{name}=={installed[name]}" if name in installed else line for name, line in zip(names, wanted)]
 
@@ -54,31 +58,21 @@ def check_python(backend: str, python: tuple[int, int], numpy: str) -> None:
 
 
 def deploy(config_file: str, backend: str, recipe: Path) -> str:
-    """Build the runtime of `recipe`, deploy it where the configuration says; its name.
-
-    Raises
-    ------
-    ExecutorError
-        If the configuration is not for this backend or unfinished, or Lithops cannot deploy.
-    """
-    config = _config_for(config_file, backend)
-    installed = check_deployable(config)
-    requirements = frozen((recipe / "requirements.txt").read_text().splitlines(), installed)
-    building = _build_folder(recipe, requirements)
-    with _failing_as(f"{backend} was not deployed"), building, _functions_of(config) as functions:
-        return _publish(functions, backend, requirements)
+    """Build the runtime of `recipe`, deploy it where the configuration says; its name."""
+    installed = check_deployable(settings.read_for(config_file, backend))
+    requirements = frozen(requirements_of(recipe), installed)
+    with (
+        _functions_of(config_file, f"{backend} was not deployed") as functions,
+        _build_folder(recipe, requirements),
+        _own_requirements(backend, requirements),
+    ):
+        return _publish(functions, backend)
 
 
 def undeploy(config_file: str, backend: str) -> str:
-    """Remove the runtime that the configuration names, and what Lithops noted of it; its name.
-
-    Raises
-    ------
-    ExecutorError
-        If the configuration is not for this backend or unfinished, or Lithops cannot remove it.
-    """
-    config = _config_for(config_file, backend)
-    with _failing_as(f"{backend} was not removed"), _functions_of(config) as functions:
+    """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
+    settings.read_for(config_file, backend)
+    with _functions_of(config_file, f"{backend} was not removed") as functions:
         return _remove(functions, backend)
 
 
@@ -89,66 +83,42 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     return installed
 
 
-def _config_for(config_file: str, backend: str) -> dict[str, Any]:
-    """A configuration that is complete and for this backend."""
-    config = settings.read(config_file)
-    if settings.backend_of(config) != backend:
-        raise ExecutorError(f"{config_file} is for {settings.backend_of(config)!r}, not for {backend!r}")
-    return config
-
-
 @contextlib.contextmanager
-def _failing_as(what: str) -> Iterator[None]:
-    """Whatever Lithops or a cloud raises becomes an ExecutorError."""
+def _functions_of(config_file: str, not_done: str) -> Iterator[Any]:
+    """A FunctionExecutor, ended afterwards; whatever Lithops or a cloud raises becomes an ExecutorError."""
     try:
-        yield
+        functions = open_functions(config_file)
+        try:
+            yield functions
+        finally:
+            end(functions)
     except PolarmapError:
         raise
     except Exception as error:
-        raise ExecutorError(f"{what}: {type(error).__name__}: {error}") from error
+        raise ExecutorError(f"{not_done}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
 def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
     """Work in a temporary folder with the recipe's files: Lithops builds where it stands."""
-    before = os.getcwd()
     with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
         for file in recipe.iterdir():
             shutil.copy(file, folder)
         (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
-        os.chdir(folder)
-        try:
+        with contextlib.chdir(folder):
             yield
-        finally:
-            os.chdir(before)
 
 
-@contextlib.contextmanager
-def _functions_of(config: dict[str, Any]) -> Iterator[Any]:
-    """A FunctionExecutor of a configuration, ended afterwards."""
-    import lithops
-
-    try:
-        functions = lithops.FunctionExecutor(config=config, log_level=None)
-    except ModuleNotFoundError as error:
-        raise ExecutorError(f"Lithops: {error}{settings.extra_hint(config, error)}") from error
-    try:
-        yield functions
-    finally:
-        end(functions)
-
-
-def _publish(functions: Any, backend: str, requirements: Sequence[str]) -> str:
+def _publish(functions: Any, backend: str) -> str:
     from lithops.version import __version__
 
     handler, storage = functions.compute_handler, functions.internal_storage
     runtime = handler.get_runtime_info()
     name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
-    with _own_requirements(backend, requirements):
-        if backend == "k8s":
-            python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
-            handler.backend.build_runtime(name, "Dockerfile", [python])
-        metadata = handler.deploy_runtime(name, memory, seconds)
+    if backend == "k8s":
+        python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
+        handler.backend.build_runtime(name, "Dockerfile", [python])
+    metadata = handler.deploy_runtime(name, memory, seconds)
     metadata["runtime_timeout"] = seconds
     storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
     if backend == "aws_lambda":
@@ -191,20 +161,3 @@ def _do_not_repeat(backend: Any, name: str, memory: int) -> None:
     """Lambda repeats asynchronous calls that fail, twice, minutes later: parity makes that needless."""
     function = backend._format_function_name(name, memory)
     backend.lambda_client.put_function_event_invoke_config(FunctionName=function, MaximumRetryAttempts=0)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m polarmap.cli.deploy BACKEND CONFIG RECIPE`; 1 and one message when it cannot be done."""
-    backend, config_file, recipe = arguments
-    logging.basicConfig(format="runtime: %(message)s")
-    logging.getLogger("lithops").setLevel(logging.INFO)  # it takes minutes: show what goes on
-    try:
-        print(f"runtime: deployed {deploy(config_file, backend, Path(recipe))} to {backend}")
-    except PolarmapError as error:
-        print(f"runtime: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

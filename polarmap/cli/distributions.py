@@ -1,14 +1,17 @@
-"""The distribution of run times that the options of `plan` and `simulate` describe."""
+"""How long tasks take, as the options of `plan` and `simulate` say it: one distribution."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
+from polarmap.cli.answer import Answer
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Distribution,
@@ -21,6 +24,28 @@ from polarmap.planning import (
     training_trace,
 )
 
+SHARE = click.FloatRange(0, 1)
+OPTIONS = (
+    click.option(
+        "--times",
+        type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+        help="Measured run times in seconds: a file of numbers, or a CSV file; - is standard input.",
+    ),
+    click.option("--column", metavar="NAME", help="Column of the CSV file."),
+    click.option(
+        "--distribution",
+        "named",
+        metavar="NAME:A,B",
+        help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
+    ),
+    click.option(
+        "--stragglers", "slow", type=(SHARE, float), metavar="SHARE FACTOR", help="Some tasks take longer."
+    ),
+    click.option(
+        "--cold-starts", "cold", type=(SHARE, float), metavar="SHARE SECONDS", help="Some tasks wait first."
+    ),
+    click.option("--failing", type=SHARE, metavar="SHARE", help="Some tasks never end."),
+)
 DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
     "exponential": (2, ShiftedExponential),
     "pareto": (2, Pareto),
@@ -28,25 +53,33 @@ DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
 }
 
 
-def distribution_of(
-    times: Path | None,
-    column: str | None,
-    distribution: str | None,
-    slow: tuple[float, float] | None,
-    cold: tuple[float, float] | None,
-    failing: float | None,
-) -> Distribution:
-    """What the options say, as one distribution."""
-    if (times is None) == (distribution is None):
-        raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
-    runtimes = (
-        Empirical(read_times(times, column)) if times is not None else named_distribution(str(distribution))
-    )
-    if slow is not None:
-        runtimes = stragglers(runtimes, *slow)
-    if cold is not None:
-        runtimes = cold_starts(runtimes, *cold)
-    return runtimes if failing is None else Failing(runtimes, failing)
+def of_runtimes(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add the options that say how long tasks take; the function gets `runtimes`, one distribution."""
+
+    @functools.wraps(function)
+    def with_distribution(
+        times: Path | None,
+        column: str | None,
+        named: str | None,
+        slow: Any,
+        cold: Any,
+        failing: Any,
+        **rest: Any,
+    ) -> Answer:
+        if (times is None) == (named is None):
+            raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
+        runtimes = (
+            Empirical(read_times(times, column)) if times is not None else named_distribution(str(named))
+        )
+        if slow is not None:
+            runtimes = stragglers(runtimes, *slow)
+        if cold is not None:
+            runtimes = cold_starts(runtimes, *cold)
+        return function(runtimes=runtimes if failing is None else Failing(runtimes, failing), **rest)
+
+    for option in reversed(OPTIONS):
+        option(with_distribution)
+    return with_distribution
 
 
 def named_distribution(text: str) -> Distribution:
@@ -57,21 +90,13 @@ def named_distribution(text: str) -> Distribution:
     """
     name, _, rest = text.partition(":")
     if name not in DISTRIBUTIONS:
-        raise click.BadParameter(
-            f"there is no distribution {name!r}; there are: {', '.join(DISTRIBUTIONS)}",
-            param_hint="--distribution",
-        )
+        _refuse("--distribution", f"there is no distribution {name!r}; there are: {', '.join(DISTRIBUTIONS)}")
     count, build = DISTRIBUTIONS[name]
-    try:
-        numbers = [float(part) for part in rest.split(",") if part.strip()]
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{rest!r} is not a list of numbers: {error}", param_hint="--distribution"
-        ) from None
+    numbers = _numbers([part for part in rest.split(",") if part.strip()])
+    if numbers is None:
+        _refuse("--distribution", f"{rest!r} is not a list of numbers")
     if len(numbers) != count:
-        raise click.BadParameter(
-            f"{name} has {count} parameters, {text!r} gives {len(numbers)}", param_hint="--distribution"
-        )
+        _refuse("--distribution", f"{name} has {count} parameters, {text!r} gives {len(numbers)}")
     try:
         return build(*numbers)
     except CodeError as error:
@@ -83,29 +108,29 @@ def read_times(path: Path, column: str | None) -> list[float]:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise click.BadParameter(f"{path} is no UTF-8 text: {error}", param_hint="--times") from None
+        _refuse("--times", f"{path} is no UTF-8 text: {error}")
     rows = [row for row in csv.reader(text.splitlines()) if row]
     if not rows:
-        raise click.BadParameter(f"{path} is empty", param_hint="--times")
+        _refuse("--times", f"{path} is empty")
     if column is None and (len(rows[0]) == 1 or _numbers(rows[0]) is not None):
         header = _numbers(rows[0][0].split()) is None  # a file of one column may have its name on top
         words = [word for row in rows[header:] for entry in row for word in entry.split()]
     else:
-        place = _place(rows[0], column, path)
+        names = [name.strip() for name in rows[0]]
+        if column not in names:
+            what = "--column says which is needed" if column is None else f"there is no column {column!r}"
+            _refuse("--column", f"{path} has the columns {', '.join(names)}: {what}")
+        place = names.index(column)
         words = [row[place] if place < len(row) else "" for row in rows[1:]]
     numbers = _numbers(words)
     if numbers is None:
         wrong = next(word for word in words if _numbers([word]) is None)
-        raise click.BadParameter(f"{path} holds {wrong!r}, which is no number", param_hint="--times")
+        _refuse("--times", f"{path} holds {wrong!r}, which is no number")
     return numbers
 
 
-def _place(header: list[str], column: str | None, path: Path) -> int:
-    names = [name.strip() for name in header]
-    if column not in names:
-        what = "--column says which is needed" if column is None else f"there is no column {column!r}"
-        raise click.BadParameter(f"{path} has the columns {', '.join(names)}: {what}", param_hint="--column")
-    return names.index(column)
+def _refuse(option: str, message: str) -> NoReturn:
+    raise click.BadParameter(message, param_hint=option)
 
 
 def _numbers(words: list[str]) -> list[float] | None:

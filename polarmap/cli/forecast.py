@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from polarmap.cli.answer import Answer, answering, table
-from polarmap.cli.distributions import distribution_of
+from polarmap.cli.answer import FILE, Answer, answering, table
+from polarmap.cli.distributions import of_runtimes
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
@@ -22,50 +20,7 @@ from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import json_value
 
-Command = Callable[..., Answer]
-SHARE = click.FloatRange(0, 1)
 HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "fails")
-
-
-RUNTIMES = (
-    click.option(
-        "--times",
-        type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-        help="Measured run times in seconds: a file of numbers, or a CSV file; - is standard input.",
-    ),
-    click.option("--column", metavar="NAME", help="Column of the CSV file."),
-    click.option(
-        "--distribution",
-        metavar="NAME:A,B",
-        help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
-    ),
-    click.option("--stragglers", type=(SHARE, float), metavar="SHARE FACTOR", help="Some tasks take longer."),
-    click.option(
-        "--cold-starts", type=(SHARE, float), metavar="SHARE SECONDS", help="Some tasks wait first."
-    ),
-    click.option("--failing", type=SHARE, metavar="SHARE", help="Some tasks never end."),
-)
-
-
-def of_runtimes(function: Command) -> Command:
-    """Add the options that say how long tasks take; the function gets `runtimes`, one distribution."""
-
-    @functools.wraps(function)
-    def with_distribution(
-        times: Path | None,
-        column: str | None,
-        distribution: str | None,
-        stragglers: tuple[float, float] | None,
-        cold_starts: tuple[float, float] | None,
-        failing: float | None,
-        **options: Any,
-    ) -> Answer:
-        runtimes = distribution_of(times, column, distribution, stragglers, cold_starts, failing)
-        return function(runtimes=runtimes, **options)
-
-    for option in reversed(RUNTIMES):
-        option(with_distribution)
-    return with_distribution
 
 
 @answering("plan")
@@ -104,7 +59,7 @@ def of_runtimes(function: Command) -> Command:
 )
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="A Lithops YAML file: its limits bound the plan, its prices say what it costs.",
 )
 def plan(config: Path | None, picture: Path | None, **options: Any) -> Answer:
@@ -139,7 +94,8 @@ def _worker(config: Path) -> Worker:
     type=click.Choice(SCHEMES),
     multiple=True,
     default=("uncoded", "replication", "backup", "sequential", "rotation"),
-    help="May be given more than once.  [default: uncoded, replication, backup, sequential, rotation]",
+    show_default=True,
+    help="May be given more than once.",
 )
 @click.option("--trials", type=click.IntRange(2), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

@@ -9,18 +9,17 @@ from pathlib import Path
 import click
 
 from polarmap.cli import deploy as runtimes
-from polarmap.cli.answer import Answer, answering
+from polarmap.cli.answer import FILE, Answer, answering
 from polarmap.cli.doctor import requirement
 from polarmap.cli.templates import backend_folder, config_file
 from polarmap.clouds import settings
+from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError
 
 HERE = "localhost"  # the backend of those recipes that have nothing to build
 
 name_argument = click.argument("name")
-config_argument = click.argument(
-    "config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
-)
+config_argument = click.argument("config", type=FILE, required=False)
 
 
 @answering("deploy")
@@ -33,13 +32,15 @@ def deploy_(name: str, config: Path | None) -> Answer:
     polarmap, and for each runtime_memory.
     """
     file = config or config_file(name)
-    if name not in settings.BACKENDS:
-        found = _ready_here(name, file)
-        return Answer({"name": name, "config": file, "runtime": None, "python": sys.executable}, found)
-    _show_progress()
-    runtime = runtimes.deploy(str(file), name, backend_folder(name))
-    data = {"name": name, "config": file, "runtime": runtime, "python": None}
-    return Answer(data, f"deployed {runtime} to {name}")
+    if name in BACKENDS:
+        _show_progress()
+        runtime = runtimes.deploy(str(file), name, backend_folder(name))
+        data = {"name": name, "config": file, "runtime": runtime, "python": None}
+        return Answer(data, f"deployed {runtime} to {name}")
+    _check_local(name, file)
+    _check_interpreter(name)
+    data = {"name": name, "config": file, "runtime": None, "python": sys.executable}
+    return Answer(data, f"nothing to deploy: {sys.executable} can run the workers of {name}")
 
 
 @answering("undeploy")
@@ -51,32 +52,27 @@ def undeploy_(name: str, config: Path | None) -> Answer:
     Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
     """
     file = config or config_file(name)
-    if name not in settings.BACKENDS:
-        _checked_local(name, file)
-        return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
-    _show_progress()
-    runtime = runtimes.undeploy(str(file), name)
-    return Answer({"name": name, "config": file, "runtime": runtime}, f"removed {runtime} from {name}")
+    if name in BACKENDS:
+        _show_progress()
+        runtime = runtimes.undeploy(str(file), name)
+        return Answer({"name": name, "config": file, "runtime": runtime}, f"removed {runtime} from {name}")
+    _check_local(name, file)
+    return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
 
 
-def _ready_here(name: str, config: Path) -> str:
-    """Says that this interpreter can be a worker on this machine; ExecutorError if it cannot."""
-    _checked_local(name, config)
-    lines = (backend_folder(name) / "requirements.txt").read_text().splitlines()
-    checks = [requirement(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+def _check_local(name: str, config: Path) -> None:
+    """ExecutorError for a name that is none, and for a configuration of another backend."""
+    config_file(name)
+    settings.read_for(config, HERE)
+
+
+def _check_interpreter(name: str) -> None:
+    """ExecutorError if this interpreter cannot be a worker on this machine."""
+    checks = map(requirement, runtimes.requirements_of(backend_folder(name)))
     bad = [check for check in checks if check.state == "bad"]
     if bad:
         lacking = "; ".join(f"{check.name}: {check.found}, {check.advice}" for check in bad)
         raise ExecutorError(f"{sys.executable} cannot run workers of {name}: {lacking}")
-    return f"nothing to deploy: {sys.executable} can run the workers of {name}"
-
-
-def _checked_local(name: str, config: Path) -> None:
-    """ExecutorError for a name that is none, and for a configuration of another backend."""
-    config_file(name)
-    found = settings.backend_of(settings.read(config))
-    if found != HERE:
-        raise ExecutorError(f"{config} is for {found!r}, not for {HERE!r}, where workers of {name!r} run")
 
 
 def _show_progress() -> None:

@@ -65,7 +65,8 @@ BACKENDS = {
         Backend("k8s", 1, 2**20, (), None, None, 1 * MB, "2026-11-24", "the cluster's own: its nodes"),
     )
 }  # fmt: skip
-BACKENDS["gcp_functions https"] = replace(BACKENDS["gcp_functions"], most_seconds=3600)
+# Backend and trigger -> its limits where they are others than those above.
+TRIGGERED = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], most_seconds=3600)}
 
 # Bytes of the largest object one PUT can make, which is how Lithops stores.
 LARGEST_OBJECT = {
@@ -110,7 +111,7 @@ class Worker:
     @property
     def limits(self) -> Backend | None:
         """What the backend allows; None if polarmap does not know."""
-        return BACKENDS.get(f"{self.backend} {self.trigger}", BACKENDS.get(self.backend))
+        return TRIGGERED.get((self.backend, self.trigger), BACKENDS.get(self.backend))
 
     @property
     def granted(self) -> int:

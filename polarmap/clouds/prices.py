@@ -133,11 +133,14 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
     >>> cost(Worker("k8s", "minio", memory=2048), [10.0], 11.0) is None
     True
     """
-    price = PRICES.get(worker.backend)
+    price, calls = PRICES.get(worker.backend), len(seconds)
     if price is None:
         return None
-    billed = sum(_billed(one + AROUND_SECONDS, price) for one in seconds)
-    return Cost(billed * _rate(worker, price), len(seconds) * price.call, _requests(worker, seconds, elapsed))
+    steps = (math.ceil(round((one + AROUND_SECONDS) / price.step, 6)) for one in seconds)
+    billed = sum(max(price.least, count * price.step) for count in steps)
+    looks = sum(one / LIVENESS_SECONDS for one in seconds)
+    listings = listing_requests(calls) * elapsed / worker.interval
+    return _cost(worker, price, billed, calls, listings, looks)
 
 
 class Stay(NamedTuple):
@@ -155,21 +158,8 @@ class Stay(NamedTuple):
 
 
 def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
-    """What workers that stay cost at list price from one map to the end of the next.
+    """What workers that stay cost from one map to the end of the next; None if no price is known.
 
-    Parameters
-    ----------
-    worker : Worker
-        Backend, storage and memory.
-    stay : Stay
-
-    Returns
-    -------
-    Cost or None
-        None where polarmap knows no price.
-
-    Examples
-    --------
     >>> lambda_ = Worker("aws_lambda", "aws_s3", memory=1769)
     >>> print(cost_of_stay(lambda_, Stay(seconds=32 * 60.0, started=0)))  # a minute of 32 that wait
     $0.055 ($0.055 compute, $0 calls, $0 storage requests)
@@ -177,10 +167,8 @@ def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
     price = PRICES.get(worker.backend)
     if price is None:
         return None
-    write, read = STORAGE.get(worker.storage, (0.0, 0.0))
     starts = stay.started * max(price.least, AROUND_SECONDS)
-    requests = (stay.writes + WRITES * stay.started) * write + (stay.reads + READS * stay.started) * read
-    return Cost((stay.seconds + starts) * _rate(worker, price), stay.started * price.call, requests)
+    return _cost(worker, price, stay.seconds + starts, stay.started, stay.writes, stay.reads)
 
 
 def listing_requests(tasks: int) -> int:
@@ -201,19 +189,9 @@ def processors(memory: int) -> float:
     return next((share for size, share in PROCESSORS if memory <= size), PROCESSORS[-1][1])
 
 
-def _rate(worker: Worker, price: Price) -> float:
-    """US dollars per second of a worker."""
-    memory = worker.granted / 1024 * price.gigabyte_second
-    return memory + processors(worker.granted) * price.processor_second
-
-
-def _billed(seconds: float, price: Price) -> float:
-    steps = math.ceil(round(seconds / price.step, 6))
-    return max(price.least, steps * price.step)
-
-
-def _requests(worker: Worker, seconds: Sequence[float], elapsed: float) -> float:
+def _cost(worker: Worker, price: Price, billed: float, calls: int, writes: float, reads: float) -> Cost:
+    """The cost of so many seconds that are billed, of calls with their requests, and of further requests."""
+    rate = worker.granted / 1024 * price.gigabyte_second + processors(worker.granted) * price.processor_second
     write, read = STORAGE.get(worker.storage, (0.0, 0.0))
-    looks = sum(one / LIVENESS_SECONDS for one in seconds)
-    listings = listing_requests(len(seconds)) * elapsed / worker.interval
-    return (WRITES * len(seconds) + listings) * write + (READS * len(seconds) + looks) * read
+    requests = (WRITES * calls + writes) * write + (READS * calls + reads) * read
+    return Cost(billed * rate, calls * price.call, requests)

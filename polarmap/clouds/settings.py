@@ -23,18 +23,11 @@ EXTRAS = {
     "azure_storage": "azure",
     "k8s": "k8s",
 }
-BACKENDS = ("aws_lambda", "azure_functions", "gcp_functions", "k8s")  # with a configuration to fill in
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a complete Lithops configuration from a file.
-
-    Raises
-    ------
-    ExecutorError
-        If there is no such file, it is no YAML mapping, or it still has placeholders.
-    """
+    """Read a Lithops configuration; ExecutorError unless it is one, with nothing left to fill in."""
     file = Path(path)
     if not file.is_file():
         raise ExecutorError(f"there is no Lithops configuration {str(file)!r}")
@@ -55,6 +48,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             + "\n  ".join(missing)
             + "\n(what these are stands in the comments of the file)"
         )
+    return config
+
+
+def read_for(path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
+    """Read a complete configuration of a backend; ExecutorError for one of another, too."""
+    config = read(path)
+    if backend_of(config) != backend:
+        raise ExecutorError(f"{path} is for {backend_of(config)!r}, not for {backend!r}")
     return config
 
 

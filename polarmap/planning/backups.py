@@ -186,15 +186,8 @@ def _event_by_event(seconds: Floats, rule: LatenessRule) -> tuple[Floats, Floats
 
 
 def launch_times(first: Floats, rule: BackupRule) -> Floats:
-    """When a rule starts backups, (trials,); inf if it never does.
+    """When a rule starts backups, (trials,), inf if it never does; `first` as for `is_told_early`.
 
-    Parameters
-    ----------
-    first : array (trials, k)
-        Run times of the tasks of each job, ascending.
-
-    Examples
-    --------
     >>> launch_times(np.array([[1.0] * 9 + [8.0]]), CUBED).tolist()
     [3.0]
     """
@@ -223,10 +216,9 @@ class Replicated(NamedTuple):
     copies: int
     runtimes: Distribution
 
-    @property
-    def failure_probability(self) -> float:
-        """Probability that all copies of some task never end."""
-        return float(-np.expm1(self.k * np.log1p(-(self.runtimes.failure_probability**self.copies))))
+    def failure_probability(self, tasks: int) -> float:
+        """Probability that all copies of one of so many tasks never end."""
+        return float(-np.expm1(tasks * np.log1p(-(self.runtimes.failure_probability**self.copies))))
 
     def quantile(self, p: Floats) -> Floats:
         """The time by which the job is complete with probability `p`.
@@ -235,29 +227,18 @@ class Replicated(NamedTuple):
         >>> Replicated(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        share = np.minimum(p / (1 - self.failure_probability), 1.0)
-        times = self.runtimes.inverse(*self._shares(share, 1 - share, self.k))
-        return np.where(p > 1 - self.failure_probability, np.inf, times)
+        return self.runtimes.time_of(*self._shares(p, 1 - p, self.k))
 
-    def mean(self) -> float:
-        """Expected seconds, of the jobs that complete."""
-        return self._mean(self.k)
-
-    def paid(self) -> float:
-        """Expected worker-seconds, of the jobs that complete."""
-        return self.k * self.copies * self._mean(1)
-
-    def _mean(self, tasks: int) -> float:
+    def mean(self, tasks: int) -> float:
+        """Expected seconds until so many tasks have a result, of the jobs in which all of them do."""
         below, above = everywhere()
-        return mean_quantile(self.runtimes, lengths(below, above), *self._shares(below, above, tasks))
+        fails = self.failure_probability(tasks)
+        shares = self._shares((1 - fails) * below, fails + (1 - fails) * above, tasks)
+        return mean_quantile(self.runtimes, lengths(below, above), *self.runtimes.among_ended(*shares))
 
     def _shares(self, below: Floats, above: Floats, tasks: int) -> tuple[Floats, Floats]:
-        """Shares of the copies that end, where `below` of the jobs with so many tasks have."""
+        """Shares of the copies that have ended, and not, where `below` of the jobs of so many tasks have."""
         with np.errstate(divide="ignore"):
-            logarithm = np.where(below < 0.5, np.log(below), np.log1p(-np.minimum(above, 0.5))) / tasks
-            still = -np.expm1(logarithm)  # 1 - below^(1/tasks)
-            failing = self.runtimes.failure_probability**self.copies
-            out = np.log(still + np.exp(logarithm) * failing) / self.copies
-        ends = 1 - self.runtimes.failure_probability
-        still_out = np.exp(out) - self.runtimes.failure_probability
-        return -np.expm1(out) / ends, np.maximum(still_out, 0) / ends
+            one = np.where(below < 0.5, np.log(below), np.log1p(-np.minimum(above, 0.5))) / tasks
+            out = np.log(-np.expm1(one)) / self.copies
+        return -np.expm1(out), np.exp(out)

@@ -8,12 +8,12 @@ number is simulated once per code and then integrated exactly, with a standard e
 from __future__ import annotations
 
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.checks import is_number, is_one_of
+from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.uncoded import BACKUPS
 from polarmap.errors import CodeError, without_our_frames
@@ -23,18 +23,13 @@ from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.order_statistics import decoded_by, quantiles, rank_means
-from polarmap.planning.small_blocks import simulate_small_blocks
+from polarmap.planning.small_blocks import check_task_price, simulate_small_blocks
 from polarmap.run.lateness import backup_lateness
 
 MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
 RIVALS = {"backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
 RULES = ("backup", *RIVALS)
-SIMULATED = {
-    "sequential": decodability.sequential_needed,
-    "optimal": decodability.optimal_needed,
-    "integers": decodability.integer_needed,
-}
 CODES = unequal.SCHEMES
 SCHEMES = (*CODES, "on_demand", "small_blocks", "replication", *RULES)
 
@@ -196,8 +191,8 @@ def arrivals_needed(
     [6.0]
     """
     _check_scheme(n, k, scheme, trials)
-    if scheme in SIMULATED and n > k:
-        return SIMULATED[scheme](n, k, erasure, trials, seed)
+    if scheme in decodability.DECODED and n > k:
+        return decodability.simulated(n, k, scheme, erasure, trials, seed)
     if scheme not in CODES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
     return decodability.exactly(k)
@@ -299,20 +294,8 @@ def _backed_up(
 def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
     job = backups.Replicated(k, n // k, distribution)
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
-    return Completion(
-        "replication",
-        n,
-        k,
-        job.mean(),
-        0.0,
-        p50,
-        p95,
-        p99,
-        job.paid(),
-        float(k),
-        float(n),
-        job.failure_probability,
-    )
+    paid, fails = n * job.mean(1), job.failure_probability(k)
+    return Completion("replication", n, k, job.mean(k), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
 
 
 def _simulated(
@@ -352,16 +335,13 @@ def _check_one_each(n: int, workers: unequal.UnequalWorkers) -> None:
         )
 
 
-def _check_options(
-    seed: object, upfront: object, pieces: object, task_price: object, erasure: object
-) -> None:
-    if not is_integer(seed) or seed < 0:  # type: ignore[operator]
+def _check_options(seed: Any, upfront: Any, pieces: Any, task_price: Any, erasure: Any) -> None:
+    if not is_count(seed):
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
     for name, value, least in (("upfront", upfront, 0), ("pieces", pieces, 1)):
-        if not is_integer(value) or not least <= value <= MOST_TRIED:  # type: ignore[operator]
+        if not is_count(value) or not least <= value <= MOST_TRIED:
             raise CodeError(f"{name} must be an integer from {least} to {MOST_TRIED:,}, not {value!r}")
-    if not is_number(task_price) or not 0 <= task_price < np.inf:
-        raise CodeError(f"task_price must be a number of seconds of at least 0, not {task_price!r}")
+    check_task_price(task_price)
     if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):
         raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
 

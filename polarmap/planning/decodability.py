@@ -22,6 +22,7 @@ from polarmap.planning.distributions import Floats
 Array = npt.NDArray[Any]
 
 DEPENDENT = 1e-11  # a column whose new part is smaller, relative to the others', has none
+DECODED = ("sequential", "optimal", "integers")  # schemes of the arikan code, each with its decoder
 TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache holds
 
 
@@ -52,36 +53,37 @@ def exactly(rank: int) -> ArrivalsNeeded:
     return ArrivalsNeeded(np.array([float(rank)]), np.ones(1), 0)
 
 
-@lru_cache(maxsize=256)
-def sequential_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
-    """What the sequential decoder of the arikan code needs: the papers' decoder.
+def decoder_of(scheme: str) -> str:
+    """The decoder of the code that a scheme names.
 
-    >>> needed = sequential_needed(16, 12, None, 2000, 0)
+    >>> decoder_of("sequential"), decoder_of("integers"), decoder_of("rotation")
+    ('sequential', 'optimal', 'optimal')
+    """
+    return "sequential" if scheme == "sequential" else "optimal"
+
+
+@lru_cache(maxsize=256)
+def simulated(n: int, k: int, scheme: str, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
+    """What a decoder of the arikan code needs, by the scheme that names it: one of DECODED.
+
+    >>> needed = simulated(16, 12, "sequential", None, 2000, 0)
     >>> round(float(needed.ranks @ needed.weights) - 12, 1)
     0.8
     """
-    code = PolarCode(n, k, "arikan", "sequential", erasure)
-    orders = _orders(n, trials, seed)
-    return _counted(sequential_finish(code, orders), trials)
+    code = PolarCode(n, k, "arikan", decoder_of(scheme), erasure)
+    in_turn = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], trials, axis=0)
+    arrivals = np.ascontiguousarray(np.random.default_rng(seed).permuted(in_turn, axis=1).T)
+    ranks, counts = np.unique(finish(code, arrivals, scheme), return_counts=True)
+    return ArrivalsNeeded(ranks.astype(float), counts / trials, trials)
 
 
-@lru_cache(maxsize=256)
-def optimal_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
-    """What the optimal decoder of the arikan code needs, for real numbers.
-
-    >>> needed = optimal_needed(16, 12, None, 500, 0)
-    >>> round(float(needed.ranks @ needed.weights) - 12, 1)
-    0.8
-    """
-    code, orders = PolarCode(n, k, "arikan", erasure=erasure), _orders(n, trials, seed)
-    return _counted(optimal_ranks(code, np.argsort(orders, axis=0).T, exact=False), trials)
-
-
-@lru_cache(maxsize=256)
-def integer_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
-    """What the optimal decoder of the arikan code needs, for integers modulo 2^64."""
-    code, orders = PolarCode(n, k, "arikan", erasure=erasure), _orders(n, trials, seed)
-    return _counted(optimal_ranks(code, np.argsort(orders, axis=0).T, exact=True), trials)
+def finish(code: PolarCode, arrivals: Array, scheme: str) -> Array:
+    """When blocks that arrive at such times, or in such turns, (n, trials), determine the data, (trials,)."""
+    if scheme == "sequential":
+        return sequential_finish(code, arrivals)
+    orders = np.argsort(arrivals, axis=0, kind="stable").T
+    ranks = optimal_ranks(code, orders, exact=scheme == "integers")
+    return np.asarray(arrivals[orders[np.arange(len(orders)), ranks - 1], np.arange(len(orders))])
 
 
 def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
@@ -183,17 +185,6 @@ def _columns(code: PolarCode) -> list[int]:
     """The columns of C = [P, -I] modulo 2, r bits each, as Python integers."""
     odd = (code.parity_check.T & 1).astype(np.uint8)
     return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(odd, axis=1, bitorder="little")]
-
-
-def _orders(n: int, trials: int, seed: int) -> npt.NDArray[np.int32]:
-    """Ranks 1..n of the arrivals of n workers in random order, (n, trials)."""
-    ranks = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], trials, axis=0)
-    return np.ascontiguousarray(np.random.default_rng(seed).permuted(ranks, axis=1).T)
-
-
-def _counted(needed: Array, trials: int) -> ArrivalsNeeded:
-    ranks, counts = np.unique(needed, return_counts=True)
-    return ArrivalsNeeded(ranks.astype(float), counts / trials, trials)
 
 
 def _latest(dtype: np.dtype[Any]) -> float | int:

@@ -9,6 +9,7 @@ because the largest of thousands of tasks lives where one of the two is far belo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -82,13 +83,20 @@ class Distribution(ABC):
         [1.0, 1.6931, inf]
         """
         share = checked_probabilities(p)
-        below = (
-            np.minimum(share / (1 - self.failure_probability), 1.0)
-            if self.failure_probability < 1
-            else np.zeros_like(share)
+        return self.time_of(share, 1 - share)
+
+    def time_of(self, below: Floats, above: Floats) -> Floats:
+        """The time by which a share `below` = 1 - `above` of all tasks has ended; inf if fewer ever do."""
+        return np.where(
+            below > 1 - self.failure_probability, inf, self.inverse(*self.among_ended(below, above))
         )
-        ended = self.inverse(below, 1 - below)
-        return np.where(share > 1 - self.failure_probability, inf, ended)
+
+    def among_ended(self, below: Floats, above: Floats) -> tuple[Floats, Floats]:
+        """Shares of the tasks that end, from those of all tasks; `below` is at most all that do."""
+        failing = self.failure_probability
+        if failing == 1:
+            return np.zeros_like(below), np.ones_like(above)
+        return np.minimum(below / (1 - failing), 1.0), np.maximum((above - failing) / (1 - failing), 0.0)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""
@@ -340,21 +348,14 @@ class Mixture(Distribution):
     def inverse(self, below: Floats, above: Floats) -> Floats:
         """By bisection between the components' quantiles, which bracket it."""
         parts = np.stack([part.inverse(below, above) for part in self.components])
-        low, high = parts.min(axis=0), parts.max(axis=0)
-        for _ in range(BISECTIONS):
-            with np.errstate(over="ignore"):
-                middle = low / 2 + high / 2
-            if not ((low < middle) & (middle < high)).any():
-                break
-            reached = self._reached(middle, below, above)
-            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-        return np.asarray(np.where(self._reached(low, below, above), low, high))
 
-    def _reached(self, times: Floats, below: Floats, above: Floats) -> Mask:
-        """Whether the quantile is at most `times`, asked in the half that is accurate."""
-        is_below, is_above = self.split(times)
-        reached: Mask = np.where(below < 0.5, is_below >= below, is_above <= above)
-        return reached
+        def is_reached(times: Floats) -> Mask:
+            """Whether the quantile is at most `times`, asked in the half that is accurate."""
+            is_below, is_above = self.split(times)
+            return np.asarray(np.where(below < 0.5, is_below >= below, is_above <= above))
+
+        low, high = parts.min(axis=0), parts.max(axis=0)
+        return np.where(is_reached(low), low, first_reached(is_reached, low, high))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         drawn = rng.choice(len(self.components), size=size, p=self.weights)
@@ -399,6 +400,23 @@ def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
     with without_our_frames:
         _check_number("share", share)
         return Mixture([runtimes, Scaled(runtimes, factor=factor)], [1 - share, share])
+
+
+def first_reached(
+    is_reached: Callable[[Floats], Mask], low: Floats, high: Floats, halvings: int = BISECTIONS
+) -> Floats:
+    """The least numbers above `low` at which a condition holds that holds from there to `high`, by bisection.
+
+    >>> first_reached(lambda number: number**2 >= 2, np.array([0.0]), np.array([2.0])).round(6).tolist()
+    [1.414214]
+    """
+    for _ in range(halvings):
+        middle = low / 2 + high / 2
+        if not ((low < middle) & (middle < high)).any():
+            break
+        reached = is_reached(middle)
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return high
 
 
 # --- what is accepted --------------------------------------------------------------------------

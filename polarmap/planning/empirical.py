@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from copy import copy
 from math import inf
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -82,13 +83,53 @@ class Empirical(Distribution):
 
     @classmethod
     def from_reports(cls, reports: Report | Iterable[Report], clock: str = "arrived") -> Empirical:
-        """The tasks of one or more `CodedResult.report`; see `observations`."""
-        return cls(*observations(reports, clock))
+        """The tasks of one or more `CodedResult.report`.
+
+        Abandoned tasks are right-censored at the last arrival of their map (less the median start-up, by
+        the worker's clock): they were still running then. Failed ones are inf.
+
+        Parameters
+        ----------
+        reports : Report or iterable of Report
+        clock : {"arrived", "seconds"}
+            "arrived": from the start of the map, or of the task if it was held back, with everything a
+            caller waits for (encoding, start-up, queues). "seconds": what the worker spent; arrivals
+            that do not say are left out.
+        """
+        if clock not in ("arrived", "seconds"):
+            raise CodeError(f"clock must be 'arrived' or 'seconds', not {clock!r}")
+        times: list[float] = []
+        ended: list[bool] = []
+        for report in [reports] if isinstance(reports, Report) else reports:
+            last = _last_seen(report, clock)
+            for task in report.tasks:
+                if task.launched is None:
+                    continue
+                late = task.launched if clock == "arrived" else 0.0
+                if task.arrived is None:
+                    times.append(inf if task.state == "failed" else max(0.0, last - task.launched))
+                    ended.append(False)
+                elif (took := task.arrived - late if clock == "arrived" else task.seconds) is not None:
+                    times.append(took)
+                    ended.append(True)
+        if not times:
+            raise CodeError("no reports given, or none that holds a run time")
+        return cls(times, ended)
 
     @classmethod
     def from_csv(cls, path: str | PathLike[str], column: str) -> Empirical:
-        """One column of a csv file with a header; empty fields are an error."""
-        return cls(read_column(path, column))
+        """One column of a csv file whose first row names the columns; empty fields are an error."""
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if column not in (rows.fieldnames or ()):
+                there = ", ".join(rows.fieldnames or ("none",))
+                raise CodeError(f"{path} has no column {column!r} but {there}")
+            fields = [row[column] for row in rows]
+        try:
+            times = np.array(fields, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise CodeError(f"column {column!r} of {path} holds more than numbers: {error}") from None
+        return cls(times)
 
     def with_tail(self) -> Distribution:
         """The same with an exponential tail in place of `failure_probability`, fitted beyond the median.
@@ -105,7 +146,8 @@ class Empirical(Distribution):
             return self
         if not self._tail > 0:
             raise CodeError("no task ended beyond the median: nothing tells how the tail goes on")
-        seen = _known(self)
+        seen = copy(self)  # of the tasks that end
+        seen.failure_probability = 0.0
         tail = ShiftedExponential(float(self.values[-1]), self._tail)
         return Mixture([seen, tail], [1 - self.failure_probability, self.failure_probability])
 
@@ -122,14 +164,6 @@ class Empirical(Distribution):
 
     def area(self, above: Floats) -> Floats:
         return np.asarray(np.interp(above, self._above[::-1], self._areas[::-1]))
-
-
-def _known(distribution: Empirical) -> Empirical:
-    """The distribution of the tasks that end, as a distribution of its own."""
-    known = Empirical.__new__(Empirical)
-    known.__dict__.update(distribution.__dict__)
-    known.failure_probability = 0.0
-    return known
 
 
 def product_limit(seen: Floats, done: Mask) -> tuple[Floats, Floats, float]:
@@ -151,44 +185,6 @@ def product_limit(seen: Floats, done: Mask) -> tuple[Floats, Floats, float]:
     return values, before * counts / at_risk, float(survival[-1])
 
 
-def observations(reports: Report | Iterable[Report], clock: str = "arrived") -> tuple[Floats, Mask]:
-    """Run times (m,) of the tasks of coded maps, and which of them ended.
-
-    Parameters
-    ----------
-    reports : Report or iterable of Report
-    clock : {"arrived", "seconds"}
-        "arrived": from the start of the map, or of the task if it was held back, with everything a
-        caller waits for (encoding, start-up, queues). "seconds": what the worker spent; arrivals
-        that do not say are left out.
-
-    Returns
-    -------
-    times, ended : arrays (m,)
-        Abandoned tasks are right-censored at the last arrival of their map (less the median
-        start-up, by the worker's clock): they were still running then. Failed ones are inf.
-    """
-    if clock not in ("arrived", "seconds"):
-        raise CodeError(f"clock must be 'arrived' or 'seconds', not {clock!r}")
-    times: list[float] = []
-    ended: list[bool] = []
-    for report in [reports] if isinstance(reports, Report) else reports:
-        last = _last_seen(report, clock)
-        for task in report.tasks:
-            if task.launched is None:
-                continue
-            late = task.launched if clock == "arrived" else 0.0
-            if task.arrived is None:
-                times.append(inf if task.state == "failed" else max(0.0, last - task.launched))
-                ended.append(False)
-            elif (took := task.arrived - late if clock == "arrived" else task.seconds) is not None:
-                times.append(took)
-                ended.append(True)
-    if not times:
-        raise CodeError("no reports given, or none that holds a run time")
-    return np.array(times), np.array(ended)
-
-
 def _last_seen(report: Report, clock: str) -> float:
     """For how long a task of this map is known to have run when the map was over."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
@@ -201,19 +197,6 @@ def _last_seen(report: Report, clock: str) -> float:
         if task.arrived is not None and task.seconds is not None
     ]
     return max(0.0, last - float(np.median(starts))) if starts else 0.0
-
-
-def read_column(path: str | PathLike[str], column: str) -> Floats:
-    """The numbers (m,) in one column of a csv file whose first row names the columns."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if column not in (rows.fieldnames or ()):
-            raise CodeError(f"{path} has no column {column!r} but {', '.join(rows.fieldnames or ('none',))}")
-        fields = [row[column] for row in rows]
-    try:
-        return np.array(fields, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise CodeError(f"column {column!r} of {path} holds more than numbers: {error}") from None
 
 
 def _mean_excess(seen: Floats, done: Mask) -> float:

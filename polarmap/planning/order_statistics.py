@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.planning.distributions import BISECTIONS, Distribution, Floats
+from polarmap.planning.distributions import Distribution, Floats, first_reached
 from polarmap.planning.quadrature import FURTHEST, integral, lengths, logistic, nodes
 
 BULK = 4001  # nodes where the density is
@@ -36,13 +36,6 @@ class Ranks(NamedTuple):
     failure_probability: Floats
 
 
-class Grid(NamedTuple):
-    """Nodes of the integrals, as (cdf, 1 - cdf) among the tasks that end."""
-
-    below: Floats
-    above: Floats
-
-
 def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
     """Time, cost and failure of waiting for the m-th of n tasks, for each m of `ranks`.
 
@@ -54,14 +47,14 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
     >>> rank_means(ShiftedExponential(0.0, 1.0), 3, np.array([1, 3])).time.round(6).tolist()
     [0.333333, 1.833333]
     """
-    grid = bulk(n, ranks, runtimes.failure_probability)
-    widths = lengths(*grid)
+    below, above = grid = bulk(n, ranks, runtimes.failure_probability)
+    widths = lengths(below, above)
     with np.errstate(invalid="ignore"):
-        edges = runtimes.area(grid.above)
+        edges = runtimes.area(above)
         areas = -np.diff(edges)
-        earlier = (runtimes.area(np.ones(1)) - edges) / grid.below
+        earlier = (runtimes.area(np.ones(1)) - edges) / below
     time, paid = np.empty(len(ranks)), np.empty(len(ranks))
-    size = max(1, CHUNK // len(grid.below))
+    size = max(1, CHUNK // len(below))
     for first in range(0, len(ranks), size):
         part = ranks[first : first + size]
         logarithm = log_density(n, part, grid, runtimes.failure_probability)
@@ -77,36 +70,22 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
 
 
 def quantiles(runtimes: Distribution, n: int, decodes: Floats, p: Floats) -> Floats:
-    """Times by which a job is decodable with probabilities `p`; inf where it never is.
+    """Times by which a job is decodable with probabilities `p`, inf where it never is; see `decoded_by`.
 
-    Parameters
-    ----------
-    decodes : array (n + 1,)
-        Probability that j arrivals in random order suffice, j = 0..n.
-
-    Examples
-    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
     >>> quantiles(ShiftedExponential(0.0, 1.0), 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
     """
-    low, high = np.zeros(p.shape), np.full(p.shape, 1 - runtimes.failure_probability)  # shares of tasks back
-    completes = decoded_by(n, decodes, high)
-    for _ in range(BISECTIONS):
-        share = (low + high) / 2
-        late = decoded_by(n, decodes, share) < p
-        low, high = np.where(late, share, low), np.where(late, high, share)
-    return np.where(p > completes, np.inf, runtimes.quantile(high))
+    most = np.full(p.shape, 1 - runtimes.failure_probability)  # shares of tasks back
+    back = first_reached(lambda share: decoded_by(n, decodes, share) >= p, np.zeros(p.shape), most)
+    return np.where(p > decoded_by(n, decodes, most), np.inf, runtimes.quantile(back))
 
 
 def decoded_by(n: int, decodes: Floats, arrived: Floats) -> Floats:
     """P(decodable) when each of n tasks has arrived with probability `arrived`, in its shape.
 
-    Parameters
-    ----------
-    decodes : array (n + 1,)
-        Probability that j arrivals in random order suffice, j = 0..n.
+    decodes : probability that j arrivals in random order suffice, j = 0..n.
 
     >>> decoded_by(2, np.array([0.0, 0.0, 1.0]), np.array([0.5])).tolist()  # both
     [0.25]
@@ -124,24 +103,30 @@ def decoded_by(n: int, decodes: Floats, arrived: Floats) -> Floats:
     return np.clip(out, 0.0, 1.0).reshape(arrived.shape)
 
 
-def log_density(n: int, ranks: Floats, grid: Grid, failing: float) -> Floats:
-    """log of the density of the m-th of n at each node, (ranks, nodes), per unit of `below`."""
-    m = ranks[:, None]
-    arrived = np.log(grid.below) + np.log1p(-failing)
-    missing = np.log(failing + (1 - failing) * grid.above)
+def log_density(n: int, ranks: Floats, nodes: tuple[Floats, Floats], failing: float) -> Floats:
+    """log of the density of the m-th of n at each node, (ranks, nodes), per unit of its cdf.
+
+    nodes : cdf and 1 - cdf among the tasks that end.
+    """
+    m, (below, above) = ranks[:, None], nodes
+    arrived = np.log(below) + np.log1p(-failing)
+    missing = np.log(failing + (1 - failing) * above)
     constant = np.log(m) + log_binomials(n)[ranks.astype(int)][:, None] + np.log1p(-failing)
     return np.asarray(constant + (m - 1) * arrived + (n - m) * missing)
 
 
-def bulk(n: int, ranks: Floats, failing: float) -> Grid:
-    """A grid that is dense wherever one of the ranks may fall, and goes on to the last tail."""
-    coarse = Grid(*logistic(COARSE))
-    inner = np.log(coarse.below) + np.log(coarse.above)  # d below / d logit
+def bulk(n: int, ranks: Floats, failing: float) -> tuple[Floats, Floats]:
+    """Nodes that are dense wherever one of the ranks may fall, and go on to the last tail.
+
+    As cdf and 1 - cdf among the tasks that end.
+    """
+    coarse = below, above = logistic(COARSE)
+    inner = np.log(below) + np.log(above)  # d below / d logit
     ends = np.array([ranks.min(), ranks.max()], float)
     weight = log_density(n, ends, coarse, failing) + inner
     low, high = (np.flatnonzero(line > line.max() - less) for line, less in zip(weight, NEGLIGIBLE))
     start, stop = COARSE[max(low[0] - 1, 0)], COARSE[min(high[-1] + 1, len(COARSE) - 1)]
-    return Grid(*nodes(float(start), float(stop), BULK))
+    return nodes(float(start), float(stop), BULK)
 
 
 @lru_cache(maxsize=64)

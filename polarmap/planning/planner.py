@@ -13,16 +13,18 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.checks import checked_count, is_number, is_one_of
+from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
+from polarmap.planning.decodability import decoder_of
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.objective import Objective
-from polarmap.planning.unequal import UnequalWorkers, chosen_for, decoder_of, is_sequence_of_distributions
+from polarmap.planning.small_blocks import check_task_price
+from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
 
 if TYPE_CHECKING:
@@ -284,9 +286,10 @@ def plan(
         most = _most_workers(k, max_workers, worker, distribution, each)
         _checked_size("trials", trials)
         aim = Objective(objective, slack, deadline, budget, max_failure_probability)
-        _check_schedule(schedule, code, each)
-        _check_task_price(task_price, schedule, code, each)
-        options = _options(k, most, code, schedule, _unlike(each) or distribution, trials, seed)
+        unlike = None if each is None or each.are_alike else each
+        _check_schedule(schedule, code, unlike)
+        _check_task_price(task_price, schedule, code, unlike)
+        options = _options(k, most, code, schedule, unlike or distribution, trials, seed)
         possible = aim.possible(options)
         chosen = aim.choice(possible)
         if task_price is not None:
@@ -368,14 +371,15 @@ def _options(
     seed: int,
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
-    sizes = _sizes(k, most) if schedule != "on_demand" else [k]
-    found = [_option(n, k, code, distribution, trials, seed) for n in sizes]
+    sizes, jobs = _sizes(k, most), max(trials, 2000)
+    found = [
+        _option(n, k, code, distribution, trials, seed) for n in (sizes if schedule != "on_demand" else [k])
+    ]
     if schedule != "upfront":
-        jobs = max(trials, 2000)
-        heads = [n - k for n in _sizes(k, most) if n < most]
         found += [
-            completion_time(most, k, "on_demand", distribution, upfront=head, trials=jobs, seed=seed)
-            for head in heads
+            completion_time(most, k, "on_demand", distribution, upfront=n - k, trials=jobs, seed=seed)
+            for n in sizes
+            if n < most
         ]
     return found
 
@@ -408,11 +412,6 @@ def _option(
     return completion_time(n, k, "uncoded" if n == k else code, distributions, trials=trials, seed=seed)
 
 
-def _unlike(each: UnequalWorkers | None) -> UnequalWorkers | None:
-    """None where workers were not named one by one, or all have the same distribution."""
-    return None if each is None or each.are_alike else each
-
-
 def _placed(each: UnequalWorkers | None, option: Completion) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The workers of a plan in the order of their tasks, and for which erasure their code is designed."""
     if each is None:
@@ -430,22 +429,20 @@ def _placed(each: UnequalWorkers | None, option: Completion) -> tuple[tuple[int,
 
 def _sizes(k: int, most: int) -> list[int]:
     """k, and numbers of parity blocks in geometric progression up to the most."""
-    if most == k:
-        return [k]
-    parity = np.rint(np.geomspace(1, most - k, min(MOST_SIZES, most - k))).astype(int)
-    if most - k <= MOST_SIZES:
-        parity = np.arange(1, most - k + 1)
-    return [k, *(k + np.unique(parity)).tolist()]
+    parity = np.arange(1, most - k + 1)
+    if len(parity) > MOST_SIZES:
+        parity = np.unique(np.rint(np.geomspace(1, most - k, MOST_SIZES)).astype(int))
+    return [k, *(k + parity).tolist()]
 
 
-def _check_schedule(schedule: str, code: str, each: UnequalWorkers | None) -> None:
+def _check_schedule(schedule: str, code: str, unlike: UnequalWorkers | None) -> None:
     if not is_one_of(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
     if not is_one_of(schedule, SCHEDULES):
         raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
     if schedule != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
-    if schedule != "upfront" and _unlike(each):
+    if schedule != "upfront" and unlike:
         raise CodeError(
             f"schedule={schedule!r} is planned for workers that are alike: give one Distribution for all, or "
             "leave schedule out"
@@ -453,13 +450,12 @@ def _check_schedule(schedule: str, code: str, each: UnequalWorkers | None) -> No
 
 
 def _check_task_price(
-    task_price: float | None, schedule: str, code: str, each: UnequalWorkers | None
+    task_price: float | None, schedule: str, code: str, unlike: UnequalWorkers | None
 ) -> None:
     if task_price is None:
         return
-    if not is_number(task_price) or not 0 <= task_price < inf:
-        raise CodeError(f"task_price must be a number of seconds of at least 0, not {task_price!r}")
-    if schedule != "upfront" or code != "rotation" or _unlike(each):
+    check_task_price(task_price)
+    if schedule != "upfront" or code != "rotation" or unlike:
         raise CodeError(
             "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
         )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from polarmap.code.design import Indices, erasure_probabilities, frozen_inputs, power_of_two_above
 from polarmap.errors import CodeError
-from polarmap.planning.distributions import Distribution, Floats, checked_probabilities
+from polarmap.planning.distributions import Distribution, Floats, checked_probabilities, first_reached
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
 
@@ -119,10 +119,7 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
     np.float64(0.3466)
     """
     share = checked_probabilities(p)
-    below, above = _real_shares(depth, index, share, 1 - share)
-    ends = 1 - runtimes.failure_probability
-    ended = np.minimum(below / ends, 1.0), np.maximum((above - runtimes.failure_probability) / ends, 0.0)
-    return np.where(below > ends, np.inf, runtimes.inverse(*ended))
+    return runtimes.time_of(*_real_shares(depth, index, share, 1 - share))
 
 
 def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
@@ -225,20 +222,17 @@ def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.9
     """
     _check_sizes(n, k)
     missed = 1 - float(checked_probabilities(probability))
-    low, high = 0.0, 1 - runtimes.failure_probability  # shares of workers back
-    for _ in range(50):
-        share = (low + high) / 2
+    most = 1 - runtimes.failure_probability  # of the workers are back some day
+
+    def is_surely_done(share: Floats) -> npt.NDArray[np.bool_]:
         time = float(runtimes.quantile(share))
-        late = not np.isfinite(time) or _is_late(n, k, runtimes, time, missed)
-        low, high = (share, high) if late else (low, share)
-    return float(runtimes.quantile(high)) if high < 1 - runtimes.failure_probability else np.inf
+        back = float(runtimes.cdf(time))
+        if not 0 < back < 1:
+            return np.array(back == 1)
+        return np.array(sequential_bound(n, k, runtimes, time) <= missed)
 
-
-def _is_late(n: int, k: int, runtimes: Distribution, time: float, missed: float) -> bool:
-    back = float(runtimes.cdf(time))
-    if not 0 < back < 1:
-        return back == 0
-    return sequential_bound(n, k, runtimes, time) > missed
+    share = float(first_reached(is_surely_done, np.array(0.0), np.array(most)))
+    return float(runtimes.quantile(share)) if share < most else np.inf
 
 
 def _polarized(survival: npt.ArrayLike, depth: int) -> tuple[Floats, Floats]:

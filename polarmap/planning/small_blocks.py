@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.checks import is_number
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
-from polarmap.planning.distributions import Floats
+from polarmap.planning.distributions import Floats, first_reached
 
 HALVINGS = 40  # of the interval in which a moment lies: twelve digits
 
@@ -48,8 +49,9 @@ def simulate_small_blocks(
     whole = np.asarray(times, np.float64)
     if whole.ndim != 2 or not 1 <= k <= whole.shape[1]:
         raise CodeError(f"run times of shape (trials, n) with n >= k = {k} are needed, not {whole.shape}")
-    if pieces < 1 or not task_price >= 0:
-        raise CodeError(f"pieces must be at least 1, task_price at least 0, not {pieces} and {task_price}")
+    check_task_price(task_price)
+    if pieces < 1:
+        raise CodeError(f"pieces must be at least 1, not {pieces}")
     trials, n = whole.shape
     wanted, seconds = k * pieces, whole / pieces + task_price
     queued = n * (pieces - 1)  # a task begins whenever one ends, until so many have
@@ -64,6 +66,12 @@ def simulate_small_blocks(
     )
 
 
+def check_task_price(seconds: object) -> None:
+    """CodeError for what no task can take beside its computation."""
+    if not is_number(seconds) or not 0 <= seconds < np.inf:
+        raise CodeError(f"task_price must be a number of seconds of at least 0, not {seconds!r}")
+
+
 def _moment(seconds: Floats, ends: int) -> Floats:
     """When workers that take so many seconds for a task have ended so many tasks, (trials,)."""
     if not ends:
@@ -71,8 +79,6 @@ def _moment(seconds: Floats, ends: int) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (1 / seconds).sum(axis=1)
         low, high = ends / rate, (ends + seconds.shape[1]) / rate  # each is in the midst of one at most
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            is_past = np.floor(middle[:, None] / seconds).sum(axis=1) >= ends
-            low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
-    return np.asarray(high)
+        return first_reached(
+            lambda time: np.floor(time[:, None] / seconds).sum(axis=1) >= ends, low, high, HALVINGS
+        )

@@ -16,14 +16,13 @@ import numpy as np
 from polarmap.code.design import Indices
 from polarmap.code.polar import PolarCode, design_share
 from polarmap.errors import CodeError
-from polarmap.planning import decodability
 from polarmap.planning.backups import SimulatedJobs
-from polarmap.planning.distributions import BISECTIONS, Distribution, Floats, Mixture
+from polarmap.planning.decodability import DECODED, decoder_of, finish
+from polarmap.planning.distributions import Distribution, Floats, Mixture, first_reached
 
-ELIMINATED = ("optimal", "integers")  # schemes whose decoder solves a dense system
-SCHEMES = ("uncoded", "mds", "rotation", "sequential", *ELIMINATED)
+SCHEMES = ("uncoded", "mds", "rotation", *DECODED)
 LONGEST = 1e100  # seconds: who is not back by then never is
-LEAST_JOBS = 2000  # simulated where one takes no elimination
+LEAST_JOBS = 2000  # simulated where decoding one solves no dense system
 
 
 class Chosen(NamedTuple):
@@ -86,10 +85,10 @@ class UnequalWorkers:
         low, high = 0.0, 1.0
         while self._expected(n, high) < back and isfinite(high):
             low, high = high, 2 * high if high < LONGEST else inf
-        for _ in range(BISECTIONS if isfinite(high) else 0):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._expected(n, middle) < back else (low, middle)
-        out = self.survival(high)
+        time = first_reached(
+            lambda time: np.array(self._expected(n, float(time)) >= back), np.array(low), np.array(high)
+        )
+        out = self.survival(float(time))
         workers = np.sort(np.argsort(out, kind="stable")[:n])
         return Chosen(workers, out[workers])
 
@@ -116,39 +115,17 @@ def chosen_for(workers: UnequalWorkers, n: int, k: int, scheme: str) -> Chosen:
 
     Without a code the job is over with the last: when half a worker is expected to be out.
     """
-    share = design_share(decoder_of(scheme)) if scheme in ("sequential", *ELIMINATED) else 1.0
+    share = design_share(decoder_of(scheme)) if scheme in DECODED else 1.0
     return workers.chosen(n, k - 0.5 if n == k else n - share * (n - k))
-
-
-def decoder_of(scheme: str) -> str:
-    """The decoder of the code that a scheme names.
-
-    >>> decoder_of("sequential"), decoder_of("integers"), decoder_of("rotation")
-    ('sequential', 'optimal', 'optimal')
-    """
-    return "sequential" if scheme == "sequential" else "optimal"
 
 
 def simulate_unequal(
     workers: UnequalWorkers, k: int, scheme: str, erasure: float | None, trials: int, seed: int
 ) -> tuple[SimulatedJobs, Floats]:
-    """Jobs of one task for each worker, and how many results each job awaited, (trials,).
+    """Jobs of one task for each worker, by one of SCHEMES, and how many results each job awaited, (trials,).
 
-    Parameters
-    ----------
-    workers : UnequalWorkers
-    k : int
-        Data blocks.
-    scheme : str
-        One of SCHEMES.
-    erasure : float or None
-        For which the arikan code is designed; None: for each worker what it is at the time by which as
-        many are expected back as are needed.
-    trials, seed : int
-        Jobs, at least 2,000 where one takes no elimination.
+    erasure : for which the arikan code is designed; None: for each worker's own, as `chosen_for` has it.
 
-    Examples
-    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
     >>> workers = UnequalWorkers(times)
@@ -161,23 +138,13 @@ def simulate_unequal(
             f"schemes {', '.join(SCHEMES)}"
         )
     n = len(workers.runtimes)
-    jobs = trials if scheme in ELIMINATED else max(trials, LEAST_JOBS)
+    jobs = trials if scheme in ("optimal", "integers") else max(trials, LEAST_JOBS)
     times = workers.sample(np.random.default_rng(seed), jobs)
-    if scheme in ("uncoded", "mds", "rotation") or n == k:
-        finish = np.partition(times, k - 1, axis=0)[k - 1]
-    else:
+    if scheme in DECODED and n > k:
         design = chosen_for(workers, n, k, scheme).erasure if erasure is None else erasure
         code = PolarCode(n, k, "arikan", decoder_of(scheme), design)
-        finish = _decoded(code, times[code.assignment], scheme)
-    with np.errstate(invalid="ignore"):
-        paid = np.minimum(times, finish).sum(axis=0)
-    return SimulatedJobs(finish, paid, np.full(jobs, float(n))), (times <= finish).sum(axis=0).astype(float)
-
-
-def _decoded(code: PolarCode, times: Floats, scheme: str) -> Floats:
-    """When the blocks that arrive at `times` (n, trials) determine the data."""
-    if scheme == "sequential":
-        return np.asarray(decodability.sequential_finish(code, times))
-    orders = np.argsort(times, axis=0, kind="stable").T
-    needed = decodability.optimal_ranks(code, orders, exact=scheme == "integers")
-    return np.asarray(np.sort(times, axis=0)[needed - 1, np.arange(len(needed))])
+        time = finish(code, times[code.assignment], scheme)
+    else:
+        time = np.partition(times, k - 1, axis=0)[k - 1]
+    paid = np.minimum(times, time).sum(axis=0)
+    return SimulatedJobs(time, paid, np.full(jobs, float(n))), (times <= time).sum(axis=0).astype(float)

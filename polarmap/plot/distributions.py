@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,40 +23,10 @@ MOST_DEPTH = 12  # beyond, lines can no longer be told apart
 LEAST = 1e-4  # share still out at which a tail is cut off
 
 
-class Distribution(Protocol):
-    """What is drawn of a distribution; `polarmap.planning.Distribution` says what it means."""
-
-    @property
-    def failure_probability(self) -> float: ...
-    def cdf(self, times: npt.ArrayLike) -> Floats: ...
-    def survival(self, times: npt.ArrayLike) -> Floats: ...
-    def quantile(self, p: npt.ArrayLike) -> Floats: ...
-
-
 def draw_runtimes(
-    distribution: Distribution,
-    path: canvas.Path | None = None,
-    *,
-    fitted: Distribution | None = None,
-    observed: int | None = None,
+    distribution: Any, path: canvas.Path | None = None, *, fitted: Any = None, observed: int | None = None
 ) -> Figure:
-    """Draw how run times spread, and how many workers are still out as time goes by.
-
-    Parameters
-    ----------
-    distribution : Distribution
-        `polarmap.planning.plot_runtimes` also takes run times in seconds and reports.
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-    fitted : Distribution, optional
-        Drawn beside it, to see whether it fits.
-    observed : int, optional
-        Tasks whose run times it was made from.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """What `polarmap.planning.plot_runtimes` shows of a distribution, made of so many observed tasks."""
     figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
     times = _grid(distribution)
     _draw_density(axes[0], distribution, times, observed)
@@ -65,29 +35,13 @@ def draw_runtimes(
 
 
 def draw_polarization(
-    distribution: Distribution,
+    distribution: Any,
     polarize: Polarize,
     path: canvas.Path | None = None,
     *,
     depths: tuple[int, ...] = (0, 1, 3, 8),
 ) -> Figure:
-    """Draw P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
-
-    Parameters
-    ----------
-    distribution : Distribution
-        Of real workers. `polarmap.planning.plot_polarization` also takes run times and reports.
-    polarize : callable
-        `polarmap.planning.polarize`.
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-    depths : tuple of int
-        One panel each; at depth d there are 2^d virtual workers.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """What `polarmap.planning.plot_polarization` shows of real workers, by `polarmap.planning.polarize`."""
     if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
         raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
     figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
@@ -99,14 +53,14 @@ def draw_polarization(
     return canvas.saved(figure, path)
 
 
-def _grid(distribution: Distribution) -> Floats:
+def _grid(distribution: Any) -> Floats:
     """Times from a little before the first return to where hardly any worker is still out."""
     ends = 1 - distribution.failure_probability
     first, last = distribution.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
     return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
 
 
-def _draw_density(axes: Axes, distribution: Distribution, times: Floats, observed: int | None) -> None:
+def _draw_density(axes: Axes, distribution: Any, times: Floats, observed: int | None) -> None:
     edges = np.linspace(times[0], times[-1], 60)
     shares = np.diff(distribution.cdf(edges))
     axes.bar(
@@ -117,9 +71,7 @@ def _draw_density(axes: Axes, distribution: Distribution, times: Floats, observe
     axes.grid(visible=False, axis="x")
 
 
-def _draw_survival(
-    axes: Axes, distribution: Distribution, times: Floats, fitted: Distribution | None
-) -> None:
+def _draw_survival(axes: Axes, distribution: Any, times: Floats, fitted: Any) -> None:
     axes.semilogy(times, _positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
     if fitted is not None:
         fit = _positive(fitted.survival(times))

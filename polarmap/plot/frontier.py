@@ -1,10 +1,9 @@
-"""What waiting less costs: the frontier of a plan."""
+"""What waiting less costs: the frontier of a `polarmap.Plan`, whose options are `Completion`s."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from polarmap.plot import canvas
 
@@ -13,43 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Completion(Protocol):
-    """What is drawn of an option, beside the time it was chosen for; see `polarmap.planning.Completion`."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def paid(self) -> float: ...
-
-
-class Plan(Protocol):
-    """What is drawn of a plan; `polarmap.Plan` says what it means."""
-
-    @property
-    def k(self) -> int: ...
-    @property
-    def objective(self) -> str: ...
-    @property
-    def expected(self) -> Completion: ...
-    @property
-    def uncoded(self) -> Completion: ...
-    @property
-    def frontier(self) -> Sequence[Completion]: ...
-
-
-def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:
-    """Draw completion time against worker-seconds, for the numbers of workers worth choosing.
-
-    Parameters
-    ----------
-    plan : Plan
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
+    """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
     figure, ((axes,),) = canvas.blank(7.5, 4.6)
     clock = "p99" if plan.objective == "cost" else plan.objective
     options = [one for one in plan.frontier if isfinite(getattr(one, clock))]
@@ -68,13 +32,13 @@ def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:
     return canvas.saved(figure, path)
 
 
-def _name_some(axes: Axes, options: list[Completion], plan: Plan, clock: str) -> None:
+def _name_some(axes: Axes, options: list[Any], plan: Any, clock: str) -> None:
     """Write the number of workers beside those points that are far enough from each other."""
     high = max([getattr(one, clock) for one in options], default=1.0)
     low_cost, high_cost = options[0].paid, options[-1].paid
     width = (high_cost - low_cost) or 1.0
 
-    def place(one: Completion) -> tuple[float, float]:
+    def place(one: Any) -> tuple[float, float]:
         return (one.paid - low_cost) / width, getattr(one, clock) / high
 
     taken = [place(plan.expected), place(plan.uncoded)]
@@ -87,7 +51,7 @@ def _name_some(axes: Axes, options: list[Completion], plan: Plan, clock: str) ->
         axes.annotate(f"n = {one.n}", at, (5, 6), textcoords="offset points", fontsize=8, color=canvas.INK)
 
 
-def _single_out(axes: Axes, one: Completion, clock: str, marker: str, color: str, label: str) -> None:
+def _single_out(axes: Axes, one: Any, clock: str, marker: str, color: str, label: str) -> None:
     value = getattr(one, clock)
     if isfinite(value):
         size = 15 if marker == "*" else 8

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 from polarmap.plot import canvas
-from polarmap.plot.timeline import Bar, Report, TaskReport, bar_of, end_of, was_started
+from polarmap.plot.timeline import Bar, bar_of, end_of, was_started
 
 WIDTH = 480  # of the picture, in pixels
 TALLEST = 240  # in pixels, however many tasks there are
@@ -21,20 +22,10 @@ FACES = {
 NAMES = {"used": "used", "parity": "used, parity"}
 
 
-def timeline_html(report: Report, text: str) -> str:
-    """What a notebook shows of a report: its text, and a bar for each task that was started.
+def timeline_html(report: Any, text: str) -> str:
+    """What a notebook shows of a report: its text as it is, and a bar for each task that was started.
 
-    Parameters
-    ----------
-    report : Report
-        `CodedResult.report`.
-    text : str
-        Shown above the picture, as it is.
-
-    Returns
-    -------
-    str
-        HTML without scripts and styles of others, readable on light and dark pages.
+    In HTML without scripts and styles of others, readable on light and dark pages.
     """
     end = end_of(report)
     bars = [bar_of(task, report, end) for task in report.tasks if was_started(task)]
@@ -50,7 +41,7 @@ def timeline_html(report: Report, text: str) -> str:
     )
 
 
-def _shapes(report: Report, bars: list[Bar], row: float, end: float) -> Iterator[str]:
+def _shapes(report: Any, bars: list[Bar], row: float, end: float) -> Iterator[str]:
     """A rectangle for each bar, a mark behind what was decoded, a line where the results were returned."""
     scale = WIDTH / end
     tasks = {task.index: task for task in report.tasks}
@@ -72,7 +63,7 @@ def _shapes(report: Report, bars: list[Bar], row: float, end: float) -> Iterator
     )
 
 
-def _legend(bars: list[Bar], report: Report) -> Iterator[str]:
+def _legend(bars: list[Bar], report: Any) -> Iterator[str]:
     """A coloured square and a name for each state that occurs, and for what was decoded."""
     styles = dict.fromkeys(bar.style for bar in bars)
     shown = [name for name in FACES if name in styles] + [name for name in styles if name not in FACES]
@@ -86,7 +77,7 @@ def _face(style: str) -> str:
     return FACES.get(style, canvas.GREY)
 
 
-def _said(task: TaskReport) -> str:
+def _said(task: Any) -> str:
     """What a task did, in a line."""
     when = "" if task.arrived is None else f", {task.arrived:.3g} s"
     return f"task {task.index}: {task.state}{when}"

@@ -1,9 +1,11 @@
-"""The timeline of one coded map: who worked when, what was used, when the results were determined."""
+"""The timeline of one coded map: who worked when, what was used, when the results were determined.
+
+`report` is a `polarmap.Report`, `task` one of its `TaskReport`s.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polarmap.plot import canvas
 
@@ -13,38 +15,6 @@ if TYPE_CHECKING:
 
 DECODED = "decoded from others"
 MOST_LABELLED = 48  # tasks that get a line of their own number
-
-
-class TaskReport(Protocol):
-    """What is drawn of a task; `polarmap.TaskReport` says what it means."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def launched(self) -> float | None: ...
-    @property
-    def arrived(self) -> float | None: ...
-    @property
-    def seconds(self) -> float | None: ...
-    @property
-    def attempts(self) -> int: ...
-
-
-class Report(Protocol):
-    """What is drawn of a map; `polarmap.Report` says what it means."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def k(self) -> int: ...
-    @property
-    def tasks(self) -> Sequence[TaskReport]: ...
-    @property
-    def recovered(self) -> Sequence[int]: ...
-    @property
-    def seconds(self) -> float: ...
 
 
 class BarStyle(NamedTuple):
@@ -74,20 +44,8 @@ class Bar(NamedTuple):
     end: float
 
 
-def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
-    """Draw a line per task from its start to its end, with the k-th arrival and the decode instant.
-
-    Parameters
-    ----------
-    report : Report
-        `CodedResult.report`.
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+def draw_timeline(report: Any, path: canvas.Path | None = None) -> Figure:
+    """What `Report.plot` shows: a line per task, with the k-th arrival and the return of the results."""
     figure, ((axes,),) = canvas.blank(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
     end = end_of(report)
     bars = [bar_of(task, report, end) for task in report.tasks if was_started(task)]
@@ -100,18 +58,18 @@ def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
     return canvas.saved(figure, path)
 
 
-def end_of(report: Report) -> float:
+def end_of(report: Any) -> float:
     """The second at which a timeline ends."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     return max([report.seconds, *arrivals]) or 1.0
 
 
-def was_started(task: TaskReport) -> bool:
+def was_started(task: Any) -> bool:
     """Whether a task was handed out, so that there is a bar to draw."""
     return task.launched is not None
 
 
-def bar_of(task: TaskReport, report: Report, end: float) -> Bar:
+def bar_of(task: Any, report: Any, end: float) -> Bar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     until = end if task.arrived is None else task.arrived
     start = launched = task.launched or 0.0
@@ -147,14 +105,14 @@ def _styles(bars: list[Bar]) -> dict[str, BarStyle]:
     return known | others
 
 
-def _mark_unstarted(axes: Axes, report: Report, end: float) -> None:
+def _mark_unstarted(axes: Axes, report: Any, end: float) -> None:
     """Draw a dotted line for tasks that were held back and not needed."""
     held = [task.index for task in report.tasks if not was_started(task)]
     if held:
         axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="not started")
 
 
-def _mark_tasks(axes: Axes, report: Report, end: float) -> None:
+def _mark_tasks(axes: Axes, report: Any, end: float) -> None:
     """Mark what was tried again, failed or decoded, at the right edge of its line."""
     margin = 1.012 * end
     failed = {task.index for task in report.tasks if task.state == "failed"}
@@ -176,7 +134,7 @@ def _mark_tasks(axes: Axes, report: Report, end: float) -> None:
             )
 
 
-def _mark_moments(axes: Axes, report: Report, end: float) -> None:
+def _mark_moments(axes: Axes, report: Any, end: float) -> None:
     """Mark the k-th arrival and the return of the results, named above the axes."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     moments = []
@@ -197,7 +155,7 @@ def _mark_moments(axes: Axes, report: Report, end: float) -> None:
         )
 
 
-def _arrange(axes: Axes, report: Report, end: float) -> None:
+def _arrange(axes: Axes, report: Any, end: float) -> None:
     canvas.titled(axes, "", "seconds since the start of the map", "")
     axes.set_xlim(0, 1.01 * end)
     axes.set_ylim(report.n - 0.3, -0.7)

@@ -33,7 +33,7 @@ def test_ctrl_c_ends_the_workers_too() -> None:
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error.strip()) == (130, b"", INTERRUPTED)
-    # Python's own fork server (the default from 3.14 on) ends when it sees that this process has ended.
+    # What forks workers ends when it sees that this process has ended.
     assert until(lambda: not has_group(process.pid), 10.0)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lithops.serverless.backends.aws_lambda import config as aws
 
 from polarmap.cli import deploy
 from polarmap.errors import ExecutorError
@@ -19,9 +19,9 @@ CLOUDS = ["aws_lambda", "azure_functions", "gcp_functions", "k8s"]
 
 
 def test_workers_get_the_versions_installed_here() -> None:
-    lines = (ROOT / "backends" / "gcp_functions" / "requirements.txt").read_text().splitlines()
+    wanted = deploy.requirements_of(ROOT / "backends" / "gcp_functions")
     installed = {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0", "threadpoolctl": "3.8.0"}
-    pinned = deploy.frozen(lines, installed)
+    pinned = deploy.frozen(wanted, installed)
     assert pinned[:4] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0", "threadpoolctl==3.8.0"]
     assert pinned[4:] == ["google-cloud-storage", "google-cloud-pubsub"]
 
@@ -32,31 +32,31 @@ def test_numpy_without_a_wheel_is_refused_before_it_is_built() -> None:
     deploy.check_python("gcp_functions", (3, 11), "2.4.6")
 
 
-@pytest.mark.parametrize("backend", CLOUDS)
-def test_a_template_is_refused_by_naming_what_is_missing(backend: str) -> None:
-    path = f"config/{backend}.yaml"
-    run = subprocess.run(
-        [sys.executable, "-m", "polarmap.cli.deploy", backend, path, f"backends/{backend}"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert f"'{path}' is a template: copy it and fill in\n" in run.stderr
-    assert ".storage_bucket: <" in run.stderr
-
-
 class Handler:
     """Lithops' handler of a cloud, which only notes what it is asked for."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.backend = SimpleNamespace()
+        self.backend = SimpleNamespace(
+            _format_function_name=lambda name, memory: f"{name}_{memory}",
+            lambda_client=SimpleNamespace(
+                put_function_event_invoke_config=lambda **asked: self.calls.append(("retries", asked))
+            ),
+        )
 
     def get_runtime_info(self) -> dict[str, Any]:
         return {"runtime_name": "worker", "runtime_memory": 1769, "runtime_timeout": 60}
 
     def get_runtime_key(self, name: str, memory: int, version: str) -> str:
         return f"{name}/{memory}/{version}"
+
+    def deploy_runtime(self, *what: Any) -> dict[str, Any]:
+        in_folder = Path("requirements.txt").read_text().split()
+        self.calls.append((("deploy_runtime", *what), in_folder, aws.DEFAULT_REQUIREMENTS))
+        return {}
+
+    def put_runtime_meta(self, *what: Any) -> None:
+        self.calls.append(("put_runtime_meta", *what))
 
     def delete_runtime(self, *what: Any) -> None:
         self.calls.append(("delete_runtime", *what))
@@ -73,10 +73,8 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
     """What Lithops' executors of any configuration reach."""
     found = Handler()
 
-    def executor(config: Any, log_level: Any) -> Any:
-        return SimpleNamespace(compute_handler=found, internal_storage=found)
-
-    monkeypatch.setattr("lithops.FunctionExecutor", executor)
+    functions = SimpleNamespace(compute_handler=found, internal_storage=found)
+    monkeypatch.setattr(deploy, "open_functions", lambda file: functions)
     monkeypatch.setattr(deploy, "end", lambda functions: found.calls.append(("end",)))
     return found
 
@@ -103,6 +101,29 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     ]
 
 
+def test_what_is_built_is_pinned_to_what_is_installed_here(
+    handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lithops builds in the folder that it runs in, of requirements of its own."""
+    lithops_own = aws.DEFAULT_REQUIREMENTS
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deploy, "check_python", lambda *_: None)
+    filled_in(tmp_path, "aws_lambda")
+    said = deploy.deploy("cloud.yaml", "aws_lambda", ROOT / "backends" / "aws_lambda")
+    assert said == "worker (1769 MB, 60 s)"
+    (built, in_folder, of_lithops), *rest = handler.calls
+    assert built == ("deploy_runtime", "worker", 1769, 60)
+    assert f"numpy=={importlib.metadata.version('numpy')}" in in_folder
+    assert of_lithops == in_folder
+    key = f"worker/1769/{importlib.metadata.version('lithops')}"
+    assert rest == [
+        ("put_runtime_meta", key, {"runtime_timeout": 60}),
+        ("retries", {"FunctionName": "worker_1769", "MaximumRetryAttempts": 0}),
+        ("end",),
+    ]
+    assert (aws.DEFAULT_REQUIREMENTS, Path.cwd()) == (lithops_own, tmp_path)
+
+
 def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError("no lambda:DeleteFunction")
@@ -111,13 +132,6 @@ def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path
     with pytest.raises(ExecutorError, match="aws_lambda was not removed: PermissionError: no lambda:Delete"):
         deploy.undeploy(str(filled_in(tmp_path, "aws_lambda")), "aws_lambda")
     assert handler.calls == [("end",)]
-
-
-def test_a_configuration_of_another_backend_is_refused(handler: Handler, tmp_path: Path) -> None:
-    for act in (deploy.undeploy, lambda file, name: deploy.deploy(file, name, ROOT)):
-        with pytest.raises(ExecutorError, match="is for 'k8s', not for 'aws_lambda'"):
-            act(str(filled_in(tmp_path, "k8s")), "aws_lambda")
-    assert handler.calls == []
 
 
 def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,11 +28,6 @@ def test_a_plan_is_drawn_where_it_is_told(polarmap: Run, tmp_path: Path) -> None
     assert (other.code, "frontier.xyz" in other.err) == (1, True)
 
 
-def test_a_plan_that_needs_no_code_says_so(polarmap: Run) -> None:
-    ran = polarmap("plan", "--k", 4, "--distribution", "exponential:1,0.001")
-    assert "a plain map will do" in ran.out.splitlines()[-1]
-
-
 def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
     polarmap: Run, tmp_path: Path
 ) -> None:

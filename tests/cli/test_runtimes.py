@@ -9,6 +9,7 @@ import pytest
 from command_lines import ROOT, Run
 
 from polarmap.cli import runtimes
+from polarmap.clouds.limits import BACKENDS
 
 FILLED_IN = "lithops: {backend: aws_lambda, storage: aws_s3}\n"
 HERE = "lithops: {backend: localhost, storage: minio}\n"
@@ -52,7 +53,7 @@ def test_undeploy_removes_what_was_deployed(
         ("mars", FILLED_IN, "there is no configuration 'mars'; there are: aws_lambda"),
         ("k8s", FILLED_IN, "is for 'aws_lambda', not for 'k8s'"),
         ("localhost", FILLED_IN, "is for 'aws_lambda', not for 'localhost'"),
-        ("aws_lambda", None, "is a template: copy it and fill in aws.region"),
+        *[(name, None, f"{name}.yaml' is a template: copy it and fill in ") for name in BACKENDS],
         ("minio", None, "is a template: copy it and fill in minio.endpoint"),
     ],
 )

@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from polarmap import Fault, FaultyExecutor, coded_map
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))
@@ -85,3 +88,12 @@ def listens(port: int) -> bool:
     with socket.socket() as one:
         one.settimeout(0.5)
         return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def small_map(config: Path) -> str:
+    """What a coded map says of itself whose workers are those of a configuration, one of them asleep."""
+    A = np.arange(12_000.0).reshape(240, 50)
+    executor = FaultyExecutor(config, {1: Fault("sleep", 60.0)})
+    y = coded_map(lambda block: block.sum(axis=1), A, blocks=6, workers=8, executor=executor, timeout=120)
+    assert np.allclose(y.concatenate(), A.sum(axis=1))
+    return str(y.report)

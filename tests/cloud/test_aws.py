@@ -19,12 +19,12 @@ import lithops
 import numpy as np
 import pytest
 import yaml
-from emulators import ROOT, running, tool_venv
+from emulators import ROOT, running, small_map, tool_venv
 from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.cli import deploy, smoke
+from polarmap.cli import deploy
 from polarmap.errors import ExecutorError
 
 MINISTACK = "ministack==1.5.33"
@@ -143,8 +143,8 @@ def test_the_layer_holds_the_versions_of_this_process(deployed: Path) -> None:
     assert metadata["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_the_smoke_test_passes(deployed: Path) -> None:
-    report = smoke.smoke(str(deployed), "aws_lambda", timeout=120)
+def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+    report = small_map(deployed)
     assert "lithops/aws_lambda" in report and "abandoned: " in report
     assert "cost at list prices: $" in report
 

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
-from emulators import ROOT, VENVS, listens, running, system_tool
+from emulators import ROOT, VENVS, listens, running, small_map, system_tool
 from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.cli import deploy, smoke
+from polarmap.cli import deploy
 
 pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs Azure's client libraries")
 
@@ -146,8 +146,8 @@ def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None
     assert not (packages / "polarmap").exists()
 
 
-def test_the_smoke_test_passes(deployed: Path) -> None:
-    report = smoke.smoke(str(deployed), "azure_functions", timeout=120)
+def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+    report = small_map(deployed)
     assert "lithops/azure_functions" in report and "abandoned: " in report
     assert "cost at list prices: $" in report
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from emulators import ROOT, running, tool_venv
+from emulators import ROOT, running, small_map, tool_venv
 from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.cli import deploy, smoke
+from polarmap.cli import deploy
 
 pytest.importorskip("google.cloud.storage", reason="the cloud-test extra installs Google's client libraries")
 
@@ -151,8 +151,8 @@ def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None
     assert "google-cloud-storage" in requirements
 
 
-def test_the_smoke_test_passes(deployed: Path) -> None:
-    report = smoke.smoke(str(deployed), "gcp_functions", timeout=120)
+def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
+    report = small_map(deployed)
     assert "lithops/gcp_functions" in report
     assert "cost at list prices: $" in report
 

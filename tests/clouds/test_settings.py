@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import polarmap
-from polarmap.cli import deploy, smoke
+from polarmap.cli import deploy
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError
 
@@ -30,19 +30,19 @@ def test_coded_map_refuses_a_template_too() -> None:
         ("lithops: [", "is not YAML"),
         ("- lithops", "holds no Lithops configuration: a mapping"),
         ("lithops: {backend: k8s}", "is for 'k8s', not for 'aws_lambda'"),
-        ("{}", None),
     ],
 )
-def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str | None) -> None:
+def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
-    if message is None:
-        assert settings.backend_of(settings.read(path)) == "aws_lambda"
-        return
-    for use in (smoke.smoke, lambda file, name: deploy.deploy(file, name, ROOT / "backends" / name)):
-        with pytest.raises(ExecutorError, match=message):
-            use(str(path), "aws_lambda")
+    with pytest.raises(ExecutorError, match=message):
+        settings.read_for(path, "aws_lambda")
+
+
+def test_a_configuration_that_names_no_backend_is_for_lambda(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    assert settings.read_for(tmp_path / "config.yaml", "aws_lambda") == {}
 
 
 def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: Any) -> None:

@@ -37,7 +37,7 @@ from polarmap import (
     planning,
 )
 from polarmap.cli import templates
-from polarmap.clouds.settings import BACKENDS
+from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, PolarmapError
 from polarmap.executors.base import failure_of
 from polarmap.worker.messages import describe

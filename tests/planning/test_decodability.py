@@ -16,12 +16,7 @@ from polarmap.planning import (
     lower_bound,
     sequential_finish,
 )
-from polarmap.planning.decodability import (
-    integer_needed,
-    optimal_needed,
-    optimal_ranks,
-    sequential_needed,
-)
+from polarmap.planning.decodability import decoder_of, optimal_ranks
 
 
 @pytest.mark.parametrize(
@@ -51,16 +46,12 @@ def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int) -> None:
     ranks = (
         np.random.default_rng(9).permuted(np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1).T
     )
-    simulated = [
-        (sequential_needed, "sequential", False),
-        (optimal_needed, "optimal", False),
-        (integer_needed, "optimal", True),
-    ]
-    for needed, decoder, exact in simulated:
-        code = PolarCode(n, k, "arikan", decoder)
+    for scheme in ("sequential", "optimal", "integers"):
+        code = PolarCode(n, k, "arikan", decoder_of(scheme))
+        exact = scheme == "integers"
         counts = [fed(Decoder(code, exact=exact), order) for order in np.argsort(ranks, axis=0).T]
         ranks_found, weights = np.unique(counts, return_counts=True)
-        found = needed(n, k, None, orders, 9)
+        found = arrivals_needed(n, k, scheme, trials=orders, seed=9)
         assert found.ranks.tolist() == ranks_found.tolist()
         assert (found.weights * orders).round().tolist() == weights.tolist()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, nan
 
 import pytest
 
@@ -83,6 +83,7 @@ def test_the_limit_that_leaves_nothing_is_named(
         ({"quantity": "p42"}, "objective must be one of mean, p50, p95, p99, cost, not 'p42'"),
         ({"slack": -0.1}, "slack must be at least 0, not -0.1"),
         ({"deadline": "soon"}, "deadline must be at least 0, not 'soon'"),
+        ({"budget": nan}, "budget must be at least 0, not nan"),
     ],
 )
 def test_what_is_no_objective_is_refused(options: dict[str, object], says: str) -> None:
