@@ -5,19 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SPEED = ("encode", "decode", "memory", "overhead")
+SPEED = ("coding", "memory", "overhead")
 OTHERS = (
-    "arrivals",
     "accuracy",
     "many_tasks",
     "terabyte",
-    "coded_arrays",
     "encryption",
-    "theory",
-    "coldstart",
     "beyond",
     "estimates",
-    "operators",
     "sparse",
     "kept_workers",
     "kept_jobs",
