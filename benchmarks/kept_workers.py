@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from benchmarks import is_quick, median_and_most, step_rivals
-from benchmarks.step_rivals import DEADLINE
+from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
 Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
@@ -41,7 +41,7 @@ FAULTS: dict[Trouble, dict[int, Fault]] = {
     "asleep": {task: Fault("sleep", seconds=SECONDS, attempts=99) for task in ASLEEP},
     "killed": {KILLED: Fault("kill")},
 }
-CORES = os.cpu_count() or 1
+DEADLINE = 10.0  # seconds, of a step of another library
 
 Row = Callable[[np.ndarray, np.ndarray, Trouble], AbstractContextManager[Step]]
 
@@ -80,7 +80,7 @@ def rival(way: Any, blocks: int = BLOCKS) -> Row:
     def row(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
         with (
             faults_of(trouble, blocks) as faults,
-            way(matmul, np.split(A, blocks), faults) as step,
+            way(matmul, np.split(A, blocks), faults, deadline=DEADLINE) as step,
         ):
             yield lambda: np.concatenate(step(x))
 
