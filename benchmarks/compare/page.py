@@ -30,9 +30,7 @@ def pages(
     return {
         "comparison.md": {"fastest": fastest_table(codes, jobs), **against_rotation(codes)},
         "comparison-jobs.md": {
-            "sizes": "\n\n".join(
-                part for size, some in codes.items() for part in job_tables(size, some, jobs)
-            )
+            "sizes": "\n\n".join(job_tables(size, some, jobs) for size, some in codes.items())
         },
         "comparison-codes.md": {
             "load": f"{load:.0f}",
