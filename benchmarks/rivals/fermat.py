@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.rivals import Array, compiled
+from benchmarks.rivals import Array, Rival, compiled
 from polarmap.code.design import power_of_two_above
 from polarmap.code.tiled import over_cores, tiles
 
@@ -17,7 +17,7 @@ P = 65537
 GENERATOR = 3
 
 
-class Fermat:
+class Fermat(Rival):
     """The values at n powers of a root of unity of a polynomial of degree below k.
 
     Blocks are int64 with entries 0..65536; the first k are the data.
@@ -32,9 +32,6 @@ class Fermat:
         # Interpolation: transforms of 1, 2 and 2 times the size; evaluation: one. A butterfly has a
         # product, a sum and a difference for each pair.
         self.encode_operations = 3 * _pairs(self.size) * 2 + 3 * _pairs(2 * self.size) * 2
-
-    def needed(self, orders: Array) -> Array:
-        return np.full(len(orders), self.k)
 
     def encode(self, data: Array) -> Array:
         return self.plan(np.arange(self.k)).extend(data)

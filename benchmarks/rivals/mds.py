@@ -11,20 +11,17 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.rivals import Array
+from benchmarks.rivals import Array, Rival
 from polarmap.code.recovery import left_inverse
 
 
-class Dense:
+class Dense(Rival):
     """[I; P] for a dense P, scaled so that its rows have unit norm."""
 
     def __init__(self, n: int, k: int, coefficients: Array, name: str) -> None:
         self.n, self.k, self.name, self.coefficients = n, k, name, coefficients
         self.norms = np.append(np.ones(k), np.linalg.norm(coefficients, axis=1))
         self.encode_operations = 2.0 * k * (n - k)
-
-    def needed(self, orders: Array) -> Array:
-        return np.full(len(orders), self.k)
 
     def encode(self, data: Array) -> Array:
         coded = np.empty((self.n, data.shape[1]))

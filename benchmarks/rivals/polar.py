@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.rivals import Array
+from benchmarks.rivals import Array, Rival
 from polarmap import Decoder, PolarCode
 from polarmap.code.design import power_of_two_above
 from polarmap.code.rotation_code import DENSE_UP_TO
@@ -15,7 +15,7 @@ from polarmap.code.syndrome import SyndromeRecovery
 from polarmap.planning.decodability import optimal_ranks, sequential_finish
 
 
-class Polar:
+class Polar(Rival):
     """A PolarCode with floating blocks.
 
     rotation: the real decoder decides, with its own threshold of what is singular. arikan: the
