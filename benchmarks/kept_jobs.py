@@ -12,7 +12,6 @@ import itertools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
@@ -23,7 +22,7 @@ from scipy.sparse.linalg import aslinearoperator, svds
 from sklearn.datasets import load_diabetes
 
 import polarmap
-from benchmarks import in_turns, is_quick, median_and_most
+from benchmarks import in_turns, is_quick, median_and_most, seconds_of
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
 FIRST_MAP = """
@@ -33,13 +32,6 @@ polarmap.coded_map(np.sum, np.arange(48.0), blocks=12, workers=16, progress=Fals
 KILL_EVERY = 50  # maps
 
 Line = tuple[str, str, str]  # what, figure, aim
-
-
-def seconds(action: Callable[[], Any]) -> float:
-    """Of one call."""
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def milliseconds(taken: Sequence[float]) -> str:
@@ -92,7 +84,7 @@ def small_maps(stream: np.random.Generator, turns: int) -> Iterator[Line]:
         return polarmap.coded_map(lambda block: block @ x, small, blocks=6, workers=8, progress=False)
 
     default()
-    later = [seconds(default) for _ in range(turns)]
+    later = [seconds_of(default) for _ in range(turns)]
     yield "a later map, 6 of 8, small", milliseconds(later), "30 ms"
     with ThreadPoolExecutor(4) as pool:
 
@@ -102,17 +94,19 @@ def small_maps(stream: np.random.Generator, turns: int) -> Iterator[Line]:
             )
 
         on_threads()
-        loop = [seconds(on_threads) for _ in range(turns)]
+        loop = [seconds_of(on_threads) for _ in range(turns)]
     yield "the loop: thread pool, 24 of 32, small", milliseconds(loop), "3, then 1.5 ms"
-    first = [seconds(lambda: subprocess.run([sys.executable, "-c", FIRST_MAP], check=True)) for _ in range(3)]
+    first = [
+        seconds_of(lambda: subprocess.run([sys.executable, "-c", FIRST_MAP], check=True)) for _ in range(3)
+    ]
     yield "a process: import, first map of 16 tasks, end", f"{median_and_most(first)} s", "1.2 s"
 
 
 def models(stream: np.random.Generator, turns: int) -> Iterator[Line]:
     X, y = load_diabetes(return_X_y=True)
     polarmap.shutdown()
-    first = seconds(lambda: polarmap.glm.Ridge().fit(X, y))
-    later = [seconds(lambda: polarmap.glm.Ridge().fit(X, y)) for _ in range(turns)]
+    first = seconds_of(lambda: polarmap.glm.Ridge().fit(X, y))
+    later = [seconds_of(lambda: polarmap.glm.Ridge().fit(X, y)) for _ in range(turns)]
     yield "Ridge().fit(diabetes), with the start of workers", f"{first:.2f} s", "2 s"
     yield "Ridge().fit(diabetes), later", f"{median_and_most(later)} s", "0.3 s"
 
@@ -128,7 +122,7 @@ def killed_workers(stream: np.random.Generator, turns: int) -> Iterator[Line]:
         for operator in (lucky, unlucky):
             operator @ x
         turn = itertools.cycle([unlucky, *[lucky] * (KILL_EVERY - 1)])
-        taken = [seconds(lambda: next(turn) @ x) for _ in range(maps)]
+        taken = [seconds_of(lambda: next(turn) @ x) for _ in range(maps)]
     figure = f"{1e3 * max(taken):.0f} ms; median {milliseconds(taken)}"
     yield f"slowest of {maps:,} steps, a worker killed every {KILL_EVERY}", figure, "1 s"
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks import is_quick, median_and_most, step_rivals
+from benchmarks import is_quick, median_and_most, seconds_of, step_rivals
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
@@ -121,12 +120,7 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
 
 def milliseconds(step: Step, steps: int) -> list[float]:
     """Of each of some steps, after two that are not counted."""
-    times = []
-    for _ in range(steps + 2):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return [1e3 * one for one in times[2:]]
+    return [1e3 * seconds_of(step) for _ in range(steps + 2)][2:]
 
 
 def column(A: np.ndarray, x: np.ndarray, trouble: Trouble, turns: int, steps: int) -> dict[str, str]:
