@@ -12,7 +12,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
@@ -96,9 +96,8 @@ def small_maps(stream: np.random.Generator, turns: int) -> Iterator[Line]:
         on_threads()
         loop = [seconds_of(on_threads) for _ in range(turns)]
     yield "the loop: thread pool, 24 of 32, small", milliseconds(loop), "3, then 1.5 ms"
-    first = [
-        seconds_of(lambda: subprocess.run([sys.executable, "-c", FIRST_MAP], check=True)) for _ in range(3)
-    ]
+    process = [sys.executable, "-c", FIRST_MAP]
+    first = [seconds_of(lambda: subprocess.run(process, check=True)) for _ in range(3)]
     yield "a process: import, first map of 16 tasks, end", f"{median_and_most(first)} s", "1.2 s"
 
 

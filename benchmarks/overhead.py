@@ -1,8 +1,8 @@
 """coded_map against Lithops' own map of the same k tasks, healthy and with stragglers.
 
 Ratios of medians, runs in turns, a fresh executor for every run on both sides; both fork their workers
-(Lithops localhost, version 1) and Lithops has its default of one slot per core. Without stragglers a coded map
-is to take at most 1.15 times as long.
+(Lithops localhost, version 1) and Lithops has its default of one slot per core. Without stragglers a coded
+map is to take at most 1.15 times as long.
 """
 
 from __future__ import annotations
