@@ -26,7 +26,7 @@ from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.cubed_backups import map_with_backups
 from benchmarks.pages import table
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
-from polarmap import Fault, FaultyExecutor, Pool
+from polarmap import Fault, FaultyExecutor, Pool, Report
 from polarmap.executors.lithops_internals import end, localhost_functions
 
 K, N = 24, 32
@@ -64,26 +64,27 @@ def timed(run: Callable[[SleepingJob], Any], seconds: np.ndarray) -> Taken:
     return taken
 
 
-def coded(pool: Pool, seconds: np.ndarray, **options: Any) -> Taken:
+def coded(pool: Pool, seconds: np.ndarray, schedule: Any = "upfront") -> Taken:
     """A coded map of N tasks, each of which sleeps before it doubles its block."""
     faults = {task: Fault("sleep", float(one)) for task, one in enumerate(seconds[0])}
-    began = time.monotonic()
-    results = polarmap.coded_map(
-        doubled, BLOCKS, workers=N, executor=FaultyExecutor(pool, faults), progress=False, **options
-    )
-    taken = time.monotonic() - began
-    assert np.allclose(list(results), np.multiply(2, BLOCKS))
-    return Taken(taken, paid_by(results.report), 0.0)
+    taken, report = doubling(doubled, 1, executor=FaultyExecutor(pool, faults), schedule=schedule)
+    return Taken(taken, paid_by(report), 0.0)
 
 
 def in_small_blocks(pool: Pool, slow: SlowWorkers, seconds: np.ndarray) -> Taken:
     """A coded map of more tasks than workers, all of which are busy until it is over."""
     slow.draw(seconds[0] / PIECES)
-    blocks, began = BLOCKS * PIECES, time.monotonic()
-    results = polarmap.coded_map(slow, blocks, workers=PIECES * N, executor=pool, progress=False)
+    taken, report = doubling(slow, PIECES, executor=pool)
+    return Taken(taken, N * report.seconds, 0.0)
+
+
+def doubling(f: Any, pieces: int, **options: Any) -> tuple[float, Report]:
+    """Seconds of a coded map of so many times as many blocks, and its report."""
+    blocks, began = BLOCKS * pieces, time.monotonic()
+    results = polarmap.coded_map(f, blocks, workers=pieces * N, progress=False, **options)
     taken = time.monotonic() - began
     assert np.allclose(list(results), np.multiply(2, blocks))
-    return Taken(taken, N * results.report.seconds, 0.0)
+    return taken, results.report
 
 
 # --- the schemes ---------------------------------------------------------------------------------
