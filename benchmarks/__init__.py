@@ -1,10 +1,11 @@
-"""Speed and accuracy as ratios measured in one run; each module prints one table."""
+"""Speed and accuracy as ratios measured in one run; each module prints its tables, or writes its page."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
@@ -15,16 +16,10 @@ REST = 0.15  # seconds: the threads of BLAS spin for about 0.1 after a product, 
 
 def is_quick(description: str | None) -> bool:
     """Whether --quick was given: smaller sizes and fewer repetitions."""
-    parser = argparse.ArgumentParser(description=description)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
     return bool(parser.parse_args().quick)
-
-
-def page_folder(quick: bool) -> Path:
-    """The folder of pages that programs write: that of the site, or one of a quick run."""
-    folder = ROOT / "build" / "comparison" if quick else ROOT / "docs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def interleaved(actions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -48,18 +43,23 @@ def in_turns(actions: Sequence[Callable[[], object]], repeats: int) -> list[list
     for turn in range(repeats + 1):
         for action, measured in zip(actions, seconds, strict=True):
             sleep(REST)
-            start = perf_counter()
-            action()
+            taken = seconds_of(action)
             if turn:  # the first turn warms up
-                measured.append(perf_counter() - start)
+                measured.append(taken)
     return seconds
 
 
-def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a plain table, right-aligned, row by row as they are measured."""
-    print("  ".join(f"{name:>14}" for name in header), flush=True)
-    for row in rows:
-        print("  ".join(f"{_text(value):>14}" for value in row), flush=True)
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long one call takes."""
+    began = perf_counter()
+    action()
+    return perf_counter() - began
+
+
+def show(header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+    """Print a plain table, row by row as they are measured: names to the left, numbers to the right."""
+    for name, *cells in chain([header], rows):
+        print(f"{name!s:<28}", *(f"{_text(cell):>14}" for cell in cells), sep="  ", flush=True)
 
 
 def _text(value: object) -> str:

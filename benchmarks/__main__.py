@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
-SPEED = ("encode", "decode", "memory", "overhead")
-OTHERS = (
-    "arrivals",
-    "accuracy",
-    "many_tasks",
-    "terabyte",
-    "coded_arrays",
-    "encryption",
-    "theory",
-    "coldstart",
-    "beyond",
-    "estimates",
-    "operators",
-    "sparse",
-    "kept_workers",
-    "kept_jobs",
-    "blackbox",
-)
+SPEED = ["coding", "memory", "overhead"]
+OTHERS = [
+    *["accuracy", "many_tasks", "terabyte", "encryption", "beyond", "estimates"],
+    *["sparse", "kept_workers", "kept_jobs", "blackbox"],
+]
 
 
 def main() -> None:
-    options = [option for option in sys.argv[1:] if option != "--all"]
-    others = OTHERS if "--all" in sys.argv else ()
-    for subject in SPEED + others:  # each in a process of its own: none inherits another's threads or memory
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help=f"{', '.join(OTHERS)}, too")
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    chosen = parser.parse_args()
+    for subject in SPEED + OTHERS * chosen.all:  # each a process: none inherits another's threads or memory
         print(f"\n== {subject}", flush=True)
-        subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", *options], check=True)
+        command = [sys.executable, "-m", f"benchmarks.{subject}", *["--quick"] * chosen.quick]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

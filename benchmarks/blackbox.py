@@ -1,37 +1,27 @@
 """Black-box optimization under stragglers: coded gradients against what is done without a code.
 
-n = 32 workers minimize a logistic loss in d = 96 coordinates from function values only, at equal time:
-
-* finite differences: 96 directions on 32 workers, waits for all of them;
-* random orthogonal directions (Choromanski et al. 2018, structured exploration): the same, waits for the
-  first 24 workers and descends on the span of what they measured;
-* coded: 96 directions coded for 32 workers (24 suffice), the exact gradient at the 24th arrival;
-* coded, L-BFGS: the same gradients, used as only exact ones can be.
-
-The clock is virtual, so that chance is the same for all: an evaluation takes 1 s, a worker of a step
-1 + Exp(0.1) times that, and with probability 5 % ten times more. All methods but the last descend by steps
-of 1 / L. Evaluations are those that were started, on late workers too. The second table is real time:
-threads, evaluations that sleep, two workers that sleep longer.
+32 workers of a virtual clock (`gradient_sources`) minimize a logistic loss in 96 coordinates from function
+values only, at equal time. All descend by steps of 1 / L along what their gradients are, but for L-BFGS,
+which uses coded ones as only exact ones can be. Draws docs/figures/black-box.svg; with --quick to
+build/comparison/.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from benchmarks import show
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_gradient
+from benchmarks import is_quick, pages, show
+from benchmarks.gradient_sources import Clock, Gradients
+from polarmap.plot import canvas
 
 N, K, D = 32, 24, 96
-SLOW_SHARE, SLOW_FACTOR = 0.05, 10.0
+UNTIL = 1600.0  # virtual seconds
 
 
 class Problem:
@@ -44,182 +34,92 @@ class Problem:
         self.smoothness = 0.25 * np.linalg.norm(self._A, 2) ** 2 / 400 + 1e-3
         self.least = minimize(self, np.zeros(D), jac=self.gradient, tol=1e-12).fun
 
-    def __call__(self, x: Any) -> float:
-        eta = self._A @ x
-        return float(np.mean(np.logaddexp(0, eta) - self._y * eta) + 5e-4 * x @ x)
+    def __call__(self, x: Any) -> Any:
+        eta = x @ self._A.T
+        return np.mean(np.logaddexp(0, eta) - self._y * eta, axis=-1) + 5e-4 * (x * x).sum(axis=-1)
 
     def gradient(self, x: Any) -> Any:
         return self._A.T @ (expit(self._A @ x) - self._y) / 400 + 1e-3 * x
 
 
-def run_times(stream: np.random.Generator, evaluations: int) -> Any:
-    """Virtual seconds of the n workers in one step."""
-    slow = np.where(stream.random(N) < SLOW_SHARE, SLOW_FACTOR, 1.0)
-    return evaluations * (1 + stream.exponential(0.1, N)) * slow
+class Run(NamedTuple):
+    """Seconds and gaps f - f* after every step, and evaluations of f that were started."""
+
+    seconds: list[float]
+    gaps: list[float]
+    evaluations: int
+
+    def gap_at(self, moment: float) -> float:
+        """What had been reached by then."""
+        return float(self.gaps[np.searchsorted(self.seconds, moment, side="right") - 1])
 
 
-Step = Callable[[Any, np.random.Generator], tuple[Any, float, int]]
-
-
-def finite_differences(f: Problem) -> Step:
-    """x -> next x, seconds, evaluations."""
-
-    def step(x: Any, stream: np.random.Generator) -> tuple[Any, float, int]:
-        h = 6e-6
-        gradient = np.array([(f(x + h * e) - f(x - h * e)) / (2 * h) for e in np.eye(D)])
-        return x - gradient / f.smoothness, run_times(stream, 2 * D // N).max(), 2 * D
-
-    return step
-
-
-def orthogonal_search(f: Problem) -> Step:
-    """Three directions per worker, all orthonormal and new in every step; those of the first K workers."""
-
-    def step(x: Any, stream: np.random.Generator) -> tuple[Any, float, int]:
-        h = 6e-6
-        basis = np.linalg.qr(stream.standard_normal((D, D)))[0].reshape(N, D // N, D)
-        seconds = run_times(stream, 2 * D // N)
-        first = np.argsort(seconds)[:K]
-        seen = basis[first].reshape(-1, D)
-        slopes = np.array([(f(x + h * z) - f(x - h * z)) / (2 * h) for z in seen])
-        return x - seen.T @ slopes / f.smoothness, seconds[first[-1]], 2 * D
-
-    return step
-
-
-def coded(f: Problem) -> Step:
-    """The gradient of the first arrivals that determine it."""
-
-    def step(x: Any, stream: np.random.Generator) -> tuple[Any, float, int]:
-        clock = ReplayExecutor(dict(enumerate(run_times(stream, 2 * D // K))))
-        found = coded_gradient(f, x, blocks=K, workers=N, executor=clock, progress=False)
-        return x - found.gradient / f.smoothness, found.report.seconds, found.evaluations_started
-
-    return step
-
-
-def descend(step: Step, f: Problem, seed: int, until: float) -> tuple[list[float], list[float], int]:
-    """Seconds, gaps f - f* after every step, and evaluations, until a time."""
-    stream, x = np.random.default_rng(seed), np.zeros(D)
-    seconds, gaps, evaluations = [0.0], [f(x) - f.least], 0
-    while seconds[-1] < until:
-        x, took, count = step(x, stream)
-        seconds.append(seconds[-1] + took)
+def descend(f: Problem, source: Gradients) -> Run:
+    """Steps of 1 / L."""
+    x = np.zeros(D)
+    seconds, gaps = [0.0], [f(x) - f.least]
+    while seconds[-1] < UNTIL:
+        x = x - source(x) / f.smoothness
+        seconds.append(source.seconds)
         gaps.append(f(x) - f.least)
-        evaluations += count
-    return seconds, gaps, evaluations
+    return Run(seconds, gaps, source.queries)
 
 
-def quasi_newton(f: Problem, seed: int, until: float) -> tuple[list[float], list[float], int]:
-    """The same for L-BFGS on coded gradients; a value of f counts as one evaluation of the driver."""
-    stream, counts = np.random.default_rng(seed), [0]
+def quasi_newton(f: Problem, source: Gradients) -> Run:
+    """L-BFGS; a value of f counts as one evaluation of the driver."""
     seconds, gaps = [0.0], [f(np.zeros(D)) - f.least]
 
     def value_and_gradient(x: Any) -> tuple[float, Any]:
-        moved, took, count = coded(f)(x, stream)
-        seconds.append(seconds[-1] + took + 1.0)
-        counts[0] += count + 1
+        slope = source(x)
+        seconds.append(source.seconds + source.calls)
         gaps.append(min(gaps[-1], f(x) - f.least))
-        if seconds[-1] > until:
+        if seconds[-1] > UNTIL:
             raise StopIteration
-        return f(x), (x - moved) * f.smoothness
+        return float(f(x)), slope
 
     with suppress(StopIteration):
         minimize(value_and_gradient, np.zeros(D), jac=True, method="L-BFGS-B", tol=1e-14)
-    return seconds, gaps, counts[0]
+    return Run(seconds, gaps, source.queries + source.calls)
 
 
-def compare(runs: int, until: float) -> dict[str, list[Any]]:
-    f = Problem()
-    steps = {
-        "finite differences": finite_differences(f),
-        "orthogonal search": orthogonal_search(f),
-        "coded": coded(f),
-    }
-    found = {name: [descend(step, f, run, until) for run in range(runs)] for name, step in steps.items()}
-    found["coded, L-BFGS"] = [quasi_newton(f, run, until) for run in range(runs)]
-    return found
+Search = Callable[[Problem, Gradients], Run]
+METHODS: dict[str, tuple[str, Search, str]] = {
+    "finite differences": ("differences", descend, canvas.GREY),
+    "orthogonal search": ("orthogonal", descend, canvas.ORANGE),
+    "coded": ("coded", descend, canvas.BLUE),
+    "coded, L-BFGS": ("coded", quasi_newton, canvas.GREEN),
+}
 
 
-def gap_at(run: Any, moment: float) -> float:
-    """What had been reached by then."""
-    seconds, gaps, _ = run
-    return float(gaps[np.searchsorted(seconds, moment, side="right") - 1])
+def row(name: str, runs: list[Run]) -> list[object]:
+    gaps = [np.mean([one.gap_at(UNTIL / part) for one in runs]) / runs[0].gaps[0] for part in (8, 4, 2, 1)]
+    steps = sum(len(one.gaps) - 1 for one in runs)
+    per_step = [sum(one.seconds[-1] for one in runs) / steps, sum(one.evaluations for one in runs) / steps]
+    return [name, *map(float, [*gaps, *per_step])]
 
 
-def table(found: dict[str, list[Any]], until: float) -> None:
-    moments = [until / 8, until / 4, until / 2, until]
-    print(f"f - f* after so many virtual seconds, mean of {len(found['coded'])} runs; f(0) - f* = 1")
-    header = [*(f"{moment:g} s" for moment in moments), "s / step", "started / step"]
-    rows = []
+def draw(found: dict[str, list[Run]], path: Any) -> None:
+    figure, ((axes,),) = canvas.blank(6.4, 3.6)
+    grid = np.linspace(0, UNTIL, 400)
     for name, runs in found.items():
-        start = runs[0][1][0]
-        gaps = [float(np.mean([gap_at(run, moment) for run in runs])) / start for moment in moments]
-        steps = sum(len(run[0]) - 1 for run in runs)
-        per_step = [sum(run[0][-1] for run in runs) / steps, sum(run[2] for run in runs) / steps]
-        rows.append((name, [*gaps, *per_step]))
-    show([f"{'':18}", *header], [[f"{name:18}", *row] for name, row in rows])
-
-
-def draw(found: dict[str, list[Any]], until: float, path: str) -> None:
-    from polarmap.plot import canvas
-
-    figure, axes = canvas.blank(6.4, 3.6)
-    grid = np.linspace(0, until, 400)
-    colours = [canvas.GREY, canvas.ORANGE, canvas.BLUE, canvas.GREEN]
-    for (name, runs), colour in zip(found.items(), colours):
-        gaps = np.array([[gap_at(run, moment) for moment in grid] for run in runs]) / runs[0][1][0]
+        gaps = np.array([[one.gap_at(moment) for moment in grid] for one in runs]) / runs[0].gaps[0]
         dashes = (4, 3) if name == "coded" else (None, None)  # it lies on the line of orthogonal search
-        axes[0, 0].semilogy(grid, gaps.mean(axis=0), color=colour, label=name, linewidth=1.8, dashes=dashes)
-    axes[0, 0].set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
-    axes[0, 0].legend(frameon=False)
+        look = {"color": METHODS[name][2], "label": name, "linewidth": 1.8, "dashes": dashes}
+        axes.semilogy(grid, gaps.mean(axis=0), **look)
+    axes.set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
+    axes.legend(frameon=False)
     figure.savefig(path)
 
 
-def real_time(runs: int) -> None:
-    """Seconds of one gradient on threads; evaluations sleep 10 ms, two workers 2 s."""
-    f, x = Problem(), np.full(D, 0.1)
-
-    def slow(z: Any) -> float:
-        time.sleep(0.01)
-        return f(z)
-
-    def plain(worker: int, sleep: float) -> None:
-        time.sleep(sleep)
-        for _ in range(2 * D // N):
-            slow(x)
-
-    sleepers = {3: Fault("sleep", 2.0), 11: Fault("sleep", 2.0)}
-    rows = []
-    for name, faults in (("none", {}), ("2 of 32", sleepers)):
-        waits, codes = [], []
-        for _ in range(runs):
-            with ThreadPoolExecutor(N) as pool:
-                began = time.perf_counter()
-                list(pool.map(plain, range(N), [faults[i].seconds if i in faults else 0 for i in range(N)]))
-                waits.append(time.perf_counter() - began)
-            with ThreadPoolExecutor(N) as pool:
-                began = time.perf_counter()
-                coded_gradient(
-                    slow, x, blocks=K, workers=N, executor=FaultyExecutor(pool, faults), progress=False
-                )
-                codes.append(time.perf_counter() - began)
-        rows.append([name, float(np.median(waits)), float(np.median(codes))])
-    print(f"\nseconds per gradient on 32 threads, evaluations of 10 ms, median of {runs}")
-    show(["stragglers", "plain", "coded"], rows)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs")
-    parser.add_argument("--figure", help="where to draw f - f* against time")
-    chosen = parser.parse_args()
-    until = 1600.0
-    found = compare(2 if chosen.quick else 8, until)
-    table(found, until)
-    if chosen.figure:
-        draw(found, until, chosen.figure)
-    real_time(1 if chosen.quick else 5)
+    quick = is_quick(__doc__)
+    f, found = Problem(), {}
+    for name, (kind, search, _) in METHODS.items():
+        found[name] = [search(f, Gradients(kind, f, Clock(N, run), K)) for run in range(2 if quick else 8)]
+    print(f"f - f* after so many virtual seconds, mean of {len(found['coded'])} runs; f(0) - f* = 1")
+    header = [*(f"{UNTIL / part:g} s" for part in (8, 4, 2, 1)), "s / step", "started / step"]
+    show(["", *header], [row(name, runs) for name, runs in found.items()])
+    draw(found, pages.folder(quick) / "figures" / "black-box.svg")
 
 
 if __name__ == "__main__":

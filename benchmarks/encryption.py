@@ -1,7 +1,5 @@
 """What key= costs: encode, read and map an array of 64 MiB, plain and encrypted.
 
-python -m benchmarks.encryption [--quick]
-
 Arrays lie in a folder; workers are processes of this machine that stay. Runs in turns, medians.
 """
 
@@ -9,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,66 +16,40 @@ import numpy as np
 import polarmap
 from benchmarks import interleaved, is_quick, show
 
-K, N, COLUMNS = 24, 32, 1_024
+SIZES = {"blocks": 24, "workers": 32}
 MIB = 1 << 20
 
 
-def main() -> None:
-    quick = is_quick(__doc__)
-    A = np.random.default_rng(0).standard_normal((1_536 if quick else 8_192, COLUMNS))
-    with tempfile.TemporaryDirectory() as folder, polarmap.Pool() as pool:
-        repeats = 3 if quick else 7
-        measured = Measured(A, folder, pool, repeats)
-        pairs = {
-            "encode": measured.encode,
-            "read": measured.read,
-            "first map": measured.map_first,
-            "later map": measured.map_again,
-            "map from memory": measured.map_from_memory,
-        }
-        print(f"{A.nbytes / MIB:.0f} MiB of float64, ({N}, {K}), medians")
-        rows = []
-        for name, action in pairs.items():
-            keys = (None, measured.key)
-            plain, encrypted = interleaved([partial(action, key) for key in keys], repeats)
-            rows.append((name, plain, encrypted, f"{encrypted / plain:.2f} x"))
-        show(("", "plain, s", "encrypted, s", "ratio"), rows)
-
-
-class Measured:
+def actions(A: Any, storage: str, pool: Any, repeats: int, key: bytes | None) -> dict[str, Callable[[], Any]]:
     """What is done with the matrix, with the key or without."""
+    f: Callable[[Any], Any] = partial(np.sum, axis=1)
+    options: dict[str, Any] = {"executor": pool, "verify": False}
+    name = str(bool(key))
 
-    def __init__(self, A: Any, folder: str, pool: polarmap.Pool, repeats: int) -> None:
-        self.A, self.folder, self.pool = A, folder, pool
-        self.key, self.sizes = secrets.token_bytes(32), {"blocks": K, "workers": N}
-        self.f: Callable[[Any], Any] = partial(np.sum, axis=1)
-        self.fresh = {
-            key: iter([self.encode(key, f"fresh-{bool(key)}-{turn}") for turn in range(repeats + 1)])
-            for key in (None, self.key)
-        }
+    def encode(name: str = name) -> polarmap.CodedArray:
+        return polarmap.encode(A, name=name, storage=storage, overwrite=True, key=key, **SIZES)
 
-    def encode(self, key: bytes | None, name: str = "") -> polarmap.CodedArray:
-        name = name or str(bool(key))
-        return polarmap.encode(self.A, name=name, storage=self.folder, overwrite=True, key=key, **self.sizes)
+    encode()
+    stored = partial(polarmap.open_coded, name, storage, key=key)
+    fresh: Iterator[Any] = iter([encode(f"{name}-{turn}") for turn in range(repeats + 1)])
+    return {
+        "encode": encode,
+        "read": lambda: stored()[:],
+        "first map": lambda: polarmap.coded_map(f, next(fresh), **options),  # workers keep nothing of it
+        "later map": lambda: polarmap.coded_map(f, stored(), **options),
+        "map from memory": lambda: polarmap.coded_map(f, A, key=key, **options, **SIZES),
+    }
 
-    def stored(self, key: bytes | None) -> polarmap.CodedArray:
-        return polarmap.open_coded(str(bool(key)), self.folder, key=key)
 
-    def read(self, key: bytes | None) -> None:
-        assert self.stored(key)[:].shape == self.A.shape
-
-    def map_first(self, key: bytes | None) -> None:
-        """By workers that are there and keep nothing of this array."""
-        self.map_stored(next(self.fresh[key]))
-
-    def map_again(self, key: bytes | None) -> None:
-        self.map_stored(self.stored(key))
-
-    def map_stored(self, coded: polarmap.CodedArray) -> None:
-        polarmap.coded_map(self.f, coded, executor=self.pool, verify=False)
-
-    def map_from_memory(self, key: bytes | None) -> None:
-        polarmap.coded_map(self.f, self.A, key=key, executor=self.pool, verify=False, **self.sizes)
+def main() -> None:
+    rows, repeats = (1_536, 3) if is_quick(__doc__) else (8_192, 7)
+    A = np.random.default_rng(0).standard_normal((rows, 1_024))
+    print(f"{A.nbytes / MIB:.0f} MiB of float64, medians")
+    with tempfile.TemporaryDirectory() as folder, polarmap.Pool() as pool:
+        ways = [actions(A, folder, pool, repeats, key) for key in (None, secrets.token_bytes(32))]
+        taken = ((name, *interleaved([way[name] for way in ways], repeats)) for name in ways[0])
+        header = ("", "plain, s", "encrypted, s", "ratio")
+        show(header, ((name, plain, secret, secret / plain) for name, plain, secret in taken))
 
 
 if __name__ == "__main__":

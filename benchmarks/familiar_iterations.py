@@ -6,11 +6,14 @@ Workers import this module, so it imports no more than they need.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from operator import matmul
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = np.ndarray
+Residual = Callable[[Array, Array], Array]  # of A x and of the right-hand side
 
 
 class Iteration(NamedTuple):
@@ -42,56 +45,48 @@ class Iteration(NamedTuple):
 
 def least_squares(rows: int, columns: int, workers: int) -> Iteration:
     """Gradient descent on |A x - b|^2 / 2, A and b normal."""
-    stream = np.random.default_rng(0)
-    table = stream.standard_normal((rows, columns + 1))
-    A, b = table[:, :-1], table[:, -1]
-    rate = (np.sqrt(rows) + np.sqrt(columns)) ** -2.0  # 1 / the largest eigenvalue of A'A
-    return Iteration(
-        np.split(table, workers),
-        least_squares_gradient,
-        lambda x, found: x - rate * sum(found),
-        A,
-        lambda operator, x: x - rate * (operator.T @ (operator @ x - b)),
-        np.zeros(columns),
-    )
-
-
-def least_squares_gradient(block: Array, x: Array) -> Array:
-    """A'(A x - b) of the rows [A | b]."""
-    A, b = block[:, :-1], block[:, -1]
-    found: Array = A.T @ (A @ x - b)
-    return found
+    table = np.random.default_rng(0).standard_normal((rows, columns + 1))
+    return descent(table, np.subtract, 1.0, workers)
 
 
 def logistic_regression(rows: int, columns: int, workers: int) -> Iteration:
-    """Gradient descent on the mean logistic loss of normal data whose labels follow the model."""
+    """Gradient descent on the logistic loss of normal data whose labels follow the model."""
     stream = np.random.default_rng(1)
     table = stream.standard_normal((rows, columns + 1))
-    A, y = table[:, :-1], table[:, -1]
     weights = stream.standard_normal(columns) / np.sqrt(columns)
-    y[:] = stream.random(rows) < sigmoid(A @ weights)
-    rate = 4 / (np.sqrt(rows) + np.sqrt(columns)) ** 2
+    table[:, -1] = stream.random(rows) < sigmoid(table[:, :-1] @ weights)
+    return descent(table, logistic_residual, 0.25, workers)
+
+
+def descent(table: Array, residual: Residual, curvature: float, workers: int) -> Iteration:
+    """Gradient descent on rows [A | b] by A'residual(A x, b), of a loss that is curved so much at most."""
+    A, b = table[:, :-1], table[:, -1]
+    # 1 / the largest eigenvalue of A'A, whose entries are normal.
+    rate = (np.sqrt(A.shape[0]) + np.sqrt(A.shape[1])) ** -2.0 / curvature
     return Iteration(
         np.split(table, workers),
-        logistic_gradient,
+        partial(gradient, residual),
         lambda x, found: x - rate * sum(found),
         A,
-        lambda operator, x: x - rate * (operator.T @ (sigmoid(operator @ x) - y)),
-        np.zeros(columns),
+        lambda operator, x: x - rate * (operator.T @ residual(operator @ x, b)),
+        np.zeros(A.shape[1]),
     )
 
 
-def logistic_gradient(block: Array, x: Array) -> Array:
-    """A'(sigmoid(A x) - y) of the rows [A | y]."""
-    A, y = block[:, :-1], block[:, -1]
-    found: Array = A.T @ (sigmoid(A @ x) - y)
-    return found
+def gradient(residual: Residual, block: Array, x: Array) -> Array:
+    """Of the loss of the rows [A | b]."""
+    A, b = block[:, :-1], block[:, -1]
+    return np.asarray(A.T @ residual(A @ x, b))
+
+
+def logistic_residual(found: Array, labels: Array) -> Array:
+    """What the loss of labels 0 and 1 grows by with A x."""
+    return sigmoid(found) - labels
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)); of large negative numbers, too."""
-    found: Array = 0.5 * (1 + np.tanh(0.5 * x))
-    return found
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
 def page_rank(pages: int, links: int, workers: int) -> Iteration:
@@ -107,15 +102,9 @@ def page_rank(pages: int, links: int, workers: int) -> Iteration:
     size = pages // workers
     return Iteration(
         [P[first : first + size] for first in range(0, pages, size)],
-        product,
+        matmul,
         lambda x, found: np.concatenate(found) + rest,
         P,
         lambda operator, x: operator @ x + rest,
         np.full(pages, 1 / pages),
     )
-
-
-def product(block: Any, x: Array) -> Array:
-    """Block times x."""
-    found: Array = block @ x
-    return found

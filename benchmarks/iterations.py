@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from benchmarks import is_quick, page_folder, step_rivals
-from benchmarks.compare.page import number, table
+from benchmarks import is_quick, pages, step_rivals
 from benchmarks.familiar_iterations import (
     Array,
     Iteration,
@@ -29,6 +28,7 @@ from benchmarks.familiar_iterations import (
     logistic_regression,
     page_rank,
 )
+from benchmarks.pages import number, table
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
 BLOCKS, WORKERS = 24, 32
@@ -173,15 +173,10 @@ def timed(step: Step, x: Array, steps: int) -> tuple[list[float], Array]:
     return taken[1:], x
 
 
-def page(found: dict[str, list[dict[str, float]]], size: Size, load: float) -> str:
-    """The text of docs/comparison-iterations.md: of each iteration, without and with slow workers."""
+def tables(found: dict[str, list[dict[str, float]]]) -> str:
+    """Of each iteration, without and with slow workers."""
     missing = [name for name, (library, _) in ROWS.items() if not step_rivals.is_installed(library)]
-    parts = [
-        TEXT.format(
-            seconds=size.seconds, load=load, workers=WORKERS, blocks=BLOCKS, slow=SLOW, memory=MEMORY >> 30
-        )
-    ]
-    parts += [f"{name} is not installed, and left out." for name in missing]
+    parts = [f"{name} is not installed, and left out." for name in missing]
     header = ["seconds of a step", "nobody slow", "two slow", "two slow / polarmap"]
     for what, (lucky, unlucky) in found.items():
         ours = unlucky["**polarmap**"]
@@ -190,40 +185,22 @@ def page(found: dict[str, list[dict[str, float]]], size: Size, load: float) -> s
             for name in lucky
         ]
         parts += [f"## {what}", table(header, rows)]
-    return "\n\n".join(parts) + "\n"
-
-
-TEXT = """\
-# Iterations with slow workers
-
-Part of [how it compares](comparison.md), written by `python -m benchmarks.iterations`.
-
-Median seconds of a step with {workers} workers on two cores (load average {load:.1f}). In every step {slow}
-tasks of {workers}, drawn at random and the same for every library, sleep {seconds:g} s before they compute;
-numpy has no workers, and nobody sleeps in its row. All take the same steps, and arrive at the same numbers.
-
-* *polarmap*: `CodedOperator` with {blocks} blocks and {workers} tasks on a `Pool(memory={memory} << 30)`. A
-  gradient is two coded products, `A @ x` and `A.T @ residual`; the same workers are slow in both. The sparse
-  matrix of PageRank gets parity or copies of late tasks, whichever is cheaper.
-* *Dask*: {workers} blocks that are held as futures, a process for each core, {workers} threads in all.
-  *joblib*: {workers} processes, which map the blocks. *Ray*: an actor for each block. A gradient is one map
-  there, whose partial gradients are added up here.
-* *cubed*: `map_blocks` over the chunks of a Zarr array, which {workers} threads read in every step; its
-  arrays are dense. It looks for late tasks when one returns, and else every two seconds: backups would come
-  too late here, and are off."""
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    """Measure, write the page, print it."""
+    """Measure, print the tables, write them into the page."""
     quick = is_quick(__doc__)
     size = QUICK if quick else WHOLE
     found = {}
     for what, make in size.iterations.items():
         found[what] = measured(make(), size)
         print(f"{what}: measured", flush=True)
-    text = page(found, size, os.getloadavg()[1])
-    (page_folder(quick) / "comparison-iterations.md").write_text(text, encoding="utf-8")
+    text = tables(found)
     print(text)
+    load = f"{os.getloadavg()[1]:.1f}"
+    parts = {"load": load, "seconds": f"{size.seconds:g}", "iterations": text}
+    pages.write("comparison-iterations.md", parts, quick)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks import is_quick, median_and_most, step_rivals
-from benchmarks.step_rivals import DEADLINE
+from benchmarks import is_quick, median_and_most, seconds_of, step_rivals
+from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
 Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
@@ -41,7 +40,7 @@ FAULTS: dict[Trouble, dict[int, Fault]] = {
     "asleep": {task: Fault("sleep", seconds=SECONDS, attempts=99) for task in ASLEEP},
     "killed": {KILLED: Fault("kill")},
 }
-CORES = os.cpu_count() or 1
+DEADLINE = 10.0  # seconds, of a step of another library
 
 Row = Callable[[np.ndarray, np.ndarray, Trouble], AbstractContextManager[Step]]
 
@@ -80,7 +79,7 @@ def rival(way: Any, blocks: int = BLOCKS) -> Row:
     def row(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
         with (
             faults_of(trouble, blocks) as faults,
-            way(matmul, np.split(A, blocks), faults) as step,
+            way(matmul, np.split(A, blocks), faults, deadline=DEADLINE) as step,
         ):
             yield lambda: np.concatenate(step(x))
 
@@ -121,12 +120,7 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
 
 def milliseconds(step: Step, steps: int) -> list[float]:
     """Of each of some steps, after two that are not counted."""
-    times = []
-    for _ in range(steps + 2):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    return [1e3 * one for one in times[2:]]
+    return [1e3 * seconds_of(step) for _ in range(steps + 2)][2:]
 
 
 def column(A: np.ndarray, x: np.ndarray, trouble: Trouble, turns: int, steps: int) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -18,9 +18,12 @@ import lithops
 import numpy as np
 
 import polarmap
-from benchmarks import is_quick, show
+from benchmarks import ROOT, is_quick, show
+from benchmarks.memory import peak
 from polarmap.clouds.prices import STORAGE, listing_requests
 from polarmap.executors import executor_of
+
+sys.path.append(str(ROOT / "tests"))
 from tests.servers import S3Server
 
 LOOKS = 9
@@ -47,11 +50,6 @@ class Watched:
 
         run.wait = timed
         return run
-
-
-def peak() -> float:
-    """The most memory that this process has held so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def maps(sizes: tuple[int, ...], libraries: float) -> Iterator[tuple[object, ...]]:

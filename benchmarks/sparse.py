@@ -6,8 +6,8 @@ tasks, or chooses by itself; 24 blocks, 8 of parity. "2 sleep": two workers slee
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import scipy.sparse
 from scipy.sparse.linalg import lsqr, svds
 
 import polarmap
-from benchmarks import interleaved, is_quick, show
+from benchmarks import interleaved, is_quick, seconds_of, show
 from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
 from polarmap.code.uncoded import BACKUPS, Uncoded
@@ -64,21 +64,14 @@ def solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
         with CodedOperator(A, blocks=K, workers=N, executor=executor) as operator:
             operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # encodes both sides
             for solver, solve in tasks.items():
-                before, seconds = operator.products, taken(solve, operator)
+                before, seconds = operator.products, seconds_of(partial(solve, operator))
                 counts[solver] = operator.products - before
                 code = operator.report.code if operator.report else ""
                 found.append((solver, name, seconds, 1e3 * seconds / counts[solver], code))
     for solver, solve in tasks.items():
-        seconds = taken(solve, A)
+        seconds = seconds_of(partial(solve, A))
         found.append((solver, "scipy", seconds, 1e3 * seconds / counts[solver], ""))
     return found
-
-
-def taken(solve: Callable[[Any], Any], operator: Any) -> float:
-    """Seconds."""
-    began = time.perf_counter()
-    solve(operator)
-    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -95,18 +88,8 @@ def main() -> None:
             lines.append((name, *products(A, pool, 2 if quick else 3)))
             if (rows, density) in ((24_000, 0.01), (96_000, 0.001)):
                 solved += [(name, *one) for one in solvers(A, pool)]
-    head = (
-        "",
-        "parity/data",
-        "work",
-        "encode",
-        "scipy",
-        "coded",
-        "copies",
-        "coded, 2 sleep",
-        "copies, 2 sleep",
-    )
-    show(head, lines)
+    coding = ("parity/data", "work", "encode")
+    show(("", *coding, "scipy", "coded", "copies", "coded, 2 sleep", "copies, 2 sleep"), lines)
     print(f"\nlsqr, {STEPS} steps; svds, {VALUES} values")
     show(("", "", "", "seconds", "ms a product", "code"), solved)
 

@@ -1,8 +1,8 @@
 """A step of an iteration by joblib, Dask, Ray and cubed: a task for each block that stays on workers.
 
 Each is used as its documentation says, with the options that let it survive a dead worker where it has
-them, and is given a few seconds. What is not installed is left out. Workers import this module, so it
-imports no more than they need.
+them. With `slots` that many tasks run at a time, by default one on each core; a step that takes longer than
+`deadline` seconds raises. Workers import this module, so it imports no more than they need.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ Fault = float | str  # seconds for which a task sleeps first, or a file: who rem
 Faults = Callable[[], Sequence[Fault]]  # of all tasks of a new step
 Task = Callable[[Any, np.ndarray], np.ndarray]  # of a block and the iterate
 Step = Callable[[np.ndarray], Sequence[np.ndarray]]  # from the iterate to what all tasks return
-
-DEADLINE = 10.0  # seconds for a step
+CORES = os.cpu_count() or 1
 
 
 def run(task: Task, block: Any, x: np.ndarray, fault: Fault) -> np.ndarray:
@@ -49,16 +48,18 @@ def suffer(fault: Fault) -> None:
 
 
 @contextmanager
-def joblib(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
+def joblib(
+    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+) -> Iterator[Step]:
     """All blocks on loky's processes, which map large blocks."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
-    count = slots or os.cpu_count() or 1
+    batch = 1 if slots >= len(blocks) else "auto"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Parallel(n_jobs=count, batch_size=1)(delayed(suffer)(0.5) for _ in range(count))  # all have started
-        with Parallel(n_jobs=count, timeout=DEADLINE) as parallel:  # keeps what it has mapped
+        Parallel(n_jobs=slots, batch_size=1)(delayed(suffer)(0.5) for _ in range(slots))  # all have started
+        with Parallel(slots, batch_size=batch, timeout=deadline) as parallel:  # keeps what it has mapped
             yield lambda x: parallel(
                 delayed(run)(task, block, x, fault) for block, fault in zip(blocks, faults())
             )
@@ -66,24 +67,25 @@ def joblib(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None 
 
 
 @contextmanager
-def dask(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
+def dask(
+    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+) -> Iterator[Step]:
     """All blocks held as futures by a process for each core, which reads them from files."""
     from distributed import Client, LocalCluster, wait
 
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
         count = len(blocks)
         futures = client.map(run, [task] * count, held, [x] * count, list(faults()), pure=False)
-        wait(futures, timeout=DEADLINE)
+        wait(futures, timeout=deadline)
         found: Sequence[np.ndarray] = client.gather(futures)
         return found
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    cores = os.cpu_count() or 1
     with (
         tempfile.TemporaryDirectory() as folder,
         LocalCluster(
-            n_workers=cores,
-            threads_per_worker=-(-slots // cores) if slots else 1,
+            n_workers=CORES,
+            threads_per_worker=-(-slots // CORES),
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
         ) as cluster,
@@ -98,7 +100,9 @@ def dask(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = 
 
 
 @contextmanager
-def ray(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
+def ray(
+    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+) -> Iterator[Step]:
     """An actor for each block, which is made again when it dies."""
     import ray
 
@@ -112,7 +116,7 @@ def ray(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = N
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
         shared = ray.put(x)
         found: Sequence[np.ndarray] = ray.get(
-            [one.run.remote(shared, fault) for one, fault in zip(actors, faults())], timeout=DEADLINE
+            [one.run.remote(shared, fault) for one, fault in zip(actors, faults())], timeout=deadline
         )
         return found
 
@@ -131,7 +135,9 @@ def ray(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = N
 
 
 @contextmanager
-def cubed(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
+def cubed(
+    task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
+) -> Iterator[Step]:
     """A Zarr array of all rows, whose chunks threads read in every step: none is kept."""
     import zarr
     from cubed import Spec, from_zarr, map_blocks
@@ -156,7 +162,7 @@ def cubed(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None =
         for index, block in enumerate(blocks):
             array[index * chunks[0] : (index + 1) * chunks[0]] = block
         rows = from_zarr(f"{folder}/rows.zarr", spec=Spec(f"{folder}/work", allowed_mem="500MB"))
-        executor = create_executor("threads", {"max_workers": slots or os.cpu_count()})
+        executor = create_executor("threads", {"max_workers": slots})
         yield step
 
 

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import polarmap
-from benchmarks import is_quick, page_folder
+from benchmarks import is_quick, pages, step_rivals
 from benchmarks.compare.jobs import DISTRIBUTIONS
-from benchmarks.compare.page import table
 from benchmarks.cubed_backups import map_with_backups
+from benchmarks.pages import table
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
-from polarmap import Fault, FaultyExecutor, Pool
+from polarmap import Fault, FaultyExecutor, Pool, Report
 from polarmap.executors.lithops_internals import end, localhost_functions
 
 K, N = 24, 32
@@ -64,26 +64,27 @@ def timed(run: Callable[[SleepingJob], Any], seconds: np.ndarray) -> Taken:
     return taken
 
 
-def coded(pool: Pool, seconds: np.ndarray, **options: Any) -> Taken:
+def coded(pool: Pool, seconds: np.ndarray, schedule: Any = "upfront") -> Taken:
     """A coded map of N tasks, each of which sleeps before it doubles its block."""
     faults = {task: Fault("sleep", float(one)) for task, one in enumerate(seconds[0])}
-    began = time.monotonic()
-    results = polarmap.coded_map(
-        doubled, BLOCKS, workers=N, executor=FaultyExecutor(pool, faults), progress=False, **options
-    )
-    taken = time.monotonic() - began
-    assert np.allclose(list(results), np.multiply(2, BLOCKS))
-    return Taken(taken, paid_by(results.report), 0.0)
+    taken, report = doubling(doubled, 1, executor=FaultyExecutor(pool, faults), schedule=schedule)
+    return Taken(taken, paid_by(report), 0.0)
 
 
 def in_small_blocks(pool: Pool, slow: SlowWorkers, seconds: np.ndarray) -> Taken:
     """A coded map of more tasks than workers, all of which are busy until it is over."""
     slow.draw(seconds[0] / PIECES)
-    blocks, began = BLOCKS * PIECES, time.monotonic()
-    results = polarmap.coded_map(slow, blocks, workers=PIECES * N, executor=pool, progress=False)
+    taken, report = doubling(slow, PIECES, executor=pool)
+    return Taken(taken, N * report.seconds, 0.0)
+
+
+def doubling(f: Any, pieces: int, **options: Any) -> tuple[float, Report]:
+    """Seconds of a coded map of so many times as many blocks, and its report."""
+    blocks, began = BLOCKS * pieces, time.monotonic()
+    results = polarmap.coded_map(f, blocks, workers=pieces * N, progress=False, **options)
     taken = time.monotonic() - began
     assert np.allclose(list(results), np.multiply(2, blocks))
-    return Taken(taken, N * results.report.seconds, 0.0)
+    return taken, results.report
 
 
 # --- the schemes ---------------------------------------------------------------------------------
@@ -139,32 +140,23 @@ def on_lithops() -> Iterator[dict[str, Scheme]]:
 
 
 @contextmanager
-def on_joblib() -> Iterator[dict[str, Scheme]]:
-    """Its processes, which stay; tasks are not put together into batches."""
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
-    with Parallel(n_jobs=K, batch_size=1, pre_dispatch="all") as parallel:
-        yield {"joblib": partial(timed, lambda job: parallel(delayed(job)(task) for task in range(K)))}
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+def on_rival(name: str, way: Any) -> Iterator[dict[str, Scheme]]:
+    """Another library's map, with a slot for every task."""
+    with way(called, range(K), lambda: [0.0] * K, K) as step:
+        yield {name: partial(timed, step)}
 
 
-@contextmanager
-def on_dask() -> Iterator[dict[str, Scheme]]:
-    """Its client, with threads enough for all tasks in a process for each core."""
-    from distributed import Client, LocalCluster
-
-    cores = os.cpu_count() or 1
-    with (
-        LocalCluster(
-            n_workers=cores, threads_per_worker=-(-K // cores), dashboard_address=None, silence_logs=50
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield {"Dask": partial(timed, lambda job: client.gather(client.map(job, list(range(K)), pure=False)))}
+def called(task: int, job: SleepingJob) -> int:
+    """What a rival runs for each task."""
+    return job(task)
 
 
-PLACES = (on_pool, on_lithops, on_joblib, on_dask)
+PLACES = (
+    on_pool,
+    on_lithops,
+    partial(on_rival, "joblib", step_rivals.joblib),
+    partial(on_rival, "Dask", step_rivals.dask),
+)
 
 # --- measuring and writing -----------------------------------------------------------------------
 
@@ -187,30 +179,6 @@ def measured(jobs: int, unit: float) -> dict[str, dict[str, np.ndarray]]:
     return found
 
 
-def page(found: dict[str, dict[str, np.ndarray]], unit: float, load: float) -> str:
-    """The text of docs/real-jobs.md."""
-    jobs = len(next(iter(found.values()))[PLAIN])
-    began = np.concatenate([schemes["Lithops"][:, 2] for schemes in found.values()])
-    parts = [
-        TEXT.format(
-            jobs=jobs,
-            unit=unit,
-            load=load,
-            began=unit * float(np.median(began)),
-            K=K,
-            N=N,
-            slots=ATTEMPTS * N,
-            blocks=PIECES * K,
-            tasks=PIECES * N,
-            pieces=PIECES,
-        )
-    ]
-    for name, schemes in found.items():
-        plain = schemes[PLAIN]
-        parts += [f"## {name}", table(HEADER, [row(one, taken, plain) for one, taken in schemes.items()])]
-    return "\n\n".join(parts) + "\n"
-
-
 HEADER = ["", "median", "quartiles", "99 %", "ratio", "its quartiles", "worker-seconds"]
 
 
@@ -229,39 +197,29 @@ def row(scheme: str, taken: np.ndarray, plain: np.ndarray) -> list[str]:
     ]
 
 
-TEXT = """\
-# Real jobs with delays
-
-Written by `python -m benchmarks.stragglers`: {jobs} jobs of each distribution of run times, of {K} tasks
-({N} coded) that sleep, on processes of this machine that stay. The same draws for every scheme of a job,
-schemes in turns, a slot for every task as in a cloud; two cores, load average {load:.1f}. Times are from the
-call to the results, in units of the distribution, {unit:g} s each, to compare with
-[what is simulated](comparison-jobs.md): what a scheme takes beside its sleep is in them.
-
-* *plain map*, *backup tasks* and *coded* run on the workers of one `polarmap.Pool(workers={slots})`, which
-  starts all tasks and their backups at once, as joblib and Dask do when they are given {K} slots. Without
-  `workers=` it starts as many as keep the cores busy.
-* *coded, {blocks} blocks* are {tasks} tasks, each an {pieces}th as long, on a `polarmap.Pool(workers={N})`:
-  each worker takes the next when it is done, and is as slow all the time as a task of *upfront* is.
-  Its worker-seconds are those of all workers until the job is over.
-* *backup tasks, cubed* is its own `cubed.runtime.executors.lithops.map_unordered`, with `use_backups=True`
-  and a look every 5 ms in place of every second. Lithops on one machine runs the jobs of an executor one
-  after another, so that a backup would wait for the straggler: what cubed asks of Lithops, to map and to
-  wait, workers of the pool do.
-* *Lithops*, *joblib* and *Dask* are plain maps by these packages with {K} slots. Lithops starts processes for
-  every map here: the first task of a job began after {began:.2f} s (median).
-* *ratio* is to the plain map of the same job: median and quartiles. *worker-seconds* are those of all jobs,
-  relative to the plain map's: whatever still runs when a job is over is stopped, and paid, then."""
+def parts(found: dict[str, dict[str, np.ndarray]], unit: float, load: float) -> dict[str, str]:
+    """What stands on docs/real-jobs.md."""
+    began = np.concatenate([schemes["Lithops"][:, 2] for schemes in found.values()])
+    tables = [
+        f"## {name}\n\n{table(HEADER, [row(one, taken, schemes[PLAIN]) for one, taken in schemes.items()])}"
+        for name, schemes in found.items()
+    ]
+    return {
+        "jobs": str(len(began) // len(found)),
+        "unit": f"{unit:g}",
+        "load": f"{load:.1f}",
+        "began": f"{unit * float(np.median(began)):.2f}",
+        "distributions": "\n\n".join(tables),
+    }
 
 
 def main() -> None:
-    """Measure, write the page, print it."""
+    """Measure, print the tables, write them into the page."""
     quick = is_quick(__doc__)
     unit = QUICK_UNIT if quick else UNIT
-    found = measured(QUICK_JOBS if quick else JOBS, unit)
-    text = page(found, unit, os.getloadavg()[1])
-    (page_folder(quick) / "real-jobs.md").write_text(text, encoding="utf-8")
-    print(text)
+    found = parts(measured(QUICK_JOBS if quick else JOBS, unit), unit, os.getloadavg()[1])
+    print(found["distributions"])
+    pages.write("real-jobs.md", found, quick)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import yaml
 
 import polarmap
 from benchmarks import headlines
+from benchmarks.pages import tables_of
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -273,7 +274,7 @@ def test_a_readme_without_a_table_is_an_error() -> None:
 
 def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    header, *rows = next(iter(headlines.tables_of(page[page.index("benchmarks.accuracy") :]).values()))
+    header, *rows = next(iter(tables_of(page[page.index("benchmarks.accuracy") :]).values()))
     share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
     found = re.search(
         r"\(32, 24\) one in ([\d,]+) with\s+float64, ([\d.]+) % with float32, ([\d.]+) % with float16",
@@ -292,7 +293,7 @@ def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     ],
 )
 def test_tables_are_known_by_what_they_stand_under(page: str, title: str) -> None:
-    assert headlines.tables_of(page) == {title: [["", "b"], ["x", "1"]]}
+    assert tables_of(page) == {title: [["", "b"], ["x", "1"]]}
 
 
 # --- the site ------------------------------------------------------------------------------------

@@ -6,13 +6,12 @@ With --quick everything is smaller and goes to build/comparison/.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from time import perf_counter
 
-from benchmarks import is_quick, page_folder
+from benchmarks import is_quick, pages
 from benchmarks.compare import codes, elastic, figures, page
-from benchmarks.compare.codes import Measured, Size
-from benchmarks.compare.goals import goals, sweep
+from benchmarks.compare.codes import Size
 from benchmarks.compare.jobs import DISTRIBUTIONS, schemes
 
 SIZES = [
@@ -30,15 +29,13 @@ PATTERNS = 20
 
 def main() -> None:
     quick = is_quick(__doc__)
-    folder = page_folder(quick)
-    (folder / "figures").mkdir(exist_ok=True)
     sizes, megabytes = (QUICK, 8) if quick else (SIZES, 128)
     began = perf_counter()
     codes.compile_loops()
     measured = {size: list(codes.measured(size, tuning(size), megabytes)) for size in sizes}
     load = os.getloadavg()[1]
     log("codes", began)
-    extra = {size: others(size) for size in sizes if size.n <= DENSE_UP_TO}
+    extra = {size: list(others(size)) for size in sizes if size.n <= DENSE_UP_TO}
     jobs = {
         (size, name): {
             job.scheme: job for job in schemes(size, runtimes, measured[size], trials(size, quick))
@@ -47,18 +44,12 @@ def main() -> None:
         for name, runtimes in DISTRIBUTIONS.items()
     }
     log("jobs", began)
-    aims, swept = goals(jobs), page.swept(100 if quick else 1000, sweep(100 if quick else 1000))
     crowd = [one for rate in elastic.RATES for one in elastic.elastic(rate, 20 if quick else 200)]
     log("elastic", began)
-    draw(folder / "figures", measured, jobs, crowd)
-    written = page.pages(measured, extra, jobs, aims, swept, crowd, megabytes, load)
-    for name, text in written.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    for goal in aims:
-        for name, found in goal.found.items():
-            verdict = "met   " if goal.is_met(name) else "MISSED"
-            print(f"{verdict} {found:8.3g} (<= {goal.limit:g})  {goal.what}: {name}")
-    print(f"{', '.join(written)} written to {folder} in {perf_counter() - began:.0f} s")
+    for name, parts in page.pages(measured, extra, jobs, crowd, megabytes, load).items():
+        pages.write(name, parts, quick)
+    figures.draw(pages.folder(quick) / "figures", measured, jobs, crowd)
+    log("pages and figures", began)
 
 
 def tuning(size: Size) -> int:
@@ -69,23 +60,12 @@ def trials(size: Size, quick: bool) -> int:
     return max(200, min(20_000, 20 * TRIALS // size.n)) // (10 if quick else 1)
 
 
-def others(size: Size) -> list[tuple[str, ...]]:
+def others(size: Size) -> Iterator[list[str]]:
     """Rows of codes of which only some columns are measured."""
-    rows = [page.row_without_seconds(code) for code in codes.partly_polarized(size)]
+    for code in codes.partly_polarized(size):
+        yield page.row_without_seconds(code)
     for name, median, worst in codes.polynomial_codes(size, PATTERNS):
-        rows.append((name, "0.0", "0", *[""] * 6, page.power(median), page.power(worst), ""))
-    return rows
-
-
-def draw(
-    folder: Path, measured: dict[Size, list[Measured]], jobs: page.Jobs, crowd: list[elastic.Elastic]
-) -> None:
-    smallest = next(iter(measured))
-    of_smallest = {name: schemes for (size, name), schemes in jobs.items() if size == smallest}
-    figures.draw_jobs(of_smallest, smallest, folder / "compare-jobs.png")
-    figures.draw_arrivals(measured, folder / "compare-arrivals.png")
-    figures.draw_elastic(crowd, folder / "elastic.png")
-    figures.draw_theory(folder)
+        yield page.row_of_amplification(name, median, worst)
 
 
 def log(what: str, began: float) -> None:

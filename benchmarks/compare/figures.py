@@ -23,7 +23,7 @@ from polarmap.plot import canvas
 
 # Label -> what schemes of that name match, marker, colour, whether it is filled: no code grey, rival codes
 # open, ours filled.
-LOOKS = {
+JOBS = {
     "uncoded": (r"uncoded$", "s", canvas.INK, True),
     "2x replication": (r"2x", "P", canvas.GREY, True),
     "3x replication": (r"3x", "X", canvas.GREY, True),
@@ -39,40 +39,55 @@ LOOKS = {
     "upfront, rest on demand": (r"\d+ upfront", "p", canvas.BLUE, True),
     "16x as many blocks": (r"16x as", "d", canvas.SKY, True),
 }
+# Label -> what codes of that name match, line, colour.
+CODES = {
+    "LT": (r"LT .*\)$", "o-", canvas.GREEN),
+    "LDPC": (r"LDPC.*[e)]$", "D--", canvas.GREY),
+    "LDPC, inactivation": (r"LDPC.*inactivation", "h-", canvas.INK),
+    "polar, sequential": (r"polar, sequential$", "^-", canvas.ORANGE),
+    "polar, optimal, integers": (r"polar, optimal, integers$", "s--", canvas.SKY),
+    "polar, optimal": (r"polar, optimal$", "v-", canvas.BLUE),
+    "rotation, dense MDS, Fermat": (r"rotation$", "*-", canvas.VERMILLION),
+}
+CROWDS = {
+    "uncoded, restarted": ("s-", canvas.INK),
+    "coded, polar sequential": ("^--", canvas.ORANGE),
+    "coded, rotation": ("o-", canvas.VERMILLION),
+}
 
 
-def look_of(scheme: str) -> str | None:
-    """The key of LOOKS a scheme goes by."""
-    return next((key for key, (pattern, *_) in LOOKS.items() if re.match(pattern, scheme)), None)
+def draw(
+    folder: Path,
+    measured: dict[Size, list[Measured]],
+    jobs: dict[tuple[Size, str], dict[str, Completion]],
+    crowd: list[elastic.Elastic],
+) -> None:
+    """All of them; jobs are those of the smallest size."""
+    draw_jobs(jobs, next(iter(measured)), folder / "compare-jobs.png")
+    draw_arrivals(measured, folder / "compare-arrivals.png")
+    draw_elastic(crowd, folder / "elastic.png")
+    plot_runtimes(training_trace(), folder / "run-times.png")
+    plot_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
+    plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)).plot(folder / "frontier.png")
 
 
-def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) -> None:
+def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, path: Path) -> None:
     """The 99 % quantile against cost, a panel for each distribution."""
     figure, axes = canvas.blank(10.5, 7.6, columns=2, rows=2)
-    for one, (name, schemes) in zip(axes.flat, jobs.items()):
-        uncoded = schemes["uncoded"]
+    names = [name for of, name in jobs if of == size]
+    for one, name in zip(axes.flat, names):
+        schemes = jobs[size, name]
         for scheme, found in schemes.items():
-            if (key := look_of(scheme)) is not None and np.isfinite(found.p99):
-                _, marker, color, filled = LOOKS[key]
-                one.plot(
-                    [found.paid / uncoded.paid],
-                    [found.p99],
-                    marker,
-                    ms=13 if marker == "*" else 8.5,
-                    color=color,
-                    markerfacecolor=color if filled else "white",
-                    markeredgewidth=1.4,
-                    label=key,
-                )
+            label = next((key for key, (pattern, *_) in JOBS.items() if re.match(pattern, scheme)), None)
+            if label is not None and np.isfinite(found.p99):
+                _, marker, color, filled = JOBS[label]
+                look = {"color": color, "markerfacecolor": color if filled else "white", "label": label}
+                point = [found.paid / schemes["uncoded"].paid], [found.p99]
+                one.plot(*point, marker, ms=13 if marker == "*" else 8.5, markeredgewidth=1.4, **look)
         one.set_ylim(bottom=0)
         canvas.titled(one, name, "worker-seconds, relative to a plain map", "99 % quantile, seconds")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
+    legend = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(f"{size.k} blocks, {size.n} coded tasks: below and left is better", fontsize=12)
     canvas.saved(figure, path)
 
@@ -80,16 +95,7 @@ def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) ->
 def draw_arrivals(codes: dict[Size, list[Measured]], path: Path) -> None:
     """Results needed beyond k, as a share of k, by the size of the code."""
     figure, ((axes,),) = canvas.blank(7.5, 4.4)
-    looks = {
-        "LT": (r"LT .*\)$", "o-", canvas.GREEN),
-        "LDPC": (r"LDPC.*[e)]$", "D--", canvas.GREY),
-        "LDPC, inactivation": (r"LDPC.*inactivation", "h-", canvas.INK),
-        "polar, sequential": (r"polar, sequential$", "^-", canvas.ORANGE),
-        "polar, optimal, integers": (r"polar, optimal, integers$", "s--", canvas.SKY),
-        "polar, optimal": (r"polar, optimal$", "v-", canvas.BLUE),
-        "rotation, dense MDS, Fermat": (r"rotation$", "*-", canvas.VERMILLION),
-    }
-    for label, (pattern, style, color) in looks.items():
+    for label, (pattern, style, color) in CODES.items():
         points = [
             (size.n, 100 * code.beyond / size.k)
             for size, some in codes.items()
@@ -109,47 +115,26 @@ def draw_elastic(results: list[elastic.Elastic], path: Path) -> None:
     """One run under vanishing workers; completion times as more of them vanish."""
     figure, axes = canvas.blank(10.5, 4.2, columns=2)
     left, right = axes[0]
-    rate = elastic.RATES[2]
-    styles = {"500 uncoded workers": ("-", canvas.INK), "1,500 coded workers": ("-", canvas.VERMILLION)}
-    for name, times in elastic.one_run(rate).items():
-        style, color = styles[name]
-        counts = np.arange(1, len(times) + 1)
-        left.step(times, counts, style, where="post", color=color, lw=1.8, label=name)
-        done = times[elastic.BLOCKS - 1]
-        left.plot([done], [elastic.BLOCKS], "o", color=color, ms=7, zorder=3)
-        place = {"xytext": (-4, -16), "ha": "right"} if done > 5 else {"xytext": (6, -16)}
-        left.annotate(
-            f"{done:.1f} s", (done, elastic.BLOCKS), textcoords="offset points", fontsize=9, **place
-        )
-    left.axhline(elastic.BLOCKS, color=canvas.GREY, ls="--", lw=1)
+    needed = elastic.BLOCKS
+    runs = elastic.one_run(elastic.RATES[2]).items()
+    for (name, times), color in zip(runs, (canvas.INK, canvas.VERMILLION)):
+        left.step(times, np.arange(1, len(times) + 1), "-", where="post", color=color, lw=1.8, label=name)
+        done = times[needed - 1]
+        left.plot([done], [needed], "o", color=color, ms=7, zorder=3)
+        place: Any = {"xytext": (-4, -16), "ha": "right"} if done > 5 else {"xytext": (6, -16)}
+        left.annotate(f"{done:.1f} s", (done, needed), textcoords="offset points", fontsize=9, **place)
+    left.axhline(needed, color=canvas.GREY, ls="--", lw=1)
     left.set_xlim(left=0)
-    left.legend(frameon=False, fontsize=9)
     canvas.titled(left, "One run: results that have arrived", "seconds", "results (500 are needed)")
-    _draw_rates(right, results)
-    canvas.saved(figure, path)
-
-
-def _draw_rates(axes: Any, results: list[elastic.Elastic]) -> None:
-    looks = {
-        "uncoded, restarted": ("s-", canvas.INK),
-        "coded, polar sequential": ("^--", canvas.ORANGE),
-        "coded, rotation": ("o-", canvas.VERMILLION),
-    }
-    for scheme, (style, color) in looks.items():
+    for scheme, (style, color) in CROWDS.items():
         some = [one for one in results if one.scheme == scheme]
         middle = np.array([np.quantile(one.time, [0.05, 0.5, 0.95], method="higher") for one in some])
         lost = [100 * one.lost for one in some]
-        axes.plot(lost, middle[:, 1], style, color=color, label=scheme)
-        axes.fill_between(lost, middle[:, 0], middle[:, 2], color=color, alpha=0.15, linewidth=0)
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=9)
-    canvas.titled(
-        axes, "Median completion (5 to 95 %)", "workers that vanish before they return, %", "seconds"
-    )
-
-
-def draw_theory(folder: Path) -> None:
-    """Run times, polarization, the frontier of a plan."""
-    plot_runtimes(training_trace(), folder / "run-times.png")
-    plot_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
-    plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)).plot(folder / "frontier.png")
+        right.plot(lost, middle[:, 1], style, color=color, label=scheme)
+        right.fill_between(lost, middle[:, 0], middle[:, 2], color=color, alpha=0.15, linewidth=0)
+    right.set_ylim(bottom=0)
+    title = "Median completion (5 to 95 %)"
+    canvas.titled(right, title, "workers that vanish before they return, %", "seconds")
+    for one in axes[0]:
+        one.legend(frameon=False, fontsize=9)
+    canvas.saved(figure, path)

@@ -30,7 +30,7 @@ class Whole(NamedTuple):
     @property
     def seconds(self) -> float:
         """Together."""
-        return self.encode + self.transfer + self.decode
+        return sum(self)
 
 
 def beside_tasks(job: Completion, codes: dict[str, Measured], size: int) -> Whole:
@@ -38,11 +38,9 @@ def beside_tasks(job: Completion, codes: dict[str, Measured], size: int) -> Whol
 
     On demand is charged all the coding of rotation, and sends the parity blocks that are started.
     """
-    code, sent = codes.get(job.scheme), float(job.n)
-    if code is None and "on demand" in job.scheme:
-        code, sent = codes["rotation"], job.started
-    elif code is None:
-        sent = float(job.k)
+    late = "on demand" in job.scheme
+    code = codes["rotation"] if late else codes.get(job.scheme)
+    sent = job.started if late else float(job.k if code is None else job.n)
     transfer = 2 * size / WORKER + (sent + job.arrivals) * size / DRIVER
     if code is None:
         return Whole(0.0, transfer, 0.0)

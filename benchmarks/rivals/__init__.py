@@ -1,8 +1,4 @@
-"""Rival codes over the reals, each with its best standard parameters; references, not for use.
-
-Every one offers `n`, `k`, `needed(orders)`, `encode(data)`, `decode(order, blocks)` and counts of
-operations, so that they can be measured side by side (see `Rival`).
-"""
+"""Rival codes over the reals, each with its best standard parameters; references, not for use."""
 
 from __future__ import annotations
 
@@ -19,8 +15,18 @@ except ImportError:  # the loops run as Python: slow, and the same
 Array = np.ndarray[Any, Any]
 
 
-class Rival(Protocol):
-    """A code of n blocks that carry k.
+class Decoding(Protocol):
+    """How to decode one pattern of arrivals; `operations` for one number of every block."""
+
+    operations: float
+
+    def recover(self, blocks: Array) -> Array:
+        """The data (k, b) from coded blocks (n, b), of which only those that arrived are read."""
+        ...
+
+
+class Rival:
+    """A code of n blocks that carry k, so that all can be measured side by side.
 
     norms : 2-norm of the coefficients of each coded block, (n,): the size of its rounding errors
         when all data blocks are of size one.
@@ -35,25 +41,15 @@ class Rival(Protocol):
 
     def needed(self, orders: Array) -> Array:
         """How many arrivals each order (trials, n) takes until the data are known; n + 1 for never."""
-        ...
+        return np.full(len(orders), self.k)
 
     def encode(self, data: Array) -> Array:
         """The coded blocks (n, b) of k data blocks (k, b)."""
-        ...
+        raise NotImplementedError
 
     def plan(self, arrived: Array) -> Decoding:
         """How to decode from the blocks with these indices: bits only."""
-        ...
-
-
-class Decoding(Protocol):
-    """How to decode one pattern of arrivals; `operations` for one number of every block."""
-
-    operations: float
-
-    def recover(self, blocks: Array) -> Array:
-        """The data (k, b) from coded blocks (n, b), of which only those that arrived are read."""
-        ...
+        raise NotImplementedError
 
 
 def compiled(loops: Callable[..., Any]) -> Callable[..., Any]:

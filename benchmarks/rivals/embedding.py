@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.rivals import Array
+from benchmarks.rivals import Array, Rival
 from polarmap.code.tiled import over_cores, tiles
 
 
-class Embedding:
+class Embedding(Rival):
     """Values at n of q points on the circle of the polynomial with the data as coefficients.
 
     Parameters
@@ -32,9 +32,6 @@ class Embedding:
         self.norms = np.full(n, np.sqrt(k))
         # Of a complex transform: 5 q log2 q real operations, for two numbers of every block.
         self.encode_operations = 2.5 * self.q * float(np.log2(self.q))
-
-    def needed(self, orders: Array) -> Array:
-        return np.full(len(orders), self.k)
 
     def encode(self, data: Array) -> Array:
         coded = np.empty((self.n, data.shape[1]))

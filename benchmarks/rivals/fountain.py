@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 
 from benchmarks.rivals import Array
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, some_orders, waiting
+from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, awaited
 
 C = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 DELTA = (0.02, 0.1, 0.5, 0.9)
@@ -67,15 +67,12 @@ def tuned(n: int, k: int, trials: int, inactivates: bool = False) -> tuple[int, 
     Inactivation needs hardly more than k with most parameters: of those within half a per cent of the
     best, the ones that encode with the fewest operations.
     """
-    orders = some_orders(n, max(2, trials // 10) if inactivates else trials)
-    tried = product(C, DELTA[2:3] if inactivates else DELTA)
-    found = []
-    for c, delta in tried:
-        code = LT(n, k, c, delta, inactivates)
-        found.append((waiting(code.needed(orders), n), code.encode_operations, c, delta))
-    best = min(found)[0]
-    if inactivates:
-        found = [one for one in found if one[0] <= best + NEARLY * k]
-        found.sort(key=lambda one: one[1])
-    _, _, c, delta = found[0] if inactivates else min(found)
-    return n, k, c, delta, inactivates
+    tried = [(c, delta, inactivates) for c, delta in product(C, DELTA[2:3] if inactivates else DELTA)]
+    codes = {options: LT(n, k, *options) for options in tried}
+    found = {options: awaited(code, trials) for options, code in codes.items()}
+    most = min(found.values()) + (NEARLY * k if inactivates else 0.0)
+    return (
+        n,
+        k,
+        *min((one for one in tried if found[one] <= most), key=lambda one: codes[one].encode_operations),
+    )

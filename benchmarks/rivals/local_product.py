@@ -7,13 +7,11 @@ difference of its parity and the others.
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import product
 
 import numpy as np
 
-from benchmarks.rivals import Array
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, estimated_norms, some_orders, waiting
+from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, awaited
 
 SIDES = range(2, 15)
 MORE = 1.1  # tasks, of as many as the other codes have: no grid of 24 fits into 32
@@ -49,18 +47,10 @@ class LocalProduct(SparseCode):
         signs = [np.append(np.ones(len(line) - 1), -1.0) for line in members]
         self.decoder = Decoder(Graph.of(members, signs, block), k)
 
-    @cached_property
-    def norms(self) -> Array:
-        return estimated_norms(self)
-
 
 def tuned(n: int, k: int, trials: int) -> tuple[int, int, int]:
     """Arguments of the grids that await the smallest share of their tasks, at most MORE n or the fewest."""
     codes = {(rows, columns): LocalProduct(k, rows, columns) for rows in SIDES for columns in SIDES}
     most = max(MORE * n, min(code.n for code in codes.values()))
-
-    def share(grid: tuple[int, int]) -> float:
-        code = codes[grid]
-        return waiting(code.needed(some_orders(code.n, trials)), code.n) / code.n
-
-    return k, *min((grid for grid, code in codes.items() if code.n <= most and grid[0] <= grid[1]), key=share)
+    grids = [grid for grid, code in codes.items() if code.n <= most and grid[0] <= grid[1]]
+    return k, *min(grids, key=lambda grid: awaited(codes[grid], trials) / codes[grid].n)

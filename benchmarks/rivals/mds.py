@@ -11,20 +11,17 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.rivals import Array
+from benchmarks.rivals import Array, Rival
 from polarmap.code.recovery import left_inverse
 
 
-class Dense:
+class Dense(Rival):
     """[I; P] for a dense P, scaled so that its rows have unit norm."""
 
     def __init__(self, n: int, k: int, coefficients: Array, name: str) -> None:
         self.n, self.k, self.name, self.coefficients = n, k, name, coefficients
         self.norms = np.append(np.ones(k), np.linalg.norm(coefficients, axis=1))
         self.encode_operations = 2.0 * k * (n - k)
-
-    def needed(self, orders: Array) -> Array:
-        return np.full(len(orders), self.k)
 
     def encode(self, data: Array) -> Array:
         coded = np.empty((self.n, data.shape[1]))
@@ -68,7 +65,7 @@ class Polynomial:
     """Values at n points of the polynomial of degree below k through the k data blocks.
 
     Coefficients grow beyond what floats hold, so this says how large errors get, as a logarithm,
-    by Lagrange's formula; a matrix of them exists only for small n.
+    by Lagrange's formula.
     """
 
     def __init__(self, points: Array, k: int, name: str, seed: int = 0) -> None:
@@ -76,38 +73,30 @@ class Polynomial:
         # Data at random among the points: what is missing is then spread out, whichever it is.
         self.points = np.random.default_rng(seed).permutation(points)
 
-    def weights(self, received: Array, wanted: Array) -> tuple[Array, Array]:
-        """log|w| and sign of the weights of `received` values in the `wanted`, (wanted, received).
+    def log_weights(self, received: Array, wanted: Array) -> Array:
+        """log|w| of the weights of `received` values in the `wanted`, (wanted, received).
 
         w_ij = A(y_i) / (A'(x_j) (y_i - x_j)) with A(y) = product of (y - x_j) over the received.
         """
         x, y = self.points[received], self.points[wanted]
         gaps = np.subtract.outer(x, x)
         np.fill_diagonal(gaps, 1.0)
-        across = np.subtract.outer(y, x)
-        log_across = np.log(np.abs(across))
-        logarithm = log_across.sum(axis=1)[:, None] - np.log(np.abs(gaps)).sum(axis=1) - log_across
-        sign = np.sign(across).prod(axis=1)[:, None] * np.sign(gaps).prod(axis=1) * np.sign(across)
-        return logarithm, sign
+        across = np.log(np.abs(np.subtract.outer(y, x)))
+        return np.asarray(across.sum(axis=1)[:, None] - np.log(np.abs(gaps)).sum(axis=1) - across)
 
     @cached_property
     def log_norms(self) -> Array:
         """log of the 2-norm of each coded block's coefficients."""
-        logarithm, _ = self.weights(np.arange(self.k), np.arange(self.k, self.n))
-        return np.append(np.zeros(self.k), _log_norm(logarithm))
+        parity = self.log_weights(np.arange(self.k), np.arange(self.k, self.n))
+        return np.append(np.zeros(self.k), _log_norm(parity))
 
     def log10_amplification(self, arrived: Array) -> float:
         """log10 of the largest relative error of a recovered block, one per rounding unit."""
         missing = np.setdiff1d(np.arange(self.k), arrived)
         if not len(missing):
             return 0.0
-        logarithm, _ = self.weights(arrived, missing)
-        return float(_log_norm(logarithm + self.log_norms[arrived]).max() / np.log(10))
-
-    def dense(self) -> Dense:
-        """The same code with its coefficients as floats."""
-        logarithm, sign = self.weights(np.arange(self.k), np.arange(self.k, self.n))
-        return Dense(self.n, self.k, sign * np.exp(logarithm), self.name)
+        logarithm = self.log_weights(arrived, missing) + self.log_norms[arrived]
+        return float(_log_norm(logarithm).max() / np.log(10))
 
 
 def vandermonde(n: int, k: int) -> Polynomial:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.rivals import Array
+from benchmarks.rivals import Array, Rival
 from polarmap import Decoder, PolarCode
 from polarmap.code.design import power_of_two_above
 from polarmap.code.rotation_code import DENSE_UP_TO
@@ -15,7 +15,7 @@ from polarmap.code.syndrome import SyndromeRecovery
 from polarmap.planning.decodability import optimal_ranks, sequential_finish
 
 
-class Polar:
+class Polar(Rival):
     """A PolarCode with floating blocks.
 
     rotation: the real decoder decides, with its own threshold of what is singular. arikan: the
@@ -58,22 +58,17 @@ class Planned:
     def __init__(self, code: PolarCode, arrived: Array, exact: bool) -> None:
         here = np.zeros(code.n, bool)
         here[arrived] = True
-        self._recovery, self._k = code.recovery(here, exact), code.k
-        self._syndrome = _encode_operations(code)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        plan = self._recovery
+        self._recovery = plan = code.recovery(here, exact)
+        self._k = code.k
         if isinstance(plan, SequentialRecovery):
             self.operations = float(sum(len(step.target) for step in plan.steps if step.sign))
-            return
-        if isinstance(plan, SyndromeRecovery):
+        elif isinstance(plan, SyndromeRecovery):
             assert not plan.deficit  # which solves for the missing blocks
-            self.operations = self._syndrome + 2.0 * len(plan.missing) * len(plan.parity)
-            return
-        self.operations = 2.0 * len(plan.missing) * len(plan.arrived)
-        if not plan.exact:
-            _ = plan.weights
+            self.operations = _encode_operations(code) + 2.0 * len(plan.missing) * len(plan.parity)
+        else:
+            self.operations = 2.0 * len(plan.missing) * len(plan.arrived)
+            if not plan.exact:
+                _ = plan.weights
 
     def recover(self, blocks: Array) -> Array:
         plan = self._recovery

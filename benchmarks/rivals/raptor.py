@@ -7,13 +7,11 @@ k coded blocks are the data: encoding solves for the hidden blocks, as decoding 
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import ceil, comb
 
 import numpy as np
 
-from benchmarks.rivals import Array
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, estimated_norms
+from benchmarks.rivals.sparse import Decoder, Graph, SparseCode
 
 # RFC 5053, 5.4.4.2: degrees, and shares of 2^20.
 DEGREES = (1, 2, 3, 4, 10, 11, 40)
@@ -60,10 +58,6 @@ class Raptor(SparseCode):
     def is_systematic(self) -> bool:
         """Whether the data determine the hidden blocks."""
         return self._encoding.solves
-
-    @cached_property
-    def norms(self) -> Array:
-        return estimated_norms(self)
 
 
 def precode(k: int) -> tuple[int, int]:

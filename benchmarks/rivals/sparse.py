@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.rivals import Array, compiled
+from benchmarks.rivals import Array, Rival, compiled
 from polarmap.code.recovery import left_inverse
 from polarmap.code.tiled import over_cores, tiles
 
@@ -78,27 +78,35 @@ class Decoder:
 
         fewest : that can be enough.
         """
-        if not self.inactivates:
-            used, complete = _peel(*self.graph[:2], *self._transposed, self.graph.blocks, order, self.wanted)
-            return int(used) if complete else len(order) + 1
-        if not self.plan(order).solves:
-            return len(order) + 1
-        least, most = fewest - 1, len(order)  # too few, enough
+        least, most = fewest - 1, len(order) + 1  # too few, enough
         while most - least > 1:
             middle = (least + most) // 2
-            least, most = (least, middle) if self.plan(order[:middle]).solves else (middle, most)
+            least, most = (least, middle) if self._is_enough(order[:middle]) else (middle, most)
         return most
+
+    def _is_enough(self, arrived: Array) -> bool:
+        if self.inactivates:
+            return self.plan(arrived).solves
+        useful = np.zeros(len(self.graph.starts) - 1, bool)  # nothing is set aside
+        *_, is_complete = _set_aside(
+            *self.graph[:2], *self._transposed, self._marked(arrived), useful, self.wanted, False
+        )
+        return bool(is_complete)
+
+    def _marked(self, arrived: Array) -> Array:
+        here = np.zeros(self.graph.blocks, bool)
+        here[arrived] = True
+        return here
 
     def plan(self, arrived: Array, wanted: Array | None = None) -> Plan:
         """How to find the blocks `wanted` (by default those of the code) from those that arrived."""
-        graph, here = self.graph, np.zeros(self.graph.blocks, bool)
-        here[arrived] = True
+        graph, here = self.graph, self._marked(arrived)
         # What stands in one equation only and is missing makes that equation say nothing of others.
         lost = ~here & (self._occurrences == 1)
         lost[: self.wanted] = False
         useful = np.ones(len(graph.starts) - 1, bool)
         useful[np.repeat(np.arange(len(useful)), np.diff(graph.starts))[lost[graph.members]]] = False
-        steps = _set_aside(*graph[:2], *self._transposed, here, useful, self.wanted)
+        *steps, _ = _set_aside(*graph[:2], *self._transposed, here, useful, self.wanted, True)
         return Plan(graph, arrived, np.arange(self.wanted) if wanted is None else wanted, *steps)
 
 
@@ -159,17 +167,13 @@ class Plan:
         return found
 
 
-class SparseCode:
+class SparseCode(Rival):
     """A code by its graph: what all of them have in common.
 
     decoder : Decoder
     coded, data : which blocks of the graph are the n coded blocks and the k data blocks, (n,), (k,).
     """
 
-    name: str
-    n: int
-    k: int
-    norms: Array
     decoder: Decoder
     coded: Array
     data: Array
@@ -178,9 +182,17 @@ class SparseCode:
     def _encoding(self) -> Plan:
         return self.decoder.plan(self.data, self.coded)
 
-    @property
-    def encode_operations(self) -> float:
+    @cached_property
+    def encode_operations(self) -> float:  # type: ignore[override]
         return self._encoding.operations
+
+    @cached_property
+    def norms(self) -> Array:  # type: ignore[override]
+        """Exact, or for large k by the law of large numbers."""
+        if self.k <= EXACT_NORMS:
+            return np.linalg.norm(self.encode(np.eye(self.k)), axis=1)
+        data = np.random.default_rng(0).choice([-1.0, 1.0], (self.k, EXACT_NORMS))
+        return np.linalg.norm(self.encode(data), axis=1) / np.sqrt(EXACT_NORMS)
 
     def needed(self, orders: Array) -> Array:
         return np.array([self.decoder.needed(self.coded[order], self.k) for order in orders])
@@ -204,63 +216,21 @@ class Solving:
         return self._plan.follow(blocks, self._arrived)
 
 
-def estimated_norms(code: SparseCode) -> Array:
-    """2-norms of the coefficients: exact, or for large k by the law of large numbers."""
-    if code.k <= EXACT_NORMS:
-        return np.linalg.norm(code.encode(np.eye(code.k)), axis=1)
-    data = np.random.default_rng(0).choice([-1.0, 1.0], (code.k, EXACT_NORMS))
-    return np.linalg.norm(code.encode(data), axis=1) / np.sqrt(EXACT_NORMS)
-
-
-def waiting(needed: Array, n: int) -> float:
-    """The mean arrivals needed, never counting as 2 n."""
-    return float(np.where(needed > n, 2 * n, needed).mean())
-
-
-def some_orders(n: int, trials: int) -> Array:
-    """Random orders by which parameters are chosen, others than those by which codes are measured."""
-    return np.random.default_rng(1).permuted(np.tile(np.arange(n), (trials, 1)), axis=1)
+def awaited(code: SparseCode, trials: int) -> float:
+    """The mean arrivals needed, never counting as 2 n, by which parameters are chosen."""
+    few = max(2, trials // 10) if code.decoder.inactivates else trials
+    # Other orders than those by which codes are measured.
+    orders = np.random.default_rng(1).permuted(np.tile(np.arange(code.n), (few, 1)), axis=1)
+    needed = code.needed(orders)
+    return float(np.where(needed > code.n, 2 * code.n, needed).mean())
 
 
 @compiled
-def _peel(starts, members, block_starts, block_equations, blocks, order, wanted):  # type: ignore[no-untyped-def]
-    """Arrivals used until all wanted are known by peeling, and whether they ever are."""
-    equations = len(starts) - 1
-    unknown = starts[1:] - starts[:-1]
-    rest = np.zeros(equations, np.int64)  # the exclusive or of the unknown members
-    for equation in range(equations):
-        for entry in range(starts[equation], starts[equation + 1]):
-            rest[equation] ^= members[entry]
-    known = np.zeros(blocks, np.bool_)
-    queue = np.empty(blocks, np.int64)
-    missing, used = wanted, 0
-    for block in order:
-        used += 1
-        if known[block]:
-            continue
-        known[block] = True
-        queue[0] = block
-        head, tail = 0, 1
-        while head < tail:
-            block = queue[head]
-            head += 1
-            missing -= block < wanted
-            for entry in range(block_starts[block], block_starts[block + 1]):
-                equation = block_equations[entry]
-                unknown[equation] -= 1
-                rest[equation] ^= block
-                if unknown[equation] == 1 and not known[rest[equation]]:
-                    known[rest[equation]] = True
-                    queue[tail] = rest[equation]
-                    tail += 1
-        if missing == 0:
-            break
-    return used, missing == 0
+def _set_aside(starts, members, block_starts, block_equations, here, useful, wanted, goes_on):  # type: ignore[no-untyped-def]
+    """Blocks found, the equations that gave them, blocks set aside, equations left over, if all are known.
 
-
-@compiled
-def _set_aside(starts, members, block_starts, block_equations, here, useful, wanted):  # type: ignore[no-untyped-def]
-    """Blocks found, the equations that gave them, blocks set aside, equations left over."""
+    Peeling alone, unless it `goes_on` where that stops, by setting blocks aside.
+    """
     equations, blocks = len(starts) - 1, len(here)
     unknown = starts[1:] - starts[:-1]
     rest = np.zeros(equations, np.int64)
@@ -307,7 +277,7 @@ def _set_aside(starts, members, block_starts, block_equations, here, useful, wan
         for block in range(wanted):  # the one that most equations wait for
             if not known[block] and (best < 0 or waiting[block] > waiting[best]):
                 best = block
-        if best < 0:
+        if best < 0 or not goes_on:
             break
         known[best] = True
         aside[put] = best
@@ -315,7 +285,7 @@ def _set_aside(starts, members, block_starts, block_equations, here, useful, wan
         queue[tail] = best
         tail += 1
     spare = np.flatnonzero((unknown == 0) & ~is_used)
-    return targets[:found], sources[:found], aside[:put], spare
+    return targets[:found], sources[:found], aside[:put], spare, best < 0
 
 
 @compiled

@@ -8,13 +8,12 @@ there are many.
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import product
 
 import numpy as np
 
 from benchmarks.rivals import Array
-from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, estimated_norms, some_orders, waiting
+from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, awaited
 
 SHARES = (0.0, 0.1, 0.2, 0.3)  # of data blocks of higher degree
 HIGHER = (8, 16, 30)
@@ -54,20 +53,11 @@ class Staircase(SparseCode):
         self.decoder = Decoder(Graph.of(members, coefficients, n), k, inactivates)
         self.coded, self.data = np.arange(n), np.arange(k)
 
-    @property
-    def parity_check(self) -> Array:
-        """The equations, (n - k, n)."""
-        return self.decoder.graph.dense()
-
-    @cached_property
-    def norms(self) -> Array:
-        return estimated_norms(self)
-
 
 def _spread(degrees: Array, equations: int, rng: np.random.Generator) -> list[Array]:
     """The data blocks of each equation: blocks in `degrees` distinct ones, evenly over them."""
     members: list[list[int]] = [[] for _ in range(equations)]
-    free = _shuffled_evenly(int(degrees.sum()), equations, rng)
+    free = rng.permutation(np.arange(int(degrees.sum())) % equations).tolist()
     for block, degree in enumerate(degrees.tolist()):
         taken: list[int] = []
         while len(taken) < degree:
@@ -81,16 +71,8 @@ def _spread(degrees: Array, equations: int, rng: np.random.Generator) -> list[Ar
     return [np.array(one, dtype=np.int64) for one in members]
 
 
-def _shuffled_evenly(edges: int, equations: int, rng: np.random.Generator) -> list[int]:
-    places: list[int] = rng.permutation(np.arange(edges) % equations).tolist()
-    return places
-
-
 def tuned(n: int, k: int, trials: int, inactivates: bool = False) -> tuple[int, int, float, int, bool]:
     """Arguments of the mixture of degrees that needs the fewest arrivals in the mean."""
-    orders = some_orders(n, max(2, trials // 10) if inactivates else trials)
     mixtures = [(0.0, 8), *product(SHARES[1:], HIGHER)]
-    share, higher = min(
-        mixtures, key=lambda mixture: waiting(Staircase(n, k, *mixture, inactivates).needed(orders), n)
-    )
-    return n, k, share, higher, inactivates
+    best = min(mixtures, key=lambda mixture: awaited(Staircase(n, k, *mixture, inactivates), trials))
+    return n, k, *best, inactivates

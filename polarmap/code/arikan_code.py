@@ -23,7 +23,7 @@ from polarmap.errors import CodeError
 Array = npt.NDArray[Any]
 
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
-# (benchmarks/encode.py).
+# (benchmarks/coding.py).
 DENSE_EXACT_UP_TO = 16
 
 

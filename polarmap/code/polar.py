@@ -36,7 +36,7 @@ Array = npt.NDArray[Any]
 MAX_WORKERS = 1 << 16
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
-# below (benchmarks/arrivals.py).
+# below (planning.arrivals_needed with both).
 OPTIMAL_SHARE = 0.25
 
 

@@ -23,7 +23,7 @@ from polarmap.code.syndrome import SyndromeRecovery
 
 Array = npt.NDArray[Any]
 
-# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
+# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py),
 # and up to this many the butterfly in numpy.
 DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 512

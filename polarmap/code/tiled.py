@@ -1,4 +1,4 @@
-"""Parity rows from data rows: one path per regime, chosen by measurement (benchmarks/encode.py).
+"""Parity rows from data rows: one path per regime, chosen by measurement (benchmarks/coding.py).
 
 Rows are k flat blocks, a 2-D array or a sequence of 1-D arrays. Work goes tile by tile along the
 columns, so that a tile of all the rows stays in cache; tiles are spread over the cores.

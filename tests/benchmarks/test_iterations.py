@@ -92,7 +92,7 @@ def test_all_rows_are_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     size = Size(0.01, 2, 1, {})
     found = {"a model": iterations.measured(least_squares(48, 4, 4), size)}
     assert [list(one) for one in found["a model"]] == [list(rows)] * 2
-    text = iterations.page(found, size, load=0.5)
+    text = iterations.tables(found)
     assert "Ray is not installed, and left out." in text
     assert "## a model" in text and "| **polarmap** | " in text
 

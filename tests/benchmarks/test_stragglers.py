@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import polarmap
-from benchmarks import stragglers
+from benchmarks import ROOT, stragglers
 from benchmarks.cubed_backups import map_with_backups
+from benchmarks.pages import with_parts
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, paid_by
 from benchmarks.stragglers import PLAIN
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
@@ -102,8 +103,9 @@ def test_the_page_has_ratios_of_the_same_jobs() -> None:
         return np.array([(one, 10.0, 0.5) for one in seconds])
 
     found = {"a law": {PLAIN: jobs(2, 4, 8), "Lithops": jobs(4, 4, 4), "coded": jobs(1, 1, 1)}}
-    text = stragglers.page(found, unit=0.2, load=1.25)
-    assert "3 jobs of each distribution" in text and "load average 1.2" in text
-    assert "after 0.10 s (median)" in text
+    parts = stragglers.parts(found, unit=0.2, load=1.25)
+    assert (parts["jobs"], parts["load"], parts["began"]) == ("3", "1.2", "0.10")
+    text = with_parts((ROOT / "docs" / "real-jobs.md").read_text(), parts)
+    assert "<!-- jobs -->3<!-- end --> jobs of each distribution" in text
     assert "| plain map | 4.00 | 3.00-6.00 | 7.92 | 1.00 | 1.00-1.00 | 1.00 |" in text
     assert "| coded | 1.00 | 1.00-1.00 | 1.00 | 0.25 | 0.19-0.38 | 1.00 |" in text

@@ -1,4 +1,4 @@
-"""The virtual clock and the directions of the benchmark of attacks, on what they are said to be."""
+"""The virtual clock, the directions and the gradients of black boxes, on what they are said to be."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.adversarial_cnn import Clock, N, directions
+from benchmarks.gradient_sources import Clock, Gradients, directions
+
+N = 64
 
 
 class Scripted(Clock):
     """One list of times after another: 1 s a query but for the tasks that are named."""
 
     def __init__(self, *exceptions: dict[int, float]) -> None:
-        super().__init__(0)
+        super().__init__(N, seed=0)
         self._script = iter(exceptions)
 
     def times(self, queries: int) -> Any:
@@ -46,7 +48,22 @@ def test_all_are_waited_for(
 
 def test_directions_are_orthonormal_and_new_each_time() -> None:
     stream = np.random.default_rng(0)
-    one, other = directions(50, stream), directions(50, stream)
+    one, other = (directions(50, 3072, stream) for _ in range(2))
     np.testing.assert_allclose(one @ one.T, np.eye(50), atol=1e-12)
     assert abs(one @ other.T).max() < 0.2
     assert abs(one).max() < 0.2  # no pixel stands out
+
+
+@pytest.mark.parametrize("scheme", ["central", "forward"])
+@pytest.mark.parametrize("kind", ["coded", "differences", "backups", "orthogonal"])
+def test_a_source_finds_the_gradient_or_its_projection_and_counts(kind: str, scheme: str) -> None:
+    slope = np.arange(1.0, 13.0).reshape(3, 4)
+    source = Gradients(kind, lambda x: (x * slope).sum(axis=(-2, -1)), Clock(4, seed=0), 3, scheme)
+    found = source(np.ones((3, 4)))
+    if kind == "orthogonal":
+        assert np.vdot(found, found) == pytest.approx(np.vdot(found, slope), rel=1e-4)
+    else:
+        np.testing.assert_allclose(found, slope, rtol=1e-4)
+    each = 12 // 4 if kind != "coded" else 12 // 3
+    queries = 2 * each if scheme == "central" else each + (2 if kind == "coded" else 0)
+    assert source.calls == 1 and source.queries >= 4 * queries and source.seconds >= queries
