@@ -15,7 +15,7 @@ from polarmap.arrays import audits, generations, manifest, repairing
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.fetching import ArrayReader
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import place_of
+from polarmap.arrays.stores import PartStore, place_of
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.storage import Store
@@ -56,7 +56,7 @@ class CodedArray:
         self._adopt(made)
 
     def _adopt(self, made: Manifest) -> None:
-        self._manifest, self._reader = made, ArrayReader(self.store, made)
+        self._manifest, self._reader = made, ArrayReader(PartStore(self.store, made.encryption), made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
@@ -131,8 +131,8 @@ class CodedArray:
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
         made, source = self._manifest, place_of(self.store, self._manifest.encryption)
-        parts, shape = made.parts_to_read, made.block_shape
-        return StoredBlocks(made.code, source, parts, made.dtype, shape, self.padding, self._reader)
+        shape = made.block_shape
+        return StoredBlocks(made.code, source, made.parts, made.dtype, shape, self.padding, self._reader)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""

@@ -7,24 +7,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS, fetch, read_part, whole_before
-from polarmap.arrays.stores import place_of
+from polarmap.arrays.fetching import TRANSFERS, whole_before
+from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.uncoded import BACKUPS
-from polarmap.errors import ExecutorError, StorageError
+from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, counting
-from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -59,19 +56,14 @@ class TaskRunner:
     By workers of an executor, of which late ones get a backup, and the first copy counts. Without an executor
     by this process, one task after another: what the task before gave is stored meanwhile.
 
-    Attributes
-    ----------
-    store : Store
-    is_here : bool
-        Whether this process is the worker.
+    parts : where the arrays are stored.
+    is_here : whether this process is the worker.
     """
 
-    def __init__(
-        self, store: Store, executor: Any, observers: Observers, encryption: Encryption | None = None
-    ) -> None:
-        self.store, self.is_here = store, executor is None
+    def __init__(self, parts: PartStore, executor: Any, observers: Observers) -> None:
+        self.parts, self.is_here = parts, executor is None
         self._executor = None if executor is None else executor_of(executor)
-        self._observers, self._encryption = observers, encryption
+        self._observers = observers
 
     def run(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None = None) -> None:
         """Tell `take` of every task as it ends; without `stored`, f returns its note only."""
@@ -112,46 +104,37 @@ class TaskRunner:
                 note = self._whole(note, parts.pop())
             take(outcome.task, parts, note)
 
-        output, options = None, SETTINGS
+        output, place = None, self.parts.place
         if stored is not None:
-            place = place_of(self.store, self._encryption)
             if place.kind == "driver":
                 raise ExecutorError(
                     f"the array goes to {place.place}, which workers cannot reach: leave executor out"
                 )
             output = OutputSpec(place, stored.prefix, stored.items, stored.arrays + 1)
-        if self._encryption is not None:
-            options = replace(SETTINGS, key=self._encryption.key)
+        options = replace(SETTINGS, key=self.parts.key)
         run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, output, ended)
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""
         if sample.nbytes == part.size:
             return sample
-        data = fetch(self.store, part, self._encryption)
-        if isinstance(data, str):
-            raise StorageError(f"what a worker has noted in {part.key} is {data}: call it again")
-        return np.frombuffer(data, sample.dtype)
+        with whole_before():
+            return np.frombuffer(self.parts.get(part), sample.dtype)
 
 
 class PartTasks(WholeBlocks):
     """For each task as many parts as for any other, each of which becomes one array."""
 
     def __init__(
-        self,
-        store: Store,
-        encryption: Encryption | None,
-        tasks: Sequence[Sequence[Part]],
-        dtypes: Sequence[np.dtype[Any]],
+        self, parts: PartStore, tasks: Sequence[Sequence[Part]], dtypes: Sequence[np.dtype[Any]]
     ) -> None:
-        self._store, self._encryption, self._tasks, self._dtypes = store, encryption, tasks, dtypes
+        self._parts, self._tasks, self._dtypes = parts, tasks, dtypes
         self.n, self.structure = len(tasks), (list, (), (("array",),) * len(dtypes))
-        self.source = place_of(store, encryption)
+        self.source = parts.place
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """The parts that the worker of task `index` reads; it verifies the tags of encrypted ones."""
-        parts = self._tasks[index]
-        return tuple(parts if self._encryption is None else (part._replace(crc32=None) for part in parts))
+        """The parts that the worker of task `index` reads."""
+        return tuple(self._tasks[index])
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of the block of task `index`, which is read as one flat array."""
@@ -163,8 +146,5 @@ class PartTasks(WholeBlocks):
     def piece(self, number: int) -> list[Array]:
         """The block of task `index`, read in this process for a worker that is this process."""
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = pool.map(partial(read_part, self._store, encryption=self._encryption), self._tasks[number])
-            return [
-                np.frombuffer(data, dtype).reshape(shape)
-                for data, (dtype, shape) in zip(read, self.layout(number))
-            ]
+            read = pool.map(self._parts.get, self._tasks[number])
+            return [np.frombuffer(data, dtype) for data, dtype in zip(read, self._dtypes)]

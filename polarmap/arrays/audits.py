@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy.typing as npt
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.decode import decoder_of
-from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, fetch
+from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, damage_of
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.run.observers import observers_of
 from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
@@ -113,7 +114,8 @@ def _kinds(store: Store, manifest: Manifest, parts: Sequence[Part], executor: An
     whole = [index for index, kind in enumerate(kinds) if kind in ("", "appended")]
     to_read = [_as_stored(manifest, parts[index]) for index in whole]
     if executor is None or manifest.encryption is not None:
-        read = _read_here(store, manifest.encryption, to_read)
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            read = list(pool.map(partial(damage_of, PartStore(store, manifest.encryption)), to_read))
     else:
         read = _read_by_workers(store, manifest.code.n, to_read, executor)
     for index, kind in zip(whole, read):
@@ -157,17 +159,6 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
     return (end, True) if stop == last else (stop, False)
 
 
-def _read_here(store: Store, encryption: Encryption | None, parts: Sequence[Part]) -> list[str]:
-    """The kind of damage of each part, read and decrypted by this process; empty if there is none."""
-
-    def kind(part: Part) -> str:
-        found = fetch(store, part, encryption)
-        return found if isinstance(found, str) else ""
-
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        return list(pool.map(kind, parts))
-
-
 def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part that is not encrypted, read by workers, `count` parts by each task."""
     lots = [parts[start : start + count] for start in range(0, len(parts), count)]
@@ -180,8 +171,9 @@ def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: 
     def compare(task: int, stored: list[Part], sums: Array) -> None:
         kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
 
-    blocks = PartTasks(store, None, tasks, [np.dtype(np.uint8)] * each)
-    TaskRunner(store, executor, observers_of(None)).run(checksums(), blocks, compare)
+    there = PartStore(store)
+    blocks = PartTasks(there, tasks, [np.dtype(np.uint8)] * each)
+    TaskRunner(there, executor, observers_of(None)).run(checksums(), blocks, compare)
     return list(chain.from_iterable(kinds))
 
 

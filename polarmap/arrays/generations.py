@@ -15,15 +15,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from polarmap.arrays.keys import array_prefix, manifest_key
-from polarmap.arrays.manifest import Manifest, checksum, load, read_current
+from polarmap.arrays.manifest import Manifest, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage import Data, Store
+from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS
-from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.parts import Part
 from polarmap.worker.process_identity import ProcessIdentity
 
@@ -36,19 +32,11 @@ _running: set[str] = set()  # generations of this process
 class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
-    encryption : of its parts, if there is one.
     keeps : whether they stay when the run fails, for the next one to go on.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        name: str,
-        purpose: Mapping[str, Any],
-        encryption: Encryption | None = None,
-        keeps: bool = False,
-    ) -> None:
-        self._store, self._name, self.encryption, self._keeps = store, name, encryption, keeps
+    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any], keeps: bool = False) -> None:
+        self.store, self._name, self._keeps = store, name, keeps
         self._purpose = dict(purpose)
         self.id = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.id}/"
@@ -66,34 +54,26 @@ class Generation:
     def __exit__(self, kind: object, *error: object) -> None:
         _running.discard(self.id)
         if kind is None:
-            sweep(self._store, self._name)
+            sweep(self.store, self._name)
         elif not self._keeps:
             with contextlib.suppress(Exception):  # a storage that is down must not hide why the run ended
-                sweep(self._store, self._name)
+                sweep(self.store, self._name)
 
     def heartbeat(self) -> None:
         """Renew, at most every few seconds, the object that says who runs this and what for."""
         if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS and self._last_heartbeat:
             return
         note = {"purpose": self._purpose, "owner": str(ProcessIdentity.current()), "time": time.time()}
-        self._store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
+        self.store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
         self._last_heartbeat = time.monotonic()
 
     def part_key(self, block: int, stripe: int) -> str:
         """The key of a part that this run stores."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
 
-    def put_part(self, block: int, stripe: int, row: npt.NDArray[Any]) -> Part:
-        """Store a part of this run."""
-        data = np.ascontiguousarray(row).data.cast("B")
-        part = Part(self.part_key(block, stripe), len(data))
-        stored: Data = data if self.encryption is None else encrypt_part(self.encryption, part, data)
-        self._store.put(part.key, stored)
-        return part._replace(crc32=checksum(stored))
-
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
         """Note that all parts of a stripe are stored."""
-        self._store.put(
+        self.store.put(
             f"{self.prefix}{stripe:06d}.json", json.dumps([tuple(part) for part in parts]).encode()
         )
         self.heartbeat()
@@ -103,7 +83,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        store, name, data = self._store, made.name, made.dump()
+        store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)
         if now == before:

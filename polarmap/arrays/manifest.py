@@ -73,13 +73,6 @@ class Manifest:
             size // self.dtype.itemsize for size in accumulate((p.size for p in self.parts[0]), initial=0)
         ]
 
-    @cached_property
-    def parts_to_read(self) -> tuple[tuple[Part, ...], ...]:
-        """The parts as workers read them, which verify the tags of encrypted ones."""
-        if self.encryption is None:
-            return self.parts
-        return tuple(tuple(part._replace(crc32=None) for part in parts) for parts in self.parts)
-
     def stored_size(self, part: Part) -> int:
         """Bytes of a part in storage."""
         return part.size if self.encryption is None else encrypted_size(part.size)

@@ -64,7 +64,7 @@ def _rebuilt_alike(
     found: dict[tuple[int, int], Part] = {}
 
     def put(task: int, number: int, row: Array) -> Part:
-        return generation.put_part(anew[number], stripes[task], row)
+        return runner.parts.put(generation.part_key(anew[number], stripes[task]), row)
 
     def take(task: int, parts: list[Part], is_finite: Array) -> None:
         if is_finite.all():
@@ -76,7 +76,7 @@ def _rebuilt_alike(
         weights[:, is_read], list(map(blocks.index, kept)), list(map(manifest.dtype_of, lost)), multiply
     )
     parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
-    tasks = PartTasks(runner.store, manifest.encryption, parts, list(map(manifest.dtype_of, blocks)))
+    tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
     widest = int(np.diff(manifest.bounds)[stripes].max())
     runner.run(rebuild, tasks, take, StoredArrays(prefix, len(anew), widest, put))
     return found

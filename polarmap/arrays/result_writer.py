@@ -46,8 +46,9 @@ class ResultWriter:
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}"
             )
         self.store, self._name, self._code = store, check_name(name), coded.code
+        self._encryption = encryption
         replaceable(store, name, " for Stored(...), or delete it first")
-        self._generation = Generation(store, name, {"map": uuid.uuid4().hex}, encryption)
+        self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
         items = max(1, STRIPE_BYTES // (8 * coded.n))
         self.output = OutputSpec(place_of(store, encryption), f"{self._generation.prefix}result", items)
 
@@ -80,9 +81,11 @@ class ResultWriter:
             stored[index].parts if index in stored else self._absent(index, counts, dtypes[index])
             for index in range(code.n)
         ]
-        is_number, encryption = shape == (), self._generation.encryption
-        made = Manifest(self._name, (total, *inner), dtype, code, tuple(parts), is_number, None, encryption)
-        if encryption is None:
+        shape_of_all, is_number = (total, *inner), shape == ()
+        made = Manifest(
+            self._name, shape_of_all, dtype, code, tuple(parts), is_number, None, self._encryption
+        )
+        if self._encryption is None:
             chunk = chunk_shape((rows, *inner), (rows, *inner))
             made = as_zarr(self.store, made, self._generation.prefix, chunk)
         self._generation.publish(made, None)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from polarmap.errors import StorageError
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
-from polarmap.worker.encryption import Encryption
-from polarmap.worker.parts import Place
+from polarmap.worker.encryption import Encryption, get_part, put_parts
+from polarmap.worker.parts import Part, Place, missing
 
 
 def open_store(choice: Any) -> Store:
@@ -43,3 +46,36 @@ def place_of(store: Store, encryption: Encryption | None = None) -> Place:
     if isinstance(store, ObjectStore):
         return Place("bucket", store.bucket, store.backend, encryption)
     return Place("driver", store.name, "", encryption)
+
+
+class PartStore:
+    """The parts of an array in a store, where they are encrypted as `encryption` says.
+
+    Attributes
+    ----------
+    place : Place
+        Where workers find them.
+    key : str, bytes or None
+        What they are encrypted with.
+    """
+
+    def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
+        self._store, self.place = store, place_of(store, encryption)
+        self.key = None if encryption is None else encryption.key
+
+    def get(self, part: Part) -> bytes:
+        """The bytes of a part; DamagedError if they are not what was stored."""
+        data: bytes = get_part(self.place, part, self._read)
+        return data
+
+    def put(self, key: str, array: npt.NDArray[Any]) -> Part:
+        """Store an array, which is not empty, as an object of one part."""
+        data = np.ascontiguousarray(array).data.cast("B")
+        [part] = put_parts(self.place, key, data, len(data), self._store.put)
+        return part
+
+    def _read(self, part: Part) -> bytes:
+        try:
+            return self._store.get(part.key, part.offset, part.offset + part.size)
+        except MissingObjectError:
+            raise missing(part) from None

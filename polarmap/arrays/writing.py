@@ -37,7 +37,7 @@ def write_array(
     if hasattr(store, "sweep"):
         store.sweep()
     earlier = generations.finished_stripes(store, name, purpose)
-    with Generation(store, name, purpose, encryption, keeps=True) as generation:
+    with Generation(store, name, purpose, keeps=True) as generation:
         columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
         made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS, read_part, whole_before
+from polarmap.arrays.fetching import TRANSFERS, whole_before
 from polarmap.arrays.keys import manifest_key
 from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.errors import StorageError
@@ -113,7 +114,7 @@ def _put_chunks(
     store: Store, manifest: Manifest, view: ZarrView, chunks: Sequence[ZarrChunk], through_here: bool
 ) -> bool:
     """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
-    size = view.chunk_bytes(manifest.dtype)
+    size, parts = view.chunk_bytes(manifest.dtype), PartStore(store)
 
     def put(chunk: ZarrChunk) -> bool:
         if _join(store, manifest, chunk, size):
@@ -122,7 +123,7 @@ def _put_chunks(
             data = bytearray()
             with whole_before():
                 for part in parts_of(manifest, chunk):
-                    data += read_part(store, part)
+                    data += parts.get(part)
             store.put(chunk.key, _filled(data, size))
         return through_here
 

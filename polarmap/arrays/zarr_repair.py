@@ -32,11 +32,11 @@ def repair_zarr(
     if not now.is_zarr:
         view = view._replace(path=f"{generation.prefix}{GROUP}")
         now = _joined(runner, generation, now, replace(now, zarr=view).chunks)
-        return complete(runner.store, now, view, through_here=True)
+        return complete(generation.store, now, view, through_here=True)
     moved = {chunk.key for chunk in now.chunks if parts_of(now, chunk) != parts_of(before, chunk)}
     changed = moved | set(wrong)
     chunks = [chunk for chunk in now.chunks if chunk.key in changed]
-    return restore(runner.store, _joined(runner, generation, now, chunks), view, changed)
+    return restore(generation.store, _joined(runner, generation, now, chunks), view, changed)
 
 
 def _joined(
@@ -56,7 +56,7 @@ def _joined(
         generation.heartbeat()
 
     bytes_of_parts = [np.dtype(np.uint8)] * len(parts[0])  # each is a block, cut like the others
-    tasks = PartTasks(runner.store, None, parts, bytes_of_parts)
+    tasks = PartTasks(runner.parts, parts, bytes_of_parts)
     size = sum(part.size for part in parts[0])
     runner.run(joiner(), tasks, take, StoredArrays(f"{generation.prefix}joined", 1, size))
     return in_chunks(manifest, joined)

@@ -9,6 +9,7 @@ import pytest
 
 from polarmap import ReplayExecutor
 from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.stores import PartStore
 from polarmap.errors import NotDecodableError
 from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
@@ -57,9 +58,12 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
     def take(task, stored, note):
         where[task], notes[task] = stored, note.tolist()
 
-    runner = TaskRunner(folder, executor, (observer,))
+    runner = TaskRunner(PartStore(folder), executor, (observer,))
     runner.run(
-        doubled_with_note, PartTasks(folder, None, parts(), FLOATS), take, StoredArrays("out", 1, 1_000, put)
+        doubled_with_note,
+        PartTasks(PartStore(folder), parts(), FLOATS),
+        take,
+        StoredArrays("out", 1, 1_000, put),
     )
     assert notes == {task: list(range(task, task + 300)) for task in range(TASKS)}
     for task, [part] in where.items():
@@ -79,8 +83,8 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
         assert computed.wait(60)
         return Part("out", array.nbytes)
 
-    tasks = PartTasks(folder, None, parts(), FLOATS)
-    TaskRunner(folder, None, ()).run(f, tasks, lambda *_: None, StoredArrays("out", 1, 1_000, put))
+    tasks = PartTasks(PartStore(folder), parts(), FLOATS)
+    TaskRunner(PartStore(folder), None, ()).run(f, tasks, lambda *_: None, StoredArrays("out", 1, 1_000, put))
 
 
 def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
@@ -95,9 +99,9 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
             raise OSError("full")
         return Part(f"out/{task}", array.nbytes)
 
-    tasks = PartTasks(folder, None, parts(), FLOATS)
+    tasks = PartTasks(PartStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
-        TaskRunner(folder, None, ()).run(
+        TaskRunner(PartStore(folder), None, ()).run(
             f, tasks, lambda task, *_: told.append(task), StoredArrays("out", 1, 1_000, put)
         )
     assert (computed, told) == ([0, 1, 2], [0])
@@ -106,6 +110,6 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
 
 def test_a_part_that_is_gone_is_named(folder):
     folder.delete(["in/3"])
-    tasks = PartTasks(folder, None, parts(), FLOATS)
+    tasks = PartTasks(PartStore(folder), parts(), FLOATS)
     with pytest.raises(NotDecodableError, match="in/3 is missing, since it was looked at"):
-        TaskRunner(folder, None, ()).run(lambda blocks: [np.zeros(1)], tasks, lambda *_: None)
+        TaskRunner(PartStore(folder), None, ()).run(lambda blocks: [np.zeros(1)], tasks, lambda *_: None)
