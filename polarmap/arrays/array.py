@@ -15,7 +15,7 @@ from polarmap.arrays import audits, generations, manifest, repairing
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.fetching import ArrayReader
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import PartStore, place_of
+from polarmap.arrays.stores import PartStore
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.storage import Store
@@ -56,7 +56,8 @@ class CodedArray:
         self._adopt(made)
 
     def _adopt(self, made: Manifest) -> None:
-        self._manifest, self._reader = made, ArrayReader(PartStore(self.store, made.encryption), made)
+        self._manifest, self._parts = made, PartStore(self.store, made.encryption)
+        self._reader = ArrayReader(self._parts, made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
@@ -73,7 +74,7 @@ class CodedArray:
     @property
     def key(self) -> str | bytes | None:
         """That of an encrypted array, as it was passed; None if it is not encrypted."""
-        return None if self._manifest.encryption is None else self._manifest.encryption.key
+        return self._parts.key
 
     @property
     def padding(self) -> int:
@@ -121,8 +122,8 @@ class CodedArray:
         made = self._manifest
         if made.zarr is None or not made.is_zarr:
             return None
-        place = place_of(self.store)
-        return os.path.join(place.place, made.zarr.path) if place.kind == "folder" else made.zarr.path
+        place, path = self._parts.place, made.zarr.path
+        return os.path.join(place.place, path) if place.kind == "folder" else path
 
     def stored(self, index: int) -> tuple[Part, ...]:
         """Where block `index` lies: joined in order, its parts are its bytes."""
@@ -130,9 +131,8 @@ class CodedArray:
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        made, source = self._manifest, place_of(self.store, self._manifest.encryption)
-        shape = made.block_shape
-        return StoredBlocks(made.code, source, made.parts, made.dtype, shape, self.padding, self._reader)
+        made, place, shape = self._manifest, self._parts.place, self._manifest.block_shape
+        return StoredBlocks(made.code, place, made.parts, made.dtype, shape, self.padding, self._reader)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""
@@ -174,7 +174,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(self.store, self._manifest, executor)
+            return audits.audit(self._parts, self._manifest, executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
@@ -201,7 +201,7 @@ class CodedArray:
         """
         with without_our_frames:
             current, before = manifest.load(self.store, self.name, self.key)
-            repaired, found = repairing.repair(self.store, current, before, executor)
+            repaired, found = repairing.repair(self._parts, current, before, executor)
             self._adopt(repaired)
             return found
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,22 +32,8 @@ SETTINGS = MapOptions(verify=False, retries=2)
 
 # What is told of a task once its arrays are stored: its number, their parts, its note.
 Take = Callable[[int, list[Part], Array], None]
-
-
-class StoredArrays(NamedTuple):
-    """What `run` is told of arrays that tasks are to store: how many each task stores, and where they go.
-
-    prefix : of the keys of what workers store.
-    arrays : of each task.
-    items : numbers in the largest of them, or in the note.
-    put : stores one from here: the task, its number among those of the task, its numbers. None if nobody
-        does so from here.
-    """
-
-    prefix: str
-    arrays: int
-    items: int
-    put: Callable[[int, int, Array], Part] | None = None
+# What stores an array from here: the task, the number of the array among those of the task, the array.
+Put = Callable[[int, int, Array], Part]
 
 
 class TaskRunner:
@@ -65,16 +51,23 @@ class TaskRunner:
         self._executor = None if executor is None else executor_of(executor)
         self._observers = observers
 
-    def run(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None = None) -> None:
-        """Tell `take` of every task as it ends; without `stored`, f returns its note only."""
+    def run(
+        self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None = None, put: Put | None = None
+    ) -> None:
+        """Tell `take` of every task as it ends.
+
+        output : where workers store the arrays of each task, and how large these and the note may be; without
+            it f returns its note only.
+        put : stores them from here; by default nobody does.
+        """
         if not tasks.n:
             return
         if self.is_here:
-            self._run_here(f, tasks, take, stored)
+            self._run_here(f, tasks, take, put)
         else:
-            self._run_elsewhere(f, tasks, take, stored)
+            self._run_elsewhere(f, tasks, take, output)
 
-    def _run_here(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None) -> None:
+    def _run_here(self, f: Function, tasks: Coded, take: Take, put: Put | None) -> None:
         storing: deque[tuple[int, list[Future[Part]], Array]] = deque()
 
         def finish() -> None:
@@ -91,28 +84,25 @@ class TaskRunner:
                     *arrays, note = f(block_of(tasks, task))
                 if storing:
                     finish()
-                put = stored and stored.put
                 sent = [pool.submit(put, task, *one) for one in enumerate(arrays)] if put else []
                 storing.append((task, sent, note))
             finish()
 
-    def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None) -> None:
+    def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None) -> None:
         def ended(outcome: Outcome) -> None:
             assert outcome.leaves is not None
             parts, note = list(outcome.stored.parts) if outcome.stored else [], outcome.leaves[-1]
-            if stored is not None:
+            if output is not None:
                 note = self._whole(note, parts.pop())
             take(outcome.task, parts, note)
 
-        output, place = None, self.parts.place
-        if stored is not None:
-            if place.kind == "driver":
-                raise ExecutorError(
-                    f"the array goes to {place.place}, which workers cannot reach: leave executor out"
-                )
-            output = OutputSpec(place, stored.prefix, stored.items, stored.arrays + 1)
+        if output is not None and output.source.kind == "driver":
+            raise ExecutorError(
+                f"the array goes to {output.source.place}, which workers cannot reach: leave executor out"
+            )
+        with_note = output and output._replace(arrays=output.arrays + 1)
         options = replace(SETTINGS, key=self.parts.key)
-        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, output, ended)
+        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, with_note, ended)
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""

@@ -85,13 +85,13 @@ class Audit:
         return "\n  ".join([f"{head}; {end}", *lines]) + ">"
 
 
-def audit(store: Store, manifest: Manifest, executor: Any = None) -> Audit:
+def audit(part_store: PartStore, manifest: Manifest, executor: Any = None) -> Audit:
     """Have every part read and compared with its checksum, by the workers of an executor or here."""
     stripes = len(manifest.bounds) - 1
     places = [(block, stripe) for stripe in range(stripes) for block in range(manifest.code.n)]
     parts = [manifest.parts[block][stripe] for block, stripe in places]
     others = copies_and_metadata(manifest)
-    kinds = _kinds(store, manifest, [*parts, *others], executor)
+    kinds = _kinds(part_store, manifest, [*parts, *others], executor)
     damaged = tuple(
         sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
     )
@@ -99,25 +99,25 @@ def audit(store: Store, manifest: Manifest, executor: Any = None) -> Audit:
     for part, kind in zip(others, kinds[len(parts) :]):
         if kind:
             zarr.setdefault(part.key, kind)
-    foreign = [(key, "foreign") for key in foreign_keys(store, manifest)]
+    foreign = [(key, "foreign") for key in foreign_keys(part_store.store, manifest)]
     found = (*zarr.items(), *foreign)
     return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
 
 
-def _kinds(store: Store, manifest: Manifest, parts: Sequence[Part], executor: Any) -> list[str]:
+def _kinds(part_store: PartStore, manifest: Manifest, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
 
     Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
     cannot decrypt, which is told from other failures here only.
     """
-    kinds = _kinds_by_size(store, manifest, parts)
+    kinds = _kinds_by_size(part_store.store, manifest, parts)
     whole = [index for index, kind in enumerate(kinds) if kind in ("", "appended")]
     to_read = [_as_stored(manifest, parts[index]) for index in whole]
-    if executor is None or manifest.encryption is not None:
+    if executor is None or part_store.key is not None:
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = list(pool.map(partial(damage_of, PartStore(store, manifest.encryption)), to_read))
+            read = list(pool.map(partial(damage_of, part_store), to_read))
     else:
-        read = _read_by_workers(store, manifest.code.n, to_read, executor)
+        read = _read_by_workers(part_store, manifest.code.n, to_read, executor)
     for index, kind in zip(whole, read):
         kinds[index] = kind or kinds[index]
     return kinds
@@ -159,7 +159,7 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
     return (end, True) if stop == last else (stop, False)
 
 
-def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
+def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part that is not encrypted, read by workers, `count` parts by each task."""
     lots = [parts[start : start + count] for start in range(0, len(parts), count)]
     if not lots:
@@ -171,9 +171,8 @@ def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: 
     def compare(task: int, stored: list[Part], sums: Array) -> None:
         kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
 
-    there = PartStore(store)
-    blocks = PartTasks(there, tasks, [np.dtype(np.uint8)] * each)
-    TaskRunner(there, executor, observers_of(None)).run(checksums(), blocks, compare)
+    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * each)
+    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, compare)
     return list(chain.from_iterable(kinds))
 
 

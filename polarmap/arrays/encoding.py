@@ -131,10 +131,9 @@ def encode(
             encryption = _encryption(key, source, cut)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
-        encoder = StripeEncoder(
-            TaskRunner(PartStore(store, encryption), executor, observers), source, cut, seen
-        )
-        made = write_array(store, name, cut, overwrite, encoder.write, encryption)
+        parts = PartStore(store, encryption)
+        encoder = StripeEncoder(TaskRunner(parts, executor, observers), source, cut, seen)
+        made = write_array(parts, name, cut, overwrite, encoder.write)
         seen.warn()
         return CodedArray(store, made)
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.code import modular
 from polarmap.code.dtypes import is_exact
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -78,7 +79,7 @@ def _rebuilt_alike(
     parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
     tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
     widest = int(np.diff(manifest.bounds)[stripes].max())
-    runner.run(rebuild, tasks, take, StoredArrays(prefix, len(anew), widest, put))
+    runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(anew)), put)
     return found
 
 

@@ -19,13 +19,14 @@ from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_repair import repair_zarr
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.observers import observers_of
-from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
 
 
-def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
+def repair(
+    parts: PartStore, manifest: Manifest, before: bytes, executor: Any = None
+) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; the new manifest and what had been damaged.
 
     New parts go to new keys and the manifest is replaced last, so that a repair cut short changes
@@ -37,13 +38,13 @@ def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None
         If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
         nothing is changed then.
     """
-    found = audit(store, manifest, executor)
+    found = audit(parts, manifest, executor)
     if found.ok and (manifest.zarr is None or manifest.is_zarr):
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
-    runner = TaskRunner(PartStore(store, manifest.encryption), executor, observers_of(None))
-    with Generation(store, manifest.name, {"repair": checksum(before)}) as generation:
+    runner = TaskRunner(parts, executor, observers_of(None))
+    with Generation(parts.store, manifest.name, {"repair": checksum(before)}) as generation:
         repaired = _repaired(runner, generation, manifest, found)
         generation.publish(repaired, before)
     return repaired, found

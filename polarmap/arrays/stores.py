@@ -53,15 +53,19 @@ class PartStore:
 
     Attributes
     ----------
+    store : Store
+    encryption : Encryption, optional
     place : Place
         Where workers find them.
-    key : str, bytes or None
-        What they are encrypted with.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
-        self._store, self.place = store, place_of(store, encryption)
-        self.key = None if encryption is None else encryption.key
+        self.store, self.encryption, self.place = store, encryption, place_of(store, encryption)
+
+    @property
+    def key(self) -> str | bytes | None:
+        """What they are encrypted with, as it was passed; None if they are not."""
+        return None if self.encryption is None else self.encryption.key
 
     def get(self, part: Part) -> bytes:
         """The bytes of a part; DamagedError if they are not what was stored."""
@@ -71,11 +75,11 @@ class PartStore:
     def put(self, key: str, array: npt.NDArray[Any]) -> Part:
         """Store an array, which is not empty, as an object of one part."""
         data = np.ascontiguousarray(array).data.cast("B")
-        [part] = put_parts(self.place, key, data, len(data), self._store.put)
+        [part] = put_parts(self.place, key, data, len(data), self.store.put)
         return part
 
     def _read(self, part: Part) -> bytes:
         try:
-            return self._store.get(part.key, part.offset, part.offset + part.size)
+            return self.store.get(part.key, part.offset, part.offset + part.size)
         except MissingObjectError:
             raise missing(part) from None

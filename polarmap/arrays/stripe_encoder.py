@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array_tasks import StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import checksum
 from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
@@ -21,6 +21,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -91,9 +92,9 @@ class StripeEncoder:
                 generation.record(stripe, parts)
 
         count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
-        stored = StoredArrays(f"{generation.prefix}stripes", count, items, put)
+        output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
         parity = code.parity if self._runner.is_here else multiplier(code, plan.parity_dtype)
-        self._runner.run(encoder(parity, copies), tasks, note, stored)
+        self._runner.run(encoder(parity, copies), tasks, note, output, put)
         return done
 
     def _tasks(self, stripes: Sequence[int]) -> StripeTasks:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.zarr_chunks import complete, in_chunks, parts_of, restore
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -58,7 +59,8 @@ def _joined(
     bytes_of_parts = [np.dtype(np.uint8)] * len(parts[0])  # each is a block, cut like the others
     tasks = PartTasks(runner.parts, parts, bytes_of_parts)
     size = sum(part.size for part in parts[0])
-    runner.run(joiner(), tasks, take, StoredArrays(f"{generation.prefix}joined", 1, size))
+    output = OutputSpec(runner.parts.place, f"{generation.prefix}joined", size)
+    runner.run(joiner(), tasks, take, output)
     return in_chunks(manifest, joined)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from polarmap import ReplayExecutor
-from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.stores import PartStore
 from polarmap.errors import NotDecodableError
 from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 TASKS = 5
 FLOATS = [np.dtype("f8")]
@@ -42,6 +43,10 @@ def parts():
     return [[Part(f"in/{task}", 8_000)] for task in range(TASKS)]
 
 
+def output(folder):
+    return OutputSpec(PartStore(folder).place, "out", 1_000)
+
+
 def doubled_with_note(blocks):
     return [2 * blocks[0], np.arange(300) + blocks[0][0]]
 
@@ -63,7 +68,8 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
         doubled_with_note,
         PartTasks(PartStore(folder), parts(), FLOATS),
         take,
-        StoredArrays("out", 1, 1_000, put),
+        output(folder),
+        put,
     )
     assert notes == {task: list(range(task, task + 300)) for task in range(TASKS)}
     for task, [part] in where.items():
@@ -84,7 +90,7 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
         return Part("out", array.nbytes)
 
     tasks = PartTasks(PartStore(folder), parts(), FLOATS)
-    TaskRunner(PartStore(folder), None, ()).run(f, tasks, lambda *_: None, StoredArrays("out", 1, 1_000, put))
+    TaskRunner(PartStore(folder), None, ()).run(f, tasks, lambda *_: None, output(folder), put)
 
 
 def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
@@ -102,7 +108,7 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
     tasks = PartTasks(PartStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
         TaskRunner(PartStore(folder), None, ()).run(
-            f, tasks, lambda task, *_: told.append(task), StoredArrays("out", 1, 1_000, put)
+            f, tasks, lambda task, *_: told.append(task), output(folder), put
         )
     assert (computed, told) == ([0, 1, 2], [0])
     assert set(threading.enumerate()) <= before

@@ -75,7 +75,7 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(tmp_path, monkey
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """2 A, in three parts each, of which two results had not arrived; and A."""
-    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 120)
+    monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 120)
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     out = Stored("y", tmp_path / "results")
     y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, workers=6, out=out, executor=late)

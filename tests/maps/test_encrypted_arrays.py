@@ -358,7 +358,7 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
 
 
 def test_long_results_are_cut_and_encrypted_piece_by_piece(store, pool, monkeypatch):
-    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 50)
+    monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 50)
     y = polarmap.coded_map(
         np.negative, A, blocks=4, workers=6, out=Stored("y", store), executor=pool, key=KEY
     )
