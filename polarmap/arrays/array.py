@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator
 from math import prod
@@ -201,7 +200,8 @@ class CodedArray:
         """
         with without_our_frames:
             current, before = manifest.load(self.store, self.name, self.key)
-            repaired, found = repairing.repair(self._parts, current, before, executor)
+            parts = PartStore(self.store, current.encryption)
+            repaired, found = repairing.repair(parts, current, before, executor)
             self._adopt(repaired)
             return found
 
@@ -219,28 +219,19 @@ def _row_index(rows: Any, count: int) -> tuple[int, int, Any]:
     """
     if rows is Ellipsis:
         return 0, count, rows
-    if isinstance(rows, slice):
-        return _parse_slice(rows, count)
     try:
         if isinstance(rows, (bool, np.bool_)):
             raise TypeError
-        number = operator.index(rows)
-    except TypeError:
+        found = range(count)[rows]
+    except IndexError:
+        raise IndexError(f"row {rows} is out of range: the coded array has {count} rows") from None
+    except (TypeError, ValueError):
         raise CodeError(
             f"rows of a coded array are read by number or slice, not {rows!r}: read the rows from the "
             "first to the last, coded[i:j], and index these"
         ) from None
-    if not -count <= number < count:
-        raise IndexError(f"row {number} is out of range: the coded array has {count} rows")
-    number %= count
-    return number, number + 1, 0
-
-
-def _parse_slice(rows: slice, count: int) -> tuple[int, int, slice]:
-    try:
-        start, stop, step = rows.indices(count)
-    except (TypeError, ValueError) as error:
-        raise CodeError(f"rows of a coded array cannot be read by {rows}: {error}") from error
-    if step < 1:
-        raise CodeError(f"rows of a coded array are read forwards, not with step {step}")
-    return start, max(start, stop), slice(None, None, step)
+    if isinstance(found, int):
+        return found, found + 1, 0
+    if found.step < 1:
+        raise CodeError(f"rows of a coded array are read forwards, not with step {found.step}")
+    return found.start, max(found.start, found.stop), slice(None, None, found.step)

@@ -109,6 +109,15 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
     assert store.keys("polarmap/") == []
 
 
+def test_repair_is_of_what_lies_there_now(store):
+    """Also when somebody has encoded it anew, with the same key, since it was opened."""
+    opened = polarmap.encode(A, storage=store, **OPTIONS)
+    anew = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
+    damage(store, anew.stored(1)[0], "missing")
+    assert [one.kind for one in opened.repair().damaged] == ["missing"]
+    np.testing.assert_allclose(opened[:], 2 * A, rtol=1e-12, atol=1e-12)
+
+
 @settings(max_examples=25)
 @given(
     rows=st.integers(1, 30), columns=st.integers(0, 400), k=st.integers(1, 5), extra=st.integers(1, 3),
