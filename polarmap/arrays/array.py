@@ -199,7 +199,7 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = manifest.load(self.store, self.name, self.key)
+            current, before = manifest.load_to_read(self.store, self.name, self.key)
             parts = PartStore(self.store, current.encryption)
             repaired, found = repairing.repair(parts, current, before, executor)
             self._adopt(repaired)

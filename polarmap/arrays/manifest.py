@@ -290,6 +290,17 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manif
     return manifest, data
 
 
+def load_to_read(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
+    """The same; StorageError also if the array is encrypted, and no key is given."""
+    found, data = load(store, name, key)
+    if found.encryption is not None and key is None:
+        raise StorageError(
+            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
+            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        )
+    return found, data
+
+
 def read_current(store: Store, name: str) -> bytes | None:
     """The manifest of that name as it is stored; None if there is none."""
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
-from polarmap.worker.encryption import Encryption, get_part, put_parts
+from polarmap.worker.encryption import Encryption, KeyUnavailableError, get_part, put_parts
 from polarmap.worker.parts import Part, Place, missing
 
 
@@ -69,14 +71,24 @@ class PartStore:
 
     def get(self, part: Part) -> bytes:
         """The bytes of a part; DamagedError if they are not what was stored."""
-        data: bytes = get_part(self.place, part, self._read)
+        with self._with_key():
+            data: bytes = get_part(self.place, part, self._read)
         return data
 
     def put(self, key: str, array: npt.NDArray[Any]) -> Part:
         """Store an array, which is not empty, as an object of one part."""
         data = np.ascontiguousarray(array).data.cast("B")
-        [part] = put_parts(self.place, key, data, len(data), self.store.put)
+        with self._with_key():
+            [part] = put_parts(self.place, key, data, len(data), self.store.put)
         return part
+
+    @contextmanager
+    def _with_key(self) -> Iterator[None]:
+        """A key that is gone since it was told, or another one by now, as an error of ours."""
+        try:
+            yield
+        except KeyUnavailableError as error:
+            raise StorageError(f"what is encrypted in {self.store.name} is out of reach: {error}") from error
 
     def _read(self, part: Part) -> bytes:
         try:

@@ -118,6 +118,20 @@ def test_repair_is_of_what_lies_there_now(store):
     np.testing.assert_allclose(opened[:], 2 * A, rtol=1e-12, atol=1e-12)
 
 
+def test_a_key_that_is_gone_since_is_an_error_of_ours(store, monkeypatch):
+    named = OPTIONS | {"key": f"env:{NAME}"}
+    coded, plain = polarmap.encode(A, storage=store, **named), polarmap.encode(A, name="b", storage=store)
+    polarmap.encode(A, storage=store, overwrite=True, **named | {"name": "b"})
+    with pytest.raises(StorageError, match="is encrypted: pass its key"):
+        plain.repair()
+    monkeypatch.delenv(NAME)
+    for read in (lambda: coded[3], coded.check, coded.repair):
+        with pytest.raises(
+            StorageError, match=f"the environment variable '{NAME}' of key=.* is not set here"
+        ):
+            read()
+
+
 @settings(max_examples=25)
 @given(
     rows=st.integers(1, 30), columns=st.integers(0, 400), k=st.integers(1, 5), extra=st.integers(1, 3),
