@@ -95,16 +95,26 @@ class Manifest:
         return [] if self.zarr is None else self.zarr.chunks(self.shape, self.rows, self.bounds)
 
     @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the object of every chunk; 0 where there is no Zarr array."""
+        return 0 if self.zarr is None else self.zarr.chunk_bytes(self.dtype)
+
+    @property
+    def metadata(self) -> tuple[Part, ...]:
+        """The metadata of the Zarr array that is there."""
+        return () if self.zarr is None else self.zarr.metadata
+
+    @property
     def is_zarr(self) -> bool:
         """Whether the Zarr array is there, with all its chunks."""
-        return self.zarr is not None and bool(self.zarr.metadata)
+        return bool(self.metadata)
 
     @cached_property
     def objects(self) -> set[str]:
         """The keys of all objects that hold parts, or belong to the Zarr array."""
         keys = {part.key for parts in self.parts for part in parts}
-        if self.zarr is not None and self.is_zarr:
-            keys |= {chunk.key for chunk in self.chunks} | {part.key for part in self.zarr.metadata}
+        if self.is_zarr:
+            keys |= {chunk.key for chunk in self.chunks} | {part.key for part in self.metadata}
         return keys
 
     @cached_property
@@ -116,20 +126,16 @@ class Manifest:
             if part.key.startswith(prefix):
                 end = max(part.offset + self.stored_size(part), *found.get(part.key, (0, 0)))
                 found[part.key] = end, end
-        if self.zarr is not None:
-            length = self.zarr.chunk_bytes(self.dtype)
-            for chunk in self.chunks:
-                if self.is_zarr or chunk.key in found:
-                    size = sum(self.parts[chunk.block][stripe].size for stripe in chunk.stripes)
-                    found[chunk.key] = size, length
-            found |= {part.key: (part.size, part.size) for part in self.zarr.metadata}
-        return found
+        for chunk in self.chunks:
+            if self.is_zarr or chunk.key in found:
+                size = sum(self.parts[chunk.block][stripe].size for stripe in chunk.stripes)
+                found[chunk.key] = size, self.chunk_bytes
+        return found | {part.key: (part.size, part.size) for part in self.metadata}
 
     @property
     def owned_bytes(self) -> int:
         """Bytes in storage that exist for this array only, without manifest and metadata."""
-        metadata = self.zarr.metadata if self.zarr else ()
-        return sum(length for _, length in self.ends.values()) - sum(part.size for part in metadata)
+        return sum(length for _, length in self.ends.values()) - sum(part.size for part in self.metadata)
 
     def dump(self) -> bytes:
         """The bytes of the object that is stored."""

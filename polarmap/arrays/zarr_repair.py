@@ -27,17 +27,15 @@ def repair_zarr(
 
     wrong : keys of objects of the Zarr array that are not as they should be.
     """
-    view = now.zarr
-    if view is None:
+    if now.zarr is None:
         return now
     if not now.is_zarr:
-        view = view._replace(path=f"{generation.prefix}{GROUP}")
-        now = _joined(runner, generation, now, replace(now, zarr=view).chunks)
-        return complete(generation.store, now, view, through_here=True)
+        now = replace(now, zarr=now.zarr._replace(path=f"{generation.prefix}{GROUP}"))
+        return complete(generation.store, _joined(runner, generation, now, now.chunks), through_here=True)
     moved = {chunk.key for chunk in now.chunks if parts_of(now, chunk) != parts_of(before, chunk)}
     changed = moved | set(wrong)
     chunks = [chunk for chunk in now.chunks if chunk.key in changed]
-    return restore(generation.store, _joined(runner, generation, now, chunks), view, changed)
+    return restore(generation.store, _joined(runner, generation, now, chunks), changed)
 
 
 def _joined(
