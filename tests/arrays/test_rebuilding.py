@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,12 +20,6 @@ from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
-
-
-@pytest.fixture
-def threads():
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 class CountingReads(FolderStore):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from array_data import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, cut
@@ -13,10 +12,6 @@ from plain import arriving, assert_same, cut
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
 from polarmap.errors import CodeError, NotLinearError, StorageError
-
-
-def files(folder) -> set[str]:
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
 @pytest.fixture
@@ -147,13 +142,3 @@ def test_a_map_that_fails_leaves_nothing(A, tmp_path):
     with pytest.raises(RuntimeError, match="injected fault"):
         polarmap.coded_map(np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=faulty)
     assert files(tmp_path) == set()
-
-
-def test_what_never_came_is_missing_until_it_is_repaired(tmp_path):
-    A = np.random.default_rng(0).standard_normal((60, 7))
-    late = ReplayExecutor({1: 9.0, 4: 9.0})
-    y = polarmap.coded_map(np.negative, A, blocks=6, workers=9, out=Stored("y", tmp_path), executor=late)
-    assert {damage.block for damage in y.array.check().damaged} >= {1, 4}
-    np.testing.assert_allclose(y.array[:], -A, rtol=1e-12)
-    y.array.repair()
-    assert not y.array.check().damaged

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from array_data import damage, objects, random_array, zarr_data
@@ -16,12 +14,6 @@ from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a"}
-
-
-@pytest.fixture
-def threads():
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
