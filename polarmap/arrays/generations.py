@@ -17,6 +17,7 @@ from typing import Any
 
 from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, load, read_current
+from polarmap.code.checks import is_number
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS
@@ -104,16 +105,14 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
     keys = store.keys(array_prefix(name))
     stored = set(keys)
     for generation, owned in _by_generation(name, keys).items():
-        note = _read(store, f"{generation}{RUN_NOTE}")
+        note = _read_note(store, generation)
         if note is None or note.get("purpose") != wanted or _is_running(generation, note):
             continue
         for key in owned:
             number = key[len(generation) :].removesuffix(".json")
-            parts = _read(store, key) if number.isdecimal() else None
-            if isinstance(parts, list):
-                noted = [Part(*part) for part in parts]
-                if stored.issuperset(part.key for part in noted):
-                    found[int(number)] = noted
+            parts = _read_record(store, key) if number.isdecimal() else []
+            if parts and stored.issuperset(part.key for part in parts):
+                found[int(number)] = parts
     return found
 
 
@@ -121,7 +120,7 @@ def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     ended = []
     for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items():
-        note = _read(store, f"{generation}{RUN_NOTE}") if f"{generation}{RUN_NOTE}" in owned else None
+        note = _read_note(store, generation) if f"{generation}{RUN_NOTE}" in owned else None
         if note is None or not _may_be_running(generation, note):
             ended += owned
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
@@ -146,6 +145,22 @@ def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def _read_note(store: Store, generation: str) -> dict[str, Any] | None:
+    """Who runs a generation and what for; None if nothing says so."""
+    note = _read(store, f"{generation}{RUN_NOTE}")
+    return note if isinstance(note, dict) else None
+
+
+def _read_record(store: Store, key: str) -> list[Part]:
+    """The parts of a finished stripe; none if nothing says so."""
+    try:
+        parts: list[Any] = [Part(*fields) for fields in _read(store, key)]
+    except TypeError:
+        return []
+    are_parts = all(isinstance(key, str) and all(type(one) is int for one in rest) for key, *rest in parts)
+    return parts if are_parts else []
+
+
 def _read(store: Store, key: str) -> Any:
     """Read a small JSON object; None if it is not there or cut short."""
     try:
@@ -166,5 +181,5 @@ def _may_be_running(generation: str, note: Mapping[str, Any]) -> bool:
     """Whether the run may be under way, as far as can be seen from here."""
     if ProcessIdentity.parse(str(note.get("owner"))).is_on_this_machine():
         return _is_running(generation, note)
-    age = time.time() - float(note.get("time", 0.0))
-    return age < STALE_SECONDS
+    told = note.get("time")
+    return is_number(told) and time.time() - told < STALE_SECONDS

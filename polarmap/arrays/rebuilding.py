@@ -78,7 +78,7 @@ def _rebuilt_alike(
     )
     parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
     tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
-    widest = int(np.diff(manifest.bounds)[stripes].max())
+    widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
     runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(anew)), put)
     return found
 
