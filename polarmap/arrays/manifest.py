@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -184,16 +185,15 @@ class Manifest:
             )
         if document.get("crc32") != _checksum(array):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
-        try:
-            made = cls._from_fields(array)
-        except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
-            raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
-        if key is None:
-            return made
-        return replace(made, encryption=_authenticated(made.encryption, document, key, where))
+        with _consistent(where):
+            encryption = _parse_encryption(array.get("encryption"))
+        if key is not None:
+            encryption = _authenticated(encryption, document, key, where)
+        with _consistent(where):
+            return cls._from_fields(array, encryption)
 
     @classmethod
-    def _from_fields(cls, array: Mapping[str, Any]) -> Manifest:
+    def _from_fields(cls, array: Mapping[str, Any], encryption: Encryption | None) -> Manifest:
         for field in ("dtype", "parity_dtype"):
             if not _DTYPE.fullmatch(array[field]):
                 raise ValueError(f"{field} {array[field]!r} is not one of numbers")
@@ -205,7 +205,7 @@ class Manifest:
             parts=tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"]),
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
-            encryption=_parse_encryption(array.get("encryption")),
+            encryption=encryption,
         )
         made._check(array["rows_per_block"], array["parity_dtype"])
         return made
@@ -236,6 +236,15 @@ class Manifest:
             self.zarr.check(array_prefix(self.name), self.shape, rows, self.bounds)
         if self.encryption is not None and self.zarr is not None:
             raise ValueError("encrypted chunks make no Zarr array")
+
+
+@contextmanager
+def _consistent(where: str) -> Iterator[None]:
+    """What a manifest says that makes no sense is a StorageError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
+        raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
 
 
 def _parse_part(fields: Mapping[str, Any]) -> Part:
