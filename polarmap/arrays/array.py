@@ -151,7 +151,9 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        return (self[row] for row in range(len(self)))
+        step = self._manifest.stripe_rows
+        for start in range(0, len(self), step):
+            yield from map(np.asarray, self[start : start + step])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
