@@ -56,18 +56,23 @@ class TaskRunner:
     ) -> None:
         """Tell `take` of every task as it ends.
 
-        output : where workers store the arrays of each task, and how large these and the note may be; without
-            it f returns its note only.
-        put : stores them from here; by default nobody does.
+        output : where the arrays of each task are stored, and how large these and the note may be; without it
+            f returns its note only.
+        put : stores them from here, where that is to be elsewhere.
         """
+
+        def put_as_workers(task: int, number: int, array: Array) -> Part:
+            assert output is not None
+            return self.parts.put(f"{output.prefix}/{task}-0/{number}", array)
+
         if not tasks.n:
             return
         if self.is_here:
-            self._run_here(f, tasks, take, put)
+            self._run_here(f, tasks, take, put or put_as_workers)
         else:
             self._run_elsewhere(f, tasks, take, output)
 
-    def _run_here(self, f: Function, tasks: Coded, take: Take, put: Put | None) -> None:
+    def _run_here(self, f: Function, tasks: Coded, take: Take, put: Put) -> None:
         storing: deque[tuple[int, list[Future[Part]], Array]] = deque()
 
         def finish() -> None:
@@ -84,8 +89,7 @@ class TaskRunner:
                     *arrays, note = f(block_of(tasks, task))
                 if storing:
                     finish()
-                sent = [pool.submit(put, task, *one) for one in enumerate(arrays)] if put else []
-                storing.append((task, sent, note))
+                storing.append((task, [pool.submit(put, task, *one) for one in enumerate(arrays)], note))
             finish()
 
     def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None) -> None:

@@ -64,9 +64,6 @@ def _rebuilt_alike(
     blocks = there[is_read].tolist()
     found: dict[tuple[int, int], Part] = {}
 
-    def put(task: int, number: int, row: Array) -> Part:
-        return runner.parts.put(generation.part_key(anew[number], stripes[task]), row)
-
     def take(task: int, parts: list[Part], is_finite: Array) -> None:
         if is_finite.all():
             found.update({(block, stripes[task]): part for block, part in zip(anew, parts)})
@@ -79,7 +76,7 @@ def _rebuilt_alike(
     parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
     tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
     widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
-    runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(anew)), put)
+    runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(anew)))
     return found
 
 
