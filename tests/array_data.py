@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +55,11 @@ def losses(code, count):
 
 def objects(store):
     return {key: store.get(key) for key in store.keys("polarmap/")}
+
+
+def files(folder):
+    """Paths of all files below a folder."""
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def encode_with_warnings(A, **options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator
 from math import prod
@@ -15,7 +14,7 @@ from polarmap.arrays import audits, generations, manifest, repairing
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.fetching import ArrayReader
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import place_of
+from polarmap.arrays.stores import PartStore
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.storage import Store
@@ -56,7 +55,8 @@ class CodedArray:
         self._adopt(made)
 
     def _adopt(self, made: Manifest) -> None:
-        self._manifest, self._reader = made, ArrayReader(self.store, made)
+        self._manifest, self._parts = made, PartStore(self.store, made.encryption)
+        self._reader = ArrayReader(self._parts, made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
@@ -73,7 +73,7 @@ class CodedArray:
     @property
     def key(self) -> str | bytes | None:
         """That of an encrypted array, as it was passed; None if it is not encrypted."""
-        return None if self._manifest.encryption is None else self._manifest.encryption.key
+        return self._parts.key
 
     @property
     def padding(self) -> int:
@@ -121,8 +121,8 @@ class CodedArray:
         made = self._manifest
         if made.zarr is None or not made.is_zarr:
             return None
-        place = place_of(self.store)
-        return os.path.join(place.place, made.zarr.path) if place.kind == "folder" else made.zarr.path
+        place, path = self._parts.place, made.zarr.path
+        return os.path.join(place.place, path) if place.kind == "folder" else path
 
     def stored(self, index: int) -> tuple[Part, ...]:
         """Where block `index` lies: joined in order, its parts are its bytes."""
@@ -130,9 +130,8 @@ class CodedArray:
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        made, source = self._manifest, place_of(self.store, self._manifest.encryption)
-        parts, shape = made.parts_to_read, made.block_shape
-        return StoredBlocks(made.code, source, parts, made.dtype, shape, self.padding, self._reader)
+        made, place, shape = self._manifest, self._parts.place, self._manifest.block_shape
+        return StoredBlocks(made.code, place, made.parts, made.dtype, shape, self.padding, self._reader)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""
@@ -152,7 +151,9 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        return (self[row] for row in range(len(self)))
+        step = self._manifest.stripe_rows
+        for start in range(0, len(self), step):
+            yield from map(np.asarray, self[start : start + step])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -174,7 +175,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(self.store, self._manifest, executor)
+            return audits.audit(self._parts, self._manifest, executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
@@ -200,8 +201,9 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = manifest.load(self.store, self.name, self.key)
-            repaired, found = repairing.repair(self.store, current, before, executor)
+            current, before = manifest.load_to_read(self.store, self.name, self.key)
+            parts = PartStore(self.store, current.encryption)
+            repaired, found = repairing.repair(parts, current, before, executor)
             self._adopt(repaired)
             return found
 
@@ -219,28 +221,19 @@ def _row_index(rows: Any, count: int) -> tuple[int, int, Any]:
     """
     if rows is Ellipsis:
         return 0, count, rows
-    if isinstance(rows, slice):
-        return _parse_slice(rows, count)
     try:
         if isinstance(rows, (bool, np.bool_)):
             raise TypeError
-        number = operator.index(rows)
-    except TypeError:
+        found = range(count)[rows]
+    except IndexError:
+        raise IndexError(f"row {rows} is out of range: the coded array has {count} rows") from None
+    except (TypeError, ValueError):
         raise CodeError(
             f"rows of a coded array are read by number or slice, not {rows!r}: read the rows from the "
             "first to the last, coded[i:j], and index these"
         ) from None
-    if not -count <= number < count:
-        raise IndexError(f"row {number} is out of range: the coded array has {count} rows")
-    number %= count
-    return number, number + 1, 0
-
-
-def _parse_slice(rows: slice, count: int) -> tuple[int, int, slice]:
-    try:
-        start, stop, step = rows.indices(count)
-    except (TypeError, ValueError) as error:
-        raise CodeError(f"rows of a coded array cannot be read by {rows}: {error}") from error
-    if step < 1:
-        raise CodeError(f"rows of a coded array are read forwards, not with step {step}")
-    return start, max(start, stop), slice(None, None, step)
+    if isinstance(found, int):
+        return found, found + 1, 0
+    if found.step < 1:
+        raise CodeError(f"rows of a coded array are read forwards, not with step {found.step}")
+    return found.start, max(found.start, found.stop), slice(None, None, found.step)

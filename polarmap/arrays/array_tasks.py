@@ -7,24 +7,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS, fetch, read_part, whole_before
-from polarmap.arrays.stores import place_of
+from polarmap.arrays.fetching import TRANSFERS, whole_before
+from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.uncoded import BACKUPS
-from polarmap.errors import ExecutorError, StorageError
+from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, counting
-from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -35,22 +32,8 @@ SETTINGS = MapOptions(verify=False, retries=2)
 
 # What is told of a task once its arrays are stored: its number, their parts, its note.
 Take = Callable[[int, list[Part], Array], None]
-
-
-class StoredArrays(NamedTuple):
-    """What `run` is told of arrays that tasks are to store: how many each task stores, and where they go.
-
-    prefix : of the keys of what workers store.
-    arrays : of each task.
-    items : numbers in the largest of them, or in the note.
-    put : stores one from here: the task, its number among those of the task, its numbers. None if nobody
-        does so from here.
-    """
-
-    prefix: str
-    arrays: int
-    items: int
-    put: Callable[[int, int, Array], Part] | None = None
+# What stores an array from here: the task, the number of the array among those of the task, the array.
+Put = Callable[[int, int, Array], Part]
 
 
 class TaskRunner:
@@ -59,30 +42,37 @@ class TaskRunner:
     By workers of an executor, of which late ones get a backup, and the first copy counts. Without an executor
     by this process, one task after another: what the task before gave is stored meanwhile.
 
-    Attributes
-    ----------
-    store : Store
-    is_here : bool
-        Whether this process is the worker.
+    parts : where the arrays are stored.
+    is_here : whether this process is the worker.
     """
 
-    def __init__(
-        self, store: Store, executor: Any, observers: Observers, encryption: Encryption | None = None
-    ) -> None:
-        self.store, self.is_here = store, executor is None
+    def __init__(self, parts: PartStore, executor: Any, observers: Observers) -> None:
+        self.parts, self.is_here = parts, executor is None
         self._executor = None if executor is None else executor_of(executor)
-        self._observers, self._encryption = observers, encryption
+        self._observers = observers
 
-    def run(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None = None) -> None:
-        """Tell `take` of every task as it ends; without `stored`, f returns its note only."""
+    def run(
+        self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None = None, put: Put | None = None
+    ) -> None:
+        """Tell `take` of every task as it ends.
+
+        output : where the arrays of each task are stored, and how large these and the note may be; without it
+            f returns its note only.
+        put : stores them from here, where that is to be elsewhere.
+        """
+
+        def put_as_workers(task: int, number: int, array: Array) -> Part:
+            assert output is not None
+            return self.parts.put(f"{output.prefix}/{task}-0/{number}", array)
+
         if not tasks.n:
             return
         if self.is_here:
-            self._run_here(f, tasks, take, stored)
+            self._run_here(f, tasks, take, put or put_as_workers)
         else:
-            self._run_elsewhere(f, tasks, take, stored)
+            self._run_elsewhere(f, tasks, take, output)
 
-    def _run_here(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None) -> None:
+    def _run_here(self, f: Function, tasks: Coded, take: Take, put: Put) -> None:
         storing: deque[tuple[int, list[Future[Part]], Array]] = deque()
 
         def finish() -> None:
@@ -99,59 +89,46 @@ class TaskRunner:
                     *arrays, note = f(block_of(tasks, task))
                 if storing:
                     finish()
-                put = stored and stored.put
-                sent = [pool.submit(put, task, *one) for one in enumerate(arrays)] if put else []
-                storing.append((task, sent, note))
+                storing.append((task, [pool.submit(put, task, *one) for one in enumerate(arrays)], note))
             finish()
 
-    def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None) -> None:
+    def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None) -> None:
         def ended(outcome: Outcome) -> None:
             assert outcome.leaves is not None
             parts, note = list(outcome.stored.parts) if outcome.stored else [], outcome.leaves[-1]
-            if stored is not None:
+            if output is not None:
                 note = self._whole(note, parts.pop())
             take(outcome.task, parts, note)
 
-        output, options = None, SETTINGS
-        if stored is not None:
-            place = place_of(self.store, self._encryption)
-            if place.kind == "driver":
-                raise ExecutorError(
-                    f"the array goes to {place.place}, which workers cannot reach: leave executor out"
-                )
-            output = OutputSpec(place, stored.prefix, stored.items, stored.arrays + 1)
-        if self._encryption is not None:
-            options = replace(SETTINGS, key=self._encryption.key)
-        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, output, ended)
+        if output is not None and output.source.kind == "driver":
+            raise ExecutorError(
+                f"the array goes to {output.source.place}, which workers cannot reach: leave executor out"
+            )
+        with_note = output and output._replace(arrays=output.arrays + 1)
+        options = replace(SETTINGS, key=self.parts.key)
+        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, with_note, ended)
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""
         if sample.nbytes == part.size:
             return sample
-        data = fetch(self.store, part, self._encryption)
-        if isinstance(data, str):
-            raise StorageError(f"what a worker has noted in {part.key} is {data}: call it again")
-        return np.frombuffer(data, sample.dtype)
+        with whole_before():
+            return np.frombuffer(self.parts.get(part), sample.dtype)
 
 
 class PartTasks(WholeBlocks):
     """For each task as many parts as for any other, each of which becomes one array."""
 
     def __init__(
-        self,
-        store: Store,
-        encryption: Encryption | None,
-        tasks: Sequence[Sequence[Part]],
-        dtypes: Sequence[np.dtype[Any]],
+        self, parts: PartStore, tasks: Sequence[Sequence[Part]], dtypes: Sequence[np.dtype[Any]]
     ) -> None:
-        self._store, self._encryption, self._tasks, self._dtypes = store, encryption, tasks, dtypes
+        self._parts, self._tasks, self._dtypes = parts, tasks, dtypes
         self.n, self.structure = len(tasks), (list, (), (("array",),) * len(dtypes))
-        self.source = place_of(store, encryption)
+        self.source = parts.place
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """The parts that the worker of task `index` reads; it verifies the tags of encrypted ones."""
-        parts = self._tasks[index]
-        return tuple(parts if self._encryption is None else (part._replace(crc32=None) for part in parts))
+        """The parts that the worker of task `index` reads."""
+        return tuple(self._tasks[index])
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of the block of task `index`, which is read as one flat array."""
@@ -163,8 +140,5 @@ class PartTasks(WholeBlocks):
     def piece(self, number: int) -> list[Array]:
         """The block of task `index`, read in this process for a worker that is this process."""
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = pool.map(partial(read_part, self._store, encryption=self._encryption), self._tasks[number])
-            return [
-                np.frombuffer(data, dtype).reshape(shape)
-                for data, (dtype, shape) in zip(read, self.layout(number))
-            ]
+            read = pool.map(self._parts.get, self._tasks[number])
+            return [np.frombuffer(data, dtype) for data, dtype in zip(read, self._dtypes)]

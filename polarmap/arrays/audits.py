@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy.typing as npt
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.decode import decoder_of
-from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, fetch
+from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, damage_of
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.run.observers import observers_of
 from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
@@ -84,13 +85,13 @@ class Audit:
         return "\n  ".join([f"{head}; {end}", *lines]) + ">"
 
 
-def audit(store: Store, manifest: Manifest, executor: Any = None) -> Audit:
+def audit(part_store: PartStore, manifest: Manifest, executor: Any = None) -> Audit:
     """Have every part read and compared with its checksum, by the workers of an executor or here."""
     stripes = len(manifest.bounds) - 1
     places = [(block, stripe) for stripe in range(stripes) for block in range(manifest.code.n)]
     parts = [manifest.parts[block][stripe] for block, stripe in places]
     others = copies_and_metadata(manifest)
-    kinds = _kinds(store, manifest, [*parts, *others], executor)
+    kinds = _kinds(part_store, manifest, [*parts, *others], executor)
     damaged = tuple(
         sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
     )
@@ -98,24 +99,25 @@ def audit(store: Store, manifest: Manifest, executor: Any = None) -> Audit:
     for part, kind in zip(others, kinds[len(parts) :]):
         if kind:
             zarr.setdefault(part.key, kind)
-    foreign = [(key, "foreign") for key in foreign_keys(store, manifest)]
+    foreign = [(key, "foreign") for key in foreign_keys(part_store.store, manifest)]
     found = (*zarr.items(), *foreign)
     return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
 
 
-def _kinds(store: Store, manifest: Manifest, parts: Sequence[Part], executor: Any) -> list[str]:
+def _kinds(part_store: PartStore, manifest: Manifest, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
 
     Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
     cannot decrypt, which is told from other failures here only.
     """
-    kinds = _kinds_by_size(store, manifest, parts)
+    kinds = _kinds_by_size(part_store.store, manifest, parts)
     whole = [index for index, kind in enumerate(kinds) if kind in ("", "appended")]
     to_read = [_as_stored(manifest, parts[index]) for index in whole]
-    if executor is None or manifest.encryption is not None:
-        read = _read_here(store, manifest.encryption, to_read)
+    if executor is None or part_store.key is not None:
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            read = list(pool.map(partial(damage_of, part_store), to_read))
     else:
-        read = _read_by_workers(store, manifest.code.n, to_read, executor)
+        read = _read_by_workers(part_store, manifest.code.n, to_read, executor)
     for index, kind in zip(whole, read):
         kinds[index] = kind or kinds[index]
     return kinds
@@ -157,18 +159,7 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
     return (end, True) if stop == last else (stop, False)
 
 
-def _read_here(store: Store, encryption: Encryption | None, parts: Sequence[Part]) -> list[str]:
-    """The kind of damage of each part, read and decrypted by this process; empty if there is none."""
-
-    def kind(part: Part) -> str:
-        found = fetch(store, part, encryption)
-        return found if isinstance(found, str) else ""
-
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        return list(pool.map(kind, parts))
-
-
-def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
+def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part that is not encrypted, read by workers, `count` parts by each task."""
     lots = [parts[start : start + count] for start in range(0, len(parts), count)]
     if not lots:
@@ -180,8 +171,8 @@ def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: 
     def compare(task: int, stored: list[Part], sums: Array) -> None:
         kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
 
-    blocks = PartTasks(store, None, tasks, [np.dtype(np.uint8)] * each)
-    TaskRunner(store, executor, observers_of(None)).run(checksums(), blocks, compare)
+    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * each)
+    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, compare)
     return list(chain.from_iterable(kinds))
 
 

@@ -11,7 +11,7 @@ from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.nonfinite import NonFiniteRecord
 from polarmap.arrays.sources import Source, open_source
-from polarmap.arrays.stores import open_store
+from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import StripePlan, plan_stripes
 from polarmap.arrays.writing import write_array
@@ -131,8 +131,9 @@ def encode(
             encryption = _encryption(key, source, cut)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
-        encoder = StripeEncoder(TaskRunner(store, executor, observers, encryption), source, cut, seen)
-        made = write_array(store, name, cut, overwrite, encoder.write, encryption)
+        parts = PartStore(store, encryption)
+        encoder = StripeEncoder(TaskRunner(parts, executor, observers), source, cut, seen)
+        made = write_array(parts, name, cut, overwrite, encoder.write)
         seen.warn()
         return CodedArray(store, made)
 

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.decode import decode_blocks, decoder_of, is_finite
-from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.errors import MissingObjectError, NotDecodableError
-from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
+from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import PartStore
+from polarmap.errors import NotDecodableError
 from polarmap.worker.parts import DamagedError, Part
 
 Array = npt.NDArray[Any]
@@ -38,23 +37,6 @@ class Damage(NamedTuple):
     key: str
 
 
-def fetch(store: Store, part: Part, encryption: Encryption | None = None) -> bytes | str:
-    """The bytes of a part, decrypted, or the kind of its damage."""
-    size = part.size if encryption is None else encrypted_size(part.size)
-    try:
-        data = store.get(part.key, part.offset, part.offset + size) if size else b""
-    except MissingObjectError:
-        return "missing"
-    if len(data) != size:
-        return "truncated"
-    if part.crc32 not in (None, checksum(data)):
-        return "corrupt"
-    try:
-        return data if encryption is None else decrypt_part(encryption, part, data)
-    except DamagedError:
-        return "forged"
-
-
 @contextmanager
 def whole_before() -> Iterator[None]:
     """Damage of parts that were whole when they were looked at is an error of the call that finds it."""
@@ -64,45 +46,46 @@ def whole_before() -> Iterator[None]:
         raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
 
 
-def read_part(store: Store, part: Part, encryption: Encryption | None = None) -> bytes:
-    """The bytes of a part, decrypted; DamagedError if it is not what was stored."""
-    data = fetch(store, part, encryption)
-    if isinstance(data, str):
-        raise DamagedError(f"{part.key} is {data}")
-    return data
+def damage_of(parts: PartStore, part: Part) -> str:
+    """The kind of damage of a part, which is read; empty if there is none."""
+    try:
+        parts.get(part)
+    except DamagedError as error:
+        return error.kind
+    return ""
 
 
 def fetch_blocks(
-    store: Store, manifest: Manifest, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor
-) -> tuple[dict[int, Array], list[Damage]]:
-    """The good parts of a stripe as flat arrays by block, and the others."""
-    parts = [manifest.parts[block][stripe] for block in blocks]
-    good: dict[int, Array] = {}
-    damaged: list[Damage] = []
-    each = map if len(parts) == 1 else pool.map  # one needs no thread
-    for block, part, data in zip(
-        blocks, parts, each(lambda part: fetch(store, part, manifest.encryption), parts)
-    ):
-        if isinstance(data, str):
-            damaged.append(Damage(block, stripe, data, part.key))
-        else:
-            dtype = manifest.dtype_of(block)
-            good[block] = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-    return good, damaged
+    parts: PartStore, manifest: Manifest, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor
+) -> tuple[dict[int, Array], list[DamagedError]]:
+    """The good parts of a stripe as flat arrays by block, and what is wrong with the others."""
+
+    def fetch(block: int) -> Array | DamagedError:
+        dtype = manifest.dtype_of(block)
+        try:
+            data = parts.get(manifest.parts[block][stripe])
+        except DamagedError as error:
+            return error
+        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+
+    each = map if len(blocks) == 1 else pool.map  # one needs no thread
+    found = list(zip(blocks, each(fetch, blocks)))
+    good = {block: row for block, row in found if not isinstance(row, DamagedError)}
+    return good, [error for _, error in found if isinstance(error, DamagedError)]
 
 
 def read_stripe(
-    store: Store, manifest: Manifest, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor
+    parts: PartStore, manifest: Manifest, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor
 ) -> Array:
     """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
-    good, damaged = fetch_blocks(store, manifest, stripe, [block], pool)
+    good, damaged = fetch_blocks(parts, manifest, stripe, [block], pool)
     if not damaged:
         return good[block][columns]
     decoder = decoder_of(manifest, strict=True)
     others = [other for other in range(manifest.code.n) if other != block]
     while others and not (decoder.ready and is_finite(good.values())):
         lot, others = others[: manifest.code.k], others[manifest.code.k :]
-        more, _ = fetch_blocks(store, manifest, stripe, lot, pool)
+        more, _ = fetch_blocks(parts, manifest, stripe, lot, pool)
         for index, row in more.items():
             good[index] = row[columns]
             decoder.add(index)
@@ -112,8 +95,8 @@ def read_stripe(
 class ArrayReader:
     """Reads the rows and blocks of a stored array; a `BlockReader`."""
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._store, self._manifest = store, manifest
+    def __init__(self, parts: PartStore, manifest: Manifest) -> None:
+        self._parts, self._manifest = parts, manifest
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows start..stop of the array; no more is held than these and one stripe of each block."""
@@ -130,7 +113,7 @@ class ArrayReader:
                     if low < high:
                         offset = base + manifest.bounds[stripe]
                         columns = slice(low - offset, high - offset)
-                        part = read_stripe(self._store, manifest, stripe, block, columns, pool)
+                        part = read_stripe(self._parts, manifest, stripe, block, columns, pool)
                         flat[low - start * width : high - start * width] = part
         return out
 
@@ -146,9 +129,9 @@ class ArrayReader:
         manifest, stripes = self._manifest, []
         with ThreadPoolExecutor(TRANSFERS) as pool:
             for stripe in range(len(manifest.parts[index])):
-                good, damaged = fetch_blocks(self._store, manifest, stripe, [index], pool)
-                for damage in damaged:
-                    raise DamagedError(f"{damage.key} is {damage.kind}")
+                good, damaged = fetch_blocks(self._parts, manifest, stripe, [index], pool)
+                for error in damaged:
+                    raise error
                 stripes.append(good[index])
         dtype = manifest.dtype_of(index).newbyteorder("=")
         return np.concatenate([np.empty(0, dtype), *stripes]).reshape(manifest.block_shape)

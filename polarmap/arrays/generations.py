@@ -15,15 +15,12 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from polarmap.arrays.keys import array_prefix, manifest_key
-from polarmap.arrays.manifest import Manifest, checksum, load, read_current
+from polarmap.arrays.manifest import Manifest, load, read_current
+from polarmap.code.checks import is_number
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage import Data, Store
+from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS
-from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.parts import Part
 from polarmap.worker.process_identity import ProcessIdentity
 
@@ -36,19 +33,11 @@ _running: set[str] = set()  # generations of this process
 class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
-    encryption : of its parts, if there is one.
     keeps : whether they stay when the run fails, for the next one to go on.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        name: str,
-        purpose: Mapping[str, Any],
-        encryption: Encryption | None = None,
-        keeps: bool = False,
-    ) -> None:
-        self._store, self._name, self.encryption, self._keeps = store, name, encryption, keeps
+    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any], keeps: bool = False) -> None:
+        self.store, self._name, self._keeps = store, name, keeps
         self._purpose = dict(purpose)
         self.id = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.id}/"
@@ -66,34 +55,26 @@ class Generation:
     def __exit__(self, kind: object, *error: object) -> None:
         _running.discard(self.id)
         if kind is None:
-            sweep(self._store, self._name)
+            sweep(self.store, self._name)
         elif not self._keeps:
             with contextlib.suppress(Exception):  # a storage that is down must not hide why the run ended
-                sweep(self._store, self._name)
+                sweep(self.store, self._name)
 
     def heartbeat(self) -> None:
         """Renew, at most every few seconds, the object that says who runs this and what for."""
         if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS and self._last_heartbeat:
             return
         note = {"purpose": self._purpose, "owner": str(ProcessIdentity.current()), "time": time.time()}
-        self._store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
+        self.store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
         self._last_heartbeat = time.monotonic()
 
     def part_key(self, block: int, stripe: int) -> str:
         """The key of a part that this run stores."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
 
-    def put_part(self, block: int, stripe: int, row: npt.NDArray[Any]) -> Part:
-        """Store a part of this run."""
-        data = np.ascontiguousarray(row).data.cast("B")
-        part = Part(self.part_key(block, stripe), len(data))
-        stored: Data = data if self.encryption is None else encrypt_part(self.encryption, part, data)
-        self._store.put(part.key, stored)
-        return part._replace(crc32=checksum(stored))
-
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
         """Note that all parts of a stripe are stored."""
-        self._store.put(
+        self.store.put(
             f"{self.prefix}{stripe:06d}.json", json.dumps([tuple(part) for part in parts]).encode()
         )
         self.heartbeat()
@@ -103,7 +84,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        store, name, data = self._store, made.name, made.dump()
+        store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)
         if now == before:
@@ -124,16 +105,14 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
     keys = store.keys(array_prefix(name))
     stored = set(keys)
     for generation, owned in _by_generation(name, keys).items():
-        note = _read(store, f"{generation}{RUN_NOTE}")
+        note = _read_note(store, generation)
         if note is None or note.get("purpose") != wanted or _is_running(generation, note):
             continue
         for key in owned:
             number = key[len(generation) :].removesuffix(".json")
-            parts = _read(store, key) if number.isdecimal() else None
-            if isinstance(parts, list):
-                noted = [Part(*part) for part in parts]
-                if stored.issuperset(part.key for part in noted):
-                    found[int(number)] = noted
+            parts = _read_record(store, key) if number.isdecimal() else []
+            if parts and stored.issuperset(part.key for part in parts):
+                found[int(number)] = parts
     return found
 
 
@@ -141,7 +120,7 @@ def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     ended = []
     for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items():
-        note = _read(store, f"{generation}{RUN_NOTE}") if f"{generation}{RUN_NOTE}" in owned else None
+        note = _read_note(store, generation) if f"{generation}{RUN_NOTE}" in owned else None
         if note is None or not _may_be_running(generation, note):
             ended += owned
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
@@ -166,6 +145,22 @@ def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def _read_note(store: Store, generation: str) -> dict[str, Any] | None:
+    """Who runs a generation and what for; None if nothing says so."""
+    note = _read(store, f"{generation}{RUN_NOTE}")
+    return note if isinstance(note, dict) else None
+
+
+def _read_record(store: Store, key: str) -> list[Part]:
+    """The parts of a finished stripe; none if nothing says so."""
+    try:
+        parts: list[Any] = [Part(*fields) for fields in _read(store, key)]
+    except TypeError:
+        return []
+    are_parts = all(isinstance(key, str) and all(type(one) is int for one in rest) for key, *rest in parts)
+    return parts if are_parts else []
+
+
 def _read(store: Store, key: str) -> Any:
     """Read a small JSON object; None if it is not there or cut short."""
     try:
@@ -186,5 +181,5 @@ def _may_be_running(generation: str, note: Mapping[str, Any]) -> bool:
     """Whether the run may be under way, as far as can be seen from here."""
     if ProcessIdentity.parse(str(note.get("owner"))).is_on_this_machine():
         return _is_running(generation, note)
-    age = time.time() - float(note.get("time", 0.0))
-    return age < STALE_SECONDS
+    told = note.get("time")
+    return is_number(told) and time.time() - told < STALE_SECONDS

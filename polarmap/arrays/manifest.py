@@ -6,7 +6,8 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -73,12 +74,11 @@ class Manifest:
             size // self.dtype.itemsize for size in accumulate((p.size for p in self.parts[0]), initial=0)
         ]
 
-    @cached_property
-    def parts_to_read(self) -> tuple[tuple[Part, ...], ...]:
-        """The parts as workers read them, which verify the tags of encrypted ones."""
-        if self.encryption is None:
-            return self.parts
-        return tuple(tuple(part._replace(crc32=None) for part in parts) for parts in self.parts)
+    @property
+    def stripe_rows(self) -> int:
+        """Rows of a block that its first part has; 1 if it has none that is whole."""
+        size = self.bounds[1] if len(self.bounds) > 1 else 0
+        return max(1, size // max(1, prod(self.shape[1:])))
 
     def stored_size(self, part: Part) -> int:
         """Bytes of a part in storage."""
@@ -102,16 +102,26 @@ class Manifest:
         return [] if self.zarr is None else self.zarr.chunks(self.shape, self.rows, self.bounds)
 
     @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the object of every chunk; 0 where there is no Zarr array."""
+        return 0 if self.zarr is None else self.zarr.chunk_bytes(self.dtype)
+
+    @property
+    def metadata(self) -> tuple[Part, ...]:
+        """The metadata of the Zarr array that is there."""
+        return () if self.zarr is None else self.zarr.metadata
+
+    @property
     def is_zarr(self) -> bool:
         """Whether the Zarr array is there, with all its chunks."""
-        return self.zarr is not None and bool(self.zarr.metadata)
+        return bool(self.metadata)
 
     @cached_property
     def objects(self) -> set[str]:
         """The keys of all objects that hold parts, or belong to the Zarr array."""
         keys = {part.key for parts in self.parts for part in parts}
-        if self.zarr is not None and self.is_zarr:
-            keys |= {chunk.key for chunk in self.chunks} | {part.key for part in self.zarr.metadata}
+        if self.is_zarr:
+            keys |= {chunk.key for chunk in self.chunks} | {part.key for part in self.metadata}
         return keys
 
     @cached_property
@@ -123,20 +133,16 @@ class Manifest:
             if part.key.startswith(prefix):
                 end = max(part.offset + self.stored_size(part), *found.get(part.key, (0, 0)))
                 found[part.key] = end, end
-        if self.zarr is not None:
-            length = self.zarr.chunk_bytes(self.dtype)
-            for chunk in self.chunks:
-                if self.is_zarr or chunk.key in found:
-                    size = sum(self.parts[chunk.block][stripe].size for stripe in chunk.stripes)
-                    found[chunk.key] = size, length
-            found |= {part.key: (part.size, part.size) for part in self.zarr.metadata}
-        return found
+        for chunk in self.chunks:
+            if self.is_zarr or chunk.key in found:
+                size = sum(self.parts[chunk.block][stripe].size for stripe in chunk.stripes)
+                found[chunk.key] = size, self.chunk_bytes
+        return found | {part.key: (part.size, part.size) for part in self.metadata}
 
     @property
     def owned_bytes(self) -> int:
         """Bytes in storage that exist for this array only, without manifest and metadata."""
-        metadata = self.zarr.metadata if self.zarr else ()
-        return sum(length for _, length in self.ends.values()) - sum(part.size for part in metadata)
+        return sum(length for _, length in self.ends.values()) - sum(part.size for part in self.metadata)
 
     def dump(self) -> bytes:
         """The bytes of the object that is stored."""
@@ -185,16 +191,15 @@ class Manifest:
             )
         if document.get("crc32") != _checksum(array):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
-        try:
-            made = cls._from_fields(array)
-        except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
-            raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
-        if key is None:
-            return made
-        return replace(made, encryption=_authenticated(made.encryption, document, key, where))
+        with _consistent(where):
+            encryption = _parse_encryption(array.get("encryption"))
+        if key is not None:
+            encryption = _authenticated(encryption, document, key, where)
+        with _consistent(where):
+            return cls._from_fields(array, encryption)
 
     @classmethod
-    def _from_fields(cls, array: Mapping[str, Any]) -> Manifest:
+    def _from_fields(cls, array: Mapping[str, Any], encryption: Encryption | None) -> Manifest:
         for field in ("dtype", "parity_dtype"):
             if not _DTYPE.fullmatch(array[field]):
                 raise ValueError(f"{field} {array[field]!r} is not one of numbers")
@@ -206,7 +211,7 @@ class Manifest:
             parts=tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"]),
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
-            encryption=_parse_encryption(array.get("encryption")),
+            encryption=encryption,
         )
         made._check(array["rows_per_block"], array["parity_dtype"])
         return made
@@ -237,6 +242,15 @@ class Manifest:
             self.zarr.check(array_prefix(self.name), self.shape, rows, self.bounds)
         if self.encryption is not None and self.zarr is not None:
             raise ValueError("encrypted chunks make no Zarr array")
+
+
+@contextmanager
+def _consistent(where: str) -> Iterator[None]:
+    """What a manifest says that makes no sense is a StorageError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
+        raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
 
 
 def _parse_part(fields: Mapping[str, Any]) -> Part:
@@ -295,6 +309,17 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manif
     if manifest.name != name:
         raise StorageError(f"{where} is that of {manifest.name!r}")
     return manifest, data
+
+
+def load_to_read(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
+    """The same; StorageError also if the array is encrypted, and no key is given."""
+    found, data = load(store, name, key)
+    if found.encryption is not None and key is None:
+        raise StorageError(
+            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
+            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        )
+    return found, data
 
 
 def read_current(store: Store, name: str) -> bytes | None:

@@ -8,7 +8,7 @@ from polarmap.arrays import manifest
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.stores import open_store
-from polarmap.errors import StorageError, without_our_frames
+from polarmap.errors import without_our_frames
 from polarmap.executors.encryption_keys import readable_key
 
 
@@ -36,12 +36,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with without_our_frames:
         store = open_store(storage)
-        found, _ = manifest.load(store, check_name(name), None if key is None else readable_key(key))
-        if found.encryption is not None and key is None:
-            raise StorageError(
-                f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
-                f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
-            )
+        found, _ = manifest.load_to_read(store, check_name(name), None if key is None else readable_key(key))
         return CodedArray(store, found)
 
 

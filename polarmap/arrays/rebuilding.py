@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.code import modular
 from polarmap.code.dtypes import is_exact
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -63,9 +64,6 @@ def _rebuilt_alike(
     blocks = there[is_read].tolist()
     found: dict[tuple[int, int], Part] = {}
 
-    def put(task: int, number: int, row: Array) -> Part:
-        return generation.put_part(anew[number], stripes[task], row)
-
     def take(task: int, parts: list[Part], is_finite: Array) -> None:
         if is_finite.all():
             found.update({(block, stripes[task]): part for block, part in zip(anew, parts)})
@@ -76,9 +74,9 @@ def _rebuilt_alike(
         weights[:, is_read], list(map(blocks.index, kept)), list(map(manifest.dtype_of, lost)), multiply
     )
     parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
-    tasks = PartTasks(runner.store, manifest.encryption, parts, list(map(manifest.dtype_of, blocks)))
-    widest = int(np.diff(manifest.bounds)[stripes].max())
-    runner.run(rebuild, tasks, take, StoredArrays(prefix, len(anew), widest, put))
+    tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
+    widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
+    runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(anew)))
     return found
 
 

@@ -15,16 +15,18 @@ from polarmap.arrays.fetching import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.arrays.rebuilding import rebuild_parts
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_repair import repair_zarr
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.observers import observers_of
-from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
 
 
-def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
+def repair(
+    parts: PartStore, manifest: Manifest, before: bytes, executor: Any = None
+) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; the new manifest and what had been damaged.
 
     New parts go to new keys and the manifest is replaced last, so that a repair cut short changes
@@ -36,30 +38,30 @@ def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None
         If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
         nothing is changed then.
     """
-    found = audit(store, manifest, executor)
+    found = audit(parts, manifest, executor)
     if found.ok and (manifest.zarr is None or manifest.is_zarr):
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
-    runner = TaskRunner(store, executor, observers_of(None), manifest.encryption)
-    return _repaired(runner, manifest, before, found), found
-
-
-def _repaired(runner: TaskRunner, manifest: Manifest, before: bytes, found: Audit) -> Manifest:
-    """Rebuild the damaged parts, store them and then the manifest; the new manifest."""
-    store, purpose, wanted = runner.store, {"repair": checksum(before)}, _to_rebuild(manifest, found)
-    with Generation(store, manifest.name, purpose, manifest.encryption) as generation:
-        rebuilt = rebuild_parts(runner, manifest, generation, wanted, lost_blocks(found.damaged))
-        for stripe in sorted(wanted.keys() - {stripe for _, stripe in rebuilt}):
-            for block, row in _decoded(store, manifest, stripe, wanted[stripe]).items():
-                rebuilt[block, stripe] = generation.put_part(block, stripe, row)
-            generation.heartbeat()
-        for place, part in rebuilt.items():
-            _check_exact(manifest, *place, part)
-        wrong = {key for key, _ in found.zarr}
-        repaired = repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
+    runner = TaskRunner(parts, executor, observers_of(None))
+    with Generation(parts.store, manifest.name, {"repair": checksum(before)}) as generation:
+        repaired = _repaired(runner, generation, manifest, found)
         generation.publish(repaired, before)
-    return repaired
+    return repaired, found
+
+
+def _repaired(runner: TaskRunner, generation: Generation, manifest: Manifest, found: Audit) -> Manifest:
+    """Rebuild the damaged parts and store them; the new manifest."""
+    wanted = _to_rebuild(manifest, found)
+    rebuilt = rebuild_parts(runner, manifest, generation, wanted, lost_blocks(found.damaged))
+    for stripe in sorted(wanted.keys() - {stripe for _, stripe in rebuilt}):
+        for block, row in _decoded(runner.parts, manifest, stripe, wanted[stripe]).items():
+            rebuilt[block, stripe] = runner.parts.put(generation.part_key(block, stripe), row)
+        generation.heartbeat()
+    for place, part in rebuilt.items():
+        _check_exact(manifest, *place, part)
+    wrong = {key for key, _ in found.zarr}
+    return repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
 
 
 def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
@@ -74,12 +76,14 @@ def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
     return wanted
 
 
-def _decoded(store: Store, manifest: Manifest, stripe: int, wanted: Collection[int]) -> Mapping[int, Array]:
+def _decoded(
+    parts: PartStore, manifest: Manifest, stripe: int, wanted: Collection[int]
+) -> Mapping[int, Array]:
     """The damaged parts of a stripe, and those of blocks `wanted`, by block, decoded entry by entry."""
     code = manifest.code
     with ThreadPoolExecutor(TRANSFERS) as pool:
-        good, damaged = fetch_blocks(store, manifest, stripe, range(code.n), pool)
-    bad = [damage.block for damage in damaged]
+        good, _ = fetch_blocks(parts, manifest, stripe, range(code.n), pool)
+    bad = [block for block in range(code.n) if block not in good]
     rebuilt = {block: good[block] for block in wanted if block in good}
     if not bad:
         return rebuilt

@@ -17,7 +17,7 @@ from polarmap.blocks.equal import check_array
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
 from polarmap.storage import Store
-from polarmap.worker.parts import Part
+from polarmap.worker.parts import Part, Place
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +29,7 @@ class Source(Protocol):
     chunk_rows : rows that are stored together and should be read together.
     object_rows : rows that lie in one object, across whose end no part should reach; 0 if any may.
     is_stored : whether they lie in the store, so that data blocks need no copy.
+    place : where parts lie that `locate` gives.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Source(Protocol):
     chunk_rows: int
     object_rows: int
     is_stored: bool
+    place: Place
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """Fill `out` with the slab whose row 0 is row `first` of the data; zeros beyond its end."""
@@ -49,6 +51,8 @@ class Source(Protocol):
 
 class ArraySource:
     """A `Source` that reads an array: numpy, memmap, zarr, h5py, dask."""
+
+    place = Place("folder", "/")
 
     def __init__(self, data: Any) -> None:
         self._data = data

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.code.checks import is_count
 from polarmap.code.dtypes import check_dtype
@@ -104,7 +105,7 @@ class StoredRows:
         fill: Any = 0,
     ) -> None:
         self._store, self._places, self._stored_dtype = store, places, dtype
-        self._offset, self._fill = offset, fill
+        self._offset, self._fill, self.place = offset, fill, place_of(store)
         self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
         self.chunk_rows, self.object_rows, self.is_stored = 1, rows, True
         self._width = prod(self.shape[1:])

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.result_writer import ResultWriter
-from polarmap.arrays.stores import open_store
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.keys import check_name
+from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import PartStore, open_store
+from polarmap.arrays.writing import replaceable
+from polarmap.arrays.zarr_chunks import as_zarr
+from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
+from polarmap.code.dtypes import is_exact
+from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.report import Report
+from polarmap.run.codeword import Codeword
 from polarmap.run.execute import encryption_of, prepared, run_coded
 from polarmap.run.options import MapOptions
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
+from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Structure, unflatten
-from polarmap.worker.stored_output import sample
+from polarmap.worker.stored_output import OutputSpec, StoredOutput, sample
 
 T = TypeVar("T")
+
+STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
 
 
 @dataclass(frozen=True)
@@ -127,13 +140,22 @@ def prepared_to_storage(
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
     def run(observers: Observers) -> StoredResult[T]:
-        encryption = encryption_of(coded, options.key)
-        with ResultWriter(open_store(place), out.name, coded, encryption) as writer:
-            word, report = run_coded(launch, f, coded, options, observers, _sampled(f), writer.output)
+        parts = PartStore(open_store(place), encryption_of(coded, options.key))
+        code, name, items = _polar_code(coded), check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
+        replaceable(parts.store, name, " for Stored(...), or delete it first")
+        with Generation(parts.store, name, {"map": uuid.uuid4().hex}) as generation:
+            output = OutputSpec(parts.place, f"{generation.prefix}result", items)
+            word, report = run_coded(launch, f, coded, options, observers, _sampled(f), output)
             padding = coded.blocks.padding if any(word.padding_rows) else 0
-            made = writer.manifest(word.stored, padding, word.decoded[0][0].dtype)
+            made = _manifest(name, code, word, padding, output)
+            if parts.encryption is None:
+                whole = (made.rows, *made.shape[1:])
+                made = as_zarr(parts.store, made, generation.prefix, chunk_shape(whole, whole))
+            else:
+                made = replace(made, encryption=parts.encryption)
+            generation.publish(made, None)
         _, _, structure = word.structure  # of a sample: see worker.store_result
-        return StoredResult(CodedArray(writer.store, made), report, structure)
+        return StoredResult(CodedArray(parts.store, made), report, structure)
 
     return PreparedMap(run, is_lasting=True)
 
@@ -149,3 +171,43 @@ def _check_out(out: Any, options: MapOptions) -> None:
 def _sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """f with what the driver needs to know of its results when these stay in storage."""
     return lambda block: sample(np.asarray(f(block)))
+
+
+def _polar_code(coded: CodedData) -> PolarCode:
+    """The code of the results."""
+    if isinstance(coded.code, PolarCode):
+        return coded.code
+    raise CodeError(f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}")
+
+
+def _manifest(name: str, code: PolarCode, word: Codeword, padding: int, output: OutputSpec) -> Manifest:
+    """The results as an array; those that never came are missing in it until they are repaired.
+
+    padding : last rows of the results, which come from no data.
+    """
+    stored, dtype = word.stored, word.decoded[0][0].dtype
+    _check_dtypes(code, dtype, stored)
+    [(_, shape)] = stored[min(stored)].layout
+    (rows, *inner), size = shape or (1,), prod(shape)
+    counts = [min(output.items, size - start) for start in range(0, size, output.items)]
+
+    def absent(index: int) -> tuple[Part, ...]:
+        itemsize = (dtype if index < code.k else code.parity_dtype(dtype)).itemsize
+        keys = [f"{output.prefix}/{index}-absent/{number}" for number in range(len(counts))]
+        return tuple(Part(key, count * itemsize) for key, count in zip(keys, counts))
+
+    parts = tuple(stored[index].parts if index in stored else absent(index) for index in range(code.n))
+    return Manifest(name, (code.k * rows - padding, *inner), dtype, code, parts, scalars=shape == ())
+
+
+def _check_dtypes(code: PolarCode, dtype: np.dtype[Any], stored: Mapping[int, StoredOutput]) -> None:
+    """Raise CodeError unless results have the dtype of data blocks' results, or that of their parity."""
+    dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
+    for index, one in stored.items():
+        found, wanted = np.dtype(one.layout[0][0]), dtypes[index]
+        alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
+        if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
+            raise CodeError(
+                f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
+                f"{wanted.str} is due; let f return {dtypes[-1].str} for any block"
+            )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from polarmap.errors import StorageError
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
-from polarmap.worker.encryption import Encryption
-from polarmap.worker.parts import Place
+from polarmap.worker.encryption import Encryption, KeyUnavailableError, get_part, put_parts
+from polarmap.worker.parts import Part, Place, missing
 
 
 def open_store(choice: Any) -> Store:
@@ -43,3 +48,50 @@ def place_of(store: Store, encryption: Encryption | None = None) -> Place:
     if isinstance(store, ObjectStore):
         return Place("bucket", store.bucket, store.backend, encryption)
     return Place("driver", store.name, "", encryption)
+
+
+class PartStore:
+    """The parts of an array in a store, where they are encrypted as `encryption` says.
+
+    Attributes
+    ----------
+    store : Store
+    encryption : Encryption, optional
+    place : Place
+        Where workers find them.
+    """
+
+    def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
+        self.store, self.encryption, self.place = store, encryption, place_of(store, encryption)
+
+    @property
+    def key(self) -> str | bytes | None:
+        """What they are encrypted with, as it was passed; None if they are not."""
+        return None if self.encryption is None else self.encryption.key
+
+    def get(self, part: Part) -> bytes:
+        """The bytes of a part; DamagedError if they are not what was stored."""
+        with self._with_key():
+            data: bytes = get_part(self.place, part, self._read)
+        return data
+
+    def put(self, key: str, array: npt.NDArray[Any]) -> Part:
+        """Store an array, which is not empty, as an object of one part."""
+        data = np.ascontiguousarray(array).data.cast("B")
+        with self._with_key():
+            [part] = put_parts(self.place, key, data, len(data), self.store.put)
+        return part
+
+    @contextmanager
+    def _with_key(self) -> Iterator[None]:
+        """A key that is gone since it was told, or another one by now, as an error of ours."""
+        try:
+            yield
+        except KeyUnavailableError as error:
+            raise StorageError(f"what is encrypted in {self.store.name} is out of reach: {error}") from error
+
+    def _read(self, part: Part) -> bytes:
+        try:
+            return self.store.get(part.key, part.offset, part.offset + part.size)
+        except MissingObjectError:
+            raise missing(part) from None

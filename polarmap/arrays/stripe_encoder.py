@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array_tasks import StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import checksum
 from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
 from polarmap.arrays.sources import Source
-from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import put_stripe
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.storage import Store
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -93,13 +92,13 @@ class StripeEncoder:
                 generation.record(stripe, parts)
 
         count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
-        stored = StoredArrays(f"{generation.prefix}stripes", count, items, put)
+        output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
         parity = code.parity if self._runner.is_here else multiplier(code, plan.parity_dtype)
-        self._runner.run(encoder(parity, copies), tasks, note, stored)
+        self._runner.run(encoder(parity, copies), tasks, note, output, put)
         return done
 
     def _tasks(self, stripes: Sequence[int]) -> StripeTasks:
-        return StripeTasks(self._runner.store, self._plan, self._source, stripes)
+        return StripeTasks(self._plan, self._source, stripes)
 
     def _put(self, generation: Generation, block: int, stripe: int, row: Array) -> Part:
         """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
@@ -108,10 +107,10 @@ class StripeEncoder:
             if self._source.is_stored:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
                     return place._replace(crc32=checksum(row))
-            chunk = put_stripe(self._runner.store, generation.prefix, plan, block, stripe, row)
+            chunk = put_stripe(generation.store, generation.prefix, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
-        return generation.put_part(block, stripe, row)
+        return self._runner.parts.put(generation.part_key(block, stripe), row)
 
 
 def _check_located(parts: Sequence[Part]) -> None:
@@ -170,10 +169,10 @@ def _parsed(note: Array) -> tuple[NonFiniteCounts, list[int]]:
 class StripeTasks(WholeBlocks):
     """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
 
-    def __init__(self, store: Store, plan: StripePlan, data: Source, stripes: Sequence[int]) -> None:
+    def __init__(self, plan: StripePlan, data: Source, stripes: Sequence[int]) -> None:
         self._plan, self._data, self._stripes = plan, data, stripes
         self.n, self.structure = len(stripes), ("array",)
-        self.source = place_of(store) if data.is_stored else Place("folder", "/")
+        self.source = data.place
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """The parts of all data blocks in stripe `index`, in order."""

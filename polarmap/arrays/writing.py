@@ -10,11 +10,11 @@ from polarmap.arrays import generations
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest, describe_code, read_current
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.errors import StorageError
 from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 
 # Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
@@ -22,14 +22,10 @@ StripeWriter = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
 
 
 def write_array(
-    store: Store,
-    name: str,
-    plan: StripePlan,
-    overwrite: bool,
-    write: StripeWriter,
-    encryption: Encryption | None = None,
+    part_store: PartStore, name: str, plan: StripePlan, overwrite: bool, write: StripeWriter
 ) -> Manifest:
     """Have the n coded blocks of a source stored and, last of all, their manifest."""
+    store, encryption = part_store.store, part_store.encryption
     before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
     purpose = _purpose(plan)
     if encryption is not None:  # no earlier run has its salt: parts tell nothing of what they were made of
@@ -37,7 +33,7 @@ def write_array(
     if hasattr(store, "sweep"):
         store.sweep()
     earlier = generations.finished_stripes(store, name, purpose)
-    with Generation(store, name, purpose, encryption, keeps=True) as generation:
+    with Generation(store, name, purpose, keeps=True) as generation:
         columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
         made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)

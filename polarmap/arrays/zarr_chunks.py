@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS, read_part, whole_before
+from polarmap.arrays.fetching import TRANSFERS, whole_before
 from polarmap.arrays.keys import manifest_key
 from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.errors import StorageError
@@ -36,34 +37,34 @@ def put_stripe(
 
 def as_zarr(store: Store, manifest: Manifest, prefix: str, chunk_shape: tuple[int, ...]) -> Manifest:
     """An array whose data blocks are to be a Zarr array below `prefix`; they are if the storage can do it."""
-    return complete(store, manifest, ZarrView(f"{prefix}{GROUP}", chunk_shape), through_here=False)
+    manifest = replace(manifest, zarr=ZarrView(f"{prefix}{GROUP}", chunk_shape))
+    return complete(store, manifest, through_here=False)
 
 
-def complete(store: Store, manifest: Manifest, view: ZarrView, through_here: bool) -> Manifest:
-    """A manifest whose data parts lie in the chunks of that Zarr array, once these are stored.
+def complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
+    """A manifest whose data parts lie in the chunks of its Zarr array, once these are stored.
 
     Parts that lie elsewhere are joined to chunks by the storage itself, or read and written by this process
     where it may (`through_here`). Else, and while parts are missing, they stay where they are.
     """
-    manifest = replace(manifest, zarr=view)
     data = chain.from_iterable(manifest.parts[: manifest.code.k])
     if any(part.crc32 is None for part in data):
         return manifest
     moves = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
-    if not _put_chunks(store, manifest, view, moves, through_here):
+    if not _put_chunks(store, manifest, moves, through_here):
         return manifest
-    return _with_metadata(store, in_chunks(manifest, moves), view)
+    return _with_metadata(store, in_chunks(manifest, moves))
 
 
-def restore(store: Store, manifest: Manifest, view: ZarrView, changed: Collection[str]) -> Manifest:
+def restore(store: Store, manifest: Manifest, changed: Collection[str]) -> Manifest:
     """The Zarr array of a manifest made whole again where the objects `changed` are not as they should be.
 
     Parts that lie elsewhere stay there: nobody else writes to them.
     """
     wrong = [chunk for chunk in manifest.chunks if chunk.key in changed and _is_copied(manifest, chunk)]
-    _put_chunks(store, manifest, view, wrong, True)
-    is_described = not {part.key for part in view.metadata} & set(changed)
-    return manifest if is_described else _with_metadata(store, manifest, view)
+    _put_chunks(store, manifest, wrong, through_here=True)
+    is_described = not {part.key for part in manifest.metadata} & set(changed)
+    return manifest if is_described else _with_metadata(store, manifest)
 
 
 def parts_of(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
@@ -84,10 +85,10 @@ def in_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
 
 def copies_and_metadata(manifest: Manifest) -> list[Part]:
     """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
-    if manifest.zarr is None or not manifest.is_zarr:
+    if not manifest.is_zarr:
         return []
     copied = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
-    return [*(part for chunk in copied for part in _in_place(manifest, chunk)), *manifest.zarr.metadata]
+    return [*(part for chunk in copied for part in _in_place(manifest, chunk)), *manifest.metadata]
 
 
 def foreign_keys(store: Store, manifest: Manifest) -> list[str]:
@@ -109,21 +110,19 @@ def _is_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
     return parts_of(manifest, chunk) != _in_place(manifest, chunk)
 
 
-def _put_chunks(
-    store: Store, manifest: Manifest, view: ZarrView, chunks: Sequence[ZarrChunk], through_here: bool
-) -> bool:
+def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_here: bool) -> bool:
     """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
-    size = view.chunk_bytes(manifest.dtype)
+    parts = PartStore(store)
 
     def put(chunk: ZarrChunk) -> bool:
-        if _join(store, manifest, chunk, size):
+        if _join(store, manifest, chunk):
             return True
         if through_here:
             data = bytearray()
             with whole_before():
                 for part in parts_of(manifest, chunk):
-                    data += read_part(store, part)
-            store.put(chunk.key, _filled(data, size))
+                    data += parts.get(part)
+            store.put(chunk.key, _filled(data, manifest.chunk_bytes))
         return through_here
 
     if not chunks or not put(chunks[0]):  # the first tells whether the storage can
@@ -132,10 +131,10 @@ def _put_chunks(
         return all(pool.map(put, chunks[1:]))
 
 
-def _join(store: Store, manifest: Manifest, chunk: ZarrChunk, size: int) -> bool:
-    """Have the storage make a chunk of that size of the objects that its parts are, if it can."""
+def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
+    """Have the storage make a chunk of the objects that its parts are, if it can."""
     keys, whole = _whole_objects(manifest, parts_of(manifest, chunk))
-    if not hasattr(store, "join") or whole != size:
+    if not hasattr(store, "join") or whole != manifest.chunk_bytes:
         return False
     try:
         return bool(store.join(keys, chunk.key))
@@ -164,8 +163,10 @@ def _filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearra
     return data if len(data) == size else b"".join([data, bytes(size - len(data))])
 
 
-def _with_metadata(store: Store, manifest: Manifest, view: ZarrView) -> Manifest:
+def _with_metadata(store: Store, manifest: Manifest) -> Manifest:
     """Stored last of all: then the Zarr array is there."""
+    view = manifest.zarr
+    assert view is not None
     documents = view.documents(manifest.shape, manifest.dtype, manifest_key(manifest.name))
     for key, text in documents.items():
         store.put(key, text)

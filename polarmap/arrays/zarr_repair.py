@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.zarr_chunks import complete, in_chunks, parts_of, restore
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -26,17 +27,15 @@ def repair_zarr(
 
     wrong : keys of objects of the Zarr array that are not as they should be.
     """
-    view = now.zarr
-    if view is None:
+    if now.zarr is None:
         return now
     if not now.is_zarr:
-        view = view._replace(path=f"{generation.prefix}{GROUP}")
-        now = _joined(runner, generation, now, replace(now, zarr=view).chunks)
-        return complete(runner.store, now, view, through_here=True)
+        now = replace(now, zarr=now.zarr._replace(path=f"{generation.prefix}{GROUP}"))
+        return complete(generation.store, _joined(runner, generation, now, now.chunks), through_here=True)
     moved = {chunk.key for chunk in now.chunks if parts_of(now, chunk) != parts_of(before, chunk)}
     changed = moved | set(wrong)
     chunks = [chunk for chunk in now.chunks if chunk.key in changed]
-    return restore(runner.store, _joined(runner, generation, now, chunks), view, changed)
+    return restore(generation.store, _joined(runner, generation, now, chunks), changed)
 
 
 def _joined(
@@ -56,9 +55,10 @@ def _joined(
         generation.heartbeat()
 
     bytes_of_parts = [np.dtype(np.uint8)] * len(parts[0])  # each is a block, cut like the others
-    tasks = PartTasks(runner.store, None, parts, bytes_of_parts)
+    tasks = PartTasks(runner.parts, parts, bytes_of_parts)
     size = sum(part.size for part in parts[0])
-    runner.run(joiner(), tasks, take, StoredArrays(f"{generation.prefix}joined", 1, size))
+    output = OutputSpec(runner.parts.place, f"{generation.prefix}joined", size)
+    runner.run(joiner(), tasks, take, output)
     return in_chunks(manifest, joined)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import DamagedError, Part, Place, assemble, verified
+from polarmap.worker.parts import Part, Place, assemble, missing, truncated, verified
 from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read for each task
@@ -41,7 +41,7 @@ class BlockCache:
     Files are looked at each time: those that were changed are read anew. Objects are known by their
     checksums, or are encrypted, as nothing else is under its key; others are fetched for each task.
 
-    read : the bytes of a part, decrypted.
+    read : the bytes of a part; DamagedError if they are not what was stored.
     budget : bytes that may be kept.
     """
 
@@ -111,13 +111,13 @@ class BlockCache:
             with open(path, "rb") as file:
                 there = max(0, os.fstat(file.fileno()).st_size - part.offset)
                 if there < part.size:
-                    raise DamagedError(f"{part.key} has {there} of {part.size} bytes from {part.offset} on")
+                    raise truncated(part, there)
                 begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
                 flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # entered one by one is slow
                 length = part.offset - begin + part.size
                 mapped = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin)
         except FileNotFoundError:
-            raise DamagedError(f"{part.key} is missing") from None
+            raise missing(part) from None
         return memoryview(verified(part, memoryview(mapped)[part.offset - begin :]))
 
 

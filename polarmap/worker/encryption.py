@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarmap.worker.messages import Error, Reply, describe
-from polarmap.worker.parts import DamagedError, Part, Reader
+from polarmap.worker.parts import DamagedError, Part, Place, Reader, verified
 from polarmap.worker.stream import Frames, Message, frame
 
 KEY_BYTES = SALT_BYTES = 32
@@ -151,33 +151,43 @@ def encrypt_part(encryption: Fields, part: Part, data: Any) -> bytes:
     return encrypt(encryption, part_name(part), data) if part.size else b""
 
 
-def decrypt_part(encryption: Fields, part: Part, data: Any) -> bytes:
-    """The inverse; DamagedError names a part that is not what was stored."""
-    if len(data) != encrypted_size(part.size):
-        raise DamagedError(f"{part.key} has {len(data)} of {encrypted_size(part.size)} bytes")
-    try:
-        return decrypt(encryption, part_name(part), data) if part.size else b""
-    except DamagedError as error:
-        raise DamagedError(f"{part.key} {error}") from error
+def get_part(place: Place, part: Part, read: Reader) -> Any:
+    """The bytes of a part, decrypted where its place says so; DamagedError if they are not what was put.
 
+    A tag says more than a CRC-32, which is looked at only to tell damage from forgery.
 
-def read_decrypted(encryption: Fields, part: Part, read: Reader) -> bytes:
-    """The bytes of a part, of which `read` gives those that are stored."""
+    read : bytes of an object as they lie there, fewer if it is shorter; DamagedError if there is none.
+    """
     if not (part.key and part.size):
         return bytes(part.size)
-    return decrypt_part(encryption, part, read(part._replace(size=encrypted_size(part.size))))
+    if place.encryption is None:
+        return verified(part, read(part))
+    lying = part._replace(size=encrypted_size(part.size), crc32=None)
+    stored = verified(lying, read(lying))
+    try:
+        return decrypt(place.encryption, part_name(part), stored)
+    except DamagedError as error:
+        kind = "forged" if part.crc32 in (None, zlib.crc32(stored)) else "corrupt"
+        raise DamagedError(f"{part.key} {error}", kind) from error
 
 
-def encrypted_object(encryption: Fields, key: str, data: Any, size: int) -> tuple[list[Part], bytes]:
-    """The parts, of so many bytes each but the last, in which bytes are stored in a row, and the object."""
-    parts, pieces, start = list[Part](), list[bytes](), 0
-    for first in range(0, len(data), size):
-        piece = data[first : first + size]
-        part = Part(key, len(piece), None, start)
-        pieces.append(encrypt_part(encryption, part, piece))
-        parts.append(part._replace(crc32=zlib.crc32(pieces[-1])))
-        start += len(piece) + OVERHEAD_BYTES
-    return parts, b"".join(pieces)
+def put_parts(place: Place, key: str, data: Any, size: int, write: Callable[[str, Any], None]) -> list[Part]:
+    """Store bytes as an object; its parts, of so many bytes each but the last, encrypted one by one.
+
+    write : an object, by its key and its bytes.
+    """
+    parts, pieces, offset = list[Part](), list[Any](), 0
+    for start in range(0, len(data), size):
+        piece = data[start : start + size]
+        part = Part(key, len(piece), None, offset)
+        if place.encryption is not None:
+            piece = encrypt_part(place.encryption, part, piece)
+            pieces.append(piece)
+        parts.append(part._replace(crc32=zlib.crc32(piece)))
+        offset += len(piece)
+    if parts:
+        write(key, b"".join(pieces) if pieces else data)
+    return parts
 
 
 def encrypted_reply(message: Message, encryption: Fields) -> Message:

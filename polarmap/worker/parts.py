@@ -50,24 +50,31 @@ MESSAGE = Place("message", "")
 
 
 class DamagedError(Exception):
-    """Stored bytes are missing, too few or not what was written."""
+    """Stored bytes are missing, too few or not what was written.
+
+    kind : "missing", "truncated", "corrupt" or "forged".
+    """
+
+    def __init__(self, text: str, kind: str = "") -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 Reader = Callable[[Part], Any]
 
 
-def assemble(parts: Iterable[Part], read: Reader, new: Callable[[int], Any] = bytearray) -> Any:
-    """The bytes of all parts in a row; DamagedError names the first that is not as it was written.
+def assemble(parts: Iterable[Part], get: Reader, new: Callable[[int], Any] = bytearray) -> Any:
+    """The bytes of all parts in a row.
 
     new : memory for so many bytes.
     """
     parts = list(parts)
     if len(parts) == 1:
-        return verified(parts[0], read(parts[0]))
+        return get(parts[0])
     joined = new(sum(part.size for part in parts))
     start = 0
     for part in parts:
-        joined[start : start + part.size] = verified(part, read(part))
+        joined[start : start + part.size] = get(part)
         start += part.size
     return joined
 
@@ -75,9 +82,9 @@ def assemble(parts: Iterable[Part], read: Reader, new: Callable[[int], Any] = by
 def verified(part: Part, data: Any) -> Any:
     """`data` if it is what `part` says, else DamagedError."""
     if len(data) != part.size:
-        raise DamagedError(f"{part.key} has {len(data)} of {part.size} bytes from {part.offset} on")
+        raise truncated(part, len(data))
     if part.crc32 is not None and zlib.crc32(data) != part.crc32:
-        raise DamagedError(f"{part.key} is corrupt: its checksum is not the one in the manifest")
+        raise DamagedError(f"{part.key} is corrupt: its checksum is not the one in the manifest", "corrupt")
     return data
 
 
@@ -95,7 +102,7 @@ def read_file(folder: str, part: Part) -> bytearray:
                         break
                     filled += count
     except FileNotFoundError:
-        raise DamagedError(f"{part.key} is missing") from None
+        raise missing(part) from None
     del data[filled:]
     return data
 
@@ -116,22 +123,28 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
 
 
 def read_part(source: Place, part: Part, storage: Any = None) -> Any:
-    """The bytes of a part as they are stored; DamagedError if it is not there."""
-    if not part.key:
-        return bytes(part.size)
+    """The bytes of a part as they lie there; DamagedError if there is none."""
     if source.kind == "folder":
         return read_file(source.place, part)
-    if not part.size:
-        return b""
     bounds = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
     try:
         return storage.get_object(source.place, part.key, extra_get_args=bounds)
     except Exception as error:
-        if is_missing(error) or "InvalidRange" in str(error):
-            raise DamagedError(
-                f"{part.key} is missing or shorter than {part.offset + part.size} bytes"
-            ) from None
+        if is_missing(error):
+            raise missing(part) from None
+        if "InvalidRange" in str(error):
+            raise truncated(part, 0) from None
         raise
+
+
+def missing(part: Part) -> DamagedError:
+    """What is raised where a storage says that it has no such object."""
+    return DamagedError(f"{part.key} is missing", "missing")
+
+
+def truncated(part: Part, there: int) -> DamagedError:
+    """What is raised where an object ends after so many bytes of the part."""
+    return DamagedError(f"{part.key} has {there} of {part.size} bytes from {part.offset} on", "truncated")
 
 
 def write_object(place: Place, key: str, data: Any, storage: Any = None) -> None:

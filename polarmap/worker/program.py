@@ -11,12 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from polarmap.worker.encryption import encrypted_object, encrypted_reply, read_decrypted
+from polarmap.worker.encryption import encrypted_reply, get_part, put_parts
 from polarmap.worker.faults import Fault, faulty
 from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, pack
-from polarmap.worker.stored_output import parts_of, store_result
+from polarmap.worker.stored_output import store_result
 from polarmap.worker.stream import END, Message
 
 
@@ -42,10 +42,8 @@ class TaskIO:
         return pickled(plain(reply))
 
     def read(self, place: Place, part: Part) -> Any:
-        """The bytes of a part, decrypted."""
-        if place.encryption is None:
-            return self.read_stored(place, part)
-        return read_decrypted(place.encryption, part, partial(self.read_stored, place))
+        """The bytes of a part; DamagedError if they are not what was stored."""
+        return get_part(place, part, partial(self.read_stored, place))
 
     def read_stored(self, place: Place, part: Part) -> Any:
         """The bytes of a part as they lie there."""
@@ -53,13 +51,7 @@ class TaskIO:
 
     def write(self, place: Place, key: str, data: Any, size: int) -> list[Part]:
         """Store an array of the result as an object; its parts, of so many bytes each but the last."""
-        if place.encryption is None:
-            parts = parts_of(key, data, size)
-        else:
-            parts, data = encrypted_object(place.encryption, key, data, size)
-        if len(data):
-            write_object(place, key, data, self.storage)
-        return parts
+        return put_parts(place, key, data, size, partial(write_object, place, storage=self.storage))
 
 
 def run_task(ticket: Ticket, io: TaskIO) -> Message | None:

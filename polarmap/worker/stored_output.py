@@ -5,7 +5,6 @@ Runs on workers too: imports numpy at most.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,15 +64,6 @@ def store_result(
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
     return packed, tuple(parts)
-
-
-def parts_of(key: str, data: Any, size: int) -> list[Part]:
-    """The parts, of so many bytes each but the last, of an object with these bytes."""
-    parts = []
-    for start in range(0, len(data), size):
-        piece = data[start : start + size]
-        parts.append(Part(key, len(piece), zlib.crc32(piece), start))
-    return parts
 
 
 def sample(array: Any, count: int = SAMPLE) -> Any:

@@ -53,6 +53,18 @@ def test_rows_are_read_by_number_and_slice_only(store):
     assert [float(row) for row in coded] == list(range(8))
 
 
+@pytest.mark.parametrize("shape", [(42,), (36, 3), (27, 2, 0), (90, 1_500), (8, 40_000)])
+def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, shape, monkeypatch):
+    A, reads, get = random_array(shape), [], type(store).get
+    coded = polarmap.encode(A, name="a", storage=store, blocks=4, memory=1 << 20)
+    parts = sum(len(coded.stored(block)) for block in range(4))
+    monkeypatch.setattr(type(store), "get", lambda *arguments: reads.append(arguments) or get(*arguments))
+    rows = list(coded)
+    assert all(type(row) is np.ndarray for row in rows)
+    np.testing.assert_array_equal(rows, A)
+    assert len(reads) <= 2 * parts
+
+
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
 def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
     """What begins with all rows, a number or a slice means what it means to numpy."""

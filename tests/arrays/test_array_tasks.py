@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from polarmap import ReplayExecutor
-from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
+from polarmap.arrays.stores import PartStore
 from polarmap.errors import NotDecodableError
 from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 TASKS = 5
 FLOATS = [np.dtype("f8")]
@@ -41,6 +43,10 @@ def parts():
     return [[Part(f"in/{task}", 8_000)] for task in range(TASKS)]
 
 
+def output(folder):
+    return OutputSpec(PartStore(folder).place, "out", 1_000)
+
+
 def doubled_with_note(blocks):
     return [2 * blocks[0], np.arange(300) + blocks[0][0]]
 
@@ -57,9 +63,13 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
     def take(task, stored, note):
         where[task], notes[task] = stored, note.tolist()
 
-    runner = TaskRunner(folder, executor, (observer,))
+    runner = TaskRunner(PartStore(folder), executor, (observer,))
     runner.run(
-        doubled_with_note, PartTasks(folder, None, parts(), FLOATS), take, StoredArrays("out", 1, 1_000, put)
+        doubled_with_note,
+        PartTasks(PartStore(folder), parts(), FLOATS),
+        take,
+        output(folder),
+        put,
     )
     assert notes == {task: list(range(task, task + 300)) for task in range(TASKS)}
     for task, [part] in where.items():
@@ -79,8 +89,8 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
         assert computed.wait(60)
         return Part("out", array.nbytes)
 
-    tasks = PartTasks(folder, None, parts(), FLOATS)
-    TaskRunner(folder, None, ()).run(f, tasks, lambda *_: None, StoredArrays("out", 1, 1_000, put))
+    tasks = PartTasks(PartStore(folder), parts(), FLOATS)
+    TaskRunner(PartStore(folder), None, ()).run(f, tasks, lambda *_: None, output(folder), put)
 
 
 def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
@@ -95,10 +105,10 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
             raise OSError("full")
         return Part(f"out/{task}", array.nbytes)
 
-    tasks = PartTasks(folder, None, parts(), FLOATS)
+    tasks = PartTasks(PartStore(folder), parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
-        TaskRunner(folder, None, ()).run(
-            f, tasks, lambda task, *_: told.append(task), StoredArrays("out", 1, 1_000, put)
+        TaskRunner(PartStore(folder), None, ()).run(
+            f, tasks, lambda task, *_: told.append(task), output(folder), put
         )
     assert (computed, told) == ([0, 1, 2], [0])
     assert set(threading.enumerate()) <= before
@@ -106,6 +116,6 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
 
 def test_a_part_that_is_gone_is_named(folder):
     folder.delete(["in/3"])
-    tasks = PartTasks(folder, None, parts(), FLOATS)
+    tasks = PartTasks(PartStore(folder), parts(), FLOATS)
     with pytest.raises(NotDecodableError, match="in/3 is missing, since it was looked at"):
-        TaskRunner(folder, None, ()).run(lambda blocks: [np.zeros(1)], tasks, lambda *_: None)
+        TaskRunner(PartStore(folder), None, ()).run(lambda blocks: [np.zeros(1)], tasks, lambda *_: None)

@@ -182,6 +182,30 @@ def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(t
     assert many[1] <= 5 * few[1]  # four times as many, and fewer of them are encoded anew
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("running.json", "[]"),
+        ("running.json", "3"),
+        ("running.json", '{"owner": 3, "time": "noon"}'),
+        ("000001.json", "[3]"),
+        ("000001.json", '[["a", 1, 2, 3, 4]]'),
+        ("000001.json", '[[["a"], 1]]'),
+        ("000001.json", '{"a": 1}'),
+    ],
+)
+def test_notes_that_say_something_else_are_none(store, name, text):
+    A = random_array(SHAPE)
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    (key,) = [key for key in store.keys("polarmap/") if key.endswith(name)]
+    store.put(key, text.encode())
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    np.testing.assert_array_equal(coded[:], A)
+    assert coded.check().ok
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+
+
 def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     A = random_array(SHAPE)
     with pytest.raises(BrokenError):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from array_data import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, cut
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
-from polarmap.errors import CodeError, StorageError
-
-
-def files(folder) -> set[str]:
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+from polarmap.errors import CodeError, NotLinearError, StorageError
 
 
 @pytest.fixture
@@ -128,3 +123,22 @@ def test_results_that_cannot_stay_are_refused(A, tmp_path):
     polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **options)
     with pytest.raises(StorageError, match=r"there is a coded array 'y' .* already: choose another name"):
         polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **(options | {"executor": ReplayExecutor()}))
+
+
+# --- leaves a whole array there, or nothing ----------------------------------------
+
+
+def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):
+    with pytest.raises(NotLinearError):
+        polarmap.coded_map(
+            np.sin, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=arriving(range(1, 8), 8)
+        )
+    assert files(tmp_path) == set()
+    assert polarmap.list_coded(tmp_path) == []
+
+
+def test_a_map_that_fails_leaves_nothing(A, tmp_path):
+    faulty = FaultyExecutor(ReplayExecutor(), {index: Fault("raise", attempts=9) for index in range(4)})
+    with pytest.raises(RuntimeError, match="injected fault"):
+        polarmap.coded_map(np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=faulty)
+    assert files(tmp_path) == set()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_data import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,6 @@ from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 
 MIB = 1 << 20
-
-
-def files(folder) -> set[str]:
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def saved(folder, A) -> Path:

@@ -11,6 +11,7 @@ from counting_store import Counting
 
 import polarmap
 from polarmap import PolarCode
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.arrays.writing import write_array
 from polarmap.errors import StorageError
@@ -28,7 +29,7 @@ def test_what_could_not_be_opened_is_not_published(store):
         return [parts]
 
     with pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"):
-        write_array(store, "a", plan, False, write)
+        write_array(PartStore(store), "a", plan, False, write)
     assert polarmap.list_coded(store) == []
     polarmap.encode(np.ones((8, 3)), name="a", storage=store)
 

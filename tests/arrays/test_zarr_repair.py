@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from array_data import damage, objects, random_array, zarr_data
@@ -16,12 +14,6 @@ from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a"}
-
-
-@pytest.fixture
-def threads():
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
@@ -66,7 +58,7 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(repairing, "repair_zarr", damage_and_repair)
-        with pytest.raises(NotDecodableError, match=f"{part.key} is {kind}, since it was looked at"):
+        with pytest.raises(NotDecodableError, match=f"{part.key} (is|has) .*, since it was looked at"):
             array.repair()
     assert array.repair().blocks == [2, 5]  # and the next call rebuilds it
     np.testing.assert_allclose(zarr_data(array)[:], -A, rtol=1e-12, atol=1e-12)
@@ -75,7 +67,7 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(tmp_path, monkey
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """2 A, in three parts each, of which two results had not arrived; and A."""
-    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 120)
+    monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 120)
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     out = Stored("y", tmp_path / "results")
     y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, workers=6, out=out, executor=late)

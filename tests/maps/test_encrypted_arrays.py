@@ -109,6 +109,29 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
     assert store.keys("polarmap/") == []
 
 
+def test_repair_is_of_what_lies_there_now(store):
+    """Also when somebody has encoded it anew, with the same key, since it was opened."""
+    opened = polarmap.encode(A, storage=store, **OPTIONS)
+    anew = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
+    damage(store, anew.stored(1)[0], "missing")
+    assert [one.kind for one in opened.repair().damaged] == ["missing"]
+    np.testing.assert_allclose(opened[:], 2 * A, rtol=1e-12, atol=1e-12)
+
+
+def test_a_key_that_is_gone_since_is_an_error_of_ours(store, monkeypatch):
+    named = OPTIONS | {"key": f"env:{NAME}"}
+    coded, plain = polarmap.encode(A, storage=store, **named), polarmap.encode(A, name="b", storage=store)
+    polarmap.encode(A, storage=store, overwrite=True, **named | {"name": "b"})
+    with pytest.raises(StorageError, match="is encrypted: pass its key"):
+        plain.repair()
+    monkeypatch.delenv(NAME)
+    for read in (lambda: coded[3], coded.check, coded.repair):
+        with pytest.raises(
+            StorageError, match=f"the environment variable '{NAME}' of key=.* is not set here"
+        ):
+            read()
+
+
 @settings(max_examples=25)
 @given(
     rows=st.integers(1, 30), columns=st.integers(0, 400), k=st.integers(1, 5), extra=st.integers(1, 3),
@@ -216,14 +239,16 @@ def test_who_expects_encryption_gets_no_array_without(store):
         lambda array: array["blocks"][0][0].update(crc32=1),
     ],
 )
-def test_a_manifest_that_somebody_has_changed_is_refused(store, change):
+def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypatch):
+    """Before anything is made of what it says."""
     polarmap.encode(A, storage=store, **OPTIONS)
     document = json.loads(store.get(manifest_key("a")))
     change(document["array"])
     text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
     document["crc32"] = zlib.crc32(text.encode())
     store.put(manifest_key("a"), json.dumps(document).encode())
-    with pytest.raises(StorageError, match=r"somebody has changed it|inconsistent"):
+    monkeypatch.setattr("polarmap.arrays.manifest.rebuild_code", pytest.fail)
+    with pytest.raises(StorageError, match="somebody has changed it"):
         polarmap.open_coded("a", store, key=KEY)
 
 
@@ -358,7 +383,7 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
 
 
 def test_long_results_are_cut_and_encrypted_piece_by_piece(store, pool, monkeypatch):
-    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 50)
+    monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 50)
     y = polarmap.coded_map(
         np.negative, A, blocks=4, workers=6, out=Stored("y", store), executor=pool, key=KEY
     )

@@ -25,15 +25,14 @@ from polarmap.worker.encryption import (
     Encryption,
     KeyUnavailableError,
     decrypt,
-    decrypt_part,
     decrypted_reply,
     encrypt,
     encrypt_part,
-    encrypted_object,
     encrypted_reply,
     encrypted_size,
+    get_part,
     keys_of,
-    read_decrypted,
+    put_parts,
     read_key,
 )
 from polarmap.worker.io_lithops import make_task
@@ -44,6 +43,25 @@ from polarmap.worker.stream import END, Message, frame
 KEY = bytes(range(32))
 DATA = bytes(range(256)) * 4
 WHOLE = Part("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
+
+
+class Objects(dict[str, bytes]):
+    """Objects in memory, and the parts in them that are encrypted like this."""
+
+    def __init__(self, encryption: Encryption) -> None:
+        super().__init__()
+        self._place = Place("driver", "", encryption=encryption)
+
+    def get_part(self, part: Part) -> Any:
+        return get_part(self._place, part, lambda one: self[one.key][one.offset : one.offset + one.size])
+
+    def put_parts(self, key: str, data: Any, size: int) -> list[Part]:
+        return put_parts(self._place, key, data, size, self.__setitem__)
+
+
+def decrypt_part(encryption: Encryption, part: Part, stored: bytes) -> Any:
+    """A part of which this is stored."""
+    return get_part(Place("driver", "", encryption=encryption), part, lambda _: stored)
 
 
 def hkdf_sha256(key: bytes, salt: bytes, length: int) -> bytes:
@@ -123,7 +141,10 @@ def test_of_nothing_nothing_is_stored() -> None:
     nothing = WHOLE._replace(size=0)
     assert encrypt_part(Encryption.new(KEY), nothing, b"") == b""
     assert decrypt_part(Encryption.new(KEY), nothing, b"") == b""
-    assert read_decrypted(Encryption.new(KEY), Part("", 3), lambda part: b"") == b"\0\0\0"
+    assert decrypt_part(Encryption.new(KEY), Part("", 3), b"") == b"\0\0\0"
+    objects = Objects(Encryption.new(KEY))
+    assert objects.put_parts("x", b"", 8) == []
+    assert not objects
 
 
 # --- keys ----------------------------------------------------------------------------------------
@@ -185,17 +206,24 @@ REPLY = Message(END, (7, 3, 1), b"a header", b"the secret data")
 def test_each_part_of_an_object_can_be_read_by_itself() -> None:
     encryption = Encryption.new(KEY)
     for size in (1, 7, 400, 1_023, 1_024, 1_025):
-        parts, stored = encrypted_object(encryption, "x", memoryview(DATA), size)
-
-        def read(part: Part, stored: bytes = stored) -> bytes:
-            return stored[part.offset : part.offset + part.size]
-
+        objects = Objects(encryption)
+        parts, stored = objects.put_parts("x", memoryview(DATA), size), objects["x"]
         assert [part.size for part in parts[:-1]] == [size] * (len(parts) - 1)
-        assert b"".join(read_decrypted(encryption, part, read) for part in parts) == DATA
+        assert b"".join(map(objects.get_part, parts)) == DATA
         assert parts[-1].offset + parts[-1].size + 28 == len(stored)
         pieces = [stored[part.offset : part.offset + part.size + 28] for part in parts]
         assert [part.crc32 for part in parts] == [zlib.crc32(piece) for piece in pieces]
-    assert encrypted_object(encryption, "x", b"", 8) == ([], b"")
+
+
+def test_damage_is_told_from_forgery_by_the_checksum() -> None:
+    """Who changes bytes by accident does not make them fit it."""
+    objects = Objects(Encryption.new(KEY))
+    [part] = objects.put_parts("x", DATA, len(DATA))
+    objects["x"] = b"y" + objects["x"][1:]
+    for found, kind in ((part, "corrupt"), (part._replace(crc32=zlib.crc32(objects["x"])), "forged")):
+        with pytest.raises(DamagedError, match="x is not what was encrypted") as caught:
+            objects.get_part(found)
+        assert caught.value.kind == kind
 
 
 def test_a_task_without_a_key_needs_no_cipher() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
 from memory_storage import DictStorage, StorageNoSuchKeyError
 
+from polarmap.worker.encryption import get_part, put_parts
 from polarmap.worker.parts import (
     DamagedError,
     Part,
@@ -46,9 +49,11 @@ def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
     ],
 )
 def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Part, message: str) -> None:
+    there = Place("folder", folder)
     for parts in ([part], [Part("below/x", 5), part]):
-        with pytest.raises(DamagedError, match=f"below/x {message}"):
-            assemble(parts, lambda part: read_file(folder, part))
+        with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
+            assemble(parts, lambda part: get_part(there, part, partial(read_file, folder)))
+        assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
 
 
 def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
@@ -65,19 +70,34 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 def test_what_is_written_is_read_and_removed(place: Place) -> None:
     storage = DictStorage()
-    write_object(place, "below/x", b"0123456789", storage)
-    assert bytes(read_part(place, Part("below/x", 4, None, 3), storage)) == b"3456"
-    assert bytes(read_part(place, Part("below/x", 0), storage)) == b""
-    assert bytes(read_part(place, Part("", 3), storage)) == bytes(3)
+
+    def get(part: Part) -> bytes:
+        return bytes(get_part(place, part, partial(read_part, place, storage=storage)))
+
+    def put(key: str, data: bytes) -> list[Part]:
+        return put_parts(place, key, data, 4, partial(write_object, place, storage=storage))
+
+    parts = put("below/x", b"0123456789")
+    assert parts == [
+        Part("below/x", size, zlib.crc32(data), offset)
+        for size, data, offset in ((4, b"0123", 0), (4, b"4567", 4), (2, b"89", 8))
+    ]
+    assert [get(part) for part in parts] == [b"0123", b"4567", b"89"]
+    assert get(Part("below/x", 4, None, 3)) == b"3456"
+    assert get(Part("below/x", 0)) == b""
+    assert get(Part("", 3)) == bytes(3)
+    assert put("below/y", b"") == []
     remove_parts(place, [Part("below/x", 10)], storage)
-    with pytest.raises(DamagedError, match="below/x is missing"):
-        read_part(place, Part("below/x", 4), storage)
+    for key in ("below/x", "below/y"):
+        with pytest.raises(DamagedError, match=f"{key} is missing") as caught:
+            get(Part(key, 4))
+        assert caught.value.kind == "missing"
 
 
 def test_a_range_behind_the_end_is_damage() -> None:
     storage = DictStorage()
     storage.put_object("b", "x", b"012")
-    with pytest.raises(DamagedError, match="x is missing or shorter than 5 bytes"):
+    with pytest.raises(DamagedError, match="x has 0 of 1 bytes from 4 on"):
         read_part(Place("bucket", "b"), Part("x", 1, None, 4), storage)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polarmap.worker.encryption import put_parts
 from polarmap.worker.parts import Part, Place, assemble
 from polarmap.worker.pytree import pack, unpacked
-from polarmap.worker.stored_output import SAMPLE, OutputSpec, parts_of, sample, store_result
+from polarmap.worker.stored_output import SAMPLE, OutputSpec, sample, store_result
 
 OUTPUT = OutputSpec(Place("folder", "f"), "p", items=300)
 
@@ -18,8 +19,7 @@ def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, tuple[Part, .
     objects: dict[str, bytes] = {}
 
     def write(place: Place, key: str, data: Any, size: int) -> list[Part]:
-        objects[key] = data
-        return parts_of(key, data, size)
+        return put_parts(place, key, data, size, objects.__setitem__)
 
     packed, parts = store_result(pack(result), output, 3, 1, write)
     return packed, parts, objects
