@@ -67,12 +67,15 @@ class WakeSignal:
     def close(self) -> None:
         """Close the descriptor. Safe to call twice."""
         with self._lock:
-            self.__del__()
+            self.forget()
 
-    def __del__(self) -> None:  # without the lock, which a thread may have held when this process was forked
+    def forget(self) -> None:
+        """The same in a process that was forked, by a thread that need not be the one that has the lock."""
         descriptors, self._read, self._write = {self._read, self._write} - {-1}, -1, -1
         for descriptor in descriptors:
             os.close(descriptor)
+
+    __del__ = forget
 
 
 class Stranger(NamedTuple):
@@ -116,13 +119,14 @@ class WorkerListener:
         """Listen no more."""
         self._over.set()
         self._thread.join(ANSWER_SECONDS)  # a worker that joins may wait for a lock that whoever closes has
+        self._over.close()
         self.forget()
 
     def forget(self) -> None:
         """Let go of the sockets, in a process that was forked of the one that listens."""
         for connection in (self._socket, *self._strangers):
             connection.close()
-        self._over.close()
+        self._over.forget()
 
     def _listen(self) -> None:
         while True:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, suppress
 from queue import Queue
 
 import pytest
+from pool_processes import code_of_child
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import stream
@@ -61,6 +62,14 @@ def test_it_closes_its_descriptors_when_it_goes() -> None:
     for number in descriptors:
         with pytest.raises(OSError, match="descriptor"):
             os.fstat(number)
+
+
+def test_a_forked_process_closes_it_whichever_thread_has_its_lock() -> None:
+    signal = WakeSignal()
+    assert code_of_child(signal.forget, [signal._lock]) == 0
+    signal.set()
+    assert readable(signal)  # that of the parent is still there
+    signal.close()
 
 
 def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +211,16 @@ def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
         assert one.connect_ex(("127.0.0.1", port))
     assert descriptors() == before
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
+
+
+def test_a_forked_process_lets_go_of_it_whichever_thread_has_its_lock(
+    listener: WorkerListener, crowd: Crowd
+) -> None:
+    assert code_of_child(listener.forget, [listener._over._lock]) == 0
+    channel = connected(listener.endpoints, KEY, 1)
+    assert channel is not None
+    assert crowd.one() == (1, "TCP")
+    channel.close()
 
 
 def descriptors() -> int:
