@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,8 @@ def to_block(value: Any) -> Array:
 
 def packed_block(value: Any) -> Packed:
     """The same as it is sent: the arrays of a result are copied once."""
+    if sys.modules.get("numpy") is None:  # f has taken it away, and what it returned may be numpy's
+        sys.modules["numpy"] = np
     buffers: list[memoryview] = []
     data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
     block = bytearray().join(block_of_runs([data, *buffers]))
