@@ -14,6 +14,7 @@ from polarmap import Pool
 from polarmap.errors import ExecutorError
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
+from polarmap.worker.parts import Place
 from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
@@ -85,4 +86,6 @@ class ThreadSite(Site):
         for thread in self.threads.values():
             thread.join(10.0)
 
-    def check_source(self, source: Any, use: str) -> None: ...
+    def check_source(self, source: Place | None, use: str) -> None:
+        if source is not None and source.backend == "far":
+            raise ExecutorError(f"the array {use} bucket {source.place!r}, which threads cannot reach")

@@ -17,12 +17,16 @@ from worker_sites import ThreadSite, called, pool_of
 
 import polarmap
 from polarmap import Pool
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers
+from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import LAST_PAUSE, RENEW_SECONDS, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.messages import Reply
+from polarmap.worker.parts import Place
+from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -275,6 +279,20 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     result = polarmap.coded_map(lambda block: block @ X, A, executor=pool, **options)
     np.testing.assert_allclose(result.concatenate(), A @ X)
     return result
+
+
+@pytest.mark.parametrize("use", ["lies in", "is to stay in"])
+def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
+    use: str, pool: Pool, site: ThreadSite
+) -> None:
+    far = Place("bucket", "b", "far")
+    blocks = PartBlocks([[X]], ("array",))
+    if use == "lies in":
+        blocks.source = far  # type: ignore[misc]
+    output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
+    with pytest.raises(ExecutorError, match=f"^the array {use} bucket 'b', which threads cannot reach$"):
+        pool.open(Payload(np.copy, blocks, output=output))
+    assert site.launches == []
 
 
 def answer(call: Message, kind: bytes = END, **fields: Any) -> Message:
