@@ -78,7 +78,7 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
-        *("polarmap.executors.pickling", "polarmap.worker.any_value", "polarmap.worker.messages"),
+        *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.messages"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": ["polarmap.executors.dask"],

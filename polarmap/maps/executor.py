@@ -24,8 +24,9 @@ from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits, function_of
-from polarmap.worker.any_value import Array, call_each, to_block
+from polarmap.worker.block_functions import call_each
 from polarmap.worker.process_state import available_cores
+from polarmap.worker.pytree import Array, to_block
 
 T = TypeVar("T")
 
