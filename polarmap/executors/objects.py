@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.stream import WakeSignal
+from polarmap.executors.base import WakeSignal
 from polarmap.worker.objects import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,
