@@ -213,6 +213,10 @@ class LithopsSite(Site):
         """ExecutorError for storage that workers of this site cannot reach."""
         self._jobs.check_source(source, use)
 
+    def block_store(self) -> InBucket:
+        """In the bucket of the configuration."""
+        return InBucket(self.storage, self.prefix)
+
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
         try:

@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_reachable
-from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message, ready
 
@@ -154,10 +152,6 @@ class WorkerTable:
 
     def __len__(self) -> int:
         return len(self._workers)
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that they cannot reach; `use`: of the array."""
-        check_reachable(source)
 
     def surroundings(self) -> Surroundings | None:
         """The state of the process that workers are to find around f; None for what is there."""
