@@ -19,9 +19,8 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, plain
+from polarmap.worker.messages import Error, Reply, StoredBlock, UnfitError, plain
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.process_state import UnfitError
 from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 

@@ -27,7 +27,7 @@ from typing import Any
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.worker_processes import START_SECONDS
 from polarmap.worker.parts import write_file
-from polarmap.worker.process_state import absolute_module_path
+from polarmap.worker.surroundings import absolute_module_path
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 _replacing = threading.Lock()

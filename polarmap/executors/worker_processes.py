@@ -21,8 +21,8 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.liveness import END_SECONDS
 from polarmap.worker.process_identity import process_status
-from polarmap.worker.process_state import Surroundings, absolute_module_path, available_cores, working_folder
 from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, Stream, ready
+from polarmap.worker.surroundings import Surroundings, absolute_module_path, available_cores, working_folder
 from polarmap.worker.threads import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.worker.process_state import Surroundings
 from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message, ready
+from polarmap.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link

@@ -25,8 +25,8 @@ from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits, function_of
 from polarmap.worker.block_functions import call_each
-from polarmap.worker.process_state import available_cores
 from polarmap.worker.pytree import Array, to_block
+from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
 
