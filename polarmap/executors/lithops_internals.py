@@ -24,8 +24,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from polarmap.executors.fork_server import START_SECONDS
 from polarmap.executors.owned_folder import private_folder
-from polarmap.executors.worker_processes import START_SECONDS
 from polarmap.worker.parts import write_file
 from polarmap.worker.surroundings import absolute_module_path
 
