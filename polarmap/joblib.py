@@ -10,7 +10,7 @@ from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from polarmap.maps.executor import Executor
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 
 
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +78,34 @@ def descendants(process: int | None = None) -> set[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return {one for one in found - {process} if one not in _others}
+
+
+def code_of_child(call: Callable[[], object], locks: Sequence[Any]) -> int:
+    """How a process ends that is forked while another thread has these locks, and does this alone."""
+    held, go = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as other, ExitStack() as stack:
+
+        def hold() -> None:
+            for lock in locks:
+                stack.enter_context(lock)
+            held.set()
+            go.wait()
+            stack.close()
+
+        done = other.submit(hold)
+        held.wait()
+        child = os.fork()
+        if not child:
+            try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(20)
+                call()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        go.set()
+        done.result()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def program(text: str, *arguments: str) -> subprocess.Popen[str]:

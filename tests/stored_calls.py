@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.worker.any_value import to_block
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of
+from polarmap.worker.pytree import layout_of, to_block
 from polarmap.worker.stream import CALL, END, Message, frame
 
 

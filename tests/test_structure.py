@@ -47,13 +47,14 @@ STAND_ALONE = [
     "polarmap.errors",
     *[
         f"polarmap.worker.{name}"
-        for name in ("finite_differences", "parts", "process_identity", "retry", "threads")
+        for name in ("finite_differences", "parts", "process_identity", "retry", "surroundings", "threads")
     ],
 ]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
     *["polarmap.storage", "polarmap.worker.parts", "polarmap.worker.process_identity"],
+    "polarmap.worker.surroundings",
 ]
 CLI = [
     "polarmap.cli",
@@ -78,7 +79,7 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
-        *("polarmap.executors.pickling", "polarmap.worker.any_value", "polarmap.worker.messages"),
+        *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.messages"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": ["polarmap.executors.dask"],

@@ -13,9 +13,12 @@ from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
+from polarmap.executors.block_store import BlockStore
+from polarmap.executors.lithops import InBucket
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, stay_on_thread
+from polarmap.worker.parts import Place
 from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
@@ -75,6 +78,9 @@ class ThreadSite(Site):
     def object_links(self, join: Join) -> ObjectLinks | None:
         return None if self.storage is None else ObjectLinks(self.storage, self.prefix, join)
 
+    def block_store(self) -> BlockStore:
+        return BlockStore(self.prefix) if self.storage is None else InBucket(self.storage, self.prefix)
+
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         self.launches.append(list(workers))
         if self.refusal is not None:
@@ -101,4 +107,6 @@ class ThreadSite(Site):
         for thread in self.threads.values():
             thread.join(10.0)
 
-    def check_source(self, source: Any, use: str) -> None: ...
+    def check_source(self, source: Place | None, use: str) -> None:
+        if source is not None and source.backend == "far":
+            raise ExecutorError(f"the array {use} bucket {source.place!r}, which threads cannot reach")

@@ -13,8 +13,7 @@ from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.any_value import to_block
-from polarmap.worker.pytree import Structure, flatten, naming
+from polarmap.worker.pytree import Structure, flatten, naming, to_block
 
 Array = npt.NDArray[Any]
 

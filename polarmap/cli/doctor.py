@@ -30,7 +30,7 @@ from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
 from polarmap.storage.bucket import ObjectStore
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 
 PYTHONS = ((3, 11), (3, 14))
 RELATIONS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}

@@ -20,7 +20,7 @@ from polarmap.code import kernels
 from polarmap.code.design import Floats, Indices, Rotations
 from polarmap.code.dtypes import DType, real_dtype, working_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 
 Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]

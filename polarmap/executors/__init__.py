@@ -14,7 +14,7 @@ from polarmap.executors.choices import is_for_lithops, is_localhost, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 
 BLOCKS_PER_CORE = 3
 

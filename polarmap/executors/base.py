@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import pickle
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,9 +19,8 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, plain
+from polarmap.worker.messages import Error, Reply, StoredBlock, UnfitError, plain
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.process_state import UnfitError
 from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
@@ -197,6 +198,57 @@ class Run(Protocol):
         attempt is paid by itself, or nothing is.
         """
         ...
+
+
+class WakeSignal:
+    """A descriptor by which one thread ends the `wait` of another: readable from `set` to `clear`.
+
+    >>> signal = WakeSignal()
+    >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
+    (None, True, False, None, None)
+    """
+
+    _read = _write = -1
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a destructor may set it while its own thread does
+        self._is_set = False
+        try:
+            self._read, self._write = os.pipe()
+        except OSError as error:
+            raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
+
+    def fileno(self) -> int:
+        """The descriptor to poll; -1 once it is closed."""
+        return self._read
+
+    def set(self) -> None:
+        """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
+        with self._lock:
+            if self._write != -1 and not self._is_set:
+                self._is_set = True
+                os.write(self._write, b".")
+
+    def clear(self) -> bool:
+        """Clear the descriptor; whether it was set."""
+        with self._lock:
+            if self._is_set and self._read != -1:
+                os.read(self._read, 1)
+            was_set, self._is_set = self._is_set, False
+            return was_set
+
+    def close(self) -> None:
+        """Close the descriptor. Safe to call twice."""
+        with self._lock:
+            self.forget()
+
+    def forget(self) -> None:
+        """The same in a process that was forked, by a thread that need not be the one that has the lock."""
+        descriptors, self._read, self._write = {self._read, self._write} - {-1}, -1, -1
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    __del__ = forget
 
 
 @runtime_checkable

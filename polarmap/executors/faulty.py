@@ -44,7 +44,12 @@ class WithFaults:
 
     def __init__(self, executor: MapExecutor, faults: Mapping[int, Fault]) -> None:
         self._executor, self._faults = executor, faults
-        self.name, self.worker = executor.name, executor.worker
+        self.worker = executor.worker
+
+    @property
+    def name(self) -> str:
+        """That of the executor underneath, which may change: a pool learns how its workers call it."""
+        return self._executor.name
 
     def open(self, payload: Payload) -> Run:
         """A run of the executor underneath, which is told of the faults."""

@@ -40,7 +40,7 @@ from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 
 BROKEN = (
     "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "

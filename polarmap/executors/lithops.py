@@ -34,7 +34,6 @@ LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in t
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
 HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
-ENDED_SECONDS = 1.0  # between looks which workers have ended, which mostly their channel tells at once
 SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
@@ -169,7 +168,7 @@ class LithopsSite(Site):
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self.name, self.shares_files = self._jobs.name, self._jobs.is_here
-        self.look_seconds = look_seldom(self._jobs.functions, ENDED_SECONDS)
+        self.look_seconds = look_seldom(self._jobs.functions)
         self.limits = None if self.shares_files else worker_of(self._jobs.functions.config)
         self.workers = None if self.limits is None else self.limits.workers
         self.seconds = seconds_of(self.limits)
@@ -187,7 +186,7 @@ class LithopsSite(Site):
         """Start one job."""
         items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}
         functions = self._jobs.functions_for_next(len(workers))
-        look_seldom(functions, ENDED_SECONDS)
+        look_seldom(functions)
         self._jobs.start(functions, make_kept_task(address), items, timeout=int(self.seconds))
 
     def ended(self, may_ask: bool = True) -> dict[int, str]:
@@ -212,6 +211,10 @@ class LithopsSite(Site):
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
         self._jobs.check_source(source, use)
+
+    def block_store(self) -> InBucket:
+        """In the bucket of the configuration."""
+        return InBucket(self.storage, self.prefix)
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""

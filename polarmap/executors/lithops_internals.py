@@ -24,10 +24,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from polarmap.executors.fork_server import START_SECONDS
 from polarmap.executors.owned_folder import private_folder
-from polarmap.executors.worker_processes import START_SECONDS
+from polarmap.worker.objects import LAST_POLL_SECONDS
 from polarmap.worker.parts import write_file
-from polarmap.worker.process_state import absolute_module_path
+from polarmap.worker.surroundings import absolute_module_path
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 _replacing = threading.Lock()
@@ -200,10 +201,10 @@ def another_like(functions: Any, processes: int | None = None) -> Any:
     return load_lithops().FunctionExecutor(config=config, log_level=None)
 
 
-def look_seldom(functions: Any, seconds: float) -> float:
-    """Look for tasks that have ended once in so many seconds at most; how often: each look is a listing."""
+def look_seldom(functions: Any) -> float:
+    """Look for workers that have ended as seldom as for what nobody expects; how often: each is a listing."""
     config = functions.internal_storage.get_storage_config()
-    seldom = max(seconds, float(config["monitoring_interval"]))
+    seldom = max(LAST_POLL_SECONDS, float(config["monitoring_interval"]))
     for settings in (config, functions.config["lithops"]):  # its own, and what `another_like` copies
         settings["monitoring_interval"] = seldom
     return seldom

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.stream import WakeSignal
+from polarmap.executors.base import WakeSignal
 from polarmap.worker.objects import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,
@@ -94,8 +94,10 @@ class ObjectLink:
 
     def close(self) -> None:
         """Let the worker end, unless it is that of a process that this one was forked of."""
-        if os.getpid() == self._owner:
-            self._post(self, None)
+        if os.getpid() != self._owner:
+            self._news.forget()
+            return
+        self._post(self, None)
         self._news.close()
 
 

@@ -15,7 +15,7 @@ import cloudpickle
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
-from polarmap.worker.any_value import block_of_runs, taking_large
+from polarmap.worker.pytree import block_of_runs, taking_large
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from polarmap.clouds.limits import Worker
 from polarmap.code.checks import checked_count, is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors.base import Payload
+from polarmap.executors.base import Payload, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.encryption_keys import check_stays_here
@@ -187,16 +187,16 @@ class KeptWorkers:
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
         self.workers: WorkerTable
         self._blocks: BlockStore
-        if new_site is None:
+        self._site = site = None if new_site is None else new_site()
+        if site is None:
             self._blocks = self._in_folders(memory)
             self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)))
         else:
             from polarmap.executors.remote_workers import RemoteWorkers
 
-            site = new_site()
             self.workers = RemoteWorkers(site, most, listens, memory, threads)
             try:
-                self._blocks = self._in_folders(memory) if site.shares_files else _storing_of(site)
+                self._blocks = self._in_folders(memory) if site.shares_files else site.block_store()
             except BaseException:
                 self.workers.close()
                 raise
@@ -210,8 +210,9 @@ class KeptWorkers:
     def open(self, payload: Payload) -> PoolRun | None:
         """Tasks of one map; None if the workers have ended."""
         is_elsewhere = not self.workers.is_here
-        self.workers.check_source(payload.blocks.source, "lies in")
-        self.workers.check_source(payload.output and payload.output.source, "is to stay in")
+        check = check_reachable if self._site is None else self._site.check_source
+        check(payload.blocks.source, "lies in")
+        check(payload.output and payload.output.source, "is to stay in")
         if is_elsewhere:
             check_stays_here(payload.encryption, self._name)
         f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)
@@ -283,15 +284,6 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
         "pass client.get_executor()" if hasattr(choice, "get_executor") else "pass it as executor= of the map"
     )
     raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
-
-
-def _storing_of(site: Site) -> BlockStore:
-    """Where blocks lie for workers that share no files with this process."""
-    if site.storage is None:
-        return BlockStore(site.prefix)
-    from polarmap.executors.lithops import InBucket
-
-    return InBucket(site.storage, site.prefix)
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, WakeSignal, lost
 from polarmap.executors.block_store import BlockStore
+from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.pickling import PickledFunction
-from polarmap.executors.stream import WakeSignal
-from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, FUNCTION_BYTES, LOOK_SECONDS
+from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
 from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
 from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message

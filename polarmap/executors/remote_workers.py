@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_reachable
+from polarmap.executors.block_store import BlockStore
 from polarmap.executors.objects import Join, Link, ObjectLinks
 from polarmap.executors.stream import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
@@ -37,7 +37,7 @@ class Site:
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
     shares_files : whether its workers are on this machine, and share its files.
-    storage, bucket, prefix : of what workers and driver leave for each other; None where there is none.
+    bucket, prefix : of what workers and driver leave for each other; None where there is no storage.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
     limits : what each worker is given, as far as that is known.
     """
@@ -46,7 +46,6 @@ class Site:
     seconds = inf
     workers: int | None = None
     shares_files = False
-    storage: Any = None
     bucket: str | None = None
     prefix = ""
     look_seconds = inf
@@ -73,7 +72,11 @@ class Site:
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that its workers cannot reach; `use`: of the array."""
-        check_reachable(source)
+        check_reachable(source, use)
+
+    def block_store(self) -> BlockStore:
+        """Where blocks lie for its workers, if they share no files with this process."""
+        return BlockStore(self.prefix)
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
@@ -170,10 +173,6 @@ class RemoteWorkers(WorkerTable):
         endpoints = () if self._listener is None else self._listener.endpoints
         memory = memory if site.limits is None else min(memory, kept_bytes(site.limits))
         self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads)
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that workers of this site cannot reach."""
-        self._site.check_source(source, use)
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from polarmap.errors import ExecutorError
+from polarmap.executors.base import WakeSignal
 from polarmap.worker.liveness import LIVENESS_SECONDS
 from polarmap.worker.stream import (
     ANSWER_SECONDS,
@@ -25,54 +25,6 @@ from polarmap.worker.stream import (
 )
 
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
-
-
-class WakeSignal:
-    """A descriptor by which one thread ends the wait of another: readable from `set` to `clear`.
-
-    >>> signal = WakeSignal()
-    >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
-    (None, True, False, None, None)
-    """
-
-    _read = _write = -1
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # a destructor may set it while its own thread does
-        self._is_set = False
-        try:
-            self._read, self._write = os.pipe()
-        except OSError as error:
-            raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
-
-    def fileno(self) -> int:
-        """The descriptor to poll; -1 once it is closed."""
-        return self._read
-
-    def set(self) -> None:
-        """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
-        with self._lock:
-            if self._write != -1 and not self._is_set:
-                self._is_set = True
-                os.write(self._write, b".")
-
-    def clear(self) -> bool:
-        """Clear the descriptor; whether it was set."""
-        with self._lock:
-            if self._is_set and self._read != -1:
-                os.read(self._read, 1)
-            was_set, self._is_set = self._is_set, False
-            return was_set
-
-    def close(self) -> None:
-        """Close the descriptor. Safe to call twice."""
-        with self._lock:
-            self.__del__()
-
-    def __del__(self) -> None:  # without the lock, which a thread may have held when this process was forked
-        descriptors, self._read, self._write = {self._read, self._write} - {-1}, -1, -1
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
 class Stranger(NamedTuple):
@@ -116,13 +68,14 @@ class WorkerListener:
         """Listen no more."""
         self._over.set()
         self._thread.join(ANSWER_SECONDS)  # a worker that joins may wait for a lock that whoever closes has
+        self._over.close()
         self.forget()
 
     def forget(self) -> None:
         """Let go of the sockets, in a process that was forked of the one that listens."""
         for connection in (self._socket, *self._strangers):
             connection.close()
-        self._over.close()
+        self._over.forget()
 
     def _listen(self) -> None:
         while True:

@@ -21,15 +21,15 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from select import POLLIN
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_reachable
-from polarmap.executors.objects import Link
-from polarmap.worker.parts import Place
-from polarmap.worker.process_state import Surroundings
 from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message, ready
+from polarmap.worker.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from polarmap.executors.objects import Link
 
 REMEMBERED = 1024  # tasks of each worker
 GRACE_SECONDS = 1.0  # that a map waits for tasks of others, and workers may take for what nobody waits for
@@ -152,10 +152,6 @@ class WorkerTable:
 
     def __len__(self) -> int:
         return len(self._workers)
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that they cannot reach; `use`: of the array."""
-        check_reachable(source)
 
     def surroundings(self) -> Surroundings | None:
         """The state of the process that workers are to find around f; None for what is there."""

@@ -19,14 +19,15 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
+from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
-from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits, function_of
-from polarmap.worker.any_value import Array, call_each, to_block
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.block_functions import call_each
+from polarmap.worker.pytree import Array, to_block
+from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
 

@@ -26,9 +26,9 @@ from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
-from polarmap.worker.any_value import any_call, from_block
+from polarmap.worker.block_functions import any_call
 from polarmap.worker.messages import Error
-from polarmap.worker.pytree import naming
+from polarmap.worker.pytree import from_block, naming
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits
 from polarmap.run.loop import Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
-from polarmap.worker.any_value import run_call
+from polarmap.worker.block_functions import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed and its thread ends
 FIRST_SECONDS = 0.1  # that the first call waits to be taken: later ones may be cancelled

@@ -17,9 +17,8 @@ from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.loop import Need
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.any_value import Array, from_block
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Layout, Structure
+from polarmap.worker.pytree import Array, Layout, Structure, from_block
 
 START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each

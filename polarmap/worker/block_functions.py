@@ -1,17 +1,27 @@
-"""f as workers call it where its block is not what f takes: rows of a sparse matrix, parts to be added up.
+"""f as workers call it where its block is not what f takes: any values, sparse rows, parts to be added up.
 
 Runs on workers: imports numpy. The class that comes with f on sparse rows brings scipy along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.worker.pytree import Structure, flatten, unflatten
+from polarmap.worker.messages import describe, plain
+from polarmap.worker.pytree import (
+    Packed,
+    Structure,
+    flatten,
+    from_block,
+    loaded,
+    naming,
+    packed_block,
+    unflatten,
+)
 
 Array = npt.NDArray[Any]
 
@@ -62,3 +72,75 @@ def sparse_rows(leaves: Sequence[Array], kind: type, columns: int) -> Any:
     # Compiled code may expect aligned numbers, which those behind odd numbers of bytes are not.
     data, indices, indptr = (np.require(leaf, requirements="A") for leaf in leaves)
     return kind((data, indices, indptr), shape=(len(indptr) - 1, columns))
+
+
+def any_call(
+    f: Callable[..., Any],
+    star: bool = False,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    is_pickled: bool = False,
+    is_group: bool = False,
+    keeps_exceptions: bool = False,
+) -> Callable[[Any], Packed]:
+    """f as workers call it, with what a block stands for; its result as `packed_block` has it.
+
+    A closure, so that f's own modules travel with it.
+
+    star : whether the value of a block is all positional arguments, rather than the first.
+    args, kwargs : further arguments of every call.
+    is_pickled : whether blocks are made by `to_block`; else they are the values.
+    is_group : whether the value of a block is a list of what f is called with, one after the other.
+    keeps_exceptions : of a group, whether what f raises on one of these stands in the place of its result:
+        each is told as (True, its result) or (False, its error as plain data).
+
+    >>> from polarmap.worker.pytree import to_block
+    >>> call = any_call(dict.get, args=("a",), is_pickled=True)
+    >>> from_block(np.frombuffer(call(to_block({"a": {1, 2}})).data, np.uint8))
+    {1, 2}
+    """
+    named = dict(kwargs or {})
+
+    def call_one(value: Any) -> Any:
+        return f(*(value if star else (value,)), *args, **named)
+
+    def told(value: Any) -> Any:
+        if not keeps_exceptions:
+            return call_one(value)
+        try:
+            return True, call_one(value)
+        except Exception as error:
+            return False, plain(describe(error))
+
+    def call(block: Any) -> Packed:
+        value = from_block(block) if is_pickled else block
+        result = [told(one) for one in value] if is_group else call_one(value)
+        try:
+            return packed_block(result)
+        except Exception as error:
+            raise TypeError(f"f returned {naming(result)} that cannot be pickled: {error}") from error
+
+    return call
+
+
+def run_call(block: Array) -> Packed:
+    """What the call of a block returns, as `packed_block` has it.
+
+    f may be one that was pickled before: a block as bytes, or the path of its file.
+
+    >>> from polarmap.worker.pytree import to_block
+    >>> from_block(np.frombuffer(run_call(to_block((divmod, (7, 2), {}))).data, np.uint8))
+    (3, 1)
+    """
+    f, args, kwargs = from_block(block)
+    f = loaded(f) if isinstance(f, (bytes, str)) else f
+    return packed_block(f(*args, **kwargs))
+
+
+def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Several calls as one.
+
+    >>> call_each(pow, [(2, 3), (3, 2)])
+    [8, 9]
+    """
+    return [f(*each) for each in arguments]

@@ -13,17 +13,13 @@ import select
 import shutil
 import signal
 import socket
-import struct
 from typing import Any
 
 from polarmap.worker.kept_worker import ChannelIO
 from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
-from polarmap.worker.stream import ready, worker_stream
+from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, ready, worker_stream
 
-REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
-ENDED = struct.Struct(">Qi")  # a worker that ended by itself, and how, as the kernel tells it
-FORK, KILL, READY = b"f", b"k", b"r"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHILDREN = "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
 

@@ -16,15 +16,14 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from math import inf
 from typing import Any, NamedTuple
 
-from polarmap.worker.any_value import loaded
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.liveness import exit_when
-from polarmap.worker.messages import Ticket
+from polarmap.worker.messages import Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.process_state import ProcessState, SentModules, Surroundings, UnfitError, is_for_want
+from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.program import TaskIO, run_task
-from polarmap.worker.pytree import Structure
+from polarmap.worker.pytree import Structure, loaded
 from polarmap.worker.stream import (
     CALL,
     CANCEL,
@@ -39,6 +38,7 @@ from polarmap.worker.stream import (
     Stream,
     connected,
 )
+from polarmap.worker.surroundings import SentModules, Surroundings
 from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver

@@ -86,6 +86,10 @@ class Error(NamedTuple):
     exception: BaseException | bytes | None
 
 
+class UnfitError(Exception):
+    """A worker failed at what is not f's: its task is lost, and it is replaced."""
+
+
 class Reply(NamedTuple):
     """What a task reports: of a result, whose bytes travel beside, or of an error.
 

@@ -1,11 +1,13 @@
-"""Nested tuples, lists and dicts of arrays <-> flat lists of arrays and raw bytes.
+"""Values <-> raw bytes: trees of arrays leaf by leaf, any other as a pickle with its large arrays beside.
 
-Runs on workers too: imports numpy at most.
+A tree is a nest of tuples, lists and dicts. Runs on workers too: imports numpy and cloudpickle at most.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,8 @@ Layout = tuple[tuple[Any, Shape], ...]  # of each leaf dtype (its string, unless
 # string; (type, keys, children) for a container. Plain tuples, so that any pickle carries them.
 Structure = tuple[Any, ...]
 
+BESIDE_BYTES = 4096  # from which on a buffer travels beside the pickle
+ALIGNMENT = 64  # bytes, of such buffers
 PYTHON = (bool, int, float, complex, str, bytes)
 REMEDIES = {
     "to_numpy": "use its .to_numpy()",
@@ -218,3 +222,81 @@ def layout_of(leaves: Sequence[Array]) -> Layout:
 
 def _spelled(dtype: np.dtype[Any]) -> str | np.dtype[Any]:
     return dtype.str if np.dtype(dtype.str) == dtype else dtype
+
+
+# --- any value --------------------------------------------------------------------------------------
+
+
+def to_block(value: Any) -> Array:
+    """Any value that can be pickled as an array of bytes.
+
+    It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
+    the pickle, and the buffers that travel beside it. All of these are filled up, so that each is aligned.
+    """
+    return np.frombuffer(packed_block(value).data, np.uint8)
+
+
+def packed_block(value: Any) -> Packed:
+    """The same as it is sent: the arrays of a result are copied once."""
+    if sys.modules.get("numpy") is None:  # f has taken it away, and what it returned may be numpy's
+        sys.modules["numpy"] = np
+    buffers: list[memoryview] = []
+    data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
+    block = bytearray().join(block_of_runs([data, *buffers]))
+    return Packed(("array",), (("|u1", (len(block),)),), block)
+
+
+def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """The callback of a pickler that appends those buffers that travel beside the pickle."""
+
+    def goes_with_the_pickle(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < BESIDE_BYTES:
+            return True
+        buffers.append(raw)
+        return False
+
+    return goes_with_the_pickle
+
+
+def block_of_runs(runs: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The bytes of a block with these runs, the pickle first, piece by piece."""
+    head = np.array([len(runs), *map(len, runs)], "<i8").tobytes()
+    for run in (head, *runs):
+        yield run
+        yield bytes(-len(run) % ALIGNMENT)
+
+
+def from_block(block: Array) -> Any:
+    """The value of which `to_block` made this; arrays in it lie in the block where that may be written."""
+    head = 8 + 8 * int(block[:8].view("<i8")[0])
+    end, runs = head + -head % ALIGNMENT, []
+    for length in block[8:head].copy().view("<i8").tolist():
+        runs.append(block[end : end + length])
+        end += length + -length % ALIGNMENT
+    data, *buffers = runs
+    return pickle.loads(data.tobytes(), buffers=map(_writable, buffers))
+
+
+def loaded(data: bytes | str) -> Any:
+    """The value of a block, of its bytes or its file, in which arrays stay until they are changed."""
+    memory: Any = data
+    if isinstance(data, str):
+        with open(data, "rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return from_block(np.frombuffer(memory, np.uint8))
+
+
+def _writable(buffer: Array) -> Array:
+    """A buffer that f may write into, and that compiled code finds aligned."""
+    is_aligned = buffer.ctypes.data % np.dtype(np.longdouble).alignment == 0
+    return buffer if buffer.flags.writeable and is_aligned else buffer.copy()
+
+
+def _dumps() -> Callable[..., bytes]:
+    """That of cloudpickle, which takes what is defined in a function or a notebook, where it is installed."""
+    try:
+        from cloudpickle import dumps
+    except ImportError:
+        from pickle import dumps
+    return dumps  # type: ignore[no-any-return]

@@ -40,6 +40,11 @@ PROCESS, NEED, LEFT, UNFIT, END = b"p", b"n", b"l", b"u", b"e"
 KINDS = {CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
 REPLIES = {LEFT, UNFIT, END}  # each ends a call
 
+# Between a driver and the process that forks its workers: what to do with which of them, and what that says
+# when it is there, and of a worker that has ended by itself, and how, as the kernel tells it.
+REQUEST, ENDED = struct.Struct(">cQ"), struct.Struct(">Qi")
+FORK, KILL, READY = b"f", b"k", b"r"
+
 Endpoint = tuple[str, int]  # host and port
 
 

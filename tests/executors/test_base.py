@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import select
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +16,31 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import ends, first_ends, process_pool
+from pool_processes import code_of_child
 
 from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
+from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
-from polarmap.executors.base import Began, Event, Failure, MapExecutor, Outcome, Payload, Run, failure_of
+from polarmap.executors.base import (
+    Began,
+    Event,
+    Failure,
+    MapExecutor,
+    Outcome,
+    Payload,
+    Run,
+    WakeSignal,
+    failure_of,
+)
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
-from polarmap.worker.stream import END, Message
+from polarmap.worker.stream import END, Message, ready
 
 N, ROWS = 6, 6
 DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
@@ -288,3 +302,65 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
             None,
             Failure("lost", "WorkerLost", f"its reply {message}"),
         )
+
+
+# --- a signal ---------------------------------------------------------------------------------------
+
+
+def readable(signal: WakeSignal) -> bool:
+    return bool(ready([signal], select.POLLIN, 0.0))
+
+
+def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+    signal = WakeSignal()
+    assert not readable(signal)
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    assert readable(signal)
+    assert signal.clear()
+    assert not readable(signal)
+    assert not signal.clear()
+    signal.close()
+
+
+def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
+    signal = WakeSignal()
+    number = signal.fileno()
+    signal.close()
+    signal.close()
+    other, end = os.pipe()
+    try:
+        assert number in (other, end)
+        signal.set()
+        signal.clear()
+        assert not select.select([other], [], [], 0.0)[0]
+        assert signal.fileno() == -1
+    finally:
+        os.close(other)
+        os.close(end)
+
+
+def test_it_closes_its_descriptors_when_it_goes() -> None:
+    signal = WakeSignal()
+    descriptors = signal._read, signal._write
+    del signal
+    for number in descriptors:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(number)
+
+
+def test_a_forked_process_closes_it_whichever_thread_has_its_lock() -> None:
+    signal = WakeSignal()
+    assert code_of_child(signal.forget, [signal._lock]) == 0
+    signal.set()
+    assert readable(signal)  # that of the parent is still there
+    signal.close()
+
+
+def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", none_left)
+    with pytest.raises(ExecutorError, match="Too many open files"):
+        WakeSignal()

@@ -23,3 +23,10 @@ def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() 
         run.submit([(task, 0) for task in range(4)])
         failures = [outcome.failure for _ in range(4) for outcome in ends(run.wait(9.0))]
     assert [failure and failure.kind for failure in failures] == ["raised", "lost", "lost", None]
+
+
+def test_its_name_is_that_of_the_executor_underneath_at_any_time() -> None:
+    pool = ReplayExecutor()
+    executor = executor_of(FaultyExecutor(pool))
+    pool.name = "replay (TCP)"
+    assert executor.name == "replay (TCP)"

@@ -199,6 +199,10 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     assert (site.name, site.shares_files, site.seconds) == (name, True, HERE_SECONDS)
     workers = RemoteWorkers(site, None, True, 10**6, 1)
     with closing(workers):
+        site.check_source(Place("folder", "/data"), "lies in")
+        stores = "is in far" if choice == "localhost" else "stores in localhost"
+        with pytest.raises(ExecutorError, match=stores):
+            site.check_source(Place("bucket", "b", "far"), "lies in")
         workers.want(2)
         assert until(lambda: len(workers) == 2, 60.0)
         lease = workers.open(lambda: None)

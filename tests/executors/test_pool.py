@@ -36,7 +36,7 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 from polarmap.worker.threads import THREAD_LIMITS
 
 A = np.random.default_rng(0).standard_normal((48, 5))

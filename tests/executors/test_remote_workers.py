@@ -27,6 +27,8 @@ from polarmap.executors.remote_workers import LAST_PAUSE, RENEW_SECONDS, Backoff
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker import objects
 from polarmap.worker.messages import Reply
+from polarmap.worker.parts import Place
+from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -293,6 +295,20 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
             assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
         assert pool.name == "threads (objects)"
     assert not any(key.endswith("orders") for _, key in site.storage.objects)
+
+
+@pytest.mark.parametrize("use", ["lies in", "is to stay in"])
+def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
+    use: str, pool: Pool, site: ThreadSite
+) -> None:
+    far = Place("bucket", "b", "far")
+    blocks = PartBlocks([[X]], ("array",))
+    if use == "lies in":
+        blocks.source = far  # type: ignore[misc]
+    output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
+    with pytest.raises(ExecutorError, match=f"^the array {use} bucket 'b', which threads cannot reach$"):
+        pool.open(Payload(np.copy, blocks, output=output))
+    assert site.launches == []
 
 
 def answer(call: Message, kind: bytes = END, **fields: Any) -> Message:

@@ -1,9 +1,8 @@
-"""Who calls a driver, and to whom it listens; a descriptor that any thread may make readable."""
+"""Who calls a driver, and to whom it listens."""
 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
@@ -13,66 +12,12 @@ from contextlib import ExitStack, suppress
 from queue import Queue
 
 import pytest
+from pool_processes import code_of_child
 
-from polarmap.errors import ExecutorError
 from polarmap.executors import stream
 from polarmap.executors.objects import Link
-from polarmap.executors.stream import WakeSignal, WorkerListener, own_addresses
-from polarmap.worker.stream import PROOF_BYTES, connected, ready
-
-
-def readable(signal: WakeSignal) -> bool:
-    return bool(ready([signal], select.POLLIN, 0.0))
-
-
-def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
-    signal = WakeSignal()
-    assert not readable(signal)
-    for _ in range(100_000):  # more than a pipe holds
-        signal.set()
-    assert readable(signal)
-    assert signal.clear()
-    assert not readable(signal)
-    assert not signal.clear()
-    signal.close()
-
-
-def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
-    signal = WakeSignal()
-    number = signal.fileno()
-    signal.close()
-    signal.close()
-    other, end = os.pipe()
-    try:
-        assert number in (other, end)
-        signal.set()
-        signal.clear()
-        assert not select.select([other], [], [], 0.0)[0]
-        assert signal.fileno() == -1
-    finally:
-        os.close(other)
-        os.close(end)
-
-
-def test_it_closes_its_descriptors_when_it_goes() -> None:
-    signal = WakeSignal()
-    descriptors = signal._read, signal._write
-    del signal
-    for number in descriptors:
-        with pytest.raises(OSError, match="descriptor"):
-            os.fstat(number)
-
-
-def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(*arguments: object) -> int:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(os, "pipe", none_left)
-    with pytest.raises(ExecutorError, match="Too many open files"):
-        WakeSignal()
-
-
-# --- who calls ---------------------------------------------------------------------------------------
+from polarmap.executors.stream import WorkerListener, own_addresses
+from polarmap.worker.stream import PROOF_BYTES, connected
 
 KEY = bytes(range(32))
 
@@ -202,6 +147,16 @@ def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
         assert one.connect_ex(("127.0.0.1", port))
     assert descriptors() == before
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
+
+
+def test_a_forked_process_lets_go_of_it_whichever_thread_has_its_lock(
+    listener: WorkerListener, crowd: Crowd
+) -> None:
+    assert code_of_child(listener.forget, [listener._over._lock]) == 0
+    channel = connected(listener.endpoints, KEY, 1)
+    assert channel is not None
+    assert crowd.one() == (1, "TCP")
+    channel.close()
 
 
 def descriptors() -> int:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pool_processes import until
 from stored_calls import call_of
 
-import polarmap
-from polarmap import Pool, hedged_map
-from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
-from polarmap.executors.worker_processes import ForkServerProcess, WorkerProcesses, is_waiting, modules_named
+from polarmap.executors.worker_processes import WorkerProcesses, is_waiting
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.stream import END, Message
 from polarmap.worker.threads import THREAD_LIMITS
@@ -98,13 +93,6 @@ def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tm
     assert taken(workers) is worker
     assert taken(workers) is not worker
     assert len(workers) == 2
-
-
-def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
-    ours, theirs = worker_processes.socket_pair()
-    with ours, theirs:
-        message = bytes(worker_processes.FUNCTION_BYTES + (1 << 14))
-        assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
 def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
@@ -218,79 +206,3 @@ def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest
     monkeypatch.setattr(os.path, "exists", lambda path: False)
     for most, limit in {None: sys.maxsize, 3: 3}.items():
         assert WorkerProcesses(1, most, [])._first_limit() == limit
-
-
-# --- the fork server -------------------------------------------------------------------------------
-
-
-def on_a_new_worker(f: Callable[[], Any]) -> Any:
-    """What f returns on a worker of a pool of its own."""
-    with Pool(workers=1) as pool:
-        [found] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
-    return found[0]
-
-
-def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
-    def others() -> Any:
-        parts = [name.split(".")[:2] for name in sys.modules if name.startswith("polarmap.")]
-        return [float(sum(part[1] != "worker" for part in parts))]
-
-    assert on_a_new_worker(others) == 0.0
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
-        "from polarmap import PolarCode; found = PolarCode(8, 6).n == 8",
-        "from polarmap import *; found = 'coded_map' in vars()",
-        # By its version the whole package is there, and its modules still are.
-        """
-import polarmap.linalg.matrices, polarmap.worker.parts
-found = polarmap.__version__ and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part
-""",
-    ],
-)
-def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
-    def run() -> Any:
-        names: dict[str, Any] = {"polarmap": polarmap}
-        exec(program, names)
-        return [float(bool(names["found"]))]
-
-    assert on_a_new_worker(run) == 1.0
-
-
-def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    server = ForkServerProcess(1, [], [])
-    server._process.wait(30.0)
-    with pytest.raises(ExecutorError, match="/bin/false ended with code 1"):
-        server.is_alive()
-    server.forget()
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
-        ForkServerProcess(1, [], [])
-
-
-def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
-    """Not one that ends by itself: that would not help."""
-    x = np.ones(5)
-    with Pool(workers=2) as pool:
-        workers: Any = pool._start().workers
-        lease = workers.open(lambda: None)
-        workers.take(lease, 1)
-        first = workers._server._process
-        first.kill()
-        first.wait(30.0)
-        workers.take(lease, 1)
-        assert workers._server._process.pid != first.pid
-        workers.close()
-        workers.leave(lease)
-        [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
-    assert found == 5.0
-
-
-def test_only_modules_that_are_there_are_named() -> None:
-    assert modules_named(b"polarmap.errors polarmap.worker.parts polarmap.nowhere os.path") == [
-        "polarmap.errors"
-    ]

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pool_processes import code_of_child
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
@@ -457,3 +458,13 @@ def test_a_process_that_was_forked_has_none() -> None:
     assert len(pool) == 0
     for one in maps:
         one.close()
+
+
+def test_a_forked_process_lets_go_of_workers_whichever_locks_another_thread_has(table: Table) -> None:
+    lease = table.open(lambda: None)
+    worker = table.take(lease, 1)
+    assert worker is not None
+    [link] = table.links
+    assert code_of_child(table.forget, [table._lock, link._news._lock]) == 0
+    assert len(table) == 1
+    assert link.fileno() >= 0

@@ -25,7 +25,7 @@ from plain import assert_same, plain_map
 from polarmap import CodedOperator, CodedResult, Fault, FaultyExecutor, coded_map, encode
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 from polarmap.worker import io_pools
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.surroundings import available_cores
 
 N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))

@@ -14,7 +14,7 @@ from polarmap.executors.base import Payload
 from polarmap.run import calls
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits
-from polarmap.worker.any_value import to_block
+from polarmap.worker.pytree import to_block
 
 PATIENCE = 30.0
 LIMITS = Limits(4, grows=False, backups=0, retries=0)

@@ -18,7 +18,8 @@ from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
 from polarmap.run.loop import Stopwatch, schedule
-from polarmap.worker.any_value import run_call, to_block
+from polarmap.worker.block_functions import run_call
+from polarmap.worker.pytree import to_block
 
 BOUNDED = Limits(4, grows=False, backups=2, retries=1)
 

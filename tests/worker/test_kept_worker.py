@@ -31,7 +31,6 @@ from polarmap.worker.kept_worker import (
     stay_on_thread,
 )
 from polarmap.worker.objects import ObjectChannel, ObjectKeys, Orders
-from polarmap.worker.process_state import Surroundings
 from polarmap.worker.stream import (
     CALL,
     END,
@@ -44,6 +43,7 @@ from polarmap.worker.stream import (
     frame,
     worker_stream,
 )
+from polarmap.worker.surroundings import Surroundings
 from polarmap.worker.threads import THREAD_LIMITS
 
 KEY = bytes(range(32))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -71,48 +73,72 @@ def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(lim
     assert threads_now() == {2}
 
 
-def test_libraries_that_a_task_loads_are_found() -> None:
-    code = (
-        "from polarmap.worker.threads import limits; import numpy, threadpoolctl\n"
-        "threadpoolctl.threadpool_limits(3)\n"
-        "def now(): return {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
-        "with limits.of_process(1):\n"
-        "    import scipy.linalg\n"
-        "    threadpoolctl.ThreadpoolController().select(user_api='blas').limit(limits=2)\n"
-        "    with limits.of_process(1): assert now() == {1}, now()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+SCENES = {
+    "a library that a task loads": """
+        with limits.of_process(1):
+            import scipy.linalg
+            threadpoolctl.ThreadpoolController().select(user_api="blas").limit(limits=2)
+            with limits.of_process(1):
+                assert now() == {1}, now()
+    """,
+    "a library that comes with a function": """
+        class Ticket:
+            block, attempt = None, 0
+        with limits.of_process(1):
+            PoolIO(b"cscipy.linalg\\nnorm\\n.", None, None).load(Ticket())
+            assert now() == {1}, now()
+    """,
+    "a forked process, which has no tasks": """
+        with limits.of_process(1):
+            child = os.fork()
+            if not child:
+                assert now() == {3}, now()
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert now() == {1}, now()
+        assert now() == {3}, now()
+    """,
+}
+PROGRAM = """
+import json, os, sys, threadpoolctl
+from polarmap.worker.io_pools import PoolIO
+from polarmap.worker.threads import limits
+
+def now():
+    return {one["num_threads"] for one in threadpoolctl.threadpool_info()}
+
+def play(scene):
+    try:
+        assert "scipy" not in sys.modules
+        threadpoolctl.threadpool_limits(3)
+        exec(scene, globals())
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)
+
+endings = {}
+for name, scene in json.loads(sys.argv[1]).items():
+    child = os.fork() or play(scene)
+    endings[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(endings))
+"""
 
 
-def test_libraries_that_come_with_a_function_are_found() -> None:
-    code = (
-        "import pickle, sys; from polarmap.worker.io_pools import PoolIO\n"
-        "from polarmap.worker.threads import limits\n"
-        "class Ticket: block, attempt = None, 0\n"
-        "f = b'cscipy.linalg\\nnorm\\n.'\n"
-        "with limits.of_process(1):\n"
-        "    assert 'scipy' not in sys.modules\n"
-        "    PoolIO(f, None, None).load(Ticket())\n"
-        "    import threadpoolctl\n"
-        "    now = {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
-        "    assert now == {1}, now\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+@pytest.fixture(scope="module")
+def endings() -> dict[str, int]:
+    """How each scene ends, in a process of its own, forked of one interpreter that has no scipy."""
+    scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
+    command = [sys.executable, "-c", PROGRAM, scenes]
+    done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
 
 
-def test_a_forked_process_begins_without_tasks() -> None:
-    code = (
-        "import os, numpy, threadpoolctl; from polarmap.worker.threads import limits\n"
-        "threadpoolctl.threadpool_limits(3)\n"
-        "def now(): return {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
-        "with limits.of_process(1):\n"
-        "    child = os.fork()\n"
-        "    if not child: os._exit(0 if now() == {3} else 1)\n"
-        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
-        "    assert now() == {1}, now()\n"
-        "assert now() == {3}, now()\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+@pytest.mark.parametrize("scene", SCENES)
+def test_limits_hold_for_what_comes_while_a_task_runs(scene: str, endings: dict[str, int]) -> None:
+    assert endings[scene] == 0
 
 
 def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimits) -> None:
