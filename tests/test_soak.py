@@ -16,8 +16,8 @@ from soak import oracle, watch
 from soak.cases import KINDS, KINDS_OF_POOL, Named
 from soak.draws import Draw
 from soak.faults import SHARES, Faults, Pools, draw_faults
-from soak.maps import draw_map, rank_mod_2
-from soak.oracle import Finding
+from soak.maps import draw_map
+from soak.oracle import Finding, rank_mod_2
 
 import polarmap
 from polarmap.errors import NotLinearError
@@ -72,7 +72,7 @@ def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPat
 
 def run_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> str:
     """The verdict on a map without faults whose result is changed."""
-    drawn = (draw_map(seed, "replay", Draw(seed)) for seed in count())
+    drawn = (draw_map(Draw(seed), "replay") for seed in count())
     case = next(one for one in drawn if one.f.name == "transpose" and one.dtypes == [np.dtype(float)])
     case.faults, right = Faults(), polarmap.coded_map
     monkeypatch.setattr(polarmap, "coded_map", lambda *given, **options: change(right(*given, **options)))
