@@ -41,10 +41,6 @@ class Named(list):  # type: ignore[type-arg]
     name = "none"
 
 
-class Celsius(float):
-    pass
-
-
 def received(packed: Packed) -> Any:
     """The value of a result."""
     return from_block(unpacked(packed.layout, packed.data)[0])
