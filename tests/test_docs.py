@@ -30,6 +30,7 @@ import yaml
 
 import polarmap
 from benchmarks import headlines
+from polarmap import convex, convexnn, glm
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -317,7 +318,9 @@ def described() -> set[str]:
     return set(re.findall(r"^::: ([\w.]+)$", "\n".join(texts), re.MULTILINE))
 
 
-@pytest.mark.parametrize("module", [polarmap, polarmap.planning, polarmap.glm], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "module", [polarmap, polarmap.planning, glm, convex, convexnn], ids=lambda one: one.__name__
+)
 def test_the_reference_has_every_public_name(module: Any) -> None:
     elsewhere = {"polarmap.planning", "polarmap.planning.SCHEMES"}  # name by name; in a sentence
     public = {f"{module.__name__}.{name}" for name in module.__all__}
