@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from code_oracles import gf2_decodable
 from plain import leaves
 
 import polarmap
 from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
 from polarmap.code.masked_integers import workers_for
-from polarmap.errors import PolarmapError
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import PATIENCE, Faults, Pools, draw_faults
 from soak.functions import NESTED, QUADRATIC, Function, draw_function, draw_linear
-from soak.oracle import Finding
-
-SHORT = ("NotDecodableError", "CodedTimeoutError")
+from soak.oracle import SHORT, Finding
 
 
 @dataclass
@@ -83,7 +82,7 @@ class MapCase:
 
         result, error, told = oracle.called(the_map)
         if error is not None:
-            return "f raises" if raised is not None else self._judge_error(error, expected)
+            return "f raises" if raised is not None else oracle.excused(error, self._reasons(expected))
         if raised is not None:
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
         return Judge(self, expected, result, told).verdict()
@@ -106,19 +105,12 @@ class MapCase:
 
     # -- errors -----------------------------------------------------------------------------
 
-    def _judge_error(self, error: PolarmapError, expected: list[Any]) -> str:
-        name, allowed = type(error).__name__, self._allowed_errors(expected)
-        if name in allowed:
-            return f"{name}: {allowed[name]}"
-        text = f"{name}: {error} [allowed: {allowed}]"
-        raise Finding("innocent failure", text) from error
-
-    def _allowed_errors(self, expected: list[Any]) -> dict[str, str]:
-        """Which errors may come, and why."""
+    def _reasons(self, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
+        """Why which errors may come."""
         faults, needed = self.faults, self.code.recovery_threshold
         numbers = [leaf for one in [*expected, *self.blocks] for leaf in leaves(one)]
         silent = faults.of("never") >= set(range(needed))
-        reasons = [
+        return [
             (
                 isinstance(self.code, LagrangeCode | MaskedCode),
                 "a code that may be too inaccurate",
@@ -145,7 +137,6 @@ class MapCase:
             (self.executor == "replay" and self._may_be_inaccurate, "too inaccurate", SHORT),
             (self.is_estimated and not self._come_by(self.options["timeout"]), "deadline", SHORT),
         ]
-        return {name: reason for holds, reason, names in reasons if holds for name in names}
 
     def _makes_floats(self, expected: list[Any]) -> bool:
         return any(np.asarray(leaf).dtype.kind not in "iu" for one in expected[:1] for leaf in leaves(one))
@@ -161,7 +152,8 @@ class MapCase:
         """Whether what is not lost determines the results, over the integers if there are any."""
         if isinstance(self.code, MaskedIntegerCode):
             arrived = [task for task in range(self.code.n) if task not in self.lost]
-            return oracle.rank_mod_2(self.code.generator[arrived]) == self.code.recovery_threshold
+            none_known = np.zeros(self.code.recovery_threshold, bool)
+            return gf2_decodable(self.code.generator[arrived], none_known)
         if not isinstance(self.code, PolarCode):
             return self.code.n - len(self.lost) >= self.code.recovery_threshold
         if self.code.decoder == "sequential":

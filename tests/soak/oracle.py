@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from code_oracles import gf2_decodable, real_rank_decodable
 from plain import leaves, shape_of
 
 from polarmap.errors import NotDecodableError, PolarmapError
 
+SHORT = ("NotDecodableError", "CodedTimeoutError")  # what too few results end in
 SLACK = 16  # times the error bound and the rounding of the largest entry
 TRUSTED_WRONG = "wrong, and trusted to be right"  # the verdict where nothing was promised to be checked
 
@@ -46,6 +48,19 @@ def _judged(error: Exception) -> PolarmapError:
     if notes:
         return NotDecodableError(f"{type(error).__name__}: {error} ({notes[-1]})")
     raise error
+
+
+def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[str]]]) -> str:
+    """The verdict on an error that may come.
+
+    reasons : whether each holds, its words, and the names of the errors that it excuses.
+    """
+    name, holding = type(error).__name__, [reason for reason in reasons if reason[0]]
+    for _, words, names in holding:
+        if name in names:
+            return f"{name}: {words}"
+    there = [words for _, words, _ in holding]
+    raise Finding("innocent failure", f"{name}: {error} [reasons seen: {there}]") from error
 
 
 def _check_warnings(told: list[warnings.WarningMessage]) -> None:
@@ -120,23 +135,7 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 def is_determined(code: Any, lost: Collection[int], exact: bool = True) -> bool:
     """Whether the other blocks of a polar code determine those, with integers if `exact`."""
-    missing = [block for block in lost if block < code.k]
-    parity = [block - code.k for block in range(code.k, code.n) if block not in lost]
-    if not missing or len(missing) > len(parity) or code.kernel == "rotation":
-        return len(missing) <= len(parity)
-    lines = code.coefficients[np.ix_(parity, missing)]
-    rank = rank_mod_2(lines) if exact else np.linalg.matrix_rank(np.asarray(lines, float))
-    return int(rank) == len(missing)
-
-
-def rank_mod_2(matrix: np.ndarray) -> int:
-    """Which is full exactly if integers modulo a power of two can be solved for."""
-    rows, rank = (np.abs(matrix) % 2).astype(bool), 0
-    for column in range(rows.shape[1]):
-        pivots = np.flatnonzero(rows[rank:, column]) + rank
-        if len(pivots):
-            rows[[rank, pivots[0]]] = rows[[pivots[0], rank]]
-            others = np.flatnonzero(rows[:, column])
-            rows[others[others != rank]] ^= rows[rank]
-            rank += 1
-    return rank
+    arrived = np.array([block not in lost for block in range(code.n)])
+    if code.kernel == "rotation":
+        return int(arrived.sum()) >= code.k
+    return (gf2_decodable if exact else real_rank_decodable)(np.asarray(code.parity_check), arrived)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ from soak import oracle
 from soak.draws import Draw
 from soak.faults import PATIENCE, Faults, Pools, draw_faults
 from soak.functions import OF_ANY_ROWS, Function, draw_function
-from soak.oracle import Finding
+from soak.oracle import SHORT, Finding
 
 
 @dataclass
@@ -53,7 +54,7 @@ class SumCase:
             lambda: verb(self.f.call, self.data, executor=executor, **self.options)
         )
         if error is not None:
-            return self._judge_error(error, expected)
+            return oracle.excused(error, self._reasons(error, expected))
         return (
             self._judge_list(found, expected) if self.tolerate is None else self._judge_sum(found, expected)
         )
@@ -81,19 +82,17 @@ class SumCase:
                 raise
         return f"right ({report.verified})"
 
-    def _judge_error(self, error: PolarmapError, expected: list[Any]) -> str:
-        name, lost = type(error).__name__, self.faults.lost(self.options)
-        late = name in ("NotDecodableError", "CodedTimeoutError")
-        if (self.faults.deceiving or self.faults.outvotes(1)) and late:
-            return f"{name}: garbage"
-        if late and len(lost) > (self.tolerate or 0):
-            return f"{name}: too many lost"
-        everywhere = self.faults.raises_everywhere(len(self.parts), self.tolerate or 0)
-        if everywhere and "fails everywhere" in str(error):
-            return f"{name}: raised everywhere"
-        if not all(oracle.is_finite(leaf) for one in expected for leaf in leaves(one)):
-            return f"{name}: NaN or inf"
-        raise Finding("innocent failure", f"{name}: {error}") from error
+    def _reasons(self, error: PolarmapError, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
+        """Why which errors may come."""
+        faults, tolerate = self.faults, self.tolerate or 0
+        everywhere = faults.raises_everywhere(len(self.parts), tolerate) and "fails everywhere" in str(error)
+        numbers = [leaf for one in expected for leaf in leaves(one)]
+        return [
+            (bool(faults.deceiving) or faults.outvotes(1), "garbage", SHORT),
+            (len(faults.lost(self.options)) > tolerate, "too many lost", SHORT),
+            (everywhere, "raised everywhere", SHORT),
+            (not all(map(oracle.is_finite, numbers)), "NaN or inf", [*SHORT, "CodeError", "NotLinearError"]),
+        ]
 
 
 def _check_sum(found: np.ndarray, terms: list[Any], amplification: float, bound: float) -> None:
