@@ -143,6 +143,14 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     assert wrong_outputs(page, done.stdout) == []
 
 
+@pytest.mark.parametrize("text", ["assert False", 'print(1)\n```\n\n```text title="Output"\n2'])
+def test_code_that_fails_or_prints_something_else_is_found(text: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"```python\n{text}\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError):
+        test_python_blocks_run(page, tmp_path)
+
+
 def wrong_outputs(page: Path, printed: str) -> list[str]:
     """The outputs on a page that are not what was printed."""
     texts = iter(printed.split(END))
