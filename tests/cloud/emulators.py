@@ -1,4 +1,7 @@
-"""Servers and tools the cloud tests need: installed apart, started on loopback, stopped by process id."""
+"""Servers and tools the cloud tests need: installed apart, started on loopback, stopped by process id.
+
+And what is asked of every cloud: a configuration as a user fills it in, and a product with dead workers.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from polarmap import Fault, FaultyExecutor, coded_map
+import polarmap
+from polarmap import Fault, FaultyExecutor, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))
 PATIENCE = 90.0
+
+A = np.random.default_rng(0).standard_normal((720, 300))
+WIDE = np.random.default_rng(1).standard_normal((300, 120))
 
 
 def tool_venv(name: str, *requirements: str) -> Path:
@@ -90,10 +99,21 @@ def listens(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-def small_map(config: Path) -> str:
-    """What a coded map says of itself whose workers are those of a configuration, one of them asleep."""
-    A = np.arange(12_000.0).reshape(240, 50)
-    executor = FaultyExecutor(config, {1: Fault("sleep", 60.0)})
-    y = coded_map(lambda block: block.sum(axis=1), A, blocks=6, workers=8, executor=executor, timeout=120)
-    assert np.allclose(y.concatenate(), A.sum(axis=1))
-    return str(y.report)
+def filled_in(name: str, folder: Path, **sections: dict[str, Any]) -> Path:
+    """A copy of a configuration of config/ in which a user has written these values."""
+    settings = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    for section, values in sections.items():
+        settings[section] |= values
+    settings["lithops"]["monitoring_interval"] = 0.05
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def product_despite(faults: Mapping[int, Fault], config: Path, **options: Any) -> Report:
+    """Of a coded product there, which is right and decodes what these workers owe, the report."""
+    options = {"blocks": 6, "workers": 8, "timeout": 120, "verify": False} | options
+    y = polarmap.coded_map(lambda block: block @ WIDE, A, executor=FaultyExecutor(config, faults), **options)
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.recovered == tuple(faults)
+    return y.report

@@ -15,14 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-import yaml
-from emulators import ROOT, VENVS, listens, running, small_map, system_tool
+from emulators import ROOT, VENVS, filled_in, listens, product_despite, running, system_tool
 from servers import free_ports
 
-import polarmap
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault
 from polarmap.cli import deploy
 
 pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs Azure's client libraries")
@@ -31,8 +28,6 @@ AZURITE = "azurite@3.35.0"
 ACCOUNT, CONTAINER, HOSTS = "devstoreaccount1", "polarmap-test", 8
 # The account and key that azurite documents for everybody.
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-A = np.random.default_rng(0).standard_normal((720, 300))
-WIDE = np.random.default_rng(1).standard_normal((300, 120))
 
 # Run at the start of every process: Azure's addresses become azurite's.
 REWRITE = """
@@ -116,15 +111,15 @@ def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from lithops.serverless.backends.azure_functions.azure_functions import AzureFunctionAppBackend
 
     BlobServiceClient.from_connection_string(azurite.connection).create_container(CONTAINER)
-    settings = yaml.safe_load((ROOT / "config" / "azure_functions.yaml").read_text())
-    settings["azure"] = {"resource_group": "polarmap", "region": "eastus"}
-    settings["azure_storage"] = {
-        "storage_bucket": CONTAINER, "storage_account_name": ACCOUNT, "storage_account_key": KEY
-    }  # fmt: skip
-    settings["lithops"]["monitoring_interval"] = 0.05
     folder = tmp_path_factory.mktemp("azure")
-    path = folder / "azure_functions.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    path = filled_in(
+        "azure_functions",
+        folder,
+        azure={"resource_group": "polarmap", "region": "eastus"},
+        azure_storage={
+            "storage_bucket": CONTAINER, "storage_account_name": ACCOUNT, "storage_account_key": KEY
+        },
+    )  # fmt: skip
     text = REWRITE.format(blob=azurite.blob, queue=azurite.queue, account=ACCOUNT)
     (folder / "rewrite.py").write_text(text)
     space: dict[str, Any] = {}
@@ -147,23 +142,14 @@ def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None
 
 
 def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
-    report = small_map(deployed)
+    report = str(product_despite({1: Fault("sleep", 60.0)}, deployed))
     assert "lithops/azure_functions" in report and "abandoned: " in report
     assert "cost at list prices: $" in report
 
 
-def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
+def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path, azurite: Azurite) -> None:
     from azure.storage.blob import ContainerClient
 
-    faults = {1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}
-    y = polarmap.coded_map(
-        lambda block: block @ WIDE, A, blocks=6, workers=8, timeout=120, verify=False,
-        executor=FaultyExecutor(deployed, faults),
-    )  # fmt: skip
-    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
-    assert y.report.recovered == (1, 4)
-    address = yaml.safe_load(deployed.read_text())["azure_storage"]["storage_bucket"]
-    assert address == CONTAINER
-    port = int((deployed.parent / "rewrite.py").read_text().split('"blob", ')[1].split(")")[0])
-    with ContainerClient(f"http://127.0.0.1:{port}/{ACCOUNT}", CONTAINER, credential=KEY) as client:
+    product_despite({1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}, deployed)
+    with ContainerClient.from_connection_string(azurite.connection, CONTAINER) as client:
         assert [name for name in client.list_blob_names() if name.startswith("polarmap/")] == []

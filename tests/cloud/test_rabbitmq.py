@@ -19,14 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from emulators import listens, running, system_tool
+from emulators import WIDE, A, listens, running, system_tool
 from servers import Server, free_ports
 
 import polarmap
 
 WORKERS = 8
-A = np.random.default_rng(0).standard_normal((600, 200))
-WIDE = np.random.default_rng(1).standard_normal((200, 90))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +135,7 @@ def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_pat
                 time.sleep(60)
         return block @ WIDE
 
-    doomed = {A[100, 0], A[400, 0]}
+    doomed = {A[120, 0], A[480, 0]}
     killer = threading.Thread(target=kill_marked, args=(marks, hosts, 2))
     killer.start()
     y = polarmap.coded_map(f, A, blocks=6, workers=8, executor=config, timeout=60, verify=False)

@@ -19,20 +19,15 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request, urlopen
 
-import numpy as np
 import pytest
-import yaml
-from emulators import ROOT, listens, running, tool_venv
+from emulators import ROOT, filled_in, listens, product_despite, running, tool_venv
 from servers import BUCKET, KEY, SECRET, S3Server, free_ports
 
-import polarmap
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault
 from polarmap.cli import deploy
 
 SAM = "aws-sam-cli==1.170.0"  # whose wheel holds aws-lambda-rie
 RUNTIME = "awslambdaric==4.2.2"
-A = np.random.default_rng(0).standard_normal((300, 200))
-WIDE = np.random.default_rng(1).standard_normal((200, 100))
 
 
 class Function:
@@ -116,16 +111,14 @@ def config(function: Function, s3_server: S3Server, tmp_path: Path, monkeypatch:
     metadata = function.call(json.dumps({"get_metadata": {}}).encode())
     monkeypatch.setattr(aws_lambda, "URLLib3Session", lambda: function)
     monkeypatch.setattr(aws_lambda.AWSLambdaBackend, "deploy_runtime", lambda *_, **__: dict(metadata))
-    settings = yaml.safe_load((ROOT / "config" / "aws_lambda.yaml").read_text())
-    settings["aws"]["region"] = "us-east-1"
-    settings["aws_lambda"] |= {
-        "execution_role": "arn:aws:iam::000000000000:role/worker", "account_id": "0", "user_id": "AAAA",
-    }  # fmt: skip
-    settings["aws_s3"]["storage_bucket"] = BUCKET
-    settings["lithops"]["monitoring_interval"] = 0.05
-    path = tmp_path / "aws_lambda.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    role = "arn:aws:iam::000000000000:role/worker"
+    return filled_in(
+        "aws_lambda",
+        tmp_path,
+        aws={"region": "us-east-1"},
+        aws_lambda={"execution_role": role, "account_id": "0", "user_id": "AAAA"},
+        aws_s3={"storage_bucket": BUCKET},
+    )
 
 
 def test_the_runtime_answers_with_the_versions_of_this_process(function: Function) -> None:
@@ -138,11 +131,6 @@ def test_the_runtime_answers_with_the_versions_of_this_process(function: Functio
 
 
 def test_a_coded_map_with_a_worker_that_is_killed(function: Function, config: Path) -> None:
-    y = polarmap.coded_map(
-        lambda block: block @ WIDE, A, blocks=3, workers=4, timeout=120, verify=False,
-        executor=FaultyExecutor(config, {1: Fault("kill", attempts=9)}),
-    )  # fmt: skip
-    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
-    assert y.report.recovered == (1,)
-    assert y.report.executor == "lithops/aws_lambda"
+    report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, workers=4)
+    assert report.executor == "lithops/aws_lambda"
     assert {"Execution": "Finished"} in function.answers

@@ -21,8 +21,6 @@ from polarmap.errors import CodeError
 
 FLOATS = ["f2", "f4", "f8", "c8", "c16"]
 
-INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
-
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-10, "c8": 1e-3, "c16": 1e-10}
 
 sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))

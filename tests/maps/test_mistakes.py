@@ -368,6 +368,7 @@ def test_every_public_name_has_its_row() -> None:
         (Path("no"), "executor='no' is neither 'localhost' nor a file"),
         (b"localhost", "is no path that Lithops takes"),
         (np.array(["localhost", "x"]), "is not an executor: pass None or 'localhost'"),
+        (3, "executor=3 is not an executor: pass None or 'localhost'"),
     ],
 )
 def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -> None:

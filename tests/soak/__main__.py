@@ -8,38 +8,26 @@ import time
 from itertools import count
 
 from soak.cases import Named
-from soak.watch import Found, watch
+from soak.watch import watch
 
 
 def main() -> int:
     asked = _arguments()
     if asked.case is not None:
-        return again(asked.case)
-    began, first = time.monotonic(), asked.seed if asked.seed is not None else time.time_ns() % 10**9 * 1000
-    print(f"Cases from {first} on, for {asked.minutes:g} minutes.", flush=True)
-    tally = watch(count(first), began + 60 * asked.minutes, asked.keep_going)
+        named = Named(asked.case)
+        print(f"case {asked.case}, a {named.kind} on {named.executor}\n{named.drawn()}")
+        tally = watch([asked.case])
+    else:
+        began, first = (
+            time.monotonic(),
+            asked.seed if asked.seed is not None else time.time_ns() % 10**9 * 1000,
+        )
+        print(f"Cases from {first} on, for {asked.minutes:g} minutes.", flush=True)
+        tally = watch(count(first), began + 60 * asked.minutes, asked.keep_going)
     print(f"{tally.table()}\n\n{tally.summary()}")
     for found in tally.findings:
-        print(f"\n{found}")
-        if not asked.keep_going:
-            print(found.traceback)
+        print(f"\n{found}\n{found.traceback}")
     return 1 if tally.findings else 0
-
-
-def again(seed: int) -> int:
-    """Run one case, and print what it is."""
-    named = Named(seed)
-    print(f"case {seed}, a {named.kind} on {named.executor}\n{named.drawn()}")
-    tally = watch([seed])
-    for found in tally.findings:
-        _show(found)
-    for _, _, verdict in tally.counts:
-        print(verdict)
-    return 1 if tally.findings else 0
-
-
-def _show(found: Found) -> None:
-    print(f"{found}\n{found.traceback}")
 
 
 def _arguments() -> argparse.Namespace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,14 @@ import numpy as np
 import polarmap
 from polarmap import CodedArray, PolarCode, RawObjects, ReplayExecutor
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, PolarmapError
-from polarmap.run.trusted import TRUSTED
 from polarmap.storage.folder import FolderStore
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Faults, Pools
-from soak.maps import is_finite, rank_mod_2
 from soak.oracle import SLACK, Finding
 
 NAME = "soaked"
 RTOL = {2: 0.1, 4: 1e-4, 8: 1e-10}  # bytes of a number -> for more than that reading asks for more blocks
-KINDS = ["missing", "truncated", "corrupt"]
 
 
 @dataclass
@@ -49,15 +46,11 @@ class ArrayCase:
 
     @property
     def is_finite(self) -> bool:
-        return is_finite(self.A)
+        return oracle.is_finite(self.A)
 
     def run(self, pools: Pools) -> str:
-        TRUSTED.clear()
-        folder = Path(tempfile.mkdtemp(prefix="soak-array-"))
-        try:
-            return self._run(folder, pools, Draw(self.seed + 1))
-        finally:
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="soak-array-") as folder:
+            return self._run(Path(folder), pools, Draw(self.seed + 1))
 
     def _run(self, folder: Path, pools: Pools, draw: Draw) -> str:
         store = FolderStore(folder / "store")
@@ -96,14 +89,20 @@ class ArrayCase:
 
     def _damage(self, coded: CodedArray, store: FolderStore, draw: Draw) -> set[tuple[int, int]]:
         """Harm a part, or all parts, of the chosen blocks; which they are."""
-        harmed = set()
+        harmed: set[tuple[int, int]] = set()
         for block in self.damaged:
-            stripes = range(len(coded.stored(block)))
-            for stripe in stripes if draw.chance(0.5) else [draw.number(0, len(stripes) - 1)]:
-                part = coded.stored(block)[stripe]
-                if part.size:
-                    _harm(store.root / part.key, part.offset, part.size, draw)
-                    harmed.add((block, stripe))
+            parts = {stripe: part for stripe, part in enumerate(coded.stored(block)) if part.size}
+            shared = len({part.key for part in parts.values()}) < len(parts)  # one object of the caller's
+            chosen = draw.some(list(parts), 1 if shared or draw.chance(0.5) else len(parts))
+            for part in map(parts.__getitem__, chosen):
+                spoilt = _harm(store.root / part.key, part.offset, part.size, draw)
+                harmed |= {
+                    (block, stripe)
+                    for stripe, one in parts.items()
+                    if one.key == part.key
+                    and one.offset < spoilt.stop
+                    and one.offset + one.size > spoilt.start
+                }
         return harmed
 
     # -- what must be -----------------------------------------------------------------------
@@ -165,12 +164,7 @@ class ArrayCase:
         return "right (repaired)" if harmed else "right"
 
     def _is_decodable(self, lost: set[int]) -> bool:
-        data = sorted(block for block in lost if block < self.code.k)
-        parity = [block - self.code.k for block in range(self.code.k, self.code.n) if block not in lost]
-        if self.code.kernel == "arikan" and self.A.dtype.kind in "iu":
-            return rank_mod_2(self.code.coefficients[np.ix_(parity, data)]) == len(data)
-        rows = np.asarray(self.code.coefficients, float)[np.ix_(parity, data)]
-        return not data or int(np.linalg.matrix_rank(rows)) == len(data)
+        return oracle.is_determined(self.code, lost, exact=self.A.dtype.kind in "iu")
 
     def _check_map(self, coded: CodedArray, lost: set[int]) -> None:
         """A map of it must not mind the damage."""
@@ -204,20 +198,22 @@ def _files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
 
-def _harm(path: Path, offset: int, size: int, draw: Draw) -> None:
-    kind = draw.pick(KINDS)
+def _harm(path: Path, offset: int, size: int, draw: Draw) -> range:
+    """Harm a part of a file; the bytes of the file that are not what they were."""
+    kind = draw.pick(["missing", "truncated", "corrupt"])
     if kind == "missing":
-        path.unlink(missing_ok=True)
-    elif path.exists() and kind == "truncated":
+        path.unlink()
+        return range(sys.maxsize)
+    if kind == "truncated":
         os.truncate(path, offset + size - 1)
-    elif path.exists():
-        place = offset + draw.number(0, size - 1)
-        data = bytearray(path.read_bytes())
-        data[place] ^= 1 << draw.number(0, 7)
-        path.write_bytes(data)
+        return range(offset + size - 1, sys.maxsize)
+    place, data = offset + draw.number(0, size - 1), bytearray(path.read_bytes())
+    data[place] ^= 1 << draw.number(0, 7)
+    path.write_bytes(data)
+    return range(place, place + 1)
 
 
-def draw_array(seed: int, executor: str, draw: Draw) -> ArrayCase:
+def draw_array(draw: Draw, executor: str) -> ArrayCase:
     """Arrays lie in a folder, whatever the executor."""
     dtype = draw.dtype()
     k, spare = draw.number(1, 9), draw.number(1, 5)
@@ -236,4 +232,4 @@ def draw_array(seed: int, executor: str, draw: Draw) -> ArrayCase:
     data = range(k, k + spare) if source == "raw objects" and draw.chance(0.3) else range(k + spare)
     damaged = draw.some(data, draw.number(0, spare + draw.chance(0.1)))
     about = f"{A.dtype.str} {list(A.shape)}, {layout}"
-    return ArrayCase(seed, A, code, source, by_workers, damaged, about)
+    return ArrayCase(draw.seed, A, code, source, by_workers, damaged, about)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from polarmap.run.trusted import TRUSTED
 from soak.arrays import draw_array
 from soak.changes import draw_attributes, draw_data
 from soak.draws import Draw
@@ -43,18 +44,18 @@ class Named:
     """A case and what it is called in a table."""
 
     def __init__(self, seed: int) -> None:
-        draw = Draw(seed)
-        self.executor: str = draw.pick(SHARES)
-        self.kind: str = draw.pick(KINDS_OF_POOL if self.executor == "pool" else KINDS)
-        self._draw, self._seed = draw, seed
+        self._draw = Draw(seed)
+        self.executor: str = self._draw.pick(SHARES)
+        self.kind: str = self._draw.pick(KINDS_OF_POOL if self.executor == "pool" else KINDS)
 
     def drawn(self) -> Any:
         """The case itself: prints what it is, and runs."""
-        return DRAW[self.kind](self._seed, self.executor, self._draw)
+        return DRAW[self.kind](self._draw, self.executor)
 
 
 def run(named: Named, pools: Pools) -> str:
     """The verdict on a case; Finding for what must not be."""
+    TRUSTED.clear()  # what other cases have found of an f
     case = named.drawn()
     try:
         verdict: str = case.run(pools)

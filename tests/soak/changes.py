@@ -12,7 +12,6 @@ import numpy as np
 
 import polarmap
 from polarmap.errors import NotLinearError, PolarmapError
-from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Pools
@@ -39,12 +38,8 @@ class DataCase:
     rounds: int
     is_list: bool
 
-    def __str__(self) -> str:
-        kind = "a list of blocks" if self.is_list else "an array"
-        return f"{self.verb} of {kind}, {list(self.shape)}, changed {self.moment}, {self.rounds} times"
-
     def run(self, pools: Pools) -> str:
-        pool, refused = pools.executor("pool", None, 0), 0
+        pool, refused = pools.pool("pool"), 0
         A = self._data(0)
         for number in range(self.rounds):
             wanted = [tripled(block) for block in np.split(np.array(A), 4)]
@@ -64,13 +59,14 @@ class DataCase:
         return np.arange(float(np.prod(self.shape))).reshape(self.shape) * 7.0 + 1000.0 * number
 
     def _submit(self, A: np.ndarray, pool: Any) -> Any:
-        data: Any = np.split(A, 4) if self.is_list else A
-        options: dict[str, Any] = {"executor": pool, "timeout": TIMEOUT, "progress": False}
-        if self.verb == "coded_map":
-            options["workers"] = 6
+        options: dict[str, Any] = {"workers": 6} if self.verb == "coded_map" else {}
         if not self.is_list:
             options["blocks"] = 4
-        return polarmap.submit(tripled, data, verb=getattr(polarmap, self.verb), **options)
+        data: Any = np.split(A, 4) if self.is_list else A
+        verb = getattr(polarmap, self.verb)
+        return polarmap.submit(
+            tripled, data, verb=verb, executor=pool, timeout=TIMEOUT, progress=False, **options
+        )
 
     def _is_refused(self, future: Any, wanted: list[np.ndarray]) -> bool:
         """Whether the map says that its data was changed; a Finding if its results are not the old data's."""
@@ -86,7 +82,7 @@ class DataCase:
         return False
 
 
-def draw_data(seed: int, executor: str, draw: Draw) -> DataCase:
+def draw_data(draw: Draw, executor: str) -> DataCase:
     rows = 4 * draw.pick([1, 5, 400, 4_000])
     return DataCase(
         draw.pick(["after submit", "between maps", "freed"]),
@@ -103,34 +99,15 @@ def draw_data(seed: int, executor: str, draw: Draw) -> DataCase:
 class Settings:
     """What a function may read."""
 
-    power = 1.0
-    factor = 2.0
-
-
-MODULE = types.ModuleType("soak_settings")
+    power, factor = 1.0, 2.0
 
 
 class Nested:
     inner = Settings
 
 
-def by_class(block: Any) -> Any:
-    return Settings.factor * block**Settings.power
-
-
-def by_nested(block: Any) -> Any:
-    return Nested.inner.factor * block**Nested.inner.power
-
-
-def by_module(block: Any) -> Any:
-    return MODULE.factor * block**MODULE.power
-
-
+MODULE = types.ModuleType("soak_settings")
 TABLE = {"power": 1.0, "factor": 2.0}
-
-
-def by_table(block: Any) -> Any:
-    return TABLE["factor"] * block ** TABLE["power"]
 
 
 class Model:
@@ -146,34 +123,47 @@ class Model:
         return self(block)
 
 
-def set_table(power: float, factor: float) -> None:
-    TABLE.update(power=power, factor=factor)
+def by_class(block: Any) -> Any:
+    return Settings.factor * block**Settings.power
 
 
-def set_on(target: Any) -> Callable[[float, float], None]:
-    def change(power: float, factor: float) -> None:
-        target.power, target.factor = power, factor
-
-    return change
+def by_nested(block: Any) -> Any:
+    return Nested.inner.factor * block**Nested.inner.power
 
 
-def reader(way: str) -> tuple[Callable[[Any], Any], Callable[[float, float], None]]:
-    """A function and how what it reads is changed."""
-    model = Model()
-    closure = {"power": 1.0, "factor": 2.0}
+def by_module(block: Any) -> Any:
+    return MODULE.factor * block**MODULE.power
+
+
+def by_table(block: Any) -> Any:
+    return TABLE["factor"] * block ** TABLE["power"]
+
+
+def readers() -> dict[str, tuple[Callable[[Any], Any], Any]]:
+    """Functions and what they read: a dictionary, or something with attributes."""
+    model, closure = Model(), {"power": 1.0, "factor": 2.0}
 
     def by_closure(block: Any) -> Any:
         return closure["factor"] * block ** closure["power"]
 
     return {
-        "a class": (by_class, set_on(Settings)),
-        "a class of a class": (by_nested, set_on(Settings)),
-        "a module": (by_module, set_on(MODULE)),
-        "a global dict": (by_table, set_table),
-        "a closure": (by_closure, lambda power, factor: closure.update(power=power, factor=factor)),
-        "an object": (model, set_on(model)),
-        "a method": (model.method, set_on(model)),
-    }[way]
+        "a class": (by_class, Settings),
+        "a class of a class": (by_nested, Settings),
+        "a module": (by_module, MODULE),
+        "a global dict": (by_table, TABLE),
+        "a closure": (by_closure, closure),
+        "an object": (model, model),
+        "a method": (model.method, model),
+    }
+
+
+def change(read: Any, **values: float) -> None:
+    """Set what a function reads."""
+    if isinstance(read, dict):
+        read.update(values)
+    else:
+        for name, value in values.items():
+            setattr(read, name, value)
 
 
 @dataclass
@@ -184,16 +174,12 @@ class AttributeCase:
     values: list[tuple[float, float]]  # power and factor
     lost: int
 
-    def __str__(self) -> str:
-        return f"f reads {self.way}: power and factor {self.values}; worker {self.lost} lost"
-
     def run(self, pools: Pools) -> str:
-        TRUSTED.clear()
-        f, change = reader(self.way)
+        f, read = readers()[self.way]
         A = np.random.default_rng(0).uniform(1.0, 2.0, (12, 3))
         told = 0
         for power, factor in self.values:
-            change(power, factor)
+            change(read, power=power, factor=factor)
             told += self._map(f, A, lambda block: factor * block**power, power == 1.0)  # noqa: B023
         return f"right, {told} refused" if told else "right"
 
@@ -213,15 +199,6 @@ class AttributeCase:
         return False
 
 
-def draw_attributes(seed: int, executor: str, draw: Draw) -> AttributeCase:
-    ways = [
-        "a class",
-        "a class of a class",
-        "a module",
-        "a global dict",
-        "a closure",
-        "an object",
-        "a method",
-    ]
+def draw_attributes(draw: Draw, executor: str) -> AttributeCase:
     later = [(draw.pick([1.0, 1.0, 2.0, 3.0]), float(draw.number(1, 9))) for _ in range(draw.number(1, 4))]
-    return AttributeCase(draw.pick(ways), [(1.0, 2.0), *later], draw.number(0, 3))
+    return AttributeCase(draw.pick(list(readers())), [(1.0, 2.0), *later], draw.number(0, 3))

@@ -16,7 +16,7 @@ class Draw:
     """Random choices of one case."""
 
     def __init__(self, seed: int) -> None:
-        self.stream = np.random.default_rng(seed)
+        self.seed, self.stream = seed, np.random.default_rng(seed)
 
     def chance(self, share: float) -> bool:
         return bool(self.stream.random() < share)

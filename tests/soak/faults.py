@@ -6,6 +6,7 @@ import math
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 from plain import AlteringReplay
 
 from polarmap import Fault, FaultyExecutor, Pool
-from polarmap.errors import NotDecodableError, PolarmapError
 from polarmap.executors.base import Outcome
 from soak.draws import Draw
 
 SHARES = {"replay": 900, "threads": 40, "pool": 50, "processes": 8, "localhost": 2}
+PATIENCE = {"replay": 1000.0, "threads": 60.0, "pool": 100.0, "processes": 60.0, "localhost": 100.0}
 KINDS = {
     "replay": ["never", "raise", "exit", "kill", "garbage", "lie", "shape", "nan"],
     "threads": ["sleep", "raise", "garbage"],
@@ -46,28 +47,31 @@ class Faults:
     def __str__(self) -> str:
         return f"{self.struck} for {self.attempts} attempts" if self.struck else "no faults"
 
-    def lost(self, retries: int) -> set[int]:
-        """The tasks that never give a right result."""
-        gone = {"never", "shape"} | DECEIVING
-        gone |= {"raise", "exit", "kill"} if self.attempts > retries else set()
-        return {task for task, kind in self.struck.items() if kind in gone}
+    def of(self, *kinds: str) -> set[int]:
+        """The tasks that a fault of these kinds strikes."""
+        return {task for task, kind in self.struck.items() if kind in kinds}
+
+    def lost(self, options: dict[str, Any]) -> set[int]:
+        """The tasks that never give a right result in a map of these options."""
+        is_for_good = self.attempts > options.get("retries", 1)
+        return self.misleading | self.of("never", *["raise", "exit", "kill"] * is_for_good)
 
     def raises_everywhere(self, n: int, spare: int) -> bool:
         """Whether the first tasks to end may all raise, and are more than may be missing."""
-        return sum(kind == "raise" for kind in self.struck.values()) > max(spare, n // 4, 1)
+        return len(self.of("raise")) > max(spare, n // 4, 1)
 
     def outvotes(self, needed: int) -> bool:
         """Whether results of another shape may be the most that have arrived when so many are needed."""
-        return sum(kind == "shape" for kind in self.struck.values()) >= needed
+        return len(self.of("shape")) >= needed
 
     @property
     def misleading(self) -> set[int]:
         """Workers that report something else than f gives."""
-        return {task for task, kind in self.struck.items() if kind in DECEIVING | {"shape"}}
+        return self.deceiving | self.of("shape")
 
     @property
     def deceiving(self) -> set[int]:
-        return {task for task, kind in self.struck.items() if kind in DECEIVING}
+        return self.of(*DECEIVING)
 
 
 def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
@@ -76,38 +80,18 @@ def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
     if executor == "replay":
         times = draw.stream.permutation(np.linspace(1, 2, n)) if draw.chance(0.8) else np.ones(n)
         seconds = {task: float(one) for task, one in enumerate(times)}
-    count = draw.pick({"none": 3, "some": 6, "all spare": 3, "too many": 1})
-    counts = {
-        "none": 0,
-        "some": draw.number(0, spare),
-        "all spare": spare,
-        "too many": spare + draw.number(1, 2),
-    }
+    some, too_many = draw.number(0, spare), spare + draw.number(1, 2)
+    count = draw.pick([*[0] * 3, *[some] * 6, *[spare] * 3, too_many])
     usual = ["never"] if executor == "replay" else ["sleep"]
     kinds = usual if draw.chance(0.5) else KINDS[executor]
-    struck = {task: draw.pick(kinds) for task in draw.some(range(n), min(n, counts[count]))}
+    struck = {task: draw.pick(kinds) for task in draw.some(range(n), min(n, count))}
     if executor != "replay":  # a pool all of whose workers are held for ever runs nothing more
         held = [task for task, kind in struck.items() if kind == "never"]
         struck |= dict.fromkeys(held[2:], "raise")
     return Faults(struck, draw.pick([1, 1, 9]), seconds)
 
 
-class OddReplay(AlteringReplay):
-    """Replay with workers whose results are wrong in ways that no Fault is."""
-
-    def __init__(self, faults: Faults, seed: int) -> None:
-        never = {task: math.inf for task, kind in faults.struck.items() if kind == "never"}
-        super().__init__(faults.seconds | never)
-        self._odd, self._seed = faults.struck, seed
-
-    def altered(self, outcome: Outcome) -> Outcome:
-        kind = self._odd.get(outcome.task)
-        if outcome.leaves is None or kind not in ("lie", "shape", "nan"):
-            return outcome
-        change = {"lie": partial(_with_lie, self._seed + outcome.task), "shape": _longer, "nan": _with_nan}[
-            kind
-        ]
-        return outcome._replace(leaves=[change(leaf) for leaf in outcome.leaves])
+# --- workers whose results are wrong in ways that no Fault is ------------------------------------
 
 
 def _with_lie(seed: int, leaf: np.ndarray) -> np.ndarray:
@@ -120,15 +104,41 @@ def _with_lie(seed: int, leaf: np.ndarray) -> np.ndarray:
     return flat.reshape(leaf.shape)
 
 
-def _longer(leaf: np.ndarray) -> np.ndarray:
+def _longer(seed: int, leaf: np.ndarray) -> np.ndarray:
     return np.concatenate([leaf.reshape(-1), leaf.reshape(-1), np.zeros(1, leaf.dtype)])
 
 
-def _with_nan(leaf: np.ndarray) -> np.ndarray:
+def _with_nan(seed: int, leaf: np.ndarray) -> np.ndarray:
     leaf = leaf.copy()
     if leaf.size and leaf.dtype.kind in "fc":
         leaf.reshape(-1)[-1] = np.nan
     return leaf
+
+
+ODD = {"lie": _with_lie, "shape": _longer, "nan": _with_nan}
+
+
+class OddReplay(AlteringReplay):
+    """Replay of tasks that never report, and of workers whose results are odd."""
+
+    def __init__(self, faults: Faults, seed: int) -> None:
+        super().__init__(faults.seconds | dict.fromkeys(faults.of("never"), math.inf))
+        self._odd, self._seed = faults.struck, seed
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        change = ODD.get(self._odd.get(outcome.task, ""))
+        if outcome.leaves is None or change is None:
+            return outcome
+        return outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
+
+
+# --- executors ----------------------------------------------------------------------------------
+
+OPEN: dict[str, Callable[[], Any]] = {
+    "threads": partial(ThreadPoolExecutor, 4),
+    "processes": lambda: ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("forkserver")),
+    "pool": partial(Pool, workers=4),
+}
 
 
 class Pools:
@@ -136,61 +146,25 @@ class Pools:
 
     def __init__(self) -> None:
         self._open: dict[str, Any] = {}
+        self._stack = ExitStack()
+        self.close = self._stack.close
 
-    def executor(self, kind: str, faults: Faults | None, seed: int) -> Any:
-        """An executor of this kind on which tasks fare so."""
-        if faults is None:
-            return self._pool(kind)
-        if kind == "replay":
-            struck = {
-                t: one for t, one in faults.struck.items() if one in ("raise", "exit", "kill", "garbage")
-            }
-            return FaultyExecutor(OddReplay(faults, seed), self._injected(struck, faults.attempts))
-        inner = "localhost" if kind == "localhost" else self._pool(kind)
-        return FaultyExecutor(inner, self._injected(faults.struck, faults.attempts))
-
-    def close(self) -> None:
-        for pool in self._open.values():
-            _end(pool)
-        self._open.clear()
-
-    def _pool(self, kind: str) -> Any:
+    def pool(self, kind: str) -> Any:
         if kind not in self._open:
-            self._open[kind] = OPEN[kind]()
+            self._open[kind] = self._stack.enter_context(OPEN[kind]())
         return self._open[kind]
 
-    def _injected(self, struck: dict[int, str], attempts: int) -> dict[int, Fault]:
+    def executor(self, kind: str, faults: Faults, seed: int) -> FaultyExecutor:
+        """An executor of this kind on which tasks fare so."""
+        if kind == "replay":
+            struck = {task: one for task, one in faults.struck.items() if one not in (*ODD, "never")}
+            inner: Any = OddReplay(faults, seed)
+        else:
+            struck, inner = faults.struck, "localhost" if kind == "localhost" else self.pool(kind)
+        return FaultyExecutor(
+            inner, {task: self._fault(one, faults.attempts) for task, one in struck.items()}
+        )
+
+    def _fault(self, kind: str, attempts: int) -> Fault:
         seconds = {"sleep": SECONDS, "never": 600.0}
-        name = {"never": "sleep"}
-        return {
-            task: Fault(name.get(kind, kind), seconds.get(kind, 0.0), attempts)
-            for task, kind in struck.items()
-        }
-
-
-def _processes() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("forkserver"))
-
-
-def _end(pool: Any) -> None:
-    if isinstance(pool, Pool):
-        pool.close()
-    else:
-        pool.shutdown(cancel_futures=True)
-
-
-OPEN: dict[str, Callable[[], Any]] = {
-    "threads": lambda: ThreadPoolExecutor(4),
-    "processes": _processes,
-    "pool": lambda: Pool(workers=4),
-}
-
-
-def judged(error: Exception) -> PolarmapError:
-    """An error of a map; what f or a fault raised everywhere counts as too few results."""
-    if isinstance(error, PolarmapError):
-        return error
-    notes = [note for note in getattr(error, "__notes__", ()) if note.endswith(" raised this")]
-    if notes:
-        return NotDecodableError(f"{type(error).__name__}: {error} ({notes[-1]})")
-    raise error
+        return Fault("sleep" if kind in seconds else kind, seconds.get(kind, 0.0), attempts)

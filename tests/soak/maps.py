@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from code_oracles import gf2_decodable
 from plain import leaves
 
 import polarmap
 from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
 from polarmap.code.masked_integers import workers_for
-from polarmap.errors import PolarmapError
-from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
-from soak.faults import DECEIVING, Faults, Pools, draw_faults, judged
-from soak.functions import NESTED, Function, draw_function, draw_linear, draw_quadratic
-from soak.oracle import Finding
-
-MISLEADING = DECEIVING | {"shape"}  # where nothing is checked
-PATIENCE = {"replay": 1000.0, "threads": 60.0, "pool": 100.0, "processes": 60.0, "localhost": 100.0}
+from soak.faults import PATIENCE, Faults, Pools, draw_faults
+from soak.functions import NESTED, QUADRATIC, Function, draw_function, draw_linear
+from soak.oracle import SHORT, Finding
 
 
 @dataclass
@@ -53,38 +48,44 @@ class MapCase:
         return f"{what}\n  {self.code!r}; {options}\n  {self.faults}{warm}"
 
     @property
-    def retries(self) -> int:
-        return int(self.options.get("retries", 1))
-
-    @property
     def is_estimated(self) -> bool:
         return self.options.get("on_timeout") == "estimate"
 
     @property
     def lost(self) -> set[int]:
-        return self.faults.lost(self.retries)
+        return self.faults.lost(self.options)
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
         return [np.asarray(leaf).dtype for leaf in leaves(self.blocks[0])]
 
+    @property
+    def largest(self) -> float:
+        """Of the numbers of all blocks."""
+        return max(oracle.largest(leaf) for block in self.blocks for leaf in leaves(block))
+
+    @property
+    def f_fits(self) -> bool:
+        """Whether f is what the code needs: uniform noise modulo 2^64 takes no constant."""
+        kinds = {"linear"} if isinstance(self.code, MaskedIntegerCode) else {"linear", "affine"}
+        return self.f.kind in kinds or (self.f.kind == "quadratic" and getattr(self.code, "degree", 1) == 2)
+
     def run(self, pools: Pools) -> str:
         """The verdict in a word; a Finding for what must not be."""
-        TRUSTED.clear()
         expected, raised = self._expected()
         executor = pools.executor(self.executor, self.faults, self.seed)
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            try:
-                if self.is_warm:
-                    self._warm_up()
-                result = polarmap.coded_map(self.f.call, self.data, executor=executor, **self.options)
-            except Exception as error:
-                return self._judge_error(judged(error), expected, raised)
-        check_warnings(told)
+
+        def the_map() -> CodedResult:
+            if self.is_warm:
+                self._warm_up()
+            return polarmap.coded_map(self.f.call, self.data, executor=executor, **self.options)
+
+        result, error, told = oracle.called(the_map)
+        if error is not None:
+            return "f raises" if raised is not None else oracle.excused(error, self._reasons(expected))
         if raised is not None:
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
-        return Judge(self, expected, result, [str(one.message) for one in told]).verdict()
+        return Judge(self, expected, result, told).verdict()
 
     def _expected(self) -> tuple[list[Any], Exception | None]:
         """What a plain map gives."""
@@ -94,120 +95,82 @@ class MapCase:
         except Exception as error:
             return [], error
 
-    def _small(self) -> Any:
-        if not isinstance(self.data, np.ndarray):
-            return self.data
-        return (np.arange(self.data.size).reshape(self.data.shape) % 7).astype(self.data.dtype)
-
     def _warm_up(self) -> None:
-        """A map that decodes, if it can: what f is found to be is remembered."""
-        with contextlib.suppress(Exception):
-            polarmap.coded_map(self.f.call, self._small(), **self._quiet())
-
-    def _quiet(self) -> dict[str, Any]:
-        """The options of a map without faults that has to decode."""
+        """A map of small numbers that decodes, if it can: what f is found to be is remembered."""
+        small = (np.arange(self.data.size).reshape(self.data.shape) % 7).astype(self.data.dtype)
         kept = {name: self.options[name] for name in ("blocks", "workers", "code") if name in self.options}
-        return {**kept, "executor": polarmap.ReplayExecutor({0: float("inf")}), "timeout": 100.0}
+        executor = polarmap.ReplayExecutor({0: float("inf")})
+        with contextlib.suppress(Exception):
+            polarmap.coded_map(self.f.call, small, executor=executor, timeout=100.0, **kept)
 
     # -- errors -----------------------------------------------------------------------------
 
-    def _judge_error(self, error: PolarmapError, expected: list[Any], raised: Exception | None) -> str:
-        name = type(error).__name__
-        if raised is not None:
-            return "f raises"
-        reasons = self._reasons(expected)
-        allowed = {name: reason for reason, names in reasons.items() for name in names}
-        if name in allowed:
-            return f"{name}: {allowed[name]}"
-        text = f"{name}: {error}"
-        raise Finding("innocent failure", f"{text} [reasons seen: {sorted(reasons)}]") from error
-
-    def _reasons(self, expected: list[Any]) -> dict[str, tuple[str, ...]]:
+    def _reasons(self, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
         """Why which errors may come."""
-        short = ("NotDecodableError", "CodedTimeoutError")
-        reasons: dict[str, tuple[str, ...]] = {}
-        if self._refusal():
-            reasons[self._refusal()] = ("CodeError",)
-        bad = [one for one in expected for leaf in leaves(one) if not is_finite(leaf)]
-        if bad or not all(is_finite(leaf) for block in self.blocks for leaf in leaves(block)):
-            reasons["NaN"] = (*short, "NotLinearError", "CodeError")
-        if self.faults.deceiving or self.faults.outvotes(self.code.recovery_threshold):
-            reasons["garbage"] = (*short, "NotLinearError")
-        if self._wraps_into_floats(expected):
-            reasons["64-bit integers whose parity wraps into floats"] = ("CodeError", "NotLinearError")
-        if self.f.kind == "rounded":
-            reasons["f rounds"] = ("NotLinearError", "CodeError", *short)
-        elif not self.f_fits:
-            reasons["f is not linear"] = ("NotLinearError", *short)
-        if not self.is_decodable:
-            reasons["too many lost"] = short
-        if self.faults.raises_everywhere(self.code.n, self.code.n - self.code.recovery_threshold):
-            reasons["raised everywhere"] = ("NotDecodableError",)
-        silent = {task for task, kind in self.faults.struck.items() if kind == "never"}
-        if self.options.get("schedule") == "on_demand" and silent >= set(range(self.code.recovery_threshold)):
-            reasons["on demand, and nothing is heard"] = short  # parity starts after 60 s, 120 s, 240 s ...
-        if self.executor == "replay" and self._may_be_inaccurate:
-            reasons["too inaccurate"] = short
-        if self.is_estimated and not self.came_by(self.options["timeout"]):
-            reasons["deadline"] = ("CodedTimeoutError", "NotDecodableError")
-        return reasons
+        faults, needed = self.faults, self.code.recovery_threshold
+        numbers = [leaf for one in [*expected, *self.blocks] for leaf in leaves(one)]
+        silent = faults.of("never") >= set(range(needed))
+        return [
+            (
+                isinstance(self.code, LagrangeCode | MaskedCode),
+                "a code that may be too inaccurate",
+                ["CodeError"],
+            ),
+            (
+                isinstance(self.code, MaskedIntegerCode) and self._makes_floats(expected),
+                "floats of masked integers",
+                ["CodeError"],
+            ),
+            (not all(map(oracle.is_finite, numbers)), "NaN", [*SHORT, "NotLinearError", "CodeError"]),
+            (bool(faults.deceiving) or faults.outvotes(needed), "garbage", [*SHORT, "NotLinearError"]),
+            (
+                self._makes_floats(expected) and self._wraps(),
+                "64-bit integers whose parity wraps into floats",
+                ["CodeError", "NotLinearError"],
+            ),
+            (self.f.kind == "rounded", "f rounds", ["CodeError"]),
+            (not self.f_fits, "f is not linear", [*SHORT, "NotLinearError"]),
+            (not self._is_decodable, "too many lost", SHORT),
+            (faults.raises_everywhere(self.code.n, self.code.n - needed), "raised everywhere", SHORT[:1]),
+            # Parity starts after 60 s, 120 s, 240 s ...
+            (silent and "schedule" in self.options, "on demand, and nothing is heard", SHORT),
+            (self.executor == "replay" and self._may_be_inaccurate, "too inaccurate", SHORT),
+            (self.is_estimated and not self._come_by(self.options["timeout"]), "deadline", SHORT),
+        ]
 
-    def _wraps_into_floats(self, expected: list[Any]) -> bool:
+    def _makes_floats(self, expected: list[Any]) -> bool:
+        return any(np.asarray(leaf).dtype.kind not in "iu" for one in expected[:1] for leaf in leaves(one))
+
+    def _wraps(self) -> bool:
+        """Whether parity of these integers may."""
         wide = [one for one in self.dtypes if one.kind in "iu" and one.itemsize == 8]
-        into = any(np.asarray(leaf).dtype.kind not in "iu" for one in expected[:1] for leaf in leaves(one))
-        largest = max(oracle.largest(leaf) for block in self.blocks for leaf in leaves(block))
-        if into and any(one.kind == "u" for one in wide):
-            return True
-        return bool(wide) and into and largest * float(self.code.norm_inf) >= 2.0**62
+        is_large = self.largest * float(self.code.norm_inf) >= 2.0**62
+        return bool(wide) and (is_large or any(one.kind == "u" for one in wide))
 
     @property
-    def f_fits(self) -> bool:
-        """Whether f is what the code needs."""
-        degree = getattr(self.code, "degree", 1)
-        return self.f.kind == "linear" or (self.f.kind == "quadratic" and degree == 2)
-
-    @property
-    def is_decodable(self) -> bool:
+    def _is_decodable(self) -> bool:
         """Whether what is not lost determines the results, over the integers if there are any."""
-        arrived = np.setdiff1d(np.arange(self.code.n), sorted(self.lost))
+        if isinstance(self.code, MaskedIntegerCode):
+            arrived = [task for task in range(self.code.n) if task not in self.lost]
+            none_known = np.zeros(self.code.recovery_threshold, bool)
+            return gf2_decodable(self.code.generator[arrived], none_known)
         if not isinstance(self.code, PolarCode):
-            return len(arrived) >= self.code.recovery_threshold
+            return self.code.n - len(self.lost) >= self.code.recovery_threshold
         if self.code.decoder == "sequential":
             return not any(task < self.code.k for task in self.lost)
-        if self.code.kernel == "rotation":
-            return len(arrived) >= self.code.k
-        missing = [task for task in self.lost if task < self.code.k]
-        rows = [task - self.code.k for task in arrived if task >= self.code.k]
-        return rank_mod_2(self.code.coefficients[np.ix_(rows, missing)]) == len(missing)
+        return oracle.is_determined(self.code, self.lost)
 
     @property
     def _may_be_inaccurate(self) -> bool:
         """Half the spare results of these codes are what their users are told to count on."""
-        if isinstance(self.code, PolarCode):
+        if isinstance(self.code, PolarCode | MaskedIntegerCode):
             return False
         return len(self.lost) > (self.code.n - self.code.recovery_threshold + 1) // 2
 
-    def came_by(self, deadline: float) -> bool:
+    def _come_by(self, deadline: float) -> bool:
         """Whether a result comes before the deadline."""
-        return any(
-            self.faults.seconds.get(task, 1.0) <= deadline
-            for task in range(self.code.n)
-            if task not in self.faults.struck
-        )
-
-    def _refusal(self) -> str:
-        """Why such data or options may be refused; empty if they must not be."""
-        exact = any(one.kind in "iu" for one in self.dtypes)
-        if exact and (self.options.get("code") == "rotation" or not isinstance(self.code, PolarCode)):
-            return "integers on a code for floats"
-        if not isinstance(self.code, PolarCode):
-            return "a code that may be too inaccurate"
-        if any(one.dtype.kind in "bO" for one in map(np.asarray, self._leaves_of_results())):
-            return "results of a dtype that no code carries"
-        return ""
-
-    def _leaves_of_results(self) -> list[Any]:
-        return [leaf for one in self._expected()[0][:1] for leaf in leaves(one)]
+        healthy = set(range(self.code.n)) - set(self.faults.struck)
+        return any(self.faults.seconds.get(task, 1.0) <= deadline for task in healthy)
 
 
 class Judge:
@@ -215,34 +178,38 @@ class Judge:
 
     def __init__(self, case: MapCase, expected: list[Any], result: CodedResult, told: list[str]) -> None:
         self.case, self.result, self.report, self.told = case, result, result.report, told
+        self.found = list(result)
+        if len(self.found) != len(expected):
+            raise Finding("wrong structure", f"{len(self.found)} results of {len(expected)} blocks")
         self.untrimmed, self.expected = expected, [*expected]
-        if case.rows is not None and result.report.padding:
+        if case.rows is not None and self.report.padding:
             self.expected[-1] = self._trimmed(expected[-1], case.rows)
         self._allowed = self._bounds()
 
     def _trimmed(self, last: Any, rows: int) -> Any:
         """The last result without rows that stand for padding; of containers either will do.
 
-        Rows that have seen others stay, with a warning, where that shows.
+        Rows stay, with a warning, where they have seen others or a deadline left no time to look.
         """
-        if self.case.f.rows == "as many" and self.told and _same_shapes(list(self.result)[-1], last):
+        kind, is_whole = self.case.f.rows, _same_shapes(self.found[-1], last)
+        if (kind == "as many" or self.case.is_estimated) and self.told and is_whole:
             return last
-        if self.case.f.rows == "some" and not _same_shapes(list(self.result)[-1], last):
-            return cut_first(last, rows)
-        return cut_all(last, rows) if self.case.f.rows in ("each", "as many") else last
+        if kind == "some" and not is_whole:
+            if isinstance(last, dict):
+                return last | {"rows": last["rows"][:rows]}
+            return last._replace(first=last.first[:rows])
+        return last[:rows] if kind in ("each", "as many") else last
 
     def verdict(self) -> str:
-        found = list(self.result)
-        if len(found) != len(self.expected):
-            raise Finding("wrong structure", f"{len(found)} results of {len(self.expected)} blocks")
-        if _same_shapes(found[-1], self.untrimmed[-1]) and not _same_shapes(found[-1], self.expected[-1]):
+        last = self.found[-1]
+        if _same_shapes(last, self.untrimmed[-1]) and not _same_shapes(last, self.expected[-1]):
             raise Finding("padding rows", f"{self.report.padding} in the last result of {self.case.f.name}")
         try:
-            for index, one in enumerate(found):
+            for index, one in enumerate(self.found):
                 self._check(index, one)
         except Finding:
             if self._is_trusted:
-                return "wrong, and trusted to be right"
+                return oracle.TRUSTED_WRONG
             raise
         self._check_concatenated()
         if self.report.estimated:
@@ -250,15 +217,17 @@ class Judge:
         return "right, with a warning" if self.told else f"right ({self.report.verified})"
 
     def _check(self, index: int, found: Any) -> None:
-        what, report = f"result {index}", self.report
-        if index in report.estimated:
-            oracle.check_structure(found, self.expected[index], what)
-        elif index in self.case.faults.deceiving and self._is_as_reported(index):
+        what, wanted, deceives = f"result {index}", self.expected[index], index in self.case.faults.deceiving
+        if index in self.report.estimated:
+            oracle.check_structure(found, wanted, what)
+        elif deceives and self._is_as_reported(index):
             return  # a plain map would return it, too
-        elif index in self.report.recovered or index in self.case.faults.deceiving:
-            oracle.check_close(found, self.expected[index], self._allowed, what)
+        elif index in self.report.recovered or deceives:
+            oracle.check_close(found, wanted, self._allowed, what)
+        elif self.case.f.adds_by_blas:
+            oracle.check_close(found, wanted, [one / 100 for one in self._allowed], what)
         else:
-            self._check_arrived(found, self.expected[index], what)
+            oracle.check_equal(found, wanted, what)
 
     def _is_as_reported(self, index: int) -> bool:
         """Whether no equation that was looked at need have this result in it."""
@@ -266,137 +235,78 @@ class Judge:
             return True
         return index not in self.report.recovered and self.case.code.option != "rotation"
 
-    def _check_arrived(self, found: Any, wanted: Any, what: str) -> None:
-        """BLAS adds up in an order that depends on where a block lies."""
-        if "@" in self.case.f.name or "gram" in self.case.f.name or self.case.f.name == "x' x":
-            oracle.check_close(found, wanted, [one / 100 for one in self._allowed], what)
-        else:
-            oracle.check_equal(found, wanted, what)
-
     @property
     def _is_trusted(self) -> bool:
         """Whether the report says that these workers, or any, were not checked."""
-        case, unverified = self.case, self.report.verified in ("no", "earlier")
+        case, faults, unverified = self.case, self.case.faults, self.report.verified in ("no", "earlier")
         if not case.f_fits and (unverified or case.is_warm or self.report.verified == "local"):
             return True  # also one that has passed before, by chance: a lost block alone is in no check
         if case.f.name in ("abs", "clipped"):
             return True  # linear, but for numbers that may all lie in a block that is lost
-        if unverified and set(case.faults.struck.values()) & MISLEADING:
+        if case.f.name == "sorted" and isinstance(case.code, MaskedIntegerCode):
+            return True  # of two rows of noise, which lie as those of the data do, by chance
+        if unverified and faults.misleading:
             return True
-        if case.faults.outvotes(case.code.recovery_threshold) or (
-            case.code.k == 1 and len(case.faults.deceiving) > 1
-        ):
+        if faults.outvotes(case.code.recovery_threshold) or (case.code.k == 1 and len(faults.deceiving) > 1):
             return True  # as many say the same as it takes
-        if not case.faults.deceiving:
+        if not faults.deceiving:
             return False
         if np.dtype(np.float16) in case.dtypes or self.report.estimated:
             return True  # a tenth is not found out
-        return bool(case.faults.deceiving & set(self.report.unchecked))
+        return bool(faults.deceiving & set(self.report.unchecked))
 
     def _bounds(self) -> list[float]:
         """How far each leaf may be off: the bound that is reported, and the rounding of large numbers."""
-        bounds = []
-        coarse = max(map(oracle.epsilon, self.case.dtypes))
-        data = max((oracle.largest(leaf) for block in self.case.blocks for leaf in leaves(block)), default=0)
-        noise = getattr(self.case.code, "noise", 1.0)
+        bounds, case, report = [], self.case, self.report
+        coarse, noise = max(map(oracle.epsilon, case.dtypes)), getattr(case.code, "noise", 1.0)
+        amplification = 1e4 if case.is_estimated else max(1.0, report.amplification)
         for place in zip(*map(leaves, self.untrimmed)):
             results = max(map(oracle.largest, place))
             epsilon = max(coarse, oracle.epsilon(np.asarray(place[0]).dtype))
-            scale = max(results, (data or float(noise > 1)) * self.case.f.gain) * noise
-            amplification = max(1.0, self.report.amplification)
-            if self.case.is_estimated:
-                amplification = 1e4
-            bounds.append(
-                oracle.SLACK * (self.report.error_bound * results + epsilon * amplification * scale)
-            )
+            scale = max(results, (case.largest or float(noise > 1)) * case.f.gain) * noise
+            bounds.append(oracle.SLACK * (report.error_bound * results + epsilon * amplification * scale))
         return bounds
 
     def _check_concatenated(self) -> None:
         if any(isinstance(one, (dict, list, tuple)) for one in self.expected):
             return
         joined = self.result.concatenate()
-        arrays = [np.asarray(one) for one in self.result]
+        arrays = [np.asarray(one) for one in self.found]
         wanted = np.stack(arrays) if arrays[0].ndim == 0 else np.concatenate(arrays)
         if joined.shape[0] != sum(len(np.atleast_1d(one)) for one in self.expected):
             raise Finding("wrong concatenation", f"{joined.shape} from results of {self.expected[0].shape}")
         oracle.check_equal(joined, wanted[: len(joined)], "concatenate()")
 
 
-def cut_all(result: Any, rows: int) -> Any:
-    return result[:rows]
-
-
-def cut_first(result: Any, rows: int) -> Any:
-    """The part of a container that has a row for each."""
-    if isinstance(result, dict):
-        return result | {"rows": result["rows"][:rows]}
-    return result._replace(first=result.first[:rows])
-
-
 def _same_shapes(one: Any, other: Any) -> bool:
     return [np.shape(leaf) for leaf in leaves(one)] == [np.shape(leaf) for leaf in leaves(other)]
-
-
-def is_finite(leaf: Any) -> bool:
-    array = np.asarray(leaf)
-    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
-
-
-def rank_mod_2(matrix: np.ndarray) -> int:
-    """Which is full exactly if integers modulo a power of two can be solved for."""
-    rows, rank = (np.abs(matrix) % 2).astype(bool), 0
-    for column in range(rows.shape[1]):
-        pivots = np.flatnonzero(rows[rank:, column]) + rank
-        if len(pivots):
-            rows[[rank, pivots[0]]] = rows[[pivots[0], rank]]
-            others = np.flatnonzero(rows[:, column])
-            rows[others[others != rank]] ^= rows[rank]
-            rank += 1
-    return rank
-
-
-def check_warnings(told: list[warnings.WarningMessage]) -> None:
-    """Words of numpy or Python that were meant for us."""
-    for one in told:
-        if "polarmap/" in str(one.filename) and not issubclass(one.category, RuntimeWarning):
-            raise Finding("foreign warning", f"{one.category.__name__}: {one.message}")
-        text = str(one.message)
-        of_f = "linalg/gram" in str(one.filename) or "linalg/products" in str(one.filename)
-        if (
-            "polarmap/" in str(one.filename)
-            and "encountered in" in text
-            and "in scalar" not in text
-            and not of_f
-        ):
-            raise Finding("foreign warning", f"{one.message} ({one.filename}:{one.lineno})")
 
 
 # --- drawing -----------------------------------------------------------------------------------
 
 
-def draw_map(seed: int, executor: str, draw: Draw) -> MapCase:
-    if draw.chance(0.12):
-        return _over_sequence(seed, executor, draw)
-    return _over_array(seed, executor, draw)
+def draw_map(draw: Draw, executor: str) -> MapCase:
+    return _over_sequence(draw, executor) if draw.chance(0.12) else _over_array(draw, executor)
 
 
-def _over_array(seed: int, executor: str, draw: Draw) -> MapCase:
+def _over_array(draw: Draw, executor: str) -> MapCase:
     kind = draw.pick({"polar": 80, "evaluation": 8, "private": 8, "sequential": 4})
-    dtype = draw.dtype(0.4 if kind == "polar" else 1.0 if kind == "sequential" else 0.0)
+    dtype = draw.dtype({"polar": 0.4, "evaluation": 0.0, "private": 0.4, "sequential": 1.0}[kind])
     k, spare = _sizes(draw, executor)
     k = max(k, 2) if kind == "private" else k
     block_rows = draw.number(1, 4)
     total = k * block_rows - (draw.number(0, min(block_rows - 1, k)) if draw.chance(0.4) else 0)
-    k, block_rows, total = _settled(k, total)
+    block_rows, total = _settled(k, total)
     inner = tuple(draw.number(1, 4) for _ in range(draw.pick({0: 1, 1: 6, 2: 2})))
     data, layout = draw.laid_out(draw.values((total, *inner), dtype))
     is_nan = dtype.kind in "fc" and draw.chance(0.03)
     if is_nan and layout != "read-only":
         data[(draw.number(0, total - 1), *(0 for _ in inner))] = draw.pick([np.nan, np.inf])
     code, options = _code(draw, kind, k, spare, dtype)
-    draw_f = (lambda draw, *_: draw_quadratic(draw)) if kind == "evaluation" and draw.chance(0.6) else None
-    chosen: Callable[..., Function] = draw_f or (draw_linear if kind == "evaluation" else draw_function)
-    f = chosen(draw, (block_rows, *inner), dtype)
+    if kind == "evaluation" and draw.chance(0.6):
+        f = draw.pick(QUADRATIC)
+    else:
+        f = (draw_linear if kind == "evaluation" else draw_function)(draw, (block_rows, *inner), dtype)
     blocks, rows = _cut(data, k, block_rows)
     options |= _options(draw, executor, kind)
     if dtype in (np.dtype("f8"), np.dtype("c16")) and draw.chance(0.1):
@@ -404,18 +314,16 @@ def _over_array(seed: int, executor: str, draw: Draw) -> MapCase:
     about = f"{dtype.str} {list(data.shape)}, {layout}{', NaN or inf in it' if is_nan else ''}"
     faults = draw_faults(draw, executor, code.n, code.n - code.recovery_threshold)
     warm = kind == "polar" and executor == "replay" and draw.chance(0.1)
-    return MapCase(seed, executor, f, data, blocks, rows, code, options, faults, warm, about)
+    return MapCase(draw.seed, executor, f, data, blocks, rows, code, options, faults, warm, about)
 
 
-def _settled(k: int, total: int) -> tuple[int, int, int]:
-    """Blocks that all hold a row at least."""
+def _settled(k: int, total: int) -> tuple[int, int]:
+    """Rows of a block and of k of them which all hold a row at least."""
     rows = -(-total // k)
-    while rows * (k - 1) >= total:
-        total += 1
-    return k, rows, total
+    return rows, max(total, rows * (k - 1) + 1)
 
 
-def _over_sequence(seed: int, executor: str, draw: Draw) -> MapCase:
+def _over_sequence(draw: Draw, executor: str) -> MapCase:
     k, spare = _sizes(draw, executor)
     first, second = draw.dtype(0.3), draw.dtype(0.3)
     shape = (draw.number(1, 3), draw.number(1, 3))
@@ -428,9 +336,8 @@ def _over_sequence(seed: int, executor: str, draw: Draw) -> MapCase:
     options: dict[str, Any] = {"workers": k + spare, **_options(draw, executor, "polar")}
     faults = draw_faults(draw, executor, code.n, spare)
     about = f"{k} blocks of {first.str} {list(shape)}, {second.str} and a number"
-    return MapCase(
-        seed, executor, draw.pick(NESTED), blocks, blocks, None, code, options, faults, False, about
-    )
+    f = draw.pick(NESTED)
+    return MapCase(draw.seed, executor, f, blocks, blocks, None, code, options, faults, False, about)
 
 
 def _sizes(draw: Draw, executor: str) -> tuple[int, int]:

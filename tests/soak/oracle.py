@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from code_oracles import gf2_decodable, real_rank_decodable
 from plain import leaves, shape_of
 
+from polarmap.errors import NotDecodableError, PolarmapError
+
+SHORT = ("NotDecodableError", "CodedTimeoutError")  # what too few results end in
 SLACK = 16  # times the error bound and the rounding of the largest entry
+TRUSTED_WRONG = "wrong, and trusted to be right"  # the verdict where nothing was promised to be checked
 
 
 class Finding(AssertionError):  # noqa: N818 - no error of the soak's
@@ -16,6 +23,60 @@ class Finding(AssertionError):  # noqa: N818 - no error of the soak's
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
         self.kind, self.text = kind, text
+
+
+# --- what a call gives --------------------------------------------------------------------------
+
+
+def called(call: Callable[[], Any]) -> tuple[Any, PolarmapError | None, list[str]]:
+    """What a call of the library returns or raises, and what it warns of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            found = call()
+        except Exception as error:
+            return None, _judged(error), []
+    _check_warnings(told)
+    return found, None, [str(one.message) for one in told]
+
+
+def _judged(error: Exception) -> PolarmapError:
+    """An error of the library; what f or a fault raised everywhere counts as too few results."""
+    if isinstance(error, PolarmapError):
+        return error
+    notes = [note for note in getattr(error, "__notes__", ()) if note.endswith(" raised this")]
+    if notes:
+        return NotDecodableError(f"{type(error).__name__}: {error} ({notes[-1]})")
+    raise error
+
+
+def excused(error: PolarmapError, reasons: Iterable[tuple[bool, str, Sequence[str]]]) -> str:
+    """The verdict on an error that may come.
+
+    reasons : whether each holds, its words, and the names of the errors that it excuses.
+    """
+    name, holding = type(error).__name__, [reason for reason in reasons if reason[0]]
+    for _, words, names in holding:
+        if name in names:
+            return f"{name}: {words}"
+    there = [words for _, words, _ in holding]
+    raise Finding("innocent failure", f"{name}: {error} [reasons seen: {there}]") from error
+
+
+def _check_warnings(told: list[warnings.WarningMessage]) -> None:
+    """Words of numpy or Python that were meant for us."""
+    for one in told:
+        file, text = str(one.filename), str(one.message)
+        if "polarmap/" not in file:
+            continue
+        if not issubclass(one.category, RuntimeWarning):
+            raise Finding("foreign warning", f"{one.category.__name__}: {text}")
+        of_f = "linalg/gram" in file or "linalg/products" in file
+        if "encountered in" in text and "in scalar" not in text and not of_f:
+            raise Finding("foreign warning", f"{text} ({file}:{one.lineno})")
+
+
+# --- numbers ------------------------------------------------------------------------------------
 
 
 def epsilon(dtype: np.dtype[Any]) -> float:
@@ -46,8 +107,12 @@ def check_close(found: Any, wanted: Any, allowed: list[float], what: str) -> Non
 
 
 def largest(values: Any) -> float:
+    return float(np.abs(_wide(np.asarray(values))).max(initial=0))
+
+
+def is_finite(values: Any) -> bool:
     array = np.asarray(values)
-    return float(np.abs(_wide(array)).max(initial=0))
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
 
 
 def _off(one: Any, other: Any) -> float:
@@ -63,3 +128,14 @@ def _off(one: Any, other: Any) -> float:
 
 def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.clongdouble if array.dtype.kind == "c" else np.longdouble)
+
+
+# --- what can be decoded ------------------------------------------------------------------------
+
+
+def is_determined(code: Any, lost: Collection[int], exact: bool = True) -> bool:
+    """Whether the other blocks of a polar code determine those, with integers if `exact`."""
+    arrived = np.array([block not in lost for block in range(code.n)])
+    if code.kernel == "rotation":
+        return int(arrived.sum()) >= code.k
+    return (gf2_decodable if exact else real_rank_decodable)(np.asarray(code.parity_check), arrived)

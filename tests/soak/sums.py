@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,20 +12,11 @@ from plain import leaves
 
 import polarmap
 from polarmap.errors import PolarmapError
-from polarmap.run.trusted import TRUSTED
-from soak import functions, oracle
+from soak import oracle
 from soak.draws import Draw
-from soak.faults import Faults, Pools, draw_faults, judged
-from soak.functions import Function, draw_function
-from soak.maps import PATIENCE, check_warnings, is_finite
-from soak.oracle import Finding
-
-OF_ANY_ROWS = [
-    Function("sum", functions.total),
-    Function("sum over rows", functions.over_rows),
-    Function("energy", functions.energy),
-    Function("largest of each column", functions.largest),
-]
+from soak.faults import PATIENCE, Faults, Pools, draw_faults
+from soak.functions import OF_ANY_ROWS, Function, draw_function
+from soak.oracle import SHORT, Finding
 
 
 @dataclass
@@ -52,69 +43,56 @@ class SumCase:
         return self.options.get("tolerate")
 
     def run(self, pools: Pools) -> str:
-        TRUSTED.clear()
         executor = pools.executor(self.executor, self.faults, self.seed)
         try:
             with np.errstate(all="ignore"):
                 expected = [self.f.call(part) for part in self.parts]
         except ValueError:
             return "f raises"
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            try:
-                verdict = (
-                    self._hedged(executor, expected)
-                    if self.tolerate is None
-                    else self._summed(executor, expected)
-                )
-            except Exception as error:
-                return self._judge_error(judged(error), expected)
-        check_warnings(told)
-        return verdict
+        verb = polarmap.hedged_map if self.tolerate is None else polarmap.coded_sum
+        found, error, _ = oracle.called(
+            lambda: verb(self.f.call, self.data, executor=executor, **self.options)
+        )
+        if error is not None:
+            return oracle.excused(error, self._reasons(error, expected))
+        return (
+            self._judge_list(found, expected) if self.tolerate is None else self._judge_sum(found, expected)
+        )
 
-    def _hedged(self, executor: Any, expected: list[Any]) -> str:
-        result = polarmap.hedged_map(self.f.call, self.data, executor=executor, **self.options)
-        for index, (one, wanted) in enumerate(zip(result, expected, strict=True)):
-            if self.faults.struck.get(index) not in ("shape", "nan", "lie", "garbage"):
-                self._check(one, wanted, f"result {index}")
+    def _judge_list(self, found: Any, expected: list[Any]) -> str:
+        """The order in which numbers are added up depends on where a part lies."""
+        for index, (one, wanted) in enumerate(zip(found, expected, strict=True)):
+            if index not in self.faults.misleading:
+                allowed = [
+                    100 * oracle.epsilon(np.asarray(leaf).dtype) * oracle.largest(leaf)
+                    for leaf in leaves(wanted)
+                ]
+                oracle.check_close(one, wanted, allowed, f"result {index}")
         return "right"
 
-    def _check(self, found: Any, wanted: Any, what: str) -> None:
-        """The order in which numbers are added up depends on where a part lies."""
-        roundings = [
-            100 * oracle.epsilon(np.asarray(leaf).dtype) * oracle.largest(leaf) for leaf in leaves(wanted)
-        ]
-        oracle.check_close(found, wanted, roundings, what)
-
-    def _summed(self, executor: Any, expected: list[Any]) -> str:
-        found = polarmap.coded_sum(self.f.call, self.data, executor=executor, **self.options)
-        numbers, report = leaves(found.value), found.report
-        for place, number in zip(zip(*map(leaves, expected)), numbers, strict=True):
+    def _judge_sum(self, found: Any, expected: list[Any]) -> str:
+        report, faults = found.report, self.faults
+        is_unchecked = report.verified == "no" or bool(report.unchecked) or report.residual is not None
+        for place, number in zip(zip(*map(leaves, expected)), leaves(found.value), strict=True):
             try:
                 _check_sum(np.asarray(number), list(place), report.amplification, report.error_bound)
             except Finding:
-                if self.faults.outvotes(1):
-                    return "wrong, and trusted to be right"
-                if self.faults.deceiving and (
-                    report.verified == "no" or report.unchecked or report.residual is not None
-                ):
-                    return "wrong, and trusted to be right"
+                if faults.outvotes(1) or (faults.deceiving and is_unchecked):
+                    return oracle.TRUSTED_WRONG
                 raise
         return f"right ({report.verified})"
 
-    def _judge_error(self, error: PolarmapError, expected: list[Any]) -> str:
-        name, lost = type(error).__name__, self.faults.lost(int(self.options.get("retries", 1)))
-        late = name in ("NotDecodableError", "CodedTimeoutError")
-        if (self.faults.deceiving or self.faults.outvotes(1)) and late:
-            return f"{name}: garbage"
-        if late and len(lost) > (self.tolerate or 0):
-            return f"{name}: too many lost"
-        everywhere = self.faults.raises_everywhere(len(self.parts), self.tolerate or 0)
-        if everywhere and "fails everywhere" in str(error):
-            return f"{name}: raised everywhere"
-        if not all(is_finite(leaf) for one in expected for leaf in leaves(one)):
-            return f"{name}: NaN or inf"
-        raise Finding("innocent failure", f"{name}: {error}") from error
+    def _reasons(self, error: PolarmapError, expected: list[Any]) -> list[tuple[bool, str, Sequence[str]]]:
+        """Why which errors may come."""
+        faults, tolerate = self.faults, self.tolerate or 0
+        everywhere = faults.raises_everywhere(len(self.parts), tolerate) and "fails everywhere" in str(error)
+        numbers = [leaf for one in expected for leaf in leaves(one)]
+        return [
+            (bool(faults.deceiving) or faults.outvotes(1), "garbage", SHORT),
+            (len(faults.lost(self.options)) > tolerate, "too many lost", SHORT),
+            (everywhere, "raised everywhere", SHORT),
+            (not all(map(oracle.is_finite, numbers)), "NaN or inf", [*SHORT, "CodeError", "NotLinearError"]),
+        ]
 
 
 def _check_sum(found: np.ndarray, terms: list[Any], amplification: float, bound: float) -> None:
@@ -135,7 +113,18 @@ def _check_sum(found: np.ndarray, terms: list[Any], amplification: float, bound:
         raise Finding("wrong number", f"the sum is off by {off:.3g}, allowed {allowed:.3g}")
 
 
-def _drawn(seed: int, executor: str, draw: Draw, count: int, options: dict[str, Any], spare: int) -> SumCase:
+def draw_sum(draw: Draw, executor: str) -> SumCase:
+    n = draw.number(2, 6 if executor != "replay" else 12)
+    tolerate = draw.number(0 if draw.chance(0.1) else 1, max(1, min(3, n - 1)))
+    return _drawn(draw, executor, n, {"tolerate": tolerate, "workers": n}, tolerate)
+
+
+def draw_hedged(draw: Draw, executor: str) -> SumCase:
+    k = draw.number(1, 6 if executor != "replay" else 12)
+    return _drawn(draw, executor, k, {"blocks": k}, 1)
+
+
+def _drawn(draw: Draw, executor: str, count: int, options: dict[str, Any], spare: int) -> SumCase:
     dtype = draw.dtype()
     inner = tuple(draw.number(1, 3) for _ in range(draw.number(0, 2)))
     options |= {"timeout": PATIENCE[executor], "progress": False}
@@ -144,18 +133,8 @@ def _drawn(seed: int, executor: str, draw: Draw, count: int, options: dict[str, 
         data, _ = draw.laid_out(draw.values((count + draw.number(0, 9), *inner), dtype))
         edges = [len(data) * turn // count for turn in range(count + 1)]
         parts = [np.array(data[low:high], order="C") for low, high in pairwise(edges)]
-        return SumCase(seed, executor, draw.pick(OF_ANY_ROWS), data, parts, options, faults)
-    parts = [draw.values((2, *inner), dtype) for _ in range(count)]
-    f = draw_function(draw, parts[0].shape, dtype)
-    return SumCase(seed, executor, f, parts, parts, options, faults)
-
-
-def draw_sum(seed: int, executor: str, draw: Draw) -> SumCase:
-    n = draw.number(2, 6 if executor != "replay" else 12)
-    tolerate = draw.number(0 if draw.chance(0.1) else 1, max(1, min(3, n - 1)))
-    return _drawn(seed, executor, draw, n, {"tolerate": tolerate, "workers": n}, tolerate)
-
-
-def draw_hedged(seed: int, executor: str, draw: Draw) -> SumCase:
-    k = draw.number(1, 6 if executor != "replay" else 12)
-    return _drawn(seed, executor, draw, k, {"blocks": k}, 1)
+        f = draw.pick(OF_ANY_ROWS)
+    else:
+        data = parts = [draw.values((2, *inner), dtype) for _ in range(count)]
+        f = draw_function(draw, parts[0].shape, dtype)
+    return SumCase(draw.seed, executor, f, data, parts, options, faults)

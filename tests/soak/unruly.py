@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 
 import polarmap
-from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Pools
@@ -51,11 +51,6 @@ class ForkCase:
     numbers: list[int]
     pauses: list[float]
 
-    def __str__(self) -> str:
-        pauses = ", ".join(f"{pause:.2f}" for pause in self.pauses)
-        calls = f"{self.verb} x {self.numbers}, pauses {pauses} s"
-        return f"{calls}, by {self.workers} workers, whose child {self.child}"
-
     def run(self, pools: Pools) -> str:
         with polarmap.Pool(workers=self.workers) as pool:
             for number, pause in zip(self.numbers, self.pauses, strict=True):
@@ -69,14 +64,14 @@ class ForkCase:
             with polarmap.Executor(pool, backups=0, retries=0) as executor:
                 check_all([executor.submit(f, 7.0).result(TIMEOUT)], [number * 7.0], "a call")
         elif self.verb == "hedged":
-            found = polarmap.hedged_map(f, [1.0, 2.0, 3.0], executor=pool, timeout=TIMEOUT, progress=False)
-            check_all(found, [number * 1.0, number * 2.0, number * 3.0], "a hedged map")
+            items = [1.0, 2.0, 3.0]
+            check_all(hedged(f, items, pool), [number * item for item in items], "a hedged map")
         else:
             A = np.arange(24.0).reshape(12, 2) + number
             check_coded(f, A, lambda block: number * block, executor=pool)
 
 
-def draw_forks(seed: int, executor: str, draw: Draw) -> ForkCase:
+def draw_forks(draw: Draw, executor: str) -> ForkCase:
     count = draw.number(2, 5)
     verb = draw.pick(["call", "hedged", "coded"])
     return ForkCase(
@@ -93,19 +88,9 @@ def draw_forks(seed: int, executor: str, draw: Draw) -> ForkCase:
 
 def leak_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    try:
+    with contextlib.suppress(OSError):
         while True:
             os.open(os.devnull, os.O_RDONLY)
-    except OSError:
-        pass
-
-
-def close_descriptors() -> None:
-    os.closerange(3, 256)
-
-
-def allow_no_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
 
 
 def ignore_signals() -> None:
@@ -117,40 +102,27 @@ def break_numpy() -> None:
     np.frombuffer = np.ndarray.sum = np.asarray = None  # type: ignore[assignment, misc]
 
 
-def go_elsewhere() -> None:
-    os.chdir("/")
-
-
 def change_environment() -> None:
     os.environ["SOAK_MARK"] = "1"
     os.environ.pop("HOME", None)
 
 
-def change_path() -> None:
-    sys.path.insert(0, "/soak-mark")
-
-
-def let_numpy_raise() -> None:
-    np.seterr(all="raise")
-
-
-DAMAGE: dict[str, Callable[[], None]] = {
+DAMAGE: dict[str, Callable[[], Any]] = {
     "leaks descriptors": leak_descriptors,
-    "closes descriptors": close_descriptors,
-    "allows no memory": allow_no_memory,
+    "closes descriptors": partial(os.closerange, 3, 256),
+    "allows no memory": partial(resource.setrlimit, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY)),
     "ignores signals": ignore_signals,
     "breaks numpy": break_numpy,
-    "goes elsewhere": go_elsewhere,
+    "goes elsewhere": partial(os.chdir, "/"),
     "changes the environment": change_environment,
-    "changes sys.path": change_path,
-    "lets numpy raise": let_numpy_raise,
+    "changes sys.path": lambda: sys.path.insert(0, "/soak-mark"),
+    "lets numpy raise": partial(np.seterr, all="raise"),
 }
 
 
-def damaged(do: str, times: int, item: Any) -> Any:
+def damaged(do: str, item: Any) -> Any:
     """The item, of a process that is not what it was."""
-    for _ in range(times):
-        DAMAGE[do]()
+    DAMAGE[do]()
     return item
 
 
@@ -168,16 +140,13 @@ class DamageCase:
     items: int
     verbs: list[str]
 
-    def __str__(self) -> str:
-        return f"f {self.do}, {self.items} items by {self.workers} workers; then {', '.join(self.verbs)}"
-
     def run(self, pools: Pools) -> str:
         with polarmap.Pool(workers=self.workers) as pool:
-            before = set(self._hedged(pool, state))
+            before = set(hedged(state, range(2 * self.workers), pool, retries=1))
             ended = self._damage(pool)
             for verb in self.verbs:
                 self._honest(pool, verb)
-            after = set(self._hedged(pool, state))
+            after = set(hedged(state, range(2 * self.workers), pool, retries=1))
         if after != before or len(before) != 1:
             raise Finding("traces of another f", f"{self.do}: {before} became {after}")
         return f"right after one that {self.do}, which {ended}"
@@ -186,22 +155,16 @@ class DamageCase:
         """The damaging map itself may fail, but returns nothing wrong."""
         items = [float(one) for one in range(self.items)]
         try:
-            found = polarmap.hedged_map(
-                partial(damaged, self.do, 1), items, executor=pool, timeout=TIMEOUT, progress=False
-            )
+            found = hedged(partial(damaged, self.do), items, pool)
         except Exception as error:
             return f"raised {type(error).__name__}"
         check_all(found, items, "the damaging map")
         return "ended"
 
-    def _hedged(self, pool: Any, f: Callable[[Any], Any]) -> Any:
-        return polarmap.hedged_map(
-            f, range(2 * self.workers), executor=pool, timeout=TIMEOUT, progress=False, retries=1
-        )
-
     def _honest(self, pool: Any, verb: str) -> None:
         if verb == "hedged":
-            check_all(self._hedged(pool, squared), [one * one for one in range(2 * self.workers)], verb)
+            items = range(2 * self.workers)
+            check_all(hedged(squared, items, pool, retries=1), map(squared, items), verb)
         else:
             A = np.arange(60.0).reshape(12, 5)
             check_coded(doubled, A, doubled, executor=pool)
@@ -215,7 +178,7 @@ def doubled(block: Any) -> Any:
     return 2 * block
 
 
-def draw_damage(seed: int, executor: str, draw: Draw) -> DamageCase:
+def draw_damage(draw: Draw, executor: str) -> DamageCase:
     verbs = [draw.pick(["hedged", "coded"]) for _ in range(draw.number(1, 3))]
     return DamageCase(draw.pick(list(DAMAGE)), draw.number(1, 4), draw.number(1, 8), verbs)
 
@@ -250,26 +213,20 @@ class NestedCase:
     inner: str
     data: np.ndarray
 
-    def __str__(self) -> str:
-        return f"{self.inner} in the f of {self.outer}, over {list(self.data.shape)}"
-
     def run(self, pools: Pools) -> str:
-        TRUSTED.clear()
         f = partial(inner_map, self.inner)
         with polarmap.Pool(workers=2) as pool:
             if self.outer == "coded_map":
                 check_coded(f, self.data, of_rows, executor=pool, blocks=2, workers=3)
             else:
-                found = polarmap.hedged_map(
-                    f, self.data, blocks=2, executor=pool, timeout=TIMEOUT, progress=False
-                )
+                found = hedged(f, self.data, pool, blocks=2)
                 expected = [of_rows(part) for part in np.split(self.data, 2)]
                 for one, wanted in zip(found, expected, strict=True):
                     oracle.check_close(one, wanted, [ROUNDING * oracle.largest(self.data)], "a nested map")
         return f"right ({self.inner} in {self.outer})"
 
 
-def draw_nested(seed: int, executor: str, draw: Draw) -> NestedCase:
+def draw_nested(draw: Draw, executor: str) -> NestedCase:
     inner = draw.pick(["coded_map", "submit", "hedged_map", "coded_sum"])
     data = draw.stream.standard_normal((2 * draw.number(2, 4), draw.number(1, 4)))
     return NestedCase(draw.pick(["coded_map", "hedged_map"]), inner, data)
@@ -285,33 +242,31 @@ class ManyCase:
     verb: str
     count: int
 
-    def __str__(self) -> str:
-        return f"{self.verb} of {self.count:,} items"
-
     def run(self, pools: Pools) -> str:
-        pool, items = pools.executor("pool", None, 0), range(self.count)
-        expected = [one * one for one in items]
+        pool, items = pools.pool("pool"), range(self.count)
         if self.verb == "hedged_map":
-            found: Iterable[Any] = polarmap.hedged_map(
-                squared, items, executor=pool, timeout=TIMEOUT, progress=False
-            )
+            found = hedged(squared, items, pool)
         else:
             with polarmap.Executor(pool) as executor:
                 found = list(executor.map(squared, items, timeout=TIMEOUT))
-        check_all(found, expected, str(self))
+        check_all(found, map(squared, items), str(self))
         return f"right ({self})"
 
 
-def draw_many(seed: int, executor: str, draw: Draw) -> ManyCase:
+def draw_many(draw: Draw, executor: str) -> ManyCase:
     return ManyCase(draw.pick(["hedged_map", "Executor.map"]), draw.pick({300: 10, 1_000: 4, 10_000: 1}))
 
 
-# --- judging ------------------------------------------------------------------------------------
+# --- maps and what they must give ---------------------------------------------------------------
 
 
-def check_all(found: Iterable[Any], expected: list[Any], what: str) -> None:
+def hedged(f: Callable[[Any], Any], items: Iterable[Any], pool: Any, **options: Any) -> Iterable[Any]:
+    return polarmap.hedged_map(f, items, executor=pool, timeout=TIMEOUT, progress=False, **options)
+
+
+def check_all(found: Iterable[Any], expected: Iterable[Any], what: str) -> None:
     """Each result, which has arrived, is its item's: bit for bit."""
-    found = list(found)
+    found, expected = list(found), list(expected)
     if len(found) != len(expected):
         raise Finding("wrong structure", f"{what} gave {len(found)} results, not {len(expected)}")
     for index, (one, wanted) in enumerate(zip(found, expected)):
@@ -328,5 +283,5 @@ def check_coded(
         warnings.simplefilter("ignore")
         found = polarmap.coded_map(f, A, **options).concatenate()
     wanted = oracle_of(A)
-    largest = max(oracle.largest(A), oracle.largest(wanted))
-    oracle.check_close(np.asarray(found), wanted, [ROUNDING * largest], "a coded map")
+    allowed = ROUNDING * max(oracle.largest(A), oracle.largest(wanted))
+    oracle.check_close(np.asarray(found), wanted, [allowed], "a coded map")

@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -156,46 +157,33 @@ class Worker:
 
 def watch(seeds: Iterable[int], deadline: float = float("inf"), keep_going: bool = False) -> Tally:
     """Run cases until the seeds or the time are over, or at the first finding."""
-    tally = Tally()
-    for batch in _batches(seeds, deadline):
-        worker, asked = Worker(), []
-        for seed in batch:
-            asked.append(seed)
-            found = _run(worker, seed, tally)
-            if found is None:
-                continue
+    tally, source = Tally(), iter(seeds)
+    while (keep_going or not tally.findings) and (first := next(source, None)) is not None:
+        _watch_process(chain([first], islice(source, BATCH - 1)), deadline, keep_going, tally)
+        if time.monotonic() >= deadline:
+            break
+    return tally
+
+
+def _watch_process(seeds: Iterable[int], deadline: float, keep_going: bool, tally: Tally) -> None:
+    """Run cases in one process, and another after each that hung or died."""
+    worker, asked = Worker(), []
+    for seed in seeds:
+        asked.append(seed)
+        found = _run(worker, seed, tally)
+        if found is not None:
             tally.findings.append(found)
             if found.kind in ("hang", "death"):
                 worker.kill()
                 worker = Worker()
             if not keep_going:
                 worker.kill()
-                return tally
-        left = worker.end()
-        if left:
-            text = f"after cases {asked[0]}..{asked[-1]}: {'; '.join(left)}"
-            tally.findings.append(Found(asked[-1], "leftovers", text))
-            if not keep_going:
-                return tally
-    return tally
-
-
-def _batches(seeds: Iterable[int], deadline: float) -> Iterator[Iterator[int]]:
-    """Seeds for one process after another."""
-    source = iter(seeds)
-
-    def some(first: int) -> Iterator[int]:
-        yield first
-        for _ in range(BATCH - 1):
-            if time.monotonic() >= deadline:
                 return
-            following = next(source, None)
-            if following is None:
-                return
-            yield following
-
-    while time.monotonic() < deadline and (first := next(source, None)) is not None:
-        yield some(first)
+        if time.monotonic() >= deadline:
+            break
+    if left := worker.end():
+        text = f"after cases {asked[0]}..{asked[-1]}: {'; '.join(left)}"
+        tally.findings.append(Found(asked[-1], "leftovers", text))
 
 
 def _run(worker: Worker, seed: int, tally: Tally) -> Found | None:
