@@ -576,16 +576,6 @@ def test_nan_and_inf_in_time_cost_no_wait() -> None:
     assert result.report.seconds == 1.0
 
 
-@pytest.mark.parametrize("verify", ["auto", False])
-@pytest.mark.filterwarnings("ignore:the data is NaN")
-def test_nan_that_would_have_to_be_decoded_is_an_error(verify: Any) -> None:
-    data = DATA.copy()
-    data[4, 2] = math.nan
-    faults = {0: Fault("kill", attempts=9)}
-    with pytest.raises(NotDecodableError, match=r"NaN or inf.*not all data tasks reported: 7 of 8"):
-        coded(np.copy, data, executor=faulty(faults), verify=verify)
-
-
 @pytest.mark.filterwarnings("ignore:the data is NaN")
 def test_nan_in_a_lost_block_is_waited_for() -> None:
     data = DATA.copy()

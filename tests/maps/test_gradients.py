@@ -256,14 +256,6 @@ def test_pools_run_it() -> None:
         np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
 
 
-def test_localhost_with_a_sleeping_and_a_killed_worker() -> None:
-    x = point(20)
-    faulty = FaultyExecutor("localhost", {0: Fault("sleep", 600), 3: Fault("kill", attempts=9)})
-    found = coded_gradient(curved, x, blocks=4, workers=7, executor=faulty, timeout=100)
-    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
-    assert {0, 3} <= set(found.report.recovered)
-
-
 # --- what cannot be ------------------------------------------------------------------------------
 
 

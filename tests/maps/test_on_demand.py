@@ -249,14 +249,6 @@ def test_two_of_three_that_never_return_are_replaced_in_seconds() -> None:
     assert result.report.seconds < 10
 
 
-@pytest.mark.parametrize("kind", ["raise", "kill"])
-def test_a_failure_is_replaced_at_once_before_anything_returned(kind: str) -> None:
-    executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: 5.0, 2: 5.0}), {0: Fault(kind)})
-    report = coded(blocks=3, workers=5, executor=executor, verify=False).report
-    assert [task.launched for task in report.tasks] == [0.0, 0.0, 0.0, 0.25, None]
-    assert report.tasks[0].attempts == 1  # parity took its place: no second attempt beside it
-
-
 def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
     """It is given its second first."""
     executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
@@ -327,13 +319,6 @@ def test_a_queue_is_not_lateness() -> None:
 
 def slow(tasks: Sequence[int]) -> Mapping[int, Fault]:
     return {task: Fault("sleep", 0.3) for task in tasks}
-
-
-def test_localhost_starts_parity_for_stragglers_and_the_dead() -> None:
-    faults = {1: Fault("sleep", 600.0), 6: Fault("kill", attempts=9)}
-    result = coded(copied, blocks=8, workers=12, executor=FaultyExecutor("localhost", faults), timeout=100)
-    assert_same(result, cut(DATA, 8), 1e-11)
-    assert set(result.report.recovered) >= {1, 6}
 
 
 def test_localhost_encodes_nothing_when_all_goes_well() -> None:
