@@ -943,6 +943,7 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
     "use",
     [
         lambda executor: polarmap.coded_map(np.sum, [], executor=executor),
+        lambda executor: coded(data=DATA > 0, executor=executor),
         lambda executor: polarmap.coded_map(
             np.sum,
             np.ones((8, 2)),
@@ -1013,10 +1014,3 @@ def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException
         coded(executor=recorder)
     assert recorder.calls[-1] == "close"
     assert recorder.calls.count("close") == 1
-
-
-def test_nothing_is_opened_for_data_that_cannot_be_coded() -> None:
-    recorder = Recorder(ReplayExecutor())
-    with pytest.raises(CodeError):
-        coded(data=DATA > 0, executor=recorder)
-    assert recorder.calls == []
