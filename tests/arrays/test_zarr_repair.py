@@ -96,6 +96,7 @@ def test_results_that_stayed_become_whole_where_they_lie(results, threads):
     assert coded.store.keys("polarmap/") == []
 
 
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
 def test_workers_of_lithops_repair_results_in_the_bucket(results, config):
     there, A = results
     store = open_store(config)

@@ -88,13 +88,14 @@ EXECUTORS = {
 }
 
 
-@pytest.fixture(params=EXECUTORS)
+@pytest.fixture(scope="module", params=EXECUTORS)
 def kind(request: pytest.FixtureRequest) -> Kind:
     return EXECUTORS[request.param]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def executor(kind: Kind) -> Iterator[MapExecutor]:
+    """One for all tests: no run may know anything of those before it."""
     with kind.choice() as choice:
         yield executor_of(choice)
 

@@ -190,18 +190,14 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
         np.testing.assert_array_equal(result, factor * big)
 
 
-def test_a_worker_of_dask_that_is_killed_is_replaced() -> None:
-    with (
-        distributed.LocalCluster(n_workers=2, processes=True, **OPTIONS) as cluster,
-        cluster.get_client() as client,
-        Pool(client.get_executor()) as pool,
-    ):
-        check(pool)
-        victim = next(iter(client.run(os.getpid).values()))
-        os.kill(victim, signal.SIGKILL)
-        check(pool)
-        assert until(lambda: not runs(victim))
-        check(pool)
+def test_a_worker_of_dask_that_is_killed_is_replaced(client: Any, pool: Pool) -> None:
+    check(pool)
+    victim = next(iter(client.run(os.getpid).values()))
+    os.kill(victim, signal.SIGKILL)
+    check(pool)
+    assert until(lambda: not runs(victim))
+    check(pool)
+    client.wait_for_workers(2)  # for the tests that follow
 
 
 def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_go_on() -> None:

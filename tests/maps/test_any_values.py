@@ -63,7 +63,7 @@ def test_anything_goes_there_and_back_on_workers_that_stay() -> None:
 def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> None:
     faults = {1: Fault("kill"), 3: Fault("raise"), 6: Fault("sleep", 60)}
     with ThreadPoolExecutor(8) as threads:
-        for executor in (None, "localhost", threads):
+        for executor in (None, threads):
             faulty = FaultyExecutor(executor, faults if executor is not threads else {6: faults[6]})
             result = hedged_map(twin, everything(), executor=faulty, timeout=60)
             assert_everything(result)

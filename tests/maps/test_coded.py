@@ -127,19 +127,6 @@ def test_progress_shows_what_arrived_and_what_is_needed(capsys: pytest.CaptureFi
     assert "7/8" not in shown
 
 
-def test_a_process_without_standard_error_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stderr", None)
-    doubled()
-
-
-@pytest.mark.parametrize("progress", [False, None])
-def test_without_a_terminal_or_a_wish_there_is_no_bar(
-    progress: bool | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    doubled(progress=progress)
-    assert capsys.readouterr() == ("", "")
-
-
 def test_the_bar_is_closed_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     never = ReplayExecutor(dict.fromkeys(range(32), math.inf))
     with pytest.raises(CodedTimeoutError):
@@ -155,15 +142,6 @@ def test_a_replay_can_be_used_again() -> None:
     first, second = (doubled(blocks=4, executor=executor) for _ in range(2))
     assert_same(first, second, 1e-12)
     assert second.report.seconds == pytest.approx(first.report.seconds, abs=0.3)
-
-
-def test_faults_are_injected_into_any_executor() -> None:
-    faulty = polarmap.FaultyExecutor(
-        ReplayExecutor({0: 0.5, 5: 0.6}), {0: polarmap.Fault("raise"), 5: polarmap.Fault("kill")}
-    )
-    report = doubled(blocks=4, workers=7, executor=faulty).report
-    assert report.indices("failed") == [0, 5]
-    assert report.executor == "replay"
 
 
 def test_a_fault_never_strikes_without_being_asked_for() -> None:

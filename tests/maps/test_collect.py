@@ -576,16 +576,6 @@ def test_nan_and_inf_in_time_cost_no_wait() -> None:
     assert result.report.seconds == 1.0
 
 
-@pytest.mark.parametrize("verify", ["auto", False])
-@pytest.mark.filterwarnings("ignore:the data is NaN")
-def test_nan_that_would_have_to_be_decoded_is_an_error(verify: Any) -> None:
-    data = DATA.copy()
-    data[4, 2] = math.nan
-    faults = {0: Fault("kill", attempts=9)}
-    with pytest.raises(NotDecodableError, match=r"NaN or inf.*not all data tasks reported: 7 of 8"):
-        coded(np.copy, data, executor=faulty(faults), verify=verify)
-
-
 @pytest.mark.filterwarnings("ignore:the data is NaN")
 def test_nan_in_a_lost_block_is_waited_for() -> None:
     data = DATA.copy()
@@ -953,6 +943,7 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
     "use",
     [
         lambda executor: polarmap.coded_map(np.sum, [], executor=executor),
+        lambda executor: coded(data=DATA > 0, executor=executor),
         lambda executor: polarmap.coded_map(
             np.sum,
             np.ones((8, 2)),
@@ -1023,10 +1014,3 @@ def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException
         coded(executor=recorder)
     assert recorder.calls[-1] == "close"
     assert recorder.calls.count("close") == 1
-
-
-def test_nothing_is_opened_for_data_that_cannot_be_coded() -> None:
-    recorder = Recorder(ReplayExecutor())
-    with pytest.raises(CodeError):
-        coded(data=DATA > 0, executor=recorder)
-    assert recorder.calls == []

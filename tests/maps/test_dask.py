@@ -23,19 +23,20 @@ DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
 PATIENCE = 50.0
 
 
-@pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Two worker processes; how often Dask tries a task whose worker died is the parameter."""
-    import dask
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two worker processes, which Dask replaces when they are killed."""
+    sizes = {"n_workers": 2, "threads_per_worker": 4, "processes": True, "memory_limit": 0}
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as one:
+        yield one
 
-    allowed = getattr(request, "param", 3)
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": allowed}),
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=4, processes=True, dashboard_address=":0", memory_limit=0
-        ) as cluster,
-        cluster.get_client() as client,
-    ):
+
+@pytest.fixture
+def executor(request: pytest.FixtureRequest, cluster: Any) -> Iterator[Any]:
+    """How often Dask tries a task whose worker died is the parameter."""
+    cluster.scheduler.allowed_failures = getattr(request, "param", 3)
+    with cluster.get_client() as client:
+        client.wait_for_workers(2)
         yield client.get_executor(pure=False)
 
 
@@ -76,17 +77,17 @@ def run_and_kill(executor: Any, folder: Path, tasks: tuple[int, ...], **options:
         killer.join()
 
 
-def test_killed_workers_change_no_result(cluster: Any, tmp_path: Path) -> None:
-    y = run_and_kill(cluster, tmp_path, (0, 4))
+def test_killed_workers_change_no_result(executor: Any, tmp_path: Path) -> None:
+    y = run_and_kill(executor, tmp_path, (0, 4))
     np.testing.assert_allclose(y.concatenate(), 2 * DATA, rtol=1e-11)
-    again = coded_map(np.negative, DATA, blocks=K, workers=N, executor=cluster, timeout=PATIENCE)
+    again = coded_map(np.negative, DATA, blocks=K, workers=N, executor=executor, timeout=PATIENCE)
     np.testing.assert_allclose(again.concatenate(), -DATA, rtol=1e-11)
 
 
-@pytest.mark.parametrize("cluster", [0], indirect=True)
-def test_what_dask_gives_up_is_an_erasure(cluster: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", [0], indirect=True)
+def test_what_dask_gives_up_is_an_erasure(executor: Any, tmp_path: Path) -> None:
     """With no second chance every task the dead worker held is lost: it is started again or decoded."""
-    y = run_and_kill(cluster, tmp_path, (1,), retries=3)
+    y = run_and_kill(executor, tmp_path, (1,), retries=3)
     np.testing.assert_allclose(y.concatenate(), 2 * DATA, rtol=1e-11)
 
     def deadly(block: np.ndarray) -> np.ndarray:
@@ -94,25 +95,27 @@ def test_what_dask_gives_up_is_an_erasure(cluster: Any, tmp_path: Path) -> None:
         return block
 
     with pytest.raises(NotDecodableError, match="KilledWorker"):
-        coded_map(deadly, DATA, blocks=2, workers=3, executor=cluster, timeout=PATIENCE, retries=0)
+        coded_map(deadly, DATA, blocks=2, workers=3, executor=executor, timeout=PATIENCE, retries=0)
 
 
-def test_abandoned_tasks_print_no_tracebacks(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_abandoned_tasks_print_no_tracebacks(executor: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Results that come while their tasks are cancelled are nobody's error."""
     for _ in range(10):
-        y = coded_map(np.negative, DATA, blocks=K, workers=24, executor=cluster, verify=False)
+        y = coded_map(np.negative, DATA, blocks=K, workers=24, executor=executor, verify=False)
         np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-9)
-    cluster.submit(int).result()  # queued behind them: they have ended
+    executor.submit(int).result()  # queued behind them: they have ended
     assert [record for record in caplog.records if record.name.startswith("tornado")] == []
 
 
 def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_said_to_be(
-    cluster: Any, tmp_path: Path
+    executor: Any, tmp_path: Path
 ) -> None:
     def cancel_all() -> None:
         while not list(tmp_path.iterdir()):
             time.sleep(0.01)
-        cluster._client.cancel([distributed.Future(key) for key in list(cluster._client.futures)], force=True)
+        executor._client.cancel(
+            [distributed.Future(key) for key in list(executor._client.futures)], force=True
+        )
 
     def f(block: np.ndarray) -> np.ndarray:
         (tmp_path / "began").touch()
@@ -122,13 +125,13 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
     canceller = threading.Thread(target=cancel_all)
     canceller.start()
     with pytest.raises(NotDecodableError, match="CancelledError"):
-        coded_map(f, DATA, blocks=2, workers=3, executor=cluster, timeout=PATIENCE, retries=0)
+        coded_map(f, DATA, blocks=2, workers=3, executor=executor, timeout=PATIENCE, retries=0)
     canceller.join()
-    cluster.shutdown()
+    executor.shutdown()
     with pytest.raises(ExecutorError, match="accepts no tasks: its client was closed, or it was shut down"):
-        coded_map(f, DATA, executor=cluster)
+        coded_map(f, DATA, executor=executor)
 
 
-def test_a_client_is_told_to_give_its_executor(cluster: Any) -> None:
+def test_a_client_is_told_to_give_its_executor(executor: Any) -> None:
     with pytest.raises(ExecutorError, match=r"a Client of Dask: pass client.get_executor\(\)"):
-        coded_map(np.negative, DATA, executor=cluster._client)
+        coded_map(np.negative, DATA, executor=executor._client)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from plain import assert_same, cut
 
-from polarmap import Pool, coded_map
+from polarmap import coded_map
 from polarmap.errors import NotDecodableError
 from polarmap.run.trusted import TRUSTED
 
@@ -141,22 +141,3 @@ def test_a_pool_of_which_nothing_remains_is_one_clear_error(tmp_path: Path) -> N
     with pool, pytest.raises((NotDecodableError, TimeoutError), match="0 of 6 needed results"):
         coded_map(partial(noted, tmp_path), DATA, **options)
     director.join()
-
-
-def test_a_process_pool_whose_process_dies_takes_its_tasks_with_it_and_the_default_does_not() -> None:
-    def fatal(corner: float, block: np.ndarray) -> np.ndarray:
-        if block[0, 0] == corner:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return block.copy()
-
-    f = partial(fatal, float(BLOCKS[1][0, 0]))
-    options = {"blocks": K, "workers": N, "timeout": PATIENCE, "verify": False}
-    with (
-        ProcessPoolExecutor(1, mp_context=SPAWN) as pool,
-        pytest.raises(NotDecodableError, match=r"1 of 6 needed.*leave executor= out"),
-    ):
-        coded_map(f, DATA, executor=pool, **options)
-    with Pool(workers=4) as pool_of_ours:
-        result = coded_map(f, DATA, executor=pool_of_ours, **options)
-    assert_same(result, BLOCKS, 1e-11)
-    assert 1 in result.report.recovered

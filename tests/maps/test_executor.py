@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import process_pool
-from pool_processes import assert_nothing_is_left, descendants, runs, starts_threads_at_exit, until
+from pool_processes import descendants, runs, starts_threads_at_exit, until
 
 import polarmap
 from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
@@ -47,13 +47,18 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    with ExitStack() as stack, KINDS[request.param](stack) as one:
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def executor(kind: str) -> Iterator[Executor]:
+    with ExitStack() as stack, KINDS[kind](stack) as one:
         yield one
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two() -> Iterator[Executor]:
     with Executor(workers=2) as one:
         yield one
@@ -157,12 +162,12 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
     found.close()  # type: ignore[attr-defined]
 
 
-def test_a_map_that_times_out_or_raises_cancels_the_rest(two: Executor, tmp_path: Path) -> None:
-    with pytest.raises(futures.TimeoutError):
-        list(two.map(linger, [tmp_path] * 30, map(str, range(30)), timeout=0.5))
-    for number in range(30):
-        touch(tmp_path, f"{number} may end")
-    two.shutdown()
+def test_a_map_that_times_out_or_raises_cancels_the_rest(tmp_path: Path) -> None:
+    with Executor(workers=2) as executor:
+        with pytest.raises(futures.TimeoutError):
+            list(executor.map(linger, [tmp_path] * 30, map(str, range(30)), timeout=0.5))
+        for number in range(30):
+            touch(tmp_path, f"{number} may end")
     assert 1 <= len(list(tmp_path.glob("* began"))) < 10
 
 
@@ -314,17 +319,21 @@ def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
 # --- its life ----------------------------------------------------------------------------------------
 
 
-def test_after_shutdown_nothing_is_taken_and_nothing_left(executor: Executor) -> None:
-    found = [executor.submit(abs, -1) for _ in range(5)]
-    executor.shutdown(wait=False)
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        executor.submit(int)
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        executor.submit(id, threading.Lock())
-    executor.shutdown()
-    executor.shutdown(cancel_futures=True)
-    assert [one.result(0) for one in found] == [1] * 5
-    assert not [one for one in threading.enumerate() if one.name == "polarmap-executor"]
+def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
+    before = set(threading.enumerate())
+    with ExitStack() as stack:
+        executor = KINDS[kind](stack)
+        found = [executor.submit(abs, -1) for _ in range(5)]
+        executor.shutdown(wait=False)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(int)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(id, threading.Lock())
+        executor.shutdown()
+        executor.shutdown(cancel_futures=True)
+        assert [one.result(0) for one in found] == [1] * 5
+        new = set(threading.enumerate()) - before
+        assert not [one for one in new if one.name == "polarmap-executor"]
 
 
 def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
@@ -394,25 +403,6 @@ def test_the_interpreter_waits_for_its_calls_before_it_exits() -> None:
         out, errors = process.communicate(timeout=PATIENCE)
     assert out == "done None\ncannot schedule new futures after interpreter shutdown\n"
     assert errors == ""
-
-
-def test_a_driver_that_is_killed_leaves_nothing() -> None:
-    with script(
-        """
-        executor = polarmap.Executor(workers=2)
-        executor.submit(int).result()
-        [executor.submit(time.sleep, 600) for _ in range(5)]
-        print("ready", flush=True)
-        time.sleep(600)
-        """
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        others = descendants(process.pid)
-        assert others
-        process.kill()
-        process.communicate(timeout=PATIENCE)
-        assert_nothing_is_left(process.pid, others)
 
 
 def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:

@@ -256,14 +256,6 @@ def test_pools_run_it() -> None:
         np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
 
 
-def test_localhost_with_a_sleeping_and_a_killed_worker() -> None:
-    x = point(20)
-    faulty = FaultyExecutor("localhost", {0: Fault("sleep", 600), 3: Fault("kill", attempts=9)})
-    found = coded_gradient(curved, x, blocks=4, workers=7, executor=faulty, timeout=100)
-    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
-    assert {0, 3} <= set(found.report.recovered)
-
-
 # --- what cannot be ------------------------------------------------------------------------------
 
 
@@ -291,7 +283,6 @@ def complex_valued(x: Any) -> Any:
         ({"f": vector}, r"one real number, not float64\[6\]"),
         ({"f": complex_valued}, r"one real number, not complex128\[\]"),
         ({"f": lambda x: None}, "one real number, not object"),
-        ({"f": 3}, "f must be callable"),
         ({"x": []}, "no coordinates"),
         ({"x": np.zeros((0, 4))}, r"\(0, 4\) has no coordinates"),
         ({"x": [1.0, np.nan, np.inf]}, "x holds 2 NaN or inf"),
@@ -309,12 +300,9 @@ def complex_valued(x: Any) -> Any:
         ({"h": np.inf}, "h must be a positive number"),
         ({"scheme": "backward"}, "scheme must be 'central' or 'forward', not 'backward'"),
         ({"blocks": 7}, "blocks=7 is more than the 6 directions"),
-        ({"blocks": 0}, "blocks must be a positive integer"),
         ({"workers": 6, "blocks": 6}, "workers=6 leaves no parity"),
         ({"code": PolarCode(9, 6), "workers": 8}, "does not fit"),
         ({"rtol": 1e-12}, "rtol=1e-12 is below the error of a slope itself, about 7"),
-        ({"rtol": -1.0}, "rtol must be a positive number"),
-        ({"verify": "maybe"}, "verify must be"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], message: str) -> None:

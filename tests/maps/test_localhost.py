@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
+from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import named_for_lithops
 
 A = np.random.default_rng(0).standard_normal((480, 16))
@@ -74,9 +73,9 @@ def _nothing_stays():
 
 
 def test_without_stragglers_the_results_are_those_of_map():
-    y = polarmap.coded_map(times_x, A, blocks=24, workers=32, executor="localhost")
-    plain = [times_x(block) for block in np.split(A, 24)]
-    for index in range(24):
+    y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor="localhost")
+    plain = [times_x(block) for block in np.split(A, 6)]
+    for index in range(6):
         if index in y.report.recovered:
             np.testing.assert_allclose(y[index], plain[index], rtol=1e-12, atol=1e-12)
         else:
@@ -87,28 +86,28 @@ def test_without_stragglers_the_results_are_those_of_map():
 def test_sleeping_killed_exiting_and_raising_workers_are_erasures():
     faults = {
         0: Fault("sleep", NEVER),
-        3: Fault("sleep", NEVER),
-        7: Fault("kill"),
-        9: Fault("exit"),
-        11: Fault("raise"),
+        1: Fault("sleep", NEVER),
+        2: Fault("kill"),
+        3: Fault("exit"),
+        4: Fault("raise"),
     }
     y = polarmap.coded_map(
-        times_x, A, blocks=24, workers=32, executor=FaultyExecutor("localhost", faults), timeout=60
+        times_x, A, blocks=8, workers=13, executor=FaultyExecutor("localhost", faults), timeout=60
     )
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
     assert set(faults) <= set(y.report.recovered)
-    assert {0, 3} <= set(y.report.indices("abandoned"))
-    assert {task.index for task in y.report.tasks if task.failures} == {7, 9, 11}
+    assert {0, 1} <= set(y.report.indices("abandoned"))
+    assert {task.index for task in y.report.tasks if task.failures} == {2, 3, 4}
     assert "SIGKILL" in str(y.report)
 
 
 def test_more_sleepers_than_slots_do_not_starve_the_queue():
     sleepers = {index: Fault("sleep", NEVER) for index in range(8)}
     y = polarmap.coded_map(
-        times_x, A, blocks=24, workers=32, executor=FaultyExecutor("localhost", sleepers), timeout=60
+        times_x, A, blocks=4, workers=12, executor=FaultyExecutor("localhost", sleepers), timeout=60
     )
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-10)
-    assert y.report.recovered == tuple(range(8))
+    assert y.report.recovered == tuple(range(4))
 
 
 def test_a_killed_job_is_started_again(tmp_path):
@@ -130,41 +129,13 @@ def test_what_f_raises_everywhere_is_raised_at_once():
         raise ZeroDivisionError("no such thing")
 
     with pytest.raises(ZeroDivisionError, match="no such thing"):
-        polarmap.coded_map(f, A, blocks=24, workers=32, executor="localhost", timeout=60)
+        polarmap.coded_map(f, A, blocks=4, workers=6, executor="localhost", timeout=60)
 
 
 def test_a_function_that_cannot_travel_is_refused():
     lock = threading.Lock()
     with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor="localhost")
-
-
-def test_too_many_failures_are_counted():
-    faults = {index: Fault("kill", attempts=9) for index in range(4)}
-    with pytest.raises(NotDecodableError, match=r"of 6 needed results.*SIGKILL"):
-        polarmap.coded_map(
-            times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=60
-        )
-
-
-def test_a_failed_task_is_tried_again_when_its_result_is_needed():
-    faults = {index: Fault("kill") for index in range(4)}
-    y = polarmap.coded_map(
-        times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=60
-    )
-    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
-
-
-def test_timeout_says_what_arrived():
-    faults = {index: Fault("sleep", NEVER) for index in range(4)}
-    with pytest.raises(CodedTimeoutError) as told:
-        polarmap.coded_map(
-            times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=4
-        )
-    found = re.match(r"(\d) of 6 needed results arrived within 4 s, (\d) tasks still run", str(told.value))
-    assert found
-    arrived, running = map(int, found.groups())  # fewer than four where processes take seconds to start
-    assert arrived <= 4 <= running == 8 - arrived
 
 
 def test_nested_blocks_and_results_travel_as_objects_of_any_size():
@@ -189,13 +160,6 @@ def test_integers_are_exact():
         executor=FaultyExecutor("localhost", {0: Fault("kill"), 5: Fault("exit")}),
     )
     np.testing.assert_array_equal(y.concatenate(), data @ np.arange(5))
-
-
-def test_yaml_configuration_and_the_callers_own_executor():
-    y = polarmap.coded_map(
-        times_x, A, blocks=6, workers=8, executor=FaultyExecutor(YAML, {1: Fault("kill")}), timeout=60
-    )
-    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
 def test_a_function_executor_stays_the_callers():
@@ -224,13 +188,13 @@ def test_rounds_leave_no_thread_and_no_file_descriptor():
     def round_() -> tuple[int, int]:
         faults = {0: Fault("sleep", NEVER), 1: Fault("sleep", NEVER)}
         polarmap.coded_map(
-            times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=60
+            times_x, A, blocks=2, workers=4, executor=FaultyExecutor("localhost", faults), timeout=60
         )
         return threading.active_count(), psutil.Process().num_fds()
 
     round_()
     first = round_()
-    for _ in range(8):
+    for _ in range(4):
         last = round_()
     assert last[0] <= first[0]
     assert last[1] <= first[1]
@@ -240,9 +204,7 @@ SCRIPT = """
 import numpy as np, polarmap, sys
 from polarmap import Fault, FaultyExecutor
 faults = {{i: Fault("sleep", 600) for i in range({sleepers})}}
-if {sleepers} > 8:
-    print("started", flush=True)
-y = polarmap.coded_map(lambda b: b.sum(1), np.ones((96, 4)), blocks=24, workers=32,
+y = polarmap.coded_map(lambda b: b.sum(1), np.ones((96, 4)), blocks=6, workers=10,
                        executor=FaultyExecutor({executor!r}, faults))
 print("done", round(y.concatenate().sum()), flush=True)
 """
@@ -297,13 +259,14 @@ def test_interpreter_exit_does_not_wait_for_stragglers(tmp_path):
     assert_nothing_runs_or_lies_in(temporary)
 
 
-def sleepers_run(temporary: Path, count: int = 9) -> bool:
-    return len(list(temporary.glob("*/*/lithops.jobs/*/*/*.init"))) >= count
+def sleepers_run(temporary: Path) -> bool:
+    """As many as the configuration has slots for."""
+    return len(list(temporary.glob("*/*/lithops.jobs/*/*/*.init"))) >= 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
-    process, temporary = run_script(tmp_path, sleepers=20)
+    process, temporary = run_script(tmp_path, sleepers=6)
     wait_until(lambda: sleepers_run(temporary))
     began = time.monotonic()
     process.send_signal(number)
@@ -316,8 +279,8 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
 
 
 def test_a_killed_driver_takes_the_workers_and_objects_of_its_configuration_along(tmp_path):
-    process, temporary = run_script(tmp_path, sleepers=20, executor=str(YAML))
-    wait_until(lambda: sleepers_run(temporary, 4), seconds=60.0)
+    process, temporary = run_script(tmp_path, sleepers=6, executor=str(YAML))
+    wait_until(lambda: sleepers_run(temporary), seconds=60.0)
     process.kill()
     process.communicate(timeout=20)
     wait_until(lambda: workers_of(temporary) == [])
@@ -326,7 +289,7 @@ def test_a_killed_driver_takes_the_workers_and_objects_of_its_configuration_alon
 
 
 def test_what_a_driver_left_that_was_killed_before_any_worker_ran_is_swept(tmp_path):
-    process, temporary = run_script(tmp_path, sleepers=20)
+    process, temporary = run_script(tmp_path, sleepers=6)
     wait_until(lambda: list(temporary.glob("polarmap-*/python")))
     process.kill()
     process.communicate(timeout=20)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -93,13 +92,6 @@ def test_default_sizes() -> None:
         np.negative, DATA, workers=16, code=Masked(colluders=2), executor=ReplayExecutor()
     ).report
     assert (report.n, report.k) == (16, 10)
-
-
-def test_a_pool_with_a_worker_that_raises() -> None:
-    with ThreadPoolExecutor(4) as pool:
-        faulty = FaultyExecutor(pool, {0: Fault("raise", attempts=9)})
-        result = coded_map(affine, DATA[:28], blocks=4, workers=7, code=Masked(colluders=2), executor=faulty)
-    assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
 
 
 WORDS = np.random.default_rng(2).integers(-(2**63), 2**63, (30, 4))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import math
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -435,18 +434,22 @@ RAISED = {
 }
 
 
+@pytest.fixture(scope="module", params=["replay", "threads", "processes"])
+def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "replay":
+        yield ReplayExecutor()
+    else:
+        with (ThreadPoolExecutor if request.param == "threads" else process_pool)(2) as one:
+            yield one
+
+
 @pytest.mark.parametrize("name", RAISED)
-@pytest.mark.parametrize("pool", ["replay", "threads", "processes"])
-def test_any_exception_of_f_is_told(name: str, pool: str) -> None:
+def test_any_exception_of_f_is_told(name: str, pool: Any) -> None:
     def f(block: np.ndarray) -> np.ndarray:
         raise RAISED[name]()
 
-    with contextlib.ExitStack() as stack:
-        executor: Any = ReplayExecutor()
-        if pool != "replay":
-            executor = stack.enter_context((ThreadPoolExecutor if pool == "threads" else process_pool)(2))
-        with pytest.raises(BaseException, check=is_told) as caught:
-            polarmap.coded_map(f, ROWS, blocks=2, workers=3, executor=executor, retries=0, timeout=50)
+    with pytest.raises(BaseException, check=is_told) as caught:
+        polarmap.coded_map(f, ROWS, blocks=2, workers=3, executor=pool, retries=0, timeout=50)
     assert name in "".join(traceback.format_exception(caught.value))
 
 

@@ -111,7 +111,6 @@ def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
         ({"blocks": 6}, "blocks=6, but the plan is for 8"),
         ({"workers": 9}, "workers=9, but the plan is for 1"),
         ({"code": "arikan"}, "the plan says which code"),
-        ({"schedule": 12}, "schedule must be .* or a Plan as polarmap.plan returns it, not 12"),
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -91,15 +90,6 @@ def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
     never = ReplayExecutor({0: 3.0, 1: 2.0})
     result = coded_map(np.square, A, blocks=5, workers=12, degree=2, executor=never)
     assert_same(result, plain_map(np.square, A, 5))
-
-
-def test_a_real_pool_with_a_dead_worker() -> None:
-    A = np.random.default_rng(1).standard_normal((32, 5))
-    with ThreadPoolExecutor(8) as pool:
-        faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9), 2: Fault("sleep", seconds=30)})
-        result = coded_map(gram, A, blocks=4, workers=12, degree=2, executor=faulty)
-    assert_same(result, plain_map(gram, A, 4), rtol=1e-9)
-    assert all(result.report.tasks[late].arrived is None for late in (1, 2))
 
 
 def test_default_sizes_leave_a_third_to_spare() -> None:

@@ -25,7 +25,7 @@ import polarmap
 from polarmap import Pool, Stored
 from polarmap.arrays.stores import open_store
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import ExecutorError
 from polarmap.executors.base import Payload
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -60,6 +60,11 @@ def place_of(channel: str, request: pytest.FixtureRequest, folder: Path) -> Plac
         return Place("socket", "localhost", None)
     server: Server = request.getfixturevalue(f"{channel}_server")
     return Place(channel, server.config(folder / f"{channel}.yaml"), server)
+
+
+def over(*channels: str) -> Any:
+    """A test over these channels only: what it asks does not depend on which storage has the objects."""
+    return pytest.mark.parametrize("place", channels, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=CHANNELS)
@@ -151,6 +156,7 @@ def test_what_one_f_changes_around_it_is_set_back_for_the_next(pool: Pool) -> No
     assert not any(str(told).startswith("/:") for _, told in found)
 
 
+@over("socket")  # blocks are files, over whichever channel
 def test_no_block_is_fetched_again(place: Place) -> None:
     def reads(block: Any) -> Any:
         """What the worker has read so far, with the block."""
@@ -200,36 +206,6 @@ def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, 
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.complex128, np.float64])
-def test_numbers_keep_their_kind(pool: Pool, kind: Any) -> None:
-    data = A.astype(kind) * (1 if kind is not np.complex128 else 1 + 2j)
-    x = X.astype(kind)
-    result = polarmap.coded_map(
-        lambda block: block @ x, data, blocks=6, workers=8, executor=pool, timeout=PATIENCE
-    ).concatenate()
-    assert result.dtype == kind
-    np.testing.assert_allclose(result, data @ x, rtol=1e-4 if kind is np.float32 else 1e-7)
-
-
-def test_an_f_that_raises_is_one_clear_error_and_the_pool_goes_on(pool: Pool) -> None:
-    def f(block: Any) -> Any:
-        raise KeyError("here")
-
-    with pytest.raises(KeyError, match="here"):
-        check(pool, f)
-    check(pool)
-
-
-def test_an_f_that_returns_what_cannot_travel_is_named(pool: Pool) -> None:
-    with pytest.raises((CodeError, TypeError)):
-        check(pool, lambda block: np.array([object()], dtype=object))
-    check(pool)
-
-
-def test_parity_on_demand(pool: Pool) -> None:
-    check(pool, schedule="on_demand")
-
-
 def test_results_stay_where_the_data_is(place: Place, pool: Pool, tmp_path: Path) -> None:
     storage = tmp_path / "arrays" if place.server is None else place.yaml
     coded = polarmap.encode(A, blocks=6, workers=8, name="A", storage=storage)
@@ -274,12 +250,14 @@ def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
     assert victim not in workers_of(pool)
 
 
+@over("socket", "redis")
 def test_workers_that_are_killed_in_their_task_are_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool, once(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL)), retries=2)
     assert len(list(tmp_path.iterdir())) >= 6
     check(pool)
 
 
+@over("socket", "redis")
 def test_close_while_another_thread_maps_is_one_clear_error(place: Place, tmp_path: Path) -> None:
     pool = place.pool()
     gate = tmp_path / "began"
@@ -300,6 +278,7 @@ def test_close_while_another_thread_maps_is_one_clear_error(place: Place, tmp_pa
         check(pool)
 
 
+@over("redis")
 def test_an_idle_pool_ends_its_workers_and_starts_others(place: Place) -> None:
     others = place.pools()
     with place.pool(idle=1.0) as pool:
@@ -311,6 +290,7 @@ def test_an_idle_pool_ends_its_workers_and_starts_others(place: Place) -> None:
         check(pool)
 
 
+@over("socket", "redis")
 def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -> None:
     others = place.pools()
     driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
@@ -373,8 +353,8 @@ def stay():
 def test_a_driver_that_is_killed_takes_its_workers_with_it(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """On all channels at once: they need half a minute. Half of the workers work, half wait."""
-    places = [place_of(channel, request, tmp_path) for channel in CHANNELS]
+    """Over both kinds of channels at once: they need half a minute. Half of the workers work, half wait."""
+    places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
     before = [place.pools() for place in places]
     drivers, others = [], set[int]()
     for place in places:  # one after the other: Lithops copies itself to a folder that they share

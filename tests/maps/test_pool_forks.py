@@ -55,7 +55,6 @@ def fork_and_leave():
 mapped(product)
 """
 SCENES = {
-    "between maps": "map_in_a_child()",
     "while another thread maps": """
         other = threading.Thread(target=mapped, args=[nap])
         other.start()

@@ -23,7 +23,7 @@ import threadpoolctl
 from plain import assert_same, plain_map
 
 from polarmap import CodedOperator, CodedResult, Fault, FaultyExecutor, coded_map, encode
-from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 from polarmap.worker import io_pools
 from polarmap.worker.surroundings import available_cores
 
@@ -66,12 +66,18 @@ def spawned(workers: int) -> ProcessPoolExecutor:
 
 
 @pytest.fixture(scope="module")
-def dask() -> Iterator[Executor]:
+def cluster() -> Iterator[Any]:
     import distributed
 
     sizes = {"n_workers": 1, "threads_per_worker": SLOTS}
     options = {"processes": True, "dashboard_address": ":0", "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, **options) as cluster, cluster.get_client() as client:
+    with distributed.LocalCluster(**sizes, **options) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def dask(cluster: Any) -> Iterator[Executor]:
+    with cluster.get_client() as client:
         yield client.get_executor()
 
 
@@ -111,12 +117,6 @@ def waits_at(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
     """double, but blocks with these corners wait for the gate."""
     if block[0, 0] in corners:
         wait_for(gate)
-    return double(block)
-
-
-def fails_at(corners: tuple[float, ...], block: Any) -> Any:
-    if not corners or block[0, 0] in corners:
-        raise ValueError("this block is cursed")
     return double(block)
 
 
@@ -315,12 +315,6 @@ if __name__ == "__main__":
     assert run.returncode == 0
 
 
-def test_timeout_leaves_a_usable_pool(pool: Executor, gate: Path) -> None:
-    with pytest.raises(CodedTimeoutError, match=r"0 of 6 needed results arrived within 0\.2 s, 8 tasks"):
-        coded(partial(always_waits, gate), pool, timeout=0.2)
-    assert_same(coded(double, pool), plain_map(double, DATA, K), 1e-11)
-
-
 def always_waits(gate: Path, block: Any) -> Any:
     wait_for(gate)
     return double(block)
@@ -337,33 +331,12 @@ def test_an_exception_costs_one_result(pool: Executor, tmp_path: Path) -> None:
 
 
 def fails_first(failed: Path, corners: tuple[float, ...], block: Any) -> Any:
-    """fails_at, and no other block is done before."""
+    """double, but blocks with these corners fail, and no other block is done before."""
     if block[0, 0] in corners:
         failed.touch()
+        raise ValueError("this block is cursed")
     wait_for(failed)
-    return fails_at(corners or (0.0,), block)
-
-
-def test_an_exception_everywhere_is_raised(pool: Executor) -> None:
-    with pytest.raises(ValueError, match="this block is cursed\nf fails everywhere"):
-        coded(partial(fails_at, ()), pool)
-
-
-def test_non_linear_functions_are_found_out(pool: Executor, gate: Path) -> None:
-    with pytest.raises(NotLinearError):
-        coded(partial(waits_and_squares, gate, corners_of(1)), pool, timeout=20)
-
-
-def waits_and_squares(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
-    return waits_at(gate, corners, block) ** 2
-
-
-@pytest.mark.parametrize("kind", ["raise", "garbage", "sleep"])
-def test_faults_are_injected(pool: Executor, kind: str) -> None:
-    faults = {0: Fault(kind, seconds=600), 1: Fault("sleep", seconds=600)}
-    result = coded(double, FaultyExecutor(pool, faults), workers=12)
-    assert_same(result, plain_map(double, DATA, K), 1e-11)
-    assert 1 in result.report.recovered
+    return double(block)
 
 
 def test_a_killed_process_breaks_its_pool_and_the_error_says_so() -> None:
@@ -457,20 +430,16 @@ def shut_down(pool: Any, folder: Path, gate: Path, begun: int = 2) -> None:
     gate.touch()
 
 
-def test_a_dask_client_that_is_closed_ends_the_map(tmp_path: Path, gate: Path) -> None:
-    import distributed
-
-    sizes = {"n_workers": 1, "threads_per_worker": 2, "processes": True, "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster:
-        client = cluster.get_client()
-        closing = threading.Thread(target=close, args=(client, tmp_path, gate))
-        closing.start()
-        with pytest.raises(
-            NotDecodableError, match=r"0 of 6 needed results arrived, and no more can come.*closed"
-        ):
-            coded(partial(begins_and_waits, tmp_path, gate), client.get_executor())
-        gate.touch()
-        closing.join()
+def test_a_dask_client_that_is_closed_ends_the_map(cluster: Any, tmp_path: Path, gate: Path) -> None:
+    client = cluster.get_client()
+    closing = threading.Thread(target=close, args=(client, tmp_path, gate))
+    closing.start()
+    with pytest.raises(
+        NotDecodableError, match=r"0 of 6 needed results arrived, and no more can come.*closed"
+    ):
+        coded(partial(begins_and_waits, tmp_path, gate), client.get_executor())
+    gate.touch()
+    closing.join()
 
 
 def close(client: Any, folder: Path, gate: Path) -> None:

@@ -93,22 +93,24 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
     class Local(Mine):
         pass
 
-    for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
-
-        def f(block: Any, error: BaseException = error) -> Any:
+    def caught(error: BaseException, expected: type[BaseException]) -> Any:
+        def f(block: Any) -> Any:
             raise error
 
-        would_end_generators = isinstance(error, StopIteration)
-        expected = NotDecodableError if would_end_generators else type(error)
-        with executors(kind) as executor, pytest.raises(expected) as caught:
+        with pytest.raises(expected) as found:
             coded_map(f, MATRIX, blocks=2, workers=3, executor=executor, retries=0, timeout=60)
-        cause: Any = caught.value.__cause__ if would_end_generators else caught.value
-        assert type(cause) is type(error)
-        assert cause.args == error.args
-        assert getattr(cause, "more", None) == getattr(error, "more", None)
-        if not would_end_generators:
-            assert "of 3 tasks to end raised this" in cause.__notes__[-1]
-        told = "".join(traceback.format_exception(cause))
-        assert "in f\n" in told
-        if kind not in ("threads", "replay"):  # other processes
-            assert "in f\n" in str(cause.__cause__)
+        return found.value
+
+    with executors(kind) as executor:
+        for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
+            would_end_generators = isinstance(error, StopIteration)
+            told = caught(error, NotDecodableError if would_end_generators else type(error))
+            cause = told.__cause__ if would_end_generators else told
+            assert type(cause) is type(error)
+            assert cause.args == error.args
+            assert getattr(cause, "more", None) == getattr(error, "more", None)
+            if not would_end_generators:
+                assert "of 3 tasks to end raised this" in cause.__notes__[-1]
+            assert "in f\n" in "".join(traceback.format_exception(cause))
+            if kind not in ("threads", "replay"):  # other processes
+                assert "in f\n" in str(cause.__cause__)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plain import ends
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
@@ -21,7 +20,6 @@ from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 from polarmap.worker.encryption import get_part
 from polarmap.worker.parts import DamagedError, Part, Place, assemble, read_file
 from polarmap.worker.pytree import unpacked
-from polarmap.worker.stored_output import OutputSpec
 
 
 class StoredInFolder:
@@ -122,28 +120,6 @@ def test_any_changed_byte_is_noticed(data, draw):
     changed[place] ^= draw.draw(st.integers(1, 255))
     with pytest.raises(DamagedError, match="x is corrupt"):
         get_part(Place("folder", ""), Part("x", len(data), zlib.crc32(data)), lambda part: changed)
-
-
-def test_results_may_stay_in_storage(A, tmp_path, executor):
-    from polarmap.blocks.code_choice import CodeOptions, encoded
-    from polarmap.executors import executor_of
-    from polarmap.executors.base import Payload
-
-    coded = encoded(A, CodeOptions(6, 8), None)
-    output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=20)
-    outcomes: list = []
-    with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, output=output))) as run:
-        run.submit([(task, 0) for task in range(8)])
-        while len(outcomes) < 8:
-            outcomes += ends(run.wait(10))
-    for outcome in outcomes:
-        stored = outcome.stored
-        assert stored.layout == (("<f8", (10, 7)),)
-        assert [part.size for part in stored.parts] == [160, 160, 160, 80]
-        data = assemble(stored.parts, lambda part: read_file(str(tmp_path), part))
-        [block] = coded.leaves(outcome.task)
-        assert bytes(data) == (block * 2).tobytes()
-        np.testing.assert_array_equal(outcome.leaves[0], 2 * block.reshape(-1))  # smaller than a sample
 
 
 def test_a_coded_array_is_mapped_where_it_lies(A, tmp_path, executor):

@@ -31,7 +31,7 @@ def there(block: Any) -> Any:
     raise KeyError("column")
 
 
-@pytest.fixture(params=["replay", "default", "threads", "processes"])
+@pytest.fixture(scope="module", params=["replay", "default", "threads", "processes"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "threads":
         with ThreadPoolExecutor(2) as pool:
