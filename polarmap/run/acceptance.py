@@ -14,7 +14,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
-from polarmap.run.loop import Stopwatch
+from polarmap.run.need import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.results import LocalRun
@@ -166,7 +166,7 @@ class Acceptance(Received):
         if self.verifier.is_mixing:
             self.verifier.note_passed()
             return True
-        if not self._surplus_wait_is_over() and self._watch.remaining > 0:
+        if not self._surplus_wait_is_over() and self.watch.remaining > 0:
             return False
         return self._parity_is_checked_here(decoder)
 
@@ -180,7 +180,7 @@ class Acceptance(Received):
         if run.leaves is None:
             if isinstance(run.error, DamagedError):  # says nothing of f
                 return self._say_unverified(f"a parity block could not be read here: {run.words}")
-            failures = (self._tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
+            failures = (self.tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
             if any(failure.kind == "raised" for told in failures for failure in told):
                 self.verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
             return self._say_unverified(f"here it raised {run.words}")
@@ -192,7 +192,7 @@ class Acceptance(Received):
     @property
     def _is_given_up(self) -> bool:
         """Whether f of a parity block has had its time: more of it where the caller insists."""
-        if self._watch.remaining <= 0:
+        if self.watch.remaining <= 0:
             return True
         return self._since_ready > (self.patience if self._options.verify is True else 2 * self.surplus_wait)
 
@@ -260,7 +260,7 @@ class Acceptance(Received):
     def is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
         since = None if self.refusal is not None else self.determined_at
-        return since is not None and self._watch.elapsed - since > self.patience
+        return since is not None and self.watch.elapsed - since > self.patience
 
     @property
     def _waited(self) -> str:
@@ -281,9 +281,9 @@ class Acceptance(Received):
         if not len(self.decoder.missing):
             self.decoded = self.of_data()
         elif self.decoder.recovery is not self._decoded_by:
-            began = self._watch.elapsed
+            began = self.watch.elapsed
             self.decoded, self._decoded_by = self.decode(), self.decoder.recovery
-            self.decode_seconds = self._watch.elapsed - began
+            self.decode_seconds = self.watch.elapsed - began
         if not self.decoded:
             raise NotFiniteError
         return self.decoded
@@ -291,12 +291,12 @@ class Acceptance(Received):
     @property
     def _since_ready(self) -> float:
         assert self.ready_at is not None
-        return self._watch.elapsed - self.ready_at
+        return self.watch.elapsed - self.ready_at
 
     @property
     def surplus_wait(self) -> float:
         """One median task time, within SURPLUS_SECONDS."""
-        return float(np.clip(np.median(self._tasks.seconds), *SURPLUS_SECONDS))
+        return float(np.clip(np.median(self.tasks.seconds), *SURPLUS_SECONDS))
 
     def _surplus_wait_is_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""

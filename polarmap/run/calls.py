@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from math import inf
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.run.lateness import LateAttempts, LatenessRule
-from polarmap.run.loop import Need
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.any_value import Array, from_block
@@ -105,8 +106,10 @@ class CallBlocks(WholeBlocks):
         return (("|u1", (len(self.calls[index]),)),)
 
 
-class Calls:
+class Calls(Need):
     """Calls on a run, which are taken as they come: the `Policy` of its schedule, and its `Need`.
+
+    Its watch begins when the run is open; calls may be taken before.
 
     Parameters
     ----------
@@ -117,13 +120,13 @@ class Calls:
         Gives so many calls at most, and says whether others are left.
     """
 
-    watches_starts = is_protected = True
-    received: Collection[int] = ()
+    watches_starts = True
 
     def __init__(
         self, limits: Limits, durations: Durations, take: Callable[[int], tuple[list[Call], bool]]
     ) -> None:
-        self.tasks, self.blocks = TaskTable(0), CallBlocks()
+        super().__init__(TaskTable(0), Stopwatch(time.monotonic))
+        self.blocks = CallBlocks()
         self._limits, self._durations, self._take = limits, durations, take
         self._calls: dict[int, Call] = {}  # that are under way
         self._late: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
@@ -178,36 +181,42 @@ class Calls:
             return self._backups.wait_seconds(tasks, now)
         return START_SECONDS if self._limits.grows else max(0.0, self._worn_at - now)
 
-    def note(self, outcomes: list[Outcome], now: float) -> None:
-        """What became of attempts, of which nothing is kept: the first that returns or raises counts."""
+    def note(self, outcomes: list[Outcome]) -> None:
+        """What became of attempts, of which nothing is kept."""
         for outcome in outcomes:
-            failure, call = outcome.failure, self._calls.get(outcome.task)
-            if call is None:
-                continue
-            if failure is None:
-                del self._calls[outcome.task]
-                self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
-                call.return_(outcome)
-            elif failure.kind == "raised":
-                self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
-        for index in sorted(self.tasks.failed):
+            self.add(outcome)
+        outcomes.clear()
+        for index in self.failed():
             task = self.tasks[index]
             if task.attempts > self._limits.retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
                 self._give_up(index, WorkerLostError(text))
-        for outcome in outcomes:
-            if outcome.task in self._calls:
-                continue
-            if outcome.task in self.tasks.running:
-                self._ghosts.setdefault(outcome.task, now)
-            else:
-                self._ghosts.pop(outcome.task, None)
-                self.blocks.calls.pop(outcome.task, None)
-        outcomes.clear()
+
+    def add(self, outcome: Outcome) -> None:
+        """The first attempt that returns or raises is the end of a call."""
+        failure, call = outcome.failure, self._calls.get(outcome.task)
+        if call is not None and failure is None:
+            del self._calls[outcome.task]
+            self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
+            call.return_(outcome)
+        elif call is not None and failure is not None and failure.kind == "raised":
+            self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
+        self._let_go(outcome.task)
 
     def _give_up(self, index: int, error: BaseException, is_of_f: bool = False) -> None:
         self.tasks.give_up(index)
         self._calls.pop(index).fail(error, is_of_f)
+        self._let_go(index)
+
+    def _let_go(self, index: int) -> None:
+        """Forget a call that is over, unless an attempt at it runs on."""
+        if index in self._calls:
+            return
+        if index in self.tasks.running:
+            self._ghosts.setdefault(index, self.watch.elapsed)
+        else:
+            self._ghosts.pop(index, None)
+            self.blocks.calls.pop(index, None)
 
     def fail(self, error: BaseException) -> None:
         """The run has failed: so have all calls that are under way."""
@@ -220,28 +229,12 @@ class Calls:
         """Whether no call has to be started again, as its worker was lost."""
         return not self.tasks.failed
 
-    def failed(self) -> list[int]:
-        """Calls that have to be."""
-        return sorted(self.tasks.failed)
-
-    def is_out_of_reach(self) -> bool:
-        """No other call can do for one."""
-        return bool(self.tasks.failed)
-
     def look_seconds(self) -> float:
         """Nothing else is waited for, and nothing at all while no call is under way."""
         return inf if self._calls else 0.0
 
-    def would_be_met(self, tasks: Collection[int]) -> bool:
-        """More calls may come."""
-        return False
-
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Each call has had its end when its outcome was noted."""
-
-    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        """No time is set."""
-        raise NotImplementedError
 
 
 def function_of(f: Callable[..., Any]) -> Hashable:

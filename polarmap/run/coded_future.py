@@ -279,8 +279,8 @@ class FutureMap(Observer, Generic[R]):
 
     def ended(self, outcome: Outcome, elapsed: float) -> None:
         """Fulfil the future of a block that is not to wait for the others."""
-        progress = self._running and self._running.progress
-        result = progress.early_result(outcome.task) if progress and self._blocks else None
+        need = self._running and self._running.need
+        result = need.early_result(outcome.task) if need and self._blocks else None
         if result is not None:
             self.arrived(outcome.task, result)
 
@@ -294,8 +294,8 @@ class FutureMap(Observer, Generic[R]):
         """Where a map may be called off."""
         self._check()
         running = self._running
-        if running is not None and running.progress is not None and not self._prepared.no_estimates:
-            estimate = running.progress.estimate
+        if running is not None and running.need is not None and not self._prepared.no_estimates:
+            estimate = running.need.estimate
             self._stream.offer(arrived, lambda: estimate(running.report()))
 
     def counted(self, done: int, total: int) -> None:

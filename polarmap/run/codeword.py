@@ -19,11 +19,11 @@ from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
 from polarmap.run.acceptance import Acceptance
 from polarmap.run.estimates import Estimate, estimate
-from polarmap.run.loop import Stopwatch
+from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, raise_if_all_fail, too_few
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.results import CodedResult
-from polarmap.run.tasks import FailureMessage, TaskTable, raise_if_all_fail
+from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import NotFiniteError
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
@@ -69,7 +69,7 @@ class Codeword(Acceptance):
         if self.verification is None:
             super().add(outcome)
         elif outcome.failure is None and outcome.task not in self.arrived:
-            self.arrived[outcome.task] = self._watch.elapsed
+            self.arrived[outcome.task] = self.watch.elapsed
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
@@ -78,7 +78,7 @@ class Codeword(Acceptance):
             warn(self._coded.unprotected_warning)
         self.verification = self.verification or self._verdict()
         if self.verification is None or not (self._padding is None or self._is_padding_known()):
-            if not self._watch.is_past_deadline:
+            if not self.watch.is_past_deadline:
                 return False
             self._settle_at_deadline()
         self._warn()
@@ -88,7 +88,7 @@ class Codeword(Acceptance):
 
     def _is_padding_known(self) -> bool:
         assert self._padding is not None
-        return self._padding.is_over(self._watch.elapsed, self.surplus_wait)
+        return self._padding.is_over(self.watch.elapsed, self.surplus_wait)
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -139,11 +139,10 @@ class Codeword(Acceptance):
         """Accept what there is: results that are exact or estimates."""
         if not self.results:
             raise CodedTimeoutError(
-                f"no result arrived within the timeout of {self._watch.deadline:g} s: nothing to estimate "
-                "from"
-            ) from self._tasks.first_cause
+                f"no result arrived within the timeout of {self.watch.deadline:g} s: nothing to estimate from"
+            ) from self.tasks.first_cause
         if not self._is_finite:
-            raise NotDecodableError(self._message.not_finite(self.data_count)) from self._tasks.first_cause
+            raise NotDecodableError(not_finite(self, self.data_count)) from self.tasks.first_cause
         assert isinstance(self._code, PolarCode)  # checked before the map began
         found = estimate(self, self._code)
         if self.refusal is not None or self.verifier.contradicts():
@@ -212,6 +211,11 @@ class Codeword(Acceptance):
     # -- what the schedule asks -------------------------------------------------------------
 
     @property
+    def threshold(self) -> int:
+        """How many results determine the rest at the least."""
+        return self._code.recovery_threshold
+
+    @property
     def is_met(self) -> bool:
         """Whether no more results are needed."""
         is_determined = self.ready_at is not None and self.refusal is None
@@ -231,8 +235,8 @@ class Codeword(Acceptance):
         """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
         found = sorted(self.without_result)
         if found:
-            spare = self._code.n - self._code.recovery_threshold
-            raise_if_all_fail(self._tasks, bool(self.results), spare)
+            spare = self._code.n - self.threshold
+            raise_if_all_fail(self.tasks, bool(self.results), spare)
         return found
 
     def is_out_of_reach(self) -> bool:
@@ -244,7 +248,7 @@ class Codeword(Acceptance):
         since = self.determined_at if self.ready_at is None else self.ready_at
         if since is None:
             return inf
-        return min(max(0.02, (self._watch.elapsed - since) / 20), SETTLE_SECONDS)
+        return min(max(0.02, (self.watch.elapsed - since) / 20), SETTLE_SECONDS)
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
@@ -261,11 +265,9 @@ class Codeword(Acceptance):
         if self._options.deadline is not None and self.results:
             return
         if isinstance(refusal, NotLinearError):
-            raise refusal from self._tasks.first_cause
-        message = self._message
-        raise NotDecodableError(
-            message.too_few(nothing_can_come) if refusal is None else message.not_finite(self.data_count)
-        ) from self._tasks.first_cause
+            raise refusal from self.tasks.first_cause
+        text = too_few(self, nothing_can_come) if refusal is None else not_finite(self, self.data_count)
+        raise NotDecodableError(text) from self.tasks.first_cause
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
         """What to say when the timeout has passed, and the exception behind it.
@@ -273,8 +275,15 @@ class Codeword(Acceptance):
         NotLinearError where a linear f would have been done by now.
         """
         if isinstance(self.refusal, NotLinearError):
-            raise self.refusal from self._tasks.first_cause
-        return self._message.late(timeout, not self.is_protected), self._tasks.first_cause
+            raise self.refusal from self.tasks.first_cause
+        why = ""
+        if not self.is_protected:
+            why = f"; results contain {NOT_FINITE}"
+        elif self.ready_at is not None:
+            why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
+        elif len(self.results) >= self.threshold:
+            why = "; they do not determine the rest, or not as accurately as rtol asks for"
+        return late(self, timeout, why), self.tasks.first_cause
 
     # ---------------------------------------------------------------------------------------
 
@@ -284,15 +293,10 @@ class Codeword(Acceptance):
         Results that look odd now may turn out to be the usual ones. Where nothing can be decoded every data
         task has to report. `accurately`: as accurately as is asked for.
         """
-        key = self._tasks.changes, self.refusal is None, accurately
+        key = self.tasks.changes, self.refusal is None, accurately
         if self._within_reach[0] != key:  # a look costs as much as decoding
-            coming = {*self.running, *self._tasks.held_back}
+            coming = {*self.running, *self.tasks.held_back}
             candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
             found = any(self.would_be_met(one, self.refusal is not None, accurately) for one in candidates)
             self._within_reach = key, found
         return self._within_reach[1]
-
-    @property
-    def _message(self) -> FailureMessage:
-        needed, is_ready = self._code.recovery_threshold, self.ready_at is not None
-        return FailureMessage(self._tasks, needed, self.arrived.keys(), self.results.keys(), is_ready)

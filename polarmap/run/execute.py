@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.coded import CodedData
@@ -26,12 +26,13 @@ from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
 from polarmap.run.lateness import ParityRule, backup_lateness
-from polarmap.run.loop import Need, Policy, Stopwatch, Upfront, schedule
+from polarmap.run.loop import Policy, Upfront, schedule
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers, Progress, RunningMap, blank_report, task_reports
+from polarmap.run.running_map import Observers, RunningMap, blank_report, task_reports
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.liveness import LIVENESS_SECONDS
@@ -54,28 +55,7 @@ class Launch:
         return blank_report(code.n, code.k, code.recovery_threshold, code.name, name, **known)
 
 
-class MapNeed(Need, Progress, Protocol):
-    """What a map makes of what becomes of its tasks."""
-
-    def add(self, outcome: Outcome) -> None:
-        """Take in what became of an attempt."""
-        ...
-
-    def step(self) -> bool:
-        """Whether the map is over, after another look."""
-        ...
-
-    @property
-    def surplus(self) -> Iterable[int]:
-        """Tasks whose results were of no use."""
-        ...
-
-    def told(self, ended: float) -> dict[str, Any]:
-        """Fields of the report of a map that was over in second `ended`."""
-        ...
-
-
-N = TypeVar("N", bound=MapNeed)
+N = TypeVar("N", bound=Need)
 
 
 def run_map(
@@ -104,7 +84,7 @@ def run_map(
             running.opened(run, began, need)
             for one in observers:
                 one.opened()
-            for outcomes in schedule(run, policy, options.retries, tasks, need, watch, observers):
+            for outcomes in schedule(run, policy, options.retries, need, observers):
                 for outcome in outcomes:
                     need.add(outcome)
                     for one in observers:

@@ -7,7 +7,7 @@ from math import inf
 
 from polarmap.executors.base import Attempt
 from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule
-from polarmap.run.loop import Need
+from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
 
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is

@@ -16,7 +16,7 @@ from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_e
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.loop import Stopwatch
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     are_alike,
@@ -40,15 +40,13 @@ UNVERIFIED_SECONDS = 20.0
 UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
 
 
-class Received:
+class Received(Need):
     """The results of a map so far, and whether they determine those of the data blocks.
 
     Attributes
     ----------
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
-    arrived : dict from task to float
-        When its result came that counts, in seconds after the start.
     decoder : Decoder or None
         None until the first result tells the dtypes.
     determined_at, ready_at : float or None
@@ -70,14 +68,13 @@ class Received:
         tasks: TaskTable,
         watch: Stopwatch,
     ) -> None:
-        self._coded, self._code, self._tasks = coded, coded.code, tasks
-        self._f, self._options, self._watch = f, options, watch
+        super().__init__(tasks, watch)
+        self._coded, self._code, self._f, self._options = coded, coded.code, f, options
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}
         self._returned: dict[int, float] = {}  # task -> when, whatever came
         self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
-        self.arrived: dict[int, float] = {}
         self.decoder: Decoder | None = None
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -90,7 +87,7 @@ class Received:
         index = outcome.task
         if index in self.arrived or outcome.failure is not None:
             return
-        self._returned[index] = self._watch.elapsed
+        self._returned[index] = self.watch.elapsed
         is_usual, shape = (
             bool(self.results) and are_alike(outcome, self._any_received),
             self._options.known.shape,
@@ -129,7 +126,7 @@ class Received:
         """A result turned out to be none."""
         self.arrived.pop(index, None)
         self._rejected.add(index)
-        self._tasks.reject(index, failure)
+        self.tasks.reject(index, failure)
 
     def drop(self, index: int, failure: Failure) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
@@ -141,22 +138,22 @@ class Received:
     @property
     def patience(self) -> float:
         """The longest wait for a result, or for f on the driver, that is not needed."""
-        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self._tasks.seconds, default=0.0))
+        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self.tasks.seconds, default=0.0))
 
     @property
     def time_here(self) -> float:
         """Seconds for f on one block, where the driver has to wait for it."""
-        return min(self.patience, self._watch.remaining)
+        return min(self.patience, self.watch.remaining)
 
     @property
     def more_may_come(self) -> bool:
         """Whether any result may still come."""
-        return not self._tasks.running <= self.arrived.keys()
+        return not self.tasks.running <= self.arrived.keys()
 
     @property
     def running(self) -> list[int]:
         """Tasks whose results may still come."""
-        return [index for index in self._tasks.running if index not in self.arrived]
+        return [index for index in self.tasks.running if index not in self.arrived]
 
     @property
     def data_count(self) -> int:
@@ -166,7 +163,7 @@ class Received:
     @property
     def without_result(self) -> set[int]:
         """Tasks without a result that do not run, though they were started."""
-        return (self._tasks.failed | self._rejected) - self.arrived.keys() - self._tasks.running
+        return (self.tasks.failed | self._rejected) - self.arrived.keys() - self.tasks.running
 
     @property
     def odd(self) -> set[int]:
@@ -314,7 +311,7 @@ class Received:
     def _accept(self, index: int) -> None:
         self.arrived[index] = self._returned[index]
         self._rejected.discard(index)
-        self._tasks.accept(index)
+        self.tasks.accept(index)
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
         usual = describe_result(self._any_received)
@@ -349,15 +346,15 @@ class Received:
     def _feed(self, index: int) -> None:
         assert self.decoder is not None
         if self.decoder.add(index) and self.ready_at is None:
-            self.ready_at, self.needed = self._watch.elapsed, self.decoder.count
+            self.ready_at, self.needed = self.watch.elapsed, self.decoder.count
         if self.determined_at is None and (self.decoder.ready or self.decoder.is_inaccurate):
-            self.determined_at = self._watch.elapsed
+            self.determined_at = self.watch.elapsed
 
     def accept(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
         if self.decoder is None or not (self.decoder.is_inaccurate and self.decoder.accept()):
             return False
-        self.ready_at, self.needed, self.is_inaccurate = self._watch.elapsed, self.decoder.count, True
+        self.ready_at, self.needed, self.is_inaccurate = self.watch.elapsed, self.decoder.count, True
         return True
 
     def would_be_met(self, tasks: Collection[int], all_data: bool = False, accurately: bool = True) -> bool:

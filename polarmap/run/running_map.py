@@ -7,28 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 from polarmap.executors.base import Outcome, Run
 from polarmap.report import Report, TaskReport
+from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
-
-
-class Progress(Protocol):
-    """What is known of the results of a map while it runs.
-
-    arrived : when that of each task came that counts, in seconds after the start.
-    """
-
-    arrived: dict[int, float]
-
-    def early_result(self, task: int) -> Callable[[], Any] | None:
-        """What makes the result of a data block that this task has returned, before the others are there."""
-        ...
-
-    def estimate(self, report: Report) -> Any:
-        """All results as they are estimated now, with the report so far; None if nothing tells them."""
-        ...
 
 
 class RunningMap:
@@ -42,7 +26,7 @@ class RunningMap:
 
     Attributes
     ----------
-    progress : Progress or None
+    need : Need or None
         What is known of its results, once it is opened.
     """
 
@@ -50,11 +34,11 @@ class RunningMap:
         self.blank, self.tasks = blank, tasks
         self._run: Run | None = None
         self._began = 0.0
-        self.progress: Progress | None = None
+        self.need: Need | None = None
 
-    def opened(self, run: Run, began: float, progress: Progress) -> None:
+    def opened(self, run: Run, began: float, need: Need) -> None:
         """It has begun, in this second on the clock of its run."""
-        self._began, self._run, self.progress = began, run, progress
+        self._began, self._run, self.need = began, run, need
 
     def wake(self) -> None:
         """Let it look up at once."""
@@ -63,9 +47,9 @@ class RunningMap:
 
     def report(self) -> Report:
         """So far."""
-        if self._run is None or self.progress is None:
+        if self._run is None or self.need is None:
             return self.blank
-        reports = task_reports(self.tasks, self.progress.arrived, is_final=False)
+        reports = task_reports(self.tasks, self.need.arrived, is_final=False)
         return replace(self.blank, seconds=self._run.now() - self._began, tasks=reports)
 
 

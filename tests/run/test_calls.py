@@ -17,7 +17,8 @@ from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, 
 from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
-from polarmap.run.loop import Stopwatch, schedule
+from polarmap.run.loop import schedule
+from polarmap.run.need import Stopwatch
 from polarmap.worker.any_value import run_call, to_block
 
 BOUNDED = Limits(4, grows=False, backups=2, retries=1)
@@ -38,9 +39,8 @@ class Served:
         known = defaultdict(partial(deque, maxlen=REMEMBERED)) if durations is None else durations
         self.calls = Calls(limits, known, self._take)
         self.run = ReplayExecutor(seconds).open(Payload(run_call, self.calls.blocks, faults or {}))
-        self.watch = Stopwatch(self.run.now)
-        tasks = self.calls.tasks
-        self._steps = schedule(self.run, self.calls, limits.retries, tasks, self.calls, self.watch)
+        self.calls.watch = Stopwatch(self.run.now)
+        self._steps = schedule(self.run, self.calls, limits.retries, self.calls)
 
     def _take(self, room: int) -> tuple[list[Call], bool]:
         taken, self.waiting = self.waiting[:room], self.waiting[room:]
@@ -54,7 +54,7 @@ class Served:
         return some
 
     def step(self) -> None:
-        self.calls.note(next(self._steps), self.watch.elapsed)
+        self.calls.note(next(self._steps))
 
     def serve(self) -> Iterator[int]:
         """Until no call waits or is under way."""
@@ -144,7 +144,7 @@ def test_a_worker_that_is_at_what_others_have_done_wears_a_run() -> None:
     served = Served(faults={3: Fault("sleep", 1000.0)})
     served.add(4)
     list(served.serve())
-    calls, done = served.calls, served.watch.elapsed
+    calls, done = served.calls, served.calls.watch.elapsed
     assert attempts(served) == [1, 1, 1, 2]
     assert done < 100.0
     assert 3 in calls.blocks.calls  # that attempt may ask for it
@@ -213,7 +213,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
         ends.append(Outcome(0, attempt, *result, failure, 1.0))
     for outcome in ends:
         tasks.note(outcome, 1.0)
-    served.calls.note(ends, 1.0)
+    served.calls.note(ends)
     told = [failure for failure in (first, second) if failure is not LOST]
     error = call.future.exception(0)
     if not told:

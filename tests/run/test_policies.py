@@ -13,37 +13,37 @@ from hypothesis import strategies as st
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
 from polarmap.run.loop import Upfront
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.tasks import TaskTable
 
+STOPPED = Stopwatch(lambda: 0.0)
 
-class Wanted:
+
+class Wanted(Need):
     """A need that a number of results meets."""
 
     is_protected = True
 
-    def __init__(self, tasks: TaskTable, count: int) -> None:
-        self._tasks, self._count = tasks, count
+    def __init__(self, tasks: TaskTable, count: int, watch: Stopwatch = STOPPED) -> None:
+        super().__init__(tasks, watch)
+        self._count = count
+
+    def add(self, outcome: Outcome) -> None: ...
 
     @property
     def received(self) -> list[int]:
-        return [index for index in range(len(self._tasks)) if self._tasks[index].returned]
+        return [index for index in range(len(self.tasks)) if self.tasks[index].returned]
 
     @property
     def is_met(self) -> bool:
         return len(self.received) >= self._count
-
-    def failed(self) -> list[int]:
-        return sorted(self._tasks.failed)
 
     def would_be_met(self, tasks: Collection[int]) -> bool:
         return len(tasks) >= self._count
 
     def is_out_of_reach(self) -> bool:
         return False
-
-    def look_seconds(self) -> float:
-        return inf
 
     def settle_for_less(self, nothing_can_come: bool) -> None: ...
 
