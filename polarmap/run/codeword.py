@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -12,19 +14,20 @@ import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
+from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
-from polarmap.run.acceptance import Acceptance
+from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.estimates import Estimate, estimate
 from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, raise_if_all_fail, too_few
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
+from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.results import CodedResult
 from polarmap.run.tasks import TaskTable
-from polarmap.run.verify import NotFiniteError
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
 
@@ -33,7 +36,7 @@ Array = npt.NDArray[Any]
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
-class Codeword(Acceptance):
+class Codeword(Received):
     """The `Need` of a coded map: over when its results are accepted, or its deadline is there.
 
     Parameters
@@ -43,6 +46,12 @@ class Codeword(Acceptance):
 
     Attributes
     ----------
+    verification : str or None
+        How the results were verified, once they are accepted.
+    refusal : NotFiniteError, NotLinearError or None
+        Why nothing can be decoded from these results, so that every data task has to report.
+    contradiction : NotLinearError or None
+        Of results that are handed out all the same, as every data task did report.
     padding_rows : tuple of bool
         For each leaf of the results, whether rows of it that come from padding are to be cut off.
     """
@@ -57,6 +66,10 @@ class Codeword(Acceptance):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
+        self.verification: str | None = None
+        self.refusal: NotFiniteError | NotLinearError | None = None
+        self._refused: tuple[Decoder | None, int] = None, 0  # by whom, and how many results it had
+        self.contradiction: NotLinearError | None = None
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self.padding_rows: tuple[bool, ...] = ()
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
@@ -73,18 +86,77 @@ class Codeword(Acceptance):
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
-        if self._coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
+        if self.coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
             self._has_warned = True
-            warn(self._coded.unprotected_warning)
+            warn(self.coded.unprotected_warning)
         self.verification = self.verification or self._verdict()
         if self.verification is None or not (self._padding is None or self._is_padding_known()):
             if not self.watch.is_past_deadline:
                 return False
             self._settle_at_deadline()
-        self._warn()
+        if self.contradiction is not None:
+            warn(f"{AS_A_PLAIN_MAP}, but {self.contradiction}")
+        if self.is_inaccurate:
+            warn(
+                "what arrived determines the other results, but no more accurately than to "
+                f"{self.checks.error_bound():.2g} (relative), which is more than rtol: no further result came"
+            )
         if self._padding is not None:
             self.padding_rows = self._padding.found(self.precision, self._shapes)
         return True
+
+    def _verdict(self) -> str | None:
+        """How the results were verified, once they are determined and that is settled.
+
+        Results that contradict each other are looked at again with every further one: it may tell who
+        is to blame.
+        """
+        decoder = self.decoder
+        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder and decoder.count):
+            self.refusal = None
+        if decoder is None or not decoder.ready or (self.refusal is not None and len(decoder.missing)):
+            return None
+        try:
+            how = self.checks.verified(decoder) if len(decoder.missing) else self._as_a_plain_map(decoder)
+            if how is not None:
+                self.decode()
+            return how
+        except NotFiniteError as error:
+            if not len(decoder.code.systematic):  # no more results would help
+                raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
+            self.refusal = error
+        except NotLinearError as error:
+            if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
+                raise
+            self.refusal, self._refused = error, (decoder, decoder.count)
+        return None
+
+    def _as_a_plain_map(self, decoder: Decoder) -> str | None:
+        """Every data task reported: nothing has to be decoded, whatever f is.
+
+        On first use one parity equation is looked at all the same: better a warning now than an error
+        when a worker is missing.
+        """
+        if self.refusal is not None:
+            self.needed = decoder.count
+        is_asked = self.is_first_use or ("checks" in vars(self) and self.checks.broken)
+        if is_asked and not isinstance(self.refusal, NotFiniteError):
+            try:
+                if not self.checks.is_protected(decoder):
+                    return None
+            except NotLinearError as error:
+                if self.options.verify is True:
+                    raise
+                self.contradiction = error
+            except NotFiniteError as error:
+                self.refusal = error
+        return "not needed"
+
+    @cached_property
+    def checks(self) -> Acceptance:
+        """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
+        # Without a circle: the blocks are to be gone as soon as their map is over.
+        return Acceptance(weakref.proxy(self))
 
     def _is_padding_known(self) -> bool:
         assert self._padding is not None
@@ -110,7 +182,7 @@ class Codeword(Acceptance):
         It may be decoded from still: nobody is to write to it.
         """
         received, k = self.results.get(task), len(self._code.systematic)
-        if received is None or task >= k or (self._coded.blocks.padding and task == k - 1):
+        if received is None or task >= k or (self.coded.blocks.padding and task == k - 1):
             return None
         leaves, structure = received.leaves, received.structure
         if leaves is None or structure is None or received.stored is not None:
@@ -129,7 +201,7 @@ class Codeword(Acceptance):
         assert isinstance(self._code, PolarCode)  # checked by the future
         found, padding = estimate(self, self._code), self._padding
         rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
-        whole = without_padding(found.results, self._coded.blocks, rows)
+        whole = without_padding(found.results, self.coded.blocks, rows)
         errors = found.errors if any(found.errors) else ()
         # What has arrived may be decoded from still: nobody is to write to it.
         results = [unflatten(self.structure, list(map(read_only, leaves))) for leaves in whole]
@@ -145,13 +217,13 @@ class Codeword(Acceptance):
             raise NotDecodableError(not_finite(self, self.data_count)) from self.tasks.first_cause
         assert isinstance(self._code, PolarCode)  # checked before the map began
         found = estimate(self, self._code)
-        if self.refusal is not None or self.verifier.contradicts():
+        if self.refusal is not None or self.checks.contradicts():
             assert self.decoder is not None
             missing = set(self.decoder.missing.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
             found = found._replace(errors=errors, error_p90=max(errors))
             broken = self.refusal or (
-                f"the parity equations are off by {self.residual:.2g} (relative): f is not linear, "
+                f"the parity equations are off by {self.checks.residual:.2g} (relative): f is not linear, "
                 "or a worker returned garbage"
             )
             warn(f"{broken}; what is decoded or estimated may be far off")
@@ -182,21 +254,21 @@ class Codeword(Acceptance):
         if found is not None:
             recovered = [index for index in recovered if found.errors[index] == 0]
         elif recovered:
-            amplification, bound = self._amplification, self.error_bound
+            amplification, bound = self._amplification, self.checks.error_bound()
         waited, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
             waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
         return {
             "needed": self.needed,
             "recovered": tuple(recovered),
-            "encode_seconds": self._coded.encode_seconds - self._earlier_encoding,
+            "encode_seconds": self.coded.encode_seconds - self._earlier_encoding,
             "decode_seconds": self.decode_seconds,
             "surplus_seconds": waited,
             "amplification": amplification,
             "error_bound": bound,
-            "residual": self.residual,
+            "residual": self.checks.residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
-            "unchecked": tuple(sorted(self.verifier.unchecked())) if is_checked else (),
+            "unchecked": tuple(sorted(self.checks.unchecked())) if is_checked else (),
             "errors": found.errors if found is not None and any(found.errors) else (),
             "error_p90": 0.0 if found is None else found.error_p90,
         }
@@ -252,7 +324,7 @@ class Codeword(Acceptance):
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
-        is_hopeless = self.is_accuracy_hopeless()
+        is_hopeless = self._is_accuracy_hopeless()
         is_stuck = bool(self.without_result) and not self._is_within_reach()
         if not (nothing_can_come or is_stuck or is_hopeless):
             return
@@ -262,7 +334,7 @@ class Codeword(Acceptance):
         refusal = self.refusal
         if refusal is None and self.accept():
             return
-        if self._options.deadline is not None and self.results:
+        if self.options.deadline is not None and self.results:
             return
         if isinstance(refusal, NotLinearError):
             raise refusal from self.tasks.first_cause
@@ -286,6 +358,11 @@ class Codeword(Acceptance):
         return late(self, timeout, why), self.tasks.first_cause
 
     # ---------------------------------------------------------------------------------------
+
+    def _is_accuracy_hopeless(self) -> bool:
+        """Whether no result that would make decoding more accurate is worth waiting for any longer."""
+        since = None if self.refusal is not None else self.determined_at
+        return since is not None and self.watch.elapsed - since > self.patience
 
     def _is_within_reach(self, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.

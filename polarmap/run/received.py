@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
+from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
@@ -31,6 +32,7 @@ from polarmap.run.results import (
     unwrapped,
 )
 from polarmap.run.tasks import TaskTable
+from polarmap.run.trusted import Trust
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
@@ -38,6 +40,11 @@ Array = npt.NDArray[Any]
 # The longest wait for a result that is not needed, or for f on the driver:
 UNVERIFIED_SECONDS = 20.0
 UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
+SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against: then f is evaluated here
+
+
+class NotFiniteError(Exception):
+    """NaN or inf among the results: parity carries it into every block that is decoded."""
 
 
 class Received(Need):
@@ -58,6 +65,9 @@ class Received(Need):
         Whether they are taken although more would have to come for the accuracy asked for.
     convicted : set of int
         Tasks that returned garbage.
+    decoded : list of lists of arrays
+        The results of the k data tasks, flat; of the last time they were decoded, empty before.
+    decode_seconds : float
     """
 
     def __init__(
@@ -69,7 +79,9 @@ class Received(Need):
         watch: Stopwatch,
     ) -> None:
         super().__init__(tasks, watch)
-        self._coded, self._code, self._f, self._options = coded, coded.code, f, options
+        self.f, self.coded, self._code, self.options = f, coded, coded.code, options
+        is_ours = options.known.fits or options.verify is False  # nobody asks
+        self.trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}
         self._returned: dict[int, float] = {}  # task -> when, whatever came
@@ -81,6 +93,9 @@ class Received(Need):
         self.needed = 0
         self.is_inaccurate = False
         self.convicted: set[int] = set()
+        self.decoded: list[list[Array]] = []
+        self.decode_seconds = 0.0
+        self._decoded_by: Recovery | None = None
 
     def add(self, outcome: Outcome) -> None:
         """Take in a result; failures are in the table of tasks."""
@@ -90,7 +105,7 @@ class Received(Need):
         self._returned[index] = self.watch.elapsed
         is_usual, shape = (
             bool(self.results) and are_alike(outcome, self._any_received),
-            self._options.known.shape,
+            self.options.known.shape,
         )
         if not is_usual and not (is_well_formed(outcome) and shape in (None, *shapes_of(outcome))):
             due = "a number" if shape is None else f"shape {shape}"
@@ -141,6 +156,23 @@ class Received(Need):
         return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self.tasks.seconds, default=0.0))
 
     @property
+    def since_ready(self) -> float:
+        """Seconds since the results were determined."""
+        assert self.ready_at is not None
+        return self.watch.elapsed - self.ready_at
+
+    @property
+    def surplus_wait(self) -> float:
+        """The wait for a result to check against: one median task time, within SURPLUS_SECONDS."""
+        return float(np.clip(np.median(self.tasks.seconds), *SURPLUS_SECONDS))
+
+    @property
+    def is_first_use(self) -> bool:
+        """Whether it is to be found out what f is."""
+        verify = self.options.verify
+        return verify is True or (verify == "auto" and self.trust.known is None)
+
+    @property
     def time_here(self) -> float:
         """Seconds for f on one block, where the driver has to wait for it."""
         return min(self.patience, self.watch.remaining)
@@ -189,11 +221,11 @@ class Received(Need):
         """
         first = min(self.results)
         found = [leaf.dtype for leaf in leaves_of(self.results[first])]
-        if first < len(self._code.systematic) or not any(map(is_exact, self._coded.blocks.dtypes)):
+        if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
             return found
         if self._model is None:
-            block = partial(data_block, self._coded, 0)
-            self._model = evaluated_here(self._f, block, self.time_here) or []
+            block = partial(data_block, self.coded, 0)
+            self._model = evaluated_here(self.f, block, self.time_here) or []
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
@@ -212,20 +244,27 @@ class Received(Need):
         """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
         if is_exact(dtype):
             return np.dtype(np.float64)
-        coarse = [one for one in self._coded.blocks.dtypes if not is_exact(one)]
+        coarse = [one for one in self.coded.blocks.dtypes if not is_exact(one)]
         return max([dtype, *coarse], key=epsilon)
 
-    def of_data(self) -> list[list[Array]]:
-        """The leaves of the k results, all of which arrived."""
-        return [leaves_of(self.results[index]) for index in range(self._code.wanted)]
-
     def decode(self) -> list[list[Array]]:
-        """The leaves of the k results; nothing if NaN or inf got in the way of decoding.
+        """The results of all data tasks; NotFiniteError if NaN or inf got in the way.
 
-        Raises CodeError for Python integers that parity does not determine.
+        CodeError for Python integers that parity does not determine.
         """
         assert self.decoder is not None
-        recovery = self.decoder.recovery
+        if not len(self.decoder.missing):
+            self.decoded = [leaves_of(self.results[index]) for index in range(self._code.wanted)]
+        elif self.decoder.recovery is not self._decoded_by:
+            began, self._decoded_by = self.watch.elapsed, self.decoder.recovery
+            self.decoded = self._decode(self._decoded_by)
+            self.decode_seconds = self.watch.elapsed - began
+        if not self.decoded:
+            raise NotFiniteError
+        return self.decoded
+
+    def _decode(self, recovery: Recovery) -> list[list[Array]]:
+        """The same, of which some are missing; empty if NaN or inf got in the way."""
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
@@ -233,10 +272,7 @@ class Received(Need):
                 blocks = recovery.recover(self.rows(leaf), dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
-            is_python = (
-                kinds[leaf] == "python" and is_exact(dtype) and recovery.exact and len(recovery.missing) > 0
-            )
-            if is_python:
+            if kinds[leaf] == "python" and is_exact(dtype) and recovery.exact:
                 recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
@@ -265,24 +301,24 @@ class Received(Need):
     @property
     def are_stored(self) -> bool:
         """Whether the blocks lie in storage."""
-        return self._coded.source is not None
+        return self.coded.source is not None
 
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
-        if self._options.known.fits or all(is_exact(dtype) for dtype in self.dtypes()):
+        if self.options.known.fits or all(is_exact(dtype) for dtype in self.dtypes()):
             return False
         return self._has_unsigned or self._is_large(sums=True)
 
     @property
     def _has_unsigned(self) -> bool:
         """Whether parity of the data wraps below zero."""
-        return np.dtype(np.uint64) in self._coded.blocks.dtypes
+        return np.dtype(np.uint64) in self.coded.blocks.dtypes
 
     def _is_large(self, sums: bool) -> bool:
         """Whether parity blocks of 64-bit integers may be beyond 2^63; or `sums` over all that is in one."""
-        blocks = self._coded.blocks
-        sizes = [prod(shape) if sums else 1 for _, shape in self._coded.layout(0)]
+        blocks = self.coded.blocks
+        sizes = [prod(shape) if sums else 1 for _, shape in self.coded.layout(0)]
         return any(
             blocks.largest(leaf) * self._code.norm_inf * sizes[leaf] >= 1 << 63
             for leaf, dtype in enumerate(blocks.dtypes)
@@ -291,7 +327,7 @@ class Received(Need):
 
     def why_not_protected(self) -> str:
         """Why parity is of no use for this f, and what to do."""
-        wide = [str(dtype) for dtype in self._coded.blocks.dtypes if is_exact(dtype)]
+        wide = [str(dtype) for dtype in self.coded.blocks.dtypes if is_exact(dtype)]
         made = [str(dtype) for dtype in self.dtypes() if not is_exact(dtype)]
         return (
             f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers, or sums "
@@ -317,7 +353,7 @@ class Received(Need):
         usual = describe_result(self._any_received)
         message = f"returned {describe_result(outcome)}, others {usual}"
         if index >= len(self._code.systematic) and shapes_of(outcome) == shapes_of(self._any_received):
-            data, parity = (self._coded.layout(place)[0][0] for place in (0, self._code.n - 1))
+            data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
                 "result; convert the data, or what f combines it with, so that both have one"
@@ -335,7 +371,7 @@ class Received(Need):
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             _check_result(dtype)
-        whole = any(is_exact(dtype) for dtype in self._coded.blocks.dtypes or dtypes)  # else f rounds
+        whole = any(is_exact(dtype) for dtype in self.coded.blocks.dtypes or dtypes)  # else f rounds
         exact = self._code.carries_integers and whole and any(is_exact(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
@@ -374,7 +410,7 @@ class Received(Need):
 
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""
-        return default_rtol(dtype) if self._options.rtol is None else self._options.rtol
+        return default_rtol(dtype) if self.options.rtol is None else self.options.rtol
 
 
 def _check_result(dtype: DType) -> None:
