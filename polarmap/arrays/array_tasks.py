@@ -15,13 +15,13 @@ import numpy.typing as npt
 from polarmap.arrays.fetching import TRANSFERS, fetch
 from polarmap.arrays.stores import place_of
 from polarmap.blocks.coded import WholeBlocks
-from polarmap.code.uncoded import BACKUPS
+from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError, NotDecodableError, StorageError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
-from polarmap.run.execute import Launch, run_uncoded
+from polarmap.run.execute import run_uncoded
 from polarmap.run.options import MapOptions
-from polarmap.run.running_map import Observers, counting
+from polarmap.run.running_map import Observers, RunningMap, counting
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import DamagedError, Part
@@ -120,7 +120,9 @@ class TaskRunner:
             output = OutputSpec(place, stored.prefix, stored.items, stored.arrays + 1)
         if self._encryption is not None:
             options = replace(SETTINGS, key=self._encryption.key)
-        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, output, ended)
+        running = RunningMap(self._executor)
+        running.expect(Uncoded(tasks.n, BACKUPS))
+        run_uncoded(running, f, tasks, options, self._observers, ended, backups=BACKUPS, output=output)
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""

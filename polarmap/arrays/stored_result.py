@@ -15,10 +15,11 @@ from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
+from polarmap.executors.base import encryption_of
 from polarmap.report import Report
-from polarmap.run.execute import encryption_of, prepared, run_coded
+from polarmap.run.execute import run_coded
 from polarmap.run.options import MapOptions
-from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.prepared_map import PreparedMap, prepared
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Structure, unflatten
@@ -123,13 +124,13 @@ def prepared_to_storage(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_out(out, options)
-    launch, coded = prepared(data, code_options, executor, options, parity_for="out=")
+    running, coded = prepared(data, code_options, executor, options, parity_for="out=")
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
     def run(observers: Observers) -> StoredResult[T]:
         encryption = encryption_of(coded, options.key)
         with ResultWriter(open_store(place), out.name, coded, encryption) as writer:
-            word, report = run_coded(launch, f, coded, options, observers, _sampled(f), writer.output)
+            word, report = run_coded(running, f, coded, options, observers, _sampled(f), writer.output)
             padding = coded.blocks.padding if any(word.padding_rows) else 0
             made = writer.manifest(word.stored, padding, word.decoded[0][0].dtype)
         _, _, structure = word.structure  # of a sample: see worker.store_result

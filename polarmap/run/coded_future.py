@@ -196,8 +196,8 @@ class FutureMap(Observer, Generic[R]):
         self._kept: set[Any] = set()  # futures that are to be fulfilled whether somebody else has them or not
         self._awaited: list[Future[Any]] = []  # each as often as a thread waits for it
         self._is_called_off = False
-        self._running: RunningMap | None = None
-        self._report = prepared.blank() if prepared.blank else None
+        self._running = prepared.running
+        self._report: Report | None = None  # once it is over
         self._ended = threading.Event()
         self._stream = EstimateStream()
         self._early: set[int] = set()  # blocks whose results were handed out before the others'
@@ -319,7 +319,7 @@ class FutureMap(Observer, Generic[R]):
             self._check()
             self.has_begun = True
             result = self._prepared.run((self, *self._others))
-            self._report = getattr(result, "report", self._report)
+            self._report, self._running = getattr(result, "report", self._report), None
             self._warn_of_garbage()
         except CalledOff:
             if (future := self._future()) is not None:  # at exit somebody may still have it

@@ -12,60 +12,55 @@ from polarmap.run.tasks import TaskTable
 
 
 class FirstResults(Need):
-    """The outcomes that count (the `Need` of a schedule): of each task the attempt that returned first.
+    """Over when each task has an outcome that counts: that of the attempt which returned first.
 
     Parameters
     ----------
-    note : callable, optional
+    note : callable
         Is told of each outcome that counts.
     keeps_failures : bool
         Whether the failure of a task that is not tried again counts as its outcome, or ends the map.
     who : callable
         How the caller of the map calls a task, in what is said of an exception.
-
-    Attributes
-    ----------
-    outcomes : dict from task to Outcome
     """
 
     def __init__(
         self,
-        note: Callable[[Outcome], None] | None,
+        note: Callable[[Outcome], None],
         keeps_failures: bool,
         who: Callable[[int], str],
         tasks: TaskTable,
         watch: Stopwatch,
     ) -> None:
-        self._note, self._keeps_failures, self._who = note, keeps_failures, who
         super().__init__(tasks, watch)
-        self.outcomes: dict[int, Outcome] = {}
+        self._note, self._keeps_failures, self._who = note, keeps_failures, who
+        self._done: set[int] = set()
 
     def add(self, outcome: Outcome) -> None:
         """Take in what became of an attempt."""
-        if outcome.failure is None and outcome.task not in self.outcomes:
+        if outcome.failure is None and outcome.task not in self._done:
             self.arrived[outcome.task] = self.watch.elapsed
             self._count(outcome)
 
     def _count(self, outcome: Outcome) -> None:
-        self.outcomes[outcome.task] = outcome
-        if self._note is not None:
-            self._note(outcome)
+        self._done.add(outcome.task)
+        self._note(outcome)
 
     @property
     def is_met(self) -> bool:
         """Whether there is an outcome of every task."""
-        return len(self.outcomes) == len(self.tasks)
+        return len(self._done) == len(self.tasks)
 
     @property
     def received(self) -> Collection[int]:
-        """The tasks that have returned."""
-        return self.outcomes.keys()
+        """The tasks of which there is one."""
+        return self._done
 
     def failed(self) -> list[int]:
         """Tasks of which no attempt runs or has returned; raises what f raises if it does so everywhere."""
         found = super().failed()
         if found and not self._keeps_failures:
-            raise_if_all_fail(self.tasks, bool(self.outcomes), spare=0)
+            raise_if_all_fail(self.tasks, bool(self._done), spare=0)
         return found
 
     def look_seconds(self) -> float:
@@ -74,21 +69,13 @@ class FirstResults(Need):
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
-        failed = sorted(self.tasks.failed)
-        if self._keeps_failures:
-            for index in failed:
-                self._count_failure(index)
-            return
-        for index in failed:
+        for index in sorted(self.tasks.failed):
             failure = self.tasks[index].last_failure
-            if failure is not None and failure.cause is not None:
+            if self._keeps_failures:  # whatever its copies may still do
+                self.tasks.failed.discard(index)
+                if index not in self._done:
+                    self._count(Outcome(index, self.tasks[index].attempts - 1, None, None, failure, 0.0))
+            elif failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
-        if failed:
+        if self.tasks.failed:
             raise NotDecodableError(too_few(self, nothing_can_come)) from self.tasks.first_cause
-
-    def _count_failure(self, index: int) -> None:
-        """Give a task up, whatever its copies may still do."""
-        self.tasks.failed.discard(index)
-        if index not in self.outcomes:
-            failure = self.tasks[index].last_failure
-            self._count(Outcome(index, self.tasks[index].attempts - 1, None, None, failure, 0.0))

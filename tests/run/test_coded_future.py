@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from polarmap import ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
@@ -26,15 +27,17 @@ class ScriptedMap:
     def __init__(self, *, is_lasting: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
-        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, lambda: BLANK, 2, is_lasting)
+        self.running = RunningMap(ReplayExecutor())
+        self.running.blank, self.running.tasks = BLANK, TaskTable(3)
+        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:
         return FutureMap(self.prepared, ()).start()
 
     def _run(self, observers: Observers) -> list[str]:
-        [future], running = observers, RunningMap(BLANK, TaskTable(3))
+        [future], running = observers, self.running
         future.began(running)
-        running.opened(Run(self.woken), 0.0, Results())  # type: ignore[arg-type]
+        running.opened(Run(self.woken), Results())  # type: ignore[arg-type]
         try:
             future.ended(Outcome(1, 0, [], (), None, 0.5), 0.9)
             self.began.set()
@@ -52,10 +55,10 @@ class Run:
     """Only its clock and its bell."""
 
     def __init__(self, woken: threading.Event) -> None:
-        self.wake = woken.set
+        self.wake, self._seconds = woken.set, iter([0.0])
 
     def now(self) -> float:
-        return 1.0
+        return next(self._seconds, 1.0)
 
 
 class Results:
