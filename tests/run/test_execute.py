@@ -1,4 +1,4 @@
-"""One map from its opening to its report: what those are told who look on; a plain map is looked at by nobody."""
+"""One map from its opening to its report: what those are told who look on, and that a plain one has none."""
 
 from __future__ import annotations
 
