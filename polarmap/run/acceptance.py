@@ -55,8 +55,7 @@ class Acceptance(Verifier):
             )
             return "no"
         differing = self.differing_here(self._received.decode())
-        time_is_left = self._received.more_may_come and not self._surplus_wait_is_over()
-        if time_is_left and (differing or not self.is_telling):
+        if not self._surplus_wait_is_over() and (differing or not self.is_telling):
             return None
         if differing:
             self.blame_f(f"f of block {differing[0]} differs from its decoded result")
@@ -68,7 +67,7 @@ class Acceptance(Verifier):
             return True
         if run.error is None:
             return False
-        return self._surplus_wait_is_over() if decoder.surplus else not self._received.more_may_come
+        return self._surplus_wait_is_over() if decoder.surplus else not self._received.coming
 
     # -- where nothing has to be decoded ----------------------------------------------------
 
@@ -80,7 +79,7 @@ class Acceptance(Verifier):
         received = self._received
         if decoder.code.n == decoder.code.wanted:
             return True
-        if not received.are_stored and received.wraps:  # else all would be read to tell
+        if received.coded.source is None and received.wraps:  # else all would be read to tell
             return self._say_not_protected(received.why_not_protected())
         if decoder.surplus and not self._surplus_holds():
             return False
@@ -137,12 +136,12 @@ class Acceptance(Verifier):
     # ---------------------------------------------------------------------------------------
 
     def _surplus_holds(self) -> bool:
-        return self.surplus_holds(self._received.more_may_come and not self._surplus_wait_is_over())
+        return self.surplus_holds(more=not self._surplus_wait_is_over())
 
     def _surplus_wait_is_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""
         received = self._received
-        return not received.more_may_come or received.since_ready >= received.surplus_wait
+        return not received.coming or received.since_ready >= received.surplus_wait
 
     @property
     def _waited(self) -> str:

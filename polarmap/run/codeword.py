@@ -26,7 +26,7 @@ from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, raise_if_
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
-from polarmap.run.results import CodedResult
+from polarmap.run.results import CodedResult, leaves_of
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
@@ -232,7 +232,13 @@ class Codeword(Received):
 
     @property
     def _is_finite(self) -> bool:
-        return not isinstance(self.refusal, NotFiniteError) and self.all_finite()
+        """Whether every data task reported, or nothing received is NaN or inf."""
+        if isinstance(self.refusal, NotFiniteError):
+            return False
+        if self.would_be_met(self.results, all_data=True):
+            return True
+        leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
+        return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     # -- what the report tells --------------------------------------------------------------
 
@@ -276,7 +282,7 @@ class Codeword(Received):
     @property
     def _amplification(self) -> float:
         assert self.decoder is not None
-        if self.decoder.exact and not all(map(is_exact, self.precisions)):  # floats decoded beside integers
+        if self.decoder.exact and not all(map(is_exact, self.dtypes())):  # floats decoded beside integers
             return float(np.linalg.norm(self.decoder.recovery.weights, axis=1).max())
         return self.decoder.amplification
 
@@ -305,7 +311,7 @@ class Codeword(Received):
 
     def failed(self) -> list[int]:
         """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
-        found = sorted(self.without_result)
+        found = super().failed()
         if found:
             spare = self._code.n - self.threshold
             raise_if_all_fail(self.tasks, bool(self.results), spare)
@@ -325,10 +331,10 @@ class Codeword(Received):
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
         is_hopeless = self._is_accuracy_hopeless()
-        is_stuck = bool(self.without_result) and not self._is_within_reach()
+        is_stuck = bool(self.tasks.failed) and not self._is_within_reach()
         if not (nothing_can_come or is_stuck or is_hopeless):
             return
-        may_come = self.more_may_come and not is_hopeless
+        may_come = bool(self.coming) and not is_hopeless
         if may_come and not nothing_can_come and self._is_within_reach(accurately=False):
             return
         refusal = self.refusal
@@ -372,7 +378,7 @@ class Codeword(Received):
         """
         key = self.tasks.changes, self.refusal is None, accurately
         if self._within_reach[0] != key:  # a look costs as much as decoding
-            coming = {*self.running, *self.tasks.held_back}
+            coming = self.coming | self.tasks.held_back
             candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
             found = any(self.would_be_met(one, self.refusal is not None, accurately) for one in candidates)
             self._within_reach = key, found

@@ -99,6 +99,11 @@ class Need(ABC):
         return self.arrived.keys()
 
     @property
+    def coming(self) -> set[int]:
+        """Tasks whose results may still come."""
+        return self.tasks.running - self.arrived.keys()
+
+    @property
     def is_protected(self) -> bool:
         """Whether tasks that are held back would help."""
         return True
@@ -163,7 +168,7 @@ def not_finite(need: Need, data: int) -> str:
 
 def too_few(need: Need, nothing: bool) -> str:
     """No more can arrive; `nothing`: no task runs any more."""
-    have, running = len(need.received), _running(need)
+    have, running = len(need.received), len(need.coming)
     if nothing:
         enough = ", which do not determine the rest" if have >= need.threshold else ""
         said = f"{_counted(need)} arrived{enough}, and no more can come"
@@ -183,17 +188,12 @@ def too_few(need: Need, nothing: bool) -> str:
     return said + _failures(need)
 
 
-def _running(need: Need) -> int:
-    """How many tasks there are whose results may still come."""
-    return len(need.tasks.running - need.arrived.keys())
-
-
 def _counted(need: Need) -> str:
     return f"{len(need.arrived)} of {need.threshold} needed results"
 
 
 def _still_run(need: Need) -> str:
-    count = _running(need)
+    count = len(need.coming)
     return f"{_tasks(count)} still run{'s' * (count == 1)}"
 
 

@@ -63,8 +63,6 @@ class Received(Need):
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
-    convicted : set of int
-        Tasks that returned garbage.
     decoded : list of lists of arrays
         The results of the k data tasks, flat; of the last time they were decoded, empty before.
     decode_seconds : float
@@ -85,14 +83,12 @@ class Received(Need):
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}
         self._returned: dict[int, float] = {}  # task -> when, whatever came
-        self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
         self.decoder: Decoder | None = None
         self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
-        self.convicted: set[int] = set()
         self.decoded: list[list[Array]] = []
         self.decode_seconds = 0.0
         self._decoded_by: Recovery | None = None
@@ -140,12 +136,10 @@ class Received(Need):
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
         self.arrived.pop(index, None)
-        self._rejected.add(index)
         self.tasks.reject(index, failure)
 
     def drop(self, index: int, failure: Failure) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
-        self.convicted.add(index)
         del self.results[index]
         self.reject(index, failure)
         self._restart_decoder()
@@ -178,40 +172,19 @@ class Received(Need):
         return min(self.patience, self.watch.remaining)
 
     @property
-    def more_may_come(self) -> bool:
-        """Whether any result may still come."""
-        return not self.tasks.running <= self.arrived.keys()
-
-    @property
-    def running(self) -> list[int]:
-        """Tasks whose results may still come."""
-        return [index for index in self.tasks.running if index not in self.arrived]
-
-    @property
     def data_count(self) -> int:
         """Results of data blocks that count."""
         return sum(int(index) in self.arrived for index in self._code.systematic)
 
     @property
-    def without_result(self) -> set[int]:
-        """Tasks without a result that do not run, though they were started."""
-        return (self.tasks.failed | self._rejected) - self.arrived.keys() - self.tasks.running
-
-    @property
     def odd(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        return {index for index in self._rejected - self.convicted if index < len(self._code.systematic)}
+        data = (int(index) for index in self._code.systematic)
+        return {index for index in data if any(one.kind == "shape" for one in self.tasks[index].failures)}
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
         return {index: leaves_of(one)[leaf].reshape(-1) for index, one in self.results.items()}
-
-    def all_finite(self) -> bool:
-        """Whether every data task reported, or nothing received is NaN or inf."""
-        if self._has_all_data(self.results):
-            return True
-        leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
-        return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def dtypes(self) -> list[DType]:
         """Dtypes of the leaves of the results, as data tasks return them.
@@ -229,11 +202,6 @@ class Received(Need):
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
-
-    @property
-    def precisions(self) -> list[DType]:
-        """The dtypes whose rounding limits the leaves of the results; integers are as they are."""
-        return [one if is_exact(one) else self.precision(one) for one in self.dtypes()]
 
     @property
     def structure(self) -> Structure:
@@ -298,11 +266,6 @@ class Received(Need):
         may_wrap = self._has_unsigned or self._is_large(sums=False)
         return unwrapped(weights, numbers, data, blocks, not self._is_large(sums=True), may_wrap)
 
-    @property
-    def are_stored(self) -> bool:
-        """Whether the blocks lie in storage."""
-        return self.coded.source is not None
-
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
@@ -346,7 +309,6 @@ class Received(Need):
 
     def _accept(self, index: int) -> None:
         self.arrived[index] = self._returned[index]
-        self._rejected.discard(index)
         self.tasks.accept(index)
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
