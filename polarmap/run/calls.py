@@ -10,7 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from math import inf
 from typing import Any, NamedTuple
 
-from polarmap.blocks.coded import WholeBlocks
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.executors.worker_table import GRACE_SECONDS
@@ -20,7 +20,6 @@ from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.any_value import Array, from_block
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Layout, Structure
 
 START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each
@@ -83,29 +82,6 @@ class Call(NamedTuple):
             self.future.set_exception(error)
 
 
-class CallBlocks(WholeBlocks):
-    """What workers get: the bytes of each call by number, which travel with its ticket."""
-
-    source = MESSAGE
-    structure: Structure = ("array",)
-
-    def __init__(self) -> None:
-        self.calls: dict[int, Array] = {}
-
-    @property
-    def n(self) -> int:
-        """How many there are now."""
-        return len(self.calls)
-
-    def leaves(self, index: int) -> list[Array]:
-        """The bytes of a call, which nobody changes."""
-        return [read_only(self.calls[index])]
-
-    def layout(self, index: int) -> Layout:
-        """How many there are."""
-        return (("|u1", (len(self.calls[index]),)),)
-
-
 class Calls(Need):
     """Calls on a run, which are taken as they come: the `Policy` of its schedule, and its `Need`.
 
@@ -126,7 +102,8 @@ class Calls(Need):
         self, limits: Limits, durations: Durations, take: Callable[[int], tuple[list[Call], bool]]
     ) -> None:
         super().__init__(TaskTable(0), Stopwatch(time.monotonic))
-        self.blocks = CallBlocks()
+        self.sent: dict[int, list[Array]] = {}  # the bytes of each call, while anybody may ask for them
+        self.blocks = PartBlocks(self.sent, ("array",), MESSAGE)  # they travel with its ticket
         self._limits, self._durations, self._take = limits, durations, take
         self._calls: dict[int, Call] = {}  # that are under way
         self._late: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
@@ -159,7 +136,7 @@ class Calls(Need):
         found, self._others_wait = self._take(self._limits.room(len(self._calls), running))
         for call in found:
             task = self.tasks.add()
-            self._calls[task], self.blocks.calls[task] = call, call.block
+            self._calls[task], self.sent[task] = call, [read_only(call.block)]
             self._backups.add(self._late.get(call.function) or self._late_calls(call.function))
 
     def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:
@@ -216,7 +193,7 @@ class Calls(Need):
             self._ghosts.setdefault(index, self.watch.elapsed)
         else:
             self._ghosts.pop(index, None)
-            self.blocks.calls.pop(index, None)
+            self.sent.pop(index, None)
 
     def fail(self, error: BaseException) -> None:
         """The run has failed: so have all calls that are under way."""

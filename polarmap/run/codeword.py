@@ -201,11 +201,21 @@ class Codeword(Received):
         assert isinstance(self._code, PolarCode)  # checked by the future
         found, padding = estimate(self, self._code), self._padding
         rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
-        whole = without_padding(found.results, self.coded.blocks, rows)
         errors = found.errors if any(found.errors) else ()
         # What has arrived may be decoded from still: nobody is to write to it.
-        results = [unflatten(self.structure, list(map(read_only, leaves))) for leaves in whole]
-        return CodedResult(results, replace(report, errors=errors, error_p90=found.error_p90))
+        results = [list(map(read_only, leaves)) for leaves in found.results]
+        return self._result(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
+
+    def result(self, report: Report) -> CodedResult[Any]:
+        """What was decoded, as the caller of the map gets it."""
+        return self._result(self.decoded, self.padding_rows, report)
+
+    def _result(
+        self, results: list[list[Array]], padding_rows: tuple[bool, ...], report: Report
+    ) -> CodedResult[Any]:
+        structure = self.structure
+        whole = without_padding(results, self.coded.blocks, padding_rows)
+        return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
     def _settle_at_deadline(self) -> None:
         """Accept what there is: results that are exact or estimates."""

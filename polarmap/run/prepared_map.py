@@ -9,7 +9,6 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import without_padding
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.base import key_of
@@ -19,7 +18,6 @@ from polarmap.run.observers import observers_of
 from polarmap.run.options import MapOptions
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers, RunningMap
-from polarmap.worker.pytree import unflatten
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,8 +76,7 @@ def prepared_blocks(
 
     def run(observers: Observers) -> CodedResult[T]:
         word, report = run_coded(running, f, coded, options, observers)
-        whole, structure = without_padding(word.decoded, coded.blocks, word.padding_rows), word.structure
-        return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
+        return word.result(report)
 
     return PreparedMap(run, running, coded.code.k, no_estimates=_no_estimates(coded))
 

@@ -16,7 +16,7 @@ from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
 from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
-from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
+from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits, function_of
 from polarmap.run.loop import schedule
 from polarmap.run.need import Stopwatch
 from polarmap.worker.any_value import run_call, to_block
@@ -77,7 +77,7 @@ def test_calls_end_as_the_run_says_in_their_order_and_their_blocks_go() -> None:
     assert served.most == 4
     assert [one.future.result(0) for one in some] == list(range(10))
     assert attempts(served) == [1] * 10
-    assert not served.calls.blocks.calls
+    assert not served.calls.sent
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_worker_that_is_at_what_others_have_done_wears_a_run() -> None:
     calls, done = served.calls, served.calls.watch.elapsed
     assert attempts(served) == [1, 1, 1, 2]
     assert done < 100.0
-    assert 3 in calls.blocks.calls  # that attempt may ask for it
+    assert 3 in calls.sent  # that attempt may ask for it
     assert not calls.is_worn(done)
     served.add(9)
     served.step()
@@ -171,7 +171,7 @@ def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     assert some[3].future.exception(0) is not None
     assert [one.future.result(0) for one in (*some[:3], some[4])] == [0, 1, 2, 4]
     assert attempts(served) == [1, 1, 1, 2, 2]
-    assert set(served.calls.blocks.calls) == {4}  # its backup runs
+    assert set(served.calls.sent) == {4}  # its backup runs
 
 
 def test_a_run_that_had_many_calls_is_worn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     assert "lost 2 times" in str(errors[1])
     assert errors[2] is not None
     assert attempts(served) == [2, 2, 1, 1]
-    assert not served.calls.blocks.calls
+    assert not served.calls.sent
 
 
 LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyError", "x", KeyError("x"))
@@ -223,7 +223,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     else:
         assert isinstance(error, KeyError)
     assert served.calls.is_idle
-    assert not served.calls.blocks.calls
+    assert not served.calls.sent
     assert not tasks.failed
 
 
@@ -246,9 +246,10 @@ def test_what_has_no_end_is_lost() -> None:
 
 
 def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_them() -> None:
-    blocks: Coded = CallBlocks()
-    assert isinstance(blocks, CallBlocks)
-    blocks.calls = {task: np.full(task + 1, task, np.uint8) for task in range(3)}
+    served = Served()
+    served.waiting += [Call(Future(), "f", np.full(size, size - 1, np.uint8)) for size in (1, 2, 3)]
+    served.calls.take()
+    blocks: Coded = served.calls.blocks
     assert blocks.n == 3
     assert blocks.source is not None
     check_reachable(blocks.source)
@@ -259,7 +260,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_th
         block = stored.block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
         assert block.source == blocks.source
-    del blocks.calls[1]
+    del served.calls.sent[1]
     with pytest.raises(KeyError):  # nobody else holds it
         stored.block(blocks, 1)
 

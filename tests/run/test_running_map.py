@@ -6,8 +6,8 @@ from run.test_execute import Diary
 
 import polarmap
 from polarmap import ReplayExecutor
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
-from polarmap.run.calls import CallBlocks
 from polarmap.run.first_results import FirstResults
 from polarmap.run.need import Stopwatch
 from polarmap.run.running_map import RunningMap, counting
@@ -19,7 +19,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     blank = running.report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
-    run = running.executor.open(Payload(abs, CallBlocks()))
+    run = running.executor.open(Payload(abs, PartBlocks([], ())))
     running.opened(run, FirstResults(print, False, str, running.tasks, Stopwatch(run.now)))
     running.tasks.start([0, 1], 0.0)
     assert [task.state for task in running.report().tasks] == ["running"] * 2 + ["not started"] * 2
