@@ -193,8 +193,8 @@ class FutureMap(Observer, Generic[R]):
     def __init__(self, prepared: PreparedMap[R], others: Observers) -> None:
         self._prepared, self._others = prepared, others
         self._owner = os.getpid()
-        self._kept: set[Any] = set()  # futures that are to be fulfilled whether somebody else has them or not
-        self._awaited: list[Future[Any]] = []  # each as often as a thread waits for it
+        # Futures to be fulfilled whether somebody else has them or not; threads that wait for one, by number.
+        self._kept: set[Any] = set()
         self._is_called_off = False
         self._running = prepared.running
         self._report: Report | None = None  # once it is over
@@ -250,11 +250,12 @@ class FutureMap(Observer, Generic[R]):
     def awaited(self, future: Future[Any]) -> Iterator[None]:
         """A thread waits for it, within."""
         self.check_process(future)
-        self._awaited.append(future)
+        thread = threading.get_ident()
+        self._kept.add(thread)
         try:
             yield
         finally:
-            self._awaited.remove(future)
+            self._kept.discard(thread)
 
     def check_estimates(self) -> None:
         """CodeError if there are none of such a map."""
@@ -356,7 +357,7 @@ class FutureMap(Observer, Generic[R]):
         While other threads go on that the interpreter waits for, any map may be of use to them.
         """
         maps = list(cls._under_way)
-        lasting = [one for one in maps if one._kept or one._awaited]
+        lasting = [one for one in maps if one._kept]
         useless = [] if _threads_go_on() else [one for one in maps if one not in lasting]
         for one in useless:
             one.call_off()
