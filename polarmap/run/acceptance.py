@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, warn
 from polarmap.run.results import LocalRun
 from polarmap.run.verify import Verifier
@@ -14,22 +13,22 @@ AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain m
 class Acceptance(Verifier):
     """The checks that results have to pass, and how long more is waited for that would tell."""
 
-    def verified(self, decoder: Decoder) -> str | None:
+    def verified(self) -> str | None:
         """How results were verified of which some have to be decoded; None as long as that is not settled."""
         received = self._received
         if received.wraps:
             raise CodeError(f"a result is missing and cannot be decoded: {received.why_not_protected()}")
         if self._received.options.verify is False:
             return "no"
-        how = self._checked(decoder)
+        how = self._checked()
         if how in ("parity", "local") and self._received.trust.known is None and self.is_mixing:
             received.decode()
             self.note_passed()
         return how
 
-    def _checked(self, decoder: Decoder) -> str | None:
+    def _checked(self) -> str | None:
         trusted = not self._received.is_first_use
-        if decoder.surplus:
+        if self._received.decoder.surplus:
             if not self._surplus_holds():
                 return None
             if trusted or (self.is_telling and not self.differing_here(self._received.decode())):
@@ -38,15 +37,15 @@ class Acceptance(Verifier):
             return "earlier"
         elif not self._surplus_wait_is_over():
             return None
-        return self._checked_here(decoder)
+        return self._checked_here()
 
-    def _checked_here(self, decoder: Decoder) -> str | None:
+    def _checked_here(self) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
         run = self.local_run()
         if run.index not in self.evaluated:
-            if not self._is_hopeless(run, decoder):
+            if not self._is_hopeless(run):
                 return None
-            if decoder.surplus:
+            if self._received.decoder.surplus:
                 return "parity"
             here = f"raised {run.words}" if run.error is not None else f"had not ended after {self._waited}"
             warn(
@@ -59,29 +58,29 @@ class Acceptance(Verifier):
             return None
         if differing:
             self.blame_f(f"f of block {differing[0]} differs from its decoded result")
-        return "parity" if decoder.surplus else "local"
+        return "parity" if self._received.decoder.surplus else "local"
 
-    def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
+    def _is_hopeless(self, run: LocalRun) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""
         if self._received.since_ready > self._received.patience:
             return True
         if run.error is None:
             return False
-        return self._surplus_wait_is_over() if decoder.surplus else not self._received.coming
+        return self._surplus_wait_is_over() if self._received.decoder.surplus else not self._received.coming
 
     # -- where nothing has to be decoded ----------------------------------------------------
 
-    def is_protected(self, decoder: Decoder) -> bool:
+    def is_protected(self) -> bool:
         """Whether it has turned out, as far as it will, that lost results could be decoded.
 
         NotLinearError if they could not.
         """
-        received = self._received
-        if decoder.code.n == decoder.code.wanted:
+        received, code = self._received, self._coded.code
+        if code.n == code.wanted:
             return True
         if received.coded.source is None and received.wraps:  # else all would be read to tell
             return self._say_not_protected(received.why_not_protected())
-        if decoder.surplus and not self._surplus_holds():
+        if received.decoder.surplus and not self._surplus_holds():
             return False
         if not (self._received.is_first_use and self.can_mix):
             return True
@@ -90,11 +89,12 @@ class Acceptance(Verifier):
             return True
         if not self._surplus_wait_is_over() and received.watch.remaining > 0:
             return False
-        return self._parity_is_checked_here(decoder)
+        return self._parity_is_checked_here()
 
-    def _parity_is_checked_here(self, decoder: Decoder) -> bool:
+    def _parity_is_checked_here(self) -> bool:
         """The same by f of a parity block on the driver, where no parity result came."""
-        if decoder.code.recovery_threshold > decoder.code.wanted:  # a polynomial takes more than one
+        code = self._coded.code
+        if code.recovery_threshold > code.wanted:  # a polynomial takes more than one
             return self._say_unverified("too few results beyond those of the data came")
         run = self.parity_run()
         if run.is_running:
@@ -102,7 +102,7 @@ class Acceptance(Verifier):
         if run.leaves is None:
             if isinstance(run.error, DamagedError):  # says nothing of f
                 return self._say_unverified(f"a parity block could not be read here: {run.words}")
-            failures = (self._received.tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
+            failures = (self._received.tasks[i].failures for i in range(code.wanted, code.n))
             if any(failure.kind == "raised" for told in failures for failure in told):
                 self.blame_f(f"f fails on parity blocks, here with {run.words}")
             return self._say_unverified(f"here it raised {run.words}")

@@ -111,13 +111,15 @@ class Codeword(Received):
         Results that contradict each other are looked at again with every further one: it may tell who
         is to blame.
         """
+        if not self.results:
+            return None
         decoder = self.decoder
-        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder and decoder.count):
+        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder.count):
             self.refusal = None
-        if decoder is None or not decoder.ready or (self.refusal is not None and len(decoder.missing)):
+        if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
             return None
         try:
-            how = self.checks.verified(decoder) if len(decoder.missing) else self._as_a_plain_map(decoder)
+            how = self.checks.verified() if len(decoder.missing) else self._as_a_plain_map()
             if how is not None:
                 self.decode()
             return how
@@ -131,18 +133,18 @@ class Codeword(Received):
             self.refusal, self._refused = error, (decoder, decoder.count)
         return None
 
-    def _as_a_plain_map(self, decoder: Decoder) -> str | None:
+    def _as_a_plain_map(self) -> str | None:
         """Every data task reported: nothing has to be decoded, whatever f is.
 
         On first use one parity equation is looked at all the same: better a warning now than an error
         when a worker is missing.
         """
         if self.refusal is not None:
-            self.needed = decoder.count
+            self.needed = self.decoder.count
         is_asked = self.is_first_use or ("checks" in vars(self) and self.checks.broken)
         if is_asked and not isinstance(self.refusal, NotFiniteError):
             try:
-                if not self.checks.is_protected(decoder):
+                if not self.checks.is_protected():
                     return None
             except NotLinearError as error:
                 if self.options.verify is True:
@@ -194,7 +196,7 @@ class Codeword(Received):
 
         Nothing, too, when the results are determined: they come when they have been checked.
         """
-        if self.decoder is None or self.decoder.ready or not self._is_finite or self.wraps:
+        if not self.results or self.decoder.ready or not self._is_finite or self.wraps:
             return None
         if self._padding is not None and not self._padding.is_known:
             return None
@@ -228,7 +230,6 @@ class Codeword(Received):
         assert isinstance(self._code, PolarCode)  # checked before the map began
         found = estimate(self, self._code)
         if self.refusal is not None or self.checks.contradicts():
-            assert self.decoder is not None
             missing = set(self.decoder.missing.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
             found = found._replace(errors=errors, error_p90=max(errors))
@@ -255,7 +256,6 @@ class Codeword(Received):
     @property
     def surplus(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
-        assert self.decoder is not None
         used = np.zeros(self._code.n, bool)
         used[: len(self._code.systematic)] = True
         if len(self.decoder.missing):
@@ -264,7 +264,6 @@ class Codeword(Received):
 
     def told(self, ended: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `ended`."""
-        assert self.decoder is not None
         found, recovered = self._estimate, self.decoder.missing.tolist()
         amplification = bound = 0.0
         if found is not None:
@@ -291,7 +290,6 @@ class Codeword(Received):
 
     @property
     def _amplification(self) -> float:
-        assert self.decoder is not None
         if self.decoder.exact and not all(map(is_exact, self.dtypes())):  # floats decoded beside integers
             return float(np.linalg.norm(self.decoder.recovery.weights, axis=1).max())
         return self.decoder.amplification

@@ -54,8 +54,8 @@ class Received(Need):
     ----------
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
-    decoder : Decoder or None
-        None until the first result tells the dtypes.
+    decoder : Decoder
+        From the first result on, which tells the dtypes.
     determined_at, ready_at : float or None
         When the results first determined the rest, and as accurately as is asked for, in seconds after
         the start.
@@ -84,7 +84,7 @@ class Received(Need):
         self._groups: dict[Any, dict[int, Outcome]] = {}
         self._returned: dict[int, float] = {}  # task -> when, whatever came
         self.results: dict[int, Outcome] = {}
-        self.decoder: Decoder | None = None
+        self.decoder: Decoder
         self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
@@ -220,7 +220,6 @@ class Received(Need):
 
         CodeError for Python integers that parity does not determine.
         """
-        assert self.decoder is not None
         if not len(self.decoder.missing):
             self.decoded = [leaves_of(self.results[index]) for index in range(self._code.wanted)]
         elif self.decoder.recovery is not self._decoded_by:
@@ -327,7 +326,7 @@ class Received(Need):
         return next(iter(self.results.values()))
 
     def _restart_decoder(self) -> None:
-        self.ready_at = self.determined_at = self.decoder = None
+        self.ready_at = self.determined_at = None
         self.is_inaccurate = False
         self.__dict__.pop("wraps", None)
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
@@ -342,7 +341,6 @@ class Received(Need):
             self._feed(index)
 
     def _feed(self, index: int) -> None:
-        assert self.decoder is not None
         if self.decoder.add(index) and self.ready_at is None:
             self.ready_at, self.needed = self.watch.elapsed, self.decoder.count
         if self.determined_at is None and (self.decoder.ready or self.decoder.is_inaccurate):
@@ -350,7 +348,7 @@ class Received(Need):
 
     def accept(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
-        if self.decoder is None or not (self.decoder.is_inaccurate and self.decoder.accept()):
+        if not (self.results and self.decoder.is_inaccurate and self.decoder.accept()):
             return False
         self.ready_at, self.needed, self.is_inaccurate = self.watch.elapsed, self.decoder.count, True
         return True
@@ -359,7 +357,7 @@ class Received(Need):
         """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
             return self._has_all_data(tasks)
-        if self.decoder is None or len(tasks) < self._code.recovery_threshold:
+        if not self.results or len(tasks) < self._code.recovery_threshold:
             return len(tasks) >= self._code.recovery_threshold or self._has_all_data(tasks)
         limit = self.decoder.max_amplification if accurately else np.inf
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)

@@ -61,7 +61,6 @@ class Verifier:
         non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
         """
         decoder = self._received.decoder
-        assert decoder is not None
         if more and self._undecided == decoder.count:
             return False
         broken, suspects = self._equations_broken()
@@ -78,7 +77,7 @@ class Verifier:
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
         decoder = self._received.decoder
-        return decoder is not None and decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
+        return decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
 
     def unchecked(self) -> list[int]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
@@ -247,9 +246,8 @@ class Verifier:
             self.residual = np.inf
             return False
         k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self._most_mixed
-        exact = self._received.decoder is not None and self._received.decoder.exact
         places = np.arange(code.n)
-        recovery = code.recovery((places < k) | (places == index), exact)
+        recovery = code.recovery((places < k) | (places == index), self._received.decoder.exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
         rows = [self._received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)]
         return not self._measure(recovery, rows)[0]
@@ -271,7 +269,6 @@ class Verifier:
 
     @property
     def _recovery(self) -> Recovery:
-        assert self._received.decoder is not None
         return self._received.decoder.recovery
 
     def _has_more_to_tell(self) -> bool:
@@ -344,7 +341,6 @@ class Verifier:
 
     def _decoding_noise(self, leaf: int) -> tuple[float, float]:
         """What decoding amplifies, and the largest number it adds up."""
-        assert self._received.decoder is not None
         return self._received.decoder.amplification, self._largest(leaf)
 
     def blame_f(self, what: str) -> NoReturn:
