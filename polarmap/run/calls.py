@@ -15,6 +15,7 @@ from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.run.lateness import LateAttempts, LatenessRule
+from polarmap.run.loop import Policy
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
@@ -82,7 +83,7 @@ class Call(NamedTuple):
             self.future.set_exception(error)
 
 
-class Calls(Need):
+class Calls(Need, Policy):
     """Calls on a run, which are taken as they come: the `Policy` of its schedule, and its `Need`.
 
     Its watch begins when the run is open; calls may be taken before.
@@ -110,11 +111,7 @@ class Calls(Need):
         self._backups = Backups(0, ENDLESS, limits.backups)
         self._ghosts: dict[int, float] = {}  # tasks that run although their call is done: since when
         self._others_wait = False
-
-    @property
-    def first(self) -> Sequence[int]:
-        """The calls that have been taken and not been started."""
-        return sorted(self.tasks.held_back)
+        self.first: Sequence[int] = ()  # calls that have been taken and not been started
 
     @property
     def is_idle(self) -> bool:
@@ -138,6 +135,7 @@ class Calls(Need):
             task = self.tasks.add()
             self._calls[task], self.sent[task] = call, [read_only(call.block)]
             self._backups.add(self._late.get(call.function) or self._late_calls(call.function))
+        self.first = sorted(self.tasks.held_back)
 
     def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:
         """The attempts at calls of a new function, given what earlier ones took."""
@@ -149,8 +147,7 @@ class Calls(Need):
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
         self.take()
-        new = sorted(tasks.held_back)
-        return new if self._others_wait else [*new, *self._backups.due(tasks, need, now)]
+        return self.first if self._others_wait else [*self.first, *self._backups.due(tasks, need, now)]
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until a call may be late, or calls that wait are better given to others."""

@@ -15,7 +15,7 @@ from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
 from polarmap.run.lateness import ParityRule, backup_lateness
-from polarmap.run.loop import Policy, Upfront, schedule
+from polarmap.run.loop import Policy, schedule
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
@@ -131,7 +131,7 @@ def _policy(code: LinearCode, options: MapOptions) -> Policy:
     if parity_after and len(code.systematic) == code.k:
         return ParityAfter(code.n, code.k, parity_after)
     if options.schedule_name != "on_demand":
-        return Upfront(code.n)
+        return Policy(code.n)
     rule = ParityRule(code.recovery_threshold, plan.runtimes if plan else None)
     return OnDemand(code.n, rule, plan.upfront if plan else 0, counts_decide=code.is_mds)
 

@@ -1,6 +1,6 @@
 """The loop of a map: starts tasks, waits, tells what ended, starts more. Knows no codes and no results.
 
-Which tasks start at once and which later is a policy (`Upfront`, or one of `policies`); what is still
+Which tasks start at once and which later is a `Policy`, here or in `policies`; what is still
 needed is known to whoever makes something of the outcomes (`Need`); how tasks run to the executor's `Run`.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import inf
-from typing import Protocol
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome, Run
@@ -20,42 +19,23 @@ STALL_SECONDS = 1.0  # without news, before failed tasks are started again
 LOOK_SECONDS = 5.0  # the longest the loop looks away; what is due is known without: this is against mistakes
 
 
-class Policy(Protocol):
-    """Which tasks start at once, and which later: decisions only, clocks and counts passed in."""
+class Policy:
+    """Which tasks start at once, and which later: decisions only, clocks and counts passed in.
 
-    @property
-    def first(self) -> Sequence[int]:
-        """The tasks that start at once."""
-        ...
+    This one starts all of them at once.
+    """
 
-    @property
-    def watches_starts(self) -> bool:
-        """Whether it is to be told when tasks begin to run."""
-        ...
-
-    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
-        """The tasks to start now, for the first time or once more."""
-        ...
-
-    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Seconds until the next task may be due, if nothing happens before; inf if none may."""
-        ...
-
-
-class Upfront:
-    """All tasks start at once."""
-
-    watches_starts = False
+    watches_starts = False  # whether it is to be told when tasks begin to run
 
     def __init__(self, n: int) -> None:
         self.first: Sequence[int] = range(n)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
-        """Nothing is left to start."""
+        """The tasks to start now, for the first time or once more."""
         return ()
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Nothing will be due."""
+        """Seconds until the next task may be due, if nothing happens before; inf if none may."""
         return inf
 
 

@@ -7,13 +7,14 @@ from math import inf
 
 from polarmap.executors.base import Attempt
 from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule
+from polarmap.run.loop import Policy
 from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
 
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 
 
-class ParityAfter:
+class ParityAfter(Policy):
     """Data tasks start at once; parity tasks after so many seconds, or as soon as one has failed.
 
     Parameters
@@ -24,10 +25,8 @@ class ParityAfter:
         After which data that is not back is late.
     """
 
-    watches_starts = False
-
     def __init__(self, n: int, k: int, seconds: float) -> None:
-        self.first: Sequence[int] = range(k)
+        super().__init__(k)
         self._left: Sequence[int] = range(k, n)
         self._seconds = seconds
 
@@ -95,7 +94,7 @@ class LateTasks:
         self._looked = len(tasks.noted)
 
 
-class OnDemand:
+class OnDemand(Policy):
     """As many tasks as are needed start at once; others in the place of late and failed ones.
 
     Parameters
@@ -110,6 +109,8 @@ class OnDemand:
         Whether any `recovery_threshold` results determine the others, as of the rotation kernel.
     """
 
+    watches_starts = True  # a task that waits for a slot is not late
+
     def __init__(
         self,
         n: int,
@@ -118,16 +119,11 @@ class OnDemand:
         counts_decide: bool = True,
     ) -> None:
         started = min(n, rule.recovery_threshold + upfront)
-        self.first: Sequence[int] = range(started)
+        super().__init__(started)
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
         self._late = LateTasks(n, started, rule.lateness)
         self._insufficient: tuple[frozenset[int], int] | None = None
-
-    @property
-    def watches_starts(self) -> bool:
-        """A task that waits for a slot is not late."""
-        return bool(self._left)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
@@ -164,7 +160,7 @@ class OnDemand:
         return would
 
 
-class Backups:
+class Backups(Policy):
     """All tasks start at once, and a late one once more: whichever attempt returns first counts.
 
     Parameters
@@ -180,7 +176,7 @@ class Backups:
     watches_starts = True
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
-        self.first: Sequence[int] = range(n)
+        super().__init__(n)
         self._most, self._backups = most, [0] * n
         self._late = LateTasks(n, n, rule)
 

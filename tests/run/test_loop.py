@@ -10,7 +10,7 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome
-from polarmap.run.loop import Upfront, schedule
+from polarmap.run.loop import Policy, schedule
 from polarmap.run.need import Stopwatch
 from polarmap.run.policies import ParityAfter
 from polarmap.run.tasks import TaskTable
@@ -55,7 +55,7 @@ class GivingUp(Wanted):
 def loop(run: Scripted, n: int, needed: int, retries: int = 1, timeout: float | None = None):  # type: ignore[no-untyped-def]
     tasks = TaskTable(n)
     need = GivingUp(tasks, needed, Stopwatch(run.now, timeout))
-    for outcomes in schedule(run, Upfront(n), retries, need):
+    for outcomes in schedule(run, Policy(n), retries, need):
         yield from outcomes
         if need.is_met:
             return

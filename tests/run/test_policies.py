@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
-from polarmap.run.loop import Upfront
+from polarmap.run.loop import Policy
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.tasks import TaskTable
@@ -60,7 +60,7 @@ def lost(task: int, attempt: int = 0) -> Outcome:
 
 
 def test_upfront_starts_everything_and_then_nothing() -> None:
-    policy, tasks = Upfront(5), TaskTable(5)
+    policy, tasks = Policy(5), TaskTable(5)
     assert list(policy.first) == [0, 1, 2, 3, 4]
     assert not policy.due(tasks, Wanted(tasks, 5), 1e9)
     assert policy.wait_seconds(tasks, 1e9) == inf
