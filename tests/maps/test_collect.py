@@ -993,7 +993,7 @@ def test_seconds_count_from_the_call_although_the_run_is_opened_later(
         def open(self, payload: Payload) -> ReplayRun:
             return Late({}, payload)
 
-    monkeypatch.setattr("polarmap.run.execute.time", SimpleNamespace(monotonic=lambda: 990.0))
+    monkeypatch.setattr("polarmap.run.running_map.time", SimpleNamespace(monotonic=lambda: 990.0))
     assert coded(verify=False, executor=Clocked()).report.seconds == 11.0
     assert coded(verify=False, executor=ReplayExecutor()).report.seconds == 1.0
 
