@@ -49,8 +49,9 @@ class RunningMap:
 
     def expect(self, code: LinearCode, **known: Any) -> None:
         """Be of as many tasks as a code has."""
-        name = self.executor.name
-        self.blank = blank_report(code.n, code.k, code.recovery_threshold, code.name, name, **known)
+        name, tasks = self.executor.name, _not_started(code.n)
+        needed = code.recovery_threshold
+        self.blank = Report(code.n, code.k, code.name, name, tasks, needed, is_final=False, **known)
         self.tasks = TaskTable(code.n)
 
     def opened(self, run: Run, need: Need) -> None:
@@ -141,15 +142,6 @@ def counting(observers: Observers, total: int) -> Iterator[Callable[[int], None]
     finally:
         for one in observers:
             one.finished(None)
-
-
-def blank_report(n: int, k: int, needed: int, code: str, executor: str, **known: Any) -> Report:
-    """The report of a map before anything of it has happened.
-
-    >>> blank_report(4, 3, 3, "rotation", "replay")
-    0 of 4 results have arrived, 3 are needed, 0.00 s so far (replay, rotation)
-    """
-    return Report(n, k, code, executor, _not_started(n), needed, is_final=False, **known)
 
 
 @lru_cache(maxsize=8)

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
-from polarmap import ReplayExecutor
+from polarmap import PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.running_map import Observers, RunningMap, blank_report
-from polarmap.run.tasks import TaskTable
+from polarmap.run.running_map import Observers, RunningMap
 
 SECONDS = 30.0
-BLANK = blank_report(3, 2, 2, "a code", "an executor")
 
 
 class ScriptedMap:
@@ -28,7 +26,7 @@ class ScriptedMap:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
         self.running = RunningMap(ReplayExecutor())
-        self.running.blank, self.running.tasks = BLANK, TaskTable(3)
+        self.running.expect(PolarCode(3, 2))
         self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:
