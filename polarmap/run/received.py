@@ -99,10 +99,8 @@ class Received(Need):
         if index in self.arrived or outcome.failure is not None:
             return
         self._returned[index] = self.watch.elapsed
-        is_usual, shape = (
-            bool(self.results) and are_alike(outcome, self._any_received),
-            self.options.known.shape,
-        )
+        is_usual = bool(self.results) and are_alike(outcome, self._any_received)
+        shape = self.options.known.shape
         if not is_usual and not (is_well_formed(outcome) and shape in (None, *shapes_of(outcome))):
             due = "a number" if shape is None else f"shape {shape}"
             message = f"returned {describe_result(outcome)} where {due} is due"
