@@ -97,8 +97,6 @@ class Calls(Need, Policy):
         Gives so many calls at most, and says whether others are left.
     """
 
-    watches_starts = True
-
     def __init__(
         self, limits: Limits, durations: Durations, take: Callable[[int], tuple[list[Call], bool]]
     ) -> None:
@@ -107,8 +105,9 @@ class Calls(Need, Policy):
         self.blocks = PartBlocks(self.sent, ("array",), MESSAGE)  # they travel with its ticket
         self._limits, self._durations, self._take = limits, durations, take
         self._calls: dict[int, Call] = {}  # that are under way
-        self._late: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
+        self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
         self._backups = Backups(0, ENDLESS, limits.backups)
+        self.late = self._backups.late
         self._ghosts: dict[int, float] = {}  # tasks that run although their call is done: since when
         self._others_wait = False
         self.first: Sequence[int] = ()  # calls that have been taken and not been started
@@ -134,12 +133,12 @@ class Calls(Need, Policy):
         for call in found:
             task = self.tasks.add()
             self._calls[task], self.sent[task] = call, [read_only(call.block)]
-            self._backups.add(self._late.get(call.function) or self._late_calls(call.function))
+            self._backups.add(self._kinds.get(call.function) or self._late_calls(call.function))
         self.first = sorted(self.tasks.held_back)
 
     def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:
         """The attempts at calls of a new function, given what earlier ones took."""
-        found = self._late[function] = LateAttempts(ENDLESS, is_endless=True)
+        found = self._kinds[function] = LateAttempts(ENDLESS, is_endless=True)
         for took in list(self._durations[function]):
             found.learn(took)
         return found

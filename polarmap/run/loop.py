@@ -11,6 +11,7 @@ from math import inf
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome, Run
+from polarmap.run.lateness import LateTasks
 from polarmap.run.need import Need
 from polarmap.run.running_map import Observers
 from polarmap.run.tasks import TaskTable
@@ -25,7 +26,7 @@ class Policy:
     This one starts all of them at once.
     """
 
-    watches_starts = False  # whether it is to be told when tasks begin to run
+    late: LateTasks | None = None  # what it is to be told of when attempts begin and end
 
     def __init__(self, n: int) -> None:
         self.first: Sequence[int] = range(n)
@@ -72,10 +73,11 @@ def schedule(
                 last_news = now
                 outcomes.append(event)
                 tasks.note(event, now)
-            elif policy.watches_starts:
+            elif tasks.late is not None:
                 tasks.note_began(event.task, event.attempt, event.when + offset)
         return outcomes
 
+    tasks.late = policy.late
     run.submit(tasks.start(policy.first, 0.0))
     while True:
         wait = min(tick, need.look_seconds(), watch.until_limit)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from polarmap.errors import raised_by
 from polarmap.executors.base import Attempt, Failure, Outcome
+from polarmap.run.lateness import LateTasks
 
 
 @dataclass(slots=True)
@@ -55,12 +56,10 @@ class TaskTable:
         Tasks that were started, do not run and have not returned a result that stands.
     held_back : set of int
         Tasks that have not been started.
-    durations : list of (int, int, float)
-        What first results of tasks took, in order of return: task, attempt, seconds.
-    noted : list of (int, int)
-        Tasks and attempts that were found to have begun or ended, in this order.
     unbegun : set of int
         Tasks of which the executor has not told when their latest attempt, which has not ended, began.
+    late : LateTasks or None
+        Who is told when attempts begin and end, if anybody wants to know.
     changes : int
         How often something was noted, for those who need not look again while nothing was.
     """
@@ -70,8 +69,7 @@ class TaskTable:
         self.running: set[int] = set()
         self.failed: set[int] = set()
         self.held_back = set(range(n))
-        self.durations: list[tuple[int, int, float]] = []
-        self.noted: list[tuple[int, int]] = []
+        self.late: LateTasks | None = None
         self.unbegun: set[int] = set()
         self.changes = 0
 
@@ -111,7 +109,8 @@ class TaskTable:
         task = self._tasks[index]
         if attempt in task.running and attempt not in task.began:
             task.began[attempt] = when
-            self.noted.append((index, attempt))
+            if self.late is not None and not task.returned:
+                self.late.began(index, attempt, when)
             if attempt == len(task.submitted) - 1:
                 self.unbegun.discard(index)
 
@@ -119,14 +118,16 @@ class TaskTable:
         """Note what became of an attempt."""
         index, task = outcome.task, self._tasks[outcome.task]
         task.running.discard(outcome.attempt)
-        self.noted.append((index, outcome.attempt))
+        if self.late is not None:
+            self.late.ended(index, [outcome.attempt])
         if outcome.attempt == len(task.submitted) - 1:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
             task.returned, task.seconds = True, outcome.seconds
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
-            self.durations.append((index, outcome.attempt, task.took))
+            if self.late is not None:
+                self.late.returned(index, outcome.attempt, task.took)
         elif outcome.failure is not None and not task.returned:
             task.failures.append(outcome.failure)
         self._place(index)
@@ -136,6 +137,9 @@ class TaskTable:
         task = self._tasks[index]
         task.returned, task.took = False, None
         task.failures.append(failure)
+        if self.late is not None:
+            for attempt in task.running & task.began.keys():  # they are of use again
+                self.late.began(index, attempt, task.began[attempt])
         self._place(index)
 
     def accept(self, index: int) -> None:
@@ -152,7 +156,6 @@ class TaskTable:
         task = self._tasks[index]
         task.returned = True
         task.failures.clear()
-        self.noted.append((index, task.attempts - 1))
         self._place(index)
 
     @property
@@ -173,6 +176,8 @@ class TaskTable:
         """Keep the sets true of a task that has changed."""
         self.changes += 1
         task = self._tasks[index]
+        if self.late is not None and task.returned:
+            self.late.ended(index, task.began)
         if not task.running:
             self.running.discard(index)
             (self.failed.discard if task.returned else self.failed.add)(index)
