@@ -85,8 +85,9 @@ class RunningMap:
         )
 
     def let_go(self) -> None:
-        """It is over: nothing of it is kept."""
+        """It is over: nothing of it is kept, exceptions of its tasks and what they hold neither."""
         self._run = self.need = None
+        self.tasks = TaskTable(0)
 
 
 class Observer:

@@ -26,6 +26,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     running.let_go()
     running.wake()
     assert running.report() is blank
+    assert len(running.tasks) == 0
 
 
 def test_stripes_are_counted_from_none_to_the_end() -> None:
