@@ -34,25 +34,25 @@ class RunningMap:
     blank : Report
         Before anything has happened, once it is known what it is of.
     tasks : TaskTable
+        None of them before it runs, and when it is over.
     need : Need or None
         What is known of its results, while it is open.
     """
 
     blank: Report
-    tasks: TaskTable
+    need: Need | None
+    _run: Run | None
 
     def __init__(self, executor: Any) -> None:
         self._began = time.monotonic()
         self.executor: MapExecutor = executor_of(executor)
-        self._run: Run | None = None
-        self.need: Need | None = None
+        self.let_go()
 
     def expect(self, code: LinearCode, **known: Any) -> None:
         """Be of as many tasks as a code has."""
         name, tasks = self.executor.name, _not_started(code.n)
         needed = code.recovery_threshold
         self.blank = Report(code.n, code.k, code.name, name, tasks, needed, is_final=False, **known)
-        self.tasks = TaskTable(code.n)
 
     def opened(self, run: Run, need: Need) -> None:
         """It runs; a virtual clock begins now."""

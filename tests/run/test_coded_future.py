@@ -15,6 +15,7 @@ from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observers, RunningMap
+from polarmap.run.tasks import TaskTable
 
 SECONDS = 30.0
 
@@ -27,6 +28,7 @@ class ScriptedMap:
         self._error = error
         self.running = RunningMap(ReplayExecutor())
         self.running.expect(PolarCode(3, 2))
+        self.running.tasks = TaskTable(3)
         self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:

@@ -89,3 +89,9 @@ def test_data_says_where_its_workers_can_read_it() -> None:
 def test_estimates_are_for_linear_functions_under_a_polar_code(code: Masked | LagrangeCode) -> None:
     with pytest.raises(CodeError, match="on_timeout='estimate' estimates blocks of linear f: not with"):
         prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), MapOptions(deadline=3.0))
+
+
+def test_what_is_prepared_may_be_run_again() -> None:
+    made = prepared_blocks(np.negative, DATA, CodeOptions(4, 5), ReplayExecutor(), MapOptions())
+    for _ in range(2):
+        np.testing.assert_array_equal(made.run(()).concatenate(), -DATA)

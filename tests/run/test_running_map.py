@@ -11,6 +11,7 @@ from polarmap.executors.base import Payload
 from polarmap.run.first_results import FirstResults
 from polarmap.run.need import Stopwatch
 from polarmap.run.running_map import RunningMap, counting
+from polarmap.run.tasks import TaskTable
 
 
 def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
@@ -20,6 +21,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
     run = running.executor.open(Payload(abs, PartBlocks([], ())))
+    running.tasks = TaskTable(4)
     running.opened(run, FirstResults(print, False, str, running.tasks, Stopwatch(run.now)))
     running.tasks.start([0, 1], 0.0)
     assert [task.state for task in running.report().tasks] == ["running"] * 2 + ["not started"] * 2
