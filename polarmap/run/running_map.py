@@ -70,14 +70,14 @@ class RunningMap:
         run, need = self._run, self.need
         if run is None or need is None:
             return self.blank
-        reports = task_reports(self.tasks, need.arrived, is_final=False)
+        reports = task_reports(need.tasks, need.arrived, is_final=False)
         return replace(self.blank, seconds=run.now() - self._began, tasks=reports)
 
     def final_report(self, told: dict[str, Any], stay: Stay | None) -> Report:
         """That of the map, which is over: with what its need told, and workers that stay have cost."""
         assert self._run is not None
         assert self.need is not None
-        reports = task_reports(self.tasks, self.need.arrived, self.need.surplus)
+        reports = task_reports(self.need.tasks, self.need.arrived, self.need.surplus)
         seconds, name = self._run.now() - self._began, self.executor.name  # with the channel that was used
         paid = cost_of(self.executor.worker, reports, seconds, stay)
         return replace(

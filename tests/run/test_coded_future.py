@@ -28,7 +28,6 @@ class ScriptedMap:
         self._error = error
         self.running = RunningMap(ReplayExecutor())
         self.running.expect(PolarCode(3, 2))
-        self.running.tasks = TaskTable(3)
         self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:
@@ -65,7 +64,7 @@ class Results:
     """That of block 1 is there."""
 
     def __init__(self) -> None:
-        self.arrived = {1: 0.9}
+        self.arrived, self.tasks = {1: 0.9}, TaskTable(3)
 
     def early_result(self, task: int) -> Any:
         assert task == 1
