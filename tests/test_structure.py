@@ -124,11 +124,9 @@ ONLY_FROM = {
     "polarmap.run.execute": [
         "polarmap.arrays.array_tasks",
         "polarmap.arrays.stored_result",
-        "polarmap.maps.gradients",
-        "polarmap.maps.coded",
         "polarmap.maps.sums",
         "polarmap.maps.hedged",
-        "polarmap.linalg.products",
+        "polarmap.run.prepared_map",
     ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.

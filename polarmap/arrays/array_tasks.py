@@ -15,13 +15,13 @@ import numpy.typing as npt
 from polarmap.arrays.fetching import TRANSFERS, whole_before
 from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import WholeBlocks
-from polarmap.code.uncoded import BACKUPS
+from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
-from polarmap.run.execute import Launch, run_uncoded
+from polarmap.run.execute import run_uncoded
 from polarmap.run.options import MapOptions
-from polarmap.run.running_map import Observers, counting
+from polarmap.run.running_map import Observers, RunningMap, counting
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -106,7 +106,9 @@ class TaskRunner:
             )
         with_note = output and output._replace(arrays=output.arrays + 1)
         options = replace(SETTINGS, key=self.parts.key)
-        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, with_note, ended)
+        running = RunningMap(self._executor)
+        running.expect(Uncoded(tasks.n, BACKUPS))
+        run_uncoded(running, f, tasks, options, self._observers, ended, backups=BACKUPS, output=with_note)
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""

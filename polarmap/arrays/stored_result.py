@@ -24,11 +24,12 @@ from polarmap.blocks.equal import concatenate
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.executors.base import encryption_of
 from polarmap.report import Report
 from polarmap.run.codeword import Codeword
-from polarmap.run.execute import encryption_of, prepared, run_coded
+from polarmap.run.execute import run_coded
 from polarmap.run.options import MapOptions
-from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.prepared_map import PreparedMap, prepared
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.parts import Part
@@ -136,7 +137,7 @@ def prepared_to_storage(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_out(out, options)
-    launch, coded = prepared(data, code_options, executor, options, parity_for="out=")
+    running, coded = prepared(data, code_options, executor, options, parity_for="out=")
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
     def run(observers: Observers) -> StoredResult[T]:
@@ -145,7 +146,7 @@ def prepared_to_storage(
         replaceable(parts.store, name, " for Stored(...), or delete it first")
         with Generation(parts.store, name, {"map": uuid.uuid4().hex}) as generation:
             output = OutputSpec(parts.place, f"{generation.prefix}result", items)
-            word, report = run_coded(launch, f, coded, options, observers, _sampled(f), output)
+            word, report = run_coded(running, f, coded, options, observers, _sampled(f), output)
             padding = coded.blocks.padding if any(word.padding_rows) else 0
             made = _manifest(name, code, word, padding, output)
             if parts.encryption is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -82,6 +82,10 @@ class CodedData(WholeBlocks):
     def coded_blocks(self) -> CodedData:
         """As `coded_map` asks for data that is encoded already."""
         return self
+
+    def on_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """f as it is called with blocks as they travel."""
+        return f
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of each array of block `index`, without making it."""

@@ -13,9 +13,12 @@ from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
+from polarmap.worker.parts import Place
 from polarmap.worker.pytree import Structure, flatten, naming, to_block
 
 Array = npt.NDArray[Any]
+
+Parts = Sequence[list[Array]] | dict[int, list[Array]]  # the leaves of each, by number
 
 DEFAULT_PARTS = 24
 
@@ -133,10 +136,18 @@ def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 class PartBlocks(WholeBlocks):
-    """What each worker gets: one part of its own."""
+    """What each worker gets: one part of its own. With a dict for the parts more of them may come later.
 
-    def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
-        self._parts, self.structure, self.n = parts, structure, len(parts)
+    source : where they are said to lie, if that is not in memory.
+    """
+
+    def __init__(self, parts: Parts, structure: Structure, source: Place | None = None) -> None:
+        self._parts, self.structure, self.source = parts, structure, source
+
+    @property
+    def n(self) -> int:
+        """How many there are now."""
+        return len(self._parts)
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a part."""

@@ -314,6 +314,18 @@ def key_of(coded: Coded) -> str | bytes | None:
     return None if source is None or source.encryption is None else Encryption(*source.encryption).key
 
 
+def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
+    """How a map encrypts what it stores and sends: by its own key, or that of the stored array it is over."""
+    key = key_of(blocks) if key is None else key
+    if key is None:
+        return None
+    from polarmap.executors.encryption_keys import new_encryption
+
+    tasks = range(blocks.n if blocks.source is None else 0)
+    largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
+    return new_encryption(key, largest, "a block", "use more blocks")
+
+
 def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
     """Bytes of arrays of this layout."""
     return sum(np.dtype(name).itemsize * math.prod(shape) for name, shape in layout)

@@ -18,9 +18,8 @@ from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
 from polarmap.linalg.parity_start import ParityStart
 from polarmap.report import Report
-from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
-from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Shape

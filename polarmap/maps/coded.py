@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
-from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,
@@ -17,7 +16,7 @@ from polarmap.run.options import (
     checked_options,
     planned,
 )
-from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.results import CodedResult
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.slope_errors import SlopeErrors
 from polarmap.report import Report
-from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
-from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.running_map import Observers
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
 

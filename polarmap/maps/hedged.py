@@ -21,11 +21,11 @@ from polarmap.errors import (
     raised_by,
 )
 from polarmap.executors.base import Outcome, failure_of
-from polarmap.run.execute import Launch, run_uncoded
+from polarmap.run.execute import run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers
+from polarmap.run.running_map import Observers, RunningMap
 from polarmap.worker.block_functions import any_call
 from polarmap.worker.messages import Error
 from polarmap.worker.pytree import from_block, naming
@@ -113,14 +113,14 @@ def hedged_map(
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     _check_arguments(star, args, kwargs, return_exceptions)
-    launch = Launch(executor)
+    running = RunningMap(executor)
     items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
     count = len(items) if blocks is None else min(blocks, len(items))
     is_group = count < len(items)
-    blank = partial(launch.blank, Uncoded(count, backups=1))
+    running.expect(Uncoded(count, backups=1))
     if not items:
-        nothing = replace(blank(), verified="not needed", is_final=True)
-        return PreparedMap(lambda observers: CodedResult([], nothing), blank)
+        nothing = replace(running.blank, verified="not needed", is_final=True)
+        return PreparedMap(lambda observers: CodedResult([], nothing), running)
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
@@ -154,10 +154,12 @@ def hedged_map(
                 for one in observers:
                     one.arrived(index, partial(values.__getitem__, index))
 
-        _, report = run_uncoded(launch, call, coded, options, observers, int(backups), None, note, keeps, who)
+        report = run_uncoded(
+            running, call, coded, options, observers, note, who, backups=int(backups), keeps_failures=keeps
+        )
         return CodedResult([values[index] for index in range(len(items))], report)
 
-    return PreparedMap(run, blank, len(items))
+    return PreparedMap(run, running, len(items))
 
 
 def _value(outcome: Outcome, keeps: bool) -> Any:

@@ -14,10 +14,10 @@ from polarmap.blocks.uneven import cut_parts
 from polarmap.code.checks import checked_count
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.execute import Launch, run_coded
+from polarmap.run.execute import run_coded
 from polarmap.run.options import KnownFunction, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.running_map import Observers
+from polarmap.run.running_map import Observers, RunningMap
 from polarmap.worker.block_functions import combination
 from polarmap.worker.pytree import unflatten
 
@@ -111,12 +111,13 @@ def coded_sum(
         check_function(f)
         options = checked_options("auto", rtol, timeout, retries)
         options = replace(options, known=KnownFunction(fits=True))
-        launch = Launch(executor)
+        running = RunningMap(executor)
         n = None if workers is None else checked_count("workers", workers)
         shares = SharedParts(*cut_parts(parts, n), n, tolerate)
         combined = combination(f)
+        running.expect(shares.code)
         try:
-            word, report = run_coded(launch, combined, shares, options, observers)
+            word, report = run_coded(running, combined, shares, options, observers)
         except NotLinearError as error:
             raise NotDecodableError(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "

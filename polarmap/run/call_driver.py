@@ -13,8 +13,9 @@ from functools import partial
 
 from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits
-from polarmap.run.loop import Stopwatch, schedule
+from polarmap.run.loop import schedule
 from polarmap.run.map_threads import call_before_exit
+from polarmap.run.need import Stopwatch
 from polarmap.worker.block_functions import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed and its thread ends
@@ -139,11 +140,10 @@ class CallDriver:
             with closing(self._executor.open(Payload(run_call, calls.blocks))) as run:
                 self._wake = run.wake
                 calls.take()  # those that have come since
-                watch = Stopwatch(run.now)
-                for outcomes in schedule(run, calls, self._limits.retries, calls.tasks, calls, watch):
-                    now = watch.elapsed
-                    calls.note(outcomes, now)
-                    if calls.is_worn(now):
+                calls.watch = Stopwatch(run.now)
+                for outcomes in schedule(run, calls, self._limits.retries, calls):
+                    calls.note(outcomes)
+                    if calls.is_worn(calls.watch.elapsed):
                         self._hand_over()
                     if calls.is_idle and not self._has_calls(LINGER_SECONDS):
                         break

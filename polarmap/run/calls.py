@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from math import inf
 from typing import Any, NamedTuple
 
-from polarmap.blocks.coded import WholeBlocks
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.run.lateness import LateAttempts, LatenessRule
-from polarmap.run.loop import Need
+from polarmap.run.loop import Policy
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Array, Layout, Structure, from_block
+from polarmap.worker.pytree import Array, from_block
 
 START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each
@@ -81,31 +83,10 @@ class Call(NamedTuple):
             self.future.set_exception(error)
 
 
-class CallBlocks(WholeBlocks):
-    """What workers get: the bytes of each call by number, which travel with its ticket."""
-
-    source = MESSAGE
-    structure: Structure = ("array",)
-
-    def __init__(self) -> None:
-        self.calls: dict[int, Array] = {}
-
-    @property
-    def n(self) -> int:
-        """How many there are now."""
-        return len(self.calls)
-
-    def leaves(self, index: int) -> list[Array]:
-        """The bytes of a call, which nobody changes."""
-        return [read_only(self.calls[index])]
-
-    def layout(self, index: int) -> Layout:
-        """How many there are."""
-        return (("|u1", (len(self.calls[index]),)),)
-
-
-class Calls:
+class Calls(Need, Policy):
     """Calls on a run, which are taken as they come: the `Policy` of its schedule, and its `Need`.
+
+    Its watch begins when the run is open; calls may be taken before.
 
     Parameters
     ----------
@@ -116,24 +97,20 @@ class Calls:
         Gives so many calls at most, and says whether others are left.
     """
 
-    watches_starts = is_protected = True
-    received: Collection[int] = ()
-
     def __init__(
         self, limits: Limits, durations: Durations, take: Callable[[int], tuple[list[Call], bool]]
     ) -> None:
-        self.tasks, self.blocks = TaskTable(0), CallBlocks()
+        super().__init__(TaskTable(0), Stopwatch(time.monotonic))
+        self.sent: dict[int, list[Array]] = {}  # the bytes of each call, while anybody may ask for them
+        self.blocks = PartBlocks(self.sent, ("array",), MESSAGE)  # they travel with its ticket
         self._limits, self._durations, self._take = limits, durations, take
         self._calls: dict[int, Call] = {}  # that are under way
-        self._late: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
+        self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
         self._backups = Backups(0, ENDLESS, limits.backups)
+        self.late = self._backups.late
         self._ghosts: dict[int, float] = {}  # tasks that run although their call is done: since when
         self._others_wait = False
-
-    @property
-    def first(self) -> Sequence[int]:
-        """The calls that have been taken and not been started."""
-        return sorted(self.tasks.held_back)
+        self.first: Sequence[int] = ()  # calls that have been taken and not been started
 
     @property
     def is_idle(self) -> bool:
@@ -155,12 +132,13 @@ class Calls:
         found, self._others_wait = self._take(self._limits.room(len(self._calls), running))
         for call in found:
             task = self.tasks.add()
-            self._calls[task], self.blocks.calls[task] = call, call.block
-            self._backups.add(self._late.get(call.function) or self._late_calls(call.function))
+            self._calls[task], self.sent[task] = call, [read_only(call.block)]
+            self._backups.add(self._kinds.get(call.function) or self._late_calls(call.function))
+        self.first = sorted(self.tasks.held_back)
 
     def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:
         """The attempts at calls of a new function, given what earlier ones took."""
-        found = self._late[function] = LateAttempts(ENDLESS, is_endless=True)
+        found = self._kinds[function] = LateAttempts(ENDLESS, is_endless=True)
         for took in list(self._durations[function]):
             found.learn(took)
         return found
@@ -168,8 +146,7 @@ class Calls:
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
         self.take()
-        new = sorted(tasks.held_back)
-        return new if self._others_wait else [*new, *self._backups.due(tasks, need, now)]
+        return self.first if self._others_wait else [*self.first, *self._backups.due(tasks, need, now)]
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until a call may be late, or calls that wait are better given to others."""
@@ -177,36 +154,42 @@ class Calls:
             return self._backups.wait_seconds(tasks, now)
         return START_SECONDS if self._limits.grows else max(0.0, self._worn_at - now)
 
-    def note(self, outcomes: list[Outcome], now: float) -> None:
-        """What became of attempts, of which nothing is kept: the first that returns or raises counts."""
+    def note(self, outcomes: list[Outcome]) -> None:
+        """What became of attempts, of which nothing is kept."""
         for outcome in outcomes:
-            failure, call = outcome.failure, self._calls.get(outcome.task)
-            if call is None:
-                continue
-            if failure is None:
-                del self._calls[outcome.task]
-                self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
-                call.return_(outcome)
-            elif failure.kind == "raised":
-                self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
-        for index in sorted(self.tasks.failed):
+            self.add(outcome)
+        outcomes.clear()
+        for index in self.failed():
             task = self.tasks[index]
             if task.attempts > self._limits.retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
                 self._give_up(index, WorkerLostError(text))
-        for outcome in outcomes:
-            if outcome.task in self._calls:
-                continue
-            if outcome.task in self.tasks.running:
-                self._ghosts.setdefault(outcome.task, now)
-            else:
-                self._ghosts.pop(outcome.task, None)
-                self.blocks.calls.pop(outcome.task, None)
-        outcomes.clear()
+
+    def add(self, outcome: Outcome) -> None:
+        """The first attempt that returns or raises is the end of a call."""
+        failure, call = outcome.failure, self._calls.get(outcome.task)
+        if call is not None and failure is None:
+            del self._calls[outcome.task]
+            self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
+            call.return_(outcome)
+        elif call is not None and failure is not None and failure.kind == "raised":
+            self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
+        self._let_go(outcome.task)
 
     def _give_up(self, index: int, error: BaseException, is_of_f: bool = False) -> None:
         self.tasks.give_up(index)
         self._calls.pop(index).fail(error, is_of_f)
+        self._let_go(index)
+
+    def _let_go(self, index: int) -> None:
+        """Forget a call that is over, unless an attempt at it runs on."""
+        if index in self._calls:
+            return
+        if index in self.tasks.running:
+            self._ghosts.setdefault(index, self.watch.elapsed)
+        else:
+            self._ghosts.pop(index, None)
+            self.sent.pop(index, None)
 
     def fail(self, error: BaseException) -> None:
         """The run has failed: so have all calls that are under way."""
@@ -219,28 +202,12 @@ class Calls:
         """Whether no call has to be started again, as its worker was lost."""
         return not self.tasks.failed
 
-    def failed(self) -> list[int]:
-        """Calls that have to be."""
-        return sorted(self.tasks.failed)
-
-    def is_out_of_reach(self) -> bool:
-        """No other call can do for one."""
-        return bool(self.tasks.failed)
-
     def look_seconds(self) -> float:
         """Nothing else is waited for, and nothing at all while no call is under way."""
         return inf if self._calls else 0.0
 
-    def would_be_met(self, tasks: Collection[int]) -> bool:
-        """More calls may come."""
-        return False
-
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Each call has had its end when its outcome was noted."""
-
-    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        """No time is set."""
-        raise NotImplementedError
 
 
 def function_of(f: Callable[..., Any]) -> Hashable:

@@ -193,11 +193,11 @@ class FutureMap(Observer, Generic[R]):
     def __init__(self, prepared: PreparedMap[R], others: Observers) -> None:
         self._prepared, self._others = prepared, others
         self._owner = os.getpid()
-        self._kept: set[Any] = set()  # futures that are to be fulfilled whether somebody else has them or not
-        self._awaited: list[Future[Any]] = []  # each as often as a thread waits for it
+        # Futures to be fulfilled whether somebody else has them or not; threads that wait for one, by number.
+        self._kept: set[Any] = set()
         self._is_called_off = False
-        self._running: RunningMap | None = None
-        self._report = prepared.blank() if prepared.blank else None
+        self._running = prepared.running
+        self._report: Report | None = None  # once it is over
         self._ended = threading.Event()
         self._stream = EstimateStream()
         self._early: set[int] = set()  # blocks whose results were handed out before the others'
@@ -250,11 +250,12 @@ class FutureMap(Observer, Generic[R]):
     def awaited(self, future: Future[Any]) -> Iterator[None]:
         """A thread waits for it, within."""
         self.check_process(future)
-        self._awaited.append(future)
+        thread = threading.get_ident()
+        self._kept.add(thread)
         try:
             yield
         finally:
-            self._awaited.remove(future)
+            self._kept.discard(thread)
 
     def check_estimates(self) -> None:
         """CodeError if there are none of such a map."""
@@ -279,8 +280,8 @@ class FutureMap(Observer, Generic[R]):
 
     def ended(self, outcome: Outcome, elapsed: float) -> None:
         """Fulfil the future of a block that is not to wait for the others."""
-        progress = self._running and self._running.progress
-        result = progress.early_result(outcome.task) if progress and self._blocks else None
+        need = self._running and self._running.need
+        result = need.early_result(outcome.task) if need and self._blocks else None
         if result is not None:
             self.arrived(outcome.task, result)
 
@@ -294,8 +295,8 @@ class FutureMap(Observer, Generic[R]):
         """Where a map may be called off."""
         self._check()
         running = self._running
-        if running is not None and running.progress is not None and not self._prepared.no_estimates:
-            estimate = running.progress.estimate
+        if running is not None and running.need is not None and not self._prepared.no_estimates:
+            estimate = running.need.estimate
             self._stream.offer(arrived, lambda: estimate(running.report()))
 
     def counted(self, done: int, total: int) -> None:
@@ -319,7 +320,7 @@ class FutureMap(Observer, Generic[R]):
             self._check()
             self.has_begun = True
             result = self._prepared.run((self, *self._others))
-            self._report = getattr(result, "report", self._report)
+            self._report, self._running = getattr(result, "report", self._report), None
             self._warn_of_garbage()
         except CalledOff:
             if (future := self._future()) is not None:  # at exit somebody may still have it
@@ -356,7 +357,7 @@ class FutureMap(Observer, Generic[R]):
         While other threads go on that the interpreter waits for, any map may be of use to them.
         """
         maps = list(cls._under_way)
-        lasting = [one for one in maps if one._kept or one._awaited]
+        lasting = [one for one in maps if one._kept]
         useless = [] if _threads_go_on() else [one for one in maps if one not in lasting]
         for one in useless:
             one.call_off()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import cached_property
 from math import inf
 from typing import Any
 
@@ -12,19 +14,20 @@ import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
+from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
-from polarmap.run.acceptance import Acceptance
+from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.estimates import Estimate, estimate
-from polarmap.run.loop import Stopwatch
+from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, raise_if_all_fail, too_few
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
-from polarmap.run.results import CodedResult
-from polarmap.run.tasks import FailureMessage, TaskTable, raise_if_all_fail
-from polarmap.run.verify import NotFiniteError
+from polarmap.run.received import NotFiniteError, Received
+from polarmap.run.results import CodedResult, leaves_of
+from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
 
@@ -33,7 +36,7 @@ Array = npt.NDArray[Any]
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
-class Codeword(Acceptance):
+class Codeword(Received):
     """The `Need` of a coded map: over when its results are accepted, or its deadline is there.
 
     Parameters
@@ -43,6 +46,12 @@ class Codeword(Acceptance):
 
     Attributes
     ----------
+    verification : str or None
+        How the results were verified, once they are accepted.
+    refusal : NotFiniteError, NotLinearError or None
+        Why nothing can be decoded from these results, so that every data task has to report.
+    contradiction : NotLinearError or None
+        Of results that are handed out all the same, as every data task did report.
     padding_rows : tuple of bool
         For each leaf of the results, whether rows of it that come from padding are to be cut off.
     """
@@ -57,6 +66,10 @@ class Codeword(Acceptance):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
+        self.verification: str | None = None
+        self.refusal: NotFiniteError | NotLinearError | None = None
+        self._refused: tuple[Decoder | None, int] = None, 0  # by whom, and how many results it had
+        self.contradiction: NotLinearError | None = None
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self.padding_rows: tuple[bool, ...] = ()
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
@@ -69,26 +82,87 @@ class Codeword(Acceptance):
         if self.verification is None:
             super().add(outcome)
         elif outcome.failure is None and outcome.task not in self.arrived:
-            self.arrived[outcome.task] = self._watch.elapsed
+            self.arrived[outcome.task] = self.watch.elapsed
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
-        if self._coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
+        if self.coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
             self._has_warned = True
-            warn(self._coded.unprotected_warning)
+            warn(self.coded.unprotected_warning)
         self.verification = self.verification or self._verdict()
         if self.verification is None or not (self._padding is None or self._is_padding_known()):
-            if not self._watch.is_past_deadline:
+            if not self.watch.is_past_deadline:
                 return False
             self._settle_at_deadline()
-        self._warn()
+        if self.contradiction is not None:
+            warn(f"{AS_A_PLAIN_MAP}, but {self.contradiction}")
+        if self.is_inaccurate:
+            warn(
+                "what arrived determines the other results, but no more accurately than to "
+                f"{self.checks.error_bound():.2g} (relative), which is more than rtol: no further result came"
+            )
         if self._padding is not None:
             self.padding_rows = self._padding.found(self.precision, self._shapes)
         return True
 
+    def _verdict(self) -> str | None:
+        """How the results were verified, once they are determined and that is settled.
+
+        Results that contradict each other are looked at again with every further one: it may tell who
+        is to blame.
+        """
+        if not self.results:
+            return None
+        decoder = self.decoder
+        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder.count):
+            self.refusal = None
+        if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
+            return None
+        try:
+            how = self.checks.verified() if len(decoder.missing) else self._as_a_plain_map()
+            if how is not None:
+                self.decode()
+            return how
+        except NotFiniteError as error:
+            if not len(decoder.code.systematic):  # no more results would help
+                raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
+            self.refusal = error
+        except NotLinearError as error:
+            if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
+                raise
+            self.refusal, self._refused = error, (decoder, decoder.count)
+        return None
+
+    def _as_a_plain_map(self) -> str | None:
+        """Every data task reported: nothing has to be decoded, whatever f is.
+
+        On first use one parity equation is looked at all the same: better a warning now than an error
+        when a worker is missing.
+        """
+        if self.refusal is not None:
+            self.needed = self.decoder.count
+        is_asked = self.is_first_use or ("checks" in vars(self) and self.checks.broken)
+        if is_asked and not isinstance(self.refusal, NotFiniteError):
+            try:
+                if not self.checks.is_protected():
+                    return None
+            except NotLinearError as error:
+                if self.options.verify is True:
+                    raise
+                self.contradiction = error
+            except NotFiniteError as error:
+                self.refusal = error
+        return "not needed"
+
+    @cached_property
+    def checks(self) -> Acceptance:
+        """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
+        # Without a circle: the blocks are to be gone as soon as their map is over.
+        return Acceptance(weakref.proxy(self))
+
     def _is_padding_known(self) -> bool:
         assert self._padding is not None
-        return self._padding.is_over(self._watch.elapsed, self.surplus_wait)
+        return self._padding.is_over(self.watch.elapsed, self.surplus_wait)
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -110,7 +184,7 @@ class Codeword(Acceptance):
         It may be decoded from still: nobody is to write to it.
         """
         received, k = self.results.get(task), len(self._code.systematic)
-        if received is None or task >= k or (self._coded.blocks.padding and task == k - 1):
+        if received is None or task >= k or (self.coded.blocks.padding and task == k - 1):
             return None
         leaves, structure = received.leaves, received.structure
         if leaves is None or structure is None or received.stored is not None:
@@ -122,37 +196,45 @@ class Codeword(Acceptance):
 
         Nothing, too, when the results are determined: they come when they have been checked.
         """
-        if self.decoder is None or self.decoder.ready or not self._is_finite or self.wraps:
+        if not self.results or self.decoder.ready or not self._is_finite or self.wraps:
             return None
         if self._padding is not None and not self._padding.is_known:
             return None
         assert isinstance(self._code, PolarCode)  # checked by the future
         found, padding = estimate(self, self._code), self._padding
         rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
-        whole = without_padding(found.results, self._coded.blocks, rows)
         errors = found.errors if any(found.errors) else ()
         # What has arrived may be decoded from still: nobody is to write to it.
-        results = [unflatten(self.structure, list(map(read_only, leaves))) for leaves in whole]
-        return CodedResult(results, replace(report, errors=errors, error_p90=found.error_p90))
+        results = [list(map(read_only, leaves)) for leaves in found.results]
+        return self._result(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
+
+    def result(self, report: Report) -> CodedResult[Any]:
+        """What was decoded, as the caller of the map gets it."""
+        return self._result(self.decoded, self.padding_rows, report)
+
+    def _result(
+        self, results: list[list[Array]], padding_rows: tuple[bool, ...], report: Report
+    ) -> CodedResult[Any]:
+        structure = self.structure
+        whole = without_padding(results, self.coded.blocks, padding_rows)
+        return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
     def _settle_at_deadline(self) -> None:
         """Accept what there is: results that are exact or estimates."""
         if not self.results:
             raise CodedTimeoutError(
-                f"no result arrived within the timeout of {self._watch.deadline:g} s: nothing to estimate "
-                "from"
-            ) from self._tasks.first_cause
+                f"no result arrived within the timeout of {self.watch.deadline:g} s: nothing to estimate from"
+            ) from self.tasks.first_cause
         if not self._is_finite:
-            raise NotDecodableError(self._message.not_finite(self.data_count)) from self._tasks.first_cause
+            raise NotDecodableError(not_finite(self, self.data_count)) from self.tasks.first_cause
         assert isinstance(self._code, PolarCode)  # checked before the map began
         found = estimate(self, self._code)
-        if self.refusal is not None or self.verifier.contradicts():
-            assert self.decoder is not None
+        if self.refusal is not None or self.checks.contradicts():
             missing = set(self.decoder.missing.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
             found = found._replace(errors=errors, error_p90=max(errors))
             broken = self.refusal or (
-                f"the parity equations are off by {self.residual:.2g} (relative): f is not linear, "
+                f"the parity equations are off by {self.checks.residual:.2g} (relative): f is not linear, "
                 "or a worker returned garbage"
             )
             warn(f"{broken}; what is decoded or estimated may be far off")
@@ -161,14 +243,19 @@ class Codeword(Acceptance):
 
     @property
     def _is_finite(self) -> bool:
-        return not isinstance(self.refusal, NotFiniteError) and self.all_finite()
+        """Whether every data task reported, or nothing received is NaN or inf."""
+        if isinstance(self.refusal, NotFiniteError):
+            return False
+        if self.would_be_met(self.results, all_data=True):
+            return True
+        leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
+        return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     # -- what the report tells --------------------------------------------------------------
 
     @property
     def surplus(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
-        assert self.decoder is not None
         used = np.zeros(self._code.n, bool)
         used[: len(self._code.systematic)] = True
         if len(self.decoder.missing):
@@ -177,39 +264,42 @@ class Codeword(Acceptance):
 
     def told(self, ended: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `ended`."""
-        assert self.decoder is not None
         found, recovered = self._estimate, self.decoder.missing.tolist()
         amplification = bound = 0.0
         if found is not None:
             recovered = [index for index in recovered if found.errors[index] == 0]
         elif recovered:
-            amplification, bound = self._amplification, self.error_bound
+            amplification, bound = self._amplification, self.checks.error_bound()
         waited, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
             waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
         return {
             "needed": self.needed,
             "recovered": tuple(recovered),
-            "encode_seconds": self._coded.encode_seconds - self._earlier_encoding,
+            "encode_seconds": self.coded.encode_seconds - self._earlier_encoding,
             "decode_seconds": self.decode_seconds,
             "surplus_seconds": waited,
             "amplification": amplification,
             "error_bound": bound,
-            "residual": self.residual,
+            "residual": self.checks.residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
-            "unchecked": tuple(sorted(self.verifier.unchecked())) if is_checked else (),
+            "unchecked": tuple(sorted(self.checks.unchecked())) if is_checked else (),
             "errors": found.errors if found is not None and any(found.errors) else (),
             "error_p90": 0.0 if found is None else found.error_p90,
         }
 
     @property
     def _amplification(self) -> float:
-        assert self.decoder is not None
-        if self.decoder.exact and not all(map(is_exact, self.precisions)):  # floats decoded beside integers
+        if self.decoder.exact and not all(map(is_exact, self.dtypes())):  # floats decoded beside integers
             return float(np.linalg.norm(self.decoder.recovery.weights, axis=1).max())
         return self.decoder.amplification
 
     # -- what the schedule asks -------------------------------------------------------------
+
+    @property
+    def threshold(self) -> int:
+        """How many results determine the rest at the least."""
+        return self._code.recovery_threshold
 
     @property
     def is_met(self) -> bool:
@@ -229,10 +319,10 @@ class Codeword(Acceptance):
 
     def failed(self) -> list[int]:
         """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
-        found = sorted(self.without_result)
+        found = super().failed()
         if found:
-            spare = self._code.n - self._code.recovery_threshold
-            raise_if_all_fail(self._tasks, bool(self.results), spare)
+            spare = self._code.n - self.threshold
+            raise_if_all_fail(self.tasks, bool(self.results), spare)
         return found
 
     def is_out_of_reach(self) -> bool:
@@ -244,28 +334,26 @@ class Codeword(Acceptance):
         since = self.determined_at if self.ready_at is None else self.ready_at
         if since is None:
             return inf
-        return min(max(0.02, (self._watch.elapsed - since) / 20), SETTLE_SECONDS)
+        return min(max(0.02, (self.watch.elapsed - since) / 20), SETTLE_SECONDS)
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
-        is_hopeless = self.is_accuracy_hopeless()
-        is_stuck = bool(self.without_result) and not self._is_within_reach()
+        is_hopeless = self._is_accuracy_hopeless()
+        is_stuck = bool(self.tasks.failed) and not self._is_within_reach()
         if not (nothing_can_come or is_stuck or is_hopeless):
             return
-        may_come = self.more_may_come and not is_hopeless
+        may_come = bool(self.coming) and not is_hopeless
         if may_come and not nothing_can_come and self._is_within_reach(accurately=False):
             return
         refusal = self.refusal
         if refusal is None and self.accept():
             return
-        if self._options.deadline is not None and self.results:
+        if self.options.deadline is not None and self.results:
             return
         if isinstance(refusal, NotLinearError):
-            raise refusal from self._tasks.first_cause
-        message = self._message
-        raise NotDecodableError(
-            message.too_few(nothing_can_come) if refusal is None else message.not_finite(self.data_count)
-        ) from self._tasks.first_cause
+            raise refusal from self.tasks.first_cause
+        text = too_few(self, nothing_can_come) if refusal is None else not_finite(self, self.data_count)
+        raise NotDecodableError(text) from self.tasks.first_cause
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
         """What to say when the timeout has passed, and the exception behind it.
@@ -273,10 +361,22 @@ class Codeword(Acceptance):
         NotLinearError where a linear f would have been done by now.
         """
         if isinstance(self.refusal, NotLinearError):
-            raise self.refusal from self._tasks.first_cause
-        return self._message.late(timeout, not self.is_protected), self._tasks.first_cause
+            raise self.refusal from self.tasks.first_cause
+        why = ""
+        if not self.is_protected:
+            why = f"; results contain {NOT_FINITE}"
+        elif self.ready_at is not None:
+            why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
+        elif len(self.results) >= self.threshold:
+            why = "; they do not determine the rest, or not as accurately as rtol asks for"
+        return late(self, timeout, why), self.tasks.first_cause
 
     # ---------------------------------------------------------------------------------------
+
+    def _is_accuracy_hopeless(self) -> bool:
+        """Whether no result that would make decoding more accurate is worth waiting for any longer."""
+        since = None if self.refusal is not None else self.determined_at
+        return since is not None and self.watch.elapsed - since > self.patience
 
     def _is_within_reach(self, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.
@@ -284,15 +384,10 @@ class Codeword(Acceptance):
         Results that look odd now may turn out to be the usual ones. Where nothing can be decoded every data
         task has to report. `accurately`: as accurately as is asked for.
         """
-        key = self._tasks.changes, self.refusal is None, accurately
+        key = self.tasks.changes, self.refusal is None, accurately
         if self._within_reach[0] != key:  # a look costs as much as decoding
-            coming = {*self.running, *self._tasks.held_back}
+            coming = self.coming | self.tasks.held_back
             candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
             found = any(self.would_be_met(one, self.refusal is not None, accurately) for one in candidates)
             self._within_reach = key, found
         return self._within_reach[1]
-
-    @property
-    def _message(self) -> FailureMessage:
-        needed, is_ready = self._code.recovery_threshold, self.ready_at is not None
-        return FailureMessage(self._tasks, needed, self.arrived.keys(), self.results.keys(), is_ready)

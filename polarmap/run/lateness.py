@@ -26,6 +26,7 @@ LEEWAY = 1.1  # times the median: no task is late before
 CAUTION = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
 CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
+LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
 
 
@@ -232,6 +233,53 @@ class LateAttempts(Generic[Attempt]):
             tasks = len(self._durations) + len(self._later) + len(self._running)
             rule = LatenessRule(max(1, tasks), rule.runtimes, rule.min_seconds)
         return rule.late_after(told(rule.tasks, self._durations, self._later), len(self._late))
+
+
+class LateTasks:
+    """Which attempts at the tasks of a map are late; its table tells what becomes of them.
+
+    Parameters
+    ----------
+    n : int
+        Tasks, of which the `first` start at once.
+    rule : LatenessRule
+        When a task is late; one that waits for a slot is not.
+    """
+
+    def __init__(self, n: int, first: int, rule: LatenessRule) -> None:
+        attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
+        self._kinds, self._of_task, self._first = {attempts}, [attempts] * n, first
+
+    def add(self, attempts: LateAttempts[tuple[int, int]]) -> None:
+        """There is one more task, of a kind of which these attempts are."""
+        self._kinds.add(attempts)
+        self._of_task.append(attempts)
+        self._first += 1
+
+    def began(self, task: int, attempt: int, when: float) -> None:
+        """An attempt at a task runs since this moment, and its result is wanted."""
+        self._of_task[task].begin((task, attempt), when)
+
+    def ended(self, task: int, attempts: Iterable[int]) -> None:
+        """These attempts do not run any more, or nobody waits for them."""
+        for attempt in attempts:
+            self._of_task[task].end((task, attempt))
+
+    def returned(self, task: int, attempt: int, took: float) -> None:
+        """This is the first result of a task, after so many seconds."""
+        self._of_task[task].learn(took, is_later=attempt > 0 or task >= self._first)
+
+    def at(self, now: float) -> set[tuple[int, int]]:
+        """Tasks and attempts that are late, or were before."""
+        return set().union(*(attempts.late_at(now) for attempts in self._kinds))
+
+    def next_seconds(self, unbegun: bool, now: float) -> float:
+        """Until the next one is, if nothing happens before; of those that are `unbegun` one may begin now."""
+        self.at(now)  # what is late already is not waited for, whoever has asked
+        wait = min(attempts.next_moment() for attempts in self._kinds) - now
+        if unbegun:
+            wait = min(wait, *(attempts.late_after() for attempts in self._kinds))
+        return max(LEAST_SECONDS, wait)
 
 
 def told(tasks: int, durations: list[float], later: list[float]) -> list[float]:

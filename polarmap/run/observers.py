@@ -209,8 +209,7 @@ class MapSpan(Observer):
 def numbers_of(report: Report) -> dict[str, float]:
     """What the counters count, of one map.
 
-    >>> from polarmap.run.running_map import blank_report
-    >>> numbers_of(blank_report(4, 3, 3, "rotation", "replay"))["tasks"]
+    >>> numbers_of(Report(4, 3, "rotation", "replay", (), 3))["tasks"]
     0
     """
     return {

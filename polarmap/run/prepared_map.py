@@ -5,29 +5,37 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-from polarmap.errors import without_our_frames
-from polarmap.report import Report
+from polarmap.blocks.code_choice import CodeOptions, encoded
+from polarmap.blocks.coded import CodedData
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors.base import key_of
+from polarmap.executors.faulty import FaultyExecutor
+from polarmap.run.execute import run_coded
 from polarmap.run.observers import observers_of
-from polarmap.run.running_map import Observers
+from polarmap.run.options import MapOptions
+from polarmap.run.results import CodedResult
+from polarmap.run.running_map import Observers, RunningMap
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class PreparedMap(NamedTuple, Generic[R]):
     """A map that is checked and cut, and has not begun.
 
     run : runs it to its end, while these observers look on.
-    blank : makes its report before anything has happened; None where that is not known yet.
+    running : tells how far it is; None where it is not known yet of how many tasks it is.
     blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
     is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
     no_estimates : why its results cannot be estimated while it runs, "" if they can.
     """
 
     run: Callable[[Observers], R]
-    blank: Callable[[], Report] | None = None
+    running: RunningMap | None = None
     blocks: int = 0
     is_lasting: bool = False
     no_estimates: str = "is of results that coded_map brings home: not with another verb= or out="
@@ -51,3 +59,58 @@ def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
     result = signature.return_annotation.removeprefix("PreparedMap[").removesuffix("]")
     call.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
     return call
+
+
+# --- maps of coded data -------------------------------------------------------------------------
+
+
+def prepared_blocks(
+    f: Callable[[Any], T],
+    data: Any,
+    code_options: CodeOptions,
+    executor: Any,
+    options: MapOptions,
+) -> PreparedMap[CodedResult[T]]:
+    """A map whose results come home."""
+    running, coded = prepared(data, code_options, executor, options)
+
+    def run(observers: Observers) -> CodedResult[T]:
+        word, report = run_coded(running, f, coded, options, observers)
+        return word.result(report)
+
+    return PreparedMap(run, running, coded.code.k, no_estimates=_no_estimates(coded))
+
+
+def _no_estimates(coded: CodedData) -> str:
+    """Why blocks of a map are not estimated, "" if they are."""
+    if isinstance(coded.code, PolarCode):
+        return ""
+    return f"estimates blocks of linear f: not with degree=, Masked or the code {coded.code!r}"
+
+
+def prepared(
+    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions, parity_for: str = ""
+) -> tuple[RunningMap, CodedData]:
+    """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit.
+
+    parity_for : what beside `options` has asked for parity.
+    """
+    running = RunningMap(_executor(executor, data))
+    coded = encoded(data, code_options, options.rtol, parity_for or options.parity_for)
+    if options.key is not None and coded.source is not None and options.key != key_of(coded):
+        how = "encrypted: leave key out" if key_of(coded) else "as they are: encode(..., key=) encrypts them"
+        raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
+    if options.deadline is not None and not isinstance(coded.code, PolarCode):
+        raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")
+    known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}
+    running.expect(coded.code, schedule=options.schedule_name, **known)
+    return running, coded
+
+
+def _executor(choice: Any, data: Any) -> Any:
+    """Where a stored array's workers can read it, when the caller does not say."""
+    if choice is None:
+        return getattr(data, "executor", None)
+    if isinstance(choice, FaultyExecutor) and choice.executor is None:
+        return FaultyExecutor(_executor(None, data), choice.faults)
+    return choice

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
+from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.loop import Stopwatch
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     are_alike,
@@ -31,6 +32,7 @@ from polarmap.run.results import (
     unwrapped,
 )
 from polarmap.run.tasks import TaskTable
+from polarmap.run.trusted import Trust
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
@@ -38,19 +40,22 @@ Array = npt.NDArray[Any]
 # The longest wait for a result that is not needed, or for f on the driver:
 UNVERIFIED_SECONDS = 20.0
 UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
+SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against: then f is evaluated here
 
 
-class Received:
+class NotFiniteError(Exception):
+    """NaN or inf among the results: parity carries it into every block that is decoded."""
+
+
+class Received(Need):
     """The results of a map so far, and whether they determine those of the data blocks.
 
     Attributes
     ----------
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
-    arrived : dict from task to float
-        When its result came that counts, in seconds after the start.
-    decoder : Decoder or None
-        None until the first result tells the dtypes.
+    decoder : Decoder
+        From the first result on, which tells the dtypes.
     determined_at, ready_at : float or None
         When the results first determined the rest, and as accurately as is asked for, in seconds after
         the start.
@@ -58,8 +63,9 @@ class Received:
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
-    convicted : set of int
-        Tasks that returned garbage.
+    decoded : list of lists of arrays
+        The results of the k data tasks, flat; of the last time they were decoded, empty before.
+    decode_seconds : float
     """
 
     def __init__(
@@ -70,31 +76,31 @@ class Received:
         tasks: TaskTable,
         watch: Stopwatch,
     ) -> None:
-        self._coded, self._code, self._tasks = coded, coded.code, tasks
-        self._f, self._options, self._watch = f, options, watch
+        super().__init__(tasks, watch)
+        self.f, self.coded, self._code, self.options = f, coded, coded.code, options
+        is_ours = options.known.fits or options.verify is False  # nobody asks
+        self.trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}
         self._returned: dict[int, float] = {}  # task -> when, whatever came
-        self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
-        self.arrived: dict[int, float] = {}
-        self.decoder: Decoder | None = None
+        self.decoder: Decoder
         self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
-        self.convicted: set[int] = set()
+        self.decoded: list[list[Array]] = []
+        self.decode_seconds = 0.0
+        self._decoded_by: Recovery | None = None
 
     def add(self, outcome: Outcome) -> None:
         """Take in a result; failures are in the table of tasks."""
         index = outcome.task
         if index in self.arrived or outcome.failure is not None:
             return
-        self._returned[index] = self._watch.elapsed
-        is_usual, shape = (
-            bool(self.results) and are_alike(outcome, self._any_received),
-            self._options.known.shape,
-        )
+        self._returned[index] = self.watch.elapsed
+        is_usual = bool(self.results) and are_alike(outcome, self._any_received)
+        shape = self.options.known.shape
         if not is_usual and not (is_well_formed(outcome) and shape in (None, *shapes_of(outcome))):
             due = "a number" if shape is None else f"shape {shape}"
             message = f"returned {describe_result(outcome)} where {due} is due"
@@ -128,12 +134,10 @@ class Received:
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
         self.arrived.pop(index, None)
-        self._rejected.add(index)
-        self._tasks.reject(index, failure)
+        self.tasks.reject(index, failure)
 
     def drop(self, index: int, failure: Failure) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
-        self.convicted.add(index)
         del self.results[index]
         self.reject(index, failure)
         self._restart_decoder()
@@ -141,22 +145,29 @@ class Received:
     @property
     def patience(self) -> float:
         """The longest wait for a result, or for f on the driver, that is not needed."""
-        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self._tasks.seconds, default=0.0))
+        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self.tasks.seconds, default=0.0))
+
+    @property
+    def since_ready(self) -> float:
+        """Seconds since the results were determined."""
+        assert self.ready_at is not None
+        return self.watch.elapsed - self.ready_at
+
+    @property
+    def surplus_wait(self) -> float:
+        """The wait for a result to check against: one median task time, within SURPLUS_SECONDS."""
+        return float(np.clip(np.median(self.tasks.seconds), *SURPLUS_SECONDS))
+
+    @property
+    def is_first_use(self) -> bool:
+        """Whether it is to be found out what f is."""
+        verify = self.options.verify
+        return verify is True or (verify == "auto" and self.trust.known is None)
 
     @property
     def time_here(self) -> float:
         """Seconds for f on one block, where the driver has to wait for it."""
-        return min(self.patience, self._watch.remaining)
-
-    @property
-    def more_may_come(self) -> bool:
-        """Whether any result may still come."""
-        return not self._tasks.running <= self.arrived.keys()
-
-    @property
-    def running(self) -> list[int]:
-        """Tasks whose results may still come."""
-        return [index for index in self._tasks.running if index not in self.arrived]
+        return min(self.patience, self.watch.remaining)
 
     @property
     def data_count(self) -> int:
@@ -164,25 +175,14 @@ class Received:
         return sum(int(index) in self.arrived for index in self._code.systematic)
 
     @property
-    def without_result(self) -> set[int]:
-        """Tasks without a result that do not run, though they were started."""
-        return (self._tasks.failed | self._rejected) - self.arrived.keys() - self._tasks.running
-
-    @property
     def odd(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        return {index for index in self._rejected - self.convicted if index < len(self._code.systematic)}
+        data = (int(index) for index in self._code.systematic)
+        return {index for index in data if any(one.kind == "shape" for one in self.tasks[index].failures)}
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
         return {index: leaves_of(one)[leaf].reshape(-1) for index, one in self.results.items()}
-
-    def all_finite(self) -> bool:
-        """Whether every data task reported, or nothing received is NaN or inf."""
-        if self._has_all_data(self.results):
-            return True
-        leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
-        return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def dtypes(self) -> list[DType]:
         """Dtypes of the leaves of the results, as data tasks return them.
@@ -192,19 +192,14 @@ class Received:
         """
         first = min(self.results)
         found = [leaf.dtype for leaf in leaves_of(self.results[first])]
-        if first < len(self._code.systematic) or not any(map(is_exact, self._coded.blocks.dtypes)):
+        if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
             return found
         if self._model is None:
-            block = partial(data_block, self._coded, 0)
-            self._model = evaluated_here(self._f, block, self.time_here) or []
+            block = partial(data_block, self.coded, 0)
+            self._model = evaluated_here(self.f, block, self.time_here) or []
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
-
-    @property
-    def precisions(self) -> list[DType]:
-        """The dtypes whose rounding limits the leaves of the results; integers are as they are."""
-        return [one if is_exact(one) else self.precision(one) for one in self.dtypes()]
 
     @property
     def structure(self) -> Structure:
@@ -215,20 +210,26 @@ class Received:
         """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
         if is_exact(dtype):
             return np.dtype(np.float64)
-        coarse = [one for one in self._coded.blocks.dtypes if not is_exact(one)]
+        coarse = [one for one in self.coded.blocks.dtypes if not is_exact(one)]
         return max([dtype, *coarse], key=epsilon)
 
-    def of_data(self) -> list[list[Array]]:
-        """The leaves of the k results, all of which arrived."""
-        return [leaves_of(self.results[index]) for index in range(self._code.wanted)]
-
     def decode(self) -> list[list[Array]]:
-        """The leaves of the k results; nothing if NaN or inf got in the way of decoding.
+        """The results of all data tasks; NotFiniteError if NaN or inf got in the way.
 
-        Raises CodeError for Python integers that parity does not determine.
+        CodeError for Python integers that parity does not determine.
         """
-        assert self.decoder is not None
-        recovery = self.decoder.recovery
+        if not len(self.decoder.missing):
+            self.decoded = [leaves_of(self.results[index]) for index in range(self._code.wanted)]
+        elif self.decoder.recovery is not self._decoded_by:
+            began, self._decoded_by = self.watch.elapsed, self.decoder.recovery
+            self.decoded = self._decode(self._decoded_by)
+            self.decode_seconds = self.watch.elapsed - began
+        if not self.decoded:
+            raise NotFiniteError
+        return self.decoded
+
+    def _decode(self, recovery: Recovery) -> list[list[Array]]:
+        """The same, of which some are missing; empty if NaN or inf got in the way."""
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
@@ -236,10 +237,7 @@ class Received:
                 blocks = recovery.recover(self.rows(leaf), dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
-            is_python = (
-                kinds[leaf] == "python" and is_exact(dtype) and recovery.exact and len(recovery.missing) > 0
-            )
-            if is_python:
+            if kinds[leaf] == "python" and is_exact(dtype) and recovery.exact:
                 recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
@@ -265,27 +263,22 @@ class Received:
         may_wrap = self._has_unsigned or self._is_large(sums=False)
         return unwrapped(weights, numbers, data, blocks, not self._is_large(sums=True), may_wrap)
 
-    @property
-    def are_stored(self) -> bool:
-        """Whether the blocks lie in storage."""
-        return self._coded.source is not None
-
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
-        if self._options.known.fits or all(is_exact(dtype) for dtype in self.dtypes()):
+        if self.options.known.fits or all(is_exact(dtype) for dtype in self.dtypes()):
             return False
         return self._has_unsigned or self._is_large(sums=True)
 
     @property
     def _has_unsigned(self) -> bool:
         """Whether parity of the data wraps below zero."""
-        return np.dtype(np.uint64) in self._coded.blocks.dtypes
+        return np.dtype(np.uint64) in self.coded.blocks.dtypes
 
     def _is_large(self, sums: bool) -> bool:
         """Whether parity blocks of 64-bit integers may be beyond 2^63; or `sums` over all that is in one."""
-        blocks = self._coded.blocks
-        sizes = [prod(shape) if sums else 1 for _, shape in self._coded.layout(0)]
+        blocks = self.coded.blocks
+        sizes = [prod(shape) if sums else 1 for _, shape in self.coded.layout(0)]
         return any(
             blocks.largest(leaf) * self._code.norm_inf * sizes[leaf] >= 1 << 63
             for leaf, dtype in enumerate(blocks.dtypes)
@@ -294,7 +287,7 @@ class Received:
 
     def why_not_protected(self) -> str:
         """Why parity is of no use for this f, and what to do."""
-        wide = [str(dtype) for dtype in self._coded.blocks.dtypes if is_exact(dtype)]
+        wide = [str(dtype) for dtype in self.coded.blocks.dtypes if is_exact(dtype)]
         made = [str(dtype) for dtype in self.dtypes() if not is_exact(dtype)]
         return (
             f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers, or sums "
@@ -313,14 +306,13 @@ class Received:
 
     def _accept(self, index: int) -> None:
         self.arrived[index] = self._returned[index]
-        self._rejected.discard(index)
-        self._tasks.accept(index)
+        self.tasks.accept(index)
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
         usual = describe_result(self._any_received)
         message = f"returned {describe_result(outcome)}, others {usual}"
         if index >= len(self._code.systematic) and shapes_of(outcome) == shapes_of(self._any_received):
-            data, parity = (self._coded.layout(place)[0][0] for place in (0, self._code.n - 1))
+            data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
                 "result; convert the data, or what f combines it with, so that both have one"
@@ -332,13 +324,13 @@ class Received:
         return next(iter(self.results.values()))
 
     def _restart_decoder(self) -> None:
-        self.ready_at = self.determined_at = self.decoder = None
+        self.ready_at = self.determined_at = None
         self.is_inaccurate = False
         self.__dict__.pop("wraps", None)
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             _check_result(dtype)
-        whole = any(is_exact(dtype) for dtype in self._coded.blocks.dtypes or dtypes)  # else f rounds
+        whole = any(is_exact(dtype) for dtype in self.coded.blocks.dtypes or dtypes)  # else f rounds
         exact = self._code.carries_integers and whole and any(is_exact(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
@@ -347,24 +339,23 @@ class Received:
             self._feed(index)
 
     def _feed(self, index: int) -> None:
-        assert self.decoder is not None
         if self.decoder.add(index) and self.ready_at is None:
-            self.ready_at, self.needed = self._watch.elapsed, self.decoder.count
+            self.ready_at, self.needed = self.watch.elapsed, self.decoder.count
         if self.determined_at is None and (self.decoder.ready or self.decoder.is_inaccurate):
-            self.determined_at = self._watch.elapsed
+            self.determined_at = self.watch.elapsed
 
     def accept(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
-        if self.decoder is None or not (self.decoder.is_inaccurate and self.decoder.accept()):
+        if not (self.results and self.decoder.is_inaccurate and self.decoder.accept()):
             return False
-        self.ready_at, self.needed, self.is_inaccurate = self._watch.elapsed, self.decoder.count, True
+        self.ready_at, self.needed, self.is_inaccurate = self.watch.elapsed, self.decoder.count, True
         return True
 
     def would_be_met(self, tasks: Collection[int], all_data: bool = False, accurately: bool = True) -> bool:
         """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
             return self._has_all_data(tasks)
-        if self.decoder is None or len(tasks) < self._code.recovery_threshold:
+        if not self.results or len(tasks) < self._code.recovery_threshold:
             return len(tasks) >= self._code.recovery_threshold or self._has_all_data(tasks)
         limit = self.decoder.max_amplification if accurately else np.inf
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
@@ -377,7 +368,7 @@ class Received:
 
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""
-        return default_rtol(dtype) if self._options.rtol is None else self._options.rtol
+        return default_rtol(dtype) if self.options.rtol is None else self.options.rtol
 
 
 def _check_result(dtype: DType) -> None:

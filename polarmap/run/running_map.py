@@ -2,71 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
-from polarmap.executors.base import Outcome, Run
+from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
+from polarmap.code.linear import LinearCode
+from polarmap.executors import executor_of
+from polarmap.executors.base import MapExecutor, Outcome, Run
 from polarmap.report import Report, TaskReport
+from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
-
-
-class Progress(Protocol):
-    """What is known of the results of a map while it runs.
-
-    arrived : when that of each task came that counts, in seconds after the start.
-    """
-
-    arrived: dict[int, float]
-
-    def early_result(self, task: int) -> Callable[[], Any] | None:
-        """What makes the result of a data block that this task has returned, before the others are there."""
-        ...
-
-    def estimate(self, report: Report) -> Any:
-        """All results as they are estimated now, with the report so far; None if nothing tells them."""
-        ...
+from polarmap.worker.liveness import LIVENESS_SECONDS
 
 
 class RunningMap:
-    """A map, as those see it who look on. Any thread may wake it, or ask for its report.
+    """A map on an executor, from when it is called. Any thread may wake it, or ask for its report.
 
     Parameters
     ----------
-    blank : Report
-        Before anything has happened.
-    tasks : TaskTable
+    executor : optional
+        What the caller of the map chose.
 
     Attributes
     ----------
-    progress : Progress or None
-        What is known of its results, once it is opened.
+    blank : Report
+        Before anything has happened, once it is known what it is of.
+    tasks : TaskTable
+        None of them before it runs, and when it is over.
+    need : Need or None
+        What is known of its results, while it is open.
     """
 
-    def __init__(self, blank: Report, tasks: TaskTable) -> None:
-        self.blank, self.tasks = blank, tasks
-        self._run: Run | None = None
-        self._began = 0.0
-        self.progress: Progress | None = None
+    blank: Report
+    need: Need | None
+    _run: Run | None
 
-    def opened(self, run: Run, began: float, progress: Progress) -> None:
-        """It has begun, in this second on the clock of its run."""
-        self._began, self._run, self.progress = began, run, progress
+    def __init__(self, executor: Any) -> None:
+        self._began = time.monotonic()
+        self.executor: MapExecutor = executor_of(executor)
+        self.let_go()
+
+    def expect(self, code: LinearCode, **known: Any) -> None:
+        """Be of as many tasks as a code has."""
+        name, tasks = self.executor.name, _not_started(code.n)
+        needed = code.recovery_threshold
+        self.blank = Report(code.n, code.k, code.name, name, tasks, needed, is_final=False, **known)
+
+    def opened(self, run: Run, need: Need) -> None:
+        """It runs; a virtual clock begins now."""
+        self._began = min(self._began, run.now())
+        self._run, self.need = run, need
 
     def wake(self) -> None:
         """Let it look up at once."""
-        if self._run is not None:
-            self._run.wake()
+        run = self._run
+        if run is not None:
+            run.wake()
 
     def report(self) -> Report:
         """So far."""
-        if self._run is None or self.progress is None:
+        run, need = self._run, self.need
+        if run is None or need is None:
             return self.blank
-        reports = task_reports(self.tasks, self.progress.arrived, is_final=False)
-        return replace(self.blank, seconds=self._run.now() - self._began, tasks=reports)
+        reports = task_reports(need.tasks, need.arrived, is_final=False)
+        return replace(self.blank, seconds=run.now() - self._began, tasks=reports)
+
+    def final_report(self, told: dict[str, Any], stay: Stay | None) -> Report:
+        """That of the map, which is over: with what its need told, and workers that stay have cost."""
+        assert self._run is not None
+        assert self.need is not None
+        reports = task_reports(self.need.tasks, self.need.arrived, self.need.surplus)
+        seconds, name = self._run.now() - self._began, self.executor.name  # with the channel that was used
+        paid = cost_of(self.executor.worker, reports, seconds, stay)
+        return replace(
+            self.blank, executor=name, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told
+        )
+
+    def let_go(self) -> None:
+        """It is over: nothing of it is kept, exceptions of its tasks and what they hold neither."""
+        self._run = self.need = None
+        self.tasks = TaskTable(0)
 
 
 class Observer:
@@ -124,15 +145,6 @@ def counting(observers: Observers, total: int) -> Iterator[Callable[[int], None]
             one.finished(None)
 
 
-def blank_report(n: int, k: int, needed: int, code: str, executor: str, **known: Any) -> Report:
-    """The report of a map before anything of it has happened.
-
-    >>> blank_report(4, 3, 3, "rotation", "replay")
-    0 of 4 results have arrived, 3 are needed, 0.00 s so far (replay, rotation)
-    """
-    return Report(n, k, code, executor, _not_started(n), needed, is_final=False, **known)
-
-
 @lru_cache(maxsize=8)
 def _not_started(n: int) -> tuple[TaskReport, ...]:
     return tuple(TaskReport(index, "not started", None, None, 0, (), None) for index in range(n))
@@ -167,3 +179,19 @@ def task_reports(
             )
         )
     return tuple(reports)
+
+
+def cost_of(
+    worker: Worker | None, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None
+) -> Cost | None:
+    """Workers that stay are paid whatever they do; else every attempt is, of a map of so many seconds.
+
+    One that never reported is paid until its worker sees that nobody waits.
+    """
+    if worker is None:
+        return None
+    if stay is not None:
+        return cost_of_stay(worker, stay)
+    unheard = seconds + LIVENESS_SECONDS
+    paid = [task.seconds or unheard - (task.launched or 0.0) for task in tasks for _ in range(task.attempts)]
+    return cost(worker, paid, seconds)

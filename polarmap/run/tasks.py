@@ -1,16 +1,16 @@
-"""The tasks of one map: what was started, what runs, what ended and how, and what is said of that.
+"""The tasks of one map: what was started, what runs, what ended and how.
 
 Knows no codes and no results.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from polarmap.errors import NotDecodableError, raised_by
+from polarmap.errors import raised_by
 from polarmap.executors.base import Attempt, Failure, Outcome
+from polarmap.run.lateness import LateTasks
 
 
 @dataclass(slots=True)
@@ -56,12 +56,10 @@ class TaskTable:
         Tasks that were started, do not run and have not returned a result that stands.
     held_back : set of int
         Tasks that have not been started.
-    durations : list of (int, int, float)
-        What first results of tasks took, in order of return: task, attempt, seconds.
-    noted : list of (int, int)
-        Tasks and attempts that were found to have begun or ended, in this order.
     unbegun : set of int
         Tasks of which the executor has not told when their latest attempt, which has not ended, began.
+    late : LateTasks or None
+        Who is told when attempts begin and end, if anybody wants to know.
     changes : int
         How often something was noted, for those who need not look again while nothing was.
     """
@@ -71,8 +69,7 @@ class TaskTable:
         self.running: set[int] = set()
         self.failed: set[int] = set()
         self.held_back = set(range(n))
-        self.durations: list[tuple[int, int, float]] = []
-        self.noted: list[tuple[int, int]] = []
+        self.late: LateTasks | None = None
         self.unbegun: set[int] = set()
         self.changes = 0
 
@@ -112,7 +109,8 @@ class TaskTable:
         task = self._tasks[index]
         if attempt in task.running and attempt not in task.began:
             task.began[attempt] = when
-            self.noted.append((index, attempt))
+            if self.late is not None and not task.returned:
+                self.late.began(index, attempt, when)
             if attempt == len(task.submitted) - 1:
                 self.unbegun.discard(index)
 
@@ -120,14 +118,16 @@ class TaskTable:
         """Note what became of an attempt."""
         index, task = outcome.task, self._tasks[outcome.task]
         task.running.discard(outcome.attempt)
-        self.noted.append((index, outcome.attempt))
+        if self.late is not None:
+            self.late.ended(index, [outcome.attempt])
         if outcome.attempt == len(task.submitted) - 1:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
             task.returned, task.seconds = True, outcome.seconds
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
-            self.durations.append((index, outcome.attempt, task.took))
+            if self.late is not None:
+                self.late.returned(index, outcome.attempt, task.took)
         elif outcome.failure is not None and not task.returned:
             task.failures.append(outcome.failure)
         self._place(index)
@@ -137,6 +137,9 @@ class TaskTable:
         task = self._tasks[index]
         task.returned, task.took = False, None
         task.failures.append(failure)
+        if self.late is not None:
+            for attempt in task.running & task.began.keys():  # they are of use again
+                self.late.began(index, attempt, task.began[attempt])
         self._place(index)
 
     def accept(self, index: int) -> None:
@@ -153,7 +156,6 @@ class TaskTable:
         task = self._tasks[index]
         task.returned = True
         task.failures.clear()
-        self.noted.append((index, task.attempts - 1))
         self._place(index)
 
     @property
@@ -174,113 +176,8 @@ class TaskTable:
         """Keep the sets true of a task that has changed."""
         self.changes += 1
         task = self._tasks[index]
+        if self.late is not None and task.returned:
+            self.late.ended(index, task.began)
         if not task.running:
             self.running.discard(index)
             (self.failed.discard if task.returned else self.failed.add)(index)
-
-
-# --- why a map gave no results, in words and numbers --------------------------------------------
-
-
-@dataclass(frozen=True)
-class FailureMessage:
-    """The texts of the errors that a map ends with.
-
-    tasks : all of them.
-    needed : results that it takes at the least.
-    arrived, received : tasks whose results came, and those of which they can be used.
-    is_ready : whether what is received determines the rest.
-    """
-
-    tasks: TaskTable
-    needed: int
-    arrived: Collection[int]
-    received: Collection[int]
-    is_ready: bool = False
-
-    def late(self, timeout: float, not_finite: bool = False) -> str:
-        """The timeout passed; `not_finite`: and NaN or inf keep what arrived from being decoded."""
-        head = f"{self._counted()} arrived within {timeout:g} s, {_still_run(self._running)}"
-        enough = len(self.received) >= self.needed
-        if not_finite:
-            head += "; results contain NaN or inf, which parity carries into every block that is decoded"
-        elif self.is_ready:
-            head += "; they determine the rest, but f could not be verified in time (verify=False skips that)"
-        elif enough:
-            head += "; they do not determine the rest, or not as accurately as rtol asks for"
-        return head + self._failures()
-
-    def not_finite(self, data: int) -> str:
-        """NaN or inf keep what arrived from being decoded; results of so many data blocks did."""
-        return (
-            "results contain NaN or inf, which parity carries into every block that is decoded, and "
-            f"not all data tasks reported: {data} of {self.needed}{self._failures()}"
-        )
-
-    def too_few(self, nothing: bool) -> str:
-        """No more can arrive; `nothing`: no task runs any more."""
-        have = len(self.received)
-        if nothing:
-            enough = ", which do not determine the rest" if have >= self.needed else ""
-            return f"{self._counted()} arrived{enough}, and no more can come{self._failures()}"
-        running = self._running
-        still = f", {_still_run(running)}" if running else ""
-        if have + running >= self.needed:
-            return (
-                f"{have} results arrived{still}, but decoding them would be too inaccurate for rtol or not "
-                f"possible with this code, and no more can come{self._failures()}"
-            )
-        if running:
-            return (
-                f"only {have + running} of {self.needed} needed results can arrive: {have} did{still}"
-                f"{self._failures()}"
-            )
-        return f"{self._counted()} arrived and no more can{self._failures()}"
-
-    @property
-    def _running(self) -> int:
-        """Tasks whose results may still come."""
-        return len(self.tasks.running - set(self.arrived))
-
-    def _counted(self) -> str:
-        return f"{len(self.arrived)} of {self.needed} needed results"
-
-    def _failures(self) -> str:
-        others = (task for index, task in enumerate(self.tasks) if index not in self.arrived)
-        last = [str(task.last_failure) for task in others if task.last_failure is not None]
-        parts = [f"{_tasks(count)}: {text}" for text, count in Counter(last).most_common(3)]
-        return "; failed " + "; ".join(parts) if parts else ""
-
-
-def _tasks(count: int) -> str:
-    return f"{count} task{'s' * (count != 1)}"
-
-
-def _still_run(count: int) -> str:
-    return f"{_tasks(count)} still run{'s' * (count == 1)}"
-
-
-def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
-    """What f raised, when it was the same in more tasks than may be missing and none has returned."""
-    if any_returned:
-        return
-    firsts = [task.failures[0] for task in tasks if task.failures]
-    if len(firsts) <= max(spare, len(tasks) // 4, 1):
-        return
-    if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
-        who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
-        raise as_raised(who, firsts[0])
-
-
-def as_raised(who: str, failure: Failure) -> BaseException:
-    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing.
-
-    In our words, too, what would end a generator of ours, or of whoever has called.
-    """
-    assert failure.cause is not None
-    is_ours = type(failure.cause).__module__.startswith("polarmap.worker.")
-    if not (is_ours or isinstance(failure.cause, StopIteration)):
-        return raised_by(who, failure.cause)
-    error = NotDecodableError(f"{who} failed: {failure}")
-    error.__cause__ = failure.cause
-    return error

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.coded import CodedData
 from polarmap.code import equations
 from polarmap.code.algebra import Recovery
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run.options import MapOptions
-from polarmap.run.received import Received
+from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.results import LocalRun, coded_block, data_block, evaluated_here, kind_of, leaves_of
-from polarmap.run.trusted import LINEAR, Trust
+from polarmap.run.trusted import LINEAR
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -32,17 +29,11 @@ NOT_LINEAR = (
 )
 
 
-class NotFiniteError(Exception):
-    """NaN or inf among the results: parity carries it into every block that is decoded."""
-
-
 class Verifier:
     """Checks the results of a map.
 
     Attributes
     ----------
-    trust : Trust
-        Whether f is known to be what the code assumes.
     evaluated : dict from data block to flat result
         What f gave here.
     residual : float or None
@@ -51,17 +42,9 @@ class Verifier:
         Whether one of them was broken then, and nobody has been found who did it.
     """
 
-    def __init__(
-        self,
-        f: Callable[[Any], Any],
-        coded: CodedData,
-        received: Received,
-        options: MapOptions,
-        trust: Trust,
-    ) -> None:
-        self._f, self._coded, self._received, self._rtol = f, coded, received, options.rtol
-        self._errors_of = options.known.errors
-        self.trust = trust
+    def __init__(self, received: Received) -> None:
+        self._received, self._coded, self._f = received, received.coded, received.f
+        self._rtol, self._errors_of = received.options.rtol, received.options.known.errors
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
@@ -78,7 +61,6 @@ class Verifier:
         non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
         """
         decoder = self._received.decoder
-        assert decoder is not None
         if more and self._undecided == decoder.count:
             return False
         broken, suspects = self._equations_broken()
@@ -95,7 +77,7 @@ class Verifier:
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
         decoder = self._received.decoder
-        return decoder is not None and decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
+        return decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
 
     def unchecked(self) -> list[int]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
@@ -167,8 +149,8 @@ class Verifier:
         counts = np.count_nonzero(code.coefficients, axis=1)
         return k + int(np.argmax(counts)), int(counts.max())
 
-    def error_bound(self, results: Sequence[list[Array]]) -> float:
-        """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
+    def error_bound(self) -> float:
+        """The error that may have been made unseen, as a share of the largest number of a leaf.
 
         By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
         tell from rounding.
@@ -183,7 +165,7 @@ class Verifier:
             rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
             missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
-            largest = equations.largest_magnitude([leaves[leaf] for leaves in results])
+            largest = equations.largest_magnitude([leaves[leaf] for leaves in self._received.decoded])
             if largest:  # parity results may be larger than those that are wanted
                 halves = self._halves / largest if is_exact(dtype) else 0.0
                 bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
@@ -264,17 +246,16 @@ class Verifier:
             self.residual = np.inf
             return False
         k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self._most_mixed
-        exact = self._received.decoder is not None and self._received.decoder.exact
         places = np.arange(code.n)
-        recovery = code.recovery((places < k) | (places == index), exact)
+        recovery = code.recovery((places < k) | (places == index), self._received.decoder.exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
         rows = [self._received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)]
         return not self._measure(recovery, rows)[0]
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
-        if self.trust.known is None and self._differ():
-            self.trust.note()
+        if self._received.trust.known is None and self._differ():
+            self._received.trust.note()
 
     def _differ(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
@@ -288,7 +269,6 @@ class Verifier:
 
     @property
     def _recovery(self) -> Recovery:
-        assert self._received.decoder is not None
         return self._received.decoder.recovery
 
     def _has_more_to_tell(self) -> bool:
@@ -361,7 +341,6 @@ class Verifier:
 
     def _decoding_noise(self, leaf: int) -> tuple[float, float]:
         """What decoding amplifies, and the largest number it adds up."""
-        assert self._received.decoder is not None
         return self._received.decoder.amplification, self._largest(leaf)
 
     def blame_f(self, what: str) -> NoReturn:

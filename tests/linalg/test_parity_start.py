@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from polarmap.linalg.parity_start import FEWEST, LEEWAY, MOST, ParityStart
 from polarmap.report import Report, TaskReport
-from polarmap.run.running_map import blank_report
 
 
 def report(took: float, recovered: tuple[int, ...] = ()) -> Report:
     """Of a product whose last result came then."""
     used = TaskReport(0, "used", took, took, 1, (), None)
     late = TaskReport(1, "abandoned", None, None, 1, (), None)
-    return replace(blank_report(2, 1, 1, "", ""), tasks=(used, late), recovered=recovered)
+    return Report(2, 1, "", "", (used, late), 1, recovered)
 
 
 def test_parity_waits_a_little_longer_than_the_product_before_took() -> None:

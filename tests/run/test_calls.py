@@ -16,8 +16,9 @@ from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
 from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
-from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
-from polarmap.run.loop import Stopwatch, schedule
+from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits, function_of
+from polarmap.run.loop import schedule
+from polarmap.run.need import Stopwatch
 from polarmap.worker.block_functions import run_call
 from polarmap.worker.pytree import to_block
 
@@ -39,9 +40,8 @@ class Served:
         known = defaultdict(partial(deque, maxlen=REMEMBERED)) if durations is None else durations
         self.calls = Calls(limits, known, self._take)
         self.run = ReplayExecutor(seconds).open(Payload(run_call, self.calls.blocks, faults or {}))
-        self.watch = Stopwatch(self.run.now)
-        tasks = self.calls.tasks
-        self._steps = schedule(self.run, self.calls, limits.retries, tasks, self.calls, self.watch)
+        self.calls.watch = Stopwatch(self.run.now)
+        self._steps = schedule(self.run, self.calls, limits.retries, self.calls)
 
     def _take(self, room: int) -> tuple[list[Call], bool]:
         taken, self.waiting = self.waiting[:room], self.waiting[room:]
@@ -55,7 +55,7 @@ class Served:
         return some
 
     def step(self) -> None:
-        self.calls.note(next(self._steps), self.watch.elapsed)
+        self.calls.note(next(self._steps))
 
     def serve(self) -> Iterator[int]:
         """Until no call waits or is under way."""
@@ -78,7 +78,7 @@ def test_calls_end_as_the_run_says_in_their_order_and_their_blocks_go() -> None:
     assert served.most == 4
     assert [one.future.result(0) for one in some] == list(range(10))
     assert attempts(served) == [1] * 10
-    assert not served.calls.blocks.calls
+    assert not served.calls.sent
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_a_worker_that_is_at_what_others_have_done_wears_a_run() -> None:
     served = Served(faults={3: Fault("sleep", 1000.0)})
     served.add(4)
     list(served.serve())
-    calls, done = served.calls, served.watch.elapsed
+    calls, done = served.calls, served.calls.watch.elapsed
     assert attempts(served) == [1, 1, 1, 2]
     assert done < 100.0
-    assert 3 in calls.blocks.calls  # that attempt may ask for it
+    assert 3 in calls.sent  # that attempt may ask for it
     assert not calls.is_worn(done)
     served.add(9)
     served.step()
@@ -172,7 +172,7 @@ def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     assert some[3].future.exception(0) is not None
     assert [one.future.result(0) for one in (*some[:3], some[4])] == [0, 1, 2, 4]
     assert attempts(served) == [1, 1, 1, 2, 2]
-    assert set(served.calls.blocks.calls) == {4}  # its backup runs
+    assert set(served.calls.sent) == {4}  # its backup runs
 
 
 def test_a_run_that_had_many_calls_is_worn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     assert "lost 2 times" in str(errors[1])
     assert errors[2] is not None
     assert attempts(served) == [2, 2, 1, 1]
-    assert not served.calls.blocks.calls
+    assert not served.calls.sent
 
 
 LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyError", "x", KeyError("x"))
@@ -214,7 +214,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
         ends.append(Outcome(0, attempt, *result, failure, 1.0))
     for outcome in ends:
         tasks.note(outcome, 1.0)
-    served.calls.note(ends, 1.0)
+    served.calls.note(ends)
     told = [failure for failure in (first, second) if failure is not LOST]
     error = call.future.exception(0)
     if not told:
@@ -224,7 +224,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     else:
         assert isinstance(error, KeyError)
     assert served.calls.is_idle
-    assert not served.calls.blocks.calls
+    assert not served.calls.sent
     assert not tasks.failed
 
 
@@ -247,9 +247,10 @@ def test_what_has_no_end_is_lost() -> None:
 
 
 def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_them() -> None:
-    blocks: Coded = CallBlocks()
-    assert isinstance(blocks, CallBlocks)
-    blocks.calls = {task: np.full(task + 1, task, np.uint8) for task in range(3)}
+    served = Served()
+    served.waiting += [Call(Future(), "f", np.full(size, size - 1, np.uint8)) for size in (1, 2, 3)]
+    served.calls.take()
+    blocks: Coded = served.calls.blocks
     assert blocks.n == 3
     assert blocks.source is not None
     check_reachable(blocks.source)
@@ -260,7 +261,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_th
         block = stored.block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
         assert block.source == blocks.source
-    del blocks.calls[1]
+    del served.calls.sent[1]
     with pytest.raises(KeyError):  # nobody else holds it
         stored.block(blocks, 1)
 

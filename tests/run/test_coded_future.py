@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from polarmap import PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.running_map import Observers, RunningMap, blank_report
+from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.tasks import TaskTable
 
 SECONDS = 30.0
-BLANK = blank_report(3, 2, 2, "a code", "an executor")
 
 
 class ScriptedMap:
@@ -26,15 +26,17 @@ class ScriptedMap:
     def __init__(self, *, is_lasting: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
-        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, lambda: BLANK, 2, is_lasting)
+        self.running = RunningMap(ReplayExecutor())
+        self.running.expect(PolarCode(3, 2))
+        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:
         return FutureMap(self.prepared, ()).start()
 
     def _run(self, observers: Observers) -> list[str]:
-        [future], running = observers, RunningMap(BLANK, TaskTable(3))
+        [future], running = observers, self.running
         future.began(running)
-        running.opened(Run(self.woken), 0.0, Results())  # type: ignore[arg-type]
+        running.opened(Run(self.woken), Results())  # type: ignore[arg-type]
         try:
             future.ended(Outcome(1, 0, [], (), None, 0.5), 0.9)
             self.began.set()
@@ -52,17 +54,17 @@ class Run:
     """Only its clock and its bell."""
 
     def __init__(self, woken: threading.Event) -> None:
-        self.wake = woken.set
+        self.wake, self._seconds = woken.set, iter([0.0])
 
     def now(self) -> float:
-        return 1.0
+        return next(self._seconds, 1.0)
 
 
 class Results:
     """That of block 1 is there."""
 
     def __init__(self) -> None:
-        self.arrived = {1: 0.9}
+        self.arrived, self.tasks = {1: 0.9}, TaskTable(3)
 
     def early_result(self, task: int) -> Any:
         assert task == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from polarmap import PolarCode, ReplayExecutor, coded_map
-from polarmap.run import acceptance
+from polarmap.run import codeword
 from polarmap.run.trusted import TRUSTED
 from polarmap.run.verify import Verifier
 
@@ -31,7 +31,7 @@ def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pyt
     TRUSTED.clear()
     coded_map(np.negative, DATA, **OPTIONS, executor=ReplayExecutor({0: math.inf}))  # it is known from here
     monkeypatch.setattr(PolarCode, "recovery", lambda *_: pytest.fail("made"))
-    monkeypatch.setattr(acceptance, "Verifier", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(codeword, "Acceptance", lambda *_: pytest.fail("made"))
     result = coded_map(np.negative, DATA, **OPTIONS, executor=ReplayExecutor({6: 9.0, 7: 9.0}))
     np.testing.assert_array_equal(result.concatenate(), -DATA)
     assert (result.report.verified, result.report.seconds) == ("not needed", 1.0)

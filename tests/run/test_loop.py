@@ -10,7 +10,8 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome
-from polarmap.run.loop import Stopwatch, Upfront, schedule
+from polarmap.run.loop import Policy, schedule
+from polarmap.run.need import Stopwatch
 from polarmap.run.policies import ParityAfter
 from polarmap.run.tasks import TaskTable
 
@@ -53,9 +54,8 @@ class GivingUp(Wanted):
 
 def loop(run: Scripted, n: int, needed: int, retries: int = 1, timeout: float | None = None):  # type: ignore[no-untyped-def]
     tasks = TaskTable(n)
-    need = GivingUp(tasks, needed)
-    watch = Stopwatch(run.now, timeout)
-    for outcomes in schedule(run, Upfront(n), retries, tasks, need, watch):
+    need = GivingUp(tasks, needed, Stopwatch(run.now, timeout))
+    for outcomes in schedule(run, Policy(n), retries, need):
         yield from outcomes
         if need.is_met:
             return
@@ -109,8 +109,8 @@ def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> 
     for step in range(1, 60):
         run = Ticking(step / 100)
         tasks = TaskTable(3)
-        need, policy, watch = GivingUp(tasks, 2), ParityAfter(3, 2, 1.0), Stopwatch(run.now)
-        for _ in schedule(run, policy, 1, tasks, need, watch):
+        need, policy = GivingUp(tasks, 2, Stopwatch(run.now)), ParityAfter(3, 2, 1.0)
+        for _ in schedule(run, policy, 1, need):
             if not tasks.held_back:
                 break
         assert run.submitted == [[(0, 0), (1, 0)], [(2, 0)]]

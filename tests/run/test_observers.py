@@ -27,8 +27,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.errors import CodedTimeoutError, CodeError
 from polarmap.run import observers
 from polarmap.run.observers import ProgressBar, observers_of
-from polarmap.run.running_map import Observer, RunningMap, blank_report, counting
-from polarmap.run.tasks import TaskTable
+from polarmap.run.running_map import Observer, RunningMap, counting
 
 DATA = np.random.default_rng(0).standard_normal((24, 3))
 
@@ -241,7 +240,9 @@ def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
-    bar.began(RunningMap(blank_report(8, 6, 6, "", ""), TaskTable(8)))
+    running = RunningMap(ReplayExecutor())
+    running.expect(polarmap.PolarCode(8, 6))
+    bar.began(running)
     bar.looked(5)
     bar.finished(RuntimeError())
     with counting((bar,), 4) as show:

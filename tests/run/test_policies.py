@@ -12,38 +12,38 @@ from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
-from polarmap.run.loop import Upfront
+from polarmap.run.loop import Policy
+from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.tasks import TaskTable
 
+STOPPED = Stopwatch(lambda: 0.0)
 
-class Wanted:
+
+class Wanted(Need):
     """A need that a number of results meets."""
 
     is_protected = True
 
-    def __init__(self, tasks: TaskTable, count: int) -> None:
-        self._tasks, self._count = tasks, count
+    def __init__(self, tasks: TaskTable, count: int, watch: Stopwatch = STOPPED) -> None:
+        super().__init__(tasks, watch)
+        self._count = count
+
+    def add(self, outcome: Outcome) -> None: ...
 
     @property
     def received(self) -> list[int]:
-        return [index for index in range(len(self._tasks)) if self._tasks[index].returned]
+        return [index for index in range(len(self.tasks)) if self.tasks[index].returned]
 
     @property
     def is_met(self) -> bool:
         return len(self.received) >= self._count
-
-    def failed(self) -> list[int]:
-        return sorted(self._tasks.failed)
 
     def would_be_met(self, tasks: Collection[int]) -> bool:
         return len(tasks) >= self._count
 
     def is_out_of_reach(self) -> bool:
         return False
-
-    def look_seconds(self) -> float:
-        return inf
 
     def settle_for_less(self, nothing_can_come: bool) -> None: ...
 
@@ -60,7 +60,7 @@ def lost(task: int, attempt: int = 0) -> Outcome:
 
 
 def test_upfront_starts_everything_and_then_nothing() -> None:
-    policy, tasks = Upfront(5), TaskTable(5)
+    policy, tasks = Policy(5), TaskTable(5)
     assert list(policy.first) == [0, 1, 2, 3, 4]
     assert not policy.due(tasks, Wanted(tasks, 5), 1e9)
     assert policy.wait_seconds(tasks, 1e9) == inf
@@ -73,6 +73,7 @@ def note_began(tasks: TaskTable, indices: Iterable[int], when: float) -> None:
 
 def backed_up(n: int, most: int = 2) -> tuple[Backups, TaskTable, Wanted]:
     policy, tasks = Backups(n, LatenessRule(n, min_seconds=0.1), most), TaskTable(n)
+    tasks.late = policy.late
     tasks.start(policy.first, 0.0)
     return policy, tasks, Wanted(tasks, n)
 
@@ -130,7 +131,7 @@ def test_what_a_first_attempt_took_is_not_counted_from_its_backup_on() -> None:
     tasks.start([1], 1.2)
     note_began(tasks, [1], 1.2)
     tasks.note(returned(1), 1.5)
-    assert tasks.durations == [(0, 0, 1.0), (1, 0, 1.5)]
+    assert [task.took for task in tasks] == [1.0, 1.5]
 
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
@@ -159,6 +160,7 @@ def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], mo
 
 def on_demand(n: int, k: int) -> tuple[OnDemand, TaskTable, Wanted]:
     policy, tasks = OnDemand(n, ParityRule(k)), TaskTable(n)
+    tasks.late = policy.late
     tasks.start(policy.first, 0.0)
     return policy, tasks, Wanted(tasks, k)
 
@@ -209,6 +211,7 @@ def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
 
 def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
     policy, tasks = OnDemand(8, ParityRule(4), counts_decide=False), TaskTable(8)
+    tasks.late = policy.late
     tasks.start(policy.first, 0.0)
     need = Wanted(tasks, 6)
     for task in range(4):

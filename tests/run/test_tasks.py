@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from polarmap.executors.base import Failure, Outcome
+from polarmap.run.lateness import LateTasks
 from polarmap.run.tasks import TaskTable
 
 LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
+
+
+class Told(LateTasks):
+    """Writes down what it is told, and knows nothing of lateness."""
+
+    def __init__(self) -> None:
+        self.durations: list[tuple[int, int, float]] = []
+        self.run: set[tuple[int, int]] = set()
+
+    def began(self, task: int, attempt: int, when: float) -> None:
+        self.run.add((task, attempt))
+
+    def ended(self, task: int, attempts: Iterable[int]) -> None:
+        self.run.difference_update((task, attempt) for attempt in attempts)
+
+    def returned(self, task: int, attempt: int, took: float) -> None:
+        self.durations.append((task, attempt, took))
+
+
+def told_of(n: int) -> tuple[TaskTable, Told]:
+    tasks, told = TaskTable(n), Told()
+    tasks.late = told
+    return tasks, told
 
 
 def ended(task: int, attempt: int, failure: Failure | None = None) -> Outcome:
@@ -27,18 +53,18 @@ def test_a_task_runs_until_all_its_attempts_have_ended() -> None:
 
 
 def test_what_fails_after_a_result_is_not_told() -> None:
-    tasks = TaskTable(1)
+    tasks, told = told_of(1)
     tasks.start([0], 0.0)
     tasks.start([0], 1.0)
     tasks.note(ended(0, 1), 2.5)
     tasks.note(ended(0, 0, LOST), 3.0)
     assert tasks[0].failures == []
-    assert tasks.durations == [(0, 1, 2.0)]
+    assert told.durations == [(0, 1, 2.0)]
     assert not tasks.failed
 
 
 def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
-    tasks = TaskTable(2)
+    tasks, told = told_of(2)
     tasks.start([0, 1], 0.0)
     assert tasks.unbegun == {0, 1}
     tasks.note_began(0, 0, 0.5)
@@ -49,11 +75,11 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     tasks.note_began(0, 1, 3.0)
     assert (tasks.unbegun, tasks[0].began) == ({1}, {0: 0.5, 1: 3.0})
     tasks.note(ended(0, 0), 4.0)
-    assert tasks.durations == [(0, 0, 3.5)]
+    assert told.durations == [(0, 0, 3.5)]
     tasks.note(ended(1, 0), 5.0)  # it began and ended while nobody looked
-    assert tasks.durations == [(0, 0, 3.5), (1, 0, 2.0)]
+    assert told.durations == [(0, 0, 3.5), (1, 0, 2.0)]
     assert not tasks.unbegun
-    assert tasks.noted == [(0, 0), (0, 1), (0, 0), (1, 0)]
+    assert not told.run
 
 
 def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
@@ -68,18 +94,18 @@ def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
 
 
 def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
-    tasks = TaskTable(1)
+    tasks, told = told_of(1)
     tasks.start([0], 0.0)
     tasks.start([0], 1.0)
     tasks.note(ended(0, 1), 2.0)
     tasks.accept(0)
     tasks.note(ended(0, 0), 3.0)
-    assert tasks.durations == [(0, 1, 2.0)]
+    assert told.durations == [(0, 1, 2.0)]
     assert (tasks.running, tasks.failed) == (set(), set())
 
 
 def test_tasks_may_be_added_and_given_up() -> None:
-    tasks = TaskTable(0)
+    tasks, told = told_of(0)
     assert [tasks.add(), tasks.add()] == [0, 1]
     assert (len(tasks), tasks.held_back) == (2, {0, 1})
     tasks.start([0], 0.0)
@@ -89,7 +115,7 @@ def test_tasks_may_be_added_and_given_up() -> None:
     assert (tasks.running, tasks[0].failures) == ({0}, [])
     tasks.note(ended(0, 1, LOST), 3.0)
     assert (tasks.running, tasks.failed, tasks.held_back) == (set(), set(), {1})
-    assert (tasks[0].failures, tasks.durations) == ([], [])
+    assert (tasks[0].failures, told.durations) == ([], [])
 
 
 def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> None:
@@ -103,3 +129,17 @@ def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> 
     tasks.start([0], 2.0)
     tasks.note(ended(0, 1)._replace(seconds=5.0), 9.0)
     assert tasks.seconds == [5.0]
+
+
+def test_who_looks_for_late_attempts_is_told_of_those_whose_results_are_wanted() -> None:
+    tasks, told = told_of(1)
+    for attempt in range(2):
+        tasks.start([0], float(attempt))
+        tasks.note_began(0, attempt, float(attempt))
+    assert told.run == {(0, 0), (0, 1)}
+    tasks.note(ended(0, 0), 2.0)
+    assert told.run == set()
+    tasks.reject(0, ODD)
+    assert told.run == {(0, 1)}
+    tasks.accept(0)
+    assert told.run == set()

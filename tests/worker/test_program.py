@@ -21,9 +21,9 @@ from memory_storage import DictStorage
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.run.calls import CallBlocks
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
@@ -66,7 +66,7 @@ def meant(message: Message | None, encryption: Encryption | None = None) -> Outc
     """What a driver makes of it."""
     assert message is not None
     assert (message.kind, message.order) == (END, (-1, 3, 1))
-    payload = Payload(np.negative, CallBlocks(), encryption=encryption)
+    payload = Payload(np.negative, PartBlocks([], ("array",)), encryption=encryption)
     return payload.outcome(3, 1, message.header, message.data)
 
 

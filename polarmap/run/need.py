@@ -1,0 +1,234 @@
+"""What is needed of the tasks of a map, which its loop asks; and what is said where they do not give it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection
+from math import inf
+from typing import Any
+
+from polarmap.errors import NotDecodableError, raised_by
+from polarmap.executors.base import Failure, Outcome
+from polarmap.report import Report
+from polarmap.run.tasks import TaskTable
+
+NOT_FINITE = "NaN or inf, which parity carries into every block that is decoded"
+
+
+class Stopwatch:
+    """Seconds since it was made, on a clock that is passed in.
+
+    After `timeout` seconds a map fails; after `deadline` it hands out what there is.
+
+    >>> hand = iter([10.0, 12.0, 12.5])
+    >>> watch = Stopwatch(lambda: next(hand), timeout=3.0)
+    >>> watch.elapsed, watch.remaining
+    (2.0, 0.5)
+    """
+
+    def __init__(
+        self, now: Callable[[], float], timeout: float | None = None, deadline: float | None = None
+    ) -> None:
+        self._now, self.timeout, self.deadline = now, timeout, deadline
+        self._limit = inf if timeout is None else timeout
+        self._began = now()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return self._now() - self._began
+
+    def at(self, moment: float) -> float:
+        """The second in which its clock shows this."""
+        return moment - self._began
+
+    @property
+    def until_limit(self) -> float:
+        """Seconds until the deadline or the timeout, whichever comes first."""
+        limit = self._limit if self.deadline is None else min(self.deadline, self._limit)
+        return inf if limit == inf else limit - self.elapsed
+
+    @property
+    def is_past_deadline(self) -> bool:
+        """Whether results are to be handed out as they are."""
+        return self.deadline is not None and self.elapsed >= self.deadline
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the timeout; inf without one, below 0 when it has passed."""
+        return self._limit - self.elapsed
+
+
+class Need(ABC):
+    """What a map makes of what becomes of its tasks, and what it needs of them still.
+
+    Attributes
+    ----------
+    arrived : dict from task to float
+        When its result came that counts, in seconds after the start.
+    """
+
+    def __init__(self, tasks: TaskTable, watch: Stopwatch) -> None:
+        self.tasks, self.watch = tasks, watch
+        self.arrived: dict[int, float] = {}
+
+    @abstractmethod
+    def add(self, outcome: Outcome) -> None:
+        """Take in what became of an attempt."""
+
+    @property
+    @abstractmethod
+    def is_met(self) -> bool:
+        """Whether the results that arrived suffice, so that no further task has to be started."""
+
+    @abstractmethod
+    def settle_for_less(self, nothing_can_come: bool) -> None:
+        """Where no further result can come or is worth the wait, take what there is or raise."""
+
+    # -- as it is where every task is wanted, and its first result as it is -----------------
+
+    @property
+    def threshold(self) -> int:
+        """How many results suffice at the least."""
+        return len(self.tasks)
+
+    @property
+    def received(self) -> Collection[int]:
+        """The tasks whose results count."""
+        return self.arrived.keys()
+
+    @property
+    def coming(self) -> set[int]:
+        """Tasks whose results may still come."""
+        return self.tasks.running - self.arrived.keys()
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether tasks that are held back would help."""
+        return True
+
+    def failed(self) -> list[int]:
+        """Tasks that were started, do not run and gave nothing that can be used, where that is needed."""
+        return sorted(self.tasks.failed)
+
+    def would_be_met(self, tasks: Collection[int]) -> bool:
+        """Whether results of these tasks would suffice."""
+        return len(set(tasks)) == len(self.tasks)
+
+    def is_out_of_reach(self) -> bool:
+        """Whether what arrived, runs and is held back cannot suffice."""
+        return bool(self.tasks.failed)
+
+    def look_seconds(self) -> float:
+        """How long the loop may look away, because something else than a task is waited for."""
+        return inf
+
+    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
+        """What to say when the timeout has passed, and the exception behind it."""
+        return late(self, timeout), self.tasks.first_cause
+
+    def step(self) -> bool:
+        """Whether the map is over, after another look at the results."""
+        return self.is_met
+
+    def early_result(self, task: int) -> Callable[[], Any] | None:
+        """What makes the result of a data block that this task has returned, before the others are there."""
+        return None
+
+    def estimate(self, report: Report) -> Any:
+        """All results as they are estimated now, with the report so far; None if nothing tells them."""
+        return None
+
+    @property
+    def surplus(self) -> Collection[int]:
+        """Tasks whose results were of no use."""
+        return ()
+
+    def told(self, ended: float) -> dict[str, Any]:
+        """Fields of the report of a map that was over in second `ended`."""
+        return {"verified": "not needed"}
+
+
+# --- why a map gave no results, in words and numbers --------------------------------------------
+
+
+def late(need: Need, timeout: float, why: str = "") -> str:
+    """The timeout passed; `why` what arrived does not do."""
+    return f"{_counted(need)} arrived within {timeout:g} s, {_still_run(need)}{why}{_failures(need)}"
+
+
+def not_finite(need: Need, data: int) -> str:
+    """NaN or inf keep what arrived from being decoded; results of so many data blocks did."""
+    return (
+        f"results contain {NOT_FINITE}, and "
+        f"not all data tasks reported: {data} of {need.threshold}{_failures(need)}"
+    )
+
+
+def too_few(need: Need, nothing: bool) -> str:
+    """No more can arrive; `nothing`: no task runs any more."""
+    have, running = len(need.received), len(need.coming)
+    if nothing:
+        enough = ", which do not determine the rest" if have >= need.threshold else ""
+        said = f"{_counted(need)} arrived{enough}, and no more can come"
+    elif have + running >= need.threshold:
+        still = f", {_still_run(need)}" if running else ""
+        said = (
+            f"{have} results arrived{still}, but decoding them would be too inaccurate for rtol or not "
+            "possible with this code, and no more can come"
+        )
+    elif running:
+        said = (
+            f"only {have + running} of {need.threshold} needed results can arrive: {have} did, "
+            f"{_still_run(need)}"
+        )
+    else:
+        said = f"{_counted(need)} arrived and no more can"
+    return said + _failures(need)
+
+
+def _counted(need: Need) -> str:
+    return f"{len(need.arrived)} of {need.threshold} needed results"
+
+
+def _still_run(need: Need) -> str:
+    count = len(need.coming)
+    return f"{_tasks(count)} still run{'s' * (count == 1)}"
+
+
+def _failures(need: Need) -> str:
+    others = (task for index, task in enumerate(need.tasks) if index not in need.arrived)
+    last = [str(task.last_failure) for task in others if task.last_failure is not None]
+    parts = [f"{_tasks(count)}: {text}" for text, count in Counter(last).most_common(3)]
+    return "; failed " + "; ".join(parts) if parts else ""
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'s' * (count != 1)}"
+
+
+def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
+    """What f raised, when it was the same in more tasks than may be missing and none has returned."""
+    if any_returned:
+        return
+    firsts = [task.failures[0] for task in tasks if task.failures]
+    if len(firsts) <= max(spare, len(tasks) // 4, 1):
+        return
+    if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
+        who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
+        raise as_raised(who, firsts[0])
+
+
+def as_raised(who: str, failure: Failure) -> BaseException:
+    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing.
+
+    In our words, too, what would end a generator of ours, or of whoever has called.
+    """
+    assert failure.cause is not None
+    is_ours = type(failure.cause).__module__.startswith("polarmap.worker.")
+    if not (is_ours or isinstance(failure.cause, StopIteration)):
+        return raised_by(who, failure.cause)
+    error = NotDecodableError(f"{who} failed: {failure}")
+    error.__cause__ = failure.cause
+    return error
