@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import numpy_dtype, read_data, read_leaf
-from polarmap.code.dtypes import check_dtype
+from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, unflatten
-
-Array = npt.NDArray[Any]
 
 
 class Blocks:

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
+from polarmap.code.dtypes import Array
 from polarmap.code.polar import PolarCode
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure
-
-Array = npt.NDArray[Any]
 
 
 class BlockReader(Protocol):

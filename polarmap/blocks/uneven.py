@@ -7,16 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
+from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.any_value import to_block
 from polarmap.worker.pytree import Structure, flatten, naming
-
-Array = npt.NDArray[Any]
 
 DEFAULT_PARTS = 24
 

@@ -9,17 +9,10 @@ on which results arrived, never on what is in them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Words
 
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
-Words = npt.NDArray[np.uint64]
 Results = Mapping[int, Array]  # flat results by position
 
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+from polarmap.code.dtypes import Floats, Indices
 
 # Angles near 0 or pi/2 barely mix; this range keeps every 2x2 kernel well mixed.
 ANGLE_RANGE = (0.3, 1.2)

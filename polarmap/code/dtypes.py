@@ -1,4 +1,4 @@
-"""Which dtypes a code carries, in what precision it computes, how accurate that can be."""
+"""Which dtypes a code carries, in what precision it computes, how accurate that can be; arrays by what they hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import numpy.typing as npt
 from polarmap.errors import CodeError
 
 DType = np.dtype[Any]
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint64]
 
 EPS = float(np.finfo(np.float64).eps)
 

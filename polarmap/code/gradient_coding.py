@@ -12,20 +12,17 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from itertools import combinations
 from math import comb
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery, Results
-from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.algebra import Recovery, Results
+from polarmap.code.design import UniformStream
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import RealRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 SEEDS, PATTERNS = 16, 64  # tried for a cyclic group, and the most patterns of losses each is tried on
 SPANNED = 1e-8  # the largest entry by which a combination of arrived rows may miss the all-ones vector

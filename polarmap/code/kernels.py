@@ -6,14 +6,10 @@ second, so any caller may cut the columns into tiles.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.code.design import Floats, Rotations
-
-Array = npt.NDArray[Any]
+from polarmap.code.design import Rotations
+from polarmap.code.dtypes import Array, Floats
 
 
 def arikan(x: Array, transposed: bool = False) -> Array:

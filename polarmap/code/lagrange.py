@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_one_of
-from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.design import UniformStream
+from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, loss_amplification
 from polarmap.errors import CodeError, without_our_frames
-
-Array = npt.NDArray[Any]
 
 MAX_POINTS = 2048  # the decision to decode takes n^3 steps
 EXACT_UP_TO = 64  # coded blocks: the amplification of the decoder itself is cheap

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype, working_dtype
+from polarmap.code.algebra import Recovery
+from polarmap.code.dtypes import (
+    Array,
+    DType,
+    Floats,
+    Indices,
+    Mask,
+    check_dtype,
+    is_exact,
+    real_dtype,
+    working_dtype,
+)
 from polarmap.code.recovery import LinearRecovery, SystematicRecovery
-
-Array = npt.NDArray[Any]
 
 
 class LinearCode(ABC):

@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
 from math import comb
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_positive
-from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.design import UniformStream
+from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, left_inverse
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 16
 

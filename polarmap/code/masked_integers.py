@@ -11,20 +11,17 @@ polarization finds best carry the data, the rest is frozen.
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Indices, erasure_probabilities, power_of_two_above
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.algebra import Recovery
+from polarmap.code.design import erasure_probabilities, power_of_two_above
+from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.modular import NO_FLOATS, LinearModularRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 12  # ranks modulo 2 are of dense matrices
 DESIGN_SHARE = 0.25  # of the spare results: the erasure for which an optimal decoder's inputs are chosen

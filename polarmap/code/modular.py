@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import row_operations, tiled
-from polarmap.code.algebra import Mask, Results
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, is_exact
+from polarmap.code.algebra import Results
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
 from polarmap.code.recovery import MOST_CHECKS, SystematicRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
-Words = npt.NDArray[np.uint64]
 
 NO_FLOATS = (
     "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "

@@ -21,17 +21,24 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder, as_block, decode_blocks
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer, parity_dtype, real_dtype
+from polarmap.code.dtypes import (
+    Array,
+    Floats,
+    Indices,
+    Mask,
+    check_dtype,
+    is_exact,
+    is_integer,
+    parity_dtype,
+    real_dtype,
+)
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError, without_our_frames
-
-Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 16
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the

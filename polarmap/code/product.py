@@ -9,21 +9,17 @@ coded A_i and B_j. C_A x = 0 for every column of x and C_B x' = 0 for every row.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.algebra import Recovery
+from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype
 from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.product_recovery import ProductRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
 

@@ -9,9 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Array, Mask, Results, Words
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, is_exact, real_dtype
+from polarmap.code.algebra import Results
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact, real_dtype
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.

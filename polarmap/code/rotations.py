@@ -13,7 +13,8 @@ from math import comb, inf
 import numpy as np
 
 from polarmap.code import kernels, tiled
-from polarmap.code.design import Floats, Indices, Rotations, UniformStream, rotations
+from polarmap.code.design import Rotations, UniformStream, rotations
+from polarmap.code.dtypes import Floats, Indices
 from polarmap.code.recovery import is_formed, worst_amplification
 
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.

@@ -10,14 +10,11 @@ import numpy.typing as npt
 
 from polarmap.code import modular, tiled
 from polarmap.code.algebra import Recovery, Results
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import DType, is_exact, working_dtype
+from polarmap.code.dtypes import Array, DType, Indices, is_exact, working_dtype
 
 if TYPE_CHECKING:
     from polarmap.code.polar import PolarCode
 
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 Places = set[int]
 
 

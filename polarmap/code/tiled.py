@@ -11,18 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels
-from polarmap.code.design import Floats, Indices, Rotations
-from polarmap.code.dtypes import DType, real_dtype, working_dtype
+from polarmap.code.design import Rotations
+from polarmap.code.dtypes import Array, DType, Floats, Indices, real_dtype, working_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.process_state import available_cores
 
-Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]
 Loops = Callable[..., None]
 

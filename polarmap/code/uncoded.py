@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.dtypes import Array, DType, check_dtype
 from polarmap.code.linear import SystematicCode
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 BACKUPS = 2  # that a late task may get
 

@@ -7,20 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.code.dtypes import DType, is_exact, real_dtype
+from polarmap.code.dtypes import Array, DType, is_exact, real_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.products import CodedProduct, assemble_blocks, pair_shape, product_map
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
-
-Array = npt.NDArray[Any]
 
 BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
 

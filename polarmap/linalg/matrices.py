@@ -6,15 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import read_data
 from polarmap.blocks.sparse import as_csr
-from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype
+from polarmap.code.dtypes import Array, DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 
 class TransposedMatrix:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
@@ -17,7 +16,7 @@ from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
-from polarmap.code.dtypes import is_exact
+from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
@@ -32,8 +31,6 @@ try:
     from scipy.sparse.linalg import LinearOperator
 except ImportError as error:
     raise ImportError(f"CodedOperator needs scipy: {install_command('linalg')}") from error
-
-Array = npt.NDArray[Any]
 
 
 class CodedOperator(LinearOperator):  # type: ignore[misc]

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
+from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
@@ -25,7 +25,6 @@ from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Shape
 
-Array = npt.NDArray[Any]
 # f, coded blocks, the shape of what f returns -> its results.
 ProductMap = Callable[[Callable[[Any], Array], Any, Shape], CodedResult[Array]]
 

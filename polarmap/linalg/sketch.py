@@ -17,10 +17,10 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.clouds.extras import install_command
+from polarmap.code.dtypes import Array
 from polarmap.code.estimation import f_quantile_p90
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
@@ -32,7 +32,6 @@ try:
 except ImportError as error:
     raise ImportError(f"sketches need scipy: {install_command('linalg')}") from error
 
-Array = npt.NDArray[Any]
 
 # R of the QR decomposition of rows; numpy's, so that a worker need not import this module.
 _triangle: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")

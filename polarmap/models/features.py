@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.linalg.operators import CodedOperator
 from polarmap.report import Report
-
-Floats = npt.NDArray[np.float64]
 
 
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator
 
+from polarmap.code.dtypes import Floats
 from polarmap.models.features import moments
-
-Floats = npt.NDArray[np.float64]
 
 ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
 LEAST_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90

@@ -7,16 +7,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.models.coded_model import CodedModel
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.losses import WeightedLoss
-
-Floats = npt.NDArray[np.float64]
 
 NEWTON_STEPS = 2
 LOOSE = 1e-6  # a tol above which nobody asks for more digits

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyproximal
 
+from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedRegressor
 from polarmap.models.features import ConstantFeature
@@ -16,8 +16,6 @@ from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.proximal_gradient import ProximalModel
-
-Floats = npt.NDArray[np.float64]
 
 
 class SparseLinearModel(CodedRegressor, ProximalModel):
