@@ -1,4 +1,4 @@
-"""Which dtypes a code carries, in what precision it computes, how accurate that can be; arrays by what they hold."""
+"""Arrays by what they hold: which dtypes a code carries, in what precision it computes, how accurately."""
 
 from __future__ import annotations
 
