@@ -16,7 +16,7 @@ from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import StripePlan, plan_stripes
 from polarmap.arrays.writing import write_array
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
-from polarmap.blocks.equal import checked_count
+from polarmap.code.checks import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption

@@ -11,10 +11,10 @@ import numpy as np
 
 from polarmap.blocks.array_like import is_sparse, read_data
 from polarmap.blocks.coded import CodedBlocks, CodedData
-from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
+from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, cut, default_block_count
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
-from polarmap.code.checks import is_one_of
+from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
 from polarmap.code.linear import LinearCode

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.code_choice import CodeName
-from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.equal import DEFAULT_BLOCKS
+from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.array_like import numpy_dtype, read_data, read_leaf
+from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, unflatten
@@ -181,13 +182,6 @@ def default_block_count(total: int, wanted: int, most: int | None = None) -> int
     most = wanted + wanted // 4 if most is None else most
     near = [count for count in range(-(-3 * wanted // 4), most + 1) if total % count == 0]
     return min(near, key=lambda count: (abs(count - wanted), -count), default=wanted)
-
-
-def checked_count(name: str, value: Any) -> int:
-    """`value` if it is a positive integer; `name` stands in the error."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise CodeError(f"{name} must be a positive integer, not {value!r}")
-    return int(value)
 
 
 def check_array(data: Any, name: str = "data") -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
+
+from polarmap.code.dtypes import is_integer
+from polarmap.errors import CodeError
 
 
 def is_one_of(value: object, words: Sequence[str]) -> bool:
@@ -30,3 +33,10 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_positive(value: object) -> bool:
     """Whether `value` is a real number above 0 and finite."""
     return is_number(value) and 0 < value < np.inf
+
+
+def checked_count(name: str, value: Any) -> int:
+    """`value` if it is a positive integer; CodeError with its `name` if not."""
+    if not is_integer(value) or value < 1:
+        raise CodeError(f"{name} must be a positive integer, not {value!r}")
+    return int(value)

@@ -11,16 +11,14 @@ on the points, and as many of its values as there are coefficients determine the
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from itertools import combinations
-from math import comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.algebra import Recovery
-from polarmap.code.checks import is_one_of
-from polarmap.code.design import UniformStream
+from polarmap.code.checks import checked_count, is_one_of
+from polarmap.code.design import subsets
 from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, loss_amplification
@@ -78,7 +76,7 @@ class LagrangeCode(LinearCode):
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         with without_our_frames:
-            n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
+            n, k, degree = checked_count("n", n), checked_count("k", k), checked_count("degree", degree)
             if not is_one_of(points, ("auto", "circle", "chebyshev")):
                 raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
             if points == "auto":
@@ -159,7 +157,8 @@ class LagrangeCode(LinearCode):
         spare = self.n - self.recovery_threshold
         if not is_integer(losses) or not 0 < losses <= spare:
             raise CodeError(f"{self!r} bears between 1 and {spare} losses, not {losses!r}")
-        found = [loss_amplification(self.generator, lost, self.k) for lost in self._losses(losses)]
+        sample = subsets(self.n, losses, PATTERNS)
+        found = [loss_amplification(self.generator, lost, self.k) for lost in sample]
         edge = [loss_amplification(self.generator, lost, self.k) for lost in self._neighbours(losses)]
         median, ninety = np.quantile(found, [0.5, RELIABLE], method="inverted_cdf")
         return Amplification(float(median), float(ninety), max(found + edge))
@@ -167,12 +166,6 @@ class LagrangeCode(LinearCode):
     def is_reliable(self, limit: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
         return self.amplification((self.n - self.recovery_threshold + 1) // 2).ninety <= limit
-
-    def _losses(self, count: int) -> list[Indices]:
-        if comb(self.n, count) <= PATTERNS:
-            return [np.array(lost) for lost in combinations(range(self.n), count)]
-        stream = UniformStream(self.n, count)
-        return [stream.permutation(self.n)[:count] for _ in range(PATTERNS)]
 
     def _neighbours(self, count: int) -> list[Indices]:
         place = np.argsort(self.order)
@@ -270,9 +263,3 @@ def largest_reliable_k(n: int, degree: int, limit: float) -> int:
         if LagrangeCode(n, k, degree).is_reliable(limit):
             return k
     return 0
-
-
-def _count(name: str, value: Any) -> int:
-    if not is_integer(value) or value < 1:
-        raise CodeError(f"{name} must be a positive integer, not {value!r}")
-    return int(value)

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
 from polarmap.code.algebra import Recovery
+from polarmap.code.checks import checked_count
 from polarmap.code.design import erasure_probabilities, power_of_two_above
-from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact
 from polarmap.code.linear import LinearCode
 from polarmap.code.modular import NO_FLOATS, LinearModularRecovery
 from polarmap.errors import CodeError
@@ -70,9 +71,7 @@ class MaskedIntegerCode(LinearCode):
     is_mds = False
 
     def __init__(self, n: int, k: int, t: int) -> None:
-        for name, value in (("n", n), ("k", k), ("t", t)):
-            if not is_integer(value) or value < 1:
-                raise CodeError(f"{name} must be a positive integer, not {value!r}")
+        n, k, t = checked_count("n", n), checked_count("k", k), checked_count("t", t)
         if n > MAX_WORKERS:
             raise CodeError(f"a code of masked integers has at most {MAX_WORKERS} workers, not n = {n}")
         noise = noise_count(n, t)
@@ -81,7 +80,7 @@ class MaskedIntegerCode(LinearCode):
                 f"{k} data blocks, and {noise} of noise against {t} colluders among {n} workers, need "
                 f"{k + noise} results and a spare one: use n = {workers_for(k, t)}"
             )
-        self.n, self.k, self.t = int(n), int(k), int(t)
+        self.n, self.k, self.t = n, k, t
         self.name = f"masked against {self.t}, uniform noise"
 
     def __repr__(self) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.code_choice import encode_once
-from polarmap.blocks.equal import checked_count
 from polarmap.blocks.pairs import CodedPairs
+from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array, DType, is_exact, real_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from polarmap.blocks.equal import checked_count
-from polarmap.code.checks import is_one_of
+from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.polar import MAX_WORKERS
 from polarmap.errors import CodeError
 

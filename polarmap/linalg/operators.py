@@ -13,9 +13,10 @@ import numpy as np
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, check_not_masked
-from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
+from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.clouds.extras import install_command
+from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array
 from polarmap.code.estimation import f_quantile_p90
 from polarmap.errors import CodeError, without_our_frames

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
+from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import is_integer
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import (
