@@ -57,8 +57,8 @@ def real_dtype(dtype: DType) -> DType:
 
 
 def working_dtype(dtype: DType) -> DType:
-    """The real dtype in which blocks of an inexact `dtype` are added up."""
-    return np.dtype(_WORKING[_name(dtype)])
+    """The real dtype in which blocks of `dtype` are added up; integers in their own."""
+    return dtype if is_exact(dtype) else np.dtype(_WORKING[_name(dtype)])
 
 
 def parity_dtype(dtype: DType, norm_inf: int) -> DType:

@@ -12,12 +12,11 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import tiled
 from polarmap.code.algebra import Recovery, Results
 from polarmap.code.design import UniformStream, subsets
-from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import RealRecovery
 from polarmap.errors import CodeError
@@ -105,10 +104,6 @@ class GradientCode(LinearCode):
         for first, size in self.groups:
             matrix[first : first + size, first : first + size] = group_matrix(size, self.tolerate)
         return matrix
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Data is sent as it is."""
-        return check_dtype(dtype, "the data")
 
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """No block is a mixture: workers get their values' arguments and mix what f makes of them."""

@@ -127,21 +127,16 @@ class MaskedIntegerCode(LinearCode):
             raise CodeError(f"{checked} blocks cannot be masked modulo 2^64: use MaskedCode(n, k, t)")
         return checked if checked.itemsize == 8 else np.dtype(np.int64)
 
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """All n mixtures of the flat blocks of data and noise, (n, b)."""
-        tiled.check_rows(rows, len(self.inputs), repr(self))
-        length, dtype = power_of_two_above(self.n), self.parity_dtype(rows[0].dtype)
-        if out is None:
-            out = np.empty((self.n, rows[0].size), dtype)
+    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
+        length = power_of_two_above(self.n)
 
         def work(columns: slice) -> None:
-            tile = np.zeros((length, columns.stop - columns.start), dtype)
+            tile = np.zeros((length, columns.stop - columns.start), out.dtype)
             for place, row in zip(self.inputs.tolist(), rows):
                 tile[place] = row[columns]
             out[:, columns] = kernels.arikan(tile)[length - self.n :]
 
         tiled.over_cores(work, list(tiled.tiles(out.shape[1], length, 8)))
-        return out
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the results of the data blocks; CodeError for those that are no integers."""

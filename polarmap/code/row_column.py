@@ -119,7 +119,7 @@ def steps_towards(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Pl
 
 def replay(steps: Sequence[tuple[Step, Places]], rows: Results, dtype: DType) -> dict[int, Array]:
     """All flat blocks, the ones given and those that `steps` recover; sums as `dtype` demands."""
-    working = dtype if is_exact(dtype) else working_dtype(dtype)
+    working = working_dtype(dtype)
     values = dict(rows)
     for step, wanted in steps:
         line = {int(cell): values[int(step.places[cell])] for cell in step.recovery.arrived}

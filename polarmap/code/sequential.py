@@ -93,7 +93,7 @@ class SequentialRecovery(SystematicRecovery):
         side_by_side = leaves.reshape(len(self._frozen), -1)
         kernels.arikan(side_by_side, transposed=True)
         leaves[self._frozen.reshape(-1)] = 0
-        kernels.arikan_inverse(side_by_side, transposed=True)
+        kernels.arikan(side_by_side, inverse=True, transposed=True)
         return leaves[self._order[self.known]].T
 
     @cached_property

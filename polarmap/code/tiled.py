@@ -218,12 +218,9 @@ def arikan_parity(
     """out = the parity rows of the Arikan code: inverse(T), freeze, T (Arikan 2011, systematic).
 
     `butterflies`: the size of one, and how many there are side by side. `order` says on which leaf each of
-    the n coded blocks sits, data first. The sums are taken in out's dtype, or in float64 when that is
-    inexact.
+    the n coded blocks sits, data first. The sums are taken in the working dtype.
     """
-    working = (
-        out.dtype if out.dtype.kind in "iu" else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
-    )
+    working = working_dtype(out.dtype)
     k, (size, count) = len(rows), butterflies
     length = size * count
 
@@ -231,7 +228,7 @@ def arikan_parity(
         leaves = np.zeros((length, columns.stop - columns.start), working)
         leaves[order[:k]] = gather(rows, columns, working)
         side_by_side = leaves.reshape(size, -1)
-        kernels.arikan_inverse(side_by_side)
+        kernels.arikan(side_by_side, inverse=True)
         leaves[frozen] = 0
         leaves[: length - len(order)] = 0
         kernels.arikan(side_by_side)
