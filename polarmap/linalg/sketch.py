@@ -277,11 +277,7 @@ def _checked(A: Any) -> Array:
             "A is complex: sketches are of real numbers; use lsqr on a CodedOperator, or coded_gram"
         )
     found = np.asarray(matrix[:], np.float32 if matrix.dtype in (np.float16, np.float32) else np.float64)
-    bad = found.size - int(np.isfinite(found).sum())
-    if bad:
-        raise CodeError(
-            f"A holds NaN or inf ({bad} of them), which mixing spreads over all rows: replace them first"
-        )
+    matrices.check_finite(found, "A")
     return found
 
 
