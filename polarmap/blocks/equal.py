@@ -41,7 +41,7 @@ class Blocks:
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
         """The dtypes of the leaves of a block."""
-        return [leaf.dtype for leaf in self._leaves[0]]
+        return [np.dtype(name) for name, _ in self.layout]
 
     @property
     def layout(self) -> Layout:

@@ -84,11 +84,6 @@ class _StoredData(Blocks):
         """Dtype and shape of the one leaf."""
         return self._layout
 
-    @property
-    def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtype of the one leaf, in a list."""
-        return [np.dtype(self._layout[0][0])]
-
     def leaves(self, index: int) -> list[Array]:
         """Data block `index`, read now."""
         return [self._reader.read(index)]

@@ -158,29 +158,21 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
     ----------
     C : float
         Inverse strength of the penalty, positive; `np.inf` for none.
-    class_weight : dict or "balanced", optional
-        By which the weights of the samples of a class are multiplied; "balanced": so that all classes weigh
-        the same.
-    fit_intercept : bool
+    class_weight, fit_intercept
+        As for `polarmap.glm.LogisticRegression`.
     tol : float
         Relative, of the gradient map.
-    max_iter : int
-        Each iteration is two coded maps.
-    blocks, workers, code, executor, timeout, verbose : optional
+    max_iter, blocks, workers, code, executor, timeout, verbose
         As for `ElasticNet`.
 
     Attributes
     ----------
-    classes_ : (classes,)
-    coef_ : (1, features) for two classes, (classes, features) for more
-    intercept_ : (1,) or (classes,)
+    classes_, coef_, intercept_, n_iter_, report_
+        As for `polarmap.glm.LogisticRegression`.
     objective_ : float
         Of the mean loss plus |w|_1 / (C sum of weights).
     gradient_map_ : float
         Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
-    n_iter_ : int
-    report_ : Report
-        Of the last coded map.
 
     Raises
     ------
