@@ -1,12 +1,22 @@
-"""Polar codes for tests, each made once, and what arrives of their blocks."""
+"""Polar codes for tests, of which sizes, each made once, and what arrives of their blocks."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from polarmap import Decoder, PolarCode
+
+INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
+SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
+by_size = pytest.mark.parametrize(("n", "k"), SIZES)  # so small that all patterns of arrivals are tried
+sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
+shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 @cache

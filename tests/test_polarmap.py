@@ -39,8 +39,9 @@ def test_a_public_name_is_there_and_becomes_no_attribute(name: str) -> None:
     assert name in polarmap._MODULES or name not in vars(polarmap)
 
 
-def test_models_need_no_import_of_their_own() -> None:
-    code = "import polarmap; print(polarmap.glm.Ridge.__name__, polarmap.convex.Lasso.__name__)"
+def test_models_need_no_import_of_their_own_and_load_nothing_before() -> None:
+    code = "import sys, polarmap; assert 'sklearn' not in sys.modules and 'scipy' not in sys.modules;"
+    code += "print(polarmap.glm.Ridge.__name__, polarmap.convex.Lasso.__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "Ridge Lasso\n"
 

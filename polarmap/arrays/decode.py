@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from polarmap.arrays.manifest import Manifest
 from polarmap.code.decoder import Decoder
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import default_rtol, epsilon, is_exact
+from polarmap.code.dtypes import Indices, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import naming
-
-Array = npt.NDArray[Any]
 
 HOST_MEMORY = (1, 3, 11, 13)  # of DLPack: the CPU's, and what CUDA and ROCm share with it
 KINDS = "iufc"

@@ -9,15 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import real_dtype
+from polarmap.code.dtypes import Array, real_dtype
 from polarmap.code.linear import LinearCode
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure, layout_of
-
-Array = npt.NDArray[Any]
 
 
 class WholeBlocks:

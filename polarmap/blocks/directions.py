@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.code.checks import checked_count
+from polarmap.code.dtypes import Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-
-Floats = npt.NDArray[np.float64]
 
 
 def cut_directions(base: Floats, k: int) -> list[Floats]:

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import numpy_dtype, read_data, read_leaf
 from polarmap.code.checks import checked_count
-from polarmap.code.dtypes import check_dtype
+from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, unflatten
-
-Array = npt.NDArray[Any]
 
 
 class Blocks:
@@ -44,7 +41,7 @@ class Blocks:
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
         """The dtypes of the leaves of a block."""
-        return [leaf.dtype for leaf in self._leaves[0]]
+        return [np.dtype(name) for name, _ in self.layout]
 
     @property
     def layout(self) -> Layout:

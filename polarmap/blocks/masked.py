@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.equal import Array, Blocks
-from polarmap.code.dtypes import real_dtype, working_dtype
+from polarmap.blocks.equal import Blocks
+from polarmap.code.dtypes import Array, real_dtype, working_dtype
 from polarmap.code.masked import MaskedCode
 from polarmap.code.masked_integers import MaskedIntegerCode
 

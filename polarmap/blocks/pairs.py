@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
+from polarmap.code.dtypes import Array
 from polarmap.code.polar import PolarCode
 from polarmap.code.product import ProductCode
 from polarmap.code.symmetric import SymmetricProductCode
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout, Structure
-
-Array = npt.NDArray[Any]
 
 PAIR: Structure = (tuple, (), (("array",), ("array",)))
 

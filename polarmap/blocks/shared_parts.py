@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
+from polarmap.code.dtypes import Array
 from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, layout_of
-
-Array = npt.NDArray[Any]
 
 
 class SharedParts(CodedData):

@@ -6,18 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedBlocks, is_finite, nonfinite_warning
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import check_dtype, is_exact, real_dtype, working_dtype
+from polarmap.code.dtypes import Array, check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import CodeError
 from polarmap.worker.block_functions import on_sparse_rows
 from polarmap.worker.pytree import Layout, layout_of
-
-Array = npt.NDArray[Any]
 
 # What a task costs whatever its block holds, in nonzeros that a product goes through meanwhile
 # (benchmarks/sparse.py).

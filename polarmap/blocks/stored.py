@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
+from polarmap.code.dtypes import Array
 from polarmap.code.polar import PolarCode
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure
-
-Array = npt.NDArray[Any]
 
 
 class BlockReader(Protocol):
@@ -85,11 +83,6 @@ class _StoredData(Blocks):
     def layout(self) -> Layout:
         """Dtype and shape of the one leaf."""
         return self._layout
-
-    @property
-    def dtypes(self) -> list[np.dtype[Any]]:
-        """The dtype of the one leaf, in a list."""
-        return [np.dtype(self._layout[0][0])]
 
     def leaves(self, index: int) -> list[Array]:
         """Data block `index`, read now."""

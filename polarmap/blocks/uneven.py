@@ -7,20 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
 from polarmap.blocks.coded import WholeBlocks
-from polarmap.blocks.equal import check_class_and_dtype
+from polarmap.blocks.equal import DEFAULT_BLOCKS, check_class_and_dtype
+from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.parts import Place
 from polarmap.worker.pytree import Structure, flatten, naming, to_block
 
-Array = npt.NDArray[Any]
-
 Parts = Sequence[list[Array]] | dict[int, list[Array]]  # the leaves of each, by number
-
-DEFAULT_PARTS = 24
 
 
 def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structure]:
@@ -123,7 +119,7 @@ def any_parts(items: Sequence[Any], name: str = "item") -> tuple[list[list[Array
 
 def _cut_array(data: Any, count: int | None) -> list[Any]:
     rows = int(data.shape[0]) if len(data.shape) else 0
-    count = min(DEFAULT_PARTS, rows) if count is None else count
+    count = min(DEFAULT_BLOCKS, rows) if count is None else count
     if count > rows or rows == 0:
         raise CodeError(f"an array of shape {tuple(data.shape)} cannot be cut into {max(count, 1)} parts")
     cut = _ranges(rows, count)

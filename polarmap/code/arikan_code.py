@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import modular, row_operations, tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Floats, Indices, UniformStream, butterfly_shape, frozen_inputs
-from polarmap.code.dtypes import DType, is_exact, is_integer
+from polarmap.code.algebra import Recovery
+from polarmap.code.design import UniformStream, butterfly_shape, frozen_inputs
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, is_exact, is_integer
 from polarmap.code.polar import PolarCode
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
 # (benchmarks/coding.py).

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf, isinf
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import Array, Indices, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode, SystematicCode
 from polarmap.errors import CodeError, NotDecodableError
-
-Array = npt.NDArray[Any]
 
 # A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
 # so that the decision comes at most n / LOOKS arrivals late.

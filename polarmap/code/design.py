@@ -5,13 +5,14 @@ Everything here is a pure function of (n, k, seed), the same on every machine an
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+from polarmap.code.dtypes import Floats, Indices
 
 # Angles near 0 or pi/2 barely mix; this range keeps every 2x2 kernel well mixed.
 ANGLE_RANGE = (0.3, 1.2)
@@ -161,3 +162,20 @@ class UniformStream:
     def permutation(self, size: int) -> Indices:
         """A shuffle of range(size)."""
         return np.argsort(self.take(size), kind="stable")
+
+    def normal(self, rows: int, columns: int) -> Floats:
+        """Normal numbers, (rows, columns) (Box and Muller 1958)."""
+        radius, angle = self.take(2 * rows * columns).reshape(2, rows, columns)
+        return np.asarray(np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle))
+
+
+def subsets(n: int, count: int, most: int) -> list[Indices]:
+    """All sets of `count` of n positions, where they are `most` or fewer, else a fixed sample.
+
+    >>> [one.tolist() for one in subsets(3, 2, 64)], len(subsets(64, 48, 10))
+    ([[0, 1], [0, 2], [1, 2]], 10)
+    """
+    if comb(n, count) <= most:
+        return [np.array(one, np.intp) for one in combinations(range(n), count)]
+    stream = UniformStream(n, count)
+    return [np.sort(stream.permutation(n)[:count]) for _ in range(most)]

@@ -1,4 +1,4 @@
-"""Which dtypes a code carries, in what precision it computes, how accurate that can be."""
+"""Arrays by what they hold: which dtypes a code carries, in what precision it computes, how accurately."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import numpy.typing as npt
 from polarmap.errors import CodeError
 
 DType = np.dtype[Any]
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+Words = npt.NDArray[np.uint64]
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -52,8 +57,8 @@ def real_dtype(dtype: DType) -> DType:
 
 
 def working_dtype(dtype: DType) -> DType:
-    """The real dtype in which blocks of an inexact `dtype` are added up."""
-    return np.dtype(_WORKING[_name(dtype)])
+    """The real dtype in which blocks of `dtype` are added up; integers in their own."""
+    return dtype if is_exact(dtype) else np.dtype(_WORKING[_name(dtype)])
 
 
 def parity_dtype(dtype: DType, norm_inf: int) -> DType:

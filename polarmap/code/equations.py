@@ -7,18 +7,14 @@ not linear, or that a worker returned garbage; two equations or more can tell wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, tiled
 from polarmap.code.algebra import Recovery, Results
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, epsilon, is_exact, real_dtype
 
 NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
 TINY = 1e-12  # coefficients below are rounding

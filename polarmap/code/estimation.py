@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import Floats, Indices
 from polarmap.code.polar import PolarCode
 
 NINE_IN_TEN = 1.2815515655446004  # quantile of the standard normal distribution

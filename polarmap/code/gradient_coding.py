@@ -10,22 +10,16 @@ What is sent is not coded at all: f is anything, and the values of f are combine
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from itertools import combinations
-from math import comb
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery, Results
-from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.algebra import Recovery, Results
+from polarmap.code.design import UniformStream, subsets
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import RealRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 SEEDS, PATTERNS = 16, 64  # tried for a cyclic group, and the most patterns of losses each is tried on
 SPANNED = 1e-8  # the largest entry by which a combination of arrived rows may miss the all-ones vector
@@ -110,10 +104,6 @@ class GradientCode(LinearCode):
         for first, size in self.groups:
             matrix[first : first + size, first : first + size] = group_matrix(size, self.tolerate)
         return matrix
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Data is sent as it is."""
-        return check_dtype(dtype, "the data")
 
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """No block is a mixture: workers get their values' arguments and mix what f makes of them."""
@@ -221,20 +211,13 @@ def group_matrix(size: int, tolerate: int) -> Floats:
         return np.ones((size, size))
     if (size - tolerate) % 2:
         return _cyclic(_highest_frequencies(size, tolerate))
-    lost = _losses(size, tolerate)
+    lost = subsets(size, tolerate, PATTERNS)
 
     def worst(matrix: Floats) -> float:
         found = [_ones_from(np.delete(matrix, one, axis=0)) for one in lost]
         return max(np.inf if weights is None else float(np.linalg.norm(weights)) for weights in found)
 
     return min((_cyclic(_random_checks(size, tolerate, seed)) for seed in range(SEEDS)), key=worst)
-
-
-def _losses(size: int, count: int) -> list[Indices]:
-    if comb(size, count) <= PATTERNS:
-        return [np.array(lost, np.intp) for lost in combinations(range(size), count)]
-    stream = UniformStream(size, count)
-    return [stream.permutation(size)[:count] for _ in range(PATTERNS)]
 
 
 def _highest_frequencies(size: int, count: int) -> Floats:
@@ -244,8 +227,7 @@ def _highest_frequencies(size: int, count: int) -> Floats:
 
 
 def _random_checks(size: int, count: int, seed: int) -> Floats:
-    uniform = UniformStream(size, count, seed).take(2 * size * count).reshape(2, count, size)
-    normal = np.sqrt(-2 * np.log1p(-uniform[0])) * np.cos(2 * np.pi * uniform[1])
+    normal = UniformStream(size, count, seed).normal(count, size)
     return np.asarray(normal - normal.mean(axis=1, keepdims=True))
 
 

@@ -6,40 +6,25 @@ second, so any caller may cut the columns into tiles.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.code.design import Floats, Rotations
-
-Array = npt.NDArray[Any]
+from polarmap.code.design import Rotations
+from polarmap.code.dtypes import Array, Floats
 
 
-def arikan(x: Array, transposed: bool = False) -> Array:
-    """x <- T x in place, T the butterfly of [[1, 1], [0, 1]], or T' x; exact (and wrapping) for integers.
+def arikan(x: Array, *, inverse: bool = False, transposed: bool = False) -> Array:
+    """x <- T x in place, T the butterfly of [[1, 1], [0, 1]]; exact (and wrapping) for integers.
 
-    >>> arikan(np.array([[1], [2], [3], [4]])).ravel().tolist()
-    [10, 6, 7, 4]
+    `inverse`: that of T, the same butterfly with differences. `transposed`: T', or its inverse.
+
+    >>> sums = arikan(np.array([[1], [2], [3], [4]]))
+    >>> sums.ravel().tolist(), arikan(sums, inverse=True).ravel().tolist()
+    ([10, 6, 7, 4], [1, 2, 3, 4])
     """
-    half, to = 1, int(transposed)
+    half, to, added = 1, int(transposed), np.subtract if inverse else np.add
     while half < len(x):
         pairs = x.reshape(-1, 2, half, x.shape[1])
-        pairs[:, to] += pairs[:, 1 - to]
-        half *= 2
-    return x
-
-
-def arikan_inverse(x: Array, transposed: bool = False) -> Array:
-    """x <- inverse(T) x in place, or that of T': the same butterfly with differences.
-
-    >>> arikan_inverse(np.array([[10], [6], [7], [4]])).ravel().tolist()
-    [1, 2, 3, 4]
-    """
-    half, to = 1, int(transposed)
-    while half < len(x):
-        pairs = x.reshape(-1, 2, half, x.shape[1])
-        pairs[:, to] -= pairs[:, 1 - to]
+        added(pairs[:, to], pairs[:, 1 - to], out=pairs[:, to])
         half *= 2
     return x
 

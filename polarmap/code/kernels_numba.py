@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import Floats, Indices
 
 WIDTH = 128  # columns per tile: what a transform works on then stays in the second-level cache
 WIDE = 256  # columns per tile of a product, which works on few rows at a time

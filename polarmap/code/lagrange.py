@@ -11,22 +11,18 @@ on the points, and as many of its values as there are coefficients determine the
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from itertools import combinations
-from math import comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import checked_count, is_one_of
-from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.design import subsets
+from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, loss_amplification
 from polarmap.errors import CodeError, without_our_frames
-
-Array = npt.NDArray[Any]
 
 MAX_POINTS = 2048  # the decision to decode takes n^3 steps
 EXACT_UP_TO = 64  # coded blocks: the amplification of the decoder itself is cheap
@@ -80,9 +76,7 @@ class LagrangeCode(LinearCode):
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         with without_our_frames:
-            n, k, degree = (
-                checked_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree))
-            )
+            n, k, degree = checked_count("n", n), checked_count("k", k), checked_count("degree", degree)
             if not is_one_of(points, ("auto", "circle", "chebyshev")):
                 raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
             if points == "auto":
@@ -163,7 +157,8 @@ class LagrangeCode(LinearCode):
         spare = self.n - self.recovery_threshold
         if not is_integer(losses) or not 0 < losses <= spare:
             raise CodeError(f"{self!r} bears between 1 and {spare} losses, not {losses!r}")
-        found = [loss_amplification(self.generator, lost, self.k) for lost in self._losses(losses)]
+        sample = subsets(self.n, losses, PATTERNS)
+        found = [loss_amplification(self.generator, lost, self.k) for lost in sample]
         edge = [loss_amplification(self.generator, lost, self.k) for lost in self._neighbours(losses)]
         median, ninety = np.quantile(found, [0.5, RELIABLE], method="inverted_cdf")
         return Amplification(float(median), float(ninety), max(found + edge))
@@ -171,12 +166,6 @@ class LagrangeCode(LinearCode):
     def is_reliable(self, limit: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
         return self.amplification((self.n - self.recovery_threshold + 1) // 2).ninety <= limit
-
-    def _losses(self, count: int) -> list[Indices]:
-        if comb(self.n, count) <= PATTERNS:
-            return [np.array(lost) for lost in combinations(range(self.n), count)]
-        stream = UniformStream(self.n, count)
-        return [stream.permutation(self.n)[:count] for _ in range(PATTERNS)]
 
     def _neighbours(self, count: int) -> list[Indices]:
         place = np.argsort(self.order)

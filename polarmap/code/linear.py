@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype, working_dtype
+from polarmap.code.algebra import Recovery
+from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.recovery import LinearRecovery, SystematicRecovery
-
-Array = npt.NDArray[Any]
+from polarmap.errors import CodeError
 
 
 class LinearCode(ABC):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
-    A subclass sets n, k, `name`, `assumption` and says G, T, E and which dtypes it carries.
+    A subclass sets n, k, `name`, `assumption` and says G, T, E and, if not all, which dtypes it carries.
 
     n, k : coded blocks and data blocks.
     name : what a report calls it.
@@ -60,9 +57,9 @@ class LinearCode(ABC):
     def coefficients(self) -> Array:
         """E, shape (n - len(systematic), number of blocks that are mixed)."""
 
-    @abstractmethod
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
+        return check_dtype(dtype, "the data")
 
     @property
     def wanted(self) -> int:
@@ -84,10 +81,42 @@ class LinearCode(ABC):
         """The largest sum of absolute coefficients of a coded block."""
         return float(np.abs(self.coefficients).sum(axis=1).max(initial=1.0))
 
+    @property
+    def mixed(self) -> int:
+        """How many blocks the coded blocks are mixed of."""
+        return int(self.coefficients.shape[1])
+
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """E rows, for flat blocks of one dtype; into `out`, if given."""
-        tiled.check_rows(rows, self.coefficients.shape[1], repr(self))
-        return mix(self.coefficients, rows, self.parity_dtype(rows[0].dtype), out)
+        """The coded blocks E (blocks) that are no data blocks.
+
+        Parameters
+        ----------
+        rows : array (mixed, b) or sequence of arrays (b,)
+            Flat blocks, one dtype for all.
+        out : array (n - len(systematic), b), contiguous, of `parity_dtype`, optional
+            Where to put them.
+
+        Returns
+        -------
+        array (n - len(systematic), b), of `parity_dtype`.
+        """
+        tiled.check_rows(rows, self.mixed, repr(self))
+        dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - len(self.systematic), rows[0].size)
+        if out is None:
+            out = np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise CodeError(f"out must be a contiguous {dtype} array of shape {shape}")
+        if dtype.kind == "c":
+            self._fill_parity(tiled.real_rows(rows, dtype), out.view(real_dtype(dtype)))
+        else:
+            self._fill_parity(rows, out)
+        return out
+
+    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
+        """Put the parity of flat real blocks into `out`, summed in its working dtype."""
+        if is_exact(out.dtype):
+            raise CodeError(f"{self!r} mixes real numbers: convert the {out.dtype} data with .astype(float)")
+        tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover what is wanted from the results of the mask `arrived`."""
@@ -121,6 +150,11 @@ class SystematicCode(LinearCode):
         return self.k
 
     @property
+    def mixed(self) -> int:
+        """How many blocks the parity blocks are mixed of: k."""
+        return self.k
+
+    @property
     def systematic(self) -> Indices:
         """The coded blocks that are data blocks untouched: 0..k-1."""
         return np.arange(self.k)
@@ -128,17 +162,3 @@ class SystematicCode(LinearCode):
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         return SystematicRecovery(self, arrived)
-
-
-def mix(matrix: Floats, rows: tiled.Rows, dtype: npt.DTypeLike, out: Array | None = None) -> Array:
-    """matrix @ rows of an inexact `dtype`, summed in its working dtype."""
-    checked = check_dtype(dtype, "the data")
-    assert not is_exact(checked)
-    if out is None:
-        out = np.empty((len(matrix), rows[0].size), checked)
-    if checked.kind == "c":
-        rows, view = tiled.real_rows(rows, checked), out.view(real_dtype(checked))
-    else:
-        view = out
-    tiled.dense(matrix.astype(working_dtype(view.dtype), copy=False), rows, view)
-    return out

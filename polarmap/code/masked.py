@@ -10,22 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import combinations
-from math import comb
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import checked_count, is_positive
-from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.design import UniformStream, subsets
+from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, left_inverse
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 16
 
@@ -123,8 +118,7 @@ class MaskedCode(LinearCode):
     assumption = "linear or affine in its block"
 
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
-        for name, value in (("n", n), ("k", k), ("t", t)):
-            checked_count(name, value)
+        n, k, t = checked_count("n", n), checked_count("k", k), checked_count("t", t)
         if n > MAX_WORKERS:
             raise CodeError(f"a masked code has at most {MAX_WORKERS} workers, not n = {n}")
         if not is_positive(noise):
@@ -136,7 +130,7 @@ class MaskedCode(LinearCode):
                 f"{k} data blocks and {t} of noise need {k + t} results and a spare one, so n = {n} workers "
                 f"are too few: use n > {k + t}"
             )
-        self.n, self.k, self.t, self.noise = int(n), int(k), int(t), float(noise)
+        self.n, self.k, self.t, self.noise = n, k, t, float(noise)
         self.name = f"masked against {self.t}, noise {self.noise:g}"
 
     def __repr__(self) -> str:
@@ -198,25 +192,21 @@ class MaskedCode(LinearCode):
         >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
         True
         """
-        return max(self._learned(np.array(one), correlated) for one in self._coalitions())
+        # Neighbours have the most similar noise.
+        neighbours = [(first + np.arange(self.t)) % self.n for first in range(self.n)]
+        coalitions = subsets(self.n, self.t, COALITIONS) + neighbours
+        return max(self._learned(one, correlated) for one in coalitions)
 
     def _learned(self, coalition: Indices, correlated: bool) -> float:
         data, noise = self.coefficients[coalition, : self.k], self.coefficients[coalition, self.k :]
         seen = np.linalg.solve(noise, data) / self.deviation * (np.sqrt(self.k) if correlated else 1.0)
         return float(0.5 * np.log2(1 + np.linalg.svd(seen, compute_uv=False) ** 2).sum())
 
-    def _coalitions(self) -> list[tuple[int, ...]]:
-        if comb(self.n, self.t) <= COALITIONS:
-            return list(combinations(range(self.n), self.t))
-        stream = UniformStream(self.n, self.t)
-        some = [tuple(stream.permutation(self.n)[: self.t].tolist()) for _ in range(COALITIONS)]
-        turn = [tuple((first + step) % self.n for step in range(self.t)) for first in range(self.n)]
-        return some + turn  # neighbours have the most similar noise
-
     def is_reliable(self, limit: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
         lost = (self.n - self.recovery_threshold + 1) // 2
-        norms = [_amplification(self.coefficients, self.k, one) for one in _arrivals(self.n, self.n - lost)]
+        arrivals = subsets(self.n, self.n - lost, PATTERNS)
+        norms = [_amplification(self.coefficients, self.k, one) for one in arrivals]
         return self.gain * float(np.quantile(norms, RELIABLE, method="inverted_cdf")) <= limit
 
 
@@ -244,7 +234,7 @@ def best_mixture(n: int, k: int, t: int) -> Floats:
     """[D, N] of the seed whose worst amplification over patterns of k + t arrivals is smallest."""
     if n > 64:
         return _mixture(n, k, t, 0)
-    patterns = _arrivals(n, k + t)
+    patterns = subsets(n, k + t, PATTERNS)
 
     def worst(matrix: Floats) -> float:
         return max(_amplification(matrix, k, arrived) for arrived in patterns)
@@ -263,15 +253,7 @@ def _mixture(n: int, k: int, t: int, seed: int) -> Floats:
 
 
 def _normal(rows: int, columns: int, seed: int) -> Floats:
-    uniform = UniformStream(rows, columns, seed).take(2 * rows * columns).reshape(2, rows, columns)
-    return np.asarray(np.sqrt(-2 * np.log1p(-uniform[0])) * np.cos(2 * np.pi * uniform[1]))
-
-
-def _arrivals(n: int, count: int) -> list[Indices]:
-    if comb(n, count) <= PATTERNS:
-        return [np.array(one) for one in combinations(range(n), count)]
-    stream = UniformStream(n, count)
-    return [np.sort(stream.permutation(n)[:count]) for _ in range(PATTERNS)]
+    return UniformStream(rows, columns, seed).normal(rows, columns)
 
 
 def _amplification(matrix: Floats, k: int, arrived: Indices) -> float:

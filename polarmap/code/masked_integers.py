@@ -11,21 +11,18 @@ polarization finds best carry the data, the rest is frozen.
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import checked_count
-from polarmap.code.design import Indices, erasure_probabilities, power_of_two_above
-from polarmap.code.dtypes import DType, check_dtype, is_exact
+from polarmap.code.design import erasure_probabilities, power_of_two_above
+from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact
 from polarmap.code.linear import LinearCode
 from polarmap.code.modular import NO_FLOATS, LinearModularRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 12  # ranks modulo 2 are of dense matrices
 DESIGN_SHARE = 0.25  # of the spare results: the erasure for which an optimal decoder's inputs are chosen
@@ -74,8 +71,7 @@ class MaskedIntegerCode(LinearCode):
     is_mds = False
 
     def __init__(self, n: int, k: int, t: int) -> None:
-        for name, value in (("n", n), ("k", k), ("t", t)):
-            checked_count(name, value)
+        n, k, t = checked_count("n", n), checked_count("k", k), checked_count("t", t)
         if n > MAX_WORKERS:
             raise CodeError(f"a code of masked integers has at most {MAX_WORKERS} workers, not n = {n}")
         noise = noise_count(n, t)
@@ -84,7 +80,7 @@ class MaskedIntegerCode(LinearCode):
                 f"{k} data blocks, and {noise} of noise against {t} colluders among {n} workers, need "
                 f"{k + noise} results and a spare one: use n = {workers_for(k, t)}"
             )
-        self.n, self.k, self.t = int(n), int(k), int(t)
+        self.n, self.k, self.t = n, k, t
         self.name = f"masked against {self.t}, uniform noise"
 
     def __repr__(self) -> str:
@@ -131,21 +127,16 @@ class MaskedIntegerCode(LinearCode):
             raise CodeError(f"{checked} blocks cannot be masked modulo 2^64: use MaskedCode(n, k, t)")
         return checked if checked.itemsize == 8 else np.dtype(np.int64)
 
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """All n mixtures of the flat blocks of data and noise, (n, b)."""
-        tiled.check_rows(rows, len(self.inputs), repr(self))
-        length, dtype = power_of_two_above(self.n), self.parity_dtype(rows[0].dtype)
-        if out is None:
-            out = np.empty((self.n, rows[0].size), dtype)
+    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
+        length = power_of_two_above(self.n)
 
         def work(columns: slice) -> None:
-            tile = np.zeros((length, columns.stop - columns.start), dtype)
+            tile = np.zeros((length, columns.stop - columns.start), out.dtype)
             for place, row in zip(self.inputs.tolist(), rows):
                 tile[place] = row[columns]
             out[:, columns] = kernels.arikan(tile)[length - self.n :]
 
         tiled.over_cores(work, list(tiled.tiles(out.shape[1], length, 8)))
-        return out
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the results of the data blocks; CodeError for those that are no integers."""

@@ -6,22 +6,17 @@ question here is one over GF(2), answered with rows packed into Python integers.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import row_operations, tiled
-from polarmap.code.algebra import Mask, Results
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, is_exact
-from polarmap.code.recovery import MOST_CHECKS, SystematicRecovery
+from polarmap.code.algebra import MOST_CHECKS, Recovery, Results
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
+from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
-Words = npt.NDArray[np.uint64]
 
 NO_FLOATS = (
     "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
@@ -31,13 +26,12 @@ EXACT = 1 << 53  # up to here float64 holds every integer
 _LIMB = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
 
 
-class ModularSystem(ABC):
+class ModularSystem(Recovery):
     """system @ unknowns = results modulo 2^64: what both recoveries of integers have in common."""
 
     exact = True
     rounds = False
     amplification = 0.0  # nothing is rounded
-    arrived: Indices
     system: Array  # the coefficients of the unknowns in the results that determine them
 
     @abstractmethod
@@ -162,11 +156,6 @@ class LinearModularRecovery(ModularSystem):
         """The weights modulo 2^64, as numbers nearest to zero."""
         return self.integer_weights().view(np.int64).astype(np.float64)
 
-    @property
-    def checks(self) -> Floats:
-        """A few of the equations modulo 2^64, as numbers nearest to zero."""
-        return self.equations(MOST_CHECKS)
-
     def equations(self, most: int) -> Floats:
         """Up to `most` equations modulo 2^64, (s, arrived), as numbers nearest to zero."""
         return self.integer_checks()[:most].view(np.int64).astype(np.float64)
@@ -176,10 +165,6 @@ class LinearModularRecovery(ModularSystem):
         weights = np.zeros((len(self.missing), len(self.arrived)), np.uint64)
         weights[:, self.pivots] = self._solver
         return weights
-
-    def checkable(self, rows: Results) -> Results:
-        """What satisfies the left-over equations: the results that arrived."""
-        return rows
 
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The wanted results (wanted, b) modulo 2^bits; CodeError for floats, which cannot be."""

@@ -21,17 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder, as_block, decode_blocks
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer, parity_dtype, real_dtype
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_exact, is_integer, parity_dtype
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError, without_our_frames
-
-Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 16
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
@@ -226,36 +223,6 @@ class PolarCode(SystematicCode):
                 "integers, or convert them to a floating dtype"
             )
         return parity_dtype(checked, self.norm_inf) if is_exact(checked) else checked
-
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """The n - k parity blocks of k flat data blocks.
-
-        Parameters
-        ----------
-        rows : array (k, b) or sequence of k arrays (b,)
-            One dtype for all.
-        out : array (n - k, b), contiguous, of `parity_dtype`, optional
-            Where to put them.
-
-        Returns
-        -------
-        array (n - k, b), of `parity_dtype`.
-        """
-        tiled.check_rows(rows, self.k, repr(self))
-        dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - self.k, rows[0].size)
-        if out is None:
-            out = np.empty(shape, dtype)
-        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-            raise CodeError(f"out must be a contiguous {dtype} array of shape {shape}")
-        if dtype.kind == "c":
-            self._fill_parity(tiled.real_rows(rows, dtype), out.view(real_dtype(dtype)))
-        else:
-            self._fill_parity(rows, out)
-        return out
-
-    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
-        """Put the parity blocks of flat real data blocks into `out`."""
-        raise NotImplementedError
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.

@@ -9,21 +9,16 @@ coded A_i and B_j. C_A x = 0 for every column of x and C_B x' = 0 for every row.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.algebra import Recovery
+from polarmap.code.dtypes import Array, Indices, Mask
 from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.product_recovery import ProductRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
 
@@ -101,10 +96,6 @@ class ProductCode(SystematicCode):
         rows, columns = self.cells[self.k :].T
         product = np.einsum("pa,pb->pab", self.left.generator[rows], self.right.generator[columns])
         return np.asarray(product.reshape(len(rows), -1))
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """The dtype of a product of blocks: that of the data, as its integers wrap in it."""
-        return check_dtype(dtype, "the data")
 
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """The blocks of a grid are made by its tasks, not here."""

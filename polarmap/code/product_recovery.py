@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code.algebra import Results
-from polarmap.code.design import Floats
-from polarmap.code.dtypes import is_exact
-from polarmap.code.modular import ModularRecovery, Words
+from polarmap.code.dtypes import Array, Floats, Mask, Words, is_exact
+from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import RealRecovery, SystematicRecovery
 from polarmap.code.row_column import Grid, Places, RowColumnDecoder, Step, replay, steps_towards
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 # Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
 JOINT_FLOPS = 3e8

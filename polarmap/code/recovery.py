@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Array, Mask, Results, Words
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, is_exact, real_dtype
+from polarmap.code.algebra import Recovery, Results
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, is_exact, real_dtype
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
 SINGULAR = 1e-12
-MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
 # P is not formed of so many coded blocks, products with that of fewer are quicker; nor of so many data and
 # parity blocks each, as rows of P that are shorter are too unlike for norms that are right on average.
 LARGE, WIDE = 2048, 256
 
 
-class RealRecovery(ABC):
+class RealRecovery(Recovery):
     """Recovered = weights @ received over the reals; integers are rounded.
 
     Parameters
@@ -34,7 +31,6 @@ class RealRecovery(ABC):
         How many of the first results are wanted as they are.
     """
 
-    exact = False
     rounds = True
 
     def __init__(self, arrived: Mask, wanted: int, systematic: int) -> None:
@@ -43,25 +39,6 @@ class RealRecovery(ABC):
         is_missing = np.ones(wanted, bool)
         is_missing[:systematic] = ~arrived[:systematic]
         self.missing = np.flatnonzero(is_missing)
-
-    @property
-    @abstractmethod
-    def deficit(self) -> int:
-        """How many more results it takes at the least; 0 once the missing ones are determined."""
-
-    @property
-    @abstractmethod
-    def surplus(self) -> int:
-        """How many equations are left over; below 0 while results are too few."""
-
-    @property
-    @abstractmethod
-    def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived)."""
-
-    @abstractmethod
-    def equations(self, most: int) -> Floats:
-        """Up to `most` equations on the arrived results, (s, arrived)."""
 
     @cached_property
     def amplification(self) -> float:
@@ -72,23 +49,6 @@ class RealRecovery(ABC):
             return np.inf
         norms = np.linalg.norm(self.weights, axis=1)
         return float(norms.max()) if np.isfinite(norms).all() else np.inf
-
-    @cached_property
-    def checks(self) -> Floats:
-        """The left-over equations that are evaluated."""
-        return self.equations(MOST_CHECKS)
-
-    def integer_weights(self) -> Words | None:
-        """None: integers are recovered as real numbers."""
-        return None
-
-    def integer_checks(self, without: int | None = None) -> Words | None:
-        """None: integers are recovered as real numbers."""
-        return None
-
-    def checkable(self, rows: Results) -> Results:
-        """What satisfies the left-over equations: the results that arrived."""
-        return rows
 
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing results (len(missing), b) from the flat ones that arrived.

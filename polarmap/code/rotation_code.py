@@ -7,21 +7,17 @@ determine the rest.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.design import Floats, Indices, Rotations, rotations
-from polarmap.code.dtypes import working_dtype
+from polarmap.code.algebra import Recovery
+from polarmap.code.design import Rotations, rotations
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, working_dtype
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import is_formed
 from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
 from polarmap.code.syndrome import SyndromeRecovery
-
-Array = npt.NDArray[Any]
 
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py),
 # and up to this many the butterfly in numpy.

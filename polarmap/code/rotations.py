@@ -7,13 +7,13 @@ constants survive decoding, and f may be affine.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import combinations
-from math import comb, inf
+from math import inf
 
 import numpy as np
 
 from polarmap.code import kernels, tiled
-from polarmap.code.design import Floats, Indices, Rotations, UniformStream, rotations
+from polarmap.code.design import Rotations, rotations, subsets
+from polarmap.code.dtypes import Floats, Indices
 from polarmap.code.recovery import is_formed, worst_amplification
 
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
@@ -67,7 +67,7 @@ def transposed_coefficients(plan: Rotations, k: int, combinations: Floats) -> Fl
 @lru_cache(maxsize=256)
 def best_seed(n: int, k: int) -> int:
     """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
-    patterns = _arrival_patterns(n, k)
+    patterns = subsets(n, k, PATTERNS)
     best, least = 0, inf
     for seed in range(SEEDS):
         coefficients = rotation_coefficients(normalized(rotations(n, k, seed), k), k)
@@ -79,11 +79,3 @@ def best_seed(n: int, k: int) -> int:
         else:
             best, least = seed, worst
     return best
-
-
-def _arrival_patterns(n: int, k: int) -> list[Indices]:
-    """All sets of k arrivals when there are few, else a fixed sample."""
-    if comb(n, k) <= PATTERNS:
-        return [np.array(arrived) for arrived in combinations(range(n), k)]
-    stream = UniformStream(n, k)
-    return [np.sort(stream.permutation(n)[:k]) for _ in range(PATTERNS)]

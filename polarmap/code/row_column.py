@@ -10,14 +10,11 @@ import numpy.typing as npt
 
 from polarmap.code import modular, tiled
 from polarmap.code.algebra import Recovery, Results
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import DType, is_exact, working_dtype
+from polarmap.code.dtypes import Array, DType, Indices, is_exact, working_dtype
 
 if TYPE_CHECKING:
     from polarmap.code.polar import PolarCode
 
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 Places = set[int]
 
 
@@ -122,7 +119,7 @@ def steps_towards(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Pl
 
 def replay(steps: Sequence[tuple[Step, Places]], rows: Results, dtype: DType) -> dict[int, Array]:
     """All flat blocks, the ones given and those that `steps` recover; sums as `dtype` demands."""
-    working = dtype if is_exact(dtype) else working_dtype(dtype)
+    working = working_dtype(dtype)
     values = dict(rows)
     for step, wanted in steps:
         line = {int(cell): values[int(step.places[cell])] for cell in step.recovery.arrived}

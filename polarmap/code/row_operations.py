@@ -8,16 +8,13 @@ takes less time than a product would, and native integers wrap as they should.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import DType, is_exact
+from polarmap.code.dtypes import Array, DType, Indices, is_exact, working_dtype
 
-Array = npt.NDArray[Any]
 Operations = npt.NDArray[np.int64]  # (count, 3)
 Step = tuple[Indices, Indices, int]  # operations of one factor that do not depend on each other
 
@@ -129,6 +126,4 @@ def add_rows(table: Array, operations: Operations) -> None:
 
 def _working(dtype: DType) -> DType:
     """In which dtype sums are taken: of integers the signed one of their size, which wraps alike."""
-    if is_exact(dtype):
-        return np.dtype(f"i{dtype.itemsize}")
-    return np.dtype(np.float64 if dtype.itemsize > 2 else np.float32)
+    return np.dtype(f"i{dtype.itemsize}") if is_exact(dtype) else working_dtype(dtype)

@@ -7,20 +7,15 @@ are touched only when a schedule is replayed on them (arXiv 1901.06811, section 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
 from polarmap.code.algebra import Results
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import is_exact, working_dtype
-from polarmap.code.modular import ModularRecovery, Words
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, Words, is_exact, working_dtype
+from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 
 class Butterfly(Protocol):
@@ -98,7 +93,7 @@ class SequentialRecovery(SystematicRecovery):
         side_by_side = leaves.reshape(len(self._frozen), -1)
         kernels.arikan(side_by_side, transposed=True)
         leaves[self._frozen.reshape(-1)] = 0
-        kernels.arikan_inverse(side_by_side, transposed=True)
+        kernels.arikan(side_by_side, inverse=True, transposed=True)
         return leaves[self._order[self.known]].T
 
     @cached_property

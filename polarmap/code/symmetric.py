@@ -10,22 +10,18 @@ from __future__ import annotations
 
 from functools import cached_property
 from math import isqrt
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Mask, Recovery, Results
-from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import DType, check_dtype, is_exact
+from polarmap.code.algebra import Recovery, Results
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, check_dtype, is_exact
 from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.product import ProductCode
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 
 class SymmetricProductCode(SystematicCode):

@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Array, Mask, Results
-from polarmap.code.design import Floats, Rotations
-from polarmap.code.dtypes import is_exact, working_dtype
+from polarmap.code.algebra import Results
+from polarmap.code.design import Rotations
+from polarmap.code.dtypes import Array, Floats, Mask, is_exact, working_dtype
 from polarmap.code.recovery import Parity, SystematicRecovery
 from polarmap.code.rotations import rotation_coefficients, transposed_coefficients
 

@@ -11,18 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels
-from polarmap.code.design import Floats, Indices, Rotations
-from polarmap.code.dtypes import DType, real_dtype, working_dtype
+from polarmap.code.design import Rotations
+from polarmap.code.dtypes import Array, DType, Floats, Indices, real_dtype, working_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.surroundings import available_cores
 
-Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]
 Loops = Callable[..., None]
 
@@ -220,12 +218,9 @@ def arikan_parity(
     """out = the parity rows of the Arikan code: inverse(T), freeze, T (Arikan 2011, systematic).
 
     `butterflies`: the size of one, and how many there are side by side. `order` says on which leaf each of
-    the n coded blocks sits, data first. The sums are taken in out's dtype, or in float64 when that is
-    inexact.
+    the n coded blocks sits, data first. The sums are taken in the working dtype.
     """
-    working = (
-        out.dtype if out.dtype.kind in "iu" else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
-    )
+    working = working_dtype(out.dtype)
     k, (size, count) = len(rows), butterflies
     length = size * count
 
@@ -233,7 +228,7 @@ def arikan_parity(
         leaves = np.zeros((length, columns.stop - columns.start), working)
         leaves[order[:k]] = gather(rows, columns, working)
         side_by_side = leaves.reshape(size, -1)
-        kernels.arikan_inverse(side_by_side)
+        kernels.arikan(side_by_side, inverse=True)
         leaves[frozen] = 0
         leaves[: length - len(order)] = 0
         kernels.arikan(side_by_side)

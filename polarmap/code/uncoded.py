@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.dtypes import Array
 from polarmap.code.linear import SystematicCode
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 BACKUPS = 2  # that a late task may get
 
@@ -39,10 +34,6 @@ class Uncoded(SystematicCode):
     def coefficients(self) -> Array:
         """P has no rows."""
         return np.empty((0, self.k))
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """There is no parity."""
-        return check_dtype(dtype, "the data")
 
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """There is no parity."""

@@ -7,20 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.checks import checked_count
-from polarmap.code.dtypes import DType, is_exact, real_dtype
+from polarmap.code.dtypes import Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.products import CodedProduct, assemble_blocks, pair_shape, product_map
+from polarmap.linalg.products import CodedProduct, product_map, product_of_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
-
-Array = npt.NDArray[Any]
 
 BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
 
@@ -93,13 +90,10 @@ def coded_gram(
         coded = _coded(matrix, dtype, k, n)
         f = _products(w, dtype)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
-        result = run(f, coded, pair_shape(coded))
-        array = assemble_blocks(
-            zip(coded.code.cells[: coded.code.k].tolist(), result), (matrix.shape[1],) * 2
-        )
+        array, report = product_of_pairs(f, coded, (matrix.shape[1],) * 2, run)
         if not is_exact(dtype):
-            _mirror(array, result[0].shape[0])
-        return CodedProduct(array, result.report)
+            _mirror(array, coded.layout(0)[0][1][0])
+        return CodedProduct(array, report)
 
     return PreparedMap(run)
 
@@ -111,9 +105,7 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
         raise CodeError(f"blocks={k} is more than the {columns} columns of A; use blocks <= {columns}")
     if n <= k:
         raise CodeError(f"workers={n} leaves no parity for {k} blocks of columns: use workers > {k}")
-    wanted = dtype if is_exact(dtype) or matrix.dtype.kind == "c" else real_dtype(dtype)
-    same = is_exact(dtype) or matrix.dtype == wanted
-    data = matrices.CheckedMatrix(matrix if same else matrices.CastMatrix(matrix, wanted), "A")
+    data = matrices.CheckedMatrix(matrix, "A", matrices.factor_dtype(matrix.dtype, dtype))
     factor = encode_once(matrices.TransposedMatrix(data), k, n, "auto")
     return CodedPairs(factor, factor, triangle=not is_exact(dtype))
 

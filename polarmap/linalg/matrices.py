@@ -6,15 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import read_data
 from polarmap.blocks.sparse import as_csr
-from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype
+from polarmap.code.dtypes import Array, DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
-
-Array = npt.NDArray[Any]
 
 
 class TransposedMatrix:
@@ -30,33 +27,23 @@ class TransposedMatrix:
 
 
 class CheckedMatrix:
-    """A matrix that says what is wrong with it as it is read.
+    """A matrix, in a dtype if one is given, that says what is wrong with it as it is read.
 
     largest : the largest absolute value read so far, of integers.
     """
 
-    def __init__(self, matrix: Any, name: str) -> None:
+    def __init__(self, matrix: Any, name: str, dtype: DType | None = None) -> None:
         self._matrix, self._name = matrix, name
-        self.shape, self.dtype = matrix.shape, matrix.dtype
+        self.shape, self.dtype = matrix.shape, matrix.dtype if dtype is None else dtype
         self.chunks = getattr(matrix, "chunks", None)
         self.largest = 0
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
-        part = np.asarray(self._matrix[index])
+        part = np.asarray(self._matrix[index], self.dtype)
         check_finite(part, self._name)
         if is_exact(part.dtype) and part.size:
             self.largest = max(self.largest, int(part.max()), -int(part.min()))
         return part
-
-
-class CastMatrix:
-    """A matrix read in another dtype."""
-
-    def __init__(self, matrix: Any, dtype: DType) -> None:
-        self._matrix, self.shape, self.dtype = matrix, matrix.shape, dtype
-
-    def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
-        return np.asarray(self._matrix[index]).astype(self.dtype)
 
 
 def as_array_like(matrix: Any, name: str, for_sparse: str) -> Any:
@@ -102,16 +89,11 @@ def check_sparse(matrix: Any, name: str) -> Any:
     return matrix
 
 
-def to_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
-    """Both factors so that no parity is coarser than the product: floats of one precision, or integers."""
-    common = np.result_type(left.dtype, right.dtype)
-    if is_exact(common):
-        return left, right
-    wanted = [common if one.dtype.kind == "c" else real_dtype(common) for one in (left, right)]
-    cast = [
-        one if one.dtype == dtype else CastMatrix(one, dtype) for one, dtype in zip((left, right), wanted)
-    ]
-    return cast[0], cast[1]
+def factor_dtype(dtype: DType, product: DType) -> DType:
+    """In which a factor of `dtype` is coded, so that no parity is coarser than the product."""
+    if is_exact(product):
+        return dtype
+    return product if dtype.kind == "c" else real_dtype(product)
 
 
 def check_operand(operand: Any, name: str = "the operand") -> Array:
@@ -127,12 +109,12 @@ def check_operand(operand: Any, name: str = "the operand") -> Array:
 
 
 def check_finite(array: Array, name: str) -> None:
-    """CodeError for NaN and inf, which parity would carry into every block that is decoded."""
+    """CodeError for NaN and inf, which spread to all that they are mixed with."""
     bad = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
     if bad:
         raise CodeError(
-            f"{name} holds NaN or inf ({bad} in a block of shape {array.shape}), which parity would carry "
-            "into every block that is decoded: replace them first"
+            f"{name} holds NaN or inf ({bad} in a block of shape {array.shape}), which spread to all they "
+            "are mixed with: replace them first"
         )
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
@@ -18,7 +17,7 @@ from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
 from polarmap.code.checks import checked_count
-from polarmap.code.dtypes import is_exact
+from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
@@ -33,8 +32,6 @@ try:
     from scipy.sparse.linalg import LinearOperator
 except ImportError as error:
     raise ImportError(f"CodedOperator needs scipy: {install_command('linalg')}") from error
-
-Array = npt.NDArray[Any]
 
 
 class CodedOperator(LinearOperator):  # type: ignore[misc]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
-from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
+from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
@@ -24,7 +23,6 @@ from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Shape
 
-Array = npt.NDArray[Any]
 # f, coded blocks, the shape of what f returns -> its results.
 ProductMap = Callable[[Callable[[Any], Array], Any, Shape], CodedResult[Array]]
 
@@ -142,11 +140,9 @@ def coded_matmul(
 
 def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Two matrices of fitting shapes and dtypes, and the shape of numpy's product."""
+    A = matrices.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
+    B = matrices.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
     # Columns of a coded array are read through all its rows: once, then.
-    A, B = (
-        matrices.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()"),
-        matrices.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()"),
-    )
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
@@ -157,17 +153,19 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
             f"A of shape {tuple(A.shape)} and B of shape {tuple(B.shape)} do not match: "
             f"{left.shape[1]} columns against {right.shape[0]} rows"
         )
-    shape = (*A.shape[:-1], *B.shape[1:])
-    return *matrices.to_one_precision(left, right), shape
+    common = np.result_type(left.dtype, right.dtype)
+    left = matrices.CheckedMatrix(left, "A", matrices.factor_dtype(left.dtype, common))
+    right = matrices.CheckedMatrix(right, "B", matrices.factor_dtype(right.dtype, common))
+    return left, right, (*A.shape[:-1], *B.shape[1:])
 
 
 def _one_sided(
     data: Any, factor: Any, cut: layouts.BlockCounts, code: CodeName, run: ProductMap
 ) -> tuple[Array, Report]:
     """data @ factor with data coded by rows."""
-    operand = matrices.check_operand(factor[:])
+    operand = factor[:]
     f = matrices.product_with(operand, np.result_type(data.dtype, operand.dtype))
-    coded = _encoded(data, cut, code, "a factor")
+    coded = encode_once(data, *cut, code)
     result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
     return np.asarray(result.concatenate()), result.report
 
@@ -180,21 +178,23 @@ def _on_grid(
     code: CodeName,
     run: ProductMap,
 ) -> tuple[Array, Report]:
-    coded = CodedPairs(
-        _encoded(left, rows, code, "A"), _encoded(matrices.TransposedMatrix(right), columns, code, "B")
-    )
+    transposed = matrices.TransposedMatrix(right)
+    coded = CodedPairs(encode_once(left, *rows, code), encode_once(transposed, *columns, code))
     f = _pair_product(np.result_type(left.dtype, right.dtype))
-    result = run(f, coded, pair_shape(coded))
-    array = assemble_blocks(
-        zip(coded.code.cells[: coded.code.k].tolist(), result), (left.shape[0], right.shape[1])
-    )
-    return array, result.report
+    return product_of_pairs(f, coded, (left.shape[0], right.shape[1]), run)
 
 
-def pair_shape(coded: CodedPairs) -> Shape:
-    """Shape of the product of a pair of blocks, of which the second is transposed."""
-    (_, left), (_, right) = coded.layout(0)
-    return left[0], right[0]
+def product_of_pairs(
+    f: Callable[[Any], Array], coded: CodedPairs, shape: Shape, run: ProductMap
+) -> tuple[Array, Report]:
+    """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding."""
+    (_, (height, *_)), (_, (width, *_)) = coded.layout(0)
+    result = run(f, coded, (height, width))
+    whole = np.empty(shape, result[0].dtype)
+    for (row, column), block in zip(coded.code.cells.tolist(), result):
+        target = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        target[:] = block[: target.shape[0], : target.shape[1]]
+    return whole, result.report
 
 
 def product_map(executor: Any, options: MapOptions, observers: Callable[[], Observers]) -> ProductMap:
@@ -220,23 +220,7 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
     return run
 
 
-def _encoded(data: Any, cut: layouts.BlockCounts, code: CodeName, name: str) -> CodedBlocks:
-    return encode_once(matrices.CheckedMatrix(data, name), *cut, code)
-
-
 def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array]:
     """A_i B_j from A_i and the transpose of B_j, on a worker."""
     native = dtype.newbyteorder("=")
     return lambda pair: np.matmul(pair[0], pair[1].T, dtype=native, casting="unsafe")
-
-
-def assemble_blocks(blocks: Iterable[tuple[Sequence[int], Array]], shape: tuple[int, int]) -> Array:
-    """Blocks of a product, each with its row and column on the grid, as one matrix without padding."""
-    whole: Array = np.empty(shape)
-    for number, ((row, column), block) in enumerate(blocks):
-        if not number:
-            whole = np.empty(shape, block.dtype)
-        top, left = row * block.shape[0], column * block.shape[1]
-        target = whole[top : top + block.shape[0], left : left + block.shape[1]]
-        target[:] = block[: target.shape[0], : target.shape[1]]
-    return whole

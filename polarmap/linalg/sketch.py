@@ -17,11 +17,11 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.clouds.extras import install_command
 from polarmap.code.checks import checked_count
+from polarmap.code.dtypes import Array
 from polarmap.code.estimation import f_quantile_p90
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
@@ -33,7 +33,6 @@ try:
 except ImportError as error:
     raise ImportError(f"sketches need scipy: {install_command('linalg')}") from error
 
-Array = npt.NDArray[Any]
 
 # R of the QR decomposition of rows; numpy's, so that a worker need not import this module.
 _triangle: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
@@ -278,11 +277,7 @@ def _checked(A: Any) -> Array:
             "A is complex: sketches are of real numbers; use lsqr on a CodedOperator, or coded_gram"
         )
     found = np.asarray(matrix[:], np.float32 if matrix.dtype in (np.float16, np.float32) else np.float64)
-    bad = found.size - int(np.isfinite(found).sum())
-    if bad:
-        raise CodeError(
-            f"A holds NaN or inf ({bad} of them), which mixing spreads over all rows: replace them first"
-        )
+    matrices.check_finite(found, "A")
     return found
 
 

@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import issparse
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
@@ -16,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from polarmap.blocks.code_choice import CodeName
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Array, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors.faulty import FaultyExecutor
@@ -24,9 +23,6 @@ from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.features import ScaledOperator, moments
 from polarmap.models.losses import Bernoulli, Family, Multinomial
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.dtypes import Floats
 from polarmap.models.losses import OutputLoss
 from polarmap.models.proximal_gradient import Solution, after_steps
-
-Floats = npt.NDArray[np.float64]
 
 NEWTON_STEPS = 30
 ROUNDED = 1e-13  # relative to the targets: an equation that holds to that holds

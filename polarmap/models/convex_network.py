@@ -11,6 +11,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedRegressor, ProbabilisticClassifier
 from polarmap.models.cones import ConeLoss, admm
@@ -20,9 +21,6 @@ from polarmap.models.losses import Family, Gaussian, OutputLoss
 from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import ProximalModel
 from polarmap.models.whitening import Whitening, principal_axes
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 ACTIVATIONS = ("gated_relu", "relu")
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.linalg.operators import CodedOperator
 from polarmap.report import Report
-
-Floats = npt.NDArray[np.float64]
 
 
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
@@ -40,7 +37,14 @@ def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
     return mean, np.asarray(square, np.float64)
 
 
-class ScaledOperator(LinearOperator):  # type: ignore[misc]
+class MatrixOperator(LinearOperator):  # type: ignore[misc]
+    """A real operator that says its products with matrices: a vector is one of a single column."""
+
+    def _rmatvec(self, u: Floats) -> Floats:
+        return np.asarray(self._rmatmat(np.reshape(u, (-1, 1)))[:, 0])
+
+
+class ScaledOperator(MatrixOperator):
     """diag(root) (X - 1 mean') diag(scale), by products with X alone.
 
     Parameters
@@ -79,16 +83,13 @@ class ScaledOperator(LinearOperator):  # type: ignore[misc]
         scaled = self._scale[:, np.newaxis] * V
         return self._root[:, np.newaxis] * (self._operator @ scaled - self._mean @ scaled)
 
-    def _rmatvec(self, u: Floats) -> Floats:
-        return self._rmatmat(np.reshape(u, (-1, 1)))[:, 0]
-
     def _rmatmat(self, U: Floats) -> Floats:
         weighted = self._root[:, np.newaxis] * U
         centred = self._operator.H @ weighted - np.outer(self._mean, weighted.sum(axis=0))
         return np.asarray(self._scale[:, np.newaxis] * centred)
 
 
-class ConstantFeature(LinearOperator):  # type: ignore[misc]
+class ConstantFeature(MatrixOperator):
     """[A, unit 1], for an intercept, by products with A alone.
 
     Parameters
@@ -109,16 +110,8 @@ class ConstantFeature(LinearOperator):  # type: ignore[misc]
         super().__init__(np.float64, (operator.shape[0], operator.shape[1] + 1))
         self._operator, self._unit = operator, unit
 
-    def _matvec(self, v: Floats) -> Floats:
-        v = np.reshape(v, -1)
-        return np.asarray(self._operator.matvec(v[:-1]) + self._unit * v[-1])
-
     def _matmat(self, V: Floats) -> Floats:
-        return np.asarray(self._operator.matmat(V[:-1]) + self._unit * V[-1])
-
-    def _rmatvec(self, u: Floats) -> Floats:
-        u = np.reshape(u, -1)
-        return np.append(self._operator.rmatvec(u), self._unit * u.sum())
+        return np.asarray(self._operator @ V[:-1] + self._unit * V[-1])
 
     def _rmatmat(self, U: Floats) -> Floats:
-        return np.vstack([self._operator.rmatmat(U), self._unit * U.sum(axis=0)])
+        return np.vstack([self._operator.H @ U, self._unit * U.sum(axis=0)])

@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.linalg import LinearOperator
 
-from polarmap.models.features import moments
-
-Floats = npt.NDArray[np.float64]
+from polarmap.code.dtypes import Floats
+from polarmap.models.features import MatrixOperator, moments
 
 ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
 LEAST_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90
@@ -72,7 +70,7 @@ def _distinct(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     return np.asarray(np.sort(first[patterns[:, first].any(axis=0)]))
 
 
-class GatedOperator(LinearOperator):  # type: ignore[misc]
+class GatedOperator(MatrixOperator):
     """[D_1 A, ..., D_P A] with D_i = diag(pattern i), by products with A alone: one of P times the columns.
 
     Columns are ordered by those of A first, by gates second.

@@ -6,13 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, cg, lsmr, lsqr
 
+from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
-
-Floats = npt.NDArray[np.float64]
 
 MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
 

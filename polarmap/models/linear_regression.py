@@ -6,14 +6,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor
 from polarmap.models.fit_progress import FitProgress
 from polarmap.models.krylov import AugmentedOperator, solve_least_squares
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)

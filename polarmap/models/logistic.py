@@ -6,14 +6,11 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from polarmap.code.dtypes import Array, Floats
 from polarmap.models.coded_model import ProbabilisticClassifier
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalized_loss import MinimizedModel
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)

@@ -6,13 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit, logsumexp, softmax, xlogy
 
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.errors import ModelError
-
-Floats = npt.NDArray[np.float64]
 
 # Beyond, exp is continued by its tangent: a line search that overshoots must not meet inf.
 LARGEST_EXPONENT = 300.0

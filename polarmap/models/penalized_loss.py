@@ -7,16 +7,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-from polarmap.code.dtypes import EPS
-from polarmap.models.coded_model import CodedModel
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
+from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import WeightedLoss
-
-Floats = npt.NDArray[np.float64]
 
 NEWTON_STEPS = 2
 LOOSE = 1e-6  # a tol above which nobody asks for more digits
@@ -25,7 +22,7 @@ MINIMIZERS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "tr
 
 
 @dataclass(eq=False, repr=False)
-class MinimizedModel(CodedModel):
+class MinimizedModel(LinearPredictorModel):
     """A model whose coefficients minimize a smooth penalized loss."""
 
     _: KW_ONLY
@@ -37,30 +34,20 @@ class MinimizedModel(CodedModel):
         super()._check_options()
         self._check_choice("solver", MINIMIZERS)
 
-    def _minimize(self, X: Any, loss: WeightedLoss, penalty: float) -> tuple[Floats, Floats]:
-        """Coefficients (outputs, features) and intercepts (outputs,); sets n_iter_ and report_.
-
-        loss : with weights of sum 1.
-        """
-        curvature = loss.null_curvature()
-        scaled, mean, scale = self._scaled_operator(X, loss.weights[:, 0], penalty, curvature)
-        unit = 1.0 / np.sqrt(curvature) if self.fit_intercept else 0.0
-        with scaled as operator:
-            progress = FitProgress(type(self).__name__, operator, self.verbose)
-            objective = PenalizedLoss(operator, loss, penalty * scale**2, unit, progress)
-            found = _minimum(objective, self.solver, self.tol, self.max_iter)
-            x = _after_newton_steps(objective, found, self.tol)
-            self.report_ = operator.report
-        V, b = objective.split(x)
+    def _minimum(
+        self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    ) -> Floats:
+        progress = FitProgress(type(self).__name__, coded, self.verbose)
+        objective = PenalizedLoss(operator, loss, penalty, progress)
+        found = _minimum(objective, start.reshape(-1), self.solver, self.tol, self.max_iter)
         self.n_iter_ = max(1, int(found.nit))
         is_flat = np.abs(found.jac).max(initial=0.0) <= 10 * max(self.tol, _gradient_rounding(found.fun))
         warn_if_not_converged(found.status == 0 or bool(is_flat), self.max_iter, found.message)
-        coef = V.T * scale
-        return coef, b - coef @ mean if self.fit_intercept else b
+        return _after_newton_steps(objective, found, self.tol).reshape(start.shape)
 
 
 class PenalizedLoss:
-    """loss(A V + unit b) + sum(penalty * V^2) / 2, whose products with A are coded maps.
+    """loss(A V) + sum(penalty * V^2) / 2 of V (features, outputs) row by row; products with A are coded maps.
 
     Parameters
     ----------
@@ -69,9 +56,6 @@ class PenalizedLoss:
         Of (samples, outputs).
     penalty : (features,)
         Of each row of V.
-    unit : float
-        Of b, which is not penalized; 0 if there is none. The argument is V (features, outputs) row by
-        row, then b.
     progress : FitProgress, optional
         Of the iterations whose ends `ended` is told.
     """
@@ -81,23 +65,24 @@ class PenalizedLoss:
         operator: Any,
         loss: WeightedLoss,
         penalty: Floats,
-        unit: float,
         progress: FitProgress | None = None,
     ) -> None:
         self._operator, self._loss, self.progress = operator, loss, progress
-        self._penalty, self._unit = penalty[:, np.newaxis], unit
-        self._shape = (operator.shape[1], loss.shape[1])
+        self._penalty, self._shape = penalty[:, np.newaxis], (operator.shape[1], loss.shape[1])
         self._predictors: dict[bytes, Floats] = {}  # predictors of the last points: a Hessian reuses them
         self._seen: dict[bytes, tuple[float, float]] = {}  # since the last iteration, for its line
+
+    def value(self, theta: Floats) -> float:
+        """Of the objective, by a product that its gradient there needs no more."""
+        squares = theta.reshape(self._shape) ** 2
+        return self._loss.value(self._predictor(theta)) + 0.5 * float(np.sum(self._penalty * squares))
 
     def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
         """Value and gradient of the objective; inf where it would be NaN, which trust regions reject."""
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
-        V, _ = self.split(theta)
-        eta = self._predictor(theta)
-        value = self._loss.value(eta) + 0.5 * float(np.sum(self._penalty * V**2))
-        gradient = self._gradient(self._loss.gradient(eta), V)
+        value = self.value(theta)
+        gradient = self._gradient(self._loss.gradient(self._predictor(theta)), theta)
         if self.progress:
             self._seen[theta.tobytes()] = value, float(np.linalg.norm(gradient))
         return value, gradient
@@ -114,24 +99,7 @@ class PenalizedLoss:
         if not (np.isfinite(theta).all() and np.isfinite(direction).all()):
             return np.full_like(direction, np.nan)
         curved = self._loss.hessian_product(self._predictor(theta), self._linear_predictor(direction))
-        return self._gradient(curved, self.split(direction)[0])
-
-    def split(self, theta: Floats) -> tuple[Floats, Floats]:
-        """theta as V and unit b."""
-        features, outputs = self._shape
-        size = features * outputs
-        b = self._unit * theta[size:] if self._unit else np.zeros(outputs)
-        return theta[:size].reshape(self._shape), b
-
-    def initial_value(self) -> float:
-        """The objective at `initial_point`, without a product."""
-        b = self._loss.null_predictor() if self._unit else np.zeros(self._shape[1])
-        return self._loss.value(np.broadcast_to(b, self._loss.shape))
-
-    def initial_point(self) -> Floats:
-        """Where a solver starts: V = 0 and the best b."""
-        b = self._loss.null_predictor() / self._unit if self._unit else np.zeros(0)
-        return np.concatenate([np.zeros(self._shape[0] * self._shape[1]), b])
+        return self._gradient(curved, direction)
 
     def _predictor(self, theta: Floats) -> Floats:
         key = theta.tobytes()
@@ -142,28 +110,25 @@ class PenalizedLoss:
         return self._predictors[key]
 
     def _linear_predictor(self, theta: Floats) -> Floats:
-        """A V + unit b."""
-        V, b = self.split(theta)
-        return np.asarray(self._operator @ V) + b
+        return np.asarray(self._operator @ theta.reshape(self._shape))
 
-    def _gradient(self, residual: Floats, V: Floats) -> Floats:
-        """A' residual + penalty * V, and the sum of residuals for b."""
-        gradient = self._operator.H @ residual + self._penalty * V
-        b = self._unit * residual.sum(axis=0) if self._unit else np.zeros(0)
-        return np.concatenate([gradient.reshape(-1), b])
+    def _gradient(self, residual: Floats, theta: Floats) -> Floats:
+        """A' residual + penalty * V."""
+        product = np.asarray(self._operator.H @ residual)
+        return (product + self._penalty * theta.reshape(self._shape)).reshape(-1)
 
 
-def _minimum(objective: PenalizedLoss, solver: str, tol: float, max_iter: int) -> Any:
+def _minimum(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
     """What scipy finds."""
     with np.errstate(invalid="ignore"):  # of trlib
         return minimize(
             objective.value_and_gradient,
-            objective.initial_point(),
+            start,
             method=MINIMIZERS[solver],
             jac=True,
             hessp=None if solver == "lbfgs" else objective.hessian_product,
             callback=objective.ended if objective.progress else None,
-            options=_options(solver, tol, max_iter, objective.initial_value()),
+            options=_options(solver, tol, max_iter, objective.value(start)),
         )
 
 

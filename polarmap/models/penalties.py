@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyproximal
 from scipy.linalg import qr, solve_triangular
 
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.errors import ModelError
-
-Floats = npt.NDArray[np.float64]
 
 BISECTIONS = 1000  # of pyproximal at most: enough for any float64
 NEWTON_STEPS = 100  # of the secular equation, which takes about six

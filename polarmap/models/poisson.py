@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_tweedie_score
 from sklearn.utils.validation import validate_data
 
+from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.losses import Poisson, WeightedLoss
 from polarmap.models.penalized_loss import MinimizedModel
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)

@@ -8,16 +8,13 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.errors import ModelError
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.coded_model import CodedModel
 from polarmap.models.features import ScaledOperator
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
-
-Floats = npt.NDArray[np.float64]
 
 LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more
 GROWTH = 1.2  # of the curvature, at least, where a step was too long

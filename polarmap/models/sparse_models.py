@@ -6,18 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyproximal
 
+from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedRegressor
-from polarmap.models.features import ConstantFeature
+from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.proximal_gradient import ProximalModel
-
-Floats = npt.NDArray[np.float64]
 
 
 class SparseLinearModel(CodedRegressor, ProximalModel):
@@ -150,7 +148,7 @@ class NonNegativeLeastSquares(SparseLinearModel):
 
 
 @dataclass(eq=False, repr=False)
-class SparseLogisticRegression(LogisticModel, ProximalModel):
+class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorModel):
     """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
 
     Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized. Stops where the
@@ -160,29 +158,21 @@ class SparseLogisticRegression(LogisticModel, ProximalModel):
     ----------
     C : float
         Inverse strength of the penalty, positive; `np.inf` for none.
-    class_weight : dict or "balanced", optional
-        By which the weights of the samples of a class are multiplied; "balanced": so that all classes weigh
-        the same.
-    fit_intercept : bool
+    class_weight, fit_intercept
+        As for `polarmap.glm.LogisticRegression`.
     tol : float
         Relative, of the gradient map.
-    max_iter : int
-        Each iteration is two coded maps.
-    blocks, workers, code, executor, timeout, verbose : optional
+    max_iter, blocks, workers, code, executor, timeout, verbose
         As for `ElasticNet`.
 
     Attributes
     ----------
-    classes_ : (classes,)
-    coef_ : (1, features) for two classes, (classes, features) for more
-    intercept_ : (1,) or (classes,)
+    classes_, coef_, intercept_, n_iter_, report_
+        As for `polarmap.glm.LogisticRegression`.
     objective_ : float
         Of the mean loss plus |w|_1 / (C sum of weights).
     gradient_map_ : float
         Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
-    n_iter_ : int
-    report_ : Report
-        Of the last coded map.
 
     Raises
     ------
@@ -200,22 +190,13 @@ class SparseLogisticRegression(LogisticModel, ProximalModel):
     (0.95, 10)
     """
 
-    def _minimize(self, X: Any, loss: WeightedLoss, penalty: float) -> tuple[Floats, Floats]:
-        """Coefficients (outputs, features) and intercepts (outputs,)."""
-        shares, outputs = loss.weights[:, 0], loss.shape[1]
-        curvature = loss.null_curvature()
-        scaled, mean, scale = self._scaled_operator(X, shares, curvature=curvature)
-        unit = 1.0 / np.sqrt(curvature)
-        l1, start = penalty * scale, np.zeros((X.shape[1], outputs))
-        if self.fit_intercept:  # without a penalty
-            l1 = np.append(l1, 0.0)
-            start = np.vstack([start, loss.null_predictor() / unit])
-        if outputs == 1:
-            loss, start = WeightedLoss(loss.family, loss.y[:, 0], shares), start[:, 0]
-        with scaled as coded:
-            operator = ConstantFeature(coded, unit) if self.fit_intercept else coded
-            x = self._solve(coded, operator, loss, ElasticNetPenalty(np.repeat(l1, outputs)), start)
-        V = x.reshape(len(start), -1)
-        coef = (V[: len(scale)] * scale[:, np.newaxis]).T
-        b = unit * V[-1] if self.fit_intercept else np.zeros(len(coef))
-        return coef, b - coef @ mean
+    _penalizes_squares = False
+
+    def _minimum(
+        self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    ) -> Floats:
+        l1 = ElasticNetPenalty(np.repeat(penalty, loss.shape[1]))
+        if loss.shape[1] == 1:
+            loss = WeightedLoss(loss.family, loss.y[:, 0], loss.weights[:, 0])
+            return self._solve(coded, operator, loss, l1, start[:, 0]).reshape(start.shape)
+        return self._solve(coded, operator, loss, l1, start)

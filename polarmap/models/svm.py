@@ -6,17 +6,14 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
+from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedClassifier
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import ProximalModel
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator
 
-Floats = npt.NDArray[np.float64]
+from polarmap.code.dtypes import Floats
+from polarmap.models.features import MatrixOperator
 
 LARGEST_ROTATION = 2000  # features: above, they are scaled but not rotated
 LEAST_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
 
 
-class Whitening(LinearOperator):  # type: ignore[misc]
+class Whitening(MatrixOperator):
     """w = axes (z / scale), with orthogonal axes: |w| = |z / scale|; A @ this are the whitened features.
 
     Parameters

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.design import Indices, erasure_probabilities, frozen_inputs, power_of_two_above
+from polarmap.code.design import erasure_probabilities, frozen_inputs, power_of_two_above
+from polarmap.code.dtypes import Indices
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats, checked_probabilities, first_reached
 from polarmap.planning.empirical import as_runtimes

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
-from polarmap.code.design import Indices
+from polarmap.code.dtypes import Indices
 from polarmap.code.polar import PolarCode, design_share
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs

@@ -224,13 +224,6 @@ STREAM = np.random.default_rng(0)
 MATRIX = STREAM.standard_normal((26, 5))
 
 
-def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
-    assert halved(MATRIX).report.k == 26
-    assert halved(MATRIX[:7]).report.k == 7
-    assert halved(np.ones((2003, 1))).report.k == 24
-    assert halved(np.ones((2000, 1)), workers=32).report.k == 20
-
-
 STREAM = np.random.default_rng(0)
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap import PolarCode
-from polarmap.blocks.code_choice import CodeOptions, encode_sparse
 from polarmap.blocks.sparse import (
     MOST_WORK,
     SparseBlocks,
@@ -123,22 +122,3 @@ def test_what_costs_less_is_chosen_and_why_is_said() -> None:
     assert f"by which all tasks cost {work:.2f} times as much" in reason and reason.startswith(
         "copies of late tasks"
     )
-
-
-def test_no_nonzeros_at_all() -> None:
-    coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, workers=6))
-    assert coded.code_reason.startswith("coded: a parity block has 0 nonzeros, by which")
-    assert all(dense(coded, index).any() == 0 for index in range(6))
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (CodeOptions(4, 6, code="rotation"), "coded, because code='rotation' asks for it"),
-        (CodeOptions(4, 6, code=PolarCode(6, 4)), "coded, because code=PolarCode"),
-        (CodeOptions(4), "coded: a parity block"),
-    ],
-)
-def test_what_the_caller_asks_for_is_done(options: CodeOptions, reason: str) -> None:
-    coded = encode_sparse(random_sparse(12, 5, 0.4, "f8"), options)
-    assert coded.n == 6 and coded.code_reason.startswith(reason)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarmap.blocks.uneven import DEFAULT_PARTS, PartBlocks, cut_parts
+from polarmap.blocks.equal import DEFAULT_BLOCKS
+from polarmap.blocks.uneven import PartBlocks, cut_parts
 from polarmap.errors import CodeError
 
 
@@ -26,7 +27,7 @@ def test_an_array_is_cut_into_nearly_equal_parts(rows: int, data: st.DataObject)
 
 
 def test_by_default_an_array_is_cut_into_a_few_parts() -> None:
-    assert len(cut_parts(np.zeros(100), None)[0]) == DEFAULT_PARTS
+    assert len(cut_parts(np.zeros(100), None)[0]) == DEFAULT_BLOCKS
     assert len(cut_parts(np.zeros(5), None)[0]) == 5
 
 

@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
+from polar_codes import INTEGERS, shapes, sizes
 
 from polarmap.code.design import erasure_probabilities
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-
-INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
-
-sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
-
-shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 @settings(max_examples=100)

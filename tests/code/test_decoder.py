@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from polar_codes import arikan, arrive, rotation
+from polar_codes import arikan, arrive, by_size, rotation
 
 from polarmap.code.decoder import Decoder
 from polarmap.code.polar import PolarCode
@@ -96,13 +96,6 @@ def test_looks_at_few_patterns_on_the_way(exact: bool) -> None:
             break
     assert decoder.count - code.k > 80
     assert looks < 0.7 * (decoder.count - code.k)
-
-
-SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-
-SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
-
-by_size = pytest.mark.parametrize(("n", "k"), SIZES)
 
 
 @by_size

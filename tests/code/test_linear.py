@@ -10,7 +10,7 @@ import pytest
 
 from polarmap import coded_map
 from polarmap.code.decoder import Decoder
-from polarmap.code.linear import LinearCode, SystematicCode, mix
+from polarmap.code.linear import LinearCode, SystematicCode
 from polarmap.errors import CodeError
 
 
@@ -27,9 +27,6 @@ class Vandermonde(SystematicCode):
         rows = np.vander(np.linspace(-1, 1, self.n - self.k), self.k) + 0.5
         return rows / rows.sum(axis=1, keepdims=True)
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
-        return np.dtype(dtype)
-
 
 class Differences(LinearCode):
     """Results are u_i and u_i - u_0; wanted are the u_i."""
@@ -40,14 +37,16 @@ class Differences(LinearCode):
     targets = np.eye(3)
     coefficients = generator
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
-        return np.dtype(dtype)
-
 
 def test_a_new_systematic_code_carries_a_map() -> None:
     A = np.arange(24.0).reshape(12, 2)
     y = coded_map(lambda block: block @ np.array([2.0, 1.0]), A, code=Vandermonde(6, 4))
     np.testing.assert_allclose(y.concatenate(), A @ [2.0, 1.0])
+
+
+def test_integers_are_not_mixed_by_real_numbers() -> None:
+    with pytest.raises(CodeError, match=r"mixes real numbers: convert the int64 data with \.astype\(float\)"):
+        coded_map(lambda block: block, np.arange(24).reshape(12, 2), code=Vandermonde(6, 4))
 
 
 def test_a_new_code_of_mixtures_decodes() -> None:
@@ -64,9 +63,10 @@ def test_a_new_code_of_mixtures_decodes() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
-def test_mix_is_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
-    matrix = np.random.default_rng(0).standard_normal((3, 4))
-    rows = np.random.default_rng(1).standard_normal((4, 5)).astype(dtype)
-    made = mix(matrix, rows, dtype)
+def test_mixtures_are_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
+    code, rows = Differences(), np.random.default_rng(1).standard_normal((3, 5)).astype(dtype)
+    code.coefficients = np.random.default_rng(0).standard_normal((5, 3))
+    made = code.parity(rows)
     assert made.dtype == dtype
-    np.testing.assert_allclose(made, (matrix @ rows).astype(dtype), rtol=1e-2 if dtype == "f2" else 1e-5)
+    expected = (code.coefficients @ rows).astype(dtype)
+    np.testing.assert_allclose(made, expected, rtol=1e-2 if dtype == "f2" else 1e-5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polar_codes import arikan, received
+from polar_codes import arikan, by_size, received
 
 from polarmap.code import modular
 from polarmap.errors import NotDecodableError
@@ -71,13 +71,6 @@ def test_inverse_at_byte_boundaries(size: int) -> None:
     matrix = unimodular(np.random.default_rng(size), size)
     product = modular.matmul(matrix, modular.inverse(matrix))
     assert (product == np.eye(size, dtype=np.uint64)).all()
-
-
-SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-
-SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
-
-by_size = pytest.mark.parametrize(("n", "k"), SIZES)
 
 
 @by_size

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
-from polar_codes import arikan, rotation
+from polar_codes import arikan, by_size, rotation, shapes, sizes
 
 from polarmap.code.arikan_code import ArikanCode
 from polarmap.code.polar import PolarCode
@@ -22,10 +21,6 @@ from polarmap.errors import CodeError
 FLOATS = ["f2", "f4", "f8", "c8", "c16"]
 
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-10, "c8": 1e-3, "c16": 1e-10}
-
-sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
-
-shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 def test_every_row_of_the_check_matrix_sums_to_zero() -> None:
@@ -292,12 +287,6 @@ ROTATION_6_4 = [
     [0.02810156966225133, 0.910960250307227, -0.42642531422383456, 0.48736349425435616],
     [0.3795806456372328, 0.9381363496374525, -0.45495533855543635, 0.13723834328075096],
 ]
-
-SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-
-SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
-
-by_size = pytest.mark.parametrize(("n", "k"), SIZES)
 
 
 @by_size

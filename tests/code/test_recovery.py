@@ -3,7 +3,7 @@ from __future__ import annotations
 import code_oracles as oracles
 import numpy as np
 import pytest
-from polar_codes import arikan, arrive, received, rotation
+from polar_codes import arikan, arrive, by_size, received, rotation
 
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import left_inverse, worst_amplification
@@ -71,13 +71,6 @@ def test_worst_amplification_is_the_decoders() -> None:
         decoder = arrive(code, arrived)
         expected = worst_amplification(code.coefficients, arrived)
         assert decoder.amplification == pytest.approx(expected)
-
-
-SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-
-SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
-
-by_size = pytest.mark.parametrize(("n", "k"), SIZES)
 
 
 @by_size

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.code.design import rotations
+from polarmap.code.design import rotations, subsets
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import LARGE, worst_amplification
 from polarmap.code.rotations import (
     SEEDS,
-    _arrival_patterns,
     best_seed,
     normalized,
     rotation_coefficients,
@@ -46,7 +45,7 @@ def test_large_codes_of_few_blocks_of_a_kind_are_as_accurate_as_small_ones(n: in
 
 
 def test_no_seed_loses_fewer_digits_than_the_best() -> None:
-    patterns = _arrival_patterns(6, 4)
+    patterns = subsets(6, 4, most=64)
     worst = [
         max(worst_amplification(PolarCode(6, 4, seed=seed).coefficients, one) for one in patterns)
         for seed in range(SEEDS)

@@ -7,7 +7,7 @@ import math
 import code_oracles as oracles
 import numpy as np
 import pytest
-from polar_codes import arikan, received
+from polar_codes import arikan, by_size, received
 
 from polarmap.code import sequential
 from polarmap.code.polar import PolarCode
@@ -87,13 +87,6 @@ def frozen_and_unsent(code: PolarCode) -> np.ndarray:
     mask[code.frozen] = True
     mask[: len(mask) - code.n] = True
     return mask.reshape(size, -1)
-
-
-SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-
-SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
-
-by_size = pytest.mark.parametrize(("n", "k"), SIZES)
 
 
 @by_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import signal
@@ -15,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, ReplayExecutor, encode, hedged_map
+from polarmap import CodedOperator, Fault, FaultyExecutor, Pool, ReplayExecutor, hedged_map
 from polarmap.errors import CodeError
-from polarmap.executors import storage_beside
 
 K, N = 6, 9
 LOST = {1: Fault("raise"), 4: Fault("raise", attempts=9), 7: Fault("raise")}
@@ -110,39 +107,6 @@ def test_products_of_any_shape(
             assert_close(coded.rmatmat(y), A.T @ y, 1e-6)
 
 
-@pytest.mark.parametrize("of_x", ["int8", "uint8", "int64", "uint64", "bool"])
-@pytest.mark.parametrize("of_a", ["int8", "uint8", "uint16", "int64", "uint64"])
-def test_integers_are_exact_and_wrap_as_in_numpy(of_a: str, of_x: str) -> None:
-    stream = np.random.default_rng(2)
-    A = stream.integers(0, 2**62, (20, 8)).astype(of_a)
-    x, y = stream.integers(0, 2**62, (8, 2)).astype(of_x), stream.integers(0, 2**62, 20).astype(of_x)
-    with operator(A, blocks=4, workers=8, executor=lossy({1: Fault("raise", attempts=9)})) as coded:
-        if np.result_type(A, x).kind == "f" and A.itemsize < 8:  # uint64 with a signed one
-            assert_close(coded @ x, A @ x, 1e-9)
-            return
-        if np.result_type(A, x).kind == "f":
-            with pytest.raises(CodeError, match="do not fit 64 bits"):
-                coded @ x
-            return
-        for result, expected in [(coded @ x, A @ x), (coded.rmatvec(y), A.T @ y)]:
-            assert result.dtype == expected.dtype
-            np.testing.assert_array_equal(result, expected)
-
-
-def test_integers_with_real_vectors() -> None:
-    A = np.random.default_rng(3).integers(-9, 9, (30, 12))
-    x = np.random.default_rng(4).standard_normal(12)
-    with operator(A) as coded:
-        assert_close(coded @ x, A @ x, 1e-10)
-
-
-def test_mixed_precisions_have_numpys_dtype() -> None:
-    A = random_matrix((20, 12), "float32")
-    with operator(A) as coded:
-        assert_close(coded @ np.ones(12), A @ np.ones(12), 1e-4)
-        assert_close(coded @ np.full(12, 1j), A @ np.full(12, 1j), 1e-4)
-
-
 def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
     import h5py
 
@@ -209,18 +173,6 @@ def test_eigsh() -> None:
 # --- what is kept between products -----------------------------------------------------------------
 
 
-def test_each_side_is_encoded_once() -> None:
-    big = np.random.default_rng(8).standard_normal((240, 120))
-    with operator(big) as coded:
-        seconds = []
-        for _ in range(3):
-            coded @ np.ones(120)
-            seconds.append(coded.report.encode_seconds)
-            coded.rmatvec(np.ones(240))
-            seconds.append(coded.report.encode_seconds)
-    assert all(seconds[:2]) and not any(seconds[2:])
-
-
 def test_report_is_of_the_last_product() -> None:
     coded = operator(TALL)
     assert coded.report is None
@@ -229,24 +181,6 @@ def test_report_is_of_the_last_product() -> None:
     assert coded.report.padding == 4
     coded.rmatvec(np.ones(50))
     assert coded.report.padding == 5 and coded.products == 2
-
-
-def test_small_sides_have_blocks_in_proportion() -> None:
-    coded = CodedOperator(TALL, blocks=24, workers=36, executor=ReplayExecutor())
-    coded.rmatvec(np.ones(50))
-    assert (coded.report.k, coded.report.n) == (13, 20)
-    coded = CodedOperator(TALL, workers=8, executor=ReplayExecutor())
-    coded @ np.ones(13)
-    assert (coded.report.k, coded.report.n) == (6, 8)
-
-
-def test_code_of_the_callers_own() -> None:
-    code = PolarCode(18, 14, kernel="arikan")
-    coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
-    coded @ np.ones(13)
-    assert (coded.report.k, coded.report.n, coded.report.code) == (14, 18, "arikan optimal")
-    coded.rmatvec(np.ones(50))
-    assert (coded.report.k, coded.report.n, coded.report.code) == (13, 17, "arikan optimal")
 
 
 def test_a_pool_stays_open(threads: Executor) -> None:
@@ -285,48 +219,6 @@ def test_too_many_dead_workers() -> None:
     coded = operator(TALL, lossy({task: Fault("raise", attempts=9) for task in range(4)}))
     with pytest.raises(RuntimeError, match="injected fault"):
         coded @ np.ones(13)
-
-
-def test_stragglers_and_dead_processes_on_localhost() -> None:
-    b = np.random.default_rng(9).standard_normal(50)
-    faults = {0: Fault("sleep", 60), 3: Fault("kill")}
-    with operator(TALL, FaultyExecutor("localhost", faults), timeout=60) as coded:
-        found = lsqr(coded, b, iter_lim=2)[0]
-        assert coded.report.tasks[0].arrived is None
-        assert len(stored()) == 2 * OBJECTS  # both sides, once for all products
-    np.testing.assert_allclose(found, lsqr(TALL, b, iter_lim=2)[0], rtol=1e-9)
-    assert stored() == []
-
-
-OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says that it is one of Zarr
-
-
-def stored() -> list[str]:
-    folder = storage_beside("localhost", TALL)
-    return [name for _, _, names in os.walk(folder) for name in names]
-
-
-def test_what_is_stored_goes_with_the_operator() -> None:
-    coded = operator(TALL, "localhost", timeout=60)
-    coded @ np.ones(13)
-    assert len(stored()) == OBJECTS
-    del coded
-    gc.collect()
-    assert stored() == []
-
-
-def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp_path: Any) -> None:
-    with operator(TALL, FaultyExecutor(None, {0: Fault("sleep", 60), 3: Fault("kill")}), timeout=60) as coded:
-        for _ in range(3):
-            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
-            assert_close(coded.T @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
-        assert stored() == []
-    np.save(tmp_path / "A.npy", TALL)
-    with CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, workers=N, timeout=60) as coded:
-        for _ in range(2):
-            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
-        assert len(stored()) == OBJECTS
-    assert stored() == []
 
 
 def test_parity_takes_no_cores_from_data_that_is_not_late() -> None:
@@ -400,61 +292,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
     assert not [key for one in made for key in left if key.startswith(f"lithops.jobs/{one.executor_id}")]
 
 
-def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
-    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
-    rows, columns = encode(TALL, name="rows", **options), encode(TALL.T, name="columns", **options)
-    with operator(rows, transposed=columns) as coded:
-        assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
-        assert (coded.report.k, coded.report.n) == (5, 8)
-        assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
-        assert (coded.report.k, coded.report.n) == (5, 8)
-    with operator(rows) as coded:  # which then reads and encodes the columns itself
-        assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
-        assert (coded.report.k, coded.report.n) == (K, N)
-    assert rows.check().ok and columns.check().ok
-    with pytest.raises(CodeError, match=r"float64 of shape \(50, 13\), which is no transpose of A"):
-        operator(rows, transposed=rows)
-    with pytest.raises(CodeError, match="transposed must be a CodedArray, not ndarray"):
-        operator(rows, transposed=TALL.T)
-
-
-def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:
-    whole = np.random.default_rng(3).integers(-9, 9, (30, 12))
-    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
-    with operator(encode(whole, name="small", **options)) as coded:
-        assert_close(coded @ np.full(12, 0.5), whole @ np.full(12, 0.5), 1e-10)
-        assert_close(coded @ np.ones(12, int), whole @ np.ones(12, int), 0)
-    with (
-        operator(encode(whole << 59, name="large", **options)) as coded,
-        pytest.raises(CodeError, match="do not fit 64 bits"),
-    ):
-        coded @ np.full(12, 0.5)
-
-
 # --- what is refused -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("A", "message"),
-    [
-        (np.ones(3), r"A must be a matrix with rows and columns, not of shape \(3,\)"),
-        (np.ones((2, 3, 4)), r"not of shape \(2, 3, 4\)"),
-        (np.ones((0, 3)), r"not of shape \(0, 3\)"),
-        (np.ones((3, 0)), r"not of shape \(3, 0\)"),
-        (3.0, r"not of shape \(\)"),
-        (np.ones((2, 2), bool), "A has dtype bool"),
-        (np.array([["a", "b"]]), "A has dtype <U1"),
-        ([[1, 2], [3]], "A is no matrix"),
-        (np.ma.ones((2, 2)), "A is a masked array"),
-        (scipy.sparse.coo_array([1.0, 2.0]), r"A is a sparse coo_array of shape \(2,\): use .*reshape"),
-        (scipy.sparse.csr_array((3, 0)), r"A of shape \(3, 0\) has no rows with columns"),
-        (scipy.sparse.eye_array(3, dtype=bool), "A has dtype bool"),
-        (scipy.sparse.csr_array([[1.0, math.nan]]), "A holds NaN or inf"),
-    ],
-)
-def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:
-    with pytest.raises(CodeError, match=message):
-        CodedOperator(A)
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
@@ -464,16 +302,6 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         CodedOperator(TALL, blocks=0)
     with pytest.raises(CodeError, match="code must be"):
         operator(TALL, code="fountain") @ np.ones(13)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_nan_and_inf_are_refused(value: float) -> None:
-    A = TALL.copy()
-    A[3, 5] = value
-    with pytest.raises(CodeError, match=r"A holds NaN or inf \(1 in a block"):
-        operator(A) @ np.ones(13)
-    with pytest.raises(CodeError, match=r"the operand holds NaN or inf \(2 in"):
-        operator(TALL) @ np.array([value] * 2 + [1] * 11)
 
 
 def test_operands_that_do_not_fit() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
 from polarmap.blocks.stored import StoredBlocks
-from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.worker.encryption import get_part
 from polarmap.worker.parts import DamagedError, Part, Place, assemble, read_file
 from polarmap.worker.pytree import unpacked
@@ -90,12 +90,6 @@ def test_stragglers_of_a_stored_array_are_not_waited_for(A, stored):
     executor = FaultyExecutor(None, {0: Fault("sleep", 600), 2: Fault("kill")})
     y = polarmap.coded_map(lambda block: block.T @ block[:, :0], stored, executor=executor, timeout=60)
     assert [one.shape for one in y] == [(7, 0)] * 6
-
-
-def test_sizes_are_those_it_was_encoded_with(stored):
-    for wrong in ({"blocks": 5}, {"workers": 9}, {"code": "arikan"}):
-        with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 workers"):
-            polarmap.coded_map(np.sum, stored, **wrong)
 
 
 def test_an_array_in_a_bucket_needs_its_configuration(stored):

@@ -38,19 +38,16 @@ NAMES = np.array(["setosa", "versicolor", "virginica"])[SPECIES]
 
 REGRESSORS = [Ridge, LeastSquares, Lasso, ElasticNet, NonNegativeLeastSquares]
 CLASSIFIERS = [LogisticRegression, SparseLogisticRegression, LinearSVC]
-KINDS = [Ridge, LogisticRegression, PoissonRegression]  # of targets: what is done with them is one each
+LINEAR = [*REGRESSORS, *CLASSIFIERS, PoissonRegression]
 
 QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # few checks need more
 CHECKED = [
-    *(Ridge(blocks=4), LogisticRegression(blocks=4), PoissonRegression(blocks=4)),
-    *(ElasticNet(0.1, **QUICK), NonNegativeLeastSquares(**QUICK)),
+    *(Ridge(blocks=4), LeastSquares(blocks=4), LogisticRegression(blocks=4), PoissonRegression(blocks=4)),
+    *(ElasticNet(0.1, **QUICK), Lasso(0.1, **QUICK), NonNegativeLeastSquares(**QUICK)),
     *(SparseLogisticRegression(**QUICK), LinearSVC(0.1, **QUICK)),
 ]
 # What scikit-learn asks of the tags, parameters and pickles of these, they share with those above.
-CHECKED_AS_FITS = [
-    *(LeastSquares(blocks=4), Lasso(0.1, **QUICK)),
-    *(kind(0.1, n_gates=3, tol=0.03, max_iter=100) for kind in (PlainRegressor, PlainClassifier)),
-]
+CHECKED_AS_FITS = [kind(0.1, n_gates=3, tol=0.03, max_iter=100) for kind in (PlainRegressor, PlainClassifier)]
 CHECKS_OF_FITS = [
     *("check_fit2d_1feature", "check_fit2d_1sample", "check_fit1d", "check_fit_idempotent"),
     *("check_estimators_dtypes", "check_estimators_nan_inf", "check_estimators_pickle"),
@@ -90,10 +87,11 @@ def test_estimator_checks(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
-def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles() -> None:
+@pytest.mark.parametrize("model", LINEAR)
+def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles(model: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
-        search = GridSearchCV(Ridge(blocks=3, executor=pool), {"fit_intercept": [True, False]}, cv=2)
-        search.fit(X40, Y40)
+        shared = model(blocks=3, executor=pool, tol=1e-3)
+        search = GridSearchCV(shared, {"fit_intercept": [True, False]}, cv=2).fit(X40, Y40)
         assert search.best_estimator_.executor is pool
         loaded = pickle.loads(pickle.dumps(search.best_estimator_))
     np.testing.assert_array_equal(loaded.predict(X40), search.predict(X40))
@@ -102,18 +100,18 @@ def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles() -> None:
 STAYED = r"a ThreadPoolExecutor, stayed behind .* can predict, but not fit\. Use n_jobs=1 .* set_params\("
 
 
-@pytest.mark.parametrize("model", [Ridge, LinearSVC])
+@pytest.mark.parametrize("model", LINEAR)
 def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(model: Any) -> None:
     """Without a word it would start processes for every product."""
     with ThreadPoolExecutor(4) as pool:
-        loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool))))
+        loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool), tol=1e-3)))
         again = pickle.loads(pickle.dumps(loaded))
         for lost in (loaded, again, clone(loaded), copy.copy(loaded)):
             assert "<ThreadPoolExecutor, left behind>" in repr(lost)
             with pytest.raises(ModelError, match=STAYED):
                 lost.fit(X6, Y6)
         found = loaded.set_params(executor=pool).fit(X6, Y6).predict(X6)
-        np.testing.assert_allclose(found, model(blocks=3, executor=pool).fit(X6, Y6).predict(X6))
+        np.testing.assert_allclose(found, model(blocks=3, executor=pool, tol=1e-3).fit(X6, Y6).predict(X6))
 
 
 def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
@@ -213,7 +211,7 @@ def test_samples_without_weight_are_left_out_with_their_class() -> None:
 # --- what cannot be ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", LINEAR)
 @pytest.mark.parametrize(
     ("X", "y", "message"),
     [
@@ -238,9 +236,11 @@ NUMBER = "must be a number, 0 or more, not"
     [
         (LogisticRegression(), X6, np.ones(6), "y holds one class only, .*1.0.*nothing to tell apart"),
         (LogisticRegression(), X6, [[1.0]] * 6, "one class only"),
+        (SparseLogisticRegression(), X6, np.ones(6), "y holds one class only"),
         (LinearSVC(), X6, np.ones(6), "y holds one class only"),
         (ConvexMLPClassifier(), X6, np.ones(6), "y holds one class only"),
         (LogisticRegression(), X6, Y6 + np.linspace(0, 1, 6), "continuous"),
+        (LinearSVC(), X6, Y6 + np.linspace(0, 1, 6), "continuous"),
         (PoissonRegression(), X6, Y6 - 1, "y holds 3 negative counts, the lowest -1"),
         (PoissonRegression(), X6, 0 * Y6, "zero counts only"),
         (LeastSquares(), X6[:3], Y6[:3], "n_samples = 3 cannot determine 4 coefficients: .*singular"),
@@ -250,6 +250,7 @@ NUMBER = "must be a number, 0 or more, not"
         (Ridge(np.nan), X6, Y6, f"alpha {NUMBER} nan"),
         (PoissonRegression(-0.1), X6, Y6, f"alpha {NUMBER} -0.1"),
         (Lasso(-1), X6, Y6, f"alpha {NUMBER} -1"),
+        (Lasso("much"), X6, Y6, f"alpha {NUMBER} 'much'"),
         (ElasticNet(1.0, -0.1), X6, Y6, f"l1_ratio {NUMBER} -0.1"),
         (ElasticNet(1.0, 1.1), X6, Y6, "l1_ratio must be a number from 0 to 1, not 1.1"),
         (LogisticRegression(0.0), X6, Y6, "C must be a number"),
@@ -259,10 +260,14 @@ NUMBER = "must be a number, 0 or more, not"
         (Ridge(solver="qr"), X6, Y6, "solver must be one of cg, lsmr, lsqr, not 'qr'"),
         (LogisticRegression(solver="sgd"), X6, Y6, "solver must be one of lbfgs, trust-krylov, trust-ncg"),
         (Ridge(max_iter=0), X6, Y6, "max_iter must be a number, 1 or more, not 0"),
+        (Lasso(max_iter=0), X6, Y6, "max_iter must be a number, 1 or more, not 0"),
+        (PoissonRegression(tol=-1), X6, Y6, f"tol {NUMBER} -1"),
         (NonNegativeLeastSquares(tol=-1), X6, Y6, f"tol {NUMBER} -1"),
         (Ridge(verbose="yes"), X6, Y6, f"verbose {NUMBER} 'yes'"),
         (Ridge(verbose=-1), X6, Y6, f"verbose {NUMBER} -1"),
+        (LogisticRegression(verbose=None), X6, Y6, f"verbose {NUMBER} None"),
         (Ridge(workers=3, blocks=3), X6, Y6, "workers=3 leaves no parity"),
+        (Lasso(workers=3, blocks=3), X6, Y6, "workers=3 leaves no parity"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y")
@@ -271,17 +276,19 @@ def test_models_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None
         model.set_params(executor=ReplayExecutor()).fit(X, y)
 
 
-def test_weights_that_cannot_be() -> None:
+@pytest.mark.parametrize("model", LINEAR)
+def test_weights_that_cannot_be(model: Any) -> None:
     message = "sample_weight holds 2 negative weights, the lowest -2: leave"
     with pytest.raises(ModelError, match=message):
-        Ridge(executor=ReplayExecutor()).fit(X6, Y6, [1, 1, 1, 1, -2, -1])
+        model(executor=ReplayExecutor()).fit(X6, Y6, [1, 1, 1, 1, -2, -1])
 
 
-def test_a_class_without_weight_is_none() -> None:
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_a_class_without_weight_is_none(classifier: Any) -> None:
     with pytest.raises(
         ModelError, match=r"y holds one class only, .*setosa.*: there is nothing to tell apart"
     ):
-        LinearSVC(executor=ReplayExecutor()).fit(IRIS, NAMES, (SPECIES == 0).astype(float))
+        classifier(executor=ReplayExecutor()).fit(IRIS, NAMES, (SPECIES == 0).astype(float))
 
 
 def test_prediction_before_fit_and_of_other_features() -> None:

@@ -39,6 +39,12 @@ def test_units_have_the_products_of_the_weights_and_the_least_squares() -> None:
     np.testing.assert_allclose(squares / 2, np.linalg.norm(W, axis=0).sum())
 
 
+def test_nothing_is_one_unit_of_zeros() -> None:
+    (first, second), bias, gate = extracted_units(np.zeros((3, 1, 4, 2)), False)
+    assert first.shape == (3, 1) and second.shape == (1, 2) and bias.shape == (1,) and gate.tolist() == [0]
+    assert not first.any() and not second.any()
+
+
 def test_gated_units_pass_on_what_is_negative() -> None:
     gates = np.array([[1.0], [0.0], [0.0]]), np.array([0.2]), np.zeros(2, np.intp)
     first, second = STREAM.standard_normal((3, 2)), STREAM.standard_normal((2, 2))
@@ -81,8 +87,9 @@ def test_the_minimum_is_that_of_a_conic_solver_with_dead_and_late_workers(activa
 
 
 @ACTIVATIONS
-def test_convex_model_and_network_are_one(activation: str) -> None:
-    model = PlainRegressor(0.03, activation=activation, n_gates=8).fit(X, Y)
+@pytest.mark.parametrize("alpha", [0.1, 0.03])
+def test_convex_model_and_network_are_one(activation: str, alpha: float) -> None:
+    model = PlainRegressor(alpha, activation=activation, n_gates=8).fit(X, Y)
     assert model.objective_ == pytest.approx(conic_network_objective(model, X, Y), rel=1e-6)
     assert network_objective(model) == pytest.approx(model.objective_, rel=1e-10)
     np.testing.assert_allclose(convex_outputs(model)[:, 0], model.predict(X), atol=1e-12)
@@ -179,7 +186,7 @@ def test_relu_networks(classes: int) -> None:
 def test_one_open_gate_is_a_linear_model(classes: int) -> None:
     """Nearly without a penalty, that of scikit-learn, whose features are those beside a constant."""
     y = labels(classes)
-    model = PlainClassifier(1e-3, n_gates=1, tol=1e-3).fit(X, y)
+    model = PlainClassifier(1e-4, n_gates=1, tol=1e-4).fit(X, y)
     assert model.gates_.shape == (3, 1) and not model.gates_.any()
     linear = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(X, y)
     np.testing.assert_allclose(model.predict_proba(X), linear.predict_proba(X), atol=0.02)
@@ -212,8 +219,11 @@ def test_scikit_learn_goes_on_with_the_network() -> None:
         ({"n_gates": 0}, "n_gates must be a number, 1 or more, not 0"),
         ({"n_gates": 2.5}, "n_gates must be a whole number, not 2.5"),
         ({"activation": "tanh"}, "activation must be one of gated_relu, relu, not 'tanh'"),
+        ({"tol": -1.0}, "tol must be a number, 0 or more"),
+        ({"max_iter": 0}, "max_iter must be a number, 1 or more"),
     ],
 )
-def test_networks_that_cannot_be(chosen: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize("kind", [ConvexMLPRegressor, ConvexMLPClassifier])
+def test_networks_that_cannot_be(kind: Any, chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        ConvexMLPRegressor(**chosen, blocks=2, executor=ReplayExecutor()).fit(X, Y)
+        kind(**chosen, blocks=2, executor=ReplayExecutor()).fit(X, np.arange(24) % 2)

@@ -9,10 +9,10 @@ import pytest
 import scipy.sparse
 from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
-from straggling_models import assert_same_model, options
+from straggling_models import Straggling, assert_same_model, options
 
-from polarmap import CodedOperator, ReplayExecutor
-from polarmap.convex import Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
+from polarmap import CodedOperator
+from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
 from polarmap.models.features import ConstantFeature, ScaledOperator, moments
 
@@ -86,15 +86,20 @@ def test_models_of_sparse_features_are_scikit_learns(model: Any, oracle: Any, y:
 
 
 @pytest.mark.parametrize("kind", [scipy.sparse.csc_matrix, scipy.sparse.coo_array])
-def test_any_sparse_format_will_do(kind: Any) -> None:
-    found = Ridge(**options()).fit(kind(X), TARGET, WEIGHTS).coef_
-    np.testing.assert_allclose(found, Ridge(**options()).fit(X, TARGET, WEIGHTS).coef_, rtol=1e-12)
+@pytest.mark.parametrize(
+    ("model", "y"),
+    [(Ridge(), TARGET), (LogisticRegression(), LABELS), (PoissonRegression(), LABELS)],
+    ids=lambda one: type(one).__name__,
+)
+def test_any_sparse_format_will_do(model: Any, y: Any, kind: Any) -> None:
+    coef = model.set_params(**options()).fit(X, y, WEIGHTS).coef_
+    np.testing.assert_allclose(model.fit(kind(X), y, WEIGHTS).coef_, coef, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("model", "y"),
     [
-        *((model, TARGET) for model in (Lasso(0.1), NonNegativeLeastSquares())),
+        *((model, TARGET) for model in (ElasticNet(0.1), Lasso(0.1), NonNegativeLeastSquares())),
         *((model, LABELS) for model in (SparseLogisticRegression(), LinearSVC(0.01))),
     ],
     ids=lambda one: type(one).__name__,
@@ -104,10 +109,12 @@ def test_convex_models_of_sparse_features_are_those_of_dense_ones(
     model: Any, y: Any, fit_intercept: bool
 ) -> None:
     chosen = {"tol": 1e-10, "max_iter": 500, "fit_intercept": fit_intercept}
-    model.set_params(blocks=2, executor=ReplayExecutor(), **chosen)
-    coef = model.fit(X[:40].toarray(), y[:40]).coef_
+    model.set_params(blocks=2, executor=Straggling(), **chosen)
+    dense = X[:40].toarray()
+    coef, predicted = model.fit(dense, y[:40]).coef_, model.predict(dense)
     again = model.fit(X[:40], y[:40])
     np.testing.assert_allclose(again.coef_, coef, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(again.predict(X[:40]), predicted, rtol=1e-4, atol=1e-6)
     scores = X[:40] @ again.coef_.T + again.intercept_
     found = again.decision_function(X[:40]) if hasattr(again, "classes_") else again.predict(X[:40])
     np.testing.assert_allclose(found, scores[:, 0] if scores.ndim == 2 else scores)

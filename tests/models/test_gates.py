@@ -54,6 +54,7 @@ def test_products_are_those_of_the_dense_operator() -> None:
     A, patterns = stream.standard_normal((7, 3)), stream.random((7, 4)) < 0.5
     operator = GatedOperator(aslinearoperator(A), patterns)
     whole = np.stack([patterns.T[gate][:, None] * A for gate in range(4)], axis=2).reshape(7, 12)
-    V, U = stream.standard_normal((12, 2)), stream.standard_normal((7, 2))
-    np.testing.assert_allclose(operator @ V, whole @ V, atol=1e-14)
-    np.testing.assert_allclose(operator.T @ U, whole.T @ U, atol=1e-14)
+    for shape in ((), (2,)):
+        V, U = stream.standard_normal((12, *shape)), stream.standard_normal((7, *shape))
+        np.testing.assert_allclose(operator @ V, whole @ V, atol=1e-14)
+        np.testing.assert_allclose(operator.T @ U, whole.T @ U, atol=1e-14)

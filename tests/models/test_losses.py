@@ -91,6 +91,23 @@ def test_public_losses_are_minus_the_log_likelihood(of: Any) -> None:
         assert loss.gradient(eta).shape == loss.shape == eta.shape
 
 
+@pytest.mark.parametrize("of", [slice(None), 0])
+def test_gradients_of_public_losses_are_the_derivatives(of: Any) -> None:
+    eta, y = STREAM.standard_normal((12, 3))[:, of], ONEHOT[:, of]
+    step = 1e-5 * STREAM.standard_normal(eta.shape)
+    for loss in (SquaredLoss(y, WEIGHTS), LogisticLoss(y, WEIGHTS)):
+        slope = loss.value(eta + step) - loss.value(eta - step)
+        assert slope == pytest.approx(2 * float(np.sum(loss.gradient(eta) * step)), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("of", [slice(None), 0])
+def test_the_conjugate_of_squares_is_that_of_any_u(of: Any, weights: Any) -> None:
+    loss, u = SquaredLoss(ONEHOT[:, of], weights), STREAM.standard_normal(ONEHOT[:, of].shape)
+    found = minimize(lambda one: loss.value(one.reshape(u.shape)) - u.ravel() @ one, np.zeros(u.size))
+    assert loss.conjugate(u) == pytest.approx(-found.fun, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -127,3 +144,7 @@ def test_gradient_and_conjugate_of_outputs(family: Any, y: np.ndarray, fit_inter
     slope = approx_fprime(eta.ravel(), lambda flat: loss.value(flat.reshape(y.shape)), 1e-7)
     np.testing.assert_allclose(u.ravel(), slope, atol=1e-5 * np.abs(y).max())
     assert loss.conjugate(u) == pytest.approx(np.sum(u * eta) - loss.value(eta), rel=1e-9, abs=1e-12)
+    for factor in (0.0, 0.5, 1.0):
+        other = STREAM.standard_normal(y.shape)
+        bound = loss.value(other) + loss.conjugate(factor * u)
+        assert factor * np.sum(u * other) <= bound + 1e-9 * abs(bound)

@@ -12,6 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from polarmap import ReplayExecutor
 from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
+from polarmap.models.features import ConstantFeature
 from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
 from polarmap.models.penalized_loss import PenalizedLoss
 
@@ -54,15 +55,20 @@ CLASSES = np.arange(20) % 3
 def objective(classes: int, unit: float) -> PenalizedLoss:
     y = np.eye(3)[CLASSES] if classes == 3 else (CLASSES[:, None] == 0).astype(float)
     loss = WeightedLoss(Multinomial() if classes == 3 else Bernoulli(), y, np.arange(1.0, 21.0) / 210)
-    return PenalizedLoss(aslinearoperator(A), loss, PENALTY, unit)
+    if not unit:
+        return PenalizedLoss(aslinearoperator(A), loss, PENALTY)
+    return PenalizedLoss(ConstantFeature(aslinearoperator(A), unit), loss, np.append(PENALTY, 0.0))
+
+
+def point(of: PenalizedLoss, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(of._shape[0] * of._shape[1])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("unit", [0.0, 2.0])
 def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> None:
     some = objective(classes, unit)
-    theta = np.random.default_rng(1).standard_normal(len(some.initial_point()))
-    direction = np.random.default_rng(2).standard_normal(len(theta))
+    theta, direction = point(some, 1), point(some, 2)
     step = 1e-5 * direction
     (more, rising), (less, falling) = (
         some.value_and_gradient(theta + step),
@@ -74,14 +80,8 @@ def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> 
     )
 
 
-@pytest.mark.parametrize("unit", [0.0, 2.0])
-def test_the_initial_value_is_that_of_the_initial_point(unit: float) -> None:
-    some = objective(3, unit)
-    assert some.initial_value() == pytest.approx(some.value_and_gradient(some.initial_point())[0])
-
-
 def test_nan_is_infinitely_bad_and_has_no_hessian() -> None:
     some = objective(2, 1.0)
-    theta = np.full(len(some.initial_point()), np.nan)
+    theta = np.full_like(point(some, 1), np.nan)
     assert some.value_and_gradient(theta)[0] == np.inf
     assert np.isnan(some.hessian_product(theta, theta)).all()

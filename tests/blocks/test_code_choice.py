@@ -1,0 +1,84 @@
+"""How many blocks, and which code for them, where the caller leaves it open or asks for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+from blocks.test_sparse import dense, random_sparse
+
+from polarmap import Masked, MaskedCode, MaskedIntegerCode, PolarCode, encode
+from polarmap.blocks.code_choice import CodeOptions, check_not_masked, choose_code, encode_sparse, encoded
+from polarmap.blocks.masked import MaskedBlocks
+from polarmap.errors import CodeError
+
+MATRIX = np.random.default_rng(0).standard_normal((26, 5))
+
+
+def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
+    for data, options, k in [
+        (MATRIX, CodeOptions(), 26),
+        (MATRIX[:7], CodeOptions(), 7),
+        (np.ones((2003, 1)), CodeOptions(), 24),
+        (np.ones((2000, 1)), CodeOptions(workers=32), 20),
+        (np.ones((2000, 1)), CodeOptions(degree=2), 20),
+        (np.ones((2000, 1)), CodeOptions(code=PolarCode(9, 6)), 6),
+    ]:
+        blocks, code = choose_code(data, options)
+        assert blocks.k == code.k == k
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "expected"),
+    [
+        (MATRIX, CodeOptions(6), "PolarCode(8, 6, kernel='rotation', decoder='optimal')"),
+        (MATRIX.astype(int), CodeOptions(6), "PolarCode(8, 6, kernel='arikan', decoder='optimal')"),
+        (MATRIX, CodeOptions(6, 9, "arikan"), "PolarCode(9, 6, kernel='arikan', decoder='optimal')"),
+        (MATRIX, CodeOptions(5, degree=2), "LagrangeCode(12, 5, degree=2, points='circle')"),
+        (MATRIX, CodeOptions(6, code=Masked(2)), "MaskedCode(11, 6, 2, noise=100)"),
+        (MATRIX.astype(int), CodeOptions(6, code=Masked()), "MaskedIntegerCode(10, 6, 1)"),
+    ],
+)
+def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptions, expected: str) -> None:
+    assert repr(choose_code(data, options)[1]) == expected
+
+
+def test_masked_data_is_masked_and_matrices_that_stay_are_not() -> None:
+    assert isinstance(encoded(MATRIX, CodeOptions(6, code=Masked()), None), MaskedBlocks)
+    for code in (Masked(), MaskedCode(9, 6, 1), MaskedIntegerCode(10, 6, 1)):
+        with pytest.raises(CodeError, match=r"masks the data of one coded_map: use coded_map\("):
+            check_not_masked(code)
+    check_not_masked("auto")
+
+
+def test_noise_in_which_results_would_drown_is_refused_before_anything_starts() -> None:
+    with pytest.raises(CodeError, match="noise of 1e\\+12 times the data would drown more digits than rtol"):
+        choose_code(MATRIX, CodeOptions(6, 9, code=Masked(noise=1e12)))
+
+
+def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> None:
+    stored = encode(MATRIX, blocks=6, workers=8, name="rows", storage=tmp_path, progress=False)
+    for same in (CodeOptions(), CodeOptions(6), CodeOptions(6, 8, "rotation")):
+        assert encoded(stored, same, None).code.k == 6
+    for wrong in (CodeOptions(5), CodeOptions(workers=9), CodeOptions(code="arikan"), CodeOptions(degree=2)):
+        with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 workers"):
+            encoded(stored, wrong, None)
+
+
+def test_no_nonzeros_at_all() -> None:
+    coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, workers=6))
+    assert coded.code_reason.startswith("coded: a parity block has 0 nonzeros, by which")
+    assert all(dense(coded, index).any() == 0 for index in range(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (CodeOptions(4, 6, code="rotation"), "coded, because code='rotation' asks for it"),
+        (CodeOptions(4, 6, code=PolarCode(6, 4)), "coded, because code=PolarCode"),
+        (CodeOptions(4), "coded: a parity block"),
+    ],
+)
+def test_what_the_caller_asks_for_is_done(options: CodeOptions, reason: str) -> None:
+    coded = encode_sparse(random_sparse(12, 5, 0.4, "f8"), options)
+    assert coded.n == 6 and coded.code_reason.startswith(reason)

@@ -1,0 +1,45 @@
+"""Pairs of blocks: each block is one piece, whatever pairs it stands in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from polarmap.blocks.code_choice import encode_once
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.pairs import CodedPairs
+
+
+def factor(columns: int, seed: int) -> CodedBlocks:
+    return encode_once(np.random.default_rng(seed).standard_normal((6, columns)), 3, 4, "rotation")
+
+
+def test_a_pair_is_a_block_of_each_factor() -> None:
+    left, right = factor(5, 0), factor(7, 1)
+    pairs = CodedPairs(left, right)
+    assert (pairs.n, pairs.code.k) == (16, 9)
+    for index, (row, column) in enumerate(pairs.code.cells.tolist()):
+        first, second = pairs.leaves(index)
+        np.testing.assert_array_equal(first, left.leaves(row)[0])
+        np.testing.assert_array_equal(second, right.leaves(column)[0])
+        assert pairs.layout(index) == (("<f8", (2, 5)), ("<f8", (2, 7)))
+    assert {piece for index in range(16) for piece in pairs.pieces(index)} == set(range(8))
+    assert pairs.encode_seconds == left.encode_seconds + right.encode_seconds
+
+
+@pytest.mark.parametrize("triangle", [False, True])
+def test_a_factor_with_itself_has_its_pieces_once(triangle: bool) -> None:
+    one = factor(5, 0)
+    pairs = CodedPairs(one, one, triangle)
+    assert pairs.n == (10 if triangle else 16)
+    assert {piece for index in range(pairs.n) for piece in pairs.pieces(index)} == set(range(4))
+    assert pairs.blocks.dtypes == [np.dtype(float)] * 2 and pairs.blocks.k == (6 if triangle else 9)
+    assert pairs.encode_seconds == one.encode_seconds
+
+
+def test_parity_of_both_factors_is_let_go_of() -> None:
+    pairs = CodedPairs(CodedBlocks(factor(5, 0).blocks, factor(5, 0).code), factor(7, 1))
+    before = pairs.leaves(15)
+    pairs.release()
+    assert pairs.left._parity is None and pairs.right._parity is not None  # which is to be kept
+    np.testing.assert_array_equal(pairs.leaves(15)[0], before[0])

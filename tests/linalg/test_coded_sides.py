@@ -1,0 +1,119 @@
+"""The rows and the columns of a matrix: coded once, kept between products, gone with the operator."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from linalg.test_operators import TALL, K, N, assert_close, operator
+from scipy.sparse.linalg import lsqr
+
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, ReplayExecutor, encode
+from polarmap.errors import CodeError
+from polarmap.executors import storage_beside
+
+
+def test_each_side_is_encoded_once() -> None:
+    big = np.random.default_rng(8).standard_normal((240, 120))
+    with operator(big) as coded:
+        seconds = []
+        for _ in range(3):
+            coded @ np.ones(120)
+            seconds.append(coded.report.encode_seconds)
+            coded.rmatvec(np.ones(240))
+            seconds.append(coded.report.encode_seconds)
+    assert all(seconds[:2]) and not any(seconds[2:])
+
+
+def test_small_sides_have_blocks_in_proportion() -> None:
+    coded = CodedOperator(TALL, blocks=24, workers=36, executor=ReplayExecutor())
+    coded.rmatvec(np.ones(50))
+    assert (coded.report.k, coded.report.n) == (13, 20)
+    coded = CodedOperator(TALL, workers=8, executor=ReplayExecutor())
+    coded @ np.ones(13)
+    assert (coded.report.k, coded.report.n) == (6, 8)
+
+
+def test_code_of_the_callers_own() -> None:
+    code = PolarCode(18, 14, kernel="arikan")
+    coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
+    coded @ np.ones(13)
+    assert (coded.report.k, coded.report.n, coded.report.code) == (14, 18, "arikan optimal")
+    coded.rmatvec(np.ones(50))
+    assert (coded.report.k, coded.report.n, coded.report.code) == (13, 17, "arikan optimal")
+
+
+OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says that it is one of Zarr
+
+
+def stored() -> list[str]:
+    folder = storage_beside("localhost", TALL)
+    return [name for _, _, names in os.walk(folder) for name in names]
+
+
+def test_stragglers_and_dead_processes_on_localhost() -> None:
+    b = np.random.default_rng(9).standard_normal(50)
+    faults = {0: Fault("sleep", 60), 3: Fault("kill")}
+    with operator(TALL, FaultyExecutor("localhost", faults), timeout=60) as coded:
+        found = lsqr(coded, b, iter_lim=2)[0]
+        assert coded.report.tasks[0].arrived is None
+        assert len(stored()) == 2 * OBJECTS  # both sides, once for all products
+    np.testing.assert_allclose(found, lsqr(TALL, b, iter_lim=2)[0], rtol=1e-9)
+    assert stored() == []
+
+
+def test_what_is_stored_goes_with_the_operator() -> None:
+    coded = operator(TALL, "localhost", timeout=60)
+    coded @ np.ones(13)
+    assert len(stored()) == OBJECTS
+    del coded
+    gc.collect()
+    assert stored() == []
+
+
+def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp_path: Any) -> None:
+    with operator(TALL, FaultyExecutor(None, {0: Fault("sleep", 60), 3: Fault("kill")}), timeout=60) as coded:
+        for _ in range(3):
+            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+            assert_close(coded.T @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
+        assert stored() == []
+    np.save(tmp_path / "A.npy", TALL)
+    with CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, workers=N, timeout=60) as coded:
+        for _ in range(2):
+            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+        assert len(stored()) == OBJECTS
+    assert stored() == []
+
+
+def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
+    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
+    rows, columns = encode(TALL, name="rows", **options), encode(TALL.T, name="columns", **options)
+    with operator(rows, transposed=columns) as coded:
+        assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+        assert (coded.report.k, coded.report.n) == (5, 8)
+        assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
+        assert (coded.report.k, coded.report.n) == (5, 8)
+    with operator(rows) as coded:  # which then reads and encodes the columns itself
+        assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
+        assert (coded.report.k, coded.report.n) == (K, N)
+    assert rows.check().ok and columns.check().ok
+    with pytest.raises(CodeError, match=r"float64 of shape \(50, 13\), which is no transpose of A"):
+        operator(rows, transposed=rows)
+    with pytest.raises(CodeError, match="transposed must be a CodedArray, not ndarray"):
+        operator(rows, transposed=TALL.T)
+
+
+def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:
+    whole = np.random.default_rng(3).integers(-9, 9, (30, 12))
+    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
+    with operator(encode(whole, name="small", **options)) as coded:
+        assert_close(coded @ np.full(12, 0.5), whole @ np.full(12, 0.5), 1e-10)
+        assert_close(coded @ np.ones(12, int), whole @ np.ones(12, int), 0)
+    with (
+        operator(encode(whole << 59, name="large", **options)) as coded,
+        pytest.raises(CodeError, match="do not fit 64 bits"),
+    ):
+        coded @ np.full(12, 0.5)

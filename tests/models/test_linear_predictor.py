@@ -1,0 +1,54 @@
+"""What a solver is given of a linear predictor, and what the model makes of its answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from polarmap import ReplayExecutor
+from polarmap.models.linear_predictor import LinearPredictorModel
+from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
+
+STREAM = np.random.default_rng(0)
+X = STREAM.standard_normal((20, 3)) * [1.0, 10.0, 0.1] + 5.0
+SHARES = np.arange(1.0, 21.0) / 210
+CLASSES = np.arange(20) % 3
+
+
+class Guess(LinearPredictorModel):
+    """A model whose solver notes what it is asked, and answers with a V that it was told."""
+
+    def __init__(self, fit_intercept: bool, V: np.ndarray) -> None:
+        self.fit_intercept, self.V = fit_intercept, V
+        self.blocks, self.workers, self.code, self.timeout, self.executor = (
+            2,
+            3,
+            "auto",
+            None,
+            ReplayExecutor(),
+        )
+
+    def _minimum(self, coded: Any, operator: Any, loss: Any, penalty: Any, start: Any) -> np.ndarray:
+        self.penalty, self.null, self.predictor = penalty, operator @ start, operator @ self.V
+        return self.V
+
+
+@pytest.mark.parametrize("data", [X, csr_array(X)], ids=["dense", "sparse"])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("family", [Bernoulli(), Multinomial()], ids=["two", "three"])
+def test_coefficients_and_intercepts_are_those_of_the_solvers_predictor(
+    data: Any, fit_intercept: bool, family: Any
+) -> None:
+    y = np.eye(3)[CLASSES] if isinstance(family, Multinomial) else (CLASSES[:, None] == 0).astype(float)
+    loss = WeightedLoss(family, y, SHARES)
+    model = Guess(fit_intercept, STREAM.standard_normal((3 + fit_intercept, y.shape[1])))
+    coef, intercept = model._minimize(data, loss, 0.5)
+    np.testing.assert_allclose(X @ coef.T + intercept, model.predictor, atol=1e-12)
+    null = loss.null_predictor() if fit_intercept else np.zeros(y.shape[1])
+    np.testing.assert_allclose(model.null, np.broadcast_to(null, y.shape), atol=1e-12)
+    squares = 0.5 * (coef / model.V[:3].T) ** 2
+    np.testing.assert_allclose(squares, np.broadcast_to(model.penalty[:3], squares.shape))
+    assert model.penalty[3:].tolist() == [0.0] * fit_intercept
