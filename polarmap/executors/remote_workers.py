@@ -191,8 +191,9 @@ class RemoteWorkers(WorkerTable):
         ExecutorError if no worker is there, and none will be.
         """
         self.check()
-        if lease.waiting and self.is_starved(lease):
-            self.want(len(self) + 1)
+        with self._lock:
+            if lease.waiting and self._best_free(None) is None and self.is_starved(lease):
+                self.want(len(self) + 1)
 
     def check(self) -> None:
         """Start anew what has failed; ExecutorError if no worker is there, and none will be."""

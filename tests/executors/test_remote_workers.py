@@ -114,6 +114,23 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on(
     assert until(lambda: len(workers) == 2)
 
 
+def test_one_more_is_started_for_a_map_that_finds_none_free(
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polarmap.executors.worker_table.GRACE_SECONDS", 0.0)  # nothing began for long
+    started(workers, 1)  # which may take as long
+    first, second = workers.open(lambda: None), workers.open(lambda: None)
+    first.waiting = 1
+    workers.look(first, 1)
+    assert site.launches == [[0]]
+    taken(workers, first)
+    second.waiting = 1
+    workers.look(second, 1)
+    assert site.launches == [[0], [1]]
+    workers.leave(second)
+    workers.leave(first)
+
+
 def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkers, site: ThreadSite) -> None:
     site.refusal = ExecutorError("threads takes no job: no such runtime")
     with pytest.raises(ExecutorError, match="no such runtime"):
