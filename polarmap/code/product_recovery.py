@@ -11,7 +11,7 @@ from polarmap.code.algebra import Results
 from polarmap.code.dtypes import Array, Floats, Mask, Words, is_exact
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import RealRecovery, SystematicRecovery
-from polarmap.code.row_column import Grid, Places, RowColumnDecoder, Step, replay, steps_towards
+from polarmap.code.row_column import Grid, LineStep, Places, RowColumnDecoder, replay, steps_towards
 
 # Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
 JOINT_FLOPS = 3e8
@@ -85,7 +85,7 @@ class ProductRecovery(RealRecovery):
         return len(self.joint.parity) * len(self.missing) ** 2 <= JOINT_FLOPS
 
     @cached_property
-    def steps(self) -> Sequence[tuple[Step, Places]] | None:
+    def steps(self) -> Sequence[tuple[LineStep, Places]] | None:
         """The lines to decode one after another; None to solve all equations at once."""
         if not self.exact and len(self.missing) * len(self.arrived) <= JOINT_WEIGHTS:
             return None

@@ -40,7 +40,7 @@ class Grid(Protocol):
     def coefficients(self) -> npt.NDArray[Any]: ...
 
 
-class Step(NamedTuple):
+class LineStep(NamedTuple):
     """One line of the grid decoded: from the cells of it that `recovery` has as arrived, all of them.
 
     places : the numbers of the blocks along the line.
@@ -64,14 +64,14 @@ class RowColumnDecoder:
     ----------
     known : boolean array (n_A, n_B)
         Cells that arrived or follow.
-    steps : list of Step
+    steps : list of LineStep
         In an order in which each finds its cells known.
     """
 
     def __init__(self, code: Grid, exact: bool) -> None:
         self._code, self._exact = code, exact
         self.known = np.zeros((code.left.n, code.right.n), bool)
-        self.steps: list[Step] = []
+        self.steps: list[LineStep] = []
 
     @property
     def is_complete(self) -> bool:
@@ -100,13 +100,13 @@ class RowColumnDecoder:
         if recovery.deficit:
             return []
         places = self._code.places[:, line] if axis == 0 else self._code.places[line]
-        step = Step(places, code, recovery)
+        step = LineStep(places, code, recovery)
         self.steps.append(step)
         known[:] = True
         return [int(cell) for cell in step.fresh]
 
 
-def steps_towards(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Places]]:
+def steps_towards(steps: Sequence[LineStep], missing: Places) -> list[tuple[LineStep, Places]]:
     """The steps on the way to the `missing` blocks, each with the blocks that are wanted of it."""
     wanted, chosen = set(missing), []
     for step in reversed(steps):
@@ -117,7 +117,7 @@ def steps_towards(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Pl
     return chosen[::-1]
 
 
-def replay(steps: Sequence[tuple[Step, Places]], rows: Results, dtype: DType) -> dict[int, Array]:
+def replay(steps: Sequence[tuple[LineStep, Places]], rows: Results, dtype: DType) -> dict[int, Array]:
     """All flat blocks, the ones given and those that `steps` recover; sums as `dtype` demands."""
     working = working_dtype(dtype)
     values = dict(rows)
