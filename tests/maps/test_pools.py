@@ -24,6 +24,8 @@ from plain import assert_same, plain_map
 
 from polarmap import CodedOperator, CodedResult, Fault, FaultyExecutor, coded_map, encode
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+from polarmap.executors.base import Outcome
+from polarmap.executors.futures import FuturesRun
 from polarmap.worker import io_pools
 from polarmap.worker.surroundings import available_cores
 
@@ -323,19 +325,29 @@ def always_waits(gate: Path, block: Any) -> Any:
 # --- failures ----------------------------------------------------------------------------------
 
 
-def test_an_exception_costs_one_result(pool: Executor, tmp_path: Path) -> None:
-    result = coded(partial(fails_first, tmp_path / "failed", corners_of(2)), pool)
+def test_an_exception_costs_one_result(
+    pool: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome_of = FuturesRun._outcome
+
+    def noting(run: FuturesRun, ended: Any) -> Outcome:
+        outcome = outcome_of(run, ended)
+        if outcome.failure is not None:
+            (tmp_path / "told").touch()
+        return outcome
+
+    monkeypatch.setattr(FuturesRun, "_outcome", noting)
+    result = coded(partial(fails_first, tmp_path / "told", corners_of(2)), pool)
     assert_same(result, plain_map(double, DATA, K), 1e-11)
     assert 2 in result.report.recovered
     assert "ValueError: this block is cursed" in result.report.tasks[2].failures[0]
 
 
-def fails_first(failed: Path, corners: tuple[float, ...], block: Any) -> Any:
-    """double, but blocks with these corners fail, and no other block is done before."""
+def fails_first(told: Path, corners: tuple[float, ...], block: Any) -> Any:
+    """double, but blocks with these corners fail, and no other block is done before the driver was told."""
     if block[0, 0] in corners:
-        failed.touch()
         raise ValueError("this block is cursed")
-    wait_for(failed)
+    wait_for(told)
     return double(block)
 
 
