@@ -193,8 +193,8 @@ class FutureMap(Observer, Generic[R]):
     def __init__(self, prepared: PreparedMap[R], others: Observers) -> None:
         self._prepared, self._others = prepared, others
         self._owner = os.getpid()
-        # Futures to be fulfilled whether somebody else has them or not; threads that wait for one, by number.
-        self._kept: set[Any] = set()
+        # Futures to be fulfilled whether somebody else has them or not, and a mark for each wait for one.
+        self._kept: set[object] = set()
         self._is_called_off = False
         self._running = prepared.running
         self._report: Report | None = None  # once it is over
@@ -250,12 +250,12 @@ class FutureMap(Observer, Generic[R]):
     def awaited(self, future: Future[Any]) -> Iterator[None]:
         """A thread waits for it, within."""
         self.check_process(future)
-        thread = threading.get_ident()
-        self._kept.add(thread)
+        mark = object()
+        self._kept.add(mark)
         try:
             yield
         finally:
-            self._kept.discard(thread)
+            self._kept.discard(mark)
 
     def check_estimates(self) -> None:
         """CodeError if there are none of such a map."""

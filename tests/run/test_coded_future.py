@@ -100,6 +100,18 @@ def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
     assert future.blocks[1].result(0) == "early"
 
 
+def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> None:
+    """As that of a signal handler, which interrupts its thread while it waits."""
+    one = ScriptedMap()
+    future = one.start()
+    with future._map.awaited(future):
+        with future._map.awaited(future.blocks[0]):
+            pass
+        future._map.drop()
+        one.go.set()
+        assert future.result(SECONDS) == ["zero", "one"]
+
+
 def test_cancelling_wakes_the_map_and_ends_it() -> None:
     one = ScriptedMap()
     future = one.start()
