@@ -220,9 +220,9 @@ class Received(Need):
         """
         if not len(self.decoder.missing):
             self.decoded = [leaves_of(self.results[index]) for index in range(self._code.wanted)]
-        elif self.decoder.recovery is not self._decoded_by:
-            began, self._decoded_by = self.watch.elapsed, self.decoder.recovery
-            self.decoded = self._decode(self._decoded_by)
+        elif (recovery := self.decoder.recovery) is not self._decoded_by:
+            began = self.watch.elapsed
+            self.decoded, self._decoded_by = self._decode(recovery), recovery
             self.decode_seconds = self.watch.elapsed - began
         if not self.decoded:
             raise NotFiniteError
