@@ -63,7 +63,7 @@ class TaskRunner:
 
         def put_as_workers(task: int, number: int, array: Array) -> Part:
             assert output is not None
-            return self.parts.put(f"{output.prefix}/{task}-0/{number}", array)
+            return self.parts.put(output.key(task, 0, number), array)
 
         if not tasks.n:
             return

@@ -33,6 +33,10 @@ class OutputSpec(NamedTuple):
     items: int
     arrays: int = 1
 
+    def key(self, task: int, attempt: int, number: int) -> str:
+        """Of an array that an attempt at a task has given."""
+        return f"{self.prefix}/{task}-{attempt}/{number}"
+
 
 class StoredOutput(NamedTuple):
     """A result that lies in storage.
@@ -59,7 +63,7 @@ def store_result(
     for number, array in enumerate(unpacked(result.layout, result.data, is_writable=False)):
         flat = array.reshape(-1)
         samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
-        key = f"{output.prefix}/{task}-{attempt}/{number}"
+        key = output.key(task, attempt, number)
         parts += write(output.source, key, flat.view(np.uint8).data, output.items * flat.itemsize)
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
