@@ -53,8 +53,7 @@ def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> t
         blocks = block_count(int(data.shape[0]), options, [data.dtype])
     data_blocks = cut(data, blocks)
     chosen = _chosen(data_blocks, workers, code, degree)
-    for dtype in data_blocks.dtypes:
-        chosen.parity_dtype(dtype)
+    _check_dtypes(chosen, data_blocks)
     if isinstance(chosen, (LagrangeCode, MaskedCode)):
         _check_accuracy(chosen, data_blocks, rtol)
     return data_blocks, chosen
@@ -156,7 +155,14 @@ def _given(
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
     data_blocks = cut(data, code.k if blocks is None else blocks)
     _check_fit(code, data_blocks.k, workers)
+    _check_dtypes(code, data_blocks)
     return data_blocks, code
+
+
+def _check_dtypes(code: LinearCode, blocks: Blocks) -> None:
+    """CodeError for data that the code cannot carry."""
+    for dtype in blocks.dtypes:
+        code.parity_dtype(dtype)
 
 
 def _check_fit(code: LinearCode, k: int, workers: int | None) -> None:

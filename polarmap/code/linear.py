@@ -22,7 +22,8 @@ from polarmap.errors import CodeError
 class LinearCode(ABC):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
-    A subclass sets n, k, `name`, `assumption` and says G, T, E and, if not all, which dtypes it carries.
+    A subclass sets n, k, `name`, `assumption` and says G, T, E and, if not real ones only, which
+    dtypes it carries.
 
     n, k : coded blocks and data blocks.
     name : what a report calls it.
@@ -59,7 +60,10 @@ class LinearCode(ABC):
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
-        return check_dtype(dtype, "the data")
+        checked = check_dtype(dtype, "the data")
+        if is_exact(checked) and not self.carries_integers:
+            raise CodeError(f"{self!r} mixes real numbers: convert the {checked} data with .astype(float)")
+        return checked
 
     @property
     def wanted(self) -> int:
@@ -114,8 +118,6 @@ class LinearCode(ABC):
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
         """Put the parity of flat real blocks into `out`, summed in its working dtype."""
-        if is_exact(out.dtype):
-            raise CodeError(f"{self!r} mixes real numbers: convert the {out.dtype} data with .astype(float)")
         tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.dtypes import Array
+from polarmap.code.dtypes import Array, DType, check_dtype
 from polarmap.code.linear import SystematicCode
 from polarmap.errors import CodeError
 
@@ -34,6 +35,10 @@ class Uncoded(SystematicCode):
     def coefficients(self) -> Array:
         """P has no rows."""
         return np.empty((0, self.k))
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """That of the data: nothing is mixed."""
+        return check_dtype(dtype, "the data")
 
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """There is no parity."""

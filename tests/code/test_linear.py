@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from polarmap import coded_map
+from polarmap import PolarCode, ReplayExecutor, coded_map
 from polarmap.code.decoder import Decoder
 from polarmap.code.linear import LinearCode, SystematicCode
 from polarmap.errors import CodeError
@@ -44,9 +44,14 @@ def test_a_new_systematic_code_carries_a_map() -> None:
     np.testing.assert_allclose(y.concatenate(), A @ [2.0, 1.0])
 
 
-def test_integers_are_not_mixed_by_real_numbers() -> None:
+@pytest.mark.parametrize("executor", [None, ReplayExecutor()])
+def test_integers_are_not_mixed_by_real_numbers(executor: Any) -> None:
+    """Also where no task would need parity: it is said before anything starts."""
+    data = np.arange(24).reshape(12, 2)
     with pytest.raises(CodeError, match=r"mixes real numbers: convert the int64 data with \.astype\(float\)"):
-        coded_map(lambda block: block, np.arange(24).reshape(12, 2), code=Vandermonde(6, 4))
+        coded_map(lambda block: block, data, code=Vandermonde(6, 4), executor=executor)
+    with pytest.raises(CodeError, match="the rotation kernel cannot carry int64 blocks: use kernel='arikan'"):
+        coded_map(lambda block: block, data, code=PolarCode(6, 4), executor=executor)
 
 
 def test_a_new_code_of_mixtures_decodes() -> None:
