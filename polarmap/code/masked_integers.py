@@ -91,6 +91,11 @@ class MaskedIntegerCode(LinearCode):
         """How many blocks of uniform noise the data are mixed with."""
         return noise_count(self.n, self.t)
 
+    @property
+    def mixed(self) -> int:
+        """How many blocks the coded blocks are mixed of: data and noise."""
+        return len(self.inputs)
+
     @cached_property
     def inputs(self) -> Indices:
         """Inputs of the butterfly that carry the data blocks, then those that carry noise."""
