@@ -196,7 +196,4 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
         self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
     ) -> Floats:
         l1 = ElasticNetPenalty(np.repeat(penalty, loss.shape[1]))
-        if loss.shape[1] == 1:
-            loss = WeightedLoss(loss.family, loss.y[:, 0], loss.weights[:, 0])
-            return self._solve(coded, operator, loss, l1, start[:, 0]).reshape(start.shape)
         return self._solve(coded, operator, loss, l1, start)
