@@ -246,14 +246,13 @@ def _mixture(n: int, k: int, t: int, seed: int) -> Floats:
     """Rows sum to one; beside that, D is a random rotation orthogonal to the noise and the constant."""
     noise = CONSTANT * noise_coefficients(n, t)
     left = 1 - noise.sum(axis=1, keepdims=True)
-    basis = np.linalg.qr(np.concatenate([np.ones((n, 1)), noise, _normal(n, k - 1, seed)], axis=1))[0]
-    turned = np.linalg.qr(np.concatenate([np.ones((k, 1)), _normal(k, k - 1, seed + SEEDS)], axis=1))[0]
+    tall, square = (
+        UniformStream(rows, k - 1, one).normal(rows, k - 1) for rows, one in ((n, seed), (k, seed + SEEDS))
+    )
+    basis = np.linalg.qr(np.concatenate([np.ones((n, 1)), noise, tall], axis=1))[0]
+    turned = np.linalg.qr(np.concatenate([np.ones((k, 1)), square], axis=1))[0]
     rest = basis[:, t + 1 :] @ turned[:, 1:].T * np.sqrt(n / k)
     return np.concatenate([left / k + rest, noise], axis=1)
-
-
-def _normal(rows: int, columns: int, seed: int) -> Floats:
-    return UniformStream(rows, columns, seed).normal(rows, columns)
 
 
 def _amplification(matrix: Floats, k: int, arrived: Indices) -> float:

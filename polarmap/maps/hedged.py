@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
-from polarmap.code.checks import checked_count
-from polarmap.code.dtypes import is_integer
+from polarmap.code.checks import checked_count, is_count
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import (
     CodeError,
@@ -110,7 +109,7 @@ def hedged_map(
     """
     check_function(f)
     options = checked_options(False, None, timeout, retries)
-    if not is_integer(backups) or backups < 0:
+    if not is_count(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     _check_arguments(star, args, kwargs, return_exceptions)
     running = RunningMap(executor)

@@ -39,7 +39,7 @@ class MinimizedModel(LinearPredictorModel):
     ) -> Floats:
         progress = FitProgress(type(self).__name__, coded, self.verbose)
         objective = PenalizedLoss(operator, loss, penalty, progress)
-        found = _minimum(objective, start.reshape(-1), self.solver, self.tol, self.max_iter)
+        found = _minimized(objective, start.reshape(-1), self.solver, self.tol, self.max_iter)
         self.n_iter_ = max(1, int(found.nit))
         is_flat = np.abs(found.jac).max(initial=0.0) <= 10 * max(self.tol, _gradient_rounding(found.fun))
         warn_if_not_converged(found.status == 0 or bool(is_flat), self.max_iter, found.message)
@@ -118,7 +118,7 @@ class PenalizedLoss:
         return (product + self._penalty * theta.reshape(self._shape)).reshape(-1)
 
 
-def _minimum(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
+def _minimized(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
     """What scipy finds."""
     with np.errstate(invalid="ignore"):  # of trlib
         return minimize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.checks import is_number, is_one_of
+from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.run.lateness import RunTimes
@@ -112,7 +112,7 @@ def checked_options(
     for name, value in (("rtol", rtol), ("timeout", timeout)):
         if value is not None and not (is_number(value) and value > 0):
             raise CodeError(f"{name} must be a positive number, not {value!r}")
-    if not is_integer(retries) or retries < 0:
+    if not is_count(retries):
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
     if not is_one_of(on_timeout, ("raise", "estimate")):
         raise CodeError(f"on_timeout must be 'raise' or 'estimate', not {on_timeout!r}")
