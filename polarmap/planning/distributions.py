@@ -96,7 +96,10 @@ class Distribution(ABC):
         failing = self.failure_probability
         if failing == 1:
             return np.zeros_like(below), np.ones_like(above)
-        return np.minimum(below / (1 - failing), 1.0), np.maximum((above - failing) / (1 - failing), 0.0)
+        ends = 1 - failing
+        # Where all that end have ended, rounding would leave something of `above`.
+        left = np.where(below < ends, above - failing, 0.0) if failing else above
+        return np.minimum(below / ends, 1.0), np.maximum(left / ends, 0.0)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""

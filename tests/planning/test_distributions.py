@@ -68,6 +68,12 @@ def test_the_quantile_is_the_first_time_that_reaches_p(distribution: Distributio
     assert (distribution.quantile(P[ends < P]) == np.inf).all()
 
 
+def test_no_time_is_enough_for_all_tasks_that_end_where_any_may_take_longer() -> None:
+    for failing in np.linspace(0.01, 0.3, 30).tolist():
+        assert Failing(ShiftedExponential(1.0, 1.0), failing).quantile(1 - failing) == np.inf
+        assert Failing(Pareto(1.0, 2.5), failing).quantile(1 - failing) == np.inf
+
+
 @every_distribution
 def test_cdf_and_survival_are_complements(distribution: Distribution) -> None:
     times = np.linspace(0, 30, 500)
