@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from polarmap import CodedResult, Pool, __version__, coded_map
-from polarmap.cli.answer import Answer, answering, one_line
+from polarmap.cli.answer import FILE, Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
 from polarmap.clouds.extras import install_command
@@ -65,7 +65,7 @@ class Check(NamedTuple):
 @answering("doctor")
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     help="A Lithops YAML file to examine; without it, what executor=None uses: this machine.",
 )
 @click.option(

@@ -45,6 +45,7 @@ class Backend:
     source: str
 
 
+# Each has a folder in backends/, which says what a runtime is deployed from.
 BACKENDS = {
     one.name: one
     for one in (

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
-from polarmap.code.dtypes import DType, is_exact
+from polarmap.code.dtypes import EPS, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome
 from polarmap.report import Report
@@ -132,7 +132,7 @@ def unwrapped(
     """
     values = np.array(received, np.float64)
     about = weights @ values
-    margin = 16 * np.finfo(float).eps * (np.abs(weights) @ np.abs(values)) + 1
+    margin = 16 * EPS * (np.abs(weights) @ np.abs(values)) + 1
     sides = {value < 0 for value in received[:data] if not 0 <= value < 1 << 63}
     found = []
     for near, off, modular in zip(about.tolist(), margin.tolist(), blocks[:, 0].tolist()):
