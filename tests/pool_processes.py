@@ -89,11 +89,11 @@ def code_of_child(call: Callable[[], object], locks: Sequence[Any]) -> int:
             for lock in locks:
                 stack.enter_context(lock)
             held.set()
-            go.wait()
+            go.wait(20.0)
             stack.close()
 
         done = other.submit(hold)
-        held.wait()
+        assert held.wait(20.0)
         child = os.fork()
         if not child:
             try:

@@ -53,3 +53,6 @@ def nonsense(folder: Path) -> dict[str, bytes]:
         "random": b"?" + os.urandom(500),
         "ones": b"\xff" * 64,
     }
+
+
+NONSENSE = tuple(nonsense(Path()))

@@ -22,7 +22,7 @@ from soak.oracle import Finding
 import polarmap
 from polarmap.errors import NotLinearError
 
-COUNT = {"replay": 110, "threads": 8, "pool": 8, "processes": 2, "localhost": 1}
+COUNT = {"replay": 110, "threads": 8, "pool": 8, "processes": 2}
 # Found with these seeds, and not mended yet: `python -m soak --case SEED` says what.
 FOUND: set[int] = set()
 
@@ -39,6 +39,7 @@ def a_map(executor: str = "replay") -> int:
 
 def test_a_short_soak_finds_nothing() -> None:
     chosen = [seed for executor, number in COUNT.items() for seed in islice(seeds(executor), number)]
+    chosen.append(a_map("localhost"))  # the first case of which changes attributes, and runs elsewhere
     tally = watch.watch(chosen, keep_going=True)
     assert [str(found) for found in tally.findings] == []
     assert sum(tally.counts.values()) == len(chosen)

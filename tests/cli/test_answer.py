@@ -76,8 +76,10 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         (["plan", "--k", 24, *DISTRIBUTION, "--max-workers", 20], "workers, max_workers is 20"),
         (["plan", "--k", 4, *DISTRIBUTION, "--failing", 0.9], "above max_failure_probability = 0.001"),
         (["plan", "--k", 4, "--distribution", "exponential:-1,1"], "exponential:-1,1: shift must be"),
-        (["encode", "A.npy", "a", "--blocks", 30], "blocks=30 is more than the 24 rows"),
-        (["encode", "A.npy", "a", "--blocks", 30], "; use blocks <= 24"),
+        (
+            ["encode", "A.npy", "a", "--blocks", 30],
+            "blocks=30 is more than the 24 rows of the data; use blocks <= 24",
+        ),
         (["encode", "A.npy", "a", "--blocks", 6, "--workers", 5], "workers=5 leaves no parity for 6 blocks"),
         (["encode", "A.npy", "there"], "choose another name, or pass overwrite=True"),
     ],

@@ -237,6 +237,10 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
             assert [part.size for part in outcome.stored.parts] == [40, 40, 16]
             data = assemble(outcome.stored.parts, lambda part: read_file(str(tmp_path), part))
             assert bytes(data) == (2 * DATA[task]).tobytes()
+            assert outcome.leaves is not None
+            np.testing.assert_array_equal(
+                outcome.leaves[0], 2 * DATA[task].reshape(-1)
+            )  # no more is a sample
 
 
 def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:

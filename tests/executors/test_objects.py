@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from memory_storage import DictStorage
 from pool_processes import until
-from stored_calls import nonsense
+from stored_calls import NONSENSE, nonsense
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import objects
@@ -361,12 +361,11 @@ def test_a_link_of_a_worker_that_is_gone_says_so(link: ObjectLink) -> None:
     assert link.receive() == ([ended(1)], False)
 
 
-@pytest.mark.parametrize("turn", range(7))
+@pytest.mark.parametrize("name", NONSENSE)
 def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(
-    link: ObjectLink, tmp_path: Path, turn: int
+    link: ObjectLink, tmp_path: Path, name: str
 ) -> None:
-    name, sent = list(nonsense(tmp_path / "unpickled").items())[turn]
-    link.deliver(sent)
+    link.deliver(nonsense(tmp_path / "unpickled")[name])
     assert readable(link)
     said, is_there = link.receive()
     if name == "a message":

@@ -405,7 +405,7 @@ CODES = {"exit": 0, "exception": 1, "abort in a map": -signal.SIGABRT}
     "ending",
     [
         *["exit", "exception", "exit beside a map", "os._exit in a map", "abort in a map"],
-        *[signal.SIGKILL, signal.SIGTERM, signal.SIGINT],
+        *[signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
     ],
 )
 def test_a_driver_takes_all_with_it(ending: str | signal.Signals) -> None:

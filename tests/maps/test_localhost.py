@@ -18,7 +18,7 @@ import pytest
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors.lithops_internals import named_for_lithops
 
 A = np.random.default_rng(0).standard_normal((480, 16))
@@ -160,6 +160,33 @@ def test_integers_are_exact():
         executor=FaultyExecutor("localhost", {0: Fault("kill"), 5: Fault("exit")}),
     )
     np.testing.assert_array_equal(y.concatenate(), data @ np.arange(5))
+
+
+def test_other_verbs_travel_and_lose_workers_too():
+    def on(faults):
+        return {"executor": FaultyExecutor("localhost", faults), "timeout": 60}
+
+    parts = list(np.random.default_rng(0).standard_normal((4, 30)))
+    total = polarmap.coded_sum(
+        lambda part: np.cos(part), parts, tolerate=1, **on({2: Fault("kill", attempts=9)})
+    )
+    np.testing.assert_allclose(total.value, sum(map(np.cos, parts)))
+    point, lost = np.arange(4.0), {0: Fault("kill", attempts=9)}
+    found = polarmap.coded_gradient(lambda x: float((x**2).sum()), point, blocks=2, workers=4, **on(lost))
+    np.testing.assert_allclose(found.gradient, 2 * point, atol=1e-7)
+    assert 0 in found.report.recovered
+    one = polarmap.hedged_map(
+        lambda b: {"s": float(b.sum())}, np.ones((4, 3)), blocks=2, **on({1: Fault("kill")})
+    )
+    assert list(one) == [{"s": 6.0}] * 2
+    assert "SIGKILL" in one.report.tasks[1].failures[0]
+
+
+def test_a_timeout_leaves_nothing():
+    faults = {index: Fault("sleep", NEVER) for index in range(4)}
+    executor = FaultyExecutor("localhost", faults)
+    with pytest.raises(CodedTimeoutError, match="of 2 needed results arrived within 1 s, 4 tasks still run"):
+        polarmap.coded_map(times_x, A, blocks=2, workers=4, executor=executor, timeout=1)
 
 
 def test_a_function_executor_stays_the_callers():

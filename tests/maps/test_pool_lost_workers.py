@@ -58,6 +58,19 @@ def test_how_a_worker_ended_is_told(end: Callable[[Any], Any], said: str, pool: 
     np.testing.assert_allclose(mapped(pool, lambda block: block @ X), A @ X)
 
 
+def test_a_block_that_kills_each_worker_that_has_it_is_decoded(pool: Pool) -> None:
+    corner = float(A[8, 0])
+
+    def fatal(block: Any) -> Any:
+        if block[0, 0] == corner:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block @ X
+
+    found = polarmap.coded_map(fatal, A, blocks=6, workers=8, executor=pool, timeout=PATIENCE, verify=False)
+    np.testing.assert_allclose(found.concatenate(), A @ X)
+    assert 1 in found.report.recovered
+
+
 def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
     matrix, x = np.random.default_rng(1).standard_normal((2400, 50)), np.ones(50)
     stream = np.random.default_rng(2)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_storage import DictStorage
-from stored_calls import call_of
+from stored_calls import Bomb, call_of
 
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.stream import WorkerListener
@@ -174,14 +174,10 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
 
 @pytest.mark.parametrize("has_key", [False, True])
 def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path, has_key: bool) -> None:
-    class Bomb:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "unpickled"),)
-
     ours, theirs = socket.socketpair()
     seals = Seals(Seal(b"to driver"), Seal(b"to worker"))
     with ours, closing(worker_stream(theirs, seals)) as channel:
-        call = Message(CALL, header=pickle.dumps(Bomb()))
+        call = Message(CALL, header=pickle.dumps(Bomb(tmp_path / "unpickled")))
         ours.sendall(frame(call, Seal(b"to worker" if has_key else b"another key")))
         with pytest.raises(TypeError) if has_key else nullcontext():  # it is no call
             ChannelIO(channel).serve()
