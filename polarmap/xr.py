@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
 from polarmap.clouds.extras import install_command
-from polarmap.code.dtypes import check_dtype, epsilon
+from polarmap.code.dtypes import Array, check_dtype, epsilon
 from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 ROW_BY_ROW = "row by row"  # what f is found to be
 ROUNDINGS = 16  # times the amplification of errors: what decoding may leave of a zero
 
-Array = npt.NDArray[Any]
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 OutputDims = Hashable | Iterable[Hashable] | Mapping[Any, Any]
 

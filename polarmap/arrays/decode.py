@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.manifest import Manifest
 from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import Indices, default_rtol, epsilon, is_exact
+from polarmap.code.dtypes import Array, Indices, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError
-
-Array = npt.NDArray[Any]
 
 
 def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = False) -> Decoder:

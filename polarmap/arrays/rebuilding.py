@@ -6,18 +6,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.code import modular
-from polarmap.code.dtypes import is_exact
+from polarmap.code.dtypes import Array, is_exact
 from polarmap.worker.parts import Part
 from polarmap.worker.stored_output import OutputSpec
-
-Array = npt.NDArray[Any]
 
 TILE = 1 << 17  # numbers of all parts together that are multiplied at a time
 

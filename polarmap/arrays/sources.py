@@ -9,17 +9,14 @@ from math import prod
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.blocks.array_like import read_data
 from polarmap.blocks.equal import check_array
-from polarmap.code.dtypes import check_dtype
+from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.storage import Store
 from polarmap.worker.parts import Part, Place
-
-Array = npt.NDArray[Any]
 
 
 class Source(Protocol):

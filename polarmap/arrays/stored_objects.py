@@ -13,12 +13,10 @@ import numpy.typing as npt
 from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.code.checks import is_count
-from polarmap.code.dtypes import check_dtype
+from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_key
 from polarmap.worker.parts import Part
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.checks import is_one_of, is_positive
-from polarmap.code.dtypes import EPS
+from polarmap.code.dtypes import EPS, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.slope_errors import SlopeErrors
@@ -22,9 +21,6 @@ from polarmap.run.options import KnownFunction, Verify, check_function, checked_
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.running_map import Observers
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}

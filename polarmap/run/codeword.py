@@ -10,12 +10,11 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
 from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import is_exact
+from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome, read_only
@@ -30,8 +29,6 @@ from polarmap.run.results import CodedResult, leaves_of
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
-
-Array = npt.NDArray[Any]
 
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 

@@ -7,18 +7,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import modular
-from polarmap.code.dtypes import DType, epsilon, is_exact
+from polarmap.code.dtypes import Array, DType, epsilon, is_exact
 from polarmap.code.equations import noise
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of
-
-Array = npt.NDArray[Any]
 
 
 class Estimate(NamedTuple):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
@@ -21,8 +20,6 @@ from polarmap.run.results import LocalRun
 from polarmap.run.trusted import Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
-
-Array = npt.NDArray[Any]
 
 Precision = Callable[[DType], DType]  # whose rounding limits results of a dtype
 

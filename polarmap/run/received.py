@@ -8,12 +8,11 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
+from polarmap.code.dtypes import Array, DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
@@ -34,8 +33,6 @@ from polarmap.run.results import (
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
 from polarmap.worker.pytree import Structure
-
-Array = npt.NDArray[Any]
 
 # The longest wait for a result that is not needed, or for f on the driver:
 UNVERIFIED_SECONDS = 20.0

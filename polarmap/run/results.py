@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
-from polarmap.code.dtypes import EPS, DType, is_exact
+from polarmap.code.dtypes import EPS, Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome
 from polarmap.report import Report
@@ -20,7 +19,6 @@ from polarmap.worker.messages import describe
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.threads import run_on_daemon
 
-Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 LOOK_SECONDS = 0.005  # that one look takes, so that a loop over it does not spin

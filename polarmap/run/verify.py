@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import equations
 from polarmap.code.algebra import Recovery
-from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
+from polarmap.code.dtypes import Array, DType, Mask, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.results import LocalRun, coded_block, data_block, evaluated_here, kind_of, leaves_of
 from polarmap.run.trusted import LINEAR
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
 NOT_LINEAR = (
