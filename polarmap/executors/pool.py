@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -171,8 +169,6 @@ class KeptWorkers:
     most, idle, memory, threads, listens : as `Pool` was told.
     """
 
-    _numbers = itertools.count()
-
     def __init__(
         self,
         name: str,
@@ -202,8 +198,6 @@ class KeptWorkers:
                 raise
         self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
         self._owner = os.getpid()
-        self._maps = set[int]()  # that run now
-        self._used = time.monotonic()
         self._ended = threading.Event()
         threading.Thread(target=self._end_when_idle, name="polarmap-idle", daemon=True).start()
 
@@ -219,17 +213,9 @@ class KeptWorkers:
         with self._lock:
             if self._ended.is_set():
                 return None
-            number = next(self._numbers)
-            self._maps.add(number)
-        done = partial(self._note_end, number)
-        try:
             for folder in self._folders:
                 restore(folder)
-            folders = [folder / f"map-{number}" for folder in self._folders]
-            return PoolRun(number, payload, f, self.workers, self._blocks, folders, done)
-        except BaseException:
-            done()
-            raise
+            return PoolRun(payload, f, self.workers, self._blocks, self._folders)
 
     def close(self) -> None:
         """End the workers, remove all files; who comes second waits until that is done."""
@@ -248,18 +234,13 @@ class KeptWorkers:
         self._folders = [folder for folder in (in_memory, on_disk) if folder is not None]
         return InFolders(in_memory, on_disk, memory)
 
-    def _note_end(self, number: int) -> None:
-        """A map has ended. Safe to call twice, and by a destructor: without the lock."""
-        self._used = time.monotonic()
-        self._maps.discard(number)
-
     def _end_when_idle(self) -> None:
         rest = self._idle
         while not self._ended.wait(max(min(rest, LIVENESS_SECONDS), 0.01)):
             with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
                 self.workers.tend()
             with self._lock:
-                rest = self._idle if self._maps else self._used + self._idle - time.monotonic()
+                rest = self._idle - self.workers.idle_for()
                 if rest <= 0:
                     self.close()
 

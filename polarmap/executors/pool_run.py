@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import select
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from hashlib import blake2b
-from itertools import islice
 from math import inf
 from operator import attrgetter
 from pathlib import Path
@@ -39,34 +39,30 @@ class PoolRun:
 
     Parameters
     ----------
-    number : int
-        Of the map: no other of this process has it.
     payload : Payload
     f : PickledFunction
         Of the payload, with the structure of its blocks.
     workers, blocks : WorkerTable, BlockStore
         Shared with the other maps of the pool.
     folders : list of Path
-        For the files of this map; the first exists as long as the map is waited for, others when needed.
-    done : callable
-        Called once, when the run is closed.
+        Of the pool, for a folder of this map in each. The first exists as long as the map is waited for,
+        others when needed.
     """
 
+    _numbers = itertools.count()  # of maps: no two of this process have the same
     now = staticmethod(time.monotonic)
     _owner = -1  # the process to which it belongs, as soon as there is anything to close
 
     def __init__(
         self,
-        number: int,
         payload: Payload,
         f: PickledFunction,
         workers: WorkerTable,
         blocks: BlockStore,
         folders: Sequence[Path],
-        done: Callable[[], None],
     ) -> None:
-        self._number, self._payload, self._done = number, payload, done
-        self._folders = tuple(map(str, folders))
+        self._number, self._payload = next(self._numbers), payload
+        self._folders = tuple(f"{folder}/map-{self._number}" for folder in folders)
         self._workers, self._blocks = workers, blocks
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
@@ -85,8 +81,8 @@ class PoolRun:
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around, self._modules = workers.surroundings(), workers.modules(f.pickled)
         try:
-            for folder in folders[:1]:
-                folder.mkdir(parents=True)
+            for folder in self._folders[:1]:
+                Path(folder).mkdir()
             self._f = self._sent(f)
             # What tells it from others; a file is of one map, and is named so.
             data, is_file = self._f
@@ -162,7 +158,6 @@ class PoolRun:
         finally:  # an interrupt here leaves files until the workers end
             self._blocks.done(self._stored)
             self._woken.close()
-            self._done()
         return self._workers.paid()
 
     def _start_waiting(self) -> None:
@@ -204,7 +199,7 @@ class PoolRun:
     def _next(self, worker: KeptWorker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
-        for position, (task, _) in enumerate(islice(self._waiting, LOOKED_AT)):
+        for position, (task, _) in enumerate(itertools.islice(self._waiting, LOOKED_AT)):
             name = self._names[task]
             if name in worker.done and name not in stuck:
                 chosen = position

@@ -190,6 +190,10 @@ class WorkerTable:
         """Whether one run is open at most."""
         return len(self._leases) < 2
 
+    def idle_for(self) -> float:
+        """For how many seconds no run has been open."""
+        return 0.0 if self._leases else time.monotonic() - self._changed
+
     def take(self, lease: Lease, waiting: int, task: Hashable = None) -> KeptWorker | None:
         """One for the first of so many tasks that wait: that has done it before, or is free, or is new.
 
