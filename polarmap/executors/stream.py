@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 from polarmap.executors.base import WakeSignal
 from polarmap.worker.liveness import LIVENESS_SECONDS
 from polarmap.worker.stream import (
     ANSWER_SECONDS,
-    NONCE_BYTES,
-    PROOF_BYTES,
     Endpoint,
     Stream,
     admit_worker,
     ready,
     stay_awake,
 )
+from polarmap.worker.threads import run_on_daemon
 
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
-
-
-class Stranger(NamedTuple):
-    """Who has connected, and not yet proved to have the key.
-
-    nonce : that it was sent; said : what it has answered.
-    until : when it is let go, on the monotonic clock.
-    """
-
-    nonce: bytes
-    said: bytearray
-    until: float
 
 
 class WorkerListener:
@@ -59,7 +44,7 @@ class WorkerListener:
         port = self._socket.getsockname()[1]
         self.endpoints: tuple[Endpoint, ...] = tuple((host, port) for host in hosts)
         self._socket.setblocking(False)
-        self._strangers = dict[socket.socket, Stranger]()  # the first first
+        self._strangers = dict[socket.socket, None]()  # that have not yet proved it, the first first
         self._over = WakeSignal()
         self._thread = threading.Thread(target=self._listen, name="polarmap-listener", daemon=True)
         self._thread.start()
@@ -67,9 +52,11 @@ class WorkerListener:
     def close(self) -> None:
         """Listen no more."""
         self._over.set()
-        self._thread.join(ANSWER_SECONDS)  # a worker that joins may wait for a lock that whoever closes has
+        self._thread.join(ANSWER_SECONDS)
         self._over.close()
-        self.forget()
+        for stranger in list(self._strangers):
+            Stream(stranger).hang_up()
+        self._socket.close()
 
     def forget(self) -> None:
         """Let go of the sockets, in a process that was forked of the one that listens."""
@@ -78,62 +65,28 @@ class WorkerListener:
         self._over.forget()
 
     def _listen(self) -> None:
-        while True:
-            first = next(iter(self._strangers.values()), None)
-            patience = None if first is None else first.until - time.monotonic()
-            found = ready([self._over, self._socket, *self._strangers], select.POLLIN, patience)
-            if self._over in found:
-                return
-            for connection in self._strangers.keys() & found:
-                self._hear(connection)
-            if self._socket in found:
-                self._accept()
-            self._let_go_of_late()
+        while self._over not in ready([self._over, self._socket], select.POLLIN, None):
+            try:
+                connection, _ = self._socket.accept()
+                self._strangers[connection] = None
+                run_on_daemon(partial(self._admit, connection))
+            except BlockingIOError:  # whoever called has gone again
+                continue
+            except (OSError, RuntimeError):  # no descriptor or thread is free
+                ready([self._over], select.POLLIN, LIVENESS_SECONDS)
+            for stranger in list(self._strangers)[:-MOST_STRANGERS]:
+                Stream(stranger).hang_up()
 
-    def _accept(self) -> None:
-        """Let somebody who has connected prove that it has the key."""
-        try:
-            connection, _ = self._socket.accept()
-        except BlockingIOError:  # whoever called has gone again
-            return
-        except OSError:  # no descriptor is free
-            ready([self._over], select.POLLIN, LIVENESS_SECONDS)
-            return
-        nonce = os.urandom(NONCE_BYTES)
-        self._strangers[connection] = Stranger(nonce, bytearray(), time.monotonic() + ANSWER_SECONDS)
-        connection.setblocking(False)
-        with contextlib.suppress(OSError):
-            connection.send(nonce)
-
-    def _hear(self, connection: socket.socket) -> None:
-        """What a stranger says: it joins when it has proved that it has the key, and goes if it has not."""
-        nonce, said, _ = self._strangers[connection]
-        try:
-            data = connection.recv(PROOF_BYTES - len(said))
-            said += data
-            if data and len(said) < PROOF_BYTES:
-                return
-            number, proof, seals = admit_worker(self._key, nonce, bytes(said))
-            connection.sendall(proof)
+    def _admit(self, connection: socket.socket) -> None:
+        """Let somebody who has connected prove that it has the key: it joins, or is let go."""
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(connection)
+            stack.callback(self._strangers.pop, connection)
             stay_awake(connection)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._let_go(connection)
-        else:
+            number, seals = admit_worker(connection, self._key)
+            stack.pop_all()
             del self._strangers[connection]
             self._join(number, Stream(connection, seals), "TCP")
-
-    def _let_go_of_late(self) -> None:
-        """Let those go that take too long, and the first of too many."""
-        now, surplus = time.monotonic(), len(self._strangers) - MOST_STRANGERS
-        for number, (connection, stranger) in enumerate(list(self._strangers.items())):
-            if number < surplus or stranger.until < now:
-                self._let_go(connection)
-
-    def _let_go(self, connection: socket.socket) -> None:
-        del self._strangers[connection]
-        connection.close()
 
 
 def own_addresses() -> list[str]:

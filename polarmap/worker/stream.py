@@ -243,30 +243,28 @@ def stay_awake(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def admit_worker(key: bytes, nonce: bytes, said: bytes) -> tuple[int, bytes, Seals]:
-    """The number of a worker that has proved that it has the key, the driver's own proof, and its seals.
+def admit_worker(connection: socket.socket, key: bytes) -> tuple[int, Seals]:
+    """The driver's side of a connection: the number of a worker that proves that it has the key, and seals.
 
     Each side makes a nonce, so that nothing of an earlier connection is of use.
-
-    nonce : that was sent to whoever has connected; said : the answer.
     """
+    ours = os.urandom(NONCE_BYTES)
+    connection.sendall(ours)
+    said = _exactly(connection, PROOF_BYTES, ANSWER_SECONDS)
     theirs, number, proof = said[:NONCE_BYTES], said[NONCE_BYTES:-TAG_BYTES], said[-TAG_BYTES:]
-    if not hmac.compare_digest(_code(key, b"worker", nonce + theirs + number), proof):
+    if not hmac.compare_digest(_code(key, b"worker", ours + theirs + number), proof):
         raise FrameError("a worker without the key")
-    to_worker, to_driver = _seals(key, nonce + theirs)
-    return (
-        int.from_bytes(number, "big"),
-        _code(key, b"driver", nonce + theirs + number),
-        Seals(to_worker, to_driver),
-    )
+    connection.sendall(_code(key, b"driver", ours + theirs + number))
+    to_worker, to_driver = _seals(key, ours + theirs)
+    return int.from_bytes(number, "big"), Seals(to_worker, to_driver)
 
 
 def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
     """The worker's side: it proves that it has the key, and so has the driver at the other end."""
-    theirs = _exactly(connection, NONCE_BYTES)
+    theirs = _exactly(connection, NONCE_BYTES, CONNECT_SECONDS)
     ours, sent = os.urandom(NONCE_BYTES), number.to_bytes(NUMBER_BYTES, "big")
     connection.sendall(ours + sent + _code(key, b"worker", theirs + ours + sent))
-    proof = _exactly(connection, TAG_BYTES)
+    proof = _exactly(connection, TAG_BYTES, CONNECT_SECONDS)
     if not hmac.compare_digest(_code(key, b"driver", theirs + ours + sent), proof):
         raise FrameError("a driver without the key")
     to_worker, to_driver = _seals(key, theirs + ours)
@@ -282,12 +280,13 @@ def _code(key: bytes, purpose: bytes, data: bytes) -> bytes:
     return hmac.digest(key, purpose + b"\0" + data, "sha256")
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    """So many bytes; ConnectionError if the other end closes before, or takes twice the time it has."""
-    deadline, data = time.monotonic() + CONNECT_SECONDS, b""
+def _exactly(connection: socket.socket, count: int, seconds: float) -> bytes:
+    """So many bytes; OSError if the other end closes before, or takes longer than that."""
+    deadline, data = time.monotonic() + seconds, b""
     while len(data) < count:
+        connection.settimeout(max(1e-3, deadline - time.monotonic()))
         received = connection.recv(count - len(data))
-        if not received or time.monotonic() > deadline:
-            raise ConnectionError("the other end has closed the connection, or takes too long")
+        if not received:
+            raise ConnectionError("the other end has closed the connection")
         data += received
     return data

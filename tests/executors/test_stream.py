@@ -109,7 +109,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
 def test_a_stranger_is_let_go_after_a_while(
     listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("polarmap.worker.stream.ANSWER_SECONDS", 0.1)
     with called(listener) as stranger:
         assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32
         assert stranger.recv(1) == b""
@@ -118,7 +118,7 @@ def test_a_stranger_is_let_go_after_a_while(
 def test_who_says_it_a_byte_at_a_time_is_let_go_after_a_while(
     listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.worker.stream.ANSWER_SECONDS", 0.2)
     sent = 0
     with called(listener) as stranger, suppress(ConnectionError):
         while sent < PROOF_BYTES:
