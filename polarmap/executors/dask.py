@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
@@ -105,11 +104,11 @@ class DaskSite(Site):
 
     def close(self) -> None:
         """Let the tasks end, as they do with their sockets, before they are forgotten: Dask warns else."""
-        deadline = time.monotonic() + GRACE_SECONDS
-        while time.monotonic() < deadline and not all(future.done() for future in self._futures.values()):
-            time.sleep(0.005)
-        for future in self._futures.values():
-            future.release()
+        import distributed
+
+        wait: Any = distributed.wait
+        with suppress(Exception):  # some take longer, or the client is closed
+            wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
 
 

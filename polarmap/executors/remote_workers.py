@@ -190,28 +190,18 @@ class RemoteWorkers(WorkerTable):
 
         ExecutorError if no worker is there, and none will be.
         """
-        self.check()
-        with self._lock:
-            if lease.waiting and self._best_free(None) is None and self.is_starved(lease):
-                self.want(len(self) + 1)
-
-    def check(self) -> None:
-        """Start anew what has failed; ExecutorError if no worker is there, and none will be."""
         now = time.monotonic()
         with self._lock:
             self._check_open()
             self._note_ended()
+            name, reason = self._site.name, self._failed.reason
             if not self._workers and self._failed.count >= FAILURES:
-                raise ExecutorError(
-                    f"no worker of {self._site.name} starts: {self._failed.reason or 'they end'}"
-                )
+                raise ExecutorError(f"no worker of {name} starts: {reason or 'they end'}")
             launched = self._launched.values()
             if launched and not self._workers and all(one.is_missed(now) for one in launched):
-                raise ExecutorError(
-                    f"no worker of {self._site.name} has called within {START_SECONDS:g} s: "
-                    f"{self._failed.reason}"
-                )
-            self._start_missing()
+                raise ExecutorError(f"no worker of {name} has called within {START_SECONDS:g} s: {reason}")
+            is_kept = lease.waiting and self._best_free(None) is None and self.is_starved(lease)
+            self.want(len(self) + 1 if is_kept else 0)
 
     def paid(self) -> Stay | None:
         """What they have been paid for since this was asked before, from the start to the end of each."""
@@ -253,16 +243,13 @@ class RemoteWorkers(WorkerTable):
             self._listener.forget()
 
     def _another(self) -> KeptWorker | None:
-        return None  # `want` and `check` start others, which join when they are there
+        return None  # `want` starts others, which join when they are there
 
     def _ends(self, worker: KeptWorker) -> float:
         """When a worker ends by itself, on the monotonic clock."""
         return self._launched[worker.number].ends
 
-    def _end(self, worker: KeptWorker) -> None:
-        self._forget(worker.number)
-
-    def _forget(self, number: int) -> None:
+    def _end(self, number: int) -> None:
         """Forget a worker that has ended: it is paid no longer."""
         launch = self._launched.pop(number, None)
         self._seconds += launch.seconds(self._asked) if launch else 0.0
@@ -334,7 +321,7 @@ class RemoteWorkers(WorkerTable):
             launch, worker = self._launched.get(number), self._workers.get(number)
             if launch is not None and not launch.has_called:
                 failed = reason
-                self._forget(number)
+                self._end(number)
             elif worker is not None and worker.lease is None:
                 self._remove(worker)
             if self._objects is not None:  # on a socket, whoever waits for it sees that it is gone

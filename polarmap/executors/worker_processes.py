@@ -146,9 +146,9 @@ class WorkerProcesses(WorkerTable):
         self._workers[worker.number] = worker
         return worker
 
-    def _end(self, worker: KeptWorker) -> None:
+    def _end(self, number: int) -> None:
         if self._server is not None:
-            self._server.kill(worker.number)
+            self._server.kill(number)
 
     def _give_up(self) -> None:
         abandoned = self._abandoned()

@@ -276,7 +276,7 @@ class WorkerTable:
             self._is_closed = True
             for worker in list(self._workers.values()):
                 if worker.is_awaited:  # its map sees it end, at a descriptor that is still there
-                    self._end(worker)
+                    self._end(worker.number)
                     worker.link.hang_up()
                 else:
                     self._remove(worker)
@@ -304,8 +304,8 @@ class WorkerTable:
         """A new one, if it can be had at once."""
         raise NotImplementedError
 
-    def _end(self, worker: KeptWorker) -> None:
-        """Let its process end."""
+    def _end(self, number: int) -> None:
+        """Let the process of a worker end."""
 
     def _give_up(self) -> None:
         """Remove those that are to go: abandoned ones, or others that took the place of these."""
@@ -372,7 +372,7 @@ class WorkerTable:
         self._release(worker)
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
-            self._end(worker)
+            self._end(worker.number)
         worker.link.close()
 
     def _release(self, worker: KeptWorker) -> None:

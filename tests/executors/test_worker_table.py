@@ -45,8 +45,8 @@ class Table(WorkerTable):
         self._workers[number] = KeptWorker(number, link)
         return self._workers[number]
 
-    def _end(self, worker: KeptWorker) -> None:
-        self.gone.append(worker.number)
+    def _end(self, number: int) -> None:
+        self.gone.append(number)
 
     def _give_up(self) -> None:
         self.abandoned.append([worker.number for worker in self._abandoned()])
