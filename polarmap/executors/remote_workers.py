@@ -15,7 +15,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.objects import Join, Link, ObjectLinks
-from polarmap.executors.stream import WorkerListener
+from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.parts import Place

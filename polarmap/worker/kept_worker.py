@@ -24,6 +24,7 @@ from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.pytree import Structure, loaded
+from polarmap.worker.sent_modules import SentModules
 from polarmap.worker.stream import (
     CALL,
     CANCEL,
@@ -33,12 +34,11 @@ from polarmap.worker.stream import (
     PART,
     PROCESS,
     UNFIT,
-    Endpoint,
     Message,
     Stream,
-    connected,
 )
-from polarmap.worker.surroundings import SentModules, Surroundings
+from polarmap.worker.surroundings import Surroundings
+from polarmap.worker.tcp import Endpoint, connected
 from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver

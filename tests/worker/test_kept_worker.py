@@ -20,7 +20,7 @@ from memory_storage import DictStorage
 from stored_calls import Bomb, call_of
 
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.executors.stream import WorkerListener
+from polarmap.executors.tcp import WorkerListener
 from polarmap.worker import kept_worker
 from polarmap.worker.kept_worker import (
     ChannelIO,

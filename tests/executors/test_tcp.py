@@ -14,10 +14,10 @@ from queue import Queue
 import pytest
 from pool_processes import code_of_child
 
-from polarmap.executors import stream
+from polarmap.executors import tcp
 from polarmap.executors.objects import Link
-from polarmap.executors.stream import WorkerListener, own_addresses
-from polarmap.worker.stream import PROOF_BYTES, connected
+from polarmap.executors.tcp import WorkerListener, own_addresses
+from polarmap.worker.tcp import PROOF_BYTES, connected
 
 KEY = bytes(range(32))
 
@@ -94,7 +94,7 @@ def test_each_nonce_is_another(listener: WorkerListener) -> None:
 def test_who_says_nothing_does_not_keep_others_waiting(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "MOST_STRANGERS", 8)
+    monkeypatch.setattr(tcp, "MOST_STRANGERS", 8)
     with ExitStack() as stack:
         silent = [stack.enter_context(called(listener)) for _ in range(30)]
         for number in range(5):
@@ -109,7 +109,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
 def test_a_stranger_is_let_go_after_a_while(
     listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.worker.stream.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("polarmap.worker.tcp.ANSWER_SECONDS", 0.1)
     with called(listener) as stranger:
         assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32
         assert stranger.recv(1) == b""
@@ -118,7 +118,7 @@ def test_a_stranger_is_let_go_after_a_while(
 def test_who_says_it_a_byte_at_a_time_is_let_go_after_a_while(
     listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.worker.stream.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.worker.tcp.ANSWER_SECONDS", 0.2)
     sent = 0
     with called(listener) as stranger, suppress(ConnectionError):
         while sent < PROOF_BYTES:
