@@ -28,7 +28,6 @@ from polarmap.worker.liveness import LIVENESS_SECONDS
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site
 
-IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
 
 
@@ -90,7 +89,7 @@ class Pool:
         executor: Any = None,
         workers: int | None = None,
         *,
-        idle: float = IDLE_SECONDS,
+        idle: float = 60.0,
         memory: int = BLOCK_BYTES,
         threads: int = 1,
         listen: bool = True,

@@ -70,7 +70,6 @@ class PoolRun:
         self._shared: set[Attempt] = set()  # that two workers were told of
         self._poll, self._woken = select.poll(), WakeSignal()
         self._poll.register(self._woken, select.POLLIN)
-        self._is_called = False  # to return
         self._began: list[Event] = []  # that are told with the next outcomes
         self._stored = blocks.of(payload.blocks, payload.encryption)
         self._lease = self._workers.open(self._woken.set)
@@ -120,29 +119,25 @@ class PoolRun:
             self._start_waiting()  # others may have left room, or workers have come
         while True:
             ended: list[Outcome] = []
-            rest = 0.0 if self._is_called else max(0.0, deadline - time.monotonic())
+            rest = max(0.0, deadline - time.monotonic())
             may_start = bool(self._waiting or self._behind())
             step = min(rest, self._look_seconds) if may_start else rest
             found = self._poll.poll(None if step == inf else 1000 * step)
             readable = [self._lease.workers.get(descriptor) for descriptor, _ in found]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
+            is_over = ended or (None in readable and self._woken.clear()) or time.monotonic() >= deadline
             if ended:
                 self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
-                self._start_waiting()
-                return ended
-            is_woken = None in readable and self._woken.clear()  # called to return, or to start a task
-            if self._is_called or time.monotonic() >= deadline:
-                self._is_called = False
-                return []
-            if may_start and not is_woken:
+            elif may_start and not is_over:
                 self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
                 self._workers.look(self._lease, len(self._waiting) + len(self._behind()))
             self._start_waiting()
+            if is_over:
+                return ended
 
     def wake(self) -> None:
         """Let the descriptor be readable that is polled besides those of workers."""
-        self._is_called = True
         self._woken.set()
 
     def close(self) -> Stay | None:
