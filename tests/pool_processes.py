@@ -1,4 +1,4 @@
-"""The processes and files of a driver whose workers stay, as the machine sees them."""
+"""Maps on workers that stay, and the processes and files of their driver as the machine sees them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,35 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import polarmap
+from polarmap import CodedResult
 from polarmap.worker.process_identity import OWNER
+
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 60.0  # seconds until a test gives up; none should come near
+
+
+def check(
+    pool: Any = None, f: Any = None, data: np.ndarray = A, factor: float = 1.0, **options: Any
+) -> CodedResult:
+    """A map on this pool is right; f: of a block, for which it gives factor * (block @ X)."""
+    x = X
+    # By value: a worker that is new would import this file for a function of it.
+    f = f or (lambda block: factor * (block @ x))
+    options = {"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
+    result = polarmap.coded_map(f, data, executor=pool, **options)
+    np.testing.assert_allclose(result.concatenate(), factor * (data @ X))
+    return result
+
+
+def workers_of(pool: Any) -> set[int]:
+    """The processes that tasks of an uncoded map ran in."""
+    f = lambda block: float(os.getpid())  # noqa: E731
+    return {int(one) for one in polarmap.hedged_map(f, [X] * 8, executor=pool, timeout=PATIENCE)}
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:

@@ -15,21 +15,16 @@ from typing import Any
 
 import dask
 import distributed
-import numpy as np
 import pytest
 import threadpoolctl
 from dask_executors import dask_executor
-from pool_processes import program, runs, until
+from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_of
 
-import polarmap
 from polarmap import Pool
 from polarmap.errors import ExecutorError
 from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.worker.parts import Place
 
-A = np.random.default_rng(0).standard_normal((48, 5))
-X = np.arange(5.0)
-PATIENCE = 60.0
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
 BEGAN: SimpleQueue[int] = SimpleQueue()  # which calls did, in this process: numbers
 RELEASE = threading.Event()
@@ -133,23 +128,10 @@ def pool(client: Any) -> Iterator[Pool]:
         yield one
 
 
-def check(pool: Any, f: Any = None, **options: Any) -> Any:
-    x = X
-    options = {"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
-    result = polarmap.coded_map(f or (lambda block: block @ x), A, executor=pool, **options)
-    np.testing.assert_allclose(result.concatenate(), A @ X)
-    return result
-
-
-def processes(pool: Any) -> set[int]:
-    found = polarmap.hedged_map(lambda block: float(os.getpid()), [X] * 8, executor=pool, timeout=PATIENCE)
-    return {int(one) for one in found}
-
-
 def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile(client: Any, pool: Pool) -> None:
     assert check(pool).report.executor == "kept workers on ClientExecutor (TCP)"
     assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
-    first = processes(pool)
+    first = workers_of(pool)
     assert first <= set(client.run(os.getpid).values())
     check(pool, schedule="on_demand")
 
@@ -179,15 +161,6 @@ def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_clo
             assert blas_threads() == {1}
         assert until(lambda: blas_threads() == {3})
         gate.touch()
-
-
-def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
-    big = np.random.default_rng(1).standard_normal(2_500_000)
-    results = polarmap.hedged_map(
-        lambda block: big * block[0], [X + 1, X + 2], executor=pool, timeout=PATIENCE
-    )
-    for factor, result in zip((1.0, 2.0), results):
-        np.testing.assert_array_equal(result, factor * big)
 
 
 def test_a_worker_of_dask_that_is_killed_is_replaced(client: Any, pool: Pool) -> None:

@@ -19,13 +19,18 @@ import numpy as np
 import pytest
 from plain import first_ends
 from pool_processes import (
+    PATIENCE,
+    A,
+    X,
     assert_nothing_is_left,
+    check,
     descendants,
     folders,
     leave_out_others,
     program,
     runs,
     until,
+    workers_of,
 )
 from worker_sites import ThreadSite, pool_of
 
@@ -39,9 +44,6 @@ from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.worker.surroundings import available_cores
 from polarmap.worker.threads import THREAD_LIMITS
 
-A = np.random.default_rng(0).standard_normal((48, 5))
-X = np.arange(5.0)
-PATIENCE = 60.0
 MARGIN = 20 << 20  # bytes by which the memory of a process may differ
 
 
@@ -55,41 +57,22 @@ def product(block: Any) -> Any:
     return block @ X
 
 
-def process_of(block: Any) -> Any:
-    return float(os.getpid())
-
-
-def check(pool: Any = None, faults: dict[int, Fault] | None = None, **more: Any) -> polarmap.CodedResult:
-    executor = FaultyExecutor(pool, faults) if faults else pool
-    # By value: a worker that is new would import this file for a function of it.
-    options = {"blocks": 6, "workers": 8, "executor": executor, "timeout": PATIENCE, **more}
-    result = polarmap.coded_map(lambda block: block @ X, A, **options)
-    np.testing.assert_allclose(result.concatenate(), A @ X)
-    return result
-
-
-def processes(pool: Any) -> set[int]:
-    """Those that two tasks of an uncoded map ran in."""
-    found = polarmap.hedged_map(process_of, [np.zeros(1)] * 8, executor=pool)
-    return {int(one) for one in found}
-
-
 # --- what it does ----------------------------------------------------------------------------------
 
 
 def test_workers_stay_from_map_to_map(pool: Pool) -> None:
-    first = processes(pool)
+    first = workers_of(pool)
     assert os.getpid() not in first
     assert check(pool).report.executor == "workers here"
-    assert processes(pool) & first
+    assert workers_of(pool) & first
 
 
 def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None:
-    first = processes(None)
-    assert processes(None) & first
+    first = workers_of(None)
+    assert workers_of(None) & first
     polarmap.shutdown()
     assert until(lambda: not any(map(runs, first)))
-    assert not processes(None) & first
+    assert not workers_of(None) & first
     check()
 
 
@@ -226,13 +209,13 @@ def test_keys_of_all_kinds_that_can_be_pickled_travel(pool: Pool) -> None:
 
 def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(pool: Pool) -> None:
     for _ in range(30):
-        check(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)})
-    assert len(processes(pool)) <= 8
+        check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
+    assert len(workers_of(pool)) <= 8
     assert len(descendants(os.getpid())) < 40
 
 
 def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool) -> None:
-    workers = processes(pool)
+    workers = workers_of(pool)
     parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
     [server] = parents
     os.kill(server, signal.SIGKILL)
@@ -243,7 +226,7 @@ def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool
 def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
     with Pool(idle=0.2) as pool:
         before = threading.active_count()
-        first, kept = processes(pool), weakref.ref(pool._kept)  # type: ignore[arg-type]
+        first, kept = workers_of(pool), weakref.ref(pool._kept)  # type: ignore[arg-type]
         assert until(lambda: not any(map(runs, first)))
         assert until(lambda: threading.active_count() <= before)
         check(pool)
@@ -300,7 +283,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
                 with ThreadPoolExecutor(1) as threads:
                     threads.submit(check, pool).result(PATIENCE)
 
-    first = processes(pool)
+    first = workers_of(pool)
     monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
     pool.end_workers()
     kept = pool._kept
@@ -339,7 +322,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     with Pool(idle=600) as pool:
         found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
         assert len(set(found)) > 4
-        check(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)})
+        check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
         most = 1 + SPARE_WORKERS + available_cores()
         assert until(lambda: len(set(descendants(os.getpid())) - others) <= most)
         check(pool)
@@ -371,22 +354,15 @@ def resident(process: int) -> int:
         return 0
 
 
-MAP = """
-A, x = np.random.rand(48, 5), np.ones(5)
-def check(executor=None):
-    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, executor=executor)
-    assert np.allclose(y.concatenate(), A @ x)
-"""
-
-
 LEAVE = """
+import threading
+A, x = np.random.rand(48, 5), np.ones(5)
 def hang():
     polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, workers=8)
 def leave_while(other):
     threading.Thread(target=other, daemon=True).start()
     time.sleep(0.2)
     sys.exit(3)
-import threading
 ways = {
     "exit": lambda: None,
     "exception": lambda: 1 / 0,
@@ -394,7 +370,7 @@ ways = {
     "os._exit in a map": lambda: (threading.Timer(0.2, os._exit, [3]).start(), hang()),
     "abort in a map": lambda: (threading.Timer(0.2, os.abort).start(), hang()),
 }
-check()
+polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8)
 print("ready", flush=True)
 ways.get(sys.argv[1], hang)()
 """
@@ -409,7 +385,7 @@ CODES = {"exit": 0, "exception": 1, "abort in a map": -signal.SIGABRT}
     ],
 )
 def test_a_driver_takes_all_with_it(ending: str | signal.Signals) -> None:
-    with program(MAP + LEAVE, str(ending)) as driver:
+    with program(LEAVE, str(ending)) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"
         others = descendants(driver.pid)
@@ -418,31 +394,6 @@ def test_a_driver_takes_all_with_it(ending: str | signal.Signals) -> None:
         code = -ending if isinstance(ending, signal.Signals) else CODES.get(ending, 3)
         assert driver.wait(PATIENCE) == code
         assert_nothing_is_left(driver.pid, others)
-
-
-def test_a_forked_child_gets_workers_of_its_own_and_leaves_those_of_its_parent() -> None:
-    driver = program(
-        MAP
-        + """
-find = lambda: set(polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 4))
-check()
-mine = find()
-pool = polarmap.Pool()
-check(pool)
-child = os.fork()
-if not child:
-    check()
-    check(pool)
-    assert not find() & mine
-    sys.exit(0)
-assert os.waitpid(child, 0)[1] == 0
-assert find() & mine
-check(pool)
-"""
-    )
-    with driver:
-        assert driver.wait(PATIENCE) == 0
-    assert not folders(driver.pid)
 
 
 def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own() -> None:

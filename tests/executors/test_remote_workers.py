@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 from plain import first_ends
-from pool_processes import until
+from pool_processes import PATIENCE, A, X, check, until
 from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
@@ -30,10 +30,6 @@ from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
 from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
-
-A = np.random.default_rng(0).standard_normal((48, 5))
-X = np.arange(5.0)
-PATIENCE = 20.0
 
 
 @pytest.fixture
@@ -97,21 +93,6 @@ def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
     site.told[0] = "killed"
     soon(workers)
     assert until(lambda: list(workers._workers) == [1])
-
-
-def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
-    workers.want(1)
-    lease = workers.open(lambda: None)
-    taken(workers, lease)
-    workers.want(1)
-    assert len(site.launches) == 1
-    workers.leave(lease)
-    lease.ended = time.monotonic() - 1.0
-    workers.want(1)
-    assert until(lambda: len(workers) == 2)
 
 
 def test_one_more_is_started_for_a_map_that_finds_none_free(
@@ -259,13 +240,15 @@ def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
     assert until(lambda: workers.tend() or set(workers._workers) == {2})
 
 
-def test_those_that_are_more_than_are_wanted_go(
-    workers: RemoteWorkers, monkeypatch: pytest.MonkeyPatch
+def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_it_is_one_too_many(
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
     workers.want(1)
     lease = workers.open(lambda: None)
     stuck = taken(workers, lease)
+    workers.want(1)
+    assert len(site.launches) == 1
     workers.leave(lease)
     lease.ended = time.monotonic() - 1.0
     workers.want(1)
@@ -291,13 +274,6 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 def pool(site: ThreadSite) -> Iterator[Pool]:
     with pool_of(site, workers=8) as one:
         yield one
-
-
-def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
-    options = {"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
-    result = polarmap.coded_map(lambda block: block @ X, A, executor=pool, **options)
-    np.testing.assert_allclose(result.concatenate(), A @ X)
-    return result
 
 
 def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:

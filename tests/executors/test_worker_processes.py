@@ -6,19 +6,16 @@ import os
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pool_processes import until
-from stored_calls import call_of
 
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import WorkerProcesses, is_waiting
 from polarmap.executors.worker_table import KeptWorker, Lease
-from polarmap.worker.stream import END, Message
+from polarmap.worker.stream import ready
 from polarmap.worker.threads import THREAD_LIMITS
 
 
@@ -55,54 +52,22 @@ def taken(workers: WorkerProcesses, lease: Lease | None = None) -> KeptWorker:
     return worker
 
 
-def call(folder: Path, seconds: float) -> Message:
-    """A task that sleeps, and after that until a file is there, if it is to sleep at all."""
-    gate = folder / "go"
-
-    def nap(block: Any) -> Any:
-        time.sleep(seconds)
-        while seconds and not gate.exists():
-            time.sleep(0.01)
-        return block
-
-    return call_of(nap, folder)
-
-
-def told(worker: KeptWorker, call: Message, name: str = "") -> bool:
-    worker.note((0, 0, 0), name)
-    return worker.link.send(call)
-
-
-def replied(worker: KeptWorker) -> Message:
-    poll = select.poll()
-    poll.register(worker.link, select.POLLIN)
-    while poll.poll(30_000):
-        said, is_there = worker.receive()
-        assert is_there
-        if said:
-            return said[0]
-    raise AssertionError
-
-
-def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tmp_path: Path) -> None:
+def stuck(workers: WorkerProcesses) -> KeptWorker:
+    """One at a task of a map that has ended, which never comes to its end."""
     lease = opened(workers)
     worker = taken(workers, lease)
-    assert told(worker, call(tmp_path, 0.0))
-    assert replied(worker).kind == END
-    workers.give_back(worker)
-    assert taken(workers) is worker
-    assert taken(workers) is not worker
-    assert len(workers) == 2
+    worker.note((0, 0, 0), "this")
+    workers.leave(lease)
+    return worker
 
 
 def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
-    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 0.0)
-    left, lease = opened(workers), opened(workers)
-    told(taken(workers, left), call(tmp_path, 600.0))
-    workers.leave(left)
+    stuck(workers)
+    lease = opened(workers)
     first, *_ = [taken(workers, lease) for _ in range(3)]
     for _ in range(2):
         assert workers.take(lease, 1) is None
@@ -112,35 +77,27 @@ def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
         first = taken(workers, lease)
 
 
-def test_one_that_comes_to_its_end_after_its_map_is_free_again(
-    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_none_is_started_while_one_may_be_free_in_a_moment(
+    workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
-    lease = opened(workers)
     others = opened(workers)
     taken(workers, others)
-    worker = taken(workers, lease)
-    told(worker, call(tmp_path, 0.01), "this")
-    workers.leave(lease)
-    assert workers.abandoned_tasks() == {"this"}
+    stuck(workers)
     assert workers.take(others, 1) is None
-    (tmp_path / "go").touch()
-    assert until(lambda: not workers.abandoned_tasks())
-    assert taken(workers) is worker
+    monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 0.0)
+    assert workers.take(others, 1) is not None
 
 
-def test_one_that_does_not_is_killed(
-    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_that_does_not_come_to_its_end_is_killed(
+    workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 0.0)
-    lease = opened(workers)
-    worker = taken(workers, lease)
-    told(worker, call(tmp_path, 0.0))
-    replied(worker)
+    worker = stuck(workers)
+    assert ready([worker.link], select.POLLIN, 30.0)
+    worker.receive()
     assert worker.process is not None
-    told(worker, call(tmp_path, 600.0))
-    workers.leave(lease)
     assert taken(workers) is not worker
     assert until(lambda: not os.path.exists(f"/proc/{worker.process}"))
 

@@ -448,23 +448,18 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
     assert not any(one.waiting for one in maps)
 
 
-def test_a_process_that_was_forked_has_none() -> None:
-    pool = Here(None)
-    maps = [Map(pool, 9), Map(pool, 9)]
-    assert maps[0].start(1) == 1
-    assert not pool.is_alone()
-    pool.forget()
-    assert pool.is_alone()
-    assert len(pool) == 0
-    for one in maps:
-        one.close()
-
-
-def test_a_forked_process_lets_go_of_workers_whichever_locks_another_thread_has(table: Table) -> None:
-    lease = table.open(lambda: None)
-    worker = table.take(lease, 1)
-    assert worker is not None
+def test_a_forked_process_has_none_whichever_locks_another_thread_has(table: Table) -> None:
+    leases = [opened(table), opened(table)]
+    taken(table, leases[0])
     [link] = table.links
-    assert code_of_child(table.forget, [table._lock, link._news._lock]) == 0
+
+    def forget() -> None:
+        table.forget()
+        assert table.is_alone()
+        assert len(table) == 0
+        for lease in leases:
+            table.leave(lease)
+
+    assert code_of_child(forget, [table._lock, link._news._lock]) == 0
     assert len(table) == 1
     assert link.fileno() >= 0

@@ -11,26 +11,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from plain import first_ends
-from pool_processes import descendants, folders, program, runs, until
+from pool_processes import PATIENCE, A, X, check, descendants, folders, program, runs, until, workers_of
 from servers import Server
 
 import polarmap
 from polarmap import Pool, Stored
 from polarmap.arrays.stores import open_store
-from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Payload
 
-A = np.random.default_rng(0).standard_normal((48, 5))
-X = np.arange(5.0)
-PATIENCE = 90.0
 CHANNELS = {"socket": "TCP", "redis": "objects", "s3": "objects"}
 
 
@@ -88,28 +81,6 @@ def is_of_lithops(process: int) -> bool:
         return False
 
 
-def product(block: Any) -> Any:
-    return block @ X
-
-
-def check(pool: Any, f: Any = None, **options: Any) -> Any:
-    if f is None:
-        x = X
-        f = lambda block: block @ x  # noqa: E731
-    result = polarmap.coded_map(
-        f, A, executor=pool, **{"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
-    )
-    np.testing.assert_allclose(result.concatenate(), A @ X)
-    return result
-
-
-def workers_of(pool: Any, count: int = 8) -> set[int]:
-    found = polarmap.hedged_map(
-        lambda block: float(os.getpid()), [X] * count, executor=pool, timeout=PATIENCE
-    )
-    return {int(one) for one in found}
-
-
 def once(folder: Path, deed: Callable[[], Any]) -> Callable[[Any], Any]:
     """A product of which the first attempts, one of each block, do this before."""
     x = X
@@ -136,44 +107,6 @@ def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool
     first = workers_of(pool)
     assert os.getpid() not in first
     assert until(lambda: bool(workers_of(pool) & first))  # some may be at what nobody waits for any more
-
-
-def test_what_one_f_changes_around_it_is_set_back_for_the_next(pool: Pool) -> None:
-    def change(block: Any) -> float:
-        os.chdir("/")
-        os.environ["HOSTILE"] = "1"
-        sys.path.append("/hostile")
-        return float(os.getpid())
-
-    def around(block: Any) -> tuple[float, str]:
-        return float(os.getpid()), f"{os.getcwd()}:{os.environ.get('HOSTILE')}:{'/hostile' in sys.path}"
-
-    changed, found = (
-        list(polarmap.hedged_map(f, [X] * 8, executor=pool, timeout=PATIENCE)) for f in (change, around)
-    )
-    assert {float(one) for one in changed} & {float(process) for process, _ in found}
-    assert {str(told).partition(":")[2] for _, told in found} == {"None:False"}
-    assert not any(str(told).startswith("/:") for _, told in found)
-
-
-@over("socket")  # blocks are files, over whichever channel
-def test_no_block_is_fetched_again(place: Place) -> None:
-    def reads(block: Any) -> Any:
-        """What the worker has read so far, with the block."""
-        import gc
-
-        found = [one.reads for one in gc.get_objects() if type(one).__name__ == "BlockCache"]
-        return np.array([max(found), block.sum()])
-
-    sizes = 40_000, 50_000, 60_000  # small files are read for each task
-    blocks = PartBlocks([[np.ones(size)] for size in sizes], ("array",))
-    with place.pool(workers=1) as pool:
-        for counts in ([1, 2, 3], [3, 3, 3], [3, 3, 3]):
-            with closing(pool.open(Payload(reads, blocks))) as run:
-                run.submit([(task, 0) for task in range(3)])
-                told = {one.task: list(one.leaves[0]) for one in first_ends(run, 3) if one.leaves}
-            assert [told[task][1] for task in range(3)] == list(sizes)
-            assert sorted(count for count, _ in told.values()) == counts
 
 
 def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
@@ -275,18 +208,6 @@ def test_close_while_another_thread_maps_is_one_clear_error(place: Place, tmp_pa
             found.result(PATIENCE)
     assert time.monotonic() < began + 15.0
     with pytest.raises(ExecutorError, match="closed"):
-        check(pool)
-
-
-@over("redis")
-def test_an_idle_pool_ends_its_workers_and_starts_others(place: Place) -> None:
-    others = place.pools()
-    with place.pool(idle=1.0) as pool:
-        first = workers_of(pool)
-        assert until(lambda: not any(map(runs, first)), 20.0)
-        assert until(lambda: place.pools() <= others)
-        second = workers_of(pool)
-        assert not first & second
         check(pool)
 
 

@@ -15,8 +15,8 @@ import multiprocessing, signal, threading
 A, x = np.arange(48.0).reshape(12, 4), np.ones(4)
 context = multiprocessing.get_context("fork")
 
-def mapped(f, timeout=60):
-    y = polarmap.coded_map(f, A, blocks=6, workers=8, timeout=timeout)
+def mapped(f, executor=None):
+    y = polarmap.coded_map(f, A, blocks=6, workers=8, timeout=60, executor=executor)
     assert np.allclose(y.concatenate(), A @ x)
 
 def product(block):
@@ -55,6 +55,21 @@ def fork_and_leave():
 mapped(product)
 """
 SCENES = {
+    "between two maps": """
+        find = lambda: set(polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 4))
+        mine = find()
+        pool = polarmap.Pool()
+        mapped(product, executor=pool)
+        if not (child := os.fork()):
+            mapped(product)
+            mapped(product, executor=pool)
+            assert not find() & mine
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert find() & mine
+        mapped(product, executor=pool)
+        pool.close()
+    """,
     "while another thread maps": """
         other = threading.Thread(target=mapped, args=[nap])
         other.start()

@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_processes import descendants, folders, leave_out_others, runs, until
+from pool_processes import PATIENCE, A, X, descendants, folders, leave_out_others, runs, until
 
 import polarmap
 from polarmap import CodedOperator, Pool
 from polarmap.errors import NotDecodableError
-
-A = np.random.default_rng(0).standard_normal((48, 5))
-X = np.arange(5.0)
-PATIENCE = 60.0
 
 
 @pytest.fixture

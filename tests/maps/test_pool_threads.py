@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends
-from pool_processes import descendants, folders, leave_out_others, runs, until
+from pool_processes import PATIENCE, A, check, descendants, folders, leave_out_others, runs, until
 
 import polarmap
 from polarmap import Pool
@@ -25,16 +25,6 @@ from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors.base import Payload, Run
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import KeptWorker
-
-A = np.random.default_rng(0).standard_normal((48, 5))
-X = np.arange(5.0)
-PATIENCE = 60.0
-
-
-def check(pool: Pool | None, factor: float = 1.0, data: np.ndarray = A) -> None:
-    f = lambda block: factor * (block @ X)  # noqa: E731
-    found = polarmap.coded_map(f, data, blocks=6, workers=8, executor=pool, timeout=PATIENCE)
-    np.testing.assert_allclose(found.concatenate(), factor * (data @ X))
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -49,7 +39,7 @@ def test_each_thread_gets_the_results_of_its_own_data_though_one_raises(count: i
                 with pytest.raises(ZeroDivisionError, match="so it goes"):
                     polarmap.coded_map(fail, A, blocks=6, workers=8, executor=pool)
             else:
-                check(pool, thread + 1.0, stream.standard_normal(A.shape))
+                check(pool, None, stream.standard_normal(A.shape), thread + 1.0)
 
     with Pool() as pool, ThreadPoolExecutor(count) as threads:
         list(threads.map(maps, range(count)))
@@ -243,7 +233,7 @@ def test_many_maps_at_once_start_no_more_workers_than_one(monkeypatch: pytest.Mo
     def several(pool: Pool, number: int) -> None:
         stream = np.random.default_rng(number)
         for _ in range(5):
-            check(pool, number + 1.0, stream.standard_normal(A.shape))
+            check(pool, None, stream.standard_normal(A.shape), number + 1.0)
 
     monkeypatch.setattr(WorkerProcesses, "_another", counted)
     assert workers_of(16) <= workers_of(1) + 8  # with slots of their own they had 40
