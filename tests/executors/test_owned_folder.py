@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from pool_processes import code_of_child
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
 from polarmap.worker.process_identity import OWNER, ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
@@ -87,12 +88,7 @@ def test_a_child_that_was_forked_removes_none_of_its_parents(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = disk_folder()
-    child = os.fork()
-    if not child:
-        remove(folder)
-        owned_folder._remove_all()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
+    assert code_of_child(lambda: (remove(folder), owned_folder._remove_all()), []) == 0
     assert folder.exists()
     remove(folder)
     assert not folder.exists()
@@ -143,19 +139,12 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
 # --- that of this process ----------------------------------------------------------------------
 
 
-def in_another_process(program: str, folder: Path) -> str:
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    code = f"from polarmap.executors.owned_folder import private_folder; {program}"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
+def test_a_forked_child_has_its_own() -> None:
+    folder = private_folder()
 
+    def others() -> None:
+        assert private_folder() != folder
+        owned_folder._remove_all()
 
-def test_a_forked_child_has_its_own(tmp_path: Path) -> None:
-    program = (
-        "import os; folder = private_folder()\n"
-        "if os.fork() == 0: os._exit(private_folder() == folder)\n"
-        "print(os.waitstatus_to_exitcode(os.wait()[1]))"
-    )
-    assert in_another_process(program, tmp_path) == "0"
+    assert code_of_child(others, []) == 0
+    assert private_folder() == folder

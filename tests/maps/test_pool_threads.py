@@ -21,7 +21,7 @@ from pool_processes import PATIENCE, A, check, descendants, folders, leave_out_o
 import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import CodedTimeoutError, ExecutorError
+from polarmap.errors import ExecutorError
 from polarmap.executors.base import Payload, Run
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import KeptWorker
@@ -181,17 +181,6 @@ def test_a_map_whose_tasks_hang_keeps_no_other_from_going_on(gates: Gates) -> No
     ):
         assert until(lambda: gates.begun()["hung"] >= 2, PATIENCE)
         check(pool)
-
-
-def test_slots_of_a_map_that_times_out_are_free(gates: Gates) -> None:
-    with Pool(workers=2) as pool, ThreadPoolExecutor(2) as threads:
-        options = {"executor": pool, "timeout": 3.0}
-        first = threads.submit(polarmap.hedged_map, gates.f("first"), [*np.arange(9.0)], **options)
-        assert until(lambda: gates.begun() == {"first": 2})
-        with gated(pool, gates, {"second": 2}, threads):
-            with pytest.raises(CodedTimeoutError):
-                first.result(PATIENCE)
-            assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
 
 
 @pytest.mark.parametrize("ending", ["closed", "killed"])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -59,74 +60,66 @@ def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
     return DriverAddress(endpoints, KEY, bucket, "polarmap/pool-1", 1000, 1)
 
 
-def test_the_best_channel_that_works_is_taken() -> None:
-    listener = WorkerListener(KEY, lambda number, link, channel: link.close(), is_local=True)
-    try:
-        expected = [
-            (address(*listener.endpoints, bucket="b"), DictStorage(), Stream),
-            (address(nobody(), bucket="b"), DictStorage(), ObjectChannel),
-            (address(bucket="b"), DictStorage(), ObjectChannel),
-        ]
-        for where, storage, kind in expected:
-            channel = channel_to(where, 1, storage)
+@pytest.fixture
+def joined() -> Queue[Any]:
+    """Who has called: number, link and channel of each."""
+    return Queue()
+
+
+@pytest.fixture
+def endpoints(joined: Queue[Any]) -> Iterator[Any]:
+    """Where the driver listens."""
+    listener = WorkerListener(KEY, lambda *who: joined.put(who), is_local=True)
+    yield listener.endpoints
+    listener.close()
+    while not joined.empty():
+        joined.get()[1].close()
+
+
+def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
+    expected = [
+        (address(*endpoints, bucket="b"), Stream),
+        (address(nobody(), bucket="b"), ObjectChannel),
+        (address(bucket="b"), ObjectChannel),
+    ]
+    for where, kind in expected:
+        with closing(channel_to(where, 1, DictStorage())) as channel:
             assert type(channel) is kind
-            channel.close()
-    finally:
-        listener.close()
 
 
 @pytest.mark.parametrize("seconds", [0.2, 600.0])
-def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(seconds: float) -> None:
-    joined: Queue[Any] = Queue()
-    listener = WorkerListener(KEY, lambda number, link, channel: joined.put(link), is_local=True)
-    try:
-        where = tuple(address(*listener.endpoints))
-        thread = threading.Thread(target=stay_on_thread, args=[where, 3, seconds])
-        thread.start()
-        link = joined.get(timeout=30.0)
-        if seconds > 1.0:
-            link.close()
-        thread.join(30.0)
-        assert not thread.is_alive()
+def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(
+    seconds: float, endpoints: Any, joined: Queue[Any]
+) -> None:
+    thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*endpoints)), 3, seconds])
+    thread.start()
+    _, link, _ = joined.get(timeout=30.0)
+    if seconds > 1.0:
         link.close()
-    finally:
-        listener.close()
+    thread.join(30.0)
+    assert not thread.is_alive()
+    link.close()
 
 
-def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
+def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
     """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
-    joined: list[Any] = []
-    heard = threading.Event()
+    with pickled_by_value():
+        import cloudpickle
 
-    def join(number: int, link: Any, channel: str) -> None:
-        joined.append((number, link, channel))
-        heard.set()
-
-    listener = WorkerListener(KEY, join, is_local=True)
-    try:
-        with pickled_by_value():
-            import cloudpickle
-
-            data = cloudpickle.dumps(make_kept_task(address(*listener.endpoints)))
-        (tmp_path / "task").write_bytes(data)
-        code = (
-            "import pickle, sys; task = pickle.load(open(sys.argv[1], 'rb'))\n"
-            "assert 'polarmap' not in sys.modules, 'it came along by name'\n"
-            "task((5, 60.0), None)"
-        )
-        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
-            assert heard.wait(30.0)
-            number, link, channel = joined[0]
-            assert (number, channel) == (5, "TCP")
-            said: list[Any] = []
-            while not said:
-                said, is_there = link.receive()
-                assert is_there
-            assert said == [Message(PROCESS, header=str(worker.pid).encode())]
-            link.close()
-            assert worker.wait(10.0) == 0
-    finally:
-        listener.close()
+        data = cloudpickle.dumps(make_kept_task(address(*endpoints)))
+    (tmp_path / "task").write_bytes(data)
+    code = (
+        "import pickle, sys; task = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "assert 'polarmap' not in sys.modules, 'it came along by name'\n"
+        "task((5, 60.0), None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
+        number, link, channel = joined.get(timeout=30.0)
+        assert (number, channel) == (5, "TCP")
+        said, is_there = link.receive(30.0)
+        assert (said, is_there) == ([Message(PROCESS, header=str(worker.pid).encode())], True)
+        link.close()
+        assert worker.wait(10.0) == 0
 
 
 def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(

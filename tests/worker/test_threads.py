@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -16,7 +15,7 @@ import numpy as np  # noqa: F401  # whose BLAS this is about
 import pytest
 import sklearn.utils._openmp_helpers  # noqa: F401  # which loads OpenMP
 import threadpoolctl
-from pool_processes import until
+from pool_processes import code_of_child, until
 
 from polarmap.worker import threads
 from polarmap.worker.threads import ThreadLimits, run_on_daemon
@@ -204,9 +203,10 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     done = threading.Event()
     run_on_daemon(done.set)
     assert done.wait(PATIENCE)
-    child = os.fork()
-    if not child:
-        inside = threading.Event()
-        run_on_daemon(inside.set)
-        os._exit(0 if inside.wait(PATIENCE) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def inside() -> None:
+        done = threading.Event()
+        run_on_daemon(done.set)
+        assert done.wait(PATIENCE)
+
+    assert code_of_child(inside, []) == 0
