@@ -290,6 +290,22 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
     assert not any(key.endswith("orders") for _, key in site.storage.objects)
 
 
+def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> None:
+    bills, moments = [], []
+    for _ in range(2):
+        with closing(pool.open(Payload(np.negative, PartBlocks([[X]] * 2, ("array",))))) as run:
+            run.submit([(0, 0), (1, 0)])
+            first_ends(run, 2)
+            moments.append(time.monotonic())
+            bills.append(run.close())
+            moments.append(time.monotonic())
+    first, second = bills
+    assert first is not None
+    assert second is not None
+    assert (first.started, second.started) == (2, 0)
+    assert second.seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
+
+
 @pytest.mark.parametrize("use", ["lies in", "is to stay in"])
 def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     use: str, pool: Pool, site: ThreadSite

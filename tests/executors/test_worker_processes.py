@@ -144,6 +144,7 @@ def test_workers_get_the_surroundings_of_the_driver(
     found = workers.surroundings()
     assert found is workers.surroundings()  # as long as nothing changes
     assert found.folder == str(tmp_path)
+    assert workers.paid() is None
     assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}
     assert found.module_path[0] == str(tmp_path / "modules")
     assert all(map(os.path.isabs, found.module_path))
