@@ -202,19 +202,20 @@ class KeptWorkers:
 
     def open(self, payload: Payload) -> PoolRun | None:
         """Tasks of one map; None if the workers have ended."""
-        is_elsewhere = not self.workers.is_here
+        is_elsewhere = self._site is not None
         check = check_reachable if self._site is None else self._site.check_source
         check(payload.blocks.source, "lies in")
         check(payload.output and payload.output.source, "is to stay in")
         if is_elsewhere:
             check_stays_here(payload.encryption, self._name)
         f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)
+        modules = {} if self._site is None else self._site.modules(f.pickled)
         with self._lock:
             if self._ended.is_set():
                 return None
             for folder in self._folders:
                 restore(folder)
-            return PoolRun(payload, f, self.workers, self._blocks, self._folders)
+            return PoolRun(payload, f, modules, self.workers, self._blocks, self._folders)
 
     def close(self) -> None:
         """End the workers, remove all files; who comes second waits until that is done."""

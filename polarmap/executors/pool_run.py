@@ -9,7 +9,7 @@ import select
 import shutil
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from hashlib import blake2b
 from math import inf
 from operator import attrgetter
@@ -42,6 +42,8 @@ class PoolRun:
     payload : Payload
     f : PickledFunction
         Of the payload, with the structure of its blocks.
+    modules : mapping
+        Sources of those that it needs and workers may lack, by name.
     workers, blocks : WorkerTable, BlockStore
         Shared with the other maps of the pool.
     folders : list of Path
@@ -57,6 +59,7 @@ class PoolRun:
         self,
         payload: Payload,
         f: PickledFunction,
+        modules: Mapping[str, tuple[str, bool]],
         workers: WorkerTable,
         blocks: BlockStore,
         folders: Sequence[Path],
@@ -78,7 +81,7 @@ class PoolRun:
         # the buffer of its socket.
         self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
         self._look_seconds = FIRST_LOOK_SECONDS
-        self._around, self._modules = workers.surroundings(), workers.modules(f.pickled)
+        self._around, self._modules = workers.surroundings(f.pickled), modules
         try:
             for folder in self._folders[:1]:
                 Path(folder).mkdir()

@@ -174,10 +174,6 @@ class RemoteWorkers(WorkerTable):
         memory = memory if site.limits is None else min(memory, kept_bytes(site.limits))
         self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads)
 
-    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Sources of the modules that a pickled function names and workers may not have."""
-        return self._site.modules(pickled)
-
     def want(self, count: int) -> None:
         """Start as many workers as are missing of the `count` that would be of use now."""
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from polarmap.errors import ExecutorError
@@ -50,8 +50,13 @@ class WorkerProcesses(WorkerTable):
         self._surroundings: Surroundings | None = None  # what workers are told of that
         self._looked = 0.0  # for idle cores
 
-    def surroundings(self) -> Surroundings:
-        """Those of this process now, with limits for the libraries that workers import later."""
+    def surroundings(self, pickled: bytes) -> Surroundings:
+        """Those of this process now, with limits for the libraries that workers import later.
+
+        What forks workers imports what the first function needs, else each of them does.
+        """
+        if self._server is None:
+            self._modules = modules_named(pickled)
         environment: Any = os.environ
         # What lies below it is copied in one call, itself in several for each variable.
         seen = working_folder(), sys.path[:], dict(environment._data)
@@ -59,12 +64,6 @@ class WorkerProcesses(WorkerTable):
             self._seen, variables = seen, {**os.environ, **limiting_variables(self._threads)}
             self._surroundings = Surroundings(seen[0], tuple(absolute_module_path()), variables)
         return self._surroundings
-
-    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
-        """None: what forks workers imports what the first function needs, else each of them does."""
-        if self._server is None:
-            self._modules = modules_named(pickled)
-        return {}
 
     def ending(self, worker: KeptWorker) -> str:
         """How a worker that is gone has ended."""

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import inf
 from select import POLLIN
@@ -153,13 +153,9 @@ class WorkerTable:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def surroundings(self) -> Surroundings | None:
-        """The state of the process that workers are to find around f; None for what is there."""
+    def surroundings(self, pickled: bytes) -> Surroundings | None:
+        """The state of the process that workers are to find around a function; None for what is there."""
         return None
-
-    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Sources of the modules that a function needs which they are to call, and they may lack."""
-        return {}
 
     def want(self, count: int) -> None:
         """So many would be of use now."""

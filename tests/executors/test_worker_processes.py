@@ -136,13 +136,13 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
 def test_workers_get_the_surroundings_of_the_driver(
     workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workers.surroundings()
+    workers.surroundings(b"")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     monkeypatch.setenv("POLARMAP_TEST", "yes")
     monkeypatch.syspath_prepend("modules")
-    found = workers.surroundings()
-    assert found is workers.surroundings()  # as long as nothing changes
+    found = workers.surroundings(b"")
+    assert found is workers.surroundings(b"")  # as long as nothing changes
     assert found.folder == str(tmp_path)
     assert workers.paid() is None
     assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}

@@ -106,6 +106,7 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
 
 
 def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
+    check(pool)  # workers that start find what the driver finds then
     monkeypatch.syspath_prepend(tmp_path)
     for text in ("0", "100"):
         (tmp_path / "far_away.py").write_text(
