@@ -308,11 +308,11 @@ class PoolRun:
         self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 
-    def _read(self, left: str) -> bytearray:
+    def _read(self, left: str) -> bytes | memoryview:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
-            return bytearray()
+            return b""
         folder = self._folders[int(number)]
         path = Path(folder, name)
         data = read_file(folder, Part(name, path.stat().st_size))

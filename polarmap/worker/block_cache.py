@@ -5,7 +5,6 @@ Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from bisect import bisect_right
@@ -18,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import Part, Place, assemble, missing, truncated, verified
+from polarmap.worker.parts import MAPPED_BYTES, Part, Place, assemble
 from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
 
-MAPPED_BYTES = 1 << 18  # smaller parts of files are read for each task
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
 LOOK_SECONDS = 1.0  # between looks whether files of what is kept are gone
 
@@ -84,9 +82,7 @@ class BlockCache:
         files = {path: status_of(path) for path in paths}
         kept = self._kept.get((place, parts))
         if kept is None or kept.files != files:
-            is_mapped = is_file and len(parts) == 1 and place.encryption is None
-            buffer = self._mapped(paths[0], parts[0]) if is_mapped else self._joined(place, parts)
-            kept = Kept(memoryview(buffer).toreadonly(), files)
+            kept = Kept(memoryview(self._joined(place, parts)).toreadonly(), files)
         if size <= self._budget:
             self._keep((place, parts), kept)
         return kept.buffer
@@ -99,26 +95,10 @@ class BlockCache:
                 del self._kept[next(iter(self._kept))]
 
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
-        """A copy of parts in a row."""
+        """The bytes of parts in a row: a copy of several, one as it is read."""
         self.reads += len(parts)
         # Memory of numpy is in large pages.
         return assemble(parts, partial(self._read, place), lambda size: np.empty(size, np.uint8).data)
-
-    def _mapped(self, path: str, part: Part) -> memoryview:
-        """A part as a mapping of its file."""
-        self.reads += 1
-        try:
-            with open(path, "rb") as file:
-                there = max(0, os.fstat(file.fileno()).st_size - part.offset)
-                if there < part.size:
-                    raise truncated(part, there)
-                begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
-                flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # entered one by one is slow
-                length = part.offset - begin + part.size
-                mapped = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin)
-        except FileNotFoundError:
-            raise missing(part) from None
-        return memoryview(verified(part, memoryview(mapped)[part.offset - begin :]))
 
 
 def status_of(path: str) -> tuple[int, ...]:

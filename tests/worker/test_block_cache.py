@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 
-from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, runs
+from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks, runs
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part, remove_parts, write_object
+from polarmap.worker.parts import (
+    MAPPED_BYTES,
+    MESSAGE,
+    DamagedError,
+    Part,
+    Place,
+    read_part,
+    remove_parts,
+    write_object,
+)
 from polarmap.worker.program import TaskIO
 from polarmap.worker.pytree import layout_of
 
