@@ -122,7 +122,7 @@ class StoredPieces:
         if self._encryption is None and not self._storing.is_mapped:
             crc32 = reduce(lambda crc, buffer: zlib.crc32(buffer, crc), buffers, 0)
         for root in self.roots:
-            part = Part(f"{root}/{piece}", sum(map(len, buffers)), crc32)
+            part = Part(f"{root}{piece}", sum(map(len, buffers)), crc32)
             if not self._storing.has_bytes:
                 break
             try:
@@ -176,6 +176,7 @@ class BlockStore:
     is_parallel : whether many are stored in the time of one.
     is_mapped : whether workers map them, without checksums; small ones travel with their tasks, as that takes
         less time, and all are removed at once when the blocks are gone.
+    unneeded : what the keys of all begin with that is to be removed.
     """
 
     has_bytes = is_parallel = is_mapped = False
@@ -186,19 +187,20 @@ class BlockStore:
         self._numbers = itertools.count()
         # By the identity of the blocks, as each map of a key encrypts them anew; the latest used last.
         self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
-        self._unneeded: list[str] = []  # roots of what is to be removed
+        self.unneeded: list[str] = []
 
     def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
         """What is stored of these blocks, in use until `done` is called."""
         with self._lock:
-            self._remove([name for name, one in self._stored.items() if one.blocks() is None])
+            self._let_go([name for name, one in self._stored.items() if one.blocks() is None])
             name = id(coded), encryption
             found = self._stored.pop(name, None)
             if found is None:
                 found = StoredPieces(coded, encryption, self, next(self._numbers))
             self._stored[name] = found
             found.users += 1
-            return found
+        self.remove_unneeded()
+        return found
 
     def done(self, stored: StoredPieces) -> None:
         """A map does not need them any more; later ones may."""
@@ -207,7 +209,7 @@ class BlockStore:
 
     def roots(self, number: int, size: int) -> list[str]:
         """For the pieces of new blocks of this size."""
-        return [f"{self._prefix}/blocks/{number}"]
+        return [f"{self._prefix}/blocks/{number}/"]
 
     def put(self, key: str, buffers: list[Any]) -> None:
         """Store bytes; OSError: there is no room below this root."""
@@ -215,13 +217,19 @@ class BlockStore:
     def remove(self, roots: Sequence[str]) -> None:
         """Remove all below roots."""
 
-    def _remove(self, names: Iterable[tuple[int, Encryption | None]]) -> None:
-        """Let go of these; what a storage that is away keeps is removed by a later map, or at the end."""
-        self._unneeded += [root for name in names for root in self._stored.pop(name).roots]
-        with contextlib.suppress(Exception):
-            while self._unneeded:
-                self.remove(self._unneeded[-1:])
-                self._unneeded.pop()
+    def remove_unneeded(self) -> None:
+        """Remove what nobody needs; what a storage that is away keeps goes later, or at the end."""
+        with contextlib.suppress(Exception):  # without the lock: a storage may not answer for long
+            while self.unneeded:
+                root = self.unneeded.pop()
+                try:
+                    self.remove([root])
+                except BaseException:
+                    self.unneeded.append(root)
+                    raise
+
+    def _let_go(self, names: Iterable[tuple[int, Encryption | None]]) -> None:
+        self.unneeded += [root for name in names for root in self._stored.pop(name).roots]
 
 
 class InFolders(BlockStore):
@@ -244,7 +252,7 @@ class InFolders(BlockStore):
         folders = [self._disk]
         if self._memory is not None and self._has_room(self._memory, size):
             folders.insert(0, self._memory)
-        return [str(folder / f"blocks-{number}").lstrip("/") for folder in folders]
+        return [f"{folder}/blocks-{number}/".lstrip("/") for folder in folders]
 
     def put(self, key: str, buffers: list[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
@@ -268,5 +276,5 @@ class InFolders(BlockStore):
             if used + size > self._budget and not one.users:
                 unneeded.append(name)
                 used -= one.bytes
-        self._remove(unneeded)
+        self._let_go(unneeded)
         return used + size <= self._budget

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server import ForkServerProcess, modules_named, socket_pair
+from polarmap.executors.fork_server import ForkServerProcess, socket_pair
+from polarmap.executors.pickling import modules_named
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.process_identity import process_status
 from polarmap.worker.stream import Stream
@@ -63,7 +64,7 @@ class WorkerProcesses(WorkerTable):
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """None: what forks workers imports what the first function needs, else each of them does."""
         if self._server is None:
-            self._modules = modules_named(pickled)
+            self._modules = sorted(modules_named(pickled, ("polarmap", "scipy")))
         return {}
 
     def ending(self, worker: KeptWorker) -> str:

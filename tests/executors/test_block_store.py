@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import threading
 import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -268,6 +270,27 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
         coded = blocks()
         store.of(coded).prepare(coded, [0])  # those of the map before are not needed any more
     assert len(storage.objects) == 1
+
+
+def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other_map() -> None:
+    class Hanging(DictStorage):
+        def list_keys(self, bucket: str, prefix: str) -> list[str]:
+            hangs.set()
+            assert go.wait(60.0)
+            return super().list_keys(bucket, prefix)
+
+    hangs, go = threading.Event(), threading.Event()
+    store, (first, *others) = InBucket(Hanging(), "prefix"), [blocks() for _ in range(3)]
+    store.of(first)
+    del first
+    with ThreadPoolExecutor(2) as threads:
+        held = threads.submit(store.of, others[0])
+        assert hangs.wait(60.0)
+        try:
+            threads.submit(lambda: store.done(store.of(others[1]))).result(20.0)
+        finally:
+            go.set()
+        assert held.result(60.0) is store.of(others[0])
 
 
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_functions import HERE, Functions
+from memory_functions import HERE, Functions, Future
 from memory_storage import DictStorage
 from plain import ends, first_ends
 from pool_processes import until
@@ -24,11 +25,10 @@ from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors import lithops, lithops_jobs
+from polarmap.executors import lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops import (
     HERE_SECONDS,
-    LOOK_SECONDS,
     PARITY_NICE,
     SPARE_SECONDS,
     LithopsExecutor,
@@ -140,16 +140,17 @@ def test_waiting_takes_as_long_as_it_may() -> None:
     assert 0.1 <= time.monotonic() - began < 5.0
 
 
-def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
-    monkeypatch.setattr(lithops_jobs, "has_ended", lambda future: looks.append(future))
-    monkeypatch.setattr(lithops, "TASK_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(lithops_jobs, "LISTING_SECONDS", 600.0)
+    monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
     run = Run()
     run.submit([(task, 0) for task in range(3)])
     run.wait(0.0)  # which tells that they have begun
-    looks.clear()
-    run.wait(0.1)
-    assert 2 * 3 <= len(looks) <= 3 * (2 + 0.1 / (LOOK_SECONDS + 3 * 0.01))
+    with ThreadPoolExecutor(1) as monitor:
+        monitor.submit(run.functions.futures[1]._set_ready, None)
+        assert [outcome.task for outcome in ends(run.wait(60.0))] == [1]
+    assert looks == [run.functions.futures[1]]
 
 
 # --- jobs on this machine ------------------------------------------------------------
