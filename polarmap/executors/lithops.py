@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from polarmap.clouds.limits import Worker, worker_of
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
-from polarmap.executors.block_store import BlockStore, StoredPieces
+from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
@@ -77,7 +78,7 @@ class LithopsRun:
         self._storage = jobs.functions.storage
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storing = InBucket(self._storage, self._prefix)
-        self._stored = StoredPieces(payload.blocks, payload.encryption, self._storing)
+        self._stored = self._storing.of(payload.blocks, payload.encryption)
         self._is_first = True
         self._is_woken = False
         self._has_heard = False  # that a task has begun or ended
@@ -237,15 +238,16 @@ class InBucket(BlockStore):
         super().__init__(prefix)
         self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
 
-    def put(self, key: str, buffers: Sequence[Any]) -> None:
+    def put(self, key: str, buffers: Sequence[Any]) -> int:
         """An object."""
-        bucket = self._storage.bucket
+        bucket, data = self._storage.bucket, b"".join(buffers)
         try:
-            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+            retry_call(partial(self._storage.put_object, bucket, key, data))
         except Exception as error:
             raise ExecutorError(
                 f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
+        return zlib.crc32(data)
 
     def remove(self, roots: Sequence[str]) -> None:
         """Their objects."""

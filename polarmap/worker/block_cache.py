@@ -37,7 +37,8 @@ class BlockCache:
     """What workers keep of blocks, by name: the least recently used goes beyond the budget.
 
     Files are looked at each time: those that were changed are read anew. Objects are known by their
-    checksums, or are encrypted, as nothing else is under its key; others are fetched for each task.
+    checksums, or are encrypted, as nothing else is under its key; others are fetched for each task. What a
+    driver has never changes under its name.
 
     read : the bytes of a part; DamagedError if they are not what was stored.
     budget : bytes that may be kept.
@@ -75,8 +76,10 @@ class BlockCache:
         """The bytes of parts in a row."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind == "folder"
-        is_known = is_file or place.encryption or all(part.crc32 is not None for part in stored)
-        if not stored or not is_known or (is_file and size < MAPPED_BYTES):
+        has_name = (
+            place.kind != "bucket" or place.encryption or all(part.crc32 is not None for part in stored)
+        )
+        if not stored or not has_name or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}
