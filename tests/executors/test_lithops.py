@@ -325,21 +325,6 @@ def test_large_and_small_results_with_stragglers_and_dead_workers(s3_server, con
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
 
 
-def test_dead_and_late_workers_with_results_that_are_objects(s3_server, config):
-    """Two of seven workers die and are not tried again; then two are late, and parity is on demand."""
-    A = np.random.default_rng(0).standard_normal((40, 3000))
-    dying = {task: Fault("kill", attempts=9) for task in (0, 2)}
-    late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
-    for faults, options in ((dying, {"retries": 0}), (late, {"schedule": "on_demand"})):
-        y = polarmap.coded_map(
-            lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
-            executor=FaultyExecutor(config, faults), **options,
-        )  # fmt: skip
-        np.testing.assert_allclose(y.concatenate(), A * 2, rtol=1e-9, atol=1e-9)
-        assert set(y.report.recovered) == set(faults)
-    assert [key for key in keys_of(s3_server) if key != "ready" and "lithops.runtimes" not in key] == []
-
-
 def test_wrong_credentials_are_one_clear_error(config):
     config.write_text(config.read_text().replace(SECRET, "wrong"))
     began = time.monotonic()
