@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -17,7 +16,7 @@ import pytest
 from memory_functions import HERE, Functions, Future
 from memory_storage import DictStorage
 from plain import ends, first_ends
-from pool_processes import until
+from pool_processes import python_in, until
 from servers import BUCKET, SECRET, S3Server
 
 import polarmap
@@ -222,9 +221,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
 
 def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
     """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
-    script, yaml = tmp_path / "python", tmp_path / "lithops.yaml"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    script.chmod(0o755)
+    script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
     site, found = LithopsSite(yaml), dict[int, str]()
     with closing(site):
@@ -233,11 +230,14 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
         assert list(found) == [7]
         assert "127.0.0.1" in found[7]
         assert site.ended() == {}
-        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+        python_in(tmp_path, lacks="numpy")
         site.launch(NOWHERE, {8: 60.0, 9: 60.0})
         assert until(lambda: bool(found.update(site.ended()) or len(found) == 3), 60.0)
     for number in (8, 9):
-        assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
+        assert (
+            f"{script} of its workers does not run Lithops (ModuleNotFoundError: No module named 'numpy')"
+            in found[number]
+        )
 
 
 def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from pool_processes import until
+from pool_processes import python_in, until
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
@@ -311,15 +311,13 @@ def test_an_interpreter_that_lacks_the_packages_is_named_at_once(tmp_path, versi
     """Lithops asked it before, and remembers that all was well: every process ends with code 1."""
     import lithops
 
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    script.chmod(0o755)
+    script = python_in(tmp_path)
     config = {
         "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
         "localhost": {"version": version, "runtime": str(script), "worker_processes": 4},
     }
     with lithops.FunctionExecutor(config=config, log_level=None) as fx:
         assert fx.get_result(fx.map(lambda n: n + 1, [1], timeout=60)) == [2]
-        script.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2; exit 1\n")
+        python_in(tmp_path, lacks="numpy")
         with pytest.raises(ExecutorError, match=rf"{script} .*No module named 'numpy'.*{sys.executable}"):
             polarmap.coded_map(times_x, A, blocks=4, workers=6, executor=fx, timeout=100)
