@@ -20,6 +20,12 @@ class Future:
         self._exception: Any = None
         self._call = call
 
+    def _set_running(self, status: Any) -> None:
+        self.running = True
+
+    def _set_ready(self, status: Any) -> None:
+        self.ready = True
+
     def status(self, **options: Any) -> None:
         pass
 

@@ -74,6 +74,17 @@ _others: set[int | Path] = (
 )  # what earlier tests of this process have left, to be used again or end later
 
 
+def python_in(folder: Path, lacks: str = "") -> Path:
+    """A script there that is this interpreter, or one that lacks a package."""
+    script = folder / "python"
+    run = f'exec {sys.executable} "$@"'
+    if lacks:
+        run = f"echo \"ModuleNotFoundError: No module named '{lacks}'\" >&2; exit 1"
+    script.write_text(f"#!/bin/sh\n{run}\n")
+    script.chmod(0o755)
+    return script
+
+
 def leave_out_others() -> None:
     """From now on count those processes and folders of this process only that are not there yet."""
     polarmap.shutdown()

@@ -153,7 +153,6 @@ STILL_NAMELESS: set[str] = set()
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "fetching",
     "run": ("acceptance first_results received verify"),
-    "worker": "finite_differences",
 }
 
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from polarmap.arrays.fetching import TRANSFERS, whole_before
 from polarmap.arrays.stores import PartStore
-from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
@@ -118,7 +117,7 @@ class TaskRunner:
             return np.frombuffer(self.parts.get(part), sample.dtype)
 
 
-class PartTasks(WholeBlocks):
+class PartTasks(Coded):
     """For each task as many parts as for any other, each of which becomes one array."""
 
     def __init__(

@@ -16,9 +16,9 @@ from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinit
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import put_stripe
-from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.executors.base import Coded
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -166,7 +166,7 @@ def _parsed(note: Array) -> tuple[NonFiniteCounts, list[int]]:
     return (count, block, column, overflowing), sums
 
 
-class StripeTasks(WholeBlocks):
+class StripeTasks(Coded):
     """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
 
     def __init__(self, plan: StripePlan, data: Source, stripes: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Coded blocks: what executors see of them, what a map needs beside that, and those that lie in memory."""
+"""Coded blocks as maps need them, beside what executors see; and those that lie in memory."""
 
 from __future__ import annotations
 
@@ -13,44 +13,11 @@ import numpy as np
 from polarmap.blocks.equal import Blocks
 from polarmap.code.dtypes import Array, real_dtype
 from polarmap.code.linear import LinearCode
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Layout, Structure, layout_of
+from polarmap.executors.base import Coded
+from polarmap.worker.pytree import Layout
 
 
-class WholeBlocks:
-    """Coded blocks of one piece each, which lie in memory unless it is said where.
-
-    Either `leaves` or `piece` is to be defined.
-    """
-
-    structure: Structure
-    source: Place | None = None
-
-    def leaves(self, index: int) -> list[Array]:
-        """The arrays of block `index`: those of its pieces in a row."""
-        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
-
-    def layout(self, index: int) -> Layout:
-        """Dtype and shape of each leaf of block `index`."""
-        return layout_of(self.leaves(index))
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        """Nothing of them lies in storage."""
-        raise LookupError(index)
-
-    def pieces(self, index: int) -> Sequence[int]:
-        """A block is one piece."""
-        return (index,)
-
-    def piece(self, number: int) -> list[Array]:
-        """The leaves of a block."""
-        return self.leaves(number)
-
-    def release(self) -> None:
-        """Nothing is held that could be made again."""
-
-
-class CodedData(WholeBlocks):
+class CodedData(Coded):
     """n coded blocks, in memory or in storage.
 
     `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
-from polarmap.blocks.coded import WholeBlocks
 from polarmap.blocks.equal import DEFAULT_BLOCKS, check_class_and_dtype
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
+from polarmap.executors.base import Coded
 from polarmap.worker.parts import Place
 from polarmap.worker.pytree import Structure, flatten, naming, to_block
 
@@ -131,7 +131,7 @@ def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(length * turn // count for turn in range(count + 1))
 
 
-class PartBlocks(WholeBlocks):
+class PartBlocks(Coded):
     """What each worker gets: one part of its own. With a dict for the parts more of them may come later.
 
     source : where they are said to lie, if that is not in memory.
@@ -141,7 +141,7 @@ class PartBlocks(WholeBlocks):
         self._parts, self.structure, self.source = parts, structure, source
 
     @property
-    def n(self) -> int:
+    def n(self) -> int:  # type: ignore[override]
         """How many there are now."""
         return len(self._parts)
 

@@ -21,7 +21,7 @@ from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Error, Reply, StoredBlock, UnfitError, plain
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
+from polarmap.worker.pytree import Layout, Structure, layout_of, unflatten, unpacked
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
@@ -68,46 +68,40 @@ Event = Began | Outcome
 Attempt = tuple[int, int]  # the number of a task, and how often it was started before
 
 
-class Coded(Protocol):
-    """The coded blocks, made as they are asked for."""
+class Coded:
+    """Coded blocks, made as they are asked for; of one piece each, in memory, unless it is said otherwise.
 
-    @property
-    def n(self) -> int: ...
+    Either `leaves` or `piece` is to be defined.
 
-    @property
-    def structure(self) -> Structure: ...
+    source : where they lie in storage already; None if they are in memory only.
+    """
+
+    n: int
+    structure: Structure
+    source: Place | None = None
 
     def leaves(self, index: int) -> list[Array]:
-        """The arrays of block `index`."""
-        ...
+        """The arrays of block `index`: those of its pieces in a row."""
+        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
 
     def layout(self, index: int) -> Layout:
-        """Dtype and shape of each of them, before they are made."""
-        ...
-
-    def release(self) -> None:
-        """Every block has been handed on: memory may be freed."""
-        ...
-
-    @property
-    def source(self) -> Place | None:
-        """Where the blocks lie in storage already; None if they are in memory only."""
-        ...
+        """Dtype and shape of each of them."""
+        return layout_of(self.leaves(index))
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """What block `index` consists of at its source."""
-        ...
+        raise LookupError(index)
 
     def pieces(self, index: int) -> Sequence[int]:
-        """Numbers of what block `index` is made of: a piece of several blocks is stored once.
-
-        Its leaves are those of its pieces in a row.
-        """
-        ...
+        """Numbers of what block `index` is made of: a piece of several blocks is stored once."""
+        return (index,)
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a piece."""
-        ...
+        return self.leaves(number)
+
+    def release(self) -> None:
+        """Every block has been handed on: memory may be freed."""
 
 
 @dataclass(frozen=True)

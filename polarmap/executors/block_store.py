@@ -8,10 +8,9 @@ import os
 import shutil
 import threading
 import weakref
-import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Outcome, layout_bytes
-from polarmap.worker.encryption import Encryption, encrypt_part
+from polarmap.worker.encryption import Encryption, as_stored
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place, write_file
 
@@ -42,11 +41,9 @@ class StoredPieces:
         Maps that use it now.
     """
 
-    def __init__(
-        self, coded: Coded, encryption: Encryption | None, storing: BlockStore, number: int = 0
-    ) -> None:
+    def __init__(self, coded: Coded, place: Place, storing: BlockStore, number: int) -> None:
         self.blocks, self._source = weakref.ref(coded), coded.source
-        self._encryption, self._storing, self.users = encryption, storing, 0
+        self._place, self._storing, self.users = place, storing, 0
         self._lock = threading.Lock()
         tasks = range(coded.n if self._source is None else 0)
         first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
@@ -92,7 +89,7 @@ class StoredPieces:
     def part(self, coded: Coded, key: str) -> bytes:
         """The bytes of a piece as a worker gets them that asks for this key."""
         buffers = _buffers(coded, int(key.rpartition("/")[2]))
-        return b"".join(self._as_stored(Part(key, sum(map(len, buffers))), buffers))
+        return b"".join(as_stored(self._place, Part(key, sum(map(len, buffers))), *buffers))
 
     def store_if_damaged(self, coded: Coded, outcome: Outcome) -> None:
         """A block that its worker found damaged is stored anew when it is asked for again."""
@@ -104,39 +101,30 @@ class StoredPieces:
 
     def _new_block(self, coded: Coded, task: int) -> StoredBlock:
         layout, pieces = coded.layout(task), coded.pieces(task)
-        if self._storing.is_mapped and self._encryption is None and layout_bytes(layout) < SENT_BYTES:
+        if self._storing.is_mapped and not self._place.encryption and layout_bytes(layout) < SENT_BYTES:
             block = _in_message(coded, task)
         else:
             for piece in pieces:
                 if piece not in self._parts:
                     self._parts[piece] = self._store(coded, piece)
-            place = self._storing.place._replace(encryption=self._encryption)
-            block = StoredBlock(place, tuple(self._parts[piece] for piece in pieces), (), layout)
+            block = StoredBlock(self._place, tuple(self._parts[piece] for piece in pieces), (), layout)
         self._unstored.difference_update(pieces)
         if not self._unstored and self._storing.has_bytes:
             coded.release()
         return block
 
     def _store(self, coded: Coded, piece: int) -> Part:
-        buffers, crc32 = _buffers(coded, piece), None
-        if self._encryption is None and not self._storing.is_mapped:
-            crc32 = reduce(lambda crc, buffer: zlib.crc32(buffer, crc), buffers, 0)
+        buffers, failed = _buffers(coded, piece), OSError()
         for root in self.roots:
-            part = Part(f"{root}/{piece}", sum(map(len, buffers)), crc32)
+            part = Part(f"{root}{piece}", sum(map(len, buffers)))
             if not self._storing.has_bytes:
-                break
+                return part
             try:
-                self._storing.put(part.key, self._as_stored(part, buffers))
-                break
+                crc32 = self._storing.put(part.key, as_stored(self._place, part, *buffers))
+                return part._replace(crc32=crc32)
             except OSError as error:
-                if root == self.roots[-1]:
-                    raise ExecutorError(f"no room for what workers are to read: {error}") from error
-        return part
-
-    def _as_stored(self, part: Part, buffers: list[Any]) -> list[Any]:
-        if self._encryption is None:
-            return buffers
-        return [encrypt_part(self._encryption, part, b"".join(buffers))]
+                failed = error
+        raise ExecutorError(f"no room for what workers are to read: {failed}") from failed
 
 
 def _remove(remover: weakref.WeakMethod[Callable[[Sequence[str]], None]], roots: Sequence[str]) -> None:
@@ -176,6 +164,7 @@ class BlockStore:
     is_parallel : whether many are stored in the time of one.
     is_mapped : whether workers map them, without checksums; small ones travel with their tasks, as that takes
         less time, and all are removed at once when the blocks are gone.
+    unneeded : what the keys of all begin with that is to be removed.
     """
 
     has_bytes = is_parallel = is_mapped = False
@@ -184,21 +173,23 @@ class BlockStore:
         self.place, self._prefix = Place("driver", prefix), prefix
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
-        # By the identity of the blocks, as each map of a key encrypts them anew; the latest used last.
-        self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
-        self._unneeded: list[str] = []  # roots of what is to be removed
+        # By the identity of the blocks, and by place: each map of a key encrypts anew. The latest used last.
+        self._stored: dict[tuple[int, Place], StoredPieces] = {}
+        self.unneeded: list[str] = []
 
     def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
         """What is stored of these blocks, in use until `done` is called."""
         with self._lock:
-            self._remove([name for name, one in self._stored.items() if one.blocks() is None])
-            name = id(coded), encryption
+            self._let_go([name for name, one in self._stored.items() if one.blocks() is None])
+            place = self.place._replace(encryption=encryption)
+            name = id(coded), place
             found = self._stored.pop(name, None)
             if found is None:
-                found = StoredPieces(coded, encryption, self, next(self._numbers))
+                found = StoredPieces(coded, place, self, next(self._numbers))
             self._stored[name] = found
             found.users += 1
-            return found
+        self.remove_unneeded()
+        return found
 
     def done(self, stored: StoredPieces) -> None:
         """A map does not need them any more; later ones may."""
@@ -207,21 +198,28 @@ class BlockStore:
 
     def roots(self, number: int, size: int) -> list[str]:
         """For the pieces of new blocks of this size."""
-        return [f"{self._prefix}/blocks/{number}"]
+        return [f"{self._prefix}/blocks/{number}/"]
 
-    def put(self, key: str, buffers: list[Any]) -> None:
-        """Store bytes; OSError: there is no room below this root."""
+    def put(self, key: str, buffers: Sequence[Any]) -> int | None:
+        """Store bytes; their checksum, if workers are to compare it. OSError: no room is below this root."""
+        raise NotImplementedError
 
     def remove(self, roots: Sequence[str]) -> None:
         """Remove all below roots."""
 
-    def _remove(self, names: Iterable[tuple[int, Encryption | None]]) -> None:
-        """Let go of these; what a storage that is away keeps is removed by a later map, or at the end."""
-        self._unneeded += [root for name in names for root in self._stored.pop(name).roots]
-        with contextlib.suppress(Exception):
-            while self._unneeded:
-                self.remove(self._unneeded[-1:])
-                self._unneeded.pop()
+    def remove_unneeded(self) -> None:
+        """Remove what nobody needs; what a storage that is away keeps goes later, or at the end."""
+        with contextlib.suppress(Exception):  # without the lock: a storage may not answer for long
+            while self.unneeded:
+                root = self.unneeded.pop()
+                try:
+                    self.remove([root])
+                except BaseException:
+                    self.unneeded.append(root)
+                    raise
+
+    def _let_go(self, names: Iterable[tuple[int, Place]]) -> None:
+        self.unneeded += [root for name in names for root in self._stored.pop(name).roots]
 
 
 class InFolders(BlockStore):
@@ -244,9 +242,9 @@ class InFolders(BlockStore):
         folders = [self._disk]
         if self._memory is not None and self._has_room(self._memory, size):
             folders.insert(0, self._memory)
-        return [str(folder / f"blocks-{number}").lstrip("/") for folder in folders]
+        return [f"{folder}/blocks-{number}/".lstrip("/") for folder in folders]
 
-    def put(self, key: str, buffers: list[Any]) -> None:
+    def put(self, key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
         write_file("/", key, *buffers)
 
@@ -268,5 +266,5 @@ class InFolders(BlockStore):
             if used + size > self._budget and not one.users:
                 unneeded.append(name)
                 used -= one.bytes
-        self._remove(unneeded)
+        self._let_go(unneeded)
         return used + size <= self._budget

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import socket
@@ -202,13 +201,3 @@ def inherited_stream(descriptor: int) -> int | None:
     which does not reach other processes.
     """
     return None if os.get_inheritable(descriptor) else subprocess.DEVNULL
-
-
-def modules_named(pickled: bytes) -> list[str]:
-    """The modules of polarmap and scipy that a pickled function names, besides those of every worker.
-
-    >>> modules_named(b"polarmap.errors ... polarmap.worker.parts")
-    ['polarmap.errors']
-    """
-    found = {name.decode() for name in re.findall(rb"(?:polarmap|scipy)(?:\.[a-z_]+)+", pickled)}
-    return sorted(name for name in found & sys.modules.keys() if not name.startswith("polarmap.worker"))

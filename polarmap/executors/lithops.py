@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from polarmap.clouds.limits import Worker, worker_of
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
-from polarmap.executors.block_store import BlockStore, StoredPieces
+from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
@@ -30,8 +31,6 @@ from polarmap.worker.retry import retry_call
 
 PREFIX = "polarmap"  # of all keys of maps
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
-LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
-TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
 HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
 SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
@@ -79,7 +78,7 @@ class LithopsRun:
         self._storage = jobs.functions.storage
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storing = InBucket(self._storage, self._prefix)
-        self._stored = StoredPieces(payload.blocks, payload.encryption, self._storing)
+        self._stored = self._storing.of(payload.blocks, payload.encryption)
         self._is_first = True
         self._is_woken = False
         self._has_heard = False  # that a task has begun or ended
@@ -110,7 +109,7 @@ class LithopsRun:
             raise
 
     def wait(self, timeout: float) -> list[Event]:
-        """Look at the flags that Lithops' monitor thread sets, again and again."""
+        """What Lithops' monitor thread has seen."""
         deadline, began = time.monotonic() + timeout, list[Event]()
         while True:
             outcomes = self._look(began)
@@ -118,11 +117,12 @@ class LithopsRun:
             if outcomes or left <= 0 or self._is_woken:
                 self._is_woken = False
                 return [*began, *outcomes]
-            time.sleep(min(LOOK_SECONDS + TASK_LOOK_SECONDS * len(self._jobs.running), left))
+            self._jobs.wait(left)
 
     def wake(self) -> None:
-        """Be seen to have been called at the next look."""
+        """Let the wait end without an outcome."""
         self._is_woken = True
+        self._jobs.wake()
 
     def close(self) -> Stay | None:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
@@ -165,7 +165,6 @@ class LithopsSite(Site):
 
     def __init__(self, choice: Any) -> None:
         self._jobs = Jobs(choice)
-        self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self.name, self.shares_files = self._jobs.name, self._jobs.is_here
         self.look_seconds = look_seldom(self._jobs.functions)
@@ -175,6 +174,7 @@ class LithopsSite(Site):
         self.storage = open_storage(self._jobs.functions)
         self.bucket = self.storage.bucket
         self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
+        self._blocks = InBucket(self.storage, self.prefix)
 
     def object_links(self, join: Join) -> ObjectLinks:
         """In the storage of the configuration."""
@@ -196,17 +196,15 @@ class LithopsSite(Site):
         """
         ended = self._jobs.ended(may_ask)
         if ended:
-            self._left += self._jobs.close_idle()
-            with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
-                left, bucket = self._left, self.storage.bucket
-                self._left = [prefix for prefix in left if delete_below(self.storage, bucket, prefix)]
+            self._blocks.unneeded += self._jobs.close_idle()
+            self._blocks.remove_unneeded()
         return {number: str(sent) if isinstance(sent, LostError) else "" for number, sent in ended.items()}
 
     def close(self) -> None:
         """Kill what Lithops can kill, remove all objects."""
         left = self._jobs.close()
         if self._is_used:
-            remove_objects(self.storage, [f"{self.prefix}/", *left, *self._left])
+            remove_objects(self.storage, [f"{self.prefix}/", *left, *self._blocks.unneeded])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
@@ -214,7 +212,7 @@ class LithopsSite(Site):
 
     def block_store(self) -> InBucket:
         """In the bucket of the configuration."""
-        return InBucket(self.storage, self.prefix)
+        return self._blocks
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
@@ -240,20 +238,21 @@ class InBucket(BlockStore):
         super().__init__(prefix)
         self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
 
-    def put(self, key: str, buffers: Sequence[Any]) -> None:
+    def put(self, key: str, buffers: Sequence[Any]) -> int:
         """An object."""
-        bucket = self._storage.bucket
+        bucket, data = self._storage.bucket, b"".join(buffers)
         try:
-            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+            retry_call(partial(self._storage.put_object, bucket, key, data))
         except Exception as error:
             raise ExecutorError(
                 f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
+        return zlib.crc32(data)
 
     def remove(self, roots: Sequence[str]) -> None:
         """Their objects."""
         for root in roots:
-            delete_below(self._storage, self._storage.bucket, f"{root}/")
+            delete_below(self._storage, self._storage.bucket, root)
 
 
 def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:

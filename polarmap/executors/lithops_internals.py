@@ -13,19 +13,19 @@ import importlib.util
 import json
 import logging
 import os
-import pickletools
 import re
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from polarmap.executors.fork_server import START_SECONDS
 from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.pickling import modules_named
 from polarmap.worker.objects import LAST_POLL_SECONDS
 from polarmap.worker.parts import write_file
 from polarmap.worker.surroundings import absolute_module_path
@@ -215,9 +215,9 @@ def module_sources(pickled: bytes, functions: Any) -> dict[str, tuple[str, bool]
 
     As Lithops itself finds the modules of a function that it maps.
     """
-    strings = {value for _, value, _ in pickletools.genops(pickled) if isinstance(value, str)}
-    roots = {name.partition(".")[0] for name in strings & sys.modules.keys()}
-    roots -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
+    others = {name.partition(".")[0] for name in list(sys.modules)}
+    others -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
+    roots = {name.partition(".")[0] for name in modules_named(pickled, others)}
     if not roots:
         return {}
     from lithops.job.serialize import create_module_data
@@ -330,6 +330,18 @@ def end(functions: Any) -> None:
 
 class LostError(Exception):
     """A function ended without a result, for the reason that this says."""
+
+
+def call_when_seen(futures: Iterable[Any], call: Callable[[], object]) -> None:
+    """Let Lithops call this from its own threads once it has seen that one of these has begun or ended."""
+
+    def then_call(note: Callable[[Any], None], status: Any) -> None:
+        note(status)
+        call()
+
+    for future in futures:
+        for name in ("_set_running", "_set_ready"):
+            setattr(future, name, partial(then_call, getattr(future, name)))
 
 
 def has_ended(future: Any) -> bool:

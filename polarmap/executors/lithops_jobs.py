@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from polarmap.executors.choices import is_localhost, is_of_lithops
 from polarmap.executors.lithops_internals import (
     LostError,
     another_like,
+    call_when_seen,
     end,
     ended_silently,
     has_ended,
@@ -85,6 +87,7 @@ class Jobs:
         self.running: dict[Any, Any] = {}
         self._unbegun: set[Any] = set()
         self._next_look = 0.0
+        self._news = threading.Event()
 
     def functions_for_next(self, slots: int | None = None) -> Any:
         """What the next job is to be started on; ExecutorError if Lithops makes none now.
@@ -115,9 +118,20 @@ class Jobs:
             reason = interpreter_error(functions) or _text(error)
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
             raise ExecutorError(f"{self.name} takes no job: {reason}{advice}") from error
+        call_when_seen(futures, self._news.set)
+        self._news.set()  # what it has seen by now
         self.running |= zip(items, futures, strict=True)
         self._unbegun.update(items)
         self._jobs[functions] |= {future.job_key for future in futures}
+
+    def wait(self, seconds: float) -> None:
+        """Until Lithops has seen a task begin or end, `wake` was called, or it is time to look."""
+        self._news.wait(min(seconds, LISTING_SECONDS))
+        self._news.clear()
+
+    def wake(self) -> None:
+        """Let a wait end, this or the next one."""
+        self._news.set()
 
     def begun(self) -> list[Any]:
         """The tasks that came to run since the last look; on a cloud that is at once, as far as is known."""

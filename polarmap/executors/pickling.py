@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing  # noqa: F401  makes __mp_main__ known, which cloudpickle asks for
+import re
+import sys
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -59,6 +61,19 @@ def pickled_with_buffers(f: Any, place: str, by_value: bool) -> PickledFunction:
     """The same with large arrays beside the pickle."""
     buffers: list[memoryview] = []
     return PickledFunction(pickled(f, place, by_value, taking_large(buffers)), buffers)
+
+
+def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
+    """The modules of this process, those below these roots, that a pickled function names.
+
+    >>> modules_named(cloudpickle.dumps([CodeType, pickled, taking_large]), ["polarmap"]) == {
+    ...     "polarmap.executors.pickling", "polarmap.worker.pytree"}
+    True
+    """
+    either = b"|".join(re.escape(root.encode()) for root in roots)
+    # As a short string, which is remembered: what pickletools tells, a hundred times sooner.
+    names = re.findall(rb"(?s)\x8c.((?:%s)(?:\.\w+)*)\x94" % either, pickled)
+    return {name.decode() for name in names} & sys.modules.keys()
 
 
 def _code_with_its_file(code: CodeType) -> Any:

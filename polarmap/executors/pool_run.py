@@ -15,6 +15,8 @@ from math import inf
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
+
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, WakeSignal, lost
@@ -23,7 +25,7 @@ from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
-from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
+from polarmap.worker.parts import MESSAGE, write_file
 from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -301,14 +303,13 @@ class PoolRun:
         self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 
-    def _read(self, left: str) -> bytearray:
+    def _read(self, left: str) -> memoryview | bytes:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
-            return bytearray()
-        folder = self._folders[int(number)]
-        path = Path(folder, name)
-        data = read_file(folder, Part(name, path.stat().st_size))
+            return b""
+        path = Path(self._folders[int(number)], name)
+        data = np.fromfile(path, np.uint8).data
         path.unlink()
         return data
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server import ForkServerProcess, modules_named, socket_pair
+from polarmap.executors.fork_server import ForkServerProcess, socket_pair
+from polarmap.executors.pickling import modules_named
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.process_identity import process_status
 from polarmap.worker.stream import Stream
@@ -56,7 +57,7 @@ class WorkerProcesses(WorkerTable):
         What forks workers imports what the first function needs, else each of them does.
         """
         if self._server is None:
-            self._modules = modules_named(pickled)
+            self._modules = sorted(modules_named(pickled, ("polarmap", "scipy")))
         environment: Any = os.environ
         # What lies below it is copied in one call, itself in several for each variable.
         seen = working_folder(), sys.path[:], dict(environment._data)

@@ -5,7 +5,6 @@ Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from bisect import bisect_right
@@ -18,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import Part, Place, assemble, missing, truncated, verified
+from polarmap.worker.parts import MAPPED_BYTES, Part, Place, assemble
 from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
 
-MAPPED_BYTES = 1 << 18  # smaller parts of files are read for each task
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
 LOOK_SECONDS = 1.0  # between looks whether files of what is kept are gone
 
@@ -39,7 +37,8 @@ class BlockCache:
     """What workers keep of blocks, by name: the least recently used goes beyond the budget.
 
     Files are looked at each time: those that were changed are read anew. Objects are known by their
-    checksums, or are encrypted, as nothing else is under its key; others are fetched for each task.
+    checksums, or are encrypted, as nothing else is under its key; others are fetched for each task. What a
+    driver has never changes under its name.
 
     read : the bytes of a part; DamagedError if they are not what was stored.
     budget : bytes that may be kept.
@@ -77,16 +76,16 @@ class BlockCache:
         """The bytes of parts in a row."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind == "folder"
-        is_known = is_file or place.encryption or all(part.crc32 is not None for part in stored)
-        if not stored or not is_known or (is_file and size < MAPPED_BYTES):
+        has_name = (
+            place.kind != "bucket" or place.encryption or all(part.crc32 is not None for part in stored)
+        )
+        if not stored or not has_name or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}
         kept = self._kept.get((place, parts))
         if kept is None or kept.files != files:
-            is_mapped = is_file and len(parts) == 1 and place.encryption is None
-            buffer = self._mapped(paths[0], parts[0]) if is_mapped else self._joined(place, parts)
-            kept = Kept(memoryview(buffer).toreadonly(), files)
+            kept = Kept(memoryview(self._joined(place, parts)).toreadonly(), files)
         if size <= self._budget:
             self._keep((place, parts), kept)
         return kept.buffer
@@ -99,26 +98,10 @@ class BlockCache:
                 del self._kept[next(iter(self._kept))]
 
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
-        """A copy of parts in a row."""
+        """The bytes of parts in a row: a copy of several, one as it is read."""
         self.reads += len(parts)
         # Memory of numpy is in large pages.
         return assemble(parts, partial(self._read, place), lambda size: np.empty(size, np.uint8).data)
-
-    def _mapped(self, path: str, part: Part) -> memoryview:
-        """A part as a mapping of its file."""
-        self.reads += 1
-        try:
-            with open(path, "rb") as file:
-                there = max(0, os.fstat(file.fileno()).st_size - part.offset)
-                if there < part.size:
-                    raise truncated(part, there)
-                begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
-                flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # entered one by one is slow
-                length = part.offset - begin + part.size
-                mapped = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin)
-        except FileNotFoundError:
-            raise missing(part) from None
-        return memoryview(verified(part, memoryview(mapped)[part.offset - begin :]))
 
 
 def status_of(path: str) -> tuple[int, ...]:

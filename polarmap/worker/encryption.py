@@ -9,7 +9,7 @@ import hmac
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarmap.worker.messages import Error, Reply, describe
@@ -146,9 +146,11 @@ def encrypted_size(size: int) -> int:
     return size + OVERHEAD_BYTES if size else 0
 
 
-def encrypt_part(encryption: Fields, part: Part, data: Any) -> bytes:
-    """The bytes of a part as they are stored; `part` has the size that they have in memory."""
-    return encrypt(encryption, part_name(part), data) if part.size else b""
+def as_stored(place: Place, part: Part, *runs: Any) -> Sequence[Any]:
+    """The bytes of a part, these in a row, as they lie there: encrypted where its place says so."""
+    if place.encryption is None:
+        return runs
+    return [encrypt(place.encryption, part_name(part), b"".join(runs))] if part.size else []
 
 
 def get_part(place: Place, part: Part, read: Reader) -> Any:
@@ -180,13 +182,11 @@ def put_parts(place: Place, key: str, data: Any, size: int, write: Callable[[str
     for start in range(0, len(data), size):
         piece = data[start : start + size]
         part = Part(key, len(piece), None, offset)
-        if place.encryption is not None:
-            piece = encrypt_part(place.encryption, part, piece)
-            pieces.append(piece)
-        parts.append(part._replace(crc32=zlib.crc32(piece)))
-        offset += len(piece)
+        pieces += as_stored(place, part, piece)
+        parts.append(part._replace(crc32=zlib.crc32(pieces[-1])))
+        offset += len(pieces[-1])
     if parts:
-        write(key, b"".join(pieces) if pieces else data)
+        write(key, data if place.encryption is None else b"".join(pieces))
     return parts
 
 

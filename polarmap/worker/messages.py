@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarmap.worker.faults import Fault
-from polarmap.worker.parts import Part, Place, Reader, assemble
-from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import Layout, Structure
 from polarmap.worker.stored_output import OutputSpec
 
 MESSAGE_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
@@ -42,11 +42,6 @@ class StoredBlock(NamedTuple):
     structure: Structure
     layout: Layout
     data: bytes = b""
-
-    def load(self, read: Reader) -> Any:
-        """The block, its parts read by `read`; DamagedError if they are not as they were written."""
-        # The bytes get no name: f may need the room that this second copy of the block takes.
-        return unflatten(self.structure, unpacked(self.layout, self.data or assemble(self.parts, read)))
 
 
 class Ticket(NamedTuple):

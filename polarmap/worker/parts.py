@@ -7,11 +7,14 @@ for buckets. Runs on workers too: imports the standard library only.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any, NamedTuple
+
+MAPPED_BYTES = 1 << 18  # smaller parts of files are read
 
 
 class Part(NamedTuple):
@@ -88,23 +91,24 @@ def verified(part: Part, data: Any) -> Any:
     return data
 
 
-def read_file(folder: str, part: Part) -> bytearray:
-    """The bytes of a part below `folder`; fewer if the file is shorter; DamagedError if there is none."""
-    data = bytearray(part.size)
+def read_file(folder: str, part: Part) -> bytes | memoryview:
+    """The bytes of a part below `folder`, mapped if they are many; DamagedError if there is no file.
+
+    They are fewer if it is shorter.
+    """
     try:
         with open(os.path.join(folder, part.key), "rb", buffering=0) as file:
-            file.seek(part.offset)
-            filled = 0
-            with memoryview(data) as view:
-                while filled < part.size:
-                    count = file.readinto(view[filled:])
-                    if not count:
-                        break
-                    filled += count
+            there = min(part.size, os.fstat(file.fileno()).st_size - part.offset)
+            if there < MAPPED_BYTES:
+                file.seek(part.offset)
+                return file.read(part.size)
+            begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # entered one by one is slow
+            length = part.offset - begin + there
+            mapped = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin)
     except FileNotFoundError:
         raise missing(part) from None
-    del data[filled:]
-    return data
+    return memoryview(mapped)[part.offset - begin :]
 
 
 def write_file(folder: str, key: str, *buffers: Any) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from polarmap.blocks.coded import WholeBlocks
+from polarmap.executors.base import Coded
 
 
 def test_a_block_is_one_piece_in_memory() -> None:
-    class Numbers(WholeBlocks):
+    class Numbers(Coded):
         def leaves(self, index: int) -> list[Any]:
             return [index + 1]
 

@@ -131,7 +131,9 @@ def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor
         assert_right(ended(run, 0)[0])
 
 
-def test_every_attempt_ends_once_whatever_becomes_of_it(kind: Kind, executor: MapExecutor) -> None:
+def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
+    kind: Kind, executor: MapExecutor
+) -> None:
     """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted."""
     faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
     attempts = [(task, attempt) for attempt in range(2) for task in range(N)] + [(0, 7), (3, 2)]
@@ -145,6 +147,8 @@ def test_every_attempt_ends_once_whatever_becomes_of_it(kind: Kind, executor: Ma
             events += run.wait(0.5)
         events += run.wait(0.2)
     assert sorted(outcome[:2] for outcome in ends(events)) == sorted(attempts)
+    for outcome in ends(events):
+        assert_as_its_fault_says(outcome, faults.get(outcome.task) if outcome.attempt == 0 else None)
     began = [event[:2] for event in events if isinstance(event, Began)]
     assert len(began) == len(set(began))
     assert set(began) <= set(attempts)
@@ -152,28 +156,16 @@ def test_every_attempt_ends_once_whatever_becomes_of_it(kind: Kind, executor: Ma
     assert all(isinstance(events[order.index(one)], Began) for one in began)
 
 
-def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: MapExecutor) -> None:
-    kinds = dict(enumerate(sorted(kind.faults), start=1))
-    faults = {task: Fault(name, seconds=0.2) for task, name in kinds.items()}
-    with closing(executor.open(payload(faults))) as run:
-        run.submit([(task, 0) for task in range(N)])
-        outcomes = ended(run, *range(N))
-        for task, outcome in outcomes.items():
-            fault = kinds.get(task, "sleep")
-            if fault == "sleep":
-                assert_right(outcome)
-            elif fault == "garbage":
-                assert outcome.leaves is not None
-                assert outcome.leaves[0].shape == DATA[task].shape
-                assert not np.array_equal(outcome.leaves[0], 2 * DATA[task])
-            else:
-                assert outcome.failure is not None
-                assert outcome.failure.kind == ("raised" if fault == "raise" else "lost"), outcome
-        run.submit([(task, 1) for task in kinds])
-        for outcome in ended(run, *kinds).values():
-            assert_right(outcome, attempt=1)
-        run.submit([(0, 1)])
-        assert_right(ended(run, 0)[0], attempt=1)
+def assert_as_its_fault_says(outcome: Outcome, fault: Fault | None) -> None:
+    if fault is None or fault.kind == "sleep":
+        assert_right(outcome, outcome.attempt)
+    elif fault.kind == "garbage":
+        assert outcome.leaves is not None
+        assert outcome.leaves[0].shape == DATA[outcome.task].shape
+        assert not np.array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
+    else:
+        assert outcome.failure is not None
+        assert outcome.failure.kind == ("raised" if fault.kind == "raise" else "lost"), outcome
 
 
 def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: MapExecutor) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_functions import HERE
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.executors import executor_of, keep_open, storage_beside
@@ -24,13 +23,6 @@ class Pool:
         raise NotImplementedError
 
 
-@pytest.fixture
-def yaml(tmp_path: Path) -> Path:
-    path = tmp_path / "here.yaml"
-    path.write_text(HERE)
-    return path
-
-
 @pytest.mark.parametrize(
     ("choice", "name"), [(None, "workers here"), ("localhost", "localhost"), (Pool(), "Pool")]
 )
@@ -43,12 +35,6 @@ def test_it_says_what_it_is(choice: Any, name: str) -> None:
 def test_an_executor_of_ours_is_taken_as_it_is() -> None:
     replay = ReplayExecutor()
     assert executor_of(replay) is replay
-
-
-@pytest.mark.parametrize("kind", [Path, str])
-def test_a_configuration_is_a_path(yaml: Path, kind: type) -> None:
-    executor = executor_of(kind(yaml))
-    assert executor.name == "lithops/localhost"
 
 
 def test_only_a_configuration_is_opened_for_many_maps() -> None:

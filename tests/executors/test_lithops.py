@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_functions import HERE, Functions
+from memory_functions import HERE, Functions, Future
 from memory_storage import DictStorage
 from plain import ends, first_ends
-from pool_processes import until
+from pool_processes import python_in, until
 from servers import BUCKET, SECRET, S3Server
 
 import polarmap
@@ -24,11 +24,10 @@ from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors import lithops, lithops_jobs
+from polarmap.executors import lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops import (
     HERE_SECONDS,
-    LOOK_SECONDS,
     PARITY_NICE,
     SPARE_SECONDS,
     LithopsExecutor,
@@ -140,16 +139,17 @@ def test_waiting_takes_as_long_as_it_may() -> None:
     assert 0.1 <= time.monotonic() - began < 5.0
 
 
-def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
-    monkeypatch.setattr(lithops_jobs, "has_ended", lambda future: looks.append(future))
-    monkeypatch.setattr(lithops, "TASK_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(lithops_jobs, "LISTING_SECONDS", 600.0)
+    monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
     run = Run()
     run.submit([(task, 0) for task in range(3)])
     run.wait(0.0)  # which tells that they have begun
-    looks.clear()
-    run.wait(0.1)
-    assert 2 * 3 <= len(looks) <= 3 * (2 + 0.1 / (LOOK_SECONDS + 3 * 0.01))
+    with ThreadPoolExecutor(1) as monitor:
+        monitor.submit(run.functions.futures[1]._set_ready, None)
+        assert [outcome.task for outcome in ends(run.wait(60.0))] == [1]
+    assert looks == [run.functions.futures[1]]
 
 
 # --- jobs on this machine ------------------------------------------------------------
@@ -221,9 +221,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
 
 def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
     """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
-    script, yaml = tmp_path / "python", tmp_path / "lithops.yaml"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    script.chmod(0o755)
+    script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
     site, found = LithopsSite(yaml), dict[int, str]()
     with closing(site):
@@ -232,11 +230,14 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
         assert list(found) == [7]
         assert "127.0.0.1" in found[7]
         assert site.ended() == {}
-        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+        python_in(tmp_path, lacks="numpy")
         site.launch(NOWHERE, {8: 60.0, 9: 60.0})
         assert until(lambda: bool(found.update(site.ended()) or len(found) == 3), 60.0)
     for number in (8, 9):
-        assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
+        assert (
+            f"{script} of its workers does not run Lithops (ModuleNotFoundError: No module named 'numpy')"
+            in found[number]
+        )
 
 
 def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
@@ -322,21 +323,6 @@ def test_large_and_small_results_with_stragglers_and_dead_workers(s3_server, con
             np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
     lithops_own = "lithops.runtimes/"  # what Lithops remembers of an interpreter
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
-
-
-def test_dead_and_late_workers_with_results_that_are_objects(s3_server, config):
-    """Two of seven workers die and are not tried again; then two are late, and parity is on demand."""
-    A = np.random.default_rng(0).standard_normal((40, 3000))
-    dying = {task: Fault("kill", attempts=9) for task in (0, 2)}
-    late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
-    for faults, options in ((dying, {"retries": 0}), (late, {"schedule": "on_demand"})):
-        y = polarmap.coded_map(
-            lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
-            executor=FaultyExecutor(config, faults), **options,
-        )  # fmt: skip
-        np.testing.assert_allclose(y.concatenate(), A * 2, rtol=1e-9, atol=1e-9)
-        assert set(y.report.recovered) == set(faults)
-    assert [key for key in keys_of(s3_server) if key != "ready" and "lithops.runtimes" not in key] == []
 
 
 def test_wrong_credentials_are_one_clear_error(config):

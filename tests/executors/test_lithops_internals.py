@@ -15,7 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
-from pool_processes import until
+from pool_processes import python_in, until
 
 from polarmap.executors.lithops_internals import (
     LostError,
@@ -65,9 +65,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
 def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, version: int) -> None:
     import lithops
 
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    script.chmod(0o755)
+    script = python_in(tmp_path)
     config = {
         "lithops": {"backend": "localhost", "storage": "localhost"},
         "localhost": {"version": version, "runtime": str(script)},
@@ -75,7 +73,7 @@ def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, ver
     functions = lithops.FunctionExecutor(config=config, log_level=None)
     assert runs_here(functions)
     assert interpreter_error(functions) == ""
-    script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+    python_in(tmp_path, lacks="numpy")
     said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
     assert re.search(said, interpreter_error(functions))
     script.unlink()

@@ -8,7 +8,7 @@ import traceback
 import cloudpickle
 import pytest
 
-from polarmap.executors.pickling import pickled, pickled_by_value
+from polarmap.executors.pickling import modules_named, pickled, pickled_by_value
 
 
 def test_a_function_comes_back() -> None:
@@ -30,6 +30,14 @@ def test_the_same_function_is_the_same_bytes() -> None:
 
     first = pickled(f, "a pool")
     assert all(pickled(f, "a pool") == first for _ in range(3))
+
+
+def test_only_modules_that_are_there_below_these_roots_are_named() -> None:
+    several = ["polarmap.errors", "polarmap.nowhere", "polarmap_not", "os.path", "scipy", 1.5, "a polarmap"]
+    assert modules_named(pickled(several, "a pool"), ["polarmap", "scipy"]) <= {"polarmap.errors", "scipy"}
+    assert "polarmap.errors" in modules_named(pickled(several, "a pool"), ["polarmap"])
+    large = [b"\x8c" * 10_000, [float(number) for number in range(10_000)], pickled]
+    assert modules_named(pickled(large, "a pool"), ["polarmap"]) == {"polarmap.executors.pickling"}
 
 
 def test_the_last_to_leave_takes_the_entry_out() -> None:

@@ -82,12 +82,6 @@ def test_the_key_itself_does_not_leave_this_machine(kind, tmp_path):
     assert KEY.hex() not in str(caught.value)
 
 
-def test_a_file_has_the_key_too(pool, tmp_path):
-    (tmp_path / "key").write_text(KEY.hex())
-    y = polarmap.coded_map(total, A, executor=pool, key=f"file:{tmp_path}/key", **SIZES)
-    np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
-
-
 BIG = random_array((400, 2_000))
 COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
 
@@ -123,9 +117,10 @@ def test_every_kind_of_map(pool, f, data, options):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_pools_of_others(kind):
+def test_pools_of_others_of_which_each_process_finds_the_key(kind, tmp_path):
+    (tmp_path / "key").write_text(KEY.hex())
     with ThreadPoolExecutor(2) if kind == "threads" else process_pool(2) as executor:
-        y = polarmap.coded_map(total, BIG, executor=executor, key=KEY, **SIZES)
+        y = polarmap.coded_map(total, BIG, executor=executor, key=f"file:{tmp_path}/key", **SIZES)
     np.testing.assert_allclose(y.concatenate(), BIG.sum(axis=1), rtol=1e-9, atol=1e-9)
 
 
@@ -145,11 +140,6 @@ def test_without_the_key_there_is_one_clear_error():
         polarmap.coded_map(total, A, executor=executor, key=f"env:{NAME}", retries=0, **SIZES)
     with pytest.raises(CodeError, match=r"'NOT_SET_ANYWHERE' of key=.* is not set here"):
         polarmap.coded_map(total, A, key="env:NOT_SET_ANYWHERE")
-
-
-def test_a_future_has_it_too(pool):
-    future = polarmap.submit(total, A, executor=pool, key=KEY, **SIZES)
-    np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
 
 
 def test_a_stored_array_has_told_its_key(pool, store):

@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 
-from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, runs
-from polarmap.worker.encryption import Encryption, encrypt_part
+from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks, runs
+from polarmap.worker.encryption import Encryption, as_stored
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part, remove_parts, write_object
+from polarmap.worker.parts import (
+    MAPPED_BYTES,
+    MESSAGE,
+    DamagedError,
+    Part,
+    Place,
+    read_part,
+    remove_parts,
+    write_object,
+)
 from polarmap.worker.program import TaskIO
 from polarmap.worker.pytree import layout_of
 
@@ -41,10 +50,8 @@ class Blocks:
         parts = []
         for number, array in enumerate(arrays):
             part = Part(f"{name}{number}", array.nbytes, None, 5)
-            data = array.tobytes()
-            if self.place.encryption is not None:
-                data = encrypt_part(self.place.encryption, part, data)
-            elif check:
+            [data] = as_stored(self.place, part, array.tobytes())
+            if check and self.place.encryption is None:
                 part = part._replace(crc32=zlib.crc32(data))
             self.write(part.key, b"12345" + data + b"appended")
             parts.append(part)

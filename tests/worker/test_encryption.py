@@ -24,10 +24,10 @@ from polarmap.worker.encryption import (
     PURPOSE,
     Encryption,
     KeyUnavailableError,
+    as_stored,
     decrypt,
     decrypted_reply,
     encrypt,
-    encrypt_part,
     encrypted_reply,
     encrypted_size,
     get_part,
@@ -57,6 +57,11 @@ class Objects(dict[str, bytes]):
 
     def put_parts(self, key: str, data: Any, size: int) -> list[Part]:
         return put_parts(self._place, key, data, size, self.__setitem__)
+
+
+def encrypt_part(encryption: Encryption, part: Part, data: bytes) -> bytes:
+    """What is stored of a part."""
+    return b"".join(as_stored(Place("driver", "", encryption=encryption), part, data))
 
 
 def decrypt_part(encryption: Encryption, part: Part, stored: bytes) -> Any:

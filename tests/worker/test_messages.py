@@ -61,15 +61,6 @@ def classes_in(value: Any) -> set[type]:
     return {type(value)}.union(*inside)
 
 
-def test_a_stored_block_is_its_parts_in_a_row() -> None:
-    data = BLOCK.tobytes()
-    parts = (Part("", 0, None, 0), Part("a", 24, None, 0), Part("a", 24, None, 24))
-    block = StoredBlock(Place("folder", ""), parts, ("array",), layout_of([BLOCK]))
-    loaded = block.load(lambda part: data[part.offset : part.offset + part.size])
-    np.testing.assert_array_equal(loaded, BLOCK)
-    loaded[...] = 0
-
-
 def travelled(reply: Reply) -> Reply:
     came = Reply(*pickle.loads(bytearray(pickled(plain(reply)))))
     return came if came.error is None else came._replace(error=Error(*came.error))

@@ -14,7 +14,7 @@ from pool_processes import until
 
 from polarmap.worker import objects
 from polarmap.worker.objects import ObjectChannel, ObjectKeys, Orders, Said
-from polarmap.worker.stream import CALL, CANCEL, END, PROCESS, Frames, Message
+from polarmap.worker.stream import CALL, CANCEL, END, Message
 
 KEYS = ObjectKeys("polarmap/pool-1")
 NOTHING: tuple[list[Message], bool] = [], True
@@ -97,18 +97,6 @@ def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: ObjectCh
     assert heard(channel) == [Message(CALL, data=b"newer")]
 
 
-def test_replies_are_objects(driver: Driver, channel: ObjectChannel) -> None:
-    sent = [Message(PROCESS, header=b"5"), Message(END, (1, 2, 0), data=b"raw")]
-    channel.send(sent[0])
-    driver.put(w7=[(1, Message(CALL), None)])
-    heard(channel)
-    channel.send(sent[1])
-    found = driver.heard()
-    instance = found[0][0].instance
-    assert [said for said, _ in found] == [Said(7, instance, 1, 0, 1, 43), Said(7, instance, 2, 1, 2, 45)]
-    assert [list(Frames().of(data)) for _, data in found] == [[one] for one in sent]
-
-
 def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: ObjectChannel) -> None:
     channel._next_sign = 0.0
     assert not channel.is_closed()
@@ -116,16 +104,6 @@ def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: Ob
     assert channel.receive(1.0) == GONE
     channel._next_sign = 0.0
     assert channel.is_closed()
-
-
-def test_a_worker_that_is_among_those_with_orders_no_more_is_let_go(
-    driver: Driver, channel: ObjectChannel
-) -> None:
-    assert channel.receive(0.0) == NOTHING  # it is not known yet
-    driver.put(w7=[], w8=[])
-    assert channel.receive(0.02) == NOTHING
-    driver.put(w8=[])
-    assert [channel.receive(1.0) for _ in range(2)] == [GONE, GONE]
 
 
 def test_a_driver_whose_object_does_not_change_is_gone(

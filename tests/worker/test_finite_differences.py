@@ -1,0 +1,79 @@
+"""Slopes along a few directions, and what tells their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap.worker.finite_differences import (
+    NotScalarError,
+    Sizes,
+    along_coordinates,
+    along_rows,
+    slopes,
+)
+
+X, SCALE = np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, 10.0, 0.1]])
+GRADIENT = 2 * X * SCALE  # of the sum of squares, in units of the scale
+H = 1e-4
+
+
+def squares(x: Any) -> float:
+    return float((x**2).sum())
+
+
+def found(
+    directions: Any, scheme: str = "central", f: Callable[[Any], Any] = squares
+) -> tuple[np.ndarray, Sizes]:
+    along, sizes = slopes(f, X, iter(np.asarray(directions, float)), SCALE, H, scheme)
+    return along, Sizes(*sizes)
+
+
+@pytest.mark.parametrize(("scheme", "error"), [("central", 1e-8), ("forward", 300 * H)])
+def test_slopes_are_those_along_the_directions_whatever_their_norms(scheme: str, error: float) -> None:
+    directions = [[[1, 0, 0]], [[0, 1, 0]], [[1e3, -2e3, 5e2]], [[1e-6, 0, 1e-6]]]
+    along, sizes = found(directions, scheme)
+    for slope, u in zip(along, np.array(directions), strict=True):
+        assert slope == pytest.approx((GRADIENT * u).sum(), abs=error * np.linalg.norm(u))
+    assert sizes.longest == pytest.approx(np.linalg.norm(directions[2]))
+
+
+def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler() -> None:
+    points: list[Any] = []
+
+    def f(x: Any) -> float:
+        points.append(x.copy())
+        return squares(x)
+
+    zero, u = np.zeros_like(X), np.array([[3.0, 0, 4.0]])
+    assert found([zero], f=f)[0].tolist() == [0.0]
+    assert points == []
+    found([u, zero, u], f=f)
+    np.testing.assert_allclose(points, [X + sign * H * u / 5 * SCALE for sign in (1, -1, 1, -1)])
+    points.clear()
+    _, sizes = found([u, zero, u], "forward", f)
+    assert len(points) == 4  # the middle, one each, and how f bends along the first
+    assert sizes.curvature == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
+
+
+def test_sizes_tell_of_the_values_of_f_and_of_their_rounding() -> None:
+    values = iter([3.0, -1.0, 2.0, 7.0])
+    _, sizes = found([[[1, 0, 0]], [[0, 2, 0]]], f=lambda x: np.float32(next(values)))
+    assert sizes == Sizes(-1.0, 7.0, 0.0, float(np.finfo(np.float32).eps), 2.0)
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), "1", None, 1j])
+def test_f_that_returns_no_real_number_is_told(value: Any) -> None:
+    with pytest.raises(NotScalarError, match="f must return one real number, not "):
+        found([[[1, 0, 0]]], f=lambda x: value)
+
+
+def test_a_block_holds_directions_or_the_coefficients_of_groups_of_coordinates() -> None:
+    along, _ = along_rows(squares, X, SCALE, H, "central")(np.array([[1.0, 0, 0], [0, 1.0, 0]]))
+    np.testing.assert_allclose(along, (2 * X).reshape(-1)[:2], atol=1e-7)
+    # Of two groups, coordinates 0 and 2, and 1 and a filler.
+    along, _ = along_coordinates(squares, X, SCALE, H, "central", 2)(np.array([1.0, -1.0]))
+    np.testing.assert_allclose(along, [GRADIENT[0, 0] - GRADIENT[0, 1], GRADIENT[0, 2]], atol=1e-7)
