@@ -13,8 +13,9 @@ from polarmap.code.dtypes import Array, DType, Mask, default_rtol, epsilon, is_e
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
+from polarmap.run.local_run import LocalRun, coded_block, data_block
 from polarmap.run.received import NotFiniteError, Received
-from polarmap.run.results import LocalRun, coded_block, data_block, evaluated_here, kind_of, leaves_of
+from polarmap.run.results import kind_of
 from polarmap.run.trusted import LINEAR
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
@@ -38,15 +39,15 @@ class Verifier:
         Whether one of them was broken then, and nobody has been found who did it.
     """
 
-    def __init__(self, received: Received) -> None:
-        self._received, self._coded, self._f = received, received.coded, received.f
-        self._rtol, self._errors_of = received.options.rtol, received.options.known.errors
+    def __init__(self, word: Received) -> None:
+        self._word, self._coded = word, word.coded
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None
+        self._measured: Recovery | None = None  # of the results whose equations were evaluated last
+        self._suspects: set[int] | None = None  # any one of whom would explain what was broken then
         self._residuals: list[float | None] = []  # of each leaf, as last measured
         self._missed: dict[int, list[float]] = {}  # by how much decoded blocks missed what f gave here
         self.evaluated: dict[int, list[Array]] = {}
-        self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
         self.broken = False
 
@@ -56,26 +57,22 @@ class Verifier:
         `more`: whether to wait for another result where these do not tell garbage from a
         non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
         """
-        decoder = self._received.decoder
-        if more and self._undecided == decoder.count:
-            return False
-        broken, suspects = self._equations_broken()
-        if not broken:
+        if not self._are_broken():
             return True
+        suspects = self._suspects
         if suspects is not None and len(suspects) == 1:
-            self._convict(suspects.pop())
+            self._convict(*suspects)
             return False
-        if more and (suspects is None or len(suspects) > 1):
-            self._undecided = decoder.count
+        if more and suspects != set():
             return False
         self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
 
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
-        decoder = self._received.decoder
-        return decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
+        decoder = self._word.decoder
+        return decoder.ready and decoder.surplus > 0 and self._are_broken()
 
-    def unchecked(self) -> list[int]:
+    def unchecked(self) -> tuple[int, ...]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
 
         Checks are the left-over equations and the decoded blocks of which f was evaluated here.
@@ -83,14 +80,14 @@ class Verifier:
         """
         recovery = self._recovery
         handed_out = recovery.arrived < len(self._coded.code.systematic)
-        return [int(index) for index in recovery.arrived[self._unseen(handed_out)]]
+        return tuple(recovery.arrived[self._unseen(handed_out)].tolist())
 
     def _unseen(self, also: Mask | bool = False) -> Mask:
         """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
         recovery = self._recovery
         unseen = np.zeros(len(recovery.arrived), bool)
         evaluated = np.isin(recovery.missing, list(self.evaluated))
-        for dtype in set(self._received.dtypes()):
+        for dtype in set(self._word.dtypes()):
             seen = equations.revealed(recovery, dtype)[evaluated].any(axis=0)
             if self._residuals:
                 seen |= equations.covered(recovery, dtype)
@@ -106,7 +103,7 @@ class Verifier:
         data; those of copies of a block hold of any f. What is odd about the result of a data block may be
         f's own doing.
         """
-        if self._received.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
+        if self._word.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
             return False
         is_seen = bool(np.isin(self._recovery.missing, list(self.evaluated)).all())
         if not is_seen and not self._differ():
@@ -120,14 +117,14 @@ class Verifier:
         """Whether one of the checks involves f of a sum of blocks: a copy of a block tells nothing of f."""
         if self._mixed[np.isin(self._recovery.missing, list(self.evaluated))].any():
             return True
-        dtypes = set(self._received.dtypes()) if self._residuals else ()
+        dtypes = set(self._word.dtypes()) if self._residuals else ()
         return any(equations.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
 
     @property
     def _mixed(self) -> Mask:
         """Which of the blocks to decode are made of more than a copy."""
         mixed = np.zeros(len(self._recovery.missing), bool)
-        for dtype in set(self._received.dtypes()):
+        for dtype in set(self._word.dtypes()):
             mixed |= equations.support(self._recovery, dtype).sum(axis=1) > 1
         return mixed
 
@@ -152,16 +149,16 @@ class Verifier:
         tell from rounding.
         """
         recovery, bound = self._recovery, 0.0
-        for leaf, dtype in enumerate(self._received.dtypes()):
+        for leaf, dtype in enumerate(self._word.dtypes()):
             if is_exact(dtype) and not recovery.rounds:
                 continue
-            hidden = epsilon(self._received.precision(dtype))  # rounding may hide as much
+            hidden = epsilon(self._word.precision(dtype))  # rounding may hide as much
             left_over = self._residuals[leaf] if self._residuals else None
             left_over = None if left_over is None else left_over + hidden
             rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
             missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
-            largest = equations.largest_magnitude([leaves[leaf] for leaves in self._received.decoded])
+            largest = equations.largest_magnitude([leaves[leaf] for leaves in self._word.decoded])
             if largest:  # parity results may be larger than those that are wanted
                 halves = self._halves / largest if is_exact(dtype) else 0.0
                 bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
@@ -177,7 +174,7 @@ class Verifier:
             if recovery.exact
             else recovery.amplification
         )
-        return norm * epsilon(self._received.precision(dtype))
+        return norm * epsilon(self._word.precision(dtype))
 
     @property
     def _halves(self) -> float:
@@ -188,7 +185,7 @@ class Verifier:
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
-        return equations.largest_magnitude([leaves_of(one)[leaf] for one in self._received.results.values()])
+        return equations.largest_magnitude([one.leaves[leaf] for one in self._word.results.values()])
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -199,9 +196,9 @@ class Verifier:
         missing = self._recovery.missing.tolist()
         if self._local is None or self._local.index not in missing or self._has_more_to_tell():
             index = self._most_telling()
-            self._local = LocalRun(self._f, partial(data_block, self._coded, index), index)
+            self._local = LocalRun(self._word.f, partial(data_block, self._coded, index), index)
         if not self._local.is_running and self._local.leaves is not None:
-            usual = self._received.structure
+            usual = self._word.structure
             is_alike = usual[0] == "sample" or repr(self._local.structure) == repr(usual)  # of what is stored
             self.evaluated[self._local.index] = self._local.leaves if is_alike else []  # agrees with nothing
         return self._local
@@ -229,35 +226,33 @@ class Verifier:
         """f of a parity block, on a thread: under way, or ended just now."""
         if self._parity_run is None:
             index, _ = self._most_mixed
-            self._parity_run = LocalRun(self._f, partial(coded_block, self._coded, index), index)
+            self._parity_run = LocalRun(self._word.f, partial(coded_block, self._coded, index), index)
         return self._parity_run
 
     def parity_fits(self, leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
-        results = self._received.results
-        first = leaves_of(results[min(results)])
-        if [(one.shape, kind_of(one.dtype)) for one in leaves] != [
-            (one.shape, kind_of(one.dtype)) for one in first
-        ]:
+        received = self._word
+        first = received.results[min(received.results)]
+        if [(kind_of(one.dtype), one.shape) for one in leaves] != list(first.kind[1]):
             self.residual = np.inf
             return False
         k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self._most_mixed
         places = np.arange(code.n)
-        recovery = code.recovery((places < k) | (places == index), self._received.decoder.exact)
+        recovery = code.recovery((places < k) | (places == index), received.decoder.exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
-        rows = [self._received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)]
-        return not self._measure(recovery, rows)[0]
+        self._measure(recovery, [received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)])
+        return not self.broken
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
-        if self._received.trust.known is None and self._differ():
-            self._received.trust.note()
+        if self._word.trust.known is None and self._differ():
+            self._word.trust.note()
 
     def _differ(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
-        for leaf, dtype in enumerate(self._received.dtypes()):
-            first, *others = self._received.rows(leaf).values()
-            apart = 0.0 if is_exact(dtype) else equations.tolerance(self._received.precision(dtype))
+        for leaf, dtype in enumerate(self._word.dtypes()):
+            first, *others = self._word.rows(leaf).values()
+            apart = 0.0 if is_exact(dtype) else equations.tolerance(self._word.precision(dtype))
             with np.errstate(invalid="ignore", over="ignore"):
                 if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
                     return True
@@ -265,7 +260,7 @@ class Verifier:
 
     @property
     def _recovery(self) -> Recovery:
-        return self._received.decoder.recovery
+        return self._word.decoder.recovery
 
     def _has_more_to_tell(self) -> bool:
         """Whether the last local run has been looked at, and another block would check more."""
@@ -275,29 +270,32 @@ class Verifier:
         """The block to decode that is made of most results unchecked so far."""
         recovery, columns = self._recovery, self._unseen()
         told = sum(
-            equations.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes()
+            equations.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._word.dtypes()
         )
-        told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._received.odd))
+        told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._word.odd))
         told[np.isin(recovery.missing, list(self.evaluated))] = -1.0
         return int(recovery.missing[np.argmax(told)])
 
-    def _equations_broken(self) -> tuple[bool, set[int] | None]:
-        """Whether an equation is broken, and the tasks any one of which would explain it."""
-        leaves = range(len(self._received.dtypes()))
-        return self._measure(self._recovery, [self._received.rows(leaf) for leaf in leaves])
+    def _are_broken(self) -> bool:
+        """Whether a left-over equation is, of the results that arrived."""
+        recovery = self._recovery
+        if self._measured is not recovery:
+            leaves = range(len(self._word.dtypes()))
+            self._measure(recovery, [self._word.rows(leaf) for leaf in leaves])
+        return self.broken
 
-    def _measure(self, recovery: Recovery, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
-        """The same for a recovery and the flat results, by leaf, that satisfy its left-over equations."""
+    def _measure(self, recovery: Recovery, leaves: list[dict[int, Array]]) -> None:
+        """Evaluate the left-over equations of a recovery on the flat results, by leaf, that satisfy them."""
         broken = False
         suspects: set[int] | None = None
         self._residuals = []
-        for arrived, dtype, error in zip(leaves, self._received.dtypes(), self._errors()):
+        for arrived, dtype, error in zip(leaves, self._word.dtypes(), self._errors()):
             if error == np.inf:
                 self._residuals.append(None)
                 continue
             rows = recovery.checkable(arrived)
-            precision = self._received.precision(dtype)
-            found = equations.residual(recovery, rows, dtype, self._rtol, precision, error)
+            precision = self._word.precision(dtype)
+            found = equations.residual(recovery, rows, dtype, self._word.options.rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
             self._residuals.append(found.relative)
@@ -308,16 +306,17 @@ class Verifier:
                     suspects = named if suspects is None else suspects & named
         measured = [one for one in self._residuals if one is not None]
         self.residual, self.broken = max(measured, default=0.0), broken
-        return broken, suspects
+        self._measured, self._suspects = recovery, suspects
 
     def _convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        own = evaluated_here(self._f, partial(coded_block, self._coded, index), self._received.time_here)
-        if own is not None and self._agrees(own, leaves_of(self._received.results[index])):
+        run = LocalRun(self._word.f, partial(coded_block, self._coded, index))
+        own = run.leaves_within(self._word.time_here)
+        if own is not None and self._agrees(own, self._word.results[index].leaves):
             self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"
         self.residual, self.broken = None, False
-        self._received.drop(index, Failure("garbage", "GarbageResult", message))
+        self._word.drop(index, Failure("garbage", "GarbageResult", message))
 
     def _agrees(self, own: list[Array], other: list[Array], decoded: bool = False) -> bool:
         """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""
@@ -325,19 +324,22 @@ class Verifier:
             return False
         for leaf, (one, two, error) in enumerate(zip(own, other, self._errors())):
             noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
-            precision = self._received.precision(two.dtype)
-            if not leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
+            precision = self._word.precision(two.dtype)
+            if not leaf_agrees(
+                one, two, precision, self._word.options.rtol, *noise, error * max(1.0, noise[0])
+            ):
                 return False
         return True
 
     def _errors(self) -> list[float]:
         """What entries of each leaf may be off by anyway."""
-        received = [leaves_of(one) for one in self._received.results.values()]
-        return [0.0] * len(received[0]) if self._errors_of is None else self._errors_of(received)
+        received = [one.leaves for one in self._word.results.values()]
+        errors_of = self._word.options.known.errors
+        return [0.0] * len(received[0]) if errors_of is None else errors_of(received)
 
     def _decoding_noise(self, leaf: int) -> tuple[float, float]:
         """What decoding amplifies, and the largest number it adds up."""
-        return self._received.decoder.amplification, self._largest(leaf)
+        return self._word.decoder.amplification, self._largest(leaf)
 
     def blame_f(self, what: str) -> NoReturn:
         """Give up: nothing can be decoded."""

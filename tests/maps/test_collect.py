@@ -21,7 +21,7 @@ from polarmap import CodedResult, Decoder, Fault, FaultyExecutor, PolarCode, Rep
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
 from polarmap.executors.replay import ReplayRun
-from polarmap.run import results
+from polarmap.run import local_run
 from polarmap.run.trusted import TRUSTED
 
 N, K = 12, 8
@@ -237,7 +237,7 @@ def test_any_code_order_and_dtype_gives_the_plain_map(
 def test_the_wait_for_surplus_is_one_median_task_time_within_limits(
     usual: float, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LOOK_SECONDS", 60.0)  # f here ends within one look, however busy this is
+    monkeypatch.setattr(local_run, "LOOK_SECONDS", 60.0)  # f here ends within one look, however busy this is
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     result = coded(executor=arriving(order, N, start=usual, step=0.0))
     assert_right(result)
