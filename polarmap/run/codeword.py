@@ -261,7 +261,8 @@ class Codeword(Received):
         if found is not None:
             recovered = [index for index in recovered if found.errors[index] == 0]
         elif recovered:
-            amplification, bound = self._amplification, self.checks.error_bound()
+            exact = self.decoder.exact and all(map(is_exact, self.dtypes()))
+            amplification, bound = 0.0 if exact else self.checks.amplification, self.checks.error_bound()
         waited, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
             waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
@@ -279,12 +280,6 @@ class Codeword(Received):
             "errors": found.errors if found is not None and any(found.errors) else (),
             "error_p90": 0.0 if found is None else found.error_p90,
         }
-
-    @property
-    def _amplification(self) -> float:
-        if self.decoder.exact and not all(map(is_exact, self.dtypes())):  # floats decoded beside integers
-            return float(np.linalg.norm(self.decoder.recovery.weights, axis=1).max())
-        return self.decoder.amplification
 
     # -- what the schedule asks -------------------------------------------------------------
 
