@@ -165,7 +165,7 @@ def _check_out(out: Any, options: MapOptions) -> None:
     if not isinstance(out, Stored):
         advice = f": use Stored({out!r})" if isinstance(out, str) else ""
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
-    if options.deadline is not None:
+    if options.estimates:
         raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
 
 

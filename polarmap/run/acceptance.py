@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polarmap.errors import CodeError, warn
-from polarmap.run.results import LocalRun
+from polarmap.run.local_run import LocalRun
 from polarmap.run.verify import Verifier
 from polarmap.worker.parts import DamagedError
 
@@ -15,25 +15,25 @@ class Acceptance(Verifier):
 
     def verified(self) -> str | None:
         """How results were verified of which some have to be decoded; None as long as that is not settled."""
-        received = self._received
-        if received.wraps:
-            raise CodeError(f"a result is missing and cannot be decoded: {received.why_not_protected()}")
-        if self._received.options.verify is False:
+        word = self._word
+        if word.wraps:
+            raise CodeError(f"a result is missing and cannot be decoded: {word.why_not_protected}")
+        if word.options.verify is False:
             return "no"
         how = self._checked()
-        if how in ("parity", "local") and self._received.trust.known is None and self.is_mixing:
-            received.decode()
+        if how in ("parity", "local") and word.trust.known is None and self.is_mixing:
+            word.decode()
             self.note_passed()
         return how
 
     def _checked(self) -> str | None:
-        trusted = not self._received.is_first_use
-        if self._received.decoder.surplus:
+        word = self._word
+        if word.decoder.surplus:
             if not self._surplus_holds():
                 return None
-            if trusted or (self.is_telling and not self.differing_here(self._received.decode())):
+            if not word.is_first_use or (self.is_telling and not self.differing_here()):
                 return "parity"
-        elif trusted:
+        elif not word.is_first_use:
             return "earlier"
         elif not self._surplus_wait_is_over():
             return None
@@ -41,32 +41,38 @@ class Acceptance(Verifier):
 
     def _checked_here(self) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
-        run = self.local_run()
-        if run.index not in self.evaluated:
-            if not self._is_hopeless(run):
+        word, run = self._word, self.local_run()
+        how = "parity" if word.decoder.surplus else "local"
+        if run.index in self.evaluated:
+            differing = self.differing_here()
+            if not self._surplus_wait_is_over() and (differing or not self.is_telling):
                 return None
-            if self._received.decoder.surplus:
-                return "parity"
-            here = f"raised {run.words}" if run.error is not None else f"had not ended after {self._waited}"
-            warn(
-                f"f could not be verified: no result beyond the {self._received.needed} needed arrived, and "
-                f"on the driver it {here}"
-            )
-            return "no"
-        differing = self.differing_here(self._received.decode())
-        if not self._surplus_wait_is_over() and (differing or not self.is_telling):
+            if differing:
+                self.blame_f(f"f of block {differing[0]} differs from its decoded result")
+            return how
+        if not self._is_hopeless(run):
             return None
-        if differing:
-            self.blame_f(f"f of block {differing[0]} differs from its decoded result")
-        return "parity" if self._received.decoder.surplus else "local"
+        if how == "parity":
+            return how
+        here = (
+            f"raised {run.words}"
+            if run.error is not None
+            else f"had not ended after {word.since_ready:.3g} s"
+        )
+        warn(
+            f"f could not be verified: no result beyond the {word.needed} needed arrived, and on the driver "
+            f"it {here}"
+        )
+        return "no"
 
     def _is_hopeless(self, run: LocalRun) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""
-        if self._received.since_ready > self._received.patience:
+        word = self._word
+        if word.since_ready > word.patience:
             return True
         if run.error is None:
             return False
-        return self._surplus_wait_is_over() if self._received.decoder.surplus else not self._received.coming
+        return self._surplus_wait_is_over() if word.decoder.surplus else not word.tasks.coming
 
     # -- where nothing has to be decoded ----------------------------------------------------
 
@@ -75,34 +81,37 @@ class Acceptance(Verifier):
 
         NotLinearError if they could not.
         """
-        received, code = self._received, self._coded.code
+        word, code = self._word, self._coded.code
         if code.n == code.wanted:
             return True
-        if received.coded.source is None and received.wraps:  # else all would be read to tell
-            return self._say_not_protected(received.why_not_protected())
-        if received.decoder.surplus and not self._surplus_holds():
+        if word.coded.source is None and word.wraps:  # else all would be read to tell
+            return self._say_not_protected(word.why_not_protected)
+        if word.decoder.surplus and not self._surplus_holds():
             return False
-        if not (self._received.is_first_use and self.can_mix):
+        if not word.is_first_use or self.most_mixed[1] == 1:  # copies of blocks tell nothing
             return True
         if self.is_mixing:
             self.note_passed()
             return True
-        if not self._surplus_wait_is_over() and received.watch.remaining > 0:
+        if not self._surplus_wait_is_over() and word.watch.remaining > 0:
             return False
         return self._parity_is_checked_here()
 
     def _parity_is_checked_here(self) -> bool:
         """The same by f of a parity block on the driver, where no parity result came."""
-        code = self._coded.code
+        word, code = self._word, self._coded.code
         if code.recovery_threshold > code.wanted:  # a polynomial takes more than one
             return self._say_unverified("too few results beyond those of the data came")
-        run = self.parity_run()
-        if run.is_running:
-            return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
+        run = self.parity_run
+        if run.is_running:  # more of it where the caller insists
+            most = word.patience if word.options.verify is True else 2 * word.surplus_wait
+            if word.since_ready <= most and word.watch.remaining > 0:
+                return False
+            return self._say_unverified(f"here it had not ended after {word.since_ready:.3g} s")
         if run.leaves is None:
             if isinstance(run.error, DamagedError):  # says nothing of f
                 return self._say_unverified(f"a parity block could not be read here: {run.words}")
-            failures = (self._received.tasks[i].failures for i in range(code.wanted, code.n))
+            failures = (word.tasks[i].failures for i in range(code.wanted, code.n))
             if any(failure.kind == "raised" for told in failures for failure in told):
                 self.blame_f(f"f fails on parity blocks, here with {run.words}")
             return self._say_unverified(f"here it raised {run.words}")
@@ -111,38 +120,36 @@ class Acceptance(Verifier):
         self.note_passed()
         return True
 
-    @property
-    def _is_given_up(self) -> bool:
-        """Whether f of a parity block has had its time: more of it where the caller insists."""
-        received = self._received
-        if received.watch.remaining <= 0:
-            return True
-        most = received.patience if self._received.options.verify is True else 2 * received.surplus_wait
-        return received.since_ready > most
-
     def _say_not_protected(self, why: str) -> bool:
         """Say that a lost result could not be decoded; CodeError where the caller insists."""
-        if self._received.options.verify is True:
+        if self._word.options.verify is True:
             raise CodeError(why)
         warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
         return True
 
     def _say_unverified(self, why: str) -> bool:
         """Say that nothing is known of f, to a caller who insists."""
-        if self._received.options.verify is True:
+        if self._word.options.verify is True:
             warn(f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}")
         return True
 
     # ---------------------------------------------------------------------------------------
 
     def _surplus_holds(self) -> bool:
-        return self.surplus_holds(more=not self._surplus_wait_is_over())
+        """Whether the left-over equations hold; if not, and one is found who did it, its result is dropped.
+
+        Another result is waited for where these do not tell garbage from a non-linear f. NotLinearError when
+        f is to blame, NotFiniteError for NaN and inf.
+        """
+        if not self.are_broken():
+            return True
+        if self.suspects is not None and len(self.suspects) == 1:
+            self.convict(*self.suspects)
+        elif self.suspects == set() or self._surplus_wait_is_over():
+            self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
+        return False
 
     def _surplus_wait_is_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""
-        received = self._received
-        return not received.coming or received.since_ready >= received.surplus_wait
-
-    @property
-    def _waited(self) -> str:
-        return f"{self._received.since_ready:.3g} s"
+        word = self._word
+        return not word.tasks.coming or word.since_ready >= word.surplus_wait

@@ -159,7 +159,7 @@ class Calls(Need, Policy):
         for outcome in outcomes:
             self.add(outcome)
         outcomes.clear()
-        for index in self.failed():
+        for index in sorted(self.tasks.failed):
             task = self.tasks[index]
             if task.attempts > self._limits.retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
@@ -206,7 +206,7 @@ class Calls(Need, Policy):
         """Nothing else is waited for, and nothing at all while no call is under way."""
         return inf if self._calls else 0.0
 
-    def settle_for_less(self, nothing_can_come: bool) -> None:
+    def settle_for_less(self) -> None:
         """Each call has had its end when its outcome was noted."""
 
 

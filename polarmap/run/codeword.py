@@ -13,6 +13,7 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
+from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
@@ -21,15 +22,16 @@ from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.estimates import Estimate, estimate
-from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, raise_if_all_fail, too_few
+from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, too_few
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
-from polarmap.run.results import CodedResult, leaves_of
+from polarmap.run.results import CodedResult
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
 
+MOST_TRIALS = 4  # decodings of which it is remembered whether they are possible
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
@@ -47,8 +49,6 @@ class Codeword(Received):
         How the results were verified, once they are accepted.
     refusal : NotFiniteError, NotLinearError or None
         Why nothing can be decoded from these results, so that every data task has to report.
-    contradiction : NotLinearError or None
-        Of results that are handed out all the same, as every data task did report.
     padding_rows : tuple of bool
         For each leaf of the results, whether rows of it that come from padding are to be cut off.
     """
@@ -65,34 +65,31 @@ class Codeword(Received):
         super().__init__(driver_f, coded, options, tasks, watch)
         self.verification: str | None = None
         self.refusal: NotFiniteError | NotLinearError | None = None
-        self._refused: tuple[Decoder | None, int] = None, 0  # by whom, and how many results it had
-        self.contradiction: NotLinearError | None = None
+        self._refused: Recovery | None = None  # of the results that contradict each other
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self.padding_rows: tuple[bool, ...] = ()
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
         self._estimate: Estimate | None = None
-        self._within_reach: tuple[Any, bool] = (), False  # of what the look was, and what it found
+        self._trials: dict[Any, bool] = {}  # of what decodings were tried, and whether they are possible
 
     def add(self, outcome: Outcome) -> None:
-        """Take in what became of an attempt; what is accepted stays as it is."""
+        """Take in a result, unless others are accepted: what is accepted stays as it is."""
         if self.verification is None:
             super().add(outcome)
-        elif outcome.failure is None and outcome.task not in self.arrived:
-            self.arrived[outcome.task] = self.watch.elapsed
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
         if self.coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
             self._has_warned = True
             warn(self.coded.unprotected_warning)
+        if self._is_accuracy_hopeless():
+            self.accept()
         self.verification = self.verification or self._verdict()
         if self.verification is None or not (self._padding is None or self._is_padding_known()):
-            if not self.watch.is_past_deadline:
+            if not (self.options.estimates and self.watch.remaining <= 0):
                 return False
             self._settle_at_deadline()
-        if self.contradiction is not None:
-            warn(f"{AS_A_PLAIN_MAP}, but {self.contradiction}")
         if self.is_inaccurate:
             warn(
                 "what arrived determines the other results, but no more accurately than to "
@@ -111,7 +108,7 @@ class Codeword(Received):
         if not self.results:
             return None
         decoder = self.decoder
-        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder.count):
+        if isinstance(self.refusal, NotLinearError) and self._refused is not decoder.recovery:
             self.refusal = None
         if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
             return None
@@ -127,7 +124,7 @@ class Codeword(Received):
         except NotLinearError as error:
             if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
                 raise
-            self.refusal, self._refused = error, (decoder, decoder.count)
+            self.refusal, self._refused = error, self.decoder.recovery
         return None
 
     def _as_a_plain_map(self) -> str | None:
@@ -146,7 +143,7 @@ class Codeword(Received):
             except NotLinearError as error:
                 if self.options.verify is True:
                     raise
-                self.contradiction = error
+                warn(f"{AS_A_PLAIN_MAP}, but {error}")
             except NotFiniteError as error:
                 self.refusal = error
         return "not needed"
@@ -183,10 +180,8 @@ class Codeword(Received):
         received, k = self.results.get(task), len(self._code.systematic)
         if received is None or task >= k or (self.coded.blocks.padding and task == k - 1):
             return None
-        leaves, structure = received.leaves, received.structure
-        if leaves is None or structure is None or received.stored is not None:
-            return None
-        return lambda: unflatten(structure, list(map(read_only, leaves)))
+        structure, leaves = received.structure, received.leaves
+        return None if received.stored else lambda: unflatten(structure, list(map(read_only, leaves)))
 
     def estimate(self, report: Report) -> CodedResult[Any] | None:
         """What `_settle_at_deadline` would give now, while the map goes on; None if nothing.
@@ -220,7 +215,7 @@ class Codeword(Received):
         """Accept what there is: results that are exact or estimates."""
         if not self.results:
             raise CodedTimeoutError(
-                f"no result arrived within the timeout of {self.watch.deadline:g} s: nothing to estimate from"
+                f"no result arrived within the timeout of {self.watch.limit:g} s: nothing to estimate from"
             ) from self.tasks.first_cause
         if not self._is_finite:
             raise NotDecodableError(not_finite(self, self.data_count)) from self.tasks.first_cause
@@ -236,16 +231,16 @@ class Codeword(Received):
             )
             warn(f"{broken}; what is decoded or estimated may be far off")
         self.decoded, self.verification, self._estimate = found.results, "no", found
-        self.needed = self.needed or len(self.arrived)
+        self.needed = self.needed or len(self.tasks.arrived)
 
     @property
     def _is_finite(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
         if isinstance(self.refusal, NotFiniteError):
             return False
-        if self.would_be_met(self.results, all_data=True):
+        if self._has_all_data(self.results):
             return True
-        leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
+        leaves = (leaf for one in self.results.values() for leaf in one.leaves)
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     # -- what the report tells --------------------------------------------------------------
@@ -266,7 +261,8 @@ class Codeword(Received):
         if found is not None:
             recovered = [index for index in recovered if found.errors[index] == 0]
         elif recovered:
-            amplification, bound = self._amplification, self.checks.error_bound()
+            exact = self.decoder.exact and all(map(is_exact, self.dtypes()))
+            amplification, bound = 0.0 if exact else self.checks.amplification, self.checks.error_bound()
         waited, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
             waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
@@ -280,16 +276,10 @@ class Codeword(Received):
             "error_bound": bound,
             "residual": self.checks.residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
-            "unchecked": tuple(sorted(self.checks.unchecked())) if is_checked else (),
+            "unchecked": self.checks.unchecked() if is_checked else (),
             "errors": found.errors if found is not None and any(found.errors) else (),
             "error_p90": 0.0 if found is None else found.error_p90,
         }
-
-    @property
-    def _amplification(self) -> float:
-        if self.decoder.exact and not all(map(is_exact, self.dtypes())):  # floats decoded beside integers
-            return float(np.linalg.norm(self.decoder.recovery.weights, axis=1).max())
-        return self.decoder.amplification
 
     # -- what the schedule asks -------------------------------------------------------------
 
@@ -305,26 +295,41 @@ class Codeword(Received):
         return self.verification is not None or is_determined
 
     @property
-    def received(self) -> Collection[int]:
-        """The tasks whose results count."""
-        return self.results.keys()
-
-    @property
     def is_protected(self) -> bool:
         """Whether parity helps: not where nothing can be decoded."""
         return self.refusal is None
 
-    def failed(self) -> list[int]:
-        """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
-        found = super().failed()
-        if found:
-            spare = self._code.n - self.threshold
-            raise_if_all_fail(self.tasks, bool(self.results), spare)
-        return found
+    def would_be_met(self, tasks: Collection[int], accurately: bool = True) -> bool:
+        """Whether results of these tasks would determine the rest; `accurately`: as well as is asked for.
 
-    def is_out_of_reach(self) -> bool:
-        """Whether what arrived, runs and is held back cannot determine the results."""
-        return not self._is_within_reach()
+        Where nothing can be decoded every data task has to report.
+        """
+        if self.refusal is not None:
+            return self._has_all_data(tasks)
+        if not self.results or len(tasks) < self.threshold:
+            return len(tasks) >= self.threshold or self._has_all_data(tasks)
+        limit = self.decoder.max_amplification if accurately else inf
+        key = frozenset(tasks), self.decoder.exact, limit
+        if key not in self._trials:  # a trial costs as much as decoding
+            if len(self._trials) >= MOST_TRIALS:
+                self._trials.clear()
+            trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
+            for index in tasks:
+                trial.add(index)
+            self._trials[key] = trial.ready
+        return self._trials[key]
+
+    def _has_all_data(self, tasks: Collection[int]) -> bool:
+        return len(self._code.systematic) > 0 and set(tasks).issuperset(self._code.systematic)
+
+    def is_within_reach(self, accurately: bool = True) -> bool:
+        """Whether what arrived, still runs or is held back would do.
+
+        Results that look odd now may turn out to be the usual ones.
+        """
+        coming = self.tasks.coming | self.tasks.held_back
+        groups = [coming | group.keys() for group in self._groups.values()] or [coming]
+        return any(self.would_be_met(group, accurately) for group in groups)
 
     def look_seconds(self) -> float:
         """Often once f may run here, or what is determined is inaccurate; at first more often."""
@@ -333,30 +338,26 @@ class Codeword(Received):
             return inf
         return min(max(0.02, (self.watch.elapsed - since) / 20), SETTLE_SECONDS)
 
-    def settle_for_less(self, nothing_can_come: bool) -> None:
+    def settle_for_less(self) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
-        is_hopeless = self._is_accuracy_hopeless()
-        is_stuck = bool(self.tasks.failed) and not self._is_within_reach()
-        if not (nothing_can_come or is_stuck or is_hopeless):
+        if self.tasks.coming and self.is_within_reach(accurately=False):
             return
-        may_come = bool(self.coming) and not is_hopeless
-        if may_come and not nothing_can_come and self._is_within_reach(accurately=False):
+        if self.refusal is None and self.accept():
             return
-        refusal = self.refusal
-        if refusal is None and self.accept():
+        if self.options.estimates and self.results:
             return
-        if self.options.deadline is not None and self.results:
-            return
-        if isinstance(refusal, NotLinearError):
-            raise refusal from self.tasks.first_cause
-        text = too_few(self, nothing_can_come) if refusal is None else not_finite(self, self.data_count)
+        if isinstance(self.refusal, NotLinearError):
+            raise self.refusal from self.tasks.first_cause
+        text = too_few(self) if self.refusal is None else not_finite(self, self.data_count)
         raise NotDecodableError(text) from self.tasks.first_cause
 
-    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        """What to say when the timeout has passed, and the exception behind it.
+    def time_is_over(self) -> None:
+        """Say what was missing, where the next look does not make estimates.
 
         NotLinearError where a linear f would have been done by now.
         """
+        if self.options.estimates:
+            return
         if isinstance(self.refusal, NotLinearError):
             raise self.refusal from self.tasks.first_cause
         why = ""
@@ -366,25 +367,10 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        return late(self, timeout, why), self.tasks.first_cause
-
-    # ---------------------------------------------------------------------------------------
+        raise CodedTimeoutError(late(self, why)) from self.tasks.first_cause
 
     def _is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
-        since = None if self.refusal is not None else self.determined_at
-        return since is not None and self.watch.elapsed - since > self.patience
-
-    def _is_within_reach(self, accurately: bool = True) -> bool:
-        """Whether what arrived, still runs or is held back can determine the results.
-
-        Results that look odd now may turn out to be the usual ones. Where nothing can be decoded every data
-        task has to report. `accurately`: as accurately as is asked for.
-        """
-        key = self.tasks.changes, self.refusal is None, accurately
-        if self._within_reach[0] != key:  # a look costs as much as decoding
-            coming = self.coming | self.tasks.held_back
-            candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
-            found = any(self.would_be_met(one, self.refusal is not None, accurately) for one in candidates)
-            self._within_reach = key, found
-        return self._within_reach[1]
+        if self.determined_at is None or self.is_met or self.refusal is not None:
+            return False
+        return self.watch.elapsed - self.determined_at > self.patience

@@ -47,7 +47,7 @@ def run_map(
             one.began(running)
         run = running.executor.open(payload)
         try:
-            need = need_of(running.tasks, Stopwatch(run.now, options.timeout, options.deadline))
+            need = need_of(running.tasks, Stopwatch(run.now, options.timeout))
             running.opened(run, need)
             for one in observers:
                 one.opened()
@@ -57,7 +57,7 @@ def run_map(
                     for one in observers:
                         one.ended(outcome, need.watch.elapsed)
                 for one in observers:
-                    one.looked(len(need.received))
+                    one.looked(len(need.tasks.arrived))
                 if need.step():
                     break
             ended = need.watch.elapsed

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from math import inf
 
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Outcome
-from polarmap.run.need import Need, Stopwatch, as_raised, raise_if_all_fail, too_few
+from polarmap.run.need import Need, Stopwatch, as_raised, too_few
 from polarmap.run.tasks import TaskTable
 
 
@@ -39,7 +39,6 @@ class FirstResults(Need):
     def add(self, outcome: Outcome) -> None:
         """Take in what became of an attempt."""
         if outcome.failure is None and outcome.task not in self._done:
-            self.arrived[outcome.task] = self.watch.elapsed
             self._count(outcome)
 
     def _count(self, outcome: Outcome) -> None:
@@ -51,23 +50,16 @@ class FirstResults(Need):
         """Whether there is an outcome of every task."""
         return len(self._done) == len(self.tasks)
 
-    @property
-    def received(self) -> Collection[int]:
-        """The tasks of which there is one."""
-        return self._done
-
-    def failed(self) -> list[int]:
-        """Tasks of which no attempt runs or has returned; raises what f raises if it does so everywhere."""
-        found = super().failed()
-        if found and not self._keeps_failures:
-            raise_if_all_fail(self.tasks, bool(self._done), spare=0)
-        return found
+    def check_failures(self) -> None:
+        """Raise what f raises if it does so everywhere, unless failures count."""
+        if not self._keeps_failures:
+            super().check_failures()
 
     def look_seconds(self) -> float:
         """Nothing else is waited for; and nothing at all where failures have completed the outcomes."""
         return 0.0 if self.is_met else inf
 
-    def settle_for_less(self, nothing_can_come: bool) -> None:
+    def settle_for_less(self) -> None:
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
         for index in sorted(self.tasks.failed):
             failure = self.tasks[index].last_failure
@@ -78,4 +70,4 @@ class FirstResults(Need):
             elif failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
         if self.tasks.failed:
-            raise NotDecodableError(too_few(self, nothing_can_come)) from self.tasks.first_cause
+            raise NotDecodableError(too_few(self)) from self.tasks.first_cause

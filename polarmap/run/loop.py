@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import inf
 
-from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome, Run
 from polarmap.run.lateness import LateTasks
 from polarmap.run.need import Need
@@ -50,8 +49,8 @@ def schedule(
     """What ended, as soon as anything did; an empty list when it is time to look at other things.
 
     Goes on for as long as it is asked: whoever has what it needs stops asking. In between it starts
-    what the policy says, then what failed and may be tried again. Raises CodedTimeoutError when the
-    time of the watch is over, and what `need` raises when nothing can come any more.
+    what the policy says, then what failed and may be tried again. Raises what `need` does when the time of
+    the watch is over, or what it needs is out of reach.
     """
     tasks, watch = need.tasks, need.watch
     last_news, looked, may_stall = 0.0, 0.0, False
@@ -80,7 +79,7 @@ def schedule(
     tasks.late = policy.late
     run.submit(tasks.start(policy.first, 0.0))
     while True:
-        wait = min(tick, need.look_seconds(), watch.until_limit)
+        wait = min(tick, need.look_seconds(), watch.remaining)
         if need.is_protected:  # of the moment for which it was asked what is due: none between is missed
             wait = min(wait, policy.wait_seconds(tasks, looked))
         if may_stall:
@@ -90,17 +89,20 @@ def schedule(
         due = policy.due(tasks, need, now)
         if due:
             start(due)
-        if watch.timeout is not None and now >= watch.timeout:
-            message, cause = need.timed_out(watch.timeout)
-            raise CodedTimeoutError(message) from cause
+        if now >= watch.limit:
+            need.time_is_over()
         may_stall = False
         if need.is_met:
             continue
         is_over = not tasks.running and not (tasks.held_back and need.is_protected)
-        again = [index for index in need.failed() if tasks[index].attempts <= retries]
+        is_stuck = is_over
+        if tasks.failed:
+            need.check_failures()
+            is_stuck = is_over or not need.is_within_reach()
+        again = sorted(index for index in tasks.failed if tasks[index].attempts <= retries)
         may_stall = bool(again) and not tasks.held_back  # failed tasks start again while others are late
         is_idle = may_stall and now >= last_news + STALL_SECONDS
-        if again and (is_over or is_idle or need.is_out_of_reach()):
+        if again and (is_stuck or is_idle):
             start(again)
-        else:
-            need.settle_for_less(is_over)
+        elif is_stuck:
+            need.settle_for_less()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from math import inf
 from typing import Any
 
-from polarmap.errors import NotDecodableError, raised_by
+from polarmap.errors import CodedTimeoutError, NotDecodableError, raised_by
 from polarmap.executors.base import Failure, Outcome
 from polarmap.report import Report
 from polarmap.run.tasks import TaskTable
@@ -17,21 +17,16 @@ NOT_FINITE = "NaN or inf, which parity carries into every block that is decoded"
 
 
 class Stopwatch:
-    """Seconds since it was made, on a clock that is passed in.
-
-    After `timeout` seconds a map fails; after `deadline` it hands out what there is.
+    """Seconds since it was made, on a clock that is passed in, and how many are left of so many.
 
     >>> hand = iter([10.0, 12.0, 12.5])
-    >>> watch = Stopwatch(lambda: next(hand), timeout=3.0)
+    >>> watch = Stopwatch(lambda: next(hand), 3.0)
     >>> watch.elapsed, watch.remaining
     (2.0, 0.5)
     """
 
-    def __init__(
-        self, now: Callable[[], float], timeout: float | None = None, deadline: float | None = None
-    ) -> None:
-        self._now, self.timeout, self.deadline = now, timeout, deadline
-        self._limit = inf if timeout is None else timeout
+    def __init__(self, now: Callable[[], float], limit: float = inf) -> None:
+        self._now, self.limit = now, limit
         self._began = now()
 
     @property
@@ -44,38 +39,20 @@ class Stopwatch:
         return moment - self._began
 
     @property
-    def until_limit(self) -> float:
-        """Seconds until the deadline or the timeout, whichever comes first."""
-        limit = self._limit if self.deadline is None else min(self.deadline, self._limit)
-        return inf if limit == inf else limit - self.elapsed
-
-    @property
-    def is_past_deadline(self) -> bool:
-        """Whether results are to be handed out as they are."""
-        return self.deadline is not None and self.elapsed >= self.deadline
-
-    @property
     def remaining(self) -> float:
-        """Seconds until the timeout; inf without one, below 0 when it has passed."""
-        return self._limit - self.elapsed
+        """Seconds that are left, below 0 when they are over; inf without a limit."""
+        return inf if self.limit == inf else self.limit - self.elapsed
 
 
 class Need(ABC):
-    """What a map makes of what becomes of its tasks, and what it needs of them still.
-
-    Attributes
-    ----------
-    arrived : dict from task to float
-        When its result came that counts, in seconds after the start.
-    """
+    """What a map makes of what becomes of its tasks, and what it needs of them still."""
 
     def __init__(self, tasks: TaskTable, watch: Stopwatch) -> None:
         self.tasks, self.watch = tasks, watch
-        self.arrived: dict[int, float] = {}
 
     @abstractmethod
     def add(self, outcome: Outcome) -> None:
-        """Take in what became of an attempt."""
+        """Take in what became of an attempt, which the table of tasks knows already."""
 
     @property
     @abstractmethod
@@ -83,8 +60,8 @@ class Need(ABC):
         """Whether the results that arrived suffice, so that no further task has to be started."""
 
     @abstractmethod
-    def settle_for_less(self, nothing_can_come: bool) -> None:
-        """Where no further result can come or is worth the wait, take what there is or raise."""
+    def settle_for_less(self) -> None:
+        """Take what there is or raise, where what is needed is out of reach and no task is tried again."""
 
     # -- as it is where every task is wanted, and its first result as it is -----------------
 
@@ -94,39 +71,36 @@ class Need(ABC):
         return len(self.tasks)
 
     @property
-    def received(self) -> Collection[int]:
-        """The tasks whose results count."""
-        return self.arrived.keys()
-
-    @property
-    def coming(self) -> set[int]:
-        """Tasks whose results may still come."""
-        return self.tasks.running - self.arrived.keys()
-
-    @property
     def is_protected(self) -> bool:
         """Whether tasks that are held back would help."""
         return True
-
-    def failed(self) -> list[int]:
-        """Tasks that were started, do not run and gave nothing that can be used, where that is needed."""
-        return sorted(self.tasks.failed)
 
     def would_be_met(self, tasks: Collection[int]) -> bool:
         """Whether results of these tasks would suffice."""
         return len(set(tasks)) == len(self.tasks)
 
-    def is_out_of_reach(self) -> bool:
-        """Whether what arrived, runs and is held back cannot suffice."""
-        return bool(self.tasks.failed)
+    def is_within_reach(self) -> bool:
+        """Whether what arrived, runs and is held back would; without failures it would."""
+        tasks = self.tasks
+        return self.would_be_met(tasks.arrived.keys() | tasks.running | tasks.held_back)
 
     def look_seconds(self) -> float:
         """How long the loop may look away, because something else than a task is waited for."""
         return inf
 
-    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        """What to say when the timeout has passed, and the exception behind it."""
-        return late(self, timeout), self.tasks.first_cause
+    def check_failures(self) -> None:
+        """Raise what f raised, if it was the same in more tasks than may be missing and none has returned."""
+        tasks = self.tasks
+        firsts = [task.failures[0] for task in tasks if task.failures]
+        if tasks.arrived or len(firsts) <= max(len(tasks) - self.threshold, len(tasks) // 4, 1):
+            return
+        if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
+            who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
+            raise as_raised(who, firsts[0])
+
+    def time_is_over(self) -> None:
+        """Raise CodedTimeoutError."""
+        raise CodedTimeoutError(late(self)) from self.tasks.first_cause
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
@@ -153,9 +127,9 @@ class Need(ABC):
 # --- why a map gave no results, in words and numbers --------------------------------------------
 
 
-def late(need: Need, timeout: float, why: str = "") -> str:
-    """The timeout passed; `why` what arrived does not do."""
-    return f"{_counted(need)} arrived within {timeout:g} s, {_still_run(need)}{why}{_failures(need)}"
+def late(need: Need, why: str = "") -> str:
+    """The time is over; `why` what arrived does not do."""
+    return f"{_counted(need)} within {need.watch.limit:g} s, {_still_run(need)}{why}{_failures(need)}"
 
 
 def not_finite(need: Need, data: int) -> str:
@@ -166,39 +140,33 @@ def not_finite(need: Need, data: int) -> str:
     )
 
 
-def too_few(need: Need, nothing: bool) -> str:
-    """No more can arrive; `nothing`: no task runs any more."""
-    have, running = len(need.received), len(need.coming)
-    if nothing:
-        enough = ", which do not determine the rest" if have >= need.threshold else ""
-        said = f"{_counted(need)} arrived{enough}, and no more can come"
-    elif have + running >= need.threshold:
-        still = f", {_still_run(need)}" if running else ""
+def too_few(need: Need) -> str:
+    """What arrived and may still come does not do."""
+    have, coming = len(need.tasks.arrived), len(need.tasks.coming)
+    if have + coming >= need.threshold:
+        still = f", {_still_run(need)}" if coming else ""
+        said = f"{_counted(need)}{still}; they do not determine the rest, and no more can come"
+    elif coming:
         said = (
-            f"{have} results arrived{still}, but decoding them would be too inaccurate for rtol or not "
-            "possible with this code, and no more can come"
-        )
-    elif running:
-        said = (
-            f"only {have + running} of {need.threshold} needed results can arrive: {have} did, "
+            f"only {have + coming} of {need.threshold} needed results can arrive: {have} did, "
             f"{_still_run(need)}"
         )
     else:
-        said = f"{_counted(need)} arrived and no more can"
+        said = f"{_counted(need)}, and no more can come"
     return said + _failures(need)
 
 
 def _counted(need: Need) -> str:
-    return f"{len(need.arrived)} of {need.threshold} needed results"
+    return f"{len(need.tasks.arrived)} of {need.threshold} needed results arrived"
 
 
 def _still_run(need: Need) -> str:
-    count = len(need.coming)
+    count = len(need.tasks.coming)
     return f"{_tasks(count)} still run{'s' * (count == 1)}"
 
 
 def _failures(need: Need) -> str:
-    others = (task for index, task in enumerate(need.tasks) if index not in need.arrived)
+    others = (task for index, task in enumerate(need.tasks) if index not in need.tasks.arrived)
     last = [str(task.last_failure) for task in others if task.last_failure is not None]
     parts = [f"{_tasks(count)}: {text}" for text, count in Counter(last).most_common(3)]
     return "; failed " + "; ".join(parts) if parts else ""
@@ -206,18 +174,6 @@ def _failures(need: Need) -> str:
 
 def _tasks(count: int) -> str:
     return f"{count} task{'s' * (count != 1)}"
-
-
-def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
-    """What f raised, when it was the same in more tasks than may be missing and none has returned."""
-    if any_returned:
-        return
-    firsts = [task.failures[0] for task in tasks if task.failures]
-    if len(firsts) <= max(spare, len(tasks) // 4, 1):
-        return
-    if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
-        who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
-        raise as_raised(who, firsts[0])
 
 
 def as_raised(who: str, failure: Failure) -> BaseException:

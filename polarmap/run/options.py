@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -64,9 +65,9 @@ class MapOptions:
 
     verify: Verify = "auto"
     rtol: float | None = None
-    timeout: float | None = None
+    timeout: float = inf
     retries: int = 1
-    deadline: float | None = None  # the timeout after which to estimate, rather than fail
+    estimates: bool = False  # after the timeout, rather than to fail
     schedule: Schedule = "upfront"
     key: str | bytes | None = None
     known: KnownFunction = KnownFunction()
@@ -84,7 +85,7 @@ class MapOptions:
     @property
     def parity_for(self) -> str:
         """Which of the options asks for parity, so that copies of late tasks will not do; empty if none."""
-        if self.deadline is not None:
+        if self.estimates:
             return "on_timeout='estimate'"
         if self.plan is not None:
             return "the plan"
@@ -132,8 +133,7 @@ def checked_options(
 
         key = readable_key(key)
     verify = verify if isinstance(verify, str) else bool(verify)
-    fails_at, deadline = (None, timeout) if estimates else (timeout, None)
-    return MapOptions(verify, rtol, fails_at, int(retries), deadline, schedule, key)
+    return MapOptions(verify, rtol, timeout or inf, int(retries), estimates, schedule, key)
 
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:

@@ -15,8 +15,8 @@ from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
 from polarmap.code.dtypes import DType
 from polarmap.errors import warn
+from polarmap.run.local_run import LocalRun
 from polarmap.run.options import MapOptions
-from polarmap.run.results import LocalRun
 from polarmap.run.trusted import Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
@@ -36,15 +36,11 @@ class PaddingRows:
     def __init__(self, f: Callable[[Any], Any], coded: CodedData, options: MapOptions) -> None:
         self._coded, self._rtol = coded, options.rtol
         self._blocks = coded.blocks
-        self._run: LocalRun | None = None
         self._asked_at: float | None = None
-        self._known: tuple[bool, ...] | None = None  # of an earlier map
-        self._all_are = options.known.row_by_row
-        if not self._all_are:
-            self._trust = Trust(f, ROW_PER_ROW, self._blocks.dtypes)
-            self._known = self._trust.known
-            if self._known is None:
-                self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
+        self._trust = Trust(f, ROW_PER_ROW, self._blocks.dtypes, options.known.row_by_row)
+        self._run: LocalRun | None = None
+        if self._trust.known is None:
+            self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows)
 
     def is_over(self, now: float, patience: float) -> bool:
         """Whether it is known, or has taken longer than this since it was first asked for."""
@@ -78,10 +74,9 @@ class PaddingRows:
 
     def _is_row_by_row(self, precision: Precision, leaf: int, count: int) -> bool:
         """Whether a leaf, of so many, has one row for each row, which has not seen those behind it."""
-        if self._all_are:
-            return True
-        if self._known is not None:
-            return leaf < len(self._known) and self._known[leaf]
+        known = self._trust.known
+        if known is not None:
+            return known is True or (leaf < len(known) and known[leaf])
         leaves = self._run.leaves if self._run is not None else None
         if leaves is None or len(leaves) != 2 * count:
             return False

@@ -32,7 +32,7 @@ class ParityAfter(Policy):
         """All parity, if it is time."""
         if not self._left or need.is_met or not need.is_protected:
             return ()
-        if now < self._seconds and not need.failed():
+        if now < self._seconds and not tasks.failed:
             return ()
         due, self._left = self._left, ()
         return due
@@ -69,7 +69,6 @@ class OnDemand(Policy):
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
         self.late: LateTasks = LateTasks(n, started, rule.lateness)
-        self._insufficient: tuple[frozenset[int], int] | None = None
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
@@ -79,7 +78,7 @@ class OnDemand(Policy):
         returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
         count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
         if not (self._counts_decide and on_time):
-            count = max(count, self._missing(need, on_time, count))
+            count = max(count, self._missing(tasks, need, on_time, count))
         due, self._left = self._left[:count], self._left[count:]
         return due
 
@@ -87,23 +86,14 @@ class OnDemand(Policy):
         """Until the next running task becomes late; one that waits for a slot begins now."""
         return self.late.next_seconds(bool(tasks.unbegun), now) if self._left else inf
 
-    def _missing(self, need: Need, on_time: set[int], count: int) -> int:
+    def _missing(self, tasks: TaskTable, need: Need, on_time: set[int], count: int) -> int:
         """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
-        counted = frozenset(on_time.union(need.received))
+        counted = on_time.union(tasks.arrived)
         if len(counted) + count < self._rule.recovery_threshold:
             return count
-        while count < len(self._left) and not self._would_do(need, counted, count):
+        while count < len(self._left) and not need.would_be_met(counted.union(self._left[:count])):
             count += 1
         return count
-
-    def _would_do(self, need: Need, counted: frozenset[int], count: int) -> bool:
-        """Whether these and the next ones that are held back determine the results."""
-        if self._insufficient == (counted, count):
-            return False
-        would = need.would_be_met(counted.union(self._left[:count]))
-        if not would:
-            self._insufficient = (counted, count)
-        return would
 
 
 class Backups(Policy):

@@ -100,7 +100,7 @@ def prepared(
     if options.key is not None and coded.source is not None and options.key != key_of(coded):
         how = "encrypted: leave key out" if key_of(coded) else "as they are: encode(..., key=) encrypts them"
         raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
-    if options.deadline is not None and not isinstance(coded.code, PolarCode):
+    if options.estimates and not isinstance(coded.code, PolarCode):
         raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")
     known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}
     running.expect(coded.code, schedule=options.schedule_name, **known)

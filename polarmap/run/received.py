@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cached_property, partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,22 +15,13 @@ from polarmap.code.dtypes import Array, DType, check_dtype, default_rtol, epsilo
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
+from polarmap.run.local_run import LocalRun, data_block
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.results import (
-    are_alike,
-    data_block,
-    describe_result,
-    evaluated_here,
-    is_well_formed,
-    kinds_of,
-    leaves_of,
-    shapes_of,
-    signature,
-    unwrapped,
-)
+from polarmap.run.results import Result, kinds_of
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
+from polarmap.run.wrapping import unwrapped, why_not_protected, wraps
 from polarmap.worker.pytree import Structure
 
 # The longest wait for a result that is not needed, or for f on the driver:
@@ -49,7 +39,7 @@ class Received(Need):
 
     Attributes
     ----------
-    results : dict from task to Outcome
+    results : dict from task to Result
         Of the most common structure and shape; others are failures of their tasks.
     decoder : Decoder
         From the first result on, which tells the dtypes.
@@ -78,9 +68,8 @@ class Received(Need):
         is_ours = options.known.fits or options.verify is False  # nobody asks
         self.trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
-        self._groups: dict[Any, dict[int, Outcome]] = {}
-        self._returned: dict[int, float] = {}  # task -> when, whatever came
-        self.results: dict[int, Outcome] = {}
+        self._groups: dict[Any, dict[int, Result]] = {}  # by kind
+        self.results: dict[int, Result] = {}
         self.decoder: Decoder
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -93,29 +82,29 @@ class Received(Need):
     def add(self, outcome: Outcome) -> None:
         """Take in a result; failures are in the table of tasks."""
         index = outcome.task
-        if index in self.arrived or outcome.failure is not None:
+        if outcome.leaves is None or index in self.results:
             return
-        self._returned[index] = self.watch.elapsed
-        is_usual = bool(self.results) and are_alike(outcome, self._any_received)
-        shape = self.options.known.shape
-        if not is_usual and not (is_well_formed(outcome) and shape in (None, *shapes_of(outcome))):
+        structure = outcome.structure or ("array",)
+        result = Result(outcome.leaves, structure, outcome.stored, self.watch.elapsed)
+        kind, shape = result.kind, self.options.known.shape
+        if kind not in self._groups and not (result.is_well_formed and shape in (None, *result.shapes)):
             due = "a number" if shape is None else f"shape {shape}"
-            message = f"returned {describe_result(outcome)} where {due} is due"
-            self.reject(index, Failure("shape", "WrongShape", message))
+            message = f"returned {result} where {due} is due"
+            self.tasks.reject(index, Failure("shape", "WrongShape", message))
             return
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
-        group = self.results if is_usual else self._groups.setdefault(signature(outcome), {})
-        group[index] = outcome
+        group = self._groups.setdefault(kind, {})
+        group[index] = result
         if group is self.results:
-            self._accept(index)
+            self.tasks.accept(index, result.came)
             self._feed(index)
         elif not self.results or self._overrules(group):
             self._follow(group)
         else:
-            self._reject_odd(index, outcome)
+            self._reject_odd(index, result)
 
-    def _overrules(self, group: dict[int, Outcome]) -> bool:
+    def _overrules(self, group: dict[int, Result]) -> bool:
         """Whether these results are followed rather than those so far: if they are more.
 
         Where they are as many, or only their dtypes differ, those of parity blocks alone overrule none of
@@ -123,20 +112,15 @@ class Received(Need):
         """
         one, other = next(iter(group.values())), self._any_received
         has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.results))
-        are_alike = one.structure == other.structure and shapes_of(one) == shapes_of(other)
+        are_alike = one.structure == other.structure and one.shapes == other.shapes
         if has_data != had_data and (are_alike or len(group) == len(self.results)):
             return has_data
         return len(group) > len(self.results)
 
-    def reject(self, index: int, failure: Failure) -> None:
-        """A result turned out to be none."""
-        self.arrived.pop(index, None)
-        self.tasks.reject(index, failure)
-
     def drop(self, index: int, failure: Failure) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
         del self.results[index]
-        self.reject(index, failure)
+        self.tasks.reject(index, failure)
         self._restart_decoder()
 
     @property
@@ -169,7 +153,7 @@ class Received(Need):
     @property
     def data_count(self) -> int:
         """Results of data blocks that count."""
-        return sum(int(index) in self.arrived for index in self._code.systematic)
+        return sum(int(index) in self.results for index in self._code.systematic)
 
     @property
     def odd(self) -> set[int]:
@@ -179,7 +163,7 @@ class Received(Need):
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
-        return {index: leaves_of(one)[leaf].reshape(-1) for index, one in self.results.items()}
+        return {index: one.leaves[leaf].reshape(-1) for index, one in self.results.items()}
 
     def dtypes(self) -> list[DType]:
         """Dtypes of the leaves of the results, as data tasks return them.
@@ -188,20 +172,20 @@ class Received(Need):
         of a data block tells.
         """
         first = min(self.results)
-        found = [leaf.dtype for leaf in leaves_of(self.results[first])]
+        received = self.results[first]
         if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
-            return found
+            return received.dtypes
         if self._model is None:
-            block = partial(data_block, self.coded, 0)
-            self._model = evaluated_here(self.f, block, self.time_here) or []
-        if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
-            return found
+            run = LocalRun(self.f, partial(data_block, self.coded, 0))
+            self._model = run.leaves_within(self.time_here) or []
+        if [leaf.shape for leaf in self._model] != received.shapes:
+            return received.dtypes
         return [leaf.dtype for leaf in self._model]
 
     @property
     def structure(self) -> Structure:
         """How leaves make up a result."""
-        return self.results[min(self.results)].structure or ("array",)
+        return self.results[min(self.results)].structure
 
     def precision(self, dtype: DType) -> DType:
         """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
@@ -216,7 +200,7 @@ class Received(Need):
         CodeError for Python integers that parity does not determine.
         """
         if not len(self.decoder.missing):
-            self.decoded = [leaves_of(self.results[index]) for index in range(self._code.wanted)]
+            self.decoded = [self.results[index].leaves for index in range(self._code.wanted)]
         elif (recovery := self.decoder.recovery) is not self._decoded_by:
             began = self.watch.elapsed
             self.decoded, self._decoded_by = self._decode(recovery), recovery
@@ -242,89 +226,59 @@ class Received(Need):
 
     def completed(self, missing: Array, recovered: list[list[Array]]) -> list[list[Array]]:
         """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
-        shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
+        shapes = self._any_received.shapes
         place = {int(index): row for row, index in enumerate(missing)}
 
         def result(index: int) -> list[Array]:
             if index not in place:
-                return leaves_of(self.results[index])
+                return self.results[index].leaves
             return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
 
         return [result(index) for index in range(self._code.wanted)]
 
     def unwrapped(self, leaf: int, arrived: Array, weights: Array, blocks: Array) -> list[Array]:
         """Python integers, decoded by these weights, from what they are modulo 2^64."""
-        rows = self.rows(leaf)
-        numbers = [int(rows[index][0]) for index in arrived.tolist()]
-        data = int((arrived < len(self._code.systematic)).sum())
-        may_wrap = self._has_unsigned or self._is_large(sums=False)
-        return unwrapped(weights, numbers, data, blocks, not self._is_large(sums=True), may_wrap)
+        return unwrapped(self.coded, self.rows(leaf), arrived, weights, blocks)
 
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
-        if self.options.known.fits or all(is_exact(dtype) for dtype in self.dtypes()):
-            return False
-        return self._has_unsigned or self._is_large(sums=True)
+        return not self.options.known.fits and wraps(self.coded, self.dtypes())
 
     @property
-    def _has_unsigned(self) -> bool:
-        """Whether parity of the data wraps below zero."""
-        return np.dtype(np.uint64) in self.coded.blocks.dtypes
-
-    def _is_large(self, sums: bool) -> bool:
-        """Whether parity blocks of 64-bit integers may be beyond 2^63; or `sums` over all that is in one."""
-        blocks = self.coded.blocks
-        sizes = [prod(shape) if sums else 1 for _, shape in self.coded.layout(0)]
-        return any(
-            blocks.largest(leaf) * self._code.norm_inf * sizes[leaf] >= 1 << 63
-            for leaf, dtype in enumerate(blocks.dtypes)
-            if is_exact(dtype) and dtype.itemsize == 8
-        )
-
     def why_not_protected(self) -> str:
-        """Why parity is of no use for this f, and what to do."""
-        wide = [str(dtype) for dtype in self.coded.blocks.dtypes if is_exact(dtype)]
-        made = [str(dtype) for dtype in self.dtypes() if not is_exact(dtype)]
-        return (
-            f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers, or sums "
-            "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
-            + (", or data.astype(numpy.int64) for numbers below 2^63" if wide[0] == "uint64" else "")
-        )
+        """Why parity is of no use then, and what to do."""
+        return why_not_protected(self.coded, self.dtypes())
 
-    def _follow(self, group: dict[int, Outcome]) -> None:
+    def _follow(self, group: dict[int, Result]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
         odd, self.results = self.results, group
-        for index in group:
-            self._accept(index)
-        for index, outcome in odd.items():
-            self._reject_odd(index, outcome)
+        for index, result in group.items():
+            self.tasks.accept(index, result.came)
+        for index, result in odd.items():
+            self._reject_odd(index, result)
         self._restart_decoder()
 
-    def _accept(self, index: int) -> None:
-        self.arrived[index] = self._returned[index]
-        self.tasks.accept(index)
-
-    def _reject_odd(self, index: int, outcome: Outcome) -> None:
-        usual = describe_result(self._any_received)
-        message = f"returned {describe_result(outcome)}, others {usual}"
-        if index >= len(self._code.systematic) and shapes_of(outcome) == shapes_of(self._any_received):
+    def _reject_odd(self, index: int, result: Result) -> None:
+        usual = self._any_received
+        message = f"returned {result}, others {usual}"
+        if index >= len(self._code.systematic) and result.shapes == usual.shapes:
             data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
                 "result; convert the data, or what f combines it with, so that both have one"
             )
-        self.reject(index, Failure("shape", "WrongShape", message))
+        self.tasks.reject(index, Failure("shape", "WrongShape", message))
 
     @property
-    def _any_received(self) -> Outcome:
+    def _any_received(self) -> Result:
         return next(iter(self.results.values()))
 
     def _restart_decoder(self) -> None:
         self.ready_at = self.determined_at = None
         self.is_inaccurate = False
         self.__dict__.pop("wraps", None)
-        dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
+        dtypes = self._any_received.dtypes
         for dtype in dtypes:
             _check_result(dtype)
         whole = any(is_exact(dtype) for dtype in self.coded.blocks.dtypes or dtypes)  # else f rounds
@@ -347,21 +301,6 @@ class Received(Need):
             return False
         self.ready_at, self.needed, self.is_inaccurate = self.watch.elapsed, self.decoder.count, True
         return True
-
-    def would_be_met(self, tasks: Collection[int], all_data: bool = False, accurately: bool = True) -> bool:
-        """Whether results of these tasks would; `all_data`: if decoding is no help."""
-        if all_data:
-            return self._has_all_data(tasks)
-        if not self.results or len(tasks) < self._code.recovery_threshold:
-            return len(tasks) >= self._code.recovery_threshold or self._has_all_data(tasks)
-        limit = self.decoder.max_amplification if accurately else np.inf
-        trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
-        for index in tasks:
-            trial.add(index)
-        return trial.ready
-
-    def _has_all_data(self, tasks: Collection[int]) -> bool:
-        return len(self._code.systematic) > 0 and set(tasks).issuperset(self._code.systematic)
 
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -70,14 +70,14 @@ class RunningMap:
         run, need = self._run, self.need
         if run is None or need is None:
             return self.blank
-        reports = task_reports(need.tasks, need.arrived, is_final=False)
+        reports = task_reports(need.tasks, is_final=False)
         return replace(self.blank, seconds=run.now() - self._began, tasks=reports)
 
     def final_report(self, told: dict[str, Any], stay: Stay | None) -> Report:
         """That of the map, which is over: with what its need told, and workers that stay have cost."""
         assert self._run is not None
         assert self.need is not None
-        reports = task_reports(self.need.tasks, self.need.arrived, self.need.surplus)
+        reports = task_reports(self.need.tasks, self.need.surplus)
         seconds, name = self._run.now() - self._began, self.executor.name  # with the channel that was used
         paid = cost_of(self.executor.worker, reports, seconds, stay)
         return replace(
@@ -151,13 +151,13 @@ def _not_started(n: int) -> tuple[TaskReport, ...]:
 
 
 def task_reports(
-    tasks: TaskTable, arrived: Mapping[int, float], surplus: Iterable[int] = (), is_final: bool = True
+    tasks: TaskTable, surplus: Iterable[int] = (), is_final: bool = True
 ) -> tuple[TaskReport, ...]:
     """What has become of each task; of a map that goes on, another thread may be noting more.
 
     surplus : tasks whose results were of no use.
     """
-    running, here = set(tasks.running), dict(arrived)
+    running, here = set(tasks.running), dict(tasks.arrived)
     states = dict.fromkeys(here, "used" if is_final else "arrived") | dict.fromkeys(surplus, "surplus")
     still = "abandoned" if is_final else "running"
     reports = []

@@ -52,6 +52,8 @@ class TaskTable:
     ----------
     running : set of int
         Tasks of which an attempt runs, or waits for a slot.
+    arrived : dict from task to float
+        When the result came that stands, in seconds after the start.
     failed : set of int
         Tasks that were started, do not run and have not returned a result that stands.
     held_back : set of int
@@ -60,18 +62,16 @@ class TaskTable:
         Tasks of which the executor has not told when their latest attempt, which has not ended, began.
     late : LateTasks or None
         Who is told when attempts begin and end, if anybody wants to know.
-    changes : int
-        How often something was noted, for those who need not look again while nothing was.
     """
 
     def __init__(self, n: int) -> None:
         self._tasks = [Task() for _ in range(n)]
         self.running: set[int] = set()
+        self.arrived: dict[int, float] = {}
         self.failed: set[int] = set()
         self.held_back = set(range(n))
         self.late: LateTasks | None = None
         self.unbegun: set[int] = set()
-        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -91,7 +91,6 @@ class TaskTable:
 
     def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
         """The next attempt of each, which is handed out now."""
-        self.changes += 1
         attempts = []
         for index in indices:
             task = self._tasks[index]
@@ -124,6 +123,7 @@ class TaskTable:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
             task.returned, task.seconds = True, outcome.seconds
+            self.arrived[index] = elapsed
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
             if self.late is not None:
@@ -137,17 +137,19 @@ class TaskTable:
         task = self._tasks[index]
         task.returned, task.took = False, None
         task.failures.append(failure)
+        self.arrived.pop(index, None)
         if self.late is not None:
             for attempt in task.running & task.began.keys():  # they are of use again
                 self.late.began(index, attempt, task.began[attempt])
         self._place(index)
 
-    def accept(self, index: int) -> None:
-        """A result that was taken for one of a wrong shape is of the usual one."""
+    def accept(self, index: int, came: float) -> None:
+        """The result that came in this second stands, though another one of this task had a wrong shape."""
         task = self._tasks[index]
-        if task.returned and not task.failures:
+        if index in self.arrived and not task.failures:
             return
         task.returned = True
+        self.arrived[index] = came
         task.failures = [one for one in task.failures if one.kind != "shape"]
         self._place(index)
 
@@ -157,6 +159,11 @@ class TaskTable:
         task.returned = True
         task.failures.clear()
         self._place(index)
+
+    @property
+    def coming(self) -> set[int]:
+        """Tasks whose results may still come."""
+        return self.running - self.arrived.keys()
 
     @property
     def seconds(self) -> list[float]:
@@ -174,7 +181,6 @@ class TaskTable:
 
     def _place(self, index: int) -> None:
         """Keep the sets true of a task that has changed."""
-        self.changes += 1
         task = self._tasks[index]
         if self.late is not None and task.returned:
             self.late.ended(index, task.began)

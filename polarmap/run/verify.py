@@ -13,8 +13,9 @@ from polarmap.code.dtypes import Array, DType, Mask, default_rtol, epsilon, is_e
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
+from polarmap.run.local_run import LocalRun, coded_block, data_block
 from polarmap.run.received import NotFiniteError, Received
-from polarmap.run.results import LocalRun, coded_block, data_block, evaluated_here, kind_of, leaves_of
+from polarmap.run.results import kind_of
 from polarmap.run.trusted import LINEAR
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
@@ -36,46 +37,26 @@ class Verifier:
         Largest relative residual of the left-over equations when last evaluated; None if never.
     broken : bool
         Whether one of them was broken then, and nobody has been found who did it.
+    suspects : set of int or None
+        Any one of whom would explain it; None if nothing tells.
     """
 
-    def __init__(self, received: Received) -> None:
-        self._received, self._coded, self._f = received, received.coded, received.f
-        self._rtol, self._errors_of = received.options.rtol, received.options.known.errors
+    def __init__(self, word: Received) -> None:
+        self._word, self._coded = word, word.coded
         self._local: LocalRun | None = None
-        self._parity_run: LocalRun | None = None
+        self._measured: Recovery | None = None  # of the results whose equations were evaluated last
+        self.suspects: set[int] | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
-        self._missed: dict[int, list[float]] = {}  # by how much decoded blocks missed what f gave here
         self.evaluated: dict[int, list[Array]] = {}
-        self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
         self.broken = False
 
-    def surplus_holds(self, more: bool) -> bool:
-        """Whether the left-over equations hold; if not, and one is found who did it, its result is dropped.
-
-        `more`: whether to wait for another result where these do not tell garbage from a
-        non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
-        """
-        decoder = self._received.decoder
-        if more and self._undecided == decoder.count:
-            return False
-        broken, suspects = self._equations_broken()
-        if not broken:
-            return True
-        if suspects is not None and len(suspects) == 1:
-            self._convict(suspects.pop())
-            return False
-        if more and (suspects is None or len(suspects) > 1):
-            self._undecided = decoder.count
-            return False
-        self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
-
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
-        decoder = self._received.decoder
-        return decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
+        decoder = self._word.decoder
+        return decoder.ready and decoder.surplus > 0 and self.are_broken()
 
-    def unchecked(self) -> list[int]:
+    def unchecked(self) -> tuple[int, ...]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
 
         Checks are the left-over equations and the decoded blocks of which f was evaluated here.
@@ -83,14 +64,14 @@ class Verifier:
         """
         recovery = self._recovery
         handed_out = recovery.arrived < len(self._coded.code.systematic)
-        return [int(index) for index in recovery.arrived[self._unseen(handed_out)]]
+        return tuple(recovery.arrived[self._unseen(handed_out)].tolist())
 
     def _unseen(self, also: Mask | bool = False) -> Mask:
         """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
         recovery = self._recovery
         unseen = np.zeros(len(recovery.arrived), bool)
         evaluated = np.isin(recovery.missing, list(self.evaluated))
-        for dtype in set(self._received.dtypes()):
+        for dtype in set(self._word.dtypes()):
             seen = equations.revealed(recovery, dtype)[evaluated].any(axis=0)
             if self._residuals:
                 seen |= equations.covered(recovery, dtype)
@@ -106,7 +87,7 @@ class Verifier:
         data; those of copies of a block hold of any f. What is odd about the result of a data block may be
         f's own doing.
         """
-        if self._received.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
+        if self._word.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
             return False
         is_seen = bool(np.isin(self._recovery.missing, list(self.evaluated)).all())
         if not is_seen and not self._differ():
@@ -120,24 +101,19 @@ class Verifier:
         """Whether one of the checks involves f of a sum of blocks: a copy of a block tells nothing of f."""
         if self._mixed[np.isin(self._recovery.missing, list(self.evaluated))].any():
             return True
-        dtypes = set(self._received.dtypes()) if self._residuals else ()
+        dtypes = set(self._word.dtypes()) if self._residuals else ()
         return any(equations.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
 
     @property
     def _mixed(self) -> Mask:
         """Which of the blocks to decode are made of more than a copy."""
         mixed = np.zeros(len(self._recovery.missing), bool)
-        for dtype in set(self._received.dtypes()):
+        for dtype in set(self._word.dtypes()):
             mixed |= equations.support(self._recovery, dtype).sum(axis=1) > 1
         return mixed
 
-    @property
-    def can_mix(self) -> bool:
-        """Whether any parity block is more than a copy of a data block."""
-        return self._most_mixed[1] > 1
-
     @cached_property
-    def _most_mixed(self) -> tuple[int, int]:
+    def most_mixed(self) -> tuple[int, int]:
         """The parity block that is made of most data blocks, and of how many."""
         k, code = len(self._coded.code.systematic), self._coded.code
         if not (isinstance(code, PolarCode) and code.carries_integers):
@@ -151,44 +127,38 @@ class Verifier:
         By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
         tell from rounding.
         """
-        recovery, bound = self._recovery, 0.0
-        for leaf, dtype in enumerate(self._received.dtypes()):
-            if is_exact(dtype) and not recovery.rounds:
+        recovery, weights, bound = self._recovery, self._recovery.weights, 0.0
+        here = (
+            [] if self.differing_here() else [block for block in self.evaluated if block in recovery.missing]
+        )
+        checked = [(block, self._distances(block)) for block in here]
+        for leaf, dtype in enumerate(self._word.dtypes()):
+            is_whole = is_exact(dtype)
+            if is_whole and not recovery.rounds:
                 continue
-            hidden = epsilon(self._received.precision(dtype))  # rounding may hide as much
+            hidden = epsilon(self._word.precision(dtype))  # rounding may hide as much
             left_over = self._residuals[leaf] if self._residuals else None
             left_over = None if left_over is None else left_over + hidden
-            rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
-            missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
+            rounding = 0.0 if is_whole else self.amplification * hidden  # of decoded blocks
+            missed = {block: distances[leaf] + hidden + rounding for block, distances in checked}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
-            largest = equations.largest_magnitude([leaves[leaf] for leaves in self._received.decoded])
+            largest = equations.largest_magnitude([leaves[leaf] for leaves in self._word.decoded])
             if largest:  # parity results may be larger than those that are wanted
-                halves = self._halves / largest if is_exact(dtype) else 0.0
-                bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
+                # Integers that f made of floats, and so rounded, may be off by a half through every weight.
+                halves = 0.5 * float(np.abs(weights).sum(axis=1).max()) + 0.5 if is_whole else 0.0
+                bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves / largest)
         return bound
 
-    def _rounding(self, dtype: DType) -> float:
-        """What rounding of floating results becomes by decoding them, as a share of the largest."""
-        recovery = self._recovery
-        if not len(recovery.missing):
-            return 0.0
-        norm = (
-            float(np.linalg.norm(recovery.weights, axis=1).max())
-            if recovery.exact
-            else recovery.amplification
-        )
-        return norm * epsilon(self._received.precision(dtype))
-
     @property
-    def _halves(self) -> float:
-        """What integers that f made of floats, and so rounded, may be off by: a half through every weight."""
-        if not len(self._recovery.missing):
-            return 0.0
-        return 0.5 * float(np.abs(self._recovery.weights).sum(axis=1).max()) + 0.5
+    def amplification(self) -> float:
+        """The largest of a block that is decoded of floats, which may stand beside exact integers."""
+        recovery = self._recovery
+        exact = recovery.exact
+        return float(np.linalg.norm(recovery.weights, axis=1).max()) if exact else recovery.amplification
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
-        return equations.largest_magnitude([leaves_of(one)[leaf] for one in self._received.results.values()])
+        return equations.largest_magnitude([one.leaves[leaf] for one in self._word.results.values()])
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -196,68 +166,60 @@ class Verifier:
         The next one begins where the last has ended and results are left unchecked; it takes the
         block that is made of most of these.
         """
-        missing = self._recovery.missing.tolist()
-        if self._local is None or self._local.index not in missing or self._has_more_to_tell():
+        run = self._local
+        is_over = run is not None and run.index in self.evaluated and not self.is_telling
+        if run is None or run.index not in self._recovery.missing or is_over:
             index = self._most_telling()
-            self._local = LocalRun(self._f, partial(data_block, self._coded, index), index)
-        if not self._local.is_running and self._local.leaves is not None:
-            usual = self._received.structure
-            is_alike = usual[0] == "sample" or repr(self._local.structure) == repr(usual)  # of what is stored
-            self.evaluated[self._local.index] = self._local.leaves if is_alike else []  # agrees with nothing
-        return self._local
+            run = self._local = LocalRun(self._word.f, partial(data_block, self._coded, index), index)
+        if not run.is_running and run.leaves is not None:
+            usual = self._word.structure
+            is_alike = usual[0] == "sample" or repr(run.structure) == repr(usual)  # of what is stored
+            self.evaluated[run.index] = run.leaves if is_alike else []  # agrees with nothing
+        return run
 
-    def differing_here(self, results: list[list[Array]]) -> list[int]:
+    def differing_here(self) -> list[int]:
         """The decoded blocks that are not what f gave of them here."""
-        decoded = set(self._recovery.missing.tolist())
-        here = {index: own for index, own in self.evaluated.items() if index in decoded}
-        differing = [
-            index for index, own in here.items() if not self._agrees(own, results[index], decoded=True)
-        ]
-        if not differing:
-            self._missed = {index: self._distances(own, results[index]) for index, own in here.items()}
-        return differing
+        results, missing = self._word.decode(), self._recovery.missing
+        here = [(index, own) for index, own in self.evaluated.items() if index in missing]
+        return [index for index, own in here if not self._agrees(own, results[index], decoded=True)]
 
-    def _distances(self, own: list[Array], other: list[Array]) -> list[float]:
-        """How far two results are apart, leaf by leaf, as a share of the largest number."""
+    def _distances(self, index: int) -> list[float]:
+        """How far a decoded block is from what f gave here, by leaf, as a share of the largest number."""
+        pairs = zip(self.evaluated[index], self._word.decoded[index])
         with np.errstate(invalid="ignore"):
-            apart = [
-                float(np.abs(one.astype(two.dtype) - two).max(initial=0)) for one, two in zip(own, other)
-            ]
+            apart = [float(np.abs(one.astype(two.dtype) - two).max(initial=0)) for one, two in pairs]
         return [gap / (self._largest(leaf) or 1.0) for leaf, gap in enumerate(apart)]
 
+    @cached_property
     def parity_run(self) -> LocalRun:
-        """f of a parity block, on a thread: under way, or ended just now."""
-        if self._parity_run is None:
-            index, _ = self._most_mixed
-            self._parity_run = LocalRun(self._f, partial(coded_block, self._coded, index), index)
-        return self._parity_run
+        """f of the parity block that is made of most data blocks, on a thread: under way, or ended."""
+        index, _ = self.most_mixed
+        return LocalRun(self._word.f, partial(coded_block, self._coded, index), index)
 
     def parity_fits(self, leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
-        results = self._received.results
-        first = leaves_of(results[min(results)])
-        if [(one.shape, kind_of(one.dtype)) for one in leaves] != [
-            (one.shape, kind_of(one.dtype)) for one in first
-        ]:
+        received = self._word
+        first = received.results[min(received.results)]
+        if [(kind_of(one.dtype), one.shape) for one in leaves] != list(first.kind[1]):
             self.residual = np.inf
             return False
-        k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self._most_mixed
+        k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self.most_mixed
         places = np.arange(code.n)
-        recovery = code.recovery((places < k) | (places == index), self._received.decoder.exact)
+        recovery = code.recovery((places < k) | (places == index), received.decoder.exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
-        rows = [self._received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)]
-        return not self._measure(recovery, rows)[0]
+        self._measure(recovery, [received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)])
+        return not self.broken
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
-        if self._received.trust.known is None and self._differ():
-            self._received.trust.note()
+        if self._word.trust.known is None and self._differ():
+            self._word.trust.note()
 
     def _differ(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
-        for leaf, dtype in enumerate(self._received.dtypes()):
-            first, *others = self._received.rows(leaf).values()
-            apart = 0.0 if is_exact(dtype) else equations.tolerance(self._received.precision(dtype))
+        for leaf, dtype in enumerate(self._word.dtypes()):
+            first, *others = self._word.rows(leaf).values()
+            apart = 0.0 if is_exact(dtype) else equations.tolerance(self._word.precision(dtype))
             with np.errstate(invalid="ignore", over="ignore"):
                 if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
                     return True
@@ -265,39 +227,38 @@ class Verifier:
 
     @property
     def _recovery(self) -> Recovery:
-        return self._received.decoder.recovery
-
-    def _has_more_to_tell(self) -> bool:
-        """Whether the last local run has been looked at, and another block would check more."""
-        return self._local is not None and self._local.index in self.evaluated and not self.is_telling
+        return self._word.decoder.recovery
 
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""
         recovery, columns = self._recovery, self._unseen()
         told = sum(
-            equations.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes()
+            equations.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._word.dtypes()
         )
-        told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._received.odd))
+        told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._word.odd))
         told[np.isin(recovery.missing, list(self.evaluated))] = -1.0
         return int(recovery.missing[np.argmax(told)])
 
-    def _equations_broken(self) -> tuple[bool, set[int] | None]:
-        """Whether an equation is broken, and the tasks any one of which would explain it."""
-        leaves = range(len(self._received.dtypes()))
-        return self._measure(self._recovery, [self._received.rows(leaf) for leaf in leaves])
+    def are_broken(self) -> bool:
+        """Whether a left-over equation is, of the results that arrived."""
+        recovery = self._recovery
+        if self._measured is not recovery:
+            leaves = range(len(self._word.dtypes()))
+            self._measure(recovery, [self._word.rows(leaf) for leaf in leaves])
+        return self.broken
 
-    def _measure(self, recovery: Recovery, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
-        """The same for a recovery and the flat results, by leaf, that satisfy its left-over equations."""
+    def _measure(self, recovery: Recovery, leaves: list[dict[int, Array]]) -> None:
+        """Evaluate the left-over equations of a recovery on the flat results, by leaf, that satisfy them."""
         broken = False
         suspects: set[int] | None = None
         self._residuals = []
-        for arrived, dtype, error in zip(leaves, self._received.dtypes(), self._errors()):
+        for arrived, dtype, error in zip(leaves, self._word.dtypes(), self._errors()):
             if error == np.inf:
                 self._residuals.append(None)
                 continue
             rows = recovery.checkable(arrived)
-            precision = self._received.precision(dtype)
-            found = equations.residual(recovery, rows, dtype, self._rtol, precision, error)
+            precision = self._word.precision(dtype)
+            found = equations.residual(recovery, rows, dtype, self._word.options.rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
             self._residuals.append(found.relative)
@@ -308,36 +269,36 @@ class Verifier:
                     suspects = named if suspects is None else suspects & named
         measured = [one for one in self._residuals if one is not None]
         self.residual, self.broken = max(measured, default=0.0), broken
-        return broken, suspects
+        self._measured, self.suspects = recovery, suspects
 
-    def _convict(self, index: int) -> None:
+    def convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        own = evaluated_here(self._f, partial(coded_block, self._coded, index), self._received.time_here)
-        if own is not None and self._agrees(own, leaves_of(self._received.results[index])):
+        run = LocalRun(self._word.f, partial(coded_block, self._coded, index))
+        own = run.leaves_within(self._word.time_here)
+        if own is not None and self._agrees(own, self._word.results[index].leaves):
             self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"
         self.residual, self.broken = None, False
-        self._received.drop(index, Failure("garbage", "GarbageResult", message))
+        self._word.drop(index, Failure("garbage", "GarbageResult", message))
 
     def _agrees(self, own: list[Array], other: list[Array], decoded: bool = False) -> bool:
         """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""
         if len(own) != len(other):
             return False
         for leaf, (one, two, error) in enumerate(zip(own, other, self._errors())):
-            noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
-            precision = self._received.precision(two.dtype)
-            if not leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
+            noise = (self._word.decoder.amplification, self._largest(leaf)) if decoded else (0.0, 0.0)
+            precision = self._word.precision(two.dtype)
+            if not leaf_agrees(
+                one, two, precision, self._word.options.rtol, *noise, error * max(1.0, noise[0])
+            ):
                 return False
         return True
 
     def _errors(self) -> list[float]:
         """What entries of each leaf may be off by anyway."""
-        received = [leaves_of(one) for one in self._received.results.values()]
-        return [0.0] * len(received[0]) if self._errors_of is None else self._errors_of(received)
-
-    def _decoding_noise(self, leaf: int) -> tuple[float, float]:
-        """What decoding amplifies, and the largest number it adds up."""
-        return self._received.decoder.amplification, self._largest(leaf)
+        received = [one.leaves for one in self._word.results.values()]
+        errors_of = self._word.options.known.errors
+        return [0.0] * len(received[0]) if errors_of is None else errors_of(received)
 
     def blame_f(self, what: str) -> NoReturn:
         """Give up: nothing can be decoded."""

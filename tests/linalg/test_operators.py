@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, Pool, ReplayExecutor, hedged_map
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, ReplayExecutor, hedged_map
 from polarmap.errors import CodeError
 
 K, N = 6, 9
@@ -317,3 +318,12 @@ def test_without_scipy_the_extra_is_named() -> None:
     code = "import sys; sys.modules['scipy'] = None; import polarmap; polarmap.CodedOperator"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install 'scipy>=" in run.stderr
+
+
+def test_an_operator_of_unsigned_integers_takes_real_vectors() -> None:
+    A = STREAM.integers(0, 1000, (24, 5), dtype="u8")
+    x = STREAM.standard_normal(5)
+    for lost in [(), (0, 3), (1, 7), (5,)]:
+        assert PolarCode(9, 6, "arikan").decodable(~np.isin(np.arange(9), lost))
+        with CodedOperator(A, blocks=6, workers=9, executor=losing(*lost)) as operator:
+            np.testing.assert_allclose(operator @ x, A @ x, rtol=1e-10)

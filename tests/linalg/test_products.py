@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode
+from polarmap import CodedOperator, Fault, FaultyExecutor, ReplayExecutor, coded_gram, coded_matmul, encode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.lithops_internals import named_for_lithops
 
@@ -248,3 +249,15 @@ def test_options_that_cannot_be(options: Any, message: str) -> None:
 def test_a_product_prints_one_line() -> None:
     product = coded_matmul(np.ones((12, 5)), np.ones((5, 3)), executor=ReplayExecutor())
     assert repr(product) == "<CodedProduct of 12 x 3 float64, 0 of its blocks decoded>"
+
+
+def test_products_of_other_byte_orders() -> None:
+    A, B = STREAM.standard_normal((48, 3)).astype(">f8"), STREAM.standard_normal((3, 5)).astype(">f8")
+    wide = STREAM.integers(0, 99, (12, 4)).astype(">i4")
+    never = {"executor": losing(0)}
+    for method in ("rows", "columns", "grid"):
+        np.testing.assert_allclose(coded_matmul(A, B, method=method, **never).array, A @ B, atol=1e-10)
+    np.testing.assert_allclose(coded_gram(A, blocks=3, **never).array, A.T @ A, atol=1e-9)
+    assert np.array_equal(coded_gram(wide, blocks=2, workers=4, **never).array, wide.T @ wide)
+    with CodedOperator(A, blocks=6, **never) as operator:
+        np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)

@@ -9,7 +9,7 @@ import pytest
 from plain import assert_same, plain_map
 
 import polarmap
-from polarmap import CodedResult, PolarCode, ReplayExecutor, coded_map
+from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, CodeError
 
 DATA = np.random.default_rng(0).standard_normal((60, 4))
@@ -146,3 +146,16 @@ def test_a_replay_can_be_used_again() -> None:
 
 def test_a_fault_never_strikes_without_being_asked_for() -> None:
     assert doubled(executor=polarmap.FaultyExecutor(ReplayExecutor())).report.indices("failed") == []
+
+
+def test_data_changed_in_place_between_two_maps_is_new_data() -> None:
+    """Workers that stay keep blocks; on this machine they have mapped them."""
+    data, x = np.random.default_rng(0).standard_normal((240, 300)), np.ones(300)
+    late = {3: Fault("sleep", seconds=600), 7: Fault("sleep", seconds=600)}
+    changes = [(), (120, 150), (239, 299), (slice(100, 110),), (slice(None),)]
+    for place in changes:
+        data[place] += 1.0
+        result = coded_map(
+            lambda block: block @ x, data, blocks=6, workers=9, executor=FaultyExecutor(None, late)
+        )
+        np.testing.assert_allclose(result.concatenate(), data @ x, rtol=1e-9, atol=1e-9)

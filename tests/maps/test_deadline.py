@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coded_maps import FLOATS, losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import arriving
 
 from polarmap import (
     Fault,
@@ -23,7 +25,6 @@ from polarmap import (
 )
 from polarmap.code.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
-from tests.plain import arriving
 
 EPS = float(np.finfo(float).eps)
 
@@ -240,3 +241,79 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
     with pytest.warns(RuntimeWarning, match="f of block 0 differs .* what is decoded or .* may be far off"):
         result = coded_map(lambda block: block.max(axis=0) ** 2, data, **options)
     assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)
+
+
+# --- what nothing tells, and what is exact -----------------------------------------------------
+
+
+def test_equal_arrivals_tell_nothing_of_the_others() -> None:
+    data = np.zeros((12, 3))
+    data[11] = 7
+    options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
+    result = coded_map(lambda block: block.sum(axis=0), data, executor=losing(3, 4, 5, 6, 7), **options)
+    assert result.report.recovered == ()
+    assert result.report.estimated == (3, 4, 5)
+    assert result.report.errors == (0, 0, 0, math.inf, math.inf, math.inf)
+    assert "by how much they are off is unknown" in str(result.report)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])
+@pytest.mark.parametrize("places", [0, 1])
+def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
+    """Blocks that are equal, or equal up to their last digit, tell nothing of one that is not there."""
+    for seed in range(20):
+        stream = np.random.default_rng(seed)
+        data = np.repeat(stream.normal(1000, 300, (1, 3)), 6, axis=0).astype(dtype)
+        if dtype != "i8":
+            data = (data * (1 + places * stream.integers(-1, 2, data.shape) * np.finfo(dtype).eps)).astype(
+                dtype
+            )
+        data[5] *= 2
+        options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
+        result = coded_map(np.negative, data, executor=losing(*range(4, 8)), **options)
+        assert result.report.errors[4:] == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_what_is_told_of_an_estimate_does_not_depend_on_the_unit(size: float) -> None:
+    """The squares of such numbers are no numbers any more."""
+    data = np.random.default_rng(5).normal(3.0, 1.0, (24, 2))
+    options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
+    reports = [
+        coded_map(np.negative, unit * data, executor=losing(*range(4, 8)), **options).report
+        for unit in (1.0, size)
+    ]
+    np.testing.assert_allclose(reports[1].errors, reports[0].errors, rtol=1e-9)
+    np.testing.assert_allclose(reports[1].error_p90, reports[0].error_p90, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
+def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
+    """All patterns of arrivals: what is not called an estimate is right to the last bit."""
+    top = 2**31 if dtype == "i4" else 2**60
+    data = np.random.default_rng(1).integers(top // 2, top, (8, 2)).astype(dtype)
+    code = PolarCode(7, 4, "arikan")
+    determined = 0
+    for count in range(1, 7):
+        for arrived in combinations(range(7), count):
+            lost = set(range(7)) - set(arrived)
+            options = {"code": code, "timeout": 2, "on_timeout": "estimate", "verify": False}
+            if code.decodable(np.isin(np.arange(7), arrived)):
+                continue
+            result = coded_map(np.copy, data, executor=losing(*lost), **options)
+            for index, block in enumerate(data.reshape(4, 2, 2)):
+                if index not in result.report.estimated:
+                    assert np.array_equal(result[index], block)
+                    determined += index in lost
+                elif dtype == "i4":
+                    assert (result[index].astype(float) > 0).all()  # clipped, not wrapped
+    assert determined > 5
+
+
+def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
+    # While another result may tell who is to blame.
+    options = {"blocks": 6, "workers": 9, "timeout": 1.5, "on_timeout": "estimate"}
+    with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
+        result = coded_map(np.abs, FLOATS, executor=losing(0, 4), **options)
+    assert result.report.recovered == ()
+    assert result.report.estimated == (0, 4)

@@ -242,35 +242,21 @@ def coded(case: Case, seed: int, count: int) -> tuple[polarmap.CodedResult, Any]
     return polarmap.coded_map(case.f, data, executor=arriving(order, N), **options), data
 
 
+@pytest.mark.parametrize(("surplus", "how"), [(3, "parity"), (0, "local")])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", LINEAR)
-def test_linear_is_exact_and_never_flagged_by_surplus(name: str, seed: int) -> None:
+def test_linear_is_exact_and_never_flagged(name: str, seed: int, surplus: int, how: str) -> None:
     case = LINEAR[name]
-    result, data = coded(case, seed, count=K + 3)
+    result, data = coded(case, seed, count=K + surplus)
     assert_same(result, plain_map(case.f, data, K), case.rtol)
-    assert result.report.verified == "parity"
+    assert result.report.verified == how
     assert len(result.report.recovered) >= 2
+    assert surplus or result.report.needed == K
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", LINEAR)
-def test_linear_is_exact_and_never_flagged_without_surplus(name: str, seed: int) -> None:
-    case = LINEAR[name]
-    result, data = coded(case, seed, count=K)
-    assert_same(result, plain_map(case.f, data, K), case.rtol)
-    assert result.report.verified == "local"
-    assert result.report.needed == K
-
-
+@pytest.mark.parametrize("surplus", [3, 0])
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", NON_LINEAR)
-def test_non_linear_is_flagged_by_surplus(name: str, seed: int) -> None:
+def test_non_linear_is_flagged(name: str, seed: int, surplus: int) -> None:
     with pytest.raises(NotLinearError, match="f is not linear"):
-        coded(NON_LINEAR[name], seed, count=K + 3)
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", NON_LINEAR)
-def test_non_linear_is_flagged_without_surplus(name: str, seed: int) -> None:
-    with pytest.raises(NotLinearError, match="f is not linear"):
-        coded(NON_LINEAR[name], seed, count=K)
+        coded(NON_LINEAR[name], seed, count=K + surplus)

@@ -17,7 +17,7 @@ from plain import assert_same, cut, plain_map, states, without_padding
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, ShiftedExponential, completion_time, simulate_on_demand, stragglers
-from polarmap.run import results
+from polarmap.run import local_run
 from polarmap.run.trusted import TRUSTED
 
 N, K = 32, 24
@@ -191,7 +191,7 @@ def test_the_map_does_what_the_simulation_of_the_policy_says() -> None:
 def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_return(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LOOK_SECONDS", 60.0)  # f of padding here ends within one look
+    monkeypatch.setattr(local_run, "LOOK_SECONDS", 60.0)  # f of padding here ends within one look
     for seed in range(40):
         rng = np.random.default_rng([k, seed])
         spare = int(rng.integers(1, 6))

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+from coded_maps import losing
 from dask_executors import dask_executor
 from plain import assert_same, plain_map, process_pool
 
-from polarmap import ReplayExecutor, coded_map
+from polarmap import ReplayExecutor, coded_map, hedged_map
 from polarmap.errors import CodeError, NotDecodableError
 
 STREAM = np.random.default_rng(0)
@@ -24,18 +25,24 @@ STREAM = np.random.default_rng(0)
 MATRIX = STREAM.standard_normal((26, 5))
 
 
+@pytest.mark.parametrize("lost", [(), (5,), (0,)])
 @pytest.mark.parametrize(
     ("f", "dtype"),
     [
         (lambda block: block > 0, "bool"),
         (lambda block: (block, bool(block[0, 0] > 0)), "bool"),
+        (lambda block: block.astype(np.longdouble), str(np.dtype(np.longdouble))),
         (lambda block: "text", "<U4"),
         (lambda block: np.datetime64("2020-01-01"), "datetime64"),
     ],
 )
-def test_results_that_cannot_be_coded_are_named_by_dtype(f: Any, dtype: str) -> None:
-    with pytest.raises(CodeError, match=f"the result of f has dtype {dtype}.*convert it first"):
-        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
+def test_results_that_cannot_be_coded_are_named_by_dtype_with_what_to_use(
+    f: Any, dtype: str, lost: tuple[int, ...]
+) -> None:
+    text = f"the result of f has dtype {dtype}.*convert it first.*, or use hedged_map"
+    with pytest.raises(CodeError, match=text):
+        coded_map(f, MATRIX, blocks=4, executor=losing(*lost))
+    assert len(hedged_map(f, MATRIX, blocks=4, executor=losing())) == 4
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ class Results:
     """That of block 1 is there."""
 
     def __init__(self) -> None:
-        self.arrived, self.tasks = {1: 0.9}, TaskTable(3)
+        self.tasks = TaskTable(3)
+        self.tasks.arrived[1] = 0.9
 
     def early_result(self, task: int) -> Any:
         assert task == 1

@@ -1,22 +1,46 @@
-"""One map from its opening to its report: what those are told who look on, and that a plain one has none."""
+"""One map from its opening to its report: who is told what, what is tried again, and that it is closed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from coded_maps import (
+    DATA,
+    LOST_DATA,
+    WHOLE,
+    K,
+    N,
+    assert_right,
+    coded,
+    failing_on,
+    faulty,
+    product,
+)
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from plain import arriving, assert_same, cut, states
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report
-from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Outcome
+from polarmap import (
+    Fault,
+    FaultyExecutor,
+    PolarCode,
+    ReplayExecutor,
+    Report,
+)
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.replay import ReplayRun
 from polarmap.run.observers import observers_of
 from polarmap.run.running_map import Observer, RunningMap
+from polarmap.run.trusted import TRUSTED
 
-DATA = np.random.default_rng(0).standard_normal((24, 3))
+THREE = np.random.default_rng(0).standard_normal((24, 3))
 
 
 class Diary(Observer):
@@ -56,7 +80,7 @@ def test_what_happens_is_told_where_it_happens() -> None:
     diary = Diary()
     executor = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 2.0, 2: 3.0, 3: math.inf}), {1: Fault("kill")})
     options: dict[str, Any] = {"blocks": 3, "workers": 4, "executor": executor, "progress": (diary,)}
-    result = polarmap.coded_map(np.negative, DATA, verify=False, **options)
+    result = polarmap.coded_map(np.negative, THREE, verify=False, **options)
     assert [told for told in diary.told if told[0] != "looked"] == [
         ("began", 3),
         ("ended", 0, True, 1.0),
@@ -87,7 +111,7 @@ def test_a_map_that_raises_has_finished_for_all() -> None:
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     options: dict[str, Any] = {"blocks": 3, "workers": 4, "executor": never, "progress": diaries}
     with pytest.raises(CodedTimeoutError):
-        polarmap.coded_map(np.negative, DATA, timeout=2.0, **options)
+        polarmap.coded_map(np.negative, THREE, timeout=2.0, **options)
     assert [diary.told[-1] for diary in diaries] == [("finished", CodedTimeoutError)] * 2
 
 
@@ -96,3 +120,258 @@ def test_nobody_looks_on_at_a_plain_map(caplog: pytest.LogCaptureFixture) -> Non
     assert [type(one).__name__ for one in observers_of(False)][-1:] == ["MapLog"]
     caplog.set_level("WARNING", "polarmap")
     assert "MapLog" not in [type(one).__name__ for one in observers_of(False)]
+
+
+# --- the executor is opened once, and closed whatever happens ----------------------------------
+
+
+class Recorder:
+    """A replay that notes what is done to it and to its run, and can be interrupted."""
+
+    name = "recorder"
+    worker = None
+
+    def __init__(
+        self, replay: ReplayExecutor, interrupt: tuple[str, int, BaseException] | None = None
+    ) -> None:
+        self.replay, self.calls = replay, []
+        self._interrupt = interrupt
+
+    def open(self, payload: Payload) -> RecordedRun:
+        self.note("open")
+        self.run = RecordedRun(self, payload)
+        return self.run
+
+    def note(self, call: Any) -> None:
+        self.calls.append(call)
+        verb, times, error = self._interrupt or ("", 0, None)
+        verbs = [one if isinstance(one, str) else one[0] for one in self.calls]
+        if verbs[-1] == verb and verbs.count(verb) == times and error is not None:
+            raise error
+
+    def submitted(self) -> list[list[int]]:
+        """What was handed in, one list for each time."""
+        return [list(call[1:]) for call in self.calls if call[0] == "submit"]
+
+
+class RecordedRun:
+    def __init__(self, recorder: Recorder, payload: Payload) -> None:
+        self._recorder, self._run = recorder, recorder.replay.open(payload)
+
+    def now(self) -> float:
+        return self._run.now()
+
+    def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
+        self._recorder.note(("submit", *(task for task, _ in attempts)))
+        self._run.submit(attempts)
+
+    def wait(self, timeout: float) -> Any:
+        self._recorder.note("wait")
+        assert timeout >= 0
+        return self._run.wait(timeout)
+
+    def wake(self) -> None:
+        self._run.wake()
+
+    def close(self) -> None:
+        self._recorder.note("close")
+        self._run.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda executor: polarmap.coded_map(np.sum, [], executor=executor),
+        lambda executor: coded(data=DATA > 0, executor=executor),
+        lambda executor: polarmap.coded_map(
+            np.sum,
+            np.ones((8, 2)),
+            blocks=4,
+            workers=12,
+            degree=2,
+            timeout=1.0,
+            on_timeout="estimate",
+            executor=executor,
+        ),
+        lambda executor: polarmap.coded_sum(np.sum, [], executor=executor),
+        lambda executor: polarmap.hedged_map(np.sum, [np.ones(2)], blocks=3, executor=executor),
+    ],
+)
+def test_nothing_is_opened_for_data_that_is_refused(use: Callable[[Any], Any]) -> None:
+    recorder = Recorder(ReplayExecutor())
+    with pytest.raises(CodeError):
+        use(recorder)
+    assert recorder.calls == []
+
+
+def test_a_run_is_opened_once_and_closed_last() -> None:
+    recorder = Recorder(ReplayExecutor(LOST_DATA))
+    assert_right(coded(executor=recorder))
+    assert recorder.calls[:2] == ["open", ("submit", *range(N))]
+    assert recorder.calls[-1] == "close"
+    assert recorder.calls.count("open") == recorder.calls.count("close") == len(recorder.submitted()) == 1
+
+
+def test_seconds_count_from_the_call_although_the_run_is_opened_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(ReplayRun):
+        def now(self) -> float:
+            return 1000.0 + super().now()
+
+    class Clocked(ReplayExecutor):
+        def open(self, payload: Payload) -> ReplayRun:
+            return Late({}, payload)
+
+    monkeypatch.setattr("polarmap.run.running_map.time", SimpleNamespace(monotonic=lambda: 990.0))
+    assert coded(verify=False, executor=Clocked()).report.seconds == 11.0
+    assert coded(verify=False, executor=ReplayExecutor()).report.seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    ("f", "options", "error"),
+    [
+        (np.abs, {}, NotLinearError),
+        (failing_on(*range(K)), {}, ValueError),
+        (product, {"timeout": 0.5}, CodedTimeoutError),
+        (lambda block: block > 0, {}, CodeError),
+    ],
+)
+def test_the_run_is_closed_after_an_error(f: Any, options: dict[str, Any], error: type[Exception]) -> None:
+    recorder = Recorder(ReplayExecutor(LOST_DATA))
+    with pytest.raises(error):
+        coded(f, executor=recorder, **options)
+    assert recorder.calls[-1] == "close"
+    assert recorder.calls.count("close") == 1
+
+
+@pytest.mark.parametrize("verb", ["submit", "wait"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
+def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException]) -> None:
+    recorder = Recorder(ReplayExecutor(LOST_DATA), (verb, 1 if verb == "submit" else 4, error()))
+    with pytest.raises(error):
+        coded(executor=recorder)
+    assert recorder.calls[-1] == "close"
+    assert recorder.calls.count("close") == 1
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_who_arrived_when_is_reported() -> None:
+    seconds = {task: 1 + 0.1 * task for task in range(N)} | LOST_DATA
+    report = coded(executor=ReplayExecutor(seconds)).report
+    assert [task.index for task in report.tasks] == list(range(N))
+    for task in report.tasks:
+        arrived = task.index not in (1, 4, 11)
+        expected = 1 + 0.1 * task.index if arrived else None
+        assert task.arrived == pytest.approx(expected)
+        assert task.seconds == pytest.approx(expected)
+        assert (task.attempts, task.failures) == (1, ())
+    assert states(report)["abandoned"] == [1, 4, 11]
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill", "exit"])
+def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
+    seconds = {task: 1 + 0.1 * task for task in range(N)}
+    recorder = Recorder(ReplayExecutor(seconds))
+    faults = {0: Fault(kind), 3: Fault(kind), 9: Fault(kind)}
+    result = coded(executor=FaultyExecutor(recorder, faults))
+    assert_right(result)
+    report = result.report
+    assert states(report)["failed"] == [0, 3, 9]
+    assert report.recovered == (0, 3)
+    assert all(task.attempts == 1 for task in report.tasks)
+    assert recorder.submitted() == [[*range(N)]]
+    text = "RuntimeError: injected fault" if kind == "raise" else f"struck by '{kind}'"
+    assert text in report.tasks[0].failures[0]
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill"])
+def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
+    seconds = dict.fromkeys(range(6, 11), 0.5) | {11: math.inf}
+    recorder = Recorder(ReplayExecutor(seconds))
+    result = coded(executor=FaultyExecutor(recorder, dict.fromkeys(range(6), Fault(kind))))
+    assert_right(result)
+    # With the fifth failure too little can arrive; all that failed so far is tried again.
+    assert recorder.submitted() == [[*range(N)], [0, 1, 2, 3, 4]]
+    assert [task.attempts for task in result.report.tasks] == [2] * 5 + [1] * 7
+    assert [len(task.failures) for task in result.report.tasks] == [1] * 6 + [0] * 6
+    assert 5 in result.report.recovered
+
+
+@pytest.mark.parametrize(("strikes", "retries"), [(1, 1), (3, 3), (1, 5)])
+def test_failures_are_tried_as_often_as_needed_and_allowed(strikes: int, retries: int) -> None:
+    faults = dict.fromkeys(range(N - K + 1), Fault("raise", attempts=strikes))
+    seconds = {11: 0.5}
+    result = coded(executor=faulty(faults, seconds), retries=retries)
+    assert_right(result)
+    assert max(task.attempts for task in result.report.tasks) == strikes + 1
+    with pytest.raises(NotDecodableError, match="7 of 8 needed results"):
+        coded(executor=faulty(faults, seconds), retries=strikes - 1)
+
+
+@settings(derandomize=True, max_examples=100)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["", "", "raise", "kill", "sleep", "hang", "odd"]), min_size=N, max_size=N
+    ),
+    strikes=st.integers(1, 2),
+    retries=st.integers(0, 2),
+    seed=st.integers(0, 1000),
+    whole=st.booleans(),
+)
+@example(kinds=["", "raise", *[""] * 4, "odd", *[""] * 5], strikes=1, retries=0, seed=0, whole=True)
+def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
+    kinds: list[str], strikes: int, retries: int, seed: int, whole: bool
+) -> None:
+    TRUSTED.clear()
+    stream = np.random.default_rng(seed)
+    data = WHOLE + stream.integers(0, 99) if whole else DATA
+    odd = [data[3 * index].tolist() for index in range(K) if kinds[index] == "odd"]
+    seconds = dict(enumerate(stream.permutation(N) + 1.0))
+    seconds |= {index: math.inf for index, kind in enumerate(kinds) if kind == "hang"}
+    faults = {
+        i: Fault(kind, 30, strikes) for i, kind in enumerate(kinds) if kind in ("raise", "kill", "sleep")
+    }
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return block.T if block[0].tolist() in odd else block[1:]
+
+    healed = ("", "odd", "sleep") if retries < strikes else ("", "odd", "sleep", "raise", "kill")
+    comes = np.array([kind in healed and not (kind == "odd" and i < K) for i, kind in enumerate(kinds)])
+    try:
+        result = coded(f, data, executor=faulty(faults, seconds), retries=retries)
+    except NotLinearError:
+        assert odd  # and evaluated here, with the same odd result
+    except (RuntimeError, CodedTimeoutError) as error:
+        few = not hasattr(error, "__notes__")
+        assert not few or not PolarCode(N, K, "arikan" if whole else "rotation").decodable(comes)
+    else:
+        assert_same(result, [block[1:] for block in cut(data, K)], 1e-9)
+
+
+def test_an_exception_that_would_not_travel_is_itself_where_it_need_not() -> None:
+    class Local(Exception):  # noqa: N818
+        def __reduce__(self) -> Any:
+            raise TypeError("not picklable")
+
+    with pytest.raises(Local, match="here"):
+        coded(failing_on(*range(8), error=Local("here")), executor=ReplayExecutor())
+
+
+def test_f_that_fails_everywhere_is_found_out_at_once() -> None:
+    calls = []
+
+    def f(block: np.ndarray) -> np.ndarray:
+        calls.append(block)
+        raise KeyError("column")
+
+    recorder = Recorder(arriving(range(N), N))
+    with pytest.raises(
+        KeyError, match="column'\nf fails everywhere: each of the first 5 of 12 tasks to end raised"
+    ):
+        coded(f, executor=recorder)
+    assert len(calls) == N - K + 1
+    assert recorder.run.now() == pytest.approx(1 + 0.1 * (N - K))
+    assert recorder.calls.count("close") == 1

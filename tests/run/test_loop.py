@@ -44,15 +44,11 @@ class Scripted:
 class GivingUp(Wanted):
     """Says of less than it needs that it will not do."""
 
-    def settle_for_less(self, nothing_can_come: bool) -> None:
-        if nothing_can_come:
-            raise LookupError("nothing can come")
-
-    def is_out_of_reach(self) -> bool:
-        return bool(self.failed())
+    def settle_for_less(self) -> None:
+        raise LookupError("nothing can come")
 
 
-def loop(run: Scripted, n: int, needed: int, retries: int = 1, timeout: float | None = None):  # type: ignore[no-untyped-def]
+def loop(run: Scripted, n: int, needed: int, retries: int = 1, timeout: float = math.inf):  # type: ignore[no-untyped-def]
     tasks = TaskTable(n)
     need = GivingUp(tasks, needed, Stopwatch(run.now, timeout))
     for outcomes in schedule(run, Policy(n), retries, need):
@@ -83,7 +79,9 @@ def test_it_is_tried_again_as_often_as_may_be() -> None:
 
 def test_time_is_up() -> None:
     run = Scripted([(math.inf, returned(0))])
-    with pytest.raises(CodedTimeoutError, match="late"):
+    with pytest.raises(
+        CodedTimeoutError, match="0 of 1 needed results arrived within 3 s, 1 task still runs"
+    ):
         list(loop(run, 1, needed=1, timeout=3.0))
     assert run.now() == pytest.approx(3.0)
 

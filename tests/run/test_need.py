@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from run.test_policies import Wanted, lost, returned
 
 from polarmap.executors.base import Failure
-from polarmap.run.need import late, not_finite, raise_if_all_fail, too_few
+from polarmap.run.need import Stopwatch, late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
 
 
 def needing(count: int, n: int) -> Wanted:
     tasks = TaskTable(n)
     tasks.start(range(n), 0.0)
-    return Wanted(tasks, count)
+    return Wanted(tasks, count, Stopwatch(lambda: 0.0, 2.5))
 
 
 def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None:
     need = needing(4, 4)
     need.tasks.note(returned(0), 1.0)
-    need.arrived[0] = 1.0
     need.tasks.note(lost(1), 1.0)
     failed = "; failed 1 task: WorkerLost"
-    assert late(need, 2.5) == f"1 of 4 needed results arrived within 2.5 s, 2 tasks still run{failed}"
-    assert too_few(need, nothing=False) == (
-        f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}"
-    )
+    assert late(need) == f"1 of 4 needed results arrived within 2.5 s, 2 tasks still run{failed}"
+    assert too_few(need) == (f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}")
     need.tasks.note(lost(2), 1.0)
-    assert too_few(need, nothing=False).startswith(
-        "only 2 of 4 needed results can arrive: 1 did, 1 task still"
-    )
+    assert too_few(need).startswith("only 2 of 4 needed results can arrive: 1 did, 1 task still")
     need.tasks.note(lost(3), 1.0)
     failed = "; failed 3 tasks: WorkerLost"
-    assert too_few(need, nothing=True) == f"1 of 4 needed results arrived, and no more can come{failed}"
+    assert too_few(need) == f"1 of 4 needed results arrived, and no more can come{failed}"
     assert not_finite(need, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
 
 
-def test_what_f_raises_everywhere_is_raised_before_all_have_said_so() -> None:
-    tasks, error = needing(8, 8).tasks, KeyError("x")
-    for index in range(2):
-        tasks.note(lost(index)._replace(failure=Failure("raised", "KeyError", "x", error)), 1.0)
-        raise_if_all_fail(tasks, any_returned=False, spare=0)
-    tasks.note(lost(2)._replace(failure=Failure("raised", "KeyError", "x", error)), 1.0)
-    raise_if_all_fail(tasks, any_returned=True, spare=0)
-    raise_if_all_fail(tasks, any_returned=False, spare=3)
-    with pytest.raises(KeyError) as raised:
-        raise_if_all_fail(tasks, any_returned=False, spare=2)
-    assert raised.value is error
+@pytest.mark.parametrize(
+    ("spare", "returns", "raises"), [(2, False, True), (3, False, False), (2, True, False)]
+)
+def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
+    spare: int, returns: bool, raises: bool
+) -> None:
+    need, error = needing(8 - spare, 8), KeyError("x")
+    if returns:
+        need.tasks.note(returned(7), 1.0)
+    for index in range(3):
+        need.check_failures()
+        need.tasks.note(lost(index)._replace(failure=Failure("raised", "KeyError", "x", error)), 1.0)
+    with pytest.raises(KeyError) if raises else nullcontext() as raised:
+        need.check_failures()
+    assert raises == (raised is not None and raised.value is error)

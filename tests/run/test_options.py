@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,9 @@ def test_a_value_that_cannot_be_names_what_can(options: dict[str, Any], words: s
 def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
     fails = checked_options("auto", None, 30.0, 1)
     estimates = checked_options("auto", None, 30.0, 1, "estimate")
-    assert (fails.timeout, fails.deadline) == (30.0, None)
-    assert (estimates.timeout, estimates.deadline) == (None, 30.0)
+    assert (fails.timeout, fails.estimates) == (30.0, False)
+    assert (estimates.timeout, estimates.estimates) == (30.0, True)
+    assert checked_options("auto", None, None, 1).timeout == inf
 
 
 def test_a_plan_says_when_tasks_start_and_which() -> None:

@@ -32,23 +32,17 @@ class Wanted(Need):
     def add(self, outcome: Outcome) -> None: ...
 
     @property
-    def received(self) -> list[int]:
-        return [index for index in range(len(self.tasks)) if self.tasks[index].returned]
+    def is_met(self) -> bool:
+        return len(self.tasks.arrived) >= self._count
 
     @property
-    def is_met(self) -> bool:
-        return len(self.received) >= self._count
+    def threshold(self) -> int:
+        return self._count
 
     def would_be_met(self, tasks: Collection[int]) -> bool:
         return len(tasks) >= self._count
 
-    def is_out_of_reach(self) -> bool:
-        return False
-
-    def settle_for_less(self, nothing_can_come: bool) -> None: ...
-
-    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        return "late", None
+    def settle_for_less(self) -> None: ...
 
 
 def returned(task: int, attempt: int = 0) -> Outcome:

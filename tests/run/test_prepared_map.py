@@ -88,7 +88,7 @@ def test_data_says_where_its_workers_can_read_it() -> None:
 @pytest.mark.parametrize("code", [Masked(), LagrangeCode(12, 4, 2)])
 def test_estimates_are_for_linear_functions_under_a_polar_code(code: Masked | LagrangeCode) -> None:
     with pytest.raises(CodeError, match="on_timeout='estimate' estimates blocks of linear f: not with"):
-        prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), MapOptions(deadline=3.0))
+        prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), MapOptions(timeout=3.0, estimates=True))
 
 
 def test_what_is_prepared_may_be_run_again() -> None:

@@ -88,7 +88,7 @@ def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
     tasks.note(ended(0, 0), 1.0)
     tasks.reject(0, ODD)
     assert tasks.failed == {0}
-    tasks.accept(0)
+    tasks.accept(0, 1.0)
     assert not tasks.failed
     assert tasks[0].failures == []
 
@@ -98,7 +98,7 @@ def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
     tasks.start([0], 0.0)
     tasks.start([0], 1.0)
     tasks.note(ended(0, 1), 2.0)
-    tasks.accept(0)
+    tasks.accept(0, 1.0)
     tasks.note(ended(0, 0), 3.0)
     assert told.durations == [(0, 1, 2.0)]
     assert (tasks.running, tasks.failed) == (set(), set())
@@ -141,5 +141,5 @@ def test_who_looks_for_late_attempts_is_told_of_those_whose_results_are_wanted()
     assert told.run == set()
     tasks.reject(0, ODD)
     assert told.run == {(0, 1)}
-    tasks.accept(0)
+    tasks.accept(0, 1.0)
     assert told.run == set()

@@ -1,0 +1,54 @@
+"""Maps of coded blocks on a virtual clock, as the tests of a codeword need them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from plain import assert_same, plain_map
+
+from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, coded_map
+
+N, K = 12, 8
+DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
+WHOLE = np.random.default_rng(0).integers(-99, 99, (3 * K, 5))
+FLOATS = np.random.default_rng(0).standard_normal((48, 3))
+WEIGHTS = np.random.default_rng(1).standard_normal(5)
+VIRTUAL_SECONDS = 1000.0  # a limit on the virtual clock, so that a missing arrival fails the test
+LOST_DATA = dict.fromkeys([1, 4], math.inf)
+
+
+def product(block: np.ndarray) -> np.ndarray:
+    return block @ WEIGHTS
+
+
+def failing_on(*indices: int, error: Exception | None = None) -> Callable[[Any], Any]:
+    """product, but an exception on these blocks of DATA."""
+    corners = [DATA[3 * index, 0] for index in indices]
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if block[0, 0] in corners:
+            raise error or ValueError("no such block")
+        return product(block)
+
+    return f
+
+
+def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
+    defaults = {"blocks": K, "workers": N, "timeout": VIRTUAL_SECONDS}
+    return coded_map(f, data, **defaults | options)
+
+
+def losing(*lost: int) -> ReplayExecutor:
+    """These tasks never report; the others do after a second."""
+    return ReplayExecutor(dict.fromkeys(lost, math.inf))
+
+
+def faulty(faults: Mapping[int, Fault], seconds: Mapping[int, float] | None = None) -> FaultyExecutor:
+    return FaultyExecutor(ReplayExecutor(seconds), faults)
+
+
+def assert_right(result: CodedResult, f: Callable[[Any], Any] = product, data: Any = DATA) -> None:
+    assert_same(result, plain_map(f, data, K), 1e-11)

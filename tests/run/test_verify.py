@@ -1,0 +1,393 @@
+"""Garbage is named or refused, and f that is not linear is found out: by equations, or by f on the driver."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+from coded_maps import (
+    DATA,
+    FLOATS,
+    WHOLE,
+    K,
+    N,
+    coded,
+    faulty,
+    losing,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
+
+from polarmap import (
+    CodedResult,
+    Fault,
+    FaultyExecutor,
+    Masked,
+    PolarCode,
+    ReplayExecutor,
+    coded_map,
+)
+from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Outcome
+from polarmap.run.trusted import LINEAR, TRUSTED, Trust
+from polarmap.run.verify import Verifier
+
+# --- garbage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("culprit", [0, 5, 8, 11])
+@pytest.mark.parametrize("data", [DATA, DATA.astype("f4"), DATA * (1 - 2j)], ids=["f8", "f4", "c16"])
+def test_a_worker_that_returns_garbage_is_named_and_corrected(culprit: int, data: np.ndarray) -> None:
+    executor = faulty({culprit: Fault("garbage")}, {culprit: 0.9, 3: math.inf})
+    result = coded(np.copy, data, executor=executor)
+    assert_same(result, cut(data, K), 1e-4 if data.dtype == np.float32 else 1e-11)
+    assert_named(result, culprit)
+
+
+def assert_named(result: CodedResult, culprit: int) -> None:
+    assert states(result.report)["failed"] == [culprit]
+    message = f"GarbageResult: the result of task {culprit} contradicts the parity equations"
+    assert result.report.tasks[culprit].failures == (message,)
+    assert result.report.verified == "parity"
+
+
+def test_garbage_is_named_on_a_later_use_too_where_results_are_over() -> None:
+    """Integers need as many arrivals as their pattern says: a few are over, to be checked against."""
+    order = np.random.default_rng(0).permutation(64).tolist()
+    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "workers": 64}
+    assert coded(np.copy, whole, **options, executor=arriving(order, 64)).report.verified == "parity"
+    executor = FaultyExecutor(arriving(order, 64), {order[0]: Fault("garbage")})
+    result = coded(np.copy, whole, **options, executor=executor)
+    assert np.array_equal(result.concatenate(), whole)
+    assert_named(result, order[0])
+
+
+def test_garbage_among_all_data_is_named_when_the_equations_tell_it() -> None:
+    seconds = dict.fromkeys(range(10, N), 1.15) | {3: 1.1}
+    result = coded(np.copy, executor=faulty({0: Fault("garbage")}, seconds))
+    assert_same(result, cut(DATA, K), 1e-11)
+    assert_named(result, 0)
+
+
+@pytest.mark.parametrize(("culprit", "count"), [(0, K + 1), (8, K + 1), (0, K)])
+def test_garbage_with_one_surplus_result_or_none_is_refused(culprit: int, count: int) -> None:
+    order = arrivals(PolarCode(N, K), count, np.random.default_rng(3))
+    with pytest.raises(NotLinearError):
+        coded(np.copy, executor=FaultyExecutor(arriving(order, N), {order[culprit]: Fault("garbage")}))
+
+
+def test_two_garbage_workers_are_corrected_if_the_surplus_suffices() -> None:
+    faults = {0: Fault("garbage"), 2: Fault("garbage")}
+    with pytest.raises(NotLinearError):
+        coded(np.copy, executor=faulty(faults, {3: math.inf, 10: math.inf, 11: math.inf}))
+    result = coded(np.copy, workers=24, executor=faulty(faults, {3: math.inf}))
+    assert_same(result, cut(DATA, K), 1e-11)
+
+
+def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
+    """The equations of the arikan kernel are sparse: some leave out a result that was decoded from."""
+    fates = [fate_of_garbage(seed) for seed in range(80)]
+    assert fates.count("named") >= 60
+    assert fates.count("passed") <= 1
+
+
+def fate_of_garbage(seed: int) -> str:
+    """What becomes of garbage that arrives first, when arrivals come one by one."""
+    TRUSTED.clear()
+    order = np.random.default_rng(seed).permutation(20).tolist()
+    code, culprit = PolarCode(20, K, "arikan"), order[0]
+    executor = FaultyExecutor(arriving(order, 20), {culprit: Fault("garbage")})
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = coded(np.copy, WHOLE, code=code, workers=20, executor=executor)
+    except NotLinearError:
+        return "refused"
+    if "failed" in states(result.report):
+        assert_same(result, cut(WHOLE, K))
+        assert states(result.report)["failed"] == [culprit]
+        return "named"
+    expected = cut(WHOLE, K)
+    wrong = [index for index in range(K) if not np.array_equal(result[index], expected[index])]
+    if wrong in ([], [culprit]):  # its own result and no other: as in a plain map
+        return "warned" if caught else "harmless"
+    assert culprit in result.report.unchecked
+    return "passed"
+
+
+def test_while_several_workers_are_suspected_another_result_is_awaited() -> None:
+    """Two broken equations that two workers could have broken alike; the next result tells which."""
+    code = PolarCode(N, K, "arikan")
+    order, culprit, suspects = ambiguous_arrivals(code)
+    options = {"executor": FaultyExecutor(arriving(order, N, step=0.05), {culprit: Fault("garbage")})}
+    result = coded(np.copy, code=code, verify=True, **options)
+    assert len(suspects) > 1
+    assert states(result.report)["failed"] == [culprit]
+    assert_same(result, cut(DATA, K), 1e-11)
+    # Nobody else comes: refused, rather than one of the two named.
+    few = order[: order_at(code, order, culprit) + 1]
+    options = {"executor": FaultyExecutor(arriving(few, N, step=0.05), {culprit: Fault("garbage")})}
+    with pytest.raises(NotLinearError):
+        coded(np.copy, code=code, verify=True, **options)
+
+
+def ambiguous_arrivals(code: PolarCode) -> tuple[list[int], int, list[int]]:
+    """An order in which garbage from one task first has two explanations, then one."""
+    for seed in range(2000):
+        order = np.random.default_rng(seed).permutation(N).tolist()[: N - 1]
+        if set(order) >= set(range(K)):
+            continue
+        for culprit in order[:K]:
+            turn = order_at(code, order, culprit)
+            if not K + 2 <= turn + 1 < len(order):
+                continue
+            early, late = (explanations(code, order[:count], culprit) for count in (turn + 1, len(order)))
+            if len(early) > 1 and late == [culprit]:
+                return order, culprit, early
+    raise AssertionError("no such order")
+
+
+def order_at(code: PolarCode, order: list[int], culprit: int) -> int:
+    """The first turn after which an equation between arrived blocks involves the culprit."""
+    for turn in range(K, len(order)):
+        if explanations(code, order[: turn + 1], culprit):
+            return turn
+    return len(order)
+
+
+def explanations(code: PolarCode, arrived: list[int], culprit: int) -> list[int]:
+    """The tasks whose columns in the equations between arrived blocks are parallel to the culprit's."""
+    missing = sorted(set(range(N)) - set(arrived))
+    equations = scipy.linalg.null_space(code.parity_check[:, missing].T).T @ code.parity_check
+    if np.linalg.norm(equations[:, culprit]) < 1e-9:
+        return []
+    return [
+        index
+        for index in arrived
+        if np.linalg.matrix_rank(equations[:, [culprit, index]], tol=1e-9) == 1
+        and np.linalg.norm(equations[:, index]) > 1e-9
+    ]
+
+
+# --- lies --------------------------------------------------------------------------------------
+
+
+class Lying(AlteringReplay):
+    """Adds to one entry of what one worker returns."""
+
+    def __init__(self, seconds: dict[int, float], liar: int, entry: int, lie: Any) -> None:
+        super().__init__(seconds)
+        self._liar, self._entry, self._lie = liar, entry, lie
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task != self._liar or outcome.leaves is None:
+            return outcome
+        changed = outcome.leaves[0].copy()
+        changed.reshape(-1)[self._entry] += np.asarray(self._lie, changed.dtype)
+        return outcome._replace(leaves=[changed])
+
+
+def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, float]:
+    """When each task returns; so many never do."""
+    order = stream.permutation(n).tolist()
+    seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
+    return seconds | dict.fromkeys(order[n - late :], math.inf)
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    k=st.integers(1, 8),
+    parity=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    lie=st.integers(1, 50),
+    late=st.integers(0, 6),
+)
+def test_a_lie_among_integers_is_found_or_its_worker_listed(
+    k: int, parity: int, seed: int, lie: int, late: int
+) -> None:
+    TRUSTED.clear()
+    n, stream = k + parity, np.random.default_rng(seed)
+    seconds = in_some_order(stream, n, min(late, parity))
+    data = stream.integers(-99, 99, (2 * k, 3))
+    f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
+    liar = int(stream.integers(n))
+    executor = Lying(seconds, liar, int(stream.integers(2)), lie)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = coded_map(f, data, blocks=k, workers=n, executor=executor, timeout=1000)
+        except (NotLinearError, NotDecodableError, CodedTimeoutError):
+            return
+    right = [np.array_equal(one, other) for one, other in zip(result, plain_map(f, data, k))]
+    if result.report.verified != "not needed":  # else they are a plain map's
+        assert all(right) or liar in result.report.unchecked
+
+
+@settings(derandomize=True, max_examples=300)
+@given(
+    k=st.integers(2, 24),
+    parity=st.integers(2, 8),
+    seed=st.integers(0, 10**6),
+    size=st.floats(-8, 1),
+    late=st.integers(0, 8),
+    dtype=st.sampled_from(["f4", "f8"]),
+)
+def test_a_lie_among_floats_is_found_or_within_the_bound(
+    k: int, parity: int, seed: int, size: float, late: int, dtype: str
+) -> None:
+    TRUSTED.clear()
+    n, stream = k + parity, np.random.default_rng(seed)
+    seconds = in_some_order(stream, n, min(late, parity))
+    data = stream.standard_normal((2 * k, 3)).astype(dtype)
+    f = lambda block: block @ np.array([1, 2, 3], dtype)  # noqa: E731
+    liar = int(stream.integers(n))
+    executor = Lying(seconds, liar, int(stream.integers(2)), 9 * 10.0**size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = coded_map(f, data, blocks=k, workers=n, executor=executor, timeout=1000)
+        except (NotLinearError, NotDecodableError, CodedTimeoutError):
+            return
+    if result.report.verified == "not needed" or liar in result.report.unchecked:
+        return
+    truth = np.stack(plain_map(f, data.astype(float), k))
+    off = np.abs(np.stack(list(result)) - truth).max() / np.abs(truth).max()
+    assert off <= 1.01 * result.report.error_bound + 4 * np.finfo(dtype).eps
+
+
+# --- f that is not linear ----------------------------------------------------------------------
+
+
+def test_a_single_odd_block_of_integers_is_seen_wherever_a_check_involves_it() -> None:
+    """f is linear but on one block that arrives; decoding from it would be wrong."""
+    fates = [fate_of_an_odd_block(seed) for seed in range(80)]
+    assert fates.count("seen") + fates.count("warned") >= 30
+    assert fates.count("passed") <= 1
+
+
+def fate_of_an_odd_block(seed: int) -> str:
+    TRUSTED.clear()
+    order = np.random.default_rng(seed).permutation(N).tolist()
+    odd = WHOLE[3 * next(index for index in order if index < K)]
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return block + 7 * np.array_equal(block[0], odd)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = coded(f, WHOLE, executor=arriving(order, N))
+        except NotLinearError:
+            return "seen"
+    if all(np.array_equal(one, other) for one, other in zip(result, plain_map(f, WHOLE, K))):
+        return "warned" if caught else "harmless"
+    assert result.report.unchecked
+    return "passed"
+
+
+def test_one_block_that_is_not_linear_is_no_garbage() -> None:
+    """A worker that returns what f gives is not to blame."""
+    data = DATA.copy()
+    data[6, 0] = 101
+    with pytest.raises(NotLinearError, match="f of block 2 does not fit"):
+        coded(lambda block: np.clip(block, -1e9, 100), data, executor=ReplayExecutor({3: math.inf}))
+
+
+def test_a_function_with_chance_in_it_is_refused() -> None:
+    noise = np.random.default_rng(0)
+    with pytest.raises(NotLinearError, match="or not deterministic"):
+        coded(lambda block: block + noise.standard_normal(), executor=ReplayExecutor({3: math.inf}))
+
+
+@pytest.mark.parametrize("verify", ["auto", True])
+def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
+    """Under noise f is as good as constant, which is affine: only f of data itself tells."""
+    clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
+    options = {"blocks": 8, "workers": 12, "code": Masked(), "timeout": 100, "verify": verify}
+    with pytest.raises(NotLinearError):
+        coded_map(clip, FLOATS, executor=losing(), **options)
+    result = coded_map(np.negative, FLOATS, executor=losing(2), **options)
+    np.testing.assert_allclose(result.concatenate(), -FLOATS, atol=1e-9)
+
+
+@pytest.mark.parametrize("f", [np.abs, np.square, lambda block: block.clip(0, 1)])
+def test_equal_blocks_vouch_for_nothing(f: Callable[[Any], Any]) -> None:
+    options = {"blocks": 8, "workers": 12, "timeout": 100}
+    coded_map(f, np.ones((48, 3)), executor=losing(0), **options)
+    with pytest.raises(NotLinearError):
+        coded_map(f, FLOATS, executor=losing(0), **options)
+
+
+def test_equal_results_do_not_make_f_linear() -> None:
+    """Signs of positive numbers are equal, and that of the block that is lost is another."""
+    data = np.array([[-1.0], [2.0], [3.0], [4.0]])
+    arrived = [task for task in range(12) if task and (PolarCode(12, 4).encode(data)[task] > 0).all()]
+    assert len(arrived) >= 5
+    with pytest.raises(NotLinearError):
+        coded_map(np.sign, data, blocks=4, workers=12, executor=arriving(arrived, 12), timeout=100)
+
+
+def test_copies_of_blocks_make_no_function_linear() -> None:
+    """Three of the parity blocks of (8, 3) are copies of a data block each, of which any f is the same."""
+    data = np.random.default_rng(0).integers(-99, 99, (9, 2))
+    for order in ([1, 5, 4, 2], [1, 4, 5, 2, 6], [3, 7, 0, 1, 2], range(8)):
+        executor = arriving([*order, *(task for task in range(8) if task not in order)], 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            coded_map(np.square, data, blocks=3, workers=8, executor=executor)
+        assert Trust(np.square, LINEAR, [data.dtype]).known is None
+
+
+@pytest.mark.parametrize("lost", [(), (5,), (2,)])
+def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+    """One block alone gives another shape: f's own doing, not its worker's."""
+    data = np.arange(24.0).reshape(12, 2)
+    with pytest.raises((NotLinearError, NotDecodableError), match="hedged_map"):
+        coded_map(lambda block: block[block > 5], data, blocks=4, workers=6, executor=losing(*lost))
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
+    """Equations of equal results hold, whatever f gives of a block that is lost: each is evaluated here."""
+    data = np.arange(24.0).reshape(12, 2)
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return np.where(block[0, 0] == 6 * other, 5.0, 1.0)
+
+    with pytest.raises(NotLinearError, match=f"f of block {other} differs"):
+        coded_map(f, data, blocks=4, workers=7, executor=losing(0, 1))
+
+
+@pytest.mark.parametrize("lost", [(), (5,)])
+def test_a_structure_that_one_block_alone_has_is_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+    data = np.arange(24.0).reshape(12, 2)
+
+    def f(block: np.ndarray) -> Any:
+        return (block,) if block[0, 0] == 6 else block
+
+    with pytest.raises(NotLinearError, match="f of block 1 differs"):
+        coded_map(f, data, blocks=4, workers=6, executor=losing(*lost))
+
+
+def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[object]()
+    is_mixing = Verifier.is_mixing.fget
+    assert is_mixing is not None
+    monkeypatch.setattr(Verifier, "is_mixing", property(lambda one: asked.append(one) or is_mixing(one)))
+    # Integers need as many arrivals as their pattern says: a few are over, to be checked against.
+    order = np.random.default_rng(0).permutation(64).tolist()
+    executor = ReplayExecutor({task: 1.0 + turn / 10 for turn, task in enumerate(order)})
+    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "workers": 64, "executor": executor}
+    assert coded_map(np.negative, whole, **options).report.verified == "parity"
+    assert asked
+    asked.clear()
+    assert coded_map(np.negative, whole, **options).report.verified == "parity"
+    assert not asked
