@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap import PolarCode
-from polarmap.arrays.rebuilding import rebuilder, weights_of
+from polarmap.arrays.repairing import rebuilder, weights_of
 from polarmap.arrays.stripe_encoder import encoder, multiplier
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost

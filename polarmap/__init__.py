@@ -11,11 +11,10 @@ __version__ = "0.1.0"
 # in workers, which import this package with each module that they run. None becomes an attribute for that:
 # what a function reaches, in this package too, would seem to have changed (run.trusted).
 _NAMES = {
-    "arrays.array": ["CodedArray"],
+    "arrays.array": ["CodedArray", "list_coded", "open_coded"],
     "arrays.audits": ["Audit"],
     "arrays.encoding": ["encode"],
-    "arrays.opening": ["list_coded", "open_coded"],
-    "arrays.stored_objects": ["RawObjects"],
+    "arrays.sources": ["RawObjects"],
     "arrays.stored_result": ["Stored", "StoredResult"],
     "arrays.zarr_objects": ["ZarrObjects"],
     "code.decoder": ["Decoder"],
@@ -52,11 +51,11 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap import planning as planning
     from polarmap import xr as xr
     from polarmap.arrays.array import CodedArray as CodedArray
+    from polarmap.arrays.array import list_coded as list_coded
+    from polarmap.arrays.array import open_coded as open_coded
     from polarmap.arrays.audits import Audit as Audit
     from polarmap.arrays.encoding import encode as encode
-    from polarmap.arrays.opening import list_coded as list_coded
-    from polarmap.arrays.opening import open_coded as open_coded
-    from polarmap.arrays.stored_objects import RawObjects as RawObjects
+    from polarmap.arrays.sources import RawObjects as RawObjects
     from polarmap.arrays.stored_result import Stored as Stored
     from polarmap.arrays.stored_result import StoredResult as StoredResult
     from polarmap.arrays.zarr_objects import ZarrObjects as ZarrObjects

@@ -1,4 +1,4 @@
-"""An array that lies coded in storage, as callers hold it."""
+"""An array that lies coded in storage, as callers open and hold it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.arrays import audits, generations, manifest, repairing
+from polarmap.arrays import audits, generations, repairing
 from polarmap.arrays.audits import Audit
-from polarmap.arrays.fetching import ArrayReader
-from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.manifest import Manifest, check_name
+from polarmap.arrays.reading import ArrayReader
+from polarmap.arrays.stores import PartStore, open_store
 from polarmap.blocks.stored import StoredBlocks
+from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors.encryption_keys import readable_key
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
-
-Array = npt.NDArray[Any]
 
 
 class CodedArray:
@@ -201,7 +200,7 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = manifest.load_to_read(self.store, self.name, self.key)
+            current, before = generations.load_to_read(self.store, self.name, self.key)
             parts = PartStore(self.store, current.encryption)
             repaired, found = repairing.repair(parts, current, before, executor)
             self._adopt(repaired)
@@ -211,6 +210,54 @@ class CodedArray:
         """Remove the array from storage, but not what already lay there when it was encoded."""
         with without_our_frames:
             generations.delete(self.store, self.name)
+
+
+def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None) -> CodedArray:
+    """The coded array of that name.
+
+    Parameters
+    ----------
+    name : str
+    storage : optional
+        Where it lies, as for `encode`.
+    key : optional
+        Of an encrypted array, as for `encode`: the key, or where it is found. All that is done with the array
+        needs it, and maps of it too, so it is told here only.
+
+    Raises
+    ------
+    MissingObjectError
+        If there is none; says which there are.
+    StorageError
+        If its manifest is damaged or of another version, or the storage cannot be used. Or: it is
+        encrypted and there is no key, or another one; it is not encrypted although a key is given.
+    CodeError
+        For a key that is none, or is not where it says.
+    """
+    with without_our_frames:
+        store = open_store(storage)
+        found, _ = generations.load_to_read(
+            store, check_name(name), None if key is None else readable_key(key)
+        )
+        return CodedArray(store, found)
+
+
+def without_key(name: str, storage: Any = None) -> CodedArray:
+    """The coded array of that name, also if it is encrypted, to tell of it without reading its data."""
+    store = open_store(storage)
+    return CodedArray(store, generations.load(store, check_name(name))[0])
+
+
+def list_coded(storage: Any = None) -> list[str]:
+    """The names of the coded arrays in a storage, sorted.
+
+    Parameters
+    ----------
+    storage : optional
+        As for `encode`.
+    """
+    with without_our_frames:
+        return generations.names(open_store(storage))
 
 
 def _row_index(rows: Any, count: int) -> tuple[int, int, Any]:

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS, whole_before
+from polarmap.arrays.reading import TRANSFERS, whole_before
 from polarmap.arrays.stores import PartStore
+from polarmap.code.dtypes import Array
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
@@ -24,8 +24,6 @@ from polarmap.run.running_map import Observers, RunningMap, counting
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
-
-Array = npt.NDArray[Any]
 
 SETTINGS = MapOptions(verify=False, retries=2)
 

@@ -9,27 +9,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
-from polarmap.arrays.decode import decoder_of
-from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, damage_of
-from polarmap.arrays.keys import array_prefix
-from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.manifest import Manifest, array_prefix
+from polarmap.arrays.reading import TRANSFERS, decoder_of
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
+from polarmap.code.dtypes import Array
 from polarmap.run.observers import observers_of
 from polarmap.storage import Store
-from polarmap.worker.parts import Part
+from polarmap.worker.parts import DamagedError, Part
 
-Array = npt.NDArray[Any]
+KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
 SHOWN = 12  # damages that are listed one by one
 
 ABSENT = Part("", 0)  # in place of a part that no worker has to read
+
+
+class Damage(NamedTuple):
+    """A part that is not what was stored.
+
+    kind : one of KINDS but the last. What is appended to is whole, and read as it was; what is forged has the
+        right checksum, and was not encrypted with the key of the array for this place in it.
+    """
+
+    block: int
+    stripe: int
+    kind: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -115,12 +126,21 @@ def _kinds(part_store: PartStore, manifest: Manifest, parts: Sequence[Part], exe
     to_read = [_as_stored(manifest, parts[index]) for index in whole]
     if executor is None or part_store.key is not None:
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = list(pool.map(partial(damage_of, part_store), to_read))
+            read = list(pool.map(partial(_damage_of, part_store), to_read))
     else:
         read = _read_by_workers(part_store, manifest.code.n, to_read, executor)
     for index, kind in zip(whole, read):
         kinds[index] = kind or kinds[index]
     return kinds
+
+
+def _damage_of(parts: PartStore, part: Part) -> str:
+    """The kind of damage of a part, which is read; empty if there is none."""
+    try:
+        parts.get(part)
+    except DamagedError as error:
+        return error.kind
+    return ""
 
 
 def _kinds_by_size(store: Store, manifest: Manifest, parts: Sequence[Part]) -> list[str]:

@@ -8,13 +8,11 @@ import numpy as np
 
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.array_tasks import TaskRunner
-from polarmap.arrays.keys import check_name
-from polarmap.arrays.nonfinite import NonFiniteRecord
+from polarmap.arrays.manifest import check_name
 from polarmap.arrays.sources import Source, open_source
 from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import StripePlan, plan_stripes
-from polarmap.arrays.writing import write_array
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.code.checks import checked_count
 from polarmap.code.polar import PolarCode
@@ -130,12 +128,8 @@ def encode(
         if key is not None:
             encryption = _encryption(key, source, cut)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
-        seen = NonFiniteRecord(cut)
-        parts = PartStore(store, encryption)
-        encoder = StripeEncoder(TaskRunner(parts, executor, observers), source, cut, seen)
-        made = write_array(parts, name, cut, overwrite, encoder.write)
-        seen.warn()
-        return CodedArray(store, made)
+        runner = TaskRunner(PartStore(store, encryption), executor, observers)
+        return CodedArray(store, StripeEncoder(runner, source, cut).write(name, overwrite))
 
     return PreparedMap(run, is_lasting=True)
 

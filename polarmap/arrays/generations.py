@@ -15,8 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polarmap.arrays.keys import array_prefix, manifest_key
-from polarmap.arrays.manifest import Manifest, load, read_current
+from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
 from polarmap.code.checks import is_number
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
@@ -79,6 +78,23 @@ class Generation:
         )
         self.heartbeat()
 
+    def finished_stripes(self) -> dict[int, list[Part]]:
+        """Stripes that runs for the same purpose had finished when they were cut short."""
+        found: dict[int, list[Part]] = {}
+        wanted = json.loads(json.dumps(self._purpose))
+        keys = self.store.keys(array_prefix(self._name))
+        stored = set(keys)
+        for prefix, owned in _by_generation(self._name, keys).items():
+            note = _read_note(self.store, prefix)
+            if note is None or note.get("purpose") != wanted or _is_running(prefix, note):
+                continue
+            for key in owned:
+                number = key[len(prefix) :].removesuffix(".json")
+                parts = _read_record(self.store, key) if number.isdecimal() else []
+                if parts and stored.issuperset(part.key for part in parts):
+                    found[int(number)] = parts
+        return found
+
     def publish(self, made: Manifest, before: bytes | None) -> None:
         """Put the manifest, unless it is no longer the one (or none) that was there at the beginning.
 
@@ -98,22 +114,60 @@ class Generation:
             )
 
 
-def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dict[int, list[Part]]:
-    """Stripes that runs for the same purpose had finished when they were cut short."""
-    found: dict[int, list[Part]] = {}
-    wanted = json.loads(json.dumps(purpose))
-    keys = store.keys(array_prefix(name))
-    stored = set(keys)
-    for generation, owned in _by_generation(name, keys).items():
-        note = _read_note(store, generation)
-        if note is None or note.get("purpose") != wanted or _is_running(generation, note):
-            continue
-        for key in owned:
-            number = key[len(generation) :].removesuffix(".json")
-            parts = _read_record(store, key) if number.isdecimal() else []
-            if parts and stored.issuperset(part.key for part in parts):
-                found[int(number)] = parts
-    return found
+def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
+    """The manifest of a coded array, and its bytes; verified if `key`, that of an encrypted one, is given.
+
+    Raises
+    ------
+    MissingObjectError
+        If there is no coded array of that name; says which there are.
+    StorageError
+        If the manifest is damaged or of another version.
+    """
+    data = read_current(store, name)
+    if data is None:
+        there = ", ".join(map(repr, names(store)[:20])) or "none"
+        raise MissingObjectError(f"there is no coded array {name!r} in {store.name}; there are: {there}")
+    where = f"the manifest {manifest_key(name)!r} in {store.name}"
+    manifest = Manifest.parse(data, where, key)
+    if manifest.name != name:
+        raise StorageError(f"{where} is that of {manifest.name!r}")
+    return manifest, data
+
+
+def load_to_read(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
+    """The same; StorageError also if the array is encrypted, and no key is given."""
+    found, data = load(store, name, key)
+    if found.encryption is not None and key is None:
+        raise StorageError(
+            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
+            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        )
+    return found, data
+
+
+def read_current(store: Store, name: str) -> bytes | None:
+    """The manifest of that name as it is stored; None if there is none."""
+    try:
+        return store.get(manifest_key(name))
+    except MissingObjectError:
+        return None
+
+
+def replaceable(store: Store, name: str, advice: str) -> bytes | None:
+    """The manifest that is there now, if it may be replaced: then there is no advice what else to do."""
+    data = read_current(store, name)
+    if data is not None and advice:
+        raise StorageError(
+            f"there is a coded array {name!r} in {store.name} already: choose another name{advice}"
+        )
+    return data
+
+
+def names(store: Store) -> list[str]:
+    """The coded arrays in a store, sorted."""
+    found = [key[len(MANIFESTS) :] for key in store.keys(MANIFESTS)]
+    return sorted(name[: -len(".json")] for name in found if name.endswith(".json") and "/" not in name)
 
 
 def sweep(store: Store, name: str) -> None:

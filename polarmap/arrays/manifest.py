@@ -16,18 +16,46 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.keys import MANIFESTS, array_prefix, check_name, manifest_key
 from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, MissingObjectError, StorageError
-from polarmap.storage import Store, check_key
+from polarmap.errors import CodeError, StorageError
+from polarmap.storage import check_key
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size
 from polarmap.worker.parts import Part
 
 FORMAT, VERSION = "polarmap coded array", 1
 ENCRYPTED_VERSION = 2  # of what readers of version 1 would take for damaged
 CIPHER = "AES-256-GCM"
+PARTS = "polarmap/coded/"  # prefix of all parts of coded arrays
+MANIFESTS = "polarmap/manifests/"  # apart from the parts, so that listing arrays lists few objects
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DTYPE = re.compile(r"[<>|][iufc][0-9]{1,2}")
+
+
+def check_name(name: object) -> str:
+    """`name` if a coded array may be called that.
+
+    >>> check_name("../secrets")
+    Traceback (most recent call last):
+    polarmap.errors.StorageError: '../secrets' cannot name a coded array: use 1 to 128 letters, \
+digits, '.', '_' or '-', a letter or digit first
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name) and ".." not in name:
+        return name
+    raise StorageError(
+        f"{name!r} cannot name a coded array: use 1 to 128 letters, digits, '.', '_' or '-', "
+        "a letter or digit first"
+    )
+
+
+def manifest_key(name: str) -> str:
+    """Where the manifest of a coded array lies."""
+    return f"{MANIFESTS}{name}.json"
+
+
+def array_prefix(name: str) -> str:
+    """The prefix of everything else that a coded array owns."""
+    return f"{PARTS}{name}/"
 
 
 @dataclass(frozen=True)
@@ -288,52 +316,6 @@ def _authenticated(
     if document.get("tag") != tag.hex():
         raise StorageError(f"{where} is not what was written with this key: somebody has changed it")
     return encryption
-
-
-def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """The manifest of a coded array, and its bytes; verified if `key`, that of an encrypted one, is given.
-
-    Raises
-    ------
-    MissingObjectError
-        If there is no coded array of that name; says which there are.
-    StorageError
-        If the manifest is damaged or of another version.
-    """
-    data = read_current(store, name)
-    if data is None:
-        there = ", ".join(map(repr, names(store)[:20])) or "none"
-        raise MissingObjectError(f"there is no coded array {name!r} in {store.name}; there are: {there}")
-    where = f"the manifest {manifest_key(name)!r} in {store.name}"
-    manifest = Manifest.parse(data, where, key)
-    if manifest.name != name:
-        raise StorageError(f"{where} is that of {manifest.name!r}")
-    return manifest, data
-
-
-def load_to_read(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
-    """The same; StorageError also if the array is encrypted, and no key is given."""
-    found, data = load(store, name, key)
-    if found.encryption is not None and key is None:
-        raise StorageError(
-            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
-            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
-        )
-    return found, data
-
-
-def read_current(store: Store, name: str) -> bytes | None:
-    """The manifest of that name as it is stored; None if there is none."""
-    try:
-        return store.get(manifest_key(name))
-    except MissingObjectError:
-        return None
-
-
-def names(store: Store) -> list[str]:
-    """The coded arrays in a store, sorted."""
-    found = [key[len(MANIFESTS) :] for key in store.keys(MANIFESTS)]
-    return sorted(name[: -len(".json")] for name in found if name.endswith(".json") and "/" not in name)
 
 
 def describe_code(code: PolarCode) -> dict[str, Any]:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 
-from polarmap.arrays.array_tasks import TaskRunner
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
-from polarmap.arrays.decode import decode_blocks
-from polarmap.arrays.fetching import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.arrays.rebuilding import rebuild_parts
+from polarmap.arrays.reading import TRANSFERS, decode_blocks, decoder_of, fetch_blocks
 from polarmap.arrays.stores import PartStore
-from polarmap.arrays.zarr_repair import repair_zarr
+from polarmap.arrays.zarr_chunks import repair_zarr
+from polarmap.code import modular
+from polarmap.code.dtypes import Array, is_exact
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.observers import observers_of
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
-Array = npt.NDArray[Any]
+TILE = 1 << 17  # numbers of all parts together that are multiplied at a time
+
+Multiply = Callable[[Array, Array], Array]
 
 
 def repair(
@@ -52,46 +55,139 @@ def repair(
 
 def _repaired(runner: TaskRunner, generation: Generation, manifest: Manifest, found: Audit) -> Manifest:
     """Rebuild the damaged parts and store them; the new manifest."""
-    wanted = _to_rebuild(manifest, found)
-    rebuilt = rebuild_parts(runner, manifest, generation, wanted, lost_blocks(found.damaged))
-    for stripe in sorted(wanted.keys() - {stripe for _, stripe in rebuilt}):
-        for block, row in _decoded(runner.parts, manifest, stripe, wanted[stripe]).items():
-            rebuilt[block, stripe] = runner.parts.put(generation.part_key(block, stripe), row)
-        generation.heartbeat()
+    rebuilt: dict[tuple[int, int], Part] = {}
+    for number, ((lost, kept), stripes) in enumerate(_alike(manifest, found).items()):
+        prefix = f"{generation.prefix}rebuilt{number}"
+        done = _rebuilt(runner, generation, manifest, prefix, lost, kept, stripes)
+        for stripe in stripes:
+            if stripe not in done:
+                rows = _decoded(runner.parts, manifest, stripe, kept).items()
+                put, key = runner.parts.put, generation.part_key
+                done[stripe] = {block: put(key(block, stripe), row) for block, row in rows}
+                generation.heartbeat()
+        rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
     for place, part in rebuilt.items():
         _check_exact(manifest, *place, part)
     wrong = {key for key, _ in found.zarr}
     return repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
 
 
-def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
-    """Blocks by stripe whose parts are stored anew: the damaged ones, and those in one object with them."""
+def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
+    """Stripes by the blocks that they have lost and those, good ones, that lie in one object with damage.
+
+    The parts of both are stored anew.
+    """
+    lost = lost_blocks(found.damaged)
     keys = {damage.key for damage in found.damaged} & manifest.ends.keys()
-    places = {(damage.block, damage.stripe) for damage in found.damaged}
+    anew: dict[int, set[int]] = {}
+    for damage in found.damaged:
+        anew.setdefault(damage.stripe, set()).add(damage.block)
     for block, parts in enumerate(manifest.parts):
-        places |= {(block, stripe) for stripe, part in enumerate(parts) if part.key in keys}
-    wanted: dict[int, set[int]] = {}
-    for block, stripe in places:
-        wanted.setdefault(stripe, set()).add(block)
-    return wanted
+        for stripe, part in enumerate(parts):
+            if part.key in keys:
+                anew.setdefault(stripe, set()).add(block)
+    alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for stripe, blocks in sorted(anew.items()):
+        bad = lost.get(stripe, set())
+        alike.setdefault((tuple(sorted(bad)), tuple(sorted(blocks - bad))), []).append(stripe)
+    return alike
 
 
-def _decoded(
-    parts: PartStore, manifest: Manifest, stripe: int, wanted: Collection[int]
-) -> Mapping[int, Array]:
-    """The damaged parts of a stripe, and those of blocks `wanted`, by block, decoded entry by entry."""
+def _rebuilt(
+    runner: TaskRunner,
+    generation: Generation,
+    manifest: Manifest,
+    prefix: str,
+    lost: Sequence[int],
+    kept: Sequence[int],
+    stripes: Sequence[int],
+) -> dict[int, dict[int, Part]]:
+    """By stripe and block the new parts: weights times good parts, each stripe by one task.
+
+    Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more than
+    numpy.
+    """
+    there = np.setdiff1d(np.arange(manifest.code.n), lost)
+    weights = weights_of(manifest, lost)
+    is_read = weights.any(axis=0) | np.isin(there, kept)
+    blocks = there[is_read].tolist()
+    found: dict[int, dict[int, Part]] = {}
+
+    def take(task: int, parts: list[Part], is_finite: Array) -> None:
+        if is_finite.all():
+            found[stripes[task]] = dict(zip([*kept, *lost], parts))
+        generation.heartbeat()
+
+    multiply = modular.matmul if runner.is_here and is_exact(manifest.dtype) else np.matmul
+    rebuild = rebuilder(
+        weights[:, is_read], list(map(blocks.index, kept)), list(map(manifest.dtype_of, lost)), multiply
+    )
+    parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
+    tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
+    widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
+    runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(kept) + len(lost)))
+    return found
+
+
+def weights_of(manifest: Manifest, lost: Sequence[int]) -> Array:
+    """Lost blocks = weights @ the others, (lost, n - lost): float64, or uint64 for integers modulo 2^64."""
+    code, exact = manifest.code, is_exact(manifest.dtype)
+    there = np.setdiff1d(np.arange(code.n), lost)
+    data, parity = (
+        np.array([one for one in lost if (one < code.k) == is_data], np.intp) for is_data in (True, False)
+    )
+    weights = np.zeros((len(lost), len(there)), np.uint64 if exact else np.float64)
+    if len(data):
+        recovery = decoder_of(manifest, there.tolist()).recovery
+        of_integers = recovery.integer_weights()
+        weights[: len(data)] = recovery.weights if of_integers is None else of_integers
+    if len(parity):
+        P = code.coefficients[parity - code.k]
+        known = there[there < code.k]
+        weights[len(data) :, : len(known)] = P[:, known].astype(weights.dtype)
+        multiply = modular.matmul if exact else np.matmul
+        weights[len(data) :] += multiply(P[:, data], weights[: len(data)])
+    return weights
+
+
+def rebuilder(
+    weights: Array, kept: Sequence[int], dtypes: Sequence[np.dtype[Any]], multiply: Multiply = np.matmul
+) -> Callable[[Sequence[Array]], list[Array]]:
+    """On a worker, which has numpy only: rows `kept`, rows = weights @ rows, and whether all are finite.
+
+    dtypes : of the latter rows.
+    """
+    is_exact_ = weights.dtype == np.uint64
+    working = np.dtype(np.int64) if is_exact_ else weights.dtype
+
+    def rebuild(rows: Sequence[Array]) -> list[Array]:
+        halves = [row.view(f"f{row.itemsize // 2}") if row.dtype.kind == "c" else row for row in rows]
+        width, step = halves[0].size, max(64, TILE // len(rows))
+        lost = [np.empty(rows[0].size, dtype) for dtype in dtypes]
+        targets = [row.view(halves[0].dtype) if row.dtype.kind == "c" else row for row in lost]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, width, step):
+                tile = np.array([row[start : start + step].astype(working) for row in halves])
+                for target, row in zip(targets, multiply(weights, tile.view(weights.dtype))):
+                    target[start : start + step] = row.astype(target.dtype)
+        is_finite = is_exact_ or all(np.isfinite(row).all() for row in [*halves, *targets])
+        return [*(rows[index] for index in kept), *lost, np.array([is_finite])]
+
+    return rebuild
+
+
+def _decoded(parts: PartStore, manifest: Manifest, stripe: int, kept: Collection[int]) -> dict[int, Array]:
+    """By block the damaged parts of a stripe, decoded entry by entry, and the good ones of blocks `kept`."""
     code = manifest.code
     with ThreadPoolExecutor(TRANSFERS) as pool:
-        good, _ = fetch_blocks(parts, manifest, stripe, range(code.n), pool)
+        good = fetch_blocks(parts, manifest, stripe, range(code.n), pool)
     bad = [block for block in range(code.n) if block not in good]
-    rebuilt = {block: good[block] for block in wanted if block in good}
-    if not bad:
-        return rebuilt
+    rebuilt = {block: good[block] for block in kept if block in good}
     lost = [block for block in bad if block < code.k]
     rebuilt |= decode_blocks(manifest, stripe, lost, good) if lost else {}
-    if max(bad) >= code.k:
-        data = [rebuilt.get(block, good.get(block)) for block in range(code.k)]
-        parity = code.parity([row for row in data if row is not None])
+    if max(bad, default=0) >= code.k:
+        data = [rebuilt[block] if block in bad else good[block] for block in range(code.k)]
+        parity = code.parity(data)
         rebuilt |= {block: parity[block - code.k] for block in bad if block >= code.k}
     return {block: row.astype(manifest.dtype_of(block), copy=False) for block, row in rebuilt.items()}
 

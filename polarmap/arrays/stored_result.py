@@ -11,11 +11,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.generations import Generation
-from polarmap.arrays.keys import check_name
-from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.generations import Generation, replaceable
+from polarmap.arrays.manifest import Manifest, check_name
 from polarmap.arrays.stores import PartStore, open_store
-from polarmap.arrays.writing import replaceable
 from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.code_choice import CodeOptions

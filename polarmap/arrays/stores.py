@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
@@ -75,7 +75,7 @@ class PartStore:
             data: bytes = get_part(self.place, part, self._read)
         return data
 
-    def put(self, key: str, array: npt.NDArray[Any]) -> Part:
+    def put(self, key: str, array: Array) -> Part:
         """Store an array, which is not empty, as an object of one part."""
         data = np.ascontiguousarray(array).data.cast("B")
         with self._with_key():

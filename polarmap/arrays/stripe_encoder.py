@@ -1,48 +1,78 @@
-"""From data to n blocks in storage, stripe by stripe."""
+"""From data to an array that can be opened: n blocks, stripe by stripe, and the manifest last of all."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.arrays.array_tasks import TaskRunner
-from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import checksum
-from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
+from polarmap.arrays.generations import Generation, replaceable
+from polarmap.arrays.manifest import Manifest, array_prefix, checksum, describe_code
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.zarr_chunks import put_stripe
+from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
+from polarmap.code.dtypes import Array
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
+from polarmap.storage import Store
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
 
-Array = npt.NDArray[Any]
-
-COUNTS = 4  # numbers of a note before the checksums
+# What is found of NaN and inf in a stripe: how many among the data, block and column of the first of them,
+# and columns of finite data whose parity overflows. A note says that, and then the checksums if it has them.
+COUNTS = 4
+NonFiniteCounts = tuple[int, int, int, int]
 
 
 class StripeEncoder:
     """Has the stripes of all data blocks read, encoded and stored, each by one task.
 
-    `seen` is told of NaN and inf. Workers read the data where they lie, which is refused at once where they
-    cannot, and store no copy of data blocks that lie in the store.
+    Workers read the data where they lie, which is refused at once where they cannot, and store no copy of
+    data blocks that lie in the store.
     """
 
-    def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan, seen: NonFiniteRecord) -> None:
-        self._runner, self._source, self._plan, self._seen = runner, source, plan, seen
+    def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan) -> None:
+        self._runner, self._source, self._plan = runner, source, plan
+        self._seen = NonFiniteRecord(plan)
         if not runner.is_here:
             for slab in plan.hyperslabs:
                 for block in range(plan.code.k):
                     _check_located(source.locate(block * plan.rows, slab))
 
-    def write(self, generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
+    def write(self, name: str, overwrite: bool) -> Manifest:
+        """Have the n blocks stored and, last of all, their manifest; warns of NaN and inf among them."""
+        plan, store, encryption = self._plan, self._runner.parts.store, self._runner.parts.encryption
+        before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
+        purpose = _purpose(plan)
+        if (
+            encryption is not None
+        ):  # no earlier run has its salt: parts tell nothing of what they were made of
+            purpose["salt"] = encryption.salt.hex()
+        if hasattr(store, "sweep"):
+            store.sweep()
+        with Generation(store, name, purpose, keeps=True) as generation:
+            earlier = generation.finished_stripes()
+            columns = self._stored(generation, earlier)
+            parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
+            made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)
+            if plan.chunk_shape is not None:
+                made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
+                if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
+                    made = replace(made, zarr=None)
+            if earlier:
+                _check_still_there(store, made)
+            generation.publish(made, before)
+        self._seen.warn()
+        return made
+
+    def _stored(self, generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
         """The n parts of each stripe, once they are stored.
 
         Stripes that an earlier run of the same plan had finished are kept if the source still holds the same
@@ -58,34 +88,34 @@ class StripeEncoder:
 
         Not those that would be filled up to be chunks: nothing tells whether they were.
         """
-        plan, kept = self._plan, {}
+        plan, kept = self._plan, dict[int, list[Part]]()
         stripes = [
-            one for one in range(len(plan.hyperslabs)) if one in earlier and not plan.is_filled_up(one)
+            one for one in sorted(earlier) if one < len(plan.hyperslabs) and not plan.is_filled_up(one)
         ]
 
         def compare(task: int, parts: list[Part], note: Array) -> None:
-            stripe, (found, sums) = stripes[task], _parsed(note)
-            if sums == [part.crc32 for part in earlier[stripe][: plan.code.k]]:
-                self._seen.note(stripe, found)
+            stripe = stripes[task]
+            if note[COUNTS:].tolist() == [part.crc32 for part in earlier[stripe][: plan.code.k]]:
+                self._seen.note(stripe, note)
                 kept[stripe] = earlier[stripe]
 
-        self._runner.run(examiner(), self._tasks(stripes), compare)
+        self._runner.run(encoder(None, copies=False), self._tasks(stripes), compare)
         return kept
 
     def _encoded(self, stripes: Sequence[int], generation: Generation) -> dict[int, list[Part]]:
         """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
-        plan, code, done = self._plan, self._plan.code, {}
+        plan, code, done = self._plan, self._plan.code, dict[int, list[Part]]()
         tasks = self._tasks(stripes)
-        copies = self._runner.is_here or not self._source.is_stored
+        copies = self._runner.is_here or not self._source.object_rows
 
         def put(task: int, number: int, row: Array) -> Part:
             return self._put(generation, number, stripes[task], row)
 
-        def note(task: int, parts: list[Part], told: Array) -> None:
-            stripe, (found, sums) = stripes[task], _parsed(told)
-            self._seen.note(stripe, found)
+        def take(task: int, parts: list[Part], note: Array) -> None:
+            stripe = stripes[task]
+            self._seen.note(stripe, note)
             if not copies:
-                data = zip(tasks.parts(task), sums)
+                data = zip(tasks.parts(task), note[COUNTS:].tolist())
                 parts = [part._replace(crc32=value) for part, value in data] + parts
             done[stripe] = parts
             if len(done) < len(stripes):  # else the manifest comes next
@@ -94,7 +124,7 @@ class StripeEncoder:
         count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
         output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
         parity = code.parity if self._runner.is_here else multiplier(code, plan.parity_dtype)
-        self._runner.run(encoder(parity, copies), tasks, note, output, put)
+        self._runner.run(encoder(parity, copies), tasks, take, output, put)
         return done
 
     def _tasks(self, stripes: Sequence[int]) -> StripeTasks:
@@ -104,13 +134,24 @@ class StripeEncoder:
         """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
         plan = self._plan
         if block < plan.code.k:
-            if self._source.is_stored:
+            if self._source.object_rows:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
                     return place._replace(crc32=checksum(row))
             chunk = put_stripe(generation.store, generation.prefix, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
         return self._runner.parts.put(generation.part_key(block, stripe), row)
+
+
+def _purpose(plan: StripePlan) -> dict[str, Any]:
+    """What two runs must agree on for one to go on where the other stopped."""
+    return {
+        "shape": list(plan.shape),
+        "dtype": plan.dtype.str,
+        "code": describe_code(plan.code),
+        "stripes": [len(plan.hyperslabs), plan.widest_stripe],
+        "chunk": plan.chunk_shape and list(plan.chunk_shape),
+    }
 
 
 def _check_located(parts: Sequence[Part]) -> None:
@@ -123,47 +164,15 @@ def _check_located(parts: Sequence[Part]) -> None:
         )
 
 
-def multiplier(code: PolarCode, dtype: np.dtype[Any]) -> Callable[[Array], Array]:
-    """On a worker, which has numpy only: the parity, of that dtype, of the data rows of a stripe."""
-    P = code.parity_check[:, : code.k]
-    if dtype.kind in "iu":
-        P = P.astype(dtype)
-
-    def parity(stripe: Array) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows: Array = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
-            return rows.astype(dtype, copy=False)
-
-    return parity
-
-
-def encoder(parity: Callable[[Array], Array], copies: bool) -> Callable[[Array], list[Array]]:
-    """On a worker, which has numpy only: the rows of a stripe and a note of what was found of NaN and inf.
-
-    The rows are data and parity, or, without `copies`, parity; then the note holds the checksums of the data.
-    """
-    find = nonfinite_finder()
-
-    def encode(stripe: Array) -> list[Array]:
-        rows = list(parity(stripe))
-        found = find(stripe, rows)
-        if copies:
-            return [*stripe, *rows, np.array(found, np.int64)]
-        return [*rows, np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
-
-    return encode
-
-
-def examiner() -> Callable[[Array], list[Array]]:
-    """On a worker: the note that goes with a stripe which is encoded already, with the checksums."""
-    find = nonfinite_finder()
-    return lambda stripe: [np.array([*find(stripe), *(zlib.crc32(row.data) for row in stripe)], np.int64)]
-
-
-def _parsed(note: Array) -> tuple[NonFiniteCounts, list[int]]:
-    """What was found of NaN and inf, and the checksums of data rows if these are in the note."""
-    count, block, column, overflowing, *sums = note.tolist()
-    return (count, block, column, overflowing), sums
+def _check_still_there(store: Store, made: Manifest) -> None:
+    """Parts kept from earlier runs may have been swept by another process."""
+    folder = array_prefix(made.name)
+    gone = {key for key in made.objects if key.startswith(folder)} - set(store.keys(folder))
+    if gone:
+        raise StorageError(
+            f"{len(gone)} parts of {made.name!r} in {store.name} were removed by another process "
+            "meanwhile; encode again"
+        )
 
 
 class StripeTasks(Coded):
@@ -192,3 +201,95 @@ class StripeTasks(Coded):
         for block, row in enumerate(rows):
             self._data.read(block * self._plan.rows, slab, row)
         return [rows]
+
+
+class NonFiniteRecord:
+    """The NaN and inf that one encode has seen: a lost part cannot be decoded where the others hold any."""
+
+    def __init__(self, plan: StripePlan) -> None:
+        self._plan = plan
+        self._starts = list(accumulate(map(plan.width, range(len(plan.hyperslabs))), initial=0))
+        self._count = self._overflowing = 0
+        self._first: list[int] = []  # positions in the whole array
+
+    def note(self, stripe: int, note: Array) -> None:
+        """Add what was found in a stripe."""
+        count, block, column, overflowing = note[:COUNTS].tolist()
+        self._count += count
+        self._overflowing += overflowing
+        if count:
+            self._first.append(block * self._starts[-1] + self._starts[stripe] + column)
+
+    def warn(self) -> None:
+        """Say what there was, to the caller of the caller."""
+        text = []
+        if self._count:
+            entries = "1 entry is" if self._count == 1 else f"{self._count} entries are"
+            first = [int(place) for place in np.unravel_index(min(self._first), self._plan.shape)]
+            text.append(f"{entries} NaN or inf, the first at {first}")
+        if self._overflowing:
+            places = "1 place" if self._overflowing == 1 else f"{self._overflowing} places"
+            text.append(f"at {places} of the blocks the parity overflows {self._plan.parity_dtype}")
+        if text:
+            warn(
+                f"{' and '.join(text)}: a lost part cannot be decoded where it, or another block in the same "
+                "place, holds such an entry"
+            )
+
+
+# --- what travels to workers, which have numpy only ----------------------------------------------
+
+
+def multiplier(code: PolarCode, dtype: np.dtype[Any]) -> Callable[[Array], Array]:
+    """The parity, of that dtype, of the data rows of a stripe."""
+    P = code.parity_check[:, : code.k]
+    if dtype.kind in "iu":
+        P = P.astype(dtype)
+
+    def parity(stripe: Array) -> Array:
+        with np.errstate(over="ignore", invalid="ignore"):
+            rows: Array = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
+            return rows.astype(dtype, copy=False)
+
+    return parity
+
+
+def encoder(parity: Callable[[Array], Array] | None, copies: bool) -> Callable[[Array], list[Array]]:
+    """The rows of a stripe and a note of what was found of NaN and inf.
+
+    The rows are data and parity, or, without `copies`, parity; then the note holds the checksums of the data.
+    Without `parity` the stripe is encoded already: there is only the note.
+    """
+    find = nonfinite_finder()
+
+    def encode(stripe: Array) -> list[Array]:
+        rows = None if parity is None else list(parity(stripe))
+        found = find(stripe, rows)
+        if copies:
+            return [*stripe, *(rows or ()), np.array(found, np.int64)]
+        return [*(rows or ()), np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
+
+    return encode
+
+
+def nonfinite_finder() -> Callable[..., NonFiniteCounts]:
+    """What looks for NaN and inf in the data rows of a stripe and its parity; None: in the data alone."""
+
+    def find(data: Sequence[Array], parity: Sequence[Array] | None) -> NonFiniteCounts:
+        if data[0].dtype.kind in "iu" or (
+            parity is not None and all(np.isfinite(row).all() for row in parity)
+        ):
+            return 0, 0, 0, 0
+        count, first, spoiled = 0, (0, 0), np.zeros(data[0].size, bool)
+        for block, row in enumerate(data):
+            columns = np.flatnonzero(~np.isfinite(row))
+            if columns.size and not count:
+                first = block, int(columns[0])
+            count += columns.size
+            spoiled[columns] = True
+        overflowing = np.zeros(data[0].size, bool)
+        for row in parity if parity is not None else ():
+            overflowing |= ~np.isfinite(row)
+        return count, *first, int(np.count_nonzero(overflowing & ~spoiled))
+
+    return find

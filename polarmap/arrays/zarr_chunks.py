@@ -1,28 +1,30 @@
-"""Putting the chunks of the Zarr array where Zarr looks for them, and its metadata last."""
+"""Putting the chunks of the Zarr array where Zarr looks for them, its metadata last; its repair."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate, chain
-from typing import Any
 
-import numpy.typing as npt
+import numpy as np
 
-from polarmap.arrays.fetching import TRANSFERS, whole_before
-from polarmap.arrays.keys import manifest_key
-from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.manifest import Manifest, checksum, manifest_key
+from polarmap.arrays.reading import TRANSFERS, whole_before
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
+from polarmap.code.dtypes import Array
 from polarmap.errors import StorageError
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec
 
 
 def put_stripe(
-    store: Store, prefix: str, plan: StripePlan, block: int, stripe: int, row: npt.NDArray[Any]
+    store: Store, prefix: str, plan: StripePlan, block: int, stripe: int, row: Array
 ) -> Part | None:
     """Store a stripe of a data block as a chunk of the Zarr array below `prefix`; None if it is none."""
     if plan.chunk_shape is None or not plan.stripes_are_chunks:
@@ -38,10 +40,10 @@ def put_stripe(
 def as_zarr(store: Store, manifest: Manifest, prefix: str, chunk_shape: tuple[int, ...]) -> Manifest:
     """An array whose data blocks are to be a Zarr array below `prefix`; they are if the storage can do it."""
     manifest = replace(manifest, zarr=ZarrView(f"{prefix}{GROUP}", chunk_shape))
-    return complete(store, manifest, through_here=False)
+    return _complete(store, manifest, through_here=False)
 
 
-def complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
+def _complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
     """A manifest whose data parts lie in the chunks of its Zarr array, once these are stored.
 
     Parts that lie elsewhere are joined to chunks by the storage itself, or read and written by this process
@@ -53,26 +55,67 @@ def complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
     moves = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
     if not _put_chunks(store, manifest, moves, through_here):
         return manifest
-    return _with_metadata(store, in_chunks(manifest, moves))
+    return _with_metadata(store, _in_chunks(manifest, moves))
 
 
-def restore(store: Store, manifest: Manifest, changed: Collection[str]) -> Manifest:
-    """The Zarr array of a manifest made whole again where the objects `changed` are not as they should be.
+def repair_zarr(
+    runner: TaskRunner, generation: Generation, before: Manifest, now: Manifest, wrong: Collection[str]
+) -> Manifest:
+    """The repaired array `now` with the Zarr array that it should have.
 
-    Parts that lie elsewhere stay there: nobody else writes to them.
+    Parts that lie elsewhere stay there, as nobody else writes to them, but for those of an array that has
+    become one of Zarr only now.
+
+    wrong : keys of objects of the Zarr array that are not as they should be.
     """
-    wrong = [chunk for chunk in manifest.chunks if chunk.key in changed and _is_copied(manifest, chunk)]
-    _put_chunks(store, manifest, wrong, through_here=True)
-    is_described = not {part.key for part in manifest.metadata} & set(changed)
-    return manifest if is_described else _with_metadata(store, manifest)
+    if now.zarr is None:
+        return now
+    store = generation.store
+    if not now.is_zarr:
+        now = replace(now, zarr=now.zarr._replace(path=f"{generation.prefix}{GROUP}"))
+        return _complete(store, _joined(runner, generation, now, now.chunks), through_here=True)
+    moved = {chunk.key for chunk in now.chunks if _parts_of(now, chunk) != _parts_of(before, chunk)}
+    chunks = [chunk for chunk in now.chunks if chunk.key in moved or chunk.key in wrong]
+    now = _joined(runner, generation, now, chunks)
+    _put_chunks(store, now, [chunk for chunk in chunks if _is_copied(now, chunk)], through_here=True)
+    is_described = not any(part.key in wrong for part in now.metadata)
+    return now if is_described else _with_metadata(store, now)
 
 
-def parts_of(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
+def _joined(
+    runner: TaskRunner, generation: Generation, manifest: Manifest, chunks: Sequence[ZarrChunk]
+) -> Manifest:
+    """A manifest in which workers have joined the parts of each chunk to one object, as storages copy it.
+
+    Without workers this process copies them where they belong, later.
+    """
+    apart = [chunk for chunk in chunks if len({part.key for part in _parts_of(manifest, chunk)}) > 1]
+    if runner.is_here or not apart:
+        return manifest
+    parts, joined = [_parts_of(manifest, chunk) for chunk in apart], list[ZarrChunk]()
+
+    def take(task: int, stored: list[Part], note: Array) -> None:
+        joined.append(apart[task]._replace(key=stored[0].key))
+        generation.heartbeat()
+
+    bytes_of_parts = [np.dtype(np.uint8)] * len(parts[0])  # each is a block, cut like the others
+    size = sum(part.size for part in parts[0])
+    output = OutputSpec(runner.parts.place, f"{generation.prefix}joined", size)
+    runner.run(joiner(), PartTasks(runner.parts, parts, bytes_of_parts), take, output)
+    return _in_chunks(manifest, joined)
+
+
+def joiner() -> Callable[[Sequence[Array]], list[Array]]:
+    """On a worker, which has numpy only: all parts in a row, and a note that says nothing."""
+    return lambda parts: [np.concatenate(parts), np.zeros(1)]
+
+
+def _parts_of(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
     """The parts of a chunk where they lie."""
     return [manifest.parts[chunk.block][stripe] for stripe in chunk.stripes]
 
 
-def in_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
+def _in_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
     """A manifest in which the parts of these chunks lie in the chunks."""
     return manifest.with_parts(
         {
@@ -100,14 +143,14 @@ def foreign_keys(store: Store, manifest: Manifest) -> list[str]:
 
 def _in_place(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
     """The parts of a chunk as they lie in it."""
-    parts = parts_of(manifest, chunk)
+    parts = _parts_of(manifest, chunk)
     starts = accumulate((part.size for part in parts), initial=0)
     return [part._replace(key=chunk.key, offset=start) for part, start in zip(parts, starts)]
 
 
 def _is_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Whether the parts of a chunk lie in other objects, of which the chunk is a copy."""
-    return parts_of(manifest, chunk) != _in_place(manifest, chunk)
+    return _parts_of(manifest, chunk) != _in_place(manifest, chunk)
 
 
 def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_here: bool) -> bool:
@@ -120,7 +163,7 @@ def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], t
         if through_here:
             data = bytearray()
             with whole_before():
-                for part in parts_of(manifest, chunk):
+                for part in _parts_of(manifest, chunk):
                     data += parts.get(part)
             store.put(chunk.key, _filled(data, manifest.chunk_bytes))
         return through_here
@@ -133,7 +176,7 @@ def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], t
 
 def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Have the storage make a chunk of the objects that its parts are, if it can."""
-    keys, whole = _whole_objects(manifest, parts_of(manifest, chunk))
+    keys, whole = _whole_objects(manifest, _parts_of(manifest, chunk))
     if not hasattr(store, "join") or whole != manifest.chunk_bytes:
         return False
     try:

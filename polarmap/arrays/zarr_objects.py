@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.stored_objects import StoredRows
+from polarmap.arrays.sources import StoredRows
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage import Store, check_key
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
-from polarmap.arrays.opening import without_key
+from polarmap.arrays.array import without_key
 from polarmap.cli.answer import Answer, answering, one_line, table
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError

@@ -8,7 +8,7 @@ from array_data import DOCUMENTS, DTYPES, MIB, damage, objects, random_array
 
 import polarmap
 from polarmap import PolarCode
-from polarmap.arrays.keys import manifest_key
+from polarmap.arrays.manifest import manifest_key
 from polarmap.errors import CodeError, StorageError
 
 pytestmark = pytest.mark.every_store

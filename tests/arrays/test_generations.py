@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -13,13 +14,15 @@ from array_data import DOCUMENTS, MIB, random_array
 from counting_store import BrokenError, Counting, fail
 
 import polarmap
+from polarmap import PolarCode
 from polarmap.arrays import stripes
-from polarmap.errors import MissingObjectError
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.manifest import Manifest
+from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.folder import FolderStore
+from polarmap.worker.parts import Part
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
-
-
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
 
 
@@ -220,3 +223,71 @@ def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     store.put(key, json.dumps({**elsewhere, "time": time.time() - 2 * 86_400}).encode())
     polarmap.encode(B, storage=store, overwrite=True, **OPTIONS)
     assert key not in store.keys("polarmap/")
+
+
+# --- what becomes an array that can be opened --------------------------------------------------
+
+
+@pytest.mark.every_store
+def test_what_could_not_be_opened_is_not_published(store):
+    """Whoever wrote the parts: a manifest that does not fit them would occupy the name."""
+    parts = tuple((Part(f"mine/{block}", 48 - 8 * (block == 5), 0),) for block in range(6))
+    made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
+    with (
+        pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"),
+        Generation(store, "a", {}) as generation,
+    ):
+        generation.publish(made, None)
+    assert polarmap.list_coded(store) == []
+    polarmap.encode(np.ones((8, 3)), name="a", storage=store)
+
+
+@pytest.mark.every_store
+def test_the_first_to_finish_wins_and_the_other_says_so(store):
+    A, B = random_array(SHAPE), random_array(SHAPE, seed=1)
+    won = []
+
+    def overtake():
+        won.append(polarmap.encode(B, storage=store, **OPTIONS))
+
+    with pytest.raises(StorageError, match="was written or deleted by another process meanwhile"):
+        polarmap.encode(A, storage=Counting(store, 25, overtake), **OPTIONS)
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], B)
+    assert won[0].check().ok
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+
+
+@pytest.mark.every_store
+def test_an_array_deleted_meanwhile_is_not_brought_back(store):
+    A = random_array(SHAPE)
+    before = polarmap.encode(A[:8], storage=store, **OPTIONS)
+    with pytest.raises(StorageError, match="by another process meanwhile"):
+        polarmap.encode(A, storage=Counting(store, 25, before.delete), overwrite=True, **OPTIONS)
+    assert store.keys("polarmap/") == []
+
+
+@pytest.mark.every_store
+def test_many_at_once_leave_one_whole_array(store):
+    arrays = [random_array((16, 500), seed=seed) for seed in range(6)]
+    start = threading.Barrier(len(arrays))
+    outcomes = []
+
+    def run(A):
+        start.wait(30)
+        try:
+            outcomes.append(polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, overwrite=True))
+        except StorageError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run, args=(A,)) for A in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) == len(arrays)
+    assert any(isinstance(one, polarmap.CodedArray) for one in outcomes)
+    coded = polarmap.open_coded("a", store)
+    assert any(np.array_equal(coded[:], A) for A in arrays)
+    assert coded.check().ok
+    polarmap.encode(arrays[0], blocks=4, workers=6, name="a", storage=store, overwrite=True)
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6

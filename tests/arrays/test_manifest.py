@@ -13,7 +13,7 @@ from array_data import MIB, random_array
 
 import polarmap
 from polarmap import PolarCode
-from polarmap.arrays.keys import manifest_key
+from polarmap.arrays.manifest import array_prefix, check_name, manifest_key
 from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
 
@@ -186,3 +186,26 @@ def test_a_manifest_of_brackets_alone_is_damaged(tmp_path):
     (tmp_path / "polarmap/manifests/a.json").write_text("[" * 100_000)
     with pytest.raises(StorageError, match="is damaged: it is not the JSON that was written"):
         polarmap.open_coded("a", tmp_path)
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["", "\0", "a\0", "..", "a/b", "../a", "a b", "-a", ".a", "a\n", "a" * 129, 7, None, "a..b"]
+)
+def test_bad_names_are_refused(store, name):
+    for use in (lambda: polarmap.encode(np.arange(8.0), name=name, storage=store),
+                lambda: polarmap.open_coded(name, store)):  # fmt: skip
+        with pytest.raises(StorageError, match="cannot name a coded array"):
+            use()
+    assert store.keys("polarmap/") == []
+
+
+def test_folder_of_an_array_is_below_its_name():
+    assert array_prefix("a") == "polarmap/coded/a/"
+
+
+def test_names_that_may_be():
+    for name in ("a", "A.b-c_9", "9", "x" * 128):
+        assert check_name(name) == name

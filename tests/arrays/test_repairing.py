@@ -1,34 +1,59 @@
-"""Damage of every kind: found, decoded on the way, repaired or refused."""
+"""Damage of every kind: found, decoded on the way, repaired or refused, here and by workers."""
 
 from __future__ import annotations
+
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from array_data import DOCUMENTS, MIB, damage, losses, objects, random_array
 from counting_store import BrokenError, Counting, fail
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import polarmap
-from polarmap.arrays.keys import manifest_key
-from polarmap.errors import MissingObjectError, NotDecodableError, StorageError
+from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor
+from polarmap.arrays.manifest import manifest_key
+from polarmap.arrays.repairing import weights_of
+from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
+from polarmap.storage.folder import FolderStore
 
-pytestmark = pytest.mark.every_store
+OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
 
 
+@pytest.mark.every_store
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c16", "u1", "i8"])
 def test_damaged_parts_are_named_decoded_and_repaired(store, dtype):
+    check_repair(store, dtype, None)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
+def test_workers_find_and_rebuild_what_this_process_would(store, dtype):
+    check_repair(store, dtype, ReplayExecutor())
+
+
+def check_repair(store, dtype, executor):
     A = random_array((72, 600), dtype)
     coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=store, memory=MIB)
+    stripes = len(coded.stored(0))
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 1e-4 if dtype == "f4" else 1e-10
-    kinds = ("missing", "corrupt", "truncated")
-    hurt = {(block, 0): kind for block, kind in zip(losses(coded.code, 3), kinds)}
-    if len(coded.stored(0)) > 1:
+    lost = losses(coded.code, 3)
+    hurt = {(block, 0): kind for block, kind in zip(lost, ("missing", "corrupt", "truncated"))}
+    hurt[next(block for block in range(9) if block not in lost), 0] = "appended"
+    if stripes > 1:
         hurt |= {(1, 1): "corrupt", (7, 1): "missing"}
     for (block, stripe), kind in hurt.items():
         damage(store, coded.stored(block)[stripe], kind)
+    store.put(f"{coded._manifest.zarr.path}/data/c/mine", b"x")
+    damage(store, coded._manifest.zarr.metadata[1], "corrupt")
     before = objects(store)
 
-    found = coded.check()
+    found = coded.check(executor=executor)
     assert {(one.block, one.stripe): one.kind for one in found.damaged} == hurt
+    assert [kind for _, kind in found.zarr] == ["corrupt", "foreign"]
+    assert found == coded.check()
     assert not found.ok
     assert found.lost == ()
     assert "1 truncated" in repr(found)
@@ -36,19 +61,22 @@ def test_damaged_parts_are_named_decoded_and_repaired(store, dtype):
     np.testing.assert_allclose(coded[:], A, rtol=tolerance, atol=tolerance)
     assert objects(store) == before
 
-    assert coded.repair() == found
+    assert coded.repair(executor=executor) == found
     assert coded.check().ok
     again = polarmap.open_coded("a", store)
-    assert again.check().ok
+    assert again.check(executor=executor).ok
     np.testing.assert_allclose(again[:], A, rtol=tolerance, atol=tolerance)
-    wrong = {damage.key for damage in found.damaged}
+    wrong = {damage.key for damage in found.damaged} | {key for key, _ in found.zarr}
     good = before.keys() - wrong - {manifest_key("a")}
     assert all(objects(store)[key] == before[key] for key in good)
-    assert len(good) == 9 * len(coded.stored(0)) - len(hurt) + DOCUMENTS - 1
+    assert len(good) == 9 * stripes - len(hurt) + DOCUMENTS - 2
     copies = sum(block < 6 for block, _ in hurt)  # rebuilt parts of data lie in the Zarr array too
-    assert len(store.keys("polarmap/")) == 9 * len(coded.stored(0)) + DOCUMENTS + copies
+    assert len(store.keys("polarmap/")) == 9 * stripes + DOCUMENTS + copies
+    again.delete()
+    assert store.keys("polarmap/") == []
 
 
+@pytest.mark.every_store
 def test_what_was_deleted_cannot_be_repaired(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     coded.delete()
@@ -60,6 +88,7 @@ def test_what_was_deleted_cannot_be_repaired(store):
         coded[:]
 
 
+@pytest.mark.every_store
 def test_repair_of_what_is_whole_changes_nothing(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     before = objects(store)
@@ -67,6 +96,7 @@ def test_repair_of_what_is_whole_changes_nothing(store):
     assert objects(store) == before
 
 
+@pytest.mark.every_store
 def test_repaired_integers_are_the_bytes_that_were_stored(store):
     coded = polarmap.encode(random_array((12, 7), "i2"), blocks=4, workers=7, name="a", storage=store)
     before = [store.get(coded.stored(index)[0].key) for index in range(7)]
@@ -76,6 +106,7 @@ def test_repaired_integers_are_the_bytes_that_were_stored(store):
     assert [store.get(coded.stored(index)[0].key) for index in range(7)] == before
 
 
+@pytest.mark.every_store
 def test_each_stripe_bears_its_own_losses(store):
     A = random_array((8, 50_000))
     coded = polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, memory=MIB)
@@ -88,6 +119,7 @@ def test_each_stripe_bears_its_own_losses(store):
     assert coded.check().ok
 
 
+@pytest.mark.every_store
 def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
     coded = polarmap.encode(random_array((12, 7)), blocks=4, workers=6, name="a", storage=store)
     for index in (0, 1, 5):
@@ -105,12 +137,7 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
     assert objects(store) == before
 
 
-OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
-
-
-SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
-
-
+@pytest.mark.every_store
 def test_repair_does_not_bring_back_what_was_replaced(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
@@ -130,6 +157,7 @@ def test_repair_does_not_bring_back_what_was_replaced(store):
     assert polarmap.open_coded("a", store).check().ok
 
 
+@pytest.mark.every_store
 def test_a_repair_cut_short_changes_nothing(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
@@ -145,3 +173,201 @@ def test_a_repair_cut_short_changes_nothing(store):
     coded.repair()
     assert coded.check().ok
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5 + 3  # rebuilt data lies in the Zarr array too
+
+
+# --- by workers, which read what they examine and decode where it lies -------------------------
+
+
+class CountingReads(FolderStore):
+    """Counts the bytes that this process reads, and the objects that it writes."""
+
+    read = 0
+    puts: tuple[str, ...] = ()
+
+    def get(self, key, start=0, stop=None):
+        data = super().get(key, start, stop)
+        self.read += len(data)
+        return data
+
+    def put(self, key, data):
+        self.puts += (key,)
+        super().put(key, data)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 20), columns=st.integers(1, 3), k=st.integers(1, 6), extra=st.integers(1, 4),
+    dtype=st.sampled_from(["f2", "f4", "f8", "c8", "u1", "i4", "u8", "i8"]), data=st.data(),
+)  # fmt: skip
+def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtype, data):
+    folder = tmp_path_factory.mktemp("store")
+    A, k = random_array((rows, 40 * columns), dtype), min(k, rows)
+    coded = polarmap.encode(A, blocks=k, workers=k + extra, name="a", storage=folder)
+    stored = [coded.store.get(coded.stored(block)[0].key) for block in range(coded.n)]
+    lost = data.draw(st.lists(st.integers(0, coded.n - 1), max_size=extra, unique=True))
+    for block in lost:
+        damage(coded.store, coded.stored(block)[0], data.draw(st.sampled_from(["missing", "corrupt"])))
+    if coded.check().lost:  # integers may need more than k
+        with pytest.raises(NotDecodableError, match="more than the code can"):
+            coded.repair(executor=ReplayExecutor())
+        return
+    assert coded.repair(executor=ReplayExecutor()).blocks == sorted(lost)
+    assert coded.check().ok
+    before, now = (
+        [
+            np.frombuffer(raw, A.dtype if block < k else coded.code.parity_dtype(A.dtype))
+            for block, raw in enumerate(one)
+        ]
+        for one in (stored, [coded.store.get(coded.stored(block)[0].key) for block in range(coded.n)])
+    )
+    allowed = error_of_rounding(coded.code, sorted(lost), before)
+    for block in range(coded.n):
+        np.testing.assert_allclose(now[block], before[block], rtol=0, atol=allowed if block in lost else 0)
+
+
+def error_of_rounding(code, lost, blocks):
+    """How far decoded numbers may be off: that much for each of those read, and for what is made of them."""
+    if not lost or blocks[0].dtype.kind in "iu":
+        return 0
+    check = np.asarray(code.parity_check, float)
+    weights = np.linalg.pinv(check[:, lost]) @ np.delete(check, lost, axis=1)
+    largest = max(abs(block).max() for block in blocks)
+    return 2 * np.finfo(blocks[0].dtype).eps * float(largest) * (1 + abs(weights).sum(axis=1).max())
+
+
+@pytest.mark.parametrize("n_k_kernel", [(9, 6, "rotation"), (12, 6, "arikan"), (2600, 2330, "rotation")])
+def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
+    """Also of so many blocks that P is not formed for decoding."""
+    n, k, kernel = n_k_kernel
+    code = PolarCode(n, k, kernel)
+    blocks = random_array((k, 3), "i8" if kernel == "arikan" else "f8")
+    lost = [1, k, n - 1]
+    everything = code.encode(blocks)
+    others = np.delete(everything, lost, axis=0)
+    weights = weights_of(SimpleNamespace(code=code, dtype=blocks.dtype), lost)
+    found = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
+    np.testing.assert_allclose(found.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
+
+
+def test_late_and_failing_workers_are_replaced(store, executor):
+    A = random_array(SHAPE)
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for stripe in range(5):
+        store.delete([coded.stored(1)[stripe].key, coded.stored(4)[stripe].key])
+    faulty = FaultyExecutor(executor, {0: Fault("sleep", 60), 1: Fault("raise")})
+    assert coded.repair(executor=faulty).blocks == [1, 4]
+    assert coded.check().ok
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+    coded.delete()
+    assert objects(store) == {}
+
+
+def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
+    coded = polarmap.encode(random_array(SHAPE), storage=store, **OPTIONS)
+    damage(store, coded.stored(1)[2], "corrupt")
+    damage(store, coded.stored(3)[0], "missing")
+    before = objects(store)
+    for task in (0, 1):  # of the check; and of the first stripe that is rebuilt
+        broken = FaultyExecutor(threads, {task: Fault("raise", attempts=99)})
+        with pytest.raises(RuntimeError, match="injected fault"):
+            coded.repair(executor=broken)
+        assert objects(store) == before
+    coded.repair(executor=threads)
+    assert coded.check().ok
+
+
+def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, monkeypatch):
+    coded = polarmap.encode(random_array((20, 10)), storage=store, **OPTIONS)
+    damage(store, coded.stored(1)[0], "missing")
+    audit = coded.check()
+    monkeypatch.setattr("polarmap.arrays.repairing.audit", lambda *_: audit)
+    damage(store, coded.stored(2)[0], "corrupt")
+    before = objects(store)
+    with pytest.raises(NotDecodableError, match="is corrupt: its checksum is not the one in the manifest"):
+        coded.repair(executor=threads)
+    assert objects(store) == before
+
+
+def test_numbers_that_do_not_belong_together_are_refused(store, threads):
+    coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
+    other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
+    made = coded._manifest
+    part = made.parts[5][0]._replace(crc32=other.stored(5)[0].crc32)
+    forged = made.with_parts({(5, 0): part, (0, 0): made.parts[0][0]._replace(crc32=7)})
+    store.put(part.key, store.get(other.stored(5)[0].key))
+    store.put("polarmap/manifests/a.json", forged.dump())
+    before = objects(store)
+    with pytest.raises(StorageError, match="the parts do not belong together"):
+        polarmap.open_coded("a", store).repair(executor=threads)
+    assert objects(store) == before
+
+
+def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
+    A = random_array(SHAPE)
+    A[0, 5] = np.nan  # in the first stripe of block 0
+    store = CountingReads(tmp_path)
+    with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf"):
+        coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for stripe in range(5):
+        store.delete([coded.stored(4)[stripe].key])  # parity, which is NaN there, too
+    part, store.read = coded.stored(0)[0].size, 0
+    coded.repair(executor=threads)
+    assert 5 * part < store.read < 6 * part  # the good parts of the first stripe, and manifests
+    assert coded.check().ok
+    store.delete([coded.stored(1)[0].key, coded.stored(1)[2].key])
+    before = objects(store)
+    with pytest.raises(NotDecodableError, match=r"1 entry of blocks \[1\] .* first at \[5, 5\]"):
+        coded.repair(executor=threads)
+    assert objects(store) == before
+
+
+def test_nothing_passes_through_the_driver(tmp_path):
+    A = random_array((64, 40_000))  # 20 MB
+    store = CountingReads(tmp_path)
+    coded = polarmap.encode(A, storage=store, **OPTIONS | {"memory": 16 * MIB})
+    part = coded.stored(0)[0].size
+    assert len(coded.stored(0)) == 8
+    peaks = []
+    with polarmap.Pool(workers=2) as pool:
+        for _ in range(2):
+            for stripe in range(8):
+                store.delete([coded.stored(1)[stripe].key, coded.stored(5)[stripe].key])
+            damage(store, coded.stored(2)[7], "appended")
+            store.read, store.puts = 0, ()
+            assert len(coded.check(executor=pool).damaged) == 17
+            tracemalloc.start()
+            coded.repair(executor=pool)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert store.read < part // 8
+            assert not [key for key in store.puts if not key.endswith(".json")]
+            assert coded.check(executor=pool).ok
+    # Of which a stripe of all blocks has six. A sleeper that another test left on a thread may wake once.
+    assert min(peaks) < 4 * part
+    assert max(peaks) < 6 * part
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+
+
+def test_encrypted_parts_are_verified_here_and_rebuilt_there(store, threads):
+    A, key = random_array(SHAPE), bytes(range(32))
+    coded = polarmap.encode(A, storage=store, key=key, **OPTIONS)
+    damage(store, coded.stored(0)[1], "missing")
+    damage(store, coded.stored(5)[1], "corrupt")
+    before = {part.key for block in (0, 5) for part in coded.stored(block)}
+    assert coded.repair(executor=threads).blocks == [0, 5]
+    assert coded.check(executor=threads).ok
+    now = {part.key for block in (0, 5) for part in coded.stored(block)}
+    assert len(now - before) == 2
+    assert "rebuilt0" in " ".join(now - before)
+    again = polarmap.open_coded("a", store, key=key)
+    assert again.check().ok
+    np.testing.assert_allclose(again[:], A, rtol=1e-10, atol=1e-10)
+
+
+def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):
+    coded = polarmap.encode(np.ones((8, 2)), blocks=4, name="a", storage=Counting(store))
+    store.delete([coded.stored(5)[0].key])
+    before = objects(store)
+    with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
+        coded.repair(executor=threads)
+    assert objects(store) == before

@@ -1,13 +1,13 @@
-"""encode(executor=): workers encode what they read themselves."""
+"""Workers encode what they read themselves; what encode says of NaN and inf."""
 
 from __future__ import annotations
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from array_data import files
+from array_data import MIB, encode_with_warnings, objects, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,18 +16,10 @@ from polarmap import Fault, FaultyExecutor, RawObjects, ReplayExecutor
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 
-MIB = 1 << 20
 
-
-def saved(folder, A) -> Path:
-    path = folder / "A.npy"
-    np.save(path, A)
-    return path
-
-
-@pytest.fixture
-def store(tmp_path):
-    return tmp_path / "store"
+def saved(folder, A):
+    np.save(folder / "A.npy", A)
+    return folder / "A.npy"
 
 
 @pytest.mark.parametrize("dtype", ["f8", "u1"])
@@ -46,7 +38,7 @@ def test_workers_store_what_the_driver_would(tmp_path, store, executor, dtype):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-12 if dtype == "f8" else 0)
     there.delete()
     here.delete()
-    assert files(store) == set()
+    assert objects(store) == {}
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "i4", "u8"])
@@ -57,7 +49,7 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
         coded = polarmap.encode(view, blocks=4, workers=6, name="A", storage=store, executor=pool)
     for block in (1, 3):
         for part in coded.stored(block):
-            (store / part.key).unlink()
+            store.delete([part.key])
     np.testing.assert_allclose(coded[:], A[3:40], rtol=1e-2 if dtype == "f2" else 1e-5)
 
 
@@ -83,7 +75,7 @@ def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, stor
 def test_data_that_only_the_driver_can_read_is_refused(store):
     with ThreadPoolExecutor(2) as pool, pytest.raises(CodeError, match="leave executor out"):
         polarmap.encode(np.ones((8, 2)), name="A", storage=store, executor=pool)
-    assert files(store) == set()
+    assert objects(store) == {}
 
 
 @settings(max_examples=60)
@@ -115,17 +107,54 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
         np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * 97)
 
 
-def test_24_raw_objects_of_one_row_by_threads(store):
-    folder = FolderStore(store)
-    A = np.random.default_rng(0).standard_normal((24, 10))
-    keys = [f"mine/{number}" for number in range(24)]
-    for key, row in zip(keys, A):
-        folder.put(key, row.tobytes())
-    raw = RawObjects(keys, A.shape, A.dtype, rows=1)
+# --- NaN and inf -------------------------------------------------------------------------------
+
+
+def raw(store, A):
+    for row in range(len(A)):
+        store.put(f"mine/{row}", A[row].tobytes())
+    return RawObjects([f"mine/{row}" for row in range(len(A))], A.shape, A.dtype, 1)
+
+
+@pytest.mark.parametrize("how", ["here", "file", "raw"])
+@pytest.mark.parametrize("dtype", ["f4", "c16"])
+def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
+    A = spoilt((24, 9_000), dtype, [5 * 9_000 + 8_500, 17 * 9_000, 17 * 9_000 + 1, 9_000 * 23], [0, 1, 2, 0])
+    source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: raw(store, A)}[how]()
+    options = {"blocks": 6, "workers": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
-        coded = polarmap.encode(raw, blocks=24, name="A", storage=store, executor=pool)
-    for key in keys[3:6]:
-        folder.delete([key])
-    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
-    coded.repair()
-    assert coded.check().ok
+        coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
+    assert said == [
+        "4 entries are NaN or inf, the first at [5, 8500]: a lost part cannot be decoded where it, or "
+        "another block in the same place, holds such an entry"
+    ]
+    np.testing.assert_array_equal(coded[:], A)
+    coded.delete()
+    assert objects(store) == {}
+
+
+def test_the_warning_points_at_the_caller(store):
+    with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf") as caught:
+        polarmap.encode(np.array([1.0, np.inf, 2.0, 3.0]), name="a", storage=store)
+    assert caught[0].filename == __file__
+
+
+def test_an_interrupted_encode_tells_of_what_it_had_stored_too(store, tmp_path):
+    A = random_array((40_000, 10))
+    A[3], A[9_999, 9] = np.nan, np.inf  # in the first and in the last stripe of block 0
+    path, options = saved(tmp_path, A), {"blocks": 4, "workers": 6, "storage": store, "memory": MIB}
+    with ThreadPoolExecutor(2) as pool:
+        broken = FaultyExecutor(pool, {2: Fault("raise", attempts=99)})
+        with pytest.raises(RuntimeError, match="injected fault"):
+            encode_with_warnings(path, executor=broken, **options)
+        coded, said = encode_with_warnings(path, executor=pool, **options)
+    assert len({part.key.split("/")[3] for part in coded.stored(5)}) == 2
+    assert len(said) == 1
+    assert said[0].startswith("11 entries are NaN or inf, the first at [3, 0]")
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i4", "u8"])
+def test_finite_data_are_no_reason_to_warn(store, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        polarmap.encode(random_array((24, 5), dtype), blocks=4, name="a", storage=store)

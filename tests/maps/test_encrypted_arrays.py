@@ -18,7 +18,7 @@ from plain import process_pool
 
 import polarmap
 from polarmap import RawObjects, ReplayExecutor, Stored
-from polarmap.arrays.keys import manifest_key
+from polarmap.arrays.manifest import manifest_key
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
 
 KEY = bytes(range(32))

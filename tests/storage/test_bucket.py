@@ -14,7 +14,7 @@ from array_data import DOCUMENTS, MIB, random_array
 from servers import BUCKET, KEY, SECRET
 
 import polarmap
-from polarmap.arrays.keys import manifest_key
+from polarmap.arrays.manifest import manifest_key
 from polarmap.arrays.stores import open_store
 from polarmap.errors import MissingObjectError, StorageError
 

@@ -1,17 +1,108 @@
-"""Decoding the data of a stripe: entry by entry where NaN or inf stands in some of its blocks."""
+"""Reading parts: checked against the manifest, and decoded from others where they are damaged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
 from math import prod
 
 import numpy as np
 
 from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import PartStore
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, Indices, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError
+from polarmap.worker.parts import DamagedError
+
+TRANSFERS = 8  # objects fetched at once
+
+
+class ArrayReader:
+    """Reads the rows and blocks of a stored array; a `BlockReader`."""
+
+    def __init__(self, parts: PartStore, manifest: Manifest) -> None:
+        self._parts, self._manifest = parts, manifest
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows start..stop of the array; no more is held than these and one stripe of each block."""
+        manifest, inner = self._manifest, self._manifest.shape[1:]
+        out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
+        flat, width = out.reshape(-1), prod(inner)
+        size = manifest.rows * width  # of a block
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            for block in range(start // manifest.rows, -(-stop // manifest.rows)):
+                base = block * size  # of this block, in elements of the whole
+                first, last = max(start * width, base), min(stop * width, base + size)
+                for stripe, (low, high) in enumerate(pairwise(manifest.bounds)):
+                    low, high = max(first, base + low), min(last, base + high)
+                    if low < high:
+                        offset = base + manifest.bounds[stripe]
+                        columns = slice(low - offset, high - offset)
+                        part = read_stripe(self._parts, manifest, stripe, block, columns, pool)
+                        flat[low - start * width : high - start * width] = part
+        return out
+
+    def read(self, index: int) -> Array:
+        """Block `index`; what is damaged of a data block is decoded."""
+        if index >= self._manifest.code.k:
+            return self.read_as_stored(index)
+        rows = self._manifest.rows
+        return self.rows(index * rows, (index + 1) * rows).reshape(self._manifest.block_shape)
+
+    def read_as_stored(self, index: int) -> Array:
+        """Block `index`; DamagedError if it is not what was stored."""
+        manifest, dtype = self._manifest, self._manifest.dtype_of(index)
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            data = bytearray().join(pool.map(self._parts.get, manifest.parts[index]))
+        array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+        return array.reshape(manifest.block_shape)
+
+
+def read_stripe(
+    parts: PartStore, manifest: Manifest, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor
+) -> Array:
+    """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
+    good = fetch_blocks(parts, manifest, stripe, [block], pool)
+    if good:
+        return good[block][columns]
+    decoder = decoder_of(manifest, strict=True)
+    others = [other for other in range(manifest.code.n) if other != block]
+    while others and not (decoder.ready and is_finite(good.values())):
+        lot, others = others[: manifest.code.k], others[manifest.code.k :]
+        for index, row in fetch_blocks(parts, manifest, stripe, lot, pool).items():
+            good[index] = row[columns]
+            decoder.add(index)
+    return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
+
+
+def fetch_blocks(
+    parts: PartStore, manifest: Manifest, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor
+) -> dict[int, Array]:
+    """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
+
+    def fetch(block: int) -> Array | None:
+        dtype = manifest.dtype_of(block)
+        try:
+            data = parts.get(manifest.parts[block][stripe])
+        except DamagedError:
+            return None
+        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+
+    each = map if len(blocks) == 1 else pool.map  # one needs no thread
+    return {block: row for block, row in zip(blocks, each(fetch, blocks)) if row is not None}
+
+
+@contextmanager
+def whole_before() -> Iterator[None]:
+    """Damage of parts that were whole when they were looked at is an error of the call that finds it."""
+    try:
+        yield
+    except DamagedError as error:
+        raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
 
 
 def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = False) -> Decoder:
