@@ -159,7 +159,7 @@ def apply(
         variables = _computed(_with_dims(obj, dims))
         mapped = {name: _rows_of(variable, dims, skipna) for name, variable in variables.items()}
         arrays = [array for one in mapped.values() for array in one.arrays]
-        options = planned(CodeOptions(blocks, workers, code, degree), schedule)
+        options = planned(CodeOptions(blocks, workers, code, degree), schedule).checked()
         cut = _cut(arrays, block_count(max(map(len, arrays)), options, [one.dtype for one in arrays]))
         with _advice_on_gaps(arrays):
             result = coded_map(
