@@ -174,21 +174,21 @@ def default_block_count(total: int, wanted: int, most: int | None = None) -> int
 def check_array(data: Any, name: str = "data") -> None:
     """Refuse an array that cannot be cut into blocks and coded."""
     refuse_masked_and_sparse(data, name)
+    check_class_and_dtype(data, name)
     if len(data.shape) == 0 or data.shape[0] == 0:
         raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
     check_dtype(data.dtype, "the data")
 
 
-def refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
+def refuse_masked_and_sparse(data: Any, name: str, for_sparse: str = "") -> None:
+    """CodeError for what parity blocks cannot be; `for_sparse`: what to use of a sparse matrix."""
     if isinstance(data, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(data, "toarray"):
-        raise CodeError(
-            f"{name} is a sparse {type(data).__name__}, which only coded_map with linear f, hedged_map, "
-            "CodedOperator, polarmap.glm and polarmap.convex take as it is, of scipy.sparse: use "
-            f"{name}.toarray()"
-        )
-    check_class_and_dtype(data, name)
+        takers = ", which only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
+        takers = "" if for_sparse else takers + "polarmap.convex take as it is, of scipy.sparse"
+        use = for_sparse or f"{name}.toarray()"
+        raise CodeError(f"{name} is a sparse {type(data).__name__}{takers}: use {use}")
 
 
 def check_class_and_dtype(data: Any, name: str = "data") -> None:
