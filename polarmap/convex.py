@@ -3,9 +3,9 @@
 Projections and proximal operators are those of pyproximal.
 """
 
-from polarmap.clouds.extras import install_command
+from polarmap.clouds.extras import needed_by
 
-try:
+with needed_by("polarmap.convex", "pyproximal, scipy and scikit-learn", "convex"):
     from polarmap.models.losses import LogisticLoss, SquaredLoss
     from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearOnBox, l1_ball, simplex
     from polarmap.models.proximal_gradient import Solution, fista
@@ -16,12 +16,6 @@ try:
         SparseLogisticRegression,
     )
     from polarmap.models.svm import LinearSVC
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("pylops", "pyproximal", "scipy", "sklearn"):
-        raise
-    raise ImportError(
-        f"polarmap.convex needs pyproximal, scipy and scikit-learn: {install_command('convex')}"
-    ) from error
 
 __all__ = [
     "AffineSet",

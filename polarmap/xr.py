@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack, ove
 import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
-from polarmap.clouds.extras import install_command
+from polarmap.clouds.extras import needed_by
 from polarmap.code.dtypes import Array, check_dtype, epsilon
 from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
@@ -21,12 +21,8 @@ from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.results import CodedResult
 from polarmap.run.trusted import Trust
 
-try:
+with needed_by("polarmap.xr", "xarray", "xarray"):
     import xarray as xr
-except ModuleNotFoundError as error:
-    if error.name != "xarray":
-        raise
-    raise ImportError(f"polarmap.xr needs xarray: {install_command('xarray')}") from error
 
 if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
@@ -159,7 +155,7 @@ def apply(
         variables = _computed(_with_dims(obj, dims))
         mapped = {name: _rows_of(variable, dims, skipna) for name, variable in variables.items()}
         arrays = [array for one in mapped.values() for array in one.arrays]
-        options = planned(CodeOptions(blocks, workers, code, degree), schedule)
+        options = planned(CodeOptions(blocks, workers, code, degree), schedule).checked()
         cut = _cut(arrays, block_count(max(map(len, arrays)), options, [one.dtype for one in arrays]))
         with _advice_on_gaps(arrays):
             result = coded_map(

@@ -42,9 +42,8 @@ def as_array_like(data: Any, name: str = "data") -> Any:
             f"{name} is an encrypted coded array, and would be stored as it is here: pass {name}[:] if it "
             "may, coded_map and CodedOperator keep it encrypted"
         )
-    is_array = hasattr(data, "shape") and hasattr(data, "dtype")
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
-        if not is_array or numpy_dtype(data) is None:
+        if not is_array(data) or numpy_dtype(data) is None:
             return _by_numpy(data, name)
     elif hasattr(data, "collect_schema"):
         raise CodeError(f"{name} is {naming(data)}, which is not computed yet: use {name}.collect()")
@@ -61,10 +60,15 @@ def read_data(data: Any, name: str = "data") -> Any:
 def read_leaf(value: Any) -> Any:
     """What stands in a block: an array of anything that numpy can read like one (Zarr, HDF5, dask)."""
     value = as_array_like(value, "a block")
-    is_array = hasattr(value, "shape") and hasattr(value, "__getitem__") and numpy_dtype(value) is not None
-    if isinstance(value, (np.ndarray, np.generic)) or not is_array or hasattr(value, "toarray"):
+    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value
-    return np.asarray(value)
+    can_be_read = is_array(value) and hasattr(value, "__getitem__") and numpy_dtype(value) is not None
+    return np.asarray(value) if can_be_read else value
+
+
+def is_array(value: Any) -> bool:
+    """Whether it has a shape and a dtype, as arrays of any library have."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def is_table(value: Any) -> bool:
@@ -104,9 +108,8 @@ def _of_table(table: Any, name: str) -> Array:
     pairs = table.items() if hasattr(table, "items") else [(one.name, one) for one in table.iter_columns()]
     columns = []
     for label, column in pairs:
-        advice = f"leave it out, as in {name}.drop(columns=[{label!r}]), or encode it as numbers first"
-        if not hasattr(table, "iloc"):
-            advice = f"leave it out, as in {name}.drop({label!r}), or encode it as numbers first"
+        dropped = f"columns=[{label!r}]" if hasattr(table, "iloc") else repr(label)
+        advice = f"leave it out, as in {name}.drop({dropped}), or encode it as numbers first"
         columns.append(_column(column, f"column {label!r} of {name}", advice))
     if not columns:
         raise CodeError(f"{name} is a {type(table).__name__} without columns: there is nothing to code")

@@ -9,9 +9,16 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from polarmap.blocks.array_like import is_sparse, read_data
+from polarmap.blocks.array_like import is_array, is_sparse, read_data
 from polarmap.blocks.coded import CodedBlocks, CodedData
-from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, cut, default_block_count
+from polarmap.blocks.equal import (
+    DEFAULT_BLOCKS,
+    Blocks,
+    check_array,
+    cut_array,
+    cut_sequence,
+    default_block_count,
+)
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
 from polarmap.code.checks import checked_count, is_one_of
@@ -38,159 +45,116 @@ class CodeOptions(NamedTuple):
     code: CodeName | LinearCode | Masked = "auto"
     degree: int = 1
 
+    def checked(self) -> CodeOptions:
+        """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
+        blocks, workers, code, degree = self
+        degree = checked_count("degree", degree)
+        if isinstance(code, LinearCode):
+            if degree not in (1, code.degree):
+                raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
+        elif not (isinstance(code, Masked) or is_one_of(code, NAMES)):
+            raise CodeError(
+                "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), "
+                f"not {code!r}"
+            )
+        elif degree > 1 and code != "auto":
+            what = f"the {code} kernel" if isinstance(code, str) else repr(code)
+            raise CodeError(f"{what} carries linear f only: leave degree={degree} or the code out")
+        blocks = None if blocks is None else checked_count("blocks", blocks)
+        workers = None if workers is None else checked_count("workers", workers)
+        return CodeOptions(blocks, workers, code, degree)
+
 
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, LinearCode]:
     """The blocks of the data and the code that carries them."""
-    blocks, workers, code, degree = options
-    data = read_data(data)
-    degree = checked_count("degree", degree)
-    if not isinstance(code, (str, Masked)):
-        return _given(data, blocks, workers, code, degree)
-    _check_name(code, degree)
-    if workers is not None:
-        workers = checked_count("workers", workers)
-    if blocks is None and hasattr(data, "shape") and data.shape and data.shape[0]:
-        blocks = block_count(int(data.shape[0]), options, [data.dtype])
-    data_blocks = cut(data, blocks)
-    chosen = _chosen(data_blocks, workers, code, degree)
-    _check_dtypes(chosen, data_blocks)
-    if isinstance(chosen, (LagrangeCode, MaskedCode)):
-        _check_accuracy(chosen, data_blocks, rtol)
-    return data_blocks, chosen
-
-
-def _check_name(code: str | Masked, degree: int) -> None:
-    """CodeError for a word that names no code, and for a code that does not carry f of such a degree."""
-    if isinstance(code, Masked):
-        if degree > 1:
-            raise CodeError(f"{code!r} carries linear f only: leave degree={degree} or the code out")
-    elif code not in NAMES:
-        raise CodeError(_no_code(code))
-    elif degree > 1 and code != "auto":
-        raise CodeError(f"the {code} kernel carries linear f only: with degree={degree} leave code out")
-
-
-def _no_code(code: object) -> str:
-    return (
-        f"code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), not {code!r}"
-    )
-
-
-def _chosen(
-    blocks: Blocks, workers: int | None, code: CodeName | Masked, degree: int
-) -> PolarCode | LagrangeCode | MaskedCode | MaskedIntegerCode:
-    k = blocks.k
-    if isinstance(code, Masked):
-        return _masked(blocks, workers, code)
-    if degree > 1:
-        needed = recovery_threshold(k, degree, "circle")
-        return LagrangeCode(_third_more(needed) if workers is None else workers, k, degree)
-    return _polar(k, blocks.dtypes, workers, code)
-
-
-def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
-    blocks, workers, code, degree = options
-    if blocks is not None:
-        k = checked_count("blocks", blocks)
-    elif isinstance(code, LinearCode):
-        k = code.k
+    data, options = read_data(data), options.checked()
+    blocks, code = options.blocks, options.code
+    if is_array(data):
+        check_array(data)
+        cut = cut_array(data, block_count(int(data.shape[0]), options, [data.dtype]))
     else:
-        workers = None if workers is None else checked_count("workers", workers)
-        degree, masked = checked_count("degree", degree), _masked_limit(code, dtypes, workers)
-        if workers is None:
-            plain = degree == 1 and masked is None  # others lose digits as k grows
-            k = default_block_count(total, DEFAULT_BLOCKS, None if plain else DEFAULT_BLOCKS)
-        else:
-            most = masked or max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree))
-            k = default_block_count(total, most, most)
-    if k > total:
-        raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
-    return k
-
-
-def _masked(blocks: Blocks, workers: int | None, code: Masked) -> MaskedCode | MaskedIntegerCode:
-    """Noise over the reals for floating data, modulo 2^64 for integers."""
-    k, t = blocks.k, int(code.colluders)
-    exact = [is_exact(dtype) for dtype in blocks.dtypes]
-    if not any(exact):
-        return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, code.noise)
-    if not all(exact):
-        raise CodeError(
-            f"{code!r} masks integers modulo 2^64 and floats over the reals, not {_listed(blocks.dtypes)} of "
-            "one block together: convert the integers with .astype(float)"
-        )
-    return MaskedIntegerCode(workers_for(k, t) if workers is None else workers, k, t)
-
-
-def _listed(dtypes: Sequence[np.dtype[Any]]) -> str:
-    return " and ".join(sorted({str(dtype) for dtype in dtypes}))
-
-
-def _masked_limit(code: object, dtypes: Sequence[np.dtype[Any]], workers: int | None) -> int | None:
-    """The most blocks of data of such dtypes that are to be masked; None if they are not."""
-    if not isinstance(code, Masked):
-        return None
-    t = int(code.colluders)
-    if workers is None:
-        return DEFAULT_BLOCKS
-    return (
-        blocks_for(workers, t)
-        if any(map(is_exact, dtypes))
-        else max(1, 3 * min(workers, MAX_WORKERS) // 4 - t)
-    )
-
-
-def _third_more(needed: int) -> int:
-    return needed + math.ceil(needed / 3)
-
-
-def _given(
-    data: Any, blocks: int | None, workers: int | None, code: LinearCode, degree: int
-) -> tuple[Blocks, LinearCode]:
-    """The blocks of data for a code that the caller gave."""
-    if not isinstance(code, LinearCode):
-        raise CodeError(_no_code(code))
-    if degree != code.degree and degree != 1:
-        raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
-    data_blocks = cut(data, code.k if blocks is None else blocks)
-    _check_fit(code, data_blocks.k, workers)
-    _check_dtypes(code, data_blocks)
-    return data_blocks, code
-
-
-def _check_dtypes(code: LinearCode, blocks: Blocks) -> None:
-    """CodeError for data that the code cannot carry."""
-    for dtype in blocks.dtypes:
-        code.parity_dtype(dtype)
-
-
-def _check_fit(code: LinearCode, k: int, workers: int | None) -> None:
-    n = code.n if workers is None else checked_count("workers", workers)
-    if (code.n, code.k) != (n, k):
-        raise CodeError(f"{code!r} does not fit {k} blocks on {n} workers")
+        cut = cut_sequence(data, code.k if blocks is None and isinstance(code, LinearCode) else blocks)
+    chosen = _code_of(cut.k, cut.dtypes, options)
+    if isinstance(chosen, (LagrangeCode, MaskedCode)) and chosen is not code:
+        _check_accuracy(chosen, cut, rtol)
+    return cut, chosen
 
 
 def choose_polar_code(
     total: int, dtype: np.dtype[Any], blocks: int | None, workers: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
     """The code for an array of `total` rows that is not to be cut yet."""
-    if workers is not None:
-        workers = checked_count("workers", workers)
-    k = block_count(total, CodeOptions(blocks, workers, code), [dtype])
-    if isinstance(code, PolarCode):
-        _check_fit(code, k, workers)
-        chosen = code
-    elif is_one_of(code, NAMES):
-        chosen = _polar(k, [dtype], workers, code)
-    else:
+    if not (isinstance(code, PolarCode) or is_one_of(code, NAMES)):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
-    chosen.parity_dtype(dtype)
+    options = CodeOptions(blocks, workers, code).checked()
+    return cast(PolarCode, _code_of(block_count(total, options, [dtype]), [dtype], options))
+
+
+def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
+    """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
+    blocks, workers, code, degree = options
+    if blocks is None and isinstance(code, LinearCode):
+        blocks = code.k
+    if blocks is None and workers is None:
+        is_plain = degree == 1 and not isinstance(code, Masked)  # others lose digits as k grows
+        blocks = default_block_count(total, DEFAULT_BLOCKS, None if is_plain else DEFAULT_BLOCKS)
+    elif blocks is None:
+        most = _most_blocks(cast(int, workers), code, degree, dtypes)
+        blocks = default_block_count(total, most, most)
+    if blocks > total:
+        raise CodeError(f"blocks={blocks} is more than the {total} rows of the data; use blocks <= {total}")
+    return blocks
+
+
+def _most_blocks(workers: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
+    """As many as leave about a quarter of the results of so many workers spare."""
+    needed = 3 * min(workers, MAX_WORKERS) // 4
+    if not isinstance(code, Masked):
+        return max(1, largest_k(needed, degree))
+    if any(map(is_exact, dtypes)):
+        return blocks_for(workers, int(code.colluders))
+    return max(1, needed - int(code.colluders))
+
+
+def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
+    """The code that is meant for k blocks with leaves of such dtypes; CodeError if it cannot carry them."""
+    _, workers, code, degree = options
+    if isinstance(code, LinearCode):
+        if (code.n, code.k) != (workers or code.n, k):
+            raise CodeError(f"{code!r} does not fit {k} blocks on {workers or code.n} workers")
+        chosen = code
+    elif isinstance(code, Masked):
+        chosen = _masked(k, dtypes, workers, code)
+    elif degree > 1:
+        needed = recovery_threshold(k, degree, "circle")
+        chosen = LagrangeCode(workers or _third_more(needed), k, degree)
+    else:
+        chosen = _polar(k, dtypes, workers or _third_more(k), code)
+    for dtype in dtypes:
+        chosen.parity_dtype(dtype)
     return chosen
 
 
-def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel: str) -> PolarCode:
-    n = _third_more(k) if workers is None else workers
+def _third_more(needed: int) -> int:
+    return needed + math.ceil(needed / 3)
+
+
+def _masked(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, code: Masked) -> LinearCode:
+    """Noise over the reals for floating data, modulo 2^64 for integers."""
+    t = int(code.colluders)
+    exact = [is_exact(dtype) for dtype in dtypes]
+    if not any(exact):
+        return MaskedCode(workers or _third_more(k + t), k, t, code.noise)
+    if not all(exact):
+        listed = " and ".join(sorted({str(dtype) for dtype in dtypes}))
+        raise CodeError(
+            f"{code!r} masks integers modulo 2^64 and floats over the reals, not {listed} of one block "
+            "together: convert the integers with .astype(float)"
+        )
+    return MaskedIntegerCode(workers or workers_for(k, t), k, t)
+
+
+def _polar(k: int, dtypes: Sequence[np.dtype[Any]], n: int, kernel: str) -> PolarCode:
     if kernel == "auto":
         kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
     if n <= k:
@@ -239,21 +203,18 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
             return MaskedBlocks(blocks, code)
         return CodedBlocks(blocks, code)
     coded: CodedData = data.coded_blocks()
-    fits = options._replace(
-        blocks=None if options.blocks == coded.code.k else options.blocks,
-        workers=None if options.workers == coded.n else options.workers,
-        code="auto" if is_one_of(options.code, (coded.code.option,)) else options.code,
+    asked = options.checked()
+    left = asked._replace(
+        blocks=None if asked.blocks == coded.code.k else asked.blocks,
+        workers=None if asked.workers == coded.n else asked.workers,
+        code="auto" if asked.code == coded.code.option else asked.code,
     )
-    if not all(map(_is_same, fits, CodeOptions())):
+    if left != CodeOptions():
         raise CodeError(
             f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
             f"{coded.code!r}: leave blocks, workers, code and degree out"
         )
     return coded
-
-
-def _is_same(option: Any, default: Any) -> bool:
-    return option is default or (isinstance(option, (str, int, float, np.number)) and bool(option == default))
 
 
 def encode_sparse(

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.array_like import numpy_dtype, read_data, read_leaf
-from polarmap.code.checks import checked_count
+from polarmap.blocks.array_like import is_array, numpy_dtype, read_leaf
 from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, unflatten
@@ -73,30 +72,12 @@ class Blocks:
         return _adjoining(rows) if rows[0].nbytes else rows
 
 
-def cut(data: Any, blocks: int | None) -> Blocks:
-    """An array cut along its first axis, or a sequence of blocks, as `Blocks`."""
-    data = read_data(data)
-    refuse_masked_and_sparse(data)
-    if hasattr(data, "shape") and hasattr(data, "dtype"):
-        return _cut_array(data, blocks)
-    is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    if isinstance(data, (str, bytes, dict)) or not is_sequence:
-        raise CodeError(
-            f"data must be an array or a sequence of equally shaped blocks, not {type(data).__name__}"
-        )
-    return _from_sequence(data, blocks)
-
-
-def _cut_array(data: Any, blocks: int | None) -> Blocks:
-    check_array(data)
+def cut_array(data: Any, k: int) -> Blocks:
+    """An array that `check_array` has found good, cut along its first axis."""
     total = int(data.shape[0])
-    k = default_block_count(total, DEFAULT_BLOCKS) if blocks is None else checked_count("blocks", blocks)
-    if k > total:
-        raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     rows = -(-total // k)
-    padding = rows * k - total
     kind = "matrix" if isinstance(data, np.matrix) else "array"
-    return Blocks([[_slice(data, rows, index)] for index in range(k)], (kind,), padding, rows)
+    return Blocks([[_slice(data, rows, index)] for index in range(k)], (kind,), rows * k - total, rows)
 
 
 def _slice(data: Any, rows: int, index: int) -> Array:
@@ -110,7 +91,13 @@ def _slice(data: Any, rows: int, index: int) -> Array:
     return filled
 
 
-def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
+def cut_sequence(data: Any, blocks: int | None) -> Blocks:
+    """A sequence of blocks, which are as many as it is long."""
+    is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, (str, bytes, dict)) or not is_sequence:
+        raise CodeError(
+            f"data must be an array or a sequence of equally shaped blocks, not {type(data).__name__}"
+        )
     if len(data) == 0:
         raise CodeError("data is an empty sequence: at least one block is needed")
     if blocks is not None and blocks != len(data):
@@ -187,27 +174,27 @@ def default_block_count(total: int, wanted: int, most: int | None = None) -> int
 def check_array(data: Any, name: str = "data") -> None:
     """Refuse an array that cannot be cut into blocks and coded."""
     refuse_masked_and_sparse(data, name)
+    check_class_and_dtype(data, name)
     if len(data.shape) == 0 or data.shape[0] == 0:
         raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
     check_dtype(data.dtype, "the data")
 
 
-def refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
+def refuse_masked_and_sparse(data: Any, name: str, for_sparse: str = "") -> None:
+    """CodeError for what parity blocks cannot be; `for_sparse`: what to use of a sparse matrix."""
     if isinstance(data, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(data, "toarray"):
-        raise CodeError(
-            f"{name} is a sparse {type(data).__name__}, which only coded_map with linear f, hedged_map, "
-            "CodedOperator, polarmap.glm and polarmap.convex take as it is, of scipy.sparse: use "
-            f"{name}.toarray()"
-        )
-    check_class_and_dtype(data, name)
+        takers = ", which only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "
+        takers = "" if for_sparse else takers + "polarmap.convex take as it is, of scipy.sparse"
+        use = for_sparse or f"{name}.toarray()"
+        raise CodeError(f"{name} is a sparse {type(data).__name__}{takers}: use {use}")
 
 
 def check_class_and_dtype(data: Any, name: str = "data") -> None:
     """Refuse arrays of a dtype that numpy does not know, or of a class of their own."""
     kind = type(data)
-    if hasattr(data, "shape") and hasattr(data, "dtype") and numpy_dtype(data) is None:
+    if is_array(data) and numpy_dtype(data) is None:
         raise CodeError(
             f"{name} is a {kind.__module__}.{kind.__name__} of dtype {data.dtype}, which numpy does not "
             f"know: use numpy.asarray({name})"

@@ -20,18 +20,19 @@ class MaskedBlocks(CodedBlocks):
     They are held to the end of the map: made again, they would be others.
     """
 
+    code: MaskedCode | MaskedIntegerCode
+
     def __init__(self, blocks: Blocks, code: MaskedCode | MaskedIntegerCode) -> None:
         super().__init__(blocks, code, keep=True)
-        self._masking = code
 
     def _parity_of(self, leaf: int) -> Array:
         rows = list(self.blocks.stacked(leaf))
-        if isinstance(self._masking, MaskedIntegerCode):
-            dtype = self._masking.parity_dtype(rows[0].dtype)
-            wide = [row.astype(dtype, copy=False) for row in rows]
-            masks = uniform_noise(wide[0].size, self._masking.noise_blocks, dtype)
-            return self.code.parity([*wide, *masks])
-        masks = noise_like(rows, self._masking.t, self._masking.deviation)
+        if isinstance(self.code, MaskedIntegerCode):
+            dtype = self.code.parity_dtype(rows[0].dtype)
+            rows = [row.astype(dtype, copy=False) for row in rows]
+            masks = uniform_noise(rows[0].size, self.code.noise_blocks, dtype)
+        else:
+            masks = noise_like(rows, self.code.t, self.code.deviation)
         return self.code.parity([*rows, *masks])
 
 

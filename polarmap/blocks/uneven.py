@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
+from polarmap.blocks.array_like import as_array_like, frame_rows, is_array, is_frame, read_leaf
 from polarmap.blocks.equal import DEFAULT_BLOCKS, check_class_and_dtype
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
@@ -26,7 +26,7 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
     """
     data = as_array_like(data)
     check_class_and_dtype(data)
-    if hasattr(data, "shape") and hasattr(data, "dtype"):
+    if is_array(data):
         data = _cut_array(data, count)
     if isinstance(data, (str, bytes, dict)) or not isinstance(data, Sequence) or not len(data):
         raise CodeError(f"data must be an array or a sequence of at least one part, not {data!r:.60}")
@@ -63,7 +63,7 @@ def cut_items(data: Any, count: int | None, star: bool) -> list[Any]:
         raise CodeError(
             "data is a dict: use list(data), list(data.values()), or list(data.items()) with star=True"
         )
-    if hasattr(data, "shape") and hasattr(data, "dtype"):
+    if is_array(data):
         if star:
             raise CodeError(
                 "star=True passes each item as several arguments, and data is an array: "

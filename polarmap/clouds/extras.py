@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 OF_POLARMAP = re.compile(r"polarmap\[([\w,]+)\]")
+
+
+@contextmanager
+def needed_by(who: str, packages: str, extra: str) -> Iterator[None]:
+    """Imports of packages that not everybody has: without them, ImportError says who needs them and how."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "polarmap").partition(".")[0] == "polarmap":
+            raise
+        raise ImportError(f"{who} needs {packages}: {install_command(extra)}") from error
 
 
 def install_command(*extras: str) -> str:

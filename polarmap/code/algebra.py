@@ -11,8 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from polarmap.code.dtypes import Array, DType, Floats, Indices, Words
+import numpy as np
+
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
+
+if TYPE_CHECKING:
+    from polarmap.code.linear import LinearCode
 
 Results = Mapping[int, Array]  # flat results by position
 
@@ -21,18 +27,24 @@ MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell 
 
 
 class Recovery(ABC):
-    """How to recover the missing results of one pattern of arrivals.
+    """How to recover the missing results of a code when those of the mask `arrived` are there.
 
     arrived : the results that are there, ascending.
+    known : those of them that are wanted as they are.
     missing : those of the wanted results that are not among them, ascending.
     exact : whether integers are recovered modulo 2^64, not as real numbers.
-    rounds : whether integers are recovered as real numbers and rounded.
     """
 
-    arrived: Indices
-    missing: Indices
     exact = False
-    rounds = False
+
+    def __init__(self, code: LinearCode, arrived: Mask) -> None:
+        systematic = len(code.systematic)
+        is_missing = np.ones(code.wanted, bool)
+        is_missing[:systematic] = ~arrived[:systematic]
+        self.code = code
+        self.arrived = np.flatnonzero(arrived)
+        self.known: Indices = np.flatnonzero(arrived[:systematic])
+        self.missing: Indices = np.flatnonzero(is_missing)
 
     @property
     @abstractmethod
@@ -49,11 +61,6 @@ class Recovery(ABC):
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
 
-    @property
-    @abstractmethod
-    def amplification(self) -> float:
-        """By how much errors of results may grow; 0 if none is missing or exact, inf if undetermined."""
-
     @abstractmethod
     def equations(self, most: int) -> Floats:
         """Up to `most` equations on the arrived results, (s, arrived)."""
@@ -61,6 +68,24 @@ class Recovery(ABC):
     @abstractmethod
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing results, (len(missing), b), from those that arrived."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether integers are recovered as real numbers and rounded."""
+        return not self.exact
+
+    @cached_property
+    def amplification(self) -> float:
+        """By how much errors of results may grow; 0 if none is missing or exact, inf if undetermined.
+
+        The largest 2-norm of a row of `weights`.
+        """
+        if self.exact or not len(self.missing):
+            return 0.0
+        if self.deficit:
+            return np.inf
+        norms = np.linalg.norm(self.weights, axis=1)
+        return float(norms.max()) if np.isfinite(norms).all() else np.inf
 
     @cached_property
     def checks(self) -> Floats:
@@ -74,6 +99,18 @@ class Recovery(ABC):
     def integer_checks(self, without: int | None = None) -> Words | None:
         """The equations of integers modulo 2^64, those without result `without`; None unless `exact`."""
         return None
+
+    def weights_of(self, dtype: DType) -> Floats | Words:
+        """The weights by which results of `dtype` are recovered."""
+        if not len(self.missing):
+            return np.empty((0, len(self.arrived)))
+        words = self.integer_weights() if is_exact(dtype) else None
+        return self.weights if words is None else words
+
+    def checks_of(self, dtype: DType) -> Floats | Words:
+        """The equations that results of `dtype` are to satisfy."""
+        words = self.integer_checks() if is_exact(dtype) else None
+        return self.checks if words is None else words
 
     def checkable(self, rows: Results) -> Results:
         """What satisfies the equations, made of the results that arrived: these themselves."""

@@ -9,11 +9,22 @@ from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
-from polarmap.code import modular, row_operations, tiled
+from polarmap.code import kernels, modular, row_operations, tiled
 from polarmap.code.algebra import Recovery
 from polarmap.code.design import UniformStream, butterfly_shape, frozen_inputs
-from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, is_exact, is_integer
+from polarmap.code.dtypes import (
+    Array,
+    DType,
+    Floats,
+    Indices,
+    Mask,
+    is_exact,
+    is_integer,
+    parity_dtype,
+    working_dtype,
+)
 from polarmap.code.polar import PolarCode
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
 from polarmap.errors import CodeError
@@ -57,7 +68,20 @@ class ArikanCode(PolarCode):
     @cached_property
     def coefficients(self) -> Array:
         """P, shape (n - k, k): small numbers, int64."""
-        return tiled.arikan_coefficients(self.butterflies, self.order, self.frozen, self.k, np.arange(self.k))
+        return self.columns(np.arange(self.k))
+
+    def columns(self, data: Indices) -> Array:
+        """The columns of P of some data blocks."""
+        units = np.zeros((self.k, len(data)), np.int64)
+        units[data, np.arange(len(data))] = 1
+        columns = np.empty((self.n - self.k, len(data)), np.int64)
+        self._transform(units, columns)
+        return columns
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
+        checked = super().parity_dtype(dtype)
+        return parity_dtype(checked, self.norm_inf) if is_exact(checked) else checked
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
@@ -76,9 +100,25 @@ class ArikanCode(PolarCode):
         if self._is_dense_exact(rows[0].dtype):
             tiled.dense(self.coefficients.astype(np.float64), rows, out)
         elif out.shape[1] < row_operations.WIDE:
-            tiled.arikan_parity(self.butterflies, self.order, self.frozen, rows, out)
+            self._transform(rows, out)
         else:
             row_operations.run(self._additions, self.length, rows, out)
+
+    def _transform(self, rows: tiled.Rows, out: Array) -> None:
+        """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
+        working, (data, parity) = working_dtype(out.dtype), np.split(self.order, [self.k])
+
+        def work(columns: slice) -> None:
+            leaves = np.zeros((self.length, columns.stop - columns.start), working)
+            leaves[data] = tiled.gather(rows, columns, working)
+            side_by_side = leaves.reshape(self.butterflies[0], -1)
+            kernels.arikan(side_by_side, inverse=True)
+            leaves[self.frozen] = 0
+            leaves[: self.length - self.n] = 0
+            kernels.arikan(side_by_side)
+            out[:, columns] = leaves[parity]
+
+        tiled.over_cores(work, list(tiled.tiles(out.shape[1], self.length, working.itemsize)))
 
     @cached_property
     def _additions(self) -> row_operations.Operations:

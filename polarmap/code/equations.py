@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import modular, tiled
 from polarmap.code.algebra import Recovery, Results
-from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, epsilon, is_exact, real_dtype
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, epsilon, is_exact, real_dtype
 
 NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
 TINY = 1e-12  # coefficients below are rounding
@@ -60,35 +59,33 @@ def largest_magnitude(arrays: Sequence[Array]) -> float:
 
 
 def covered(recovery: Recovery, dtype: DType) -> Mask:
-    """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,).
-
-    Of integers with an odd coefficient: an even one wraps some deviations to nothing.
-    """
-    words = recovery.integer_checks() if is_exact(dtype) else None
-    if words is not None:
-        return np.asarray((words & np.uint64(1)).any(axis=0))
-    return np.asarray((np.abs(recovery.checks) > TINY).any(axis=0))
+    """Which arrived blocks of `dtype` show in a left-over equation whatever they deviate by, (arrived,)."""
+    return np.asarray(_pass_on(recovery.checks_of(dtype)).any(axis=0))
 
 
 def most_terms(recovery: Recovery, dtype: DType) -> int:
     """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
-    words = recovery.integer_checks() if is_exact(dtype) else None
-    terms = np.abs(recovery.checks) > TINY if words is None else words != 0
-    return int(terms.sum(axis=1).max(initial=0))
+    return int(_are_there(recovery.checks_of(dtype)).sum(axis=1).max(initial=0))
 
 
 def support(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
-    if not len(recovery.missing):
-        return np.zeros((0, len(recovery.arrived)), bool)
-    words = recovery.integer_weights() if is_exact(dtype) else None
-    return np.asarray(np.abs(recovery.weights) > TINY if words is None else words != 0)
+    return _are_there(recovery.weights_of(dtype))
 
 
 def revealed(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
-    words = recovery.integer_weights() if is_exact(dtype) and len(recovery.missing) else None
-    return support(recovery, dtype) if words is None else (words & np.uint64(1)).astype(bool)
+    return _pass_on(recovery.weights_of(dtype))
+
+
+def _are_there(coefficients: Floats | Words) -> Mask:
+    """Which are not zero, or no more than rounding of it."""
+    return coefficients != 0 if is_exact(coefficients.dtype) else np.abs(coefficients) > TINY
+
+
+def _pass_on(coefficients: Floats | Words) -> Mask:
+    """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
+    return coefficients % 2 == 1 if is_exact(coefficients.dtype) else np.abs(coefficients) > TINY
 
 
 def undetected(
@@ -146,17 +143,17 @@ def residual(
         found = residual(recovery, halves, real, rtol, precision, error)
         return found._replace(broken=np.unique(found.broken // 2))
     received = [rows[int(index)] for index in recovery.arrived]
-    words = recovery.integer_checks() if is_exact(dtype) else None
-    if words is not None:
-        return _integer_residual(words, received, dtype)
+    checks = recovery.checks_of(dtype)
+    if is_exact(checks.dtype):
+        return _integer_residual(checks, received, dtype)
     sized = _sized(dtype, precision)
     largest = largest_magnitude(received)
     floor = max(noise(sized) * largest, error)
-    return _real_residual(recovery.checks, received, max(tolerance(sized), rtol or 0.0), floor, largest)
+    return _real_residual(checks, received, max(tolerance(sized), rtol or 0.0), floor, largest)
 
 
 def _real_residual(
-    checks: Floats, received: list[Array], limit: float, floor: float, largest: float
+    checks: Floats | Words, received: list[Array], limit: float, floor: float, largest: float
 ) -> Residual:
     """An entry breaks an equation by more than `limit` of its largest value in any block, and `floor`."""
     rounding, worst, broken, finite = 0.0, 0.0, [], True
@@ -206,7 +203,7 @@ def _sized(dtype: DType, precision: DType | None) -> DType:
     return np.dtype(np.float64) if is_exact(dtype) else precision or dtype
 
 
-def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dtype: DType) -> Residual:
+def _integer_residual(checks: Floats | Words, received: list[Array], dtype: DType) -> Residual:
     bits = np.uint64((1 << 8 * dtype.itemsize) - 1)
     broken = []
     for columns in tiled.tiles(received[0].size, len(received), 8):

@@ -123,16 +123,13 @@ class GradientCode(LinearCode):
 class GradientRecovery(RealRecovery):
     """The combination of arrived results that is the sum; `deficit` is 1 while there is none."""
 
+    code: GradientCode
     rounds = False  # integers come from repetition and are added up as such
-
-    def __init__(self, code: GradientCode, arrived: Mask) -> None:
-        super().__init__(arrived, code.wanted, 0)
-        self._gradient = code
 
     @cached_property
     def deficit(self) -> int:
         """At least so many arrivals are needed still."""
-        few = self._gradient.recovery_threshold - len(self.arrived)
+        few = self.code.recovery_threshold - len(self.arrived)
         return few if few > 0 else int(not np.isfinite(self.weights).all())
 
     @cached_property
@@ -141,9 +138,9 @@ class GradientRecovery(RealRecovery):
         weights = np.zeros((1, len(self.arrived)))
         if not self._is_covered():
             return np.full_like(weights, np.inf)
-        for first, size in self._gradient.groups:
+        for first, size in self.code.groups:
             rows = np.flatnonzero((self.arrived >= first) & (self.arrived < first + size))
-            solved = _group_weights(size, self._gradient.tolerate, self.arrived[rows] - first)
+            solved = _group_weights(size, self.code.tolerate, self.arrived[rows] - first)
             if solved is None:
                 return np.full_like(weights, np.inf)
             weights[0, rows] = solved
@@ -151,14 +148,14 @@ class GradientRecovery(RealRecovery):
 
     def _is_covered(self) -> bool:
         """Whether enough of every group arrived for each of its values to be in one of them."""
-        sizes = np.array(self._gradient.sizes)
+        sizes = np.array(self.code.sizes)
         group = np.searchsorted(np.cumsum(sizes), self.arrived, side="right")
         counts = np.bincount(group, minlength=len(sizes))
-        return bool((counts * (self._gradient.tolerate + 1) >= sizes).all())
+        return bool((counts * (self.code.tolerate + 1) >= sizes).all())
 
     @cached_property
     def _null(self) -> Floats:
-        rows = self._gradient.generator[self.arrived]
+        rows = self.code.generator[self.arrived]
         vectors, values, _ = np.linalg.svd(rows)
         return np.asarray(vectors[:, int((values > INDEPENDENT * values[0]).sum()) :])
 

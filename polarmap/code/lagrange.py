@@ -14,12 +14,11 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code.algebra import Recovery
 from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.design import subsets
-from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, loss_amplification
 from polarmap.errors import CodeError, without_our_frames
@@ -73,6 +72,11 @@ class LagrangeCode(LinearCode):
     >>> recovery.recover(dict(enumerate(squares)), np.dtype(float)).round(9).ravel().tolist()
     [1.0, 4.0, 16.0]
     """
+
+    no_integers = (
+        "polynomials of {dtype} blocks cannot be coded exactly: convert the data with .astype(float) and "
+        "round the results, which is exact while they stay below 2^53 * rtol"
+    )
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         with without_our_frames:
@@ -129,19 +133,9 @@ class LagrangeCode(LinearCode):
         basis = self._basis(1)
         return np.asarray(np.linalg.solve(basis[: self.k].T, basis[self.k :].T).T)
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """The dtype of the parity blocks: the data's own, which must be inexact."""
-        checked = check_dtype(dtype, "the data")
-        if is_exact(checked):
-            raise CodeError(
-                f"polynomials of {checked} blocks cannot be coded exactly: convert the data with "
-                ".astype(float) and round the results, which is exact while they stay below 2^53 * rtol"
-            )
-        return checked
-
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the results of missing data blocks from those of the mask `arrived`."""
-        return LagrangeRecovery(self.generator, self.targets, self.k, arrived)
+        return LagrangeRecovery(self, arrived)
 
     def amplification(self, losses: int) -> Amplification:
         """What decoding does to the relative error of results when so many are lost.

@@ -31,7 +31,9 @@ class LinearCode(ABC):
     degree : of the polynomials that f may be; 1 for linear and affine f.
     option : the word that asks for such a code, as in code="rotation"; empty if none does.
     carries_integers : whether integers are coded, and decoded modulo 2^64, without rounding.
+    no_integers : what is said of data that is therefore refused, of its `dtype` and this `code`.
     is_mds : whether any `recovery_threshold` results determine those wanted, or nearly any.
+    gain : by how much the results that arrive may exceed those wanted.
     """
 
     n: int
@@ -41,7 +43,9 @@ class LinearCode(ABC):
     degree = 1
     option = ""
     carries_integers = False
+    no_integers = "{code!r} mixes real numbers: convert the {dtype} data with .astype(float)"
     is_mds = True
+    gain = 1.0
 
     @property
     @abstractmethod
@@ -62,7 +66,7 @@ class LinearCode(ABC):
         """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
         checked = check_dtype(dtype, "the data")
         if is_exact(checked) and not self.carries_integers:
-            raise CodeError(f"{self!r} mixes real numbers: convert the {checked} data with .astype(float)")
+            raise CodeError(self.no_integers.format(code=self, dtype=checked))
         return checked
 
     @property
@@ -122,7 +126,7 @@ class LinearCode(ABC):
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover what is wanted from the results of the mask `arrived`."""
-        return LinearRecovery(self.generator, self.targets, len(self.systematic), arrived)
+        return LinearRecovery(self, arrived)
 
     def progress(self) -> Callable[[int], bool] | None:
         """None: the deficit of `recovery` says whether arrivals determine what is wanted."""

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.code.algebra import Recovery
 from polarmap.code.checks import checked_count, is_positive
 from polarmap.code.design import UniformStream, subsets
-from polarmap.code.dtypes import DType, Floats, Indices, Mask, check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import Floats, Indices, is_integer
 from polarmap.code.linear import LinearCode
-from polarmap.code.recovery import LinearRecovery, left_inverse
+from polarmap.code.recovery import left_inverse
 from polarmap.errors import CodeError
 
 MAX_WORKERS = 1 << 16
@@ -116,6 +114,9 @@ class MaskedCode(LinearCode):
     """
 
     assumption = "linear or affine in its block"
+    no_integers = (
+        "{dtype} blocks cannot be masked by real noise: use MaskedIntegerCode(n, k, t), or .astype(float)"
+    )
 
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
         n, k, t = checked_count("n", n), checked_count("k", k), checked_count("t", t)
@@ -162,24 +163,10 @@ class MaskedCode(LinearCode):
         return self.noise / CONSTANT
 
     @cached_property
-    def gain(self) -> float:
+    def gain(self) -> float:  # type: ignore[override]
         """The largest root mean square of a coded block, in that of the data."""
         squares = self.coefficients[:, : self.k] ** 2
         return float(np.sqrt(squares.sum(axis=1).max() + self.noise**2))
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """The dtype of the mixtures: the data's own, which must be inexact."""
-        checked = check_dtype(dtype, "the data")
-        if is_exact(checked):
-            raise CodeError(
-                f"{checked} blocks cannot be masked by real noise: use MaskedIntegerCode(n, k, t), "
-                "or .astype(float)"
-            )
-        return checked
-
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the results of the data blocks from those of the mask `arrived`."""
-        return LinearRecovery(self.generator, self.targets, 0, arrived, self.gain)
 
     def leakage(self, correlated: bool = False) -> float:
         """Bits per entry that the most fortunate t workers learn of all data blocks together, at most.

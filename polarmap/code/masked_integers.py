@@ -147,7 +147,7 @@ class MaskedIntegerCode(LinearCode):
         """How to recover the results of the data blocks; CodeError for those that are no integers."""
         if not exact:
             raise CodeError(NO_FLOATS)
-        return LinearModularRecovery(self.generator, self.targets, arrived)
+        return LinearModularRecovery(self, arrived)
 
 
 @lru_cache(maxsize=64)

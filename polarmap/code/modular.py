@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from polarmap.code.algebra import MOST_CHECKS, Recovery, Results
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError
+
+if TYPE_CHECKING:
+    from polarmap.code.linear import LinearCode
 
 NO_FLOATS = (
     "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
@@ -30,13 +34,7 @@ class ModularSystem(Recovery):
     """system @ unknowns = results modulo 2^64: what both recoveries of integers have in common."""
 
     exact = True
-    rounds = False
-    amplification = 0.0  # nothing is rounded
     system: Array  # the coefficients of the unknowns in the results that determine them
-
-    @abstractmethod
-    def _without(self, index: int) -> ModularSystem:
-        """This recovery as it would be if result `index` had not arrived."""
 
     @abstractmethod
     def _of_results(self, equations: Words) -> Words:
@@ -64,7 +62,10 @@ class ModularSystem(Recovery):
         None of them involves result `without`, if one is given: there may be none then.
         """
         if without is not None:
-            return self._checks_without(without)
+            reduced = self._without(without)
+            if reduced.deficit or reduced.surplus <= 0:
+                return np.zeros((0, len(self.arrived)), np.uint64)
+            return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, without), 0, axis=1)
         others = np.setdiff1d(np.arange(len(self.system)), self.pivots)
         mixed = mixtures(len(others))
         rows = np.zeros((len(mixed), len(self.system)), np.uint64)
@@ -73,18 +74,9 @@ class ModularSystem(Recovery):
             rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
         return self._of_results(rows)
 
-    def _checks_without(self, index: int) -> Words:
-        """Those left over when result `index` had not arrived."""
-        reduced = self._without(index)
-        if reduced.deficit or reduced.surplus <= 0:
-            return np.zeros((0, len(self.arrived)), np.uint64)
-        return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, index), 0, axis=1)
-
-    def _arrived_without(self, index: int, n: int) -> Mask:
-        mask = np.zeros(n, bool)
-        mask[self.arrived] = True
-        mask[index] = False
-        return mask
+    def _without(self, index: int) -> ModularSystem:
+        """This recovery as it would be if result `index` had not arrived."""
+        return type(self)(self.code, np.isin(np.arange(self.code.n), self.arrived[self.arrived != index]))
 
     @cached_property
     def _inverse(self) -> Words:
@@ -106,10 +98,6 @@ class ModularRecovery(ModularSystem, SystematicRecovery):
         weights[:, : len(self.known)] = np.uint64(0) - matmul(solver, known)
         weights[:, len(self.known) + self.pivots] = solver
         return weights
-
-    def _without(self, index: int) -> ModularRecovery:
-        n = self.code.k + len(self.code.coefficients)
-        return ModularRecovery(self.code, self._arrived_without(index, n))
 
     def _of_results(self, equations: Words) -> Words:
         known = np.uint64(0) - matmul(equations, self.code.coefficients[np.ix_(self.parity, self.known)])
@@ -136,20 +124,11 @@ class ModularRecovery(ModularSystem, SystematicRecovery):
 
 
 class LinearModularRecovery(ModularSystem):
-    """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64.
+    """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64."""
 
-    Parameters
-    ----------
-    generator, targets : arrays (n, unknowns) and (wanted, unknowns)
-        G and T.
-    arrived : boolean array (n,)
-    """
-
-    def __init__(self, generator: Array, targets: Array, arrived: Mask) -> None:
-        self.arrived = np.flatnonzero(arrived)
-        self.missing = np.arange(len(targets))
-        self._generator, self._targets = generator, targets
-        self.system = generator[self.arrived]
+    def __init__(self, code: LinearCode, arrived: Mask) -> None:
+        super().__init__(code, arrived)
+        self.system = code.generator[self.arrived]
 
     @property
     def weights(self) -> Floats:
@@ -177,17 +156,13 @@ class LinearModularRecovery(ModularSystem):
             out[:, columns] = matmul(self._solver, tile).astype(dtype)
         return out
 
-    def _without(self, index: int) -> LinearModularRecovery:
-        arrived = self._arrived_without(index, len(self._generator))
-        return LinearModularRecovery(self._generator, self._targets, arrived)
-
     def _of_results(self, equations: Words) -> Words:
         return equations
 
     @cached_property
     def _solver(self) -> Words:
         """Wanted = solver @ results of the pivots."""
-        return matmul(self._targets, self._inverse)
+        return matmul(self.code.targets, self._inverse)
 
 
 def mixtures(count: int) -> Words:

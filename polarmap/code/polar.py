@@ -24,7 +24,7 @@ from polarmap.code import tiled
 from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder, as_block, decode_blocks
-from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_exact, is_integer, parity_dtype
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_integer
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
@@ -213,16 +213,6 @@ class PolarCode(SystematicCode):
     def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a parity block, rounded up."""
         return int(np.ceil(np.abs(self.coefficients).sum(axis=1).max()))
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
-        """The dtype of the parity blocks of data of `dtype` (wider, for integers)."""
-        checked = check_dtype(dtype, "the data")
-        if is_exact(checked) and not self.carries_integers:
-            raise CodeError(
-                f"the rotation kernel cannot carry {checked} blocks: use kernel='arikan' for exact "
-                "integers, or convert them to a floating dtype"
-            )
-        return parity_dtype(checked, self.norm_inf) if is_exact(checked) else checked
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.

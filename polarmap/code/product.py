@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.code import tiled
 from polarmap.code.algebra import Recovery
 from polarmap.code.dtypes import Array, Indices, Mask
 from polarmap.code.linear import SystematicCode
@@ -96,10 +95,6 @@ class ProductCode(SystematicCode):
         rows, columns = self.cells[self.k :].T
         product = np.einsum("pa,pb->pab", self.left.generator[rows], self.right.generator[columns])
         return np.asarray(product.reshape(len(rows), -1))
-
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """The blocks of a grid are made by its tasks, not here."""
-        raise NotImplementedError("the factors are encoded, not their product")
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from polarmap.code.algebra import Results
 from polarmap.code.dtypes import Array, Floats, Mask, Words, is_exact
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import RealRecovery, SystematicRecovery
-from polarmap.code.row_column import Grid, LineStep, Places, RowColumnDecoder, replay, steps_towards
+from polarmap.code.row_column import LineStep, Places, RowColumnDecoder, replay, steps_towards
+
+if TYPE_CHECKING:
+    from polarmap.code.product import ProductCode
 
 # Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
 JOINT_FLOPS = 3e8
@@ -31,15 +35,17 @@ class ProductRecovery(RealRecovery):
     line by line wherever that gets through.
     """
 
-    def __init__(self, code: Grid, arrived: Mask, exact: bool) -> None:
-        super().__init__(arrived, code.k, code.k)
-        self._grid, self.exact, self.rounds = code, exact, not exact
+    code: ProductCode
+
+    def __init__(self, code: ProductCode, arrived: Mask, exact: bool) -> None:
+        super().__init__(code, arrived)
+        self.exact = exact
         self.joint = ModularRecovery(code, arrived) if exact else SystematicRecovery(code, arrived)
 
     @cached_property
     def deficit(self) -> int:
         """0 when the data are determined, else how many arrivals are still needed at the least."""
-        few = self._grid.k - len(self.arrived)
+        few = self.code.k - len(self.arrived)
         if few > 0:
             return few
         if self._could_be_by_lines and self.by_lines.is_complete:
@@ -49,16 +55,16 @@ class ProductRecovery(RealRecovery):
     @cached_property
     def by_lines(self) -> RowColumnDecoder:
         """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
-        made = RowColumnDecoder(self._grid, self.exact)
+        made = RowColumnDecoder(self.code, self.exact)
         made.add(self.arrived)
         return made
 
     @cached_property
     def _counted(self) -> Mask:
         """Cells that follow line by line if any k known blocks of a line determine it."""
-        left, right = self._grid.left, self._grid.right
+        left, right = self.code.left, self.code.right
         known = np.zeros((left.n, right.n), bool)
-        known[tuple(self._grid.cells[self.arrived].T)] = True
+        known[tuple(self.code.cells[self.arrived].T)] = True
         before = -1
         while (count := int(known.sum())) > before:
             before = count
@@ -68,7 +74,7 @@ class ProductRecovery(RealRecovery):
 
     @property
     def _could_be_by_lines(self) -> bool:
-        return bool(self._counted[: self._grid.left.k, : self._grid.right.k].all())
+        return bool(self._counted[: self.code.left.k, : self.code.right.k].all())
 
     @cached_property
     def _is_worth_solving(self) -> bool:
@@ -77,7 +83,7 @@ class ProductRecovery(RealRecovery):
         The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
         every known cell among these takes away one at most.
         """
-        unknown, grid = ~self._counted, self._grid
+        unknown, grid = ~self._counted, self.code
         rows, columns = int(unknown.any(axis=1).sum()), int(unknown.any(axis=0).sum())
         free = max(0, rows - grid.left.n + grid.left.k) * max(0, columns - grid.right.n + grid.right.k)
         if free > rows * columns - int(unknown.sum()):
@@ -101,11 +107,6 @@ class ProductRecovery(RealRecovery):
         out = np.empty((len(self.missing), len(self.arrived)))
         self._recover_by_lines(dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
         return out
-
-    @cached_property
-    def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 when integers are exact."""
-        return 0.0 if self.exact else super().amplification
 
     @property
     def surplus(self) -> int:

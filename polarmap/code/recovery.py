@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polarmap.code import tiled
 from polarmap.code.algebra import Recovery, Results
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, is_exact, real_dtype
+
+if TYPE_CHECKING:
+    from polarmap.code.linear import LinearCode, SystematicCode
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
@@ -20,35 +23,7 @@ LARGE, WIDE = 2048, 256
 
 
 class RealRecovery(Recovery):
-    """Recovered = weights @ received over the reals; integers are rounded.
-
-    Parameters
-    ----------
-    arrived : boolean array (n,)
-    wanted : int
-        How many results are wanted.
-    systematic : int
-        How many of the first results are wanted as they are.
-    """
-
-    rounds = True
-
-    def __init__(self, arrived: Mask, wanted: int, systematic: int) -> None:
-        self.arrived = np.flatnonzero(arrived)
-        self.known = np.flatnonzero(arrived[:systematic])
-        is_missing = np.ones(wanted, bool)
-        is_missing[:systematic] = ~arrived[:systematic]
-        self.missing = np.flatnonzero(is_missing)
-
-    @cached_property
-    def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 if nothing is missing, inf if undetermined."""
-        if not len(self.missing):
-            return 0.0
-        if self.deficit:
-            return np.inf
-        norms = np.linalg.norm(self.weights, axis=1)
-        return float(norms.max()) if np.isfinite(norms).all() else np.inf
+    """Recovered = weights @ received over the reals; integers are rounded."""
 
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing results (len(missing), b) from the flat ones that arrived.
@@ -76,31 +51,18 @@ class RealRecovery(Recovery):
             tiled.product(self.weights, received, rounded)
             out[:] = np.rint(rounded)
         else:
-            tiled.product(self.weights, received, out, tiled.compiled_loops(received, out.dtype))
+            tiled.product(self.weights, received, out)
 
 
 class LinearRecovery(RealRecovery):
     """weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
 
     Of all decoders without bias that one multiplies independent errors of the results least.
-
-    Parameters
-    ----------
-    generator, targets : arrays (n, unknowns) and (wanted, unknowns)
-        G and T.
-    systematic : int
-        How many of the first results are wanted as they are: k or 0.
-    arrived : boolean array (n,)
-    gain : float
-        By how much the results that arrive may exceed those wanted.
     """
 
-    def __init__(
-        self, generator: Floats, targets: Floats, systematic: int, arrived: Mask, gain: float = 1.0
-    ) -> None:
-        super().__init__(arrived, len(targets), systematic)
-        self._generator, self._gain = generator, gain
-        self._wanted = targets[self.missing]
+    def __init__(self, code: LinearCode, arrived: Mask) -> None:
+        super().__init__(code, arrived)
+        self._generator = code.generator
 
     @cached_property
     def system(self) -> Floats:
@@ -118,12 +80,12 @@ class LinearRecovery(RealRecovery):
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
-        return self._wanted @ self._solver
+        return np.asarray(self.code.targets[self.missing] @ self._solver)
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, times `gain`."""
-        return super().amplification * self._gain
+        """The largest 2-norm of a row of `weights`, times the gain of the code."""
+        return super().amplification * self.code.gain
 
     @property
     def surplus(self) -> int:
@@ -141,33 +103,18 @@ class LinearRecovery(RealRecovery):
         return left_inverse(self.system)
 
 
-class Parity(Protocol):
-    """A code with G = [I; P] and T = I: all that the recovery of such a code asks of it."""
-
-    k: int
-
-    @property
-    def coefficients(self) -> Array:
-        """P, shape (n - k, k)."""
-        ...
-
-
 class SystematicRecovery(RealRecovery):
     """For G = [I; P], T = I: data that arrived is taken as it is, what is missing solves the rest.
 
     parity - P[parity, known] known = P[parity, missing] missing, in the least-squares sense.
 
-    Attributes
-    ----------
-    known : Indices
-        The data blocks that arrived.
-    parity : Indices
-        The parity blocks that arrived, as rows of P.
+    parity : the parity blocks that arrived, as rows of P.
     """
 
-    def __init__(self, code: Parity, arrived: Mask) -> None:
-        super().__init__(arrived, code.k, code.k)
-        self.code = code
+    code: SystematicCode
+
+    def __init__(self, code: SystematicCode, arrived: Mask) -> None:
+        super().__init__(code, arrived)
         self.parity = np.flatnonzero(arrived[code.k :])
 
     @cached_property

@@ -30,6 +30,10 @@ class RotationCode(PolarCode):
     """x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen."""
 
     kernel = option = "rotation"
+    no_integers = (
+        "the rotation kernel cannot carry {dtype} blocks: use kernel='arikan' for exact integers, or convert "
+        "them to a floating dtype"
+    )
 
     @property
     def frozen(self) -> Indices:
@@ -46,13 +50,13 @@ class RotationCode(PolarCode):
     @cached_property
     def coefficients(self) -> Array:
         """P, shape (n - k, k), float64."""
-        return rotation_coefficients(self._rotations, self.k)
+        return rotation_coefficients(self.rotations, self.k)
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         if exact or self._is_formed:
             return super().recovery(arrived, exact)
-        return SyndromeRecovery(self, self._rotations, arrived)
+        return SyndromeRecovery(self, arrived)
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
         fast = tiled.compiled_loops(rows, out.dtype)
@@ -60,7 +64,7 @@ class RotationCode(PolarCode):
         if min(self.n - self.k, self.k) <= most and self._is_formed:
             tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
-            tiled.rotation_parity(self._rotations, rows, out, fast)
+            tiled.rotation_parity(self.rotations, rows, out, fast)
 
     @cached_property
     def _is_formed(self) -> bool:
@@ -72,5 +76,6 @@ class RotationCode(PolarCode):
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @cached_property
-    def _rotations(self) -> Rotations:
+    def rotations(self) -> Rotations:
+        """The butterflies that P is made of."""
         return normalized(rotations(self.n, self.k, self.seed), self.k)

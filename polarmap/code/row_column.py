@@ -1,12 +1,11 @@
-"""Results and columns of a grid decode each other, in turns, until nothing more is gained."""
+"""Rows and columns of a grid decode each other, in turns, until nothing more is gained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.code import modular, tiled
 from polarmap.code.algebra import Recovery, Results
@@ -14,30 +13,9 @@ from polarmap.code.dtypes import Array, DType, Indices, is_exact, working_dtype
 
 if TYPE_CHECKING:
     from polarmap.code.polar import PolarCode
+    from polarmap.code.product import ProductCode
 
 Places = set[int]
-
-
-class Grid(Protocol):
-    """What is asked of a product code: two codes, and where its coded blocks stand on their grid.
-
-    left, right : of the rows and the columns.
-    cells : row and column of each coded block, shape (n, 2).
-    places : the coded block in each row and column.
-    """
-
-    left: PolarCode
-    right: PolarCode
-    k: int
-
-    @property
-    def cells(self) -> Indices: ...
-
-    @property
-    def places(self) -> Indices: ...
-
-    @property
-    def coefficients(self) -> npt.NDArray[Any]: ...
 
 
 class LineStep(NamedTuple):
@@ -68,7 +46,7 @@ class RowColumnDecoder:
         In an order in which each finds its cells known.
     """
 
-    def __init__(self, code: Grid, exact: bool) -> None:
+    def __init__(self, code: ProductCode, exact: bool) -> None:
         self._code, self._exact = code, exact
         self.known = np.zeros((code.left.n, code.right.n), bool)
         self.steps: list[LineStep] = []
@@ -139,7 +117,7 @@ def _parity(code: PolarCode, cells: Sequence[int], line: Results, dtype: DType) 
     if not cells:
         return out
     if not is_exact(dtype):
-        tiled.product(coefficients.astype(np.float64), data, out, tiled.compiled_loops(data, dtype))
+        tiled.product(coefficients.astype(np.float64), data, out)
         return out
     for columns in tiled.tiles(out.shape[1], len(data) + len(out), 8):
         tile = tiled.gather(data, columns, np.int64)

@@ -24,7 +24,7 @@ COMPILED_FROM_BYTES = 1 << 28  # numba takes 0.6 s to load, and saves 0.3 s for 
 
 
 def butterflies(shape: tuple[int, int], order: Indices, frozen: Indices) -> Operations:
-    """Inverse(T), freeze, T, as `tiled.arikan_parity` takes them, without sums that are zero or not used.
+    """Inverse(T), freeze, T, as `ArikanCode` takes them, without sums that are zero or not used.
 
     Rows of the table: the k data blocks, the leaves that are not sent, the parity blocks.
 

@@ -7,7 +7,7 @@ are touched only when a schedule is replayed on them (arXiv 1901.06811, section 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,39 +17,18 @@ from polarmap.code.dtypes import Array, Floats, Indices, Mask, Words, is_exact, 
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
 
-
-class Butterfly(Protocol):
-    """A code [I; P] on one Arikan butterfly, or several side by side.
-
-    order : the leaf of each coded block.
-    frozen : the inputs that are zero.
-    butterflies : the size of one, and how many there are (`design.butterfly_shape`).
-    """
-
-    n: int
-    k: int
-
-    @property
-    def coefficients(self) -> Array: ...
-
-    @property
-    def order(self) -> Indices: ...
-
-    @property
-    def frozen(self) -> Indices: ...
-
-    @property
-    def butterflies(self) -> tuple[int, int]: ...
+if TYPE_CHECKING:
+    from polarmap.code.arikan_code import ArikanCode
 
 
 class SequentialRecovery(SystematicRecovery):
     """Missing leaves of the butterfly from those that arrived, one node after another."""
 
-    code: Butterfly
+    code: ArikanCode
 
-    def __init__(self, code: Butterfly, arrived: Mask, exact: bool) -> None:
+    def __init__(self, code: ArikanCode, arrived: Mask, exact: bool) -> None:
         super().__init__(code, arrived)
-        self.exact, self.rounds = exact, not exact
+        self.exact = exact
         self._modular = ModularRecovery(code, arrived)
         self._order, self._frozen = code.order, frozen_mask(code)
 
@@ -83,8 +62,7 @@ class SequentialRecovery(SystematicRecovery):
     @cached_property
     def system(self) -> Array:
         """P restricted to arrived parity (rows) and missing data (columns)."""
-        shape, frozen = self.code.butterflies, self.code.frozen
-        return tiled.arikan_coefficients(shape, self._order, frozen, self.code.k, self.missing)[self.parity]
+        return self.code.columns(self.missing)[self.parity]
 
     def through_known(self, combinations: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
@@ -95,11 +73,6 @@ class SequentialRecovery(SystematicRecovery):
         leaves[self._frozen.reshape(-1)] = 0
         kernels.arikan(side_by_side, inverse=True, transposed=True)
         return leaves[self._order[self.known]].T
-
-    @cached_property
-    def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 when integers are exact."""
-        return 0.0 if self.exact else super().amplification
 
     def integer_weights(self) -> Words | None:
         """`weights` as integers modulo 2^64; None unless `exact`."""
@@ -128,7 +101,7 @@ class SequentialRecovery(SystematicRecovery):
         return known.reshape(self._frozen.shape)
 
 
-def frozen_mask(code: Butterfly) -> Mask:
+def frozen_mask(code: ArikanCode) -> Mask:
     """Frozen and punctured inputs of the butterflies, (size, butterflies)."""
     mask = np.zeros(code.butterflies, bool)
     mask.flat[code.frozen] = True

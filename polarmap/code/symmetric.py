@@ -12,11 +12,9 @@ from functools import cached_property
 from math import isqrt
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.code import tiled
 from polarmap.code.algebra import Recovery, Results
-from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, check_dtype, is_exact
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask
 from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.product import ProductCode
@@ -44,6 +42,7 @@ class SymmetricProductCode(SystematicCode):
     """
 
     assumption = "a product of one block's transpose and another"
+    no_integers = "a triangle of {dtype} products cannot be decoded exactly: use the whole grid"
     is_mds = False
 
     def __init__(self, factor: PolarCode) -> None:
@@ -81,17 +80,6 @@ class SymmetricProductCode(SystematicCode):
         both = self.whole.coefficients[parity]
         return np.asarray(both[:, data[:, 0]] + both[:, data[:, 1]] * (data[:, 0] != data[:, 1]))
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """The dtype of a product of blocks, which must be inexact."""
-        checked = check_dtype(dtype, "the data")
-        if is_exact(checked):
-            raise CodeError(f"a triangle of {checked} products cannot be decoded exactly: use the whole grid")
-        return checked
-
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """The blocks of a grid are made by its tasks, not here."""
-        raise NotImplementedError("the factor is encoded, not the product")
-
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         return SymmetricProductRecovery(self, arrived)
@@ -104,9 +92,10 @@ class SymmetricProductRecovery(SystematicRecovery):
     of the symmetric parts.
     """
 
+    code: SymmetricProductCode
+
     def __init__(self, code: SymmetricProductCode, arrived: Mask) -> None:
         super().__init__(code, arrived)
-        self._triangle = code
         mask = np.zeros(code.whole.n, bool)
         mask[code.places[arrived]] = True
         self._grid = code.whole.recovery(mask, exact=False)
@@ -123,21 +112,21 @@ class SymmetricProductRecovery(SystematicRecovery):
         The entries of a block and of its transpose have errors of their own.
         """
         whole = self._grid.weights[self._wanted] ** 2
-        where = np.zeros((len(whole), self._triangle.whole.n))
+        where = np.zeros((len(whole), self.code.whole.n))
         where[:, self._grid.arrived] = whole
-        here, there = self._triangle.places[self.arrived].T
+        here, there = self.code.places[self.arrived].T
         return np.asarray(np.sqrt(where[:, here] + where[:, there] * (here != there)))
 
     @property
     def _wanted(self) -> Indices:
         """The rows that recover our missing blocks among those of the whole grid."""
-        return np.asarray(np.searchsorted(self._grid.missing, self._triangle.places[self.missing, 0]))
+        return np.asarray(np.searchsorted(self._grid.missing, self.code.places[self.missing, 0]))
 
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
         whole = {}
         for index in self.arrived.tolist():
-            here, there = self._triangle.places[index].tolist()
+            here, there = self.code.places[index].tolist()
             whole[there] = transposed(rows[index])
             whole[here] = rows[index]
         return self._grid.recover(whole, dtype)[self._wanted]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from polarmap.code import kernels
 from polarmap.code.design import Rotations
-from polarmap.code.dtypes import Array, DType, Floats, Indices, real_dtype, working_dtype
+from polarmap.code.dtypes import Array, DType, Floats, real_dtype, working_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.surroundings import available_cores
 
@@ -135,8 +135,9 @@ def rotation_parity(plan: Rotations, rows: Rows, out: Array, fast: ModuleType | 
     over_cores(work, list(tiles(out.shape[1], 3 * plan.size, working.itemsize)))
 
 
-def product(weights: Floats, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:
-    """out = weights @ rows, few rows from many, in `fast` or else through BLAS."""
+def product(weights: Floats, rows: Rows, out: Array) -> None:
+    """out = weights @ rows, few rows from many, in compiled loops or else through BLAS."""
+    fast = compiled_loops(rows, out.dtype)
     if fast is not None:
         height, length = weights.shape
         run_compiled(fast.combined, rows, out, np.pad(weights, ((0, -height % 4), (0, -length % 4))))
@@ -210,39 +211,3 @@ def real_rows(rows: Rows, dtype: DType) -> Rows:
     if isinstance(rows, np.ndarray):
         return np.ascontiguousarray(rows, dtype).view(real)
     return [np.ascontiguousarray(row, dtype).view(real) for row in rows]
-
-
-def arikan_parity(
-    butterflies: tuple[int, int], order: Indices, frozen: Indices, rows: Rows, out: Array
-) -> None:
-    """out = the parity rows of the Arikan code: inverse(T), freeze, T (Arikan 2011, systematic).
-
-    `butterflies`: the size of one, and how many there are side by side. `order` says on which leaf each of
-    the n coded blocks sits, data first. The sums are taken in the working dtype.
-    """
-    working = working_dtype(out.dtype)
-    k, (size, count) = len(rows), butterflies
-    length = size * count
-
-    def work(columns: slice) -> None:
-        leaves = np.zeros((length, columns.stop - columns.start), working)
-        leaves[order[:k]] = gather(rows, columns, working)
-        side_by_side = leaves.reshape(size, -1)
-        kernels.arikan(side_by_side, inverse=True)
-        leaves[frozen] = 0
-        leaves[: length - len(order)] = 0
-        kernels.arikan(side_by_side)
-        out[:, columns] = leaves[order[k:]]
-
-    over_cores(work, list(tiles(out.shape[1], length, working.itemsize)))
-
-
-def arikan_coefficients(
-    butterflies: tuple[int, int], order: Indices, frozen: Indices, k: int, data: Indices
-) -> npt.NDArray[np.int64]:
-    """The columns of P of some data blocks: small integers."""
-    units = np.zeros((k, len(data)), np.int64)
-    units[data, np.arange(len(data))] = 1
-    columns = np.empty((len(order) - k, len(data)), np.int64)
-    arikan_parity(butterflies, order, frozen, units, columns)
-    return columns

@@ -14,6 +14,7 @@ from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
+from polarmap.linalg.layouts import BlockCounts, check_counts
 from polarmap.linalg.products import CodedProduct, product_map, product_of_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
@@ -100,11 +101,7 @@ def coded_gram(
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
-    columns = matrix.shape[1]
-    if k > columns:
-        raise CodeError(f"blocks={k} is more than the {columns} columns of A; use blocks <= {columns}")
-    if n <= k:
-        raise CodeError(f"workers={n} leaves no parity for {k} blocks of columns: use workers > {k}")
+    check_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = matrices.CheckedMatrix(matrix, "A", matrices.factor_dtype(matrix.dtype, dtype))
     factor = encode_once(matrices.TransposedMatrix(data), k, n, "auto")
     return CodedPairs(factor, factor, triangle=not is_exact(dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.polar import MAX_WORKERS
@@ -54,69 +54,76 @@ def task_seconds(layout: ProductLayout, shape: Shape, itemsize: int) -> float:
     return values * itemsize / BYTES_PER_SECOND + m * shape[1] * n / PRODUCTS_PER_SECOND
 
 
+def counts_of(blocks: Any, workers: Any, usual: int, most: float = math.inf) -> BlockCounts:
+    """As asked for: three blocks for four workers or the usual number, at most so many; n a third more.
+
+    >>> counts_of(None, None, 24), counts_of(None, 8, 24), counts_of(5, None, 24)
+    (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=7))
+    """
+    n = None if workers is None else checked_count("workers", workers)
+    usual = usual if n is None else max(1, 3 * n // 4)
+    k = int(min(usual, most)) if blocks is None else checked_count("blocks", blocks)
+    return BlockCounts(k, k + math.ceil(k / 3) if n is None else n)
+
+
+def check_counts(cut: BlockCounts, side: str, length: int) -> BlockCounts:
+    """The same; CodeError for more blocks than a side has rows or columns, and for no parity."""
+    if cut.k > length:
+        raise CodeError(f"blocks={cut.k} is more than the {length} {side}; use blocks <= {length}")
+    if cut.n <= cut.k:
+        raise CodeError(
+            f"workers={cut.n} leaves no parity for {cut.k} blocks of {side}: use workers > {cut.k}"
+        )
+    return cut
+
+
 def _one_factor_coded(side: str, shape: Shape, blocks: Counts, workers: Counts) -> ProductLayout:
     """A layout in which one factor is coded, and every worker gets the other one whole."""
     for name, counts in (("blocks", blocks), ("workers", workers)):
         if _is_pair(counts):
             raise CodeError(f"method={side!r} codes one factor: {name} must be an integer, not {counts!r}")
     length = shape[0] if side == "rows" else shape[2]
-    n = None if workers is None else checked_count("workers", workers)
-    usual = min(max(1, 3 * (n or WORKERS) // 4), length)
-    k = usual if blocks is None else checked_count("blocks", blocks)
-    cut = _check_counts(BlockCounts(k, k + math.ceil(k / 3) if n is None else n), side, length)
+    cut = check_counts(counts_of(blocks, workers, 3 * WORKERS // 4, length), side, length)
     return ProductLayout(cut, None) if side == "rows" else ProductLayout(None, cut)
 
 
 def _both_factors_coded(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> ProductLayout:
     """A layout in which both factors are coded, as asked for or the cheapest with so many tasks."""
     if blocks is not None or _is_pair(workers):
-        rows, columns = (
-            _counts_of_side(
-                side, length, _of_pair("blocks", blocks, side), _of_pair("workers", workers, side)
-            )
-            for side, length in enumerate((shape[0], shape[2]))
-        )
+        rows = check_counts(_asked_for(blocks, workers, 0, shape[0]), "rows", shape[0])
         return ProductLayout(
-            _check_counts(rows, "rows", shape[0]), _check_counts(columns, "columns", shape[2])
+            rows, check_counts(_asked_for(blocks, workers, 1, shape[2]), "columns", shape[2])
         )
     total = WORKERS if workers is None else checked_count("workers", workers)
     if total > MAX_WORKERS:
         raise CodeError(f"a grid has at most {MAX_WORKERS} tasks, not workers={total}")
     if total < 4:
         raise CodeError(f"a grid has at least 2 x 2 tasks, not workers={total}")
-    sides = [(n, total // n) for n in range(2, total // 2 + 1)]
     layouts = [
-        ProductLayout(_counts_of_side(0, shape[0], None, n), _counts_of_side(1, shape[2], None, other))
-        for n, other in sides
+        ProductLayout(_of_workers(n, shape[0]), _of_workers(total // n, shape[2]))
+        for n in range(2, total // 2 + 1)
     ]
     return min(layouts, key=lambda layout: task_seconds(layout, shape, itemsize))
 
 
-def _counts_of_side(side: int, length: int, k: int | None, n: int | None) -> BlockCounts:
-    """A side of a grid: an eighth of it for parity, and no more blocks than rows unless asked for."""
-    if k is None:
-        assert n is not None
-        parity = max(1, round(n / 8))
-        k = max(1, min(n - parity, length))
-        return BlockCounts(k, min(n, k + parity))
-    return BlockCounts(k, k + math.ceil(k / 7) if n is None else n)
+def _of_workers(n: int, length: int) -> BlockCounts:
+    """A side of a grid: an eighth of it for parity, and no more blocks than rows."""
+    parity = max(1, round(n / 8))
+    k = max(1, min(n - parity, length))
+    return BlockCounts(k, min(n, k + parity))
+
+
+def _asked_for(blocks: Counts, workers: Counts, side: int, length: int) -> BlockCounts:
+    """A side of a grid of which blocks, workers or both were said."""
+    for name, counts in (("blocks", blocks), ("workers", workers)):
+        if counts is not None and not (_is_pair(counts) and len(counts) == 2):  # type: ignore[arg-type]
+            raise CodeError(f"{name} of a grid must be a pair (for A, for B), not {counts!r}")
+    n = checked_count("workers", workers[side]) if workers else None  # type: ignore[index]
+    if blocks is None:
+        return _of_workers(n or 0, length)
+    k = checked_count("blocks", blocks[side])  # type: ignore[index]
+    return BlockCounts(k, n or k + math.ceil(k / 7))
 
 
 def _is_pair(counts: Counts) -> bool:
     return isinstance(counts, (tuple, list))
-
-
-def _of_pair(name: str, counts: Counts, side: int) -> int | None:
-    if counts is None:
-        return None
-    if not isinstance(counts, (tuple, list)) or len(counts) != 2:
-        raise CodeError(f"{name} of a grid must be a pair (for A, for B), not {counts!r}")
-    return checked_count(name, counts[side])
-
-
-def _check_counts(cut: BlockCounts, side: str, length: int) -> BlockCounts:
-    if cut.k > length:
-        raise CodeError(f"{cut.k} blocks are more than the {length} {side} to be cut")
-    if cut.n <= cut.k:
-        raise CodeError(f"{cut.n} workers leave no parity for {cut.k} blocks of {side}: use more workers")
-    return cut

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.array_like import as_array_like as any_array
-from polarmap.blocks.array_like import read_data
+from polarmap.blocks.array_like import is_array, read_data
+from polarmap.blocks.equal import refuse_masked_and_sparse
 from polarmap.blocks.sparse import as_csr
 from polarmap.code.dtypes import Array, DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
@@ -52,12 +53,8 @@ def as_array_like(matrix: Any, name: str, for_sparse: str) -> Any:
     for_sparse : what to use of a sparse matrix.
     """
     matrix = read_data(matrix, name)
-    if isinstance(matrix, np.ma.MaskedArray):
-        raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
-    if hasattr(matrix, "toarray"):
-        kind = type(matrix).__name__
-        raise CodeError(f"{name} is a sparse {kind}: use {for_sparse}")
-    if not (hasattr(matrix, "shape") and hasattr(matrix, "dtype")):
+    refuse_masked_and_sparse(matrix, name, for_sparse)
+    if not is_array(matrix):
         try:
             matrix = np.asarray(matrix)
         except ValueError as error:

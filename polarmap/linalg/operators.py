@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -15,23 +14,21 @@ from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.blocks.sparse import SparseCodedBlocks
-from polarmap.clouds.extras import install_command
-from polarmap.code.checks import checked_count
+from polarmap.clouds.extras import needed_by
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
 from polarmap.linalg import matrices
-from polarmap.linalg.coded_sides import CodedSide, CodedSides
+from polarmap.linalg.coded_sides import CodedSides
+from polarmap.linalg.layouts import BlockCounts, check_counts, counts_of
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
 from polarmap.run.observers import observers_of
 from polarmap.run.options import Verify, checked_options
 
-try:
+with needed_by("CodedOperator", "scipy", "linalg"):
     from scipy.sparse.linalg import LinearOperator
-except ImportError as error:
-    raise ImportError(f"CodedOperator needs scipy: {install_command('linalg')}") from error
 
 
 class CodedOperator(LinearOperator):  # type: ignore[misc]
@@ -121,9 +118,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             )
             self._finish = weakref.finalize(self, _close, self._sides, end)
             if isinstance(A, CodedArray):
-                self._sides.sides["rows"] = CodedSide(A)
+                self._sides.sides["rows"] = A
             if transposed is not None:
-                self._sides.sides["columns"] = CodedSide(_checked_transpose(transposed, matrix))
+                self._sides.sides["columns"] = _checked_transpose(transposed, matrix)
             observers = partial(observers_of, bool(progress))  # no bar for each of many products
             self._run = product_map(executor, options, observers)
             self.products = 0
@@ -160,7 +157,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             dtype = np.result_type(self.dtype, operand.dtype)
             if operand.size == 0:
                 return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
-            coded = self._sides.real_side(name) if not is_exact(dtype) else self._sides.side(name).coded
+            coded = self._sides.side(name) if is_exact(dtype) else self._sides.real_side(name)
             if isinstance(coded, SparseCodedBlocks):
                 f, rows = matrices.sparse_product_with(operand, dtype), coded.blocks.rows or 0
             else:
@@ -193,17 +190,10 @@ def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
     return transposed
 
 
-def _sizes(
-    blocks: int | None, workers: int | None, code: CodeName | PolarCode, usual: int
-) -> tuple[int, int]:
-    """k and n as asked for; `usual`: k if neither is."""
+def _sizes(blocks: int | None, workers: int | None, code: CodeName | PolarCode, usual: int) -> BlockCounts:
+    """As asked for; `usual`: k if neither is."""
     if isinstance(code, PolarCode):
         blocks = code.k if blocks is None else blocks
         workers = code.n if workers is None else workers
-    n = None if workers is None else checked_count("workers", workers)
-    usual = usual if n is None else max(1, 3 * n // 4)
-    k = usual if blocks is None else checked_count("blocks", blocks)
-    n = k + math.ceil(k / 3) if n is None else n
-    if n <= k:
-        raise CodeError(f"workers={n} leaves no parity for {k} blocks: use workers > {k}")
-    return k, n
+    counts = counts_of(blocks, workers, usual)
+    return check_counts(counts, "A", counts.k)

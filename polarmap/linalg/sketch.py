@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.clouds.extras import install_command
+from polarmap.clouds.extras import needed_by
 from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array
 from polarmap.code.estimation import f_quantile_p90
@@ -28,10 +28,8 @@ from polarmap.linalg import matrices
 from polarmap.maps.hedged import hedged_map
 from polarmap.maps.submission import submit
 
-try:
+with needed_by("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
-except ImportError as error:
-    raise ImportError(f"sketches need scipy: {install_command('linalg')}") from error
 
 
 # R of the QR decomposition of rows; numpy's, so that a worker need not import this module.

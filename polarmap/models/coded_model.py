@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from polarmap.blocks.code_choice import CodeName
+from polarmap.code.checks import is_number
 from polarmap.code.dtypes import EPS, Array, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
@@ -72,11 +73,8 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
     def _check_numbers(self, **least: float) -> None:
         for name, bound in least.items():
             value = getattr(self, name)
-            is_number = isinstance(value, (int, float, np.number)) and (
-                name == "verbose"
-                or not isinstance(value, bool)  # verbose=True is a habit of scikit-learn's users
-            )
-            if not is_number or not value >= bound:
+            is_habit = name == "verbose" and isinstance(value, bool)  # of scikit-learn's users
+            if not (is_number(value) or is_habit) or not value >= bound:
                 raise ModelError(f"{name} must be a number, {bound:g} or more, not {value!r}")
 
     def _check_choice(self, name: str, choices: Any) -> None:

@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse
 from blocks.test_sparse import dense, random_sparse
 
-from polarmap import Masked, MaskedCode, MaskedIntegerCode, PolarCode, encode
-from polarmap.blocks.code_choice import CodeOptions, check_not_masked, choose_code, encode_sparse, encoded
+from polarmap import Masked, PolarCode, encode
+from polarmap.blocks.code_choice import CodeOptions, choose_code, encode_sparse, encoded
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.errors import CodeError
 
@@ -22,6 +22,8 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (np.ones((2003, 1)), CodeOptions(), 24),
         (np.ones((2000, 1)), CodeOptions(workers=32), 20),
         (np.ones((2000, 1)), CodeOptions(degree=2), 20),
+        (np.ones((60, 2)), CodeOptions(workers=16, degree=2), 6),
+        (np.ones((30, 4)), CodeOptions(workers=16, code=Masked(2)), 10),
         (np.ones((2000, 1)), CodeOptions(code=PolarCode(9, 6)), 6),
     ]:
         blocks, code = choose_code(data, options)
@@ -35,7 +37,9 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (MATRIX.astype(int), CodeOptions(6), "PolarCode(8, 6, kernel='arikan', decoder='optimal')"),
         (MATRIX, CodeOptions(6, 9, "arikan"), "PolarCode(9, 6, kernel='arikan', decoder='optimal')"),
         (MATRIX, CodeOptions(5, degree=2), "LagrangeCode(12, 5, degree=2, points='circle')"),
+        (np.ones((60, 2)), CodeOptions(degree=2), "LagrangeCode(54, 20, degree=2, points='circle')"),
         (MATRIX, CodeOptions(6, code=Masked(2)), "MaskedCode(11, 6, 2, noise=100)"),
+        (MATRIX, CodeOptions(10, code=Masked(2)), "MaskedCode(16, 10, 2, noise=100)"),
         (MATRIX.astype(int), CodeOptions(6, code=Masked()), "MaskedIntegerCode(10, 6, 1)"),
     ],
 )
@@ -43,17 +47,8 @@ def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptio
     assert repr(choose_code(data, options)[1]) == expected
 
 
-def test_masked_data_is_masked_and_matrices_that_stay_are_not() -> None:
+def test_masked_data_is_masked() -> None:
     assert isinstance(encoded(MATRIX, CodeOptions(6, code=Masked()), None), MaskedBlocks)
-    for code in (Masked(), MaskedCode(9, 6, 1), MaskedIntegerCode(10, 6, 1)):
-        with pytest.raises(CodeError, match=r"masks the data of one coded_map: use coded_map\("):
-            check_not_masked(code)
-    check_not_masked("auto")
-
-
-def test_noise_in_which_results_would_drown_is_refused_before_anything_starts() -> None:
-    with pytest.raises(CodeError, match="noise of 1e\\+12 times the data would drown more digits than rtol"):
-        choose_code(MATRIX, CodeOptions(6, 9, code=Masked(noise=1e12)))
 
 
 def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from polarmap import MaskedCode, MaskedIntegerCode
-from polarmap.blocks.equal import cut
+from polarmap.blocks.equal import cut_array
 from polarmap.blocks.masked import MaskedBlocks
 
 
 def what_workers_get(data: np.ndarray, code: MaskedCode | MaskedIntegerCode) -> np.ndarray:
-    coded = MaskedBlocks(cut(data, code.k), code)
+    coded = MaskedBlocks(cut_array(data, code.k), code)
     return np.stack([coded.leaves(index)[0].ravel() for index in range(code.n)])
 
 

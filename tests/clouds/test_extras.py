@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.clouds.extras import install_command, requirements
+from polarmap.clouds.extras import install_command, needed_by, requirements
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +34,12 @@ def test_a_checkout_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(importlib.metadata, "requires", unknown)
     assert install_command("aws", "k8s") == "pip install '.[aws,k8s]' in a checkout of polarmap"
+
+
+def test_who_needs_what_is_missing_is_said() -> None:
+    says = pytest.raises(ImportError, match=r"^maps needs one thing: pip install 'scipy>=")
+    with says as caught, needed_by("maps", "one thing", "linalg"):
+        import no_such_package  # noqa: F401
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    with pytest.raises(ModuleNotFoundError, match="polarmap"), needed_by("maps", "one", "linalg"):
+        import polarmap.no_such_module  # noqa: F401

@@ -37,7 +37,7 @@ def test_rotate_is_the_product_of_plain_rotations(n: int, k: int) -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
 def test_rotation_parity_is_what_rotations_describes(n: int, k: int) -> None:
-    plan = PolarCode(n, k)._rotations
+    plan = PolarCode(n, k).rotations
     size, groups = plan.size, len(plan.inward)
     data = np.random.default_rng(0).standard_normal((k, 4))
     padded = np.concatenate([data, np.zeros((groups * size - k, 4))]).reshape(groups, size, 4)
@@ -58,7 +58,7 @@ def test_rotation_parity_is_what_rotations_describes(n: int, k: int) -> None:
 def test_transposed_rotation_parity_is_that_of_p(n: int, k: int) -> None:
     code = PolarCode(n, k)
     parity = np.random.default_rng(0).standard_normal((n - k, 3))
-    found = kernels.rotation_parity_transposed(parity, code._rotations, k)
+    found = kernels.rotation_parity_transposed(parity, code.rotations, k)
     np.testing.assert_allclose(found, code.coefficients.T @ parity, atol=1e-12)
 
 
@@ -72,7 +72,7 @@ def test_transposed_arikan(stages: int) -> None:
 
 def test_columns_do_not_see_each_other() -> None:
     code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
-    whole = kernels.rotation_parity(data, code._rotations)
+    whole = kernels.rotation_parity(data, code.rotations)
     for column in range(9):
-        alone = kernels.rotation_parity(data[:, column : column + 1], code._rotations)
+        alone = kernels.rotation_parity(data[:, column : column + 1], code.rotations)
         np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)

@@ -14,7 +14,7 @@ from polarmap.code.syndrome import SyndromeRecovery
 
 def both(n: int, k: int, arrived: np.ndarray) -> tuple[SystematicRecovery, SyndromeRecovery]:
     code = PolarCode(n, k)
-    return SystematicRecovery(code, arrived), SyndromeRecovery(code, code._rotations, arrived)
+    return SystematicRecovery(code, arrived), SyndromeRecovery(code, arrived)
 
 
 def patterns(n: int) -> st.SearchStrategy[np.ndarray]:

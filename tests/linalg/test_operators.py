@@ -120,12 +120,6 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
         assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
 
 
-def test_columns_of_a_transposed_array() -> None:
-    with operator(TALL.T) as coded:
-        assert_close(coded @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
-        assert_close(coded.rmatvec(np.ones(13)), TALL @ np.ones(13), 1e-10)
-
-
 # --- solvers -------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,25 @@ from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, ReplayExecutor, coded_gram, coded_matmul, encode
+from polarmap import (
+    CodedOperator,
+    Fault,
+    FaultyExecutor,
+    PolarCode,
+    ReplayExecutor,
+    coded_gram,
+    coded_matmul,
+    encode,
+)
+from polarmap.code.product import ProductCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.lithops_internals import named_for_lithops
 
 STREAM = np.random.default_rng(0)
-
-
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
-
-
 DEAD = Fault("raise", attempts=9)
-
-
 # Of a grid 5 x 5 with 4 x 4 data tasks: two data tasks in one row, one in another, and parity tasks.
 LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
-
-
 GRID = {"method": "grid", "workers": (5, 5), "blocks": (4, 4)}
 
 
@@ -106,18 +107,8 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
 def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
     """Of a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
-    places = {
-        (0, 0): 0,
-        (0, 1): 1,
-        (1, 0): 2,
-        (1, 1): 3,
-        (0, 2): 4,
-        (1, 2): 5,
-        (2, 0): 6,
-        (2, 1): 7,
-        (2, 2): 8,
-    }
-    seconds = dict.fromkeys(range(9), math.inf) | {places[cell]: 1.0 for cell in chain}
+    places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).places
+    seconds = dict.fromkeys(range(9), math.inf) | {int(places[cell]): 1.0 for cell in chain}
     array, report = matmul(A, B, {}, seconds, blocks=(2, 2), workers=(3, 3))
     assert_close(array, A @ B, 1e-9)
     assert report.needed == 4 and report.recovered == (1, 2, 3)
@@ -167,12 +158,6 @@ def test_garbage_that_cannot_be_located_is_an_error() -> None:
     faults = {2: DEAD, 3: Fault("garbage", attempts=9), 5: Fault("garbage", attempts=9)}
     with pytest.raises(NotLinearError, match="a product of two blocks"):
         matmul(A, B, faults, blocks=(2, 2), workers=(3, 3), retries=0, verify=True)
-
-
-def test_a_thread_pool() -> None:
-    with ThreadPoolExecutor(4) as pool:
-        for options in (GRID, {"method": "rows"}, {"method": "columns"}):
-            assert_close(coded_matmul(A, B, executor=pool, timeout=60, **options).array, A @ B, 1e-9)
 
 
 def test_stragglers_and_dead_processes_on_localhost() -> None:
@@ -229,14 +214,17 @@ def test_nan_and_inf_are_refused(options: Any, value: float) -> None:
     [
         ({"method": "magic"}, "method must be 'auto', 'rows', 'columns' or 'grid', not 'magic'"),
         ({"method": "rows", "blocks": (2, 2)}, r"codes one factor: blocks must be an integer, not \(2, 2\)"),
-        ({"method": "rows", "blocks": 24}, "24 blocks are more than the 23 rows"),
-        ({"method": "columns", "blocks": 20}, "20 blocks are more than the 19 columns"),
-        ({"blocks": (24, 2)}, "24 blocks are more than the 23 rows"),
+        ({"method": "rows", "blocks": 24}, "blocks=24 is more than the 23 rows; use blocks <= 23"),
+        ({"method": "columns", "blocks": 20}, "blocks=20 is more than the 19 columns"),
+        ({"blocks": (24, 2)}, "blocks=24 is more than the 23 rows; use blocks <= 23"),
         ({"method": "grid", "blocks": 4}, r"blocks of a grid must be a pair \(for A, for B\), not 4"),
         ({"workers": (4, 4, 4)}, "workers of a grid must be a pair"),
         ({"method": "grid", "workers": 3}, "at least 2 x 2 tasks, not workers=3"),
-        ({"workers": (4, 1)}, "1 workers leave no parity for 1 blocks of columns"),
-        ({"method": "rows", "blocks": 4, "workers": 4}, "4 workers leave no parity for 4 blocks of rows"),
+        ({"workers": (4, 1)}, "workers=1 leaves no parity for 1 blocks of columns"),
+        (
+            {"method": "rows", "blocks": 4, "workers": 4},
+            "no parity for 4 blocks of rows: use workers > 4",
+        ),
         ({"workers": 0}, "workers must be a positive integer, not 0"),
         ({"method": "grid", "code": "fountain"}, "code must be"),
     ],

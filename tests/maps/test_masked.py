@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map, without_padding
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, Masked, ReplayExecutor, coded_map, coded_matmul
+from polarmap import (
+    CodedOperator,
+    Fault,
+    FaultyExecutor,
+    Masked,
+    MaskedCode,
+    MaskedIntegerCode,
+    ReplayExecutor,
+    coded_map,
+    coded_matmul,
+)
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 
 DATA = np.random.default_rng(0).standard_normal((30, 4))
@@ -83,17 +93,6 @@ def test_dtypes_are_kept(dtype: str) -> None:
     np.testing.assert_allclose(result.concatenate(), -data, atol=1e-3 if dtype != "c16" else 1e-11)
 
 
-def test_default_sizes() -> None:
-    report = coded_map(
-        np.negative, DATA, blocks=10, code=Masked(colluders=2), executor=ReplayExecutor()
-    ).report
-    assert (report.n, report.k) == (16, 10)
-    report = coded_map(
-        np.negative, DATA, workers=16, code=Masked(colluders=2), executor=ReplayExecutor()
-    ).report
-    assert (report.n, report.k) == (16, 10)
-
-
 WORDS = np.random.default_rng(2).integers(-(2**63), 2**63, (30, 4))
 WEIGHTS = np.array([[3, -1], [2, 0], [7, 5], [-(2**62), 11]])
 
@@ -148,12 +147,11 @@ def test_integers_and_floats_of_one_block_are_refused() -> None:
 
 @pytest.mark.parametrize("data", [WORDS, DATA])
 def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
-    for call in (
-        lambda code: coded_matmul(data, data.T, code=code),
-        lambda code: CodedOperator(data, code=code),
-    ):
-        with pytest.raises(CodeError, match=r"Masked\(.*use coded_map\(lambda block"):
-            call(Masked(1))
+    for code in (Masked(1), MaskedCode(9, 6, 1), MaskedIntegerCode(10, 6, 1)):
+        with pytest.raises(CodeError, match=r"Masked.*\(.*use coded_map\(lambda block"):
+            coded_matmul(data, data.T, code=code)
+        with pytest.raises(CodeError, match=r"Masked.*\(.*use coded_map\(lambda block"):
+            CodedOperator(data, code=code)
 
 
 def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:

@@ -92,12 +92,6 @@ def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
     assert_same(result, plain_map(np.square, A, 5))
 
 
-def test_default_sizes_leave_a_third_to_spare() -> None:
-    A = np.ones((60, 2))
-    assert coded_map(gram, A, degree=2, executor=ReplayExecutor()).report.n == 54  # k = 20
-    assert coded_map(gram, A, workers=16, degree=2, executor=ReplayExecutor()).report.k == 6
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -212,20 +212,10 @@ def test_samples_without_weight_are_left_out_with_their_class() -> None:
 
 
 @pytest.mark.parametrize("model", LINEAR)
-@pytest.mark.parametrize(
-    ("X", "y", "message"),
-    [
-        (np.where(X6[0, 0] == X6, np.nan, X6), Y6, "NaN"),
-        (X6, np.where(Y6, np.nan, Y6), "NaN"),
-        (X6, Y6[:5], "inconsistent numbers of samples"),
-        (X6[:, 0], Y6, "Expected 2D array"),
-        (X6[:, :0], Y6, "0 feature"),
-        (X6[:0], Y6[:0], "0 sample"),
-    ],
-)
-def test_data_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        model(executor=ReplayExecutor()).fit(X, y)
+def test_as_many_targets_as_samples_are_asked_for(model: Any) -> None:
+    """What else scikit-learn refuses (NaN, vectors, nothing at all), its own checks try."""
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        model(executor=ReplayExecutor()).fit(X6, Y6[:5])
 
 
 NUMBER = "must be a number, 0 or more, not"
