@@ -11,7 +11,7 @@ import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
 from polarmap.arrays.opening import without_key
-from polarmap.cli.answer import Answer, answering, one_line, table
+from polarmap.cli.answer import Answer, answering, one_line
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError
 
@@ -62,9 +62,10 @@ def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
 def list_(storage: str | None) -> Answer:
     """List the coded arrays in a storage."""
     found = [_facts_or_error(name, storage) for name in list_coded(storage)]
-    rows = [_row(facts) for facts in found]
-    text = table(("name", "shape", "dtype", "k", "n", "MiB stored"), rows) if rows else "no coded arrays"
-    return Answer({"arrays": found}, text, ok=all("error" not in facts for facts in found))
+    text = "\n".join(line for _, line in found) or "no coded arrays"
+    return Answer(
+        {"arrays": [facts for facts, _ in found]}, text, all("error" not in one for one, _ in found)
+    )
 
 
 @answering("check")
@@ -153,16 +154,10 @@ def _facts(coded: CodedArray) -> dict[str, Any]:
     }
 
 
-def _facts_or_error(name: str, storage: str | None) -> dict[str, Any]:
+def _facts_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
+    """The facts of an array and a line that says them, or both of why it cannot be opened."""
     try:
-        return _facts(without_key(name, storage))
+        coded = without_key(name, storage)
     except PolarmapError as error:
-        return {"name": name, "error": one_line(error)}
-
-
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
-    if "error" in facts:
-        return (facts["name"], f"cannot be opened: {facts['error']}", "", "", "", "")
-    shape = " x ".join(map(str, facts["shape"]))
-    numbers = (str(facts["k"]), str(facts["n"]), f"{facts['stored_bytes'] / MIB:,.1f}")
-    return (facts["name"], shape, facts["dtype"], *numbers)
+        return {"name": name, "error": one_line(error)}, f"{name} cannot be opened: {one_line(error)}"
+    return _facts(coded), repr(coded)

@@ -59,7 +59,7 @@ def check_python(backend: str, python: tuple[int, int], numpy: str) -> None:
 
 def deploy(config_file: str, backend: str, recipe: Path) -> str:
     """Build the runtime of `recipe`, deploy it where the configuration says; its name."""
-    installed = check_deployable(settings.read_for(config_file, backend))
+    installed = check_deployable(settings.read(config_file))
     requirements = frozen(requirements_of(recipe), installed)
     with (
         _functions_of(config_file, f"{backend} was not deployed") as functions,
@@ -71,7 +71,6 @@ def deploy(config_file: str, backend: str, recipe: Path) -> str:
 
 def undeploy(config_file: str, backend: str) -> str:
     """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
-    settings.read_for(config_file, backend)
     with _functions_of(config_file, f"{backend} was not removed") as functions:
         return _remove(functions, backend)
 

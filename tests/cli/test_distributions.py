@@ -52,11 +52,11 @@ def test_run_times_come_from_files(polarmap: Run, tmp_path: Path, text: str, opt
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("", [], "is empty"),
-        ("1.0\nfast\n", [], "holds 'fast', which is no number"),
+        ("", [], "no run times given"),
+        ("1.0\nfast\n", [], "run times are numbers of seconds: could not convert string to float: 'fast'"),
         ("a,b\n1,2\n", [], "has the columns a, b: --column says which is needed"),
         ("a,b\n1,2\n", ["--column", "c"], "there is no column 'c'"),
-        ("a,b\n1\n", ["--column", "b"], "holds '', which is no number"),
+        ("a,b\n1\n", ["--column", "b"], "could not convert string to float: ''"),
     ],
 )
 def test_odd_files_of_run_times(
