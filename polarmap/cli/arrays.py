@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,8 @@ def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
 
     SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
     """
-    data, close = _open(source)
-    try:
+    with _opened(source) as data:
         coded = encode(data, name=name, memory=memory * MIB, **options)
-    finally:
-        close()
     return Answer({"array": _facts(coded)}, repr(coded))
 
 
@@ -109,32 +107,33 @@ def delete(name: str, storage: str | None, yes: bool) -> Answer:
     return Answer({"deleted": name}, f"deleted {name!r} from {coded.store.name}")
 
 
-def _open(source: str) -> tuple[Any, Callable[[], None]]:
-    """Open SOURCE: what `encode` takes for it, and what closes it."""
+@contextlib.contextmanager
+def _opened(source: str) -> Iterator[Any]:
+    """What `encode` takes for SOURCE, while it is open."""
     path, separator, dataset = source.partition(DATASET)
     if separator:
         try:
             import h5py
         except ImportError:
             raise _lacking("h5py", source) from None
-        file = h5py.File(path, "r")
-        if dataset not in file:
-            names = ", ".join(file)
-            file.close()
-            raise CodeError(f"{path} has no dataset {dataset!r}; it holds {names}")
-        return file[dataset], file.close
-    if Path(source).is_dir():
+        with h5py.File(path, "r") as file:
+            if dataset not in file:
+                raise CodeError(f"{path} has no dataset {dataset!r}; it holds {', '.join(file)}")
+            yield file[dataset]
+    elif Path(source).is_dir():
         try:
             import zarr
         except ImportError:
             raise _lacking("zarr", source) from None
         try:
-            return zarr.open_array(source, mode="r"), lambda: None
+            array = zarr.open_array(source, mode="r")
         except (ValueError, LookupError) as error:
             raise CodeError(f"{source} is no Zarr array: {error}") from error
-    if not Path(source).is_file():
+        yield array
+    elif Path(source).is_file():
+        yield source
+    else:
         raise CodeError(f"there is no file {source!r}")
-    return source, lambda: None
 
 
 def _lacking(module: str, source: str) -> CodeError:

@@ -45,7 +45,6 @@ OPTIONAL = {
     "matplotlib": ("plot", "no figures"),
 }
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
-INSTALLED = "is the extra of this cloud installed (pip install '.[aws]' in a checkout), are you logged in?"
 
 
 class Check(NamedTuple):
@@ -203,7 +202,7 @@ def _storage(config: Path) -> Check:
     try:
         functions = open_functions(config)
     except ExecutorError as error:
-        return Check("Lithops", "bad", one_line(error), INSTALLED)
+        return Check("Lithops", "bad", one_line(error), "are you logged in there?")
     key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_storage(functions))
