@@ -56,6 +56,11 @@ def seconds_of(action: Callable[[], object]) -> float:
     return perf_counter() - began
 
 
+def seconds_of_steps(step: Callable[[], object], steps: int, not_counted: int = 1) -> list[float]:
+    """How long each of some calls takes, after those that are not counted."""
+    return [seconds_of(step) for _ in range(not_counted + steps)][not_counted:]
+
+
 def show(header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
     """Print a plain table, row by row as they are measured: names to the left, numbers to the right."""
     for name, *cells in chain([header], rows):

@@ -34,25 +34,25 @@ DATA: dict[str, tuple[Callable[..., Any], float]] = {
     "digits": (datasets.load_digits, 0.01),
 }
 STARTS = 5
+Data = tuple[Any, Any, Any, Any]  # training and test data, their targets
 
 
-def split(load: Callable[..., Any]) -> list[Any]:
+def split(load: Callable[..., Any]) -> Data:
     """Standardized training and test data; targets of a regression in units of their deviation."""
     X, y = load(return_X_y=True)
     if load is datasets.load_diabetes:
         y = (y - y.mean()) / y.std()
     X, X_test, y, y_test = train_test_split(X, y, test_size=0.5, random_state=0)
     scaler = StandardScaler().fit(X)
-    return [scaler.transform(X), scaler.transform(X_test), y, y_test]
+    return scaler.transform(X), scaler.transform(X_test), y, y_test
 
 
-def ours(name: str, activation: str, gates: int, max_iter: int) -> tuple[Any, float]:
-    load, alpha = DATA[name]
-    X, _, y, _ = split(load)
+def ours(name: str, data: Data, activation: str, gates: int, max_iter: int) -> tuple[Any, float]:
+    X, _, y, _ = data
     estimator = ConvexMLPRegressor if name == "diabetes" else ConvexMLPClassifier
     with ThreadPoolExecutor(4) as pool:
         options = {"max_iter": max_iter, "tol": 1e-4, "blocks": 4, "executor": pool}
-        model = estimator(alpha, activation=activation, n_gates=gates, **options)
+        model = estimator(DATA[name][1], activation=activation, n_gates=gates, **options)
         begin = time.perf_counter()
         model.fit(X, y)
         return model, time.perf_counter() - begin
@@ -65,10 +65,9 @@ def loss(model: Any, X: Any, y: Any, is_regression: bool) -> float:
     return float(log_loss(y, model.predict_proba(X)))
 
 
-def mlp(name: str, units: int) -> tuple[Any, float, float]:
+def mlp(name: str, data: Data, units: int) -> tuple[Any, float, float]:
     """The best of some starts, its objective, and the seconds of all."""
-    load, alpha = DATA[name]
-    X, _, y, _ = split(load)
+    alpha, (X, _, y, _) = DATA[name][1], data
     kind: Any = MLPRegressor if name == "diabetes" else MLPClassifier
     begin, found = time.perf_counter(), []
     for seed in range(STARTS):
@@ -80,7 +79,7 @@ def mlp(name: str, units: int) -> tuple[Any, float, float]:
     return model, objective, time.perf_counter() - begin
 
 
-def scnn(name: str, activation: str, model: Any) -> tuple[float, Any, float]:
+def scnn(name: str, data: Data, activation: str, model: Any) -> tuple[float, Any, float]:
     """Test score, objective where the loss is that of ours, seconds of pyscnn with the gates of `model`."""
     from scnn.metrics import Metrics
     from scnn.models import ConvexGatedReLU, ConvexReLU
@@ -88,8 +87,7 @@ def scnn(name: str, activation: str, model: Any) -> tuple[float, Any, float]:
     from scnn.regularizers import NeuronGL1
     from scnn.solvers import AL, RFISTA
 
-    load, alpha = DATA[name]
-    X, X_test, y, y_test = split(load)
+    alpha, (X, X_test, y, y_test) = DATA[name][1], data
     is_regression = name == "diabetes"
     targets = y[:, np.newaxis] if is_regression else np.eye(y.max() + 1)[y]
     centre = targets.mean(axis=0)
@@ -115,19 +113,19 @@ def scnn(name: str, activation: str, model: Any) -> tuple[float, Any, float]:
 def rows(is_short: bool) -> Iterator[tuple[Any, ...]]:
     gates = 5 if is_short else 20
     for name, (load, _) in DATA.items():
-        _, X_test, _, y_test = split(load)
+        data = _, X_test, _, y_test = split(load)
         for activation in ("gated_relu", "relu"):
             if (name, activation) in NOT_MEASURED:
                 continue
-            model, seconds = ours(name, activation, gates, 50 if is_short else 1000)
+            model, seconds = ours(name, data, activation, gates, 50 if is_short else 1000)
             gap = model.dual_gap_ / model.objective_
             yield name, f"{activation}, convex", model.score(X_test, y_test), model.objective_, gap, seconds
             try:
-                score, objective, seconds = scnn(name, activation, model)
+                score, objective, seconds = scnn(name, data, activation, model)
             except ModuleNotFoundError:
                 continue
             yield name, f"{activation}, pyscnn", score, objective, "-", seconds
-        network, objective, seconds = mlp(name, 2 * gates)
+        network, objective, seconds = mlp(name, data, 2 * gates)
         yield name, "relu, MLP", network.score(X_test, y_test), objective, "-", seconds
 
 

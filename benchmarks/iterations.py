@@ -11,7 +11,6 @@ small ones, to build/comparison/. What is not installed is left out, and the pag
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from benchmarks import is_quick, pages, step_rivals
+from benchmarks import is_quick, pages, seconds_of_steps, step_rivals
 from benchmarks.familiar_iterations import (
     Array,
     Iteration,
@@ -143,34 +142,25 @@ def rows_for(iteration: Iteration) -> dict[str, Row]:
 
 def measured(iteration: Iteration, size: Size) -> list[dict[str, float]]:
     """Row -> median seconds of a step, with nobody slow and with some; all arrive at the same iterate."""
-    draws = {name: Draws(size.seconds) for name in rows_for(iteration)}
-    reached = dict.fromkeys(draws, iteration.start)
+    rows = rows_for(iteration)
+    draws = {name: Draws(size.seconds) for name in rows}
+    reached = dict.fromkeys(rows, iteration.start)
     found: list[dict[str, float]] = []
+
+    def advance(name: str) -> None:
+        reached[name] = steps[name](reached[name])
+
     with ExitStack() as stack:
-        steps = {
-            name: stack.enter_context(row(iteration, draws[name]))
-            for name, row in rows_for(iteration).items()
-        }
+        steps = {name: stack.enter_context(row(iteration, draws[name])) for name, row in rows.items()}
         for slow in (0, SLOW):
             taken: dict[str, list[float]] = {name: [] for name in steps}
             for name in list(steps) * size.turns:
                 draws[name].slow = slow
-                times, reached[name] = timed(steps[name], reached[name], size.steps)
-                taken[name] += times
+                taken[name] += seconds_of_steps(partial(advance, name), size.steps)
             found.append({name: float(np.median(times)) for name, times in taken.items()})
     for x in reached.values():
         assert np.allclose(x, reached["numpy, no workers"])
     return found
-
-
-def timed(step: Step, x: Array, steps: int) -> tuple[list[float], Array]:
-    """Seconds of each step from here, after one that does not count, and where they lead to."""
-    taken = []
-    for _ in range(steps + 1):
-        began = time.perf_counter()
-        x = step(x)
-        taken.append(time.perf_counter() - began)
-    return taken[1:], x
 
 
 def tables(found: dict[str, list[dict[str, float]]]) -> str:

@@ -22,7 +22,7 @@ from scipy.sparse.linalg import aslinearoperator, svds
 from sklearn.datasets import load_diabetes
 
 import polarmap
-from benchmarks import in_turns, is_quick, median_and_most, seconds_of
+from benchmarks import in_turns, is_quick, median_and_most, seconds_of, show
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
 FIRST_MAP = """
@@ -131,15 +131,14 @@ def main() -> None:
     turns = 5 if is_quick(__doc__) else 50
     stream = np.random.default_rng(0)
     print("load " + "/".join(f"{number:.1f}" for number in os.getloadavg()))
-    for subject, count in (
-        (products, turns),
-        (small_maps, turns),
-        (models, max(3, turns // 5)),
-        (singular_values, max(2, turns // 10)),
-        (killed_workers, turns),
-    ):
-        for what, figure in subject(stream, count):
-            print(f"{what:52s}{figure:>44s}", flush=True)
+    subjects = (
+        products(stream, turns),
+        small_maps(stream, turns),
+        models(stream, max(3, turns // 5)),
+        singular_values(stream, max(2, turns // 10)),
+        killed_workers(stream, turns),
+    )
+    show(("", ""), itertools.chain(*subjects))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks import is_quick, median_and_most, seconds_of, step_rivals
+from benchmarks import is_quick, median_and_most, seconds_of_steps, show, step_rivals
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
@@ -118,11 +118,6 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
 }
 
 
-def milliseconds(step: Step, steps: int) -> list[float]:
-    """Of each of some steps, after two that are not counted."""
-    return [1e3 * seconds_of(step) for _ in range(steps + 2)][2:]
-
-
 def column(A: np.ndarray, x: np.ndarray, trouble: Trouble, turns: int, steps: int) -> dict[str, str]:
     """What each row takes, in milliseconds, or what becomes of it."""
     found: dict[str, str] = {}
@@ -136,13 +131,13 @@ def column(A: np.ndarray, x: np.ndarray, trouble: Trouble, turns: int, steps: in
         for _ in range(turns):
             for name in [one for one in opened if one not in found]:
                 try:
-                    times = milliseconds(opened[name], steps)
+                    times = seconds_of_steps(opened[name], steps, not_counted=2)
                 except Exception as error:  # whatever a library says of a dead worker
                     kind = type(error).__name__
                     late = kind.endswith("TimeoutError")
                     found[name] = f"> {1e3 * DEADLINE:,.0f}" if late else f"fails: {kind}"
                 else:
-                    taken[name] += times
+                    taken[name] += [1e3 * one for one in times]
     return {name: median_and_most(times) for name, times in taken.items()} | found
 
 
@@ -158,13 +153,14 @@ def main() -> None:
             for trouble in get_args(Trouble)
         ]
         load = "/".join(f"{number:.1f}" for number in os.getloadavg())
-        title = f"{BLOCKS} blocks of {rows:,} x {COLUMNS:,}, ms of a step, median (90 %)"
-        print(f"\n{title}; load {load}", flush=True)
-        print(f"{'':24s}" + "".join(f"{head:>30s}" for head in ("nobody asleep", "2 asleep", "1 killed")))
-        for name, (library, *_) in ROWS.items():
-            is_there = step_rivals.is_installed(library)
-            entries = [one.get(name, "") for one in columns] if is_there else ["not installed"]
-            print(f"{name:24s}" + "".join(f"{text:>30s}" for text in entries), flush=True)
+        print(f"\n{BLOCKS} blocks of {rows:,} x {COLUMNS:,}, ms of a step, median (90 %); load {load}")
+        lines = [
+            (name, *[one.get(name, "") for one in columns])
+            if step_rivals.is_installed(library)
+            else (name, "not installed")
+            for name, (library, *_) in ROWS.items()
+        ]
+        show(("", "nobody asleep", "2 asleep", "1 killed"), lines)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import polarmap
 from benchmarks import ROOT, is_quick, show
 from benchmarks.memory import peak
 from polarmap.clouds.prices import STORAGE, listing_requests
-from polarmap.executors import executor_of
 
 sys.path.append(str(ROOT / "tests"))
 from tests.servers import S3Server
@@ -30,41 +29,16 @@ LOOKS = 9
 INTERVAL = 0.3  # seconds between looks, as config/aws_lambda.yaml says
 
 
-class Watched:
-    """Workers of this machine, with the processor time that the driver's looks take."""
-
-    def __init__(self) -> None:
-        self._executor = executor_of(None)
-        self.name, self.worker = self._executor.name, self._executor.worker
-        self.looks: list[float] = []
-
-    def open(self, payload: Any) -> Any:
-        run = self._executor.open(payload)
-        wait = run.wait
-
-        def timed(timeout: float) -> Any:
-            began = time.thread_time()
-            outcomes = wait(timeout)
-            self.looks.append(time.thread_time() - began)
-            return outcomes
-
-        run.wait = timed
-        return run
-
-
 def maps(sizes: tuple[int, ...], libraries: float) -> Iterator[tuple[object, ...]]:
     """One row per number of tasks, ascending: memory is the most that was held so far."""
     for n in sizes:
         k = 3 * n // 4
         A = np.ones((k, 4, 16))
         for _ in range(2):  # the first has the code to make
-            executor = Watched()
             began, used = time.perf_counter(), time.process_time()
-            polarmap.coded_map(lambda block: block @ np.ones(16), list(A), workers=n, executor=executor)
+            polarmap.coded_map(lambda block: block @ np.ones(16), list(A), workers=n)
             seconds, used = time.perf_counter() - began, time.process_time() - used
-        looks = executor.looks
-        each = 1e3 * sum(looks) / len(looks)
-        yield n, k, seconds, used, 1e3 * used / n, len(looks), each, peak() - libraries
+        yield n, k, seconds, used, 1e3 * used / n, peak() - libraries
 
 
 @contextmanager
@@ -122,7 +96,7 @@ def main() -> None:
     polarmap.coded_map(lambda block: block @ np.ones(16), list(np.ones((6, 4, 16))), workers=8)
     libraries = peak()
     print(f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
-    header = ("tasks", "blocks", "s", "driver CPU s", "CPU ms a task", "looks", "CPU ms a look", "MiB")
+    header = ("tasks", "blocks", "s", "driver CPU s", "CPU ms a task", "MiB")
     show(header, maps(sizes, libraries))
     print("\nA look at the marks of as many tasks, in a bucket of SeaweedFS; dollars are those of S3")
     header = ("tasks", "objects", "requests", "s", "CPU s", "MiB", "$ a look", "$ a minute")

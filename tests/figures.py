@@ -1,13 +1,29 @@
-"""What every figure must do."""
+"""What every figure must do, and reports to draw."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, coded_map
 
 
 def rendered(figure: Figure, folder: Path) -> None:
     """It can be drawn."""
     figure.savefig(folder / "figure.png", dpi=50)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def report_of(
+    seconds: Mapping[int, float], faults: Mapping[int, Fault] | None = None, **options: Any
+) -> Report:
+    """Of a map of six blocks and three parity blocks."""
+    executor = FaultyExecutor(ReplayExecutor(seconds), faults or {})
+    return coded_map(np.negative, list(np.ones((6, 4))), workers=9, executor=executor, **options).report
+
+
+KILLED = {2: Fault("kill", attempts=9)}

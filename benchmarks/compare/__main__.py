@@ -22,16 +22,15 @@ SIZES = [
 ]
 QUICK = [Size(32, 24, 500, 200, 20), Size(256, 192, 100, 20, 5)]
 TUNING = 100_000  # arrivals simulated to choose parameters of a sparse code
+PATTERNS = 20
 TRIALS = 200_000  # run times simulated for p99 of a scheme without a formula
 DENSE_UP_TO = 1024
-PATTERNS = 20
 
 
 def main() -> None:
     quick = is_quick(__doc__)
     sizes, megabytes = (QUICK, 8) if quick else (SIZES, 128)
     began = perf_counter()
-    codes.compile_loops()
     measured = {size: list(codes.measured(size, tuning(size), megabytes)) for size in sizes}
     load = os.getloadavg()[1]
     log("codes", began)
@@ -64,8 +63,8 @@ def others(size: Size) -> Iterator[list[str]]:
     """Rows of codes of which only some columns are measured."""
     for code in codes.partly_polarized(size):
         yield page.row_without_seconds(code)
-    for name, median, worst in codes.polynomial_codes(size, PATTERNS):
-        yield page.row_of_amplification(name, median, worst)
+    for name, factors in codes.polynomial_codes(size, PATTERNS):
+        yield page.row_of_amplification(name, factors)
 
 
 def log(what: str, began: float) -> None:

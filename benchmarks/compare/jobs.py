@@ -20,6 +20,7 @@ from polarmap.planning import (
     training_trace,
 )
 from polarmap.planning.backups import CUBED
+from polarmap.planning.completion import completion_of_jobs
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "2 % stragglers at 5x": stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),
@@ -72,8 +73,4 @@ def with_backups(slow: float, size: Size, runtimes: Distribution, trials: int) -
         lambda late: runtimes.sample(rng, late.sum()),
         CUBED._replace(slow=slow),
     )
-    error = float(jobs.time.std() / np.sqrt(trials))
-    p50, p95, p99 = np.quantile(jobs.time, [0.5, 0.95, 0.99], method="higher").tolist()
-    mean, paid, started = (float(column.mean()) for column in (jobs.time, jobs.paid, jobs.started))
-    name = f"backup tasks (tuned: {slow:g} x)"
-    return Completion(name, k, k, mean, error, p50, p95, p99, paid, float(k), started, 0.0)
+    return completion_of_jobs(f"backup tasks (tuned: {slow:g} x)", k, k, jobs)

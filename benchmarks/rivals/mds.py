@@ -1,13 +1,12 @@
 """MDS codes over the reals: any k of n blocks decode, by a dense k x k solve at the worst.
 
-Gaussian coefficients are the best conditioned known. Polynomial codes, data and parity being the
-values of one polynomial at n points, are the classical ones: Vandermonde at equally spaced points,
-and Chebyshev points, which are optimal while all of them are there and are not once some are not.
+Gaussian coefficients are the best conditioned known. Of polynomial codes, the classical ones, only how large
+errors get is computed: their coefficients grow beyond what floats hold.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
 
 import numpy as np
 
@@ -61,55 +60,41 @@ class Solved:
         return data
 
 
-class Polynomial:
-    """Values at n points of the polynomial of degree below k through the k data blocks.
+# Of codes whose data and parity are the values of one polynomial of degree below k: equally spaced, and the
+# zeros of a Chebyshev polynomial, which are optimal while all of them are there.
+POINTS: dict[str, Callable[[int], Array]] = {
+    "Vandermonde": lambda n: np.linspace(-1, 1, n),
+    "Chebyshev": lambda n: np.cos((2 * np.arange(n) + 1) * np.pi / (2 * n)),
+}
 
-    Coefficients grow beyond what floats hold, so this says how large errors get, as a logarithm,
-    by Lagrange's formula.
+
+def log10_amplification(points: Array, arrived: Array) -> float:
+    """log10 of the largest relative error of a data block, one per rounding unit, of k blocks that arrived.
+
+    Data lies at random among the points: what is missing is then spread out, whichever it is.
     """
-
-    def __init__(self, points: Array, k: int, name: str, seed: int = 0) -> None:
-        self.n, self.k, self.name = len(points), k, name
-        # Data at random among the points: what is missing is then spread out, whichever it is.
-        self.points = np.random.default_rng(seed).permutation(points)
-
-    def log_weights(self, received: Array, wanted: Array) -> Array:
-        """log|w| of the weights of `received` values in the `wanted`, (wanted, received).
-
-        w_ij = A(y_i) / (A'(x_j) (y_i - x_j)) with A(y) = product of (y - x_j) over the received.
-        """
-        x, y = self.points[received], self.points[wanted]
-        gaps = np.subtract.outer(x, x)
-        np.fill_diagonal(gaps, 1.0)
-        across = np.log(np.abs(np.subtract.outer(y, x)))
-        return np.asarray(across.sum(axis=1)[:, None] - np.log(np.abs(gaps)).sum(axis=1) - across)
-
-    @cached_property
-    def log_norms(self) -> Array:
-        """log of the 2-norm of each coded block's coefficients."""
-        parity = self.log_weights(np.arange(self.k), np.arange(self.k, self.n))
-        return np.append(np.zeros(self.k), _log_norm(parity))
-
-    def log10_amplification(self, arrived: Array) -> float:
-        """log10 of the largest relative error of a recovered block, one per rounding unit."""
-        missing = np.setdiff1d(np.arange(self.k), arrived)
-        if not len(missing):
-            return 0.0
-        logarithm = self.log_weights(arrived, missing) + self.log_norms[arrived]
-        return float(_log_norm(logarithm).max() / np.log(10))
+    k, points = len(arrived), np.random.default_rng(0).permutation(points)
+    parity = log_weights(points[:k], points[k:])
+    log_norms = np.append(np.zeros(k), log_norm(parity))  # of the coefficients of each coded block
+    missing = np.setdiff1d(np.arange(k), arrived)
+    if not len(missing):
+        return 0.0
+    errors = log_norm(log_weights(points[arrived], points[missing]) + log_norms[arrived])
+    return float(errors.max() / np.log(10))
 
 
-def vandermonde(n: int, k: int) -> Polynomial:
-    """Equally spaced points in [-1, 1]."""
-    return Polynomial(np.linspace(-1, 1, n), k, "Vandermonde")
+def log_weights(x: Array, y: Array) -> Array:
+    """log|w| of the weights of values at x in the values at y by Lagrange, beyond floats: (y, x).
+
+    w_ij = A(y_i) / (A'(x_j) (y_i - x_j)) with A(y) = product of (y - x_j).
+    """
+    gaps = np.subtract.outer(x, x)
+    np.fill_diagonal(gaps, 1.0)
+    across = np.log(np.abs(np.subtract.outer(y, x)))
+    return np.asarray(across.sum(axis=1)[:, None] - np.log(np.abs(gaps)).sum(axis=1) - across)
 
 
-def chebyshev(n: int, k: int) -> Polynomial:
-    """The zeros of the n-th Chebyshev polynomial."""
-    return Polynomial(np.cos((2 * np.arange(n) + 1) * np.pi / (2 * n)), k, "Chebyshev")
-
-
-def _log_norm(logarithms: Array) -> Array:
+def log_norm(logarithms: Array) -> Array:
     """log of the 2-norm of each row of numbers given by their logarithms."""
     largest = logarithms.max(axis=1)
     return largest + np.log(np.exp(2 * (logarithms - largest[:, None])).sum(axis=1)) / 2

@@ -39,13 +39,6 @@ class Graph(NamedTuple):
         starts = np.append(0, np.cumsum([len(members) for members in equations]))
         return cls(starts, np.concatenate(equations), np.concatenate(coefficients).astype(float), blocks)
 
-    def dense(self) -> Array:
-        """The equations as a matrix (equations, blocks)."""
-        matrix = np.zeros((len(self.starts) - 1, self.blocks))
-        rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        matrix[rows, self.members] = self.coefficients
-        return matrix
-
 
 class Decoder:
     """The decoder of a graph.
@@ -98,8 +91,11 @@ class Decoder:
         here[arrived] = True
         return here
 
-    def plan(self, arrived: Array, wanted: Array | None = None) -> Plan:
-        """How to find the blocks `wanted` (by default those of the code) from those that arrived."""
+    def plan(self, arrived: Array, given: Array | None = None, wanted: Array | None = None) -> Plan:
+        """How to find the blocks `wanted` (by default those of the code) from those that arrived.
+
+        given : the rows in which these are given, by default 0, 1, ...
+        """
         graph, here = self.graph, self._marked(arrived)
         # What stands in one equation only and is missing makes that equation say nothing of others.
         lost = ~here & (self._occurrences == 1)
@@ -107,7 +103,8 @@ class Decoder:
         useful = np.ones(len(graph.starts) - 1, bool)
         useful[np.repeat(np.arange(len(useful)), np.diff(graph.starts))[lost[graph.members]]] = False
         *steps, _ = _set_aside(*graph[:2], *self._transposed, here, useful, self.wanted, True)
-        return Plan(graph, arrived, np.arange(self.wanted) if wanted is None else wanted, *steps)
+        rows = np.arange(len(arrived)) if given is None else given
+        return Plan(graph, arrived, rows, np.arange(self.wanted) if wanted is None else wanted, *steps)
 
 
 class Plan:
@@ -121,13 +118,15 @@ class Plan:
         self,
         graph: Graph,
         arrived: Array,
+        given: Array,
         wanted: Array,
         targets: Array,
         sources: Array,
         aside: Array,
         spare: Array,
     ) -> None:
-        self._graph, self._arrived, self._wanted, self._aside = graph, arrived, wanted, aside
+        self._graph, self._arrived, self._given = graph, arrived, given
+        self._wanted, self._aside = wanted, aside
         self.solves, self.operations = len(spare) >= len(aside), 0.0
         if not self.solves:
             return
@@ -148,14 +147,14 @@ class Plan:
             additions[self._first[1]].sum() + additions[self._again[1]].sum() + 2 * self._solver.size
         )
 
-    def follow(self, blocks: Array, given: Array) -> Array:
-        """The blocks wanted (wanted, b) from those that arrived, in their order the rows `given`."""
+    def recover(self, blocks: Array) -> Array:
+        """The blocks wanted, (wanted, b)."""
         found = np.empty((len(self._wanted), blocks.shape[1]))
         rows = self._graph.blocks + len(self._rest)
 
         def work(columns: slice) -> None:
             tile = np.empty((rows, columns.stop - columns.start))
-            tile[self._arrived] = blocks[given, columns]
+            tile[self._arrived] = blocks[self._given, columns]
             tile[self._aside] = 0
             _replay(*self._first, *self._graph[:3], tile)
             if len(self._aside):
@@ -180,7 +179,7 @@ class SparseCode(Rival):
 
     @cached_property
     def _encoding(self) -> Plan:
-        return self.decoder.plan(self.data, self.coded)
+        return self.decoder.plan(self.data, wanted=self.coded)
 
     @cached_property
     def encode_operations(self) -> float:  # type: ignore[override]
@@ -198,22 +197,12 @@ class SparseCode(Rival):
         return np.array([self.decoder.needed(self.coded[order], self.k) for order in orders])
 
     def encode(self, data: Array) -> Array:
-        return self._encoding.follow(data, np.arange(self.k))
+        return self._encoding.recover(data)
 
-    def plan(self, arrived: Array) -> Solving:
-        return Solving(self, arrived)
-
-
-class Solving:
-    """The data of a code from one pattern of arrivals."""
-
-    def __init__(self, code: SparseCode, arrived: Array) -> None:
-        self._arrived, self._plan = arrived, code.decoder.plan(code.coded[arrived], code.data)
-        assert self._plan.solves, f"these blocks do not determine the data of {code.name}"
-        self.operations = self._plan.operations
-
-    def recover(self, blocks: Array) -> Array:
-        return self._plan.follow(blocks, self._arrived)
+    def plan(self, arrived: Array) -> Plan:
+        plan = self.decoder.plan(self.coded[arrived], arrived, self.data)
+        assert plan.solves, f"these blocks do not determine the data of {self.name}"
+        return plan
 
 
 def awaited(code: SparseCode, trials: int) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,31 +61,3 @@ def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answ
 def one_line(error: Exception) -> str:
     """The message of an error without its breaks."""
     return " ".join(str(error).split())
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table as text: columns as wide as their widest entry, numbers to the right.
-
-    >>> print(table(("name", "n"), [("a", "10"), ("long", "5")]))
-    name   n
-    a     10
-    long   5
-    """
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(
-            entry.rjust(width) if right else entry.ljust(width)
-            for entry, width, right in zip(row, widths, numeric)
-        ).rstrip()
-        for row in [head, *rows]
-    ]
-    return "\n".join(lines)
-
-
-def _is_number(entry: str) -> bool:
-    try:
-        float(entry.replace(",", ""))
-    except ValueError:
-        return entry in ("", "-")
-    return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
 from polarmap.arrays.array import without_key
-from polarmap.cli.answer import Answer, answering, one_line, table
+from polarmap.cli.answer import Answer, answering, one_line
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError
 
@@ -49,11 +50,8 @@ def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
 
     SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
     """
-    data, close = _open(source)
-    try:
+    with _opened(source) as data:
         coded = encode(data, name=name, memory=memory * MIB, **options)
-    finally:
-        close()
     return Answer({"array": _facts(coded)}, repr(coded))
 
 
@@ -62,9 +60,10 @@ def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
 def list_(storage: str | None) -> Answer:
     """List the coded arrays in a storage."""
     found = [_facts_or_error(name, storage) for name in list_coded(storage)]
-    rows = [_row(facts) for facts in found]
-    text = table(("name", "shape", "dtype", "k", "n", "MiB stored"), rows) if rows else "no coded arrays"
-    return Answer({"arrays": found}, text, ok=all("error" not in facts for facts in found))
+    text = "\n".join(line for _, line in found) or "no coded arrays"
+    return Answer(
+        {"arrays": [facts for facts, _ in found]}, text, all("error" not in one for one, _ in found)
+    )
 
 
 @answering("check")
@@ -108,32 +107,33 @@ def delete(name: str, storage: str | None, yes: bool) -> Answer:
     return Answer({"deleted": name}, f"deleted {name!r} from {coded.store.name}")
 
 
-def _open(source: str) -> tuple[Any, Callable[[], None]]:
-    """Open SOURCE: what `encode` takes for it, and what closes it."""
+@contextlib.contextmanager
+def _opened(source: str) -> Iterator[Any]:
+    """What `encode` takes for SOURCE, while it is open."""
     path, separator, dataset = source.partition(DATASET)
     if separator:
         try:
             import h5py
         except ImportError:
             raise _lacking("h5py", source) from None
-        file = h5py.File(path, "r")
-        if dataset not in file:
-            names = ", ".join(file)
-            file.close()
-            raise CodeError(f"{path} has no dataset {dataset!r}; it holds {names}")
-        return file[dataset], file.close
-    if Path(source).is_dir():
+        with h5py.File(path, "r") as file:
+            if dataset not in file:
+                raise CodeError(f"{path} has no dataset {dataset!r}; it holds {', '.join(file)}")
+            yield file[dataset]
+    elif Path(source).is_dir():
         try:
             import zarr
         except ImportError:
             raise _lacking("zarr", source) from None
         try:
-            return zarr.open_array(source, mode="r"), lambda: None
+            array = zarr.open_array(source, mode="r")
         except (ValueError, LookupError) as error:
             raise CodeError(f"{source} is no Zarr array: {error}") from error
-    if not Path(source).is_file():
+        yield array
+    elif Path(source).is_file():
+        yield source
+    else:
         raise CodeError(f"there is no file {source!r}")
-    return source, lambda: None
 
 
 def _lacking(module: str, source: str) -> CodeError:
@@ -153,16 +153,10 @@ def _facts(coded: CodedArray) -> dict[str, Any]:
     }
 
 
-def _facts_or_error(name: str, storage: str | None) -> dict[str, Any]:
+def _facts_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
+    """The facts of an array and a line that says them, or both of why it cannot be opened."""
     try:
-        return _facts(without_key(name, storage))
+        coded = without_key(name, storage)
     except PolarmapError as error:
-        return {"name": name, "error": one_line(error)}
-
-
-def _row(facts: dict[str, Any]) -> tuple[str, ...]:
-    if "error" in facts:
-        return (facts["name"], f"cannot be opened: {facts['error']}", "", "", "", "")
-    shape = " x ".join(map(str, facts["shape"]))
-    numbers = (str(facts["k"]), str(facts["n"]), f"{facts['stored_bytes'] / MIB:,.1f}")
-    return (facts["name"], shape, facts["dtype"], *numbers)
+        return {"name": name, "error": one_line(error)}, f"{name} cannot be opened: {one_line(error)}"
+    return _facts(coded), repr(coded)

@@ -43,23 +43,9 @@ def frozen(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
     return [f"{name}=={installed[name]}" if name in installed else line for name, line in zip(names, wanted)]
 
 
-def check_python(backend: str, python: tuple[int, int], numpy: str) -> None:
-    """Refuse what cannot be installed there, before minutes are spent on it.
-
-    >>> check_python("aws_lambda", (3, 13), "2.4.6")
-    >>> check_python("aws_lambda", (3, 11), "2.2.6")
-    """
-    numbers = tuple(int(part) for part in numpy.split(".")[:2])
-    if backend == "aws_lambda" and python < LAMBDA_OLD_PYTHON and numbers >= NUMPY_NEEDS_NEW_LIBC:
-        raise ExecutorError(
-            f"Lambda's Python {python[0]}.{python[1]} runs on Amazon Linux 2, for which numpy {numpy} has no "
-            "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
-        )
-
-
 def deploy(config_file: str, backend: str, recipe: Path) -> str:
     """Build the runtime of `recipe`, deploy it where the configuration says; its name."""
-    installed = check_deployable(settings.read_for(config_file, backend))
+    installed = check_deployable(settings.read(config_file))
     requirements = frozen(requirements_of(recipe), installed)
     with (
         _functions_of(config_file, f"{backend} was not deployed") as functions,
@@ -71,7 +57,6 @@ def deploy(config_file: str, backend: str, recipe: Path) -> str:
 
 def undeploy(config_file: str, backend: str) -> str:
     """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
-    settings.read_for(config_file, backend)
     with _functions_of(config_file, f"{backend} was not removed") as functions:
         return _remove(functions, backend)
 
@@ -79,7 +64,13 @@ def undeploy(config_file: str, backend: str) -> str:
 def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
     installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
-    check_python(settings.backend_of(config), sys.version_info[:2], installed["numpy"])
+    python, numpy = sys.version_info[:2], installed["numpy"]
+    is_new = tuple(int(part) for part in numpy.split(".")[:2]) >= NUMPY_NEEDS_NEW_LIBC
+    if settings.backend_of(config) == "aws_lambda" and python < LAMBDA_OLD_PYTHON and is_new:
+        raise ExecutorError(
+            f"Lambda's Python {python[0]}.{python[1]} runs on Amazon Linux 2, for which numpy {numpy} has no "
+            "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
+        )
     return installed
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,9 +67,7 @@ def of_runtimes(function: Callable[..., Answer]) -> Callable[..., Answer]:
     ) -> Answer:
         if (times is None) == (named is None):
             raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
-        runtimes = (
-            Empirical(read_times(times, column)) if times is not None else named_distribution(str(named))
-        )
+        runtimes = read_times(times, column) if times is not None else named_distribution(str(named))
         if slow is not None:
             runtimes = stragglers(runtimes, *slow)
         if cold is not None:
@@ -103,30 +100,21 @@ def named_distribution(text: str) -> Distribution:
         raise CodeError(f"--distribution {text}: {error}") from None
 
 
-def read_times(path: Path, column: str | None) -> list[float]:
-    """The numbers of a text file, or of one column of a CSV file with a header."""
+def read_times(path: Path, column: str | None) -> Empirical:
+    """The numbers of a text file, or of one column of a CSV file with a header; - is standard input."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        with click.open_file(str(path), encoding="utf-8") as file:
+            lines = [line for line in file if line.strip()]
+        names = next(csv.reader(lines), [])
+        if column is None and _numbers(" ".join(names).split()) is not None:  # of a run time, or of none
+            return Empirical(" ".join(lines).replace(",", " ").split())
+        if column is None and len(names) > 1:
+            _refuse("--column", f"{path} has the columns {', '.join(names)}: --column says which is needed")
+        return Empirical.from_csv(lines, column or names[0])
     except UnicodeDecodeError as error:
         _refuse("--times", f"{path} is no UTF-8 text: {error}")
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if not rows:
-        _refuse("--times", f"{path} is empty")
-    if column is None and (len(rows[0]) == 1 or _numbers(rows[0]) is not None):
-        header = _numbers(rows[0][0].split()) is None  # a file of one column may have its name on top
-        words = [word for row in rows[header:] for entry in row for word in entry.split()]
-    else:
-        names = [name.strip() for name in rows[0]]
-        if column not in names:
-            what = "--column says which is needed" if column is None else f"there is no column {column!r}"
-            _refuse("--column", f"{path} has the columns {', '.join(names)}: {what}")
-        place = names.index(column)
-        words = [row[place] if place < len(row) else "" for row in rows[1:]]
-    numbers = _numbers(words)
-    if numbers is None:
-        wrong = next(word for word in words if _numbers([word]) is None)
-        _refuse("--times", f"{path} holds {wrong!r}, which is no number")
-    return numbers
+    except CodeError as error:
+        _refuse("--times", f"{path}: {error}")
 
 
 def _refuse(option: str, message: str) -> NoReturn:

@@ -25,7 +25,7 @@ from polarmap import CodedResult, Pool, __version__, coded_map
 from polarmap.cli.answer import FILE, Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
-from polarmap.clouds.extras import install_command
+from polarmap.clouds.extras import install_command, requirements
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
@@ -45,7 +45,6 @@ OPTIONAL = {
     "matplotlib": ("plot", "no figures"),
 }
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
-INSTALLED = "is the extra of this cloud installed (pip install '.[aws]' in a checkout), are you logged in?"
 
 
 class Check(NamedTuple):
@@ -98,19 +97,10 @@ def _installation() -> Iterator[Check]:
         "" if tested else "polarmap is tested on Python 3.11 to 3.14",
     )
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
-    yield from (requirement(text) for text in _requirements())
+    yield from map(requirement, requirements())
     for name, (extra, lacking) in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
             yield Check(name, "note", f"not installed: {lacking}", install_command(extra))
-
-
-def _requirements() -> list[str]:
-    """What polarmap's metadata asks for, extras left out."""
-    try:
-        required = importlib.metadata.requires("polarmap") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return ["numpy", "lithops", "cloudpickle", "tqdm"]
-    return [text for text in required if "extra ==" not in text]
 
 
 def requirement(text: str) -> Check:
@@ -196,27 +186,24 @@ def _configuration(file: Path) -> Iterator[Check]:
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
     """Checks of what runs: storage, then coded maps, if nothing before them is bad."""
     if config is not None:
-        try:
-            probed = _storage(config)
-        except ExecutorError as error:
-            yield Check("Lithops", "bad", one_line(error), INSTALLED)
+        yield (found := _storage(config))
+        if found.state == "bad":
             return
-        yield probed
-        if probed.state == "bad":
-            return
-    found = _map(config, timeout)
-    yield found
+    yield (found := _map(config, timeout))
     if found.state == "ok":
         yield _kept_workers(config, timeout)
 
 
 def _storage(config: Path) -> Check:
-    """Check the storage that a configuration names; ExecutorError if Lithops makes nothing of it."""
+    """Check the storage that a configuration names."""
     from polarmap.executors.lithops_internals import end
     from polarmap.executors.lithops_jobs import open_functions, open_storage
 
-    functions, data = open_functions(config), os.urandom(1024)
-    key = f"polarmap/{uuid.uuid4().hex}/probe"
+    try:
+        functions = open_functions(config)
+    except ExecutorError as error:
+        return Check("Lithops", "bad", one_line(error), "are you logged in there?")
+    key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
         store = ObjectStore(open_storage(functions))
         began = time.monotonic()

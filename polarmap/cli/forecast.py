@@ -9,18 +9,16 @@ from typing import Any
 
 import click
 
-from polarmap.cli.answer import FILE, Answer, answering, table
+from polarmap.cli.answer import FILE, Answer, answering
 from polarmap.cli.distributions import of_runtimes
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.planning import SCHEMES, Completion, completion_time
+from polarmap.planning import SCHEMES, completion_time
 from polarmap.planning import plan as plan_workers
 from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import json_value
-
-HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "fails")
 
 
 @answering("plan")
@@ -108,7 +106,7 @@ def simulate(
         completion_time(_workers(scheme, coded, k), k, scheme, runtimes, trials=trials, seed=seed)
         for scheme in schemes
     ]
-    return Answer({"k": k, "n": coded, "completions": options}, table(HEAD, [_row(one) for one in options]))
+    return Answer({"k": k, "n": coded, "completions": options}, "\n".join(map(str, options)))
 
 
 def _workers(scheme: str, n: int, k: int) -> int:
@@ -116,8 +114,3 @@ def _workers(scheme: str, n: int, k: int) -> int:
     if scheme == "replication":
         return max(2, n // k) * k
     return k if scheme == "uncoded" or scheme.startswith("backup") else n
-
-
-def _row(one: Completion) -> tuple[str, ...]:
-    seconds = [f"{value:.4g}" for value in (one.mean, one.p50, one.p95, one.p99, one.paid, one.arrivals)]
-    return (one.scheme, str(one.n), *seconds, f"{one.failure_probability:.2g}")

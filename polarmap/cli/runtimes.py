@@ -31,13 +31,12 @@ def deploy_(name: str, config: Path | None) -> Answer:
     CONFIG is your copy of `polarmap config show NAME`, filled in. Deploy again after each update of numpy or
     polarmap, and for each runtime_memory.
     """
-    file = config or config_file(name)
+    file = _configuration(name, config)
     if name in BACKENDS:
         _show_progress()
         runtime = runtimes.deploy(str(file), name, backend_folder(name))
         data = {"name": name, "config": file, "runtime": runtime, "python": None}
         return Answer(data, f"deployed {runtime} to {name}")
-    _check_local(name, file)
     _check_interpreter(name)
     data = {"name": name, "config": file, "runtime": None, "python": sys.executable}
     return Answer(data, f"nothing to deploy: {sys.executable} can run the workers of {name}")
@@ -51,19 +50,19 @@ def undeploy_(name: str, config: Path | None) -> Answer:
 
     Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
     """
-    file = config or config_file(name)
+    file = _configuration(name, config)
     if name in BACKENDS:
         _show_progress()
         runtime = runtimes.undeploy(str(file), name)
         return Answer({"name": name, "config": file, "runtime": runtime}, f"removed {runtime} from {name}")
-    _check_local(name, file)
     return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
 
 
-def _check_local(name: str, config: Path) -> None:
-    """ExecutorError for a name that is none, and for a configuration of another backend."""
-    config_file(name)
-    settings.read_for(config, HERE)
+def _configuration(name: str, given: Path | None) -> Path:
+    """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
+    shipped = config_file(name)
+    settings.read_for(given or shipped, name if name in BACKENDS else HERE)
+    return given or shipped
 
 
 def _check_interpreter(name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from polarmap.cli.answer import Answer, answering, table
+from polarmap.cli.answer import Answer, answering
 from polarmap.errors import ExecutorError
 
 
@@ -52,7 +52,9 @@ def list_() -> Answer:
         {"name": name, "purpose": purpose, "config": config_file(name), "backend": backend_folder(name)}
         for name, purpose in rows
     ]
-    return Answer({"configurations": found}, table(("name", "for"), rows))
+    lines = click.HelpFormatter()
+    lines.write_dl(rows)
+    return Answer({"configurations": found}, lines.getvalue().rstrip("\n"))
 
 
 @answering("show")

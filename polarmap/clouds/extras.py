@@ -32,8 +32,8 @@ def install_command(*extras: str) -> str:
     return "pip install " + " ".join(f"'{text}'" for text in needed)
 
 
-def requirements(extra: str) -> list[str]:
-    """The requirements of an extra, and of those that it names, as polarmap's metadata has them."""
+def requirements(extra: str = "") -> list[str]:
+    """What polarmap's metadata asks for, or for an extra and those that it names; nothing in a checkout."""
     import importlib.metadata  # for a message only
 
     try:
@@ -43,7 +43,7 @@ def requirements(extra: str) -> list[str]:
     found = []
     for line in required:
         text, _, condition = map(str.strip, line.partition(";"))
-        if condition.replace("'", '"') == f'extra == "{extra}"':
+        if condition.replace("'", '"') == (f'extra == "{extra}"' if extra else ""):
             others = OF_POLARMAP.match(text)
             if others is None:
                 found.append(text)

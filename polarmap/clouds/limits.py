@@ -18,7 +18,7 @@ BLOCK_COPIES = 2  # of its block that a worker holds while it unpacks what it fe
 
 @dataclass(frozen=True)
 class Backend:
-    """The limits of one compute backend. Memory in MB, time in seconds, payload in bytes.
+    """The limits of one compute backend. Memory in MB, time in seconds.
 
     Attributes
     ----------
@@ -28,8 +28,6 @@ class Backend:
         Seconds of one call, None if the backend sets no limit of its own.
     concurrency
         Calls at a time by default; the account's own quota may differ.
-    payload
-        Bytes of one call. Informative: blocks travel through storage, calls carry keys.
     checked, source
         When and where these figures were read.
     """
@@ -40,7 +38,6 @@ class Backend:
     sizes: tuple[int, ...]
     most_seconds: int | None
     concurrency: int | None
-    payload: int
     checked: str
     source: str
 
@@ -50,20 +47,19 @@ BACKENDS = {
     one.name: one
     for one in (
         Backend(
-            "aws_lambda", 128, 10_240, (), 900, 1000, 1 * MB, "2026-11-24",
-            "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html; payload: "
-            "https://aws.amazon.com/blogs/compute/more-room-to-build-serverless-services-now-support-payloads-up-to-1-mb",
+            "aws_lambda", 128, 10_240, (), 900, 1000, "2026-11-24",
+            "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html",
         ),
         Backend(
             # Driven by events, as Lithops' default trigger pub/sub makes them.
             "gcp_functions", 128, 32_768, (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), 540,
-            100, 10 * MB, "2026-11-24", "https://cloud.google.com/functions/quotas",
+            100, "2026-11-24", "https://cloud.google.com/functions/quotas",
         ),
         Backend(
-            "azure_functions", 512, 4096, (512, 2048, 4096), None, 100, 64 * 1024, "2026-11-24",
+            "azure_functions", 512, 4096, (512, 2048, 4096), None, 100, "2026-11-24",
             "https://learn.microsoft.com/en-us/azure/azure-functions/flex-consumption-plan",
         ),
-        Backend("k8s", 1, 2**20, (), None, None, 1 * MB, "2026-11-24", "the cluster's own: its nodes"),
+        Backend("k8s", 1, 2**20, (), None, None, "2026-11-24", "the cluster's own: its nodes"),
     )
 }  # fmt: skip
 # Backend and trigger -> its limits where they are others than those above.

@@ -21,7 +21,7 @@ from polarmap.planning.distributions import (
     cold_starts,
     stragglers,
 )
-from polarmap.planning.empirical import Empirical, as_runtimes, plot_runtimes
+from polarmap.planning.empirical import Empirical, as_runtimes, plot_runtimes, training_trace
 from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
@@ -37,7 +37,6 @@ from polarmap.planning.polarization import (
     virtual_quantile,
 )
 from polarmap.planning.small_blocks import simulate_small_blocks
-from polarmap.planning.traces import training_trace
 from polarmap.run.lateness import LatenessRule, ParityRule
 
 __all__ = [

@@ -154,14 +154,14 @@ def completion_time(
             _check_one_each(n, workers)
             if not workers.are_alike:
                 jobs, arrivals = unequal.simulate_unequal(workers, k, scheme, erasure, trials, seed)
-                return _simulated(scheme, n, k, jobs, arrivals)
+                return completion_of_jobs(scheme, n, k, jobs, arrivals)
             runtimes = workers.together
         distribution = as_runtimes(runtimes)
         if distribution.failure_probability == 1:
             return _hopeless(scheme, n, k)
         rng = np.random.default_rng(seed)
         if scheme in RULES:
-            return _simulated(scheme, k, k, _backed_up(k, distribution, scheme, trials, rng))
+            return completion_of_jobs(scheme, k, k, _backed_up(k, distribution, scheme, trials, rng))
         if scheme == "on_demand":
             jobs = simulate_on_demand(
                 distribution.sample(rng, (trials, k)),
@@ -169,11 +169,11 @@ def completion_time(
                 upfront,
                 distribution,
             )
-            return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
+            return completion_of_jobs(scheme, n, k, jobs)._replace(upfront=upfront)
         if scheme == "small_blocks":
             times = distribution.sample(rng, (trials, n))
             jobs = simulate_small_blocks(times, k, pieces, task_price)
-            return _simulated(scheme, n, k, jobs)._replace(arrivals=float(k * pieces), pieces=pieces)
+            return completion_of_jobs(scheme, n, k, jobs)._replace(arrivals=float(k * pieces), pieces=pieces)
         if scheme == "replication":
             return _replicated(n, k, distribution)
         needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
@@ -298,9 +298,10 @@ def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
     return Completion("replication", n, k, job.mean(k), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
 
 
-def _simulated(
+def completion_of_jobs(
     scheme: str, n: int, k: int, jobs: backups.SimulatedJobs, arrivals: Floats | None = None
 ) -> Completion:
+    """What simulated jobs give; `arrivals`: results that each has awaited, k by default."""
     ended = np.isfinite(jobs.time)
     if not ended.any():
         return _hopeless(scheme, n, k)

@@ -28,24 +28,6 @@ if TYPE_CHECKING:
 MOST_DEPTH = 24  # 2^24 virtual workers
 
 
-def slow(below: Floats, above: Floats) -> tuple[Floats, Floats]:
-    """(cdf, 1 - cdf) of the later of two: F -> F^2.
-
-    >>> slow(np.array(0.5), np.array(0.5))
-    (np.float64(0.25), np.float64(0.75))
-    """
-    return below * below, above * (1 + below)
-
-
-def fast(below: Floats, above: Floats) -> tuple[Floats, Floats]:
-    """(cdf, 1 - cdf) of the earlier of two: F -> 1 - (1 - F)^2.
-
-    >>> fast(np.array(0.5), np.array(0.5))
-    (np.float64(0.75), np.float64(0.25))
-    """
-    return below * (1 + above), above * above
-
-
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     """P(T > t) of all virtual workers, from P(T > t) of the real ones at a grid of times.
 
@@ -68,7 +50,8 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     >>> polarize([0.5], 2).ravel().tolist()
     [0.9375, 0.5625, 0.4375, 0.0625]
     """
-    return _polarized(survival, depth)[1]
+    above = checked_probabilities(np.atleast_1d(np.asarray(survival, float)))
+    return erasure_probabilities(np.repeat(above[None], 1 << _checked_depth(depth), axis=0))
 
 
 def plot_polarization(
@@ -103,8 +86,11 @@ def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.Array
     np.float64(0.25)
     """
     below, above = runtimes.cdf(times), runtimes.survival(times)
-    for bit in _bits(depth, index):
-        below, above = fast(below, above) if bit else slow(below, above)
+    for bit in _bits(depth, index):  # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
+        if bit:
+            below, above = below * (1 + above), above * above
+        else:
+            below, above = below * below, above * (1 + below)
     return below
 
 
@@ -154,8 +140,8 @@ def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
     >>> (unpolarized([0.5], 10) <= (3**0.5 / 2) ** 10 * unpolarized([0.5], 0)).tolist()
     [True]
     """
-    below, above = _polarized(survival, depth)
-    return np.asarray(np.sqrt(below * above).mean(axis=0))
+    above = polarize(survival, depth)
+    return np.asarray(np.sqrt((1 - above) * above).mean(axis=0))
 
 
 def step_times(runtimes: Distribution, depth: int) -> Floats:
@@ -200,14 +186,9 @@ def sequential_bound(n: int, k: int, runtimes: Distribution, time: float) -> flo
     >>> round(sequential_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
     0.006
     """
-    _check_sizes(n, k)
-    length = power_of_two_above(n)
-    leaves = np.full(length, _erasure_at(runtimes, time))
-    leaves[: length - n] = 1.0  # punctured
-    unfrozen = np.ones(length, bool)
-    unfrozen[: length - n] = False
-    unfrozen[frozen_at(n, k, runtimes, time)] = False
-    return float(min(1.0, erasure_probabilities(leaves)[unfrozen].sum()))
+    frozen, punctured = frozen_at(n, k, runtimes, time), np.arange(power_of_two_above(n) - n)
+    late = erasure_probabilities(np.append(np.ones(len(punctured)), np.full(n, runtimes.survival(time))))
+    return float(min(1.0, np.delete(late, np.append(punctured, frozen)).sum()))
 
 
 def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.99) -> float:
@@ -234,19 +215,6 @@ def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.9
 
     share = float(first_reached(is_surely_done, np.array(0.0), np.array(most)))
     return float(runtimes.quantile(share)) if share < most else np.inf
-
-
-def _polarized(survival: npt.ArrayLike, depth: int) -> tuple[Floats, Floats]:
-    """cdf and 1 - cdf of all virtual workers, (2^depth, times)."""
-    above = checked_probabilities(np.atleast_1d(np.asarray(survival, float)))
-    pair = (1 - above)[None], above[None]
-    for _ in range(_checked_depth(depth)):
-        below, above = (
-            np.stack([of_slow, of_fast], axis=1).reshape(-1, above.shape[-1])
-            for of_slow, of_fast in zip(slow(*pair), fast(*pair))
-        )
-        pair = below, above
-    return pair
 
 
 def _real_shares(depth: int, index: int, below: Floats, above: Floats) -> tuple[Floats, Floats]:

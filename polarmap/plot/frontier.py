@@ -17,8 +17,9 @@ def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
     figure, ((axes,),) = canvas.blank(7.5, 4.6)
     clock = "p99" if plan.objective == "cost" else plan.objective
     options = [one for one in plan.frontier if isfinite(getattr(one, clock))]
-    points = [(one.paid, getattr(one, clock)) for one in options]
-    axes.plot(*zip(*points), "-o", color=canvas.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
+    times = [getattr(one, clock) for one in options]  # of none, where fewer jobs than that ever complete
+    paid = [one.paid for one in options]
+    axes.plot(paid, times, "-o", color=canvas.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
     _name_some(axes, options, plan, clock)
     _single_out(axes, plan.uncoded, clock, "s", canvas.GREY, f"plain map, {plan.uncoded.n} workers")
     _single_out(axes, plan.expected, clock, "*", canvas.VERMILLION, f"plan, {plan.expected.n} workers")
@@ -35,8 +36,8 @@ def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
 def _name_some(axes: Axes, options: list[Any], plan: Any, clock: str) -> None:
     """Write the number of workers beside those points that are far enough from each other."""
     high = max([getattr(one, clock) for one in options], default=1.0)
-    low_cost, high_cost = options[0].paid, options[-1].paid
-    width = (high_cost - low_cost) or 1.0
+    costs = [one.paid for one in options] or [0.0]
+    low_cost, width = costs[0], (costs[-1] - costs[0]) or 1.0
 
     def place(one: Any) -> tuple[float, float]:
         return (one.paid - low_cost) / width, getattr(one, clock) / high

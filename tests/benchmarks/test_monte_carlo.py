@@ -83,9 +83,11 @@ def inverses(values: np.ndarray, modulus: int) -> np.ndarray:
 
 def until_peeled(code: SparseCode) -> np.ndarray:
     """The arrivals after which equations with one unknown give all blocks wanted, one after the other."""
-    equations = (code.decoder.graph.dense() != 0).astype(np.float32)
+    starts, members, _, blocks = code.decoder.graph
+    equations = np.zeros((len(starts) - 1, blocks), np.float32)
+    equations[np.repeat(np.arange(len(equations)), np.diff(starts)), members] = 1
     order, wanted = code.coded[orders(code.n)], code.decoder.wanted
-    known = np.zeros((ORDERS, code.decoder.graph.blocks), bool)
+    known = np.zeros((ORDERS, blocks), bool)
     needed = np.full(ORDERS, code.n + 1)
     for arrived in range(code.n):
         known[np.arange(ORDERS), order[:, arrived]] = True

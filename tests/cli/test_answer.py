@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 
-import numpy as np
 import pytest
 from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
 
@@ -26,10 +24,17 @@ from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
             "k = 100000000 is more than the 65536 workers",
         ),
         (["simulate", "--k", "4", "--n", "100000000", *DISTRIBUTION], "CodeError", "n and trials go up to"),
+        (["plan", "--k", 24, *DISTRIBUTION, "--max-workers", 20], "CodeError", "max_workers is 20"),
+        (
+            ["plan", "--k", 4, *DISTRIBUTION, "--failing", 0.9],
+            "CodeError",
+            "above max_failure_probability = 0.001",
+        ),
+        (["plan", "--k", 4, "--distribution", "exponential:-1,1"], "CodeError", "-1,1: shift must be"),
     ],
 )
 def test_a_refusal_is_one_line_and_exits_with_1(
-    polarmap: Run, arguments: list[str], kind: str, message: str
+    polarmap: Run, arguments: list[object], kind: str, message: str
 ) -> None:
     ran = polarmap(*arguments)
     assert (ran.code, ran.out) == (1, "")
@@ -68,36 +73,3 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["plan", "--k", 24, *DISTRIBUTION, "--max-workers", 20], "workers, max_workers is 20"),
-        (["plan", "--k", 4, *DISTRIBUTION, "--failing", 0.9], "above max_failure_probability = 0.001"),
-        (["plan", "--k", 4, "--distribution", "exponential:-1,1"], "exponential:-1,1: shift must be"),
-        (
-            ["encode", "A.npy", "a", "--blocks", 30],
-            "blocks=30 is more than the 24 rows of the data; use blocks <= 24",
-        ),
-        (["encode", "A.npy", "a", "--blocks", 6, "--workers", 5], "workers=5 leaves no parity for 6 blocks"),
-        (["encode", "A.npy", "there"], "choose another name, or pass overwrite=True"),
-    ],
-)
-def test_messages_are_those_of_the_library(
-    polarmap: Run, arguments: list[object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "store"))
-    np.save("A.npy", np.eye(24))
-    if "there" in arguments:
-        polarmap("encode", "A.npy", "there")
-    ran = polarmap(*arguments)
-    assert ran.code == 1
-    assert message in ran.err
-
-
-def test_options_that_are_no_shares_are_wrong_usage(polarmap: Run) -> None:
-    for options in (["--failing", 2], ["--stragglers", -1, 5], ["--cold-starts", 3, 1]):
-        ran = polarmap("plan", "--k", 4, "--distribution", "exponential:1,1", *options)
-        assert (ran.code, "is not in the range 0<=x<=1" in ran.err, options[0] in ran.err) == (2, True, True)

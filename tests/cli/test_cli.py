@@ -36,6 +36,15 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
         (["fly"], "No such command 'fly'"),
         (["plan"], "Missing option '--k'"),
         (["plan", "--k", "0", *DISTRIBUTION], "'--k'"),
+        (
+            ["plan", "--k", "4", *DISTRIBUTION, "--failing", "2"],
+            "'--failing': 2.0 is not in the range 0<=x<=1",
+        ),
+        (
+            ["plan", "--k", "4", *DISTRIBUTION, "--cold-starts", "3", "1"],
+            "'--cold-starts': 3.0 is not in the range",
+        ),
+        (["plan", "--k", "4", "--stragglers", "-1", "5"], "'--stragglers': -1.0 is not in the range 0<=x<=1"),
         (["plan", "--k", "4"], "either --times FILE or --distribution NAME:A,B"),
         (
             ["plan", "--k", "4", *DISTRIBUTION, "--times", __file__],

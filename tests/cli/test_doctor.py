@@ -13,7 +13,6 @@ from command_lines import ROOT, Ran, Run
 
 from polarmap.cli import deploy
 from polarmap.cli.doctor import _speed, _storage, requirement
-from polarmap.errors import ExecutorError
 
 LATER = r"the first map, which starts them, takes \d+\.\d\d s, later ones \d+\.\d ms"
 
@@ -22,8 +21,10 @@ def states(ran: Ran) -> dict[str, str]:
     return {check["name"]: check["state"] for check in ran.json["checks"]}
 
 
-def test_doctor_finds_this_machine_in_order(polarmap: Run) -> None:
+def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap: Run) -> None:
+    before = threading.active_count()
     ran = polarmap("doctor", "--json")
+    assert threading.active_count() <= before + 1  # a pool thread may be on its way out
     assert ran.code == 0, ran.out
     assert ran.json["ok"]
     found = states(ran)
@@ -54,10 +55,15 @@ def test_doctor_says_why_maps_are_slow(
     assert advice in check.advice
 
 
-def test_doctor_notes_little_room(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_notes_little_room_and_a_configuration_that_is_not_used(
+    polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2e6))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".lithops_config").write_text("lithops: {backend: localhost, storage: localhost}\n")
     ran = polarmap("doctor")
     assert ran.code == 0
+    assert "note  Lithops: .lithops_config is not used by executor=None" in ran.out
     assert "note  temporary folder: " in ran.out
     if Path("/dev/shm").is_dir():
         assert "note  shared memory: /dev/shm, 0.0 GB free of 1.1 that blocks may take" in ran.out
@@ -101,10 +107,8 @@ def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("text", "check", "message"),
     [
-        ("lithops: [", "configuration", "is not YAML"),
-        ("just text\n", "configuration", "holds no Lithops configuration"),
         (
-            "lithops: {backend: aws_lambda, storage: aws_s3}\naws: {region: <region>}\n",
+            "lithops: {backend: aws_lambda}\naws: {region: <region>}\n",
             "configuration",
             "aws.region: <region>",
         ),
@@ -136,26 +140,14 @@ def test_doctor_refuses_what_deploy_refuses(
     file = tmp_path / "lambda.yaml"
     file.write_text("lithops: {backend: aws_lambda, storage: aws_s3}\n")
 
-    def refuse(*_: object) -> None:
-        raise ExecutorError("numpy has no wheel there")
-
-    monkeypatch.setattr(deploy, "check_python", refuse)
+    monkeypatch.setattr(deploy, "LAMBDA_OLD_PYTHON", (9, 0))
+    monkeypatch.setattr(deploy, "NUMPY_NEEDS_NEW_LIBC", (1, 0))
     told = polarmap("doctor", "--config", file)
     assert told.code == 1
-    assert "bad   worker runtime: numpy has no wheel there" in told.out
+    [said] = re.findall("bad   worker runtime: (.* has no wheel: .*)", told.out)
     assert "coded map" not in told.out
     refused = polarmap("deploy", "aws_lambda", file)
-    assert (refused.code, refused.err) == (1, "polarmap: numpy has no wheel there\n")
-
-
-def test_doctor_notes_a_configuration_that_is_not_used(
-    polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / ".lithops_config").write_text("lithops: {backend: localhost, storage: localhost}\n")
-    ran = polarmap("doctor")
-    assert ran.code == 0
-    assert "note  Lithops: .lithops_config is not used by executor=None" in ran.out
+    assert (refused.code, refused.err) == (1, f"polarmap: {said}\n")
 
 
 def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +171,3 @@ def test_doctor_reads_both_ends_of_a_requirement(
     check = requirement("lithops<3.9,>=3.8")
     assert check.state == state
     assert check.advice == ("" if state == "ok" else "pip install 'lithops<3.9,>=3.8'")
-
-
-def test_nothing_of_the_command_line_is_left_running(polarmap: Run) -> None:
-    before = threading.active_count()
-    polarmap("doctor")
-    assert threading.active_count() <= before + 1  # a pool thread may be on its way out

@@ -16,7 +16,7 @@ from polarmap.planning import (
     lower_bound,
     sequential_finish,
 )
-from polarmap.planning.decodability import decoder_of, optimal_ranks
+from polarmap.planning.decodability import decoder_of, finish
 
 
 @pytest.mark.parametrize(
@@ -39,17 +39,21 @@ def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -
     assert 0 < found.error < 0.05 * found.mean
 
 
-@pytest.mark.parametrize(("n", "k"), [(5, 3), (16, 12), (30, 17), (64, 48)])
-def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int) -> None:
+@pytest.mark.parametrize("scheme", ["sequential", "optimal", "integers"])
+@pytest.mark.parametrize(
+    ("n", "k", "levels"),
+    [(5, 3, None), (16, 12, None), (30, 17, None), (64, 48, None), (24, 16, 3), (50, 30, 4)],
+)
+def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | None, scheme: str) -> None:
     """The max/min pass and the eliminations, against a Decoder fed the same orders."""
-    orders = 40
-    ranks = (
-        np.random.default_rng(9).permuted(np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1).T
+    orders, exact = 40, scheme == "integers"
+    code = PolarCode(n, k, "arikan", decoder_of(scheme), levels=levels)
+    ranks = np.random.default_rng(9).permuted(
+        np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1
     )
-    for scheme in ("sequential", "optimal", "integers"):
-        code = PolarCode(n, k, "arikan", decoder_of(scheme))
-        exact = scheme == "integers"
-        counts = [fed(Decoder(code, exact=exact), order) for order in np.argsort(ranks, axis=0).T]
+    counts = [fed(Decoder(code, exact=exact), order) for order in np.argsort(ranks, axis=1)]
+    assert finish(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
+    if levels is None:
         ranks_found, weights = np.unique(counts, return_counts=True)
         found = arrivals_needed(n, k, scheme, trials=orders, seed=9)
         assert found.ranks.tolist() == ranks_found.tolist()
@@ -88,14 +92,3 @@ def test_fewer_levels_need_more_results(levels: int, beyond: float) -> None:
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(1, 1025, dtype=np.int32), (400, 1)), axis=1)
     assert sequential_finish(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
     assert code.length * code.levels / 2 / 1024 == levels / 2  # additions per block of one transform
-
-
-@pytest.mark.parametrize(("n", "k", "levels"), [(24, 16, 3), (50, 30, 4)])
-def test_fewer_levels_are_simulated_as_they_decode(n: int, k: int, levels: int) -> None:
-    sequential, optimal = (PolarCode(n, k, "arikan", d, levels=levels) for d in ("sequential", "optimal"))
-    orders = np.random.default_rng(1).permuted(np.tile(np.arange(n), (30, 1)), axis=1)
-    ranks = (np.argsort(orders, axis=1).T + 1).astype(np.int32)
-    assert sequential_finish(sequential, ranks).tolist() == [fed(Decoder(sequential), one) for one in orders]
-    for exact in (False, True):
-        found = optimal_ranks(optimal, orders, exact)
-        assert found.tolist() == [fed(Decoder(optimal, exact=exact), one) for one in orders]

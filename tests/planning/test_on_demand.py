@@ -76,13 +76,6 @@ def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
         assert jobs.started[0] == k + upfront + len(launched)
 
 
-def test_nothing_is_started_while_all_is_on_time() -> None:
-    jobs = simulate_on_demand(np.full((3, K), 1.0), np.full((3, N - K), 1.0))
-    assert jobs.time.tolist() == [1.0] * 3
-    assert jobs.paid.tolist() == [K] * 3
-    assert jobs.started.tolist() == [K] * 3
-
-
 def test_a_parity_task_that_is_late_itself_gets_a_stand_in() -> None:
     data, parity = np.array([[1.0] * 23 + [50.0]]), np.array([[50.0, 1.0]])
     jobs = simulate_on_demand(data, parity)

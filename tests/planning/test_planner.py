@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,7 +57,8 @@ def test_the_knee_rather_than_the_last_percent() -> None:
 
 def test_a_plan_says_when_a_plain_map_will_do() -> None:
     found = plan(10, ShiftedExponential(1.0, 0.01))
-    assert found.n == 10
+    assert (found.n, found.code) == (10, "uncoded")
+    assert "start 10 workers for 10 blocks (no code)" in str(found)
     said = str(found).splitlines()[-1]
     one = completion_time(11, 10, "rotation", ShiftedExponential(1.0, 0.01))
     time, paid = one.p99 / found.uncoded.p99 - 1, one.paid / found.uncoded.paid - 1
@@ -85,12 +85,6 @@ def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
     assert found.expected.paid < found.uncoded.paid
 
 
-def test_without_stragglers_no_parity() -> None:
-    found = plan(10, ShiftedExponential(1.0, 1e-3), "cost", slack=0.0)
-    assert (found.n, found.code) == (10, "uncoded")
-    assert "start 10 workers for 10 blocks (no code)" in str(found)
-
-
 def test_limits_bind() -> None:
     free = plan(24, DISTRIBUTION, "p99", slack=0.0)
     bound = plan(24, DISTRIBUTION, "p99", budget=32.0, slack=0.0)
@@ -100,20 +94,14 @@ def test_limits_bind() -> None:
     assert cheap.expected.paid < free.expected.paid
 
 
-def test_the_frontier_goes_from_cheap_to_fast() -> None:
-    found = plan(24, training_trace(), "p99", max_workers=40)
-    paid, times = ([getattr(one, name) for one in found.frontier] for name in ("paid", "p99"))
-    assert paid == sorted(paid)
-    assert times == sorted(times, reverse=True)
-
-
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
-def test_the_frontier_is_what_nothing_dominates(points: list[tuple[int, int]]) -> None:
+def test_the_frontier_is_what_nothing_dominates_from_cheap_to_fast(points: list[tuple[int, int]]) -> None:
     blank = completion_time(2, 1, "mds", ShiftedExponential(1.0, 1.0))
     options = [blank._replace(p99=float(time), paid=float(cost)) for time, cost in points]
-    kept = {(one.p99, one.paid) for one in frontier(options)}
-    assert kept == {(one.p99, one.paid) for one in options if not any(beats(two, one) for two in options)}
+    kept = [(one.paid, one.p99) for one in frontier(options)]
+    best = {(one.paid, one.p99) for one in options if not any(beats(two, one) for two in options)}
+    assert kept == sorted(best)
 
 
 def beats(one: Completion, other: Completion) -> bool:
@@ -132,11 +120,6 @@ def test_a_simulated_code_needs_more_workers() -> None:
         plan(24, DISTRIBUTION, "cost", code=code, deadline=limit).n for code in ("rotation", "sequential")
     )
     assert few < more
-
-
-def test_run_times_in_a_list_do() -> None:
-    times = DISTRIBUTION.sample(np.random.default_rng(0), 500)
-    assert abs(plan(24, times.tolist(), "mean").n - plan(24, DISTRIBUTION, "mean").n) <= 4
 
 
 def test_failing_tasks_ask_for_parity() -> None:
@@ -193,12 +176,10 @@ def test_a_plan_for_workers_that_stay_says_so() -> None:
         ({"task_price": 0.1, "schedule": "on_demand"}, "task_price= is for schedule='upfront'"),
         ({"task_price": 0.1, "code": "optimal"}, "task_price= is for schedule='upfront', code='rotation'"),
         ({"max_workers": 20}, "k = 24 blocks need at least as many workers, max_workers is 20"),
-        ({"objective": "speed"}, "objective must be one of mean, p50"),
         ({"code": "mds"}, "code must be one of rotation"),
         ({"deadline": 0.5}, r"at most 48 workers: p99 is 1\.\d+ s at best, the deadline 0\.5 s"),
         ({"runtimes": Failing(DISTRIBUTION, 0.6)}, "never completes with a probability of at least 0.897"),
         ({"runtimes": [1.0, -1.0]}, "run time 1 is -1"),
-        ({"runtimes": []}, "no run times"),
         ({"k": 0}, "k must be a positive integer, not 0"),
         ({"k": 2.5}, "k must be a positive integer, not 2.5"),
     ],

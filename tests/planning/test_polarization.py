@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.code.design import erasure_probabilities, frozen_inputs
+from polarmap.code.design import frozen_inputs
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning import (
@@ -40,14 +40,6 @@ def recursion(times: np.ndarray) -> np.ndarray:
         return times
     one, other = times[: len(times) // 2], times[len(times) // 2 :]
     return np.concatenate([recursion(np.maximum(one, other)), recursion(np.minimum(one, other))])
-
-
-@settings(max_examples=30)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(0, 7))
-def test_polarize_is_the_erasure_recursion_at_every_time(survival: list[float], depth: int) -> None:
-    rows = polarize(survival, depth)
-    for column, one in zip(rows.T, survival):
-        np.testing.assert_allclose(column, erasure_probabilities(np.full(1 << depth, one)), atol=1e-12)
 
 
 def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:

@@ -62,14 +62,6 @@ def test_the_vectorized_jobs_are_those_event_by_event(
             assert paid == pytest.approx(expected[1])
 
 
-def test_one_block_a_worker_is_the_order_statistic() -> None:
-    times = DISTRIBUTION.sample(np.random.default_rng(0), (100, N))
-    jobs = simulate_small_blocks(times, K, 1)
-    assert jobs.time.tolist() == np.sort(times, axis=1)[:, K - 1].tolist()
-    assert jobs.paid == pytest.approx(np.minimum(times, jobs.time[:, None]).sum(axis=1))
-    assert set(jobs.started) == {N}
-
-
 def test_workers_that_are_alike_and_stay_alike() -> None:
     """Ends that coincide: 6 workers of 8 s each end 8 tasks of a second at every second."""
     jobs = simulate_small_blocks(np.full((1, 6), 8.0), 4, 8)

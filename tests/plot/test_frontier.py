@@ -28,6 +28,8 @@ def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: P
     rendered(figure, tmp_path)
 
 
-def test_a_frontier_of_one_point_and_an_infinite_plain_map_render(tmp_path: Path) -> None:
+def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render(tmp_path: Path) -> None:
     rendered(plan(8, DISTRIBUTION, max_workers=8).plot(), tmp_path)
     rendered(plan(8, Failing(DISTRIBUTION, 0.02), max_workers=16).plot(), tmp_path)
+    never = plan(8, Failing(DISTRIBUTION, 0.2), "cost", max_workers=8, max_failure_probability=1.0)
+    rendered(never.plot(), tmp_path)  # one job in a hundred is never complete: there is no p99

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from figures import KILLED, report_of
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, coded_map, hedged_map, submit
+from polarmap import ReplayExecutor, Report, hedged_map, submit
 from polarmap.plot import canvas
 from polarmap.plot.small_timeline import ROW, TALLEST, WIDTH, timeline_html
-
-
-def report_of(seconds: dict[int, float], **options: Any) -> Report:
-    executor = FaultyExecutor(ReplayExecutor(seconds), {2: Fault("kill", attempts=9)})
-    blocks = list(np.ones((6, 4)))
-    return coded_map(np.negative, blocks, workers=9, executor=executor, **options).report
 
 
 def drawn(report: Report) -> ElementTree.Element:
@@ -28,7 +22,7 @@ def drawn(report: Report) -> ElementTree.Element:
 
 
 def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
-    report = report_of({0: math.inf, 1: 1.5, 7: 1.2})
+    report = report_of({0: math.inf, 1: 1.5, 7: 1.2}, KILLED)
     bars = {bar.find("title").text.split(":")[0]: bar for bar in drawn(report).iter("rect")}
     assert list(bars) == [f"task {index}" for index in range(9)]
     end = max(report.seconds, *(task.arrived or 0 for task in report.tasks))
@@ -41,7 +35,7 @@ def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
 
 
 def test_colours_say_what_became_of_tasks() -> None:
-    report = report_of({0: math.inf})
+    report = report_of({0: math.inf}, KILLED)
     faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
     assert faces[0].startswith(canvas.GREY)
     assert faces[2] == canvas.VERMILLION
@@ -52,7 +46,7 @@ def test_colours_say_what_became_of_tasks() -> None:
 
 
 def test_the_text_of_the_report_stands_above_it() -> None:
-    report = report_of({0: math.inf})
+    report = report_of({0: math.inf}, KILLED)
     assert ElementTree.fromstring(report._repr_html_()).findtext("pre") == str(report)
     assert ElementTree.fromstring(timeline_html(report, "a < b & c")).findtext("pre") == "a < b & c"
 
@@ -65,7 +59,7 @@ def test_many_tasks_share_the_height() -> None:
 
 
 def test_tasks_that_were_not_started_have_no_bar() -> None:
-    report = report_of({}, schedule="on_demand", verify=False)
+    report = report_of({}, KILLED, schedule="on_demand", verify=False)
     started = [task for task in report.tasks if task.launched is not None]
     assert len(list(drawn(report).iter("rect"))) == len(started) < 9
 

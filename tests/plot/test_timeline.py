@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
-from figures import rendered
+from figures import KILLED, rendered, report_of
 from matplotlib.figure import Figure
 
-import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport
+from polarmap import Fault, Report, TaskReport
 from polarmap.plot import draw_timeline
-
-
-def report_of(seconds: Mapping[int, float], faults: Mapping[int, Fault] | None = None) -> Report:
-    executor = FaultyExecutor(ReplayExecutor(seconds), faults or {})
-    blocks = list(np.ones((6, 4)))
-    return polarmap.coded_map(lambda block: 2 * block, blocks, workers=9, executor=executor).report
 
 
 def invented(states: list[str], k: int, seconds: float = 2.0, **changes: object) -> Report:
@@ -64,7 +55,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def test_a_timeline_shows_every_task_and_both_moments(tmp_path: Path) -> None:
-    report = report_of({0: math.inf, 1: 1.5, 7: 1.2}, {2: Fault("kill", attempts=9)})
+    report = report_of({0: math.inf, 1: 1.5, 7: 1.2}, KILLED)
     figure = report.plot(tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").stat().st_size > 5000
     drawn = bars(figure)
@@ -109,9 +100,7 @@ def test_the_number_of_attempts_is_shown() -> None:
 
 def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> None:
     seconds = {0: 9.0, **{index: 1.0 + index / 100 for index in range(1, 9)}}
-    executor = ReplayExecutor(seconds)
-    options = {"executor": executor, "schedule": "on_demand", "verify": False}
-    report = polarmap.coded_map(np.sum, list(np.ones((6, 4))), workers=9, **options).report
+    report = report_of(seconds, schedule="on_demand", verify=False)
     figure = report.plot()
     launched = {task.index: task.launched for task in report.tasks if task.index >= 6}
     late = {index: time for index, time in launched.items() if time is not None}
