@@ -37,10 +37,6 @@ FLOORS = [
     ["storage", "code", "clouds"],
     ["worker", "errors"],
 ]
-# Arrows that run back up today: module -> what it imports from its own floor or one above.
-STILL_UPWARD: set[tuple[str, str]] = set()
-# Rooms tied to each other in a circle today.
-STILL_CIRCULAR: list[set[str]] = []
 
 # Modules that import nothing else of the package: they travel, or are read on their own.
 STAND_ALONE = [
@@ -147,8 +143,6 @@ PROJECT = {
     *["config", "docs", "examples", "makefile", "packaging", "recipes"],
     *["session", "soak", "structure", "texts"],
 }
-# Tests in mirrored folders that name no module.
-STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "run": "first_results",
@@ -225,32 +219,9 @@ def test_every_room_stands_on_one_floor() -> None:
 
 
 def test_no_arrow_runs_back_up() -> None:
+    """Nor, then, is there a circle of rooms."""
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    upward = {(one, other) for one, other in arrows() if floor[room_of(one)] >= floor[room_of(other)]}
-    assert upward == STILL_UPWARD
-
-
-def test_no_circle_of_rooms() -> None:
-    assert circles({(room_of(one), room_of(other)) for one, other in arrows()}) == STILL_CIRCULAR
-
-
-def circles(pairs: set[tuple[str, str]]) -> list[set[str]]:
-    """The largest sets in which each can be reached from each, of two or more, along arrows.
-
-    >>> circles({("a", "b"), ("b", "a"), ("b", "c")}) == [{"a", "b"}]
-    True
-    """
-    reached = {one: {other for first, other in pairs if first == one} for one, _ in pairs}
-    for middle in list(reached):
-        for one in reached:
-            if middle in reached[one]:
-                reached[one] |= reached[middle]
-    found = {
-        frozenset(other for other in reached[one] if one in reached.get(other, ()))
-        for one in reached
-        if one in reached[one]
-    }
-    return sorted((set(circle) for circle in found), key=sorted)
+    assert [arrow for arrow in arrows() if floor[room_of(arrow[0])] >= floor[room_of(arrow[1])]] == []
 
 
 def test_no_import_cycle() -> None:
@@ -295,26 +266,38 @@ HEAVY = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", 
 HEAVY |= {"opentelemetry", "IPython", "xarray", "pyproximal", "cryptography"}
 
 
-def loaded_by(program: str) -> set[str]:
-    """The modules that a process of Python has loaded which has run this."""
-    code = f"{program}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(json.loads(run.stdout))
+STEPS = [
+    "import polarmap; dir(polarmap)",
+    "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
+    "from polarmap.executors import choices as c\n"
+    "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_lithops)]",
+]
 
 
-def test_importing_polarmap_imports_nothing_else() -> None:
-    loaded = loaded_by("import polarmap; dir(polarmap)")
-    assert {name for name in loaded if within(name, ["polarmap"])} == {"polarmap"}
-    assert {"numpy", *HEAVY} & loaded == set()
+@pytest.fixture(scope="module")
+def loaded() -> list[set[str]]:
+    """The modules that a process of Python has loaded after each step."""
+    told = "\nimport json, sys; print(json.dumps(sorted(sys.modules)))\n"
+    command = [sys.executable, "-c", told.join([*STEPS, ""])]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [set(json.loads(line)) for line in run.stdout.splitlines()]
 
 
-def test_a_plain_map_imports_what_it_runs_on() -> None:
-    loaded = loaded_by("import numpy, polarmap; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)")
-    assert HEAVY & loaded == set()
-    ours = {name for name in loaded if within(name, ["polarmap"])}
+def test_importing_polarmap_imports_nothing_else(loaded: list[set[str]]) -> None:
+    assert {name for name in loaded[0] if within(name, ["polarmap"])} == {"polarmap"}
+    assert {"numpy", *HEAVY} & loaded[0] == set()
+
+
+def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
+    assert HEAVY & loaded[1] == set()
+    ours = {name for name in loaded[1] if within(name, ["polarmap"])}
     rooms = {"__init__", "blocks", "clouds", "code", "errors", "executors", "maps", "report", "run", "worker"}
     assert {room_of(name) for name in ours} == rooms
     assert len(ours) <= 100
+
+
+def test_asking_what_an_executor_is_imports_nothing(loaded: list[set[str]]) -> None:
+    assert HEAVY & loaded[2] == set()
 
 
 @pytest.mark.parametrize("package", [name for name, path in modules().items() if path.stem == "__init__"])
@@ -357,8 +340,7 @@ def is_bare(function: ast.FunctionDef) -> bool:
 
 def test_every_file_of_tests_is_called_like_a_module() -> None:
     known = {own_tests(module) for module in modules()} | {Path(f"test_{name}.py") for name in PROJECT}
-    nameless = {str(path) for path in files_of_tests() - known if path.parts[0] not in WHOLE}
-    assert nameless == STILL_NAMELESS
+    assert {path for path in files_of_tests() - known if path.parts[0] not in WHOLE} == set()
 
 
 def test_every_module_with_behaviour_has_its_tests() -> None:

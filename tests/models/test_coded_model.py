@@ -109,9 +109,10 @@ def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(mo
         for lost in (loaded, again, clone(loaded), copy.copy(loaded)):
             assert "<ThreadPoolExecutor, left behind>" in repr(lost)
             with pytest.raises(ModelError, match=STAYED):
-                lost.fit(X6, Y6)
-        found = loaded.set_params(executor=pool).fit(X6, Y6).predict(X6)
-        np.testing.assert_allclose(found, model(blocks=3, executor=pool, tol=1e-3).fit(X6, Y6).predict(X6))
+                lost.fit(X40, Y40)
+        found = loaded.set_params(executor=pool).fit(X40, Y40).predict(X40)
+        wanted = model(blocks=3, executor=pool, tol=1e-3).fit(X40, Y40).predict(X40)
+        np.testing.assert_allclose(found, wanted)
 
 
 def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -18,11 +19,20 @@ from polarmap.planning import (
     completion_time,
     frontier,
     plan,
+    planner,
     stragglers,
     training_trace,
 )
 
 DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_option_is_computed_once() -> Iterator[None]:
+    """However many plans weigh it: it is the same each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "completion_time", functools.cache(completion_time))
+        yield
 
 
 @functools.cache
