@@ -154,27 +154,6 @@ def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
 
 
 @over("socket", "redis")
-def test_close_while_another_thread_maps_is_one_clear_error(place: Place, tmp_path: Path) -> None:
-    pool = place.pool()
-    gate = tmp_path / "began"
-
-    def f(block: Any) -> Any:
-        gate.touch()
-        time.sleep(600)
-
-    with ThreadPoolExecutor(1) as threads:
-        found = threads.submit(check, pool, f)
-        assert until(gate.exists, PATIENCE)
-        began = time.monotonic()
-        pool.close()
-        with pytest.raises(ExecutorError, match=r"ended while a map ran|is closed"):
-            found.result(PATIENCE)
-    assert time.monotonic() < began + 15.0
-    with pytest.raises(ExecutorError, match="closed"):
-        check(pool)
-
-
-@over("socket", "redis")
 def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -> None:
     others = place.pools()
     driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
