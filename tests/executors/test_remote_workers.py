@@ -23,11 +23,12 @@ from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers, worker_table
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
-from polarmap.executors.remote_workers import LAST_PAUSE, RENEW_SECONDS, Backoff, RemoteWorkers
+from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import Lease
 from polarmap.worker import objects
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
+from polarmap.worker.retry import AWAY_SECONDS
 from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
@@ -208,7 +209,7 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: Threa
     site.seconds = 1000.0
     started(workers, 8)
     for one in workers._launched.values():
-        one.ends = time.monotonic() + RENEW_SECONDS - 1.0
+        one.ends = time.monotonic() + AWAY_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # until none of the first is there
         assert time.monotonic() < deadline
