@@ -118,8 +118,8 @@ class PoolRun:
         return [*began, *ended]
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
-        if not (self._workers.is_here and self._workers.is_alone()):
-            self._start_waiting()  # others may have left room, or workers have come
+        if not self._workers.is_alone():
+            self._start_waiting()  # others may have left room
         while True:
             ended: list[Outcome] = []
             rest = max(0.0, deadline - time.monotonic())

@@ -272,6 +272,9 @@ class RemoteWorkers(WorkerTable):
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
             self._failed, self.channel = Backoff(), channel
             self._workers[number] = KeptWorker(number, link)
+            for lease in self._open():
+                if lease.waiting:
+                    lease.wake()
 
     def _start_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for.

@@ -138,7 +138,6 @@ class WorkerTable:
         At a time, not counting those that are abandoned.
     """
 
-    is_here = False  # whether they are processes of this machine
     channel = ""
 
     def __init__(self, most: int | None) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,17 @@ def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkers, site: T
     assert until(lambda: len(workers) == 3)
     assert site.launches == [[0, 1], [2]]
     assert workers.channel == "TCP"
+
+
+def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorkers) -> None:
+    told: Queue[None] = Queue()
+    lease = workers.open(lambda: told.put(None))
+    assert workers.take(lease, 1) is None
+    workers.want(2)
+    for _ in range(2):
+        told.get(timeout=PATIENCE)
+    assert taken(workers, lease) is not taken(workers, lease)
+    workers.leave(lease)
 
 
 def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
