@@ -207,7 +207,7 @@ def inherited_stream(descriptor: int) -> int | None:
 def modules_named(pickled: bytes) -> list[str]:
     """The modules of polarmap and scipy that a pickled function names, besides those of every worker.
 
-    >>> modules_named(b"polarmap.errors ... polarmap.worker.parts")
+    >>> modules_named(b"polarmap.errors polarmap.worker.parts polarmap.nowhere os.path")
     ['polarmap.errors']
     """
     found = {name.decode() for name in re.findall(rb"(?:polarmap|scipy)(?:\.[a-z_]+)+", pickled)}

@@ -14,7 +14,7 @@ import polarmap
 from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
 from polarmap.executors import fork_server
-from polarmap.executors.fork_server import ForkServerProcess, modules_named
+from polarmap.executors.fork_server import ForkServerProcess
 
 
 def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
@@ -89,9 +89,3 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
         workers.leave(lease)
         [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
     assert found == 5.0
-
-
-def test_only_modules_that_are_there_are_named() -> None:
-    assert modules_named(b"polarmap.errors polarmap.worker.parts polarmap.nowhere os.path") == [
-        "polarmap.errors"
-    ]
