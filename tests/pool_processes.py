@@ -20,11 +20,12 @@ import pytest
 
 import polarmap
 from polarmap import CodedResult
+from polarmap.executors.worker_table import KeptWorker, Lease, WorkerTable
 from polarmap.worker.process_identity import OWNER
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
-PATIENCE = 60.0  # seconds until a test gives up; none should come near
+PATIENCE = 90.0  # seconds until a test gives up; none should come near
 
 
 def check(
@@ -44,6 +45,20 @@ def workers_of(pool: Any) -> set[int]:
     """The processes that tasks of an uncoded map ran in."""
     f = lambda block: float(os.getpid())  # noqa: E731
     return {int(one) for one in polarmap.hedged_map(f, [X] * 8, executor=pool, timeout=PATIENCE)}
+
+
+def opened(table: WorkerTable) -> Lease:
+    """One run more, which nobody wakes."""
+    return table.open(lambda: None)
+
+
+def taken(table: WorkerTable, lease: Lease, task: Any = None) -> KeptWorker:
+    """A worker for a task of this run, as soon as one is there."""
+    deadline = time.monotonic() + PATIENCE
+    while (worker := table.take(lease, 1, task)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return worker
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:

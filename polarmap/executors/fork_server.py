@@ -22,18 +22,20 @@ from polarmap.worker.surroundings import absolute_module_path
 from polarmap.worker.threads import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
-START_SECONDS = 60.0  # that an interpreter may take to import what workers need, on a busy machine
+START_SECONDS = 60  # that an interpreter may take to import what workers need, on a busy machine
 TELL_SECONDS = 0.1  # that it may take to tell how a worker ended
 READ_BYTES = 4096
 PROGRAM = """
-import importlib, json, sys
+import importlib, json, signal, sys
 options = json.loads(sys.argv[1])
+signal.alarm(options["seconds"])  # which ends this process
 sys.path[:] = [options["home"], *options["module_path"]]
 import polarmap  # the driver's own, wherever it has found it
 sys.path[:] = options["module_path"]
 from polarmap.worker import finite_differences, fork_server
 for name in options["modules"]:
     importlib.import_module(name)
+signal.alarm(0)
 fork_server.main(options["descriptor"], options["folders"])
 """
 
@@ -61,8 +63,8 @@ class ForkServerProcess:
         self._heard = b""  # what it has said, from the beginning of what is not yet understood
         self._is_ready = False
         self._endings: dict[int, str] = {}  # of workers that ended by themselves
-        self._began = time.monotonic()
         options = {
+            "seconds": START_SECONDS,
             "module_path": absolute_module_path(),
             "home": str(Path(__file__).resolve().parents[2]),
             "modules": ["cloudpickle", *modules],
@@ -86,19 +88,16 @@ class ForkServerProcess:
             theirs.close()
 
     def is_alive(self) -> bool:
-        """Whether it runs; ExecutorError if it does not begin to serve, or ended by itself before."""
+        """Whether it runs; ExecutorError if it has ended by itself before it began to serve."""
         self._listen()
-        if not self._is_ready and time.monotonic() > self._began + START_SECONDS:
-            self._process.kill()
-            raise ExecutorError(f"the worker processes of this machine did not start in {START_SECONDS:g} s")
-        if self._process.poll() is None:
-            return True
-        if not self._is_ready and self._process.returncode >= 0:  # nobody has killed it
+        code = self._process.poll()
+        if not self._is_ready and code is not None and (code >= 0 or code == -signal.SIGALRM):
+            how = f"ended with code {code}" if code >= 0 else f"took more than {START_SECONDS} s"
             raise ExecutorError(
-                f"the worker processes of this machine did not start: {sys.executable} ended with code "
-                f"{self._process.returncode}; standard error says why"
+                f"the worker processes of this machine did not start: {sys.executable} {how}; "
+                "standard error says why"
             )
-        return False
+        return code is None
 
     def fork(self, number: int, connection: socket.socket) -> None:
         """Let a worker of this number serve at `connection`, which is its own from now on."""

@@ -73,11 +73,11 @@ class PoolRun:
         self._waiting: deque[Attempt] = deque()
         self._open: set[Attempt] = set()  # that have not ended
         self._shared: set[Attempt] = set()  # that two workers were told of
-        self._poll, self._woken = select.poll(), WakeSignal()
-        self._poll.register(self._woken, select.POLLIN)
+        self._woken = WakeSignal()
         self._began: list[Event] = []  # that are told with the next outcomes
         self._stored = blocks.of(payload.blocks, payload.encryption)
         self._lease = self._workers.open(self._woken.set)
+        self._lease.poll.register(self._woken, select.POLLIN)
         self._owner = os.getpid()
         # What is stored is to come from one worker; a worker at a task reads no block that is longer than
         # the buffer of its socket.
@@ -120,14 +120,14 @@ class PoolRun:
         return [*began, *ended]
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
-        if not (self._workers.is_here and self._workers.is_alone()):
-            self._start_waiting()  # others may have left room, or workers have come
+        if not self._workers.is_alone():
+            self._start_waiting()  # others may have left room
         while True:
             ended: list[Outcome] = []
             rest = max(0.0, deadline - time.monotonic())
             may_start = bool(self._waiting or self._behind())
             step = min(rest, self._look_seconds) if may_start else rest
-            found = self._poll.poll(None if step == inf else 1000 * step)
+            found = self._lease.poll.poll(None if step == inf else 1000 * step)
             readable = [self._lease.workers.get(descriptor) for descriptor, _ in found]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
@@ -225,7 +225,6 @@ class PoolRun:
             worker.modules.update(self._modules)
             worker.note((self._number, *attempt), self._names[attempt[0]])
         if is_told and not is_ahead:
-            self._poll.register(worker.link, select.POLLIN)
             self._began.append(Began(*attempt, worker.since))
         return is_told
 
@@ -267,10 +266,11 @@ class PoolRun:
                 told.append(one)
                 self._open.remove((one.task, one.attempt))
                 is_fit &= one.failure is None or one.failure.kind != "lost"
-        if not (is_there and is_fit):
-            self._let_go(worker)
+        if not (is_there and is_fit):  # what it was told ahead waits again
+            orders = [order[1:] for order, _ in worker.orders]
+            self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
+            self._workers.remove(worker)
         elif not worker.orders:
-            self._poll.unregister(worker.link)
             self._workers.give_back(worker)
         elif said and (order := worker.orders[0][0]) != said[-1].order and order[1:] not in self._shared:
             self._began.append(Began(*order[1:], worker.since))  # the one that it was told ahead
@@ -282,13 +282,6 @@ class PoolRun:
         is_told = worker.link.send(Message(PART, need.order, need.header, data))
         self._workers.flush()
         return is_told
-
-    def _let_go(self, worker: KeptWorker) -> None:
-        """Give up a worker that is gone or of no more use: what it was told ahead waits again."""
-        orders = [order[1:] for order, _ in worker.orders]
-        self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
-        self._poll.unregister(worker.link)
-        self._workers.remove(worker)
 
     def _outcome(self, message: Message) -> Outcome:
         """What a message says of an attempt; FrameError if it is no reply."""

@@ -26,7 +26,6 @@ FAILURES = 3  # of launches, one after the other, before a map fails for which n
 FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
-RENEW_SECONDS = 30.0  # before a worker ends, another one is started
 GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
 
 
@@ -273,13 +272,16 @@ class RemoteWorkers(WorkerTable):
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
             self._failed, self.channel = Backoff(), channel
             self._workers[number] = KeptWorker(number, link)
+            for lease in self._open():
+                if lease.waiting:
+                    lease.wake()
 
     def _start_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for.
 
         For those that end soon others are started, a few at a time.
         """
-        soon = time.monotonic() + min(RENEW_SECONDS, 0.1 * self._site.seconds)
+        soon = time.monotonic() + min(AWAY_SECONDS, 0.1 * self._site.seconds)  # the site may refuse as long
         ending = sum(self._ends(worker) < soon for worker in self._workers.values())
         useful = len(self._workers) - self._stuck() + self._starting()
         missing = self._wanted + min(ending, -(-self._wanted // RENEWED_SHARE)) - useful

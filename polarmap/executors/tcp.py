@@ -62,7 +62,6 @@ class WorkerListener:
         while self._over not in ready([self._over, self._socket], select.POLLIN, None):
             try:
                 connection, _ = self._socket.accept()
-                self._strangers[connection] = None
                 run_on_daemon(partial(self._admit, connection))
             except BlockingIOError:  # whoever called has gone again
                 continue
@@ -73,6 +72,7 @@ class WorkerListener:
 
     def _admit(self, connection: socket.socket) -> None:
         """Let somebody who has connected prove that it has the key: it joins, or is let go."""
+        self._strangers[connection] = None
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
             stack.callback(self._strangers.pop, connection)

@@ -40,8 +40,6 @@ class WorkerProcesses(WorkerTable):
     folders : of the pool, removed when it is closed, or when this process dies.
     """
 
-    is_here = True
-
     def __init__(self, threads: int, most: int | None, folders: Sequence[str]) -> None:
         super().__init__(most)
         self._threads, self._folders = threads, folders

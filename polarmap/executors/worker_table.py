@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import sys
 import threading
 import time
@@ -20,7 +21,6 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import inf
-from select import POLLIN
 from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
@@ -43,6 +43,7 @@ class Lease:
 
     wake : lets the run look whether it may start a task.
     workers : that are at its tasks, also after its end, by the descriptors of their links.
+    poll : of these descriptors, and of what else the run waits for.
     waiting : tasks that it would start.
     is_listening : whether it starts tasks as soon as it is woken.
     since : when a task of it started or ended last, or it began to wait, on the monotonic clock.
@@ -52,6 +53,7 @@ class Lease:
 
     wake: Callable[[], None]
     workers: dict[int, KeptWorker] = field(default_factory=dict)
+    poll: select.poll = field(default_factory=select.poll)
     waiting: int = 0
     is_listening: bool = False
     since: float = field(default_factory=time.monotonic)
@@ -136,7 +138,6 @@ class WorkerTable:
         At a time, not counting those that are abandoned.
     """
 
-    is_here = False  # whether they are processes of this machine
     channel = ""
 
     def __init__(self, most: int | None) -> None:
@@ -212,8 +213,9 @@ class WorkerTable:
                 worker = self._best_free(task) or self._another()
             if worker is None:
                 return None
-            worker.lease = lease
-            lease.workers[worker.link.fileno()] = worker
+            worker.lease, descriptor = lease, worker.link.fileno()
+            lease.workers[descriptor] = worker
+            lease.poll.register(descriptor, select.POLLIN)
             self._changed = lease.since = time.monotonic()
             return worker
 
@@ -348,7 +350,7 @@ class WorkerTable:
     def _review(self) -> None:
         """Take back those that have come to the end of an abandoned task; let go of those that do not."""
         abandoned = self._abandoned()
-        heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
+        heard = set(ready([worker.link for worker in abandoned], select.POLLIN, 0.0))
         for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:
@@ -377,7 +379,9 @@ class WorkerTable:
         worker.orders.clear()
         worker.since = time.monotonic()
         if lease is not None:
-            lease.workers.pop(worker.link.fileno(), None)
+            descriptor = worker.link.fileno()
+            if lease.workers.pop(descriptor, None) is not None:
+                lease.poll.unregister(descriptor)
             worker.lease = None  # at last: an interrupt before leaves it abandoned
             if lease.ended is None:
                 self._changed = lease.since = worker.since

@@ -148,8 +148,6 @@ def _be_a_worker(parent: int, descriptor: int) -> None:
         with socket.socket(fileno=descriptor) as connection:
             ChannelIO(worker_stream(connection)).serve()
         code = 0
-    except ConnectionError:
-        code = 0  # the driver is gone
     finally:
         os._exit(code)
 

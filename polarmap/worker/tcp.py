@@ -56,8 +56,7 @@ def admit_worker(connection: socket.socket, key: bytes) -> tuple[int, Seals]:
     if not hmac.compare_digest(_code(key, b"worker", ours + theirs + number), proof):
         raise FrameError("a worker without the key")
     connection.sendall(_code(key, b"driver", ours + theirs + number))
-    to_worker, to_driver = _seals(key, ours + theirs)
-    return int.from_bytes(number, "big"), Seals(to_worker, to_driver)
+    return int.from_bytes(number, "big"), Seals(*_seals(key, ours + theirs))
 
 
 def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
@@ -68,8 +67,7 @@ def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
     proof = _exactly(connection, TAG_BYTES, CONNECT_SECONDS)
     if not hmac.compare_digest(_code(key, b"driver", theirs + ours + sent), proof):
         raise FrameError("a driver without the key")
-    to_worker, to_driver = _seals(key, theirs + ours)
-    return Seals(to_driver, to_worker)
+    return Seals(*reversed(_seals(key, theirs + ours)))
 
 
 def _seals(key: bytes, nonces: bytes) -> tuple[Seal, Seal]:

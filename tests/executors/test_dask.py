@@ -128,18 +128,13 @@ def pool(client: Any) -> Iterator[Pool]:
         yield one
 
 
-def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile(client: Any, pool: Pool) -> None:
-    assert check(pool).report.executor == "kept workers on ClientExecutor (TCP)"
-    assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
-    first = workers_of(pool)
-    assert first <= set(client.run(os.getpid).values())
-    check(pool, schedule="on_demand")
-
-
-def test_the_cluster_goes_on_when_the_pool_is_closed(client: Any) -> None:
-    for _ in range(2):
+def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_after(client: Any) -> None:
+    for schedule in ("upfront", "on_demand"):
         with Pool(client.get_executor()) as pool:
-            check(pool)
+            found = check(pool, schedule=schedule)
+            assert found.report.executor == "kept workers on ClientExecutor (TCP)"
+            assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
+            assert workers_of(pool) <= set(client.run(os.getpid).values())
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
     assert until(lambda: not any(client.processing().values()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import polarmap
 from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
-from polarmap.executors import fork_server
+from polarmap.executors import fork_server, worker_processes
 from polarmap.executors.fork_server import ForkServerProcess
 
 
@@ -71,6 +72,17 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
         ForkServerProcess(1, [], [])
+
+
+def test_imports_that_take_too_long_are_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fork_server, "START_SECONDS", 1)
+    monkeypatch.setattr(worker_processes, "modules_named", lambda pickled: ["endless"])
+    with Pool() as pool, pytest.raises(ExecutorError, match="took more than 1 s"):
+        hedged_map(np.sum, [np.ones(5)], executor=pool, timeout=30)
 
 
 def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:

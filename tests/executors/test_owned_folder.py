@@ -26,28 +26,21 @@ def made_by_another_process(place: Path, end: str) -> Path:
     return Path(told.stdout.split()[0])
 
 
-def test_what_a_dead_process_left_is_removed_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["", "memory"])
+def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "memory").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path / "memory"))
     mine, foreign = disk_folder(), tmp_path / "polarmap-1-x"
     foreign.mkdir()
-    left = made_by_another_process(tmp_path, "os._exit(0)")  # as if it had been killed
+    left = made_by_another_process(tmp_path / place, "os._exit(0)")  # as if it had been killed
     assert (left / OWNER).exists()
     assert disk_folder() != mine
     assert not left.exists()
     assert mine.exists()
     assert foreign.exists()  # it does not say whose it is
-
-
-def test_both_places_are_swept_whichever_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path / "memory"))
-    left = made_by_another_process(tmp_path / "memory", "os._exit(0)")
-    assert left.exists()
-    remove(disk_folder())
-    assert not left.exists()
 
 
 @pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("process", 1 << 30)])

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from queue import Queue
 from typing import Any
 
 import numpy as np
 import pytest
 from memory_storage import DictStorage
 from plain import first_ends
-from pool_processes import PATIENCE, A, X, check, until
+from pool_processes import PATIENCE, A, X, check, opened, taken, until
 from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
@@ -23,11 +24,12 @@ from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers, worker_table
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
-from polarmap.executors.remote_workers import LAST_PAUSE, RENEW_SECONDS, Backoff, RemoteWorkers
-from polarmap.executors.worker_table import KeptWorker, Lease
+from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
+from polarmap.executors.worker_table import Lease
 from polarmap.worker import objects
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
+from polarmap.worker.retry import AWAY_SECONDS
 from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
@@ -51,13 +53,6 @@ def workers(site: ThreadSite) -> Iterator[RemoteWorkers]:
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def taken(workers: RemoteWorkers, lease: Lease) -> KeptWorker:
-    assert until(lambda: any(one.lease is None for one in workers._workers.values()))
-    worker = workers.take(lease, 1)
-    assert worker is not None
-    return worker
-
-
 def started(workers: RemoteWorkers, count: int) -> None:
     """So many were wanted, and are there."""
     workers.want(count)
@@ -77,6 +72,17 @@ def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkers, site: T
     assert until(lambda: len(workers) == 3)
     assert site.launches == [[0, 1], [2]]
     assert workers.channel == "TCP"
+
+
+def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorkers) -> None:
+    told: Queue[None] = Queue()
+    lease = workers.open(lambda: told.put(None))
+    assert workers.take(lease, 1) is None
+    workers.want(2)
+    for _ in range(2):
+        told.get(timeout=PATIENCE)
+    assert taken(workers, lease) is not taken(workers, lease)
+    workers.leave(lease)
 
 
 def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
@@ -100,7 +106,7 @@ def test_one_more_is_started_for_a_map_that_finds_none_free(
 ) -> None:
     monkeypatch.setattr("polarmap.executors.worker_table.GRACE_SECONDS", 0.0)  # nothing began for long
     started(workers, 1)  # which may take as long
-    first, second = workers.open(lambda: None), workers.open(lambda: None)
+    first, second = opened(workers), opened(workers)
     first.waiting = 1
     workers.look(first, 1)
     assert site.launches == [[0]]
@@ -177,7 +183,7 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(workers: Remote
     channel = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
     assert first.link.fileno() == -1
-    busy = taken(workers, workers.open(lambda: None))
+    busy = taken(workers, opened(workers))
     again = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (busy, None))
     assert busy.link.fileno() >= 0  # its map waits there, and sees that it is gone
@@ -201,7 +207,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert first.started == 2
     assert 0.1 <= first.seconds <= 2 * (time.monotonic() - began)
     assert first.seconds / 2 - 1e-3 <= first.writes * site.look_seconds <= first.seconds + 1e-3
-    workers.remove(taken(workers, workers.open(lambda: None)))
+    workers.remove(taken(workers, opened(workers)))
     workers.paid()
     time.sleep(0.05)
     second = workers.paid()
@@ -215,7 +221,7 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: Threa
     site.seconds = 1000.0
     started(workers, 8)
     for one in workers._launched.values():
-        one.ends = time.monotonic() + RENEW_SECONDS - 1.0
+        one.ends = time.monotonic() + AWAY_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # until none of the first is there
         assert time.monotonic() < deadline
@@ -245,7 +251,7 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_i
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
     workers.want(1)
-    lease = workers.open(lambda: None)
+    lease = opened(workers)
     stuck = taken(workers, lease)
     workers.want(1)
     assert len(site.launches) == 1

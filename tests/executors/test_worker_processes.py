@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import pytest
-from pool_processes import until
+from pool_processes import opened, taken, until
 
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import WorkerProcesses, is_waiting
@@ -40,16 +40,6 @@ def workers() -> Iterator[WorkerProcesses]:
     for worker in found.taken:
         worker.link.close()
     assert len(found) == 0
-
-
-def opened(workers: WorkerProcesses) -> Lease:
-    return workers.open(lambda: None)
-
-
-def taken(workers: WorkerProcesses, lease: Lease | None = None) -> KeptWorker:
-    worker = workers.take(lease or opened(workers), 1)
-    assert worker is not None
-    return worker
 
 
 def stuck(workers: WorkerProcesses) -> KeptWorker:
@@ -98,12 +88,12 @@ def test_one_that_does_not_come_to_its_end_is_killed(
     assert ready([worker.link], select.POLLIN, 30.0)
     worker.receive()
     assert worker.process is not None
-    assert taken(workers) is not worker
+    assert taken(workers, opened(workers)) is not worker
     assert until(lambda: not os.path.exists(f"/proc/{worker.process}"))
 
 
 def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
-    worker = taken(workers)
+    worker = taken(workers, opened(workers))
     workers.remove(worker)
     workers.remove(worker)
     assert worker.receive() == ([], False)
@@ -115,7 +105,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
 ) -> None:
     monkeypatch.setattr(worker_processes, "available_cores", lambda: 1)
     monkeypatch.setattr(worker_processes, "SPARE_WORKERS", 0)
-    first, second, third = (taken(workers) for _ in range(3))
+    first, second, third = (taken(workers, opened(workers)) for _ in range(3))
     for worker in (second, first):
         workers.give_back(worker)
     monkeypatch.setattr(worker_processes, "SPARE_SECONDS", 0.0)
@@ -130,7 +120,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     assert len(workers) == 1  # that is busy
     workers.give_back(third)
     workers.tend()
-    assert taken(workers) is third
+    assert taken(workers, opened(workers)) is third
 
 
 def test_workers_get_the_surroundings_of_the_driver(

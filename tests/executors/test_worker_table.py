@@ -13,13 +13,13 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pool_processes import code_of_child
+from pool_processes import code_of_child, opened, taken
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.objects import ObjectLink
 from polarmap.executors.worker_processes import WorkerProcesses
-from polarmap.executors.worker_table import GRACE_SECONDS, REMEMBERED, KeptWorker, Lease, WorkerTable
+from polarmap.executors.worker_table import GRACE_SECONDS, REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, UNFIT, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
@@ -86,16 +86,6 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
         patched.setattr(worker_processes, "available_cores", lambda: CORES)
         yield
-
-
-def taken(table: Table, lease: Lease, task: Any = None) -> KeptWorker:
-    worker = table.take(lease, 1, task)
-    assert worker is not None
-    return worker
-
-
-def opened(table: Table) -> Lease:
-    return table.open(lambda: None)
 
 
 def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:

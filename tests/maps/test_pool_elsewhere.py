@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,22 @@ def is_of_lithops(process: int) -> bool:
         return False
 
 
+def once(folder: Path, deed: Callable[[], Any]) -> Callable[[Any], Any]:
+    """A product of which the first attempts, one of each block, do this before."""
+    x = X
+
+    def f(block: Any) -> Any:
+        name = folder / f"{zlib.crc32(block.tobytes())}"
+        try:
+            name.touch(exist_ok=False)
+        except FileExistsError:
+            return block @ x
+        deed()
+        return block @ x
+
+    return f
+
+
 # --- what it does --------------------------------------------------------------------------------
 
 
@@ -144,6 +161,20 @@ def test_two_threads_map_at_once(pool: Pool) -> None:
 # --- what fails ----------------------------------------------------------------------------------
 
 
+def test_workers_that_sleep_for_good_are_erasures(pool: Pool) -> None:
+    x, data = X, A.copy()
+    driver, late = os.getpid(), (float(data[0, 0]), float(data[8, 0]))
+
+    def f(block: Any) -> Any:
+        if block[0, 0] in late and os.getpid() != driver:
+            time.sleep(600)
+        return block @ x
+
+    for _ in range(3):
+        check(pool, f)
+    check(pool)
+
+
 def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
     for _ in range(2):
         victim = next(iter(workers_of(pool)))
@@ -151,6 +182,13 @@ def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
         check(pool)
     assert until(lambda: not runs(victim))
     assert victim not in workers_of(pool)
+
+
+@over("socket", "redis")
+def test_workers_that_are_killed_in_their_task_are_replaced(pool: Pool, tmp_path: Path) -> None:
+    check(pool, once(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL)), retries=2)
+    assert len(list(tmp_path.iterdir())) >= 6
+    check(pool)
 
 
 @over("socket", "redis")

@@ -23,8 +23,6 @@ from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Payload, Run
-from polarmap.executors.worker_processes import WorkerProcesses
-from polarmap.executors.worker_table import KeptWorker
 
 
 @pytest.mark.parametrize("count", [2, 8])
@@ -201,28 +199,3 @@ def test_slots_of_tasks_that_do_not_come_to_their_end_are_free(gates: Gates, end
                 os.kill(worker.process, signal.SIGKILL)
                 assert until(lambda: any(one.failure for one in ends(run.wait(0.1))))
             assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
-
-
-def test_many_maps_at_once_start_no_more_workers_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: list[int] = []  # of workers, as each was started
-    another = WorkerProcesses._another
-
-    def counted(self: WorkerProcesses) -> KeptWorker | None:
-        worker = another(self)
-        counts.append(len(self))
-        return worker
-
-    def workers_of(count: int) -> int:
-        counts.clear()
-        with Pool() as pool, ThreadPoolExecutor(count) as threads:
-            for one in [threads.submit(several, pool, number) for number in range(count)]:
-                one.result()
-        return max(counts)
-
-    def several(pool: Pool, number: int) -> None:
-        stream = np.random.default_rng(number)
-        for _ in range(5):
-            check(pool, None, stream.standard_normal(A.shape), number + 1.0)
-
-    monkeypatch.setattr(WorkerProcesses, "_another", counted)
-    assert workers_of(16) <= workers_of(1) + 8  # with slots of their own they had 40

@@ -150,16 +150,10 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     folder = tmp_path / "files"
     folder.mkdir()
     process, control = served(folder)
-    ends = [socket.socketpair() for _ in range(3)]
-    for number, (_, theirs) in enumerate(ends):
-        socket.send_fds(control, [REQUEST.pack(FORK, number)], [theirs.fileno()])
-        theirs.close()
-    for ours, _ in ends:
-        ours.settimeout(30.0)
-        assert ours.recv(4096)
+    ends = [ours for _, ours in workers_of(control, 3)]
     control.sendall(REQUEST.pack(KILL, 1))
     control.sendall(REQUEST.pack(KILL, 99))  # nobody
-    assert ends[1][0].recv(1) == b""
+    assert ends[1].recv(1) == b""
     also_open = control.dup()  # as a process has it that was forked of the driver
     if ending == "half a request":
         control.sendall(REQUEST.pack(FORK, 7)[:3])
@@ -170,7 +164,7 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     control.close()
     assert process.wait(30.0) == 0
     also_open.close()
-    for ours, _ in ends:
+    for ours in ends:
         assert ours.recv(1) == b""
         ours.close()
     assert not os.path.exists(folder)
