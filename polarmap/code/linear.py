@@ -108,7 +108,7 @@ class LinearCode(ABC):
         -------
         array (n - len(systematic), b), of `parity_dtype`.
         """
-        tiled.check_rows(rows, self.mixed, repr(self))
+        tiled.check_rows(rows, self.mixed, self)
         dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - len(self.systematic), rows[0].size)
         if out is None:
             out = np.empty(shape, dtype)
