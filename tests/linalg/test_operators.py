@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linalg.test_products import assert_close, matrix
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool, ReplayExecutor, hedged_map
@@ -30,11 +31,7 @@ ROOM = {"float64": 1e-10, "complex128": 1e-10, "float32": 1e-4, "complex64": 1e-
 
 
 def random_matrix(shape: tuple[int, int], dtype: str) -> np.ndarray:
-    stream = np.random.default_rng(1)
-    made = stream.standard_normal(shape)
-    if dtype.startswith("complex"):
-        made = made + 1j * stream.standard_normal(shape)
-    return (10 * made).astype(dtype)
+    return 10 * matrix(shape, dtype)
 
 
 def lossy(faults: Any = LOST) -> FaultyExecutor:
@@ -45,11 +42,6 @@ def lossy(faults: Any = LOST) -> FaultyExecutor:
 def operator(A: Any, executor: Any = None, **options: Any) -> CodedOperator:
     defaults = {"blocks": K, "workers": N, "timeout": 1000.0}
     return CodedOperator(A, executor=executor or lossy(), **defaults | options)
-
-
-def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    assert np.abs(found - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
 
 
 @pytest.fixture(scope="module")
