@@ -18,18 +18,12 @@ CONES = {
 def conic_minimum(
     P: np.ndarray, q: np.ndarray, constraints: list[tuple[Any, Any, str]]
 ) -> tuple[np.ndarray, float]:
-    """The x that minimizes x'Px/2 + q'x with h - G x in a cone for each (G, h, cone), and the minimum.
-
-    The cone "exponential" is of (a, b, c) with b exp(a / b) <= c, for every three rows.
-    """
+    """The x that minimizes x'Px/2 + q'x with h - G x in a cone for each (G, h, cone), and the minimum."""
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-11
     settings.max_step_fraction = 0.9  # with 0.99 it stalls at a gap of 1e-7 on some processors
-    cones: list[Any] = []
-    for _, h, cone in constraints:
-        exponential = cone == "exponential"
-        cones += [clarabel.ExponentialConeT()] * (len(h) // 3) if exponential else [CONES[cone](len(h))]
+    cones = [CONES[cone](len(h)) for _, h, cone in constraints]
     G = sparse.csc_matrix(np.vstack([np.asarray(G, dtype=float) for G, _, _ in constraints]))
     h = np.concatenate([np.asarray(h, dtype=float) for _, h, _ in constraints])
     upper = sparse.csc_matrix(np.triu(P))

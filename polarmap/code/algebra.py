@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Results = Mapping[int, Array]  # flat results by position
 
-
 MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
 
 

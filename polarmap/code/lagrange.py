@@ -201,16 +201,16 @@ class LagrangeRecovery(LinearRecovery):
     @cached_property
     def amplification(self) -> float:
         """The largest 2-norm of a row of `weights`."""
-        if len(self._generator) <= EXACT_UP_TO or not len(self.missing):
+        if self.code.n <= EXACT_UP_TO or not len(self.missing):
             return super().amplification
-        lost = np.setdiff1d(np.arange(len(self._generator)), self.arrived)
-        return loss_amplification(self._generator, lost, len(self.missing) + len(self.known))
+        lost = np.setdiff1d(np.arange(self.code.n), self.arrived)
+        return loss_amplification(self.code.generator, lost, len(self.missing) + len(self.known))
 
     @cached_property
     def deficit(self) -> int:
         """How many arrivals are still needed at the least."""
-        few = self._generator.shape[1] - len(self.arrived)
-        if len(self._generator) <= EXACT_UP_TO or few > 0 or not len(self.missing):
+        few = self.code.recovery_threshold - len(self.arrived)
+        if self.code.n <= EXACT_UP_TO or few > 0 or not len(self.missing):
             return super().deficit
         return int(not np.isfinite(self.amplification))
 

@@ -22,8 +22,8 @@ from polarmap.errors import CodeError
 class LinearCode(ABC):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
-    A subclass sets n, k, `name`, `assumption` and says G, T, E and, if not real ones only, which
-    dtypes it carries.
+    A subclass sets n, k, `name`, `assumption` and says E, and what else is not as here: G, T, which dtypes
+    it carries.
 
     n, k : coded blocks and data blocks.
     name : what a report calls it.
@@ -48,14 +48,14 @@ class LinearCode(ABC):
     gain = 1.0
 
     @property
-    @abstractmethod
     def generator(self) -> Array:
-        """G, shape (n, number of unknowns)."""
+        """G, shape (n, number of unknowns): E, where f commutes with the mixtures that are sent."""
+        return self.coefficients
 
     @property
-    @abstractmethod
     def targets(self) -> Array:
-        """T, shape (wanted, number of unknowns)."""
+        """T, shape (wanted, number of unknowns): [I, 0], where the first of these are wanted."""
+        return np.eye(self.wanted, self.mixed, dtype=self.coefficients.dtype)
 
     @property
     @abstractmethod
@@ -108,7 +108,7 @@ class LinearCode(ABC):
         -------
         array (n - len(systematic), b), of `parity_dtype`.
         """
-        tiled.check_rows(rows, self.mixed, repr(self))
+        tiled.check_rows(rows, self.mixed, self)
         dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - len(self.systematic), rows[0].size)
         if out is None:
             out = np.empty(shape, dtype)
@@ -144,11 +144,6 @@ class SystematicCode(LinearCode):
         """G = [I; P], shape (n, k)."""
         identity = np.eye(self.k, dtype=self.coefficients.dtype)
         return np.concatenate([identity, self.coefficients])
-
-    @property
-    def targets(self) -> Array:
-        """T = I, shape (k, k)."""
-        return np.eye(self.k, dtype=self.coefficients.dtype)
 
     @property
     def recovery_threshold(self) -> int:

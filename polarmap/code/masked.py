@@ -142,16 +142,6 @@ class MaskedCode(LinearCode):
         """How many results determine those of the data blocks: k + t."""
         return self.k + self.t
 
-    @property
-    def generator(self) -> Floats:
-        """G = [D, N], shape (n, k + t): f commutes with the mixtures that blocks are made by."""
-        return self.coefficients
-
-    @property
-    def targets(self) -> Floats:
-        """T = [I, 0], shape (k, k + t)."""
-        return np.eye(self.k, self.k + self.t)
-
     @cached_property
     def coefficients(self) -> Floats:
         """Coded = coefficients @ (data, noise), shape (n, k + t); rows sum to one."""

@@ -22,10 +22,10 @@ from polarmap.code.design import erasure_probabilities, power_of_two_above
 from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact
 from polarmap.code.linear import LinearCode
 from polarmap.code.modular import NO_FLOATS, LinearModularRecovery
+from polarmap.code.polar import OPTIMAL_SHARE
 from polarmap.errors import CodeError
 
 MAX_WORKERS = 1 << 12  # ranks modulo 2 are of dense matrices
-DESIGN_SHARE = 0.25  # of the spare results: the erasure for which an optimal decoder's inputs are chosen
 
 
 class MaskedIntegerCode(LinearCode):
@@ -101,7 +101,7 @@ class MaskedIntegerCode(LinearCode):
         """Inputs of the butterfly that carry the data blocks, then those that carry noise."""
         noise = noise_inputs(self.n, self.t)
         length = power_of_two_above(self.n)
-        leaves = np.full(length, DESIGN_SHARE * (self.n - self.k - len(noise)) / self.n)
+        leaves = np.full(length, OPTIMAL_SHARE * (self.n - self.k - len(noise)) / self.n)
         leaves[: length - self.n] = 1.0
         others = np.setdiff1d(np.arange(length - self.n, length), noise)
         best = others[np.argsort(erasure_probabilities(leaves)[others], kind="stable")[: self.k]]
@@ -114,16 +114,6 @@ class MaskedIntegerCode(LinearCode):
         columns = np.zeros((length, len(self.inputs)), np.int64)
         columns[self.inputs, np.arange(len(self.inputs))] = 1
         return kernels.arikan(columns)[length - self.n :]
-
-    @property
-    def generator(self) -> Array:
-        """G: f commutes with the mixtures that blocks are made by."""
-        return self.coefficients
-
-    @property
-    def targets(self) -> Array:
-        """T = [I, 0], shape (k, k + noise blocks)."""
-        return np.eye(self.k, self.k + self.noise_blocks, dtype=np.int64)
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""

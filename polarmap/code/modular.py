@@ -6,7 +6,6 @@ question here is one over GF(2), answered with rows packed into Python integers.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -36,9 +35,9 @@ class ModularSystem(Recovery):
     exact = True
     system: Array  # the coefficients of the unknowns in the results that determine them
 
-    @abstractmethod
     def _of_results(self, equations: Words) -> Words:
         """Equations on the results of `system`, rewritten as equations on all that arrived."""
+        return equations
 
     @cached_property
     def pivots(self) -> Indices:
@@ -155,9 +154,6 @@ class LinearModularRecovery(ModularSystem):
             tile = tiled.gather(received, columns, np.int64)
             out[:, columns] = matmul(self._solver, tile).astype(dtype)
         return out
-
-    def _of_results(self, equations: Words) -> Words:
-        return equations
 
     @cached_property
     def _solver(self) -> Words:

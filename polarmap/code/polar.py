@@ -23,12 +23,12 @@ import numpy.typing as npt
 from polarmap.code import tiled
 from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number, is_one_of
-from polarmap.code.decoder import Decoder, as_block, decode_blocks
-from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_integer
+from polarmap.code.decoder import Decoder
+from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, NotDecodableError, without_our_frames
 
 MAX_WORKERS = 1 << 16
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
@@ -233,7 +233,7 @@ class PolarCode(SystematicCode):
         CodeError
             If the first axis is not k long or the dtype cannot be coded.
         """
-        data = as_block(blocks)
+        data = _as_block(blocks)
         if data.ndim == 0 or len(data) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
         rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
@@ -252,7 +252,7 @@ class PolarCode(SystematicCode):
             Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
             arikan kernel.
         """
-        mask = as_block(arrived)
+        mask = _as_block(arrived)
         if mask.shape != (self.n,) or mask.dtype != bool:
             raise CodeError(f"arrived must be a boolean mask of length {self.n}")
         decoder = Decoder(self, exact=self.carries_integers if exact is None else exact)
@@ -287,7 +287,24 @@ class PolarCode(SystematicCode):
         [[2, 3], [5, 7]]
         """
         with without_our_frames:
-            return decode_blocks(self, blocks)
+            arrays = _checked_blocks(self, blocks)
+            first = next(iter(arrays.values()))
+            dtype = check_dtype(first.dtype, "a block")
+            decoder = Decoder(self, exact=is_exact(dtype) and self.carries_integers)
+            for index in arrays:
+                decoder.add(index)
+            if not decoder.ready:
+                raise NotDecodableError(
+                    f"{len(arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
+                    f"at least {max(1, self.k - len(arrays))} more needed"
+                )
+            rows = {index: array.reshape(-1) for index, array in arrays.items()}
+            result = np.empty((self.k, first.size), dtype)
+            for index, row in rows.items():
+                if index < self.k:
+                    result[index] = row
+            result[decoder.missing] = decoder.recovery.recover(rows, dtype)
+            return result.reshape((self.k, *first.shape))
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
@@ -327,3 +344,33 @@ def _checked_erasure(erasure: object, n: int) -> float | Floats:
         raise CodeError(f"erasure[{wrong[0]}] must lie between 0 and 1, not at {values[wrong[0]]:g}")
     values.flags.writeable = False
     return values
+
+
+def _checked_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
+    """The blocks as arrays by position, ascending; CodeError if they do not fit each other."""
+    if not isinstance(blocks, Mapping):
+        raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
+    for index in blocks:
+        if not is_integer(index) or not 0 <= index < code.n:
+            raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
+    arrays = {index: _as_block(block) for index, block in sorted(blocks.items())}
+    if not arrays:
+        raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
+    first, model = next(iter(arrays.items()))
+    for index, array in arrays.items():
+        # Integer parity blocks are wider than integer data blocks; all else is alike.
+        is_wider = first < code.k <= index and array.dtype.kind == "i" and model.dtype.kind in "iu"
+        if array.shape != model.shape or (array.dtype != model.dtype and not is_wider):
+            raise CodeError(
+                f"block {index} is {array.dtype} of shape {array.shape}, "
+                f"block {first} {model.dtype} of shape {model.shape}"
+            )
+    return arrays
+
+
+def _as_block(block: npt.ArrayLike) -> Array:
+    """An argument of a caller's as a contiguous array of numbers."""
+    try:
+        return np.asarray(block, order="C")
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"a block must be an array of numbers: {error}") from error

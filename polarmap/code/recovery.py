@@ -12,7 +12,7 @@ from polarmap.code.algebra import Recovery, Results
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, is_exact, real_dtype
 
 if TYPE_CHECKING:
-    from polarmap.code.linear import LinearCode, SystematicCode
+    from polarmap.code.linear import SystematicCode
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
@@ -60,21 +60,17 @@ class LinearRecovery(RealRecovery):
     Of all decoders without bias that one multiplies independent errors of the results least.
     """
 
-    def __init__(self, code: LinearCode, arrived: Mask) -> None:
-        super().__init__(code, arrived)
-        self._generator = code.generator
-
     @cached_property
     def system(self) -> Floats:
         """G restricted to what arrived."""
-        return self._generator[self.arrived]
+        return np.asarray(self.code.generator[self.arrived])
 
     @cached_property
     def deficit(self) -> int:
         """How many more results it takes at the least."""
         if not len(self.missing):
             return 0
-        few = self._generator.shape[1] - len(self.arrived)
+        few = self.system.shape[1] - len(self.arrived)
         return few if few > 0 else int(not np.isfinite(self._solver).all())
 
     @cached_property
@@ -90,7 +86,7 @@ class LinearRecovery(RealRecovery):
     @property
     def surplus(self) -> int:
         """Equations left over."""
-        return len(self.arrived) - int(self._generator.shape[1])
+        return int(self.system.shape[0] - self.system.shape[1])
 
     def equations(self, most: int) -> Floats:
         """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""

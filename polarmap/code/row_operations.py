@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.dtypes import Array, DType, Indices, is_exact, working_dtype
+from polarmap.code.dtypes import Array, Indices, is_exact, working_dtype
 
 Operations = npt.NDArray[np.int64]  # (count, 3)
 Step = tuple[Indices, Indices, int]  # operations of one factor that do not depend on each other
@@ -91,7 +91,8 @@ def _product(matrix: Array, targets: Indices, sources: Indices) -> Operations:
 
 def run(operations: Operations, height: int, rows: tiled.Rows, out: Array) -> None:
     """Do `operations` on a table of `height` rows of which `rows` are the first and `out` the last."""
-    working = _working(out.dtype)
+    # Integers in the signed dtype of their size, which wraps alike.
+    working = np.dtype(f"i{out.itemsize}") if is_exact(out.dtype) else working_dtype(out.dtype)
     fast = tiled.loops_from(COMPILED_FROM_BYTES, rows)
     add = fast.add_rows if fast else add_rows
     step = max(tiled.TILE_BYTES // height, PIECE_BYTES) // working.itemsize // 64 * 64
@@ -122,8 +123,3 @@ def add_rows(table: Array, operations: Operations) -> None:
         else:
             np.multiply(rows[source], factor, out=spare)
             np.add(rows[target], spare, out=rows[target])
-
-
-def _working(dtype: DType) -> DType:
-    """In which dtype sums are taken: of integers the signed one of their size, which wraps alike."""
-    return np.dtype(f"i{dtype.itemsize}") if is_exact(dtype) else working_dtype(dtype)

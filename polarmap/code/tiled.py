@@ -191,10 +191,10 @@ def _addresses(rows: Rows) -> npt.NDArray[np.int64]:
     return np.array([row.ctypes.data for row in rows])
 
 
-def check_rows(rows: Rows, k: int, code: str) -> None:
-    """CodeError unless `rows` are k flat blocks of one size and dtype; `code` names who wants them."""
+def check_rows(rows: Rows, k: int, code: object) -> None:
+    """CodeError unless `rows` are k flat blocks of one size and dtype, as `code` wants them."""
     if len(rows) != k:
-        raise CodeError(f"{code} encodes {k} blocks, not {len(rows)}")
+        raise CodeError(f"{code!r} encodes {k} blocks, not {len(rows)}")
     if isinstance(rows, np.ndarray):
         return
     for index, row in enumerate(rows):

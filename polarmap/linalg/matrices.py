@@ -10,7 +10,6 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import is_array, read_data
 from polarmap.blocks.equal import refuse_masked_and_sparse
-from polarmap.blocks.sparse import as_csr
 from polarmap.code.dtypes import Array, DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
 
@@ -79,13 +78,6 @@ def check_two_axes(matrix: Any, name: str) -> Any:
     return matrix
 
 
-def check_sparse(matrix: Any, name: str) -> Any:
-    """A sparse matrix in CSR form that can be cut and coded; CodeError for anything else."""
-    matrix = as_csr(matrix, name)
-    check_finite(matrix.data, name)
-    return matrix
-
-
 def factor_dtype(dtype: DType, product: DType) -> DType:
     """In which a factor of `dtype` is coded, so that no parity is coarser than the product."""
     if is_exact(product):
@@ -124,36 +116,26 @@ def check_no_wrap(dtype: DType, largest: int, growth: float, name: str) -> None:
         )
 
 
-def product_with(operand: Array, dtype: DType) -> Callable[[Array], Array]:
-    """f(block) = block @ operand in `dtype`, on a worker.
+def product_with(operand: Array, dtype: DType, is_sparse: bool = False) -> Callable[[Any], Array]:
+    """f(block) = block @ operand in `dtype`, on a worker, for blocks that are arrays or in CSR form.
 
     Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
     modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
     before it wrapped, which `check_no_wrap` has made sure int64 can hold.
 
-    Neither names a module: to pickle functions that do, cloudpickle looks at all that were imported.
+    It names no module: to pickle functions that do, cloudpickle looks at all that were imported.
     """
     dtype = dtype.newbyteorder("=")  # numpy knows no other for a product
-    if is_exact(dtype):
-        return lambda block: block.astype(dtype, copy=False) @ operand
-
-    def product(block: Array) -> Array:
-        signed = block.view("i8") if block.dtype == "u8" else block
-        result: Array = signed.astype(dtype, copy=False) @ operand
-        return result
-
-    return product
-
-
-def sparse_product_with(operand: Array, dtype: DType) -> Callable[[Any], Array]:
-    """f(block) = block @ operand in `dtype`, on a worker, for blocks in CSR form."""
-    dtype = dtype.newbyteorder("=")
-    operand, reads_signed = operand.astype(dtype, copy=False), not is_exact(dtype)
+    reads_signed = not is_exact(dtype)
+    operand = operand.astype(dtype, copy=False) if is_sparse else operand
 
     def product(block: Any) -> Array:
-        data = block.data.view("i8") if reads_signed and block.data.dtype == "u8" else block.data
-        block.data = data.astype(dtype, copy=False)  # the arrays are the worker's, the matrix is ours
-        result: Array = block @ operand
+        numbers = block.data if is_sparse else block
+        numbers = numbers.view("i8") if reads_signed and numbers.dtype == "u8" else numbers
+        numbers = numbers.astype(dtype, copy=False)
+        if is_sparse:
+            block.data = numbers  # the arrays are the worker's, the matrix is ours
+        result: Array = (block if is_sparse else numbers) @ operand
         return result
 
     return product

@@ -13,7 +13,7 @@ from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.blocks.sparse import SparseCodedBlocks
+from polarmap.blocks.sparse import SparseCodedBlocks, as_csr
 from polarmap.clouds.extras import needed_by
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.code.polar import PolarCode
@@ -108,8 +108,11 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             check_not_masked(code)
             if isinstance(A, CodedArray):
                 matrix = matrices.check_two_axes(A, "A")
+            elif is_sparse(A):
+                matrix = as_csr(A, "A")
+                matrices.check_finite(matrix.data, "A")
             else:
-                matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
+                matrix = matrices.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
             options = checked_options(verify, rtol, timeout, retries)
             executor, end = keep_open(executor)
@@ -158,12 +161,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             if operand.size == 0:
                 return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
             coded = self._sides.side(name) if is_exact(dtype) else self._sides.real_side(name)
-            if isinstance(coded, SparseCodedBlocks):
-                f, rows = matrices.sparse_product_with(operand, dtype), coded.blocks.rows or 0
-            else:
-                f, rows = matrices.product_with(operand, dtype), coded.layout(0)[0][1][0]
-            shape = (rows, *operand.shape[1:])
-            result = self._run(f, coded, shape)
+            sparse = isinstance(coded, SparseCodedBlocks)
+            rows = coded.blocks.rows if isinstance(coded, SparseCodedBlocks) else coded.layout(0)[0][1][0]
+            f = matrices.product_with(operand, dtype, sparse)
+            result = self._run(f, coded, (rows or 0, *operand.shape[1:]))
             self.report, self.products = result.report, self.products + 1
             return np.concatenate(list(result))
 

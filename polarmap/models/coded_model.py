@@ -105,8 +105,10 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
 
     def _scaled_operator(
         self, X: Any, shares: Floats, penalty: float = 0.0, curvature: float = 1.0, root: Floats | None = None
-    ) -> tuple[CodedOperator | ScaledOperator, Floats, Floats]:
+    ) -> tuple[CodedOperator, Any, Floats, Floats]:
         """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
+
+        Returned are what is coded, A as an operator whose products are made of those, mean and scale.
 
         Solvers converge on A as they do on well-scaled data; the model is that of X. Without an
         intercept, mean is 0. A sparse X stays what it is: A is never formed.
@@ -121,12 +123,14 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         used = np.where(constant, 0.0, scale)
         if issparse(X):
-            return ScaledOperator(self._operator(X), mean, used, root), mean, scale
+            coded = self._operator(X)
+            return coded, ScaledOperator(coded, mean, used, root), mean, scale
         A = X - mean
         A *= used
         if root is not None:
             A *= root[:, np.newaxis]
-        return self._operator(A), mean, scale
+        coded = self._operator(A)
+        return coded, coded, mean, scale
 
     def _linear(self, X: Any) -> Floats:
         """What the model makes of checked features, (samples,) or (samples, outputs)."""

@@ -9,8 +9,6 @@ from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
 from polarmap.code.dtypes import EPS, Floats
-from polarmap.linalg.operators import CodedOperator
-from polarmap.report import Report
 
 
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
@@ -49,39 +47,21 @@ class ScaledOperator(MatrixOperator):
 
     Parameters
     ----------
-    operator : CodedOperator (samples, features)
-        X; closed with this one.
+    operator : LinearOperator (samples, features)
+        X.
     mean, scale : (features,)
     root : (samples,), optional
         1 by default.
     """
 
-    def __init__(
-        self, operator: CodedOperator, mean: Floats, scale: Floats, root: Floats | None = None
-    ) -> None:
+    def __init__(self, operator: Any, mean: Floats, scale: Floats, root: Floats | None = None) -> None:
         super().__init__(np.float64, operator.shape)
         self._operator, self._mean, self._scale = operator, mean, scale
         self._root = np.ones(operator.shape[0]) if root is None else root
 
-    @property
-    def products(self) -> int:
-        """Coded maps so far."""
-        return self._operator.products
-
-    @property
-    def report(self) -> Report | None:
-        """The report of the last map of features; None before the first."""
-        return self._operator.report
-
-    def __enter__(self) -> ScaledOperator:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._operator.close()
-
     def _matmat(self, V: Floats) -> Floats:
         scaled = self._scale[:, np.newaxis] * V
-        return self._root[:, np.newaxis] * (self._operator @ scaled - self._mean @ scaled)
+        return np.asarray(self._root[:, np.newaxis] * (self._operator @ scaled - self._mean @ scaled))
 
     def _rmatmat(self, U: Floats) -> Floats:
         weighted = self._root[:, np.newaxis] * U

@@ -24,13 +24,13 @@ class LinearPredictorModel(CodedModel):
         """
         curvature = loss.null_curvature()
         ridge = penalty if self._penalizes_squares else 0.0
-        scaled, mean, scale = self._scaled_operator(X, loss.weights[:, 0], ridge, curvature)
+        coded, operator, mean, scale = self._scaled_operator(X, loss.weights[:, 0], ridge, curvature)
         unit, start = 1.0 / np.sqrt(curvature), np.zeros((len(scale), loss.shape[1]))
         strengths = penalty * (scale**2 if self._penalizes_squares else scale)
         if self.fit_intercept:
             start, strengths = np.vstack([start, loss.null_predictor() / unit]), np.append(strengths, 0.0)
-        with scaled as coded:
-            operator = ConstantFeature(coded, unit) if self.fit_intercept else coded
+            operator = ConstantFeature(operator, unit)
+        with coded:
             V = self._minimum(coded, operator, loss, strengths, start)
             self.report_ = coded.report
         coef = (V[: len(scale)] * scale[:, np.newaxis]).T

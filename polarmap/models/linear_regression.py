@@ -82,18 +82,18 @@ class Ridge(CodedRegressor, CodedModel):
                 "singular; use more samples, or Ridge(alpha=...) with alpha > 0"
             )
         shares, root = weights / weights.sum(), np.sqrt(weights)
-        scaled, mean, scale = self._scaled_operator(X, shares, self.alpha / weights.sum(), root=root)
+        coded, A, mean, scale = self._scaled_operator(X, shares, self.alpha / weights.sum(), root=root)
         targets = y.reshape(len(y), -1)
         centre = shares @ targets if self.fit_intercept else np.zeros(targets.shape[1])
-        with scaled as operator:
-            system = AugmentedOperator(operator, np.sqrt(self.alpha) * scale)
+        with coded:
+            system = AugmentedOperator(A, np.sqrt(self.alpha) * scale)
             solved = [
-                solve_least_squares(self, system, target, FitProgress(name, operator, self.verbose))
+                solve_least_squares(self, system, target, FitProgress(name, coded, self.verbose))
                 for name, target in zip(
                     self._names(targets.shape[1]), ((targets - centre) * root[:, np.newaxis]).T
                 )
             ]
-            self.report_ = operator.report
+            self.report_ = coded.report
         coef = np.stack([v for v, _ in solved]) * scale
         intercept, n_iter = centre - coef @ mean, np.array([n for _, n in solved])
         single = y.ndim == 1

@@ -13,7 +13,6 @@ from polarmap.code.dtypes import EPS, Floats
 from polarmap.errors import ModelError
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.coded_model import CodedModel
-from polarmap.models.features import ScaledOperator
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 
 LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more
@@ -133,7 +132,7 @@ class ProximalModel(CodedModel):
 
     def _solve(
         self,
-        coded: CodedOperator | ScaledOperator,
+        coded: CodedOperator,
         operator: Any,
         loss: Any,
         penalty: Any,

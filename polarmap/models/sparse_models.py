@@ -24,12 +24,12 @@ class SparseLinearModel(CodedRegressor, ProximalModel):
     def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
         shares = weights / weights.sum()
         centre = shares @ y if self.fit_intercept else np.zeros(y.shape[1:])
-        scaled, mean, scale = self._scaled_operator(X, shares)
+        coded, operator, mean, scale = self._scaled_operator(X, shares)
         scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
         start = np.zeros((X.shape[1], *y.shape[1:]))
         loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
-        with scaled as operator:
-            x = self._solve(operator, operator, loss, penalty, start)
+        with coded:
+            x = self._solve(coded, operator, loss, penalty, start)
         self.coef_ = (x.T * scale).T.T
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept

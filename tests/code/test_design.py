@@ -25,18 +25,6 @@ def test_erasure_probabilities_polarize(depth: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_erasure_probabilities_are_those_of_patterns() -> None:
-    """Summed over all 2^8 patterns of unequal workers, by the genie's recursion."""
-    from code_oracles import genie_determined, patterns
-
-    leaves = np.linspace(0.1, 0.8, 8)
-    lost = np.zeros(8)
-    for arrived in patterns(8):
-        probability = np.where(arrived, 1 - leaves, leaves).prod()
-        lost += probability * ~np.array(genie_determined(arrived.tolist()))
-    np.testing.assert_allclose(design.erasure_probabilities(leaves), lost)
-
-
 @pytest.mark.parametrize(("depth", "k"), [(3, 4), (5, 20), (8, 192), (8, 1), (8, 255)])
 def test_frozen_inputs_are_the_worst(depth: int, k: int) -> None:
     n = 2**depth

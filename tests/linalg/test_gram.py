@@ -93,7 +93,6 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
         (TALL, None, {"blocks": 18}, "blocks=18 is more than the 17 columns"),
         (TALL, None, {"blocks": 5, "workers": 5}, "workers=5 leaves no parity for 5 blocks of columns"),
         (TALL, None, {"blocks": 0}, "blocks must be a positive integer, not 0"),
-        (TALL, None, {"workers": 91, "blocks": 80}, "blocks=80 is more than the 17 columns"),
     ],
 )
 def test_what_cannot_be_is_refused(A: Any, weights: Any, options: Any, message: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linalg.test_products import assert_close, matrix
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
 import polarmap
@@ -31,11 +32,7 @@ ROOM = {"float64": 1e-10, "complex128": 1e-10, "float32": 1e-4, "complex64": 1e-
 
 
 def random_matrix(shape: tuple[int, int], dtype: str) -> np.ndarray:
-    stream = np.random.default_rng(1)
-    made = stream.standard_normal(shape)
-    if dtype.startswith("complex"):
-        made = made + 1j * stream.standard_normal(shape)
-    return (10 * made).astype(dtype)
+    return 10 * matrix(shape, dtype)
 
 
 def lossy(faults: Any = LOST) -> FaultyExecutor:
@@ -46,11 +43,6 @@ def lossy(faults: Any = LOST) -> FaultyExecutor:
 def operator(A: Any, executor: Any = None, **options: Any) -> CodedOperator:
     defaults = {"blocks": K, "workers": N, "timeout": 1000.0}
     return CodedOperator(A, executor=executor or lossy(), **defaults | options)
-
-
-def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    assert np.abs(found - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
 
 
 @pytest.fixture(scope="module")
@@ -123,46 +115,35 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
 # --- solvers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-def test_svds(dtype: str) -> None:
-    A = random_matrix((40, 15), dtype)
+SQUARE, RIGHT = TALL.T @ TALL + np.eye(13), np.random.default_rng(6).standard_normal(50)
+SOLVED = np.linalg.solve(SQUARE, RIGHT[:13])
+FITTED = np.linalg.lstsq(TALL, RIGHT)[0]
+HARD = {"rtol": 1e-12, "atol": 0}
+SOLVERS: dict[str, tuple[np.ndarray, Any, np.ndarray]] = {
+    "lsqr": (TALL, lambda coded: lsqr(coded, RIGHT, atol=1e-13, btol=1e-13)[0], FITTED),
+    "lsmr": (TALL, lambda coded: lsmr(coded, RIGHT, atol=1e-13, btol=1e-13)[0], FITTED),
+    "cg": (SQUARE, lambda coded: cg(coded, RIGHT[:13], **HARD)[0], SOLVED),
+    "gmres": (SQUARE, lambda coded: gmres(coded, RIGHT[:13], **HARD)[0], SOLVED),
+    "normal equations": (TALL, lambda coded: cg(coded.H @ coded, coded.rmatvec(RIGHT), **HARD)[0], FITTED),
+    "eigsh": (
+        SQUARE,
+        lambda coded: np.sort(eigsh(coded, k=4, return_eigenvectors=False)),
+        np.linalg.eigvalsh(SQUARE)[-4:],
+    ),
+}
+for one in ("float64", "complex128"):
+    SOLVERS[f"svds of {one}"] = (
+        random_matrix((40, 15), one),
+        lambda coded: np.sort(svds(coded, k=3, return_singular_vectors=False, rng=0))[::-1],
+        np.linalg.svd(random_matrix((40, 15), one), compute_uv=False)[:3],
+    )
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_of_scipy_run_on_it(name: str) -> None:
+    A, solve, expected = SOLVERS[name]
     with operator(A) as coded:
-        found = svds(coded, k=3, return_singular_vectors=False, rng=0)
-    expected = np.linalg.svd(A, compute_uv=False)[:3]
-    np.testing.assert_allclose(np.sort(found)[::-1], expected, rtol=1e-8)
-
-
-@pytest.mark.parametrize("solver", [lsqr, lsmr])
-def test_least_squares(solver: Any) -> None:
-    b = np.random.default_rng(5).standard_normal(50)
-    with operator(TALL) as coded:
-        found = solver(coded, b, atol=1e-13, btol=1e-13)[0]
-    np.testing.assert_allclose(found, np.linalg.lstsq(TALL, b)[0], rtol=1e-8)
-
-
-@pytest.mark.parametrize("solver", [cg, gmres])
-def test_systems(solver: Any) -> None:
-    A = TALL.T @ TALL + np.eye(13)
-    b = np.random.default_rng(6).standard_normal(13)
-    with operator(A) as coded:
-        found, info = solver(coded, b, rtol=1e-11, atol=0)
-    assert info == 0
-    np.testing.assert_allclose(found, np.linalg.solve(A, b), rtol=1e-8)
-
-
-def test_normal_equations_as_an_operator_of_operators() -> None:
-    b = np.random.default_rng(7).standard_normal(50)
-    with operator(TALL) as coded:
-        found, info = cg(coded.H @ coded, coded.rmatvec(b), rtol=1e-12, atol=0)
-    assert info == 0
-    np.testing.assert_allclose(found, np.linalg.lstsq(TALL, b)[0], rtol=1e-7)
-
-
-def test_eigsh() -> None:
-    A = TALL.T @ TALL
-    with operator(A) as coded:
-        found = eigsh(coded, k=4, return_eigenvectors=False)
-    np.testing.assert_allclose(np.sort(found), np.linalg.eigvalsh(A)[-4:], rtol=1e-9)
+        np.testing.assert_allclose(solve(coded), expected, rtol=1e-8)
 
 
 # --- what is kept between products -----------------------------------------------------------------

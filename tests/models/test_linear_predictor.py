@@ -23,13 +23,8 @@ class Guess(LinearPredictorModel):
 
     def __init__(self, fit_intercept: bool, V: np.ndarray) -> None:
         self.fit_intercept, self.V = fit_intercept, V
-        self.blocks, self.workers, self.code, self.timeout, self.executor = (
-            2,
-            3,
-            "auto",
-            None,
-            ReplayExecutor(),
-        )
+        self.blocks, self.workers, self.code, self.timeout = 2, 3, "auto", None
+        self.executor = ReplayExecutor()
 
     def _minimum(self, coded: Any, operator: Any, loss: Any, penalty: Any, start: Any) -> np.ndarray:
         self.penalty, self.null, self.predictor = penalty, operator @ start, operator @ self.V
