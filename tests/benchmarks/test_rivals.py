@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.rivals import (
     Rival,
+    arrival_orders,
     embedding,
     fermat,
     fountain,
@@ -28,7 +29,7 @@ def floating() -> list[Rival]:
         staircase.Staircase(N, K),
         staircase.Staircase(N, K, 0.2, 6),
         local_product.LocalProduct(K, 3, 3),
-        mds.gaussian(N, K),
+        mds.Gaussian(N, K),
         polar.Polar(PolarCode(N, K)),
         polar.Polar(PolarCode(N, K, "arikan", "sequential")),
         polar.Polar(PolarCode(N, K, "arikan")),
@@ -45,8 +46,8 @@ def by_inactivation() -> list[SparseCode]:
     ]
 
 
-def orders(n: int, count: int = 20) -> np.ndarray:
-    return np.random.default_rng(n).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
+def orders(n: int) -> np.ndarray:
+    return arrival_orders(n, 20, seed=n)
 
 
 @pytest.mark.parametrize("code", [*floating(), *by_inactivation()], ids=lambda code: code.name)
