@@ -31,6 +31,7 @@ def parts(store: Path) -> list[Path]:
 def test_arrays_are_listed_checked_repaired_and_deleted(polarmap: Run, stored: Path) -> None:
     listed = polarmap("list", "--json").json["arrays"]
     assert [(one["name"], one["shape"], one["n"], one["k"]) for one in listed] == [("small", [12, 5], 6, 4)]
+    assert polarmap("list").out == f"{open_coded('small')!r}\n"
     assert polarmap("check", "small").code == 0
     victim = max(parts(stored), key=lambda path: path.stat().st_size)
     victim.write_bytes(b"x" * victim.stat().st_size)
