@@ -195,7 +195,7 @@ def arrivals_needed(
         return decodability.simulated(n, k, scheme, erasure, trials, seed)
     if scheme not in CODES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
-    return decodability.exactly(k)
+    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # any k, and no fewer
 
 
 def completion_after(
