@@ -36,12 +36,16 @@ class Chosen(NamedTuple):
     erasure: Floats
 
 
+def _is_hashable(one: object) -> bool:
+    """Whether equal distributions are found to be equal quickly; those of a caller's class may not be."""
+    return isinstance(one, Hashable)
+
+
 class UnequalWorkers:
     """Workers each with a distribution of its run times."""
 
     def __init__(self, runtimes: Sequence[Distribution]) -> None:
-        given: Sequence[object] = runtimes  # a caller's class may not be hashable
-        keys = [one if isinstance(one, Hashable) else id(one) for one in given]
+        keys: list[object] = [one if _is_hashable(one) else id(one) for one in runtimes]
         self._distinct = list(dict(zip(keys, runtimes)).values())
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         self._kind = np.array([numbers[key] for key in keys])
