@@ -292,10 +292,10 @@ def _backed_up(
 
 
 def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
-    job = backups.Replicated(k, n // k, distribution)
+    job, one = (backups.Replicated(tasks, n // k, distribution) for tasks in (k, 1))
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
-    paid, fails = n * job.mean(1), job.failure_probability(k)
-    return Completion("replication", n, k, job.mean(k), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
+    paid, fails = n * one.mean(), job.failure_probability
+    return Completion("replication", n, k, job.mean(), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
 
 
 def completion_of_jobs(
