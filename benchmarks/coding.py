@@ -1,7 +1,7 @@
 """Encoding and decoding as ratios to np.copyto of all n blocks, and of the k results; planning in seconds.
 
 All write into memory that is there already. `BLAS`: a dense product of the same size, which is arithmetic and
-no longer memory where blocks are many. Of floats 5 % of the blocks are missing.
+no longer memory where blocks are many.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from benchmarks import interleaved, is_quick, show
 from polarmap import Decoder, PolarCode
 
 MIB = 1 << 20
-FLOATS = [  # n, k, bytes of a block, target of encoding
-    (64, 48, 2 * MIB, 1.5),
-    (256, 192, 2 * MIB, 2.0),
-    (1024, 768, MIB, 3.0),
-]
-INTEGERS = [  # n, k, dtype, bytes of a block, share that is missing
-    (64, 48, "int64", MIB, 0.05),
-    (64, 48, "int64", MIB, 0.15),
-    (64, 48, "int64", 6 * MIB, 0.15),  # large enough for the compiled loops
-    (64, 48, "int32", MIB, 0.15),
-    (64, 48, "uint8", MIB, 0.15),
-    (256, 192, "int64", MIB, 0.05),
+CASES = [  # n, k, dtype, bytes of a block, share that is missing, targets of encoding and decoding
+    (64, 48, "float64", 2 * MIB, 0.05, 1.5, 1.5),
+    (256, 192, "float64", 2 * MIB, 0.05, 2.0, 1.5),
+    (1024, 768, "float64", MIB, 0.05, 3.0, 1.5),
+    (64, 48, "int64", MIB, 0.05, 4.0, 8.0),
+    (64, 48, "int64", MIB, 0.15, 4.0, 8.0),
+    (64, 48, "int64", 6 * MIB, 0.15, 4.0, 8.0),  # large enough for the compiled loops
+    (64, 48, "int32", MIB, 0.15, 4.0, 8.0),
+    (64, 48, "uint8", MIB, 0.15, 4.0, 8.0),
+    (256, 192, "int64", MIB, 0.05, 4.0, 8.0),
 ]
 PLANS = [(256, 192, ""), (1024, 768, "0.05 s"), (10_000, 7_500, "0.5 s")]  # n, k, target
 
@@ -63,19 +61,23 @@ def measure(code: PolarCode, data: np.ndarray, share: float, repeats: int) -> tu
     return len(missing), interleaved(actions, repeats)
 
 
-def floats(n: int, k: int, size: int, target: float, repeats: int) -> list[object]:
-    data = np.random.default_rng(0).standard_normal((k, size // 8))
-    missing, (copy, of_k, encode, decode, dense, product) = measure(PolarCode(n, k), data, 0.05, repeats)
-    ratios = [encode / copy, target, dense / copy, decode / of_k, 1.5, product / of_k]
-    return [f"({n}, {k})", f"{size >> 10} KiB", missing, 1e3 * copy, *ratios]
+def some_data(k: int, dtype: str, size: int) -> np.ndarray:
+    """k blocks of so many bytes; integers of all sizes."""
+    stream, shape = np.random.default_rng(0), (k, size // np.dtype(dtype).itemsize)
+    if dtype == "float64":
+        return stream.standard_normal(shape)
+    limits = np.iinfo(dtype)
+    return stream.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
-def integers(n: int, k: int, dtype: str, size: int, share: float, repeats: int) -> list[object]:
-    limits, shape = np.iinfo(dtype), (k, size // np.dtype(dtype).itemsize)
-    data = np.random.default_rng(0).integers(limits.min, limits.max, shape, dtype, endpoint=True)
-    missing, (copy, of_k, encode, decode) = measure(PolarCode(n, k, "arikan"), data, share, repeats)
-    ratios = [encode / copy, 4.0, decode / of_k, 8.0]
-    return [f"({n}, {k}) {dtype}", f"{size >> 10} KiB", missing, 1e3 * copy, *ratios]
+def row(
+    n: int, k: int, dtype: str, size: int, share: float, encoding: float, decoding: float, repeats: int
+) -> list[object]:
+    data, kernel = some_data(k, dtype, size), "rotation" if dtype == "float64" else "arikan"
+    missing, (copy, of_k, encode, decode, *blas) = measure(PolarCode(n, k, kernel), data, share, repeats)
+    ratios = [encode / copy, encoding, decode / of_k, decoding]
+    by_blas = [one / of_what for one, of_what in zip(blas, (copy, of_k))]
+    return [f"({n}, {k}) {dtype}", f"{size >> 10} KiB", missing, 1e3 * copy, *ratios, *by_blas]
 
 
 def planning(n: int, k: int, target: str) -> list[object]:
@@ -99,15 +101,10 @@ def planned(code: PolarCode, order: list[int]) -> float:
 def main() -> None:
     quick = is_quick(__doc__)
     shrink, repeats = (2, 3) if quick else (1, 9)
-    sizes, encoding = ["block", "missing", "copy ms"], ["encode/copy", "target"]
+    ratios = ["encode/copy", "target", "decode/copy", "target", "P by BLAS", "weights, BLAS"]
     show(
-        ["code", *sizes, *encoding, "P by BLAS", "decode/copy", "target", "weights, BLAS"],
-        (floats(n, k, size // shrink, target, repeats) for n, k, size, target in FLOATS),
-    )
-    print()
-    show(
-        ["code", *sizes, *encoding, "decode/copy", "target"],
-        (integers(n, k, dtype, size // shrink, share, repeats) for n, k, dtype, size, share in INTEGERS),
+        ["code", "block", "missing", "copy ms", *ratios],
+        (row(*case[:3], case[3] // shrink, *case[4:], repeats) for case in CASES),
     )
     print()
     show(

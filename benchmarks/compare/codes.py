@@ -15,6 +15,7 @@ from benchmarks import REST
 from benchmarks.rivals import (
     Array,
     Rival,
+    arrival_orders,
     embedding,
     fermat,
     fountain,
@@ -82,7 +83,7 @@ class Measured(NamedTuple):
 def contestants(size: Size, tuning: int) -> Iterator[tuple[Callable[[], Rival], int, bool]]:
     """(code, orders, whether blocks are integers), the papers' and ours last."""
     n, k, orders, few, _ = size
-    yield partial(mds.gaussian, n, k), orders, False
+    yield partial(mds.Gaussian, n, k), orders, False
     if n <= EMBEDDED_UP_TO:
         yield partial(embedding.Embedding, n, k), orders, False
     yield partial(fermat.Fermat, n, k), orders, True
@@ -166,11 +167,6 @@ def counted(arrivals: Array, n: int) -> ArrivalsNeeded:
     ranks, counts = np.unique(arrivals, return_counts=True)
     kept = ranks <= n
     return ArrivalsNeeded(ranks[kept].astype(float), counts[kept] / len(arrivals), len(arrivals))
-
-
-def arrival_orders(n: int, count: int, seed: int = 0) -> Array:
-    """Random orders (count, n)."""
-    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
 
 
 def amplification(code: Rival, arrived: Array, rng: np.random.Generator) -> float:

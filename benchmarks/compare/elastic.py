@@ -36,9 +36,9 @@ class Elastic(NamedTuple):
     paid: Array
 
 
-def elastic(rate: float, trials: int, seed: int = 0) -> list[Elastic]:
+def elastic(rate: float, trials: int) -> list[Elastic]:
     """Uncoded with restarts, coded by rotation (any 500), coded and decoded sequentially."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     joined, ends, returned = attempts(rate, (trials, WORKERS), rng)
     lost = float(1 - returned.mean())
     arrivals = np.where(returned, ends, np.inf)
@@ -78,9 +78,9 @@ def paid_until(joined: Array, ends: Array, time: Array) -> Array:
     return np.maximum(np.minimum(ends, time[:, None]) - joined, 0.0).sum(axis=1)
 
 
-def one_run(rate: float, seed: int = 0) -> dict[str, Array]:
+def one_run(rate: float) -> dict[str, Array]:
     """The moments of the results of one job, ascending: 500 uncoded workers, 1,500 coded ones."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     _, ends, returned = attempts(rate, (WORKERS,), rng)
     clock, _ = restarted(rate, 1, rng)
     return {"500 uncoded workers": np.sort(clock[0]), "1,500 coded workers": np.sort(ends[returned])}

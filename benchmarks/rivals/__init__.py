@@ -52,6 +52,11 @@ class Rival:
         raise NotImplementedError
 
 
+def arrival_orders(n: int, count: int, seed: int = 0) -> Array:
+    """Random orders (count, n)."""
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
+
+
 def compiled(loops: Callable[..., Any]) -> Callable[..., Any]:
     """Plain loops, compiled where numba is there."""
     return numba.njit(nogil=True)(loops) if numba is not None else loops

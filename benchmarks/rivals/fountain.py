@@ -45,12 +45,10 @@ class LT(SparseCode):
         Decoded by inactivation, not by peeling alone.
     """
 
-    def __init__(
-        self, n: int, k: int, c: float, delta: float, inactivates: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, n: int, k: int, c: float, delta: float, inactivates: bool = False) -> None:
         self.n, self.k = n, k
         self.name = f"LT (c {c:g}, delta {delta:g}){', inactivation' if inactivates else ''}"
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         degrees = rng.choice(np.arange(1, k + 1), n, p=robust_soliton(k, c, delta))
         neighbours = [rng.choice(k, degree, replace=False) for degree in degrees]
         signs = [rng.choice([-1.0, 1.0], degree) for degree in degrees]

@@ -14,12 +14,15 @@ from benchmarks.rivals import Array, Rival
 from polarmap.code.recovery import left_inverse
 
 
-class Dense(Rival):
-    """[I; P] for a dense P, scaled so that its rows have unit norm."""
+class Gaussian(Rival):
+    """[I; P] with P of independent normal coefficients, scaled so that its rows have unit norm."""
 
-    def __init__(self, n: int, k: int, coefficients: Array, name: str) -> None:
-        self.n, self.k, self.name, self.coefficients = n, k, name, coefficients
-        self.norms = np.append(np.ones(k), np.linalg.norm(coefficients, axis=1))
+    name = "dense Gaussian"
+
+    def __init__(self, n: int, k: int) -> None:
+        self.n, self.k, self.norms = n, k, np.ones(n)
+        P = np.random.default_rng(0).standard_normal((n - k, k))
+        self.coefficients = P / np.linalg.norm(P, axis=1, keepdims=True)
         self.encode_operations = 2.0 * k * (n - k)
 
     def encode(self, data: Array) -> Array:
@@ -30,12 +33,6 @@ class Dense(Rival):
 
     def plan(self, arrived: Array) -> Solved:
         return Solved(self.coefficients, arrived)
-
-
-def gaussian(n: int, k: int, seed: int = 0) -> Dense:
-    """Independent normal coefficients."""
-    P = np.random.default_rng(seed).standard_normal((n - k, k))
-    return Dense(n, k, P / np.linalg.norm(P, axis=1, keepdims=True), "dense Gaussian")
 
 
 class Solved:

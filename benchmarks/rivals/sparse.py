@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.rivals import Array, Rival, compiled
+from benchmarks.rivals import Array, Rival, arrival_orders, compiled
 from polarmap.code.recovery import left_inverse
 from polarmap.code.tiled import over_cores, tiles
 
@@ -208,9 +208,7 @@ class SparseCode(Rival):
 def awaited(code: SparseCode, trials: int) -> float:
     """The mean arrivals needed, never counting as 2 n, by which parameters are chosen."""
     few = max(2, trials // 10) if code.decoder.inactivates else trials
-    # Other orders than those by which codes are measured.
-    orders = np.random.default_rng(1).permuted(np.tile(np.arange(code.n), (few, 1)), axis=1)
-    needed = code.needed(orders)
+    needed = code.needed(arrival_orders(code.n, few, seed=1))  # others than those that codes are measured by
     return float(np.where(needed > code.n, 2 * code.n, needed).mean())
 
 

@@ -39,12 +39,11 @@ class Staircase(SparseCode):
         share: float = 0.0,
         higher: int = 8,
         inactivates: bool = False,
-        seed: int = 0,
     ) -> None:
         self.n, self.k = n, k
         mixture = f" ({share:.0%} of degree {higher})" if share else ""
         self.name = f"LDPC staircase{mixture}{', inactivation' if inactivates else ''}"
-        rng, r = np.random.default_rng(seed), n - k
+        rng, r = np.random.default_rng(0), n - k
         degrees = np.minimum(np.where(np.arange(k) < share * k, higher, 3), r)
         data = _spread(degrees, r, rng)
         signs = [rng.choice([-1.0, 1.0], len(members)) for members in data]

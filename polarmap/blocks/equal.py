@@ -175,8 +175,8 @@ def check_array(data: Any, name: str = "data") -> None:
     """Refuse an array that cannot be cut into blocks and coded."""
     refuse_masked_and_sparse(data, name)
     check_class_and_dtype(data, name)
-    if len(data.shape) == 0 or data.shape[0] == 0:
-        raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
+    if not data.shape or data.shape[0] == 0:  # an empty HDF5 dataset has none
+        raise CodeError(f"data of shape {tuple(data.shape or ())} has no rows to cut into blocks")
     check_dtype(data.dtype, "the data")
 
 

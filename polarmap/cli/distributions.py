@@ -103,7 +103,7 @@ def named_distribution(text: str) -> Distribution:
 def read_times(path: Path, column: str | None) -> Empirical:
     """The numbers of a text file, or of one column of a CSV file with a header; - is standard input."""
     try:
-        with click.open_file(str(path), encoding="utf-8") as file:
+        with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
         names = next(csv.reader(lines), [])
         if column is None and _numbers(" ".join(names).split()) is not None:  # of a run time, or of none

@@ -210,15 +210,16 @@ def _usual(first: Floats, rule: BackupRule, returned: int) -> Floats:
 
 
 class Replicated(NamedTuple):
-    """k tasks with `copies` copies each: P(T <= t) = (1 - P(one is out at t)^copies)^k."""
+    """Tasks with so many copies each: P(T <= t) = (1 - P(one is out at t)^copies)^tasks."""
 
-    k: int
+    tasks: int
     copies: int
     runtimes: Distribution
 
-    def failure_probability(self, tasks: int) -> float:
-        """Probability that all copies of one of so many tasks never end."""
-        return float(-np.expm1(tasks * np.log1p(-(self.runtimes.failure_probability**self.copies))))
+    @property
+    def failure_probability(self) -> float:
+        """Probability that all copies of a task never end."""
+        return float(-np.expm1(self.tasks * np.log1p(-(self.runtimes.failure_probability**self.copies))))
 
     def quantile(self, p: Floats) -> Floats:
         """The time by which the job is complete with probability `p`.
@@ -227,18 +228,18 @@ class Replicated(NamedTuple):
         >>> Replicated(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        return self.runtimes.time_of(*self._shares(p, 1 - p, self.k))
+        return self.runtimes.time_of(*self._shares(p, 1 - p))
 
-    def mean(self, tasks: int) -> float:
-        """Expected seconds until so many tasks have a result, of the jobs in which all of them do."""
+    def mean(self) -> float:
+        """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
         below, above = everywhere()
-        fails = self.failure_probability(tasks)
-        shares = self._shares((1 - fails) * below, fails + (1 - fails) * above, tasks)
+        fails = self.failure_probability
+        shares = self._shares((1 - fails) * below, fails + (1 - fails) * above)
         return mean_quantile(self.runtimes, lengths(below, above), *self.runtimes.among_ended(*shares))
 
-    def _shares(self, below: Floats, above: Floats, tasks: int) -> tuple[Floats, Floats]:
-        """Shares of the copies that have ended, and not, where `below` of the jobs of so many tasks have."""
+    def _shares(self, below: Floats, above: Floats) -> tuple[Floats, Floats]:
+        """Shares of the copies that have ended, and not, where `below` of the jobs have."""
         with np.errstate(divide="ignore"):
-            one = np.where(below < 0.5, np.log(below), np.log1p(-np.minimum(above, 0.5))) / tasks
+            one = np.where(below < 0.5, np.log(below), np.log1p(-np.minimum(above, 0.5))) / self.tasks
             out = np.log(-np.expm1(one)) / self.copies
         return -np.expm1(out), np.exp(out)

@@ -195,7 +195,7 @@ def arrivals_needed(
         return decodability.simulated(n, k, scheme, erasure, trials, seed)
     if scheme not in CODES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
-    return decodability.exactly(k)
+    return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # any k, and no fewer
 
 
 def completion_after(
@@ -292,10 +292,10 @@ def _backed_up(
 
 
 def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
-    job = backups.Replicated(k, n // k, distribution)
+    job, one = (backups.Replicated(tasks, n // k, distribution) for tasks in (k, 1))
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
-    paid, fails = n * job.mean(1), job.failure_probability(k)
-    return Completion("replication", n, k, job.mean(k), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
+    paid, fails = n * one.mean(), job.failure_probability
+    return Completion("replication", n, k, job.mean(), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
 
 
 def completion_of_jobs(

@@ -48,11 +48,6 @@ class ArrivalsNeeded(NamedTuple):
         return np.append(0.0, self.weights.cumsum())[np.searchsorted(self.ranks, np.arange(n + 1), "right")]
 
 
-def exactly(rank: int) -> ArrivalsNeeded:
-    """The number of arrivals where it is certain, of an MDS code or no code: any `rank`, and no fewer."""
-    return ArrivalsNeeded(np.array([float(rank)]), np.ones(1), 0)
-
-
 def decoder_of(scheme: str) -> str:
     """The decoder of the code that a scheme names.
 

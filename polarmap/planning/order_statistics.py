@@ -13,7 +13,16 @@ from typing import NamedTuple
 import numpy as np
 
 from polarmap.planning.distributions import Distribution, Floats, first_reached
-from polarmap.planning.quadrature import FURTHEST, integral, lengths, logistic, nodes
+from polarmap.planning.quadrature import (
+    FURTHEST,
+    HUGE,
+    LEFT,
+    areas_between,
+    integral,
+    lengths,
+    logistic,
+    nodes,
+)
 
 BULK = 4001  # nodes where the density is
 COARSE = np.arange(-FURTHEST, FURTHEST, 0.005)  # logits among which the bulk is looked for
@@ -49,10 +58,11 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
     """
     below, above = grid = bulk(n, ranks, runtimes.failure_probability)
     widths = lengths(below, above)
+    edges = runtimes.area(above)
+    areas = areas_between(edges)
+    last = np.flatnonzero(areas < HUGE)[-1]
     with np.errstate(invalid="ignore"):
-        edges = runtimes.area(above)
-        areas = -np.diff(edges)
-        earlier = (runtimes.area(np.ones(1)) - edges) / below
+        earlier = np.minimum((runtimes.area(np.ones(1)) - edges) / below, HUGE)
     time, paid = np.empty(len(ranks)), np.empty(len(ranks))
     size = max(1, CHUNK // len(below))
     for first in range(0, len(ranks), size):
@@ -61,7 +71,9 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
         # However unlikely it is that so many end: if they do, then with this density.
         density = np.exp(logarithm - logarithm.max(axis=1, keepdims=True))
         completes = integral(density, widths)
-        time[first : first + size] = at_rank = integral(density, areas) / completes
+        at_rank = integral(density, areas) / completes
+        at_rank[density[:, last] * areas[last] > LEFT * at_rank * completes] = np.inf
+        time[first : first + size] = at_rank
         before = integral(density * earlier, widths) / completes
         paid[first : first + size] = (part - 1) * before + (n - part + 1) * at_rank
     if not np.isfinite(runtimes.mean_if_ended()):

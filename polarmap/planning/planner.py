@@ -95,6 +95,11 @@ class Plan(MapPlan):
         return self.expected.n
 
     @property
+    def clock(self) -> str:
+        """The completion time that the frontier is of: the objective, or p99 beside the cost."""
+        return Objective(self.objective).clock
+
+    @property
     def cost(self) -> Cost | None:
         """Estimate in US dollars, in the mean; None without a worker, or where no price is known."""
         return None if self.worker is None else _cost(self.expected, self.worker)
@@ -158,7 +163,7 @@ class Plan(MapPlan):
 
     def _alternative(self) -> str:
         """What the code that comes nearest to being worth it would save, and cost."""
-        clock = "p99" if self.objective == "cost" else self.objective
+        clock = self.clock
         others = [one for one in self.frontier if one.n > one.k]
         if not others:
             return "more workers would not save time"

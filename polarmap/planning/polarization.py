@@ -110,7 +110,7 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
 
 
 def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
-    """The expected run time of one virtual worker; inf if it may never end.
+    """The expected run time of one virtual worker; inf if it may never end, or where no mean exists.
 
     The means of all 2^depth virtual workers average to the mean of a real one: what the slow one
     of two loses the fast one gains.

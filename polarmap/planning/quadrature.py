@@ -15,6 +15,8 @@ FURTHEST = 700.0  # exp(-700) is about the smallest normal float
 TAIL_STEP = 0.25  # of the logits, where only a heavy tail may still count
 BULK = 40.0  # logits beyond which probabilities differ from 0 and 1 by less than eps
 NODES = 8001
+HUGE = 1e300  # nearly overflows: a heavy tail whose mean exists has no weight where it is so long
+LEFT = 1e-5  # of an integral in the last cell that is shorter: one that converges has less there
 
 
 def logistic(logits: Floats) -> tuple[Floats, Floats]:
@@ -48,6 +50,13 @@ def lengths(below: Floats, above: Floats) -> Floats:
     return np.where(below[1:] < 0.5, np.diff(below), -np.diff(above))
 
 
+def areas_between(edges: Floats) -> Floats:
+    """Areas of the cells between edges of an area that may overflow at the last of them."""
+    with np.errstate(invalid="ignore"):
+        areas = np.nan_to_num(-np.diff(edges), nan=HUGE, posinf=HUGE)
+    return np.minimum(areas, HUGE)
+
+
 def integral(density: Floats, steps: Floats) -> Floats:
     """The integral of `density` (..., nodes) against a measure given on the cells (nodes - 1,).
 
@@ -64,20 +73,25 @@ def mean_quantile(runtimes: Distribution, weights: Floats, below: Floats, above:
     """The sum of `weights` (cells,) times the mean run time in each cell of shares of workers.
 
     The mean in a cell comes from the closed-form area under the quantile function, so steps and
-    poles of it cost no accuracy. Of the tasks that end; extrapolated like `integral`.
+    poles of it cost no accuracy. Of the tasks that end; extrapolated like `integral`. inf where none exists.
     """
-    widths, areas = lengths(below, above), -np.diff(runtimes.area(above))
+    widths, areas = lengths(below, above), areas_between(runtimes.area(above))
     is_narrow = widths <= 1e-12 * np.where(below[1:] < 0.5, below[1:], above[:-1])
     if is_narrow.any():  # than eps: the quantile is the same on both sides
         edges = runtimes.inverse(below[:-1][is_narrow], above[:-1][is_narrow])
-        areas[is_narrow] = np.where(np.isfinite(edges), edges, 0.0) * widths[is_narrow]
-    fine = _ratio(areas, widths) @ weights
+        areas[is_narrow] = np.minimum(edges, HUGE) * widths[is_narrow]
+    means = _ratio(areas, widths)
+    fine, last = means @ weights, np.flatnonzero(means < HUGE)[-1]
+    if means[last] * weights[last] > LEFT * fine:
+        return np.inf
     coarse = _ratio(_pairs(areas), _pairs(widths)) @ _pairs(weights)
     return float((4 * fine - coarse) / 3)
 
 
 def _ratio(areas: Floats, widths: Floats) -> Floats:
-    return np.divide(areas, widths, out=np.zeros_like(areas), where=widths > 0)
+    with np.errstate(over="ignore"):
+        means = np.divide(areas, widths, out=np.zeros_like(areas), where=widths > 0)
+    return np.minimum(means, HUGE)
 
 
 def _pairs(steps: Floats) -> Floats:

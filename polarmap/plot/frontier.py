@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
     """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
     figure, ((axes,),) = canvas.blank(7.5, 4.6)
-    clock = "p99" if plan.objective == "cost" else plan.objective
+    clock = plan.clock
     options = [one for one in plan.frontier if isfinite(getattr(one, clock))]
     times = [getattr(one, clock) for one in options]  # of none, where fewer jobs than that ever complete
     paid = [one.paid for one in options]

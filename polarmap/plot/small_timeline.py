@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from polarmap.plot import canvas
-from polarmap.plot.timeline import Bar, bar_of, end_of, was_started
+from polarmap.plot.timeline import STYLES, Bar, bar_of, end_of, was_started
 
 WIDTH = 480  # of the picture, in pixels
 TALLEST = 240  # in pixels, however many tasks there are
@@ -19,7 +19,6 @@ FACES = {
     "abandoned": f"{canvas.GREY}66",  # neither stands out on a light page nor on a dark one
     "failed": canvas.VERMILLION,
 }
-NAMES = {"used": "used", "parity": "used, parity"}
 
 
 def timeline_html(report: Any, text: str) -> str:
@@ -68,7 +67,8 @@ def _legend(bars: list[Bar], report: Any) -> Iterator[str]:
     styles = dict.fromkeys(bar.style for bar in bars)
     shown = [name for name in FACES if name in styles] + [name for name in styles if name not in FACES]
     for name in shown:
-        yield f'<span style="color:{_face(name)}">&#9632;</span> {escape(NAMES.get(name, name))}'
+        label = STYLES[name].label if name in STYLES else name
+        yield f'<span style="color:{_face(name)}">&#9632;</span> {escape(label)}'
     if report.recovered:
         yield f'<span style="color:{canvas.GREEN}">&#9679;</span> decoded'
 

@@ -39,7 +39,7 @@ def test_codes_need_what_they_are_known_to_need(measured: list[Measured]) -> Non
 
 
 def test_amplification_from_noise_is_the_norm_of_the_weights() -> None:
-    code = mds.gaussian(16, 12)
+    code = mds.Gaussian(16, 12)
     arrived = np.arange(4, 16)
     generator = np.concatenate([np.eye(12), code.coefficients])
     exact = np.linalg.norm(np.linalg.inv(generator[arrived]) * code.norms[arrived], axis=1).max()

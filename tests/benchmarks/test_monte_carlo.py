@@ -137,7 +137,7 @@ def needed_by(scheme: str) -> tuple[int, np.ndarray]:
     if scheme == "rotation":
         return N, until_full_rank(PolarCode(N, K).encode(np.eye(K)))
     if scheme == "dense Gaussian":
-        return N, until_full_rank(mds.gaussian(N, K).encode(np.eye(K)))
+        return N, until_full_rank(mds.Gaussian(N, K).encode(np.eye(K)))
     if scheme == "Raptor":
         return N, until_full_rank(raptor.Raptor(*raptor.tuned(N, K)).encode(np.eye(K)))
     code: SparseCode

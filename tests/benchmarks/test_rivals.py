@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.rivals import (
     Rival,
+    arrival_orders,
     embedding,
     fermat,
     fountain,
@@ -43,7 +44,7 @@ FLOATING: dict[str, Callable[[], Rival]] = {
     "staircase": partial(staircase.Staircase, N, K),
     "mixed staircase": partial(staircase.Staircase, N, K, 0.2, 6),
     "local product": partial(local_product.LocalProduct, K, 3, 3),
-    "Gaussian": partial(mds.gaussian, N, K),
+    "Gaussian": partial(mds.Gaussian, N, K),
     "rotation": lambda: polar.Polar(PolarCode(N, K)),
     "sequential": lambda: polar.Polar(PolarCode(N, K, "arikan", "sequential")),
     "optimal": lambda: polar.Polar(PolarCode(N, K, "arikan")),
@@ -56,8 +57,8 @@ def made(name: str) -> Any:
     return FLOATING[name]()
 
 
-def orders(n: int, count: int = 20) -> np.ndarray:
-    return np.random.default_rng(n).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
+def orders(n: int) -> np.ndarray:
+    return arrival_orders(n, 20, seed=n)
 
 
 @pytest.mark.parametrize("name", FLOATING)

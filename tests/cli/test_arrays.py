@@ -31,6 +31,7 @@ def parts(store: Path) -> list[Path]:
 def test_arrays_are_listed_checked_repaired_and_deleted(polarmap: Run, stored: Path) -> None:
     listed = polarmap("list", "--json").json["arrays"]
     assert [(one["name"], one["shape"], one["n"], one["k"]) for one in listed] == [("small", [12, 5], 6, 4)]
+    assert polarmap("list").out == f"{open_coded('small')!r}\n"
     assert polarmap("check", "small").code == 0
     victim = max(parts(stored), key=lambda path: path.stat().st_size)
     victim.write_bytes(b"x" * victim.stat().st_size)
@@ -96,12 +97,15 @@ def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
     zarr.save_array(str(stored.parent / "data.zarr"), data)
     with h5py.File(stored.parent / "data.h5", "w") as file:
         file["group/data"] = data
+        file["nothing"] = h5py.Empty("f8")
     sources = {"zarr": "data.zarr", "hdf5": "data.h5::group/data"}
     for name, source in sources.items():
         assert polarmap("encode", stored.parent / source, name, "--blocks", 4).code == 0
         assert np.array_equal(open_coded(name)[:], data)
     ran = polarmap("encode", stored.parent / "data.h5::other", "x")
-    assert (ran.code, "no dataset 'other'; it holds group" in ran.err) == (1, True)
+    assert (ran.code, "no dataset 'other'; it holds group, nothing" in ran.err) == (1, True)
+    ran = polarmap("encode", stored.parent / "data.h5::nothing", "x")
+    assert (ran.code, "data of shape () has no rows" in ran.err) == (1, True)
 
 
 def test_an_encrypted_array_is_listed_and_deleted_without_its_key(

@@ -24,6 +24,8 @@ def test_tasks_that_never_end_are_simulated_as_such(polarmap: Run) -> None:
         ("1 2\n4.5\n", []),
         ("1.0,2.0,4.5", []),
         ("seconds\n1.0\n2.0\n4.5\n", []),
+        ("\ufeff1.0\n2.0\n4.5\n", []),
+        ("\ufeffseconds,task\n1.0,a\n2.0,b\n4.5,c\n", ["--column", "seconds"]),
         ("task,seconds\na,1.0\nb,2.0\nc,4.5\n", ["--column", "seconds"]),
     ],
 )

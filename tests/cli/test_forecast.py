@@ -6,7 +6,7 @@ from pathlib import Path
 
 from command_lines import DISTRIBUTION, ROOT, Run
 
-from polarmap.planning import ShiftedExponential, plan, stragglers
+from polarmap.planning import ShiftedExponential, cold_starts, completion_time, plan, stragglers
 
 
 def test_plan_is_that_of_the_library(polarmap: Run) -> None:
@@ -58,3 +58,5 @@ def test_every_scheme_is_simulated(polarmap: Run) -> None:
     ran = polarmap("simulate", "--k", 12, *DISTRIBUTION, "--cold-starts", 0.1, 4, "--trials", 20)
     schemes = [line.split()[0] for line in ran.out.splitlines()]
     assert schemes == ["uncoded", "replication", "backup", "sequential", "rotation"]
+    runtimes = cold_starts(stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), 0.1, 4.0)
+    assert ran.out.startswith(f"{completion_time(12, 12, 'uncoded', runtimes)}\n")

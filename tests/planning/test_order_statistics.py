@@ -69,3 +69,17 @@ def test_a_mean_may_exist_though_no_worker_has_one() -> None:
     assert completion_time(8, 8, "uncoded", distribution).mean == np.inf
     expected = stats.beta(7, 2).expect(lambda u: (1 - u) ** (-1 / 0.8))
     assert completion_time(8, 7, "mds", distribution).mean == pytest.approx(expected, rel=1e-3)
+    # The first of four has shape 4 x 0.3, whose mean exists though areas under the tail overflow.
+    assert completion_time(4, 1, "mds", Pareto(1.0, 0.3)).mean == pytest.approx(1.2 / 0.2, rel=1e-4)
+    for found in (
+        completion_time(4, 3, "mds", Pareto(1.0, 0.5)),
+        completion_time(4, 2, "mds", Pareto(1.0, 0.3)),
+    ):
+        assert (found.mean, found.paid) == (np.inf, np.inf)
+
+
+@pytest.mark.parametrize(("shape", "mean"), [(0.02, np.inf), (0.3, np.inf), (0.5, np.inf), (0.6, 6.0)])
+def test_copies_have_a_mean_where_their_minimum_has_one(shape: float, mean: float) -> None:
+    """The minimum of two has twice the shape."""
+    found = completion_time(2, 1, "replication", Pareto(1.0, shape))
+    assert (found.mean, found.paid) == pytest.approx((mean, 2 * mean), rel=1e-6)

@@ -96,10 +96,10 @@ def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
 
 
 def test_limits_bind() -> None:
-    free = plan(24, DISTRIBUTION, "p99", slack=0.0)
-    bound = plan(24, DISTRIBUTION, "p99", budget=32.0, slack=0.0)
+    free = plan(24, DISTRIBUTION, "p99", slack=0.0, max_workers=36)
+    bound = plan(24, DISTRIBUTION, "p99", budget=32.0, slack=0.0, max_workers=36)
     assert bound.expected.paid <= 32.0 < free.expected.paid
-    cheap = plan(24, DISTRIBUTION, "cost", deadline=1.5)
+    cheap = plan(24, DISTRIBUTION, "cost", deadline=1.5, max_workers=36)
     assert cheap.expected.p99 <= 1.5
     assert cheap.expected.paid < free.expected.paid
 

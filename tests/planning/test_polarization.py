@@ -82,6 +82,8 @@ def test_the_slowest_and_the_fastest_are_the_extremes() -> None:
     assert virtual_mean(distribution, 8, 0) == pytest.approx(harmonic, rel=1e-6)
     assert virtual_mean(distribution, 8, 255) == pytest.approx(1 / 256, rel=1e-6)
     assert virtual_mean(Failing(distribution, 0.1), 3, 2) == np.inf
+    assert virtual_mean(Pareto(1.0, 0.9), 1, 0) == np.inf  # as of a real one; the fast one has shape 1.8
+    assert virtual_mean(Pareto(1.0, 0.9), 1, 1) == pytest.approx(1.8 / 0.8, rel=1e-6)
 
 
 def test_polarization_is_exponentially_fast_and_bounded_by_the_theorem() -> None:

@@ -13,30 +13,13 @@ from polarmap import Fault, Report, TaskReport
 from polarmap.plot import draw_timeline
 
 
-def invented(states: list[str], k: int, seconds: float = 2.0, **changes: object) -> Report:
+def invented(states: list[str], k: int, seconds: float = 2.0) -> Report:
     arrived = {"used": 1.0, "surplus": 1.5}
     tasks = tuple(
         TaskReport(index, state, arrived.get(state), arrived.get(state), 1)
         for index, state in enumerate(states)
     )
-    fields = {
-        "n": len(states),
-        "k": k,
-        "code": "rotation",
-        "executor": "replay",
-        "tasks": tasks,
-        "needed": k,
-        "recovered": (),
-        "seconds": seconds,
-        "encode_seconds": 0.0,
-        "decode_seconds": 0.0,
-        "surplus_seconds": 0.0,
-        "amplification": 0.0,
-        "error_bound": 0.0,
-        "residual": None,
-        "verified": "no",
-    }
-    return Report(**{**fields, **changes})  # type: ignore[arg-type]
+    return Report(len(states), k, "rotation", "replay", tasks, k, seconds=seconds)
 
 
 def bars(figure: Figure) -> dict[str, list[tuple[float, float, float]]]:
