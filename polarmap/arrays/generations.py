@@ -32,15 +32,14 @@ _running: set[str] = set()  # generations of this process
 class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
-    keeps : whether they stay when the run fails, for the next one to go on.
+    purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on.
     """
 
-    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any], keeps: bool = False) -> None:
-        self.store, self._name, self._keeps = store, name, keeps
-        self._purpose = dict(purpose)
+    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any] | None = None) -> None:
+        self.store, self._name, self._purpose = store, name, purpose
         self.id = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.id}/"
-        self._last_heartbeat = 0.0
+        self._last_heartbeat = -HEARTBEAT_SECONDS
 
     def __enter__(self) -> Generation:
         _running.add(self.id)
@@ -55,13 +54,13 @@ class Generation:
         _running.discard(self.id)
         if kind is None:
             sweep(self.store, self._name)
-        elif not self._keeps:
+        elif self._purpose is None:
             with contextlib.suppress(Exception):  # a storage that is down must not hide why the run ended
                 sweep(self.store, self._name)
 
     def heartbeat(self) -> None:
         """Renew, at most every few seconds, the object that says who runs this and what for."""
-        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS and self._last_heartbeat:
+        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS:
             return
         note = {"purpose": self._purpose, "owner": str(ProcessIdentity.current()), "time": time.time()}
         self.store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
@@ -107,7 +106,7 @@ class Generation:
             store.put(manifest_key(name), data)
         store.delete([self.prefix + RUN_NOTE])
         if now != before:
-            self._keeps = False
+            self._purpose = None
             raise StorageError(
                 f"the coded array {name!r} in {store.name} was written or deleted by another process "
                 "meanwhile: that stays, and what was made here is dropped"

@@ -11,7 +11,7 @@ import numpy as np
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.reading import TRANSFERS, decode_blocks, decoder_of, fetch_blocks
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import repair_zarr
@@ -47,7 +47,7 @@ def repair(
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
     runner = TaskRunner(parts, executor, observers_of(None))
-    with Generation(parts.store, manifest.name, {"repair": checksum(before)}) as generation:
+    with Generation(parts.store, manifest.name) as generation:
         repaired = _repaired(runner, generation, manifest, found)
         generation.publish(repaired, before)
     return repaired, found

@@ -12,7 +12,7 @@ import numpy as np
 
 from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.generations import Generation, replaceable
-from polarmap.arrays.manifest import Manifest, array_prefix, checksum, describe_code
+from polarmap.arrays.manifest import Manifest, array_prefix, describe_code
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
@@ -57,7 +57,7 @@ class StripeEncoder:
             purpose["salt"] = encryption.salt.hex()
         if hasattr(store, "sweep"):
             store.sweep()
-        with Generation(store, name, purpose, keeps=True) as generation:
+        with Generation(store, name, purpose) as generation:
             earlier = generation.finished_stripes()
             columns = self._stored(generation, earlier)
             parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
@@ -136,7 +136,7 @@ class StripeEncoder:
         if block < plan.code.k:
             if self._source.object_rows:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
-                    return place._replace(crc32=checksum(row))
+                    return place._replace(crc32=zlib.crc32(row.data))
             chunk = put_stripe(generation.store, generation.prefix, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
