@@ -26,7 +26,7 @@ from polarmap.worker.process_identity import ProcessIdentity
 RUN_NOTE = "running.json"
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
-_running: set[str] = set()  # generations of this process
+_running: set[str] = set()  # prefixes of those of this process
 
 
 class Generation:
@@ -37,21 +37,20 @@ class Generation:
 
     def __init__(self, store: Store, name: str, purpose: Mapping[str, Any] | None = None) -> None:
         self.store, self._name, self._purpose = store, name, purpose
-        self.id = uuid.uuid4().hex[:12]
-        self.prefix = f"{array_prefix(name)}{self.id}/"
+        self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
 
     def __enter__(self) -> Generation:
-        _running.add(self.id)
+        _running.add(self.prefix)
         try:
             self.heartbeat()
         except BaseException:
-            _running.discard(self.id)
+            _running.discard(self.prefix)
             raise
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        _running.discard(self.id)
+        _running.discard(self.prefix)
         if kind is None:
             sweep(self.store, self._name)
         elif self._purpose is None:
@@ -183,12 +182,6 @@ def sweep(store: Store, name: str) -> None:
     store.delete([key for key in ended if key not in needed])
 
 
-def delete(store: Store, name: str) -> None:
-    """Remove a coded array; objects of others that it refers to stay."""
-    store.delete([manifest_key(name)])
-    sweep(store, name)
-
-
 def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     """Keys of an array by the prefix of their generation."""
     found: dict[str, list[str]] = {}
@@ -210,8 +203,9 @@ def _read_record(store: Store, key: str) -> list[Part]:
         parts: list[Any] = [Part(*fields) for fields in _read(store, key)]
     except TypeError:
         return []
-    are_parts = all(isinstance(key, str) and all(type(one) is int for one in rest) for key, *rest in parts)
-    return parts if are_parts else []
+    return (
+        parts if all(isinstance(key, str) and {*map(type, sizes)} == {int} for key, *sizes in parts) else []
+    )
 
 
 def _read(store: Store, key: str) -> Any:
@@ -226,7 +220,7 @@ def _is_running(generation: str, note: Mapping[str, Any]) -> bool:
     """Whether the run is known to be under way."""
     owner = ProcessIdentity.parse(str(note.get("owner")))
     if owner == ProcessIdentity.current():
-        return generation.rstrip("/").rpartition("/")[2] in _running
+        return generation in _running
     return owner.is_on_this_machine() and not owner.is_dead()
 
 

@@ -102,12 +102,6 @@ class Manifest:
             size // self.dtype.itemsize for size in accumulate((p.size for p in self.parts[0]), initial=0)
         ]
 
-    @property
-    def stripe_rows(self) -> int:
-        """Rows of a block that its first part has; 1 if it has none that is whole."""
-        size = self.bounds[1] if len(self.bounds) > 1 else 0
-        return max(1, size // max(1, prod(self.shape[1:])))
-
     def stored_size(self, part: Part) -> int:
         """Bytes of a part in storage."""
         return part.size if self.encryption is None else encrypted_size(part.size)
