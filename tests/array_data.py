@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import polarmap
+from polarmap import RawObjects
 from polarmap.arrays.manifest import array_prefix
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
@@ -76,6 +77,14 @@ def spoilt(shape, dtype, places, kinds):
     with np.errstate(invalid="ignore"):
         A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
     return A
+
+
+def put_rows(store, A, rows=1, head=b""):
+    """Store an array as raw objects of so many rows each."""
+    keys = [f"mine/{number}" for number in range(-(-len(A) // rows))]
+    for number, key in enumerate(keys):
+        store.put(key, head + A[number * rows : (number + 1) * rows].tobytes())
+    return RawObjects(keys, A.shape, A.dtype, rows, len(head))
 
 
 def copied(coded):

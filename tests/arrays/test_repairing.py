@@ -97,16 +97,6 @@ def test_repair_of_what_is_whole_changes_nothing(store):
 
 
 @pytest.mark.every_store
-def test_repaired_integers_are_the_bytes_that_were_stored(store):
-    coded = polarmap.encode(random_array((12, 7), "i2"), blocks=4, workers=7, name="a", storage=store)
-    before = [store.get(coded.stored(index)[0].key) for index in range(7)]
-    for index in losses(coded.code, 3):
-        damage(store, coded.stored(index)[0], "missing")
-    coded.repair()
-    assert [store.get(coded.stored(index)[0].key) for index in range(7)] == before
-
-
-@pytest.mark.every_store
 def test_each_stripe_bears_its_own_losses(store):
     A = random_array((8, 50_000))
     coded = polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, memory=MIB)

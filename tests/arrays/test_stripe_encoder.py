@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from array_data import MIB, encode_with_warnings, objects, random_array, spoilt
+from array_data import MIB, encode_with_warnings, objects, put_rows, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, RawObjects, ReplayExecutor
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 
@@ -90,10 +90,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     store = FolderStore(tmp_path_factory.mktemp("store"))
     A = (np.arange(rows * k * columns).reshape(rows * k, columns) % 97).astype(dtype)
     in_object = max(number for number in range(1, in_object + 1) if rows % number == 0)
-    keys = [f"mine/{number}" for number in range(rows * k // in_object)]
-    for number, key in enumerate(keys):
-        store.put(key, A[number * in_object : (number + 1) * in_object].tobytes())
-    raw = RawObjects(keys, A.shape, A.dtype, rows=in_object)
+    raw = put_rows(store, A, in_object)
     options = {"blocks": k, "workers": k + extra, "storage": store}
     here = polarmap.encode(A, name="here", **options)
     there = polarmap.encode(raw, name="there", executor=ReplayExecutor(), **options)
@@ -110,17 +107,11 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
 # --- NaN and inf -------------------------------------------------------------------------------
 
 
-def raw(store, A):
-    for row in range(len(A)):
-        store.put(f"mine/{row}", A[row].tobytes())
-    return RawObjects([f"mine/{row}" for row in range(len(A))], A.shape, A.dtype, 1)
-
-
 @pytest.mark.parametrize("how", ["here", "file", "raw"])
 @pytest.mark.parametrize("dtype", ["f4", "c16"])
 def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
     A = spoilt((24, 9_000), dtype, [5 * 9_000 + 8_500, 17 * 9_000, 17 * 9_000 + 1, 9_000 * 23], [0, 1, 2, 0])
-    source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: raw(store, A)}[how]()
+    source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: put_rows(store, A)}[how]()
     options = {"blocks": 6, "workers": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
         coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)

@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-from array_data import DTYPES, MIB, damage, losses, objects, random_array, zarr_data
-from counting_store import BrokenError, Counting, fail
+from array_data import DTYPES, MIB, damage, losses, objects, put_rows, random_array, zarr_data
+from counting_store import BrokenError, Counting, Least, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, RawObjects, ReplayExecutor, Stored
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
 from polarmap.arrays import repairing
 from polarmap.arrays.stores import open_store
 from polarmap.errors import NotDecodableError
@@ -152,18 +152,10 @@ def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
     np.testing.assert_allclose(zarr_data(coded)[:], A, rtol=1e-10)
 
 
-class WithoutJoin:
-    """A store that can do what each has to."""
-
-    def __init__(self, store):
-        for verb in ("name", "put", "get", "size", "keys", "delete"):
-            setattr(self, verb, getattr(store, verb))
-
-
 def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     A = random_array((4 * 13, 3))
-    store = WithoutJoin(FolderStore(tmp_path))
+    store = Least(FolderStore(tmp_path))
     coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=store, **OPTIONS)
     assert coded.zarr is None
     assert coded.repair().ok
@@ -181,7 +173,7 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
         generations = {key.split("/")[3] for key in folder.keys("polarmap/coded/a/")}
         assert len(generations) == 2  # parity stays where it was
     else:
-        polarmap.encode(A, storage=WithoutJoin(folder), memory=MIB, **OPTIONS)
+        polarmap.encode(A, storage=Least(folder), memory=MIB, **OPTIONS)
         coded = polarmap.open_coded("a", folder)
         assert coded.zarr is None  # nothing is sent twice
         assert coded.check().ok
@@ -196,7 +188,7 @@ def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins)
     A, folder = random_array((8, 16_003)), FolderStore(tmp_path)  # rows in three pieces, the last one shorter
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)
-    coded = polarmap.encode(A, storage=folder if joins else WithoutJoin(folder), memory=MIB, **OPTIONS)
+    coded = polarmap.encode(A, storage=folder if joins else Least(folder), memory=MIB, **OPTIONS)
     first, *_, last = (coded.stored(0)[stripe].key.split("/")[3] for stripe in (0, 1, 2))
     assert (first == last) == joins
     assert len({part.size for part in coded.stored(0)}) == 2
@@ -237,10 +229,7 @@ def test_numbers_are_a_vector(tmp_path):
 
 def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
     store, A = FolderStore(tmp_path), random_array((8, 3))
-    for number in range(4):
-        store.put(f"mine/{number}", A[2 * number : 2 * number + 2].tobytes())
-    rows = RawObjects([f"mine/{number}" for number in range(4)], A.shape, A.dtype, rows=2)
-    coded = polarmap.encode(rows, storage=store, **OPTIONS)
+    coded = polarmap.encode(put_rows(store, A, 2), storage=store, **OPTIONS)
     damage(store, coded.stored(5)[0], "missing")
     coded.repair()
     assert coded.zarr is None

@@ -6,19 +6,15 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import ExecutorError, NotDecodableError
-from polarmap.worker.encryption import get_part
-from polarmap.worker.parts import DamagedError, Part, Place, assemble, read_file
+from polarmap.worker.parts import Part, Place, assemble, read_file
 from polarmap.worker.pytree import unpacked
 
 
@@ -98,22 +94,6 @@ def test_an_array_in_a_bucket_needs_its_configuration(stored):
     stored.coded_blocks = lambda: blocks
     with pytest.raises(ExecutorError, match="minio bucket 'rows': pass executor="):
         polarmap.coded_map(np.sum, stored, executor="localhost")
-
-
-@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=4))
-def test_parts_in_a_row_are_the_whole(data, cuts):
-    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    parts = [Part("x", b - a, zlib.crc32(data[a:b]), a) for a, b in pairwise(places)]
-    assert bytes(assemble(parts, lambda part: data[part.offset : part.offset + part.size])) == data
-
-
-@given(st.binary(min_size=1, max_size=60), st.data())
-def test_any_changed_byte_is_noticed(data, draw):
-    place = draw.draw(st.integers(0, len(data) - 1))
-    changed = bytearray(data)
-    changed[place] ^= draw.draw(st.integers(1, 255))
-    with pytest.raises(DamagedError, match="x is corrupt"):
-        get_part(Place("folder", ""), Part("x", len(data), zlib.crc32(data)), lambda part: changed)
 
 
 def test_a_coded_array_is_mapped_where_it_lies(A, tmp_path, executor):
