@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from array_data import MIB, damage, losses, objects, random_array
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from plain import process_pool
 
 import polarmap
@@ -130,31 +128,6 @@ def test_a_key_that_is_gone_since_is_an_error_of_ours(store, monkeypatch):
             StorageError, match=f"the environment variable '{NAME}' of key=.* is not set here"
         ):
             read()
-
-
-@settings(max_examples=25)
-@given(
-    rows=st.integers(1, 30), columns=st.integers(0, 400), k=st.integers(1, 5), extra=st.integers(1, 3),
-    dtype=st.sampled_from(["f2", "f4", "f8", "c16", "i1", "u4", "i8", ">f8", ">i4"]), data=st.data(),
-)  # fmt: skip
-def test_any_shape_comes_back(tmp_path_factory, rows, columns, k, extra, dtype, data):
-    folder = tmp_path_factory.mktemp("store")
-    k = min(k, rows)
-    array = random_array((rows, columns), dtype)
-    made = polarmap.encode(array, blocks=k, workers=k + extra, name="a", storage=folder, key=KEY, memory=MIB)
-    coded = polarmap.open_coded("a", folder, key=KEY)
-    np.testing.assert_array_equal(coded[:], array)
-    lost = data.draw(st.integers(0, made.n - 1))
-    if not columns:
-        return
-    store = made.store
-    damage(store, coded.stored(lost)[-1], data.draw(st.sampled_from(["missing", "truncated", "corrupt"])))
-    if coded.check().lost:  # integers may need more than k
-        return
-    assert coded.repair().blocks == [lost]
-    assert coded.check().ok
-    if array.dtype.kind in "iu":
-        np.testing.assert_array_equal(coded[:], array)
 
 
 def test_stripes_are_encrypted_one_by_one(store):
