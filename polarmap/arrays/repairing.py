@@ -79,17 +79,13 @@ def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tupl
     """
     lost = lost_blocks(found.damaged)
     keys = {damage.key for damage in found.damaged} & manifest.ends.keys()
-    anew: dict[int, set[int]] = {}
-    for damage in found.damaged:
-        anew.setdefault(damage.stripe, set()).add(damage.block)
-    for block, parts in enumerate(manifest.parts):
-        for stripe, part in enumerate(parts):
-            if part.key in keys:
-                anew.setdefault(stripe, set()).add(block)
     alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for stripe, blocks in sorted(anew.items()):
+    for stripe in range(found.stripes):
         bad = lost.get(stripe, set())
-        alike.setdefault((tuple(sorted(bad)), tuple(sorted(blocks - bad))), []).append(stripe)
+        touched = (block for block, parts in enumerate(manifest.parts) if parts[stripe].key in keys)
+        kept = tuple(block for block in touched if block not in bad)
+        if bad or kept:
+            alike.setdefault((tuple(sorted(bad)), kept), []).append(stripe)
     return alike
 
 
