@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 import polarmap
 from polarmap import RawObjects
-from polarmap.arrays.manifest import array_prefix
+from polarmap.arrays.manifest import array_prefix, manifest_key
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 
@@ -56,6 +58,15 @@ def losses(code, count):
 
 def objects(store):
     return {key: store.get(key) for key in store.keys("polarmap/")}
+
+
+def write_manifest(store, change, name="a"):
+    """Let `change` alter a manifest, and give it a checksum that fits."""
+    document = json.loads(store.get(manifest_key(name)))
+    change(document["array"])
+    text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
+    document["crc32"] = zlib.crc32(text.encode())
+    store.put(manifest_key(name), json.dumps(document).encode())
 
 
 def files(folder):

@@ -267,29 +267,32 @@ def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
     np.testing.assert_array_equal(zarr_data(coded)[:], coded[:])
 
 
-def test_results_on_a_store_that_cannot_join_are_one_after_repair(tmp_path):
-    """Through the driver: nothing does that while a map runs."""
+@pytest.fixture
+def not_joined(tmp_path):
+    """-A, of which one result had not arrived, on a store that cannot join objects; and A."""
     A, folder = random_array((20, 3)), FolderStore(tmp_path)
-    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
     folder.join = lambda keys, key: False
-    y = polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options)
-    assert y.array.check().blocks == [5]  # parity, which nobody waited for
-    assert y.array.zarr is None
-    y.array.repair()
-    np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
-    assert y.array.check().ok
+    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    return polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array, A
+
+
+def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
+    """Through the driver: nothing does that while a map runs."""
+    array, A = not_joined
+    assert array.check().blocks == [5]  # parity, which nobody waited for
+    assert array.zarr is None
+    array.repair()
+    np.testing.assert_array_equal(zarr_data(array)[:], -A)
+    assert array.check().ok
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
-def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(tmp_path, monkeypatch, kind):
-    A, folder = random_array((20, 3)), FolderStore(tmp_path)
-    folder.join = lambda keys, key: False
-    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
-    array = polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array
+def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monkeypatch, kind):
+    array, A = not_joined
     part, repair_zarr = array.stored(2)[0], repairing.repair_zarr
 
     def damage_and_repair(*arguments):
-        damage(folder, part, kind)
+        damage(array.store, part, kind)
         return repair_zarr(*arguments)
 
     with monkeypatch.context() as patch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from array_data import MIB, damage, losses, objects, random_array
+from array_data import MIB, damage, losses, objects, random_array, write_manifest
 from plain import process_pool
 
 import polarmap
@@ -215,11 +214,7 @@ def test_who_expects_encryption_gets_no_array_without(store):
 def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypatch):
     """Before anything is made of what it says."""
     polarmap.encode(A, storage=store, **OPTIONS)
-    document = json.loads(store.get(manifest_key("a")))
-    change(document["array"])
-    text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
-    document["crc32"] = zlib.crc32(text.encode())
-    store.put(manifest_key("a"), json.dumps(document).encode())
+    write_manifest(store, change)
     monkeypatch.setattr("polarmap.arrays.manifest.rebuild_code", pytest.fail)
     with pytest.raises(StorageError, match="somebody has changed it"):
         polarmap.open_coded("a", store, key=KEY)
@@ -231,11 +226,7 @@ def test_an_array_cannot_be_passed_off_as_another(store):
     store.put(manifest_key("b"), store.get(manifest_key("a")))
     with pytest.raises(StorageError, match="is that of 'a'"):
         polarmap.open_coded("b", store, key=KEY)
-    text = store.get(manifest_key("a")).decode().replace('"name":"a"', '"name":"b"')
-    document = json.loads(text)
-    array = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
-    document["crc32"] = zlib.crc32(array.encode())
-    store.put(manifest_key("b"), json.dumps(document).encode())
+    write_manifest(store, lambda array: array.update(name="b"), "b")
     with pytest.raises(StorageError, match="somebody has changed it"):
         polarmap.open_coded("b", store, key=KEY)
 
