@@ -21,6 +21,7 @@ def test_objects_that_are_not_of_the_array_are_asked_for_their_sizes(store, is_l
     found = one.check(executor=ReplayExecutor())
     assert {(one.key, one.kind) for one in found.damaged} >= {("mine/5", "missing"), ("mine/13", "corrupt")}
     assert found == coded.check()
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
     coded.repair(executor=ReplayExecutor())
     assert coded.check().ok
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)

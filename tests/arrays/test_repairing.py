@@ -34,29 +34,38 @@ def test_workers_find_and_rebuild_what_this_process_would(store, dtype):
     check_repair(store, dtype, ReplayExecutor())
 
 
+DOCUMENT_DAMAGE = {"f4": "missing", "f8": "corrupt", "c16": "corrupt", "u1": "appended", "i8": "truncated"}
+
+
 def check_repair(store, dtype, executor):
     A = random_array((72, 600), dtype)
     coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=store, memory=MIB)
-    stripes = len(coded.stored(0))
+    stripes, view, encoded = len(coded.stored(0)), coded._manifest.zarr, objects(store)
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 1e-4 if dtype == "f4" else 1e-10
     lost = losses(coded.code, 3)
     hurt = {(block, 0): kind for block, kind in zip(lost, ("missing", "corrupt", "truncated"))}
-    hurt[next(block for block in range(9) if block not in lost), 0] = "appended"
+    whole = next(block for block in range(9) if block not in lost)
+    hurt[whole, 0] = "appended"
     if stripes > 1:
         hurt |= {(1, 1): "corrupt", (7, 1): "missing"}
+    keys = {(block, stripe): coded.stored(block)[stripe].key for block, stripe in hurt}
     for (block, stripe), kind in hurt.items():
         damage(store, coded.stored(block)[stripe], kind)
-    store.put(f"{coded._manifest.zarr.path}/data/c/mine", b"x")
-    damage(store, coded._manifest.zarr.metadata[1], "corrupt")
+    others = {(f"{view.path}/data/c/mine", "foreign")}
+    store.put(f"{view.path}/data/c/mine", b"by somebody")
+    for part in view.metadata:
+        damage(store, part, DOCUMENT_DAMAGE[dtype])
+        others.add((part.key, DOCUMENT_DAMAGE[dtype]))
     before = objects(store)
 
     found = coded.check(executor=executor)
     assert {(one.block, one.stripe): one.kind for one in found.damaged} == hurt
-    assert [kind for _, kind in found.zarr] == ["corrupt", "foreign"]
+    assert set(found.zarr) == others
     assert found == coded.check()
     assert not found.ok
     assert found.lost == ()
     assert "1 truncated" in repr(found)
+    assert "3 other objects of the Zarr array are wrong" in repr(found)
     assert all(f"block {block}, part {part}: {kind}" in repr(found) for (block, part), kind in hurt.items())
     np.testing.assert_allclose(coded[:], A, rtol=tolerance, atol=tolerance)
     assert objects(store) == before
@@ -66,12 +75,17 @@ def check_repair(store, dtype, executor):
     again = polarmap.open_coded("a", store)
     assert again.check(executor=executor).ok
     np.testing.assert_allclose(again[:], A, rtol=tolerance, atol=tolerance)
-    wrong = {damage.key for damage in found.damaged} | {key for key, _ in found.zarr}
+    after, wrong = objects(store), {*keys.values(), *(key for key, _ in others)}
     good = before.keys() - wrong - {manifest_key("a")}
-    assert all(objects(store)[key] == before[key] for key in good)
-    assert len(good) == 9 * stripes - len(hurt) + DOCUMENTS - 2
+    assert all(after[key] == before[key] for key in good)
+    assert len(good) == 9 * stripes - len(hurt)
+    assert all(after[part.key] == encoded[part.key] for part in view.metadata)
+    for key in (key for (block, _), key in keys.items() if block < 6):  # where Zarr looks for it
+        one, other = (np.frombuffer(data[key], dtype) for data in (after, encoded))
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+    assert whole >= 6 or after[keys[whole, 0]] == encoded[keys[whole, 0]]
     copies = sum(block < 6 for block, _ in hurt)  # rebuilt parts of data lie in the Zarr array too
-    assert len(store.keys("polarmap/")) == 9 * stripes + DOCUMENTS + copies
+    assert len(after) == 9 * stripes + DOCUMENTS + copies
     again.delete()
     assert store.keys("polarmap/") == []
 

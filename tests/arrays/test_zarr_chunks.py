@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from array_data import DTYPES, MIB, damage, losses, objects, put_rows, random_array, zarr_data
+from array_data import DTYPES, MIB, damage, objects, put_rows, random_array, zarr_data
 from counting_store import BrokenError, Counting, Least, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,39 +85,6 @@ def test_a_missing_chunk_is_no_number_to_zarr(tmp_path):
     coded = polarmap.encode(np.ones((8, 2)), storage=tmp_path, **OPTIONS)
     damage(coded.store, coded.stored(1)[0], "missing")
     assert np.isnan(zarr_data(coded)[2:4]).all()
-
-
-@pytest.mark.every_store
-@pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt", "appended"])
-@pytest.mark.parametrize("dtype", ["f8", "i4"])
-def test_every_object_that_is_changed_is_found_and_repaired(store, kind, dtype):
-    A = random_array((20, 3), dtype)
-    coded = polarmap.encode(A, storage=store, **OPTIONS)
-    before = objects(store)
-    data, parity = losses(coded.code, 2)
-    for block in (data, parity):
-        damage(store, coded.stored(block)[0], kind)
-    documents = [key for key in before if key.endswith("zarr.json")]
-    for key in documents:
-        damage(store, polarmap.worker.parts.Part(key, len(before[key])), kind)
-    store.put(f"{coded._manifest.zarr.path}/data/c/4/0", b"appended by somebody")
-    found = coded.check()
-    assert [(one.block, one.kind) for one in found.damaged] == [(data, kind), (parity, kind)]
-    foreign = (f"{coded._manifest.zarr.path}/data/c/4/0", "foreign")
-    assert set(found.zarr) == {*((key, kind) for key in documents), foreign}
-    assert f"2 {kind}, in blocks [{data}, {parity}]; 3 other objects of the Zarr array are wrong" in repr(
-        found
-    )
-    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
-    coded.repair()
-    after = objects(store)
-    assert coded.check().ok
-    assert {key: after[key] for key in documents} == {key: before[key] for key in documents}
-    assert foreign[0] not in after
-    chunk = f"{coded._manifest.zarr.path}/data/c/{data}/0"
-    raw = np.frombuffer(after[chunk], dtype).reshape(5, 3)
-    np.testing.assert_allclose(raw, A[5 * data : 5 * data + 5], rtol=1e-10, atol=1e-10)
-    assert kind not in ("appended",) or after[chunk] == before[chunk]  # it was whole
 
 
 def test_what_zarr_appends_is_seen(tmp_path):
