@@ -9,16 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack, ove
 import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
+from polarmap.blocks.equal import rows_of_block
 from polarmap.clouds.extras import needed_by
 from polarmap.code.dtypes import Array, check_dtype, epsilon
 from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
-from polarmap.maps.coded import SharedOptions, coded_map
+from polarmap.maps.coded import SharedOptions
 from polarmap.report import Report
-from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
-from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.options import (
+    OnTimeout,
+    ScheduleName,
+    Verify,
+    check_function,
+    checked_options,
+    planned,
+)
+from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.results import CodedResult
+from polarmap.run.running_map import Observers
 from polarmap.run.trusted import Trust
 
 with needed_by("polarmap.xr", "xarray", "xarray"):
@@ -148,31 +157,23 @@ def apply(
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
 
-    def run(observers: Any) -> Any:
+    def run(observers: Observers) -> Any:
         check_function(f)
+        options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule)
+        code_options = planned(CodeOptions(blocks, workers, code, degree), schedule).checked()
         dims = _core_dims(obj, dim)
         named = _named_outputs(obj, dims, output_dims)
         variables = _computed(_with_dims(obj, dims))
         mapped = {name: _rows_of(variable, dims, skipna) for name, variable in variables.items()}
         arrays = [array for one in mapped.values() for array in one.arrays]
-        options = planned(CodeOptions(blocks, workers, code, degree), schedule).checked()
-        cut = _cut(arrays, block_count(max(map(len, arrays)), options, [one.dtype for one in arrays]))
+        k = block_count(max(map(len, arrays)), code_options, [one.dtype for one in arrays])
+        cut = [[rows_of_block(array, -(-len(array) // k), index) for array in arrays] for index in range(k)]
+
+        def on_leaves(leaves: list[Array]) -> list[Array]:
+            return [f(leaf) for leaf in leaves]
+
         with _advice_on_gaps(arrays):
-            result = coded_map(
-                lambda leaves: [f(leaf) for leaf in leaves],
-                cut,
-                workers=workers,
-                code=code,
-                degree=degree,
-                schedule=schedule,
-                executor=executor,
-                verify=verify,
-                rtol=rtol,
-                timeout=timeout,
-                on_timeout=on_timeout,
-                retries=retries,
-                progress=observers,
-            )
+            result = prepared_blocks(on_leaves, cut, code_options, executor, options).run(observers)
         _check_shapes(cut[0], result[0], dims)
         if verify is not False:
             _check_rows(f, cut, result)
@@ -341,18 +342,6 @@ def _without_noise(weights: Array, report: Report) -> Array:
     rounding = ROUNDINGS * epsilon(weights.dtype) * report.amplification
     noise = (size <= rounding * size.max(initial=0)).T & decoded
     return np.where(noise.T, weights.dtype.type(0), weights)
-
-
-def _cut(arrays: Sequence[Array], k: int) -> list[list[Array]]:
-    """k blocks of so many rows of each array, which zeros fill up."""
-    padded = []
-    for array in arrays:
-        rows = -(-len(array) // k)
-        zeros = np.zeros((rows * k - len(array), *array.shape[1:]), array.dtype)
-        padded.append(
-            (np.concatenate([array, zeros]) if len(zeros) else array).reshape(k, rows, *array.shape[1:])
-        )
-    return [[one[index] for one in padded] for index in range(k)]
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 import polarmap
-from polarmap.arrays.manifest import array_prefix
+from polarmap import RawObjects
+from polarmap.arrays.manifest import array_prefix, manifest_key
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 
@@ -57,6 +60,15 @@ def objects(store):
     return {key: store.get(key) for key in store.keys("polarmap/")}
 
 
+def write_manifest(store, change, name="a"):
+    """Let `change` alter a manifest, and give it a checksum that fits."""
+    document = json.loads(store.get(manifest_key(name)))
+    change(document["array"])
+    text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
+    document["crc32"] = zlib.crc32(text.encode())
+    store.put(manifest_key(name), json.dumps(document).encode())
+
+
 def files(folder):
     """Paths of all files below a folder."""
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
@@ -76,6 +88,14 @@ def spoilt(shape, dtype, places, kinds):
     with np.errstate(invalid="ignore"):
         A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
     return A
+
+
+def put_rows(store, A, rows=1, head=b""):
+    """Store an array as raw objects of so many rows each."""
+    keys = [f"mine/{number}" for number in range(-(-len(A) // rows))]
+    for number, key in enumerate(keys):
+        store.put(key, head + A[number * rows : (number + 1) * rows].tobytes())
+    return RawObjects(keys, A.shape, A.dtype, rows, len(head))
 
 
 def copied(coded):

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.arrays import audits, generations, repairing
 from polarmap.arrays.audits import Audit
-from polarmap.arrays.manifest import Manifest, check_name
+from polarmap.arrays.manifest import Manifest, check_name, manifest_key
 from polarmap.arrays.reading import ArrayReader
 from polarmap.arrays.stores import PartStore, open_store
 from polarmap.blocks.stored import StoredBlocks
@@ -150,7 +150,8 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        step = self._manifest.stripe_rows
+        size = self._manifest.bounds[1] if self.nbytes else 0  # of a stripe
+        step = max(1, size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), step):
             yield from map(np.asarray, self[start : start + step])
 
@@ -209,7 +210,8 @@ class CodedArray:
     def delete(self) -> None:
         """Remove the array from storage, but not what already lay there when it was encoded."""
         with without_our_frames:
-            generations.delete(self.store, self.name)
+            self.store.delete([manifest_key(self.name)])
+            generations.sweep(self.store, self.name)
 
 
 def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None) -> CodedArray:

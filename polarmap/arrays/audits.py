@@ -121,15 +121,23 @@ def _kinds(part_store: PartStore, manifest: Manifest, parts: Sequence[Part], exe
     Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
     cannot decrypt, which is told from other failures here only.
     """
-    kinds = _kinds_by_size(part_store.store, manifest, parts)
-    whole = [index for index, kind in enumerate(kinds) if kind in ("", "appended")]
-    to_read = [_as_stored(manifest, parts[index]) for index in whole]
+    sizes = _sizes(part_store.store, manifest, {part.key for part in parts if part.crc32 is not None})
+    kinds, to_read = list[str](), dict[int, Part]()
+    for index, part in enumerate(parts):
+        end, is_last = _extent(manifest, part)
+        size = None if part.crc32 is None else sizes[part.key]
+        if size is None or part.crc32 is None or size < end:
+            kinds.append("missing" if size is None else "truncated")
+            continue
+        kinds.append("appended" if is_last and size > end else "")
+        zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
+        to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
     if executor is None or part_store.key is not None:
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = list(pool.map(partial(_damage_of, part_store), to_read))
+            read = list(pool.map(partial(_damage_of, part_store), to_read.values()))
     else:
-        read = _read_by_workers(part_store, manifest.code.n, to_read, executor)
-    for index, kind in zip(whole, read):
+        read = _read_by_workers(part_store, manifest.code.n, list(to_read.values()), executor)
+    for index, kind in zip(to_read, read):
         kinds[index] = kind or kinds[index]
     return kinds
 
@@ -143,33 +151,12 @@ def _damage_of(parts: PartStore, part: Part) -> str:
     return ""
 
 
-def _kinds_by_size(store: Store, manifest: Manifest, parts: Sequence[Part]) -> list[str]:
-    """What the sizes of objects tell of damage."""
-    sizes = _sizes(store, manifest, {part.key for part in parts if part.crc32 is not None})
-
-    def kind(part: Part) -> str:
-        size = sizes.get(part.key) if part.crc32 is not None else None
-        end, is_last = _extent(manifest, part)
-        if size is None:
-            return "missing"
-        return "truncated" if size < end else "appended" if is_last and size > end else ""
-
-    return list(map(kind, parts))
-
-
 def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
     listed = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
     others = [key for key in keys if key not in listed]
     with ThreadPoolExecutor(TRANSFERS) as pool:
         return {**listed, **dict(zip(others, pool.map(store.size, others)))}
-
-
-def _as_stored(manifest: Manifest, part: Part) -> Part:
-    """The bytes of a part together with the zeros that fill its object up."""
-    assert part.crc32 is not None
-    zeros = _extent(manifest, part)[0] - part.offset - manifest.stored_size(part)
-    return part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
 
 
 def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:

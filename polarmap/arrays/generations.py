@@ -26,42 +26,40 @@ from polarmap.worker.process_identity import ProcessIdentity
 RUN_NOTE = "running.json"
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
-_running: set[str] = set()  # generations of this process
+_running: set[str] = set()  # prefixes of those of this process
 
 
 class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
-    keeps : whether they stay when the run fails, for the next one to go on.
+    purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on.
     """
 
-    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any], keeps: bool = False) -> None:
-        self.store, self._name, self._keeps = store, name, keeps
-        self._purpose = dict(purpose)
-        self.id = uuid.uuid4().hex[:12]
-        self.prefix = f"{array_prefix(name)}{self.id}/"
-        self._last_heartbeat = 0.0
+    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any] | None = None) -> None:
+        self.store, self._name, self._purpose = store, name, purpose
+        self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
+        self._last_heartbeat = -HEARTBEAT_SECONDS
 
     def __enter__(self) -> Generation:
-        _running.add(self.id)
+        _running.add(self.prefix)
         try:
             self.heartbeat()
         except BaseException:
-            _running.discard(self.id)
+            _running.discard(self.prefix)
             raise
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        _running.discard(self.id)
+        _running.discard(self.prefix)
         if kind is None:
             sweep(self.store, self._name)
-        elif not self._keeps:
+        elif self._purpose is None:
             with contextlib.suppress(Exception):  # a storage that is down must not hide why the run ended
                 sweep(self.store, self._name)
 
     def heartbeat(self) -> None:
         """Renew, at most every few seconds, the object that says who runs this and what for."""
-        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS and self._last_heartbeat:
+        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS:
             return
         note = {"purpose": self._purpose, "owner": str(ProcessIdentity.current()), "time": time.time()}
         self.store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
@@ -107,7 +105,7 @@ class Generation:
             store.put(manifest_key(name), data)
         store.delete([self.prefix + RUN_NOTE])
         if now != before:
-            self._keeps = False
+            self._purpose = None
             raise StorageError(
                 f"the coded array {name!r} in {store.name} was written or deleted by another process "
                 "meanwhile: that stays, and what was made here is dropped"
@@ -184,12 +182,6 @@ def sweep(store: Store, name: str) -> None:
     store.delete([key for key in ended if key not in needed])
 
 
-def delete(store: Store, name: str) -> None:
-    """Remove a coded array; objects of others that it refers to stay."""
-    store.delete([manifest_key(name)])
-    sweep(store, name)
-
-
 def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     """Keys of an array by the prefix of their generation."""
     found: dict[str, list[str]] = {}
@@ -211,8 +203,9 @@ def _read_record(store: Store, key: str) -> list[Part]:
         parts: list[Any] = [Part(*fields) for fields in _read(store, key)]
     except TypeError:
         return []
-    are_parts = all(isinstance(key, str) and all(type(one) is int for one in rest) for key, *rest in parts)
-    return parts if are_parts else []
+    return (
+        parts if all(isinstance(key, str) and {*map(type, sizes)} == {int} for key, *sizes in parts) else []
+    )
 
 
 def _read(store: Store, key: str) -> Any:
@@ -227,7 +220,7 @@ def _is_running(generation: str, note: Mapping[str, Any]) -> bool:
     """Whether the run is known to be under way."""
     owner = ProcessIdentity.parse(str(note.get("owner")))
     if owner == ProcessIdentity.current():
-        return generation.rstrip("/").rpartition("/")[2] in _running
+        return generation in _running
     return owner.is_on_this_machine() and not owner.is_dead()
 
 

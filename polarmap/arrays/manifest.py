@@ -102,12 +102,6 @@ class Manifest:
             size // self.dtype.itemsize for size in accumulate((p.size for p in self.parts[0]), initial=0)
         ]
 
-    @property
-    def stripe_rows(self) -> int:
-        """Rows of a block that its first part has; 1 if it has none that is whole."""
-        size = self.bounds[1] if len(self.bounds) > 1 else 0
-        return max(1, size // max(1, prod(self.shape[1:])))
-
     def stored_size(self, part: Part) -> int:
         """Bytes of a part in storage."""
         return part.size if self.encryption is None else encrypted_size(part.size)
@@ -189,12 +183,13 @@ class Manifest:
         if self.zarr:
             metadata = [part._asdict() for part in self.zarr.metadata]
             array["zarr"] = {**self.zarr._asdict(), "metadata": metadata}
-        document = {"format": FORMAT, "version": VERSION, "crc32": _checksum(array), "array": array}
+        version, tag = VERSION, {}
         if self.encryption is not None:
             salt, check = self.encryption.salt.hex(), self.encryption.check.hex()
             array["encryption"] = {"cipher": CIPHER, "salt": salt, "check": check}
-            document |= {"version": ENCRYPTED_VERSION, "crc32": _checksum(array)}
-            document["tag"] = self.encryption.tag(_canonical(array)).hex()
+            version, tag = ENCRYPTED_VERSION, {"tag": self.encryption.tag(_canonical(array)).hex()}
+        crc32 = zlib.crc32(_canonical(array))
+        document = {"format": FORMAT, "version": version, "crc32": crc32, "array": array, **tag}
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
@@ -217,7 +212,7 @@ class Manifest:
                 f"{where} has format version {document.get('version')!r}; this polarmap reads {VERSION}, and "
                 f"{ENCRYPTED_VERSION} of encrypted arrays"
             )
-        if document.get("crc32") != _checksum(array):
+        if document.get("crc32") != zlib.crc32(_canonical(array)):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
         with _consistent(where):
             encryption = _parse_encryption(array.get("encryption"))
@@ -349,14 +344,5 @@ def probe(code: PolarCode) -> list[float]:
     return parity[:4] + parity[-4:]
 
 
-def _checksum(array: Any) -> int:
-    return checksum(_canonical(array))
-
-
 def _canonical(array: Any) -> bytes:
     return json.dumps(array, sort_keys=True, separators=(",", ":")).encode()
-
-
-def checksum(data: Any) -> int:
-    """CRC-32 (zlib, as in gzip and PNG) of bytes or of a contiguous array."""
-    return zlib.crc32(data)

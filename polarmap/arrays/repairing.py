@@ -11,7 +11,7 @@ import numpy as np
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.reading import TRANSFERS, decode_blocks, decoder_of, fetch_blocks
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import repair_zarr
@@ -47,7 +47,7 @@ def repair(
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
     runner = TaskRunner(parts, executor, observers_of(None))
-    with Generation(parts.store, manifest.name, {"repair": checksum(before)}) as generation:
+    with Generation(parts.store, manifest.name) as generation:
         repaired = _repaired(runner, generation, manifest, found)
         generation.publish(repaired, before)
     return repaired, found
@@ -79,17 +79,13 @@ def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tupl
     """
     lost = lost_blocks(found.damaged)
     keys = {damage.key for damage in found.damaged} & manifest.ends.keys()
-    anew: dict[int, set[int]] = {}
-    for damage in found.damaged:
-        anew.setdefault(damage.stripe, set()).add(damage.block)
-    for block, parts in enumerate(manifest.parts):
-        for stripe, part in enumerate(parts):
-            if part.key in keys:
-                anew.setdefault(stripe, set()).add(block)
     alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for stripe, blocks in sorted(anew.items()):
+    for stripe in range(found.stripes):
         bad = lost.get(stripe, set())
-        alike.setdefault((tuple(sorted(bad)), tuple(sorted(blocks - bad))), []).append(stripe)
+        touched = (block for block, parts in enumerate(manifest.parts) if parts[stripe].key in keys)
+        kept = tuple(block for block in touched if block not in bad)
+        if bad or kept:
+            alike.setdefault((tuple(sorted(bad)), kept), []).append(stripe)
     return alike
 
 

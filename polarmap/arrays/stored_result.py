@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -142,7 +141,7 @@ def prepared_to_storage(
         parts = PartStore(open_store(place), encryption_of(coded, options.key))
         code, name, items = _polar_code(coded), check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
         replaceable(parts.store, name, " for Stored(...), or delete it first")
-        with Generation(parts.store, name, {"map": uuid.uuid4().hex}) as generation:
+        with Generation(parts.store, name) as generation:
             output = OutputSpec(parts.place, f"{generation.prefix}result", items)
             word, report = run_coded(running, f, coded, options, observers, _sampled(f), output)
             padding = coded.blocks.padding if any(word.padding_rows) else 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.generations import Generation, replaceable
-from polarmap.arrays.manifest import Manifest, array_prefix, checksum, describe_code
+from polarmap.arrays.manifest import Manifest, array_prefix, describe_code
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
@@ -21,6 +21,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -41,56 +42,47 @@ class StripeEncoder:
     def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
         self._seen = NonFiniteRecord(plan)
-        if not runner.is_here:
-            for slab in plan.hyperslabs:
-                for block in range(plan.code.k):
-                    _check_located(source.locate(block * plan.rows, slab))
+        located = (
+            source.locate(block * plan.rows, slab) for slab in plan.hyperslabs for block in range(plan.code.k)
+        )
+        if not runner.is_here and not all(located):
+            raise CodeError(
+                "with executor=, the data has to lie where workers can read it themselves: a .npy file "
+                "or memory map on this machine, or objects in the storage of which each block is a whole "
+                "number, without padding rows; leave executor out to send it through the driver"
+            )
 
     def write(self, name: str, overwrite: bool) -> Manifest:
         """Have the n blocks stored and, last of all, their manifest; warns of NaN and inf among them."""
         plan, store, encryption = self._plan, self._runner.parts.store, self._runner.parts.encryption
         before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
-        purpose = _purpose(plan)
-        if (
-            encryption is not None
-        ):  # no earlier run has its salt: parts tell nothing of what they were made of
-            purpose["salt"] = encryption.salt.hex()
         if hasattr(store, "sweep"):
             store.sweep()
-        with Generation(store, name, purpose, keeps=True) as generation:
-            earlier = generation.finished_stripes()
-            columns = self._stored(generation, earlier)
-            parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
+        with Generation(store, name, _purpose(plan, encryption)) as generation:
+            kept = self._unchanged(generation.finished_stripes())
+            stripes = range(len(plan.hyperslabs))
+            done = kept | self._encoded([stripe for stripe in stripes if stripe not in kept], generation)
+            parts = tuple(tuple(done[stripe][block] for stripe in stripes) for block in range(plan.code.n))
             made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)
             if plan.chunk_shape is not None:
                 made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
                 if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
                     made = replace(made, zarr=None)
-            if earlier:
+            if kept:
                 _check_still_there(store, made)
             generation.publish(made, before)
         self._seen.warn()
         return made
 
-    def _stored(self, generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
-        """The n parts of each stripe, once they are stored.
-
-        Stripes that an earlier run of the same plan had finished are kept if the source still holds the same
-        numbers there, which is seen by reading it again.
-        """
-        stripes = range(len(self._plan.hyperslabs))
-        done = self._unchanged(earlier)
-        done |= self._encoded([stripe for stripe in stripes if stripe not in done], generation)
-        return [done[stripe] for stripe in stripes]
-
     def _unchanged(self, earlier: dict[int, list[Part]]) -> dict[int, list[Part]]:
-        """The parts of those stripes of which the data are what was encoded.
+        """The parts of those stripes of earlier runs of which the source still holds the same numbers.
 
-        Not those that would be filled up to be chunks: nothing tells whether they were.
+        That is seen by reading it again. Not those that would be filled up to be chunks: nothing tells
+        whether they were.
         """
         plan, kept = self._plan, dict[int, list[Part]]()
         stripes = [
-            one for one in sorted(earlier) if one < len(plan.hyperslabs) and not plan.is_filled_up(one)
+            one for one in range(len(plan.hyperslabs)) if one in earlier and not plan.is_filled_up(one)
         ]
 
         def compare(task: int, parts: list[Part], note: Array) -> None:
@@ -136,32 +128,26 @@ class StripeEncoder:
         if block < plan.code.k:
             if self._source.object_rows:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
-                    return place._replace(crc32=checksum(row))
+                    return place._replace(crc32=zlib.crc32(row.data))
             chunk = put_stripe(generation.store, generation.prefix, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
         return self._runner.parts.put(generation.part_key(block, stripe), row)
 
 
-def _purpose(plan: StripePlan) -> dict[str, Any]:
-    """What two runs must agree on for one to go on where the other stopped."""
+def _purpose(plan: StripePlan, encryption: Encryption | None) -> dict[str, Any]:
+    """What two runs must agree on for one to go on where the other stopped.
+
+    An encrypted one begins anew, as no earlier run has its salt: parts do not tell what they were made of.
+    """
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
         "code": describe_code(plan.code),
         "stripes": [len(plan.hyperslabs), plan.widest_stripe],
         "chunk": plan.chunk_shape and list(plan.chunk_shape),
+        **({"salt": encryption.salt.hex()} if encryption is not None else {}),
     }
-
-
-def _check_located(parts: Sequence[Part]) -> None:
-    """Raise CodeError if only this process can read the data."""
-    if not parts:
-        raise CodeError(
-            "with executor=, the data has to lie where workers can read it themselves: a .npy file "
-            "or memory map on this machine, or objects in the storage of which each block is a whole "
-            "number, without padding rows; leave executor out to send it through the driver"
-        )
 
 
 def _check_still_there(store: Store, made: Manifest) -> None:

@@ -80,67 +80,51 @@ def plan_stripes(
     inner = shape[1:]
     if object_rows:  # the data stay where they are
         run = object_rows if rows % object_rows == 0 else rows
-        slab = _largest_slab((run, *inner), limit, 1)
+        slab = _slab((run, *inner), limit)
         cut = tuple(
             (slice(start + first.start, start + first.stop), *rest)
             for start in range(0, rows, run)
             for first, *rest in hyperslabs((run, *inner), slab)
         )
         return StripePlan(code, tuple(shape), dtype, cut)
-    slab = _even(_largest_slab((rows, *inner), limit, chunk_rows), (rows, *inner), chunk_rows)
+    slab = _slab((rows, *inner), limit, chunk_rows)
     cut = tuple(hyperslabs((rows, *inner), slab))
     chunk = chunk_shape((rows, *inner), slab)
     return StripePlan(code, tuple(shape), dtype, cut, chunk)
 
 
-def _largest_slab(shape: Sequence[int], limit: int, multiple: int) -> tuple[int, ...]:
-    """The shape of contiguous pieces of an array, of at most `limit` elements.
+def _slab(shape: Sequence[int], limit: int, multiple: int = 0) -> tuple[int, ...]:
+    """The shape of contiguous pieces of an array, of at most `limit` elements, as large as these can be.
 
-    Whole rows where they fit, in multiples of `multiple` where these fit.
+    multiple : rows that are stored together: whole rows are cut in multiples of these where they fit. Then
+        rows are cut evenly, too, so that each piece is a Zarr chunk, if that makes them not much smaller, and
+        rows that are cut themselves into pieces as equal as can be.
 
-    >>> _largest_slab((2, 5), 3, 1), _largest_slab((7, 5), 15, 2)
-    ((1, 3), (2, 5))
-    """
-    rows, inner = shape[0], prod(shape[1:])
-    if inner > limit:
-        return (1, *_largest_slab(shape[1:], limit, 1))
-    step = limit // max(1, inner)
-    if step > multiple:
-        step -= step % multiple
-    return (min(rows, step), *shape[1:])
-
-
-def _even(slab: Sequence[int], shape: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """A smaller slab that cuts the rows evenly, so that each is a Zarr chunk, if it is not much smaller.
-
-    Rows that are cut themselves are cut into pieces as equal as can be. Sources in chunks of `multiple`
-    rows that begin where blocks do are still cut at their ends.
-
-    >>> _even((5, 7), (12, 7), 1), _even((900, 7), (1009, 7), 1), _even((1, 6), (3, 8), 1)
+    >>> _slab((2, 5), 3), _slab((7, 5), 15), _slab((7, 5), 15, 2)
+    ((1, 3), (3, 5), (2, 5))
+    >>> _slab((12, 7), 35, 1), _slab((1009, 7), 6300, 1), _slab((3, 8), 6, 1)
     ((4, 7), (900, 7), (1, 4))
     """
-    if slab[0] == 1 and len(slab) > 1 and slab[1:] != tuple(shape[1:]):
-        return (1, *_even_length(slab[1:], shape[1:]))
-    rows = shape[0]
-    unit = multiple if rows % multiple == 0 and multiple <= slab[0] else 1
-    least = min(multiple, slab[0])  # or chunks would be read more often
-    fitting = (step for step in _divisors(rows, slab[0]) if step % unit == 0 and step >= least)
-    return (next(fitting, slab[0]), *slab[1:])
+    axis = next(axis for axis in range(len(shape)) if prod(shape[axis + 1 :]) <= limit)
+    length, step = shape[axis], limit // max(1, prod(shape[axis + 1 :]))
+    if axis == 0 and 0 < multiple < step:
+        step -= step % multiple
+    step = min(length, step)
+    if multiple:
+        step = -(-length // -(-length // step)) if axis else _even_step(length, step, multiple)
+    return (*[1] * axis, step, *shape[axis + 1 :])
 
 
-def _divisors(rows: int, most: int) -> Iterator[int]:
-    """Those of `rows` from `most` down to a FINER-th of it, descending."""
-    counts = range(-(-rows // most), FINER * rows // most + 1) if most else range(0)
-    if len(counts) < most:
-        return (rows // count for count in counts if rows % count == 0)
-    return (step for step in range(most, most // FINER, -1) if rows % step == 0)
+def _even_step(rows: int, most: int, multiple: int) -> int:
+    """The largest divisor of `rows` up to `most` that is not much smaller; `most` if there is none.
 
-
-def _even_length(slab: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """Cut the first axis that is cut at all, into pieces as equal as can be."""
-    if slab[0] == 1 and len(slab) > 1 and slab[1:] != tuple(shape[1:]):
-        return (1, *_even_length(slab[1:], shape[1:]))
-    return (-(-shape[0] // -(-shape[0] // slab[0])), *slab[1:])
+    Data in chunks of `multiple` rows are read in whole chunks where these begin when blocks do.
+    """
+    unit = multiple if rows % multiple == 0 and multiple <= most else 1
+    counts = range(-(-rows // most), -(-FINER * rows // most))
+    steps = (rows // count for count in counts if rows % count == 0)
+    least = min(multiple, most)  # or chunks would be read more often
+    return next((step for step in steps if step % unit == 0 and step >= least), most)
 
 
 def hyperslabs(shape: Sequence[int], slab: Sequence[int]) -> Iterator[Hyperslab]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import Manifest, checksum, manifest_key
+from polarmap.arrays.manifest import Manifest, manifest_key
 from polarmap.arrays.reading import TRANSFERS, whole_before
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
@@ -34,7 +35,7 @@ def put_stripe(
     if key is None:
         return None
     store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
-    return Part(key, row.nbytes, checksum(row))
+    return Part(key, row.nbytes, zlib.crc32(row.data))
 
 
 def as_zarr(store: Store, manifest: Manifest, prefix: str, chunk_shape: tuple[int, ...]) -> Manifest:
@@ -176,29 +177,20 @@ def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], t
 
 def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Have the storage make a chunk of the objects that its parts are, if it can."""
-    keys, whole = _whole_objects(manifest, _parts_of(manifest, chunk))
-    if not hasattr(store, "join") or whole != manifest.chunk_bytes:
+    parts = _parts_of(manifest, chunk)
+    keys = list(dict.fromkeys(part.key for part in parts))
+    if not hasattr(store, "join") or not manifest.ends.keys() >= {*keys}:
+        return False
+    *starts, whole = accumulate((manifest.ends[key][1] for key in keys), initial=0)
+    start_of = dict(zip(keys, starts))
+    places = accumulate((part.size for part in parts), initial=0)
+    are_in_a_row = all(start_of[part.key] + part.offset == place for part, place in zip(parts, places))
+    if not are_in_a_row or whole != manifest.chunk_bytes:
         return False
     try:
         return bool(store.join(keys, chunk.key))
     except StorageError:  # one that is down says so when the manifest is written
         return False
-
-
-def _whole_objects(manifest: Manifest, parts: Sequence[Part]) -> tuple[list[str], int]:
-    """The objects that these parts are, and their bytes together; none if they are pieces of others."""
-    keys = list(dict.fromkeys(part.key for part in parts))
-    if any(key not in manifest.ends for key in keys):
-        return [], 0
-    starts, start = {}, 0
-    for key in keys:
-        starts[key], start = start, start + manifest.ends[key][1]
-    at = 0
-    for part in parts:
-        if starts[part.key] + part.offset != at:
-            return [], 0
-        at += part.size
-    return keys, start
 
 
 def _filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
@@ -213,5 +205,5 @@ def _with_metadata(store: Store, manifest: Manifest) -> Manifest:
     documents = view.documents(manifest.shape, manifest.dtype, manifest_key(manifest.name))
     for key, text in documents.items():
         store.put(key, text)
-    metadata = tuple(Part(key, len(text), checksum(text)) for key, text in documents.items())
+    metadata = tuple(Part(key, len(text), zlib.crc32(text)) for key, text in documents.items())
     return replace(manifest, zarr=view._replace(metadata=metadata))

@@ -77,10 +77,10 @@ def cut_array(data: Any, k: int) -> Blocks:
     total = int(data.shape[0])
     rows = -(-total // k)
     kind = "matrix" if isinstance(data, np.matrix) else "array"
-    return Blocks([[_slice(data, rows, index)] for index in range(k)], (kind,), rows * k - total, rows)
+    return Blocks([[rows_of_block(data, rows, index)] for index in range(k)], (kind,), rows * k - total, rows)
 
 
-def _slice(data: Any, rows: int, index: int) -> Array:
+def rows_of_block(data: Any, rows: int, index: int) -> Array:
     """Rows index*rows.. of the data, contiguous, in native byte order, filled up with zeros."""
     part = np.asarray(data[index * rows : (index + 1) * rows])
     part = np.ascontiguousarray(part, dtype=check_dtype(part.dtype, "the data"))

@@ -98,20 +98,20 @@ class FolderStore:
                 raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
             return sorted(key for key in self._walk(start) if key.startswith(prefix))
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of the files whose keys begin with `prefix`."""
-        found = {key: self.size(key) for key in self.keys(prefix)}
-        return {key: size for key, size in found.items() if size is not None}
-
     def join(self, keys: Sequence[str], key: str) -> bool:
         """A file of the bytes of others in a row; a hard link to a single one, where there are such."""
-        unfinished = self._unfinished()
+        unfinished, paths = self._unfinished(), [self._path(one) for one in keys]
         with self._clear_errors(keys[0]):
             try:
-                if len(keys) > 1 or not _linked(self._path(keys[0]), unfinished):
+                with contextlib.suppress(
+                    OSError
+                ):  # where there are no links; what is missing cannot be opened
+                    if len(paths) == 1:
+                        os.link(paths[0], unfinished)
+                if not unfinished.exists():
                     with open(unfinished, "wb") as whole:
-                        for one in keys:
-                            with open(self._path(one), "rb") as file:
+                        for path in paths:
+                            with open(path, "rb") as file:
                                 shutil.copyfileobj(file, whole, COPY_BYTES)
                 self._move(unfinished, self._path(key))
             finally:  # a rename to another link of the same file leaves it
@@ -179,17 +179,6 @@ class FolderStore:
             raise MissingObjectError(f"there is no object {key!r} in {self.name}") from error
         except OSError as error:
             raise StorageError(f"{self.name} cannot be used: {error.strerror or error}: {key!r}") from error
-
-
-def _linked(path: Path, link: Path) -> bool:
-    """Whether a hard link could be made; an error if there is no file."""
-    try:
-        os.link(path, link)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return False
-    return True
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

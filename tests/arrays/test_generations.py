@@ -97,27 +97,29 @@ def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source)
 
 def test_killed_while_overwriting_the_old_one_stays(store, source):
     A = np.ones((8, 2))
-    polarmap.encode(A, blocks=4, workers=6, name="a", storage=store)
-    assert crash(store, source, 20)
-    coded = polarmap.open_coded("a", store)
-    assert coded.check().ok
-    np.testing.assert_array_equal(coded[:], A)
+    for is_deleted in (True, False):
+        polarmap.encode(A, blocks=4, workers=6, name="a", storage=store)
+        assert crash(store, source, 20)
+        coded = polarmap.open_coded("a", store)
+        assert coded.check().ok
+        np.testing.assert_array_equal(coded[:], A)
+        if is_deleted:
+            coded.delete()
+            assert store.keys("polarmap/") == []
     coded = polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
     np.testing.assert_array_equal(coded[:], np.load(source))
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
-def test_deleting_after_a_crash_leaves_nothing(store, source):
-    polarmap.encode(np.ones((8, 2)), blocks=4, workers=6, name="a", storage=store)
-    assert crash(store, source, 20)
-    polarmap.open_coded("a", store).delete()
-    assert store.keys("polarmap/") == []
+def cut_short(A, store, at=25):
+    """An encode that ends when so many objects were put."""
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
 
 
 def test_a_resumed_run_sees_what_has_changed_in_the_source(store):
     A = random_array(SHAPE)
-    with pytest.raises(BrokenError):
-        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    cut_short(A, store)
     A[6, 100] += 1  # row 1 of block 1: in the second stripe
     counting = Counting(store)
     coded = polarmap.encode(A, storage=counting, **OPTIONS)
@@ -130,8 +132,7 @@ def test_a_resumed_run_sees_what_has_changed_in_the_source(store):
 
 def test_runs_of_another_plan_are_not_resumed_but_swept(store):
     A = random_array(SHAPE)
-    with pytest.raises(BrokenError):
-        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    cut_short(A, store)
     for other, options in [
         (A.astype("f4"), OPTIONS),
         (A[:12], OPTIONS),
@@ -147,8 +148,7 @@ def test_runs_of_another_plan_are_not_resumed_but_swept(store):
 def test_two_failures_in_a_row_keep_what_either_had_finished(store):
     A = random_array(SHAPE)
     for at in (12, 12, 12):  # a note, six parts, a record and some more each time
-        with pytest.raises(BrokenError):
-            polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
+        cut_short(A, store, at)
     counting = Counting(store)
     coded = polarmap.encode(A, storage=counting, **OPTIONS)
     assert len(counting.puts) < 1 + 6 * 3 + 5
@@ -199,8 +199,7 @@ def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(t
 )
 def test_notes_that_say_something_else_are_none(store, name, text):
     A = random_array(SHAPE)
-    with pytest.raises(BrokenError):
-        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    cut_short(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith(name)]
     store.put(key, text.encode())
     coded = polarmap.encode(A, storage=store, **OPTIONS)
@@ -211,8 +210,7 @@ def test_notes_that_say_something_else_are_none(store, name, text):
 
 def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     A = random_array(SHAPE)
-    with pytest.raises(BrokenError):
-        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    cut_short(A, store)
     (key,) = [key for key in store.keys("polarmap/") if key.endswith("running.json")]
     note = json.loads(store.get(key))
     elsewhere = {**note, "owner": "another-machine+1+1"}

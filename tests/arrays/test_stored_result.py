@@ -128,17 +128,13 @@ def test_results_that_cannot_stay_are_refused(A, tmp_path):
 # --- leaves a whole array there, or nothing ----------------------------------------
 
 
-def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):
-    with pytest.raises(NotLinearError):
-        polarmap.coded_map(
-            np.sin, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=arriving(range(1, 8), 8)
-        )
-    assert files(tmp_path) == set()
-    assert polarmap.list_coded(tmp_path) == []
-
-
 def test_a_map_that_fails_leaves_nothing(A, tmp_path):
     faulty = FaultyExecutor(ReplayExecutor(), {index: Fault("raise", attempts=9) for index in range(4)})
-    with pytest.raises(RuntimeError, match="injected fault"):
-        polarmap.coded_map(np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=faulty)
-    assert files(tmp_path) == set()
+    for f, executor, error, message in [
+        (np.sin, arriving(range(1, 8), 8), NotLinearError, "linear"),
+        (np.sum, faulty, RuntimeError, "injected fault"),
+    ]:
+        with pytest.raises(error, match=message):
+            polarmap.coded_map(f, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=executor)
+        assert files(tmp_path) == set()
+        assert polarmap.list_coded(tmp_path) == []

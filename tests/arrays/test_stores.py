@@ -60,9 +60,14 @@ def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
 
 def test_a_file_where_a_folder_should_be(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/polarmap").write_bytes(b"")
+    A, file = np.arange(8.0), tmp_path / "file"
+    for use in (
+        *(lambda: polarmap.open_coded("a", file), lambda: polarmap.list_coded(file)),
+        lambda: polarmap.encode(A, name="a", storage=file),
+        lambda: polarmap.encode(A, name="a", storage=file / "below"),
+        lambda: polarmap.encode(A, name="a", storage=tmp_path / "other"),
+    ):
         with pytest.raises(StorageError, match="cannot be used: Not a directory"):
-            polarmap.encode(np.arange(8.0), name="a", storage=path)
-    (tmp_path / "polarmap").write_bytes(b"")
-    with pytest.raises(StorageError, match="cannot be used: Not a directory"):
-        polarmap.encode(np.arange(8.0), name="a", storage=tmp_path)
+            use()

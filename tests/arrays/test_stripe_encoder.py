@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from array_data import MIB, encode_with_warnings, objects, random_array, spoilt
+from array_data import MIB, encode_with_warnings, objects, put_rows, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, RawObjects, ReplayExecutor
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 
@@ -54,22 +54,26 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
 
 
 def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, store):
+    """And tells of NaN and inf in what it had stored, too."""
     A = np.random.default_rng(0).standard_normal((40_000, 10))
+    A[5_000], A[9_999, 9] = np.nan, np.inf  # in the second and in the last stripe of block 0
     path = saved(tmp_path, A)
-    options = {"blocks": 4, "workers": 6, "name": "A", "storage": store, "memory": MIB}
+    options = {"blocks": 4, "workers": 6, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(4) as pool:
         broken = FaultyExecutor(pool, {2: Fault("raise", attempts=99)})
         with pytest.raises(RuntimeError, match="injected fault"):
-            polarmap.encode(path, executor=broken, **options)
+            encode_with_warnings(path, executor=broken, **options)
         assert polarmap.list_coded(store) == []
         A[1] = 7  # in the first stripe of block 0
         np.save(path, A)
-        coded = polarmap.encode(path, executor=pool, **options)
+        coded, said = encode_with_warnings(path, executor=pool, **options)
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
     generations = [part.key.split("/")[3] for part in coded.stored(5)]
     assert len(set(generations)) == 2
     assert generations[0] == generations[2] != generations[1]
+    assert len(said) == 1
+    assert said[0].startswith("11 entries are NaN or inf, the first at [5000, 0]")
 
 
 def test_data_that_only_the_driver_can_read_is_refused(store):
@@ -90,10 +94,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     store = FolderStore(tmp_path_factory.mktemp("store"))
     A = (np.arange(rows * k * columns).reshape(rows * k, columns) % 97).astype(dtype)
     in_object = max(number for number in range(1, in_object + 1) if rows % number == 0)
-    keys = [f"mine/{number}" for number in range(rows * k // in_object)]
-    for number, key in enumerate(keys):
-        store.put(key, A[number * in_object : (number + 1) * in_object].tobytes())
-    raw = RawObjects(keys, A.shape, A.dtype, rows=in_object)
+    raw = put_rows(store, A, in_object)
     options = {"blocks": k, "workers": k + extra, "storage": store}
     here = polarmap.encode(A, name="here", **options)
     there = polarmap.encode(raw, name="there", executor=ReplayExecutor(), **options)
@@ -110,17 +111,11 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
 # --- NaN and inf -------------------------------------------------------------------------------
 
 
-def raw(store, A):
-    for row in range(len(A)):
-        store.put(f"mine/{row}", A[row].tobytes())
-    return RawObjects([f"mine/{row}" for row in range(len(A))], A.shape, A.dtype, 1)
-
-
 @pytest.mark.parametrize("how", ["here", "file", "raw"])
 @pytest.mark.parametrize("dtype", ["f4", "c16"])
 def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
     A = spoilt((24, 9_000), dtype, [5 * 9_000 + 8_500, 17 * 9_000, 17 * 9_000 + 1, 9_000 * 23], [0, 1, 2, 0])
-    source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: raw(store, A)}[how]()
+    source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: put_rows(store, A)}[how]()
     options = {"blocks": 6, "workers": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
         coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
@@ -137,20 +132,6 @@ def test_the_warning_points_at_the_caller(store):
     with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf") as caught:
         polarmap.encode(np.array([1.0, np.inf, 2.0, 3.0]), name="a", storage=store)
     assert caught[0].filename == __file__
-
-
-def test_an_interrupted_encode_tells_of_what_it_had_stored_too(store, tmp_path):
-    A = random_array((40_000, 10))
-    A[3], A[9_999, 9] = np.nan, np.inf  # in the first and in the last stripe of block 0
-    path, options = saved(tmp_path, A), {"blocks": 4, "workers": 6, "storage": store, "memory": MIB}
-    with ThreadPoolExecutor(2) as pool:
-        broken = FaultyExecutor(pool, {2: Fault("raise", attempts=99)})
-        with pytest.raises(RuntimeError, match="injected fault"):
-            encode_with_warnings(path, executor=broken, **options)
-        coded, said = encode_with_warnings(path, executor=pool, **options)
-    assert len({part.key.split("/")[3] for part in coded.stored(5)}) == 2
-    assert len(said) == 1
-    assert said[0].startswith("11 entries are NaN or inf, the first at [3, 0]")
 
 
 @pytest.mark.parametrize("dtype", ["f8", "i4", "u8"])

@@ -1,11 +1,35 @@
-"""Keys that stay inside a store."""
+"""What every store does, and keys that stay inside it."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from polarmap.errors import StorageError
+from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import check_key
+
+
+@pytest.mark.every_store
+def test_a_store_does_what_it_should(store):
+    store.put("polarmap/x/1", b"abcdef")
+    store.put("polarmap/x/2", memoryview(np.arange(4, dtype="u1")))
+    assert store.get("polarmap/x/1") == b"abcdef"
+    assert store.get("polarmap/x/1", 2, 4) == b"cd"
+    assert store.get("polarmap/x/1", 4, 99) == b"ef"
+    assert store.get("polarmap/x/1", 9, 99) == b""
+    assert store.get("polarmap/x/1", 3) == b"def"
+    assert (store.size("polarmap/x/2"), store.size("polarmap/x/3")) == (4, None)
+    assert store.keys("polarmap/x/") == ["polarmap/x/1", "polarmap/x/2"]
+    assert store.keys("polarmap/y/") == []
+    for start, stop in [(0, None), (1, 3)]:
+        with pytest.raises(MissingObjectError, match="no object 'polarmap/x/3'"):
+            store.get("polarmap/x/3", start, stop)
+    store.delete(["polarmap/x/1", "polarmap/x/3"])
+    store.delete([])
+    assert store.keys("polarmap/x/") == ["polarmap/x/2"]
+    for use in (lambda: store.put("../a", b""), lambda: store.get("../a"), lambda: store.delete(["../a"])):
+        with pytest.raises(StorageError, match="no key of an object"):
+            use()
 
 
 @pytest.mark.parametrize("key", ["a", "a/b.json", "0/é", "a" * 1000])
