@@ -68,14 +68,13 @@ class WorkerListener:
         """Listen no more."""
         self._over.set()
         self._thread.join(ANSWER_SECONDS)  # a worker that joins may wait for a lock that whoever closes has
-        self._over.close()
         self.forget()
 
     def forget(self) -> None:
         """Let go of the sockets, in a process that was forked of the one that listens."""
         for connection in (self._socket, *self._strangers):
             connection.close()
-        self._over.forget()
+        self._over.close()
 
     def _listen(self) -> None:
         while True:
