@@ -38,7 +38,7 @@ from polarmap.executors.base import (
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
-from polarmap.worker.parts import DamagedError, Place, assemble, read_file
+from polarmap.worker.parts import DamagedError, Place, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, Message, ready
@@ -228,8 +228,8 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
             assert outcome.stored is not None
             assert outcome.stored.layout == ((("<f8", (ROWS, 2)),))
             assert [part.size for part in outcome.stored.parts] == [40, 40, 16]
-            data = assemble(outcome.stored.parts, lambda part: read_file(str(tmp_path), part))
-            assert bytes(data) == (2 * DATA[task]).tobytes()
+            pieces = [read_file(str(tmp_path), part) for part in outcome.stored.parts]
+            assert b"".join(pieces) == (2 * DATA[task]).tobytes()
             assert outcome.leaves is not None
             np.testing.assert_array_equal(
                 outcome.leaves[0], 2 * DATA[task].reshape(-1)
