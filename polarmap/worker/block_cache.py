@@ -75,10 +75,9 @@ class BlockCache:
         """The bytes of parts in a row."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind == "folder"
-        has_name = (
-            place.kind != "bucket" or place.encryption or all(part.crc32 is not None for part in stored)
-        )
-        if not stored or not has_name or (is_file and size < MAPPED_BYTES):
+        has_checksums = all(part.crc32 is not None for part in stored)
+        is_known = place.kind != "bucket" or place.encryption or has_checksums
+        if not stored or not is_known or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}
