@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import pickle
-import threading
+import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -202,47 +201,39 @@ class WakeSignal:
     (None, True, False, None, None)
     """
 
-    _read = _write = -1
-
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a destructor may set it while its own thread does
-        self._is_set = False
         try:
-            self._read, self._write = os.pipe()
+            self._read, self._write = socket.socketpair()
         except OSError as error:
             raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
+        self._read.setblocking(False)
+        self._write.setblocking(False)
 
     def fileno(self) -> int:
         """The descriptor to poll; -1 once it is closed."""
-        return self._read
+        return self._read.fileno()
 
     def set(self) -> None:
         """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
-        with self._lock:
-            if self._write != -1 and not self._is_set:
-                self._is_set = True
-                os.write(self._write, b".")
+        with contextlib.suppress(OSError):  # closed, or set so often that no more fits
+            self._write.send(b".")
 
     def clear(self) -> bool:
         """Clear the descriptor; whether it was set."""
-        with self._lock:
-            if self._is_set and self._read != -1:
-                os.read(self._read, 1)
-            was_set, self._is_set = self._is_set, False
-            return was_set
+        was_set = False
+        with contextlib.suppress(OSError):  # no more is there
+            while self._read.recv(4096):
+                was_set = True
+        return was_set
 
     def close(self) -> None:
-        """Close the descriptor. Safe to call twice."""
-        with self._lock:
-            self.forget()
+        """Close the descriptor, that of this process where it was forked. Safe to call twice."""
+        self._read.close()
+        self._write.close()
 
-    def forget(self) -> None:
-        """The same in a process that was forked, by a thread that need not be the one that has the lock."""
-        descriptors, self._read, self._write = {self._read, self._write} - {-1}, -1, -1
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-    __del__ = forget
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # there were none to be had
+            self.close()
 
 
 @runtime_checkable

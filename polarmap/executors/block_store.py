@@ -172,6 +172,7 @@ class BlockStore:
     def __init__(self, prefix: str) -> None:
         self.place, self._prefix = Place("driver", prefix), prefix
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
+        self._removing = threading.Lock()
         self._numbers = itertools.count()
         # By the identity of the blocks, and by place: each map of a key encrypts anew. The latest used last.
         self._stored: dict[tuple[int, Place], StoredPieces] = {}
@@ -209,14 +210,15 @@ class BlockStore:
 
     def remove_unneeded(self) -> None:
         """Remove what nobody needs; what a storage that is away keeps goes later, or at the end."""
-        with contextlib.suppress(Exception):  # without the lock: a storage may not answer for long
-            while self.unneeded:
-                root = self.unneeded.pop()
-                try:
-                    self.remove([root])
-                except BaseException:
-                    self.unneeded.append(root)
-                    raise
+        if not self._removing.acquire(blocking=False):  # the storage may not answer whoever does
+            return
+        try:
+            with contextlib.suppress(Exception):
+                while self.unneeded:
+                    self.remove(self.unneeded[:1])
+                    del self.unneeded[0]
+        finally:
+            self._removing.release()
 
     def _let_go(self, names: Iterable[tuple[int, Place]]) -> None:
         self.unneeded += [root for name in names for root in self._stored.pop(name).roots]

@@ -197,8 +197,11 @@ class LithopsSite(Site):
         ended = self._jobs.ended(may_ask)
         if ended:
             self._blocks.unneeded += self._jobs.close_idle()
-            self._blocks.remove_unneeded()
         return {number: str(sent) if isinstance(sent, LostError) else "" for number, sent in ended.items()}
+
+    def remove_left(self) -> None:
+        """Remove the objects of Lithops that those that have ended have left."""
+        self._blocks.remove_unneeded()
 
     def close(self) -> None:
         """Kill what Lithops can kill, remove all objects."""

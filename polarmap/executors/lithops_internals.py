@@ -26,11 +26,11 @@ from typing import Any
 from polarmap.executors.fork_server import START_SECONDS
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import modules_named
+from polarmap.worker.io_pools import POLL_SECONDS
 from polarmap.worker.objects import LAST_POLL_SECONDS
 from polarmap.worker.parts import write_file
 from polarmap.worker.surroundings import absolute_module_path
 
-MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 _replacing = threading.Lock()
 
 
@@ -153,7 +153,7 @@ def localhost_functions() -> Any:
         "backend": "localhost",
         "storage": "localhost",
         "monitoring": "storage",
-        "monitoring_interval": MONITORING_SECONDS,
+        "monitoring_interval": POLL_SECONDS,
         "data_cleaner": False,
         "data_limit": 0,
     }

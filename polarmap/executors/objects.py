@@ -94,10 +94,8 @@ class ObjectLink:
 
     def close(self) -> None:
         """Let the worker end, unless it is that of a process that this one was forked of."""
-        if os.getpid() != self._owner:
-            self._news.forget()
-            return
-        self._post(self, None)
+        if os.getpid() == self._owner:
+            self._post(self, None)
         self._news.close()
 
 

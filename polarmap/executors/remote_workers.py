@@ -65,6 +65,9 @@ class Site:
         """
         raise NotImplementedError
 
+    def remove_left(self) -> None:
+        """Remove what those that have ended have left, which may take long."""
+
     def close(self) -> None:
         """Let all of them end, as far as that can be done here; remove what they have left."""
         raise NotImplementedError
@@ -223,6 +226,7 @@ class RemoteWorkers(WorkerTable):
             self._note_ended()
             self._review()
             self._start_missing()
+        self._site.remove_left()  # without the lock: no map waits for a storage that does not answer
 
     def close(self) -> None:
         """End them all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -65,8 +65,8 @@ class ReplayRun:
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
         self._payload = replace(payload, encryption=None)  # of what would travel
-        # A heap: when, which, its seconds, and how its worker was lost.
-        self._arrivals: list[tuple[float, int, int, float, str | None]] = []
+        # A heap: when, which, and what tells of it then.
+        self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
         self._began: list[Event] = []  # that are told next
 
     def now(self) -> float:
@@ -77,8 +77,8 @@ class ReplayRun:
         """Schedule their arrivals, counted from now, when all of them begin."""
         for task, attempt in attempts:
             self._began.append(Began(task, attempt, self._now))
-            seconds, lost_by = self._fate(self._ticket(task, attempt))
-            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, seconds, lost_by))
+            seconds, told = self._fate(Ticket.parse(self._payload.order(task, attempt)))
+            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, told))
 
     def wait(self, timeout: float) -> list[Event]:
         """Move the clock to the next arrival, or by `timeout`."""
@@ -86,8 +86,8 @@ class ReplayRun:
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return told
-        self._now, task, attempt, seconds, lost_by = heapq.heappop(self._arrivals)
-        return [*told, self._outcome(task, attempt, seconds, lost_by)]
+        self._now, _, _, outcome = heapq.heappop(self._arrivals)
+        return [*told, outcome()]
 
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
@@ -98,29 +98,26 @@ class ReplayRun:
         self._began.clear()
         return None
 
-    def _fate(self, ticket: Ticket) -> tuple[float, str | None]:
-        """The seconds that an attempt takes, and what is said of its worker if that is lost."""
-        kind, delay, _ = ticket.fault or Fault("")
-        seconds = self._seconds.get(ticket.task, 1.0) + (delay if kind == "sleep" else 0.0)
+    def _fate(self, ticket: Ticket) -> tuple[float, Callable[[], Outcome]]:
+        """The seconds that an attempt takes, and what tells of it then."""
+        task, attempt, fault = ticket.task, ticket.attempt, ticket.fault or Fault("")
+        seconds = self._seconds.get(task, 1.0)
+        if fault.kind == "sleep":
+            seconds, ticket = seconds + fault.seconds, ticket._replace(fault=None)
         if math.isinf(seconds):
-            return GIVEN_UP_SECONDS, f"its worker has not reported for {GIVEN_UP_SECONDS:g} s"
-        return seconds, f"its worker was struck by {kind!r}" if kind in ("kill", "exit") else None
+            silent = f"its worker has not reported for {GIVEN_UP_SECONDS:g} s"
+            return GIVEN_UP_SECONDS, partial(lost, task, attempt, silent)
+        if fault.kind in ("kill", "exit"):
+            return seconds, partial(lost, task, attempt, f"its worker was struck by {fault.kind!r}")
+        return seconds, partial(self._outcome, ticket, seconds)
 
-    def _outcome(self, task: int, attempt: int, seconds: float, lost_by: str | None) -> Outcome:
+    def _outcome(self, ticket: Ticket, seconds: float) -> Outcome:
         """What an attempt gives, whose f is called when it arrives."""
-        if lost_by is not None:
-            return lost(task, attempt, lost_by)
-        ticket = self._ticket(task, attempt)
-        if ticket.fault is not None and ticket.fault.kind == "sleep":
-            ticket = ticket._replace(fault=None)
-        block = partial(block_of, self._payload.blocks, task, np.copy)  # f may change it
+        block = partial(block_of, self._payload.blocks, ticket.task, np.copy)  # f may change it
         message = run_task(ticket, PoolIO(self._payload.f, block, ThreadLink()))
         assert message is not None
-        outcome = self._payload.outcome(task, attempt, message.header, message.data)
+        outcome = self._payload.outcome(ticket.task, ticket.attempt, message.header, message.data)
         return outcome._replace(seconds=seconds)
-
-    def _ticket(self, task: int, attempt: int) -> Ticket:
-        return Ticket.parse(self._payload.order(task, attempt))
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

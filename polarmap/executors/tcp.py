@@ -56,7 +56,7 @@ class WorkerListener:
         """Let go of the sockets, in a process that was forked of the one that listens."""
         for connection in (self._socket, *self._strangers):
             connection.close()
-        self._over.forget()
+        self._over.close()
 
     def _listen(self) -> None:
         while self._over not in ready([self._over, self._socket], select.POLLIN, None):

@@ -9,7 +9,6 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
-from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MAPPED_BYTES, Part, Place, assemble
+from polarmap.worker.parts import MAPPED_BYTES, Part, Place
 from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
 
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
@@ -76,10 +75,9 @@ class BlockCache:
         """The bytes of parts in a row."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind == "folder"
-        has_name = (
-            place.kind != "bucket" or place.encryption or all(part.crc32 is not None for part in stored)
-        )
-        if not stored or not has_name or (is_file and size < MAPPED_BYTES):
+        has_checksums = all(part.crc32 is not None for part in stored)
+        is_known = place.kind != "bucket" or place.encryption or has_checksums
+        if not stored or not is_known or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}
@@ -100,8 +98,14 @@ class BlockCache:
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row: a copy of several, one as it is read."""
         self.reads += len(parts)
-        # Memory of numpy is in large pages.
-        return assemble(parts, partial(self._read, place), lambda size: np.empty(size, np.uint8).data)
+        if len(parts) == 1:
+            return self._read(place, parts[0])
+        joined = np.empty(sum(part.size for part in parts), np.uint8).data  # its memory is in large pages
+        start = 0
+        for part in parts:
+            joined[start : start + part.size] = self._read(place, part)
+            start += part.size
+        return joined
 
 
 def status_of(path: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.stream import Message
 from polarmap.worker.threads import limits, run_on_daemon
 
-POLL_SECONDS = 0.02  # between looks whether the folder that driver and processes share is there
+POLL_SECONDS = 0.02  # between looks at files that driver and workers of one machine share
 KEPT_SECONDS = 60.0  # for which stored blocks are kept
 
 Function = Callable[[Any], Any]

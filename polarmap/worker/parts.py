@@ -66,22 +66,6 @@ class DamagedError(Exception):
 Reader = Callable[[Part], Any]
 
 
-def assemble(parts: Iterable[Part], get: Reader, new: Callable[[int], Any] = bytearray) -> Any:
-    """The bytes of all parts in a row.
-
-    new : memory for so many bytes.
-    """
-    parts = list(parts)
-    if len(parts) == 1:
-        return get(parts[0])
-    joined = new(sum(part.size for part in parts))
-    start = 0
-    for part in parts:
-        joined[start : start + part.size] = get(part)
-        start += part.size
-    return joined
-
-
 def verified(part: Part, data: Any) -> Any:
     """`data` if it is what `part` says, else DamagedError."""
     if len(data) != part.size:

@@ -19,6 +19,7 @@ from pool_processes import python_in, until
 
 from polarmap.executors.lithops_internals import (
     LostError,
+    call_when_seen,
     end,
     ended_silently,
     has_ended,
@@ -42,6 +43,9 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         functions.config["localhost"]["worker_processes"] = 3
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
+        seen = list[int]()
+        for number, future in enumerate((good, bad, late)):
+            call_when_seen([future], partial(seen.append, number))
         for future in (good, bad):
             assert until(partial(has_ended, future))
         assert result_of(good, functions) == 10
@@ -49,6 +53,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
             result_of(bad, functions)
         assert not has_ended(late)
         assert until(lambda: bool(late.running))
+        assert until(lambda: set(seen) == {0, 1, 2})
         assert ended_silently(functions, [late]) == []
         keep_monitoring(functions, [late])
         assert functions.job_monitor.is_alive()

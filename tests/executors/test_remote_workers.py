@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import Queue
 from typing import Any
@@ -262,6 +263,22 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_i
     stuck.lease = None  # it has come to its end
     workers.tend()
     assert len(workers) == 1
+
+
+def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(site, "remove_left", lambda: hangs.set() or go.wait(60.0))
+    with ThreadPoolExecutor(2) as threads:
+        tending = threads.submit(workers.tend)
+        assert hangs.wait(60.0)
+        try:
+            threads.submit(workers.want, 1).result(20.0)
+        finally:
+            go.set()
+        tending.result(60.0)
+    assert until(lambda: len(workers) == 1)
 
 
 def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:

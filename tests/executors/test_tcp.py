@@ -145,10 +145,8 @@ def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def test_a_forked_process_lets_go_of_it_whichever_thread_has_its_lock(
-    listener: WorkerListener, crowd: Crowd
-) -> None:
-    assert code_of_child(listener.forget, [listener._over._lock]) == 0
+def test_a_forked_process_lets_go_of_it(listener: WorkerListener, crowd: Crowd) -> None:
+    assert code_of_child(listener.forget, []) == 0
     channel = connected(listener.endpoints, KEY, 1)
     assert channel is not None
     assert crowd.one() == (1, "TCP")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,10 @@ from memory_storage import DictStorage, StorageNoSuchKeyError
 
 from polarmap.worker.encryption import get_part, put_parts
 from polarmap.worker.parts import (
+    MAPPED_BYTES,
     DamagedError,
     Part,
     Place,
-    assemble,
     is_missing,
     read_file,
     read_part,
@@ -40,6 +41,17 @@ def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
         read_file(folder, Part("below/y", 1))
 
 
+@pytest.mark.parametrize("size", [MAPPED_BYTES - 1, MAPPED_BYTES])
+def test_many_bytes_are_mapped_from_where_they_begin_to_where_the_file_ends(folder: str, size: int) -> None:
+    data = DATA * (size // len(DATA) + 2)
+    write_file(folder, "large", data)
+    for offset in (0, 7, mmap.ALLOCATIONGRANULARITY, len(data) - size):
+        for asked in (size, 2 * size):
+            found = read_file(folder, Part("large", asked, None, offset))
+            assert bytes(found) == data[offset : offset + asked]
+    assert isinstance(found, memoryview) == (size >= MAPPED_BYTES)
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [
@@ -49,11 +61,9 @@ def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
     ],
 )
 def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Part, message: str) -> None:
-    there = Place("folder", folder)
-    for parts in ([part], [Part("below/x", 5), part]):
-        with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
-            assemble(parts, lambda part: get_part(there, part, partial(read_file, folder)))
-        assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
+    with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
+        get_part(Place("folder", folder), part, partial(read_file, folder))
+    assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
 
 
 def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:

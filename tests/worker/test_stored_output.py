@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polarmap.worker.encryption import put_parts
-from polarmap.worker.parts import Part, Place, assemble
+from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import pack, unpacked
 from polarmap.worker.stored_output import SAMPLE, OutputSpec, sample, store_result
 
@@ -32,8 +32,8 @@ def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
         ("p/3-1/0", 8 * start) for start in (0, 300, 600, 900)
     ]
     assert {key: bytes(data) for key, data in objects.items()} == {"p/3-1/0": result.tobytes()}
-    pieces = assemble(parts, lambda part: objects[part.key][part.offset : part.offset + part.size])
-    assert bytes(pieces) == result.tobytes()
+    pieces = [objects[part.key][part.offset : part.offset + part.size] for part in parts]
+    assert b"".join(pieces) == result.tobytes()
     assert packed.structure == ("sample", (10, 100), ("array",))
     np.testing.assert_array_equal(unpacked(*packed[1:])[0], sample(result))
     assert unpacked(*packed[1:])[0].size == SAMPLE
