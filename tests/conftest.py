@@ -76,6 +76,17 @@ def keep_compiled_modules() -> None:
     sys.dont_write_bytecode = False
 
 
+def pytest_collection_finish() -> None:
+    """One thread for linear algebra, now that its libraries are loaded; not in programs that tests start.
+
+    Sessions and workers share the cores here, and threads that wait for each other spin: a small fit of
+    scikit-learn's took twenty times the processor time.
+    """
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1)
+
+
 def running(make: Callable[[], Server]) -> Iterator[Server]:
     """One that has started: somebody else may have taken a port of the first in the meantime."""
     server = make()

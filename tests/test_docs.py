@@ -31,6 +31,7 @@ import yaml
 import polarmap
 from benchmarks import headlines
 from benchmarks.pages import tables_of
+from polarmap.worker.threads import limiting_variables
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -129,10 +130,11 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     program = tmp_path / f"{page.stem.replace('-', '_').lower()}_md.py"
     program.write_text(text, encoding="utf-8")
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(paths), "POLARMAP_STORE": str(tmp_path / "store")}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "POLARMAP_STORE": str(tmp_path / "store")},
+        env=os.environ | own | limiting_variables(1),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from scipy.optimize import minimize
 
 from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor, coded_gradient
+from polarmap.worker.threads import limiting_variables
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
@@ -37,6 +39,7 @@ def test_example_runs_and_is_short(example):
         text=True,
         timeout=100,
         cwd=ROOT.parent,
+        env=os.environ | limiting_variables(1),
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
