@@ -359,3 +359,18 @@ def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypa
     with told if left else contextlib.nullcontext():
         remove_objects(storage, ["a/"])
     assert [key for _, key in storage.objects] == [*left, "b/1"]
+
+
+def test_dead_and_late_workers_with_results_that_are_objects(s3_server, config):
+    """Two of seven workers die and are not tried again; then two are late, and parity is on demand."""
+    A = np.random.default_rng(0).standard_normal((40, 3000))
+    dying = {task: Fault("kill", attempts=9) for task in (0, 2)}
+    late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
+    for faults, options in ((dying, {"retries": 0}), (late, {"schedule": "on_demand"})):
+        y = polarmap.coded_map(
+            lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
+            executor=FaultyExecutor(config, faults), **options,
+        )  # fmt: skip
+        np.testing.assert_allclose(y.concatenate(), A * 2, rtol=1e-9, atol=1e-9)
+        assert set(y.report.recovered) == set(faults)
+    assert [key for key in keys_of(s3_server) if key != "ready" and "lithops.runtimes" not in key] == []

@@ -152,3 +152,14 @@ def test_a_stored_array_has_told_its_key(pool, store):
     for options in ({}, {"key": KEY}):
         y = polarmap.coded_map(total, encrypted, executor=pool, **options)
         np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+
+
+def test_a_file_has_the_key_too(pool, tmp_path):
+    (tmp_path / "key").write_text(KEY.hex())
+    y = polarmap.coded_map(total, A, executor=pool, key=f"file:{tmp_path}/key", **SIZES)
+    np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+
+
+def test_a_future_has_it_too(pool):
+    future = polarmap.submit(total, A, executor=pool, key=KEY, **SIZES)
+    np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_storage import DictStorage, StorageNoSuchKeyError
 
 from polarmap.worker.encryption import get_part, put_parts
@@ -64,6 +66,15 @@ def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Part, messa
     with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
         get_part(Place("folder", folder), part, partial(read_file, folder))
     assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
+
+
+@given(st.binary(min_size=1, max_size=60), st.data())
+def test_any_changed_byte_is_noticed(data: bytes, draw: st.DataObject) -> None:
+    place = draw.draw(st.integers(0, len(data) - 1))
+    changed = bytearray(data)
+    changed[place] ^= draw.draw(st.integers(1, 255))
+    with pytest.raises(DamagedError, match="x is corrupt"):
+        get_part(Place("folder", ""), Part("x", len(data), zlib.crc32(data)), lambda part: changed)
 
 
 def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
