@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,8 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
         str(plan(4, [1.0, 1.0])).splitlines()[-1] == "a plain map will do: more workers would not save time"
     )
     assert "a plain map will do" not in str(plan(24, DISTRIBUTION))
+    failing = plan(8, Failing(DISTRIBUTION, 0.2), "cost", max_failure_probability=1.0)
+    assert re.search(r"would change its p99 from inf to \d\S* s, its worker-seconds by", str(failing))
 
 
 @pytest.mark.parametrize("runtimes", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
