@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -168,9 +168,10 @@ class Plan(MapPlan):
         if not others:
             return "more workers would not save time"
         other = min(others, key=lambda one: getattr(one, clock) * one.paid)
-        time = getattr(other, clock) / getattr(self.expected, clock) - 1
+        before, after = getattr(self.expected, clock), getattr(other, clock)
+        change = f"by {after / before - 1:+.1%}" if isfinite(before) else f"from inf to {after:.3g} s"
         paid = other.paid / self.expected.paid - 1
-        return f"{other.n} workers would change its {clock} by {time:+.1%}, its worker-seconds by {paid:+.1%}"
+        return f"{other.n} workers would change its {clock} {change}, its worker-seconds by {paid:+.1%}"
 
     def _shown(self, most: int) -> list[Completion]:
         """The plan, unless it is the plain map, and a few others of the frontier, by n."""

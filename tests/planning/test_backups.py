@@ -6,6 +6,8 @@ from math import inf
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from simulated_jobs import DISTRIBUTIONS
 
 from polarmap.planning import (
@@ -20,8 +22,8 @@ from polarmap.planning import (
     simulate_backups,
     stragglers,
 )
-from polarmap.planning.backups import CUBED, SPARK, BackupRule, launch_times
-from polarmap.run.lateness import backup_lateness
+from polarmap.planning.backups import CUBED, SPARK, BackupRule, is_told_early, launch_times
+from polarmap.run.lateness import LatenessRule, backup_lateness
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
@@ -170,3 +172,17 @@ def test_the_learned_rule_against_that_of_cubed() -> None:
     )
     assert ours.p99 <= 0.65 * cubed.p99
     assert ours.paid <= 1.05 * plain.paid
+
+
+@given(
+    times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
+    least=st.sampled_from([0.0, 0.1]),
+)
+def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_back(
+    times: list[float], least: float
+) -> None:
+    """Against the rule, asked after every return."""
+    rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
+    half = -(-len(times) // 2)
+    expected = any(rule.late_after(ascending[:done]) < ascending[done] for done in range(half))
+    assert is_told_early(np.array([ascending]), rule).tolist() == [expected]

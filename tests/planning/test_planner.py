@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +80,8 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
         str(plan(4, [1.0, 1.0])).splitlines()[-1] == "a plain map will do: more workers would not save time"
     )
     assert "a plain map will do" not in str(plan(24, DISTRIBUTION))
+    failing = plan(8, Failing(DISTRIBUTION, 0.2), "cost", max_failure_probability=1.0)
+    assert re.search(r"would change its p99 from inf to \d\S* s, its worker-seconds by", str(failing))
 
 
 @pytest.mark.parametrize("runtimes", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
@@ -198,3 +202,8 @@ def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str
     given_ = {"k": 24, "runtimes": DISTRIBUTION, "objective": "p99", **arguments}
     with pytest.raises(CodeError, match=says):
         plan(**given_)
+
+
+def test_run_times_in_a_list_do() -> None:
+    times = DISTRIBUTION.sample(np.random.default_rng(0), 500)
+    assert abs(plan(24, times.tolist(), "mean").n - plan(24, DISTRIBUTION, "mean").n) <= 4
