@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class Codeword(Received):
         if self._is_accuracy_hopeless():
             self.accept()
         self.verification = self.verification or self._verdict()
-        if self.verification is None or not (self._padding is None or self._is_padding_known()):
+        if self.verification is None or not self._is_padding_known():
             if not (self.options.estimates and self.watch.remaining <= 0):
                 return False
             self._settle_at_deadline()
@@ -155,8 +155,7 @@ class Codeword(Received):
         return Acceptance(weakref.proxy(self))
 
     def _is_padding_known(self) -> bool:
-        assert self._padding is not None
-        return self._padding.is_over(self.watch.elapsed, self.surplus_wait)
+        return self._padding is None or self._padding.is_over(self.watch.elapsed, self.surplus_wait)
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -214,11 +213,10 @@ class Codeword(Received):
     def _settle_at_deadline(self) -> None:
         """Accept what there is: results that are exact or estimates."""
         if not self.results:
-            raise CodedTimeoutError(
-                f"no result arrived within the timeout of {self.watch.limit:g} s: nothing to estimate from"
-            ) from self.tasks.first_cause
+            limit = f"the timeout of {self.watch.limit:g} s"
+            self._give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
         if not self._is_finite:
-            raise NotDecodableError(not_finite(self, self.data_count)) from self.tasks.first_cause
+            self._give_up(NotDecodableError(not_finite(self, self.data_count)))
         assert isinstance(self._code, PolarCode)  # checked before the map began
         found = estimate(self, self._code)
         if self.refusal is not None or self.checks.contradicts():
@@ -248,11 +246,8 @@ class Codeword(Received):
     @property
     def surplus(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
-        used = np.zeros(self._code.n, bool)
-        used[: len(self._code.systematic)] = True
-        if len(self.decoder.missing):
-            used |= self.decoder.arrived
-        return [int(index) for index in np.flatnonzero(~used)]
+        used = self.decoder.arrived if len(self.decoder.missing) else np.zeros(self._code.n, bool)
+        return [index for index in range(len(self._code.systematic), self._code.n) if not used[index]]
 
     def told(self, ended: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `ended`."""
@@ -346,20 +341,13 @@ class Codeword(Received):
             return
         if self.options.estimates and self.results:
             return
-        if isinstance(self.refusal, NotLinearError):
-            raise self.refusal from self.tasks.first_cause
         text = too_few(self) if self.refusal is None else not_finite(self, self.data_count)
-        raise NotDecodableError(text) from self.tasks.first_cause
+        self._give_up(NotDecodableError(text))
 
     def time_is_over(self) -> None:
-        """Say what was missing, where the next look does not make estimates.
-
-        NotLinearError where a linear f would have been done by now.
-        """
+        """Say what was missing, where the next look does not make estimates."""
         if self.options.estimates:
             return
-        if isinstance(self.refusal, NotLinearError):
-            raise self.refusal from self.tasks.first_cause
         why = ""
         if not self.is_protected:
             why = f"; results contain {NOT_FINITE}"
@@ -367,7 +355,13 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        raise CodedTimeoutError(late(self, why)) from self.tasks.first_cause
+        self._give_up(CodedTimeoutError(late(self, why)))
+
+    def _give_up(self, error: Exception) -> NoReturn:
+        """Raise this; or that f is not linear, where a linear f would have been done by now."""
+        if isinstance(self.refusal, NotLinearError):
+            error = self.refusal
+        raise error from self.tasks.first_cause
 
     def _is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""

@@ -193,11 +193,21 @@ class Lying(AlteringReplay):
         return outcome._replace(leaves=[changed])
 
 
-def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, float]:
-    """When each task returns; so many never do."""
-    order = stream.permutation(n).tolist()
+def lied_to(
+    f: Callable[[Any], Any], data: np.ndarray, sizes: tuple[int, int], late: int, lie: float, seed: int
+) -> tuple[CodedResult | None, int]:
+    """A map of n tasks for k blocks, of which some are late and one lies, and who; None if it is refused."""
+    TRUSTED.clear()
+    (n, k), stream = sizes, np.random.default_rng(seed)
+    order, liar = stream.permutation(n).tolist(), int(stream.integers(n))
     seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
-    return seconds | dict.fromkeys(order[n - late :], math.inf)
+    executor = Lying(seconds | dict.fromkeys(order[n - late :], math.inf), liar, int(stream.integers(2)), lie)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return coded(f, data, blocks=k, workers=n, executor=executor), liar
+        except (NotLinearError, NotDecodableError, CodedTimeoutError):
+            return None, liar
 
 
 @settings(derandomize=True, max_examples=300)
@@ -211,21 +221,11 @@ def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, f
 def test_a_lie_among_integers_is_found_or_its_worker_listed(
     k: int, parity: int, seed: int, lie: int, late: int
 ) -> None:
-    TRUSTED.clear()
-    n, stream = k + parity, np.random.default_rng(seed)
-    seconds = in_some_order(stream, n, min(late, parity))
-    data = stream.integers(-99, 99, (2 * k, 3))
+    data = np.random.default_rng(seed).integers(-99, 99, (2 * k, 3))
     f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
-    liar = int(stream.integers(n))
-    executor = Lying(seconds, liar, int(stream.integers(2)), lie)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            result = coded_map(f, data, blocks=k, workers=n, executor=executor, timeout=1000)
-        except (NotLinearError, NotDecodableError, CodedTimeoutError):
-            return
-    right = [np.array_equal(one, other) for one, other in zip(result, plain_map(f, data, k))]
-    if result.report.verified != "not needed":  # else they are a plain map's
+    result, liar = lied_to(f, data, (k + parity, k), min(late, parity), lie, seed)
+    if result is not None and result.report.verified != "not needed":  # else they are a plain map's
+        right = [np.array_equal(one, other) for one, other in zip(result, plain_map(f, data, k))]
         assert all(right) or liar in result.report.unchecked
 
 
@@ -241,20 +241,10 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
 def test_a_lie_among_floats_is_found_or_within_the_bound(
     k: int, parity: int, seed: int, size: float, late: int, dtype: str
 ) -> None:
-    TRUSTED.clear()
-    n, stream = k + parity, np.random.default_rng(seed)
-    seconds = in_some_order(stream, n, min(late, parity))
-    data = stream.standard_normal((2 * k, 3)).astype(dtype)
+    data = np.random.default_rng(seed).standard_normal((2 * k, 3)).astype(dtype)
     f = lambda block: block @ np.array([1, 2, 3], dtype)  # noqa: E731
-    liar = int(stream.integers(n))
-    executor = Lying(seconds, liar, int(stream.integers(2)), 9 * 10.0**size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            result = coded_map(f, data, blocks=k, workers=n, executor=executor, timeout=1000)
-        except (NotLinearError, NotDecodableError, CodedTimeoutError):
-            return
-    if result.report.verified == "not needed" or liar in result.report.unchecked:
+    result, liar = lied_to(f, data, (k + parity, k), min(late, parity), 9 * 10.0**size, seed)
+    if result is None or result.report.verified == "not needed" or liar in result.report.unchecked:
         return
     truth = np.stack(plain_map(f, data.astype(float), k))
     off = np.abs(np.stack(list(result)) - truth).max() / np.abs(truth).max()
