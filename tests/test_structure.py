@@ -152,7 +152,6 @@ STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "fetching",
-    "run": "first_results",
     "worker": "finite_differences",
 }
 
