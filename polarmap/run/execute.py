@@ -41,7 +41,7 @@ def run_map(
 
     Returns what the map made of its tasks, and its report.
     """
-    running.tasks = TaskTable(running.blank.n)
+    running.tasks = TaskTable(running.blank.n, policy.late)
     try:
         for one in observers:
             one.began(running)
