@@ -16,7 +16,6 @@ from polarmap.blocks.equal import without_padding
 from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, is_exact
-from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
@@ -49,8 +48,6 @@ class Codeword(Received):
         How the results were verified, once they are accepted.
     refusal : NotFiniteError, NotLinearError or None
         Why nothing can be decoded from these results, so that every data task has to report.
-    padding_rows : tuple of bool
-        For each leaf of the results, whether rows of it that come from padding are to be cut off.
     """
 
     def __init__(
@@ -67,7 +64,6 @@ class Codeword(Received):
         self.refusal: NotFiniteError | NotLinearError | None = None
         self._refused: Recovery | None = None  # of the results that contradict each other
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
-        self.padding_rows: tuple[bool, ...] = ()
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
         self._estimate: Estimate | None = None
@@ -95,8 +91,6 @@ class Codeword(Received):
                 "what arrived determines the other results, but no more accurately than to "
                 f"{self.checks.error_bound():.2g} (relative), which is more than rtol: no further result came"
             )
-        if self._padding is not None:
-            self.padding_rows = self._padding.found(self.precision, self._shapes)
         return True
 
     def _verdict(self) -> str | None:
@@ -157,12 +151,13 @@ class Codeword(Received):
     def _is_padding_known(self) -> bool:
         return self._padding is None or self._padding.is_over(self.watch.elapsed, self.surplus_wait)
 
-    @property
-    def _shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the leaves of a result, which may be a sample of what is stored."""
-        for stored in self.stored.values():
-            return [shape for _, shape in stored.layout]
-        return [leaf.shape for leaf in self.decoded[0]]
+    @cached_property
+    def padding_rows(self) -> tuple[bool, ...]:
+        """For each leaf of the results, whether rows of it that come from padding are to be cut off."""
+        shapes = [leaf.shape for leaf in self.decoded[0]]
+        for stored in self.stored.values():  # of which what is received are samples
+            shapes = [shape for _, shape in stored.layout]
+        return () if self._padding is None else self._padding.found(self.precision, shapes)
 
     @property
     def stored(self) -> dict[int, StoredOutput]:
@@ -191,8 +186,7 @@ class Codeword(Received):
             return None
         if self._padding is not None and not self._padding.is_known:
             return None
-        assert isinstance(self._code, PolarCode)  # checked by the future
-        found, padding = estimate(self, self._code), self._padding
+        found, padding = estimate(self), self._padding
         rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
         errors = found.errors if any(found.errors) else ()
         # What has arrived may be decoded from still: nobody is to write to it.
@@ -217,8 +211,7 @@ class Codeword(Received):
             self._give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
         if not self._is_finite:
             self._give_up(NotDecodableError(not_finite(self, self.data_count)))
-        assert isinstance(self._code, PolarCode)  # checked before the map began
-        found = estimate(self, self._code)
+        found = estimate(self)
         if self.refusal is not None or self.checks.contradicts():
             missing = set(self.decoder.missing.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))

@@ -77,23 +77,19 @@ class OnDemand(Policy):
         on_time = tasks.running.difference(index for index, _ in self.late.late_at(now))
         returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
         count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
-        if not (self._counts_decide and on_time):
-            count = max(count, self._missing(tasks, need, on_time, count))
+        if not (self._counts_decide and on_time):  # sparse codes, poor conditioning
+            counted = on_time.union(tasks.arrived)
+            is_possible = len(counted) + count >= self._rule.recovery_threshold
+            while is_possible and count < len(self._left):
+                if need.would_be_met(counted.union(self._left[:count])):
+                    break
+                count += 1
         due, self._left = self._left[:count], self._left[count:]
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
         return self.late.next_seconds(bool(tasks.unbegun), now) if self._left else inf
-
-    def _missing(self, tasks: TaskTable, need: Need, on_time: set[int], count: int) -> int:
-        """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
-        counted = on_time.union(tasks.arrived)
-        if len(counted) + count < self._rule.recovery_threshold:
-            return count
-        while count < len(self._left) and not need.would_be_met(counted.union(self._left[:count])):
-            count += 1
-        return count
 
 
 class Backups(Policy):

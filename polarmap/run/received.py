@@ -214,12 +214,13 @@ class Received(Need):
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
+            rows = self.rows(leaf)
             with ignoring_inf():
-                blocks = recovery.recover(self.rows(leaf), dtype)
+                blocks = recovery.recover(rows, dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
             if kinds[leaf] == "python" and is_exact(dtype) and recovery.exact:
-                recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
+                recovered.append(unwrapped(self.coded, rows, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
         return self.completed(recovery.missing, recovered)
@@ -235,10 +236,6 @@ class Received(Need):
             return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
 
         return [result(index) for index in range(self._code.wanted)]
-
-    def unwrapped(self, leaf: int, arrived: Array, weights: Array, blocks: Array) -> list[Array]:
-        """Python integers, decoded by these weights, from what they are modulo 2^64."""
-        return unwrapped(self.coded, self.rows(leaf), arrived, weights, blocks)
 
     @cached_property
     def wraps(self) -> bool:

@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, states, without_padding
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, ShiftedExponential, completion_time, simulate_on_demand, stragglers
 from polarmap.run import local_run
-from polarmap.run.trusted import TRUSTED
 
 N, K = 32, 24
 DATA = np.random.default_rng(0).standard_normal((2 * K, 5))
@@ -134,33 +131,6 @@ def test_nan_is_waited_for_and_starts_nothing_more() -> None:
     result = coded(np.copy, data, executor=ReplayExecutor({1: 3.0, 2: 9.0}))
     assert_same(result, cut(data, K))
     assert result.report.seconds == 9.0
-
-
-@settings(derandomize=True, max_examples=60)
-@given(
-    kinds=st.lists(st.sampled_from(["", "", "", "raise", "kill", "late", "hang"]), min_size=12, max_size=12),
-    seed=st.integers(0, 1000),
-    whole=st.booleans(),
-)
-def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
-    kinds: list[str], seed: int, whole: bool
-) -> None:
-    TRUSTED.clear()
-    data = WHOLE[:24] if whole else DATA[:24]
-    times = np.random.default_rng(seed).uniform(1, 2, 12)
-    seconds = {i: {"late": 9.0, "hang": math.inf}.get(kind, times[i]) for i, kind in enumerate(kinds)}
-    faults = {i: Fault(kind, attempts=9) for i, kind in enumerate(kinds) if kind in ("raise", "kill")}
-    executor = FaultyExecutor(ReplayExecutor(seconds), faults)
-    comes = np.array([kind in ("", "late") for kind in kinds])
-    decodes = PolarCode(12, 8, "arikan" if whole else "rotation").decodable(comes)
-    try:
-        result = coded(np.copy, data, blocks=8, workers=12, executor=executor, timeout=60.0)
-    except (RuntimeError, TimeoutError) as error:
-        gave_up = not hasattr(error, "__notes__")
-    else:
-        gave_up = False
-        assert_same(result, cut(data, 8), 1e-9)
-    assert not (gave_up and decodes)
 
 
 def replayed(seed: int) -> tuple[CodedResult, np.ndarray, np.ndarray]:
