@@ -26,6 +26,7 @@ from polarmap import (
 )
 from polarmap.code.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.run.local_run import LocalRun
 
 EPS = float(np.finfo(float).eps)
 
@@ -126,6 +127,20 @@ def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
     result = estimated(blocks, ReplayExecutor({0: math.inf, 7: 9.0}), timeout=1.05, verify=True)
     assert result.report.estimated == ()
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
+
+
+def test_a_deadline_before_parity_came_leaves_the_results_of_a_plain_map() -> None:
+    report = estimated(np.eye(4), losing(4, 5), np.negative, workers=6, timeout=1.05).report
+    assert (report.verified, report.seconds, report.errors) == ("not needed", 1.05, ())
+
+
+def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only parity came: f of a data block, here, tells the dtype of its results."""
+    waits, within = list[float](), LocalRun.leaves_within
+    monkeypatch.setattr(LocalRun, "leaves_within", lambda run, most: waits.append(most) or within(run, most))
+    estimated(np.arange(8).reshape(4, 2), losing(0, 1, 2, 3), np.negative, timeout=1.25)
+    assert waits
+    assert max(waits) <= 0.25
 
 
 def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
