@@ -15,6 +15,7 @@ from plain import assert_same, cut, plain_map, states, without_padding
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, ShiftedExponential, completion_time, simulate_on_demand, stragglers
+from polarmap.planning.backups import SimulatedJobs
 from polarmap.run import local_run
 
 N, K = 32, 24
@@ -74,13 +75,6 @@ def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
     assert result.report.indices("abandoned") == [24, 25]
 
 
-def test_a_late_parity_task_gets_a_stand_in() -> None:
-    result = coded(executor=ReplayExecutor({0: 50.0, 24: 50.0}), verify=False)
-    assert_same(result, plain_map(product, DATA, K), 1e-11)
-    assert [result.report.tasks[task].launched for task in (24, 25)] == pytest.approx([1.1, 2.2], abs=0.02)
-    assert result.report.seconds == pytest.approx(3.2, abs=0.02)
-
-
 @pytest.mark.parametrize("kind", ["raise", "kill"])
 def test_parity_takes_the_place_of_failed_tasks_at_once(kind: str) -> None:
     seconds = dict.fromkeys(range(K), 2.0) | {2: 0.5, 7: 0.7}
@@ -133,20 +127,22 @@ def test_nan_is_waited_for_and_starts_nothing_more() -> None:
     assert result.report.seconds == 9.0
 
 
-def replayed(seed: int) -> tuple[CodedResult, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    data, parity = DISTRIBUTION.sample(rng, K), DISTRIBUTION.sample(rng, N - K)
-    seconds = dict(enumerate([*data.tolist(), *parity.tolist()]))
-    return coded(executor=ReplayExecutor(seconds), verify=False), data, parity
+def replayed(seed: int) -> tuple[CodedResult, np.ndarray]:
+    """A map of tasks whose run times are drawn, and these."""
+    times = DISTRIBUTION.sample(np.random.default_rng(seed), N)
+    return coded(executor=ReplayExecutor(dict(enumerate(times.tolist()))), verify=False), times
+
+
+def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
+    assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
+    assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
+    assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
 
 
 def test_the_map_does_what_the_simulation_of_the_policy_says() -> None:
     for seed in range(40):
-        result, data, parity = replayed(seed)
-        jobs = simulate_on_demand(data[None], parity[None])
-        assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
-        assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5)
-        assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+        result, times = replayed(seed)
+        assert_as_simulated(result, simulate_on_demand(times[None, :K], times[None, K:]))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
@@ -161,16 +157,20 @@ def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_retur
         times[rng.random(k + spare) < rng.choice([0.0, 0.3, 0.7])] = math.inf
         jobs = simulate_on_demand(times[None, :k], times[None, k:])
         executor = ReplayExecutor(dict(enumerate(times.tolist())))
-        options = {"blocks": k, "workers": k + spare, "executor": executor, "verify": False}
+        options = {
+            "blocks": k,
+            "workers": k + spare,
+            "executor": executor,
+            "timeout": 2000.0,
+            "verify": False,
+        }
         if jobs.time[0] > 2000:
             with pytest.raises(CodedTimeoutError):
-                coded(timeout=2000.0, **options)
+                coded(**options)
         else:
-            result = coded(timeout=2000.0, **options)
+            result = coded(**options)
             assert_same(result, without_padding(plain_map(product, DATA, k), DATA, k), 1e-9)
-            assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
-            assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
-            assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+            assert_as_simulated(result, jobs)
 
 
 # --- whatever the code can lose, with few tasks ------------------------------------------------
