@@ -15,7 +15,7 @@ from polarmap.code.dtypes import Array, DType, check_dtype, default_rtol, epsilo
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.local_run import LocalRun, data_block
+from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import Result, kinds_of
@@ -176,7 +176,7 @@ class Received(Need):
         if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
             return received.dtypes
         if self._model is None:
-            run = LocalRun(self.f, partial(data_block, self.coded, 0))
+            run = LocalRun(self.f, partial(block_here, self.coded, 0, of_data=True))
             self._model = run.leaves_within(self.time_here) or []
         if [leaf.shape for leaf in self._model] != received.shapes:
             return received.dtypes

@@ -13,7 +13,7 @@ from polarmap.code.dtypes import Array, DType, Mask, default_rtol, epsilon, is_e
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run.local_run import LocalRun, coded_block, data_block
+from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.results import kind_of
 from polarmap.run.trusted import LINEAR
@@ -171,7 +171,9 @@ class Verifier:
         is_over = run is not None and run.index in self.evaluated and not self.is_telling
         if run is None or run.index not in self._recovery.missing or is_over:
             index = self._most_telling()
-            run = self._local = LocalRun(self._word.f, partial(data_block, self._coded, index), index)
+            run = self._local = LocalRun(
+                self._word.f, partial(block_here, self._coded, index, of_data=True), index
+            )
         if not run.is_running and run.leaves is not None:
             usual = self._word.structure
             is_alike = usual[0] == "sample" or repr(run.structure) == repr(usual)  # of what is stored
@@ -195,7 +197,7 @@ class Verifier:
     def parity_run(self) -> LocalRun:
         """f of the parity block that is made of most data blocks, on a thread: under way, or ended."""
         index, _ = self.most_mixed
-        return LocalRun(self._word.f, partial(coded_block, self._coded, index), index)
+        return LocalRun(self._word.f, partial(block_here, self._coded, index), index)
 
     def parity_fits(self, leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
@@ -274,7 +276,7 @@ class Verifier:
 
     def convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        run = LocalRun(self._word.f, partial(coded_block, self._coded, index))
+        run = LocalRun(self._word.f, partial(block_here, self._coded, index))
         own = run.leaves_within(self._word.time_here)
         if own is not None and self._agrees(own, self._word.results[index].leaves):
             self.blame_f(f"f of block {index} does not fit the parity equations")
