@@ -147,9 +147,7 @@ PROJECT = {
     *["session", "soak", "structure", "texts"],
 }
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
-WITHOUT_TESTS_OF_THEIR_OWN = {
-    "run": "first_results",
-}
+WITHOUT_TESTS_OF_THEIR_OWN: dict[str, str] = {}
 
 
 # --- imports -----------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def prepared_to_storage(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_out(out, options)
-    running, coded = prepared(data, code_options, executor, options, parity_for="out=")
+    running, coded = prepared(data, code_options, executor, replace(options, parity_for="out="))
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
     def run(observers: Observers) -> StoredResult[T]:

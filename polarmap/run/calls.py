@@ -131,9 +131,10 @@ class Calls(Need, Policy):
         running = len(self.tasks.running) - len(self.tasks.unbegun)
         found, self._others_wait = self._take(self._limits.room(len(self._calls), running))
         for call in found:
-            task = self.tasks.add()
+            kind = self._kinds.get(call.function) or self._late_calls(call.function)
+            task = self.tasks.add(kind)
             self._calls[task], self.sent[task] = call, [read_only(call.block)]
-            self._backups.add(self._kinds.get(call.function) or self._late_calls(call.function))
+            self._backups.add(kind)
         self.first = sorted(self.tasks.held_back)
 
     def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:

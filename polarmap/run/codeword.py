@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from polarmap.blocks.equal import without_padding
 from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, is_exact
-from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
@@ -49,8 +48,6 @@ class Codeword(Received):
         How the results were verified, once they are accepted.
     refusal : NotFiniteError, NotLinearError or None
         Why nothing can be decoded from these results, so that every data task has to report.
-    padding_rows : tuple of bool
-        For each leaf of the results, whether rows of it that come from padding are to be cut off.
     """
 
     def __init__(
@@ -67,7 +64,6 @@ class Codeword(Received):
         self.refusal: NotFiniteError | NotLinearError | None = None
         self._refused: Recovery | None = None  # of the results that contradict each other
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
-        self.padding_rows: tuple[bool, ...] = ()
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
         self._estimate: Estimate | None = None
@@ -86,7 +82,7 @@ class Codeword(Received):
         if self._is_accuracy_hopeless():
             self.accept()
         self.verification = self.verification or self._verdict()
-        if self.verification is None or not (self._padding is None or self._is_padding_known()):
+        if self.verification is None or not self._is_padding_known():
             if not (self.options.estimates and self.watch.remaining <= 0):
                 return False
             self._settle_at_deadline()
@@ -95,8 +91,6 @@ class Codeword(Received):
                 "what arrived determines the other results, but no more accurately than to "
                 f"{self.checks.error_bound():.2g} (relative), which is more than rtol: no further result came"
             )
-        if self._padding is not None:
-            self.padding_rows = self._padding.found(self.precision, self._shapes)
         return True
 
     def _verdict(self) -> str | None:
@@ -155,15 +149,15 @@ class Codeword(Received):
         return Acceptance(weakref.proxy(self))
 
     def _is_padding_known(self) -> bool:
-        assert self._padding is not None
-        return self._padding.is_over(self.watch.elapsed, self.surplus_wait)
+        return self._padding is None or self._padding.is_over(self.watch.elapsed, self.surplus_wait)
 
-    @property
-    def _shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the leaves of a result, which may be a sample of what is stored."""
-        for stored in self.stored.values():
-            return [shape for _, shape in stored.layout]
-        return [leaf.shape for leaf in self.decoded[0]]
+    @cached_property
+    def padding_rows(self) -> tuple[bool, ...]:
+        """For each leaf of the results, whether rows of it that come from padding are to be cut off."""
+        shapes = [leaf.shape for leaf in self.decoded[0]]
+        for stored in self.stored.values():  # of which what is received are samples
+            shapes = [shape for _, shape in stored.layout]
+        return () if self._padding is None else self._padding.found(self.precision, shapes)
 
     @property
     def stored(self) -> dict[int, StoredOutput]:
@@ -192,8 +186,7 @@ class Codeword(Received):
             return None
         if self._padding is not None and not self._padding.is_known:
             return None
-        assert isinstance(self._code, PolarCode)  # checked by the future
-        found, padding = estimate(self, self._code), self._padding
+        found, padding = estimate(self), self._padding
         rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
         errors = found.errors if any(found.errors) else ()
         # What has arrived may be decoded from still: nobody is to write to it.
@@ -214,13 +207,11 @@ class Codeword(Received):
     def _settle_at_deadline(self) -> None:
         """Accept what there is: results that are exact or estimates."""
         if not self.results:
-            raise CodedTimeoutError(
-                f"no result arrived within the timeout of {self.watch.limit:g} s: nothing to estimate from"
-            ) from self.tasks.first_cause
+            limit = f"the timeout of {self.watch.limit:g} s"
+            self._give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
         if not self._is_finite:
-            raise NotDecodableError(not_finite(self, self.data_count)) from self.tasks.first_cause
-        assert isinstance(self._code, PolarCode)  # checked before the map began
-        found = estimate(self, self._code)
+            self._give_up(NotDecodableError(not_finite(self, self.data_count)))
+        found = estimate(self)
         if self.refusal is not None or self.checks.contradicts():
             missing = set(self.decoder.missing.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
@@ -248,11 +239,8 @@ class Codeword(Received):
     @property
     def surplus(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
-        used = np.zeros(self._code.n, bool)
-        used[: len(self._code.systematic)] = True
-        if len(self.decoder.missing):
-            used |= self.decoder.arrived
-        return [int(index) for index in np.flatnonzero(~used)]
+        used = self.decoder.arrived if len(self.decoder.missing) else np.zeros(self._code.n, bool)
+        return [index for index in range(len(self._code.systematic), self._code.n) if not used[index]]
 
     def told(self, ended: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `ended`."""
@@ -346,20 +334,13 @@ class Codeword(Received):
             return
         if self.options.estimates and self.results:
             return
-        if isinstance(self.refusal, NotLinearError):
-            raise self.refusal from self.tasks.first_cause
         text = too_few(self) if self.refusal is None else not_finite(self, self.data_count)
-        raise NotDecodableError(text) from self.tasks.first_cause
+        self._give_up(NotDecodableError(text))
 
     def time_is_over(self) -> None:
-        """Say what was missing, where the next look does not make estimates.
-
-        NotLinearError where a linear f would have been done by now.
-        """
+        """Say what was missing, where the next look does not make estimates."""
         if self.options.estimates:
             return
-        if isinstance(self.refusal, NotLinearError):
-            raise self.refusal from self.tasks.first_cause
         why = ""
         if not self.is_protected:
             why = f"; results contain {NOT_FINITE}"
@@ -367,7 +348,13 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        raise CodedTimeoutError(late(self, why)) from self.tasks.first_cause
+        self._give_up(CodedTimeoutError(late(self, why)))
+
+    def _give_up(self, error: Exception) -> NoReturn:
+        """Raise this; or that f is not linear, where a linear f would have been done by now."""
+        if isinstance(self.refusal, NotLinearError):
+            error = self.refusal
+        raise error from self.tasks.first_cause
 
     def _is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""

@@ -16,6 +16,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of
+from polarmap.run.wrapping import unwrapped
 
 
 class Estimate(NamedTuple):
@@ -30,12 +31,14 @@ class Estimate(NamedTuple):
     error_p90: float
 
 
-def estimate(arrived: Received, code: PolarCode) -> Estimate:
+def estimate(arrived: Received) -> Estimate:
     """Estimates from what arrived, which must be finite and not nothing.
 
     Errors are root mean squares over the entries of a block, in relation to that of the results that
     arrived; the largest of its leaves. What the equations determine is decoded: integers exactly.
     """
+    code = arrived.coded.code
+    assert isinstance(code, PolarCode)  # checked before the map began, or by the future that asks
     mask = np.isin(np.arange(code.n), list(arrived.results))
     dtypes, kinds = arrived.dtypes(), kinds_of(arrived.structure)
     precision = max(epsilon(np.dtype(float) if is_exact(one) else arrived.precision(one)) for one in dtypes)
@@ -56,7 +59,7 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
             for row, block in known.items():
                 if kind == "python":
                     weights = how.weights[row : row + 1]
-                    [block] = arrived.unwrapped(leaf, how.arrived, weights, block[None])
+                    [block] = unwrapped(arrived.coded, rows, how.arrived, weights, block[None])
                 blocks[row] = block
         estimated.append(blocks)
         errors[how.missing] = np.maximum(errors[how.missing], expected)

@@ -41,7 +41,7 @@ def run_map(
 
     Returns what the map made of its tasks, and its report.
     """
-    running.tasks = TaskTable(running.blank.n)
+    running.tasks = TaskTable(running.blank.n, policy.late)
     try:
         for one in observers:
             one.began(running)
@@ -128,13 +128,13 @@ def _policy(code: LinearCode, options: MapOptions) -> Policy:
     """Which tasks of a map start at once, and which later."""
     if isinstance(code, Uncoded) and code.backups:
         return Backups(code.n, backup_lateness(code.n), code.backups)
-    parity_after, plan = options.known.parity_after, options.plan
+    parity_after = options.known.parity_after
     if parity_after and len(code.systematic) == code.k:
         return ParityAfter(code.n, code.k, parity_after)
-    if options.schedule_name != "on_demand":
+    if options.schedule != "on_demand":
         return Policy(code.n)
-    rule = ParityRule(code.recovery_threshold, plan.runtimes if plan else None)
-    return OnDemand(code.n, rule, plan.upfront if plan else 0, counts_decide=code.is_mds)
+    rule = ParityRule(code.recovery_threshold, options.runtimes)
+    return OnDemand(code.n, rule, options.upfront, counts_decide=code.is_mds)
 
 
 def _check_limits(running: RunningMap, blocks: Coded, rows: int | None) -> None:

@@ -63,10 +63,9 @@ class FirstResults(Need):
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
         for index in sorted(self.tasks.failed):
             failure = self.tasks[index].last_failure
-            if self._keeps_failures:  # whatever its copies may still do
+            if self._keeps_failures:
                 self.tasks.failed.discard(index)
-                if index not in self._done:
-                    self._count(Outcome(index, self.tasks[index].attempts - 1, None, None, failure, 0.0))
+                self._count(Outcome(index, self.tasks[index].attempts - 1, None, None, failure, 0.0))
             elif failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
         if self.tasks.failed:

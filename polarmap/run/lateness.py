@@ -177,6 +177,7 @@ class LateAttempts(Generic[Attempt]):
     """The attempts at tasks that run, and which of them are late by a rule; each change costs O(log n).
 
     is_endless : whether the job consists of what is known and runs by now, rather than of the rule's tasks.
+    at_once : how many of the tasks start at once, which come first.
 
     >>> attempts = LateAttempts[str](LatenessRule(3))
     >>> for name in "abc": attempts.begin(name, 0.0)
@@ -187,8 +188,8 @@ class LateAttempts(Generic[Attempt]):
     (set(), 1.1, {'c'})
     """
 
-    def __init__(self, rule: LatenessRule, is_endless: bool = False) -> None:
-        self._rule, self._is_endless = rule, is_endless
+    def __init__(self, rule: LatenessRule, is_endless: bool = False, at_once: float = inf) -> None:
+        self._rule, self._is_endless, self.at_once = rule, is_endless, at_once
         self._on_time: list[tuple[float, int, Attempt]] = []  # a heap, of some that have ended, too
         self._number = 0  # of attempts that began
         self._running: set[Attempt] = set()
@@ -226,6 +227,12 @@ class LateAttempts(Generic[Attempt]):
             heapq.heappop(self._on_time)
         return self._on_time[0][0] + self.late_after() if self._on_time else inf
 
+    def next_seconds(self, unbegun: bool, now: float) -> float:
+        """Until the next one is, if nothing happens before; of those that are `unbegun` one may begin now."""
+        self.late_at(now)  # what is late already is not waited for, whoever has asked
+        wait = self.next_moment() - now
+        return max(LEAST_SECONDS, min(wait, self.late_after()) if unbegun else wait)
+
     def late_after(self) -> float:
         """After how many seconds of running the oldest attempt that is not late yet becomes late."""
         rule = self._rule
@@ -233,53 +240,6 @@ class LateAttempts(Generic[Attempt]):
             tasks = len(self._durations) + len(self._later) + len(self._running)
             rule = LatenessRule(max(1, tasks), rule.runtimes, rule.min_seconds)
         return rule.late_after(told(rule.tasks, self._durations, self._later), len(self._late))
-
-
-class LateTasks:
-    """Which attempts at the tasks of a map are late; its table tells what becomes of them.
-
-    Parameters
-    ----------
-    n : int
-        Tasks, of which the `first` start at once.
-    rule : LatenessRule
-        When a task is late; one that waits for a slot is not.
-    """
-
-    def __init__(self, n: int, first: int, rule: LatenessRule) -> None:
-        attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
-        self._kinds, self._of_task, self._first = {attempts}, [attempts] * n, first
-
-    def add(self, attempts: LateAttempts[tuple[int, int]]) -> None:
-        """There is one more task, of a kind of which these attempts are."""
-        self._kinds.add(attempts)
-        self._of_task.append(attempts)
-        self._first += 1
-
-    def began(self, task: int, attempt: int, when: float) -> None:
-        """An attempt at a task runs since this moment, and its result is wanted."""
-        self._of_task[task].begin((task, attempt), when)
-
-    def ended(self, task: int, attempts: Iterable[int]) -> None:
-        """These attempts do not run any more, or nobody waits for them."""
-        for attempt in attempts:
-            self._of_task[task].end((task, attempt))
-
-    def returned(self, task: int, attempt: int, took: float) -> None:
-        """This is the first result of a task, after so many seconds."""
-        self._of_task[task].learn(took, is_later=attempt > 0 or task >= self._first)
-
-    def at(self, now: float) -> set[tuple[int, int]]:
-        """Tasks and attempts that are late, or were before."""
-        return set().union(*(attempts.late_at(now) for attempts in self._kinds))
-
-    def next_seconds(self, unbegun: bool, now: float) -> float:
-        """Until the next one is, if nothing happens before; of those that are `unbegun` one may begin now."""
-        self.at(now)  # what is late already is not waited for, whoever has asked
-        wait = min(attempts.next_moment() for attempts in self._kinds) - now
-        if unbegun:
-            wait = min(wait, *(attempts.late_after() for attempts in self._kinds))
-        return max(LEAST_SECONDS, wait)
 
 
 def told(tasks: int, durations: list[float], later: list[float]) -> list[float]:

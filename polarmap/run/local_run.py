@@ -64,13 +64,7 @@ class LocalRun:
         return not self._ended.wait(LOOK_SECONDS)
 
 
-def coded_block(coded: CodedData, index: int) -> Any:
-    """A coded block that f may change."""
-    return unflatten(coded.structure, [leaf.copy() for leaf in coded.leaves(index)])
-
-
-def data_block(coded: CodedData, index: int) -> Any:
-    """A data block that f may change, which no coded block is where each is a mixture."""
-    if len(coded.code.systematic):
-        return coded_block(coded, index)
-    return unflatten(coded.structure, [leaf.copy() for leaf in coded.blocks.leaves(index)])
+def block_here(coded: CodedData, index: int, of_data: bool = False) -> Any:
+    """A coded block that f may change; `of_data`: a data block, which none is where each is a mixture."""
+    blocks = coded.blocks if of_data and not len(coded.code.systematic) else coded
+    return unflatten(coded.structure, [leaf.copy() for leaf in blocks.leaves(index)])

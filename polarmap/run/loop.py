@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import inf
 
-from polarmap.executors.base import Event, Outcome, Run
-from polarmap.run.lateness import LateTasks
+from polarmap.executors.base import Attempt, Event, Outcome, Run
+from polarmap.run.lateness import LateAttempts
 from polarmap.run.need import Need
 from polarmap.run.running_map import Observers
 from polarmap.run.tasks import TaskTable
@@ -25,7 +25,7 @@ class Policy:
     This one starts all of them at once.
     """
 
-    late: LateTasks | None = None  # what it is to be told of when attempts begin and end
+    late: LateAttempts[Attempt] | None = None  # what is to be told when attempts begin and end
 
     def __init__(self, n: int) -> None:
         self.first: Sequence[int] = range(n)
@@ -72,11 +72,10 @@ def schedule(
                 last_news = now
                 outcomes.append(event)
                 tasks.note(event, now)
-            elif tasks.late is not None:
+            elif policy.late is not None:
                 tasks.note_began(event.task, event.attempt, event.when + offset)
         return outcomes
 
-    tasks.late = policy.late
     run.submit(tasks.start(policy.first, 0.0))
     while True:
         wait = min(tick, need.look_seconds(), watch.remaining)

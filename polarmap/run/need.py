@@ -91,8 +91,8 @@ class Need(ABC):
     def check_failures(self) -> None:
         """Raise what f raised, if it was the same in more tasks than may be missing and none has returned."""
         tasks = self.tasks
-        firsts = [task.failures[0] for task in tasks if task.failures]
-        if tasks.arrived or len(firsts) <= max(len(tasks) - self.threshold, len(tasks) // 4, 1):
+        firsts = [] if tasks.arrived else [task.failures[0] for task in tasks if task.failures]
+        if len(firsts) <= max(len(tasks) - self.threshold, len(tasks) // 4, 1):
             return
         if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
             who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"

@@ -68,28 +68,12 @@ class MapOptions:
     timeout: float = inf
     retries: int = 1
     estimates: bool = False  # after the timeout, rather than to fail
-    schedule: Schedule = "upfront"
+    schedule: str = "upfront"
+    upfront: int = 0  # parity tasks that start with the data, on demand
+    runtimes: RunTimes | None = None  # of one task, where a plan knows them
+    parity_for: str = ""  # which choice asks for parity, so that copies of late tasks will not do
     key: str | bytes | None = None
     known: KnownFunction = KnownFunction()
-
-    @property
-    def plan(self) -> MapPlan | None:
-        """By which the map is scheduled, if one was made."""
-        return self.schedule if isinstance(self.schedule, MapPlan) else None
-
-    @property
-    def schedule_name(self) -> str:
-        """Whether all tasks start at once, or parity only when it is needed."""
-        return self.schedule.schedule if isinstance(self.schedule, MapPlan) else self.schedule
-
-    @property
-    def parity_for(self) -> str:
-        """Which of the options asks for parity, so that copies of late tasks will not do; empty if none."""
-        if self.estimates:
-            return "on_timeout='estimate'"
-        if self.plan is not None:
-            return "the plan"
-        return "schedule='on_demand'" if self.schedule == "on_demand" else ""
 
 
 def check_function(f: Any) -> None:
@@ -133,7 +117,13 @@ def checked_options(
 
         key = readable_key(key)
     verify = verify if isinstance(verify, str) else bool(verify)
-    return MapOptions(verify, rtol, timeout or inf, int(retries), estimates, schedule, key)
+    name, upfront, runtimes = schedule, 0, None
+    asks = "schedule='on_demand'" if schedule == "on_demand" else ""
+    if isinstance(schedule, MapPlan):
+        name, upfront, runtimes, asks = schedule.schedule, schedule.upfront, schedule.runtimes, "the plan"
+    asks = "on_timeout='estimate'" if estimates else asks
+    seconds = inf if timeout is None else timeout
+    return MapOptions(verify, rtol, seconds, int(retries), estimates, name, upfront, runtimes, asks, key)
 
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.executors.base import Attempt
-from polarmap.run.lateness import LEAST_SECONDS, LateAttempts, LatenessRule, LateTasks, ParityRule
+from polarmap.run.lateness import LEAST_SECONDS, LateAttempts, LatenessRule, ParityRule
 from polarmap.run.loop import Policy
 from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
@@ -68,32 +68,28 @@ class OnDemand(Policy):
         super().__init__(started)
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
-        self.late: LateTasks = LateTasks(n, started, rule.lateness)
+        self.late: LateAttempts[Attempt] = LateAttempts(rule.lateness, at_once=started)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
         if not self._left or need.is_met or not need.is_protected:
             return ()
-        on_time = tasks.running.difference(index for index, _ in self.late.at(now))
+        on_time = tasks.running.difference(index for index, _ in self.late.late_at(now))
         returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
         count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
-        if not (self._counts_decide and on_time):
-            count = max(count, self._missing(tasks, need, on_time, count))
+        if not (self._counts_decide and on_time):  # sparse codes, poor conditioning
+            counted = on_time.union(tasks.arrived)
+            is_possible = len(counted) + count >= self._rule.recovery_threshold
+            while is_possible and count < len(self._left):
+                if need.would_be_met(counted.union(self._left[:count])):
+                    break
+                count += 1
         due, self._left = self._left[:count], self._left[count:]
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
         return self.late.next_seconds(bool(tasks.unbegun), now) if self._left else inf
-
-    def _missing(self, tasks: TaskTable, need: Need, on_time: set[int], count: int) -> int:
-        """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
-        counted = on_time.union(tasks.arrived)
-        if len(counted) + count < self._rule.recovery_threshold:
-            return count
-        while count < len(self._left) and not need.would_be_met(counted.union(self._left[:count])):
-            count += 1
-        return count
 
 
 class Backups(Policy):
@@ -112,16 +108,17 @@ class Backups(Policy):
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         super().__init__(n)
         self._most, self._backups = most, [0] * n
-        self.late: LateTasks = LateTasks(n, n, rule)
+        self.late: LateAttempts[Attempt] = LateAttempts(rule)
+        self._kinds = {self.late}
 
     def add(self, attempts: LateAttempts[Attempt]) -> None:
         """There is one more task, of a kind of which these attempts are."""
-        self.late.add(attempts)
+        self._kinds.add(attempts)
         self._backups.append(0)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
-        late = self.late.at(now)
+        late = set().union(*(kind.late_at(now) for kind in self._kinds))
         due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
         due = [task for task in due if self._backups[task] < self._most]
         for task in due:
@@ -131,4 +128,4 @@ class Backups(Policy):
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
         unbegun = any(self._backups[task] < self._most for task in tasks.unbegun)
-        return self.late.next_seconds(unbegun, now)
+        return min(kind.next_seconds(unbegun, now) for kind in self._kinds)

@@ -89,21 +89,18 @@ def _no_estimates(coded: CodedData) -> str:
 
 
 def prepared(
-    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions, parity_for: str = ""
+    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
 ) -> tuple[RunningMap, CodedData]:
-    """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit.
-
-    parity_for : what beside `options` has asked for parity.
-    """
+    """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
     running = RunningMap(_executor(executor, data))
-    coded = encoded(data, code_options, options.rtol, parity_for or options.parity_for)
+    coded = encoded(data, code_options, options.rtol, options.parity_for)
     if options.key is not None and coded.source is not None and options.key != key_of(coded):
         how = "encrypted: leave key out" if key_of(coded) else "as they are: encode(..., key=) encrypts them"
         raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
     if options.estimates and not isinstance(coded.code, PolarCode):
         raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")
     known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}
-    running.expect(coded.code, schedule=options.schedule_name, **known)
+    running.expect(coded.code, schedule=options.schedule, **known)
     return running, coded
 
 

@@ -15,7 +15,7 @@ from polarmap.code.dtypes import Array, DType, check_dtype, default_rtol, epsilo
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.local_run import LocalRun, data_block
+from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import Result, kinds_of
@@ -176,7 +176,7 @@ class Received(Need):
         if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
             return received.dtypes
         if self._model is None:
-            run = LocalRun(self.f, partial(data_block, self.coded, 0))
+            run = LocalRun(self.f, partial(block_here, self.coded, 0, of_data=True))
             self._model = run.leaves_within(self.time_here) or []
         if [leaf.shape for leaf in self._model] != received.shapes:
             return received.dtypes
@@ -214,12 +214,13 @@ class Received(Need):
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
+            rows = self.rows(leaf)
             with ignoring_inf():
-                blocks = recovery.recover(self.rows(leaf), dtype)
+                blocks = recovery.recover(rows, dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
             if kinds[leaf] == "python" and is_exact(dtype) and recovery.exact:
-                recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
+                recovered.append(unwrapped(self.coded, rows, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
         return self.completed(recovery.missing, recovered)
@@ -235,10 +236,6 @@ class Received(Need):
             return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
 
         return [result(index) for index in range(self._code.wanted)]
-
-    def unwrapped(self, leaf: int, arrived: Array, weights: Array, blocks: Array) -> list[Array]:
-        """Python integers, decoded by these weights, from what they are modulo 2^64."""
-        return unwrapped(self.coded, self.rows(leaf), arrived, weights, blocks)
 
     @cached_property
     def wraps(self) -> bool:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 from polarmap.errors import raised_by
 from polarmap.executors.base import Attempt, Failure, Outcome
-from polarmap.run.lateness import LateTasks
+from polarmap.run.lateness import LateAttempts
 
 
 @dataclass(slots=True)
 class Task:
     """What is known of one task.
 
+    late : which of its attempts are late, among those of tasks of its kind; None if nobody wants to know.
     submitted : for each attempt, the second of the map in which it was handed out.
     running : attempts that have not ended.
     began : for each attempt of which the executor has told it, when it came to run.
@@ -26,6 +27,7 @@ class Task:
     failures : why attempts gave nothing, and why results were rejected.
     """
 
+    late: LateAttempts[Attempt] | None = None
     submitted: list[float] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
     began: dict[int, float] = field(default_factory=dict)
@@ -60,17 +62,14 @@ class TaskTable:
         Tasks that have not been started.
     unbegun : set of int
         Tasks of which the executor has not told when their latest attempt, which has not ended, began.
-    late : LateTasks or None
-        Who is told when attempts begin and end, if anybody wants to know.
     """
 
-    def __init__(self, n: int) -> None:
-        self._tasks = [Task() for _ in range(n)]
+    def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
+        self._tasks = [Task(late) for _ in range(n)]
         self.running: set[int] = set()
         self.arrived: dict[int, float] = {}
         self.failed: set[int] = set()
         self.held_back = set(range(n))
-        self.late: LateTasks | None = None
         self.unbegun: set[int] = set()
 
     def __len__(self) -> int:
@@ -82,10 +81,10 @@ class TaskTable:
     def __iter__(self) -> Iterator[Task]:
         return iter(self._tasks)
 
-    def add(self) -> int:
-        """The number of one more task, which is held back."""
+    def add(self, late: LateAttempts[Attempt] | None = None) -> int:
+        """The number of one more task, of a kind of which these attempts are; it is held back."""
         index = len(self._tasks)
-        self._tasks.append(Task())
+        self._tasks.append(Task(late))
         self.held_back.add(index)
         return index
 
@@ -108,8 +107,8 @@ class TaskTable:
         task = self._tasks[index]
         if attempt in task.running and attempt not in task.began:
             task.began[attempt] = when
-            if self.late is not None and not task.returned:
-                self.late.began(index, attempt, when)
+            if task.late is not None and not task.returned:
+                task.late.begin((index, attempt), when)
             if attempt == len(task.submitted) - 1:
                 self.unbegun.discard(index)
 
@@ -117,8 +116,8 @@ class TaskTable:
         """Note what became of an attempt."""
         index, task = outcome.task, self._tasks[outcome.task]
         task.running.discard(outcome.attempt)
-        if self.late is not None:
-            self.late.ended(index, [outcome.attempt])
+        if task.late is not None:
+            task.late.end((index, outcome.attempt))
         if outcome.attempt == len(task.submitted) - 1:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
@@ -126,8 +125,8 @@ class TaskTable:
             self.arrived[index] = elapsed
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
-            if self.late is not None:
-                self.late.returned(index, outcome.attempt, task.took)
+            if task.late is not None:
+                task.late.learn(task.took, is_later=outcome.attempt > 0 or index >= task.late.at_once)
         elif outcome.failure is not None and not task.returned:
             task.failures.append(outcome.failure)
         self._place(index)
@@ -138,9 +137,9 @@ class TaskTable:
         task.returned, task.took = False, None
         task.failures.append(failure)
         self.arrived.pop(index, None)
-        if self.late is not None:
+        if task.late is not None:
             for attempt in task.running & task.began.keys():  # they are of use again
-                self.late.began(index, attempt, task.began[attempt])
+                task.late.begin((index, attempt), task.began[attempt])
         self._place(index)
 
     def accept(self, index: int, came: float) -> None:
@@ -182,8 +181,9 @@ class TaskTable:
     def _place(self, index: int) -> None:
         """Keep the sets true of a task that has changed."""
         task = self._tasks[index]
-        if self.late is not None and task.returned:
-            self.late.ended(index, task.began)
+        if task.late is not None and task.returned:
+            for attempt in task.began:
+                task.late.end((index, attempt))
         if not task.running:
             self.running.discard(index)
             (self.failed.discard if task.returned else self.failed.add)(index)

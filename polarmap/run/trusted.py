@@ -171,9 +171,6 @@ class _Reached(pickle.Pickler):
         self._attributes |= {name for path in parts[1] if isinstance(path, str) for name in path.split(".")}
         return parts
 
-    def _parts_of_method(self, method: types.MethodType) -> Any:
-        return method.__func__, method.__self__
-
     def _parts_of_class(self, value: type) -> Any:
         name = value.__module__, value.__qualname__
         if _is_library(value.__module__):
@@ -235,7 +232,7 @@ _PARTS: list[tuple[tuple[Any, ...], Callable[[_Reached, Any], Any]]] = [
     ((types.FunctionType,), _Reached._parts_of_function),
     ((types.CodeType,), _Reached._parts_of_code),
     ((types.CellType,), _Reached._parts_of_cell),
-    ((types.MethodType,), _Reached._parts_of_method),
+    ((types.MethodType,), lambda _, method: (method.__func__, method.__self__)),
     ((property, staticmethod, classmethod, functools.cached_property), _Reached._parts_of_property),
     ((type(functools.lru_cache(len)),), _Reached._parts_of_property),
     ((operator.attrgetter, operator.methodcaller), _Reached._parts_of_getter),

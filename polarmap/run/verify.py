@@ -13,7 +13,7 @@ from polarmap.code.dtypes import Array, DType, Mask, default_rtol, epsilon, is_e
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run.local_run import LocalRun, coded_block, data_block
+from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.results import kind_of
 from polarmap.run.trusted import LINEAR
@@ -127,11 +127,11 @@ class Verifier:
         By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
         tell from rounding.
         """
-        recovery, weights, bound = self._recovery, self._recovery.weights, 0.0
+        recovery, bound = self._recovery, 0.0
         here = (
-            [] if self.differing_here() else [block for block in self.evaluated if block in recovery.missing]
+            () if self.differing_here() else np.intersect1d(recovery.missing, list(self.evaluated)).tolist()
         )
-        checked = [(block, self._distances(block)) for block in here]
+        checked = {block: self._distances(block) for block in here}
         for leaf, dtype in enumerate(self._word.dtypes()):
             is_whole = is_exact(dtype)
             if is_whole and not recovery.rounds:
@@ -140,12 +140,12 @@ class Verifier:
             left_over = self._residuals[leaf] if self._residuals else None
             left_over = None if left_over is None else left_over + hidden
             rounding = 0.0 if is_whole else self.amplification * hidden  # of decoded blocks
-            missed = {block: distances[leaf] + hidden + rounding for block, distances in checked}
+            missed = {block: distances[leaf] + hidden + rounding for block, distances in checked.items()}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
             largest = equations.largest_magnitude([leaves[leaf] for leaves in self._word.decoded])
             if largest:  # parity results may be larger than those that are wanted
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
-                halves = 0.5 * float(np.abs(weights).sum(axis=1).max()) + 0.5 if is_whole else 0.0
+                halves = 0.5 * float(np.abs(recovery.weights).sum(axis=1).max()) + 0.5 if is_whole else 0.0
                 bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves / largest)
         return bound
 
@@ -153,8 +153,9 @@ class Verifier:
     def amplification(self) -> float:
         """The largest of a block that is decoded of floats, which may stand beside exact integers."""
         recovery = self._recovery
-        exact = recovery.exact
-        return float(np.linalg.norm(recovery.weights, axis=1).max()) if exact else recovery.amplification
+        if not recovery.exact:
+            return recovery.amplification
+        return float(np.linalg.norm(recovery.weights, axis=1).max())
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
@@ -170,7 +171,9 @@ class Verifier:
         is_over = run is not None and run.index in self.evaluated and not self.is_telling
         if run is None or run.index not in self._recovery.missing or is_over:
             index = self._most_telling()
-            run = self._local = LocalRun(self._word.f, partial(data_block, self._coded, index), index)
+            run = self._local = LocalRun(
+                self._word.f, partial(block_here, self._coded, index, of_data=True), index
+            )
         if not run.is_running and run.leaves is not None:
             usual = self._word.structure
             is_alike = usual[0] == "sample" or repr(run.structure) == repr(usual)  # of what is stored
@@ -194,7 +197,7 @@ class Verifier:
     def parity_run(self) -> LocalRun:
         """f of the parity block that is made of most data blocks, on a thread: under way, or ended."""
         index, _ = self.most_mixed
-        return LocalRun(self._word.f, partial(coded_block, self._coded, index), index)
+        return LocalRun(self._word.f, partial(block_here, self._coded, index), index)
 
     def parity_fits(self, leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
@@ -273,7 +276,7 @@ class Verifier:
 
     def convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        run = LocalRun(self._word.f, partial(coded_block, self._coded, index))
+        run = LocalRun(self._word.f, partial(block_here, self._coded, index))
         own = run.leaves_within(self._word.time_here)
         if own is not None and self._agrees(own, self._word.results[index].leaves):
             self.blame_f(f"f of block {index} does not fit the parity equations")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from plain import arriving
 
 from polarmap import (
+    CodedResult,
     Fault,
     FaultyExecutor,
     LagrangeCode,
@@ -25,6 +26,7 @@ from polarmap import (
 )
 from polarmap.code.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.run.local_run import LocalRun
 
 EPS = float(np.finfo(float).eps)
 
@@ -35,8 +37,9 @@ def scattered(k: int, width: int, seed: int = 0) -> np.ndarray:
     return 10 * rng.standard_normal(width) + rng.standard_normal((k, width))
 
 
-def identity(block: np.ndarray) -> np.ndarray:
-    return block
+def estimated(data: Any, executor: Any, f: Any = np.copy, **options: Any) -> CodedResult:
+    defaults = {"workers": 8, "timeout": 5, "on_timeout": "estimate"}
+    return coded_map(f, data, executor=executor, **defaults | options)
 
 
 # --- the estimator, against the conditional mean of a normal distribution -----------------------
@@ -81,8 +84,7 @@ def test_what_is_determined_is_exact(seed: int, count: int) -> None:
 def test_estimates_at_the_deadline_come_with_their_error() -> None:
     blocks = list(scattered(12, 4000))
     arrived = [0, 1, 2, 3, 4, 5, 6, 13, 15]  # nine of twelve that it takes
-    executor = arriving(arrived, 16, step=0.01)
-    result = coded_map(identity, blocks, workers=16, executor=executor, timeout=5, on_timeout="estimate")
+    result = estimated(blocks, arriving(arrived, 16, step=0.01), workers=16)
     report = result.report
     assert report.seconds == 5
     assert report.verified == "no"
@@ -103,16 +105,8 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
 
 def test_parity_improves_on_the_mean() -> None:
     blocks = list(scattered(12, 4000))
-    few = coded_map(
-        identity, blocks, workers=16, executor=arriving(range(8), 16), timeout=5, on_timeout="estimate"
-    )
-    more = coded_map(
-        identity,
-        blocks,
-        workers=16,
-        executor=arriving([*range(8), 13, 14], 16),
-        timeout=5,
-        on_timeout="estimate",
+    few, more = (
+        estimated(blocks, arriving(arrived, 16), workers=16) for arrived in (range(8), [*range(8), 13, 14])
     )
     assert max(more.report.errors) < max(few.report.errors)
     off = [np.mean([(y[i] - blocks[i]) ** 2 for i in range(8, 12)]) for y in (few, more)]
@@ -121,9 +115,7 @@ def test_parity_improves_on_the_mean() -> None:
 
 def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
     blocks = list(scattered(6, 5))
-    result = coded_map(
-        identity, blocks, workers=8, executor=arriving(range(1, 8), 8), timeout=50, on_timeout="estimate"
-    )
+    result = estimated(blocks, arriving(range(1, 8), 8), timeout=50)
     assert result.report.errors == result.report.estimated == ()
     assert result.report.recovered == (0,)
     assert result.report.verified == "parity"
@@ -132,19 +124,30 @@ def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
 
 def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
     blocks = list(scattered(6, 5))
-    executor = ReplayExecutor({0: math.inf, 7: 9.0})
-    result = coded_map(
-        identity, blocks, workers=8, executor=executor, timeout=1.05, on_timeout="estimate", verify=True
-    )
+    result = estimated(blocks, ReplayExecutor({0: math.inf, 7: 9.0}), timeout=1.05, verify=True)
     assert result.report.estimated == ()
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
+
+
+def test_a_deadline_before_parity_came_leaves_the_results_of_a_plain_map() -> None:
+    report = estimated(np.eye(4), losing(4, 5), np.negative, workers=6, timeout=1.05).report
+    assert (report.verified, report.seconds, report.errors) == ("not needed", 1.05, ())
+
+
+def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only parity came: f of a data block, here, tells the dtype of its results."""
+    waits, within = list[float](), LocalRun.leaves_within
+    monkeypatch.setattr(LocalRun, "leaves_within", lambda run, most: waits.append(most) or within(run, most))
+    estimated(np.arange(8).reshape(4, 2), losing(0, 1, 2, 3), np.negative, timeout=1.25)
+    assert waits
+    assert max(waits) <= 0.25
 
 
 def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
     blocks = list(scattered(6, 50))
     faults = {i: Fault("raise", attempts=99) for i in range(3)}
     executor = FaultyExecutor(ReplayExecutor(dict.fromkeys(range(3), 2.0)), faults)
-    result = coded_map(identity, blocks, workers=8, executor=executor, timeout=5, on_timeout="estimate")
+    result = estimated(blocks, executor)
     assert result.report.estimated == (0, 1, 2)
     assert result.report.indices("failed") == [0, 1, 2]
 
@@ -156,9 +159,7 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
     def f(block: np.ndarray) -> dict[str, Any]:
         return {"twice": 2 * block, "sum": block.sum()}
 
-    result = coded_map(
-        f, blocks, workers=8, executor=arriving([0, 1, 2, 7], 8), timeout=5, on_timeout="estimate"
-    )
+    result = estimated(blocks, arriving([0, 1, 2, 7], 8), f)
     exact = f(blocks[5])
     assert result[5]["twice"].dtype == exact["twice"].dtype
     assert type(result[5]["sum"]) is type(exact["sum"])
@@ -167,9 +168,7 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
 
 def test_a_single_result_is_the_estimate_of_all() -> None:
     blocks = list(scattered(4, 5))
-    result = coded_map(
-        identity, blocks, workers=6, executor=arriving([2], 6), timeout=5, on_timeout="estimate"
-    )
+    result = estimated(blocks, arriving([2], 6), workers=6)
     for one in result:
         np.testing.assert_allclose(one, blocks[2])
     assert result.report.estimated == (0, 1, 3)
@@ -178,7 +177,7 @@ def test_a_single_result_is_the_estimate_of_all() -> None:
 
 def test_no_result_at_all_is_an_error() -> None:
     with pytest.raises(CodedTimeoutError, match="no result arrived within the timeout of 2 s"):
-        coded_map(identity, np.eye(6), blocks=6, executor=arriving([], 8), timeout=2, on_timeout="estimate")
+        estimated(np.eye(6), arriving([], 8), blocks=6, timeout=2)
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")
@@ -186,9 +185,8 @@ def test_nan_is_an_error() -> None:
     blocks = scattered(6, 5)
     blocks[3] = blocks[0] = np.nan
     for arrived in (range(1, 8), [0, 1, 2, 7]):  # as many as are needed, or fewer
-        options = {"workers": 8, "timeout": 9, "on_timeout": "estimate"}
         with pytest.raises(NotDecodableError, match="NaN or inf"):
-            coded_map(identity, list(blocks), executor=arriving(arrived, 8), **options)
+            estimated(list(blocks), arriving(arrived, 8), timeout=9)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +199,8 @@ def test_nan_is_an_error() -> None:
     ],
 )
 def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
-    late = {"timeout": 1, "on_timeout": "estimate", "executor": ReplayExecutor()}
     with pytest.raises(CodeError, match=words):
-        coded_map(identity, np.eye(24), **late | options)
+        estimated(np.eye(24), ReplayExecutor(), workers=None, **options)
 
 
 # --- gradient descent on estimates -------------------------------------------------------------
@@ -216,30 +213,27 @@ def test_gradient_descent_with_estimated_gradients_converges() -> None:
     b = A @ rng.standard_normal(10) + 0.1 * rng.standard_normal((12, 100))
     best = np.linalg.lstsq(A.reshape(-1, 10), b.ravel(), rcond=None)[0]
     blocks = [np.column_stack([one.T @ one, one.T @ two]) for one, two in zip(A, b)]
-    w, estimated = np.zeros(10), 0
+    w, count = np.zeros(10), 0
     for turn in range(60):
         late = dict.fromkeys(rng.permutation(16)[:7].tolist(), math.inf)
 
         def gradient(block: np.ndarray, w: np.ndarray = w) -> np.ndarray:
             return block[:, :-1] @ w - block[:, -1]
 
-        parts = coded_map(
-            gradient, blocks, workers=16, executor=ReplayExecutor(late), timeout=2, on_timeout="estimate"
-        )
+        parts = estimated(blocks, ReplayExecutor(late), gradient, workers=16, timeout=2)
         assert parts.report.seconds <= 2
-        estimated += len(parts.report.estimated)
+        count += len(parts.report.estimated)
         w = w - sum(parts) / (1200 * (1 + turn / 20))
-    assert estimated > 200
+    assert count > 200
     assert np.linalg.norm(w - best) < 2e-3 * np.linalg.norm(best)
 
 
 def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
     """As many results as are needed and none more: no equation is left over to be off."""
     late = ReplayExecutor({0: math.inf, 5: math.inf})
-    options = {"blocks": 4, "workers": 6, "executor": late, "timeout": 50, "on_timeout": "estimate"}
     data = np.arange(24.0).reshape(12, 2)
     with pytest.warns(RuntimeWarning, match="f of block 0 differs .* what is decoded or .* may be far off"):
-        result = coded_map(lambda block: block.max(axis=0) ** 2, data, **options)
+        result = estimated(data, late, lambda block: block.max(axis=0) ** 2, blocks=4, workers=6, timeout=50)
     assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)
 
 
@@ -249,8 +243,7 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
 def test_equal_arrivals_tell_nothing_of_the_others() -> None:
     data = np.zeros((12, 3))
     data[11] = 7
-    options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
-    result = coded_map(lambda block: block.sum(axis=0), data, executor=losing(3, 4, 5, 6, 7), **options)
+    result = estimated(data, losing(3, 4, 5, 6, 7), lambda block: block.sum(axis=0), blocks=6)
     assert result.report.recovered == ()
     assert result.report.estimated == (3, 4, 5)
     assert result.report.errors == (0, 0, 0, math.inf, math.inf, math.inf)
@@ -269,8 +262,7 @@ def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
                 dtype
             )
         data[5] *= 2
-        options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
-        result = coded_map(np.negative, data, executor=losing(*range(4, 8)), **options)
+        result = estimated(data, losing(*range(4, 8)), np.negative, blocks=6)
         assert result.report.errors[4:] == (math.inf, math.inf)
 
 
@@ -278,11 +270,8 @@ def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
 def test_what_is_told_of_an_estimate_does_not_depend_on_the_unit(size: float) -> None:
     """The squares of such numbers are no numbers any more."""
     data = np.random.default_rng(5).normal(3.0, 1.0, (24, 2))
-    options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
-    reports = [
-        coded_map(np.negative, unit * data, executor=losing(*range(4, 8)), **options).report
-        for unit in (1.0, size)
-    ]
+    late = losing(*range(4, 8))
+    reports = [estimated(unit * data, late, np.negative, blocks=6).report for unit in (1.0, size)]
     np.testing.assert_allclose(reports[1].errors, reports[0].errors, rtol=1e-9)
     np.testing.assert_allclose(reports[1].error_p90, reports[0].error_p90, rtol=1e-9)
 
@@ -297,10 +286,9 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     for count in range(1, 7):
         for arrived in combinations(range(7), count):
             lost = set(range(7)) - set(arrived)
-            options = {"code": code, "timeout": 2, "on_timeout": "estimate", "verify": False}
             if code.decodable(np.isin(np.arange(7), arrived)):
                 continue
-            result = coded_map(np.copy, data, executor=losing(*lost), **options)
+            result = estimated(data, losing(*lost), workers=None, code=code, verify=False)
             for index, block in enumerate(data.reshape(4, 2, 2)):
                 if index not in result.report.estimated:
                     assert np.array_equal(result[index], block)
@@ -312,8 +300,7 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
 
 def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
     # While another result may tell who is to blame.
-    options = {"blocks": 6, "workers": 9, "timeout": 1.5, "on_timeout": "estimate"}
     with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
-        result = coded_map(np.abs, FLOATS, executor=losing(0, 4), **options)
+        result = estimated(FLOATS, losing(0, 4), np.abs, blocks=6, workers=9, timeout=1.5)
     assert result.report.recovered == ()
     assert result.report.estimated == (0, 4)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,18 +166,12 @@ def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "estimates blocks of linear f"),
         ({"verb": polarmap.hedged_map}, "not with another verb="),
         ({"verb": polarmap.coded_sum}, "not with another verb="),
+        ({"out": "y"}, "not with another verb= or out="),
     ],
 )
-def test_other_maps_have_no_estimates(options: dict[str, Any], words: str) -> None:
+def test_other_maps_have_no_estimates(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    options = options | ({"out": Stored(options["out"], str(tmp_path))} if "out" in options else {})
     future = polarmap.submit(np.negative, np.eye(24), executor=ReplayExecutor(), **options)
     with pytest.raises(CodeError, match=words):
-        future.estimates()
-    future.result(SECONDS)
-
-
-def test_results_that_stay_in_storage_have_no_estimates(tmp_path: Any) -> None:
-    out = Stored("y", str(tmp_path))
-    future = polarmap.submit(np.negative, np.eye(24), out=out, executor=ReplayExecutor())
-    with pytest.raises(CodeError, match="not with another verb= or out="):
         future.estimates()
     future.result(SECONDS)

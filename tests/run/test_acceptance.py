@@ -172,7 +172,10 @@ def test_what_neither_surplus_nor_the_driver_can_verify_is_returned_in_bounded_t
     assert usual + bound <= result.report.seconds < usual + bound + 1
 
 
-def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for() -> None:
+def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_run, "LOOK_SECONDS", 60.0)  # f here ends within one look, however busy this is
     here = threading.main_thread()
 
     def f(block: np.ndarray) -> np.ndarray:

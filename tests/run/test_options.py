@@ -78,7 +78,8 @@ def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
 def test_a_plan_says_when_tasks_start_and_which() -> None:
     made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", trials=20)
     settings = checked_options("auto", None, None, 1, schedule=made)
-    assert settings.plan is made
+    assert (settings.schedule, settings.parity_for) == (made.schedule, "the plan")
+    assert (settings.upfront, settings.runtimes) == (made.upfront, made.runtimes)
     options = planned(CodeOptions(degree=1), made)
     assert (options.blocks, options.workers) == (8, made.n)
     assert isinstance(options.code, PolarCode)

@@ -66,8 +66,8 @@ def note_began(tasks: TaskTable, indices: Iterable[int], when: float) -> None:
 
 
 def backed_up(n: int, most: int = 2) -> tuple[Backups, TaskTable, Wanted]:
-    policy, tasks = Backups(n, LatenessRule(n, min_seconds=0.1), most), TaskTable(n)
-    tasks.late = policy.late
+    policy = Backups(n, LatenessRule(n, min_seconds=0.1), most)
+    tasks = TaskTable(n, policy.late)
     tasks.start(policy.first, 0.0)
     return policy, tasks, Wanted(tasks, n)
 
@@ -153,8 +153,8 @@ def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], mo
 
 
 def on_demand(n: int, k: int) -> tuple[OnDemand, TaskTable, Wanted]:
-    policy, tasks = OnDemand(n, ParityRule(k)), TaskTable(n)
-    tasks.late = policy.late
+    policy = OnDemand(n, ParityRule(k))
+    tasks = TaskTable(n, policy.late)
     tasks.start(policy.first, 0.0)
     return policy, tasks, Wanted(tasks, k)
 
@@ -204,8 +204,8 @@ def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
 
 
 def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
-    policy, tasks = OnDemand(8, ParityRule(4), counts_decide=False), TaskTable(8)
-    tasks.late = policy.late
+    policy = OnDemand(8, ParityRule(4), counts_decide=False)
+    tasks = TaskTable(8, policy.late)
     tasks.start(policy.first, 0.0)
     need = Wanted(tasks, 6)
     for task in range(4):

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.lateness import LateTasks
+from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.tasks import TaskTable
 
 LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
 
 
-class Told(LateTasks):
+class Told(LateAttempts[tuple[int, int]]):
     """Writes down what it is told, and knows nothing of lateness."""
 
     def __init__(self) -> None:
-        self.durations: list[tuple[int, int, float]] = []
+        super().__init__(LatenessRule(1), at_once=1)
+        self.durations: list[tuple[float, bool]] = []
         self.run: set[tuple[int, int]] = set()
 
-    def began(self, task: int, attempt: int, when: float) -> None:
-        self.run.add((task, attempt))
+    def begin(self, attempt: tuple[int, int], when: float) -> None:
+        self.run.add(attempt)
 
-    def ended(self, task: int, attempts: Iterable[int]) -> None:
-        self.run.difference_update((task, attempt) for attempt in attempts)
+    def end(self, attempt: tuple[int, int]) -> None:
+        self.run.discard(attempt)
 
-    def returned(self, task: int, attempt: int, took: float) -> None:
-        self.durations.append((task, attempt, took))
+    def learn(self, took: float, is_later: bool = False) -> None:
+        self.durations.append((took, is_later))
 
 
 def told_of(n: int) -> tuple[TaskTable, Told]:
-    tasks, told = TaskTable(n), Told()
-    tasks.late = told
-    return tasks, told
+    told = Told()
+    return TaskTable(n, told), told
 
 
 def ended(task: int, attempt: int, failure: Failure | None = None) -> Outcome:
@@ -59,7 +57,7 @@ def test_what_fails_after_a_result_is_not_told() -> None:
     tasks.note(ended(0, 1), 2.5)
     tasks.note(ended(0, 0, LOST), 3.0)
     assert tasks[0].failures == []
-    assert told.durations == [(0, 1, 2.0)]
+    assert told.durations == [(2.0, True)]
     assert not tasks.failed
 
 
@@ -75,9 +73,9 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     tasks.note_began(0, 1, 3.0)
     assert (tasks.unbegun, tasks[0].began) == ({1}, {0: 0.5, 1: 3.0})
     tasks.note(ended(0, 0), 4.0)
-    assert told.durations == [(0, 0, 3.5)]
+    assert told.durations == [(3.5, False)]
     tasks.note(ended(1, 0), 5.0)  # it began and ended while nobody looked
-    assert told.durations == [(0, 0, 3.5), (1, 0, 2.0)]
+    assert told.durations == [(3.5, False), (2.0, True)]
     assert not tasks.unbegun
     assert not told.run
 
@@ -100,13 +98,13 @@ def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
     tasks.note(ended(0, 1), 2.0)
     tasks.accept(0, 1.0)
     tasks.note(ended(0, 0), 3.0)
-    assert told.durations == [(0, 1, 2.0)]
+    assert told.durations == [(2.0, True)]
     assert (tasks.running, tasks.failed) == (set(), set())
 
 
 def test_tasks_may_be_added_and_given_up() -> None:
     tasks, told = told_of(0)
-    assert [tasks.add(), tasks.add()] == [0, 1]
+    assert [tasks.add(told), tasks.add(told)] == [0, 1]
     assert (len(tasks), tasks.held_back) == (2, {0, 1})
     tasks.start([0], 0.0)
     tasks.start([0], 1.0)
