@@ -237,9 +237,8 @@ def encode_sparse(
     polar = choose_polar_code(matrix.shape[0], matrix.dtype, blocks, workers, cast(CodeName, code))
     data_blocks = SparseBlocks(matrix, polar.k)
     asked = parity_for or ("" if code == "auto" else f"code={code!r}")
-    if asked:
-        return SparseCodedBlocks(data_blocks, polar, f"coded, because {asked} asks for it", keep)
-    return SparseCodedBlocks(data_blocks, *cheaper(data_blocks, polar), keep=keep)
+    chosen = (polar, f"coded, because {asked} asks for it") if asked else cheaper(data_blocks, polar)
+    return SparseCodedBlocks(data_blocks, *chosen, keep=keep)
 
 
 def encode_once(

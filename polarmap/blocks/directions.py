@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.code_choice import CodeName
+from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
@@ -39,14 +38,10 @@ def gradient_of_slopes(slopes: Floats, base: Floats | None, scale: Floats) -> Fl
 
 def count_blocks(blocks: Any, workers: Any, code: CodeName | PolarCode, count: int) -> int:
     """k, as coded_map chooses it for `count` rows."""
-    if isinstance(code, PolarCode) and blocks is None:
-        blocks = code.k
-    if blocks is not None:
-        k = checked_count("blocks", blocks)
-    elif workers is not None:
-        k = max(1, min(3 * checked_count("workers", workers) // 4, count))
-    else:
-        k = min(DEFAULT_BLOCKS, count)
+    asked = CodeOptions(blocks, workers, code).checked()
+    most = DEFAULT_BLOCKS if asked.workers is None else max(1, 3 * asked.workers // 4)
+    of_code = code.k if isinstance(code, PolarCode) else None
+    k = asked.blocks or of_code or min(most, count)
     if k > count:
         raise CodeError(f"blocks={k} is more than the {count} directions; use blocks <= {count}")
     return k
