@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from polarmap import PolarCode, ReplayExecutor, coded_map
+from polarmap.errors import NotLinearError
+from polarmap.executors.replay import ReplayRun
 from polarmap.run import codeword
 from polarmap.run.trusted import TRUSTED
 from polarmap.run.verify import Verifier
@@ -67,3 +69,16 @@ def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surpl
     assert result.report.verified == ("parity" if surplus else "local")
     del data
     assert there() is None
+
+
+def test_results_that_contradict_each_other_are_looked_at_again_when_another_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop looks every 5 s, whatever happens; it did every quarter of a second."""
+    looks = list[float]()
+    wait = ReplayRun.wait
+    monkeypatch.setattr(ReplayRun, "wait", lambda run, timeout: looks.append(timeout) or wait(run, timeout))
+    lost = ReplayExecutor({0: math.inf, 1: 1000.0})
+    with pytest.raises(NotLinearError):
+        coded_map(np.square, DATA, blocks=6, workers=9, executor=lost, timeout=500)
+    assert len(looks) < 150
