@@ -140,7 +140,7 @@ SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "ut
 WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
-    *["config", "docs", "examples", "makefile", "packaging", "recipes"],
+    *["docs", "examples", "makefile", "packaging", "recipes"],
     *["session", "soak", "structure", "texts"],
 }
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
