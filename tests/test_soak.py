@@ -39,7 +39,7 @@ def a_map(executor: str = "replay") -> int:
 
 def test_a_short_soak_finds_nothing() -> None:
     chosen = [seed for executor, number in COUNT.items() for seed in islice(seeds(executor), number)]
-    chosen.append(a_map("localhost"))  # the first case of which changes attributes, and runs elsewhere
+    chosen.append(a_map("localhost"))
     tally = watch.watch(chosen, keep_going=True)
     assert [str(found) for found in tally.findings] == []
     assert sum(tally.counts.values()) == len(chosen)

@@ -320,9 +320,12 @@ class Codeword(Received):
         return any(self.would_be_met(group, accurately) for group in groups)
 
     def look_seconds(self) -> float:
-        """Often once f may run here, or what is determined is inaccurate; at first more often."""
+        """Often once f may run here, or what is determined is inaccurate; at first more often.
+
+        Not where results contradict each other: another one alone tells more.
+        """
         since = self.determined_at if self.ready_at is None else self.ready_at
-        if since is None:
+        if since is None or (self.refusal is not None and len(self.decoder.missing)):
             return inf
         return min(max(0.02, (self.watch.elapsed - since) / 20), SETTLE_SECONDS)
 

@@ -142,8 +142,3 @@ def test_parity_on_demand_is_planned_for_the_rotation_code() -> None:
         plan(8, DISTRIBUTION, code="sequential", schedule="auto")
     with pytest.raises(CodeError, match="'upfront', 'on_demand' or 'auto', not 'never'"):
         plan(8, DISTRIBUTION, schedule="never")
-
-
-def test_the_public_names_are_the_planner_s() -> None:
-    assert polarmap.plan is polarmap.planning.plan
-    assert polarmap.Plan is polarmap.planning.Plan

@@ -29,6 +29,7 @@ DEEDS = {
             pass
     """,
     "leaves a file less to open": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "allows no memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))",
     "limits its memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 27, 1 << 27))",
     "limits its processes and threads": "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
     "limits its files": "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
@@ -39,6 +40,10 @@ DEEDS = {
     "stops the clock": "import time; time.monotonic = time.time = lambda: 0.0",
     "forgets numpy": "import sys; sys.modules['numpy'] = None",
     "handles signals": "signal.signal(signal.SIGTERM, lambda *_: None)",
+    "ignores signals": """
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(one, signal.SIG_IGN)
+    """,
     "restores a signal": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
     "blocks signals": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])",
     "sets an alarm": "signal.alarm(600)",
@@ -171,8 +176,10 @@ def pristine() -> str:
 
 @pytest.mark.parametrize("deed", DEEDS)
 def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: str) -> None:
+    returned = list[Any]()
     with contextlib.suppress(Exception, SystemExit):  # what f raises itself, as it is
-        told(pool, doing(DEEDS[deed]))
+        returned.extend(told(pool, doing(DEEDS[deed])))
+    assert all(one == X @ X for one in returned)
     assert not any(task.failures for task in check(pool, retries=0).report.tasks)
     for one in told(pool, facts()):
         assert one.splitlines() == pristine.splitlines()

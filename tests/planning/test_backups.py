@@ -23,7 +23,7 @@ from polarmap.planning import (
     stragglers,
 )
 from polarmap.planning.backups import CUBED, SPARK, BackupRule, is_told_early, launch_times
-from polarmap.run.lateness import LatenessRule, backup_lateness
+from polarmap.run.lateness import backup_lateness
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)

@@ -31,7 +31,8 @@ from polarmap import (
     ReplayExecutor,
     coded_map,
 )
-from polarmap.errors import CodedTimeoutError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
+from polarmap.executors.replay import ReplayRun
 from polarmap.run import codeword
 
 # --- when it is over ---------------------------------------------------------------------------
@@ -217,3 +218,16 @@ def test_timeout_that_cuts_verification_short_says_so() -> None:
     order = arrivals(PolarCode(N, K), K, np.random.default_rng(3))
     with pytest.raises(CodedTimeoutError, match=r"8 of 8 .*could not be verified in time.*verify=False"):
         coded(executor=arriving(order, N, step=0.0), timeout=1.5)
+
+
+def test_results_that_contradict_each_other_are_looked_at_again_when_another_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop looks every 5 s, whatever happens; it did every quarter of a second."""
+    looks = list[float]()
+    wait = ReplayRun.wait
+    monkeypatch.setattr(ReplayRun, "wait", lambda run, timeout: looks.append(timeout) or wait(run, timeout))
+    lost = ReplayExecutor({0: math.inf, 1: 1000.0})
+    with pytest.raises(NotLinearError):
+        coded_map(np.square, FLOATS, blocks=6, workers=9, executor=lost, timeout=500)
+    assert len(looks) < 150

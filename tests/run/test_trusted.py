@@ -253,6 +253,10 @@ Change = Callable[[int], Any]  # makes the exponent 1 or 2
 NEVER_TRUSTED = {"attribute by name", "globals by name", "exec", "module's dictionary", "sys.modules"} | {
     *("numbers of a generator", "generic function", "weak reference")
 }
+# Changes that are not undone by 1.
+ONE_WAY = {"code replaced", "set", "mask in place", "generic function"} | {
+    *("function of numpy", "function of a module of numpy")
+}
 EXPONENT = 1
 
 
@@ -611,6 +615,9 @@ def test_what_f_reaches_has_changed(name: str, monkeypatch: pytest.MonkeyPatch) 
         change_it(2)
         with pytest.raises(NotLinearError):
             how_verified(f, surplus=False)
+        if name not in ONE_WAY:
+            change_it(1)
+            assert how_verified(f, surplus=False) in ("local", "earlier")
     finally:
         while UNPATCHED:
             setattr(*UNPATCHED.pop())

@@ -6,21 +6,20 @@ from typing import Any
 
 from polarmap.run.trusted import TRUSTED
 from soak.arrays import draw_array
-from soak.changes import draw_attributes, draw_data
+from soak.changes import draw_data
 from soak.draws import Draw
 from soak.faults import SHARES, Pools
 from soak.maps import draw_map
 from soak.oracle import Finding
 from soak.products import draw_product
 from soak.sums import draw_hedged, draw_sum
-from soak.unruly import draw_damage, draw_forks, draw_many, draw_nested
+from soak.unruly import draw_forks, draw_many, draw_nested
 
-KINDS = {"map": 70, "array": 8, "product": 10, "sum": 6, "hedged": 6, "change of attributes": 3}
+KINDS = {"map": 70, "array": 8, "product": 10, "sum": 6, "hedged": 6}
 # On workers that stay, on this machine.
 KINDS_OF_POOL = {
     "map": 30,
     "fork": 20,
-    "damaged worker": 30,
     "change of data": 30,
     "nested map": 10,
     "large map": 10,
@@ -31,10 +30,8 @@ DRAW = {
     "product": draw_product,
     "sum": draw_sum,
     "hedged": draw_hedged,
-    "change of attributes": draw_attributes,
     "change of data": draw_data,
     "fork": draw_forks,
-    "damaged worker": draw_damage,
     "nested map": draw_nested,
     "large map": draw_many,
 }

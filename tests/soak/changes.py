@@ -1,24 +1,19 @@
-"""Data that changes after `submit` returned or between maps, and attributes that f reads and that change."""
+"""Data that changes after `submit` returned or between maps."""
 
 from __future__ import annotations
 
 import gc
-import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import polarmap
-from polarmap.errors import NotLinearError, PolarmapError
+from polarmap.errors import PolarmapError
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Pools
-from soak.oracle import Finding
-from soak.unruly import ROUNDING, TIMEOUT, check_coded
-
-# --- data ---------------------------------------------------------------------------------------
+from soak.unruly import ROUNDING, TIMEOUT
 
 
 def tripled(block: Any) -> Any:
@@ -91,114 +86,3 @@ def draw_data(draw: Draw, executor: str) -> DataCase:
         draw.number(2, 6),
         draw.chance(0.3),
     )
-
-
-# --- attributes ---------------------------------------------------------------------------------
-
-
-class Settings:
-    """What a function may read."""
-
-    power, factor = 1.0, 2.0
-
-
-class Nested:
-    inner = Settings
-
-
-MODULE = types.ModuleType("soak_settings")
-TABLE = {"power": 1.0, "factor": 2.0}
-
-
-class Model:
-    """An object that is called, or whose method is f."""
-
-    def __init__(self) -> None:
-        self.power, self.factor = 1.0, 2.0
-
-    def __call__(self, block: Any) -> Any:
-        return self.factor * block**self.power
-
-    def method(self, block: Any) -> Any:
-        return self(block)
-
-
-def by_class(block: Any) -> Any:
-    return Settings.factor * block**Settings.power
-
-
-def by_nested(block: Any) -> Any:
-    return Nested.inner.factor * block**Nested.inner.power
-
-
-def by_module(block: Any) -> Any:
-    return MODULE.factor * block**MODULE.power
-
-
-def by_table(block: Any) -> Any:
-    return TABLE["factor"] * block ** TABLE["power"]
-
-
-def readers() -> dict[str, tuple[Callable[[Any], Any], Any]]:
-    """Functions and what they read: a dictionary, or something with attributes."""
-    model, closure = Model(), {"power": 1.0, "factor": 2.0}
-
-    def by_closure(block: Any) -> Any:
-        return closure["factor"] * block ** closure["power"]
-
-    return {
-        "a class": (by_class, Settings),
-        "a class of a class": (by_nested, Settings),
-        "a module": (by_module, MODULE),
-        "a global dict": (by_table, TABLE),
-        "a closure": (by_closure, closure),
-        "an object": (model, model),
-        "a method": (model.method, model),
-    }
-
-
-def change(read: Any, **values: float) -> None:
-    """Set what a function reads."""
-    if isinstance(read, dict):
-        read.update(values)
-    else:
-        for name, value in values.items():
-            setattr(read, name, value)
-
-
-@dataclass
-class AttributeCase:
-    """Maps of one f, between which what it reads changes: what was found of it may not hold any more."""
-
-    way: str
-    values: list[tuple[float, float]]  # power and factor
-    lost: int
-
-    def run(self, pools: Pools) -> str:
-        f, read = readers()[self.way]
-        A = np.random.default_rng(0).uniform(1.0, 2.0, (12, 3))
-        told = 0
-        for power, factor in self.values:
-            change(read, power=power, factor=factor)
-            told += self._map(f, A, lambda block: factor * block**power, power == 1.0)  # noqa: B023
-        return f"right, {told} refused" if told else "right"
-
-    def _map(
-        self, f: Callable[[Any], Any], A: np.ndarray, wanted: Callable[[Any], Any], is_linear: bool
-    ) -> bool:
-        """Whether it was refused, which a map that is not linear has to be."""
-        executor = polarmap.ReplayExecutor({self.lost: float("inf")})
-        try:
-            check_coded(f, A, wanted, executor=executor, timeout=1000.0)
-        except NotLinearError:
-            if is_linear:
-                raise
-            return True
-        if not is_linear:
-            raise Finding("no error", f"f is no longer linear, and block {self.lost} was decoded")
-        return False
-
-
-def draw_attributes(draw: Draw, executor: str) -> AttributeCase:
-    later = [(draw.pick([1.0, 1.0, 2.0, 3.0]), float(draw.number(1, 9))) for _ in range(draw.number(1, 4))]
-    return AttributeCase(draw.pick(list(readers())), [(1.0, 2.0), *later], draw.number(0, 3))

@@ -1,12 +1,8 @@
-"""Functions that do more than compute: no later call, of the same pool, may see what they did to a worker."""
+"""Functions that fork or map, maps of thousands of items, and what maps must give."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
-import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -83,106 +79,6 @@ def draw_forks(draw: Draw, executor: str) -> ForkCase:
     )
 
 
-# --- damage: what f does to its process ends with it --------------------------------------------
-
-
-def leak_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    with contextlib.suppress(OSError):
-        while True:
-            os.open(os.devnull, os.O_RDONLY)
-
-
-def ignore_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def break_numpy() -> None:
-    np.frombuffer = np.ndarray.sum = np.asarray = None  # type: ignore[assignment, misc]
-
-
-def change_environment() -> None:
-    os.environ["SOAK_MARK"] = "1"
-    os.environ.pop("HOME", None)
-
-
-DAMAGE: dict[str, Callable[[], Any]] = {
-    "leaks descriptors": leak_descriptors,
-    "closes descriptors": partial(os.closerange, 3, 256),
-    "allows no memory": partial(resource.setrlimit, resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY)),
-    "ignores signals": ignore_signals,
-    "breaks numpy": break_numpy,
-    "goes elsewhere": partial(os.chdir, "/"),
-    "changes the environment": change_environment,
-    "changes sys.path": lambda: sys.path.insert(0, "/soak-mark"),
-    "lets numpy raise": partial(np.seterr, all="raise"),
-}
-
-
-def damaged(do: str, item: Any) -> Any:
-    """The item, of a process that is not what it was."""
-    DAMAGE[do]()
-    return item
-
-
-def state(item: Any) -> tuple[str, str | None, str | None, bool]:
-    """What a function can see of its process, that is not its own."""
-    return os.getcwd(), os.environ.get("HOME"), os.environ.get("SOAK_MARK"), "/soak-mark" in sys.path
-
-
-@dataclass
-class DamageCase:
-    """A map whose f damages its workers, and maps after it on the same pool."""
-
-    do: str
-    workers: int
-    items: int
-    verbs: list[str]
-
-    def run(self, pools: Pools) -> str:
-        with polarmap.Pool(workers=self.workers) as pool:
-            before = set(hedged(state, range(2 * self.workers), pool, retries=1))
-            ended = self._damage(pool)
-            for verb in self.verbs:
-                self._honest(pool, verb)
-            after = set(hedged(state, range(2 * self.workers), pool, retries=1))
-        if after != before or len(before) != 1:
-            raise Finding("traces of another f", f"{self.do}: {before} became {after}")
-        return f"right after one that {self.do}, which {ended}"
-
-    def _damage(self, pool: Any) -> str:
-        """The damaging map itself may fail, but returns nothing wrong."""
-        items = [float(one) for one in range(self.items)]
-        try:
-            found = hedged(partial(damaged, self.do), items, pool)
-        except Exception as error:
-            return f"raised {type(error).__name__}"
-        check_all(found, items, "the damaging map")
-        return "ended"
-
-    def _honest(self, pool: Any, verb: str) -> None:
-        if verb == "hedged":
-            items = range(2 * self.workers)
-            check_all(hedged(squared, items, pool, retries=1), map(squared, items), verb)
-        else:
-            A = np.arange(60.0).reshape(12, 5)
-            check_coded(doubled, A, doubled, executor=pool)
-
-
-def squared(item: int) -> int:
-    return item * item
-
-
-def doubled(block: Any) -> Any:
-    return 2 * block
-
-
-def draw_damage(draw: Draw, executor: str) -> DamageCase:
-    verbs = [draw.pick(["hedged", "coded"]) for _ in range(draw.number(1, 3))]
-    return DamageCase(draw.pick(list(DAMAGE)), draw.number(1, 4), draw.number(1, 8), verbs)
-
-
 # --- maps within maps ---------------------------------------------------------------------------
 
 
@@ -233,6 +129,10 @@ def draw_nested(draw: Draw, executor: str) -> NestedCase:
 
 
 # --- many items ---------------------------------------------------------------------------------
+
+
+def squared(item: int) -> int:
+    return item * item
 
 
 @dataclass
