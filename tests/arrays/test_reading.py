@@ -1,4 +1,4 @@
-"""Decoding arrays with NaN and inf: what is finite is decoded, what cannot be known is refused by name."""
+"""Reading: damaged parts are decoded; with NaN and inf what is finite is, the rest is refused by name."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import polarmap
 from polarmap import PolarCode, ReplayExecutor
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
+from polarmap.worker.parts import DamagedError
 
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
 
@@ -158,6 +159,20 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
     with pytest.raises(NotDecodableError, match=r"the first at \[5, 40000\]"):
         coded.repair()
     assert objects(store) == before
+
+
+def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
+    A = random_array((8, 50_000))
+    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store, memory=MIB)
+    blocks = coded.coded_blocks()
+    assert len(coded.stored(1)) > 3
+    damage(store, coded.stored(1)[2], "truncated")
+    with pytest.raises(DamagedError, match=f"{coded.stored(1)[2].key} has .* bytes"):
+        blocks.piece(1)
+    np.testing.assert_allclose(blocks.leaves(1)[0], A[2:4], rtol=1e-9, atol=1e-9)
+    [block] = blocks.piece(2)
+    np.testing.assert_array_equal(block, A[4:6])
+    assert block.flags.writeable
 
 
 def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
