@@ -75,3 +75,8 @@ def test_mixtures_are_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
     assert made.dtype == dtype
     expected = (code.coefficients @ rows).astype(dtype)
     np.testing.assert_allclose(made, expected, rtol=1e-2 if dtype == "f2" else 1e-5)
+
+
+def test_a_code_is_put_into_words_for_errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("nobody asked"))
+    assert Vandermonde(6, 4).parity(np.ones((4, 3))).shape == (2, 3)
