@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -194,8 +195,8 @@ def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None
         (scipy.sparse.eye_array(17).tocsr(), B, r"A is a sparse csr_array: use CodedOperator\(A\) @ B"),
         (A, scipy.sparse.eye_array(17).tocsr(), r"B is a sparse .*use \(CodedOperator\(B\.T\) @ A\.T\)\.T"),
         (A, np.ma.array(B), "B is a masked array"),
-        (np.full((23, 17), math.nan), B, "A holds NaN or inf"),
-        (A, np.full((17, 19), math.inf), "B holds NaN or inf"),
+        *[(np.full((23, 17), value), B, "A holds NaN or inf") for value in (math.nan, math.inf)],
+        *[(A, np.full((17, 19), value), "B holds NaN or inf") for value in (math.nan, math.inf)],
     ],
 )
 def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
@@ -244,3 +245,9 @@ def test_products_of_other_byte_orders() -> None:
     assert np.array_equal(coded_gram(wide, blocks=2, workers=4, **never).array, wide.T @ wide)
     with CodedOperator(A, blocks=6, **never) as operator:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
+
+
+def test_products_on_a_thread_pool() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for options in (GRID, {"method": "rows"}, {"method": "columns"}):
+            assert_close(coded_matmul(A, B, executor=pool, timeout=60, **options).array, A @ B, 1e-9)
