@@ -120,6 +120,9 @@ class LithopsRun:
                 return [*began, *outcomes]
             time.sleep(min(LOOK_SECONDS + TASK_LOOK_SECONDS * len(self._jobs.running), left))
 
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing: functions run to their end, or that of the map."""
+
     def wake(self) -> None:
         """Be seen to have been called at the next look."""
         self._is_woken = True

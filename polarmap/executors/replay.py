@@ -89,6 +89,9 @@ class ReplayRun:
         self._now, task, attempt, seconds, lost_by = heapq.heappop(self._arrivals)
         return [*told, self._outcome(task, attempt, seconds, lost_by)]
 
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing: they arrive when the script says."""
+
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
 

@@ -24,12 +24,14 @@ from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.call_driver import CallDriver
-from polarmap.run.calls import Call, Limits, function_of
+from polarmap.run.calls import Call, Calls, function_of
 from polarmap.worker.block_functions import call_each
 from polarmap.worker.pytree import Array, to_block
 from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
+
+MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
 class Executor(futures.Executor):
@@ -80,15 +82,14 @@ class Executor(futures.Executor):
                 if not is_count(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
             place, known, pool, close = _place(executor, workers)
-            is_here = pool is not None and pool.is_here
-            grows = is_here and known is None  # there are as many as keep the cores of this machine busy
-            # One call more than there are workers is with them, so that none waits for this process.
-            most = 2 * (available_cores() + 1) if grows else known and known + 1
+            # What another executor was given cannot be taken back: one call more than it has workers.
+            most = MOST_CALLS if pool is not None or known is None else known + 1
             self._max_workers = known or available_cores()  # Dask asks for it
+            self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
-            self._pickling = contextlib.nullcontext if pool is None or is_here else pickled_by_value
-            self._shares_files = is_here
-            self._driver = CallDriver(place, Limits(most, grows, int(backups), int(retries)), close)
+            is_away = pool is not None and not pool.is_here
+            self._pickling = pickled_by_value if is_away else contextlib.nullcontext
+            self._driver = CallDriver(place, partial(Calls, most, int(backups), int(retries)), close)
             weakref.finalize(self, self._driver.shut_down).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:

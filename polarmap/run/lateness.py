@@ -28,6 +28,7 @@ CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
+REMEMBERED = 512  # durations of an endless job, half of which then go
 
 
 class RunTimes(Protocol):
@@ -212,7 +213,10 @@ class LateAttempts(Generic[Attempt]):
 
         is_later : whether it was started in the place of a late or a failed one.
         """
-        insort(self._later if is_later else self._durations, took)
+        durations = self._later if is_later else self._durations
+        insort(durations, took)
+        if self._is_endless and len(durations) > REMEMBERED:
+            del durations[1::2]  # as many of the slow as of the fast ones; of old ones ever fewer are left
 
     def late_at(self, now: float) -> set[Attempt]:
         """The attempts that run and are late by this moment, or were when this was asked before."""
@@ -248,13 +252,17 @@ class LateTasks:
 
     def __init__(self, n: int, first: int, rule: LatenessRule) -> None:
         attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
-        self._kinds, self._of_task, self._first = {attempts}, [attempts] * n, first
+        self._kinds, self._of_task, self._first = {attempts}, dict.fromkeys(range(n), attempts), first
 
-    def add(self, attempts: LateAttempts[tuple[int, int]]) -> None:
-        """There is one more task, of a kind of which these attempts are."""
+    def add(self, task: int, attempts: LateAttempts[tuple[int, int]]) -> None:
+        """There is one more task, the latest, of a kind of which these attempts are."""
         self._kinds.add(attempts)
-        self._of_task.append(attempts)
-        self._first += 1
+        self._of_task[task] = attempts
+        self._first = task + 1
+
+    def forget(self, task: int) -> None:
+        """Nothing more will be said of a task."""
+        self._of_task.pop(task, None)
 
     def began(self, task: int, attempt: int, when: float) -> None:
         """An attempt at a task runs since this moment, and its result is wanted."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
-from polarmap.executors.base import Attempt
-from polarmap.run.lateness import LEAST_SECONDS, LateAttempts, LatenessRule, LateTasks, ParityRule
+from polarmap.run.lateness import LEAST_SECONDS, LatenessRule, LateTasks, ParityRule
 from polarmap.run.loop import Policy
 from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
@@ -121,13 +121,13 @@ class Backups(Policy):
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         super().__init__(n)
-        self._most, self._backups = most, [0] * n
+        self._most, self._backups = most, Counter[int]()
         self.late: LateTasks = LateTasks(n, n, rule)
 
-    def add(self, attempts: LateAttempts[Attempt]) -> None:
-        """There is one more task, of a kind of which these attempts are."""
-        self.late.add(attempts)
-        self._backups.append(0)
+    def forget(self, task: int) -> None:
+        """Nothing more is wanted of a task."""
+        self.late.forget(task)
+        self._backups.pop(task, None)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""

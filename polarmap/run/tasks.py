@@ -65,7 +65,8 @@ class TaskTable:
     """
 
     def __init__(self, n: int) -> None:
-        self._tasks = [Task() for _ in range(n)]
+        self._tasks = {index: Task() for index in range(n)}
+        self._next = n
         self.running: set[int] = set()
         self.failed: set[int] = set()
         self.held_back = set(range(n))
@@ -80,14 +81,22 @@ class TaskTable:
         return self._tasks[index]
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(self._tasks)
+        return iter(self._tasks.values())
 
     def add(self) -> int:
         """The number of one more task, which is held back."""
-        index = len(self._tasks)
-        self._tasks.append(Task())
+        index, self._next = self._next, self._next + 1
+        self._tasks[index] = Task()
         self.held_back.add(index)
         return index
+
+    def forget(self, index: int) -> None:
+        """Nothing is wanted of a task any more, and nothing kept: what is told of it makes no difference."""
+        task = self._tasks.pop(index, None)
+        if self.late is not None and task is not None:
+            self.late.ended(index, task.began)
+        for some in (self.running, self.failed, self.held_back, self.unbegun):
+            some.discard(index)
 
     def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
         """The next attempt of each, which is handed out now."""
@@ -106,8 +115,8 @@ class TaskTable:
 
     def note_began(self, index: int, attempt: int, when: float) -> None:
         """Note when an attempt began to run; what is told of it later makes no difference."""
-        task = self._tasks[index]
-        if attempt in task.running and attempt not in task.began:
+        task = self._tasks.get(index)
+        if task is not None and attempt in task.running and attempt not in task.began:
             task.began[attempt] = when
             if self.late is not None and not task.returned:
                 self.late.began(index, attempt, when)
@@ -116,7 +125,9 @@ class TaskTable:
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt."""
-        index, task = outcome.task, self._tasks[outcome.task]
+        index, task = outcome.task, self._tasks.get(outcome.task)
+        if task is None:  # it was forgotten
+            return
         task.running.discard(outcome.attempt)
         if self.late is not None:
             self.late.ended(index, [outcome.attempt])
@@ -151,22 +162,15 @@ class TaskTable:
         task.failures = [one for one in task.failures if one.kind != "shape"]
         self._place(index)
 
-    def give_up(self, index: int) -> None:
-        """Nothing is wanted of a task any more, whatever its attempts still do."""
-        task = self._tasks[index]
-        task.returned = True
-        task.failures.clear()
-        self._place(index)
-
     @property
     def seconds(self) -> list[float]:
         """What workers spent on results, whatever became of them."""
-        return [task.seconds for task in self._tasks if task.seconds is not None]
+        return [task.seconds for task in self if task.seconds is not None]
 
     @property
     def first_cause(self) -> BaseException | None:
         """The exception of the first task that raised one, with a note that names it."""
-        for index, task in enumerate(self._tasks):
+        for index, task in enumerate(self):
             for failure in task.failures:
                 if failure.cause is not None:
                     return raised_by(f"task {index} of {len(self._tasks)}", failure.cause)
