@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from polarmap.code.checks import checked_count, is_count
 from polarmap.code.dtypes import is_integer
@@ -112,7 +112,7 @@ class Executor(futures.Executor):
         RuntimeError
             After `shutdown`.
         """
-        return self._submit(Shared(fn, fn), args, kwargs)
+        return self._submit(Shared(fn), args, kwargs)
 
     def map(
         self,
@@ -165,7 +165,7 @@ class Executor(futures.Executor):
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        self._driver.add(Call(future, function_of(shared.f), block, shared.file))
+        self._driver.add(Call(future, function_of(shared.f), block, shared))
         return future
 
     def _shared(self, f: Callable[..., Any]) -> Shared:
@@ -174,11 +174,8 @@ class Executor(futures.Executor):
             with self._pickling():
                 block = to_block(f)
         except Exception:  # which each call tells
-            return Shared(f, f)
-        if len(block) <= FUNCTION_BYTES or not self._shares_files:
-            return Shared(f, block.tobytes())
-        file = FunctionFile(block)
-        return Shared(f, file.path, file)
+            return Shared(f)
+        return Shared(f, block, self._shares_files and len(block) > FUNCTION_BYTES)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Safe to call twice.
@@ -195,30 +192,30 @@ class Executor(futures.Executor):
             self._driver.join()
 
 
-class Shared(NamedTuple):
-    """A function of many calls.
+class Shared:
+    """A function of many calls, as it travels with each of them.
 
-    sent : as it travels with each: itself, a block as bytes, or the path of a file.
+    f : itself.
+    sent : what travels: f, a block as bytes, or the path of a file that is there as long as this is kept.
     """
 
-    f: Callable[..., Any]
-    sent: Callable[..., Any] | bytes | str
-    file: FunctionFile | None = None
+    def __init__(self, f: Callable[..., Any], block: Array | None = None, in_file: bool = False) -> None:
+        self.f = self.sent = f
+        self.f = f
+        self.sent: Callable[..., Any] | bytes | str = f
+        if block is not None:
+            self.sent = self._file(block) if in_file else block.tobytes()
 
-
-class FunctionFile:
-    """A block in a file, which is removed when nobody has this object any more."""
-
-    def __init__(self, block: Array) -> None:
+    def _file(self, block: Array) -> str:
+        """The path of a new file."""
         for new_folder in (memory_folder, disk_folder):
             folder = new_folder()
             if folder is None:
                 continue
             weakref.finalize(self, remove, folder)
-            self.path = str(folder / "function")
             try:
-                block.tofile(self.path)
-                return
+                block.tofile(folder / "function")
+                return str(folder / "function")
             except OSError as error:
                 failure = error
         raise ExecutorError(f"no room for the function that workers are to read: {failure}") from failure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from math import inf
@@ -31,13 +30,13 @@ class Call(NamedTuple):
 
     function : what tells calls of one function from those of others.
     block : the call as it travels.
-    file : with the function that several calls share, kept as long as any of them.
+    shared : that is kept as long as any of several calls.
     """
 
     future: Future[Any]
     function: Hashable
     block: Array
-    file: Any = None
+    shared: object = None
 
     def begins(self) -> bool:
         """Whether it may begin, or has: nobody has cancelled it, and nobody can any more."""
@@ -80,27 +79,28 @@ class Calls(WholeBlocks, Need, Policy):
 
     def __init__(self, most: int, backups: int, retries: int) -> None:
         Need.__init__(self, TaskTable(0), Stopwatch(time.monotonic))
+        Policy.__init__(self, 0)
         self.retries = retries
         self._most, self._backups = most, Backups(0, ENDLESS, backups)
         self.late = self._backups.late
-        self.first = ()  # all are due after a run is open
         self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
-        self._waiting = deque[Call]()
-        self._given: dict[int, Call] = {}  # to the run, and not over
+        self._calls: dict[int, Call] = {}  # that are not over
+        self._count = self._next = 0  # the number of the next one to come, and to be given to the run
         self._lock = threading.Lock()  # one call is not to begin while another thread cancels it
         self._run: Run | None = None
 
     @property
     def is_idle(self) -> bool:
         """Whether no call waits or is under way."""
-        return not (self._waiting or self._given)
+        return not self._calls
 
     def put(self, call: Call) -> None:
         """There is one more. Any thread may say so, and call `wake` and `cancel`."""
         with self._lock:
             if self.is_idle:
                 call.begins()  # nothing stands between it and a worker
-            self._waiting.append(call)
+            self._calls[self._count] = call
+            self._count += 1
         self.wake()
 
     def wake(self) -> None:
@@ -111,9 +111,7 @@ class Calls(WholeBlocks, Need, Policy):
 
     def cancel(self) -> None:
         """Cancel those that no worker was given, and tell who waits for them."""
-        with self._lock:
-            found = self._taken_back()
-        for call in found:
+        for call in self._taken(lambda call: not call.future.running()):
             if call.future.cancel():
                 call.future.set_running_or_notify_cancel()
 
@@ -123,28 +121,23 @@ class Calls(WholeBlocks, Need, Policy):
 
     def failed_by(self, error: BaseException) -> None:
         """An error has ended the run, and with it the calls that have begun; all if it was never open."""
-        with self._lock:
-            left = self._taken_back()
-            calls, self._given = [*self._given.values()], {}
-            if self._run is None:
-                calls, left = [*self._waiting, *left], []
-            self._waiting = deque(left)
-        for call in calls:
+        run = self._run
+        for call in self._taken(lambda call: run is None or call.future.running()):
             if call.begins():
                 call.fail(error)
 
     def closed(self) -> None:
-        """The run is over."""
+        """The run is over: what is left is for the next one."""
         self._run = None
-        for task in list(self.tasks.running | self.tasks.held_back | self.tasks.failed):
-            self._end(task)
+        for task in self.tasks.known():
+            self._forget(task)
+        self._next = min(self._calls, default=self._count)
 
-    def _taken_back(self) -> list[Call]:
-        """All that no worker was given."""
-        tasks = [task for task, call in list(self._given.items()) if not call.future.running()]
-        calls = [*map(self._given.pop, tasks), *self._waiting]
-        self._waiting = deque(call for call in calls if call.future.running())  # the first one of all
-        return [call for call in calls if not call.future.running()]
+    def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
+        """Calls that are over with this, of those that are not over."""
+        with self._lock:
+            numbers = [number for number, call in list(self._calls.items()) if is_meant(call)]
+            return [self._calls.pop(number) for number in numbers]
 
     # -- as the blocks of a run ----------------------------------------------------------------
 
@@ -156,9 +149,9 @@ class Calls(WholeBlocks, Need, Policy):
     def leaves(self, index: int) -> list[Array]:
         """The call as it travels to the worker that is given it; CancelledError if nobody waits for it."""
         with self._lock:
-            call = self._given.get(index)
+            call = self._calls.get(index)
             if call is None or not call.begins():
-                self._given.pop(index, None)
+                self._calls.pop(index, None)
                 raise CancelledError
         return [read_only(call.block)]
 
@@ -166,13 +159,14 @@ class Calls(WholeBlocks, Need, Policy):
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
-        with self._lock:
-            while self._waiting and len(self._given) < self._most:
-                call, task = self._waiting.popleft(), tasks.add()
-                self._given[task] = call
+        while self._next < self._count and len(tasks) < self._most:
+            call = self._calls.get(self._next)
+            if call is not None:  # it was not cancelled
                 kind = self._kinds.setdefault(call.function, LateAttempts(ENDLESS, is_endless=True))
-                self._backups.late.add(task, kind)
-        if tasks.held_back or self._waiting or tasks.unbegun:
+                self._backups.late.add(self._next, kind)
+                tasks.add(self._next)
+            self._next += 1
+        if tasks.held_back or tasks.unbegun or self._next < self._count:
             return sorted(tasks.held_back)
         return self._backups.due(tasks, need, now)
 
@@ -184,9 +178,9 @@ class Calls(WholeBlocks, Need, Policy):
 
     def add(self, outcome: Outcome) -> None:
         """The first attempt that returns or raises is the end of a call."""
-        call, failure = self._given.get(outcome.task), outcome.failure
+        call, failure = self._calls.get(outcome.task), outcome.failure
         if call is None or failure is None or failure.kind == "raised":
-            self._end(outcome.task)
+            self._let_go(outcome.task)
         if call is not None and failure is None:
             call.return_(outcome)
         elif call is not None and failure is not None and failure.kind == "raised":
@@ -198,18 +192,22 @@ class Calls(WholeBlocks, Need, Policy):
             task = self.tasks[index]
             if task.attempts > self.retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
-                self._given[index].fail(WorkerLostError(text))
-                self._end(index)
+                self._let_go(index, WorkerLostError(text))
         return self.is_idle
 
-    def _end(self, index: int) -> None:
-        """Nothing more is wanted of a call: neither of other attempts at it."""
+    def _let_go(self, index: int, error: BaseException | None = None) -> None:
+        """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
+        call = self._calls.pop(index, None)
         running = self.tasks[index].running if index in self.tasks.running else ()
-        self._given.pop(index, None)
-        self.tasks.forget(index)
-        self._backups.forget(index)
+        self._forget(index)
         if running and self._run is not None:
             self._run.withdraw([(index, attempt) for attempt in running])
+        if call is not None and error is not None:
+            call.fail(error)
+
+    def _forget(self, index: int) -> None:
+        self.tasks.forget(index)
+        self._backups.forget(index)
 
     @property
     def is_met(self) -> bool:
@@ -218,9 +216,9 @@ class Calls(WholeBlocks, Need, Policy):
 
     def look_seconds(self) -> float:
         """Nothing else is waited for; for other calls not for long while none is under way."""
-        if self._given:
-            return inf
-        return 0.0 if self._waiting else LINGER_SECONDS
+        if self.is_idle:
+            return LINGER_SECONDS
+        return inf if len(self.tasks) else 0.0
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Each call has had its end when its outcome was noted."""

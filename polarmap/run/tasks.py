@@ -66,7 +66,6 @@ class TaskTable:
 
     def __init__(self, n: int) -> None:
         self._tasks = {index: Task() for index in range(n)}
-        self._next = n
         self.running: set[int] = set()
         self.failed: set[int] = set()
         self.held_back = set(range(n))
@@ -83,12 +82,14 @@ class TaskTable:
     def __iter__(self) -> Iterator[Task]:
         return iter(self._tasks.values())
 
-    def add(self) -> int:
-        """The number of one more task, which is held back."""
-        index, self._next = self._next, self._next + 1
+    def add(self, index: int) -> None:
+        """There is one more task, which is held back."""
         self._tasks[index] = Task()
         self.held_back.add(index)
-        return index
+
+    def known(self) -> list[int]:
+        """The numbers of all."""
+        return list(self._tasks)
 
     def forget(self, index: int) -> None:
         """Nothing is wanted of a task any more, and nothing kept: what is told of it makes no difference."""

@@ -55,7 +55,7 @@ class Served:
 
     def step(self) -> None:
         outcomes = next(self._steps)
-        self.most = max(self.most, len(self.calls._given))
+        self.most = max(self.most, len(self.calls.tasks))
         for outcome in outcomes:
             self.calls.add(outcome)
         self.calls.step()
@@ -106,7 +106,8 @@ def test_there_are_no_backups_while_other_calls_wait_for_a_worker() -> None:
     most = {True: 1, False: 1}
     for _ in served.serve():
         count = max((task.attempts for task in served.calls.tasks), default=1)
-        most[bool(served.calls._waiting)] = max(count, most[bool(served.calls._waiting)])
+        others_wait = served.calls._next < served.calls._count
+        most[others_wait] = max(count, most[others_wait])
     assert most[True] == 1 < most[False]
 
 
@@ -150,7 +151,7 @@ def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     some = served.add(5)
     counts = {}
     for _ in served.serve():
-        counts |= {task: attempts(served, task) for task in served.calls._given}
+        counts |= {task: attempts(served, task) for task in served.calls.tasks.known()}
     assert some[3].future.exception(0) is not None
     assert [one.future.result(0) for one in (*some[:3], some[4])] == [0, 1, 2, 4]
     assert counts == {1: 1, 2: 1, 3: 2, 4: 2}
@@ -265,7 +266,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
         block = stored.block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
         assert block.source == blocks.source
-    served.calls._end(1)
+    served.calls._let_go(1)
     with pytest.raises(CancelledError):
         stored.block(blocks, 1)
 
