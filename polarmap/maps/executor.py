@@ -200,7 +200,6 @@ class Shared:
     """
 
     def __init__(self, f: Callable[..., Any], block: Array | None = None, in_file: bool = False) -> None:
-        self.f = self.sent = f
         self.f = f
         self.sent: Callable[..., Any] | bytes | str = f
         if block is not None:
