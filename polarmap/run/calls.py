@@ -171,8 +171,8 @@ class Calls(WholeBlocks, Need, Policy):
         return self._backups.due(tasks, need, now)
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until a call may be late."""
-        return self._backups.wait_seconds(tasks, now)
+        """Until a call may be late; none is while it is not known that all run, which it soon may be."""
+        return BACKUP_SECONDS if tasks.unbegun else self._backups.wait_seconds(tasks, now)
 
     # -- as its need ---------------------------------------------------------------------------
 
