@@ -250,24 +250,6 @@ def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Pa
 # --- late and lost calls -----------------------------------------------------------------------------
 
 
-def test_a_late_call_gets_a_backup_and_the_first_to_return_counts(tmp_path: Path) -> None:
-    def late_once(number: int) -> int:
-        path = tmp_path / str(number)
-        time.sleep(0.05)
-        if number == 5 and not path.exists():
-            path.touch()
-            time.sleep(600)
-        return os.getpid()
-
-    with Executor(workers=3) as executor:
-        began = time.monotonic()
-        found = [executor.submit(late_once, number) for number in range(12)]
-        processes = [one.result(PATIENCE) for one in found]
-        assert time.monotonic() - began < PATIENCE
-        assert len(set(processes)) > 1
-        assert executor.submit(int).result(PATIENCE) == 0
-
-
 @pytest.mark.parametrize("kind", ["pool", "threads", "processes"])
 def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: str, tmp_path: Path) -> None:
     """Eight of three workers fall asleep, while the executor is never without a call."""

@@ -306,6 +306,7 @@ def test_blocks_of_a_future_that_are_done_keep_their_results() -> None:
             options = {"executor": pool, "backups": 0, "return_exceptions": keeps}
             future = submit(fails_later, list("abc"), verb=hedged_map, **options)
             assert (future.blocks[0].result(30), future.blocks[2].result(30)) == ("a", "c")
+            assert not future.blocks[1].done()
             gate.set()
             if keeps:
                 assert isinstance(future.result(30)[1], LookupError)
@@ -314,6 +315,7 @@ def test_blocks_of_a_future_that_are_done_keep_their_results() -> None:
                 assert isinstance(future.exception(30), LookupError)
                 assert future.blocks[1].exception(30) is future.exception()
             assert (future.blocks[0].result(), future.blocks[2].result()) == ("a", "c")
+            assert not keeps or future.result()[0] is future.blocks[0].result()
 
 
 def test_arguments_of_a_call() -> None:
@@ -393,24 +395,6 @@ def test_a_result_that_only_the_worker_can_unpickle_is_named() -> None:
         hedged_map(lambda item: StubbornError(1, 2), ["a"], executor=ReplayExecutor())
 
 
-def test_a_future_tells_results_as_they_come() -> None:
-    gate = threading.Event()
-
-    def wait_for_gate(item: str) -> Any:
-        if item == "late":
-            gate.wait(30)
-        return item, None
-
-    with ThreadPoolExecutor(3) as pool:
-        future = submit(wait_for_gate, ["a", "late", "b"], verb=hedged_map, executor=pool, backups=0)
-        assert future.blocks[0].result(30) == ("a", None)
-        assert future.blocks[2].result(30) == ("b", None)
-        assert not future.blocks[1].done()
-        gate.set()
-        assert list(future.result(30)) == [("a", None), ("late", None), ("b", None)]
-        assert future.result()[0] is future.blocks[0].result()
-
-
 # --- arguments ---------------------------------------------------------------------------------
 
 
@@ -464,30 +448,6 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
 def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         hedged_map(str, data, executor=ReplayExecutor(), **options)
-
-
-def test_what_is_closed_is_the_run_underneath() -> None:
-    closed: list[str] = []
-
-    class ClosedRun(ReplayRun):
-        def close(self) -> None:
-            closed.append("close")
-
-    class Closed(ReplayExecutor):
-        def open(self, payload: Payload) -> ReplayRun:
-            return ClosedRun({}, payload)
-
-    with pytest.raises(ZeroDivisionError):
-        hedged_map(lambda block: 1 / 0, DATA, executor=Closed(), retries=0)
-    assert len(closed) == 1
-
-
-def test_what_cannot_come_any_more_is_said_in_plain_words() -> None:
-    dead = FaultyExecutor(ReplayExecutor(), {2: Fault("kill", attempts=9)})
-    with pytest.raises(
-        NotDecodableError, match=r"^3 of 4 needed results arrived, and no more can come; failed"
-    ):
-        hedged_map(np.sort, np.arange(8.0), blocks=4, executor=dead)
 
 
 def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_results() -> None:

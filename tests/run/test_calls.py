@@ -242,15 +242,6 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     assert [some[task].future.result(0) for task in (0, 2)] == [0, 2]
 
 
-def test_what_has_no_end_is_lost() -> None:
-    served = Served({1: float("inf")})
-    some = served.add(2)
-    list(served.serve())
-    found: list[Any] = [one.future.exception(0) for one in some]
-    assert found[0] is None
-    assert isinstance(found[1], WorkerLostError)
-
-
 def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it() -> None:
     served = Served()
     for size in (1, 2, 3):
