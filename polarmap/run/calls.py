@@ -123,7 +123,7 @@ class Calls(WholeBlocks, Need, Policy):
         """An error has ended the run, and with it the calls that have begun; all if it was never open."""
         run = self._run
         for call in self._taken(lambda call: run is None or call.future.running()):
-            if call.begins():
+            if not call.future.cancelled() or call.begins():  # which tells who waits for it
                 call.fail(error)
 
     def closed(self) -> None:
@@ -131,7 +131,7 @@ class Calls(WholeBlocks, Need, Policy):
         self._run = None
         for task in self.tasks.known():
             self._forget(task)
-        self._next = min(self._calls, default=self._count)
+        self._next = next(iter(self._calls), self._count)
 
     def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
         """Calls that are over with this, of those that are not over."""

@@ -71,32 +71,6 @@ def test_a_first_attempt_that_beats_its_backup_counts() -> None:
     assert result.report.tasks[1].arrived == 1.5
 
 
-def test_late_backups_are_backed_up_as_often_as_permitted() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("sleep", 500, attempts=2)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty)
-    assert result.report.tasks[0].attempts == 3
-    assert result.report.seconds == pytest.approx(3.2)
-    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("sleep", 500, attempts=2)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty, backups=1)
-    assert result.report.tasks[0].attempts == 2
-    assert result.report.seconds == 501
-    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("sleep", 500)})
-    assert hedged_map(summary, DATA, blocks=4, executor=faulty, backups=0).report.seconds == 501
-
-
-def test_where_fewer_than_half_return_the_others_get_backups_with_caution() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {i: Fault("sleep", 100) for i in (0, 1, 2)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty)
-    assert result.report.seconds == 7  # three times what two of four would take at the pace of one
-    assert [task.attempts for task in result.report.tasks] == [2, 2, 2, 1]
-
-
-def test_where_nothing_returns_one_backup_tells_for_all() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {i: Fault("sleep", math.inf) for i in range(4)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty)
-    assert result.report.seconds == pytest.approx(62)  # the first backup after a minute, then all
-
-
 def test_a_failed_attempt_waits_for_the_backup_that_runs() -> None:
     executor = FaultyExecutor(ReplayExecutor({2: 1.5}), {2: Fault("raise")})  # after its backup has started
     result = hedged_map(summary, DATA, blocks=4, executor=executor, backups=1, retries=0)

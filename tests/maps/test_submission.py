@@ -99,14 +99,6 @@ def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
-def test_blocks_that_are_late_are_decoded(threads: ThreadPoolExecutor) -> None:
-    f = Gate(A[0, 0], A[4, 0])
-    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads, verify=False)
-    np.testing.assert_allclose(future.blocks[0].result(SECONDS), 2 * A[:4], atol=1e-12)
-    assert future.result(SECONDS).report.recovered == (0, 1)
-    f.open()
-
-
 def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
     garbage = polarmap.FaultyExecutor(ReplayExecutor({0: 0.5}), {0: polarmap.Fault("garbage", attempts=9)})
     told = r"told of blocks \[0\] before the others turned out to be garbage"
