@@ -6,13 +6,10 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import closing
 
-from polarmap.executors.base import MapExecutor, Payload
+from polarmap.executors.base import MapExecutor
 from polarmap.run.calls import Call, Calls
-from polarmap.run.loop import schedule
 from polarmap.run.map_threads import call_before_exit
-from polarmap.worker.block_functions import run_call
 
 
 class CallDriver:
@@ -79,27 +76,10 @@ class CallDriver:
         """The life of the thread."""
         is_serving = True
         while is_serving:
-            self._serve()
+            self._calls.serve(self._executor)
             with self._lock:
                 is_serving = self._is_serving = not self._calls.is_idle
         self._close_if_over()
-
-    def _serve(self) -> None:
-        """Open a run, and serve calls until none has come for a while."""
-        calls = self._calls
-        try:
-            with closing(self._executor.open(Payload(run_call, calls))) as run:
-                calls.opened(run)
-                for outcomes in schedule(run, calls, calls.retries, calls):
-                    is_news = bool(outcomes)
-                    while outcomes:  # nothing of them is kept
-                        calls.add(outcomes.pop(0))
-                    if calls.step() and not is_news:
-                        break
-        except BaseException as error:
-            calls.failed_by(error)
-        finally:
-            calls.closed()
 
     def _close_if_over(self) -> None:
         with self._lock:

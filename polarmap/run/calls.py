@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import closing, suppress
 from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
-from polarmap.executors.base import Attempt, Outcome, Run, read_only
+from polarmap.executors.base import Attempt, MapExecutor, Outcome, Payload, Run, read_only
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
-from polarmap.run.loop import Policy
+from polarmap.run.loop import Policy, schedule
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
+from polarmap.worker.block_functions import run_call
 from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Array, from_block
 
@@ -50,13 +51,13 @@ class Call(NamedTuple):
         except BaseException as error:
             self.fail(error)
             return
-        with contextlib.suppress(InvalidStateError):  # somebody else has set it
+        with suppress(InvalidStateError):  # somebody else has set it
             self.future.set_result(value)
 
     def fail(self, error: BaseException, is_of_f: bool = False) -> None:
         """It has none; `is_of_f`: the error is what f raised."""
         hide_our_frames(error, is_of_f)
-        with contextlib.suppress(InvalidStateError):
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
@@ -80,8 +81,7 @@ class Calls(WholeBlocks, Need, Policy):
     def __init__(self, most: int, backups: int, retries: int) -> None:
         Need.__init__(self, TaskTable(0), Stopwatch(time.monotonic))
         Policy.__init__(self, 0)
-        self.retries = retries
-        self._most, self._backups = most, Backups(0, ENDLESS, backups)
+        self._most, self._retries, self._backups = most, retries, Backups(0, ENDLESS, backups)
         self.late = self._backups.late
         self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
         self._calls: dict[int, Call] = {}  # that are not over
@@ -115,23 +115,27 @@ class Calls(WholeBlocks, Need, Policy):
             if call.future.cancel():
                 call.future.set_running_or_notify_cancel()
 
-    def opened(self, run: Run) -> None:
-        """A run is to do them from now on."""
-        self._run, self.watch = run, Stopwatch(run.now)
-
-    def failed_by(self, error: BaseException) -> None:
-        """An error has ended the run, and with it the calls that have begun; all if it was never open."""
-        run = self._run
-        for call in self._taken(lambda call: run is None or call.future.running()):
-            if not call.future.cancelled() or call.begins():  # which tells who waits for it
-                call.fail(error)
-
-    def closed(self) -> None:
-        """The run is over: what is left is for the next one."""
-        self._run = None
-        for task in self.tasks.known():
-            self._forget(task)
-        self._next = next(iter(self._calls), self._count)
+    def serve(self, executor: MapExecutor) -> None:
+        """Do them on a run of an executor, until none has come for a while."""
+        run: Run | None = None
+        try:
+            with closing(executor.open(Payload(run_call, self))) as run:
+                self._run, self.watch = run, Stopwatch(run.now)
+                for outcomes in schedule(run, self, self._retries, self):
+                    is_news = bool(outcomes)
+                    while outcomes:  # nothing of them is kept
+                        self.add(outcomes.pop(0))
+                    if self.step() and not is_news:
+                        break
+        except BaseException as error:  # it ends the calls that have begun; all if no run is to be had
+            for call in self._taken(lambda call: run is None or call.future.running()):
+                if not call.future.cancelled() or call.begins():  # which tells who waits for it
+                    call.fail(error)
+        finally:
+            self._run = None
+            for task in self.tasks.known():
+                self.tasks.forget(task)
+            self._next = next(iter(self._calls), self._count)
 
     def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
         """Calls that are over with this, of those that are not over."""
@@ -190,7 +194,7 @@ class Calls(WholeBlocks, Need, Policy):
         """Whether no call is under way, once those have failed that were lost too often."""
         for index in self.failed():
             task = self.tasks[index]
-            if task.attempts > self.retries and task.last_failure is not None:
+            if task.attempts > self._retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
                 self._let_go(index, WorkerLostError(text))
         return self.is_idle
@@ -199,15 +203,11 @@ class Calls(WholeBlocks, Need, Policy):
         """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
         call = self._calls.pop(index, None)
         running = self.tasks[index].running if index in self.tasks.running else ()
-        self._forget(index)
+        self.tasks.forget(index)
         if running and self._run is not None:
             self._run.withdraw([(index, attempt) for attempt in running])
         if call is not None and error is not None:
             call.fail(error)
-
-    def _forget(self, index: int) -> None:
-        self.tasks.forget(index)
-        self._backups.forget(index)
 
     @property
     def is_met(self) -> bool:

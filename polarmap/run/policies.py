@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
@@ -121,24 +120,19 @@ class Backups(Policy):
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         super().__init__(n)
-        self._most, self._backups = most, Counter[int]()
+        self._most = most
         self.late: LateTasks = LateTasks(n, n, rule)
-
-    def forget(self, task: int) -> None:
-        """Nothing more is wanted of a task."""
-        self.late.forget(task)
-        self._backups.pop(task, None)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
         late = self.late.at(now)
         due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
-        due = [task for task in due if self._backups[task] < self._most]
+        due = [task for task in due if tasks[task].backups < self._most]
         for task in due:
-            self._backups[task] += 1
+            tasks[task].backups += 1
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
-        unbegun = any(self._backups[task] < self._most for task in tasks.unbegun)
+        unbegun = any(tasks[task].backups < self._most for task in tasks.unbegun)
         return self.late.next_seconds(unbegun, now)

@@ -24,6 +24,7 @@ class Task:
     took : seconds from when that attempt began to run until its result was here.
     seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
+    backups : how many attempts are in the place of late ones.
     """
 
     submitted: list[float] = field(default_factory=list)
@@ -33,6 +34,7 @@ class Task:
     took: float | None = None
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
+    backups: int = 0
 
     @property
     def attempts(self) -> int:
@@ -96,6 +98,7 @@ class TaskTable:
         task = self._tasks.pop(index, None)
         if self.late is not None and task is not None:
             self.late.ended(index, task.began)
+            self.late.forget(index)
         for some in (self.running, self.failed, self.held_back, self.unbegun):
             some.discard(index)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
 from polarmap.executors.block_store import BlockStore
+from polarmap.executors.replay import ReplayRun
 from polarmap.run.calls import Call, Calls, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import schedule
+from polarmap.run.need import Stopwatch
 from polarmap.worker.block_functions import run_call
 from polarmap.worker.pytree import to_block
 
@@ -40,11 +43,11 @@ class Served:
     def open(
         self, seconds: Mapping[int, float] | None = None, faults: Mapping[int, Fault] | None = None
     ) -> None:
-        self.calls.closed()
-        self.run = ReplayExecutor(seconds).open(Payload(run_call, self.calls, faults or {}))
+        calls = self.calls
+        self.run = ReplayExecutor(seconds).open(Payload(run_call, calls, faults or {}))
         self.run.withdraw = self.withdrawn.extend  # type: ignore[method-assign]
-        self.calls.opened(self.run)
-        self._steps = schedule(self.run, self.calls, self.calls.retries, self.calls)
+        calls._run, calls.watch = self.run, Stopwatch(self.run.now)
+        self._steps = schedule(self.run, calls, calls._retries, calls)
 
     def add(self, count: int) -> list[Call]:
         """So many calls, which wait from now on."""
@@ -85,7 +88,6 @@ def test_calls_end_as_the_run_says_in_their_order_and_nothing_of_them_is_kept() 
     assert served.most == 4
     assert [one.future.result(0) for one in some] == list(range(10))
     assert len(served.calls.tasks) == 0
-    assert not served.calls._backups._backups
     assert not served.calls.late._of_task
     assert served.withdrawn == []
 
@@ -202,28 +204,44 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     assert len(tasks) == 0
 
 
+class Breaks(ReplayExecutor):
+    """Its first run breaks when two calls have begun."""
+
+    calls: Calls | None
+
+    def open(self, payload: Payload) -> ReplayRun:
+        run, calls = super().open(payload), self.calls
+
+        def submit(attempts: Sequence[tuple[int, int]]) -> None:
+            if attempts and calls is not None:
+                for task, _ in attempts[:2]:
+                    block_of(calls, task)
+                raise OSError("gone")
+
+        if calls is not None:
+            run.submit, self.calls = submit, None  # type: ignore[method-assign]
+        return run
+
+
 def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next() -> None:
     served = Served()
-    some = served.add(9)
-    served.take()
-    assert all(one.begins() for one in some[:2])
-    served.calls.failed_by(OSError("gone"))
+    some, executor = served.add(9), Breaks()
+    executor.calls = served.calls
+    served.calls.serve(executor)
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
-    served.open()
-    list(served.serve())
+    assert not served.calls.is_idle
+    served.calls.serve(executor)
     assert [one.future.result(0) for one in some[2:]] == list(range(2, 9))
 
 
 def test_all_fail_where_none_is_opened() -> None:
-    calls = Calls(4, backups=0, retries=0)
-    some = [Call(Future(), "f", to_block(0)) for _ in range(3)]
-    for one in some:
-        calls.put(one)
+    served = Served()
+    some = served.add(3)
     assert some[2].future.cancel()
-    calls.failed_by(OSError("gone"))
-    assert calls.is_idle
+    served.calls.serve(Mock(open=Mock(side_effect=OSError("gone"))))
+    assert served.calls.is_idle
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
-    assert some[2].future.cancelled()
+    assert len(wait([some[2].future], 0.0).done) == 1
 
 
 def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:

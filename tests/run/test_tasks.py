@@ -26,6 +26,8 @@ class Told(LateTasks):
     def ended(self, task: int, attempts: Iterable[int]) -> None:
         self.run.difference_update((task, attempt) for attempt in attempts)
 
+    def forget(self, task: int) -> None: ...
+
     def returned(self, task: int, attempt: int, took: float) -> None:
         self.durations.append((task, attempt, took))
 
