@@ -117,7 +117,6 @@ class Calls(WholeBlocks, Need, Policy):
 
     def serve(self, executor: MapExecutor) -> None:
         """Do them on a run of an executor, until none has come for a while."""
-        run: Run | None = None
         try:
             with closing(executor.open(Payload(run_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
@@ -127,8 +126,8 @@ class Calls(WholeBlocks, Need, Policy):
                         self.add(outcomes.pop(0))
                     if self.step() and not is_news:
                         break
-        except BaseException as error:  # it ends the calls that have begun; all if no run is to be had
-            for call in self._taken(lambda call: run is None or call.future.running()):
+        except BaseException as error:  # it ends the calls that have begun, or all
+            for call in self._taken(lambda call: call.future.running()) or self._taken(lambda call: True):
                 if not call.future.cancelled() or call.begins():  # which tells who waits for it
                     call.fail(error)
         finally:

@@ -238,7 +238,10 @@ def test_all_fail_where_none_is_opened() -> None:
     served = Served()
     some = served.add(3)
     assert some[2].future.cancel()
-    served.calls.serve(Mock(open=Mock(side_effect=OSError("gone"))))
+    nowhere = Mock(open=Mock(side_effect=OSError("gone")))
+    served.calls.serve(nowhere)
+    assert some[0].future.done()  # nothing else was there when it came
+    served.calls.serve(nowhere)
     assert served.calls.is_idle
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
     assert len(wait([some[2].future], 0.0).done) == 1
