@@ -13,10 +13,7 @@ from polarmap.blocks.equal import DEFAULT_BLOCKS, check_class_and_dtype
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.executors.base import Coded
-from polarmap.worker.parts import Place
 from polarmap.worker.pytree import Structure, flatten, naming, to_block
-
-Parts = Sequence[list[Array]] | dict[int, list[Array]]  # the leaves of each, by number
 
 
 def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structure]:
@@ -132,18 +129,10 @@ def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 class PartBlocks(Coded):
-    """What each worker gets: one part of its own. With a dict for the parts more of them may come later.
+    """What each worker gets: one part of its own, of which these are the leaves."""
 
-    source : where they are said to lie, if that is not in memory.
-    """
-
-    def __init__(self, parts: Parts, structure: Structure, source: Place | None = None) -> None:
-        self._parts, self.structure, self.source = parts, structure, source
-
-    @property
-    def n(self) -> int:  # type: ignore[override]
-        """How many there are now."""
-        return len(self._parts)
+    def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
+        self._parts, self.structure, self.n = parts, structure, len(parts)
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a part."""

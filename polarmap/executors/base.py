@@ -166,7 +166,10 @@ class Run(Protocol):
         ...
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
-        """Start these, in this order. Blocks are made for those that are started, and no earlier."""
+        """Start these, in this order. Blocks are made for those that are started, and no earlier.
+
+        One whose block raises CancelledError, as nobody waits for it any more, is not started: it is lost.
+        """
         ...
 
     def wait(self, timeout: float) -> list[Event]:
@@ -175,6 +178,10 @@ class Run(Protocol):
         That an attempt began is told with what is told next, before its end. Each that was submitted ends
         in exactly one Outcome: its worker is lost if nothing else is known.
         """
+        ...
+
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Nobody waits for these any more: they are lost at once, as far as they can be kept from running."""
         ...
 
     def wake(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import queue
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -107,6 +107,12 @@ class FuturesRun:
         told = self._news(timeout)
         return [*self._begun(), *map(self._outcome, told)]
 
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Those that have begun are told, on threads and in processes that see their folder."""
+        for attempt in attempts:
+            if attempt in self._pending and not self._pending[attempt].cancel():
+                self._link(*attempt).cancel()
+
     def wake(self) -> None:
         """Let something be in the queue that is waited for."""
         self._told.put(None)
@@ -125,15 +131,21 @@ class FuturesRun:
         try:
             block, stored = self._block(task)
             order = self._payload.order(task, attempt, stored)
-            link = self._folder or self._links.setdefault((task, attempt), ThreadLink())
+            link = self._link(task, attempt)
             future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, order, link, self._threads)
             self._accepts = True
-        except Exception as error:  # shut down, or broken by a worker that died; a damaged block
-            if not self._accepts and not isinstance(error, DamagedError):
+        except Exception as error:  # shut down, or broken by a worker that died; no block
+            if not (self._accepts or isinstance(error, (DamagedError, CancelledError))):
                 raise ExecutorError(f"{self._name} accepts no tasks: {text_of(error)}") from error
             future = Future()
             future.set_exception(error)
         return future
+
+    def _link(self, task: int, attempt: int) -> ThreadLink | FolderLink:
+        """What an attempt shares with the driver."""
+        if self._folder is not None:
+            return self._folder._replace(attempt=f"{task}-{attempt}")
+        return self._links.setdefault((task, attempt), ThreadLink())
 
     def _begun(self) -> list[Began]:
         """The attempts that have begun, or were seen to run, since the last time."""

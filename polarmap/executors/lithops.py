@@ -119,6 +119,9 @@ class LithopsRun:
                 return [*began, *outcomes]
             self._jobs.wait(left)
 
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing: functions run to their end, or that of the map."""
+
     def wake(self) -> None:
         """Let the wait end without an outcome."""
         self._is_woken = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -9,7 +10,9 @@ import select
 import shutil
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from functools import lru_cache, partial
 from hashlib import blake2b
 from math import inf
 from operator import attrgetter
@@ -24,7 +27,7 @@ from polarmap.executors.block_store import BlockStore
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
-from polarmap.executors.worker_table import KeptWorker, WorkerTable
+from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.parts import MESSAGE, write_file
 from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
 
@@ -69,13 +72,14 @@ class PoolRun:
         self._number, self._payload = next(self._numbers), payload
         self._folders = tuple(f"{folder}/map-{self._number}" for folder in folders)
         self._workers, self._blocks = workers, blocks
-        self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
         self._open: set[Attempt] = set()  # that have not ended
         self._shared: set[Attempt] = set()  # that two workers were told of
         self._woken = WakeSignal()
-        self._began: list[Event] = []  # that are told with the next outcomes
+        self._news: list[Event] = []  # that are told with the next outcomes
         self._stored = blocks.of(payload.blocks, payload.encryption)
+        # Of tasks, to later maps of the same blocks.
+        self._name = lru_cache(REMEMBERED)(partial(self._stored.name, payload.blocks))
         self._lease = self._workers.open(self._woken.set)
         self._lease.poll.register(self._woken, select.POLLIN)
         self._owner = os.getpid()
@@ -101,9 +105,6 @@ class PoolRun:
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Let them wait for a worker; those that can start now do."""
         self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
-        for task, _ in attempts:
-            if task not in self._names:
-                self._names[task] = self._stored.name(self._payload.blocks, task)
         self._waiting += attempts
         self._open.update(attempts)
         self._workers.want(len(self._waiting) + len(self._lease.workers))
@@ -116,8 +117,20 @@ class PoolRun:
             ended = self._wait_until(time.monotonic() + timeout)
         finally:
             self._workers.pause(self._lease)
-        began, self._began = self._began, []
-        return [*began, *ended]
+        news, self._news = self._news, []
+        return [*news, *ended]
+
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Drop those that wait, and leave who is at one as at the end of a map."""
+        found = [one for one in attempts if one in self._open]
+        for one in found:
+            self._drop(one)
+            with contextlib.suppress(ValueError):  # it does not wait
+                self._waiting.remove(one)
+        for worker in list(self._lease.workers.values()):
+            if worker.orders and worker.orders[0][0][1:] in found:
+                self._let_go(worker, self._workers.abandon)
+        self._start_waiting()
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
         if not self._workers.is_alone():
@@ -165,7 +178,7 @@ class PoolRun:
         stuck: set[Hashable] | None = None
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
-            first = self._names[attempts[0][0]] if attempts else None
+            first = self._name(attempts[0][0]) if attempts else None
             worker = self._workers.take(self._lease, len(attempts), first)
             if worker is None:
                 break
@@ -194,13 +207,17 @@ class PoolRun:
         behind = [one for one in self._lease.workers.values() if len(one.orders) > 1 and one.since < late]
         behind.sort(key=attrgetter("since"))
         attempts = [one.orders[1][0][1:] for one in behind]
-        return [one for one in attempts if one not in self._shared]
+        return [one for one in attempts if self._is_for_one(one)]
+
+    def _is_for_one(self, attempt: Attempt) -> bool:
+        """Whether its end is to come, and no second worker was told of it."""
+        return attempt in self._open and attempt not in self._shared
 
     def _next(self, worker: KeptWorker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
         for position, (task, _) in enumerate(itertools.islice(self._waiting, LOOKED_AT)):
-            name = self._names[task]
+            name = self._name(task)
             if name in worker.done and name not in stuck:
                 chosen = position
                 break
@@ -212,21 +229,31 @@ class PoolRun:
 
     def _start(self, worker: KeptWorker, attempt: Attempt) -> bool:
         """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
-        is_ahead, is_told = bool(worker.orders), False
+        is_ahead, is_told, is_wanted = bool(worker.orders), False, True
         try:
             is_told = worker.link.send(self._call(worker, *attempt))
+        except CancelledError:  # of its block
+            is_wanted = False
+            self._drop(attempt)
+            if not is_ahead:
+                self._workers.give_back(worker)
         finally:
-            if not is_told:
+            if is_wanted and not is_told:
                 self._waiting.appendleft(attempt)
-            if not (is_told or is_ahead):
+            if is_wanted and not (is_told or is_ahead):
                 self._workers.remove(worker)
         if is_told:
             worker.around, worker.function = self._around, self._digest  # it need not be told again
             worker.modules.update(self._modules)
-            worker.note((self._number, *attempt), self._names[attempt[0]])
+            worker.note((self._number, *attempt), self._name(attempt[0]))
         if is_told and not is_ahead:
-            self._began.append(Began(*attempt, worker.since))
+            self._news.append(Began(*attempt, worker.since))
         return is_told
+
+    def _drop(self, attempt: Attempt) -> None:
+        """Tell of one that nobody waits for that it is lost."""
+        self._open.discard(attempt)
+        self._news.append(lost(*attempt, "nobody waits for it any more"))
 
     def _call(self, worker: KeptWorker, task: int, attempt: int) -> Message:
         """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
@@ -266,14 +293,12 @@ class PoolRun:
                 told.append(one)
                 self._open.remove((one.task, one.attempt))
                 is_fit &= one.failure is None or one.failure.kind != "lost"
-        if not (is_there and is_fit):  # what it was told ahead waits again
-            orders = [order[1:] for order, _ in worker.orders]
-            self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
-            self._workers.remove(worker)
+        if not (is_there and is_fit):
+            self._let_go(worker, self._workers.remove)
         elif not worker.orders:
             self._workers.give_back(worker)
-        elif said and (order := worker.orders[0][0]) != said[-1].order and order[1:] not in self._shared:
-            self._began.append(Began(*order[1:], worker.since))  # the one that it was told ahead
+        elif said and (order := worker.orders[0][0]) != said[-1].order and self._is_for_one(order[1:]):
+            self._news.append(Began(*order[1:], worker.since))  # the one that it was told ahead
         return told
 
     def _send_part(self, worker: KeptWorker, need: Message) -> bool:
@@ -282,6 +307,11 @@ class PoolRun:
         is_told = worker.link.send(Message(PART, need.order, need.header, data))
         self._workers.flush()
         return is_told
+
+    def _let_go(self, worker: KeptWorker, give_up: Callable[[KeptWorker], None]) -> None:
+        """Give up a worker that is gone or of no more use: what it was told ahead waits again."""
+        self._waiting.extendleft(order[1:] for order, _ in worker.orders if self._is_for_one(order[1:]))
+        give_up(worker)
 
     def _outcome(self, message: Message) -> Outcome:
         """What a message says of an attempt; FrameError if it is no reply."""

@@ -89,6 +89,9 @@ class ReplayRun:
         self._now, _, _, outcome = heapq.heappop(self._arrivals)
         return [*told, outcome()]
 
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Nothing: they arrive when the script says."""
+
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
 

@@ -251,6 +251,14 @@ class WorkerTable:
                 elif worker.orders:
                     worker.link.send(Message(CANCEL, worker.orders[0][0]))
 
+    def abandon(self, worker: KeptWorker) -> None:
+        """Nobody waits for its task any more: it is left as if its map had ended."""
+        with self._lock:
+            orders = worker.orders.copy()
+            self._release(worker)
+            worker.orders, worker.lease = orders, Lease(lambda: None, ended=time.monotonic())
+            worker.link.send(Message(CANCEL, orders[0][0]))
+
     def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""
         self._check_open()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from polarmap.code.checks import checked_count, is_count
 from polarmap.code.dtypes import is_integer
@@ -24,12 +24,14 @@ from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.call_driver import CallDriver
-from polarmap.run.calls import Call, Limits, function_of
+from polarmap.run.calls import Call, Calls, function_of
 from polarmap.worker.block_functions import call_each
 from polarmap.worker.pytree import Array, to_block
 from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
+
+MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
 class Executor(futures.Executor):
@@ -80,15 +82,14 @@ class Executor(futures.Executor):
                 if not is_count(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
             place, known, pool, close = _place(executor, workers)
-            is_here = pool is not None and pool.is_here
-            grows = is_here and known is None  # there are as many as keep the cores of this machine busy
-            # One call more than there are workers is with them, so that none waits for this process.
-            most = 2 * (available_cores() + 1) if grows else known and known + 1
+            # What another executor was given cannot be taken back: one call more than it has workers.
+            most = MOST_CALLS if pool is not None or known is None else known + 1
             self._max_workers = known or available_cores()  # Dask asks for it
+            self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
-            self._pickling = contextlib.nullcontext if pool is None or is_here else pickled_by_value
-            self._shares_files = is_here
-            self._driver = CallDriver(place, Limits(most, grows, int(backups), int(retries)), close)
+            is_away = pool is not None and not pool.is_here
+            self._pickling = pickled_by_value if is_away else contextlib.nullcontext
+            self._driver = CallDriver(place, partial(Calls, most, int(backups), int(retries)), close)
             weakref.finalize(self, self._driver.shut_down).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
@@ -111,7 +112,7 @@ class Executor(futures.Executor):
         RuntimeError
             After `shutdown`.
         """
-        return self._submit(Shared(fn, fn), args, kwargs)
+        return self._submit(Shared(fn), args, kwargs)
 
     def map(
         self,
@@ -164,7 +165,7 @@ class Executor(futures.Executor):
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        self._driver.add(Call(future, function_of(shared.f), block, shared.file))
+        self._driver.add(Call(future, function_of(shared.f), block, shared))
         return future
 
     def _shared(self, f: Callable[..., Any]) -> Shared:
@@ -173,11 +174,8 @@ class Executor(futures.Executor):
             with self._pickling():
                 block = to_block(f)
         except Exception:  # which each call tells
-            return Shared(f, f)
-        if len(block) <= FUNCTION_BYTES or not self._shares_files:
-            return Shared(f, block.tobytes())
-        file = FunctionFile(block)
-        return Shared(f, file.path, file)
+            return Shared(f)
+        return Shared(f, block, self._shares_files and len(block) > FUNCTION_BYTES)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Safe to call twice.
@@ -194,30 +192,29 @@ class Executor(futures.Executor):
             self._driver.join()
 
 
-class Shared(NamedTuple):
-    """A function of many calls.
+class Shared:
+    """A function of many calls, as it travels with each of them.
 
-    sent : as it travels with each: itself, a block as bytes, or the path of a file.
+    f : itself.
+    sent : what travels: f, a block as bytes, or the path of a file that is there as long as this is kept.
     """
 
-    f: Callable[..., Any]
-    sent: Callable[..., Any] | bytes | str
-    file: FunctionFile | None = None
+    def __init__(self, f: Callable[..., Any], block: Array | None = None, in_file: bool = False) -> None:
+        self.f = f
+        self.sent: Callable[..., Any] | bytes | str = f
+        if block is not None:
+            self.sent = self._file(block) if in_file else block.tobytes()
 
-
-class FunctionFile:
-    """A block in a file, which is removed when nobody has this object any more."""
-
-    def __init__(self, block: Array) -> None:
+    def _file(self, block: Array) -> str:
+        """The path of a new file."""
         for new_folder in (memory_folder, disk_folder):
             folder = new_folder()
             if folder is None:
                 continue
             weakref.finalize(self, remove, folder)
-            self.path = str(folder / "function")
             try:
-                block.tofile(self.path)
-                return
+                block.tofile(folder / "function")
+                return str(folder / "function")
             except OSError as error:
                 failure = error
         raise ExecutorError(f"no room for the function that workers are to read: {failure}") from failure

@@ -1,55 +1,28 @@
-"""The calls of an executor as tasks of one run, which come while its schedule runs."""
+"""The calls of an executor as tasks of its runs, which come while a schedule runs."""
 
 from __future__ import annotations
 
-import contextlib
+import threading
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import closing, suppress
 from math import inf
 from typing import Any, NamedTuple
 
-from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
-from polarmap.executors.base import Attempt, Outcome, read_only
-from polarmap.executors.worker_table import GRACE_SECONDS
-from polarmap.run.lateness import LateAttempts, LatenessRule
-from polarmap.run.loop import Policy
+from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
+from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
+from polarmap.run.loop import Policy, schedule
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
+from polarmap.worker.block_functions import run_call
 from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Array, from_block
 
-START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
-MOST_CALLS = 4096  # of a run, which keeps a little of each
-ENDLESS = LatenessRule(1, min_seconds=0.1)  # no call is late before
-REMEMBERED = 256  # durations of each function
-
-Durations = defaultdict[Hashable, deque[float]]  # of the latest calls of each function
-
-
-class Limits(NamedTuple):
-    """What an executor does with its calls.
-
-    most : calls that are given to its run at a time; None: all.
-    grows : whether as many more are given to it as it seems to have room for.
-    backups : that a late call may get.
-    retries : of one whose worker was lost.
-    """
-
-    most: int | None
-    grows: bool
-    backups: int
-    retries: int
-
-    def room(self, given: int, running: int) -> int:
-        """How many more calls a run gets that has been given so many, of which some run."""
-        if self.most is None:
-            return 1 << 30
-        most = max(self.most, running + max(self.most, running) // 2) if self.grows else self.most
-        return max(0, most - given)
+LINGER_SECONDS = 0.05  # without calls, before a run is closed
+ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no call is late before
 
 
 class Call(NamedTuple):
@@ -57,13 +30,17 @@ class Call(NamedTuple):
 
     function : what tells calls of one function from those of others.
     block : the call as it travels.
-    file : with the function that several calls share, kept as long as any of them.
+    shared : that is kept as long as any of several calls.
     """
 
     future: Future[Any]
     function: Hashable
     block: Array
-    file: Any = None
+    shared: object = None
+
+    def begins(self) -> bool:
+        """Whether it may begin, or has: nobody has cancelled it, and nobody can any more."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
 
     def return_(self, outcome: Outcome) -> None:
         """Its result is there."""
@@ -73,129 +50,161 @@ class Call(NamedTuple):
         except BaseException as error:
             self.fail(error)
             return
-        with contextlib.suppress(InvalidStateError):  # somebody else has set it
+        with suppress(InvalidStateError):  # somebody else has set it
             self.future.set_result(value)
 
     def fail(self, error: BaseException, is_of_f: bool = False) -> None:
         """It has none; `is_of_f`: the error is what f raised."""
         hide_our_frames(error, is_of_f)
-        with contextlib.suppress(InvalidStateError):
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
-class Calls(Need, Policy):
-    """Calls on a run, which are taken as they come: the `Policy` of its schedule, and its `Need`.
+class Calls(Coded, Need, Policy):
+    """The calls of an executor: what its schedules start and need, and the blocks of its runs.
 
-    Its watch begins when the run is open; calls may be taken before.
+    Its watch begins when a run is open. Numbers of calls go on from run to run.
 
     Parameters
     ----------
-    limits : Limits
-    durations : dict
-        What earlier calls took; those of new ones are added.
-    take : callable
-        Gives so many calls at most, and says whether others are left.
+    most : int
+        That a run is given at a time.
+    backups : int
+        That a late call may get.
+    retries : int
+        Of one whose worker was lost.
     """
 
-    def __init__(
-        self, limits: Limits, durations: Durations, take: Callable[[int], tuple[list[Call], bool]]
-    ) -> None:
-        super().__init__(TaskTable(0), Stopwatch(time.monotonic))
-        self.sent: dict[int, list[Array]] = {}  # the bytes of each call, while anybody may ask for them
-        self.blocks = PartBlocks(self.sent, ("array",), MESSAGE)  # they travel with its ticket
-        self._limits, self._durations, self._take = limits, durations, take
-        self._calls: dict[int, Call] = {}  # that are under way
-        self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
-        self._backups = Backups(0, ENDLESS, limits.backups)
+    structure, source = ("array",), MESSAGE
+
+    def __init__(self, most: int, backups: int, retries: int) -> None:
+        Need.__init__(self, TaskTable(0), Stopwatch(time.monotonic))
+        Policy.__init__(self, 0)
+        self._most, self._retries, self._backups = most, retries, Backups(0, ENDLESS, backups)
         self.late = self._backups.late
-        self._ghosts: dict[int, float] = {}  # tasks that run although their call is done: since when
-        self._others_wait = False
-        self.first: Sequence[int] = ()  # calls that have been taken and not been started
+        self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
+        self._calls: dict[int, Call] = {}  # that are not over
+        self._count = self._next = 0  # the number of the next one to come, and to be given to the run
+        self._lock = threading.Lock()  # one call is not to begin while another thread cancels it
+        self._run: Run | None = None
 
     @property
     def is_idle(self) -> bool:
-        """Whether no call is under way."""
+        """Whether no call waits or is under way."""
         return not self._calls
 
-    def is_worn(self, now: float) -> bool:
-        """Whether further calls are better given to another run."""
-        return len(self.tasks) >= MOST_CALLS or (bool(self._ghosts) and self._worn_at <= now)
+    def put(self, call: Call) -> None:
+        """There is one more. Any thread may say so, and call `wake` and `cancel`."""
+        with self._lock:
+            if self.is_idle:
+                call.begins()  # nothing stands between it and a worker
+            self._calls[self._count] = call
+            self._count += 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the run look up, if one is open."""
+        run = self._run
+        if run is not None:
+            run.wake()
+
+    def cancel(self) -> None:
+        """Cancel those that no worker was given, and tell who waits for them."""
+        for call in self._taken(lambda call: not call.future.running()):
+            if call.future.cancel():
+                call.future.set_running_or_notify_cancel()
+
+    def serve(self, executor: MapExecutor) -> None:
+        """Do them on a run of an executor, until none has come for a while."""
+        try:
+            with closing(executor.open(Payload(run_call, self))) as run:
+                self._run, self.watch = run, Stopwatch(run.now)
+                for outcomes in schedule(run, self, self._retries, self):
+                    is_news = bool(outcomes)
+                    while outcomes:  # nothing of them is kept
+                        self.add(outcomes.pop(0))
+                    if self.step() and not is_news:
+                        break
+        except BaseException as error:  # it ends the calls that have begun, or all
+            for call in self._taken(lambda call: call.future.running()) or self._taken(lambda call: True):
+                if not call.future.cancelled() or call.begins():  # which tells who waits for it
+                    call.fail(error)
+        finally:
+            self._run = None
+            for task in self.tasks.known():
+                self.tasks.forget(task)
+            self._next = next(iter(self._calls), self._count)
+
+    def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
+        """Calls that are over with this, of those that are not over."""
+        with self._lock:
+            numbers = [number for number, call in list(self._calls.items()) if is_meant(call)]
+            return [self._calls.pop(number) for number in numbers]
+
+    # -- as the blocks of a run ----------------------------------------------------------------
 
     @property
-    def _worn_at(self) -> float:
-        """When the oldest ghost will have been one for too long; inf if there is none."""
-        return next(iter(self._ghosts.values()), inf) + GRACE_SECONDS
+    def n(self) -> int:  # type: ignore[override]
+        """How many there are now."""
+        return len(self.tasks)
 
-    def take(self) -> None:
-        """Take as many calls as there is room for."""
-        running = len(self.tasks.running) - len(self.tasks.unbegun)
-        found, self._others_wait = self._take(self._limits.room(len(self._calls), running))
-        for call in found:
-            kind = self._kinds.get(call.function) or self._late_calls(call.function)
-            task = self.tasks.add(kind)
-            self._calls[task], self.sent[task] = call, [read_only(call.block)]
-            self._backups.add(kind)
-        self.first = sorted(self.tasks.held_back)
+    def leaves(self, index: int) -> list[Array]:
+        """The call as it travels to the worker that is given it; CancelledError if nobody waits for it."""
+        with self._lock:
+            call = self._calls.get(index)
+            if call is None or not call.begins():
+                self._calls.pop(index, None)
+                raise CancelledError
+        return [read_only(call.block)]
 
-    def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:
-        """The attempts at calls of a new function, given what earlier ones took."""
-        found = self._kinds[function] = LateAttempts(ENDLESS, is_endless=True)
-        for took in list(self._durations[function]):
-            found.learn(took)
-        return found
+    # -- as the policy of a schedule -----------------------------------------------------------
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
-        self.take()
-        return self.first if self._others_wait else [*self.first, *self._backups.due(tasks, need, now)]
+        while self._next < self._count and len(tasks) < self._most:
+            call = self._calls.get(self._next)
+            if call is not None:  # it was not cancelled
+                kind = self._kinds.setdefault(call.function, LateAttempts(ENDLESS, is_endless=True))
+                self._backups.add(kind)
+                tasks.add(self._next, kind)
+            self._next += 1
+        if tasks.held_back or tasks.unbegun or self._next < self._count:
+            return sorted(tasks.held_back)
+        return self._backups.due(tasks, need, now)
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until a call may be late, or calls that wait are better given to others."""
-        if not self._others_wait:
-            return self._backups.wait_seconds(tasks, now)
-        return START_SECONDS if self._limits.grows else max(0.0, self._worn_at - now)
+        """Until a call may be late; none is while it is not known that all run, which it soon may be."""
+        return BACKUP_SECONDS if tasks.unbegun else self._backups.wait_seconds(tasks, now)
 
-    def note(self, outcomes: list[Outcome]) -> None:
-        """What became of attempts, of which nothing is kept."""
-        for outcome in outcomes:
-            self.add(outcome)
-        outcomes.clear()
-        for index in sorted(self.tasks.failed):
-            task = self.tasks[index]
-            if task.attempts > self._limits.retries and task.last_failure is not None:
-                text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
-                self._give_up(index, WorkerLostError(text))
+    # -- as its need ---------------------------------------------------------------------------
 
     def add(self, outcome: Outcome) -> None:
         """The first attempt that returns or raises is the end of a call."""
-        failure, call = outcome.failure, self._calls.get(outcome.task)
+        call, failure = self._calls.get(outcome.task), outcome.failure
+        if call is None or failure is None or failure.kind == "raised":
+            self._let_go(outcome.task)
         if call is not None and failure is None:
-            del self._calls[outcome.task]
-            self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
             call.return_(outcome)
         elif call is not None and failure is not None and failure.kind == "raised":
-            self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
-        self._let_go(outcome.task)
+            call.fail(failure.cause or RuntimeError(str(failure)), is_of_f=True)
 
-    def _give_up(self, index: int, error: BaseException, is_of_f: bool = False) -> None:
-        self.tasks.give_up(index)
-        self._calls.pop(index).fail(error, is_of_f)
-        self._let_go(index)
+    def step(self) -> bool:
+        """Whether no call is under way, once those have failed that were lost too often."""
+        for index in sorted(self.tasks.failed):
+            task = self.tasks[index]
+            if task.attempts > self._retries and task.last_failure is not None:
+                text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
+                self._let_go(index, WorkerLostError(text))
+        return self.is_idle
 
-    def _let_go(self, index: int) -> None:
-        """Forget a call that is over, unless an attempt at it runs on."""
-        if index in self._calls:
-            return
-        if index in self.tasks.running:
-            self._ghosts.setdefault(index, self.watch.elapsed)
-        else:
-            self._ghosts.pop(index, None)
-            self.sent.pop(index, None)
-
-    def fail(self, error: BaseException) -> None:
-        """The run has failed: so have all calls that are under way."""
-        calls, self._calls = self._calls, {}
-        for call in calls.values():
+    def _let_go(self, index: int, error: BaseException | None = None) -> None:
+        """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
+        call = self._calls.pop(index, None)
+        running = self.tasks[index].running if index in self.tasks.running else ()
+        self.tasks.forget(index)
+        if running and self._run is not None:
+            self._run.withdraw([(index, attempt) for attempt in running])
+        if call is not None and error is not None:
             call.fail(error)
 
     @property
@@ -204,8 +213,10 @@ class Calls(Need, Policy):
         return not self.tasks.failed
 
     def look_seconds(self) -> float:
-        """Nothing else is waited for, and nothing at all while no call is under way."""
-        return inf if self._calls else 0.0
+        """Nothing else is waited for; for other calls not for long while none is under way."""
+        if self.is_idle:
+            return LINGER_SECONDS
+        return inf if len(self.tasks) else 0.0
 
     def settle_for_less(self) -> None:
         """Each call has had its end when its outcome was noted."""

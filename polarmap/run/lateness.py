@@ -28,6 +28,7 @@ CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
+REMEMBERED = 512  # durations of an endless job, half of which then go
 
 
 class RunTimes(Protocol):
@@ -213,7 +214,10 @@ class LateAttempts(Generic[Attempt]):
 
         is_later : whether it was started in the place of a late or a failed one.
         """
-        insort(self._later if is_later else self._durations, took)
+        durations = self._later if is_later else self._durations
+        insort(durations, took)
+        if self._is_endless and len(durations) > REMEMBERED:
+            del durations[1::2]  # as many of the slow as of the fast ones; of old ones ever fewer are left
 
     def late_at(self, now: float) -> set[Attempt]:
         """The attempts that run and are late by this moment, or were when this was asked before."""

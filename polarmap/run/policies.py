@@ -107,25 +107,24 @@ class Backups(Policy):
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         super().__init__(n)
-        self._most, self._backups = most, [0] * n
+        self._most = most
         self.late: LateAttempts[Attempt] = LateAttempts(rule)
         self._kinds = {self.late}
 
     def add(self, attempts: LateAttempts[Attempt]) -> None:
-        """There is one more task, of a kind of which these attempts are."""
+        """There are tasks of one more kind, of which these attempts are."""
         self._kinds.add(attempts)
-        self._backups.append(0)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
         late = set().union(*(kind.late_at(now) for kind in self._kinds))
         due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
-        due = [task for task in due if self._backups[task] < self._most]
+        due = [task for task in due if tasks[task].backups < self._most]
         for task in due:
-            self._backups[task] += 1
+            tasks[task].backups += 1
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
-        unbegun = any(self._backups[task] < self._most for task in tasks.unbegun)
+        unbegun = any(tasks[task].backups < self._most for task in tasks.unbegun)
         return min(kind.next_seconds(unbegun, now) for kind in self._kinds)

@@ -25,6 +25,7 @@ class Task:
     took : seconds from when that attempt began to run until its result was here.
     seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
+    backups : how many attempts are in the place of late ones.
     """
 
     late: LateAttempts[Attempt] | None = None
@@ -35,6 +36,7 @@ class Task:
     took: float | None = None
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
+    backups: int = 0
 
     @property
     def attempts(self) -> int:
@@ -65,7 +67,7 @@ class TaskTable:
     """
 
     def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
-        self._tasks = [Task(late) for _ in range(n)]
+        self._tasks = {index: Task(late) for index in range(n)}
         self.running: set[int] = set()
         self.arrived: dict[int, float] = {}
         self.failed: set[int] = set()
@@ -79,14 +81,26 @@ class TaskTable:
         return self._tasks[index]
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(self._tasks)
+        return iter(self._tasks.values())
 
-    def add(self, late: LateAttempts[Attempt] | None = None) -> int:
-        """The number of one more task, of a kind of which these attempts are; it is held back."""
-        index = len(self._tasks)
-        self._tasks.append(Task(late))
+    def add(self, index: int, late: LateAttempts[Attempt] | None = None) -> None:
+        """There is one more task, of a kind of which these attempts are; it is held back."""
+        self._tasks[index] = Task(late)
         self.held_back.add(index)
-        return index
+
+    def known(self) -> list[int]:
+        """The numbers of all."""
+        return list(self._tasks)
+
+    def forget(self, index: int) -> None:
+        """Nothing is wanted of a task any more, and nothing kept: what is told of it makes no difference."""
+        task = self._tasks.pop(index, None)
+        if task is not None and task.late is not None:
+            for attempt in task.began:
+                task.late.end((index, attempt))
+        self.arrived.pop(index, None)
+        for some in (self.running, self.failed, self.held_back, self.unbegun):
+            some.discard(index)
 
     def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
         """The next attempt of each, which is handed out now."""
@@ -104,8 +118,8 @@ class TaskTable:
 
     def note_began(self, index: int, attempt: int, when: float) -> None:
         """Note when an attempt began to run; what is told of it later makes no difference."""
-        task = self._tasks[index]
-        if attempt in task.running and attempt not in task.began:
+        task = self._tasks.get(index)
+        if task is not None and attempt in task.running and attempt not in task.began:
             task.began[attempt] = when
             if task.late is not None and not task.returned:
                 task.late.begin((index, attempt), when)
@@ -114,7 +128,9 @@ class TaskTable:
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt."""
-        index, task = outcome.task, self._tasks[outcome.task]
+        index, task = outcome.task, self._tasks.get(outcome.task)
+        if task is None:  # it was forgotten
+            return
         task.running.discard(outcome.attempt)
         if task.late is not None:
             task.late.end((index, outcome.attempt))
@@ -152,13 +168,6 @@ class TaskTable:
         task.failures = [one for one in task.failures if one.kind != "shape"]
         self._place(index)
 
-    def give_up(self, index: int) -> None:
-        """Nothing is wanted of a task any more, whatever its attempts still do."""
-        task = self._tasks[index]
-        task.returned = True
-        task.failures.clear()
-        self._place(index)
-
     @property
     def coming(self) -> set[int]:
         """Tasks whose results may still come."""
@@ -167,12 +176,12 @@ class TaskTable:
     @property
     def seconds(self) -> list[float]:
         """What workers spent on results, whatever became of them."""
-        return [task.seconds for task in self._tasks if task.seconds is not None]
+        return [task.seconds for task in self if task.seconds is not None]
 
     @property
     def first_cause(self) -> BaseException | None:
         """The exception of the first task that raised one, with a note that names it."""
-        for index, task in enumerate(self._tasks):
+        for index, task in enumerate(self):
             for failure in task.failures:
                 if failure.cause is not None:
                     return raised_by(f"task {index} of {len(self._tasks)}", failure.cause)

@@ -5,6 +5,7 @@ Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import time
@@ -59,20 +60,29 @@ class FolderLink(NamedTuple):
 
     folder : to be seen from the driver's machine only.
     machine : its name, and the directory that the folder lies in.
+    attempt : name of a file that is there when nobody waits for this one any more.
     """
 
     folder: str
     machine: tuple[str, int, int]
+    attempt: str = "none"
 
     @classmethod
     def to(cls, folder: str) -> FolderLink:
         """The link to this process, by a folder of it."""
         return cls(folder, _machine(folder))
 
+    def cancel(self) -> None:
+        """Nobody waits for this attempt any more."""
+        with contextlib.suppress(OSError):
+            open(os.path.join(self.folder, self.attempt), "x").close()
+
     def is_cancelled(self) -> bool:
         """Whether the folder is gone; on another machine, which cannot see it, nobody knows."""
         try:
-            return not os.path.isdir(self.folder) and _machine(self.folder) == self.machine
+            if os.path.isdir(self.folder):
+                return os.path.exists(os.path.join(self.folder, self.attempt))
+            return _machine(self.folder) == self.machine
         except OSError:
             return False
 

@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ from polarmap.executors.base import (
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
-from polarmap.worker.parts import DamagedError, Place, read_file
+from polarmap.worker.parts import MESSAGE, DamagedError, Place, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, Message, ready
@@ -66,23 +66,27 @@ def functions() -> Iterator[Any]:
 
 
 class Kind(NamedTuple):
-    """How to come by what `coded_map(executor=)` takes, and which faults a test may inject there."""
+    """How to come by what `coded_map(executor=)` takes, and which faults a test may inject there.
+
+    withdraws : whether an attempt can be kept from running on.
+    """
 
     choice: Callable[[], AbstractContextManager[Any]]
     faults: frozenset[str] = frozenset({"raise", "garbage", "sleep", "kill", "exit"})
+    withdraws: bool = True
 
 
 SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where a worker that dies takes others with it
 EXECUTORS = {
-    "replay": Kind(lambda: nullcontext(ReplayExecutor())),
+    "replay": Kind(lambda: nullcontext(ReplayExecutor()), withdraws=False),
     "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
     "processes": Kind(lambda: process_pool(4), SURVIVABLE),
     "dask": Kind(lambda: dask_executor(8), SURVIVABLE),
-    "localhost": Kind(lambda: nullcontext("localhost")),
-    "functions": Kind(functions),
+    "localhost": Kind(lambda: nullcontext("localhost"), withdraws=False),
+    "functions": Kind(functions, withdraws=False),
     "pool": Kind(lambda: Pool(workers=8)),
     "default": Kind(lambda: nullcontext(None)),
-    "yaml": Kind(lambda: nullcontext(YAML)),
+    "yaml": Kind(lambda: nullcontext(YAML), withdraws=False),
     "pool of Lithops": Kind(lambda: Pool(YAML, workers=8)),
     "pool of Lithops, through objects": Kind(lambda: Pool(YAML, workers=8, listen=False)),
     "pool of Dask": Kind(dask_pool, SURVIVABLE),
@@ -191,6 +195,49 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     assert_right(ended(run, 0)[0], attempt=1)
     run.close()
     assert run.close() is None
+
+
+def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
+    kind: Kind, executor: MapExecutor
+) -> None:
+    asleep, others = [(task, 0) for task in range(3)], [(task, 0) for task in range(3, N)]
+    with closing(executor.open(payload({task: Fault("sleep", NEVER) for task in range(3)}))) as run:
+        run.submit(asleep)
+        run.withdraw(asleep)
+        run.submit(others)
+        count = N if kind.withdraws else len(others)
+        outcomes = {outcome.task: outcome for outcome in first_ends(run, count, PATIENCE)}
+        for task, _ in others:
+            assert_right(outcomes[task])
+        for task, _ in asleep if kind.withdraws else ():
+            assert outcomes[task].failure is not None
+            assert outcomes[task].failure.kind == "lost"
+        run.withdraw(asleep)  # nothing is left of them
+        run.submit([(0, 1)])
+        assert_right(ended(run, 0)[0], attempt=1)
+
+
+class Unwanted(PartBlocks):
+    """Blocks of tasks of which nobody waits for one."""
+
+    source = MESSAGE
+
+    def piece(self, number: int) -> list[Any]:
+        if number == 1:
+            raise CancelledError
+        return super().piece(number)
+
+
+@pytest.mark.parametrize("label", ["pool", "threads", "processes"])
+def test_a_task_whose_block_is_not_made_as_nobody_waits_for_it_is_lost(label: str) -> None:
+    blocks = Unwanted([[block] for block in DATA], ("array",))
+    with EXECUTORS[label].choice() as choice:
+        with closing(executor_of(choice).open(Payload(lambda block: 2 * block, blocks))) as run:
+            run.submit([(1, 0), (0, 0), (2, 0)])
+            outcomes = ended(run, 0, 1, 2)
+        assert_right(outcomes[0])
+        assert_right(outcomes[2])
+        assert outcomes[1].failure is not None
 
 
 def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapExecutor) -> None:

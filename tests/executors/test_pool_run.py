@@ -6,9 +6,10 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-from plain import ends
+from plain import ends, first_ends
 from worker_sites import ThreadSite, called, pool_of
 
+from polarmap import Fault, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
 from polarmap.worker.stream import END, Message, frame
@@ -36,3 +37,20 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
                 events += run.wait(PATIENCE)
     over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
     assert over == [(0, "lost"), (1, None)]
+
+
+def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn() -> None:
+    blocks = PartBlocks([[np.full(3, float(task))] for task in range(6)], ("array",))
+    with Pool(workers=1) as pool:
+        payload = Payload(np.negative, blocks, {1: Fault("sleep", 600.0)})
+        with closing(pool.open(payload)) as run:
+            run.submit([(0, 0)])
+            first_ends(run, 1, PATIENCE)  # its worker has f now
+            run.submit([(task, 0) for task in range(1, 6)])
+            [worker] = run._lease.workers.values()
+            assert [order[1:] for order, _ in worker.orders] == [(1, 0), (2, 0)]
+            run.withdraw([(1, 0), (3, 0)])
+            outcomes = {one.task: one.failure for one in first_ends(run, 5, PATIENCE)}
+            assert run.wait(0.0) == []
+    assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3}
+    assert set(outcomes) == set(range(1, 6))

@@ -10,7 +10,7 @@ from plain import assert_same, plain_map
 
 import polarmap
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
-from polarmap.errors import CodedTimeoutError, CodeError
+from polarmap.errors import CodeError
 
 DATA = np.random.default_rng(0).standard_normal((60, 4))
 OPTIONS = {
@@ -116,32 +116,7 @@ def test_every_code_decodes(code: Any) -> None:
     assert result.report.code == ("rotation optimal" if code == "rotation" else result.report.code)
 
 
-# --- progress ----------------------------------------------------------------------------------
-
-
-def test_progress_shows_what_arrived_and_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    doubled(blocks=6, workers=8)  # which tells that it is linear
-    doubled(blocks=6, workers=8, progress=True)
-    shown = capsys.readouterr().err
-    assert all(f"{arrived}/8 arrived, 6 needed" in shown for arrived in range(7))
-    assert "7/8" not in shown
-
-
-def test_the_bar_is_closed_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    never = ReplayExecutor(dict.fromkeys(range(32), math.inf))
-    with pytest.raises(CodedTimeoutError):
-        doubled(progress=True, executor=never, timeout=1)
-    assert capsys.readouterr().err.endswith("\r")
-
-
 # --- executors ---------------------------------------------------------------------------------
-
-
-def test_a_replay_can_be_used_again() -> None:
-    executor = ReplayExecutor({0: 2.0})
-    first, second = (doubled(blocks=4, executor=executor) for _ in range(2))
-    assert_same(first, second, 1e-12)
-    assert second.report.seconds == pytest.approx(first.report.seconds, abs=0.3)
 
 
 def test_a_fault_never_strikes_without_being_asked_for() -> None:

@@ -235,32 +235,38 @@ def test_nothing_is_kept_of_calls_that_are_done(two: Executor) -> None:
     assert reference() is None
 
 
+def test_nothing_is_kept_of_calls_while_others_go_on(two: Executor, tmp_path: Path) -> None:
+    first = two.submit(linger, tmp_path, "first")
+    sizes = []
+    for _ in range(3):  # what is remembered of a number of calls is full with the first of these
+        list(two.map(abs, range(1200)))
+        gc.collect()
+        sizes.append(len(gc.get_objects()))
+    assert first.running()
+    touch(tmp_path, "first may end")
+    assert abs(sizes[2] - sizes[1]) < 100
+
+
 # --- late and lost calls -----------------------------------------------------------------------------
 
 
-def test_a_late_call_gets_a_backup_and_the_first_to_return_counts(tmp_path: Path) -> None:
-    def late_once(number: int) -> int:
-        path = tmp_path / str(number)
-        time.sleep(0.05)
-        if number == 5 and not path.exists():
-            path.touch()
-            time.sleep(600)
-        return os.getpid()
+@pytest.mark.parametrize("kind", ["pool", "threads", "processes"])
+def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running(kind: str, tmp_path: Path) -> None:
+    """Eight of three workers fall asleep, while the executor is never without a call."""
 
-    with Executor(workers=3) as executor:
-        began = time.monotonic()
-        found = [executor.submit(late_once, number) for number in range(12)]
-        processes = [one.result(PATIENCE) for one in found]
-        assert time.monotonic() - began < PATIENCE
-        assert len(set(processes)) > 1
-        assert executor.submit(int).result(PATIENCE) == 0
+    def asleep_at_first(number: int) -> int:
+        if number % 10 == 5 and not (tmp_path / f"{number} began").exists():
+            linger(tmp_path, str(number))
+        return number
 
-
-def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running() -> None:
-    asleep = {5: Fault("sleep", 600.0)}  # and so it is of each run
-    with Pool(workers=2) as pool, Executor(FaultyExecutor(pool, asleep)) as executor:
-        for _ in range(8):
-            assert list(executor.map(abs, range(12))) == list(range(12))
+    with ExitStack() as stack, KINDS[kind](stack) as executor:
+        first = executor.submit(linger, tmp_path, "first")
+        for turn in range(8):
+            numbers = range(10 * turn, 10 * turn + 10)
+            assert list(executor.map(asleep_at_first, numbers, timeout=PATIENCE)) == list(numbers)
+        assert first.running()
+        for number in ("first", *range(5, 80, 10)):
+            touch(tmp_path, f"{number} may end")
 
 
 def test_no_backups_means_none(tmp_path: Path) -> None:

@@ -326,14 +326,6 @@ def test_too_few_workers_and_too_late() -> None:
         coded_gradient(curved, np.ones(6), blocks=6, workers=8, timeout=5, executor=losing(0, 1, 2))
 
 
-def test_what_f_raises_everywhere_is_raised() -> None:
-    def broken(x: Any) -> Any:
-        raise RuntimeError("no licence for the simulator")
-
-    with pytest.raises(RuntimeError, match=r"^no licence for the simulator\nf fails everywhere"):
-        coded_gradient(broken, np.ones(6), executor=ReplayExecutor())
-
-
 def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:
     for executor in (None, ReplayExecutor()):
         with pytest.raises(CodeError, match="f must return one real number, not float64"):

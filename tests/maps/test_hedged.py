@@ -71,32 +71,6 @@ def test_a_first_attempt_that_beats_its_backup_counts() -> None:
     assert result.report.tasks[1].arrived == 1.5
 
 
-def test_late_backups_are_backed_up_as_often_as_permitted() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("sleep", 500, attempts=2)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty)
-    assert result.report.tasks[0].attempts == 3
-    assert result.report.seconds == pytest.approx(3.2)
-    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("sleep", 500, attempts=2)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty, backups=1)
-    assert result.report.tasks[0].attempts == 2
-    assert result.report.seconds == 501
-    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("sleep", 500)})
-    assert hedged_map(summary, DATA, blocks=4, executor=faulty, backups=0).report.seconds == 501
-
-
-def test_where_fewer_than_half_return_the_others_get_backups_with_caution() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {i: Fault("sleep", 100) for i in (0, 1, 2)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty)
-    assert result.report.seconds == 7  # three times what two of four would take at the pace of one
-    assert [task.attempts for task in result.report.tasks] == [2, 2, 2, 1]
-
-
-def test_where_nothing_returns_one_backup_tells_for_all() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {i: Fault("sleep", math.inf) for i in range(4)})
-    result = hedged_map(summary, DATA, blocks=4, executor=faulty)
-    assert result.report.seconds == pytest.approx(62)  # the first backup after a minute, then all
-
-
 def test_a_failed_attempt_waits_for_the_backup_that_runs() -> None:
     executor = FaultyExecutor(ReplayExecutor({2: 1.5}), {2: Fault("raise")})  # after its backup has started
     result = hedged_map(summary, DATA, blocks=4, executor=executor, backups=1, retries=0)
@@ -306,6 +280,7 @@ def test_blocks_of_a_future_that_are_done_keep_their_results() -> None:
             options = {"executor": pool, "backups": 0, "return_exceptions": keeps}
             future = submit(fails_later, list("abc"), verb=hedged_map, **options)
             assert (future.blocks[0].result(30), future.blocks[2].result(30)) == ("a", "c")
+            assert not future.blocks[1].done()
             gate.set()
             if keeps:
                 assert isinstance(future.result(30)[1], LookupError)
@@ -314,6 +289,7 @@ def test_blocks_of_a_future_that_are_done_keep_their_results() -> None:
                 assert isinstance(future.exception(30), LookupError)
                 assert future.blocks[1].exception(30) is future.exception()
             assert (future.blocks[0].result(), future.blocks[2].result()) == ("a", "c")
+            assert not keeps or future.result()[0] is future.blocks[0].result()
 
 
 def test_arguments_of_a_call() -> None:
@@ -393,24 +369,6 @@ def test_a_result_that_only_the_worker_can_unpickle_is_named() -> None:
         hedged_map(lambda item: StubbornError(1, 2), ["a"], executor=ReplayExecutor())
 
 
-def test_a_future_tells_results_as_they_come() -> None:
-    gate = threading.Event()
-
-    def wait_for_gate(item: str) -> Any:
-        if item == "late":
-            gate.wait(30)
-        return item, None
-
-    with ThreadPoolExecutor(3) as pool:
-        future = submit(wait_for_gate, ["a", "late", "b"], verb=hedged_map, executor=pool, backups=0)
-        assert future.blocks[0].result(30) == ("a", None)
-        assert future.blocks[2].result(30) == ("b", None)
-        assert not future.blocks[1].done()
-        gate.set()
-        assert list(future.result(30)) == [("a", None), ("late", None), ("b", None)]
-        assert future.result()[0] is future.blocks[0].result()
-
-
 # --- arguments ---------------------------------------------------------------------------------
 
 
@@ -464,30 +422,6 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
 def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         hedged_map(str, data, executor=ReplayExecutor(), **options)
-
-
-def test_what_is_closed_is_the_run_underneath() -> None:
-    closed: list[str] = []
-
-    class ClosedRun(ReplayRun):
-        def close(self) -> None:
-            closed.append("close")
-
-    class Closed(ReplayExecutor):
-        def open(self, payload: Payload) -> ReplayRun:
-            return ClosedRun({}, payload)
-
-    with pytest.raises(ZeroDivisionError):
-        hedged_map(lambda block: 1 / 0, DATA, executor=Closed(), retries=0)
-    assert len(closed) == 1
-
-
-def test_what_cannot_come_any_more_is_said_in_plain_words() -> None:
-    dead = FaultyExecutor(ReplayExecutor(), {2: Fault("kill", attempts=9)})
-    with pytest.raises(
-        NotDecodableError, match=r"^3 of 4 needed results arrived, and no more can come; failed"
-    ):
-        hedged_map(np.sort, np.arange(8.0), blocks=4, executor=dead)
 
 
 def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_results() -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +99,6 @@ def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
-def test_blocks_that_are_late_are_decoded(threads: ThreadPoolExecutor) -> None:
-    f = Gate(A[0, 0], A[4, 0])
-    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads, verify=False)
-    np.testing.assert_allclose(future.blocks[0].result(SECONDS), 2 * A[:4], atol=1e-12)
-    assert future.result(SECONDS).report.recovered == (0, 1)
-    f.open()
-
-
 def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
     garbage = polarmap.FaultyExecutor(ReplayExecutor({0: 0.5}), {0: polarmap.Fault("garbage", attempts=9)})
     told = r"told of blocks \[0\] before the others turned out to be garbage"
@@ -158,26 +150,6 @@ def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:
     assert report is not None
     assert report.indices("failed")
     assert "ZeroDivisionError: no" in str(report)
-
-
-def test_cancelling_releases_whoever_waits(threads: ThreadPoolExecutor) -> None:
-    f = Gate()
-    future = polarmap.submit(f, A, blocks=4, executor=threads)
-    assert f.waiting.acquire(timeout=SECONDS)
-    waiter = threads.submit(wait, [future, *future.blocks], SECONDS)
-    called: list[Any] = []
-    future.add_done_callback(called.append)
-    assert future.cancel()
-    assert future.cancel()
-    assert future.cancelled()
-    assert called == [future]
-    done, undone = waiter.result(SECONDS)
-    assert len(done) == 5
-    assert not undone
-    with pytest.raises(CancelledError):
-        future.result(SECONDS)
-    assert future._map._ended.wait(SECONDS)
-    f.open()
 
 
 @pytest.mark.parametrize("kind", ["pool", "localhost"])
@@ -257,35 +229,6 @@ def _told_of_end(ended: threading.Event) -> Callable[[Callable[[], None]], None]
         threading.Thread(target=run, daemon=True).start()
 
     return start
-
-
-def test_a_dropped_future_calls_its_map_off(threads: ThreadPoolExecutor) -> None:
-    f = Gate()
-    future = polarmap.submit(f, A, blocks=4, executor=threads)
-    assert f.waiting.acquire(timeout=SECONDS)
-    map_, block = future._map, future.blocks[0]
-    del future
-    gc.collect()
-    assert not map_._ended.is_set()  # somebody has a block
-    assert not block.done()
-    del block
-    gc.collect()
-    assert map_._ended.wait(SECONDS)
-    f.open()
-
-
-def test_a_callback_keeps_a_map_alive(threads: ThreadPoolExecutor) -> None:
-    f, results, told = Gate(), list[Any](), threading.Event()
-
-    def note(done: Any) -> None:
-        results.append(done.result())
-        told.set()
-
-    polarmap.submit(f, A, blocks=4, executor=threads).add_done_callback(note)
-    gc.collect()
-    f.open()
-    assert told.wait(SECONDS)
-    np.testing.assert_allclose(results[0].concatenate(), 2 * A, atol=1e-12)
 
 
 def test_awaiting(threads: ThreadPoolExecutor) -> None:

@@ -122,16 +122,6 @@ def test_a_failed_task_that_is_needed_is_tried_again() -> None:
     np.testing.assert_allclose(result.value, sum(map(np.cos, np.eye(6))))
 
 
-def test_what_f_raises_everywhere_is_raised() -> None:
-    def fails(part: np.ndarray) -> np.ndarray:
-        raise ZeroDivisionError("on purpose")
-
-    with pytest.raises(
-        ZeroDivisionError, match="on purpose\nf fails everywhere: each of the first 4 of 6 tasks"
-    ):
-        coded_sum(fails, list(np.eye(6)), tolerate=1, executor=ReplayExecutor(), retries=0)
-
-
 def test_copies_that_contradict_each_other_are_refused() -> None:
     faulty = FaultyExecutor(arriving([0, 1, 2, 3], 4, step=0.0), {1: Fault("garbage")})
     with pytest.raises(NotDecodableError, match="contradict each other"):

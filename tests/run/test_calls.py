@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,173 +15,150 @@ from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
 from polarmap.executors.block_store import BlockStore
-from polarmap.run import calls as module
-from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits, function_of
+from polarmap.executors.replay import ReplayRun
+from polarmap.run.calls import Call, Calls, function_of
+from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import schedule
 from polarmap.run.need import Stopwatch
 from polarmap.worker.block_functions import run_call
 from polarmap.worker.pytree import to_block
 
-BOUNDED = Limits(4, grows=False, backups=2, retries=1)
-
 
 class Served:
-    """Calls, the run that they are on, and those that wait for it."""
+    """Calls, and a run that does them."""
 
     def __init__(
         self,
         seconds: Mapping[int, float] | None = None,
         faults: Mapping[int, Fault] | None = None,
-        limits: Limits = BOUNDED,
-        durations: Durations | None = None,
+        most: int = 4,
+        backups: int = 2,
+        retries: int = 1,
     ) -> None:
-        self.waiting: list[Call] = []
         self.most = 0  # calls that were under way at a time
-        known = defaultdict(partial(deque, maxlen=REMEMBERED)) if durations is None else durations
-        self.calls = Calls(limits, known, self._take)
-        self.run = ReplayExecutor(seconds).open(Payload(run_call, self.calls.blocks, faults or {}))
-        self.calls.watch = Stopwatch(self.run.now)
-        self._steps = schedule(self.run, self.calls, limits.retries, self.calls)
+        self.calls = Calls(most, backups, retries)
+        self.withdrawn: list[tuple[int, int]] = []
+        self.open(seconds, faults)
 
-    def _take(self, room: int) -> tuple[list[Call], bool]:
-        taken, self.waiting = self.waiting[:room], self.waiting[room:]
-        self.most = max(self.most, len(self.calls._calls) + len(taken))
-        return taken, bool(self.waiting)
+    def open(
+        self, seconds: Mapping[int, float] | None = None, faults: Mapping[int, Fault] | None = None
+    ) -> None:
+        calls = self.calls
+        self.run = ReplayExecutor(seconds).open(Payload(run_call, calls, faults or {}))
+        self.run.withdraw = self.withdrawn.extend  # type: ignore[method-assign]
+        calls._run, calls.watch = self.run, Stopwatch(self.run.now)
+        self._steps = schedule(self.run, calls, calls._retries, calls)
 
     def add(self, count: int) -> list[Call]:
         """So many calls, which wait from now on."""
         some = [Call(Future(), "f", to_block((abs, (-number,), {}))) for number in range(count)]
-        self.waiting += some
+        for one in some:
+            self.calls.put(one)
         return some
 
     def step(self) -> None:
-        self.calls.note(next(self._steps))
+        outcomes = next(self._steps)
+        self.most = max(self.most, len(self.calls.tasks))
+        for outcome in outcomes:
+            self.calls.add(outcome)
+        self.calls.step()
+
+    def take(self) -> None:
+        """Let the run have as many as it may, and start none."""
+        self.calls.due(self.calls.tasks, self.calls, 0.0)
 
     def serve(self) -> Iterator[int]:
         """Until no call waits or is under way."""
         for number in range(2000):
-            if self.calls.is_idle and not self.waiting:
+            if self.calls.is_idle:
                 return
             self.step()
             yield number
         pytest.fail("it has no end")
 
 
-def attempts(served: Served) -> list[int]:
-    return [served.calls.tasks[task].attempts for task in range(len(served.calls.tasks))]
+def attempts(served: Served, task: int) -> int:
+    return served.calls.tasks[task].attempts
 
 
-def test_calls_end_as_the_run_says_in_their_order_and_their_blocks_go() -> None:
+def test_calls_end_as_the_run_says_in_their_order_and_nothing_of_them_is_kept() -> None:
     served = Served()
     some = served.add(10)
     list(served.serve())
     assert served.most == 4
     assert [one.future.result(0) for one in some] == list(range(10))
-    assert attempts(served) == [1] * 10
-    assert not served.calls.sent
+    assert len(served.calls.tasks) == 0
+    assert not served.calls.late._of_task
+    assert served.withdrawn == []
 
 
-@pytest.mark.parametrize(
-    ("most", "grows", "given", "running", "room"),
-    [
-        (None, False, 10**6, 0, 1 << 30),
-        (4, False, 4, 4, 0),
-        (4, False, 1, 1, 3),
-        (6, True, 6, 3, 0),
-        (6, True, 20, 20, 10),
-        (6, True, 30, 20, 0),
-    ],
-)
-def test_room_grows_with_what_runs(
-    most: int | None, grows: bool, given: int, running: int, room: int
-) -> None:
-    assert Limits(most, grows, 0, 0).room(given, running) == room
-
-
-def test_a_late_call_is_started_once_more_and_the_first_to_return_counts() -> None:
-    served = Served({3: 50.0})
+def test_a_late_call_is_started_once_more_and_what_is_left_of_it_is_withdrawn() -> None:
+    served = Served(faults={3: Fault("sleep", 1000.0)})
     some = served.add(4)
     list(served.serve())
     assert some[3].future.result(0) == 3
-    assert attempts(served) == [1, 1, 1, 3]
-    assert served.run.now() >= 50.0  # by this script a backup takes as long
+    assert 2.0 < served.run.now() < 100.0
+    assert served.withdrawn == [(3, 0)]
+    assert len(served.calls.tasks) == 0
 
 
 def test_there_are_no_backups_while_other_calls_wait_for_a_worker() -> None:
     served = Served({task: 50.0 if task in (3, 4, 5) else 1.0 for task in range(20)})
     served.add(20)
+    most = {True: 1, False: 1}
     for _ in served.serve():
-        if served.waiting:
-            assert max(attempts(served), default=1) == 1
-    assert max(attempts(served)) > 1
+        count = max((task.attempts for task in served.calls.tasks), default=1)
+        others_wait = served.calls._next < served.calls._count
+        most[others_wait] = max(count, most[others_wait])
+    assert most[True] == 1 < most[False]
 
 
 def test_what_calls_of_a_function_took_is_remembered_from_run_to_run() -> None:
-    durations: Durations = defaultdict(partial(deque, maxlen=16))
-    first = Served(durations=durations)
-    first.add(20)
-    list(first.serve())
-    assert list(durations["f"]) == [1.0] * 16
-    again = Served({0: 50.0}, durations=durations)
-    again.add(1)
-    again.step()
-    again.step()  # it waits for the moment in which the call is late, and no longer
-    assert 1.0 < again.run.now() < 1.2
-    assert attempts(again) == [1]
-    again.step()
-    assert attempts(again) == [2]
+    served = Served()
+    served.add(20)
+    list(served.serve())
+    served.open({20: 50.0})
+    served.add(1)
+    served.step()
+    served.step()  # a moment, in which it is told that the call has begun
+    served.step()  # it waits for the moment in which that is late, and no longer
+    assert 1.0 < served.run.now() < 1.2
+    assert attempts(served, 20) == 1
+    served.step()
+    assert attempts(served, 20) == 2
 
 
 def test_no_call_is_late_at_once() -> None:
-    durations: Durations = defaultdict(deque, {"f": deque([1e-6] * 20)})
-    served = Served({0: 50.0}, durations=durations)
+    served = Served(dict.fromkeys(range(20), 1e-6))
+    served.add(20)
+    list(served.serve())
+    served.open({20: 50.0})
     served.add(1)
     served.step()
     served.step()
     assert served.run.now() == pytest.approx(0.1)
 
 
-def test_a_worker_that_is_at_what_others_have_done_wears_a_run() -> None:
-    served = Served(faults={3: Fault("sleep", 1000.0)})
-    served.add(4)
+def test_no_more_is_remembered_than_tells_what_is_late() -> None:
+    served = Served()
+    served.add(3 * REMEMBERED)
     list(served.serve())
-    calls, done = served.calls, served.calls.watch.elapsed
-    assert attempts(served) == [1, 1, 1, 2]
-    assert done < 100.0
-    assert 3 in calls.sent  # that attempt may ask for it
-    assert not calls.is_worn(done)
-    served.add(9)
-    served.step()
-    served.step()
-    assert served.waiting
-    assert 0.0 < calls.wait_seconds(calls.tasks, done) <= module.GRACE_SECONDS
-    late = done + module.GRACE_SECONDS
-    assert calls.is_worn(late)
-    assert calls.wait_seconds(calls.tasks, late) == 0.0  # for others to take what waits
-    served.waiting.clear()
-    list(served.serve())
-    served.run.wait(2000.0)
+    [kind] = served.calls._kinds.values()
+    assert len(kind._durations) <= REMEMBERED
 
 
 def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     """The first attempt raises late, while its backup sleeps; nothing is started in the place of either."""
-    limits, faults = Limits(5, grows=False, backups=1, retries=3), {3: Fault("raise", attempts=1)}
-    served = Served({3: 50.0, 4: 200.0}, faults, limits)
+    faults = {3: Fault("raise", attempts=1)}
+    served = Served({3: 50.0, 4: 200.0}, faults, most=5, backups=1, retries=3)
     some = served.add(5)
-    list(served.serve())
+    counts = {}
+    for _ in served.serve():
+        counts |= {task: attempts(served, task) for task in served.calls.tasks.known()}
     assert some[3].future.exception(0) is not None
     assert [one.future.result(0) for one in (*some[:3], some[4])] == [0, 1, 2, 4]
-    assert attempts(served) == [1, 1, 1, 2, 2]
-    assert set(served.calls.sent) == {4}  # its backup runs
-
-
-def test_a_run_that_had_many_calls_is_worn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_CALLS", 6)
-    served = Served()
-    for is_worn in (False, True):
-        served.add(3)
-        list(served.serve())
-        assert served.calls.is_worn(0.0) == is_worn
+    assert counts == {0: 1, 1: 1, 2: 1, 3: 2, 4: 2}
+    assert set(served.withdrawn) == {(3, 1), (4, 1)}
 
 
 def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
@@ -194,8 +171,6 @@ def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     assert isinstance(errors[1], WorkerLostError)
     assert "lost 2 times" in str(errors[1])
     assert errors[2] is not None
-    assert attempts(served) == [2, 2, 1, 1]
-    assert not served.calls.sent
 
 
 LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyError", "x", KeyError("x"))
@@ -204,17 +179,20 @@ LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyErro
 @pytest.mark.parametrize("first", [LOST, RAISED, None])
 @pytest.mark.parametrize("second", [LOST, RAISED, None])
 def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: Failure | None) -> None:
-    served = Served(limits=Limits(4, grows=False, backups=1, retries=1))
+    served = Served(backups=1)
     [call] = served.add(1)
-    served.calls.take()
-    tasks, ends = served.calls.tasks, []
+    calls = served.calls
+    tasks, ends = calls.tasks, []
+    served.take()
     for attempt, failure in enumerate((first, second)):
         tasks.start([0], 0.0)
         result = ([to_block(7)], ("array",)) if failure is None else (None, None)
         ends.append(Outcome(0, attempt, *result, failure, 1.0))
     for outcome in ends:
         tasks.note(outcome, 1.0)
-    served.calls.note(ends)
+    for outcome in ends:
+        calls.add(outcome)
+    assert calls.step()
     told = [failure for failure in (first, second) if failure is not LOST]
     error = call.future.exception(0)
     if not told:
@@ -223,34 +201,74 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
         assert call.future.result(0) == 7
     else:
         assert isinstance(error, KeyError)
-    assert served.calls.is_idle
-    assert not served.calls.sent
-    assert not tasks.failed
+    assert len(tasks) == 0
 
 
-def test_all_fail_with_their_run() -> None:
+class Breaks(ReplayExecutor):
+    """Its first run breaks when two calls have begun."""
+
+    calls: Calls | None
+
+    def open(self, payload: Payload) -> ReplayRun:
+        run, calls = super().open(payload), self.calls
+
+        def submit(attempts: Sequence[tuple[int, int]]) -> None:
+            if attempts and calls is not None:
+                for task, _ in attempts[:2]:
+                    block_of(calls, task)
+                raise OSError("gone")
+
+        if calls is not None:
+            run.submit, self.calls = submit, None  # type: ignore[method-assign]
+        return run
+
+
+def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next() -> None:
+    served = Served()
+    some, executor = served.add(9), Breaks()
+    executor.calls = served.calls
+    served.calls.serve(executor)
+    assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
+    assert not served.calls.is_idle
+    served.calls.serve(executor)
+    assert [one.future.result(0) for one in some[2:]] == list(range(2, 9))
+
+
+def test_all_fail_where_none_is_opened() -> None:
     served = Served()
     some = served.add(3)
-    served.calls.take()
-    served.calls.fail(OSError("gone"))
+    assert some[2].future.cancel()
+    nowhere = Mock(open=Mock(side_effect=OSError("gone")))
+    served.calls.serve(nowhere)
+    assert some[0].future.done()  # nothing else was there when it came
+    served.calls.serve(nowhere)
     assert served.calls.is_idle
-    assert [str(one.future.exception(0)) for one in some] == ["gone"] * 3
+    assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
+    assert len(wait([some[2].future], 0.0).done) == 1
 
 
-def test_what_has_no_end_is_lost() -> None:
-    served = Served({1: float("inf")})
-    some = served.add(2)
-    list(served.serve())
-    found: list[Any] = [one.future.exception(0) for one in some]
-    assert found[0] is None
-    assert isinstance(found[1], WorkerLostError)
-
-
-def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_them() -> None:
+def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     served = Served()
-    served.waiting += [Call(Future(), "f", np.full(size, size - 1, np.uint8)) for size in (1, 2, 3)]
-    served.calls.take()
-    blocks: Coded = served.calls.blocks
+    some = served.add(9)
+    served.take()
+    assert [one.future.running() for one in some] == [True] + [False] * 8  # nothing else was there
+    assert block_of(served.calls, 2) is not None
+    assert some[3].future.cancel()
+    with pytest.raises(CancelledError):
+        block_of(served.calls, 3)
+    served.calls.cancel()
+    assert len(wait([one.future for one in some], 0.0).done) == 7  # who waits for them is told
+    assert [one.future.cancelled() for one in some] == [False, True, False] + [True] * 6
+    list(served.serve())
+    assert [some[task].future.result(0) for task in (0, 2)] == [0, 2]
+
+
+def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it() -> None:
+    served = Served()
+    for size in (1, 2, 3):
+        served.calls.put(Call(Future(), "f", np.full(size, size - 1, np.uint8)))
+    served.take()
+    blocks: Coded = served.calls
     assert blocks.n == 3
     assert blocks.source is not None
     check_reachable(blocks.source)
@@ -261,8 +279,8 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_th
         block = stored.block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
         assert block.source == blocks.source
-    del served.calls.sent[1]
-    with pytest.raises(KeyError):  # nobody else holds it
+    served.calls._let_go(1)
+    with pytest.raises(CancelledError):
         stored.block(blocks, 1)
 
 

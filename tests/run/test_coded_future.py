@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -114,10 +114,16 @@ def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> 
 
 
 def test_cancelling_wakes_the_map_and_ends_it() -> None:
-    one = ScriptedMap()
+    one, called = ScriptedMap(), list[Any]()
     future = one.start()
     assert one.began.wait(SECONDS)
+    future.add_done_callback(called.append)
+    with ThreadPoolExecutor(1) as threads:
+        waiter = threads.submit(wait, [future, *future.blocks], SECONDS)
+        assert future.cancel()
+        assert len(waiter.result(SECONDS).done) == 3
     assert future.cancel()
+    assert called == [future]
     assert one.woken.wait(SECONDS)
     assert one.ended.wait(SECONDS)
     assert future.cancelled()

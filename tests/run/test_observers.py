@@ -245,12 +245,13 @@ def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -
     bar.began(running)
     bar.looked(5)
     bar.finished(RuntimeError())
-    with counting((bar,), 4) as show:
-        show(3)
     text = capsys.readouterr().err
     assert "0/8 arrived, 6 needed" in text
     assert "5/8 arrived, 6 needed" in text
-    assert "3/4 stripes" in text
+    assert text.endswith("\r")  # the line is taken away
+    with counting((bar,), 4) as show:
+        show(3)
+    assert "3/4 stripes" in capsys.readouterr().err
 
 
 def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

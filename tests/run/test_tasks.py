@@ -102,18 +102,23 @@ def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
     assert (tasks.running, tasks.failed) == (set(), set())
 
 
-def test_tasks_may_be_added_and_given_up() -> None:
+def test_tasks_may_be_added_and_forgotten_whatever_is_told_of_them_later() -> None:
     tasks, told = told_of(0)
-    assert [tasks.add(told), tasks.add(told)] == [0, 1]
+    tasks.add(0, told)
+    tasks.add(1, told)
     assert (len(tasks), tasks.held_back) == (2, {0, 1})
     tasks.start([0], 0.0)
     tasks.start([0], 1.0)
+    tasks.note_began(0, 0, 0.0)
     tasks.note(ended(0, 0, LOST), 2.0)
-    tasks.give_up(0)
-    assert (tasks.running, tasks[0].failures) == ({0}, [])
-    tasks.note(ended(0, 1, LOST), 3.0)
-    assert (tasks.running, tasks.failed, tasks.held_back) == (set(), set(), {1})
-    assert (tasks[0].failures, told.durations) == ([], [])
+    tasks.note_began(0, 1, 1.0)
+    tasks.forget(0)
+    tasks.forget(0)
+    assert told.run == set()
+    tasks.note_began(0, 1, 3.0)
+    tasks.note(ended(0, 1), 3.0)
+    assert (tasks.running, tasks.failed, tasks.unbegun, tasks.held_back) == (set(), set(), set(), {1})
+    assert (tasks.known(), told.durations) == ([1], [])
 
 
 def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> None:
