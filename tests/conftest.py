@@ -7,6 +7,7 @@ session with its user.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -85,6 +86,7 @@ def pytest_collection_finish() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
+    gc.freeze()  # modules and tests stay: else each collection of garbage goes through half a million objects
 
 
 def running(make: Callable[[], Server]) -> Iterator[Server]:
