@@ -78,7 +78,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return out.result()
 
     def terminate(self) -> None:
-        """No more calls will come."""
+        """End the executor, as no more calls will come."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None

@@ -32,7 +32,7 @@ class ParityStart:
         return 0.0 if self._with_data else LEEWAY * self._took
 
     def learn(self, report: Report) -> None:
-        """From the next product.
+        """Take in what the report of the latest product tells of the time that data takes.
 
         One that needed parity which had been held back has waited for it: so many products do not, and
         twice as many the next time, until one in between needs none.

@@ -169,7 +169,7 @@ class CodedRegressor(RegressorMixin):  # type: ignore[misc]
         return X, y.astype(np.float64)
 
     def predict(self, X: Any) -> Floats:
-        """(samples,) or (samples, targets)."""
+        """Targets as the fitted coefficients predict them: (samples,) or (samples, targets)."""
         return np.asarray(self._linear(X))
 
     def __sklearn_tags__(self) -> Any:
@@ -210,7 +210,7 @@ class CodedClassifier(ClassifierMixin):  # type: ignore[misc]
         return np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_))
 
     def decision_function(self, X: Any) -> Floats:
-        """(samples,) for two classes, (samples, classes) for more."""
+        """Scores of the classes: (samples,) for two of them, (samples, classes) for more."""
         eta = self._linear(X)
         return np.asarray(eta[:, 0] if eta.shape[1] == 1 else eta)
 
@@ -228,14 +228,14 @@ class ProbabilisticClassifier(CodedClassifier):
         return Bernoulli() if len(self.classes_) == 2 else Multinomial()
 
     def predict_proba(self, X: Any) -> Floats:
-        """(samples, classes)."""
+        """Probabilities of the classes: (samples, classes)."""
         eta = self.decision_function(X)
         if eta.ndim == 1:
             return np.stack([expit(-eta), expit(eta)], axis=1)
         return np.asarray(softmax(eta, axis=1))
 
     def predict_log_proba(self, X: Any) -> Floats:
-        """(samples, classes)."""
+        """Logarithms of the probabilities of the classes: (samples, classes)."""
         return np.log(self.predict_proba(X))
 
 

@@ -49,7 +49,7 @@ class TwoLayerNetwork(NamedTuple):
     gates: tuple[Floats, Floats, npt.NDArray[np.intp]] | None = None
 
     def __call__(self, X: Any) -> Floats:
-        """(samples, outputs), for X (samples, features), which may be sparse."""
+        """The outputs, (samples, outputs), for X (samples, features), which may be sparse."""
         inputs = np.asarray(X @ self.coefs[0]) + self.intercepts[0]
         if self.gates is None:
             hidden = np.maximum(inputs, 0.0)
@@ -165,7 +165,7 @@ class ConvexNetwork(ProximalModel):
         raise NotImplementedError
 
     def _outputs(self, X: Any) -> Floats:
-        """(samples, outputs)."""
+        """What the network gives for each sample: (samples, outputs)."""
         return self.network_(X)
 
 

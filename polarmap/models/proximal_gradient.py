@@ -244,7 +244,7 @@ class _FistaSteps:
 
     @property
     def objective(self) -> float:
-        """Where the iteration is."""
+        """Loss plus penalty where the iteration is."""
         return self._problem.objective(self.x, self.eta)
 
     def step(self) -> None:
@@ -308,7 +308,7 @@ class _FistaSteps:
         return self._seen[1:]
 
     def solution(self, tol: float) -> Solution:
-        """Where the iteration is."""
+        """What it has found by now, and how far from the minimum that may be."""
         converged = self.has_converged(tol)
         gap, gradient_map = self._look()
         return Solution(

@@ -158,7 +158,7 @@ class EstimateStream:
                 self._changed.notify_all()
 
     def end(self) -> None:
-        """No more will come."""
+        """Tell those who wait that no more estimates will come."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()

@@ -66,7 +66,7 @@ class RunningMap:
             run.wake()
 
     def report(self) -> Report:
-        """So far."""
+        """What has become of its tasks so far; any thread may ask."""
         run, need = self._run, self.need
         if run is None or need is None:
             return self.blank
