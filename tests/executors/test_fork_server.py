@@ -80,7 +80,7 @@ def test_imports_that_take_too_long_are_one_clear_error(
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(fork_server, "START_SECONDS", 1)
-    monkeypatch.setattr(worker_processes, "modules_named", lambda pickled: ["endless"])
+    monkeypatch.setattr(worker_processes, "modules_named", lambda *_: ["endless"])
     with Pool() as pool, pytest.raises(ExecutorError, match="took more than 1 s"):
         hedged_map(np.sum, [np.ones(5)], executor=pool, timeout=30)
 
