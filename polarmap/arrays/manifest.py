@@ -214,11 +214,11 @@ class Manifest:
             )
         if document.get("crc32") != zlib.crc32(_canonical(array)):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
-        with _consistent(where):
+        with consistent(where):
             encryption = _parse_encryption(array.get("encryption"))
         if key is not None:
             encryption = _authenticated(encryption, document, key, where)
-        with _consistent(where):
+        with consistent(where):
             return cls._from_fields(array, encryption)
 
     @classmethod
@@ -268,11 +268,19 @@ class Manifest:
 
 
 @contextmanager
-def _consistent(where: str) -> Iterator[None]:
-    """What a manifest says that makes no sense is a StorageError."""
+def consistent(where: str) -> Iterator[None]:
+    """What `where` says that makes no sense is a StorageError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
+    except (
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        StorageError,
+    ) as error:
         raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
 
 
