@@ -82,8 +82,13 @@ class Manifest:
 
     @cached_property
     def rows(self) -> int:
-        """Rows of each block; the last data block ends with k * rows - shape[0] padding rows."""
+        """Rows of each block."""
         return -(-self.shape[0] // self.code.k)
+
+    @property
+    def padding(self) -> int:
+        """Rows of zeros at the end of the last data block."""
+        return self.code.k * self.rows - self.shape[0]
 
     @cached_property
     def parity_dtype(self) -> np.dtype[Any]:
@@ -174,7 +179,7 @@ class Manifest:
             "dtype": self.dtype.str,
             "parity_dtype": self.parity_dtype.str,
             "rows_per_block": self.rows,
-            "filler_rows": self.code.k * self.rows - self.shape[0],
+            "filler_rows": self.padding,
             "code": describe_code(self.code),
             "blocks": [[part._asdict() for part in parts] for parts in self.parts],
         }

@@ -12,7 +12,7 @@ from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import TRANSFERS, decode_blocks, decoder_of, fetch_blocks
+from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decode_blocks, decoder_of
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import repair_zarr
 from polarmap.code import modular
@@ -176,7 +176,7 @@ def _decoded(parts: PartStore, manifest: Manifest, stripe: int, kept: Collection
     """By block the damaged parts of a stripe, decoded entry by entry, and the good ones of blocks `kept`."""
     code = manifest.code
     with ThreadPoolExecutor(TRANSFERS) as pool:
-        good = fetch_blocks(parts, manifest, stripe, range(code.n), pool)
+        good = StoredBlocks(parts, manifest).good_parts(stripe, range(code.n), pool)
     bad = [block for block in range(code.n) if block not in good]
     rebuilt = {block: good[block] for block in kept if block in good}
     lost = [block for block in bad if block < code.k]
