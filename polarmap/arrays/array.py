@@ -172,7 +172,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(self._parts, self._manifest, executor)
+            return audits.audit(self.coded_blocks(), executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
@@ -199,8 +199,8 @@ class CodedArray:
         """
         with without_our_frames:
             current, before = generations.load_to_read(self.store, self.name, self.key)
-            parts = PartStore(self.store, current.encryption)
-            repaired, found = repairing.repair(parts, current, before, executor)
+            stored = CodedArray(self.store, current).coded_blocks()
+            repaired, found = repairing.repair(stored, before, executor)
             self._adopt(repaired)
             return found
 

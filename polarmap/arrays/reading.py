@@ -26,33 +26,36 @@ TRANSFERS = 8  # objects fetched at once
 
 
 class StoredBlocks(CodedData):
-    """The n blocks of a stored array, of which nothing is read before it is asked for, and its rows."""
+    """The n blocks of a stored array, of which nothing is read before it is asked for, and its rows.
 
-    def __init__(self, stored: PartStore, manifest: Manifest) -> None:
+    manifest, part_store : what its parts are, and where they lie.
+    """
+
+    def __init__(self, part_store: PartStore, manifest: Manifest) -> None:
         super().__init__(manifest.code, _DataBlocks(self, manifest))
-        self.source, self._stored, self._manifest = stored.place, stored, manifest
+        self.source, self.part_store, self.manifest = part_store.place, part_store, manifest
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """What block `index` consists of."""
-        return self._manifest.parts[index]
+        return self.manifest.parts[index]
 
     def leaves(self, index: int) -> list[Array]:
         """Block `index`, read now; what is damaged of a data block is decoded."""
         if index >= self.code.k:
             return self.piece(index)
-        rows = self._manifest.rows
-        return [self.read_rows(index * rows, (index + 1) * rows).reshape(self._manifest.block_shape)]
+        rows = self.manifest.rows
+        return [self.read_rows(index * rows, (index + 1) * rows).reshape(self.manifest.block_shape)]
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
-        manifest, dtype = self._manifest, self._manifest.dtype_of(number)
+        manifest, dtype = self.manifest, self.manifest.dtype_of(number)
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            data = bytearray().join(pool.map(self._stored.get, manifest.parts[number]))
+            data = bytearray().join(pool.map(self.part_store.get, manifest.parts[number]))
         return [_native(data, dtype).reshape(manifest.block_shape)]
 
     def read_rows(self, start: int, stop: int) -> Array:
         """Rows start..stop of the array; no more is held than these and one stripe of each block."""
-        manifest, inner = self._manifest, self._manifest.shape[1:]
+        manifest, inner = self.manifest, self.manifest.shape[1:]
         out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
         flat, width = out.reshape(-1), prod(inner)
         size = manifest.rows * width  # of a block
@@ -74,7 +77,7 @@ class StoredBlocks(CodedData):
         good = self.good_parts(stripe, [block], pool)
         if good:
             return good[block][columns]
-        manifest, k = self._manifest, self.code.k
+        manifest, k = self.manifest, self.code.k
         decoder = decoder_of(manifest, strict=True)
         others = [other for other in range(self.n) if other != block]
         while others and not (decoder.ready and is_finite(good.values())):
@@ -89,10 +92,10 @@ class StoredBlocks(CodedData):
 
         def fetch(block: int) -> Array | None:
             try:
-                data = self._stored.get(self._manifest.parts[block][stripe])
+                data = self.part_store.get(self.manifest.parts[block][stripe])
             except DamagedError:
                 return None
-            return _native(data, self._manifest.dtype_of(block))
+            return _native(data, self.manifest.dtype_of(block))
 
         each = map if len(blocks) == 1 else pool.map  # one needs no thread
         return {block: row for block, row in zip(blocks, each(fetch, blocks)) if row is not None}
