@@ -79,6 +79,8 @@ class Generation:
     def finished_stripes(self) -> dict[int, list[Part]]:
         """Stripes that runs for the same purpose had finished when they were cut short."""
         found: dict[int, list[Part]] = {}
+        if self._purpose is None:
+            return found
         wanted = json.loads(json.dumps(self._purpose))
         keys = self.store.keys(array_prefix(self._name))
         stored = set(keys)
