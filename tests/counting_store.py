@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from polarmap.storage.folder import FolderStore
+
 
 class Counting:
     """A store that counts what is put, and does something before the put number `at`."""
@@ -23,6 +25,22 @@ class Counting:
         if strike:
             self._happen()
         self._store.put(key, data)
+
+
+class CountingReads(FolderStore):
+    """Counts the bytes that this process reads, and the objects that it writes."""
+
+    read = 0
+    puts: tuple[str, ...] = ()
+
+    def get(self, key, start=0, stop=None):
+        data = super().get(key, start, stop)
+        self.read += len(data)
+        return data
+
+    def put(self, key, data):
+        self.puts += (key,)
+        super().put(key, data)
 
 
 class BrokenError(Exception):

@@ -12,9 +12,8 @@ import numpy as np
 from polarmap.arrays import audits, generations, repairing
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.manifest import Manifest, check_name, manifest_key
-from polarmap.arrays.reading import ArrayReader
+from polarmap.arrays.reading import StoredBlocks
 from polarmap.arrays.stores import PartStore, open_store
-from polarmap.blocks.stored import StoredBlocks
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.encryption_keys import readable_key
@@ -55,7 +54,6 @@ class CodedArray:
 
     def _adopt(self, made: Manifest) -> None:
         self._manifest, self._parts = made, PartStore(self.store, made.encryption)
-        self._reader = ArrayReader(self._parts, made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
@@ -77,7 +75,7 @@ class CodedArray:
     @property
     def padding(self) -> int:
         """Rows of zeros at the end of the last data block."""
-        return self.k * self.rows - self.shape[0]
+        return self._manifest.padding
 
     @property
     def executor(self) -> Any:
@@ -129,8 +127,7 @@ class CodedArray:
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        made, place, shape = self._manifest, self._parts.place, self._manifest.block_shape
-        return StoredBlocks(made.code, place, made.parts, made.dtype, shape, self.padding, self._reader)
+        return StoredBlocks(self._parts, self._manifest)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""
@@ -141,7 +138,7 @@ class CodedArray:
         with without_our_frames:
             rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
             start, stop, first = _row_index(rows, len(self))
-            found = self._reader.rows(start, stop)
+            found = self.coded_blocks().read_rows(start, stop)
             try:
                 return np.asarray(found[(first, *inner)])
             except (TypeError, ValueError) as error:
@@ -175,7 +172,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(self._parts, self._manifest, executor)
+            return audits.audit(self.coded_blocks(), executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
@@ -202,8 +199,8 @@ class CodedArray:
         """
         with without_our_frames:
             current, before = generations.load_to_read(self.store, self.name, self.key)
-            parts = PartStore(self.store, current.encryption)
-            repaired, found = repairing.repair(parts, current, before, executor)
+            stored = CodedArray(self.store, current).coded_blocks()
+            repaired, found = repairing.repair(stored, before, executor)
             self._adopt(repaired)
             return found
 

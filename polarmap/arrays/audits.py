@@ -15,7 +15,7 @@ import numpy as np
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.manifest import Manifest, array_prefix
-from polarmap.arrays.reading import TRANSFERS, decoder_of
+from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decoder_of
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.code.dtypes import Array
@@ -96,13 +96,14 @@ class Audit:
         return "\n  ".join([f"{head}; {end}", *lines]) + ">"
 
 
-def audit(part_store: PartStore, manifest: Manifest, executor: Any = None) -> Audit:
+def audit(stored: StoredBlocks, executor: Any = None) -> Audit:
     """Have every part read and compared with its checksum, by the workers of an executor or here."""
+    manifest = stored.manifest
     stripes = len(manifest.bounds) - 1
     places = [(block, stripe) for stripe in range(stripes) for block in range(manifest.code.n)]
     parts = [manifest.parts[block][stripe] for block, stripe in places]
     others = copies_and_metadata(manifest)
-    kinds = _kinds(part_store, manifest, [*parts, *others], executor)
+    kinds = _kinds(stored, [*parts, *others], executor)
     damaged = tuple(
         sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
     )
@@ -110,17 +111,18 @@ def audit(part_store: PartStore, manifest: Manifest, executor: Any = None) -> Au
     for part, kind in zip(others, kinds[len(parts) :]):
         if kind:
             zarr.setdefault(part.key, kind)
-    foreign = [(key, "foreign") for key in foreign_keys(part_store.store, manifest)]
+    foreign = [(key, "foreign") for key in foreign_keys(stored.part_store.store, manifest)]
     found = (*zarr.items(), *foreign)
     return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
 
 
-def _kinds(part_store: PartStore, manifest: Manifest, parts: Sequence[Part], executor: Any) -> list[str]:
+def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
 
     Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
     cannot decrypt, which is told from other failures here only.
     """
+    part_store, manifest = stored.part_store, stored.manifest
     sizes = _sizes(part_store.store, manifest, {part.key for part in parts if part.crc32 is not None})
     kinds, to_read = list[str](), dict[int, Part]()
     for index, part in enumerate(parts):

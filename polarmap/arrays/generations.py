@@ -70,15 +70,17 @@ class Generation:
         return f"{self.prefix}{stripe:06d}/{block:05d}"
 
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
-        """Note that all parts of a stripe are stored."""
-        self.store.put(
-            f"{self.prefix}{stripe:06d}.json", json.dumps([tuple(part) for part in parts]).encode()
-        )
+        """Note that all parts of a stripe are stored, for the run that may go on from here."""
+        if self._purpose is not None:
+            note = json.dumps([tuple(part) for part in parts])
+            self.store.put(f"{self.prefix}{stripe:06d}.json", note.encode())
         self.heartbeat()
 
     def finished_stripes(self) -> dict[int, list[Part]]:
         """Stripes that runs for the same purpose had finished when they were cut short."""
         found: dict[int, list[Part]] = {}
+        if self._purpose is None:
+            return found
         wanted = json.loads(json.dumps(self._purpose))
         keys = self.store.keys(array_prefix(self._name))
         stored = set(keys)

@@ -82,8 +82,13 @@ class Manifest:
 
     @cached_property
     def rows(self) -> int:
-        """Rows of each block; the last data block ends with k * rows - shape[0] padding rows."""
+        """Rows of each block."""
         return -(-self.shape[0] // self.code.k)
+
+    @property
+    def padding(self) -> int:
+        """Rows of zeros at the end of the last data block."""
+        return self.code.k * self.rows - self.shape[0]
 
     @cached_property
     def parity_dtype(self) -> np.dtype[Any]:
@@ -174,7 +179,7 @@ class Manifest:
             "dtype": self.dtype.str,
             "parity_dtype": self.parity_dtype.str,
             "rows_per_block": self.rows,
-            "filler_rows": self.code.k * self.rows - self.shape[0],
+            "filler_rows": self.padding,
             "code": describe_code(self.code),
             "blocks": [[part._asdict() for part in parts] for parts in self.parts],
         }
@@ -214,11 +219,11 @@ class Manifest:
             )
         if document.get("crc32") != zlib.crc32(_canonical(array)):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
-        with _consistent(where):
+        with consistent(where):
             encryption = _parse_encryption(array.get("encryption"))
         if key is not None:
             encryption = _authenticated(encryption, document, key, where)
-        with _consistent(where):
+        with consistent(where):
             return cls._from_fields(array, encryption)
 
     @classmethod
@@ -268,11 +273,19 @@ class Manifest:
 
 
 @contextmanager
-def _consistent(where: str) -> Iterator[None]:
-    """What a manifest says that makes no sense is a StorageError."""
+def consistent(where: str) -> Iterator[None]:
+    """What `where` says that makes no sense is a StorageError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
+    except (
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        StorageError,
+    ) as error:
         raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
 
 

@@ -7,29 +7,55 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import PartStore
+from polarmap.blocks.coded import CodedData
+from polarmap.blocks.equal import Blocks
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, Indices, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError
-from polarmap.worker.parts import DamagedError
+from polarmap.worker.parts import DamagedError, Part
+from polarmap.worker.pytree import Layout, Structure
 
 TRANSFERS = 8  # objects fetched at once
 
 
-class ArrayReader:
-    """Reads the rows and blocks of a stored array; a `BlockReader`."""
+class StoredBlocks(CodedData):
+    """The n blocks of a stored array, of which nothing is read before it is asked for, and its rows.
 
-    def __init__(self, parts: PartStore, manifest: Manifest) -> None:
-        self._parts, self._manifest = parts, manifest
+    manifest, part_store : what its parts are, and where they lie.
+    """
 
-    def rows(self, start: int, stop: int) -> Array:
+    def __init__(self, part_store: PartStore, manifest: Manifest) -> None:
+        super().__init__(manifest.code, _DataBlocks(self, manifest))
+        self.source, self.part_store, self.manifest = part_store.place, part_store, manifest
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """What block `index` consists of."""
+        return self.manifest.parts[index]
+
+    def leaves(self, index: int) -> list[Array]:
+        """Block `index`, read now; what is damaged of a data block is decoded."""
+        if index >= self.code.k:
+            return self.piece(index)
+        rows = self.manifest.rows
+        return [self.read_rows(index * rows, (index + 1) * rows).reshape(self.manifest.block_shape)]
+
+    def piece(self, number: int) -> list[Array]:
+        """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
+        manifest, dtype = self.manifest, self.manifest.dtype_of(number)
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            data = bytearray().join(pool.map(self.part_store.get, manifest.parts[number]))
+        return [_native(data, dtype).reshape(manifest.block_shape)]
+
+    def read_rows(self, start: int, stop: int) -> Array:
         """Rows start..stop of the array; no more is held than these and one stripe of each block."""
-        manifest, inner = self._manifest, self._manifest.shape[1:]
+        manifest, inner = self.manifest, self.manifest.shape[1:]
         out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
         flat, width = out.reshape(-1), prod(inner)
         size = manifest.rows * width  # of a block
@@ -42,58 +68,61 @@ class ArrayReader:
                     if low < high:
                         offset = base + manifest.bounds[stripe]
                         columns = slice(low - offset, high - offset)
-                        part = read_stripe(self._parts, manifest, stripe, block, columns, pool)
+                        part = self._read_stripe(stripe, block, columns, pool)
                         flat[low - start * width : high - start * width] = part
         return out
 
-    def read(self, index: int) -> Array:
-        """Block `index`; what is damaged of a data block is decoded."""
-        if index >= self._manifest.code.k:
-            return self.read_as_stored(index)
-        rows = self._manifest.rows
-        return self.rows(index * rows, (index + 1) * rows).reshape(self._manifest.block_shape)
+    def _read_stripe(self, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor) -> Array:
+        """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
+        good = self.good_parts(stripe, [block], pool)
+        if good:
+            return good[block][columns]
+        manifest, k = self.manifest, self.code.k
+        decoder = decoder_of(manifest, strict=True)
+        others = [other for other in range(self.n) if other != block]
+        while others and not (decoder.ready and is_finite(good.values())):
+            lot, others = others[:k], others[k:]
+            for index, row in self.good_parts(stripe, lot, pool).items():
+                good[index] = row[columns]
+                decoder.add(index)
+        return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
 
-    def read_as_stored(self, index: int) -> Array:
-        """Block `index`; DamagedError if it is not what was stored."""
-        manifest, dtype = self._manifest, self._manifest.dtype_of(index)
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            data = bytearray().join(pool.map(self._parts.get, manifest.parts[index]))
-        array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-        return array.reshape(manifest.block_shape)
+    def good_parts(self, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor) -> dict[int, Array]:
+        """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
 
+        def fetch(block: int) -> Array | None:
+            try:
+                data = self.part_store.get(self.manifest.parts[block][stripe])
+            except DamagedError:
+                return None
+            return _native(data, self.manifest.dtype_of(block))
 
-def read_stripe(
-    parts: PartStore, manifest: Manifest, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor
-) -> Array:
-    """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
-    good = fetch_blocks(parts, manifest, stripe, [block], pool)
-    if good:
-        return good[block][columns]
-    decoder = decoder_of(manifest, strict=True)
-    others = [other for other in range(manifest.code.n) if other != block]
-    while others and not (decoder.ready and is_finite(good.values())):
-        lot, others = others[: manifest.code.k], others[manifest.code.k :]
-        for index, row in fetch_blocks(parts, manifest, stripe, lot, pool).items():
-            good[index] = row[columns]
-            decoder.add(index)
-    return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
+        each = map if len(blocks) == 1 else pool.map  # one needs no thread
+        return {block: row for block, row in zip(blocks, each(fetch, blocks)) if row is not None}
 
 
-def fetch_blocks(
-    parts: PartStore, manifest: Manifest, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor
-) -> dict[int, Array]:
-    """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
+class _DataBlocks(Blocks):
+    """What is known of the data blocks without reading them."""
 
-    def fetch(block: int) -> Array | None:
-        dtype = manifest.dtype_of(block)
-        try:
-            data = parts.get(manifest.parts[block][stripe])
-        except DamagedError:
-            return None
-        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+    def __init__(self, coded: StoredBlocks, manifest: Manifest) -> None:
+        structure: Structure = ("numpy",) if manifest.scalars else ("array",)
+        rows = None if manifest.scalars else manifest.rows
+        super().__init__([()] * manifest.code.k, structure, manifest.padding, rows)
+        self._coded, self._layout = coded, ((manifest.dtype.str, manifest.block_shape),)
 
-    each = map if len(blocks) == 1 else pool.map  # one needs no thread
-    return {block: row for block, row in zip(blocks, each(fetch, blocks)) if row is not None}
+    @property
+    def layout(self) -> Layout:
+        """Dtype and shape of the one leaf."""
+        return self._layout
+
+    def leaves(self, index: int) -> list[Array]:
+        """Data block `index`, read now."""
+        return self._coded.leaves(index)
+
+
+def _native(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
+    """Stored numbers in the byte order of this machine."""
+    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager

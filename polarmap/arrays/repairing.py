@@ -12,8 +12,7 @@ from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import TRANSFERS, decode_blocks, decoder_of, fetch_blocks
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decode_blocks, decoder_of
 from polarmap.arrays.zarr_chunks import repair_zarr
 from polarmap.code import modular
 from polarmap.code.dtypes import Array, is_exact
@@ -27,9 +26,7 @@ TILE = 1 << 17  # numbers of all parts together that are multiplied at a time
 Multiply = Callable[[Array, Array], Array]
 
 
-def repair(
-    parts: PartStore, manifest: Manifest, before: bytes, executor: Any = None
-) -> tuple[Manifest, Audit]:
+def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; the new manifest and what had been damaged.
 
     New parts go to new keys and the manifest is replaced last, so that a repair cut short changes
@@ -41,35 +38,83 @@ def repair(
         If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
         nothing is changed then.
     """
-    found = audit(parts, manifest, executor)
+    manifest, found = stored.manifest, audit(stored, executor)
     if found.ok and (manifest.zarr is None or manifest.is_zarr):
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
-    runner = TaskRunner(parts, executor, observers_of(None))
-    with Generation(parts.store, manifest.name) as generation:
-        repaired = _repaired(runner, generation, manifest, found)
+    runner = TaskRunner(stored.part_store, executor, observers_of(None))
+    with Generation(stored.part_store.store, manifest.name) as generation:
+        repaired = _Repair(runner, generation, stored).of(found)
         generation.publish(repaired, before)
     return repaired, found
 
 
-def _repaired(runner: TaskRunner, generation: Generation, manifest: Manifest, found: Audit) -> Manifest:
-    """Rebuild the damaged parts and store them; the new manifest."""
-    rebuilt: dict[tuple[int, int], Part] = {}
-    for number, ((lost, kept), stripes) in enumerate(_alike(manifest, found).items()):
-        prefix = f"{generation.prefix}rebuilt{number}"
-        done = _rebuilt(runner, generation, manifest, prefix, lost, kept, stripes)
-        for stripe in stripes:
-            if stripe not in done:
-                rows = _decoded(runner.parts, manifest, stripe, kept).items()
-                put, key = runner.parts.put, generation.part_key
-                done[stripe] = {block: put(key(block, stripe), row) for block, row in rows}
-                generation.heartbeat()
-        rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
-    for place, part in rebuilt.items():
-        _check_exact(manifest, *place, part)
-    wrong = {key for key, _ in found.zarr}
-    return repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
+class _Repair:
+    """Rebuilds the damaged parts of an array, which are stored as one generation."""
+
+    def __init__(self, runner: TaskRunner, generation: Generation, stored: StoredBlocks) -> None:
+        self._runner, self._generation, self._stored = runner, generation, stored
+        self._manifest = stored.manifest
+
+    def of(self, found: Audit) -> Manifest:
+        """The manifest of the array, once what was found damaged is rebuilt and stored."""
+        runner, generation, manifest = self._runner, self._generation, self._manifest
+        rebuilt: dict[tuple[int, int], Part] = {}
+        for number, ((lost, kept), stripes) in enumerate(_alike(manifest, found).items()):
+            done = self._rebuilt(f"{generation.prefix}rebuilt{number}", lost, kept, stripes)
+            for stripe in stripes:
+                if stripe not in done:
+                    rows, key = self._decoded(stripe, kept).items(), generation.part_key
+                    done[stripe] = {block: runner.parts.put(key(block, stripe), row) for block, row in rows}
+                    generation.heartbeat()
+            rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
+        for place, part in rebuilt.items():
+            _check_exact(manifest, *place, part)
+        wrong = {key for key, _ in found.zarr}
+        return repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
+
+    def _rebuilt(
+        self, prefix: str, lost: Sequence[int], kept: Sequence[int], stripes: Sequence[int]
+    ) -> dict[int, dict[int, Part]]:
+        """By stripe and block the new parts: weights times good parts, each stripe by one task.
+
+        Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more
+        than numpy.
+        """
+        manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.dtype_of
+        there = np.setdiff1d(np.arange(manifest.code.n), lost)
+        weights = weights_of(manifest, lost)
+        is_read = weights.any(axis=0) | np.isin(there, kept)
+        blocks = there[is_read].tolist()
+        found: dict[int, dict[int, Part]] = {}
+
+        def take(task: int, parts: list[Part], is_finite: Array) -> None:
+            if is_finite.all():
+                found[stripes[task]] = dict(zip([*kept, *lost], parts))
+            self._generation.heartbeat()
+
+        multiply = modular.matmul if runner.is_here and is_exact(manifest.dtype) else np.matmul
+        f = rebuilder(weights[:, is_read], list(map(blocks.index, kept)), list(map(dtype_of, lost)), multiply)
+        parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
+        widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
+        output = OutputSpec(runner.parts.place, prefix, widest, len(kept) + len(lost))
+        runner.run(f, PartTasks(runner.parts, parts, list(map(dtype_of, blocks))), take, output)
+        return found
+
+    def _decoded(self, stripe: int, kept: Collection[int]) -> dict[int, Array]:
+        """By block the damaged parts of a stripe, decoded entry by entry, and good ones of blocks `kept`."""
+        manifest, code = self._manifest, self._manifest.code
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            good = self._stored.good_parts(stripe, range(code.n), pool)
+        bad = [block for block in range(code.n) if block not in good]
+        rebuilt = {block: good[block] for block in kept if block in good}
+        lost = [block for block in bad if block < code.k]
+        rebuilt |= decode_blocks(manifest, stripe, lost, good) if lost else {}
+        if max(bad, default=0) >= code.k:
+            parity = code.parity([(rebuilt if block in bad else good)[block] for block in range(code.k)])
+            rebuilt |= {block: parity[block - code.k] for block in bad if block >= code.k}
+        return {block: row.astype(manifest.dtype_of(block), copy=False) for block, row in rebuilt.items()}
 
 
 def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
@@ -87,42 +132,6 @@ def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tupl
         if bad or kept:
             alike.setdefault((tuple(sorted(bad)), kept), []).append(stripe)
     return alike
-
-
-def _rebuilt(
-    runner: TaskRunner,
-    generation: Generation,
-    manifest: Manifest,
-    prefix: str,
-    lost: Sequence[int],
-    kept: Sequence[int],
-    stripes: Sequence[int],
-) -> dict[int, dict[int, Part]]:
-    """By stripe and block the new parts: weights times good parts, each stripe by one task.
-
-    Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more than
-    numpy.
-    """
-    there = np.setdiff1d(np.arange(manifest.code.n), lost)
-    weights = weights_of(manifest, lost)
-    is_read = weights.any(axis=0) | np.isin(there, kept)
-    blocks = there[is_read].tolist()
-    found: dict[int, dict[int, Part]] = {}
-
-    def take(task: int, parts: list[Part], is_finite: Array) -> None:
-        if is_finite.all():
-            found[stripes[task]] = dict(zip([*kept, *lost], parts))
-        generation.heartbeat()
-
-    multiply = modular.matmul if runner.is_here and is_exact(manifest.dtype) else np.matmul
-    rebuild = rebuilder(
-        weights[:, is_read], list(map(blocks.index, kept)), list(map(manifest.dtype_of, lost)), multiply
-    )
-    parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
-    tasks = PartTasks(runner.parts, parts, list(map(manifest.dtype_of, blocks)))
-    widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
-    runner.run(rebuild, tasks, take, OutputSpec(runner.parts.place, prefix, widest, len(kept) + len(lost)))
-    return found
 
 
 def weights_of(manifest: Manifest, lost: Sequence[int]) -> Array:
@@ -170,22 +179,6 @@ def rebuilder(
         return [*(rows[index] for index in kept), *lost, np.array([is_finite])]
 
     return rebuild
-
-
-def _decoded(parts: PartStore, manifest: Manifest, stripe: int, kept: Collection[int]) -> dict[int, Array]:
-    """By block the damaged parts of a stripe, decoded entry by entry, and the good ones of blocks `kept`."""
-    code = manifest.code
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        good = fetch_blocks(parts, manifest, stripe, range(code.n), pool)
-    bad = [block for block in range(code.n) if block not in good]
-    rebuilt = {block: good[block] for block in kept if block in good}
-    lost = [block for block in bad if block < code.k]
-    rebuilt |= decode_blocks(manifest, stripe, lost, good) if lost else {}
-    if max(bad, default=0) >= code.k:
-        data = [rebuilt[block] if block in bad else good[block] for block in range(code.k)]
-        parity = code.parity(data)
-        rebuilt |= {block: parity[block - code.k] for block in bad if block >= code.k}
-    return {block: row.astype(manifest.dtype_of(block), copy=False) for block, row in rebuilt.items()}
 
 
 def _check_exact(manifest: Manifest, block: int, stripe: int, part: Part) -> None:

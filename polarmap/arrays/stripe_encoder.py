@@ -21,7 +21,6 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -58,7 +57,8 @@ class StripeEncoder:
         before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
         if hasattr(store, "sweep"):
             store.sweep()
-        with Generation(store, name, _purpose(plan, encryption)) as generation:
+        purpose = _purpose(plan) if encryption is None else None  # parts do not tell what was encrypted
+        with Generation(store, name, purpose) as generation:
             kept = self._unchanged(generation.finished_stripes())
             stripes = range(len(plan.hyperslabs))
             done = kept | self._encoded([stripe for stripe in stripes if stripe not in kept], generation)
@@ -135,18 +135,14 @@ class StripeEncoder:
         return self._runner.parts.put(generation.part_key(block, stripe), row)
 
 
-def _purpose(plan: StripePlan, encryption: Encryption | None) -> dict[str, Any]:
-    """What two runs must agree on for one to go on where the other stopped.
-
-    An encrypted one begins anew, as no earlier run has its salt: parts do not tell what they were made of.
-    """
+def _purpose(plan: StripePlan) -> dict[str, Any]:
+    """What two runs must agree on for one to go on where the other stopped."""
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
         "code": describe_code(plan.code),
         "stripes": [len(plan.hyperslabs), plan.widest_stripe],
         "chunk": plan.chunk_shape and list(plan.chunk_shape),
-        **({"salt": encryption.salt.hex()} if encryption is not None else {}),
     }
 
 

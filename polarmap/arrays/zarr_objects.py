@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.arrays.manifest import consistent
 from polarmap.arrays.sources import StoredRows
-from polarmap.errors import CodeError, MissingObjectError, StorageError
+from polarmap.code.dtypes import Array
+from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage import Store, check_key
 
 
@@ -34,56 +39,96 @@ class ZarrObjects:
         prefix = check_key(given.rstrip("/") if isinstance(given, str) else given)
         for file, read in ((".zarray", _second_format), ("zarr.json", _third_format)):
             try:
-                fields = json.loads(store.get(f"{prefix}/{file}"))
+                data = store.get(f"{prefix}/{file}")
             except MissingObjectError:
                 continue
-            except (ValueError, RecursionError) as error:
-                raise StorageError(f"{prefix}/{file} in {store.name} is not JSON") from error
-            return self._chunks(store, prefix, *read(prefix, fields))
+            with consistent(f"{prefix}/{file} in {store.name}"):
+                found = read(json.loads(data))
+                if found is not None:
+                    found.check()
+            return _source(store, prefix, found)
         raise MissingObjectError(f"there is no Zarr array {prefix!r} in {store.name}")
 
-    def _chunks(
-        self, store: Store, prefix: str, shape: list[int], chunk: list[int], dtype: str, key: str, fill: Any
-    ) -> StoredRows:
-        if chunk[1:] != shape[1:]:
-            raise CodeError(
-                f"the chunks {tuple(chunk)} of the Zarr array {prefix!r} of shape {tuple(shape)} are not "
-                "whole rows: open it with zarr and encode that"
-            )
-        there = set(store.keys(f"{prefix}/"))
-        keys = [f"{prefix}/{key.format(number)}" for number in range(-(-shape[0] // chunk[0]))]
-        places = {number: one for number, one in enumerate(keys) if one in there}
-        return StoredRows(store, places, tuple(shape), np.dtype(dtype), chunk[0], 0, fill or 0)
+
+class _Described(NamedTuple):
+    """What the metadata of a Zarr array say; keys of chunks begin with `start`, if it is not empty."""
+
+    shape: list[int]
+    chunk: list[int]
+    dtype: np.dtype[Any]
+    start: str
+    separator: str
+    fill: Array
+
+    def check(self) -> None:
+        """ValueError for what no array can have."""
+        counts = [*self.shape, *self.chunk]
+        if not all(type(one) is int and one >= 0 for one in counts) or 0 in self.chunk:
+            raise ValueError(f"shape {self.shape} and chunk {self.chunk} are not counts")
+        if not self.shape or len(self.shape) != len(self.chunk):
+            raise ValueError(f"shape {self.shape} and chunk {self.chunk} have not the same axes")
+        if prod(self.shape) * self.dtype.itemsize > sys.maxsize:
+            raise ValueError(f"shape {self.shape} is more than can be addressed")
+        if self.separator not in (".", "/") or self.fill.shape:
+            raise ValueError(f"no keys are made with {self.separator!r}, or the fill value is not a number")
 
 
-def _second_format(prefix: str, fields: Mapping[str, Any]) -> tuple[list[int], list[int], str, str, Any]:
-    """Shape, chunk, dtype, keys of chunks and fill value from `.zarray`."""
-    if fields.get("compressor") or fields.get("filters") or fields.get("order") != "C":
-        raise _encoded_otherwise(prefix)
-    shape = fields["shape"]
-    separator = fields.get("dimension_separator", ".")
-    key = separator.join(["{}", *["0"] * (len(shape) - 1)])
-    return shape, fields["chunks"], fields["dtype"], key, fields.get("fill_value")
-
-
-def _third_format(prefix: str, fields: Mapping[str, Any]) -> tuple[list[int], list[int], str, str, Any]:
-    """The same from `zarr.json`."""
-    codecs = fields.get("codecs", [])
-    if [codec["name"] for codec in codecs] != ["bytes"] or fields["chunk_grid"]["name"] != "regular":
-        raise _encoded_otherwise(prefix)
-    order = ">" if codecs[0].get("configuration", {}).get("endian") == "big" else "<"
-    shape, encoding = fields["shape"], fields["chunk_key_encoding"]
-    default = "/" if encoding["name"] == "default" else "."
-    separator = encoding.get("configuration", {}).get("separator", default)
-    start = ["c"] if encoding["name"] == "default" else []
-    key = separator.join([*start, "{}", *["0"] * (len(shape) - 1)])
-    chunk = fields["chunk_grid"]["configuration"]["chunk_shape"]
-    dtype = np.dtype(fields["data_type"]).newbyteorder(order).str
-    return shape, chunk, dtype, key, fields.get("fill_value")
-
-
-def _encoded_otherwise(prefix: str) -> CodeError:
-    return CodeError(
-        f"the chunks of the Zarr array {prefix!r} are not raw rows (compressed, sharded, filtered or in "
-        "Fortran order): open it with zarr and encode that"
+def _source(store: Store, prefix: str, found: _Described | None) -> StoredRows:
+    """The rows of the chunks that are there; CodeError unless chunks are raw rows."""
+    if found is None:
+        raise CodeError(
+            f"the chunks of the Zarr array {prefix!r} are not raw rows (compressed, sharded, filtered or in "
+            "Fortran order): open it with zarr and encode that"
+        )
+    shape, chunk, dtype, start, separator, fill = found
+    if chunk[1:] != shape[1:]:
+        raise CodeError(
+            f"the chunks {tuple(chunk)} of the Zarr array {prefix!r} of shape {tuple(shape)} are not "
+            "whole rows: open it with zarr and encode that"
+        )
+    before = f"{prefix}/{start and start + separator}"
+    pattern = re.compile(
+        rf"{re.escape(before)}(0|[1-9][0-9]*){re.escape(f'{separator}0' * (len(shape) - 1))}"
     )
+    matches = filter(None, map(pattern.fullmatch, store.keys(before)))
+    places = {int(one[1]): one[0] for one in matches}
+    return StoredRows(store, places, tuple(shape), dtype, chunk[0], fill=fill)
+
+
+def _second_format(fields: Mapping[str, Any]) -> _Described | None:
+    """What `.zarray` says; None of chunks that are not raw rows."""
+    if fields.get("compressor") or fields.get("filters") or fields["order"] != "C":
+        return None
+    dtype, separator = _dtype(fields["dtype"]), fields.get("dimension_separator", ".")
+    fill = _fill_value(dtype, fields.get("fill_value"))
+    return _Described(fields["shape"], fields["chunks"], dtype, "", separator, fill)
+
+
+def _third_format(fields: Mapping[str, Any]) -> _Described | None:
+    """The same of `zarr.json`."""
+    grid, encoding, codecs = fields["chunk_grid"], fields["chunk_key_encoding"], fields["codecs"]
+    if [codec["name"] for codec in codecs] != ["bytes"] or grid["name"] != "regular":
+        return None
+    order = {"big": ">", "little": "<"}[codecs[0].get("configuration", {}).get("endian", "little")]
+    dtype = np.dtype(order + _dtype(fields["data_type"]).str[1:])
+    start, default = {"default": ("c", "/"), "v2": ("", ".")}[encoding["name"]]
+    separator = encoding.get("configuration", {}).get("separator", default)
+    fill, chunk = _fill_value(dtype, fields.get("fill_value")), grid["configuration"]["chunk_shape"]
+    return _Described(fields["shape"], chunk, dtype, start, separator, fill)
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    """That of numbers of this name; numpy takes much else for a dtype, also nothing."""
+    found = np.dtype(name if isinstance(name, str) else "")
+    if found.kind not in "biufc":
+        raise TypeError(f"{name!r} is not a dtype of numbers")
+    return found
+
+
+def _fill_value(dtype: np.dtype[Any], value: Any) -> Array:
+    """A number, also one that JSON cannot write: "NaN", its bits, both parts of a complex one."""
+    if isinstance(value, str) and value.startswith("0x"):
+        return np.array(int(value, 16), f"{dtype.byteorder}u{dtype.itemsize}").view(dtype)
+    if isinstance(value, list) and dtype.kind == "c":
+        value = complex(*map(float, value))
+    return np.array(0 if value is None else value, dtype)

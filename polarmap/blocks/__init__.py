@@ -1,1 +1,1 @@
-"""What is mapped: data -> blocks -> coded blocks, in memory or in storage."""
+"""What is mapped: data -> blocks -> coded blocks, in memory; `arrays` has those in storage."""

@@ -103,10 +103,8 @@ class FolderStore:
         unfinished, paths = self._unfinished(), [self._path(one) for one in keys]
         with self._clear_errors(keys[0]):
             try:
-                with contextlib.suppress(
-                    OSError
-                ):  # where there are no links; what is missing cannot be opened
-                    if len(paths) == 1:
+                if len(paths) == 1:
+                    with contextlib.suppress(OSError):  # no links here, or no such file: told below
                         os.link(paths[0], unfinished)
                 if not unfinished.exists():
                     with open(unfinished, "wb") as whole:

@@ -117,6 +117,17 @@ def cut_short(A, store, at=25):
         polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
 
 
+def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(store):
+    """Nothing of it could be used: no other run has its salt."""
+    A, key = random_array(SHAPE), bytes(range(32))
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, 25, fail), key=key, **OPTIONS)
+    assert store.keys("polarmap/") == []
+    coded = polarmap.encode(A, storage=store, key=key, **OPTIONS)
+    assert coded.check().ok
+    assert len({part.key.split("/")[2] for block in range(6) for part in coded.stored(block)}) == 1
+
+
 def test_a_resumed_run_sees_what_has_changed_in_the_source(store):
     A = random_array(SHAPE)
     cut_short(A, store)

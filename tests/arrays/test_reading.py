@@ -161,6 +161,27 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
     assert objects(store) == before
 
 
+@pytest.mark.parametrize(("shape", "block"), [((11, 3), (3, 3)), ((4,), (1,)), ((7, 0, 2), (2, 0, 2))])
+def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, block):
+    coded = polarmap.encode(random_array(shape), blocks=4, workers=6, name="a", storage=store)
+    monkeypatch.delattr(type(store), "get")
+    blocks = coded.coded_blocks()
+    data = blocks.blocks
+    assert [blocks.layout(index) for index in (0, 5)] == [(("<f8", block),)] * 2 == [data.layout] * 2
+    assert (data.k, data.rows, data.padding) == (4, block[0], 4 * block[0] - shape[0])
+    assert (data.dtypes, blocks.structure, blocks.source.kind) == ([np.dtype(float)], ("array",), "folder")
+    assert [blocks.parts(index) for index in range(6)] == [coded.stored(index) for index in range(6)]
+
+
+def test_blocks_that_are_single_numbers_are_no_arrays(store):
+    A, out = np.arange(8.0), polarmap.Stored("sums", store)
+    y = polarmap.coded_map(np.sum, A, blocks=4, out=out, executor=ReplayExecutor())
+    blocks = y.array.coded_blocks()
+    assert (blocks.structure, blocks.blocks.rows, blocks.layout(0)) == (("numpy",), None, (("<f8", ()),))
+    assert blocks.leaves(1)[0].shape == ()
+    np.testing.assert_array_equal(blocks.blocks.leaves(1)[0], 5)
+
+
 def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
     A = random_array((8, 50_000))
     coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store, memory=MIB)

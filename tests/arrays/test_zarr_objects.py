@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import numpy as np
 import pytest
 from array_data import MIB, copied, random_array
 
 import polarmap
 from polarmap import ZarrObjects
-from polarmap.errors import CodeError, MissingObjectError
+from polarmap.errors import CodeError, MissingObjectError, StorageError
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
 
@@ -45,3 +48,73 @@ def test_zarr_arrays_that_are_not_raw_rows(store, version):
     with pytest.raises(CodeError, match=r"\(2, 2\).* are not whole rows"):
         polarmap.encode(ZarrObjects("my/tiles"), storage=store, **OPTIONS)
     assert store.keys("polarmap/") == []
+
+
+SECOND = {
+    "zarr_format": 2, "shape": [24, 5], "chunks": [6, 5], "dtype": "<i4", "compressor": None, "filters": None,
+    "order": "C", "fill_value": 0, "dimension_separator": ".",
+}  # fmt: skip
+THIRD = {
+    "zarr_format": 3, "node_type": "array", "shape": [24, 5], "data_type": "int32", "fill_value": 0,
+    "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [6, 5]}},
+    "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+    "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+}  # fmt: skip
+ODD = [
+    *(None, [], {}, "", "x", "{}", "../x", -1, 0, 1.5, True, 2**70, float("nan"), float("inf"), "nan", "|O"),
+    *([None], [[]], [{}], [24], [0, 5], [-6, 5], [6.0, 5], ["6", 5], [True, 5], [24, 5, 1], [2**70, 5]),
+    *({"name": None}, [{"name": "bytes", "configuration": None}], "M8[s]", "<U3", [["a", "<i4"]], "0x1g"),
+]
+
+
+def inner_places(value, at=()):
+    """Where a JSON document has values: the keys on the way to each."""
+    yield at
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in pairs:
+        yield from inner_places(one, (*at, key))
+
+
+def altered(document, at, value):
+    """The document with another value at a place."""
+    if not at:
+        return value
+    found = inner = copy.deepcopy(document)
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    return found
+
+
+@pytest.mark.parametrize(("file", "document"), [(".zarray", SECOND), ("zarr.json", THIRD)])
+def test_metadata_that_make_no_sense_are_an_error_that_names_them(store, file, document):
+    """Or they say the same in other words, as of a filter that is none."""
+    A = np.arange(24 * 5, dtype="<i4").reshape(24, 5)
+    for number in range(4):
+        for key in (f"{number}.0", f"c/{number}/0"):
+            store.put(f"mine/{key}", A[6 * number : 6 * number + 6].tobytes())
+    documents = [altered(document, at, odd) for at in inner_places(document) for odd in ODD]
+    refused = []
+    for text in [*map(json.dumps, documents), "", "{", "[" * 100_000, json.dumps(document)]:
+        store.put(f"mine/{file}", text.encode())
+        try:
+            source = ZarrObjects("mine").open_in(store)
+        except (CodeError, StorageError) as error:
+            refused.append(str(error))
+        else:
+            assert (source.dtype, source.shape[1:]) == (A.dtype, (5,))
+    assert len(refused) > len(documents) / 2
+    assert all(f"mine/{file}" in text or "Zarr array 'mine'" in text for text in refused)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "expected"),
+    [("<f8", "NaN", np.nan), (">f4", "-Infinity", -np.inf), ("<c8", [1.5, "NaN"], complex(1.5, np.nan)),
+     (">f4", "0x3fc00000", 1.5), ("<i8", -3, -3), ("<f8", None, 0)],
+)  # fmt: skip
+def test_fill_values_that_json_cannot_write(store, dtype, fill, expected):
+    document = SECOND | {"dtype": dtype, "fill_value": fill}
+    store.put("mine/.zarray", json.dumps(document).encode())
+    source, out = ZarrObjects("mine").open_in(store), np.empty((6, 5), np.dtype(dtype).newbyteorder("="))
+    source.read(6, (slice(0, 6), slice(0, 5)), out)
+    np.testing.assert_array_equal(out, expected)

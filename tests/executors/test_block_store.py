@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from memory_storage import DictStorage
 
+from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.reading import StoredBlocks
 from polarmap.blocks.code_choice import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.stored import StoredBlocks
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Failure, Outcome
@@ -192,10 +194,11 @@ def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(plac
 
 def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
     made, source = blocks(), Place("bucket", "theirs", "s3")
-    parts = [(Part(f"x{task}", 8, task),) for task in range(N)]
+    parts = tuple((Part(f"x{task}", 8, task),) for task in range(N))
 
     def stored_array() -> StoredBlocks:
-        return StoredBlocks(made.code, source, parts, np.dtype("<f8"), (1,), 0, None)  # type: ignore[arg-type]
+        manifest = Manifest("a", (made.code.k,), np.dtype("<f8"), made.code, parts)
+        return StoredBlocks(SimpleNamespace(place=source), manifest)  # type: ignore[arg-type]
 
     one, other = stored_array(), stored_array()
     stored = place.store.of(one)
