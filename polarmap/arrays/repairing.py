@@ -18,7 +18,7 @@ from polarmap.arrays.zarr_chunks import repair_zarr
 from polarmap.code import modular
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.errors import NotDecodableError, StorageError
-from polarmap.run.observers import observers_of
+from polarmap.run.prepared_map import observers_of
 from polarmap.worker.parts import Part
 from polarmap.worker.stored_output import OutputSpec
 

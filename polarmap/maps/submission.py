@@ -18,7 +18,7 @@ from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
 from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
-from polarmap.run.observers import observers_of
+from polarmap.run.prepared_map import observers_of
 from polarmap.run.results import CodedResult
 
 if TYPE_CHECKING:
