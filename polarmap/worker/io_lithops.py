@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from polarmap.worker.block_cache import BlockCache
+from polarmap.worker.block_cache import joined, load_block
 from polarmap.worker.liveness import END_SECONDS, end_job, exit_when
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import is_missing
@@ -65,7 +65,7 @@ class LithopsIO(TaskIO):
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
         assert ticket.block is not None
-        return self._f, BlockCache(self.read, budget=0).load(ticket.block, is_private=True)
+        return self._f, load_block(ticket.block, partial(joined, self.read))
 
     def is_cancelled(self) -> bool:
         """Whether the driver here has died, which else kills its workers, or the liveness key is gone.
