@@ -39,7 +39,7 @@ _NAMES = {
     "report": ["Report", "TaskReport"],
     "run.coded_future": ["CodedFuture"],
     "run.results": ["CodedResult"],
-    "worker.faults": ["Fault"],
+    "worker.messages": ["Fault"],
 }
 _MODULES = ["convex", "errors", "glm", "planning", "xr"]  # which are there as attributes, too
 _HOMES = {name: f"polarmap.{module}" for module, names in _NAMES.items() for name in names}
@@ -91,7 +91,7 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.report import TaskReport as TaskReport
     from polarmap.run.coded_future import CodedFuture as CodedFuture
     from polarmap.run.results import CodedResult as CodedResult
-    from polarmap.worker.faults import Fault as Fault
+    from polarmap.worker.messages import Fault as Fault
 else:  # which they do not read: a checker would take any name for a public one
     __all__ = sorted([*_HOMES, "errors", "planning"])
 

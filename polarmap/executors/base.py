@@ -17,11 +17,18 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
-from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, UnfitError, plain
+from polarmap.worker.messages import (
+    Error,
+    Fault,
+    OutputSpec,
+    Reply,
+    StoredBlock,
+    StoredOutput,
+    UnfitError,
+    plain,
+)
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.pytree import Layout, Structure, layout_of, unflatten, unpacked
-from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]

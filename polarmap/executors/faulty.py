@@ -9,7 +9,7 @@ from typing import Any
 from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError
 from polarmap.executors.base import MapExecutor, Payload, Run
-from polarmap.worker.faults import FAULTS, Fault
+from polarmap.worker.messages import FAULTS, Fault
 
 
 @dataclass(frozen=True)

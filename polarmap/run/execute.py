@@ -21,7 +21,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.stored_output import OutputSpec
+from polarmap.worker.messages import OutputSpec
 
 Function = Callable[[Any], Any]
 
