@@ -21,7 +21,7 @@ import pytest
 import polarmap
 from polarmap import CodedResult
 from polarmap.executors.worker_table import KeptWorker, Lease, WorkerTable
-from polarmap.worker.process_identity import OWNER
+from polarmap.worker.processes import OWNER
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.process_identity import OWNER, ProcessIdentity, sweep
+from polarmap.worker.processes import OWNER, ProcessIdentity, sweep
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
 PRIVATE = 0o700

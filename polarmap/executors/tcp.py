@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from polarmap.executors.base import WakeSignal
-from polarmap.worker.liveness import LIVENESS_SECONDS
+from polarmap.worker.processes import LIVENESS_SECONDS
 from polarmap.worker.stream import ANSWER_SECONDS, Stream, ready
 from polarmap.worker.tcp import Endpoint, admit_worker, stay_awake
 from polarmap.worker.threads import run_on_daemon

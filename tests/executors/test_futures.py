@@ -15,7 +15,7 @@ from plain import ends
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
-from polarmap.worker.process_identity import OWNER, ProcessIdentity
+from polarmap.worker.processes import OWNER, ProcessIdentity
 
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",))

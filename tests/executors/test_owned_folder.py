@@ -14,7 +14,7 @@ from pool_processes import code_of_child
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
 from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
-from polarmap.worker.process_identity import OWNER, ProcessIdentity
+from polarmap.worker.processes import OWNER, ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
 

@@ -29,8 +29,7 @@ from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import Lease
 from polarmap.worker import objects
 from polarmap.worker.messages import OutputSpec, Reply
-from polarmap.worker.parts import Place
-from polarmap.worker.retry import AWAY_SECONDS
+from polarmap.worker.parts import AWAY_SECONDS, Place
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
 

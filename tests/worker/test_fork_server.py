@@ -17,7 +17,7 @@ import pytest
 from pool_processes import runs, until
 from stored_calls import call_of
 
-from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started
+from polarmap.worker.processes import OWNER, ProcessIdentity, _started
 from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, Frames, frame
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
