@@ -22,7 +22,7 @@ _NAMES = {
     "code.masked": ["Masked", "MaskedCode"],
     "code.masked_integers": ["MaskedIntegerCode"],
     "code.polar": ["PolarCode"],
-    "executors.faulty": ["FaultyExecutor"],
+    "executors": ["FaultyExecutor"],
     "executors.pool": ["Pool", "shutdown"],
     "executors.replay": ["ReplayExecutor"],
     "linalg.gram": ["coded_gram"],
@@ -65,7 +65,7 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.code.masked import MaskedCode as MaskedCode
     from polarmap.code.masked_integers import MaskedIntegerCode as MaskedIntegerCode
     from polarmap.code.polar import PolarCode as PolarCode
-    from polarmap.executors.faulty import FaultyExecutor as FaultyExecutor
+    from polarmap.executors import FaultyExecutor as FaultyExecutor
     from polarmap.executors.pool import Pool as Pool
     from polarmap.executors.pool import shutdown as shutdown
     from polarmap.executors.replay import ReplayExecutor as ReplayExecutor

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 import numpy as np
 
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
 from polarmap.maps.coded import CodedMapOptions, coded_map

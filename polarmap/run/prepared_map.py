@@ -15,8 +15,8 @@ from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.coded import CodedData
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import key_of
-from polarmap.executors.faulty import FaultyExecutor
 from polarmap.run.execute import run_coded
 from polarmap.run.options import MapOptions
 from polarmap.run.results import CodedResult

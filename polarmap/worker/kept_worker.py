@@ -37,11 +37,12 @@ from polarmap.worker.stream import (
     PART,
     PROCESS,
     UNFIT,
+    Endpoint,
     Message,
     Stream,
+    connected,
 )
 from polarmap.worker.surroundings import Surroundings
-from polarmap.worker.tcp import Endpoint, connected
 from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver
