@@ -5,7 +5,6 @@ Runs on workers too: needs the standard library only.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
@@ -19,8 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-OWNER = "owner"  # the file in a folder that names the process it belongs to
-MAKING_SECONDS = 60.0  # that a process may take from making a folder to naming itself in it
 LIVENESS_SECONDS = 0.5  # between two looks whether anybody waits
 END_SECONDS = 5.0  # that processes and maps which were told to end may take to be gone
 
@@ -46,6 +43,11 @@ class ProcessIdentity(NamedTuple):
         host, _, rest = text.partition("+")
         process, _, started = rest.partition("+")
         return cls(host, int(process), started) if process.isdecimal() else cls("", 0, "")
+
+    @property
+    def folder_prefix(self) -> str:
+        """How the names of its folders begin: of characters that Lithops takes for those of a program."""
+        return f"polarmap-{self}_".replace("+", "_")
 
     def is_on_this_machine(self) -> bool:
         """Whether it belongs to this machine."""
@@ -89,7 +91,7 @@ def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
         return process_status(process)[0] != b"Z"
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or a number that none has
         return False
     except OSError:
         return True
@@ -98,18 +100,10 @@ def is_alive(process: int) -> bool:
 def sweep(places: Iterable[str]) -> None:
     """Remove the folders there of processes of this machine that were killed before they could."""
     for place in places:
-        for folder in Path(place).glob("polarmap-*-*"):
-            with contextlib.suppress(OSError):
-                if _is_left(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_left(folder: Path) -> bool:
-    """Whether its owner is dead; one that names nobody may be about to, unless it has been empty for long."""
-    try:
-        return ProcessIdentity.parse((folder / OWNER).read_text()).is_dead()
-    except FileNotFoundError:
-        return not os.listdir(folder) and time.time() - folder.stat().st_mtime > MAKING_SECONDS
+        for folder in Path(place).glob("polarmap-*_*_*_*"):
+            owner = "+".join(folder.name.removeprefix("polarmap-").split("_")[:3])
+            if ProcessIdentity.parse(owner).is_dead():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- the end of processes for which nobody waits --------------------------------------------------

@@ -23,6 +23,7 @@ def test_owners_know_who_is_dead() -> None:
     assert here.is_on_this_machine()
     assert not here.is_dead()
     assert here._replace(started="1").is_dead()  # the number was given out again
+    assert here._replace(process=10**20).is_dead()
     assert not here._replace(host="elsewhere", process=2**22 + 1).is_dead()
     assert not ProcessIdentity.parse("nonsense").is_dead()
     assert is_alive(os.getpid())
