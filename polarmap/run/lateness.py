@@ -24,10 +24,9 @@ LATE_SHARE = 1 / 12  # of the tasks that are taken as late though nothing may be
 LATE_TASKS = 2.0  # the same as a number, where the share is less than that
 LEEWAY = 1.1  # times the median: no task is late before
 CAUTION = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
-CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
-BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
+SHORT_SECONDS = 0.1  # within which no task is late for others: what is over so soon is not worth another one
 
 
 class RunTimes(Protocol):
@@ -134,7 +133,7 @@ class LatenessRule:
 
 def backup_lateness(tasks: int) -> LatenessRule:
     """When a task of `hedged_map` is late."""
-    return LatenessRule(tasks, min_seconds=BACKUP_SECONDS)
+    return LatenessRule(tasks, min_seconds=SHORT_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -265,9 +264,7 @@ def late_share(tasks: int) -> float:
 
 def cautious(slowest: npt.ArrayLike, returned: npt.ArrayLike, half: int) -> Floats:
     """Seconds that half of the tasks should not need, of which fewer have returned by now."""
-    return np.asarray(
-        np.maximum(CAUTION_SECONDS, CAUTION * half / np.asarray(returned) * np.asarray(slowest))
-    )
+    return np.asarray(np.maximum(SHORT_SECONDS, CAUTION * half / np.asarray(returned) * np.asarray(slowest)))
 
 
 def extrapolated(fastest: npt.ArrayLike, median: npt.ArrayLike, share: float) -> Floats:
