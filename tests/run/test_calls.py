@@ -13,14 +13,14 @@ import pytest
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
-from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
+from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits, function_of
 from polarmap.run.loop import schedule
 from polarmap.run.need import Stopwatch
 from polarmap.worker.block_functions import run_call
-from polarmap.worker.pytree import to_block
+from polarmap.worker.pytree import layout_bytes, to_block
 
 BOUNDED = Limits(4, grows=False, backups=2, retries=1)
 
