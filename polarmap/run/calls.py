@@ -14,7 +14,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.executors.worker_table import GRACE_SECONDS
-from polarmap.run.lateness import SHORT_SECONDS, LateAttempts, LatenessRule
+from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.loop import Policy
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
@@ -24,7 +24,7 @@ from polarmap.worker.pytree import Array, from_block
 
 START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each
-ENDLESS = LatenessRule(1, min_seconds=SHORT_SECONDS)  # no call is late before
+ENDLESS = LatenessRule(1, min_seconds=0.1)  # no call is late before
 REMEMBERED = 256  # durations of each function
 
 Durations = defaultdict[Hashable, deque[float]]  # of the latest calls of each function

@@ -26,7 +26,7 @@ LEEWAY = 1.1  # times the median: no task is late before
 CAUTION = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
-SHORT_SECONDS = 0.1  # within which no task is late for others: what is over so soon is not worth another one
+BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
 
 
 class RunTimes(Protocol):
@@ -133,7 +133,7 @@ class LatenessRule:
 
 def backup_lateness(tasks: int) -> LatenessRule:
     """When a task of `hedged_map` is late."""
-    return LatenessRule(tasks, min_seconds=SHORT_SECONDS)
+    return LatenessRule(tasks, min_seconds=BACKUP_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -263,8 +263,9 @@ def late_share(tasks: int) -> float:
 
 
 def cautious(slowest: npt.ArrayLike, returned: npt.ArrayLike, half: int) -> Floats:
-    """Seconds that half of the tasks should not need, of which fewer have returned by now."""
-    return np.asarray(np.maximum(SHORT_SECONDS, CAUTION * half / np.asarray(returned) * np.asarray(slowest)))
+    """Seconds that half of the tasks should not need, of which fewer have returned by now; worth a backup."""
+    pace = CAUTION * half / np.asarray(returned)
+    return np.asarray(np.maximum(BACKUP_SECONDS, pace * np.asarray(slowest)))
 
 
 def extrapolated(fastest: npt.ArrayLike, median: npt.ArrayLike, share: float) -> Floats:
