@@ -22,7 +22,7 @@ _NAMES = {
     "code.masked": ["Masked", "MaskedCode"],
     "code.masked_integers": ["MaskedIntegerCode"],
     "code.polar": ["PolarCode"],
-    "executors.faulty": ["FaultyExecutor"],
+    "executors": ["FaultyExecutor"],
     "executors.pool": ["Pool", "shutdown"],
     "executors.replay": ["ReplayExecutor"],
     "linalg.gram": ["coded_gram"],
@@ -39,7 +39,7 @@ _NAMES = {
     "report": ["Report", "TaskReport"],
     "run.coded_future": ["CodedFuture"],
     "run.results": ["CodedResult"],
-    "worker.faults": ["Fault"],
+    "worker.messages": ["Fault"],
 }
 _MODULES = ["convex", "errors", "glm", "planning", "xr"]  # which are there as attributes, too
 _HOMES = {name: f"polarmap.{module}" for module, names in _NAMES.items() for name in names}
@@ -65,7 +65,7 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.code.masked import MaskedCode as MaskedCode
     from polarmap.code.masked_integers import MaskedIntegerCode as MaskedIntegerCode
     from polarmap.code.polar import PolarCode as PolarCode
-    from polarmap.executors.faulty import FaultyExecutor as FaultyExecutor
+    from polarmap.executors import FaultyExecutor as FaultyExecutor
     from polarmap.executors.pool import Pool as Pool
     from polarmap.executors.pool import shutdown as shutdown
     from polarmap.executors.replay import ReplayExecutor as ReplayExecutor
@@ -91,7 +91,7 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.report import TaskReport as TaskReport
     from polarmap.run.coded_future import CodedFuture as CodedFuture
     from polarmap.run.results import CodedResult as CodedResult
-    from polarmap.worker.faults import Fault as Fault
+    from polarmap.worker.messages import Fault as Fault
 else:  # which they do not read: a checker would take any name for a public one
     __all__ = sorted([*_HOMES, "errors", "planning"])
 

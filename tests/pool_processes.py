@@ -21,7 +21,6 @@ import pytest
 import polarmap
 from polarmap import CodedResult
 from polarmap.executors.worker_table import KeptWorker, Lease, WorkerTable
-from polarmap.worker.process_identity import OWNER
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -111,7 +110,7 @@ def folders(process: int | None = None) -> list[Path]:
     """Those that belong to a process, by default this one."""
     process = process or os.getpid()
     places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
-    found = [path.parent for place in places for path in place.glob(f"polarmap-{process}-*/{OWNER}")]
+    found = [path for place in places for path in place.glob(f"polarmap-*_{process}_*_*")]
     return [folder for folder in found if folder not in _others]
 
 

@@ -43,17 +43,18 @@ STAND_ALONE = [
     "polarmap.errors",
     *[
         f"polarmap.worker.{name}"
-        for name in (
-            *("finite_differences", "parts", "process_identity", "retry"),
-            *("sent_modules", "surroundings", "threads"),
-        )
+        for name in ("finite_differences", "parts", "processes", "surroundings", "threads")
     ],
 ]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
-    *["polarmap.storage", "polarmap.worker.parts", "polarmap.worker.process_identity"],
-    *["polarmap.worker.sent_modules", "polarmap.worker.surroundings"],
+    *[
+        "polarmap.storage",
+        "polarmap.worker.parts",
+        "polarmap.worker.processes",
+        "polarmap.worker.surroundings",
+    ],
 ]
 CLI = [
     "polarmap.cli",

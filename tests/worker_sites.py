@@ -19,8 +19,7 @@ from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, stay_on_thread
 from polarmap.worker.parts import Place
-from polarmap.worker.stream import Stream
-from polarmap.worker.tcp import connected
+from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
 

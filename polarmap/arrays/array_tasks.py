@@ -21,9 +21,9 @@ from polarmap.executors.base import Coded, Function, Outcome, block_of
 from polarmap.run.execute import run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, RunningMap, counting
+from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
-from polarmap.worker.stored_output import OutputSpec
 
 SETTINGS = MapOptions(verify=False, retries=2)
 

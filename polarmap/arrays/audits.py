@@ -19,7 +19,7 @@ from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decoder_of
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.code.dtypes import Array
-from polarmap.run.observers import observers_of
+from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part
 

@@ -21,7 +21,7 @@ from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS
 from polarmap.worker.parts import Part
-from polarmap.worker.process_identity import ProcessIdentity
+from polarmap.worker.processes import ProcessIdentity
 
 RUN_NOTE = "running.json"
 HEARTBEAT_SECONDS = 600.0  # between signs of life

@@ -29,9 +29,10 @@ from polarmap.run.options import MapOptions
 from polarmap.run.prepared_map import PreparedMap, prepared
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
+from polarmap.worker.messages import OutputSpec, StoredOutput
 from polarmap.worker.parts import Part
+from polarmap.worker.program import sample
 from polarmap.worker.pytree import Structure, unflatten
-from polarmap.worker.stored_output import OutputSpec, StoredOutput, sample
 
 T = TypeVar("T")
 

@@ -21,9 +21,9 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
+from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
-from polarmap.worker.stored_output import OutputSpec
 
 # What is found of NaN and inf in a stripe: how many among the data, block and column of the first of them,
 # and columns of finite data whose parity overflows. A note says that, and then the checksums if it has them.

@@ -20,8 +20,8 @@ from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.code.dtypes import Array
 from polarmap.errors import StorageError
 from polarmap.storage import Store
+from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
-from polarmap.worker.stored_output import OutputSpec
 
 
 def put_stripe(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from polarmap.clouds.limits import Worker
-from polarmap.worker.liveness import LIVENESS_SECONDS
+from polarmap.worker.processes import LIVENESS_SECONDS
 
 # Storage requests of one task: its block, Lithops' start and end marks and a large result are
 # written; function, input, block, end mark and result are read. Also, every LIVENESS_SECONDS, a worker

@@ -1,22 +1,83 @@
-"""The running half: starts tasks and tells as each ends. Knows no codes."""
+"""The running half: starts tasks and tells as each ends. Knows no codes.
+
+Here stands what a caller may pass as an executor, and what it means.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from polarmap.errors import ExecutorError
-from polarmap.executors.base import MapExecutor
+from polarmap.code.checks import is_count, is_number, is_one_of
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.executors.choices import is_for_lithops, is_localhost, is_path
-from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
+from polarmap.worker.messages import FAULTS, Fault
 from polarmap.worker.surroundings import available_cores
 
 BLOCKS_PER_CORE = 3
+
+
+@dataclass(frozen=True)
+class FaultyExecutor:
+    """An executor with misfortunes injected, for tests, demonstrations and benchmarks.
+
+    Parameters
+    ----------
+    executor : whatever `coded_map` accepts
+    faults : mapping from task index to Fault
+
+    Examples
+    --------
+    >>> FaultyExecutor("localhost", {3: Fault("sleep", seconds=20), 7: Fault("kill")}).executor
+    'localhost'
+    """
+
+    executor: Any = None
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.faults, Mapping):
+            raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
+        for task, fault in self.faults.items():
+            if not is_count(task) or not isinstance(fault, Fault):
+                raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
+            _check_fault(fault)
+
+
+class WithFaults:
+    """An executor some of whose tasks suffer faults; those that a run is told of come first."""
+
+    def __init__(self, executor: MapExecutor, faults: Mapping[int, Fault]) -> None:
+        self._executor, self._faults = executor, faults
+        self.worker = executor.worker
+
+    @property
+    def name(self) -> str:
+        """That of the executor underneath, which may change: a pool learns how its workers call it."""
+        return self._executor.name
+
+    def open(self, payload: Payload) -> Run:
+        """A run of the executor underneath, which is told of the faults."""
+        return self._executor.open(replace(payload, faults={**self._faults, **payload.faults}))
+
+
+def _check_fault(fault: Fault) -> None:
+    """Raise CodeError for a fault that no worker could have."""
+    if not is_one_of(fault.kind, FAULTS):
+        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
+    if not is_number(fault.seconds) or fault.seconds < 0:
+        raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
+    if not is_count(fault.attempts):
+        raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
+
+
+# --- which executor is meant ----------------------------------------------------------------------
 
 
 def executor_of(choice: Any) -> MapExecutor:

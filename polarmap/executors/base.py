@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import pickle
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
-from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, UnfitError, plain
+from polarmap.worker.messages import (
+    Error,
+    Fault,
+    OutputSpec,
+    Reply,
+    StoredBlock,
+    StoredOutput,
+    UnfitError,
+    plain,
+)
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.pytree import Layout, Structure, layout_of, unflatten, unpacked
-from polarmap.worker.stored_output import OutputSpec, StoredOutput
+from polarmap.worker.pytree import Layout, Structure, layout_bytes, layout_of, unflatten, unpacked
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -316,11 +321,6 @@ def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
     tasks = range(blocks.n if blocks.source is None else 0)
     largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
     return new_encryption(key, largest, "a block", "use more blocks")
-
-
-def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
-    """Bytes of arrays of this layout."""
-    return sum(np.dtype(name).itemsize * math.prod(shape) for name, shape in layout)
 
 
 def failure_of(error: Error) -> Failure:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Outcome, layout_bytes
+from polarmap.executors.base import Coded, Outcome
 from polarmap.worker.encryption import Encryption, as_stored
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place, write_file
+from polarmap.worker.pytree import layout_bytes
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.liveness import END_SECONDS
+from polarmap.worker.processes import END_SECONDS
 from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, ready
 from polarmap.worker.surroundings import absolute_module_path
 from polarmap.worker.threads import limiting_variables

@@ -36,8 +36,7 @@ from polarmap.executors.lithops_internals import (
     storage_settings,
 )
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.parts import Place
-from polarmap.worker.retry import retry_call
+from polarmap.worker.parts import Place, retry_call
 
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.process_identity import OWNER, ProcessIdentity, sweep
+from polarmap.worker.processes import ProcessIdentity, sweep
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
 PRIVATE = 0o700
@@ -44,7 +44,6 @@ def restore(folder: Path) -> None:
     try:
         if not os.path.lexists(folder):
             folder.mkdir(PRIVATE)
-            _name_owner(folder)
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError("something else is in its place")
@@ -83,15 +82,6 @@ def _remove_all() -> None:
 
 def _new_folder(place: str) -> Path:
     sweep({MEMORY, tempfile.gettempdir()})
-    folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-", dir=place)).resolve()
+    folder = Path(tempfile.mkdtemp(prefix=ProcessIdentity.current().folder_prefix, dir=place)).resolve()
     _made.add((os.getpid(), folder))
-    try:
-        _name_owner(folder)
-    except BaseException:
-        remove(folder)
-        raise
     return folder
-
-
-def _name_owner(folder: Path) -> None:
-    (folder / OWNER).write_text(str(ProcessIdentity.current()))

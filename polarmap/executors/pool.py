@@ -23,7 +23,7 @@ from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
-from polarmap.worker.liveness import LIVENESS_SECONDS
+from polarmap.worker.processes import LIVENESS_SECONDS
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site

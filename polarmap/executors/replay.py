@@ -17,9 +17,8 @@ from polarmap.code.checks import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
-from polarmap.worker.faults import Fault
 from polarmap.worker.io_pools import PoolIO, ThreadLink
-from polarmap.worker.messages import Ticket
+from polarmap.worker.messages import Fault, Ticket
 from polarmap.worker.program import run_task
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 from polarmap.executors.base import WakeSignal
-from polarmap.worker.liveness import LIVENESS_SECONDS
-from polarmap.worker.stream import ANSWER_SECONDS, Stream, ready
-from polarmap.worker.tcp import Endpoint, admit_worker, stay_awake
+from polarmap.worker.processes import LIVENESS_SECONDS
+from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, ready, stay_awake
 from polarmap.worker.threads import run_on_daemon
 
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time

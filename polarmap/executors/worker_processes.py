@@ -12,7 +12,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server import ForkServerProcess, socket_pair
 from polarmap.executors.pickling import modules_named
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
-from polarmap.worker.process_identity import process_status
+from polarmap.worker.processes import process_status
 from polarmap.worker.stream import Stream
 from polarmap.worker.surroundings import Surroundings, absolute_module_path, available_cores, working_folder
 from polarmap.worker.threads import limiting_variables

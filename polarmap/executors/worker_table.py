@@ -220,9 +220,20 @@ class WorkerTable:
             return worker
 
     def give_back(self, worker: KeptWorker) -> None:
-        """It has done its task."""
+        """It does nothing for its map any more, which may have ended; another may start a task."""
         with self._lock:
-            self._release(worker)
+            lease, worker.since = worker.lease, time.monotonic()
+            worker.orders.clear()
+            if lease is None:
+                return
+            descriptor = worker.link.fileno()
+            if lease.workers.pop(descriptor, None) is not None:
+                lease.poll.unregister(descriptor)
+            worker.lease = None  # at last: an interrupt before leaves it abandoned
+            if lease.ended is None:
+                self._changed = lease.since = worker.since
+                if len(self._leases) > 1:
+                    self._call_next(lease)
 
     def remove(self, worker: KeptWorker) -> None:
         """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
@@ -255,7 +266,7 @@ class WorkerTable:
         """Nobody waits for its task any more: it is left as if its map had ended."""
         with self._lock:
             orders = worker.orders.copy()
-            self._release(worker)
+            self.give_back(worker)
             worker.orders, worker.lease = orders, Lease(lambda: None, ended=time.monotonic())
             worker.link.send(Message(CANCEL, orders[0][0]))
 
@@ -364,7 +375,7 @@ class WorkerTable:
             if not is_there:
                 self._remove(worker)
             elif not worker.orders:
-                self._release(worker)
+                self.give_back(worker)
         self._give_up()
 
     def _drop(self, surplus: int, first: Callable[[KeptWorker], float], until: float = inf) -> None:
@@ -375,23 +386,8 @@ class WorkerTable:
                 self._remove(worker)
 
     def _remove(self, worker: KeptWorker) -> None:
-        self._release(worker)
+        self.give_back(worker)
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
             self._end(worker.number)
         worker.link.close()
-
-    def _release(self, worker: KeptWorker) -> None:
-        """It does nothing for its map any more, which may have ended; another may start a task."""
-        lease = worker.lease
-        worker.orders.clear()
-        worker.since = time.monotonic()
-        if lease is not None:
-            descriptor = worker.link.fileno()
-            if lease.workers.pop(descriptor, None) is not None:
-                lease.poll.unregister(descriptor)
-            worker.lease = None  # at last: an interrupt before leaves it abandoned
-            if lease.ended is None:
-                self._changed = lease.since = worker.since
-                if len(self._leases) > 1:
-                    self._call_next(lease)

@@ -24,8 +24,8 @@ from polarmap.linalg.coded_sides import CodedSides
 from polarmap.linalg.layouts import BlockCounts, check_counts, counts_of
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
-from polarmap.run.observers import observers_of
 from polarmap.run.options import Verify, checked_options
+from polarmap.run.prepared_map import observers_of
 
 with needed_by("CodedOperator", "scipy", "linalg"):
     from scipy.sparse.linalg import LinearOperator

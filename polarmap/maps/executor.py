@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 from polarmap.code.checks import checked_count, is_count
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors import executor_of
+from polarmap.executors import FaultyExecutor, WithFaults, executor_of
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_for_lithops, is_of_dask
-from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value

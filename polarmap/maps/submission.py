@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 import numpy as np
 
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
 from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
-from polarmap.run.observers import observers_of
+from polarmap.run.prepared_map import observers_of
 from polarmap.run.results import CodedResult
 
 if TYPE_CHECKING:

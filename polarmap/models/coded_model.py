@@ -19,7 +19,7 @@ from polarmap.code.checks import is_number
 from polarmap.code.dtypes import EPS, Array, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
-from polarmap.executors.faulty import FaultyExecutor
+from polarmap.executors import FaultyExecutor
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.features import ScaledOperator, moments

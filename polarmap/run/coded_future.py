@@ -22,7 +22,7 @@ from polarmap.run.estimates import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observer, Observers, RunningMap
-from polarmap.worker.liveness import END_SECONDS
+from polarmap.worker.processes import END_SECONDS
 
 R = TypeVar("R")
 

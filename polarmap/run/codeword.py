@@ -27,8 +27,8 @@ from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.results import CodedResult
 from polarmap.run.tasks import TaskTable
+from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
-from polarmap.worker.stored_output import StoredOutput
 
 MOST_TRIALS = 4  # decodings of which it is remembered whether they are possible
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most

@@ -10,7 +10,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.clouds import limits
 from polarmap.code.linear import LinearCode
 from polarmap.code.uncoded import Uncoded
-from polarmap.executors.base import Coded, Outcome, Payload, encryption_of, layout_bytes
+from polarmap.executors.base import Coded, Outcome, Payload, encryption_of
 from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
@@ -21,7 +21,8 @@ from polarmap.run.options import MapOptions
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.stored_output import OutputSpec
+from polarmap.worker.messages import OutputSpec
+from polarmap.worker.pytree import layout_bytes
 
 Function = Callable[[Any], Any]
 

@@ -24,7 +24,6 @@ LATE_SHARE = 1 / 12  # of the tasks that are taken as late though nothing may be
 LATE_TASKS = 2.0  # the same as a number, where the share is less than that
 LEEWAY = 1.1  # times the median: no task is late before
 CAUTION = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
-CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
@@ -268,10 +267,9 @@ def late_share(tasks: int) -> float:
 
 
 def cautious(slowest: npt.ArrayLike, returned: npt.ArrayLike, half: int) -> Floats:
-    """Seconds that half of the tasks should not need, of which fewer have returned by now."""
-    return np.asarray(
-        np.maximum(CAUTION_SECONDS, CAUTION * half / np.asarray(returned) * np.asarray(slowest))
-    )
+    """Seconds that half of the tasks should not need, of which fewer have returned by now; worth a backup."""
+    pace = CAUTION * half / np.asarray(returned)
+    return np.asarray(np.maximum(BACKUP_SECONDS, pace * np.asarray(slowest)))
 
 
 def extrapolated(fastest: npt.ArrayLike, median: npt.ArrayLike, share: float) -> Floats:

@@ -1,22 +1,18 @@
-"""Who looks on at a map: a progress bar, the logger "polarmap", OpenTelemetry. By default nobody."""
+"""Who may look on at a map: a progress bar, the logger "polarmap", OpenTelemetry."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Collection
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome
 from polarmap.report import Report, listed
-from polarmap.run.running_map import Observer, Observers, RunningMap
+from polarmap.run.running_map import Observer, RunningMap
 
 LOG = logging.getLogger("polarmap")
 LOG.addHandler(logging.NullHandler())
@@ -36,28 +32,13 @@ NOTEBOOK_SECONDS = 0.3  # that a map takes before a widget is made for it: it co
 _NUMBERS = itertools.count(1)
 
 
-def observers_of(progress: Any) -> Observers:
-    """Who looks on at a map that begins now, as its `progress=` says: None is a bar where something shows it.
-
-    The logger if it is on, and OpenTelemetry if the program has imported it: else there is nobody to tell.
-    """
-    if isinstance(progress, tuple) and all(isinstance(one, Observer) for one in progress):
-        return progress  # those of a map that is part of another one
-    if progress is None:
-        progress = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
-    if not isinstance(progress, (bool, int, np.bool_)):
-        raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
-    is_traced = "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules
-    is_logged = LOG.isEnabledFor(logging.INFO)
-    return (ProgressBar(),) * bool(progress) + (MapSpan(),) * is_traced + (MapLog(),) * is_logged
-
-
 class ProgressBar(Observer):
     """A line on standard error: "29/32 arrived, 24 needed". Those of several maps stand below each other."""
 
     tick = 0.25  # it says how long the map has taken
 
-    def __init__(self) -> None:
+    def __init__(self, is_in_notebook: bool) -> None:
+        self._is_in_notebook = is_in_notebook
         self._bar: Any = None
         self._blank: Report | None = None
         self._began = 0.0
@@ -77,40 +58,32 @@ class ProgressBar(Observer):
         """Show how many of the stripes are done, and how long the rest will take."""
         if self._bar is None:
             text = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
-            self._bar = _bar(total=total, bar_format=text)
+            self._bar = self._new_bar(total=total, bar_format=text)
         self._bar.update(done - self._bar.n)
 
     def looked(self, arrived: int) -> None:
         """Show how many have arrived."""
         assert self._blank is not None
         if self._bar is None:
-            if in_notebook() and time.time() < self._began + NOTEBOOK_SECONDS:
+            if self._is_in_notebook and time.time() < self._began + NOTEBOOK_SECONDS:
                 return
-            self._bar = _bar(total=self._blank.n, bar_format="{bar} {desc} [{elapsed}]", leave=False)
+            self._bar = self._new_bar(total=self._blank.n, bar_format="{bar} {desc} [{elapsed}]", leave=False)
             self._bar.start_t = self._began
         self._bar.n = arrived
         text = f"{arrived}/{self._blank.n} arrived, {self._blank.needed} needed"
         self._bar.set_description_str(text)
 
+    def _new_bar(self, bar_format: str, **options: Any) -> Any:
+        """A bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
+        if self._is_in_notebook:
+            with warnings.catch_warnings():  # of ipywidgets that is missing: then the bar is text
+                warnings.simplefilter("ignore")
+                from tqdm.auto import tqdm
 
-def in_notebook() -> bool:
-    """Whether this process is the kernel of a notebook, which is no terminal and yet shows bars."""
-    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    shell = None if get_ipython is None else get_ipython()
-    return shell is not None and "IPKernelApp" in shell.config
+                return tqdm(bar_format=bar_format, **options)
+        from tqdm import tqdm
 
-
-def _bar(bar_format: str, **options: Any) -> Any:
-    """A bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
-    if in_notebook():
-        with warnings.catch_warnings():  # of ipywidgets that is missing: then the bar is text
-            warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm
-
-            return tqdm(bar_format=bar_format, **options)
-    from tqdm import tqdm
-
-    return tqdm(bar_format=bar_format.replace("{bar}", "{bar:20}"), **options)
+        return tqdm(bar_format=bar_format.replace("{bar}", "{bar:20}"), **options)
 
 
 class MapLog(Observer):

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import sys
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import numpy as np
 
 from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.coded import CodedData
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import key_of
-from polarmap.executors.faulty import FaultyExecutor
 from polarmap.run.execute import run_coded
-from polarmap.run.observers import observers_of
 from polarmap.run.options import MapOptions
 from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers, RunningMap
+from polarmap.run.running_map import Observer, Observers, RunningMap
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +62,34 @@ def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
     result = signature.return_annotation.removeprefix("PreparedMap[").removesuffix("]")
     call.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
     return call
+
+
+def observers_of(progress: Any) -> Observers:
+    """Who looks on at a map that begins now, as its `progress=` says: None is a bar where something shows it.
+
+    The logger if it is on, and OpenTelemetry if the program has imported it: else there is nobody to tell.
+    """
+    if isinstance(progress, tuple) and all(isinstance(one, Observer) for one in progress):
+        return progress  # those of a map that is part of another one
+    if progress is None:
+        progress = _is_in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+    if not isinstance(progress, (bool, int, np.bool_)):
+        raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
+    is_traced = "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules
+    is_logged = logging.getLogger("polarmap").isEnabledFor(logging.INFO)
+    if not (progress or is_traced or is_logged):
+        return ()
+    from polarmap.run.observers import MapLog, MapSpan, ProgressBar
+
+    bars = (ProgressBar(_is_in_notebook()),) if progress else ()
+    return bars + (MapSpan(),) * is_traced + (MapLog(),) * is_logged
+
+
+def _is_in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which is no terminal and yet shows bars."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if get_ipython is None else get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 # --- maps of coded data -------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar, overload
 from polarmap.blocks.equal import concatenate
 from polarmap.code.dtypes import Array, DType
 from polarmap.report import Report
+from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import Structure
-from polarmap.worker.stored_output import StoredOutput
 
 T = TypeVar("T")
 

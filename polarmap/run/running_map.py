@@ -18,7 +18,7 @@ from polarmap.executors.base import MapExecutor, Outcome, Run
 from polarmap.report import Report, TaskReport
 from polarmap.run.need import Need
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.liveness import LIVENESS_SECONDS
+from polarmap.worker.processes import LIVENESS_SECONDS
 
 
 class RunningMap:

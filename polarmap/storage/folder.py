@@ -13,7 +13,7 @@ from pathlib import Path
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Data, check_key
-from polarmap.worker.process_identity import ProcessIdentity
+from polarmap.worker.processes import ProcessIdentity
 
 _TEMPORARY = ".unfinished"
 COPY_BYTES = 1 << 20

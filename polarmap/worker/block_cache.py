@@ -57,13 +57,7 @@ class BlockCache:
 
         DamagedError if it is not as it was stored.
         """
-        if block.source.kind == "message":
-            leaves = unpacked(block.layout, block.data)
-        else:
-            leaves = []
-            for parts, layout in runs(tuple(part for part in block.parts if part.size), block.layout):
-                leaves += unpacked(layout, self._buffer(block.source, parts), is_private)
-        return unflatten(block.structure, leaves)
+        return load_block(block, self._buffer, is_private)
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
@@ -96,16 +90,34 @@ class BlockCache:
                 del self._kept[next(iter(self._kept))]
 
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
-        """The bytes of parts in a row: a copy of several, one as it is read."""
+        """The bytes of parts in a row."""
         self.reads += len(parts)
-        if len(parts) == 1:
-            return self._read(place, parts[0])
-        joined = np.empty(sum(part.size for part in parts), np.uint8).data  # its memory is in large pages
-        start = 0
-        for part in parts:
-            joined[start : start + part.size] = self._read(place, part)
-            start += part.size
-        return joined
+        return joined(self._read, place, parts)
+
+
+def load_block(
+    block: StoredBlock, buffer: Callable[[Place, tuple[Part, ...]], Any], is_private: bool = True
+) -> Any:
+    """A block, which may be written into if it is private; `buffer`: the bytes of parts in a row."""
+    if block.source.kind == "message":
+        leaves = unpacked(block.layout, block.data)
+    else:
+        leaves = []
+        for parts, layout in runs(tuple(part for part in block.parts if part.size), block.layout):
+            leaves += unpacked(layout, buffer(block.source, parts), is_private)
+    return unflatten(block.structure, leaves)
+
+
+def joined(read: Callable[[Place, Part], Any], place: Place, parts: tuple[Part, ...]) -> Any:
+    """The bytes of parts in a row: a copy of several, one as it is read."""
+    if len(parts) == 1:
+        return read(place, parts[0])
+    together = np.empty(sum(part.size for part in parts), np.uint8).data  # its memory is in large pages
+    start = 0
+    for part in parts:
+        together[start : start + part.size] = read(place, part)
+        start += part.size
+    return together
 
 
 def status_of(path: str) -> tuple[int, ...]:

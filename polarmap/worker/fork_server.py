@@ -16,8 +16,8 @@ import socket
 from typing import Any
 
 from polarmap.worker.kept_worker import ChannelIO
-from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
+from polarmap.worker.processes import sweep
 from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, ready, worker_stream
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36

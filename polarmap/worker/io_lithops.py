@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from polarmap.worker.block_cache import BlockCache
-from polarmap.worker.liveness import END_SECONDS, end_job, exit_when
+from polarmap.worker.block_cache import joined, load_block
 from polarmap.worker.messages import Ticket
-from polarmap.worker.parts import is_missing
-from polarmap.worker.process_identity import is_alive
+from polarmap.worker.parts import AWAY_SECONDS, is_missing
+from polarmap.worker.processes import END_SECONDS, end_job, exit_when, is_alive
 from polarmap.worker.program import TaskIO, run_task
 
 ALIVE = "alive"  # the object that exists for as long as anybody waits for results
@@ -56,7 +55,7 @@ class LithopsIO(TaskIO):
         if self._driver is None:
             exit_when(self.is_cancelled)
         else:
-            exit_when(self.is_cancelled, partial(end_job, self.remove_all))
+            exit_when(self.is_cancelled, partial(end_job, self.remove_all, AWAY_SECONDS))
         reply = run_task(ticket, self)
         if reply is None or (len(reply.data) > STATUS_BYTES and self.is_cancelled()):
             return None
@@ -65,7 +64,7 @@ class LithopsIO(TaskIO):
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
         assert ticket.block is not None
-        return self._f, BlockCache(self.read, budget=0).load(ticket.block, is_private=True)
+        return self._f, load_block(ticket.block, partial(joined, self.read))
 
     def is_cancelled(self) -> bool:
         """Whether the driver here has died, which else kills its workers, or the liveness key is gone.

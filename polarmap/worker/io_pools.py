@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache
-from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.processes import has_lost_parent
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.stream import Message
 from polarmap.worker.threads import limits, run_on_daemon

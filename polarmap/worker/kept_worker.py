@@ -6,25 +6,28 @@ Blocks stay in its memory. Runs on workers: imports numpy at most.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pickle
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
-from polarmap.worker.liveness import exit_when
 from polarmap.worker.messages import Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import ProcessState, is_for_want
+from polarmap.worker.processes import exit_when
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.pytree import Structure, loaded
-from polarmap.worker.sent_modules import SentModules
 from polarmap.worker.stream import (
     CALL,
     CANCEL,
@@ -34,11 +37,12 @@ from polarmap.worker.stream import (
     PART,
     PROCESS,
     UNFIT,
+    Endpoint,
     Message,
     Stream,
+    connected,
 )
 from polarmap.worker.surroundings import Surroundings
-from polarmap.worker.tcp import Endpoint, connected
 from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver
@@ -203,6 +207,43 @@ class ChannelIO(TaskIO):
             else:
                 return reply._replace(data=f"{number}/{name}".encode(), is_file=True)
         return reply
+
+
+class SentModules(MetaPathFinder, InspectLoader):
+    """Modules that the driver has sent as source: imported from there where nothing else has them."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[str, bool]] = {}
+
+    def add(self, sources: Mapping[str, tuple[str, bool]]) -> None:
+        """Let these be imported from now on; those whose source has changed are imported anew.
+
+        sources : by name, and whether it is a package.
+        """
+        if sources and self not in sys.meta_path:
+            sys.meta_path.append(self)
+        for name, source in sources.items():
+            if self._sources.get(name, source) != source:
+                sys.modules.pop(name, None)
+        self._sources.update(sources)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """How to import a module that was sent; None for any other."""
+        if fullname not in self._sources:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
+
+    def get_source(self, fullname: str) -> str:
+        """Its source."""
+        return self._sources[fullname][0]
+
+    def get_code(self, fullname: str) -> Any:
+        """Its code, under a name for which tracebacks ask `get_source` for their lines."""
+        return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
+
+    def is_package(self, fullname: str) -> bool:
+        """Whether others lie below it."""
+        return self._sources[fullname][1]
 
 
 # --- elsewhere -------------------------------------------------------------------------------------

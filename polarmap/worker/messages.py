@@ -10,12 +10,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from polarmap.worker.faults import Fault
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure
-from polarmap.worker.stored_output import OutputSpec
 
 MESSAGE_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
+FAULTS = ("sleep", "raise", "exit", "kill", "garbage")
 
 
 def plain(message: Any) -> Any:
@@ -42,6 +41,53 @@ class StoredBlock(NamedTuple):
     structure: Structure
     layout: Layout
     data: bytes = b""
+
+
+class Fault(NamedTuple):
+    """A fault to inject into a task: for tests, demonstrations and benchmarks.
+
+    Attributes
+    ----------
+    kind
+        "sleep" (for `seconds`), "raise", "exit", "kill" (SIGKILL) or "garbage" (a wrong result).
+    attempts
+        How many attempts of the task suffer it.
+    """
+
+    kind: str
+    seconds: float = 0.0
+    attempts: int = 1
+
+
+class OutputSpec(NamedTuple):
+    """Where each task stores its result, of which only a sample then travels.
+
+    source : a folder or bucket.
+    prefix : of the keys; an array of a result is the object `prefix/task-attempt/number`.
+    items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
+        numbers of one array only.
+    arrays : how many a result consists of.
+    """
+
+    source: Place
+    prefix: str
+    items: int
+    arrays: int = 1
+
+    def key(self, task: int, attempt: int, number: int) -> str:
+        """Of an array that an attempt at a task has given."""
+        return f"{self.prefix}/{task}-{attempt}/{number}"
+
+
+class StoredOutput(NamedTuple):
+    """A result that lies in storage.
+
+    layout : dtype and shape of each of its arrays.
+    parts : their bytes in a row.
+    """
+
+    layout: tuple[tuple[str, tuple[int, ...]], ...]
+    parts: tuple[Part, ...]
 
 
 class Ticket(NamedTuple):

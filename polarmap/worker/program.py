@@ -1,4 +1,4 @@
-"""The program of a worker: read a block, call f of it, store or send the result.
+"""The program of a worker: read a block, call f of it, store or send the result; with a fault, if it is to.
 
 Imports numpy at most.
 """
@@ -6,18 +6,21 @@ Imports numpy at most.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from polarmap.worker.encryption import encrypted_reply, get_part, put_parts
-from polarmap.worker.faults import Fault, faulty
-from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
+from polarmap.worker.messages import Fault, OutputSpec, Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
-from polarmap.worker.pytree import Packed, pack
-from polarmap.worker.stored_output import store_result
+from polarmap.worker.pytree import Packed, pack, pack_leaves, unpacked
 from polarmap.worker.stream import END, Message
+
+SAMPLE = 256  # numbers of a result that travel when it stays in storage
 
 
 class TaskIO:
@@ -70,7 +73,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
             if io.is_cancelled():
                 return None
             layout = result.layout
-            result, parts = store_result(result, ticket.output, ticket.task, ticket.attempt, io.write)
+            result, parts = store_result(result, ticket, ticket.output, io)
             if io.is_cancelled():  # the driver has cleaned up
                 remove_parts(ticket.output.source, parts, io.storage)
                 return None
@@ -93,3 +96,76 @@ def packing(f: Callable[[Any], Any], fault: Fault | None) -> Callable[[Any], Pac
         return pack(result)
 
     return call if fault is None else faulty(call, fault)
+
+
+def faulty(call: Callable[[Any], Packed], fault: Fault) -> Callable[[Any], Packed]:
+    """A call that suffers a fault."""
+
+    def struck(block: Any) -> Packed:
+        if fault.kind == "sleep":
+            time.sleep(fault.seconds)
+        _inject(fault.kind)
+        packed = call(block)
+        return corrupted(packed) if fault.kind == "garbage" else packed
+
+    return struck
+
+
+def corrupted(result: Packed) -> Packed:
+    """A result of the same layout with other bytes."""
+    return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
+
+
+def _inject(kind: str) -> None:
+    """End this process, or raise."""
+    if kind == "raise":
+        raise RuntimeError("injected fault")
+    if kind == "exit":
+        os._exit(3)
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- results that stay in storage ---------------------------------------------------------------
+
+
+def store_result(
+    result: Packed, ticket: Ticket, output: OutputSpec, io: TaskIO
+) -> tuple[Packed, tuple[Part, ...]]:
+    """Store a result, each of its arrays as an object; its sample, and the parts, whose bytes in a row it is.
+
+    The sample is a linear function of the result, the same one for every task: what is true of the
+    results by linearity can be verified on it. Its structure tells that of the result.
+    """
+    _check_is_arrays(result, output.arrays)
+    parts: list[Part] = []
+    samples = []
+    for number, array in enumerate(unpacked(result.layout, result.data, is_writable=False)):
+        flat = array.reshape(-1)
+        samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
+        key = output.key(ticket.task, ticket.attempt, number)
+        parts += io.write(output.source, key, flat.view(np.uint8).data, output.items * flat.itemsize)
+    shape = result.layout and result.layout[0][1]
+    packed = pack_leaves(samples, ("sample", shape, result.structure))
+    return packed, tuple(parts)
+
+
+def sample(array: Any, count: int = SAMPLE) -> Any:
+    """At most `count` numbers of an array, evenly spread.
+
+    >>> sample(np.arange(100), 4).tolist()
+    [0, 33, 66, 99]
+    """
+    flat = array.reshape(-1)
+    return flat[np.linspace(0, max(0, flat.size - 1), min(flat.size, count)).astype(np.int64)]
+
+
+def _check_is_arrays(result: Packed, count: int) -> None:
+    """TypeError for a result that does not consist of so many plain arrays."""
+    if len(result.layout) != count:
+        raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
+    if count == 1 and len(result.structure) > 1:
+        kind = result.structure[0].__name__
+        raise TypeError(f"a result that stays in storage is one array; f returned it in a {kind}")
+    if count == 1 and result.structure == ("matrix",):
+        raise TypeError("a result that stays in storage is one array: return it as a numpy.ndarray")

@@ -220,6 +220,11 @@ def layout_of(leaves: Sequence[Array]) -> Layout:
     return tuple((_spelled(leaf.dtype), leaf.shape) for leaf in leaves)
 
 
+def layout_bytes(layout: Layout) -> int:
+    """Bytes of arrays of this layout."""
+    return sum(np.dtype(name).itemsize * math.prod(shape) for name, shape in layout)
+
+
 def _spelled(dtype: np.dtype[Any]) -> str | np.dtype[Any]:
     return dtype.str if np.dtype(dtype.str) == dtype else dtype
 

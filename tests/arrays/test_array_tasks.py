@@ -13,8 +13,8 @@ from polarmap.arrays.stores import PartStore
 from polarmap.errors import NotDecodableError
 from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
+from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
-from polarmap.worker.stored_output import OutputSpec
 
 TASKS = 5
 FLOATS = [np.dtype("f8")]

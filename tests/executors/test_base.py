@@ -37,10 +37,9 @@ from polarmap.executors.base import (
 )
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
-from polarmap.worker.messages import Error, Reply, describe, pickled, plain
+from polarmap.worker.messages import Error, OutputSpec, Reply, describe, pickled, plain
 from polarmap.worker.parts import MESSAGE, DamagedError, Place, read_file
 from polarmap.worker.pytree import pack
-from polarmap.worker.stored_output import OutputSpec
 from polarmap.worker.stream import END, Message, ready
 
 N, ROWS = 6, 6

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from plain import ends
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors import executor_of, keep_open, storage_beside
-from polarmap.executors.base import MapExecutor
+from polarmap.executors.base import MapExecutor, Payload
 from polarmap.executors.owned_folder import private_folder
 
 
@@ -53,3 +56,26 @@ def test_arrays_stay_beside_the_workers_that_read_them(tmp_path: Path) -> None:
     assert storage_beside(None, in_memory) is None
     assert storage_beside(FaultyExecutor(functions), in_memory) is functions
     assert storage_beside(Pool(), in_memory) is None
+
+
+# --- faults ---
+
+
+BLOCKS = PartBlocks([[np.zeros(1)]] * 4, ("array",))
+
+
+def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() -> None:
+    inner = FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3), Fault("raise")))
+    executor = executor_of(FaultyExecutor(inner, {1: Fault("kill")}))
+    assert (executor.name, executor.worker) == ("replay", None)
+    with closing(executor.open(Payload(np.copy, BLOCKS, {2: Fault("exit")}))) as run:
+        run.submit([(task, 0) for task in range(4)])
+        failures = [outcome.failure for _ in range(4) for outcome in ends(run.wait(9.0))]
+    assert [failure and failure.kind for failure in failures] == ["raised", "lost", "lost", None]
+
+
+def test_its_name_is_that_of_the_executor_underneath_at_any_time() -> None:
+    pool = ReplayExecutor()
+    executor = executor_of(FaultyExecutor(pool))
+    pool.name = "replay (TCP)"
+    assert executor.name == "replay (TCP)"

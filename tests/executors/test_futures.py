@@ -15,7 +15,7 @@ from plain import ends
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
-from polarmap.worker.process_identity import OWNER, ProcessIdentity
+from polarmap.worker.processes import ProcessIdentity
 
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
@@ -55,9 +55,9 @@ def test_the_folder_of_a_run_says_whose_it_is() -> None:
     """So that a later process removes it when this one is killed."""
     with closing(FuturesExecutor(ManualPool()).open(Payload(np.negative, BLOCKS))) as run:
         assert run._folder is not None
-        owner = Path(run._folder.folder) / OWNER
-        assert owner.read_text() == str(ProcessIdentity.current())
-    assert not owner.parent.exists()
+        folder = Path(run._folder.folder)
+        assert folder.name.startswith(ProcessIdentity.current().folder_prefix)
+    assert not folder.exists()
 
 
 def test_what_the_pool_drops_is_lost() -> None:

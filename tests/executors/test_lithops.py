@@ -41,8 +41,8 @@ from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.worker import io_lithops
 from polarmap.worker.kept_worker import DriverAddress
+from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Place
-from polarmap.worker.stored_output import OutputSpec
 
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 DATA = [np.arange(3.0) + task for task in range(3)]

@@ -1,4 +1,4 @@
-"""Folders whose owner is written in them."""
+"""Folders whose names say whose they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pool_processes import code_of_child
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
 from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
-from polarmap.worker.process_identity import OWNER, ProcessIdentity
+from polarmap.worker.processes import ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
 
@@ -33,14 +33,18 @@ def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
     (tmp_path / "memory").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path / "memory"))
-    mine, foreign = disk_folder(), tmp_path / "polarmap-1-x"
-    foreign.mkdir()
+    mine, foreign = (
+        disk_folder(),
+        [tmp_path / f"polarmap-{name}" for name in ("1-x", "a_1_x", "a__1_x", "a_1_x_y")],
+    )
+    for one in foreign:
+        one.mkdir()
     left = made_by_another_process(tmp_path / place, "os._exit(0)")  # as if it had been killed
-    assert (left / OWNER).exists()
+    assert left.exists()
     assert disk_folder() != mine
     assert not left.exists()
     assert mine.exists()
-    assert foreign.exists()  # it does not say whose it is
+    assert all(one.exists() for one in foreign)  # they do not say whose they are
 
 
 @pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("process", 1 << 30)])
@@ -50,24 +54,11 @@ def test_what_another_container_uses_is_left_alone(
     """Numbers of processes mean nothing across containers that share a temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     owner = ProcessIdentity.current()._replace(process=1 << 30)._replace(**dict([change]))
-    theirs = tmp_path / f"polarmap-{owner.process}-theirs"
+    theirs = tmp_path / f"{owner.folder_prefix}theirs"
     theirs.mkdir()
-    (theirs / OWNER).write_text(str(owner))
     (theirs / "block").touch()
     remove(disk_folder())
     assert theirs.exists() == (change[0] == "host")
-
-
-def test_one_that_is_just_being_made_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    new, old, used = (tmp_path / f"polarmap-{1 << 30}-{name}" for name in ("new", "old", "used"))
-    for folder in (new, old, used):
-        folder.mkdir()
-    (used / "block").touch()
-    for folder in (old, used):
-        os.utime(folder, (0, 0))
-    remove(disk_folder())
-    assert (new.exists(), old.exists(), used.exists()) == (True, False, True)
 
 
 def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
@@ -87,17 +78,12 @@ def test_a_child_that_was_forked_removes_none_of_its_parents(
     assert not folder.exists()
 
 
-def test_none_is_left_where_there_is_no_room_for_the_name_of_its_owner(
+def test_where_there_is_no_room_in_memory_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(self: Path, text: str) -> int:
-        raise OSError(28, "No space left on device")
-
+    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path / "none"))
+    assert memory_folder() is None
     monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path))
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", no_room)
-        assert memory_folder() is None
-    assert os.listdir(tmp_path) == []
     folder = memory_folder()
     assert folder is not None
     assert folder.parent == tmp_path
@@ -110,11 +96,8 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = disk_folder()
     restore(folder)
-    named = (folder / OWNER).read_text()
-    (folder / OWNER).unlink()
     folder.rmdir()
     restore(folder)
-    assert (folder / OWNER).read_text() == named
     folder.chmod(0o755)
     restore(folder)
     assert folder.stat().st_mode & 0o777 == 0o700

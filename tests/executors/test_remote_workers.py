@@ -28,10 +28,8 @@ from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import Lease
 from polarmap.worker import objects
-from polarmap.worker.messages import Reply
-from polarmap.worker.parts import Place
-from polarmap.worker.retry import AWAY_SECONDS
-from polarmap.worker.stored_output import OutputSpec
+from polarmap.worker.messages import OutputSpec, Reply
+from polarmap.worker.parts import AWAY_SECONDS, Place
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
 

@@ -17,8 +17,7 @@ from pool_processes import code_of_child
 from polarmap.executors import tcp
 from polarmap.executors.objects import Link
 from polarmap.executors.tcp import WorkerListener, own_addresses
-from polarmap.worker.stream import ready
-from polarmap.worker.tcp import PROOF_BYTES, connected
+from polarmap.worker.stream import PROOF_BYTES, connected, ready
 
 KEY = bytes(range(32))
 
@@ -111,7 +110,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
 def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.worker.tcp.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.worker.stream.ANSWER_SECONDS", 0.2)
     sent = 0
     with called(listener) as stranger:
         assert len(stranger.recv(32)) == 32

@@ -13,7 +13,7 @@ import pytest
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
-from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
+from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.replay import ReplayRun
 from polarmap.run.calls import Call, Calls, function_of
@@ -21,7 +21,7 @@ from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import schedule
 from polarmap.run.need import Stopwatch
 from polarmap.worker.block_functions import run_call
-from polarmap.worker.pytree import to_block
+from polarmap.worker.pytree import layout_bytes, to_block
 
 
 class Served:

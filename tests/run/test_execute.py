@@ -36,7 +36,7 @@ from polarmap import (
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.replay import ReplayRun
-from polarmap.run.observers import observers_of
+from polarmap.run.prepared_map import observers_of
 from polarmap.run.running_map import Observer, RunningMap
 from polarmap.run.trusted import TRUSTED
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +22,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_map, hedged_map, submit
 from polarmap.clouds.limits import Worker
-from polarmap.errors import CodedTimeoutError, CodeError
+from polarmap.errors import CodedTimeoutError
 from polarmap.run import observers
-from polarmap.run.observers import ProgressBar, observers_of
-from polarmap.run.running_map import Observer, RunningMap, counting
+from polarmap.run.observers import ProgressBar
+from polarmap.run.running_map import RunningMap, counting
 
 DATA = np.random.default_rng(0).standard_normal((24, 3))
 
@@ -223,23 +221,8 @@ def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: 
 # --- the bar -----------------------------------------------------------------------------------
 
 
-def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = (Observer(),)
-    assert observers_of(mine) is mine
-    python = SimpleNamespace(modules={}, stderr=None)  # one that has not imported OpenTelemetry
-    monkeypatch.setattr(observers, "sys", python)
-    assert observers_of(False) == observers_of(None) == ()
-    python.stderr = io.StringIO()
-    assert observers_of(None) == ()
-    [bar] = observers_of(np.True_)
-    assert isinstance(bar, ProgressBar)
-    for progress in ("yes", (1,)):
-        with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
-            observers_of(progress)
-
-
 def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar()
+    bar = ProgressBar(is_in_notebook=False)
     running = RunningMap(ReplayExecutor())
     running.expect(polarmap.PolarCode(8, 6))
     bar.began(running)

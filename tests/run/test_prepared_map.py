@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import traceback
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ import polarmap
 from polarmap import Fault, FaultyExecutor, LagrangeCode, Masked, ReplayExecutor
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
+from polarmap.run import prepared_map
+from polarmap.run.observers import ProgressBar
 from polarmap.run.options import MapOptions
-from polarmap.run.prepared_map import PreparedMap, prepared, prepared_blocks, verb
+from polarmap.run.prepared_map import PreparedMap, observers_of, prepared, prepared_blocks, verb
+from polarmap.run.running_map import Observer
 
 VERBS = [
     polarmap.coded_map,
@@ -95,3 +100,21 @@ def test_what_is_prepared_may_be_run_again() -> None:
     made = prepared_blocks(np.negative, DATA, CodeOptions(4, 5), ReplayExecutor(), MapOptions())
     for _ in range(2):
         np.testing.assert_array_equal(made.run(()).concatenate(), -DATA)
+
+
+# --- who looks on ---
+
+
+def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = (Observer(),)
+    assert observers_of(mine) is mine
+    python = SimpleNamespace(modules={}, stderr=None)  # one that has not imported OpenTelemetry
+    monkeypatch.setattr(prepared_map, "sys", python)
+    assert observers_of(False) == observers_of(None) == ()
+    python.stderr = io.StringIO()
+    assert observers_of(None) == ()
+    [bar] = observers_of(np.True_)
+    assert isinstance(bar, ProgressBar)
+    for progress in ("yes", (1,)):
+        with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
+            observers_of(progress)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.worker.process_identity import ProcessIdentity
+from polarmap.worker.processes import ProcessIdentity
 
 
 def test_a_folder_of_objects_is_no_object(store):

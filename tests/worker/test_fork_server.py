@@ -17,7 +17,7 @@ import pytest
 from pool_processes import runs, until
 from stored_calls import call_of
 
-from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started
+from polarmap.worker.processes import ProcessIdentity, _started
 from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, Frames, frame
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
@@ -173,9 +173,8 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
 def folder_of(process: int, place: Path, **changes: str) -> Path:
     """One that says that it belongs to this process."""
     owner = ProcessIdentity.current()._replace(process=process, started=_started(process) or "", **changes)
-    folder = place / f"polarmap-{process}-{owner.host}"
+    folder = place / f"{owner.folder_prefix}x_y"
     folder.mkdir()
-    (folder / OWNER).write_text(str(owner))
     return folder
 
 

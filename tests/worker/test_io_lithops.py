@@ -67,7 +67,7 @@ def test_what_a_killed_driver_left_is_removed_and_nothing_else(
     """Its objects and those of Lithops, or the folder that holds them all."""
     found: list[Any] = []
     monkeypatch.setattr(io_lithops, "exit_when", lambda is_cancelled, end: found.append(end))
-    monkeypatch.setattr(io_lithops, "end_job", lambda remove_all: remove_all())
+    monkeypatch.setattr(io_lithops, "end_job", lambda remove_all, _seconds: remove_all())
     storage, scratch = Storage(), tmp_path / "scratch"
     for key in ("lithops.jobs/x-0-M000/00000/status.json", "lithops.jobs/y-0-M000/func", "p2/block/1"):
         storage.put_object("b", key, b"")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -26,6 +28,7 @@ from polarmap.worker import kept_worker
 from polarmap.worker.kept_worker import (
     ChannelIO,
     DriverAddress,
+    SentModules,
     channel_to,
     make_kept_task,
     stay,
@@ -193,3 +196,61 @@ def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_p
         assert done.result()
     assert (said[0].kind, said[0].is_file) == (END, False)
     np.testing.assert_array_equal(np.frombuffer(said[0].data), result)
+
+
+# --- modules that only the driver has ---
+
+
+@pytest.fixture
+def sent() -> Iterator[SentModules]:
+    before, path = set(sys.modules), list(sys.meta_path)
+    yield SentModules()
+    sys.meta_path[:] = path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_modules_and_packages_are_imported(sent: SentModules) -> None:
+    sent.add(
+        {
+            "sent_package": ("from sent_package.inner import two\none = 1", True),
+            "sent_package.inner": ("two = 2", False),
+            "sent_alone": ("import sent_package\nthree = sent_package.one + sent_package.two", False),
+        }
+    )
+    assert importlib.import_module("sent_alone").three == 3
+    assert importlib.import_module("sent_package.inner").two == 2
+
+
+def test_what_is_installed_comes_first_and_what_was_not_sent_is_not_found(sent: SentModules) -> None:
+    sent.add({"colorsys": ("wrong = True", False), "json.tool": ("wrong = True", False)})
+    for name in ("colorsys", "json.tool"):
+        assert not hasattr(importlib.import_module(name), "wrong")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("sent_other")
+
+
+def test_a_module_that_has_changed_is_imported_anew_and_others_are_not(sent: SentModules) -> None:
+    sent.add({"sent_first": ("value = 1", False), "sent_second": ("value = []", False)})
+    first, second = map(importlib.import_module, ("sent_first", "sent_second"))
+    sent.add({"sent_first": ("value = 2", False), "sent_second": ("value = []", False)})
+    assert importlib.import_module("sent_first").value == 2
+    assert first.value == 1
+    assert importlib.import_module("sent_second") is second
+
+
+def test_it_is_asked_once_however_often_modules_come(sent: SentModules) -> None:
+    assert sent not in sys.meta_path
+    sent.add({})
+    assert sent not in sys.meta_path
+    for number in range(3):
+        sent.add({f"sent_{number}": ("", False)})
+    assert sys.meta_path.count(sent) == 1
+
+
+def test_tracebacks_show_its_lines(sent: SentModules) -> None:
+    sent.add({"sent_wrong": ("def f():\n    raise KeyError('here')  # this line", False)})
+    try:
+        importlib.import_module("sent_wrong").f()
+    except KeyError:
+        assert "# this line" in traceback.format_exc()

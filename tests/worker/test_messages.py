@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from polarmap.worker.faults import Fault
 from polarmap.worker.messages import (
     MESSAGE_CHARACTERS,
     Error,
+    Fault,
+    OutputSpec,
     Reply,
     StoredBlock,
     Ticket,
@@ -22,7 +23,6 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
-from polarmap.worker.stored_output import OutputSpec
 
 
 class Key(NamedTuple):

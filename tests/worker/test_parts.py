@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from polarmap.worker.parts import (
     Part,
     Place,
     is_missing,
+    is_transient,
     read_file,
     read_part,
     remove_parts,
+    retry_call,
     write_file,
     write_object,
 )
@@ -125,3 +128,78 @@ def test_a_range_behind_the_end_is_damage() -> None:
 def test_only_a_missing_object_is_missing() -> None:
     assert is_missing(StorageNoSuchKeyError())
     assert not is_missing(KeyError("x"))
+
+
+# --- a storage that may only be away for a moment ---
+
+
+class ConnectTimeoutError(Exception):
+    """As botocore's, which need not be installed."""
+
+
+class AuthenticationConnectionError(Exception):
+    """As redis': a connection that is refused for good."""
+
+
+class ClientError(Exception):
+    """An answer of S3 with a code."""
+
+    def __init__(self, code: str) -> None:
+        self.response = {"Error": {"Code": code}}
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, on a clock of their own."""
+    made: list[float] = []
+    monkeypatch.setattr("polarmap.worker.parts.sleep", made.append)
+    monkeypatch.setattr("polarmap.worker.parts.monotonic", lambda: sum(made))
+    return made
+
+
+def failing(times: int, error: Exception) -> Callable[[], str]:
+    left = [error] * times
+
+    def request() -> str:
+        if left:
+            raise left.pop()
+        return "answer"
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectTimeoutError(), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (FileNotFoundError(), True),
+        (ClientError("SlowDown"), True),
+        (ClientError("503"), True),
+        (ClientError("NoSuchBucket"), False),
+        (ClientError("AccessDenied"), False),
+        (AuthenticationConnectionError(), False),
+        (ValueError(), False),
+    ],
+    ids=repr,
+)
+def test_what_is_transient(error: Exception, passes: bool) -> None:
+    assert is_transient(error) == passes
+
+
+def test_pauses_double_up_to_a_second(pauses: list[float]) -> None:
+    assert retry_call(failing(6, TimeoutError()), seconds=30.0) == "answer"
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_after_its_seconds_the_last_error_is_raised(pauses: list[float]) -> None:
+    with pytest.raises(TimeoutError):
+        retry_call(failing(99, TimeoutError()), seconds=1.0)
+    assert sum(pauses) <= 1.0
+
+
+def test_what_does_not_pass_is_raised_at_once(pauses: list[float]) -> None:
+    with pytest.raises(ClientError):
+        retry_call(failing(1, ClientError("NoSuchBucket")), seconds=30.0)
+    assert pauses == []

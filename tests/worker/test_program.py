@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +27,10 @@ from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.io_lithops import make_task
-from polarmap.worker.messages import Ticket
-from polarmap.worker.parts import Place
-from polarmap.worker.program import TaskIO, run_task
-from polarmap.worker.stored_output import OutputSpec
+from polarmap.worker.messages import OutputSpec, Ticket
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.program import SAMPLE, TaskIO, corrupted, faulty, run_task, sample, store_result
+from polarmap.worker.pytree import pack, unpacked
 from polarmap.worker.stream import END, Message
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
@@ -222,3 +223,72 @@ def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     loaded = {name for name in json.loads(run.stdout) if name not in sys.stdlib_module_names}
     assert loaded <= {"numpy"}
     assert len(pickled) < 100_000  # it travels once per map
+
+
+# --- faults ---
+
+
+def test_a_sleep_comes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert faulty(pack, Fault("sleep", 0.2))(1) == pack(1)
+    assert slept == [0.2]
+
+
+def test_an_exception_comes_in_the_place_of_the_result() -> None:
+    calls: list[object] = []
+    with pytest.raises(RuntimeError, match="injected fault"):
+        faulty(lambda block: calls.append(block) or pack(block), Fault("raise"))(1)
+    assert calls == []
+
+
+def test_a_result_that_is_corrupted_keeps_its_layout() -> None:
+    wrong, right = faulty(pack, Fault("garbage"))(np.arange(5)), pack(np.arange(5))
+    assert (wrong.structure, wrong.layout) == (right.structure, right.layout)
+    assert all(one != other for one, other in zip(bytes(wrong.data), bytes(right.data)))
+    assert corrupted(corrupted(right)) == right
+
+
+# --- results that stay in storage ---
+
+
+OUTPUT = OutputSpec(Place("bucket", "f"), "p", items=300)
+
+
+def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, tuple[Part, ...], dict[str, bytes]]:
+    io = MemoryIO(np.copy, None)
+    packed, parts = store_result(pack(result), Ticket(3, 1, None, None, output), output, io)
+    return packed, parts, io.objects
+
+
+def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
+    result = np.arange(1000.0).reshape(10, 100)
+    packed, parts, objects = stored(result)
+    assert [(part.key, part.offset) for part in parts] == [
+        ("p/3-1/0", 8 * start) for start in (0, 300, 600, 900)
+    ]
+    assert {key: bytes(data) for key, data in objects.items()} == {"p/3-1/0": result.tobytes()}
+    pieces = [objects[part.key][part.offset : part.offset + part.size] for part in parts]
+    assert b"".join(pieces) == result.tobytes()
+    assert packed.structure == ("sample", (10, 100), ("array",))
+    np.testing.assert_array_equal(unpacked(*packed[1:])[0], sample(result))
+    assert unpacked(*packed[1:])[0].size == SAMPLE
+
+
+def test_several_arrays_share_the_sample_and_no_part() -> None:
+    _, parts, objects = stored([np.zeros(3), np.zeros(400, "i4")], OUTPUT._replace(arrays=2))
+    assert [part.size for part in parts] == [24, 1200, 400]
+    assert {key: len(data) for key, data in objects.items()} == {"p/3-1/0": 24, "p/3-1/1": 1600}
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ((np.zeros(2), np.zeros(2)), "f returned 2"),
+        ([np.zeros(2)], "f returned it in a list"),
+        (np.zeros((1, 1)).view(np.matrix), "return it as a numpy.ndarray"),
+    ],
+)
+def test_what_is_not_one_array_is_refused(result: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        stored(result)

@@ -1,4 +1,4 @@
-"""Messages whole, in any pieces or none; both ends of a socket."""
+"""Messages whole, in any pieces or none; both ends of a socket; who calls whom, and is at the other end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from polarmap.worker import stream
 from polarmap.worker.stream import (
     CALL,
     END,
+    NONCE_BYTES,
+    NUMBER_BYTES,
     PREFIX,
+    PROOF_BYTES,
     TAG_BYTES,
     FrameError,
     Frames,
@@ -27,11 +31,15 @@ from polarmap.worker.stream import (
     Seal,
     Seals,
     Stream,
+    admit_driver,
+    admit_worker,
+    connected,
     frame,
     ready,
     worker_stream,
 )
 
+KEY = bytes(range(32))
 SENT = [
     Message(END, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1)
     for number in range(20)
@@ -220,3 +228,167 @@ def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
     assert os.waitpid(child, 0)[1] == 0
     os.close(waiting)
     ours.close()
+
+
+# --- who calls whom over TCP ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        one.settimeout(10.0)
+        yield one
+
+
+def admitted(listening: socket.socket) -> int:
+    connection, _ = listening.accept()
+    with connection:
+        connection.settimeout(10.0)
+        return admit_worker(connection, KEY)[0]
+
+
+def test_the_first_address_that_answers_is_taken(listening: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    endpoints = [nobody, ("256.256.256.256", 1), listening.getsockname()]
+    assert connected(endpoints[:-1], KEY, 5) is None
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(admitted, listening)
+        channel = connected(endpoints, KEY, 5)
+        assert found.result() == 5
+    assert channel is not None
+    channel.close()
+
+
+def test_who_says_nothing_is_no_driver(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "CONNECT_SECONDS", 0.2)
+    assert connected([listening.getsockname()], KEY, 5) is None
+    listening.accept()[0].close()
+
+
+def test_a_process_with_many_open_files_connects_and_hears(listening: socket.socket) -> None:
+    resource = pytest.importorskip("resource")
+    most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, before[0]), before[1]))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # select() knows 1024
+    try:
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(admitted, listening)
+            channel = connected([listening.getsockname()], KEY, 5)
+            assert channel is not None
+            assert found.result() == 5
+            assert channel.receive(10.0) == ([], False)
+            channel.close()
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# --- who is at the other end ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Of a connection: the driver's and the worker's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10.0)
+        theirs.settimeout(10.0)
+        yield ours, theirs
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any) -> None:
+    found = background(admit_driver, ends[1], KEY, 123)
+    number, seals = admit_worker(ends[0], KEY)
+    assert number == 123
+    theirs = found.result()
+    for sent, heard in ((seals.sent, theirs.heard), (theirs.sent, seals.heard)):
+        for message in ((b"one",), (b"o", b"ne"), (b"",)):
+            assert heard.tag(message) == sent.tag(message)
+
+
+def test_no_two_connections_have_the_same_seals(background: Any) -> None:
+    tags = set()
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found = background(admit_driver, theirs, KEY, 1)
+            _, seals = admit_worker(ours, KEY)
+            tags |= {seals.sent.tag([b"x"]), seals.heard.tag([b"x"])}
+            found.result()
+    assert len(tags) == 6
+
+
+def answered(nonce: bytes) -> bytes:
+    """What a worker that has the key answers to a nonce; it is told nothing more."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        proof = pool.submit(admit_driver, theirs, KEY, 1)
+        ours.sendall(nonce)
+        said = ours.recv(PROOF_BYTES)
+        ours.close()
+        with pytest.raises(ConnectionError):
+            proof.result()
+    return said
+
+
+def with_another_number(said: bytes) -> bytes:
+    changed = bytearray(said)
+    changed[NONCE_BYTES + NUMBER_BYTES - 1] ^= 2
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        lambda nonce: with_another_number(answered(nonce)),  # changed on its way
+        lambda nonce: answered(os.urandom(NONCE_BYTES)),  # that somebody has listened to earlier
+        lambda nonce: nonce + bytes(NUMBER_BYTES) + nonce,  # all that is known without the key
+    ],
+)
+def test_a_worker_is_who_it_says_and_answers_now_and_itself(
+    said: Callable[[bytes], bytes], ends: Any, background: Any
+) -> None:
+    found = background(admit_worker, ends[0], KEY)
+    ends[1].sendall(said(ends[1].recv(NONCE_BYTES)))
+    with pytest.raises(FrameError, match="a worker without the key"):
+        found.result()
+
+
+@pytest.mark.parametrize("proof", [lambda answer: os.urandom(TAG_BYTES), lambda answer: answer[-TAG_BYTES:]])
+def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
+    proof: Callable[[bytes], bytes], ends: Any, background: Any
+) -> None:
+    found = background(admit_driver, ends[1], KEY, 1)
+    ends[0].sendall(os.urandom(NONCE_BYTES))
+    ends[0].sendall(proof(ends[0].recv(PROOF_BYTES)))
+    with pytest.raises(FrameError, match="a driver without the key"):
+        found.result()
+
+
+def test_a_driver_that_says_it_a_byte_at_a_time_is_refused_after_a_while(
+    ends: Any, background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CONNECT_SECONDS", 0.2)
+    is_over, sent = threading.Event(), list[int]()
+
+    def trickle() -> None:
+        while not is_over.wait(0.05):
+            sent.append(ends[0].send(b"."))
+
+    found = background(trickle)
+    try:
+        with pytest.raises(TimeoutError):
+            admit_driver(ends[1], KEY, 1)
+        assert len(sent) < NONCE_BYTES
+    finally:
+        is_over.set()
+        found.result()
