@@ -147,8 +147,8 @@ class Received(Need):
 
     @property
     def time_here(self) -> float:
-        """Seconds for f on one block, where the driver has to wait for it."""
-        return min(self.patience, self.watch.remaining)
+        """Seconds for f on one block, where the driver has to wait for it; a moment when time is over."""
+        return min(self.patience, max(SURPLUS_SECONDS[0], self.watch.remaining))
 
     @property
     def data_count(self) -> int:

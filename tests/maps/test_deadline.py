@@ -143,6 +143,13 @@ def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -
     assert max(waits) <= 0.25
 
 
+def test_results_of_too_little_parity_alone_have_the_dtype_of_those_of_data() -> None:
+    """It is asked for when the time is over, and f of a data block is quick."""
+    data = np.arange(12, dtype=np.int16).reshape(4, 3)
+    result = estimated(data, losing(0, 1, 2, 3, 4, 5), np.negative, blocks=4)
+    assert [one.dtype for one in result] == [np.dtype(np.int16)] * 4
+
+
 def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
     blocks = list(scattered(6, 50))
     faults = {i: Fault("raise", attempts=99) for i in range(3)}
