@@ -69,6 +69,7 @@ class Began(NamedTuple):
 
 
 Event = Began | Outcome
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # else who has SIGPIPE end the process dies where none listens
 Attempt = tuple[int, int]  # the number of a task, and how often it was started before
 
 
@@ -215,11 +216,12 @@ class WakeSignal:
 
     def __init__(self) -> None:
         try:
-            self._read, self._write = socket.socketpair()
+            self._read, write = socket.socketpair()
         except OSError as error:
             raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
         self._read.setblocking(False)
-        self._write.setblocking(False)
+        write.setblocking(False)
+        self._write: SendingEnd | None = SendingEnd(write)
 
     def fileno(self) -> int:
         """The descriptor to poll; -1 once it is closed."""
@@ -227,8 +229,10 @@ class WakeSignal:
 
     def set(self) -> None:
         """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
-        with contextlib.suppress(OSError):  # closed, or set so often that no more fits
-            self._write.send(b".")
+        write = self._write  # which stays open as long as this thread has it
+        if write is not None:
+            with contextlib.suppress(OSError):  # closed, or set so often that no more fits
+                write.end.send(b".", NO_SIGNAL)
 
     def clear(self) -> bool:
         """Clear the descriptor; whether it was set."""
@@ -240,12 +244,22 @@ class WakeSignal:
 
     def close(self) -> None:
         """Close the descriptor, that of this process where it was forked. Safe to call twice."""
+        self._write = None
         self._read.close()
-        self._write.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # there were none to be had
             self.close()
+
+
+class SendingEnd:
+    """A socket that is closed when no thread has it: one that still sends would send to what opens next."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.end = end
+
+    def __del__(self) -> None:
+        self.end.close()
 
 
 @runtime_checkable

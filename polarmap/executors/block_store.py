@@ -190,8 +190,7 @@ class BlockStore:
                 found = StoredPieces(coded, place, self, next(self._numbers))
             self._stored[name] = found
             found.users += 1
-        self.remove_unneeded()
-        return found
+            return found
 
     def done(self, stored: StoredPieces) -> None:
         """A map does not need them any more; later ones may."""
@@ -210,7 +209,10 @@ class BlockStore:
         """Remove all below roots."""
 
     def remove_unneeded(self) -> None:
-        """Remove what nobody needs; what a storage that is away keeps goes later, or at the end."""
+        """Remove what nobody needs, with no lock held that other maps wait for, as a storage may hang.
+
+        What one that is away keeps goes later, or at the end.
+        """
         if not self._removing.acquire(blocking=False):  # the storage may not answer whoever does
             return
         try:

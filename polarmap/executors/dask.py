@@ -107,7 +107,8 @@ class DaskSite(Site):
         import distributed
 
         wait: Any = distributed.wait
-        with suppress(Exception):  # some take longer, or the client is closed
+        # Some take longer, or the client is closed; `wait` asks the current one, which may be another.
+        with suppress(Exception), self._client.as_current():
             wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
 

@@ -70,10 +70,12 @@ def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
     ...     "polarmap.executors.pickling", "polarmap.worker.pytree"}
     True
     """
+    roots = set(roots)
     either = b"|".join(re.escape(root.encode()) for root in roots)
-    # As a short string, which is remembered: what pickletools tells, a hundred times sooner.
-    names = re.findall(rb"(?s)\x8c.((?:%s)(?:\.\w+)*)\x94" % either, pickled)
-    return {name.decode() for name in names} & sys.modules.keys()
+    # As short strings, of a length and bytes: what pickletools tells, a hundred times sooner.
+    places = re.finditer(rb"(?s)\x8c(.)(?=%s)" % either, pickled)
+    names = {pickled[one.end() : one.end() + one[1][0]].decode(errors="ignore") for one in places}
+    return {name for name in names & sys.modules.keys() if name.partition(".")[0] in roots}
 
 
 def _code_with_its_file(code: CodeType) -> Any:

@@ -104,6 +104,7 @@ class PoolRun:
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Let them wait for a worker; those that can start now do."""
+        self._blocks.remove_unneeded()
         self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
         self._waiting += attempts
         self._open.update(attempts)

@@ -133,7 +133,8 @@ class Calls(Coded, Need, Policy):
             self._run = None
             for task in self.tasks.known():
                 self.tasks.forget(task)
-            self._next = next(iter(self._calls), self._count)
+            with self._lock:  # others may come in this moment
+                self._next = next(iter(self._calls), self._count)
 
     def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
         """Calls that are over with this, of those that are not over."""

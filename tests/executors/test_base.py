@@ -384,9 +384,34 @@ def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its
         os.close(end)
 
 
+def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class ClosedMeanwhile(socket.socket):
+        """By another thread, after this one has looked up the number of the descriptor."""
+
+        def send(self, *arguments: Any) -> int:
+            number = self.fileno()
+            signal.close()
+            numbers.append((number, self.fileno()))
+            return super().send(*arguments)
+
+    usual, numbers = socket.socketpair, list[tuple[int, int]]()
+    monkeypatch.setattr(
+        socket, "socketpair", lambda: [ClosedMeanwhile(fileno=one.detach()) for one in usual()]
+    )
+    signal = WakeSignal()
+    signal.set()
+    [(before, after)] = numbers
+    assert before == after
+    with pytest.raises(OSError, match="descriptor"):  # it is closed now
+        os.fstat(before)
+
+
 def test_it_closes_its_descriptors_when_it_goes() -> None:
     signal = WakeSignal()
-    descriptors = signal._read.fileno(), signal._write.fileno()
+    assert signal._write is not None
+    descriptors = signal._read.fileno(), signal._write.end.fileno()
     del signal
     for number in descriptors:
         with pytest.raises(OSError, match="descriptor"):

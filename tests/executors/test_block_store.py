@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import threading
 import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -135,6 +133,7 @@ def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: K
     del coded
     gc.collect()
     place.store.of(other)
+    place.store.remove_unneeded()
     assert place.left() == (0 if place.kind == "driver" else N)
 
 
@@ -236,8 +235,9 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
         stored = store.of(coded)
         stored.block(coded, 0)
         store.done(stored)
-    in_use = store.of(two)
-    store.of(three).block(three, 1)
+    in_use, stored = store.of(two), store.of(three)
+    store.remove_unneeded()
+    stored.block(three, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
     on_disk = store.of(one)  # the two others are in use
     on_disk.block(one, 2)
@@ -271,29 +271,10 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
     store = InBucket(storage, "prefix")
     for storage.is_away in (False, True, True, False):
         coded = blocks()
-        store.of(coded).prepare(coded, [0])  # those of the map before are not needed any more
+        stored = store.of(coded)
+        store.remove_unneeded()
+        stored.prepare(coded, [0])  # those of the map before are not needed any more
     assert len(storage.objects) == 1
-
-
-def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other_map() -> None:
-    class Hanging(DictStorage):
-        def list_keys(self, bucket: str, prefix: str) -> list[str]:
-            hangs.set()
-            assert go.wait(60.0)
-            return super().list_keys(bucket, prefix)
-
-    hangs, go = threading.Event(), threading.Event()
-    store, (first, *others) = InBucket(Hanging(), "prefix"), [blocks() for _ in range(3)]
-    store.of(first)
-    del first
-    with ThreadPoolExecutor(2) as threads:
-        held = threads.submit(store.of, others[0])
-        assert hangs.wait(60.0)
-        try:
-            threads.submit(lambda: store.done(store.of(others[1]))).result(20.0)
-        finally:
-            go.set()
-        assert held.result(60.0) is store.of(others[0])
 
 
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:

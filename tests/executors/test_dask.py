@@ -180,6 +180,21 @@ def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_g
                 check(used)
 
 
+def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_one() -> None:
+    sizes: dict[str, Any] = OPTIONS | {"n_workers": 1, "processes": False}
+    with (
+        distributed.LocalCluster(**sizes) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        with Pool(client.get_executor(pure=False), workers=2) as pool:
+            check(pool)
+            assert pool._kept is not None
+            site: Any = pool._kept._site
+            tasks = list(site._futures.values())
+        assert tasks
+        assert all(task.status == "finished" for task in tasks)
+
+
 def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
     driver = program(
         """

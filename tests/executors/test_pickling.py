@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import traceback
+from types import ModuleType
 
 import cloudpickle
 import pytest
@@ -35,6 +37,13 @@ def test_only_modules_that_are_there_below_these_roots_are_named() -> None:
     assert "polarmap.errors" in modules_named(pickled(several, "a pool"), ["polarmap"])
     large = [b"\x8c" * 10_000, [float(number) for number in range(10_000)], pickled]
     assert modules_named(pickled(large, "a pool"), ["polarmap"]) == {"polarmap.executors.pickling"}
+
+
+def test_names_of_modules_may_have_any_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):  # with a byte that ends others
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        found = modules_named(pickled([name, 1], "a pool"), ["päckchen"])
+        assert found == {name}
 
 
 def test_the_last_to_leave_takes_the_entry_out() -> None:

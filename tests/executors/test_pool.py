@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -39,6 +39,7 @@ from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
+from polarmap.executors.block_store import InFolders
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.worker.surroundings import available_cores
 from polarmap.worker.threads import THREAD_LIMITS
@@ -289,6 +290,34 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
     closer.start()
     closer.join(PATIENCE)
     assert not closer.is_alive()
+
+
+def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other_map(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(store: InFolders, roots: Sequence[str]) -> None:
+        if list(roots) == ["away/"]:
+            hangs.set()
+            assert go.wait(PATIENCE)
+        else:
+            usual(store, roots)
+
+    usual, hangs, go = InFolders.remove, threading.Event(), threading.Event()
+    monkeypatch.setattr(InFolders, "remove", remove)
+    check(pool)
+    kept = pool._kept
+    assert kept is not None
+    kept._blocks.unneeded.append("away/")
+    with ThreadPoolExecutor(3) as threads:
+        held = threads.submit(check, pool)
+        try:
+            assert hangs.wait(PATIENCE)
+            threads.submit(check, pool).result(PATIENCE / 2)
+            threads.submit(pool.end_workers).result(PATIENCE / 2)
+        finally:
+            go.set()
+        held.exception(PATIENCE)  # its workers were ended
+    assert kept._blocks.unneeded == []
 
 
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(

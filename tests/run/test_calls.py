@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import partial
@@ -312,3 +313,28 @@ def test_a_function_is_the_same_whoever_calls_it() -> None:
     assert function_of(Thing().method) == function_of(Thing.method)
     assert function_of(Thing()) == function_of(Thing())
     assert function_of(partial(min, 1)) == function_of(min)
+
+
+def test_a_call_may_come_while_a_run_ends() -> None:
+    class Interrupted(dict[int, Call]):
+        """Another thread comes between an iterator and its first item."""
+
+        def __iter__(self) -> Iterator[int]:
+            first = super().__iter__()
+            if not threads:
+                threads.append(threading.Thread(target=calls.put, args=(late,), daemon=True))
+                threads[0].start()
+                threads[0].join(0.1)  # it may have to wait
+            return first
+
+    first, late = (Call(Future(), "f", to_block((abs, (-1,), {}))) for _ in range(2))
+    threads, calls = list[threading.Thread](), Calls(4, 2, 1)
+    calls._calls = Interrupted({0: first})
+    calls._count = 1
+    refusing = Mock()
+    refusing.open.side_effect = KeyError("no run")
+    calls._taken = lambda is_meant: []  # type: ignore[method-assign]
+    calls.serve(refusing)
+    threads[0].join(60.0)
+    assert not threads[0].is_alive()
+    assert (calls._next, list(dict.keys(calls._calls))) == (0, [0, 1])
