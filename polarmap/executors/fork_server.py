@@ -28,6 +28,8 @@ READ_BYTES = 4096
 PROGRAM = """
 import importlib, json, signal, sys
 options = json.loads(sys.argv[1])
+handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which the driver may ignore, or block
+blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 signal.alarm(options["seconds"])  # which ends this process
 sys.path[:] = [options["home"], *options["module_path"]]
 import polarmap  # the driver's own, wherever it has found it
@@ -36,6 +38,8 @@ from polarmap.worker import finite_differences, fork_server
 for name in options["modules"]:
     importlib.import_module(name)
 signal.alarm(0)
+signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+signal.signal(signal.SIGALRM, handler)
 fork_server.main(options["descriptor"], options["folders"])
 """
 

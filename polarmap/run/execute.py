@@ -58,7 +58,7 @@ def run_map(
                     for one in observers:
                         one.ended(outcome, need.watch.elapsed)
                 for one in observers:
-                    one.looked(len(need.tasks.arrived))
+                    one.looked(need.outcomes)
                 if need.step():
                     break
             ended = need.watch.elapsed

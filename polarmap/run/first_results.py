@@ -46,9 +46,14 @@ class FirstResults(Need):
         self._note(outcome)
 
     @property
+    def outcomes(self) -> int:
+        """How many there are, failures that count among them."""
+        return len(self._done)
+
+    @property
     def is_met(self) -> bool:
         """Whether there is an outcome of every task."""
-        return len(self._done) == len(self.tasks)
+        return self.outcomes == len(self.tasks)
 
     def check_failures(self) -> None:
         """Raise what f raises if it does so everywhere, unless failures count."""

@@ -71,6 +71,11 @@ class Need(ABC):
         return len(self.tasks)
 
     @property
+    def outcomes(self) -> int:
+        """How many tasks have a result that counts."""
+        return len(self.tasks.arrived)
+
+    @property
     def is_protected(self) -> bool:
         """Whether tasks that are held back would help."""
         return True

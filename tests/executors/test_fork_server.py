@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -74,15 +75,20 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
         ForkServerProcess(1, [], [])
 
 
+@pytest.mark.parametrize("blocked", [[], [signal.SIGALRM]])
 def test_imports_that_take_too_long_are_one_clear_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blocked: list[signal.Signals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(fork_server, "START_SECONDS", 1)
     monkeypatch.setattr(worker_processes, "modules_named", lambda *_: ["endless"])
-    with Pool() as pool, pytest.raises(ExecutorError, match="took more than 1 s"):
-        hedged_map(np.sum, [np.ones(5)], executor=pool, timeout=30)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with Pool() as pool, pytest.raises(ExecutorError, match="took more than 1 s"):
+            hedged_map(np.sum, [np.ones(5)], executor=pool, timeout=30)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:

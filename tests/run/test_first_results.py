@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from run.test_policies import lost, returned
 
+from polarmap import ReplayExecutor, hedged_map
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.first_results import FirstResults
 from polarmap.run.need import Stopwatch
+from polarmap.run.running_map import Observer
 from polarmap.run.tasks import TaskTable
 
 
@@ -63,3 +65,16 @@ def test_failures_that_are_kept_complete_the_results() -> None:
     assert need.is_met
     assert [(one.task, one.failure is None) for one in noted] == [(1, True), (0, False), (2, False)]
     assert not need.tasks.failed
+
+
+def test_failures_that_count_are_told_to_those_who_look_on() -> None:
+    class Counts(Observer):
+        def looked(self, arrived: int) -> None:
+            seen.append(arrived)
+
+    seen = list[int]()
+    found = hedged_map(
+        lambda x: 1 / x, [0, 1, 2], return_exceptions=True, executor=ReplayExecutor(), progress=(Counts(),)
+    )
+    assert isinstance(found[0], ZeroDivisionError)
+    assert seen[-1] == 3
