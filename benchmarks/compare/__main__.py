@@ -31,6 +31,7 @@ def main() -> None:
     quick = is_quick(__doc__)
     sizes, megabytes = (QUICK, 8) if quick else (SIZES, 128)
     began = perf_counter()
+    codes.compile_loops()
     measured = {size: list(codes.measured(size, tuning(size), megabytes)) for size in sizes}
     load = os.getloadavg()[1]
     log("codes", began)
