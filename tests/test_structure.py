@@ -8,7 +8,7 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -163,21 +163,10 @@ def dotted(path: Path) -> str:
 
 
 @cache
-def imports(module: str, *, typing_too: bool = True) -> frozenset[str]:
-    """The full names of the modules that `module` imports, wherever in the file."""
+def imports(module: str) -> frozenset[str]:
+    """The full names of the modules that `module` imports, wherever in the file, for type checkers too."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
-    return frozenset(name for node in statements(tree, typing_too) for name in targets(node))
-
-
-def statements(node: ast.AST, typing_too: bool) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if typing_too or not is_typing_block(child):
-            yield child
-            yield from statements(child, typing_too)
-
-
-def is_typing_block(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    return frozenset(name for node in ast.walk(tree) for name in targets(node))
 
 
 def targets(node: ast.AST) -> Iterable[str]:
@@ -224,7 +213,7 @@ def test_no_arrow_runs_back_up() -> None:
 
 
 def test_no_import_cycle() -> None:
-    graph = {module: imports(module, typing_too=False) & modules().keys() for module in modules()}
+    graph = {module: imports(module) & modules().keys() - {module} for module in modules()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 

@@ -11,18 +11,64 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
 
-if TYPE_CHECKING:
-    from polarmap.code.linear import LinearCode
-
 Results = Mapping[int, Array]  # flat results by position
 
 MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
+
+
+class Matrices(ABC):
+    """What a code is by its matrices: coded blocks = E blocks, results = G u, wanted = T u.
+
+    n, k : coded blocks and data blocks.
+    gain : by how much the results that arrive may exceed those wanted.
+    """
+
+    n: int
+    k: int
+    gain = 1.0
+
+    @property
+    @abstractmethod
+    def coefficients(self) -> Array:
+        """E, shape (n - len(systematic), number of blocks that are mixed)."""
+
+    @property
+    def generator(self) -> Array:
+        """G, shape (n, number of unknowns): E, where f commutes with the mixtures that are sent."""
+        return self.coefficients
+
+    @property
+    def targets(self) -> Array:
+        """T, shape (wanted, number of unknowns): [I, 0], where the first of these are wanted."""
+        return np.eye(self.wanted, self.coefficients.shape[1], dtype=self.coefficients.dtype)
+
+    @property
+    def recovery_threshold(self) -> int:
+        """The fewest results that can determine those wanted: one for each unknown."""
+        return int(self.generator.shape[1])
+
+    def columns(self, blocks: Indices) -> Array:
+        """The columns of E of some blocks."""
+        return self.coefficients[:, blocks]
+
+    def transposed(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the coded blocks as they are made of blocks: combinations @ E."""
+        return np.asarray(combinations @ self.coefficients)
+
+    @property
+    @abstractmethod
+    def wanted(self) -> int:
+        """How many results are wanted."""
+
+    @property
+    @abstractmethod
+    def systematic(self) -> Indices:
+        """The coded blocks that are data blocks untouched."""
 
 
 class Recovery(ABC):
@@ -36,7 +82,7 @@ class Recovery(ABC):
 
     exact = False
 
-    def __init__(self, code: LinearCode, arrived: Mask) -> None:
+    def __init__(self, code: Matrices, arrived: Mask) -> None:
         systematic = len(code.systematic)
         is_missing = np.ones(code.wanted, bool)
         is_missing[:systematic] = ~arrived[:systematic]

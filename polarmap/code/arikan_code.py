@@ -26,7 +26,7 @@ from polarmap.code.dtypes import (
     working_dtype,
 )
 from polarmap.code.polar import PolarCode
-from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
+from polarmap.code.sequential import Progress, SequentialRecovery
 from polarmap.errors import CodeError
 
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
@@ -57,6 +57,14 @@ class ArikanCode(PolarCode):
         """Inputs of the butterflies, of `length` in all, that are frozen: n - k of them, ascending."""
         return frozen_inputs(self.n, self.k, self._leaf_erasure, self.levels)
 
+    @property
+    def frozen_mask(self) -> Mask:
+        """Which inputs of the butterflies are frozen or punctured, (size, butterflies)."""
+        mask = np.zeros(self.butterflies, bool)
+        mask.flat[self.frozen] = True
+        mask.flat[: self.length - self.n] = True
+        return mask
+
     @cached_property
     def order(self) -> Indices:
         """The leaf of the butterflies on which each coded block sits, data blocks first."""
@@ -70,13 +78,23 @@ class ArikanCode(PolarCode):
         """P, shape (n - k, k): small numbers, int64."""
         return self.columns(np.arange(self.k))
 
-    def columns(self, data: Indices) -> Array:
-        """The columns of P of some data blocks."""
-        units = np.zeros((self.k, len(data)), np.int64)
-        units[data, np.arange(len(data))] = 1
-        columns = np.empty((self.n - self.k, len(data)), np.int64)
+    def columns(self, blocks: Indices) -> Array:
+        """The columns of P of some data blocks, by the butterflies."""
+        units = np.zeros((self.k, len(blocks)), np.int64)
+        units[blocks, np.arange(len(blocks))] = 1
+        columns = np.empty((self.n - self.k, len(blocks)), np.int64)
         self._transform(units, columns)
         return columns
+
+    def transposed(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
+        leaves = np.zeros((self.length, len(combinations)))
+        leaves[self.order[self.k :]] = combinations.T
+        side_by_side = leaves.reshape(self.butterflies[0], -1)
+        kernels.arikan(side_by_side, transposed=True)
+        leaves[self.frozen_mask.reshape(-1)] = 0
+        kernels.arikan(side_by_side, inverse=True, transposed=True)
+        return leaves[self.order[: self.k]].T
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
@@ -86,14 +104,14 @@ class ArikanCode(PolarCode):
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         if self.decoder == "sequential":
-            return SequentialRecovery(self, arrived, exact)
+            return SequentialRecovery(self, arrived, exact, self.order, self.frozen_mask)
         return super().recovery(arrived, exact)
 
     def progress(self) -> Callable[[int], bool] | None:
         """What is told of every arrival, and says when the sequential decoder can determine all leaves."""
         if self.decoder != "sequential":
             return None
-        progress, order = Progress(frozen_mask(self)), self.order
+        progress, order = Progress(self.frozen_mask), self.order
         return lambda index: progress.arrive(int(order[index]))
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:

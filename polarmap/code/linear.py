@@ -6,26 +6,24 @@ and E, `SystematicCode` for G = [I; P] and T = I, whose first k blocks are the d
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Recovery
+from polarmap.code.algebra import Matrices, Recovery
 from polarmap.code.dtypes import Array, DType, Indices, Mask, check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.recovery import LinearRecovery, SystematicRecovery
 from polarmap.errors import CodeError
 
 
-class LinearCode(ABC):
+class LinearCode(Matrices):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
     A subclass sets n, k, `name`, `assumption` and says E, and what else is not as here: G, T, which dtypes
     it carries.
 
-    n, k : coded blocks and data blocks.
     name : what a report calls it.
     assumption : what f must be, to follow "f is not".
     degree : of the polynomials that f may be; 1 for linear and affine f.
@@ -33,11 +31,8 @@ class LinearCode(ABC):
     carries_integers : whether integers are coded, and decoded modulo 2^64, without rounding.
     no_integers : what is said of data that is therefore refused, of its `dtype` and this `code`.
     is_mds : whether any `recovery_threshold` results determine those wanted, or nearly any.
-    gain : by how much the results that arrive may exceed those wanted.
     """
 
-    n: int
-    k: int
     name: str
     assumption: str
     degree = 1
@@ -45,22 +40,6 @@ class LinearCode(ABC):
     carries_integers = False
     no_integers = "{code!r} mixes real numbers: convert the {dtype} data with .astype(float)"
     is_mds = True
-    gain = 1.0
-
-    @property
-    def generator(self) -> Array:
-        """G, shape (n, number of unknowns): E, where f commutes with the mixtures that are sent."""
-        return self.coefficients
-
-    @property
-    def targets(self) -> Array:
-        """T, shape (wanted, number of unknowns): [I, 0], where the first of these are wanted."""
-        return np.eye(self.wanted, self.mixed, dtype=self.coefficients.dtype)
-
-    @property
-    @abstractmethod
-    def coefficients(self) -> Array:
-        """E, shape (n - len(systematic), number of blocks that are mixed)."""
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
@@ -73,11 +52,6 @@ class LinearCode(ABC):
     def wanted(self) -> int:
         """How many results are wanted: those of the k data blocks."""
         return self.k
-
-    @property
-    def recovery_threshold(self) -> int:
-        """The fewest results that can determine those wanted: one for each unknown."""
-        return int(self.generator.shape[1])
 
     @property
     def systematic(self) -> Indices:

@@ -7,19 +7,15 @@ question here is one over GF(2), answered with rows packed into Python integers.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import row_operations, tiled
-from polarmap.code.algebra import MOST_CHECKS, Recovery, Results
+from polarmap.code.algebra import MOST_CHECKS, Matrices, Recovery, Results
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError
-
-if TYPE_CHECKING:
-    from polarmap.code.linear import LinearCode
 
 NO_FLOATS = (
     "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
@@ -125,7 +121,7 @@ class ModularRecovery(ModularSystem, SystematicRecovery):
 class LinearModularRecovery(ModularSystem):
     """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64."""
 
-    def __init__(self, code: LinearCode, arrived: Mask) -> None:
+    def __init__(self, code: Matrices, arrived: Mask) -> None:
         super().__init__(code, arrived)
         self.system = code.generator[self.arrived]
 

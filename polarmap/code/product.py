@@ -8,21 +8,17 @@ coded A_i and B_j. C_A x = 0 for every column of x and C_B x' = 0 for every row.
 
 from __future__ import annotations
 
-from functools import cached_property
-
-import numpy as np
-
 from polarmap.code.algebra import Recovery
-from polarmap.code.dtypes import Array, Indices, Mask
-from polarmap.code.linear import SystematicCode
+from polarmap.code.dtypes import Mask
 from polarmap.code.polar import PolarCode
 from polarmap.code.product_recovery import ProductRecovery
+from polarmap.code.row_column import Grid
 from polarmap.errors import CodeError
 
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
 
 
-class ProductCode(SystematicCode):
+class ProductCode(Grid):
     """The product of two polar codes: n = n_A n_B blocks x_ij of which k = k_A k_B are data.
 
     Data comes first, row by row, then the other blocks, row by row.
@@ -52,8 +48,7 @@ class ProductCode(SystematicCode):
     is_mds = False
 
     def __init__(self, left: PolarCode, right: PolarCode) -> None:
-        self.left, self.right = left, right
-        self.n, self.k = left.n * right.n, left.k * right.k
+        super().__init__(left, right)
         if self.n > MAX_TASKS:
             raise CodeError(
                 f"a grid of {left.n} x {right.n} is more than {MAX_TASKS} tasks: use fewer workers"
@@ -73,28 +68,6 @@ class ProductCode(SystematicCode):
     def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a block."""
         return self.left.norm_inf * self.right.norm_inf
-
-    @cached_property
-    def cells(self) -> Indices:
-        """Row and column of every block on the grid, (n, 2)."""
-        rows, columns = np.divmod(np.arange(self.n), self.right.n)
-        is_parity = (rows >= self.left.k) | (columns >= self.right.k)
-        order = np.argsort(is_parity, kind="stable")
-        return np.stack([rows[order], columns[order]], axis=1)
-
-    @cached_property
-    def places(self) -> Indices:
-        """The number of the block in every cell, (n_A, n_B); the inverse of `cells`."""
-        numbers = np.empty((self.left.n, self.right.n), np.intp)
-        numbers[self.cells[:, 0], self.cells[:, 1]] = np.arange(self.n)
-        return numbers
-
-    @cached_property
-    def coefficients(self) -> Array:
-        """P, shape (n - k, k): parity blocks from data blocks."""
-        rows, columns = self.cells[self.k :].T
-        product = np.einsum("pa,pb->pab", self.left.generator[rows], self.right.generator[columns])
-        return np.asarray(product.reshape(len(rows), -1))
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +11,7 @@ from polarmap.code.algebra import Results
 from polarmap.code.dtypes import Array, Floats, Mask, Words, is_exact
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import RealRecovery, SystematicRecovery
-from polarmap.code.row_column import LineStep, Places, RowColumnDecoder, replay, steps_towards
-
-if TYPE_CHECKING:
-    from polarmap.code.product import ProductCode
+from polarmap.code.row_column import Grid, LineStep, Places, RowColumnDecoder, replay, steps_towards
 
 # Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
 JOINT_FLOPS = 3e8
@@ -35,9 +31,9 @@ class ProductRecovery(RealRecovery):
     line by line wherever that gets through.
     """
 
-    code: ProductCode
+    code: Grid
 
-    def __init__(self, code: ProductCode, arrived: Mask, exact: bool) -> None:
+    def __init__(self, code: Grid, arrived: Mask, exact: bool) -> None:
         super().__init__(code, arrived)
         self.exact = exact
         self.joint = ModularRecovery(code, arrived) if exact else SystematicRecovery(code, arrived)

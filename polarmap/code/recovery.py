@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Recovery, Results
+from polarmap.code.algebra import Matrices, Recovery, Results
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, is_exact, real_dtype
-
-if TYPE_CHECKING:
-    from polarmap.code.linear import SystematicCode
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
@@ -107,9 +103,7 @@ class SystematicRecovery(RealRecovery):
     parity : the parity blocks that arrived, as rows of P.
     """
 
-    code: SystematicCode
-
-    def __init__(self, code: SystematicCode, arrived: Mask) -> None:
+    def __init__(self, code: Matrices, arrived: Mask) -> None:
         super().__init__(code, arrived)
         self.parity = np.flatnonzero(arrived[code.k :])
 
@@ -150,6 +144,21 @@ class SystematicRecovery(RealRecovery):
     @cached_property
     def _solver(self) -> Floats:
         return left_inverse(self.system.astype(np.float64, copy=False))
+
+
+class ButterflyRecovery(SystematicRecovery):
+    """The same by butterflies, which give P times anything and anything times P: P is never formed."""
+
+    @cached_property
+    def system(self) -> Array:
+        """P restricted to arrived parity (rows) and missing data (columns)."""
+        return self.code.columns(self.missing)[self.parity]
+
+    def through_known(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        scattered = np.zeros((len(combinations), self.code.n - self.code.k))
+        scattered[:, self.parity] = combinations
+        return self.code.transposed(scattered)[:, self.known]
 
 
 def is_formed(n: int, k: int) -> bool:

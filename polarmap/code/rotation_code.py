@@ -16,7 +16,7 @@ from polarmap.code.design import Rotations, rotations
 from polarmap.code.dtypes import Array, Floats, Indices, Mask, working_dtype
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import is_formed
-from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
+from polarmap.code.rotations import best_seed, normalized, rotation_coefficients, transposed_coefficients
 from polarmap.code.syndrome import SyndromeRecovery
 
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py),
@@ -51,6 +51,14 @@ class RotationCode(PolarCode):
     def coefficients(self) -> Array:
         """P, shape (n - k, k), float64."""
         return rotation_coefficients(self.rotations, self.k)
+
+    def columns(self, blocks: Indices) -> Array:
+        """The columns of P of some data blocks, by the butterflies."""
+        return rotation_coefficients(self.rotations, self.k, blocks)
+
+    def transposed(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
+        return transposed_coefficients(self.rotations, self.k, combinations)
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""

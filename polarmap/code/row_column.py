@@ -1,21 +1,53 @@
-"""Rows and columns of a grid decode each other, in turns, until nothing more is gained."""
+"""Grids of coded blocks, whose rows and columns decode each other, in turns, until nothing more is gained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from polarmap.code import modular, tiled
 from polarmap.code.algebra import Recovery, Results
 from polarmap.code.dtypes import Array, DType, Indices, is_exact, working_dtype
-
-if TYPE_CHECKING:
-    from polarmap.code.polar import PolarCode
-    from polarmap.code.product import ProductCode
+from polarmap.code.linear import SystematicCode
+from polarmap.code.polar import PolarCode
 
 Places = set[int]
+
+
+class Grid(SystematicCode):
+    """n_A n_B blocks on a grid: every column a codeword of `left`, every row of `right`.
+
+    Data comes first, row by row, then the other blocks, row by row.
+    """
+
+    def __init__(self, left: PolarCode, right: PolarCode) -> None:
+        self.left, self.right = left, right
+        self.n, self.k = left.n * right.n, left.k * right.k
+
+    @cached_property
+    def cells(self) -> Indices:
+        """Row and column of every block on the grid, (n, 2)."""
+        rows, columns = np.divmod(np.arange(self.n), self.right.n)
+        is_parity = (rows >= self.left.k) | (columns >= self.right.k)
+        order = np.argsort(is_parity, kind="stable")
+        return np.stack([rows[order], columns[order]], axis=1)
+
+    @cached_property
+    def places(self) -> Indices:
+        """The number of the block in every cell, (n_A, n_B); the inverse of `cells`."""
+        numbers = np.empty((self.left.n, self.right.n), np.intp)
+        numbers[self.cells[:, 0], self.cells[:, 1]] = np.arange(self.n)
+        return numbers
+
+    @cached_property
+    def coefficients(self) -> Array:
+        """P, shape (n - k, k): parity blocks from data blocks."""
+        rows, columns = self.cells[self.k :].T
+        product = np.einsum("pa,pb->pab", self.left.generator[rows], self.right.generator[columns])
+        return np.asarray(product.reshape(len(rows), -1))
 
 
 class LineStep(NamedTuple):
@@ -46,7 +78,7 @@ class RowColumnDecoder:
         In an order in which each finds its cells known.
     """
 
-    def __init__(self, code: ProductCode, exact: bool) -> None:
+    def __init__(self, code: Grid, exact: bool) -> None:
         self._code, self._exact = code, exact
         self.known = np.zeros((code.left.n, code.right.n), bool)
         self.steps: list[LineStep] = []

@@ -7,30 +7,29 @@ are touched only when a schedule is replayed on them (arXiv 1901.06811, section 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.code import kernels, tiled
-from polarmap.code.algebra import Results
+from polarmap.code import tiled
+from polarmap.code.algebra import Matrices, Results
 from polarmap.code.dtypes import Array, Floats, Indices, Mask, Words, is_exact, working_dtype
 from polarmap.code.modular import ModularRecovery
-from polarmap.code.recovery import SystematicRecovery
-
-if TYPE_CHECKING:
-    from polarmap.code.arikan_code import ArikanCode
+from polarmap.code.recovery import ButterflyRecovery
 
 
-class SequentialRecovery(SystematicRecovery):
-    """Missing leaves of the butterfly from those that arrived, one node after another."""
+class SequentialRecovery(ButterflyRecovery):
+    """Missing leaves of the butterflies from those that arrived, one node after another.
 
-    code: ArikanCode
+    order : the leaf on which each coded block sits.
+    frozen : frozen and punctured inputs, (size, butterflies).
+    """
 
-    def __init__(self, code: ArikanCode, arrived: Mask, exact: bool) -> None:
+    def __init__(self, code: Matrices, arrived: Mask, exact: bool, order: Indices, frozen: Mask) -> None:
         super().__init__(code, arrived)
         self.exact = exact
         self._modular = ModularRecovery(code, arrived)
-        self._order, self._frozen = code.order, frozen_mask(code)
+        self._order, self._frozen = order, frozen
 
     @cached_property
     def deficit(self) -> int:
@@ -59,21 +58,6 @@ class SequentialRecovery(SystematicRecovery):
         tiled.over_cores(work, list(tiled.tiles(len(wanted), length, 8)))
         return weights
 
-    @cached_property
-    def system(self) -> Array:
-        """P restricted to arrived parity (rows) and missing data (columns)."""
-        return self.code.columns(self.missing)[self.parity]
-
-    def through_known(self, combinations: Floats) -> Floats:
-        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
-        leaves = np.zeros((self._frozen.size, len(combinations)))
-        leaves[self._order[self.parity + self.code.k]] = combinations.T
-        side_by_side = leaves.reshape(len(self._frozen), -1)
-        kernels.arikan(side_by_side, transposed=True)
-        leaves[self._frozen.reshape(-1)] = 0
-        kernels.arikan(side_by_side, inverse=True, transposed=True)
-        return leaves[self._order[self.known]].T
-
     def integer_weights(self) -> Words | None:
         """`weights` as integers modulo 2^64; None unless `exact`."""
         return self.weights.astype(np.int64).view(np.uint64) if self.exact else None
@@ -99,14 +83,6 @@ class SequentialRecovery(SystematicRecovery):
         known = np.zeros(self._frozen.size, bool)
         known[self._order[self.arrived]] = True
         return known.reshape(self._frozen.shape)
-
-
-def frozen_mask(code: ArikanCode) -> Mask:
-    """Frozen and punctured inputs of the butterflies, (size, butterflies)."""
-    mask = np.zeros(code.butterflies, bool)
-    mask.flat[code.frozen] = True
-    mask.flat[: mask.size - code.n] = True
-    return mask
 
 
 def gets_through(frozen: Mask, known: Mask) -> bool:

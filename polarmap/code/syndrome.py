@@ -7,38 +7,21 @@ The butterfly gives P times anything, and its transpose anything times P, in n l
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from polarmap.code import tiled
 from polarmap.code.algebra import Results
-from polarmap.code.dtypes import Array, Floats, is_exact, working_dtype
-from polarmap.code.recovery import SystematicRecovery
-from polarmap.code.rotations import rotation_coefficients, transposed_coefficients
-
-if TYPE_CHECKING:
-    from polarmap.code.rotation_code import RotationCode
+from polarmap.code.dtypes import Array, is_exact, working_dtype
+from polarmap.code.linear import SystematicCode
+from polarmap.code.recovery import ButterflyRecovery
 
 SYNDROME_BYTES = 64 << 20  # of parity computed at a time
 
 
-class SyndromeRecovery(SystematicRecovery):
+class SyndromeRecovery(ButterflyRecovery):
     """Missing blocks from the syndrome of what arrived, by least squares."""
 
-    code: RotationCode
-
-    @cached_property
-    def system(self) -> Array:
-        """P restricted to arrived parity (rows) and missing data (columns)."""
-        return rotation_coefficients(self.code.rotations, self.code.k, self.missing)[self.parity]
-
-    def through_known(self, combinations: Floats) -> Floats:
-        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
-        scattered = np.zeros((len(combinations), self.code.n - self.code.k))
-        scattered[:, self.parity] = combinations
-        return transposed_coefficients(self.code.rotations, self.code.k, scattered)[:, self.known]
+    code: SystematicCode
 
     def fill(self, rows: Results, out: Array) -> None:
         """Put the missing results into `out`: the parity of the known ones, what it lacks, the solution."""

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from polarmap.code.arikan_code import ArikanCode
 from polarmap.code.polar import PolarCode
-from polarmap.code.sequential import frozen_mask
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Floats
 
@@ -111,7 +110,7 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
         or len(arrivals) != code.n
     ):
         raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
-    frozen, trials = frozen_mask(code), arrivals.shape[1]
+    frozen, trials = code.frozen_mask, arrivals.shape[1]
     length = frozen.size
     width = max(1, TILE_BYTES // (length * arrivals.itemsize))
     out = np.empty(trials, arrivals.dtype)

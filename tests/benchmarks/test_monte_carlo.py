@@ -17,7 +17,6 @@ import pytest
 from benchmarks.rivals import fermat, fountain, local_product, mds, raptor, staircase
 from benchmarks.rivals.sparse import SparseCode
 from polarmap import PolarCode
-from polarmap.code.sequential import frozen_mask
 from polarmap.planning import training_trace
 
 PAGE = Path(__file__).parents[2] / "docs" / "comparison-jobs.md"
@@ -105,9 +104,9 @@ def until_peeled(code: SparseCode) -> np.ndarray:
 def until_cancelled(code: PolarCode) -> np.ndarray:
     """The arrivals after which successive cancellation is through, or no data block is missing."""
     ranks = orders(N).argsort(axis=1).T + 1
-    leaves = np.zeros((frozen_mask(code).size, ORDERS), int)
+    leaves = np.zeros((code.frozen_mask.size, ORDERS), int)
     leaves[code.order] = ranks
-    inputs = virtual(leaves)[~frozen_mask(code).ravel()]
+    inputs = virtual(leaves)[~code.frozen_mask.ravel()]
     return np.minimum(inputs.max(axis=0), ranks[:K].max(axis=0))
 
 
