@@ -1,9 +1,9 @@
 """The algebra of every code: results = G u and wanted = T u, for unknown blocks u.
 
-A code (`linear`) says which G and T, and makes the coded blocks. A `Recovery` is what one pattern of arrivals
-makes of them: weights with weights @ G[arrived] = T[missing], which recover what is missing, and
-equations with equations @ G[arrived] = 0, which tell whether the results fit together. Both depend
-on which results arrived, never on what is in them.
+A code is `Matrices` that say G and T; it makes the coded blocks, too (`linear`). A `Recovery` is what one
+pattern of arrivals makes of them: weights with weights @ G[arrived] = T[missing], which recover what is
+missing, and equations with equations @ G[arrived] = 0, which tell whether the results fit together. Both
+depend on which results arrived, never on what is in them.
 """
 
 from __future__ import annotations

@@ -18,10 +18,7 @@ Places = set[int]
 
 
 class Grid(SystematicCode):
-    """n_A n_B blocks on a grid: every column a codeword of `left`, every row of `right`.
-
-    Data comes first, row by row, then the other blocks, row by row.
-    """
+    """n_A n_B blocks on a grid: every column a codeword of `left`, every row of `right`; data comes first."""
 
     def __init__(self, left: PolarCode, right: PolarCode) -> None:
         self.left, self.right = left, right

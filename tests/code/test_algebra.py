@@ -61,6 +61,16 @@ def test_sizes_agree(code: LinearCode) -> None:
 
 
 @plain
+def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode) -> None:
+    stream = np.random.default_rng(0)
+    count, blocks = code.coefficients.shape
+    some = stream.permutation(blocks)[: max(1, blocks // 2)]
+    np.testing.assert_allclose(code.columns(some), code.coefficients[:, some], rtol=0, atol=1e-12)
+    combinations = stream.standard_normal((3, count))
+    np.testing.assert_allclose(code.transposed(combinations), combinations @ code.coefficients, atol=1e-10)
+
+
+@plain
 @pytest.mark.parametrize("seed", range(8))
 def test_weights_make_targets_of_the_generator(code: LinearCode, seed: int) -> None:
     recovery = determined(code, False, seed).recovery
