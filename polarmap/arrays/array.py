@@ -53,29 +53,29 @@ class CodedArray:
         self._adopt(made)
 
     def _adopt(self, made: Manifest) -> None:
-        self._manifest, self._parts = made, PartStore(self.store, made.encryption)
+        self._blocks = StoredBlocks(PartStore(self.store, made.encryption), made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         """What is pickled may come to lie anywhere, as f does that closes over an array."""
         if isinstance(self.key, bytes):
             raise TypeError(
                 f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
                 "key='env:NAME' or key='file:PATH'"
             )
-        return self.__dict__
+        return CodedArray, (self.store, self._blocks.manifest)
 
     @property
     def key(self) -> str | bytes | None:
         """That of an encrypted array, as it was passed; None if it is not encrypted."""
-        return self._parts.key
+        return self._blocks.part_store.key
 
     @property
     def padding(self) -> int:
         """Rows of zeros at the end of the last data block."""
-        return self._manifest.padding
+        return self._blocks.manifest.padding
 
     @property
     def executor(self) -> Any:
@@ -95,7 +95,7 @@ class CodedArray:
     @property
     def stored_bytes(self) -> int:
         """Bytes in storage that exist for this array."""
-        return self._manifest.owned_bytes
+        return self._blocks.manifest.owned_bytes
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -115,30 +115,30 @@ class CodedArray:
         None if there is none: the data were not copied or are encrypted, results are missing until `repair`,
         or blocks cannot be cut into chunks (see the page on the format).
         """
-        made = self._manifest
+        made = self._blocks.manifest
         if made.zarr is None or not made.is_zarr:
             return None
-        place, path = self._parts.place, made.zarr.path
+        place, path = self._blocks.part_store.place, made.zarr.path
         return os.path.join(place.place, path) if place.kind == "folder" else path
 
     def stored(self, index: int) -> tuple[Part, ...]:
         """Where block `index` lies: joined in order, its parts are its bytes."""
-        return self._manifest.parts[index]
+        return self._blocks.manifest.parts[index]
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        return StoredBlocks(self._parts, self._manifest)
+        return self._blocks
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""
-        return ((self._manifest.dtype_of(index).str, self._manifest.block_shape),)
+        return ((self._blocks.manifest.dtype_of(index).str, self._blocks.manifest.block_shape),)
 
     def __getitem__(self, index: Any) -> Array:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
         with without_our_frames:
             rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
             start, stop, first = _row_index(rows, len(self))
-            found = self.coded_blocks().read_rows(start, stop)
+            found = self._blocks.read_rows(start, stop)
             try:
                 return np.asarray(found[(first, *inner)])
             except (TypeError, ValueError) as error:
@@ -147,7 +147,7 @@ class CodedArray:
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        size = self._manifest.bounds[1] if self.nbytes else 0  # of a stripe
+        size = self._blocks.manifest.bounds[1] if self.nbytes else 0  # of a stripe
         step = max(1, size // max(1, prod(self.shape[1:])))
         for start in range(0, len(self), step):
             yield from map(np.asarray, self[start : start + step])
@@ -172,7 +172,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(self.coded_blocks(), executor)
+            return audits.audit(self._blocks, executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.

@@ -45,7 +45,7 @@ class Decoder:
         self.code, self.exact, self.max_amplification = code, exact, max_amplification
         self.arrived = np.zeros(code.n, dtype=bool)
         self.count = 0
-        self.ready = False
+        self.is_determined = self.ready = False
         self._recovery: Recovery | None = None
         self._wanted_missing, self._systematic = code.wanted, len(code.systematic)
         self._look_again_at = code.recovery_threshold
@@ -64,19 +64,20 @@ class Decoder:
         self._wanted_missing -= index < self._systematic
         if self._progress is not None:
             self._is_through |= self._progress(int(index))
-        self.ready = self.ready or (self._is_determined() and self._is_accurate())
+        self.is_determined = self._has_enough()
+        self.ready = self.ready or (self.is_determined and self._is_accurate())
         return self.ready
 
     def accept(self) -> bool:
         """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
         self.max_amplification = inf
-        self.ready = self._is_determined()
+        self.ready = self.is_determined
         return self.ready
 
     @property
     def is_inaccurate(self) -> bool:
         """Whether the data blocks are determined, but not as accurately as is asked for."""
-        return not self.ready and self._is_determined()
+        return self.is_determined and not self.ready
 
     @property
     def missing(self) -> Indices:
@@ -100,9 +101,10 @@ class Decoder:
     @property
     def amplification(self) -> float:
         """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
-        return self.recovery.amplification if self._is_determined() else np.inf
+        return self.recovery.amplification if self.is_determined else np.inf
 
-    def _is_determined(self) -> bool:
+    def _has_enough(self) -> bool:
+        """Whether what has arrived determines the data blocks, at whatever accuracy."""
         if self.ready or self._wanted_missing == 0:
             return True
         if self._progress is not None:

@@ -53,13 +53,18 @@ class StoredPieces:
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
+        self._names: dict[int, Hashable] = {}  # of tasks of blocks that lie in storage
         if self.roots and storing.is_mapped:
             weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
-        is_known = self._source is not None and self._source != MESSAGE
-        return (self._source, coded.parts(task)) if is_known else (id(coded), task)
+        if self._source is None or self._source == MESSAGE:
+            return id(coded), task
+        found = self._names.get(task)
+        if found is None:
+            found = self._names[task] = self._source, coded.parts(task)
+        return found
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.

@@ -82,7 +82,7 @@ def _code_with_its_file(code: CodeType) -> Any:
     """What makes such code again, with the name of its file, which cloudpickle leaves out since 3.1."""
     make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
     file = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
-    return make, tuple(file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts)
+    return make, tuple([file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts])
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -289,7 +289,7 @@ class Received(Need):
     def _feed(self, index: int) -> None:
         if self.decoder.add(index) and self.ready_at is None:
             self.ready_at, self.needed = self.watch.elapsed, self.decoder.count
-        if self.determined_at is None and (self.decoder.ready or self.decoder.is_inaccurate):
+        if self.determined_at is None and self.decoder.is_determined:
             self.determined_at = self.watch.elapsed
 
     def accept(self) -> bool:
