@@ -11,7 +11,7 @@ from functools import partial
 
 from polarmap.executors.base import WakeSignal
 from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, ready, stay_awake
+from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, ready, shut, stay_awake
 from polarmap.worker.threads import run_on_daemon
 
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
@@ -48,7 +48,7 @@ class WorkerListener:
         self._thread.join(ANSWER_SECONDS)
         self._over.close()
         for stranger in list(self._strangers):
-            Stream(stranger).hang_up()
+            shut(stranger)
         self._socket.close()
 
     def forget(self) -> None:
@@ -67,7 +67,7 @@ class WorkerListener:
             except (OSError, RuntimeError):  # no descriptor or thread is free
                 ready([self._over], select.POLLIN, LIVENESS_SECONDS)
             for stranger in list(self._strangers)[:-MOST_STRANGERS]:
-                Stream(stranger).hang_up()
+                shut(stranger)
 
     def _admit(self, connection: socket.socket) -> None:
         """Let somebody who has connected prove that it has the key: it joins, or is let go."""

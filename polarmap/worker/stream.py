@@ -145,6 +145,7 @@ class Stream:
         seals: Seals | None = None,
         patience: float | None = ANSWER_SECONDS,
     ) -> None:
+        connection.setblocking(False)
         self._connection, self._patience = connection, patience
         self._seal, self._frames = seals and seals.sent, Frames(seals and seals.heard)
 
@@ -156,10 +157,23 @@ class Stream:
         """Whether the other end was told."""
         data = frame(message, self._seal)
         try:
+            sent = self._connection.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return False
+        return sent == len(data) or self._send_rest(memoryview(data)[sent:])
+
+    def _send_rest(self, data: memoryview) -> bool:
+        """The same of what did not fit into the buffer of the socket."""
+        try:
             self._connection.settimeout(self._patience and self._patience + len(data) / SLOWEST)
             self._connection.sendall(data)
         except OSError:
             return False
+        finally:
+            with contextlib.suppress(OSError):  # it is closed
+                self._connection.setblocking(False)
         return True
 
     def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
@@ -171,7 +185,6 @@ class Stream:
             ready([self._connection], select.POLLIN, timeout)
         said: list[Message] = []
         try:
-            self._connection.setblocking(False)
             while True:
                 data = self._connection.recv(READ_BYTES)
                 said += self._frames.of(data)
@@ -189,12 +202,17 @@ class Stream:
 
     def hang_up(self) -> None:
         """The other end is gone, or is to go: whoever waits at either sees that. The descriptor stays."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        shut(self._connection)
 
     def close(self) -> None:
         """Say nothing more, hear nothing more."""
         self._connection.close()
+
+
+def shut(connection: socket.socket) -> None:
+    """End what is said on a socket, in both directions; whether its other end is there or not."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def worker_stream(connection: socket.socket, seals: Seals | None = None) -> Stream:

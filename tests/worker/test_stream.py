@@ -127,9 +127,17 @@ class Counted(socket.socket):
         self.calls += 1
         return super().recv(*args)
 
+    def send(self, *args: Any) -> int:
+        self.calls += 1
+        return super().send(*args)
+
     def sendall(self, *args: Any) -> None:
         self.calls += 1
         super().sendall(*args)
+
+    def settimeout(self, *args: Any) -> None:
+        self.calls += 1
+        super().settimeout(*args)
 
 
 def test_a_small_message_is_sent_and_received_at_once() -> None:
