@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Outcome
 from polarmap.worker.encryption import Encryption, as_stored
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, Part, Place, write_file
+from polarmap.worker.parts import MESSAGE, Part, Place, make_private, write_file
 from polarmap.worker.pytree import layout_bytes
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
@@ -239,7 +239,7 @@ class InFolders(BlockStore):
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
         super().__init__("")
-        self.place, self._owner = Place("folder", "/"), os.getpid()
+        self.place, self._owner = Place("private", "/"), os.getpid()
         self._memory, self._disk, self._budget = memory, disk, budget
 
     def roots(self, number: int, size: int) -> list[str]:
@@ -251,6 +251,7 @@ class InFolders(BlockStore):
 
     def put(self, key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
+        make_private("/" + os.path.dirname(os.path.dirname(key)))
         write_file("/", key, *buffers)
 
     def remove(self, roots: Sequence[str]) -> None:
