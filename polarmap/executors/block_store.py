@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Outcome
 from polarmap.worker.encryption import Encryption, as_stored
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, Part, Place, write_file
+from polarmap.worker.parts import MESSAGE, Part, Place, make_private, write_file
 from polarmap.worker.pytree import layout_bytes
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
@@ -35,27 +35,23 @@ class StoredPieces:
     ----------
     blocks : weak reference to the blocks
     roots : list of str
-        What the keys of its pieces begin with: the first unless there is no room.
+        What the keys of its pieces begin with, once one is stored: the first unless there is no room.
     bytes : int
-        That the pieces weigh when all are stored, at most.
+        That the pieces weigh when all are stored, at most; 0 while none is.
     users : int
         Maps that use it now.
     """
 
     def __init__(self, coded: Coded, place: Place, storing: BlockStore, number: int) -> None:
         self.blocks, self._source = weakref.ref(coded), coded.source
-        self._place, self._storing, self.users = place, storing, 0
+        self._place, self._storing, self._number = place, storing, number
+        self.roots, self.bytes, self.users = list[str](), 0, 0
         self._lock = threading.Lock()
         tasks = range(coded.n if self._source is None else 0)
-        first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
-        self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
-        self.roots = storing.roots(number, self.bytes) if self._source is None else []
-        self._unstored = set(first)
+        self._unstored = {piece for task in tasks for piece in coded.pieces(task)}
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
         self._names: dict[int, Hashable] = {}  # of tasks of blocks that lie in storage
-        if self.roots and storing.is_mapped:
-            weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
@@ -79,6 +75,7 @@ class StoredPieces:
             if not new:
                 return
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
+            self._find_room(coded)
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 self._parts |= zip(new, pool.map(partial(self._store, coded), new))
 
@@ -110,6 +107,7 @@ class StoredPieces:
         if self._storing.is_mapped and not self._place.encryption and layout_bytes(layout) < SENT_BYTES:
             block = _in_message(coded, task)
         else:
+            self._find_room(coded)
             for piece in pieces:
                 if piece not in self._parts:
                     self._parts[piece] = self._store(coded, piece)
@@ -118,6 +116,17 @@ class StoredPieces:
         if not self._unstored and self._storing.has_bytes:
             coded.release()
         return block
+
+    def _find_room(self, coded: Coded) -> None:
+        """Let there be roots, from the first piece on: blocks that all travel with their tasks have none."""
+        if self.roots:
+            return
+        storing = self._storing
+        first = {piece: task for task in reversed(range(coded.n)) for piece in coded.pieces(task)}
+        self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
+        self.roots = storing.roots(self._number, self.bytes)
+        if storing.is_mapped:
+            weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
 
     def _store(self, coded: Coded, piece: int) -> Part:
         buffers, failed = _buffers(coded, piece), OSError()
@@ -244,18 +253,21 @@ class InFolders(BlockStore):
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
         super().__init__("")
-        self.place, self._owner = Place("folder", "/"), os.getpid()
+        self.place, self._owner = Place("private", "/"), os.getpid()
         self._memory, self._disk, self._budget = memory, disk, budget
 
     def roots(self, number: int, size: int) -> list[str]:
         """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
         folders = [self._disk]
-        if self._memory is not None and self._has_room(self._memory, size):
-            folders.insert(0, self._memory)
+        with self._lock:
+            if self._memory is not None and self._has_room(self._memory, size):
+                folders.insert(0, self._memory)
+        self.remove_unneeded()  # at once: what has made way is in memory
         return [f"{folder}/blocks-{number}/".lstrip("/") for folder in folders]
 
     def put(self, key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
+        make_private("/" + os.path.dirname(os.path.dirname(key)))
         write_file("/", key, *buffers)
 
     def remove(self, roots: Sequence[str]) -> None:

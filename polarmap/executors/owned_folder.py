@@ -5,16 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import stat
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
+from polarmap.worker.parts import make_private
 from polarmap.worker.processes import ProcessIdentity, sweep
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
-PRIVATE = 0o700
 
 _made: set[tuple[int, Path]] = set()  # by which process
 
@@ -35,28 +34,16 @@ def disk_folder() -> Path:
         raise ExecutorError(f"no folder can be made for the files of workers: {error}") from error
 
 
-def restore(folder: Path) -> None:
-    """Make such a folder again if somebody has removed it.
-
-    ExecutorError if that is impossible, or if somebody else has made one in its place: what lies in
-    there is read as code.
-    """
-    try:
-        if not os.path.lexists(folder):
-            folder.mkdir(PRIVATE)
-        status = os.lstat(folder)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise PermissionError("something else is in its place")
-        if stat.S_IMODE(status.st_mode) != PRIVATE:
-            folder.chmod(PRIVATE)
-    except OSError as error:
-        raise ExecutorError(f"{folder}, for the files of workers, cannot be made again: {error}") from error
-
-
 def private_folder() -> Path:
-    """An owned temporary folder of this process, always the same; made again if somebody has removed it."""
+    """An owned temporary folder of this process, always the same; made again if somebody has removed it.
+
+    ExecutorError if that is impossible, or if somebody else has made one in its place.
+    """
     folder = _folder_of(os.getpid())
-    restore(folder)
+    try:
+        make_private(str(folder))
+    except OSError as error:
+        raise ExecutorError(f"the folder for the files of workers cannot be made again: {error}") from error
     return folder
 
 

@@ -18,7 +18,7 @@ from polarmap.executors.base import Payload, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.worker_processes import WorkerProcesses
@@ -213,8 +213,6 @@ class KeptWorkers:
         with self._lock:
             if self._ended.is_set():
                 return None
-            for folder in self._folders:
-                restore(folder)
             return PoolRun(payload, f, modules, self.workers, self._blocks, self._folders)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.parts import MESSAGE, write_file
+from polarmap.worker.parts import MESSAGE, check_private, make_private, write_file
 from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -52,11 +52,11 @@ class PoolRun:
     workers, blocks : WorkerTable, BlockStore
         Shared with the other maps of the pool.
     folders : list of Path
-        Of the pool, for a folder of this map in each. The first exists as long as the map is waited for,
-        others when needed.
+        Of the pool, for a folder of this map in each, which is made when it is needed.
     """
 
-    _numbers = itertools.count()  # of maps: no two of this process have the same
+    # Of maps: no two have the same, so that what is removed by its name is of this one.
+    _numbers = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
     _owner = -1  # the process to which it belongs, as soon as there is anything to close
 
@@ -89,8 +89,6 @@ class PoolRun:
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around, self._modules = workers.surroundings(f.pickled), modules
         try:
-            for folder in self._folders[:1]:
-                Path(folder).mkdir()
             self._f = self._sent(f)
             # What tells it from others; a file is of one map, and is named so.
             data, is_file = self._f
@@ -332,9 +330,10 @@ class PoolRun:
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
             return b""
-        path = Path(self._folders[int(number)], name)
+        path = os.path.join(self._folders[int(number)], name)
+        check_private(path)
         data = np.fromfile(path, np.uint8).data
-        path.unlink()
+        os.unlink(path)
         return data
 
     def _sent(self, f: PickledFunction) -> tuple[bytes, bool]:
@@ -343,6 +342,7 @@ class PoolRun:
             return b"".join(f.pieces()), False
         for folder in self._folders:
             try:
+                make_private(os.path.dirname(folder))
                 write_file(folder, "function", *f.pieces())
                 return os.fsencode(f"{folder}/function"), True
             except OSError as error:

@@ -212,8 +212,9 @@ class Shared:
                 continue
             weakref.finalize(self, remove, folder)
             try:
-                block.tofile(folder / "function")
-                return str(folder / "function")
+                (folder / "calls").mkdir()
+                block.tofile(folder / "calls/function")
+                return str(folder / "calls/function")
             except OSError as error:
                 failure = error
         raise ExecutorError(f"no room for the function that workers are to read: {failure}") from failure

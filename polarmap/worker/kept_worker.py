@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.messages import Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
-from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.parts import DamagedError, Part, Place, check_private, make_private
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.processes import exit_when
 from polarmap.worker.program import TaskIO, run_task
@@ -188,17 +188,26 @@ class ChannelIO(TaskIO):
     def _send(self, reply: Message | None) -> None:
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
         if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
-            reply = None if self.is_cancelled() else self._with_file(reply)
+            reply = self._with_file(reply)
         self._tell((reply or Message(LEFT))._replace(order=self._order))
 
-    def _with_file(self, reply: Message) -> Message:
-        """A reply whose data lie in a file of one of the map's folders: its number, and the file's name."""
+    def _with_file(self, reply: Message) -> Message | None:
+        """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.
+
+        None if nobody waits for it.
+        """
         self._files += 1
         name = f"{os.getpid()}-{self._files}"
         for number, folder in enumerate(self._folders):
+            with contextlib.suppress(OSError):
+                make_private(os.path.dirname(folder))
+                os.mkdir(folder)
+            if self.is_cancelled():  # a driver that has removed the folder has said so before
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+                return None
             try:
-                if number:  # of no use to most maps
-                    os.makedirs(folder, exist_ok=True)
+                check_private(os.path.join(folder, name))
                 with open(os.path.join(folder, name), "xb") as file:
                     file.write(reply.data)
             except OSError:  # no room, or nobody waits any more

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.worker.parts import check_private
+
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Layout = tuple[tuple[Any, Shape], ...]  # of each leaf dtype (its string, unless it has fields) and shape
@@ -287,6 +289,7 @@ def loaded(data: bytes | str) -> Any:
     """The value of a block, of its bytes or its file, in which arrays stay until they are changed."""
     memory: Any = data
     if isinstance(data, str):
+        check_private(data)
         with open(data, "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return from_block(np.frombuffer(memory, np.uint8))

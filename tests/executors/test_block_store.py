@@ -189,6 +189,7 @@ def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(plac
     check(place, stored, coded)
     is_sent = stored.block(coded, 0).source == MESSAGE
     assert is_sent == (place.kind in ("memory", "disk"))
+    assert (stored.roots == []) is is_sent  # and take no room from others
 
 
 def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:

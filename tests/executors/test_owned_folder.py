@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pool_processes import code_of_child
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
-from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove
 from polarmap.worker.processes import ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
@@ -94,25 +95,22 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = disk_folder()
-    restore(folder)
+    monkeypatch.setattr(owned_folder, "_folder_of", cache(lambda process: disk_folder()))
+    folder = private_folder()
+    assert private_folder() == folder
     folder.rmdir()
-    restore(folder)
+    assert private_folder() == folder
     folder.chmod(0o755)
-    restore(folder)
-    assert folder.stat().st_mode & 0o777 == 0o700
+    assert private_folder().stat().st_mode & 0o777 == 0o700
     remove(folder)
     folder.symlink_to(tmp_path)
-    with pytest.raises(ExecutorError, match="something else is in its place"):
-        restore(folder)
+    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+        private_folder()
     folder.unlink()
     folder.mkdir()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ExecutorError, match="something else is in its place"):
-        restore(folder)
-
-
-# --- that of this process ----------------------------------------------------------------------
+    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+        private_folder()
 
 
 def test_a_forked_child_has_its_own() -> None:

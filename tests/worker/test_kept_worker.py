@@ -37,8 +37,10 @@ from polarmap.worker.kept_worker import (
 from polarmap.worker.objects import ObjectChannel, ObjectKeys, Orders
 from polarmap.worker.stream import (
     CALL,
+    CANCEL,
     END,
     INLINE_BYTES,
+    LEFT,
     PROCESS,
     Message,
     Seal,
@@ -196,6 +198,26 @@ def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_p
         assert done.result()
     assert (said[0].kind, said[0].is_file) == (END, False)
     np.testing.assert_array_equal(np.frombuffer(said[0].data), result)
+
+
+drivers: list[Stream] = []
+
+
+def give_up_and_return_much(block: Any) -> Any:
+    drivers[0].send(Message(CANCEL, (0, 0, 0)))
+    return np.arange(float(INLINE_BYTES))
+
+
+def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, closing(worker_stream(theirs)) as channel:
+        drivers[:] = [Stream(ours)]
+        call = call_of(give_up_and_return_much, tmp_path)
+        _, *rest = pickle.loads(call.header)
+        folder = tmp_path / "map"  # as if the driver had removed it
+        assert ChannelIO(channel).run(call._replace(header=pickle.dumps(([str(folder)], *rest))))
+        assert [message.kind for message in drivers[0].receive(30.0)[0]] == [LEFT]
+        assert not folder.exists()
 
 
 # --- modules that only the driver has ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from polarmap.worker.parts import (
     Place,
     is_missing,
     is_transient,
+    make_private,
     read_file,
     read_part,
     remove_parts,
@@ -28,6 +30,7 @@ from polarmap.worker.parts import (
     write_file,
     write_object,
 )
+from polarmap.worker.pytree import loaded, to_block
 
 DATA = bytes(range(100))
 
@@ -85,6 +88,33 @@ def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
         write_file(folder, "below/x", object())
     assert [path.name for path in Path(folder, "below").iterdir()] == ["x"]
     assert Path(folder, "below/x").read_bytes() == DATA
+
+
+def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if how == "a link":
+        folder.rename(f"{folder}-away")
+        folder.symlink_to(f"{folder}-away")
+    elif how == "somebody else's":
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    else:
+        folder.chmod(0o770)
+
+
+@pytest.mark.parametrize("how", ["a link", "somebody else's", "open to others"])
+def test_nothing_is_read_below_a_folder_in_which_others_may_write(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, part = tmp_path / "own", Part("own/blocks/x", 8)
+    make_private(str(folder))
+    write_file(str(folder), "blocks/x", bytes(8))
+    write_file(str(folder), "map/f", to_block(7).data)
+    assert read_part(Place("private", str(tmp_path)), part) == bytes(8)
+    assert loaded(f"{folder}/map/f") == 7
+    spoil(folder, how, monkeypatch)
+    with pytest.raises(DamagedError, match="own/blocks/x is missing"):
+        read_part(Place("private", str(tmp_path)), part)
+    with pytest.raises(PermissionError, match=r"in the place of|is open to others"):
+        loaded(f"{folder}/map/f")
 
 
 @pytest.fixture(params=["folder", "bucket"])
