@@ -6,7 +6,7 @@ import contextlib
 import pickle
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
@@ -127,6 +127,23 @@ class Payload:
     output: OutputSpec | None = None
     low_priority: Collection[int] = ()
     encryption: Encryption | None = None
+
+    def in_this_process(self) -> Payload:
+        """The same for workers that share the memory of this process: nothing of it travels."""
+        return replace(self, encryption=None)
+
+    def check_may_leave(self, executor: str) -> None:
+        """ExecutorError for a key that would have to travel by way of storage, or a network."""
+        if self.encryption is not None and isinstance(self.encryption.key, bytes):
+            raise ExecutorError(
+                "key= is the key itself, which would have to be written to storage, or sent over a network, "
+                f"for the workers of {executor}: give them its 64 hexadecimal digits, key.hex(), in an "
+                "environment variable or a file, and pass key='env:NAME' or key='file:PATH'"
+            )
+
+    def lying_in(self, place: Place) -> Place:
+        """A place as blocks from memory lie in it."""
+        return place._replace(encryption=self.encryption)
 
     def order(self, task: int, attempt: int, block: StoredBlock | None = None) -> tuple[Any, ...]:
         """The fields of the `Ticket` of an attempt, as they travel; `block`: what its worker is to read."""

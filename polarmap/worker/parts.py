@@ -51,6 +51,11 @@ class Place(NamedTuple):
     backend: str = ""
     encryption: Any = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether bytes lie there as they are."""
+        return self.encryption is None
+
 
 MESSAGE = Place("message", "")
 
