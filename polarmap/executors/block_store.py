@@ -102,7 +102,7 @@ class StoredPieces:
 
     def _new_block(self, coded: Coded, task: int) -> StoredBlock:
         layout, pieces = coded.layout(task), coded.pieces(task)
-        if self._storing.is_mapped and self._place.is_plain and layout_bytes(layout) < SENT_BYTES:
+        if self._storing.is_mapped and not self._place.encryption and layout_bytes(layout) < SENT_BYTES:
             block = _in_message(coded, task)
         else:
             for piece in pieces:
@@ -181,7 +181,7 @@ class BlockStore:
 
     def of(self, payload: Payload) -> StoredPieces:
         """What is stored of the blocks of a map, in use until `done` is called."""
-        coded, place = payload.blocks, payload.lying_in(self.place)
+        coded, place = payload.blocks, self.place._replace(encryption=payload.encryption)
         with self._lock:
             self._let_go([name for name, one in self._stored.items() if one.blocks() is None])
             name = id(coded), place

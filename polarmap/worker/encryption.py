@@ -148,7 +148,7 @@ def encrypted_size(size: int) -> int:
 
 def as_stored(place: Place, part: Part, *runs: Any) -> Sequence[Any]:
     """The bytes of a part, these in a row, as they lie there: encrypted where its place says so."""
-    if place.is_plain:
+    if place.encryption is None:
         return runs
     return [encrypt(place.encryption, part_name(part), b"".join(runs))] if part.size else []
 
@@ -162,7 +162,7 @@ def get_part(place: Place, part: Part, read: Reader) -> Any:
     """
     if not (part.key and part.size):
         return bytes(part.size)
-    if place.is_plain:
+    if place.encryption is None:
         return verified(part, read(part))
     lying = part._replace(size=encrypted_size(part.size), crc32=None)
     stored = verified(lying, read(lying))
@@ -186,7 +186,7 @@ def put_parts(place: Place, key: str, data: Any, size: int, write: Callable[[str
         parts.append(part._replace(crc32=zlib.crc32(pieces[-1])))
         offset += len(pieces[-1])
     if parts:
-        write(key, data if place.is_plain else b"".join(pieces))
+        write(key, data if place.encryption is None else b"".join(pieces))
     return parts
 
 

@@ -52,9 +52,9 @@ class Place(NamedTuple):
     encryption: Any = None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether bytes lie there as they are."""
-        return self.encryption is None
+    def key(self) -> str | bytes | None:
+        """What the bytes there are encrypted with, as it was passed; None if they lie there as they are."""
+        return None if self.encryption is None else self.encryption[0]
 
 
 MESSAGE = Place("message", "")
