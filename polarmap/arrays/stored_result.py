@@ -13,8 +13,8 @@ from polarmap.arrays.array import CodedArray
 from polarmap.arrays.generations import Generation, replaceable
 from polarmap.arrays.manifest import Manifest, check_name
 from polarmap.arrays.stores import PartStore, open_store
+from polarmap.arrays.stripes import chunk_shape
 from polarmap.arrays.zarr_chunks import as_zarr
-from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
