@@ -15,7 +15,7 @@ from polarmap.arrays.manifest import Manifest, check_name, manifest_key
 from polarmap.arrays.reading import StoredBlocks
 from polarmap.arrays.stores import PartStore, open_store
 from polarmap.code.dtypes import Array
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, StorageError, without_our_frames
 from polarmap.executors.encryption_keys import readable_key
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
@@ -70,7 +70,7 @@ class CodedArray:
     @property
     def key(self) -> str | bytes | None:
         """That of an encrypted array, as it was passed; None if it is not encrypted."""
-        return self._blocks.part_store.key
+        return self._blocks.part_store.place.key
 
     @property
     def padding(self) -> int:
@@ -198,7 +198,7 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = generations.load_to_read(self.store, self.name, self.key)
+            current, before = _load(self.store, self.name, self.key)
             stored = CodedArray(self.store, current).coded_blocks()
             repaired, found = repairing.repair(stored, before, executor)
             self._adopt(repaired)
@@ -235,10 +235,19 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with without_our_frames:
         store = open_store(storage)
-        found, _ = generations.load_to_read(
-            store, check_name(name), None if key is None else readable_key(key)
-        )
+        found, _ = _load(store, check_name(name), None if key is None else readable_key(key))
         return CodedArray(store, found)
+
+
+def _load(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
+    """The manifest of an array that is to be read, and its bytes; StorageError also if it lacks its key."""
+    found, data = generations.load(store, name, key)
+    if found.encryption is not None and key is None:
+        raise StorageError(
+            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
+            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        )
+    return found, data
 
 
 def without_key(name: str, storage: Any = None) -> CodedArray:

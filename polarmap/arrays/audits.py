@@ -34,7 +34,7 @@ class Damage(NamedTuple):
     """A part that is not what was stored.
 
     kind : one of KINDS but the last. What is appended to is whole, and read as it was; what is forged has the
-        right checksum, and was not encrypted with the key of the array for this place in it.
+        right checksum, and was not stored with the key of the array for this place in it.
     """
 
     block: int
@@ -134,7 +134,7 @@ def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[s
         kinds.append("appended" if is_last and size > end else "")
         zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
         to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
-    if executor is None or part_store.key is not None:
+    if executor is None or part_store.place.key is not None:
         with ThreadPoolExecutor(TRANSFERS) as pool:
             read = list(pool.map(partial(_damage_of, part_store), to_read.values()))
     else:
@@ -169,7 +169,7 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
 
 
 def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
-    """The kind of damage of each part that is not encrypted, read by workers, `count` parts by each task."""
+    """The kind of damage of each part, none of which has a key, read by workers, `count` by each task."""
     lots = [parts[start : start + count] for start in range(0, len(parts), count)]
     if not lots:
         return []

@@ -12,15 +12,13 @@ from polarmap.arrays.manifest import check_name
 from polarmap.arrays.sources import Source, open_source
 from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
-from polarmap.arrays.stripes import StripePlan, plan_stripes
+from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.code.checks import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors.encryption_keys import new_encryption
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
-from polarmap.worker.encryption import Encryption
 
 MEMORY = 256 << 20
 LEAST_MEMORY = 1 << 20
@@ -124,22 +122,20 @@ def encode(
         cut = plan_stripes(
             chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
         )
-        encryption = None
         if key is not None:
-            encryption = _encryption(key, source, cut)
+            _check_is_copied(source)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
-        runner = TaskRunner(PartStore(store, encryption), executor, observers)
+        widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
+        runner = TaskRunner(PartStore.new(store, key, widest), executor, observers)
         return CodedArray(store, StripeEncoder(runner, source, cut).write(name, overwrite))
 
     return PreparedMap(run, is_lasting=True)
 
 
-def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:
-    """How an array is to be encrypted by `key`; CodeError if it cannot be."""
+def _check_is_copied(source: Source) -> None:
+    """CodeError for data that stay where they are, if they are to be encrypted."""
     if source.object_rows:
         raise CodeError(
             "key= encrypts what is stored, and these objects stay where and as they are: leave key out, or "
             "encode the array that they were made of"
         )
-    widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
-    return new_encryption(key, widest, "with this memory= a part", "use less")

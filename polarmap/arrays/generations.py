@@ -13,9 +13,11 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
+from polarmap.arrays.stores import PartStore
 from polarmap.code.checks import is_number
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
@@ -32,11 +34,13 @@ _running: set[str] = set()  # prefixes of those of this process
 class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
-    purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on.
+    purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on,
+        as with a key, as no other run can tell what is encrypted in a part.
     """
 
-    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any] | None = None) -> None:
-        self.store, self._name, self._purpose = store, name, purpose
+    def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
+        self.store, self._name, self._encryption = parts.store, name, parts.place.encryption
+        self._purpose = purpose if self._encryption is None else None
         self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
 
@@ -95,11 +99,12 @@ class Generation:
                     found[int(number)] = parts
         return found
 
-    def publish(self, made: Manifest, before: bytes | None) -> None:
+    def publish(self, made: Manifest, before: bytes | None) -> Manifest:
         """Put the manifest, unless it is no longer the one (or none) that was there at the beginning.
 
         One that could not be opened is refused: it would occupy the name.
         """
+        made = replace(made, encryption=self._encryption)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)
@@ -112,10 +117,11 @@ class Generation:
                 f"the coded array {name!r} in {store.name} was written or deleted by another process "
                 "meanwhile: that stays, and what was made here is dropped"
             )
+        return made
 
 
 def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """The manifest of a coded array, and its bytes; verified if `key`, that of an encrypted one, is given.
+    """The manifest of a coded array, and its bytes; verified if its key is given.
 
     Raises
     ------
@@ -133,17 +139,6 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manif
     if manifest.name != name:
         raise StorageError(f"{where} is that of {manifest.name!r}")
     return manifest, data
-
-
-def load_to_read(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
-    """The same; StorageError also if the array is encrypted, and no key is given."""
-    found, data = load(store, name, key)
-    if found.encryption is not None and key is None:
-        raise StorageError(
-            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
-            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
-        )
-    return found, data
 
 
 def read_current(store: Store, name: str) -> bytes | None:

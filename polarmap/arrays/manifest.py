@@ -219,10 +219,9 @@ class Manifest:
             )
         if document.get("crc32") != zlib.crc32(_canonical(array)):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
-        with consistent(where):
-            encryption = _parse_encryption(array.get("encryption"))
-        if key is not None:
-            encryption = _authenticated(encryption, document, key, where)
+        encryption = _encryption_of(document, key, where) if is_encrypted else None
+        if key is not None and encryption is None:
+            raise StorageError(f"{where} is that of an array that is not encrypted: leave key out")
         with consistent(where):
             return cls._from_fields(array, encryption)
 
@@ -301,29 +300,20 @@ def _parse_zarr(fields: Mapping[str, Any] | None) -> ZarrView | None:
     return ZarrView(fields["path"], tuple(fields["chunk_shape"]), metadata)
 
 
-def _parse_encryption(fields: Mapping[str, Any] | None) -> Encryption | None:
-    """The encryption that a manifest names, without its key."""
-    if fields is None:
-        return None
-    if fields["cipher"] != CIPHER:
-        raise ValueError(f"the cipher {fields['cipher']!r} is not {CIPHER}")
-    return Encryption("", bytes.fromhex(fields["salt"]), bytes.fromhex(fields["check"]))
-
-
-def _authenticated(
-    encryption: Encryption | None, document: Mapping[str, Any], key: str | bytes, where: str
-) -> Encryption:
-    """The encryption of a manifest, with its key; StorageError unless this key wrote the manifest."""
-    if encryption is None:
-        raise StorageError(f"{where} is that of an array that is not encrypted: leave key out")
-    encryption = encryption._replace(key=key)
+def _encryption_of(document: Mapping[str, Any], key: str | bytes | None, where: str) -> Encryption:
+    """The encryption that a manifest names; with a key, StorageError unless that has written the manifest."""
+    array = document["array"]
+    with consistent(where):
+        fields = array["encryption"]
+        if fields["cipher"] != CIPHER:
+            raise ValueError(f"the cipher {fields['cipher']!r} is not {CIPHER}")
+        found = Encryption(key or "", bytes.fromhex(fields["salt"]), bytes.fromhex(fields["check"]))
     try:
-        tag = encryption.tag(_canonical(document["array"]))
+        if key is not None and document.get("tag") != found.tag(_canonical(array)).hex():
+            raise StorageError(f"{where} is not what was written with this key: somebody has changed it")
     except KeyUnavailableError as error:
         raise StorageError(f"{where} cannot be verified: {error}") from error
-    if document.get("tag") != tag.hex():
-        raise StorageError(f"{where} is not what was written with this key: somebody has changed it")
-    return encryption
+    return found
 
 
 def describe_code(code: PolarCode) -> dict[str, Any]:

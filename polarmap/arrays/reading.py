@@ -57,19 +57,15 @@ class StoredBlocks(CodedData):
         """Rows start..stop of the array; no more is held than these and one stripe of each block."""
         manifest, inner = self.manifest, self.manifest.shape[1:]
         out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
-        flat, width = out.reshape(-1), prod(inner)
-        size = manifest.rows * width  # of a block
+        flat, first, last = out.reshape(-1), start * prod(inner), stop * prod(inner)
         with ThreadPoolExecutor(TRANSFERS) as pool:
             for block in range(start // manifest.rows, -(-stop // manifest.rows)):
-                base = block * size  # of this block, in elements of the whole
-                first, last = max(start * width, base), min(stop * width, base + size)
-                for stripe, (low, high) in enumerate(pairwise(manifest.bounds)):
-                    low, high = max(first, base + low), min(last, base + high)
+                base = block * manifest.bounds[-1]  # of this block, in elements of the whole
+                for stripe, (begin, end) in enumerate(pairwise(manifest.bounds)):
+                    low, high = max(first, base + begin), min(last, base + end)
                     if low < high:
-                        offset = base + manifest.bounds[stripe]
-                        columns = slice(low - offset, high - offset)
-                        part = self._read_stripe(stripe, block, columns, pool)
-                        flat[low - start * width : high - start * width] = part
+                        columns = slice(low - base - begin, high - base - begin)
+                        flat[low - first : high - first] = self._read_stripe(stripe, block, columns, pool)
         return out
 
     def _read_stripe(self, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor) -> Array:

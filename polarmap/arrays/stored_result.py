@@ -13,15 +13,14 @@ from polarmap.arrays.array import CodedArray
 from polarmap.arrays.generations import Generation, replaceable
 from polarmap.arrays.manifest import Manifest, check_name
 from polarmap.arrays.stores import PartStore, open_store
+from polarmap.arrays.stripes import chunk_shape
 from polarmap.arrays.zarr_chunks import as_zarr
-from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors.base import encryption_of
 from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.execute import run_coded
@@ -139,20 +138,19 @@ def prepared_to_storage(
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
     def run(observers: Observers) -> StoredResult[T]:
-        parts = PartStore(open_store(place), encryption_of(coded, options.key))
         code, name, items = _polar_code(coded), check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
+        key = coded.key if options.key is None else options.key
+        parts = PartStore.new(open_store(place), key, items)
         replaceable(parts.store, name, " for Stored(...), or delete it first")
-        with Generation(parts.store, name) as generation:
+        with Generation(parts, name) as generation:
             output = OutputSpec(parts.place, f"{generation.prefix}result", items)
             word, report = run_coded(running, f, coded, options, observers, _sampled(f), output)
             padding = coded.blocks.padding if any(word.padding_rows) else 0
             made = _manifest(name, code, word, padding, output)
-            if parts.encryption is None:
+            if key is None:
                 whole = (made.rows, *made.shape[1:])
                 made = as_zarr(parts.store, made, generation.prefix, chunk_shape(whole, whole))
-            else:
-                made = replace(made, encryption=parts.encryption)
-            generation.publish(made, None)
+            made = generation.publish(made, None)
         _, _, structure = word.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(parts.store, made), report, structure)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
+from polarmap.executors.encryption_keys import new_encryption
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
@@ -41,33 +42,34 @@ def open_store(choice: Any) -> Store:
     )
 
 
-def place_of(store: Store, encryption: Encryption | None = None) -> Place:
+def place_of(store: Store) -> Place:
     """What workers need to read an array in a store themselves; of kind "driver" if only this process can."""
     if isinstance(store, FolderStore):
-        return Place("folder", str(store.root), "", encryption)
+        return Place("folder", str(store.root))
     if isinstance(store, ObjectStore):
-        return Place("bucket", store.bucket, store.backend, encryption)
-    return Place("driver", store.name, "", encryption)
+        return Place("bucket", store.bucket, store.backend)
+    return Place("driver", store.name)
 
 
 class PartStore:
-    """The parts of an array in a store, where they are encrypted as `encryption` says.
+    """The parts of an array in a store, where they are encrypted if `encryption` says how.
 
     Attributes
     ----------
     store : Store
-    encryption : Encryption, optional
     place : Place
-        Where workers find them.
+        Where workers find them, and how they are encrypted.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
-        self.store, self.encryption, self.place = store, encryption, place_of(store, encryption)
+        self.store, self.place = store, place_of(store)._replace(encryption=encryption)
 
-    @property
-    def key(self) -> str | bytes | None:
-        """What they are encrypted with, as it was passed; None if they are not."""
-        return None if self.encryption is None else self.encryption.key
+    @classmethod
+    def new(cls, store: Store, key: Any, largest: int) -> PartStore:
+        """Of a new array, encrypted if there is a key; CodeError if its `largest` part cannot be."""
+        if key is None:
+            return cls(store)
+        return cls(store, new_encryption(key, largest, "with this memory= a part", "use less"))
 
     def get(self, part: Part) -> bytes:
         """The bytes of a part; DamagedError if they are not what was stored."""

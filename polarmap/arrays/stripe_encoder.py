@@ -53,24 +53,23 @@ class StripeEncoder:
 
     def write(self, name: str, overwrite: bool) -> Manifest:
         """Have the n blocks stored and, last of all, their manifest; warns of NaN and inf among them."""
-        plan, store, encryption = self._plan, self._runner.parts.store, self._runner.parts.encryption
+        plan, store = self._plan, self._runner.parts.store
         before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
         if hasattr(store, "sweep"):
             store.sweep()
-        purpose = _purpose(plan) if encryption is None else None  # parts do not tell what was encrypted
-        with Generation(store, name, purpose) as generation:
+        with Generation(self._runner.parts, name, _purpose(plan)) as generation:
             kept = self._unchanged(generation.finished_stripes())
             stripes = range(len(plan.hyperslabs))
             done = kept | self._encoded([stripe for stripe in stripes if stripe not in kept], generation)
             parts = tuple(tuple(done[stripe][block] for stripe in stripes) for block in range(plan.code.n))
-            made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)
+            made = Manifest(name, plan.shape, plan.dtype, plan.code, parts)
             if plan.chunk_shape is not None:
                 made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
                 if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
                     made = replace(made, zarr=None)
             if kept:
                 _check_still_there(store, made)
-            generation.publish(made, before)
+            made = generation.publish(made, before)
         self._seen.warn()
         return made
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.code.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
@@ -91,6 +90,18 @@ def plan_stripes(
     cut = tuple(hyperslabs((rows, *inner), slab))
     chunk = chunk_shape((rows, *inner), slab)
     return StripePlan(code, tuple(shape), dtype, cut, chunk)
+
+
+def chunk_shape(block_shape: Sequence[int], slab: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the chunks of the Zarr array of such blocks, stored in slabs of that shape.
+
+    One chunk for each slab, or one for each block where slabs do not divide the rows of a block.
+
+    >>> chunk_shape((12, 5), (4, 5)), chunk_shape((13, 5), (4, 5)), chunk_shape((2, 7), (1, 4))
+    ((4, 5), (13, 5), (1, 4))
+    """
+    divides = slab and block_shape[0] % max(1, slab[0]) == 0
+    return tuple(max(1, length) for length in (slab if divides else block_shape))
 
 
 def _slab(shape: Sequence[int], limit: int, multiple: int = 0) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def put_stripe(
     if plan.chunk_shape is None or not plan.stripes_are_chunks:
         return None
     view = ZarrView(f"{prefix}{GROUP}", plan.chunk_shape)
-    key = view.chunk_key(plan.shape, plan.rows, block, stripe)
+    key = view.chunk_key(plan.shape, block * plan.rows, plan.hyperslabs[stripe])
     if key is None:
         return None
     store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))

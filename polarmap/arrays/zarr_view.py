@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.arrays.stripes import Hyperslab, element_count, hyperslabs
 from polarmap.worker.parts import Part
 
 GROUP = "array.zarr"  # apart from all that Zarr does not know
@@ -42,35 +43,27 @@ class ZarrView(NamedTuple):
         """Where the metadata of group and array go."""
         return f"{self.path}/{METADATA}", f"{self.path}/{VARIABLE}/{METADATA}"
 
-    def grid(self, shape: Sequence[int], rows: int) -> tuple[int, ...]:
-        """Chunks of a block of `rows` rows along each axis of an array of that shape."""
-        lengths = (rows, *shape[1:])
-        return tuple(-(-length // chunk) for length, chunk in zip(lengths, self.chunk_shape))
-
-    def chunk_key(self, shape: Sequence[int], rows: int, block: int, number: int) -> str | None:
-        """Where chunk `number` of a block goes; None if all its rows are padding.
+    def chunk_key(self, shape: Sequence[int], first: int, slab: Hyperslab) -> str | None:
+        """Where the chunk goes that is this slab of the block from row `first` on; None if it is all padding.
 
         >>> view = ZarrView("a", (2, 5))
-        >>> [view.chunk_key((11, 8), 4, 2, number) for number in range(4)]
-        ['a/data/c/4/0', 'a/data/c/4/1', 'a/data/c/5/0', 'a/data/c/5/1']
-        >>> view.chunk_key((10, 8), 4, 2, 2)
+        >>> view.chunk_key((11, 8), 8, (slice(2, 4), slice(5, 8)))
+        'a/data/c/5/1'
+        >>> view.chunk_key((10, 8), 8, (slice(2, 4), slice(0, 5)))
         """
-        grid = self.grid(shape, rows)
-        first, *inner = (int(one) for one in np.unravel_index(number, grid))
-        first += block * grid[0]
-        if first * self.chunk_shape[0] >= shape[0]:
+        row, *inner = (one.start for one in slab)
+        if first + row >= shape[0]:
             return None
-        return "/".join([self.path, VARIABLE, "c", *map(str, (first, *inner))])
+        places = (start // length for start, length in zip((first + row, *inner), self.chunk_shape))
+        return "/".join([self.path, VARIABLE, "c", *map(str, places)])
 
-    def chunk_sizes(self, shape: Sequence[int], rows: int) -> list[int]:
-        """Elements of each chunk of a block that belong to the block, in order."""
-        grid, chunk = self.grid(shape, rows), self.chunk_shape
-        sizes = np.ones(grid, np.int64)
-        for axis, (count, length) in enumerate(zip(grid, (rows, *shape[1:]))):
-            along = np.minimum(chunk[axis], length - chunk[axis] * np.arange(count))
-            sizes *= along.reshape([-1, *[1] * (len(grid) - axis - 1)])
-        flat: list[int] = sizes.reshape(-1).tolist()
-        return flat
+    def slabs(self, shape: Sequence[int], rows: int) -> list[Hyperslab]:
+        """What of a block of `rows` rows each of its chunks holds, in order."""
+        return list(hyperslabs((rows, *shape[1:]), self.chunk_shape))
+
+    def _ends(self, shape: Sequence[int], rows: int) -> Iterator[int]:
+        """Where its chunks begin and end in a block, in elements."""
+        return accumulate(map(element_count, self.slabs(shape, rows)), initial=0)
 
     def chunk_bytes(self, dtype: np.dtype[Any]) -> int:
         """Bytes of the object of every chunk: those at the end of an axis are filled up."""
@@ -79,12 +72,12 @@ class ZarrView(NamedTuple):
     def chunks(self, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> list[ZarrChunk]:
         """All of them, if the stripes of a block begin and end at these elements."""
         stripe_at = {start: stripe for stripe, start in enumerate(bounds)}
-        ends = [stripe_at[end] for end in accumulate(self.chunk_sizes(shape, rows), initial=0)]
+        ends = [stripe_at[end] for end in self._ends(shape, rows)]
         return [
             ZarrChunk(key, block, range(*stripes))
             for block in range(-(-shape[0] // max(1, rows)))
-            for number, stripes in enumerate(pairwise(ends))
-            if (key := self.chunk_key(shape, rows, block, number)) is not None
+            for slab, stripes in zip(self.slabs(shape, rows), pairwise(ends))
+            if (key := self.chunk_key(shape, block * rows, slab)) is not None
         ]
 
     def check(self, prefix: str, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> None:
@@ -94,8 +87,9 @@ class ZarrView(NamedTuple):
             raise ValueError(f"the Zarr array at {self.path!r} is not one of this array")
         if len(chunk) != len(shape) or not all(type(one) is int and one > 0 for one in chunk):
             raise ValueError(f"chunks of shape {chunk} do not make an array of shape {shape}")
-        ends = set(accumulate(self.chunk_sizes(shape, rows), initial=0))
-        if rows % chunk[0] or not ends <= set(bounds):
+        count = prod(-(-length // step) for length, step in zip((rows, *shape[1:]), chunk))
+        # Counted first: what somebody else has written may say more than memory holds.
+        if rows % chunk[0] or count >= len(bounds) or not set(self._ends(shape, rows)) <= set(bounds):
             raise ValueError(f"blocks of {rows} rows are not cut into chunks of shape {chunk}")
 
     def documents(self, shape: Sequence[int], dtype: np.dtype[Any], manifest: str) -> dict[str, bytes]:
@@ -123,18 +117,6 @@ class ZarrView(NamedTuple):
             key: json.dumps(document, indent=2).encode()
             for key, document in zip(self.metadata_keys, (group, array))
         }
-
-
-def chunk_shape(block_shape: Sequence[int], slab: Sequence[int]) -> tuple[int, ...]:
-    """Shape of the chunks of the Zarr array of such blocks, stored in slabs of that shape.
-
-    One chunk for each slab, or one for each block where slabs do not divide the rows of a block.
-
-    >>> chunk_shape((12, 5), (4, 5)), chunk_shape((13, 5), (4, 5)), chunk_shape((2, 7), (1, 4))
-    ((4, 5), (13, 5), (1, 4))
-    """
-    divides = slab and block_shape[0] % max(1, slab[0]) == 0
-    return tuple(max(1, length) for length in (slab if divides else block_shape))
 
 
 def _endian(dtype: np.dtype[Any]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import pickle
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
@@ -85,6 +85,11 @@ class Coded:
     structure: Structure
     source: Place | None = None
 
+    @property
+    def key(self) -> str | bytes | None:
+        """What they are encrypted with where they lie in storage; None if they are not."""
+        return None if self.source is None else self.source.key
+
     def leaves(self, index: int) -> list[Array]:
         """The arrays of block `index`: those of its pieces in a row."""
         return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
@@ -127,6 +132,30 @@ class Payload:
     output: OutputSpec | None = None
     low_priority: Collection[int] = ()
     encryption: Encryption | None = None
+
+    def with_key(self, key: str | bytes | None) -> Payload:
+        """The same, with all that is stored and sent encrypted by a key, or by that of the stored array."""
+        key = self.blocks.key if key is None else key
+        if key is None:
+            return self
+        from polarmap.executors.encryption_keys import new_encryption
+
+        tasks = range(self.blocks.n if self.blocks.source is None else 0)
+        largest = max((layout_bytes(self.blocks.layout(task)) for task in tasks), default=0)
+        return replace(self, encryption=new_encryption(key, largest, "a block", "use more blocks"))
+
+    def in_this_process(self) -> Payload:
+        """The same for workers that share the memory of this process: nothing of it travels."""
+        return replace(self, encryption=None)
+
+    def check_may_leave(self, executor: str) -> None:
+        """ExecutorError for a key that would have to travel by way of storage, or a network."""
+        if self.encryption is not None and isinstance(self.encryption.key, bytes):
+            raise ExecutorError(
+                "key= is the key itself, which would have to be written to storage, or sent over a network, "
+                f"for the workers of {executor}: give them its 64 hexadecimal digits, key.hex(), in an "
+                "environment variable or a file, and pass key='env:NAME' or key='file:PATH'"
+            )
 
     def order(self, task: int, attempt: int, block: StoredBlock | None = None) -> tuple[Any, ...]:
         """The fields of the `Ticket` of an attempt, as they travel; `block`: what its worker is to read."""
@@ -317,24 +346,6 @@ def check_reachable(source: Place | None, use: str = "lies in", away: str = "", 
     else:
         return
     raise ExecutorError(f"the array {found}: {remedy}")
-
-
-def key_of(coded: Coded) -> str | bytes | None:
-    """The key of blocks that lie in storage encrypted."""
-    source = coded.source
-    return None if source is None or source.encryption is None else Encryption(*source.encryption).key
-
-
-def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
-    """How a map encrypts what it stores and sends: by its own key, or that of the stored array it is over."""
-    key = key_of(blocks) if key is None else key
-    if key is None:
-        return None
-    from polarmap.executors.encryption_keys import new_encryption
-
-    tasks = range(blocks.n if blocks.source is None else 0)
-    largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
-    return new_encryption(key, largest, "a block", "use more blocks")
 
 
 def failure_of(error: Error) -> Failure:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Outcome
-from polarmap.worker.encryption import Encryption, as_stored
+from polarmap.executors.base import Coded, Outcome, Payload
+from polarmap.worker.encryption import as_stored
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place, make_private, write_file
 from polarmap.worker.pytree import layout_bytes
@@ -189,15 +189,15 @@ class BlockStore:
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._removing = threading.Lock()
         self._numbers = itertools.count()
-        # By the identity of the blocks, and by place: each map of a key encrypts anew. The latest used last.
+        # By the identity of the blocks, and by place: with a key each map has its own. The latest used last.
         self._stored: dict[tuple[int, Place], StoredPieces] = {}
         self.unneeded: list[str] = []
 
-    def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
-        """What is stored of these blocks, in use until `done` is called."""
+    def of(self, payload: Payload) -> StoredPieces:
+        """What is stored of the blocks of a map, in use until `done` is called."""
+        coded, place = payload.blocks, self.place._replace(encryption=payload.encryption)
         with self._lock:
             self._let_go([name for name, one in self._stored.items() if one.blocks() is None])
-            place = self.place._replace(encryption=encryption)
             name = id(coded), place
             found = self._stored.pop(name, None)
             if found is None:

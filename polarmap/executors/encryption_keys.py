@@ -1,11 +1,11 @@
-"""The key that a caller passes: checked, and kept on this machine unless workers find it where they are."""
+"""The key that a caller passes, checked."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from polarmap.clouds.extras import install_command
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import CodeError
 from polarmap.worker.encryption import (
     KEY_BYTES,
     MAKE_ONE,
@@ -56,13 +56,3 @@ def new_encryption(key: Any, largest: int, what: str, remedy: str) -> Encryption
             f"{what} has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: {remedy}"
         )
     return Encryption.new(readable_key(key))
-
-
-def check_stays_here(encryption: Encryption | None, name: str) -> None:
-    """ExecutorError for a key that would have to travel to workers by way of storage, or a network."""
-    if encryption is not None and isinstance(encryption.key, bytes):
-        raise ExecutorError(
-            "key= is the key itself, which would have to be written to storage, or sent over a network, for "
-            f"the workers of {name}: give them its 64 hexadecimal digits, key.hex(), in an environment "
-            "variable or a file, and pass key='env:NAME' or key='file:PATH'"
-        )

@@ -17,7 +17,6 @@ from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
-from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
 from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
 from polarmap.executors.objects import Join, ObjectLinks
@@ -56,7 +55,7 @@ class LithopsExecutor:
 
     def open(self, payload: Payload) -> LithopsRun:
         """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
-        check_stays_here(payload.encryption, self.name)
+        payload.check_may_leave(self.name)
         jobs = Jobs(self._choice, shares=True)
         try:
             jobs.check_source(payload.blocks.source, "lies in")
@@ -77,7 +76,7 @@ class LithopsRun:
         self._storage = jobs.functions.storage
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storing = InBucket(self._storage, self._prefix)
-        self._stored = self._storing.of(payload.blocks, payload.encryption)
+        self._stored = self._storing.of(payload)
         self._is_first = True
         self._is_woken = False
         self._has_heard = False  # that a task has begun or ended

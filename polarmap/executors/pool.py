@@ -17,7 +17,6 @@ from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask
-from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
@@ -207,7 +206,7 @@ class KeptWorkers:
         check(payload.blocks.source, "lies in")
         check(payload.output and payload.output.source, "is to stay in")
         if is_elsewhere:
-            check_stays_here(payload.encryption, self._name)
+            payload.check_may_leave(self._name)
         f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)
         modules = {} if self._site is None else self._site.modules(f.pickled)
         with self._lock:

@@ -77,7 +77,7 @@ class PoolRun:
         self._shared: set[Attempt] = set()  # that two workers were told of
         self._woken = WakeSignal()
         self._news: list[Event] = []  # that are told with the next outcomes
-        self._stored = blocks.of(payload.blocks, payload.encryption)
+        self._stored = blocks.of(payload)
         # Of tasks, to later maps of the same blocks.
         self._name = lru_cache(REMEMBERED)(partial(self._stored.name, payload.blocks))
         self._lease = self._workers.open(self._woken.set)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,7 +62,7 @@ class ReplayRun:
 
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
-        self._payload = replace(payload, encryption=None)  # of what would travel
+        self._payload = payload.in_this_process()
         # A heap: when, which, and what tells of it then.
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
         self._began: list[Event] = []  # that are told next

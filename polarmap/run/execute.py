@@ -10,7 +10,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.clouds import limits
 from polarmap.code.linear import LinearCode
 from polarmap.code.uncoded import Uncoded
-from polarmap.executors.base import Coded, Outcome, Payload, encryption_of
+from polarmap.executors.base import Coded, Outcome, Payload
 from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
@@ -46,7 +46,7 @@ def run_map(
     try:
         for one in observers:
             one.began(running)
-        run = running.executor.open(payload)
+        run = running.executor.open(payload.with_key(options.key))
         try:
             need = need_of(running.tasks, Stopwatch(run.now, options.timeout))
             running.opened(run, need)
@@ -94,8 +94,7 @@ def run_coded(
     _check_limits(running, coded, coded.blocks.rows)
     f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
-    encryption = encryption_of(coded, options.key)
-    payload = Payload(f, coded, output=output, low_priority=parity, encryption=encryption)
+    payload = Payload(f, coded, output=output, low_priority=parity)
     need_of = partial(Codeword, f, driver_f, coded, options)
     return run_map(running, payload, _policy(coded.code, options), options, need_of, observers)
 
@@ -120,7 +119,7 @@ def run_uncoded(
     """
     _check_limits(running, blocks, None)
     policy = _policy(Uncoded(blocks.n, backups), options)
-    payload = Payload(f, blocks, output=output, encryption=encryption_of(blocks, options.key))
+    payload = Payload(f, blocks, output=output)
     need_of = partial(FirstResults, note, keeps_failures, who)
     return run_map(running, payload, policy, options, need_of, observers)[1]
 

@@ -16,7 +16,6 @@ from polarmap.blocks.coded import CodedData
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor
-from polarmap.executors.base import key_of
 from polarmap.run.execute import run_coded
 from polarmap.run.options import MapOptions
 from polarmap.run.results import CodedResult
@@ -125,8 +124,8 @@ def prepared(
     """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
     running = RunningMap(_executor(executor, data))
     coded = encoded(data, code_options, options.rtol, options.parity_for)
-    if options.key is not None and coded.source is not None and options.key != key_of(coded):
-        how = "encrypted: leave key out" if key_of(coded) else "as they are: encode(..., key=) encrypts them"
+    if options.key is not None and coded.source is not None and options.key != coded.key:
+        how = "encrypted: leave key out" if coded.key else "as they are: encode(..., key=) encrypts them"
         raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
     if options.estimates and not isinstance(coded.code, PolarCode):
         raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")

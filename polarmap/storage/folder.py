@@ -63,16 +63,8 @@ class FolderStore:
 
     def put(self, key: str, data: Data) -> None:
         """Write a file under a name of its own, then rename it."""
-        path = self._path(key)
-        with self._clear_errors(key, missing=()):
-            unfinished = self._unfinished()
-            try:
-                with open(unfinished, "wb") as file:
-                    file.write(data)
-                self._move(unfinished, path)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
+        with self._clear_errors(key, missing=()), self._unfinished(self._path(key)) as file:
+            file.write_bytes(data)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes start..stop of a file."""
@@ -100,20 +92,16 @@ class FolderStore:
 
     def join(self, keys: Sequence[str], key: str) -> bool:
         """A file of the bytes of others in a row; a hard link to a single one, where there are such."""
-        unfinished, paths = self._unfinished(), [self._path(one) for one in keys]
-        with self._clear_errors(keys[0]):
-            try:
-                if len(paths) == 1:
-                    with contextlib.suppress(OSError):  # no links here, or no such file: told below
-                        os.link(paths[0], unfinished)
-                if not unfinished.exists():
-                    with open(unfinished, "wb") as whole:
-                        for path in paths:
-                            with open(path, "rb") as file:
-                                shutil.copyfileobj(file, whole, COPY_BYTES)
-                self._move(unfinished, self._path(key))
-            finally:  # a rename to another link of the same file leaves it
-                unfinished.unlink(missing_ok=True)
+        paths = [self._path(one) for one in keys]
+        with self._clear_errors(keys[0]), self._unfinished(self._path(key)) as whole:
+            if len(paths) == 1:
+                with contextlib.suppress(OSError):  # no links here, or no such file: told below
+                    os.link(paths[0], whole)
+                    return True
+            with open(whole, "wb") as target:
+                for path in paths:
+                    with open(path, "rb") as file:
+                        shutil.copyfileobj(file, target, COPY_BYTES)
         return True
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -139,10 +127,17 @@ class FolderStore:
                 if owner.is_dead() or (old and not owner.is_on_this_machine()):
                     path.unlink(missing_ok=True)
 
-    def _unfinished(self) -> Path:
+    @contextlib.contextmanager
+    def _unfinished(self, path: Path) -> Iterator[Path]:
+        """Where to write a file that then is renamed to `path`, or removed if that fails."""
         folder = self.root / _TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{ProcessIdentity.current()}+{uuid.uuid4().hex}"
+        unfinished = folder / f"{ProcessIdentity.current()}+{uuid.uuid4().hex}"
+        try:
+            yield unfinished
+            self._move(unfinished, path)
+        finally:  # a rename to another link of the same file leaves it
+            unfinished.unlink(missing_ok=True)
 
     def _move(self, source: Path, target: Path) -> None:
         """Rename; again when another thread has just removed the empty folder it goes to."""

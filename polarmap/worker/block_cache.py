@@ -36,7 +36,7 @@ class BlockCache:
     """What workers keep of blocks, by name: the least recently used goes beyond the budget.
 
     Files are looked at each time: those that were changed are read anew. Objects are known by their
-    checksums, or are encrypted, as nothing else is under its key; others are fetched for each task. What a
+    checksums, or by their key where nothing lies as it is; others are fetched for each task. What a
     driver has never changes under its name.
 
     read : the bytes of a part; DamagedError if they are not what was stored.
@@ -70,7 +70,7 @@ class BlockCache:
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind in FILES
         has_checksums = all(part.crc32 is not None for part in stored)
-        is_known = place.kind != "bucket" or place.encryption or has_checksums
+        is_known = place.kind != "bucket" or place.key is not None or has_checksums
         if not stored or not is_known or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []

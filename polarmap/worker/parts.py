@@ -55,6 +55,11 @@ class Place(NamedTuple):
     backend: str = ""
     encryption: Any = None
 
+    @property
+    def key(self) -> str | bytes | None:
+        """What the bytes there are encrypted with, as it was passed; None if they lie there as they are."""
+        return None if self.encryption is None else self.encryption[0]
+
 
 MESSAGE = Place("message", "")
 

@@ -18,6 +18,7 @@ from polarmap import PolarCode
 from polarmap.arrays import stripes
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import PartStore
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
@@ -244,7 +245,7 @@ def test_what_could_not_be_opened_is_not_published(store):
     made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
     with (
         pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"),
-        Generation(store, "a", {}) as generation,
+        Generation(PartStore(store), "a", {}) as generation,
     ):
         generation.publish(made, None)
     assert polarmap.list_coded(store) == []

@@ -127,6 +127,21 @@ def test_inconsistent_manifests_are_refused(store, change):
         polarmap.open_coded("a", store)
 
 
+def test_more_chunks_than_stripes_are_refused_before_they_are_listed(store):
+    """No memory would hold them."""
+    polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
+
+    def change(array):
+        array.update(shape=[2**50], rows_per_block=2**48)
+        array["zarr"].update(chunk_shape=[1])
+        for [part] in array["blocks"]:
+            part.update(size=2**51)
+
+    write_manifest(store, change)
+    with pytest.raises(StorageError, match=r"are not cut into chunks of shape \(1,\)"):
+        polarmap.open_coded("a", store)
+
+
 @pytest.mark.parametrize("key", ["../../secret", "/etc/passwd", "a//b", "", 3])
 def test_keys_that_leave_the_store_are_refused(store, key):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)

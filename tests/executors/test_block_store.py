@@ -23,7 +23,7 @@ from polarmap.blocks.code_choice import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.base import Coded, Failure, Outcome, Payload
 from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
 from polarmap.executors.lithops import InBucket
 from polarmap.worker import encryption
@@ -50,6 +50,10 @@ class CountingStorage(DictStorage):
 
 def blocks(rows: int = K * ROWS) -> CodedBlocks:
     return CodedBlocks(*choose_code(DATA[:rows], CodeOptions(K, N)))
+
+
+def told(coded: Coded, key: Encryption | None = None) -> Payload:
+    return Payload(len, coded, encryption=key)
 
 
 def ended(task: int, kind: str) -> Outcome:
@@ -105,7 +109,7 @@ def check(place: Kind, stored: StoredPieces, coded: Any) -> None:
 
 def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     coded = blocks()
-    stored = place.store.of(coded)
+    stored = place.store.of(told(coded))
     stored.prepare(coded, [0, 2])
     assert place.left() == (2 if place.kind == "bucket" else 0)  # elsewhere the first worker begins at once
     for _ in range(2):
@@ -122,17 +126,17 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
 
 def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: Kind) -> None:
     coded, other = blocks(), blocks()
-    first = place.store.of(coded)
+    first = place.store.of(told(coded))
     check(place, first, coded)
     place.store.done(first)
-    assert place.store.of(coded) is first
-    assert place.store.of(other) is not first
+    assert place.store.of(told(coded)) is first
+    assert place.store.of(told(other)) is not first
     assert first.name(coded, 1) != first.name(coded, 2)
-    assert first.name(coded, 1) != place.store.of(other).name(other, 1)
-    check(place, place.store.of(other), other)
+    assert first.name(coded, 1) != place.store.of(told(other)).name(other, 1)
+    check(place, place.store.of(told(other)), other)
     del coded
     gc.collect()
-    place.store.of(other)
+    place.store.of(told(other))
     place.store.remove_unneeded()
     assert place.left() == (0 if place.kind == "driver" else N)
 
@@ -140,7 +144,7 @@ def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: K
 @pytest.mark.parametrize("key", [None, Encryption.new(bytes(range(32)))])
 def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()
-    stored = place.store.of(coded, key)
+    stored = place.store.of(told(coded, key))
     check(place, stored, coded)
     for key in place.storage.objects:
         place.storage.objects[key] = b"wrong"
@@ -163,9 +167,9 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
 
 def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
     coded, (key, other) = blocks(), (Encryption.new(bytes(range(32))) for _ in range(2))
-    stored = place.store.of(coded, key)
-    assert place.store.of(coded, key) is stored
-    assert place.store.of(coded, other) is not stored
+    stored = place.store.of(told(coded, key))
+    assert place.store.of(told(coded, key)) is stored
+    assert place.store.of(told(coded, other)) is not stored
     stored.prepare(coded, range(N))
     check(place, stored, coded)
     for task in range(N):
@@ -179,12 +183,12 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
         assert not any(row.tobytes() in bytes(data) for row in coded.leaves(task)[0])
         assert part.crc32 in (None, zlib.crc32(data))  # which tells nothing of the numbers
     small = blocks(6)
-    assert place.store.of(small, key).block(small, 0).source.kind != "message"
+    assert place.store.of(told(small, key)).block(small, 0).source.kind != "message"
 
 
 def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
     coded = blocks(6)
-    stored = place.store.of(coded)
+    stored = place.store.of(told(coded))
     stored.prepare(coded, range(N))
     check(place, stored, coded)
     is_sent = stored.block(coded, 0).source == MESSAGE
@@ -201,11 +205,11 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
         return StoredBlocks(SimpleNamespace(place=source), manifest)  # type: ignore[arg-type]
 
     one, other = stored_array(), stored_array()
-    stored = place.store.of(one)
+    stored = place.store.of(told(one))
     stored.prepare(one, range(N))
     for task in range(N):
         assert stored.block(one, task) == (source, parts[task], (), (("<f8", (1,)),), b"")
-        assert stored.name(one, task) == place.store.of(other).name(other, task)
+        assert stored.name(one, task) == place.store.of(told(other)).name(other, task)
     stored.store_if_damaged(one, ended(0, "damaged"))
     assert place.left() == 0
 
@@ -217,7 +221,7 @@ def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> Non
 
     place = Kind("disk", tmp_path)
     coded = Pairs([[np.full(ROWS, float(number))] for number in range(3)], (tuple, (), (("array",),) * 2))
-    stored = place.store.of(coded)
+    stored = place.store.of(told(coded))
     for task in range(3):
         [found] = place.load(stored, coded, task)
         np.testing.assert_array_equal(found, coded.leaves(task))
@@ -233,17 +237,17 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     one, two, three = [PartBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)]
     store = InFolders(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
     for coded in (one, two):
-        stored = store.of(coded)
+        stored = store.of(told(coded))
         stored.block(coded, 0)
         store.done(stored)
-    in_use, stored = store.of(two), store.of(three)
+    in_use, stored = store.of(told(two)), store.of(told(three))
     store.remove_unneeded()
     stored.block(three, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
-    on_disk = store.of(one)  # the two others are in use
+    on_disk = store.of(told(one))  # the two others are in use
     on_disk.block(one, 2)
     assert files(tmp_path / "disk") == {"2"}
-    assert store.of(two) is in_use
+    assert store.of(told(two)) is in_use
 
 
 # --- buckets -----------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ def test_a_bucket_that_refuses_is_one_clear_error() -> None:
 
     coded = blocks()
     with pytest.raises(ExecutorError, match="stored in bucket 'b': PermissionError: AccessDenied"):
-        InBucket(Refusing(), "prefix").of(coded).prepare(coded, [0])
+        InBucket(Refusing(), "prefix").of(told(coded)).prepare(coded, [0])
 
 
 def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_from_running() -> None:
@@ -272,7 +276,7 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
     store = InBucket(storage, "prefix")
     for storage.is_away in (False, True, True, False):
         coded = blocks()
-        stored = store.of(coded)
+        stored = store.of(told(coded))
         store.remove_unneeded()
         stored.prepare(coded, [0])  # those of the map before are not needed any more
     assert len(storage.objects) == 1
@@ -280,7 +284,7 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
 
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     coded = blocks()
-    stored = BlockStore("prefix").of(coded)
+    stored = BlockStore("prefix").of(told(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.part(coded, key)
@@ -303,7 +307,7 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
     key = Encryption.new(bytes(range(32))) if has_key else None
-    stored = BlockStore("prefix").of(coded, key)
+    stored = BlockStore("prefix").of(told(coded, key))
     tracemalloc.start()
     try:
         [part] = stored.block(coded, 0).parts

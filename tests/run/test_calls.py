@@ -273,7 +273,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
     assert blocks.n == 3
     assert blocks.source is not None
     check_reachable(blocks.source)
-    stored = BlockStore("").of(blocks)
+    stored = BlockStore("").of(Payload(len, blocks))
     for task in range(3):
         assert block_of(blocks, task).tolist() == [task] * (task + 1)
         assert layout_bytes(blocks.layout(task)) == task + 1
