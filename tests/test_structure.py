@@ -64,10 +64,9 @@ CLI = [
             "answer",
             "arrays",
             "demo",
-            "distributions",
+            "deploy",
             "doctor",
             "forecast",
-            "runtimes",
             "templates",
         )
     ],
