@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.array_like import as_array_like, frame_rows, is_array, is_frame, read_leaf
+from polarmap.blocks.array_like import as_array_like, is_array, read_leaf
 from polarmap.blocks.coded import CodedData
+from polarmap.blocks.conversions import frame_rows, is_frame
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, check_class_and_dtype
 from polarmap.code.dtypes import Array
 from polarmap.code.gradient_coding import GradientCode
