@@ -186,7 +186,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the text, and a small timeline of what has happened."""
-        from polarmap.plot.small_timeline import timeline_html
+        from polarmap.plot.timeline import timeline_html
 
         return timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from polarmap.planning import (
     Distribution,
     Failing,
+    LatenessRule,
     Pareto,
     ShiftedExponential,
     cold_starts,
@@ -27,3 +30,20 @@ def brute_force(finish: np.ndarray, arrivals: np.ndarray) -> tuple[float, float,
     ended = np.isfinite(finish)
     paid = np.minimum(arrivals, finish).sum(axis=0)
     return finish[ended].mean(), paid[ended].mean(), 1 - ended.mean()
+
+
+def late_moments(
+    rule: LatenessRule, durations: Iterable[float], running: Iterable[float], later: Iterable[float] = ()
+) -> list[float]:
+    """The moments from which tasks that began at some moments and run are late, if nothing happens before.
+
+    durations, later : what those took that have returned, of the ones that began with the job and after it.
+    """
+    began, known = list(running), sorted(durations)
+    if len(known) < rule.tasks / 2:
+        known = sorted([*known, *later])
+    if known or rule.runtimes is not None:
+        return [moment + rule.late_after(known) for moment in began]
+    oldest_first = sorted(range(len(began)), key=began.__getitem__)
+    late = {task: turn for turn, task in enumerate(oldest_first)}
+    return [moment + rule.late_after((), late[task]) for task, moment in enumerate(began)]

@@ -64,10 +64,9 @@ CLI = [
             "answer",
             "arrays",
             "demo",
-            "distributions",
+            "deploy",
             "doctor",
             "forecast",
-            "runtimes",
             "templates",
         )
     ],
@@ -105,10 +104,7 @@ ONLY_FROM = {
         f"polarmap.models.{name}" for name in ("coded_model", "convex_network", "fit_progress", "poisson")
     ],
     "matplotlib": [
-        *(
-            f"polarmap.plot.{name}"
-            for name in ["canvas", "distributions", "frontier", "shown_figure", "timeline"]
-        ),
+        *(f"polarmap.plot.{name}" for name in ["canvas", "planning", "shown_figure", "timeline"]),
         # These name the type of what they return.
         "polarmap.report",
         *(f"polarmap.planning.{name}" for name in ("empirical", "planner", "polarization")),

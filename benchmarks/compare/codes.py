@@ -28,7 +28,7 @@ from benchmarks.rivals import (
 )
 from polarmap import PolarCode
 from polarmap.code.design import power_of_two_above
-from polarmap.code.rotations import best_seed
+from polarmap.code.rotation_code import best_seed
 from polarmap.planning import ArrivalsNeeded
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated

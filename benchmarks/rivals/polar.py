@@ -9,9 +9,8 @@ import numpy as np
 from benchmarks.rivals import Array, Rival
 from polarmap import Decoder, PolarCode
 from polarmap.code.design import power_of_two_above
-from polarmap.code.rotation_code import DENSE_UP_TO
+from polarmap.code.rotation_code import DENSE_UP_TO, SyndromeRecovery
 from polarmap.code.sequential import SequentialRecovery
-from polarmap.code.syndrome import SyndromeRecovery
 from polarmap.planning.decodability import optimal_ranks, sequential_finish
 
 

@@ -12,8 +12,8 @@ import click
 
 from polarmap import __version__
 from polarmap.cli import arrays, demo, doctor
+from polarmap.cli.deploy import deploy_, undeploy_
 from polarmap.cli.forecast import plan, simulate
-from polarmap.cli.runtimes import deploy_, undeploy_
 from polarmap.cli.templates import config
 
 INTERRUPTED = 130

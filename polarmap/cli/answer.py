@@ -52,7 +52,7 @@ def answering(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
 def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answer:
     try:
         return function(**options)
-    except (PolarmapError, OSError) as error:
+    except (PolarmapError, OSError, ImportError) as error:
         message = one_line(error)
         click.echo(f"polarmap: {message}", err=True)
         return Answer({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)

@@ -13,7 +13,7 @@ import click
 from polarmap import CodedArray, encode, list_coded, open_coded
 from polarmap.arrays.array import without_key
 from polarmap.cli.answer import Answer, answering, one_line
-from polarmap.clouds.extras import install_command
+from polarmap.clouds.extras import needed_by
 from polarmap.errors import CodeError, PolarmapError
 
 MIB = 1 << 20
@@ -112,19 +112,15 @@ def _opened(source: str) -> Iterator[Any]:
     """What `encode` takes for SOURCE, while it is open."""
     path, separator, dataset = source.partition(DATASET)
     if separator:
-        try:
+        with needed_by(f"reading {source}", "h5py", "storage"):
             import h5py
-        except ImportError:
-            raise _lacking("h5py", source) from None
         with h5py.File(path, "r") as file:
             if dataset not in file:
                 raise CodeError(f"{path} has no dataset {dataset!r}; it holds {', '.join(file)}")
             yield file[dataset]
     elif Path(source).is_dir():
-        try:
+        with needed_by(f"reading {source}", "zarr", "storage"):
             import zarr
-        except ImportError:
-            raise _lacking("zarr", source) from None
         try:
             array = zarr.open_array(source, mode="r")
         except (ValueError, LookupError) as error:
@@ -134,10 +130,6 @@ def _opened(source: str) -> Iterator[Any]:
         yield source
     else:
         raise CodeError(f"there is no file {source!r}")
-
-
-def _lacking(module: str, source: str) -> CodeError:
-    return CodeError(f"reading {source} needs {module}: {install_command('storage')}")
 
 
 def _facts(coded: CodedArray) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""Build and deploy a worker runtime with the client's own versions, and remove it again.
-
-`polarmap deploy NAME CONFIG` and `polarmap undeploy NAME CONFIG` call it.
+"""`polarmap deploy` and `polarmap undeploy`: the worker runtime of a backend, made without a checkout.
 
 Lithops installs whatever numpy is newest on its worker. Arrays inside a pickled f then need not load,
 so the runtime gets the versions this process runs with.
@@ -9,6 +7,7 @@ so the runtime gets the versions this process runs with.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import shutil
 import sys
@@ -18,13 +17,87 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
+
+from polarmap.cli.answer import FILE, Answer, answering
+from polarmap.cli.templates import backend_folder, config_file
 from polarmap.clouds import settings
+from polarmap.clouds.extras import installed
+from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.lithops_internals import end
 from polarmap.executors.lithops_jobs import open_functions
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
+HERE = "localhost"  # the backend of those recipes that have nothing to build
+
+name_argument = click.argument("name")
+config_argument = click.argument("config", type=FILE, required=False)
+
+
+@answering("deploy")
+@name_argument
+@config_argument
+def deploy_(name: str, config: Path | None) -> Answer:
+    """Build the worker runtime of backend NAME with the versions installed here, and deploy it.
+
+    CONFIG is your copy of `polarmap config show NAME`, filled in. Deploy again after each update of numpy or
+    polarmap, and for each runtime_memory.
+    """
+    file = _configuration(name, config)
+    if name in BACKENDS:
+        _show_progress()
+        runtime = build(file, name)
+        data = {"name": name, "config": file, "runtime": runtime, "python": None}
+        return Answer(data, f"deployed {runtime} to {name}")
+    _check_interpreter(name)
+    data = {"name": name, "config": file, "runtime": None, "python": sys.executable}
+    return Answer(data, f"nothing to deploy: {sys.executable} can run the workers of {name}")
+
+
+@answering("undeploy")
+@name_argument
+@config_argument
+def undeploy_(name: str, config: Path | None) -> Answer:
+    """Remove the worker runtime that `polarmap deploy NAME CONFIG` made.
+
+    Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
+    """
+    file = _configuration(name, config)
+    if name in BACKENDS:
+        _show_progress()
+        runtime = remove(file, name)
+        return Answer({"name": name, "config": file, "runtime": runtime}, f"removed {runtime} from {name}")
+    return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
+
+
+def _configuration(name: str, given: Path | None) -> Path:
+    """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
+    shipped = config_file(name)
+    settings.read_for(given or shipped, name if name in BACKENDS else HERE)
+    return given or shipped
+
+
+def _check_interpreter(name: str) -> None:
+    """ExecutorError if this interpreter cannot be a worker on this machine."""
+    wanted = {text: installed(text) for text in requirements_of(backend_folder(name))}
+    bad = [
+        f"{one}: {found}, pip install '{text}'"
+        for text, (one, found, will_do) in wanted.items()
+        if not will_do
+    ]
+    if bad:
+        raise ExecutorError(f"{sys.executable} cannot run workers of {name}: {'; '.join(bad)}")
+
+
+def _show_progress() -> None:
+    """It takes minutes: let Lithops say on standard error what goes on."""
+    logging.basicConfig(format="polarmap: %(message)s")
+    logging.getLogger("lithops").setLevel(logging.INFO)
+
+
+# --- what they do -----------------------------------------------------------------------------
 
 
 def requirements_of(recipe: Path) -> list[str]:
@@ -33,52 +106,74 @@ def requirements_of(recipe: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def frozen(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
+def frozen(wanted: Sequence[str], versions: Mapping[str, str]) -> list[str]:
     """Requirements pinned to what is installed here, where it is.
 
     >>> frozen(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
     """
     names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in wanted]
-    return [f"{name}=={installed[name]}" if name in installed else line for name, line in zip(names, wanted)]
+    return [f"{name}=={versions[name]}" if name in versions else line for name, line in zip(names, wanted)]
 
 
-def deploy(config_file: str, backend: str, recipe: Path) -> str:
-    """Build the runtime of `recipe`, deploy it where the configuration says; its name."""
-    installed = check_deployable(settings.read(config_file))
-    requirements = frozen(requirements_of(recipe), installed)
+def build(config: Path, backend: str) -> str:
+    """Build the runtime of a backend, deploy it where the configuration says; its name."""
+    from lithops.version import __version__
+
+    recipe = backend_folder(backend)
+    requirements = frozen(requirements_of(recipe), check_deployable(settings.read(config)))
     with (
-        _functions_of(config_file, f"{backend} was not deployed") as functions,
+        _functions_of(config, f"{backend} was not deployed") as functions,
         _build_folder(recipe, requirements),
         _own_requirements(backend, requirements),
     ):
-        return _publish(functions, backend)
+        handler, storage = functions.compute_handler, functions.internal_storage
+        runtime = handler.get_runtime_info()
+        name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
+        if backend == "k8s":
+            python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
+            handler.backend.build_runtime(name, "Dockerfile", [python])
+        metadata = handler.deploy_runtime(name, memory, seconds)
+        metadata["runtime_timeout"] = seconds
+        storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
+        if backend == "aws_lambda":
+            _do_not_repeat(handler.backend, name, memory)
+        return f"{name} ({memory} MB, {seconds} s)"
 
 
-def undeploy(config_file: str, backend: str) -> str:
+def remove(config: Path, backend: str) -> str:
     """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
-    with _functions_of(config_file, f"{backend} was not removed") as functions:
-        return _remove(functions, backend)
+    from lithops.version import __version__
+
+    with _functions_of(config, f"{backend} was not removed") as functions:
+        handler, storage = functions.compute_handler, functions.internal_storage
+        runtime = handler.get_runtime_info()
+        name, memory = runtime["runtime_name"], runtime["runtime_memory"]
+        handler.delete_runtime(name, memory, __version__)
+        if backend == "k8s":  # where a runtime is an image, which is the user's, and jobs
+            handler.clean(all=True)
+        storage.delete_runtime_meta(handler.get_runtime_key(name, memory, __version__))
+        return f"{name} ({memory} MB)"
 
 
 def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
-    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
-    python, numpy = sys.version_info[:2], installed["numpy"]
+    versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
+    python, numpy = sys.version_info[:2], versions["numpy"]
     is_new = tuple(int(part) for part in numpy.split(".")[:2]) >= NUMPY_NEEDS_NEW_LIBC
     if settings.backend_of(config) == "aws_lambda" and python < LAMBDA_OLD_PYTHON and is_new:
         raise ExecutorError(
             f"Lambda's Python {python[0]}.{python[1]} runs on Amazon Linux 2, for which numpy {numpy} has no "
             "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
         )
-    return installed
+    return versions
 
 
 @contextlib.contextmanager
-def _functions_of(config_file: str, not_done: str) -> Iterator[Any]:
+def _functions_of(config: Path, not_done: str) -> Iterator[Any]:
     """A FunctionExecutor, ended afterwards; whatever Lithops or a cloud raises becomes an ExecutorError."""
     try:
-        functions = open_functions(config_file)
+        functions = open_functions(config)
         try:
             yield functions
         finally:
@@ -98,36 +193,6 @@ def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
         (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
         with contextlib.chdir(folder):
             yield
-
-
-def _publish(functions: Any, backend: str) -> str:
-    from lithops.version import __version__
-
-    handler, storage = functions.compute_handler, functions.internal_storage
-    runtime = handler.get_runtime_info()
-    name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
-    if backend == "k8s":
-        python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
-        handler.backend.build_runtime(name, "Dockerfile", [python])
-    metadata = handler.deploy_runtime(name, memory, seconds)
-    metadata["runtime_timeout"] = seconds
-    storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
-    if backend == "aws_lambda":
-        _do_not_repeat(handler.backend, name, memory)
-    return f"{name} ({memory} MB, {seconds} s)"
-
-
-def _remove(functions: Any, backend: str) -> str:
-    from lithops.version import __version__
-
-    handler, storage = functions.compute_handler, functions.internal_storage
-    runtime = handler.get_runtime_info()
-    name, memory = runtime["runtime_name"], runtime["runtime_memory"]
-    handler.delete_runtime(name, memory, __version__)
-    if backend == "k8s":  # where a runtime is an image, which is the user's, and jobs
-        handler.clean(all=True)
-    storage.delete_runtime_meta(handler.get_runtime_key(name, memory, __version__))
-    return f"{name} ({memory} MB)"
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import operator
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
@@ -25,7 +23,7 @@ from polarmap import CodedResult, Pool, __version__, coded_map
 from polarmap.cli.answer import FILE, Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
-from polarmap.clouds.extras import install_command, requirements
+from polarmap.clouds.extras import install_command, installed, requirements
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
@@ -33,7 +31,6 @@ from polarmap.storage.bucket import ObjectStore
 from polarmap.worker.surroundings import available_cores
 
 PYTHONS = ((3, 11), (3, 14))
-RELATIONS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
 BLOCKS, WORKERS = 4, 6
 A, X = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])  # integers: right means equal
 LATER_MAPS = 10
@@ -97,30 +94,12 @@ def _installation() -> Iterator[Check]:
         "" if tested else "polarmap is tested on Python 3.11 to 3.14",
     )
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
-    yield from map(requirement, requirements())
+    for text in requirements():
+        name, found, will_do = installed(text)
+        yield Check(name, "ok", found) if will_do else Check(name, "bad", found, f"pip install '{text}'")
     for name, (extra, lacking) in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
             yield Check(name, "note", f"not installed: {lacking}", install_command(extra))
-
-
-def requirement(text: str) -> Check:
-    """Whether a requirement such as `lithops<3.9,>=3.8` or `numpy>=1.26` holds."""
-    name, bounds = re.match(r"([\w.-]+)\s*(.*)", text).groups()  # type: ignore[union-attr]
-    try:
-        found = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, "bad", "not installed", f"pip install '{text}'")
-    holds = [
-        RELATIONS[relation](_numbers(found), _numbers(wanted))
-        for relation, wanted in re.findall(r"(==|>=|<)\s*([\w.]+)", bounds)
-    ]
-    if not all(holds):
-        return Check(name, "bad", f"{found}, polarmap needs {bounds}", f"pip install '{text}'")
-    return Check(name, "ok", found)
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version)[:3]]
 
 
 # --- what is configured ----------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+RELATIONS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
 OF_POLARMAP = re.compile(r"polarmap\[([\w,]+)\]")
 
 
@@ -50,3 +52,26 @@ def requirements(extra: str = "") -> list[str]:
             else:
                 found += [one for other in others[1].split(",") for one in requirements(other)]
     return found
+
+
+def installed(requirement: str) -> tuple[str, str, bool]:
+    """The name in a requirement such as `lithops<3.9,>=3.8`, what there is of it, and whether that will do.
+
+    >>> installed("no-such-package>=1")
+    ('no-such-package', 'not installed', False)
+    """
+    import importlib.metadata
+
+    name, bounds = re.match(r"([\w.-]+)\s*(.*)", requirement).groups()  # type: ignore[union-attr]
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name, "not installed", False
+    relations = re.findall(r"(==|>=|<)\s*([\w.]+)", bounds)
+    if all(RELATIONS[relation](_numbers(found), _numbers(wanted)) for relation, wanted in relations):
+        return name, found, True
+    return name, f"{found}, polarmap needs {bounds}", False
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]

@@ -8,14 +8,25 @@ coded A_i and B_j. C_A x = 0 for every column of x and C_B x' = 0 for every row.
 
 from __future__ import annotations
 
-from polarmap.code.algebra import Recovery
-from polarmap.code.dtypes import Mask
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from polarmap.code.algebra import Recovery, Results
+from polarmap.code.dtypes import Array, Floats, Mask, Words, is_exact
+from polarmap.code.modular import ModularRecovery
 from polarmap.code.polar import PolarCode
-from polarmap.code.product_recovery import ProductRecovery
-from polarmap.code.row_column import Grid
+from polarmap.code.recovery import RealRecovery, SystematicRecovery
+from polarmap.code.row_column import Grid, LineStep, Places, RowColumnDecoder, replay, steps_towards
 from polarmap.errors import CodeError
 
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
+# Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
+JOINT_FLOPS = 3e8
+# Recovered times received blocks up to which they are combined at once: more accurate than line by
+# line, and slower from about here on.
+JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(Grid):
@@ -72,3 +83,122 @@ class ProductCode(Grid):
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         return ProductRecovery(self, arrived, exact)
+
+
+class ProductRecovery(RealRecovery):
+    """How to recover the missing data blocks of one arrival pattern on a grid.
+
+    A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
+    turns. Where that stalls, the equations of all rows and columns together may still have one
+    solution; they are looked at if there are enough of them and the system is not too large.
+
+    Recovery is by least squares, all at once, where that is cheap, else line by line; of integers
+    line by line wherever that gets through.
+    """
+
+    code: Grid
+
+    def __init__(self, code: Grid, arrived: Mask, exact: bool) -> None:
+        super().__init__(code, arrived)
+        self.exact = exact
+        self.joint = ModularRecovery(code, arrived) if exact else SystematicRecovery(code, arrived)
+
+    @cached_property
+    def deficit(self) -> int:
+        """0 when the data are determined, else how many arrivals are still needed at the least."""
+        few = self.code.k - len(self.arrived)
+        if few > 0:
+            return few
+        if self._could_be_by_lines and self.by_lines.is_complete:
+            return 0
+        return self.joint.deficit if self._is_worth_solving else 1
+
+    @cached_property
+    def by_lines(self) -> RowColumnDecoder:
+        """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
+        made = RowColumnDecoder(self.code, self.exact)
+        made.add(self.arrived)
+        return made
+
+    @cached_property
+    def _counted(self) -> Mask:
+        """Cells that follow line by line if any k known blocks of a line determine it."""
+        left, right = self.code.left, self.code.right
+        known = np.zeros((left.n, right.n), bool)
+        known[tuple(self.code.cells[self.arrived].T)] = True
+        before = -1
+        while (count := int(known.sum())) > before:
+            before = count
+            known[:, known.sum(axis=0) >= left.k] = True
+            known[known.sum(axis=1) >= right.k] = True
+        return known
+
+    @property
+    def _could_be_by_lines(self) -> bool:
+        return bool(self._counted[: self.code.left.k, : self.code.right.k].all())
+
+    @cached_property
+    def _is_worth_solving(self) -> bool:
+        """Whether the joint equations could have one solution, and are few enough.
+
+        The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
+        every known cell among these takes away one at most.
+        """
+        unknown, grid = ~self._counted, self.code
+        rows, columns = int(unknown.any(axis=1).sum()), int(unknown.any(axis=0).sum())
+        free = max(0, rows - grid.left.n + grid.left.k) * max(0, columns - grid.right.n + grid.right.k)
+        if free > rows * columns - int(unknown.sum()):
+            return False
+        return len(self.joint.parity) * len(self.missing) ** 2 <= JOINT_FLOPS
+
+    @cached_property
+    def steps(self) -> Sequence[tuple[LineStep, Places]] | None:
+        """The lines to decode one after another; None to solve all equations at once."""
+        if not self.exact and len(self.missing) * len(self.arrived) <= JOINT_WEIGHTS:
+            return None
+        if not (self._could_be_by_lines and self.by_lines.is_complete):
+            return None
+        return steps_towards(self.by_lines.steps, set(self.missing.tolist()))
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        if self.steps is None or self.exact:
+            return self.joint.weights
+        out = np.empty((len(self.missing), len(self.arrived)))
+        self._recover_by_lines(dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
+        return out
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over."""
+        return self.joint.surplus
+
+    def equations(self, most: int) -> Floats:
+        """Up to `most` equations on the arrived blocks, (s, arrived)."""
+        return self.joint.equations(most)
+
+    def integer_weights(self) -> Words | None:
+        """The weights of integers modulo 2^64, all equations taken at once."""
+        return self.joint.integer_weights()
+
+    def integer_checks(self, without: int | None = None) -> Words | None:
+        """The equations of integers modulo 2^64, none of which involves block `without`."""
+        return self.joint.integer_checks(without)
+
+    def fill(self, rows: Results, out: Array) -> None:
+        """Put the missing blocks into `out`, line by line or by all equations at once."""
+        is_rounded = is_exact(out.dtype) and not self.exact
+        if self.steps is not None and not is_rounded:
+            self._recover_by_lines(rows, out)
+        elif self.exact:
+            self.joint.fill(rows, out)
+        else:
+            super().fill(rows, out)
+
+    def _recover_by_lines(self, rows: Results, out: Array) -> None:
+        assert self.steps is not None
+        received = {int(index): rows[int(index)] for index in self.arrived}
+        values = replay(self.steps, received, out.dtype)
+        for target, index in zip(out, self.missing.tolist()):
+            target[:] = values[index]

@@ -10,12 +10,11 @@ import numpy as np
 
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.checks import is_one_of, is_positive
 from polarmap.code.dtypes import EPS, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.maps.slope_errors import SlopeErrors
+from polarmap.maps.slopes import SlopeErrors, count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.shared_parts import SharedParts
-from polarmap.blocks.uneven import cut_parts
+from polarmap.blocks.uneven import SharedParts, cut_parts
 from polarmap.code.checks import checked_count
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report

@@ -260,7 +260,7 @@ def plot_runtimes(
     -------
     matplotlib.figure.Figure
     """
-    from polarmap.plot.distributions import draw_runtimes
+    from polarmap.plot.planning import draw_runtimes
 
     distribution = as_runtimes(runtimes)
     observed = distribution.observed if isinstance(distribution, Empirical) else None

@@ -8,6 +8,7 @@ is not counted on either, from the moment it did.
 
 from __future__ import annotations
 
+import heapq
 from math import inf
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs, ages, is_told_early
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.run.lateness import LatenessRule, ParityRule, half_of
+from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, half_of
 
 
 def simulate_on_demand(
@@ -99,26 +100,27 @@ def _turn_by_turn(data: Floats, parity: Floats, upfront: int, first: Floats, age
 
 def _event_by_event(data: Floats, parity: Floats, upfront: int) -> Floats:
     """Start times of the parity tasks of one job, by the rule as a map asks it."""
-    k, now, rule = len(data), 0.0, ParityRule(len(data))
-    started = np.full(len(parity), inf)
-    started[:upfront] = 0.0
-    while True:
-        seconds = np.concatenate([data, parity])
-        begins = np.concatenate([np.zeros(k), started])
-        ends, at_once = begins + seconds, np.arange(len(seconds)) < k + upfront
-        arrived, running = ends <= now, (ends > now) & (begins <= now)
-        left = np.flatnonzero(np.isinf(started))
-        if arrived.sum() >= k or not len(left):
-            return started
-        first, later = seconds[arrived & at_once].tolist(), seconds[arrived & ~at_once].tolist()
-        moments = np.array(rule.lateness.late_moments(first, begins[running].tolist(), later))
-        count = rule.parity_to_start(int(arrived.sum()), int((moments > now).sum()), len(left))
-        started[left[:count]] = now
-        if not count:
-            events = np.concatenate([ends[running], moments])
-            now = float(np.min(events[events > now], initial=inf))
+    k, seconds, rule = len(data), np.concatenate([data, parity]), ParityRule(len(data))
+    started, attempts = np.full(len(seconds), inf), LateAttempts[int](rule.lateness)
+    returns: list[tuple[float, int]] = []  # a heap
+    now, begun, returned, due = 0.0, 0, 0, k + upfront
+    while returned < k:
+        for task in range(begun, begun + due):
+            started[task] = now
+            attempts.begin(task, now)
+            heapq.heappush(returns, (now + float(seconds[task]), task))
+        begun += due
+        now = min(returns[0][0], attempts.next_moment())
         if now == inf:
-            return started
+            break
+        while returns and returns[0][0] <= now:
+            _, task = heapq.heappop(returns)
+            attempts.end(task)
+            attempts.learn(float(seconds[task]), task >= k + upfront)
+            returned += 1
+        on_time = begun - returned - len(attempts.late_at(now))
+        due = rule.parity_to_start(returned, on_time, len(seconds) - begun)
+    return started[k:]
 
 
 def _checked(data: Floats, parity: Floats, upfront: int) -> tuple[Floats, Floats]:

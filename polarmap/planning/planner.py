@@ -126,7 +126,7 @@ class Plan(MapPlan):
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
-        from polarmap.plot.frontier import draw_frontier
+        from polarmap.plot.planning import draw_frontier
 
         return draw_frontier(self, path)
 

@@ -71,7 +71,7 @@ def plot_polarization(
     -------
     matplotlib.figure.Figure
     """
-    from polarmap.plot.distributions import draw_polarization
+    from polarmap.plot.planning import draw_polarization
 
     return draw_polarization(as_runtimes(runtimes), polarize, path, depths=depths)
 

@@ -6,8 +6,7 @@ Figure, and writes it where `path` says (.png, .svg, .pdf). None touches pyplot,
 a display; as the last line of a cell a figure shows itself. They know only the attributes of what they draw.
 """
 
-from polarmap.plot.distributions import draw_polarization, draw_runtimes
-from polarmap.plot.frontier import draw_frontier
+from polarmap.plot.planning import draw_frontier, draw_polarization, draw_runtimes
 from polarmap.plot.timeline import draw_timeline
 
 __all__ = ["draw_frontier", "draw_polarization", "draw_runtimes", "draw_timeline"]

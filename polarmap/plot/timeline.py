@@ -1,10 +1,13 @@
 """The timeline of one coded map: who worked when, what was used, when the results were determined.
 
-`report` is a `polarmap.Report`, `task` one of its `TaskReport`s.
+As a figure of matplotlib, and without that as a small picture in HTML. `report` is a `polarmap.Report`,
+`task` one of its `TaskReport`s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polarmap.plot import canvas
@@ -18,20 +21,21 @@ MOST_LABELLED = 48  # tasks that get a line of their own number
 
 
 class BarStyle(NamedTuple):
-    """How the bars of one state are drawn."""
+    """How the bars of one state are drawn; in HTML in one colour, neither bright nor dark."""
 
     label: str
     face: str
     edge: str
     hatch: str
+    html: str
 
 
 STYLES = {
-    "used": BarStyle("used", canvas.BLUE, canvas.BLUE, ""),
-    "parity": BarStyle("used, parity", canvas.ORANGE, canvas.ORANGE, ""),
-    "surplus": BarStyle("surplus", "white", canvas.BLUE, "////"),
-    "abandoned": BarStyle("abandoned", "white", canvas.GREY, "...."),
-    "failed": BarStyle("failed", "white", canvas.VERMILLION, "xxxx"),
+    "used": BarStyle("used", canvas.BLUE, canvas.BLUE, "", canvas.BLUE),
+    "parity": BarStyle("used, parity", canvas.ORANGE, canvas.ORANGE, "", canvas.ORANGE),
+    "surplus": BarStyle("surplus", "white", canvas.BLUE, "////", canvas.SKY),
+    "abandoned": BarStyle("abandoned", "white", canvas.GREY, "....", f"{canvas.GREY}66"),
+    "failed": BarStyle("failed", "white", canvas.VERMILLION, "xxxx", canvas.VERMILLION),
 }
 
 
@@ -47,8 +51,7 @@ class Bar(NamedTuple):
 def draw_timeline(report: Any, path: canvas.Path | None = None) -> Figure:
     """What `Report.plot` shows: a line per task, with the k-th arrival and the return of the results."""
     figure, ((axes,),) = canvas.blank(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
-    end = end_of(report)
-    bars = [bar_of(task, report, end) for task in report.tasks if was_started(task)]
+    end, bars = _bars_of(report)
     _draw_bars(axes, bars)
     _mark_unstarted(axes, report, end)
     _mark_tasks(axes, report, end)
@@ -58,18 +61,14 @@ def draw_timeline(report: Any, path: canvas.Path | None = None) -> Figure:
     return canvas.saved(figure, path)
 
 
-def end_of(report: Any) -> float:
-    """The second at which a timeline ends."""
+def _bars_of(report: Any) -> tuple[float, list[Bar]]:
+    """The second at which a timeline ends, and a bar for each task that was handed out."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
-    return max([report.seconds, *arrivals]) or 1.0
+    end = max([report.seconds, *arrivals]) or 1.0
+    return end, [_bar_of(task, report, end) for task in report.tasks if task.launched is not None]
 
 
-def was_started(task: Any) -> bool:
-    """Whether a task was handed out, so that there is a bar to draw."""
-    return task.launched is not None
-
-
-def bar_of(task: Any, report: Any, end: float) -> Bar:
+def _bar_of(task: Any, report: Any, end: float) -> Bar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     until = end if task.arrived is None else task.arrived
     start = launched = task.launched or 0.0
@@ -107,7 +106,7 @@ def _styles(bars: list[Bar]) -> dict[str, BarStyle]:
 
 def _mark_unstarted(axes: Axes, report: Any, end: float) -> None:
     """Draw a dotted line for tasks that were held back and not needed."""
-    held = [task.index for task in report.tasks if not was_started(task)]
+    held = [task.index for task in report.tasks if task.launched is None]
     if held:
         axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="not started")
 
@@ -185,3 +184,64 @@ def _explain(figure: Figure, axes: Axes) -> None:
     entries = sorted(zip(*axes.get_legend_handles_labels()), key=lambda entry: entry[1] == DECODED)
     if entries:
         figure.legend(*zip(*entries), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+
+
+# --- in HTML -----------------------------------------------------------------------------------
+
+WIDTH = 480  # of the picture, in pixels
+TALLEST = 240  # in pixels, however many tasks there are
+ROW = 6.0  # pixels of a task, if there are few
+
+
+def timeline_html(report: Any, text: str) -> str:
+    """What a notebook shows of a report: its text as it is, and a bar for each task that was started.
+
+    In HTML without scripts and styles of others, readable on light and dark pages.
+    """
+    end, bars = _bars_of(report)
+    row = min(ROW, TALLEST / max(1, report.n))
+    height = row * report.n
+    picture = "".join(_shapes(report, bars, row, end))
+    legend = " ".join(_legend(bars, report))
+    return (
+        f'<div><pre style="white-space:pre-wrap">{escape(text)}</pre>'
+        f'<svg role="img" aria-label="timeline of {report.n} tasks" width="{WIDTH + 20}" '
+        f'height="{height + 2:.0f}" viewBox="0 0 {WIDTH + 20} {height + 2:.0f}">{picture}</svg>'
+        f"<div><small>{legend}; 0 to {end:.3g} s</small></div></div>"
+    )
+
+
+def _shapes(report: Any, bars: list[Bar], row: float, end: float) -> Iterator[str]:
+    """A rectangle for each bar, a mark behind what was decoded, a line where the results were returned."""
+    scale, styles = WIDTH / end, _styles(bars)
+    tasks = {task.index: task for task in report.tasks}
+    for bar in bars:
+        yield (
+            f'<rect x="{scale * bar.start:.1f}" y="{row * bar.task:.1f}" '
+            f'width="{max(1.0, scale * (bar.end - bar.start)):.1f}" height="{0.8 * row:.1f}" '
+            f'fill="{styles[bar.style].html}"><title>{escape(_said(tasks[bar.task]))}</title></rect>'
+        )
+    for index in report.recovered:
+        yield (
+            f'<circle cx="{WIDTH + 10}" cy="{row * (index + 0.4):.1f}" r="{min(3.0, 0.4 * row):.1f}" '
+            f'fill="{canvas.GREEN}"><title>task {index}: decoded from others</title></circle>'
+        )
+    returned = scale * report.seconds
+    yield (
+        f'<line x1="{returned:.1f}" x2="{returned:.1f}" y1="0" y2="{row * report.n:.0f}" '
+        f'stroke="{canvas.GREY}" stroke-width="1"/>'
+    )
+
+
+def _legend(bars: list[Bar], report: Any) -> Iterator[str]:
+    """A coloured square and a name for each state that occurs, and for what was decoded."""
+    for style in _styles(bars).values():
+        yield f'<span style="color:{style.html}">&#9632;</span> {escape(style.label)}'
+    if report.recovered:
+        yield f'<span style="color:{canvas.GREEN}">&#9679;</span> decoded'
+
+
+def _said(task: Any) -> str:
+    """What a task did, in a line."""
+    when = "" if task.arrived is None else f", {task.arrived:.3g} s"
+    return f"task {task.index}: {task.state}{when}"

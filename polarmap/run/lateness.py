@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import insort
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log
 from typing import Generic, Protocol, TypeVar
@@ -101,36 +101,6 @@ class LatenessRule:
             seconds = float(extrapolated(durations[0], durations[half - 1], late_share(self.tasks)))
         return max(self.min_seconds, seconds)
 
-    def late_moments(
-        self, durations: Iterable[float], running: Iterable[float], later: Iterable[float] = ()
-    ) -> list[float]:
-        """The moment from which each running task is late: when it has run for `late_after`.
-
-        Parameters
-        ----------
-        durations : iterable of float
-            What the tasks took that have returned, of those that were started at once.
-        running : iterable of float
-            When the tasks began that still run. For one that waits for a free worker say now: nothing
-            can be said of it yet. One that failed does not run.
-        later : iterable of float
-            As `durations`, of the tasks that were started later.
-
-        Examples
-        --------
-        >>> LatenessRule(3).late_moments([1.0], [0.0, 0.5])
-        [6.0, 6.5]
-        >>> LatenessRule(3).late_moments([], [0.0, 0.0, 0.0])
-        [60.0, 120.0, 240.0]
-        """
-        began, known = list(running), told(self.tasks, sorted(durations), sorted(later))
-        if known or self.runtimes is not None:
-            age = self.late_after(known)
-            return [moment + age for moment in began]
-        oldest_first = sorted(range(len(began)), key=began.__getitem__)
-        late = {task: turn for turn, task in enumerate(oldest_first)}
-        return [moment + self.late_after((), late[task]) for task, moment in enumerate(began)]
-
 
 def backup_lateness(tasks: int) -> LatenessRule:
     """When a task of `hedged_map` is late."""
@@ -151,10 +121,9 @@ class ParityRule:
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))  # 11 in 12 tasks take 1.25 s or less
-    >>> moments = rule.lateness.late_moments([1.1] * 22, running=[0.0, 0.0])
-    >>> [rule.parity_to_start(22, sum(moment > now for moment in moments), left=8) for now in (1.2, 1.3)]
-    [0, 2]
+    >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))
+    >>> rule.parity_to_start(22, on_time=2, left=8), rule.parity_to_start(22, on_time=0, left=8)
+    (0, 2)
     """
 
     recovery_threshold: int

@@ -1,4 +1,4 @@
-"""Deploying a runtime: the client's versions, and refusals before anything costs money."""
+"""Deploying a runtime with the client's versions, and refusals before anything costs money."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from command_lines import ROOT, Run
 from lithops.serverless.backends.aws_lambda import config as aws
 
 from polarmap.cli import deploy
+from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError
 
-ROOT = Path(__file__).resolve().parents[2]
 CLOUDS = ["aws_lambda", "azure_functions", "gcp_functions", "k8s"]
 
 
@@ -84,7 +85,7 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     handler: Handler, tmp_path: Path, backend: str
 ) -> None:
     version = importlib.metadata.version("lithops")
-    said = deploy.undeploy(str(filled_in(tmp_path, backend)), backend)
+    said = deploy.remove(filled_in(tmp_path, backend), backend)
     assert said == "worker (1769 MB)"
     jobs = [("clean", {"all": True})] if backend == "k8s" else []
     assert handler.calls == [
@@ -103,7 +104,7 @@ def test_what_is_built_is_pinned_to_what_is_installed_here(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(deploy, "LAMBDA_OLD_PYTHON", (3, 0))
     filled_in(tmp_path, "aws_lambda")
-    said = deploy.deploy("cloud.yaml", "aws_lambda", ROOT / "backends" / "aws_lambda")
+    said = deploy.build(Path("cloud.yaml"), "aws_lambda")
     assert said == "worker (1769 MB, 60 s)"
     (built, in_folder, of_lithops), *rest = handler.calls
     assert built == ("deploy_runtime", "worker", 1769, 60)
@@ -124,7 +125,7 @@ def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path
 
     handler.delete_runtime = refuse  # type: ignore[method-assign]
     with pytest.raises(ExecutorError, match="aws_lambda was not removed: PermissionError: no lambda:Delete"):
-        deploy.undeploy(str(filled_in(tmp_path, "aws_lambda")), "aws_lambda")
+        deploy.remove(filled_in(tmp_path, "aws_lambda"), "aws_lambda")
     assert handler.calls == [("end",)]
 
 
@@ -135,3 +136,75 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
     with pytest.raises(ExecutorError, match=r"numpy 2\.4\.6 has no wheel: run the client on Python 3\.12"):
         deploy.check_deployable(config)
     assert deploy.check_deployable({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
+
+
+FILLED_IN = "lithops: {backend: aws_lambda, storage: aws_s3}\n"
+HERE = "lithops: {backend: localhost, storage: minio}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "my.yaml"
+    file.write_text(FILLED_IN)
+    return file
+
+
+def test_deploy_builds_the_recipe_of_the_package(
+    polarmap: Run, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def build(*arguments: object) -> str:
+        called.append(arguments)
+        return "worker (1769 MB, 60 s)"
+
+    monkeypatch.setattr(deploy, "build", build)
+    ran = polarmap("deploy", "aws_lambda", config)
+    assert (ran.code, ran.out) == (0, "deployed worker (1769 MB, 60 s) to aws_lambda\n")
+    assert called == [(config, "aws_lambda")]
+    assert polarmap("deploy", "aws_lambda", config, "--json").json["runtime"] == "worker (1769 MB, 60 s)"
+
+
+def test_undeploy_removes_what_was_deployed(
+    polarmap: Run, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "remove", lambda file, name: f"worker of {file}")
+    ran = polarmap("undeploy", "aws_lambda", config)
+    assert (ran.code, ran.out) == (0, f"removed worker of {config} from aws_lambda\n")
+
+
+@pytest.mark.parametrize("command", ["deploy", "undeploy"])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mars", FILLED_IN, "there is no configuration 'mars'; there are: aws_lambda"),
+        ("k8s", FILLED_IN, "is for 'aws_lambda', not for 'k8s'"),
+        ("localhost", FILLED_IN, "is for 'aws_lambda', not for 'localhost'"),
+        *[(name, None, f"{name}.yaml' is a template: copy it and fill in ") for name in BACKENDS],
+        ("minio", None, "is a template: copy it and fill in minio.endpoint"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    polarmap: Run, config: Path, command: str, name: str, text: str | None, message: str
+) -> None:
+    ran = polarmap(command, name, *([] if text is None else [config]))
+    assert (ran.code, ran.out) == (1, "")
+    assert message in ran.err
+
+
+def test_nothing_is_deployed_to_this_machine(polarmap: Run, config: Path) -> None:
+    ran = polarmap("deploy", "localhost")
+    assert ran.out == f"nothing to deploy: {sys.executable} can run the workers of localhost\n"
+    config.write_text(HERE)
+    assert polarmap("deploy", "minio", config).code == 0
+    assert polarmap("undeploy", "minio", config).out == "nothing is ever deployed to minio\n"
+
+
+def test_an_interpreter_that_lacks_a_package_is_refused(
+    polarmap: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"lithops": "3.7.0"}.get(name, "99"))
+    ran = polarmap("deploy", "localhost")
+    assert ran.code == 1
+    assert f"{sys.executable} cannot run workers of localhost: lithops: 3.7.0, polarmap needs" in ran.err
+    assert ">=3.8" in ran.err

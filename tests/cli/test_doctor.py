@@ -12,7 +12,7 @@ import pytest
 from command_lines import ROOT, Ran, Run
 
 from polarmap.cli import deploy
-from polarmap.cli.doctor import _speed, _storage, requirement
+from polarmap.cli.doctor import _speed, _storage
 
 LATER = r"the first map, which starts them, takes \d+\.\d\d s, later ones \d+\.\d ms"
 
@@ -159,15 +159,3 @@ def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPa
     found = states(ran)
     assert [found["lithops"], found["numpy"], found["none-such"]] == ["bad"] * 3
     assert "coded map" not in found
-
-
-@pytest.mark.parametrize(
-    ("installed", "state"), [("3.7.9", "bad"), ("3.8.0", "ok"), ("3.8.10", "ok"), ("3.9.0", "bad")]
-)
-def test_doctor_reads_both_ends_of_a_requirement(
-    installed: str, state: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
-    check = requirement("lithops<3.9,>=3.8")
-    assert check.state == state
-    assert check.advice == ("" if state == "ok" else "pip install 'lithops<3.9,>=3.8'")

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import lithops
 import numpy as np
 import pytest
-from emulators import ROOT, A, filled_in, product_despite, running, tool_venv
+from emulators import A, filled_in, product_despite, running, tool_venv
 from servers import free_ports
 
 import polarmap
@@ -102,13 +102,13 @@ def deployed(cloud: str, config: Path) -> Iterator[Path]:
         session = aws_lambda.URLLib3Session
         patch.setattr(aws_lambda, "URLLib3Session", lambda: Redirected(session(), cloud))
         patch.setattr(deploy, "LAMBDA_OLD_PYTHON", (3, 0))  # this machine is no Amazon Linux 2
-        said = deploy.deploy(str(config), "aws_lambda", ROOT / "backends" / "aws_lambda")
+        said = deploy.build(config, "aws_lambda")
         assert "(1769 MB, 180 s)" in said
         yield config
         assert len(runtimes(config)) == 1
         # A slow answer makes boto3 delete again what it has deleted.
         with contextlib.suppress(ExecutorError):
-            deploy.undeploy(str(config), "aws_lambda")
+            deploy.remove(config, "aws_lambda")
         assert runtimes(config) == []
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from emulators import ROOT, VENVS, filled_in, listens, product_despite, running, system_tool
+from emulators import VENVS, filled_in, listens, product_despite, running, system_tool
 from servers import free_ports
 
 from polarmap import Fault
@@ -130,7 +130,7 @@ def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iter
         space["rewrite"]()
         app = App(azurite, folder, stack)
         patch.setattr(AzureFunctionAppBackend, "_create_function", lambda *rest: app.create(*rest))
-        deploy.deploy(str(path), "azure_functions", ROOT / "backends" / "azure_functions")
+        deploy.build(path, "azure_functions")
         yield path
 
 

