@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
@@ -25,6 +26,7 @@ from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Array, from_block
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
+MOST_KINDS = 64  # functions without a call under way of which it is remembered what calls took
 ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no call is late before
 
 
@@ -99,7 +101,9 @@ class Calls(Coded, Need, Policy):
         Policy.__init__(self, 0)
         self._backups = Backups(0, ENDLESS, self._most_backups)
         self.late = self._backups.late
-        self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
+        # The attempts at calls of each function, as long as there is a call, or it is among the latest.
+        self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
+        self._latest = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
         self._calls: dict[int, Call] = {}  # that are not over
         self._count = self._next = 0  # the number of the next one to come, and to be given to the run
         # One call is not to begin while another thread cancels it; an executor may be dropped at any moment.
@@ -223,13 +227,22 @@ class Calls(Coded, Need, Policy):
         while self._next < self._count and len(tasks) < self._most:
             call = self._calls.get(self._next)
             if call is not None:  # it was not cancelled
-                kind = self._kinds.setdefault(call.function, LateAttempts(ENDLESS, is_endless=True))
-                self._backups.add(kind)
-                tasks.add(self._next, kind)
+                tasks.add(self._next, self._kind_of(call.function))
             self._next += 1
         if tasks.held_back or tasks.unbegun or self._next < self._count:
             return sorted(tasks.held_back)
         return self._backups.due(tasks, need, now)
+
+    def _kind_of(self, function: Hashable) -> LateAttempts[Attempt]:
+        """The attempts at calls of a function, which is the latest now."""
+        kind = self._kinds.get(function)
+        if kind is None:
+            kind = self._kinds[function] = LateAttempts(ENDLESS, is_endless=True)
+            self._backups.add(kind)
+        if kind in self._latest:
+            self._latest.remove(kind)
+        self._latest.append(kind)
+        return kind
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until a call may be late; none is while it is not known that all run, which it soon may be."""
@@ -290,7 +303,7 @@ def function_of(f: Callable[..., Any]) -> Hashable:
     inner: Any = getattr(f, "func", f)  # of a partial
     code = getattr(getattr(inner, "__func__", inner), "__code__", None)
     if code is not None:
-        return id(code)
+        return code  # type: ignore[no-any-return]
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return getattr(named, "__module__", None), named.__qualname__
 

@@ -18,7 +18,7 @@ from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.replay import ReplayRun
-from polarmap.run.calls import Call, Calls, function_of
+from polarmap.run.calls import MOST_KINDS, Call, Calls, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import schedule
 from polarmap.run.need import Stopwatch
@@ -148,6 +148,21 @@ def test_no_more_is_remembered_than_tells_what_is_late() -> None:
     list(served.serve())
     [kind] = served.calls._kinds.values()
     assert len(kind._durations) <= REMEMBERED
+
+
+def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
+    served = Served(faults={0: Fault("sleep", 1000.0)}, most=2)
+    kinds = served.calls._kinds
+    served.calls.put(Call(Future(), "asleep", to_block((int, (), {}))))
+    for number in range(3 * MOST_KINDS):
+        served.calls.put(Call(Future(), number % 2 or number, to_block((int, (), {}))))
+    while len(served.calls._calls) > 1:
+        served.step()
+    assert {"asleep", 1} < set(kinds.keys())
+    assert len(kinds) <= MOST_KINDS + 1
+    list(served.serve())
+    assert "asleep" not in kinds
+    assert len(served.calls._backups._kinds) <= MOST_KINDS + 1
 
 
 def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
