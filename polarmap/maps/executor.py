@@ -7,7 +7,7 @@ import itertools
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
@@ -22,9 +22,9 @@ from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
-from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Calls, function_of
 from polarmap.worker.block_functions import call_each
+from polarmap.worker.parts import write_file
 from polarmap.worker.pytree import Array, to_block
 from polarmap.worker.surroundings import available_cores
 
@@ -88,8 +88,8 @@ class Executor(futures.Executor):
             # Elsewhere polarmap may be missing.
             is_away = pool is not None and not pool.is_here
             self._pickling = pickled_by_value if is_away else contextlib.nullcontext
-            self._driver = CallDriver(place, partial(Calls, most, int(backups), int(retries)), close)
-            weakref.finalize(self, self._driver.shut_down).atexit = False
+            self._calls = Calls(place, close, most, int(backups), int(retries))
+            weakref.finalize(self, self._calls.shut_down).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """The future of the call `fn(*args, **kwargs)`.
@@ -111,7 +111,7 @@ class Executor(futures.Executor):
         RuntimeError
             After `shutdown`.
         """
-        return self._submit(Shared(fn), args, kwargs)
+        return self._submit(Shared(fn, function_of(fn)), *args, **kwargs)
 
     def map(
         self,
@@ -145,36 +145,34 @@ class Executor(futures.Executor):
             raise ValueError("buffersize must be None or > 0")
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
-        if chunksize == 1:
-            return _results(self, self._shared(fn), arguments, until, buffersize)
-        chunks = zip(iter(lambda: list(itertools.islice(arguments, chunksize)), []))
-        lists: Iterator[list[T]] = _results(
-            self, self._shared(partial(call_each, fn)), chunks, until, buffersize
-        )
-        return _chained(lists)
+        chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
+        futures_to_come = map(partial(self._submit, self._shared(fn, chunksize)), chunks)
+        pending = deque(itertools.islice(futures_to_come, buffersize))
+        # Where none is to come, an iterator keeps no executor alive.
+        return _results(pending, iter(()) if buffersize is None else futures_to_come, until)
 
-    def _submit(self, shared: Shared, args: tuple[Any, ...], kwargs: dict[str, Any]) -> futures.Future[Any]:
+    def _submit(self, shared: Shared, /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
         """The future of a call; a function that does not travel is its exception."""
         future: futures.Future[Any] = futures.Future()
         try:
             with self._pickling():
                 block = to_block((shared.sent, args, kwargs))
         except Exception as error:
-            self._driver.check_open()
+            self._calls.check_open()
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        self._driver.add(Call(future, function_of(shared.f), block, shared))
+        self._calls.put(Call(future, shared.kind, block, shared))
         return future
 
-    def _shared(self, f: Callable[..., Any]) -> Shared:
-        """A function for many calls, pickled once; a large one is a file where workers can read it."""
-        try:
-            with self._pickling():
-                block = to_block(f)
-        except Exception:  # which each call tells
-            return Shared(f)
-        return Shared(f, block, self._shares_files and len(block) > FUNCTION_BYTES)
+    def _shared(self, f: Callable[..., Any], chunksize: int) -> Shared:
+        """Calls of f, so many as one, pickled once; what is large is a file where workers can read it."""
+        shared = Shared(partial(call_each, f), (function_of(f), chunksize))
+        with contextlib.suppress(Exception), self._pickling():  # which each call tells
+            block = to_block(shared.sent)
+            is_large = self._shares_files and len(block) > FUNCTION_BYTES
+            shared.sent = (shared.new_file(block) if is_large else None) or block.tobytes()
+        return shared
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Safe to call twice.
@@ -186,38 +184,32 @@ class Executor(futures.Executor):
         cancel_futures : bool
             Whether to cancel the calls that no worker was given.
         """
-        self._driver.shut_down(cancel_futures)
+        self._calls.shut_down(cancel_futures)
         if wait:
-            self._driver.join()
+            self._calls.join()
 
 
 class Shared:
-    """A function of many calls, as it travels with each of them.
+    """A function of several calls.
 
-    f : itself.
-    sent : what travels: f, a block as bytes, or the path of a file that is there as long as this is kept.
+    sent : as it travels with each: itself, a block as bytes, or the path of one.
+    kind : what tells its calls from others, which may take longer.
     """
 
-    def __init__(self, f: Callable[..., Any], block: Array | None = None, in_file: bool = False) -> None:
-        self.f = f
+    def __init__(self, f: Callable[..., Any], kind: Hashable) -> None:
         self.sent: Callable[..., Any] | bytes | str = f
-        if block is not None:
-            self.sent = self._file(block) if in_file else block.tobytes()
+        self.kind = kind
 
-    def _file(self, block: Array) -> str:
-        """The path of a new file."""
+    def new_file(self, block: Array) -> str | None:
+        """The path of a file that is there as long as this is kept; None where there is no room for one."""
         for new_folder in (memory_folder, disk_folder):
             folder = new_folder()
-            if folder is None:
-                continue
-            weakref.finalize(self, remove, folder)
-            try:
-                (folder / "calls").mkdir()
-                block.tofile(folder / "calls/function")
-                return str(folder / "calls/function")
-            except OSError as error:
-                failure = error
-        raise ExecutorError(f"no room for the function that workers are to read: {failure}") from failure
+            if folder is not None:
+                weakref.finalize(self, remove, folder)
+                with contextlib.suppress(OSError):
+                    write_file(str(folder), "calls/function", block.data)
+                    return str(folder / "calls/function")
+        return None
 
 
 def _place(
@@ -240,30 +232,22 @@ def _place(
 
 
 def _results(
-    executor: Executor,
-    shared: Shared,
-    arguments: Iterator[tuple[Any, ...]],
-    until: float | None,
-    buffersize: int | None,
+    pending: deque[futures.Future[list[T]]], others: Iterator[futures.Future[list[T]]], until: float | None
 ) -> Iterator[T]:
-    """The results of calls that are submitted now, in their order; those not taken are cancelled."""
-    pending = deque(executor._submit(shared, each, {}) for each in itertools.islice(arguments, buffersize))
-    reference = weakref.ref(executor)
-    del executor  # an iterator keeps none alive
+    """The items of results, in their order, none of which is kept; futures not taken are cancelled.
 
-    def results() -> Iterator[T]:
-        try:
-            while pending:
-                alive = reference() if buffersize else None
-                if alive is not None:
-                    pending.extend(alive._submit(shared, each, {}) for each in itertools.islice(arguments, 1))
-                del alive
-                yield _result(pending.popleft(), until)
-        finally:
-            for future in pending:
-                future.cancel()
-
-    return results()
+    others : futures one of which follows for each that is taken.
+    """
+    try:
+        while pending:
+            pending.extend(itertools.islice(others, 1))
+            items = _result(pending.popleft(), until)
+            items.reverse()
+            while items:
+                yield items.pop()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 def _result(future: futures.Future[T], until: float | None) -> T:
@@ -273,11 +257,3 @@ def _result(future: futures.Future[T], until: float | None) -> T:
     finally:
         future.cancel()
         del future  # an exception shall not keep it
-
-
-def _chained(lists: Iterator[list[T]]) -> Iterator[T]:
-    """The items of lists, none of which is kept."""
-    for one in lists:
-        one.reverse()
-        while one:
-            yield one.pop()

@@ -1,9 +1,12 @@
-"""The calls of an executor as tasks of its runs, which come while a schedule runs."""
+"""The calls of an executor as tasks of its runs, which come while a schedule runs, and the thread of both."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
@@ -14,6 +17,7 @@ from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
 from polarmap.run.loop import Policy, schedule
+from polarmap.run.map_threads import call_before_exit
 from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
@@ -22,6 +26,7 @@ from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Array, from_block
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
+MOST_KINDS = 64  # functions without a call under way of which it is remembered what calls took
 ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no call is late before
 
 
@@ -61,14 +66,18 @@ class Call(NamedTuple):
 
 
 class Calls(Coded, Need, Policy):
-    """The calls of an executor: what its schedules start and need, and the blocks of its runs.
+    """The calls of an executor: what its schedules start and need, the blocks of its runs, and its thread.
 
-    Its watch begins when a run is open. Numbers of calls go on from run to run.
+    A run is open while there are calls, and no longer; the watch is that of the run. Numbers of calls go on
+    from run to run.
 
     Parameters
     ----------
+    executor : MapExecutor
+    close : callable
+        Called once, when it was shut down and all calls have ended.
     most : int
-        That a run is given at a time.
+        Calls that a run is given at a time.
     backups : int
         That a late call may get.
     retries : int
@@ -77,47 +86,106 @@ class Calls(Coded, Need, Policy):
 
     structure, source = ("array",), MESSAGE
 
-    def __init__(self, most: int, backups: int, retries: int) -> None:
+    def __init__(
+        self, executor: MapExecutor, close: Callable[[], None], most: int, backups: int, retries: int
+    ) -> None:
+        self._executor, self._close = executor, close
+        self._most, self._most_backups, self._retries = most, backups, retries
+        self._is_shut_down = False
+        self.forget()
+        _of_executors.add(self)
+
+    def forget(self) -> None:
+        """Begin anew, in a process that was forked of the one that has the thread."""
         Need.__init__(self, TaskTable(0), Stopwatch(time.monotonic))
         Policy.__init__(self, 0)
-        self._most, self._retries, self._backups = most, retries, Backups(0, ENDLESS, backups)
+        self._backups = Backups(0, ENDLESS, self._most_backups)
         self.late = self._backups.late
-        self._kinds: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
+        # The attempts at calls of each function, as long as there is a call, or it is among the latest.
+        self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
+        self._latest = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
         self._calls: dict[int, Call] = {}  # that are not over
         self._count = self._next = 0  # the number of the next one to come, and to be given to the run
-        self._lock = threading.Lock()  # one call is not to begin while another thread cancels it
+        # One call is not to begin while another thread cancels it; an executor may be dropped at any moment.
+        self._lock = threading.RLock()
         self._run: Run | None = None
+        self._thread: threading.Thread | None = None  # the latest
+        self._is_served = False
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no call waits or is under way."""
-        return not self._calls
+    # -- by any thread -------------------------------------------------------------------------
 
     def put(self, call: Call) -> None:
-        """There is one more. Any thread may say so, and call `wake` and `cancel`."""
+        """There is one more; RuntimeError after `shut_down`."""
         with self._lock:
-            if self.is_idle:
+            self.check_open()
+            if not self._calls:
                 call.begins()  # nothing stands between it and a worker
             self._calls[self._count] = call
             self._count += 1
-        self.wake()
+            if not self._is_served:
+                self._thread = threading.Thread(target=self._drive, name="polarmap-executor", daemon=True)
+                self._thread.start()
+                self._is_served = True
+        self._wake()
 
-    def wake(self) -> None:
+    def check_open(self) -> None:
+        """RuntimeError after `shut_down`."""
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if _is_exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def shut_down(self, cancel_futures: bool = False) -> None:
+        """Take no more calls; `cancel_futures`: cancel those that no worker was given."""
+        self._is_shut_down = True
+        if cancel_futures:
+            for call in self._taken(lambda call: not call.future.running()):
+                if call.future.cancel():
+                    call.future.set_running_or_notify_cancel()  # which tells who waits for it
+        self._wake()
+        self._close_if_over()
+
+    def join(self) -> None:
+        """Wait until all calls have ended."""
+        self._wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _wake(self) -> None:
         """Let the run look up, if one is open."""
         run = self._run
         if run is not None:
             run.wake()
 
-    def cancel(self) -> None:
-        """Cancel those that no worker was given, and tell who waits for them."""
-        for call in self._taken(lambda call: not call.future.running()):
-            if call.future.cancel():
-                call.future.set_running_or_notify_cancel()
+    def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
+        """Calls that are over with this, of those that are not over."""
+        with self._lock:
+            numbers = [number for number, call in list(self._calls.items()) if is_meant(call)]
+            return [self._calls.pop(number) for number in numbers]
 
-    def serve(self, executor: MapExecutor) -> None:
-        """Do them on a run of an executor, until none has come for a while."""
+    def _close_if_over(self) -> None:
+        with self._lock:
+            if self._is_served or not self._is_shut_down:
+                return
+            close, self._close = self._close, lambda: None
+        close()
+
+    # -- on its thread -------------------------------------------------------------------------
+
+    def _drive(self) -> None:
+        """The life of the thread: runs, until one has ended and no call has come."""
+        is_served = True
+        while is_served:
+            self._serve()
+            with self._lock:
+                is_served = self._is_served = bool(self._calls)
+        self._close_if_over()
+
+    def _serve(self) -> None:
+        """Do calls on a run of the executor, until none has come for a while."""
         try:
-            with closing(executor.open(Payload(run_call, self))) as run:
+            with closing(self._executor.open(Payload(run_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
                 for outcomes in schedule(run, self, self._retries, self):
                     is_news = bool(outcomes)
@@ -135,12 +203,6 @@ class Calls(Coded, Need, Policy):
                 self.tasks.forget(task)
             with self._lock:  # others may come in this moment
                 self._next = next(iter(self._calls), self._count)
-
-    def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
-        """Calls that are over with this, of those that are not over."""
-        with self._lock:
-            numbers = [number for number, call in list(self._calls.items()) if is_meant(call)]
-            return [self._calls.pop(number) for number in numbers]
 
     # -- as the blocks of a run ----------------------------------------------------------------
 
@@ -165,13 +227,22 @@ class Calls(Coded, Need, Policy):
         while self._next < self._count and len(tasks) < self._most:
             call = self._calls.get(self._next)
             if call is not None:  # it was not cancelled
-                kind = self._kinds.setdefault(call.function, LateAttempts(ENDLESS, is_endless=True))
-                self._backups.add(kind)
-                tasks.add(self._next, kind)
+                tasks.add(self._next, self._kind_of(call.function))
             self._next += 1
         if tasks.held_back or tasks.unbegun or self._next < self._count:
             return sorted(tasks.held_back)
         return self._backups.due(tasks, need, now)
+
+    def _kind_of(self, function: Hashable) -> LateAttempts[Attempt]:
+        """The attempts at calls of a function, which is the latest now."""
+        kind = self._kinds.get(function)
+        if kind is None:
+            kind = self._kinds[function] = LateAttempts(ENDLESS, is_endless=True)
+            self._backups.add(kind)
+        if kind in self._latest:
+            self._latest.remove(kind)
+        self._latest.append(kind)
+        return kind
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until a call may be late; none is while it is not known that all run, which it soon may be."""
@@ -196,7 +267,7 @@ class Calls(Coded, Need, Policy):
             if task.attempts > self._retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
                 self._let_go(index, WorkerLostError(text))
-        return self.is_idle
+        return not self._calls
 
     def _let_go(self, index: int, error: BaseException | None = None) -> None:
         """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
@@ -215,7 +286,7 @@ class Calls(Coded, Need, Policy):
 
     def look_seconds(self) -> float:
         """Nothing else is waited for; for other calls not for long while none is under way."""
-        if self.is_idle:
+        if not self._calls:
             return LINGER_SECONDS
         return inf if len(self.tasks) else 0.0
 
@@ -232,6 +303,28 @@ def function_of(f: Callable[..., Any]) -> Hashable:
     inner: Any = getattr(f, "func", f)  # of a partial
     code = getattr(getattr(inner, "__func__", inner), "__code__", None)
     if code is not None:
-        return id(code)
+        return code  # type: ignore[no-any-return]
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return getattr(named, "__module__", None), named.__qualname__
+
+
+_of_executors: weakref.WeakSet[Calls] = weakref.WeakSet()
+_is_exiting = False
+
+
+def _finish_all() -> None:
+    """At exit: all calls come to their end, as those of other executors do."""
+    global _is_exiting
+    _is_exiting = True
+    for calls in list(_of_executors):
+        calls.join()
+
+
+def _forget_all() -> None:
+    for calls in list(_of_executors):
+        calls.forget()
+
+
+call_before_exit(_finish_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

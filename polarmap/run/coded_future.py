@@ -274,10 +274,6 @@ class FutureMap(Observer, Generic[R]):
         self._running = running
         self._check()
 
-    def opened(self) -> None:
-        """From here on it may be woken; it may have been called off before."""
-        self._check()
-
     def ended(self, outcome: Outcome, elapsed: float) -> None:
         """Fulfil the future of a block that is not to wait for the others."""
         need = self._running and self._running.need
@@ -292,7 +288,7 @@ class FutureMap(Observer, Generic[R]):
             _fulfil(self._blocks[index](), result)
 
     def looked(self, arrived: int) -> None:
-        """Where a map may be called off."""
+        """Where a map may be called off: from the first look on it may be woken."""
         self._check()
         running = self._running
         if running is not None and running.need is not None and not self._prepared.no_estimates:

@@ -82,7 +82,10 @@ class Codeword(Received):
         if self._is_accuracy_hopeless():
             self.accept()
         self.verification = self.verification or self._verdict()
-        if self.verification is None or not self._is_padding_known():
+        padding = self._padding
+        if self.verification is None or (
+            padding is not None and not padding.is_over(self.watch.elapsed, self.surplus_wait)
+        ):
             if not (self.options.estimates and self.watch.remaining <= 0):
                 return False
             self._settle_at_deadline()
@@ -148,16 +151,15 @@ class Codeword(Received):
         # Without a circle: the blocks are to be gone as soon as their map is over.
         return Acceptance(weakref.proxy(self))
 
-    def _is_padding_known(self) -> bool:
-        return self._padding is None or self._padding.is_over(self.watch.elapsed, self.surplus_wait)
-
     @cached_property
     def padding_rows(self) -> tuple[bool, ...]:
         """For each leaf of the results, whether rows of it that come from padding are to be cut off."""
+        if self._padding is None:
+            return ()
         shapes = [leaf.shape for leaf in self.decoded[0]]
         for stored in self.stored.values():  # of which what is received are samples
             shapes = [shape for _, shape in stored.layout]
-        return () if self._padding is None else self._padding.found(self.precision, shapes)
+        return self._padding.found(self.precision, shapes)
 
     @property
     def stored(self) -> dict[int, StoredOutput]:

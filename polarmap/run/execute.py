@@ -42,16 +42,16 @@ def run_map(
 
     Returns what the map made of its tasks, and its report.
     """
-    running.tasks = TaskTable(running.blank.n, policy.late)
     try:
         for one in observers:
             one.began(running)
         run = running.executor.open(payload.with_key(options.key))
         try:
-            need = need_of(running.tasks, Stopwatch(run.now, options.timeout))
-            running.opened(run, need)
+            tasks = TaskTable(running.blank.n, policy.late)
+            need = need_of(tasks, Stopwatch(run.now, options.timeout))
+            running.run, running.need = run, need
             for one in observers:
-                one.opened()
+                one.looked(0)
             for outcomes in schedule(run, policy, options.retries, need, observers):
                 for outcome in outcomes:
                     need.add(outcome)
@@ -74,7 +74,7 @@ def run_map(
             one.finished(report)
         return need, report
     finally:
-        running.let_go()
+        running.run = running.need = None
 
 
 def run_coded(

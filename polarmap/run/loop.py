@@ -55,7 +55,6 @@ def schedule(
     tasks, watch = need.tasks, need.watch
     last_news, looked, may_stall = 0.0, 0.0, False
     tick = min(LOOK_SECONDS, *(one.tick for one in observers), inf)
-    offset = watch.at(0.0)  # from the clock of the run to that of the watch
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
@@ -73,7 +72,7 @@ def schedule(
                 outcomes.append(event)
                 tasks.note(event, now)
             elif policy.late is not None:
-                tasks.note_began(event.task, event.attempt, event.when + offset)
+                tasks.note_began(event.task, event.attempt, event.when - watch.began)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))

@@ -27,16 +27,16 @@ class Stopwatch:
 
     def __init__(self, now: Callable[[], float], limit: float = inf) -> None:
         self._now, self.limit = now, limit
-        self._began = now()
+        self.began = now()  # by that clock
 
     @property
     def elapsed(self) -> float:
         """Seconds so far."""
-        return self._now() - self._began
+        return self._now() - self.began
 
-    def at(self, moment: float) -> float:
-        """The second in which its clock shows this."""
-        return moment - self._began
+    def since(self, moment: float) -> float:
+        """Seconds since an earlier moment; since it was made, where its clock is a virtual one."""
+        return self._now() - min(moment, self.began)
 
     @property
     def remaining(self) -> float:

@@ -93,7 +93,7 @@ class MapLog(Observer):
 
     def began(self, running: RunningMap) -> None:
         """Say what is about to start."""
-        self._name, self._tasks, self._lost = f"map {next(_NUMBERS)}", running.tasks, set[int]()
+        self._name, self._running, self._lost = f"map {next(_NUMBERS)}", running, set[int]()
         blank = running.blank
         self._info(
             "start: %d tasks for %d blocks, %d results needed (%s, %s)",
@@ -105,11 +105,13 @@ class MapLog(Observer):
 
     def started(self, indices: Collection[int], elapsed: float) -> None:
         """Say which tasks, and for which late ones."""
-        attempts = {index: self._tasks[index].attempts for index in indices}
+        assert self._running.need is not None
+        tasks = self._running.need.tasks
+        attempts = {index: tasks[index].attempts for index in indices}
         again = [index for index, count in attempts.items() if count > 1]
         parity = [index for index, count in attempts.items() if count == 1]
         if parity:
-            out = listed(sorted(self._tasks.running - attempts.keys()))
+            out = listed(sorted(tasks.running - attempts.keys()))
             self._info("late: %s still out after %.2f s; started %s", out, elapsed, listed(parity))
         if again:
             self._info("started again after %.2f s: %s", elapsed, listed(again))

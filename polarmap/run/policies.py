@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from math import inf
 
@@ -109,10 +110,10 @@ class Backups(Policy):
         super().__init__(n)
         self._most = most
         self.late: LateAttempts[Attempt] = LateAttempts(rule)
-        self._kinds = {self.late}
+        self._kinds = weakref.WeakSet([self.late])
 
     def add(self, attempts: LateAttempts[Attempt]) -> None:
-        """There are tasks of one more kind, of which these attempts are."""
+        """There are tasks of one more kind, of which these attempts are, as long as somebody has them."""
         self._kinds.add(attempts)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:

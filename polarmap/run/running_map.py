@@ -33,20 +33,19 @@ class RunningMap:
     ----------
     blank : Report
         Before anything has happened, once it is known what it is of.
-    tasks : TaskTable
-        None of them before it runs, and when it is over.
+    run : Run or None
+        While it is open. When it is over nothing of it is kept, exceptions of its tasks neither.
     need : Need or None
-        What is known of its results, while it is open.
+        What is known of its results then.
     """
 
     blank: Report
-    need: Need | None
-    _run: Run | None
 
     def __init__(self, executor: Any) -> None:
         self._began = time.monotonic()
         self.executor: MapExecutor = executor_of(executor)
-        self.let_go()
+        self.run: Run | None = None
+        self.need: Need | None = None
 
     def expect(self, code: LinearCode, **known: Any) -> None:
         """Be of as many tasks as a code has."""
@@ -54,40 +53,33 @@ class RunningMap:
         needed = code.recovery_threshold
         self.blank = Report(code.n, code.k, code.name, name, tasks, needed, is_final=False, **known)
 
-    def opened(self, run: Run, need: Need) -> None:
-        """It runs; a virtual clock begins now."""
-        self._began = min(self._began, run.now())
-        self._run, self.need = run, need
-
     def wake(self) -> None:
         """Let it look up at once."""
-        run = self._run
+        run = self.run
         if run is not None:
             run.wake()
 
     def report(self) -> Report:
         """What has become of its tasks so far; any thread may ask."""
-        run, need = self._run, self.need
-        if run is None or need is None:
+        need = self.need
+        if need is None:
             return self.blank
         reports = task_reports(need.tasks, is_final=False)
-        return replace(self.blank, seconds=run.now() - self._began, tasks=reports)
+        return replace(self.blank, seconds=need.watch.since(self._began), tasks=reports)
 
     def final_report(self, told: dict[str, Any], stay: Stay | None) -> Report:
         """That of the map, which is over: with what its need told, and workers that stay have cost."""
-        assert self._run is not None
         assert self.need is not None
         reports = task_reports(self.need.tasks, self.need.surplus)
-        seconds, name = self._run.now() - self._began, self.executor.name  # with the channel that was used
-        paid = cost_of(self.executor.worker, reports, seconds, stay)
+        seconds, name = (
+            self.need.watch.since(self._began),
+            self.executor.name,
+        )  # with the channel that was used
+        worker = self.executor.worker
+        paid = None if worker is None else cost_of(worker, reports, seconds, stay)
         return replace(
             self.blank, executor=name, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told
         )
-
-    def let_go(self) -> None:
-        """It is over: nothing of it is kept, exceptions of its tasks and what they hold neither."""
-        self._run = self.need = None
-        self.tasks = TaskTable(0)
 
 
 class Observer:
@@ -104,9 +96,6 @@ class Observer:
     def began(self, running: RunningMap) -> None:
         """A map is about to be opened."""
 
-    def opened(self) -> None:
-        """It is open, and its first tasks are about to be started."""
-
     def started(self, indices: Collection[int], elapsed: float) -> None:
         """Tasks were started after the first ones: parity on demand, backups, failed ones again."""
 
@@ -117,7 +106,7 @@ class Observer:
         """The result of an item is here, before those of the others."""
 
     def looked(self, arrived: int) -> None:
-        """The map has looked up: so many results are here."""
+        """The map has looked up, for the first time when it is open: so many results are here."""
 
     def counted(self, done: int, total: int) -> None:
         """So many of so many stripes are done, of data that is encoded here."""
@@ -181,15 +170,11 @@ def task_reports(
     return tuple(reports)
 
 
-def cost_of(
-    worker: Worker | None, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None
-) -> Cost | None:
+def cost_of(worker: Worker, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None) -> Cost | None:
     """Workers that stay are paid whatever they do; else every attempt is, of a map of so many seconds.
 
     One that never reported is paid until its worker sees that nobody waits.
     """
-    if worker is None:
-        return None
     if stay is not None:
         return cost_of_stay(worker, stay)
     unheard = seconds + LIVENESS_SECONDS

@@ -84,7 +84,7 @@ def fingerprint(f: Any) -> str | None:
     True
     """
     try:
-        return _Reached(f).digest()
+        return _Reached(f).hash.hexdigest()
     except Exception:  # pickle's, and whatever the caller's objects raise while they are looked at
         return None
 
@@ -103,23 +103,15 @@ class _Part:
 
 
 class _Reached(pickle.Pickler):
-    """Pickles into a digest: functions, classes and objects of the caller by what they hold, not by name."""
+    """Pickles into a hash: functions, classes and objects of the caller by what they hold, not by name."""
 
     def __init__(self, f: Any) -> None:
-        self._hash = hashlib.sha256()
-        super().__init__(self, 5)
+        self.hash = hashlib.sha256()
+        super().__init__(types.SimpleNamespace(write=self.hash.update), 5)
         self._modules: dict[str, types.ModuleType] = {}
         self._attributes = {"__getattr__"}  # that code names, of whatever
         self.dump(f)
         self._dump_attributes_of_modules()
-
-    def write(self, data: bytes) -> None:
-        """As a file of pickle's."""
-        self._hash.update(data)
-
-    def digest(self) -> str:
-        """The digest of everything that was reached."""
-        return self._hash.hexdigest()
 
     def reducer_override(self, value: Any) -> Any:
         """What is pickled in place of a value: its parts as a state, which may lead back to it."""

@@ -162,6 +162,20 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
     found.close()  # type: ignore[attr-defined]
 
 
+def test_a_map_with_a_buffer_keeps_the_executor_that_nobody_else_has() -> None:
+    for chunksize in (1, 3):
+        found = Executor(ReplayExecutor()).map(abs, range(20), chunksize=chunksize, buffersize=2)
+        assert list(found) == list(range(20))
+
+
+def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> None:
+    with Executor(ReplayExecutor()) as executor:
+        for f in (abs, float):
+            for chunksize in (1, 2):
+                list(executor.map(f, range(4), chunksize=chunksize))
+        assert len(executor._calls._kinds) == 4
+
+
 def test_a_map_that_times_out_or_raises_cancels_the_rest(tmp_path: Path) -> None:
     with Executor(workers=2) as executor:
         with pytest.raises(futures.TimeoutError):
@@ -280,7 +294,7 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
 
 
 def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
-    name = executor._driver._executor.name
+    name = executor._calls._executor.name
     if name.startswith(("ThreadPool", "ProcessPool", "replay", "kept workers on Client")):
         pytest.skip("its workers are this process, or all are lost with one")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import partial
 from typing import Any
@@ -11,13 +11,14 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from pool_processes import until
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.replay import ReplayRun
-from polarmap.run.calls import Call, Calls, function_of
+from polarmap.run.calls import MOST_KINDS, Call, Calls, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import schedule
 from polarmap.run.need import Stopwatch
@@ -37,7 +38,8 @@ class Served:
         retries: int = 1,
     ) -> None:
         self.most = 0  # calls that were under way at a time
-        self.calls = Calls(most, backups, retries)
+        self.calls = Calls(Mock(), print, most, backups, retries)
+        self.calls._is_served = True  # by hand
         self.withdrawn: list[tuple[int, int]] = []
         self.open(seconds, faults)
 
@@ -71,7 +73,7 @@ class Served:
     def serve(self) -> Iterator[int]:
         """Until no call waits or is under way."""
         for number in range(2000):
-            if self.calls.is_idle:
+            if not self.calls._calls:
                 return
             self.step()
             yield number
@@ -148,6 +150,21 @@ def test_no_more_is_remembered_than_tells_what_is_late() -> None:
     assert len(kind._durations) <= REMEMBERED
 
 
+def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
+    served = Served(faults={0: Fault("sleep", 1000.0)}, most=2)
+    kinds = served.calls._kinds
+    served.calls.put(Call(Future(), "asleep", to_block((int, (), {}))))
+    for number in range(3 * MOST_KINDS):
+        served.calls.put(Call(Future(), number % 2 or number, to_block((int, (), {}))))
+    while len(served.calls._calls) > 1:
+        served.step()
+    assert {"asleep", 1} < set(kinds.keys())
+    assert len(kinds) <= MOST_KINDS + 1
+    list(served.serve())
+    assert "asleep" not in kinds
+    assert len(served.calls._backups._kinds) <= MOST_KINDS + 1
+
+
 def test_a_call_that_raises_is_over_whatever_its_other_attempt_does() -> None:
     """The first attempt raises late, while its backup sleeps; nothing is started in the place of either."""
     faults = {3: Fault("raise", attempts=1)}
@@ -173,6 +190,8 @@ def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     assert "lost 2 times" in str(errors[1])
     assert errors[2] is not None
 
+
+PATIENCE = 30.0
 
 LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyError", "x", KeyError("x"))
 
@@ -228,10 +247,11 @@ def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next(
     served = Served()
     some, executor = served.add(9), Breaks()
     executor.calls = served.calls
-    served.calls.serve(executor)
+    served.calls._executor = executor
+    served.calls._serve()
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
-    assert not served.calls.is_idle
-    served.calls.serve(executor)
+    assert served.calls._calls
+    served.calls._serve()
     assert [one.future.result(0) for one in some[2:]] == list(range(2, 9))
 
 
@@ -239,11 +259,11 @@ def test_all_fail_where_none_is_opened() -> None:
     served = Served()
     some = served.add(3)
     assert some[2].future.cancel()
-    nowhere = Mock(open=Mock(side_effect=OSError("gone")))
-    served.calls.serve(nowhere)
+    served.calls._executor = Mock(open=Mock(side_effect=OSError("gone")))
+    served.calls._serve()
     assert some[0].future.done()  # nothing else was there when it came
-    served.calls.serve(nowhere)
-    assert served.calls.is_idle
+    served.calls._serve()
+    assert not served.calls._calls
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
     assert len(wait([some[2].future], 0.0).done) == 1
 
@@ -257,7 +277,7 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     assert some[3].future.cancel()
     with pytest.raises(CancelledError):
         block_of(served.calls, 3)
-    served.calls.cancel()
+    served.calls.shut_down(cancel_futures=True)
     assert len(wait([one.future for one in some], 0.0).done) == 7  # who waits for them is told
     assert [one.future.cancelled() for one in some] == [False, True, False] + [True] * 6
     list(served.serve())
@@ -328,13 +348,126 @@ def test_a_call_may_come_while_a_run_ends() -> None:
             return first
 
     first, late = (Call(Future(), "f", to_block((abs, (-1,), {}))) for _ in range(2))
-    threads, calls = list[threading.Thread](), Calls(4, 2, 1)
+    refusing = Mock(open=Mock(side_effect=KeyError("no run")))
+    threads, calls = list[threading.Thread](), Calls(refusing, print, 4, 2, 1)
     calls._calls = Interrupted({0: first})
-    calls._count = 1
-    refusing = Mock()
-    refusing.open.side_effect = KeyError("no run")
+    calls._count, calls._is_served = 1, True
     calls._taken = lambda is_meant: []  # type: ignore[method-assign]
-    calls.serve(refusing)
+    calls._serve()
     threads[0].join(60.0)
     assert not threads[0].is_alive()
     assert (calls._next, list(dict.keys(calls._calls))) == (0, [0, 1])
+
+
+# --- the thread that drives them -----------------------------------------------------------------
+
+
+class Counting:
+    """An executor that counts the runs that are open; it may have none to give."""
+
+    name, worker = "counting", None
+
+    def __init__(self, error: Exception | None = None, refuses: bool = False) -> None:
+        self.opened = self.open_now = 0
+        self.error, self.refuses = error, refuses
+        self.may_open = threading.Event()
+        self.may_open.set()
+
+    def refuse(self, attempts: Any) -> None:
+        if attempts:
+            raise OSError("gone")
+
+    def open(self, payload: Payload) -> Any:
+        self.may_open.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        run = ReplayExecutor().open(payload)
+        if self.refuses:
+            run.submit = self.refuse  # type: ignore[method-assign]
+        self.opened += 1
+        self.open_now += 1
+        close = run.close
+
+        def closing() -> None:
+            self.open_now -= 1
+            close()
+
+        run.close = closing  # type: ignore[method-assign]
+        return run
+
+
+def calls_on(executor: Counting, close: Callable[[], None] = lambda: None) -> Calls:
+    return Calls(executor, close, 4, 0, 0)
+
+
+def call() -> Call:
+    return Call(Future(), "f", to_block((int, (), {})))
+
+
+def submit(calls: Calls, count: int) -> list[Future[Any]]:
+    some = [call() for _ in range(count)]
+    for one in some:
+        calls.put(one)
+    return [one.future for one in some]
+
+
+@pytest.fixture
+def closed() -> list[bool]:
+    return []
+
+
+def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -> None:
+    executor = Counting()
+    calls = calls_on(executor, lambda: closed.append(True))
+    for turn in (1, 2):
+        executor.may_open.clear()
+        found = submit(calls, 10)
+        executor.may_open.set()
+        assert [one.result(PATIENCE) for one in found] == [0] * 10
+        assert executor.opened == turn
+        assert until(lambda: executor.open_now == 0)
+    assert not closed
+    calls.shut_down()
+    calls.join()
+    assert closed == [True]
+    calls.shut_down()
+    assert closed == [True]
+
+
+def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
+    calls = calls_on(Counting())
+    for _ in range(3):
+        [future] = submit(calls, 1)
+        assert future.result(PATIENCE) == 0
+        thread = calls._thread
+        assert thread is not None
+        assert until(lambda thread=thread: not thread.is_alive())
+
+
+@pytest.mark.parametrize(
+    "executor", [Counting(OSError("gone")), Counting(refuses=True)], ids=["open", "submit"]
+)
+def test_calls_fail_with_what_cannot_be_opened_or_takes_none(executor: Counting, closed: list[bool]) -> None:
+    calls = calls_on(executor, lambda: closed.append(True))
+    assert [str(one.exception(PATIENCE)) for one in submit(calls, 10)] == ["gone"] * 10
+    calls.shut_down()
+    calls.join()
+    assert closed == [True]
+
+
+def test_calls_that_no_run_was_given_can_be_cancelled(closed: list[bool]) -> None:
+    executor = Counting()
+    executor.may_open.clear()
+    calls = calls_on(executor, lambda: closed.append(True))
+    found = submit(calls, 20)
+    calls.shut_down(cancel_futures=True)
+    given = [one for one in found if one.running()]
+    assert given == found[:1]
+    assert len(wait(found, 0.0).done) == 19
+    assert all(one.cancelled() for one in found[1:])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        calls.put(call())
+    executor.may_open.set()
+    assert [one.result(PATIENCE) for one in given] == [0] * len(given)
+    calls.join()
+    assert closed == [True]

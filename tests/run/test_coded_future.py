@@ -13,6 +13,7 @@ from polarmap import PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
+from polarmap.run.need import Stopwatch
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.tasks import TaskTable
@@ -36,7 +37,7 @@ class ScriptedMap:
     def _run(self, observers: Observers) -> list[str]:
         [future], running = observers, self.running
         future.began(running)
-        running.opened(Run(self.woken), Results())  # type: ignore[arg-type]
+        running.run, running.need = Run(self.woken), Results()  # type: ignore[assignment]
         try:
             future.ended(Outcome(1, 0, [], (), None, 0.5), 0.9)
             self.began.set()
@@ -51,20 +52,18 @@ class ScriptedMap:
 
 
 class Run:
-    """Only its clock and its bell."""
+    """Only its bell."""
 
     def __init__(self, woken: threading.Event) -> None:
-        self.wake, self._seconds = woken.set, iter([0.0])
-
-    def now(self) -> float:
-        return next(self._seconds, 1.0)
+        self.wake = woken.set
 
 
 class Results:
     """That of block 1 is there."""
 
     def __init__(self) -> None:
-        self.tasks = TaskTable(3)
+        seconds = iter([0.0])
+        self.tasks, self.watch = TaskTable(3), Stopwatch(lambda: next(seconds, 1.0))
         self.tasks.arrived[1] = 0.9
 
     def early_result(self, task: int) -> Any:

@@ -21,14 +21,13 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
     run = running.executor.open(Payload(abs, PartBlocks([], ())))
-    running.tasks = TaskTable(4)
-    running.opened(run, FirstResults(print, False, str, running.tasks, Stopwatch(run.now)))
-    running.tasks.start([0, 1], 0.0)
+    need = FirstResults(print, False, str, TaskTable(4), Stopwatch(run.now))
+    running.run, running.need = run, need
+    need.tasks.start([0, 1], 0.0)
     assert [task.state for task in running.report().tasks] == ["running"] * 2 + ["not started"] * 2
-    running.let_go()
+    running.run = running.need = None
     running.wake()
     assert running.report() is blank
-    assert len(running.tasks) == 0
 
 
 def test_stripes_are_counted_from_none_to_the_end() -> None:
