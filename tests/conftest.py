@@ -54,7 +54,8 @@ def pytest_configure() -> None:
     tempfile.tempdir = None  # read TMPDIR again
     keep_compiled_modules()
     say_when_ended()
-    multiprocessing.set_forkserver_preload(["polarmap"])
+    # What each process of a pool imports, its main module (pytest) among it: once, and not in each.
+    multiprocessing.set_forkserver_preload(["pytest", "polarmap.worker.io_pools"])
 
 
 def say_when_ended() -> None:

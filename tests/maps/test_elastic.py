@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import queue
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plain import assert_same, cut
+from plain import assert_same, cut, process_pool
 
 from polarmap import coded_map
 from polarmap.errors import NotDecodableError
@@ -26,7 +25,6 @@ from polarmap.run.trusted import TRUSTED
 N, K = 8, 6
 DATA = np.random.default_rng(0).standard_normal((4 * K, 5))
 BLOCKS = cut(DATA, K)
-SPAWN = multiprocessing.get_context("spawn")
 PATIENCE = 100.0
 
 
@@ -55,7 +53,7 @@ class ElasticPool(Executor):
 
     def join(self) -> None:
         """One worker more."""
-        process = ProcessPoolExecutor(1, mp_context=SPAWN)
+        process = process_pool(1)
         thread = threading.Thread(target=self._work, args=(process,))
         self._workers.append((process, thread))
         thread.start()

@@ -74,9 +74,8 @@ def test_twice_as_many_items_take_twice_as_many_calls(name: str) -> None:
         # First uses; of a coded map, some tasks may be late and their blocks decoded.
         np.testing.assert_allclose(np.ravel(run(pool, 500)), np.arange(500), atol=1e-9)
         few = min(calls_of(lambda: run(pool, 500)) for _ in range(2))
-        many = min(calls_of(lambda: run(pool, 2000)) for _ in range(2))
-    # Doubled twice: on a busy machine an item takes up to a sixth more calls than on a quiet one.
-    assert many < 5 * few
+        # Doubled twice: on a busy machine an item takes up to a sixth more calls than on a quiet one.
+        assert any(calls_of(lambda: run(pool, 2000)) < 5 * few for _ in range(2))
 
 
 def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:

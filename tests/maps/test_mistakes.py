@@ -235,9 +235,10 @@ CALLS: dict[str, Call] = {
     "CodedArray.repair": Call(repaired, REPLAY),
     "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
     "list_coded": Call(polarmap.list_coded, {"storage": "folder"}),
-    "plan": Call(polarmap.plan, {"k": 4, "runtimes": SEEN, "trials": 10}),
+    "plan": Call(polarmap.plan, {"k": 4, "runtimes": SEEN, "max_workers": 6, "trials": 10}),
     "plan, on demand": Call(
-        polarmap.plan, {"k": 4, "runtimes": DISTRIBUTION, "schedule": "auto", "trials": 10}
+        polarmap.plan,
+        {"k": 4, "runtimes": DISTRIBUTION, "max_workers": 6, "schedule": "auto", "trials": 10},
     ),
     "PolarCode": Call(polar, {}),
     "PolarCode, integers": Call(polar, {"kernel": "arikan"}),

@@ -87,7 +87,7 @@ def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config, wh
     executor = config if where == "s3" else where
 
     def spread(block):
-        return np.repeat(block[:, None], 1 << 20, axis=1)  # 64 MB
+        return np.repeat(block[:, None], 1 << 17, axis=1)  # 8 MB
 
     y = polarmap.coded_map(spread, A, blocks=2, workers=3, executor=executor, timeout=100)
     for found, block in zip(y, np.split(A, 2), strict=True):

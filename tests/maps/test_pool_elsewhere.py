@@ -122,6 +122,7 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
     check(pool)
 
 
+@over("socket", "redis")
 def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
     check(pool)  # workers that start find what the driver finds then
     monkeypatch.syspath_prepend(tmp_path)
@@ -152,6 +153,7 @@ def test_results_stay_where_the_data_is(place: Place, pool: Pool, tmp_path: Path
         polarmap.open_coded(name, storage).delete()
 
 
+@over("socket", "redis")
 def test_two_threads_map_at_once(pool: Pool) -> None:
     with ThreadPoolExecutor(2) as threads:
         for _ in threads.map(lambda turn: check(pool), range(8)):
@@ -161,6 +163,7 @@ def test_two_threads_map_at_once(pool: Pool) -> None:
 # --- what fails ----------------------------------------------------------------------------------
 
 
+@over("socket", "redis")
 def test_workers_that_sleep_for_good_are_erasures(pool: Pool) -> None:
     x, data = X, A.copy()
     driver, late = os.getpid(), (float(data[0, 0]), float(data[8, 0]))
@@ -175,6 +178,7 @@ def test_workers_that_sleep_for_good_are_erasures(pool: Pool) -> None:
     check(pool)
 
 
+@over("socket", "redis")
 def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
     for _ in range(2):
         victim = next(iter(workers_of(pool)))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import threadpoolctl
-from plain import assert_same, plain_map
+from plain import assert_same, plain_map, process_pool
 
 from polarmap import CodedOperator, CodedResult, Fault, FaultyExecutor, coded_map, encode
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
@@ -55,12 +55,8 @@ def threads() -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
-    with spawned(SLOTS) as pool:
+    with process_pool(SLOTS) as pool:
         yield pool
-
-
-def spawned(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +184,7 @@ LARGE = np.random.default_rng(1).standard_normal((1_200, 300))  # blocks of half
 def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) -> None:
     """One process, so that it has all that it needs after the first maps."""
     data = encode(LARGE, name="a", blocks=K, workers=N, storage=tmp_path, progress=False)
-    with spawned(1) as pool, CodedOperator(data, executor=pool) as operator:
+    with process_pool(1) as pool, CodedOperator(data, executor=pool) as operator:
         sent: list[int] = []
         submit = pool.submit
 
@@ -321,7 +317,7 @@ def always_waits(gate: Path, block: Any) -> Any:
 
 
 def test_a_killed_process_breaks_its_pool_and_the_error_says_so() -> None:
-    with spawned(1) as pool:
+    with process_pool(1) as pool:
         with pytest.raises(
             NotDecodableError, match=r"of 6 needed.*a process died.*takes all tasks.*leave executor= out"
         ):
@@ -339,7 +335,7 @@ def test_a_pool_that_is_shut_down_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_tasks_that_somebody_elses_shutdown_cancels_are_lost(kind: str, tmp_path: Path, gate: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     pool = CountingThreads(2) if kind == "threads" else CountingProcesses(2, mp_context=context)
     closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate))
     closing.start()
@@ -418,7 +414,7 @@ def fails_to_begin() -> None:
 def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
     pool: Executor = ThreadPoolExecutor(2, initializer=fails_to_begin)
     if kind == "processes":
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         pool = ProcessPoolExecutor(1, mp_context=context, initializer=fails_to_begin)
     with pool, pytest.raises((NotDecodableError, ExecutorError), match="initializer"):
         coded(double, pool, blocks=2, workers=3)

@@ -265,7 +265,7 @@ def test_many_futures_need_few_threads(threads: ThreadPoolExecutor) -> None:
         before = threading.active_count()
         futures = [
             polarmap.submit(np.negative, np.full((8, 2), float(number)), blocks=4, executor=pool)
-            for number in range(200)
+            for number in range(100)
         ]
         most = threading.active_count()
         done, _ = wait(futures, timeout=120.0)
