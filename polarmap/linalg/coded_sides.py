@@ -11,6 +11,7 @@ from polarmap.arrays.encoding import encode
 from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse
 from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
@@ -19,6 +20,7 @@ from polarmap.linalg import matrices
 from polarmap.linalg.layouts import BlockCounts
 
 Coded = CodedBlocks | CodedArray
+PAIRED = BlockCounts(7, 8)  # 28 products of data blocks and 8 more: a pair of blocks is a task
 
 
 class CodedSides:
@@ -26,15 +28,16 @@ class CodedSides:
 
     def __init__(self, matrix: Any, executor: Any, sizes: BlockCounts, code: CodeName | PolarCode) -> None:
         self._matrix, self._sizes, self._code = matrix, sizes, code
-        self._is_sparse = is_sparse(matrix)  # and lies in memory
-        self._storage = None if self._is_sparse else storage_beside(executor, matrix)
+        self.is_sparse = is_sparse(matrix)  # and lies in memory
+        self._storage = None if self.is_sparse else storage_beside(executor, matrix)
         self._prefix = f"operator-{uuid.uuid4().hex}"
         self.sides: dict[str, Coded] = {}
         self._largest: dict[str, int] = {}  # integer of a side, as far as it was asked for or is known anyway
         self._ours: list[CodedArray] = []
+        self._pairs: CodedPairs | None = None
 
     def side(self, name: str) -> Coded:
-        """The matrix coded by "rows" or by "columns", encoded when it is asked for first."""
+        """The matrix coded by "rows", "columns" or "paired columns", encoded when it is asked for first."""
         if name not in self.sides:
             self.sides[name] = self._encode(name)
         return self.sides[name]
@@ -48,16 +51,28 @@ class CodedSides:
             matrices.check_no_wrap(dtype, self._largest[name], coded.code.norm_inf, "A")
         return coded
 
+    def pairs(self) -> CodedPairs:
+        """Pairs of coded blocks of columns, for A' A; of blocks of their own where these are too many."""
+        if self._pairs is None:
+            code = self.side("columns").code
+            fits = isinstance(code, PolarCode) and code.k <= PAIRED.k and code.kernel == "rotation"
+            columns = self.side("columns" if fits else "paired columns").coded_blocks()
+            self._pairs = CodedPairs(columns, columns, triangle=True)
+        return self._pairs
+
     def remove(self) -> None:
         """Let go of memory, delete what was stored."""
         self.sides.clear()
+        self._pairs = None
         while self._ours:
             self._ours.pop().delete()
 
     def _encode(self, name: str) -> Coded:
-        if self._is_sparse:
+        if self.is_sparse:
             matrix = self._matrix if name == "rows" else self._matrix.T.tocsr()
-            return encode_sparse(matrix, CodeOptions(*self._counts(matrix.shape[0])), keep=True, name="A")
+            return encode_sparse(
+                matrix, CodeOptions(*self._counts(matrix.shape[0], False)), keep=True, name="A"
+            )
         if isinstance(self._matrix, CodedArray) and self._matrix.key is not None:
             raise CodeError(
                 f"A is an encrypted coded array, and its {name} would be stored as they are: pass "
@@ -65,7 +80,7 @@ class CodedSides:
             )
         matrix = self._matrix[:] if isinstance(self._matrix, CodedArray) else self._matrix
         data = matrices.CheckedMatrix(matrix if name == "rows" else matrices.TransposedMatrix(matrix), "A")
-        k, n, code = self._counts(data.shape[0])
+        k, n, code = self._counts(data.shape[0], name == "paired columns")
         if self._storage is None:
             return encode_once(data, k, n, code)
         where, place = f"{self._prefix}-{name}", self._storage
@@ -74,11 +89,11 @@ class CodedSides:
         self._largest[name] = data.largest
         return coded
 
-    def _counts(self, length: int) -> tuple[int, int, CodeName | PolarCode]:
+    def _counts(self, length: int, is_paired: bool) -> tuple[int, int, CodeName | PolarCode]:
         """k, n and the code of a side of so many rows."""
-        k = min(self._sizes.k, int(length))
-        n = k + math.ceil((self._sizes.n - self._sizes.k) * k / self._sizes.k)
-        code = self._code
+        sizes, code = (PAIRED, "rotation") if is_paired else (self._sizes, self._code)
+        k = min(sizes.k, int(length))
+        n = k + math.ceil((sizes.n - sizes.k) * k / sizes.k)
         if isinstance(code, PolarCode) and k < code.k:
             code = "arikan" if code.kernel == "arikan" else "rotation"
         return k, n, code

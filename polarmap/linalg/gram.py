@@ -15,7 +15,7 @@ from polarmap.code.dtypes import Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import BlockCounts, check_counts
-from polarmap.linalg.products import CodedProduct, product_map, product_of_pairs
+from polarmap.linalg.products import CodedProduct, ProductMap, product_map, product_of_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
@@ -84,19 +84,25 @@ def coded_gram(
 
     def run(observers: Observers) -> CodedProduct:
         matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
-        w = None if weights is None else _checked_weights(weights, matrix.shape[0])
+        w = None if weights is None else checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
         k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
         n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
         coded = _coded(matrix, dtype, k, n)
-        f = _products(w, dtype)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
-        array, report = product_of_pairs(f, coded, (matrix.shape[1],) * 2, run)
-        if not is_exact(dtype):
-            _mirror(array, coded.layout(0)[0][1][0])
-        return CodedProduct(array, report)
+        return gram_of_pairs(coded, matrix.shape[1], w, dtype, run)
 
     return PreparedMap(run)
+
+
+def gram_of_pairs(
+    coded: CodedPairs, columns: int, w: Array | None, dtype: DType, run: ProductMap
+) -> CodedProduct:
+    """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many."""
+    array, report = product_of_pairs(_products(w, dtype), coded, (columns, columns), run)
+    if not is_exact(dtype):
+        _mirror(array, coded.layout(0)[0][1][0])
+    return CodedProduct(array, report)
 
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
@@ -107,7 +113,8 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     return CodedPairs(factor, factor, triangle=not is_exact(dtype))
 
 
-def _checked_weights(weights: Any, rows: int) -> Array:
+def checked_weights(weights: Any, rows: int) -> Array:
+    """A real weight for each row."""
     w = matrices.check_operand(weights, "weights")
     if w.shape != (rows,):
         raise CodeError(f"weights has shape {w.shape}, but A has {rows} rows: one weight for each is needed")

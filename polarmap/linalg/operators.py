@@ -21,6 +21,7 @@ from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
 from polarmap.linalg import matrices
 from polarmap.linalg.coded_sides import CodedSides
+from polarmap.linalg.gram import FOR_SPARSE, checked_weights, gram_of_pairs
 from polarmap.linalg.layouts import BlockCounts, check_counts, counts_of
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
@@ -133,6 +134,43 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
         self._finish()
 
+    def gram(self, weights: Any) -> Array:
+        """A^H diag(weights) A, one coded map over pairs of blocks of columns; counted as a product.
+
+        `coded_gram` of a matrix that is multiplied again and again: it is encoded once.
+
+        Parameters
+        ----------
+        weights : (M,)
+            Real, of either sign.
+
+        Returns
+        -------
+        (N, N)
+
+        Raises
+        ------
+        CodeError
+            A that is sparse or holds integers; weights that are complex, or not one a row.
+
+        Examples
+        --------
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> A, w = np.random.default_rng(0).standard_normal((30, 9)), np.arange(30.0)
+        >>> with ThreadPoolExecutor(4) as pool, CodedOperator(A, blocks=3, executor=pool) as operator:
+        ...     bool(np.allclose(operator.gram(w), A.T @ (w[:, None] * A)))
+        True
+        """
+        with without_our_frames:
+            self._check_open()
+            if self._sides.is_sparse or is_exact(self.dtype):
+                raise CodeError(f"a Gram matrix is of dense real or complex numbers: use {FOR_SPARSE}")
+            w = checked_weights(weights, self.shape[0])
+            dtype = np.result_type(self.dtype, w.dtype)
+            product = gram_of_pairs(self._sides.pairs(), self.shape[1], w, dtype, self._run)
+            self.report, self.products = product.report, self.products + 1
+            return product.array
+
     def __enter__(self) -> CodedOperator:
         return self
 
@@ -151,11 +189,14 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def _rmatmat(self, X: Array) -> Array:
         return self._product("columns", X.conj()).conj()
 
+    def _check_open(self) -> None:
+        if not self._finish.alive:
+            raise CodeError("this CodedOperator is closed: make a new one")
+
     def _product(self, name: str, operand: Any) -> Array:
         """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
         with without_our_frames:
-            if not self._finish.alive:
-                raise CodeError("this CodedOperator is closed: make a new one")
+            self._check_open()
             operand = matrices.check_operand(operand)
             dtype = np.result_type(self.dtype, operand.dtype)
             if operand.size == 0:

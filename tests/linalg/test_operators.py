@@ -17,6 +17,7 @@ from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg.test_products import assert_close, matrix
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
 import polarmap
@@ -71,6 +72,26 @@ def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
             (y.T @ coded, y.T @ A),
         ]:
             assert_close(result, expected, ROOM[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "cut", [{"blocks": 4, "workers": 6}, {"blocks": 24}, {"blocks": 6, "code": "arikan"}]
+)
+def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) -> None:
+    A = random_matrix((50, 13), dtype)
+    with CodedOperator(A, executor=lossy(), **cut) as coded:
+        for weights in STREAM.standard_normal((3, 50)):
+            assert_close(coded.gram(weights), A.conj().T @ (weights[:, None] * A), 100 * ROOM[dtype])
+        assert coded.products == 3 and coded.report.recovered == (1, 4, 7)
+        assert coded.report.n <= 36  # a task is a pair of at most 8 blocks
+
+
+def test_gram_matrices_that_cannot_be() -> None:
+    with pytest.raises(CodeError, match=r"of dense real or complex numbers: use A.toarray\(\)"):
+        operator(csr_array(TALL)).gram(np.ones(50))
+    with pytest.raises(CodeError, match="weights has shape"):
+        operator(TALL).gram(np.ones(49))
 
 
 @settings(max_examples=60)
