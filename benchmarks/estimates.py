@@ -46,15 +46,15 @@ def coverage(data_sets: int) -> Iterator[list[object]]:
         for count in COUNTS:
             shares, ratios = [], list[float]()
             for seed in range(data_sets):
-                some = _ratios(code, make, count, np.random.default_rng(seed))
+                some = ratios_of(code, make, count, np.random.default_rng(seed))
                 shares.append(100 * np.mean([ratio >= 1 for ratio in some]))
                 ratios += some
             row.append(f"{min(shares):.0f}-{max(shares):.0f} %, {np.median(ratios):.1f}")
         yield row
 
 
-def _ratios(code: PolarCode, make: Make, count: int, stream: np.random.Generator) -> list[float]:
-    """What is said over what comes, in each order."""
+def ratios_of(code: PolarCode, make: Make, count: int, stream: np.random.Generator) -> list[float]:
+    """The error that is said over the one that comes, in each of so many random orders."""
     data = make(stream)
     coded, ratios = code.encode(data), []
     for _ in range(ORDERS):
