@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
+from typing import Any
+
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
+REPEATS = 5
 REST = 0.15  # seconds: the threads of BLAS spin for about 0.1 after a product, and take a core
 
 
@@ -59,6 +64,26 @@ def seconds_of(action: Callable[[], object]) -> float:
 def seconds_of_steps(step: Callable[[], object], steps: int, not_counted: int = 1) -> list[float]:
     """How long each of some calls takes, after those that are not counted."""
     return [seconds_of(step) for _ in range(not_counted + steps)][not_counted:]
+
+
+def processor_seconds(action: Callable[[], Any], of: Callable[[list[float]], float]) -> tuple[float, Any]:
+    """Seconds of processor time, the least or the median of a few runs, and the result of the last."""
+    seconds, result = [], None
+    with one_thread_of_blas():
+        for _ in range(REPEATS):
+            result = None  # whose memory the next run may have
+            start = process_time()
+            result = action()
+            seconds.append(process_time() - start)
+    return of(seconds), result
+
+
+@contextmanager
+def one_thread_of_blas() -> Iterator[None]:
+    """Threads of BLAS that wait for each other take processor time: nothing that a job needs."""
+    with threadpool_limits(1):
+        sleep(REST)
+        yield
 
 
 def show(header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:

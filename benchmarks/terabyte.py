@@ -5,20 +5,18 @@ Sizes, prices and the speed of coding are known, the rest is assumed: replace it
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import is_quick, show
+from benchmarks import is_quick, processor_seconds, show
 from polarmap import PolarCode
 from polarmap.arrays.repairing import rebuilder, weights_of
 from polarmap.arrays.stripe_encoder import encoder, multiplier
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
-from polarmap.worker.threads import limits
 
 DATA, COLUMNS, ITEMSIZE = 1.2e12, 196_608, 4  # bytes; float32
 WORKERS = 10_000
@@ -134,20 +132,9 @@ def measured(n: int, k: int, width: int) -> tuple[float, float]:
     weights = weights[:, weights.any(axis=0)]
     rebuild = rebuilder(weights, [], [dtype] * len(lost))
     rows = list(rng.standard_normal((weights.shape[1], width)).astype(dtype))
-    return data.nbytes / _least(lambda: encode(data)), sum(r.nbytes for r in rows) / _least(
-        lambda: rebuild(rows)
-    )
-
-
-def _least(call: Callable[[], object]) -> float:
-    """Processor seconds of one thread, as workers have it: the least of three calls after a first."""
-    seconds = []
-    with limits.of_process(1):
-        for _ in range(4):
-            began = time.process_time()
-            call()
-            seconds.append(time.process_time() - began)
-    return min(seconds[1:])
+    encoding, _ = processor_seconds(lambda: encode(data), min)
+    rebuilding, _ = processor_seconds(lambda: rebuild(rows), min)
+    return data.nbytes / encoding, sum(row.nbytes for row in rows) / rebuilding
 
 
 def table() -> list[str]:

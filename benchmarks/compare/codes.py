@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from statistics import median
-from time import process_time, sleep
-from typing import Any, NamedTuple
+from time import process_time
+from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from benchmarks import REST
+from benchmarks import one_thread_of_blas, processor_seconds
 from benchmarks.rivals import (
     Array,
     Rival,
@@ -34,7 +32,6 @@ from polarmap.planning import ArrivalsNeeded
 NOISE = 128  # columns of unit noise from which amplifications are estimated
 BLOCK_BYTES = 1_000_000  # of the blocks that are coded, or less where all of them would be too much
 LEAST_LEVELS = 8  # of codes that are measured with fewer, too
-REPEATS = 5
 EMBEDDED_UP_TO = 64  # blocks: beyond, hardly a digit is left at the k-th arrival
 LARGEST_ERROR = 1e-4  # of unit data: what is decoded worse is decoded wrongly
 RAPTOR_UP_TO = 1024  # blocks: at 10,000 one seed of twenty is systematic, and decodes to one digit
@@ -131,9 +128,9 @@ def measure(
     width = int(min(BLOCK_BYTES, megabytes * 1_000_000 / code.k)) // 16 * 2
     data = some_data(code, width, is_integer)
     first_seconds = seconds_of_first_use(make, arrived, data[:, :2].copy())
-    encode_seconds, coded = timed(lambda: code.encode(data), min)
-    plan_seconds, plan = timed(lambda: code.plan(arrived), median)
-    decode_seconds, found = timed(lambda: plan.recover(coded), min)
+    encode_seconds, coded = processor_seconds(lambda: code.encode(data), min)
+    plan_seconds, plan = processor_seconds(lambda: code.plan(arrived), median)
+    decode_seconds, found = processor_seconds(lambda: plan.recover(coded), min)
     patterns = [
         orders[i][: arrivals[i]] for i in np.flatnonzero(decodes)[: size.patterns if count > 1 else 1]
     ]
@@ -177,26 +174,6 @@ def once_and_again(make: Callable[[], Rival], arrived: Array, data: Array) -> fl
             code.plan(arrived).recover(code.encode(data))
             seconds.append(process_time() - start)
     return max(0.0, 2 * seconds[0] - seconds[1])
-
-
-def timed(action: Callable[[], Any], of: Callable[[list[float]], float]) -> tuple[float, Any]:
-    """Seconds of processor time, the least or the median of a few runs, and the result of the last."""
-    seconds, result = [], None
-    with one_thread_of_blas():
-        for _ in range(REPEATS):
-            result = None  # whose memory the next run may have
-            start = process_time()
-            result = action()
-            seconds.append(process_time() - start)
-    return of(seconds), result
-
-
-@contextmanager
-def one_thread_of_blas() -> Iterator[None]:
-    """Threads of BLAS that wait for each other take processor time: nothing that a code needs."""
-    with threadpool_limits(1):
-        sleep(REST)
-        yield
 
 
 def counted(arrivals: Array, n: int) -> ArrivalsNeeded:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from benchmarks.compare import elastic, whole
+from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
+from benchmarks.compare.jobs import BLOCKS, beside_tasks
 from benchmarks.pages import number, table
 from benchmarks.rivals.fermat import quantization_error
 from polarmap.planning import Completion
@@ -46,7 +47,7 @@ def fastest_table(codes: dict[Size, list[Measured]], jobs: Jobs) -> str:
     """The fastest rival and the fastest of polarmap's schemes, with coding and transfer, by the mean."""
     names, rows = list(dict.fromkeys(name for _, name in jobs)), []
     for size, some in codes.items():
-        for block in whole.BLOCKS:
+        for block in BLOCKS:
             row = [f"{size.k:,} of {block // 1_000_000} MB"]
             for name in names:
                 means = whole_means(some, jobs[size, name], block)
@@ -63,7 +64,7 @@ def whole_means(some: list[Measured], jobs: dict[str, Completion], block: int) -
     """Mean seconds with coding and transfer, of what is affordable; of k blocks only."""
     by_name, most = {code.name: code for code in some}, AFFORDABLE * jobs["uncoded"].paid
     return {
-        scheme: job.mean + whole.beside_tasks(job, by_name, block).seconds
+        scheme: job.mean + beside_tasks(job, by_name, block).seconds
         for scheme, job in jobs.items()
         if job.pieces == 1 and not job.failure_probability and job.paid <= most
     }
@@ -94,7 +95,7 @@ def job_tables(size: Size, codes: list[Measured], jobs: Jobs) -> str:
     """With coding and transfer, then arrivals alone, a table for each distribution, to be unfolded."""
     names = [name for of, name in jobs if of == size]
     parts = [f"## {size.k:,} blocks, {size.n:,} coded tasks"]
-    for block in whole.BLOCKS:
+    for block in BLOCKS:
         header = ["mean seconds", "encode", "transfer", "plan, decode", *names]
         text = table(header, whole_rows(codes, [jobs[size, name] for name in names], block))
         parts += [f"**Blocks of {block // 1_000_000} MB, everything included**", text]
@@ -113,7 +114,7 @@ def whole_rows(codes: list[Measured], tables: list[dict[str, Completion]], block
     for schemes in zip(*(jobs.values() for jobs in tables)):
         if schemes[0].pieces > 1:
             continue
-        parts = [whole.beside_tasks(job, by_name, block) for job in schemes]
+        parts = [beside_tasks(job, by_name, block) for job in schemes]
         means = [number(job.mean + part.seconds) for job, part in zip(schemes, parts)]
         tuned = schemes[0].scheme.startswith("backup tasks (tuned")  # by each distribution
         name = "backup tasks (tuned)" if tuned else bold(schemes[0].scheme)

@@ -168,9 +168,14 @@ def _running(config: Path | None, timeout: float) -> Iterator[Check]:
         yield (found := _storage(config))
         if found.state == "bad":
             return
-    yield (found := _map(config, timeout))
-    if found.state == "ok":
-        yield _kept_workers(config, timeout)
+    for name, look in (("coded map", _map), ("kept workers", _kept_workers)):
+        try:
+            found = look(config, timeout)
+        except PolarmapError as error:
+            found = Check(name, "bad", f"{type(error).__name__}: {one_line(error)}")
+        yield found
+        if found.state != "ok":
+            return
 
 
 def _storage(config: Path) -> Check:
@@ -201,10 +206,7 @@ def _storage(config: Path) -> Check:
 def _map(executor: Any, timeout: float) -> Check:
     """Check a coded map whose right result is known."""
     began = time.perf_counter()
-    try:
-        y = _product(executor, timeout)
-    except PolarmapError as error:
-        return Check("coded map", "bad", f"{type(error).__name__}: {one_line(error)}")
+    y = _product(executor, timeout)
     seconds = time.perf_counter() - began
     if not np.array_equal(y.concatenate(), A @ X):
         return Check("coded map", "bad", "the result is wrong", "please report this")
@@ -220,15 +222,12 @@ def _map(executor: Any, timeout: float) -> Check:
 def _kept_workers(config: Path | None, timeout: float) -> Check:
     """Check how long maps take on workers that stay: the first one, and those after it."""
     seconds = []
-    try:
-        with Pool(config) as pool:
-            for _ in range(1 + LATER_MAPS):
-                began = time.perf_counter()
-                _product(pool, timeout)
-                seconds.append(time.perf_counter() - began)
-            return _speed(pool.name, config is None, seconds[0], median(seconds[1:]))
-    except PolarmapError as error:
-        return Check("kept workers", "bad", f"{type(error).__name__}: {one_line(error)}")
+    with Pool(config) as pool:
+        for _ in range(1 + LATER_MAPS):
+            began = time.perf_counter()
+            _product(pool, timeout)
+            seconds.append(time.perf_counter() - began)
+        return _speed(pool.name, config is None, seconds[0], median(seconds[1:]))
 
 
 def _product(executor: Any, timeout: float) -> CodedResult[Any]:

@@ -13,16 +13,7 @@ import yaml
 from polarmap.clouds.extras import install_command
 from polarmap.errors import ExecutorError
 
-# The extra with the client library of a backend or storage.
-EXTRAS = {
-    "aws_lambda": "aws",
-    "aws_s3": "aws",
-    "gcp_functions": "gcp",
-    "gcp_storage": "gcp",
-    "azure_functions": "azure",
-    "azure_storage": "azure",
-    "k8s": "k8s",
-}
+EXTRAS = {"aws", "azure", "gcp", "k8s"}  # with client libraries: the first words of backends and storages
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
@@ -87,8 +78,8 @@ def extra_hint(config: Mapping[str, Any], error: BaseException) -> str:
     >>> extra_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
     "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
     """
-    named = [backend_of(config), (config.get("lithops") or {}).get("storage", "")]
-    extras = sorted({EXTRAS[name] for name in named if name in EXTRAS})
+    named = backend_of(config), str((config.get("lithops") or {}).get("storage", ""))
+    extras = sorted(EXTRAS.intersection(name.partition("_")[0] for name in named))
     if not isinstance(error, ModuleNotFoundError) or not extras:
         return ""
     return f"; install it: {install_command(*extras)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.compare import codes, elastic, figures, jobs, page, whole
+from benchmarks.compare import codes, elastic, figures, jobs, page
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.pages import number, with_parts
 from benchmarks.rivals import mds
@@ -22,7 +22,7 @@ DISTRIBUTION = ShiftedExponential(1.0, 1.0)
 @pytest.fixture(scope="module")
 def measured() -> list[Measured]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(codes, "REST", 0)
+        patched.setattr("benchmarks.REST", 0)
         return list(codes.measured(SIZE, 20, 1))
 
 
@@ -68,15 +68,15 @@ def test_a_whole_job_is_coding_transfer_and_tasks(
     measured: list[Measured], table: dict[str, Completion]
 ) -> None:
     by_name, size = {code.name: code for code in measured}, 1_000_000
-    plain = whole.beside_tasks(table["uncoded"], by_name, size)
+    plain = jobs.beside_tasks(table["uncoded"], by_name, size)
     assert plain.seconds == plain.transfer == pytest.approx(2 * size / 75e6 + 18 * size / 1.25e9)
-    code, coded = by_name["rotation"], whole.beside_tasks(table["rotation"], by_name, size)
+    code, coded = by_name["rotation"], jobs.beside_tasks(table["rotation"], by_name, size)
     assert coded.encode == pytest.approx(code.encode_seconds * 9 * size)
     assert coded.decode == pytest.approx(code.plan_seconds + code.decode_seconds * 9 * size)
     assert coded.transfer - plain.transfer == pytest.approx(3 * size / 1.25e9)
-    twice = whole.beside_tasks(table["2x replication"], by_name, size)
+    twice = jobs.beside_tasks(table["2x replication"], by_name, size)
     assert twice == plain
-    late = whole.beside_tasks(table["on demand"], by_name, size)
+    late = jobs.beside_tasks(table["on demand"], by_name, size)
     assert plain.transfer < late.transfer < coded.transfer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import h5py
@@ -106,6 +107,16 @@ def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
     assert (ran.code, "no dataset 'other'; it holds group, nothing" in ran.err) == (1, True)
     ran = polarmap("encode", stored.parent / "data.h5::nothing", "x")
     assert (ran.code, "data of shape () has no rows" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize(("module", "source"), [("h5py", "data.h5::a"), ("zarr", "")])
+def test_what_is_not_installed_is_said_in_a_line(
+    polarmap: Run, stored: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    ran = polarmap("encode", stored.parent / source, "a")
+    assert (ran.code, ran.out) == (1, "")
+    assert f"needs {module}: pip install " in ran.err and ran.err.count("\n") == 1
 
 
 def test_an_encrypted_array_is_listed_and_deleted_without_its_key(

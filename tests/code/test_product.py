@@ -12,8 +12,7 @@ from product_codes import blocks_of, combinations_of, decoded, grid, rank
 
 from polarmap import Decoder, PolarCode
 from polarmap.code import product
-from polarmap.code.product import ProductCode
-from polarmap.code.row_column import RowColumnDecoder
+from polarmap.code.product import ProductCode, RowColumnDecoder
 from polarmap.errors import CodeError
 
 
@@ -131,3 +130,19 @@ def test_large_grids_are_decoded_line_by_line(monkeypatch: pytest.MonkeyPatch) -
     rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
     found = decoder.recovery.recover(rows, data.dtype)
     assert np.abs(found - data[decoder.missing]).max() < 1e-8 * np.abs(data).max()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_line_by_line_decoding_is_never_wrong_and_stalls_at_stopping_sets_only(kernel: str) -> None:
+    code, exact = grid((3, 2), (4, 3), kernel), kernel == "arikan"
+    combinations = combinations_of(code)
+    for pattern in range(0, 1 << code.n, 5):
+        arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
+        by_lines = RowColumnDecoder(code, exact)
+        by_lines.add(np.flatnonzero(arrived))
+        if by_lines.is_complete:
+            assert rank(combinations[arrived], exact) == code.k
+        if not exact:  # any k of a line decode it: what stays unknown has more than r in every line
+            unknown = ~by_lines.known
+            assert all(count > 1 for count in unknown.sum(axis=0) if count)
+            assert all(count > 1 for count in unknown.sum(axis=1) if count)
