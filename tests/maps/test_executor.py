@@ -162,6 +162,21 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
     found.close()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_large_function_of_a_map_is_a_file_while_there_is_room_for_one(
+    two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    folder, removed = tmp_path / "folder", threading.Event()
+    if has_room:
+        folder.mkdir()
+    monkeypatch.setattr("polarmap.maps.executor.memory_folder", lambda: folder)
+    monkeypatch.setattr("polarmap.maps.executor.remove", lambda path: path == folder and removed.set())
+    large = np.ones(100_000)
+    assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
+    assert has_room == (folder / "function").exists()
+    assert removed.wait(PATIENCE)
+
+
 def test_a_map_with_a_buffer_keeps_the_executor_that_nobody_else_has() -> None:
     for chunksize in (1, 3):
         found = Executor(ReplayExecutor()).map(abs, range(20), chunksize=chunksize, buffersize=2)
