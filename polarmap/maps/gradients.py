@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,18 +13,18 @@ from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.checks import is_one_of, is_positive
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.code.dtypes import EPS, Array, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.maps.slope_errors import SlopeErrors
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.running_map import Observers
-from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
+from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}
+SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
 MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
 
 
@@ -146,7 +147,7 @@ def coded_gradient(
         count = point.size if base is None else len(base)
         k = count_blocks(blocks, workers, code, count)
         data, task = _prepare(f, point, unit, step, scheme, base, k)
-        known = KnownFunction(errors=SlopeErrors(step, scheme))
+        known = KnownFunction(errors=partial(slope_errors, step, scheme))
         options = replace(options, rtol=amplification * EPS, known=known)
         try:
             sizes = CodeOptions(k, workers, code)
@@ -221,6 +222,29 @@ def _prepare(
     if base is None:
         return list(np.eye(k)), along_coordinates(f, x, scale, h, scheme, k)
     return cut_directions(base, k), along_rows(f, x, scale, h, scheme)
+
+
+def slope_errors(h: float, scheme: str, received: list[list[Array]]) -> list[float]:
+    """What slopes may be off by although f is smooth, from the `Sizes` that came with them.
+
+    These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
+    """
+    columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
+    lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
+    rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
+    truncation = h * max(0.0, highest - lowest)
+    if scheme == "forward":
+        truncation = _second_largest(columns["curvature"])
+    error = _second_largest(columns["longest"]) * (rounding + truncation) / h
+    return [SLACK * error, np.inf]
+
+
+def _second_largest(column: Array) -> float:
+    """The second largest of three finite values or more; the largest of fewer, 0 of none."""
+    finite = np.sort(column[np.isfinite(column)])
+    if len(finite) == 0:
+        return 0.0
+    return float(finite[-2] if len(finite) > 2 else finite[-1])
 
 
 def _count_evaluations(report: Report, count: int, scheme: str) -> tuple[int, int]:

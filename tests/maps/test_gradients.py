@@ -15,7 +15,8 @@ from scipy.optimize import minimize, rosen, rosen_der
 
 from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.maps.gradients import DEFAULT_STEP
+from polarmap.maps.gradients import DEFAULT_STEP, SLACK, slope_errors
+from polarmap.worker.finite_differences import Sizes
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 
@@ -335,3 +336,28 @@ def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:
 def test_a_gradient_prints_one_line() -> None:
     found = coded_gradient(np.sum, np.ones(8), executor=ReplayExecutor())
     assert repr(found) == f"<GradientResult of shape 8, {found.evaluations} evaluations>"
+
+
+# --- what slopes may be off by --------------------------------------------------------------------
+
+H = 1e-3
+
+
+def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
+    usual = {"lowest": 1.0, "highest": 2.0, "longest": 1.0, "eps": 1e-16, "curvature": 0.5}
+    return [[np.zeros(2), np.array([(usual | one)[name] for name in Sizes._fields])] for one in sizes]
+
+
+def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
+    slopes, sizes = slope_errors(H, "central", received({}, {}, {}))
+    assert slopes == pytest.approx(SLACK * (1e-16 * 2 + H * 1.0) / H)
+    assert sizes == np.inf  # not meant to be decoded
+    slopes, _ = slope_errors(H, "forward", received({}, {}, {}))
+    assert slopes == pytest.approx(SLACK * (1e-16 * 2 + 0.5) / H)
+
+
+@pytest.mark.parametrize("wrong", [{"highest": 1e9}, {"longest": 1e9}, {"eps": 1.0}, {"highest": np.nan}])
+def test_one_worker_alone_cannot_make_the_errors_larger(wrong: dict[str, float]) -> None:
+    honest, _ = slope_errors(H, "central", received({}, {}, {}))
+    with_a_liar, _ = slope_errors(H, "central", received({}, {}, {}, wrong))
+    assert with_a_liar == pytest.approx(honest)
