@@ -19,7 +19,7 @@ from polarmap.executors import FaultyExecutor, WithFaults, executor_of
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.fork_server import FUNCTION_BYTES
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
+from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, function_of
@@ -202,7 +202,7 @@ class Shared:
 
     def new_file(self, block: Array) -> str:
         """The path of a file that is there as long as this is kept."""
-        folder = memory_folder() or disk_folder()
+        folder = disk_folder()  # which has more room; a new file is in memory at first
         weakref.finalize(self, remove, folder)
         block.tofile(folder / "function")
         return str(folder / "function")

@@ -169,7 +169,7 @@ def test_a_large_function_of_a_map_is_a_file_while_there_is_room_for_one(
     folder, removed = tmp_path / "folder", threading.Event()
     if has_room:
         folder.mkdir()
-    monkeypatch.setattr("polarmap.maps.executor.memory_folder", lambda: folder)
+    monkeypatch.setattr("polarmap.maps.executor.disk_folder", lambda: folder)
     monkeypatch.setattr("polarmap.maps.executor.remove", lambda path: path == folder and removed.set())
     large = np.ones(100_000)
     assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
