@@ -333,6 +333,8 @@ def test_a_function_is_the_same_whoever_calls_it() -> None:
     assert function_of(Thing().method) == function_of(Thing.method)
     assert function_of(Thing()) == function_of(Thing())
     assert function_of(partial(min, 1)) == function_of(min)
+    made = {function_of(eval(f"lambda: {number}")) for number in range(20)}  # each is gone before the next
+    assert len(made) == 20
 
 
 def test_a_call_may_come_while_a_run_ends() -> None:
