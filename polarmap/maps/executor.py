@@ -19,7 +19,7 @@ from polarmap.executors import FaultyExecutor, WithFaults, executor_of
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.fork_server import FUNCTION_BYTES
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
+from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, function_of
@@ -170,8 +170,11 @@ class Executor(futures.Executor):
         shared = Shared(partial(call_each, f), (function_of(f), chunksize))
         with contextlib.suppress(Exception), self._pickling():  # which each call tells
             block = to_block(shared.sent)
-            is_large = self._shares_files and len(block) > FUNCTION_BYTES
-            shared.sent = (shared.new_file(block) if is_large else None) or block.tobytes()
+            if self._shares_files and len(block) > FUNCTION_BYTES:
+                with contextlib.suppress(OSError, ExecutorError):  # no room: it travels with each call
+                    shared.sent = shared.new_file(block)
+                    return shared
+            shared.sent = block.tobytes()
         return shared
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -200,16 +203,12 @@ class Shared:
         self.sent: Callable[..., Any] | bytes | str = f
         self.kind = kind
 
-    def new_file(self, block: Array) -> str | None:
-        """The path of a file that is there as long as this is kept; None where there is no room for one."""
-        for new_folder in (memory_folder, disk_folder):
-            folder = new_folder()
-            if folder is not None:
-                weakref.finalize(self, remove, folder)
-                with contextlib.suppress(OSError):
-                    write_file(str(folder), "calls/function", block.data)
-                    return str(folder / "calls/function")
-        return None
+    def new_file(self, block: Array) -> str:
+        """The path of a file that is there as long as this is kept."""
+        folder = disk_folder()  # which has more room; a new file is in memory at first
+        weakref.finalize(self, remove, folder)
+        write_file(str(folder), "calls/function", block.data)
+        return str(folder / "calls/function")
 
 
 def _place(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,13 @@ from polarmap.code.checks import is_one_of, is_positive
 from polarmap.code.dtypes import EPS, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.maps.slopes import SlopeErrors, count_blocks, cut_directions, gradient_of_slopes, join_slopes
+from polarmap.maps.slopes import (
+    count_blocks,
+    cut_directions,
+    gradient_of_slopes,
+    join_slopes,
+    slope_errors,
+)
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
@@ -145,7 +152,7 @@ def coded_gradient(
         count = point.size if base is None else len(base)
         k = count_blocks(blocks, workers, code, count)
         data, task = _prepare(f, point, unit, step, scheme, base, k)
-        known = KnownFunction(errors=SlopeErrors(step, scheme))
+        known = KnownFunction(errors=partial(slope_errors, step, scheme))
         options = replace(options, rtol=amplification * EPS, known=known)
         try:
             sizes = CodeOptions(k, workers, code)

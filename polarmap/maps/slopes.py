@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.code.dtypes import Floats
+from polarmap.code.dtypes import Array, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.worker.finite_differences import Sizes
+
+SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
 
 
 def cut_directions(base: Floats, k: int) -> list[Floats]:
@@ -49,30 +50,19 @@ def count_blocks(blocks: Any, workers: Any, code: CodeName | PolarCode, count: i
     return k
 
 
-Array = npt.NDArray[Any]
+def slope_errors(h: float, scheme: str, received: list[list[Array]]) -> list[float]:
+    """What slopes may be off by although f is smooth, from the `Sizes` that came with them.
 
-SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
-
-
-class SlopeErrors:
-    """What slopes may be off by, from the `Sizes` that came with them."""
-
-    def __init__(self, h: float, scheme: str) -> None:
-        self._h, self._scheme = h, scheme
-
-    def __call__(self, received: list[list[Array]]) -> list[float]:
-        """The errors of slopes; the sizes beside them are not meant to be decoded.
-
-        The most extreme worker is left out, which may have returned garbage.
-        """
-        columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
-        lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
-        rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
-        truncation = self._h * max(0.0, highest - lowest)
-        if self._scheme == "forward":
-            truncation = _second_largest(columns["curvature"])
-        error = _second_largest(columns["longest"]) * (rounding + truncation) / self._h
-        return [SLACK * error, np.inf]
+    These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
+    """
+    columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
+    lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
+    rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
+    truncation = h * max(0.0, highest - lowest)
+    if scheme == "forward":
+        truncation = _second_largest(columns["curvature"])
+    error = _second_largest(columns["longest"]) * (rounding + truncation) / h
+    return [SLACK * error, np.inf]
 
 
 def _second_largest(column: Array) -> float:

@@ -16,7 +16,7 @@ class Acceptance(Verifier):
     def verified(self) -> str | None:
         """How results were verified of which some have to be decoded; None as long as that is not settled."""
         word = self._word
-        if word.wraps:
+        if word.why_not_protected:
             raise CodeError(f"a result is missing and cannot be decoded: {word.why_not_protected}")
         if word.options.verify is False:
             return "no"
@@ -84,7 +84,7 @@ class Acceptance(Verifier):
         word, code = self._word, self._coded.code
         if code.n == code.wanted:
             return True
-        if word.coded.source is None and word.wraps:  # else all would be read to tell
+        if word.coded.source is None and word.why_not_protected:  # else all would be read to tell
             return self._say_not_protected(word.why_not_protected)
         if word.decoder.surplus and not self._surplus_holds():
             return False

@@ -140,7 +140,8 @@ class CodedFuture(WatchedFuture[R]):
         >>> last.report.error_p90, bool(np.allclose(last.concatenate(), -data))
         (0.0, True)
         """
-        self._map.check_estimates()
+        if self._map.no_estimates:
+            raise CodeError(f"estimates() {self._map.no_estimates}")
         return self._estimates()
 
     def _estimates(self) -> Iterator[R]:
@@ -192,6 +193,7 @@ class FutureMap(Observer, Generic[R]):
 
     def __init__(self, prepared: PreparedMap[R], others: Observers) -> None:
         self._prepared, self._others = prepared, others
+        self.no_estimates = prepared.no_estimates  # why there are none of such a map
         self._owner = os.getpid()
         # Futures to be fulfilled whether somebody else has them or not, and a mark for each wait for one.
         self._kept: set[object] = set()
@@ -257,11 +259,6 @@ class FutureMap(Observer, Generic[R]):
         finally:
             self._kept.discard(mark)
 
-    def check_estimates(self) -> None:
-        """CodeError if there are none of such a map."""
-        if self._prepared.no_estimates:
-            raise CodeError(f"estimates() {self._prepared.no_estimates}")
-
     def next_estimate(self, future: Future[Any], seen: int) -> NumberedEstimate | None:
         """Wait for an estimate from other than `seen` results; None when the map is over."""
         self.check_process(future)
@@ -291,7 +288,7 @@ class FutureMap(Observer, Generic[R]):
         """Where a map may be called off: from the first look on it may be woken."""
         self._check()
         running = self._running
-        if running is not None and running.need is not None and not self._prepared.no_estimates:
+        if running is not None and running.need is not None and not self.no_estimates:
             estimate = running.need.estimate
             self._stream.offer(arrived, lambda: estimate(running.report()))
 

@@ -184,7 +184,7 @@ class Codeword(Received):
 
         Nothing, too, when the results are determined: they come when they have been checked.
         """
-        if not self.results or self.decoder.ready or not self._is_finite or self.wraps:
+        if not self.results or self.decoder.ready or not self._is_finite or self.why_not_protected:
             return None
         if self._padding is not None and not self._padding.is_known:
             return None

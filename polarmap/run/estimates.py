@@ -43,7 +43,7 @@ def estimate(arrived: Received) -> Estimate:
     dtypes, kinds = arrived.dtypes(), kinds_of(arrived.structure)
     precision = max(epsilon(np.dtype(float) if is_exact(one) else arrived.precision(one)) for one in dtypes)
     how = estimator(code, mask, precision)
-    if len(how.missing) and arrived.wraps:
+    if len(how.missing) and arrived.why_not_protected:
         raise CodeError(f"a result is missing and cannot be estimated: {arrived.why_not_protected}")
     errors, p90 = np.zeros(code.k), 0.0
     estimated: list[list[Array]] = []

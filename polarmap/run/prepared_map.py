@@ -127,8 +127,8 @@ def prepared(
     if options.key is not None and coded.source is not None and options.key != coded.key:
         how = "encrypted: leave key out" if coded.key else "as they are: encode(..., key=) encrypts them"
         raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
-    if options.estimates and not isinstance(coded.code, PolarCode):
-        raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")
+    if options.estimates and (why := _no_estimates(coded)):
+        raise CodeError(f"on_timeout='estimate' {why}")
     known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}
     running.expect(coded.code, schedule=options.schedule, **known)
     return running, coded

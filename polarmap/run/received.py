@@ -21,7 +21,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.results import Result, kinds_of
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
-from polarmap.run.wrapping import unwrapped, why_not_protected, wraps
+from polarmap.run.wrapping import unwrapped, why_not_protected
 from polarmap.worker.pytree import Structure
 
 # The longest wait for a result that is not needed, or for f on the driver:
@@ -238,14 +238,9 @@ class Received(Need):
         return [result(index) for index in range(self._code.wanted)]
 
     @cached_property
-    def wraps(self) -> bool:
-        """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
-        return not self.options.known.fits and wraps(self.coded, self.dtypes())
-
-    @property
     def why_not_protected(self) -> str:
-        """Why parity is of no use then, and what to do."""
-        return why_not_protected(self.coded, self.dtypes())
+        """Why parity is of no use, as f turned integers that may wrap into floats; "" where it is."""
+        return "" if self.options.known.fits else why_not_protected(self.coded, self.dtypes())
 
     def _follow(self, group: dict[int, Result]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
@@ -274,7 +269,7 @@ class Received(Need):
     def _restart_decoder(self) -> None:
         self.ready_at = self.determined_at = None
         self.is_inaccurate = False
-        self.__dict__.pop("wraps", None)
+        self.__dict__.pop("why_not_protected", None)
         dtypes = self._any_received.dtypes
         for dtype in dtypes:
             _check_result(dtype)

@@ -12,15 +12,15 @@ from polarmap.code.dtypes import EPS, Array, DType, is_exact
 from polarmap.errors import CodeError
 
 
-def wraps(coded: CodedData, made: Sequence[DType]) -> bool:
-    """Whether f has made floats, and parity blocks of its integers or sums over one may wrap."""
-    return not all(map(is_exact, made)) and (_has_unsigned(coded) or _is_large(coded, sums=True))
-
-
 def why_not_protected(coded: CodedData, made: Sequence[DType]) -> str:
-    """Why parity is of no use for an f that makes floats of these dtypes, and what to do."""
-    wide = [str(dtype) for dtype in coded.blocks.dtypes if is_exact(dtype)]
+    """Why parity is of no use for an f that makes results of these dtypes, and what to do; "" where it is.
+
+    It is not where f has made floats, and parity blocks of its integers or sums over one may wrap.
+    """
     floats = [str(dtype) for dtype in made if not is_exact(dtype)]
+    if not (floats and (_has_unsigned(coded) or _is_large(coded, sums=True))):
+        return ""
+    wide = [str(dtype) for dtype in coded.blocks.dtypes if is_exact(dtype)]
     return (
         f"f turns {wide[0]} blocks into {floats[0]}, and parity blocks of such 64-bit integers, or sums "
         "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"

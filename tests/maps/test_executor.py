@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import os
@@ -30,9 +29,6 @@ from pool_processes import descendants, runs, starts_threads_at_exit, until
 import polarmap
 from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError, WorkerLostError
-from polarmap.executors.fork_server import FUNCTION_BYTES
-from polarmap.executors.owned_folder import memory_folder, remove
-from polarmap.worker.parts import write_file
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 PATIENCE = 60.0
@@ -164,6 +160,20 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     assert len(read) == 7
     found.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_large_function_of_a_map_is_a_file_while_there_is_room_for_one(
+    two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    folder, removed = tmp_path / "folder", threading.Event()
+    folder.mkdir(0o700) if has_room else folder.touch()
+    monkeypatch.setattr("polarmap.maps.executor.disk_folder", lambda: folder)
+    monkeypatch.setattr("polarmap.maps.executor.remove", lambda path: path == folder and removed.set())
+    large = np.ones(100_000)
+    assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
+    assert has_room == (folder / "calls/function").exists()
+    assert removed.wait(PATIENCE)
 
 
 def test_a_map_with_a_buffer_keeps_the_executor_that_nobody_else_has() -> None:
@@ -474,25 +484,3 @@ def test_a_map_runs_on_it(two: Executor) -> None:
     data = np.arange(12.0).reshape(6, 2)
     found = polarmap.coded_map(np.sum, data, blocks=3, workers=4, executor=two, timeout=PATIENCE)
     assert [round(float(one), 9) for one in found] == [6.0, 22.0, 38.0]
-
-
-@pytest.mark.parametrize("full", [0, 1, 2])
-def test_a_large_function_of_many_calls_is_a_file_where_there_is_room(
-    full: int, two: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In memory, else on disk, else it travels with each call."""
-    large, places = bytes(3 * FUNCTION_BYTES), list[str]()
-
-    def write(folder: str, key: str, *buffers: Any) -> None:
-        places.append(folder)
-        if len(places) <= full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_file(folder, key, *buffers)
-
-    monkeypatch.setattr("polarmap.maps.executor.write_file", write)
-    assert list(two.map(lambda one: len(large) + one, range(4))) == [len(large) + one for one in range(4)]
-    memory = memory_folder()
-    if memory is not None:
-        remove(memory)
-    kinds = [memory is not None and place.startswith(str(memory.parent)) for place in places]
-    assert kinds == ([True, False][: full + 1] if memory is not None else [False])

@@ -9,11 +9,11 @@ from polarmap import PolarCode
 from polarmap.errors import CodeError
 from polarmap.maps.slopes import (
     SLACK,
-    SlopeErrors,
     count_blocks,
     cut_directions,
     gradient_of_slopes,
     join_slopes,
+    slope_errors,
 )
 from polarmap.worker.finite_differences import Sizes
 
@@ -26,17 +26,17 @@ def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
 
 
 def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
-    slopes, sizes = SlopeErrors(H, "central")(received({}, {}, {}))
+    slopes, sizes = slope_errors(H, "central", received({}, {}, {}))
     assert slopes == pytest.approx(SLACK * (1e-16 * 2 + H * 1.0) / H)
     assert sizes == np.inf  # not meant to be decoded
-    slopes, _ = SlopeErrors(H, "forward")(received({}, {}, {}))
+    slopes, _ = slope_errors(H, "forward", received({}, {}, {}))
     assert slopes == pytest.approx(SLACK * (1e-16 * 2 + 0.5) / H)
 
 
 @pytest.mark.parametrize("wrong", [{"highest": 1e9}, {"longest": 1e9}, {"eps": 1.0}, {"highest": np.nan}])
 def test_one_worker_alone_cannot_make_the_errors_larger(wrong: dict[str, float]) -> None:
-    honest, _ = SlopeErrors(H, "central")(received({}, {}, {}))
-    with_a_liar, _ = SlopeErrors(H, "central")(received({}, {}, {}, wrong))
+    honest, _ = slope_errors(H, "central", received({}, {}, {}))
+    with_a_liar, _ = slope_errors(H, "central", received({}, {}, {}, wrong))
     assert with_a_liar == pytest.approx(honest)
 
 
