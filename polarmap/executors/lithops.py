@@ -152,7 +152,8 @@ class LithopsRun:
         if isinstance(sent, LostError):
             return lost(*attempt, str(sent))
         outcome = self._payload.outcome(*attempt, *sent)
-        self._stored.store_if_damaged(self._payload.blocks, outcome)
+        if outcome.failure is not None:
+            self._stored.store_if_damaged(self._payload.blocks, outcome.task, outcome.failure)
         return outcome
 
 

@@ -23,7 +23,7 @@ from polarmap.blocks.code_choice import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.base import Failure
 from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
 from polarmap.executors.lithops import InBucket
 from polarmap.worker import encryption
@@ -52,8 +52,8 @@ def blocks(rows: int = K * ROWS) -> CodedBlocks:
     return CodedBlocks(*choose_code(DATA[:rows], CodeOptions(K, N)))
 
 
-def ended(task: int, kind: str) -> Outcome:
-    return Outcome(task, 0, None, None, Failure(kind, "", ""), 0.0)
+def failure(kind: str) -> Failure:
+    return Failure(kind, "", "")
 
 
 def files(folder: Path) -> set[str]:
@@ -150,14 +150,13 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         for path in paths:
             path.write_bytes(b"cut")
         for task in range(N):
-            stored.store_if_damaged(coded, ended(task, "damaged"))
+            stored.store_if_damaged(coded, task, failure("damaged"))
         check(place, stored, coded)
         # A file must not change under those who still use it.
         assert [file.read() for file in mapped] == [b"cut"] * len(paths)
     before = [stored.block(coded, task) for task in range(N)]
     for task in range(N):
-        stored.store_if_damaged(coded, ended(task, "lost"))
-        stored.store_if_damaged(coded, Outcome(task, 0, [], None, None, 0.0))
+        stored.store_if_damaged(coded, task, failure("lost"))
         assert stored.block(coded, task) is before[task]
 
 
@@ -206,7 +205,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     for task in range(N):
         assert stored.block(one, task) == (source, parts[task], (), (("<f8", (1,)),), b"")
         assert stored.name(one, task) == place.store.of(other).name(other, task)
-    stored.store_if_damaged(one, ended(0, "damaged"))
+    stored.store_if_damaged(one, 0, failure("damaged"))
     assert place.left() == 0
 
 
