@@ -14,7 +14,7 @@ from typing import Any
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError, StorageError, warn
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, check_reachable, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.encryption_keys import check_stays_here
@@ -59,8 +59,8 @@ class LithopsExecutor:
         check_stays_here(payload.encryption, self.name)
         jobs = Jobs(self._choice, shares=True)
         try:
-            jobs.check_source(payload.blocks.source, "lies in")
-            jobs.check_source(payload.output and payload.output.source, "is to stay in")
+            check_reachable(payload.blocks.source, "lies in", *jobs.reach)
+            check_reachable(payload.output and payload.output.source, "is to stay in", *jobs.reach)
             return LithopsRun(jobs, payload)
         except BaseException:
             jobs.close()
@@ -169,7 +169,7 @@ class LithopsSite(Site):
     def __init__(self, choice: Any) -> None:
         self._jobs = Jobs(choice)
         self._is_used = False  # whether the storage has taken anything
-        self.name, self.shares_files = self._jobs.name, self._jobs.is_here
+        self.name, self.shares_files, self.reach = self._jobs.name, self._jobs.is_here, self._jobs.reach
         self.look_seconds = look_seldom(self._jobs.functions)
         self.limits = None if self.shares_files else worker_of(self._jobs.functions.config)
         self.workers = None if self.limits is None else self.limits.workers
@@ -211,10 +211,6 @@ class LithopsSite(Site):
         left = self._jobs.close()
         if self._is_used:
             remove_objects(self.storage, [f"{self.prefix}/", *left, *self._blocks.unneeded])
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that workers of this site cannot reach."""
-        self._jobs.check_source(source, use)
 
     def block_store(self) -> InBucket:
         """In the bucket of the configuration."""
