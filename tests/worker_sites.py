@@ -18,7 +18,6 @@ from polarmap.executors.lithops import InBucket
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, stay_on_thread
-from polarmap.worker.parts import Place
 from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
@@ -106,7 +105,3 @@ class ThreadSite(Site):
         self.is_closed = True
         for thread in self.threads.values():
             thread.join(10.0)
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        if source is not None and source.backend == "far":
-            raise ExecutorError(f"the array {use} bucket {source.place!r}, which threads cannot reach")

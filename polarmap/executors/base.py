@@ -248,9 +248,9 @@ class WakeSignal:
             self._read, write = socket.socketpair()
         except OSError as error:
             raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
-        self._read.setblocking(False)
-        write.setblocking(False)
-        self._write: SendingEnd | None = SendingEnd(write)
+        self._write: SendingEnd | None = SendingEnd(fileno=write.detach())
+        for end in (self._read, self._write):
+            end.setblocking(False)
 
     def fileno(self) -> int:
         """The descriptor to poll; -1 once it is closed."""
@@ -261,7 +261,7 @@ class WakeSignal:
         write = self._write  # which stays open as long as this thread has it
         if write is not None:
             with contextlib.suppress(OSError):  # closed, or set so often that no more fits
-                write.end.send(b".", NO_SIGNAL)
+                write.send(b".", NO_SIGNAL)
 
     def clear(self) -> bool:
         """Clear the descriptor; whether it was set."""
@@ -281,14 +281,10 @@ class WakeSignal:
             self.close()
 
 
-class SendingEnd:
+class SendingEnd(socket.socket):
     """A socket that is closed when no thread has it: one that still sends would send to what opens next."""
 
-    def __init__(self, end: socket.socket) -> None:
-        self.end = end
-
-    def __del__(self) -> None:
-        self.end.close()
+    __del__ = socket.socket.close
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Outcome, Payload
+from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.worker.encryption import as_stored
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place, make_private, write_file
@@ -94,11 +94,11 @@ class StoredPieces:
         buffers = _buffers(coded, int(key.rpartition("/")[2]))
         return b"".join(as_stored(self._place, Part(key, sum(map(len, buffers))), *buffers))
 
-    def store_if_damaged(self, coded: Coded, outcome: Outcome) -> None:
+    def store_if_damaged(self, coded: Coded, task: int, failure: Failure) -> None:
         """A block that its worker found damaged is stored anew when it is asked for again."""
-        if outcome.failure is not None and outcome.failure.kind == "damaged":
+        if failure.kind == "damaged":
             with self._lock:
-                for piece in coded.pieces(outcome.task):
+                for piece in coded.pieces(task):
                     self._parts.pop(piece, None)
                 self._tasks.clear()
 

@@ -14,7 +14,7 @@ from typing import Any
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError, StorageError, warn
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, check_reachable, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
@@ -58,8 +58,8 @@ class LithopsExecutor:
         payload.check_may_leave(self.name)
         jobs = Jobs(self._choice, shares=True)
         try:
-            jobs.check_source(payload.blocks.source, "lies in")
-            jobs.check_source(payload.output and payload.output.source, "is to stay in")
+            check_reachable(payload.blocks.source, "lies in", *jobs.reach)
+            check_reachable(payload.output and payload.output.source, "is to stay in", *jobs.reach)
             return LithopsRun(jobs, payload)
         except BaseException:
             jobs.close()
@@ -151,7 +151,8 @@ class LithopsRun:
         if isinstance(sent, LostError):
             return lost(*attempt, str(sent))
         outcome = self._payload.outcome(*attempt, *sent)
-        self._stored.store_if_damaged(self._payload.blocks, outcome)
+        if outcome.failure is not None:
+            self._stored.store_if_damaged(self._payload.blocks, outcome.task, outcome.failure)
         return outcome
 
 
@@ -167,7 +168,7 @@ class LithopsSite(Site):
     def __init__(self, choice: Any) -> None:
         self._jobs = Jobs(choice)
         self._is_used = False  # whether the storage has taken anything
-        self.name, self.shares_files = self._jobs.name, self._jobs.is_here
+        self.name, self.shares_files, self.reach = self._jobs.name, self._jobs.is_here, self._jobs.reach
         self.look_seconds = look_seldom(self._jobs.functions)
         self.limits = None if self.shares_files else worker_of(self._jobs.functions.config)
         self.workers = None if self.limits is None else self.limits.workers
@@ -209,10 +210,6 @@ class LithopsSite(Site):
         left = self._jobs.close()
         if self._is_used:
             remove_objects(self.storage, [f"{self.prefix}/", *left, *self._blocks.unneeded])
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that workers of this site cannot reach."""
-        self._jobs.check_source(source, use)
 
     def block_store(self) -> InBucket:
         """In the bucket of the configuration."""

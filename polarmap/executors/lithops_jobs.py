@@ -14,7 +14,6 @@ from typing import Any
 
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, StorageError
-from polarmap.executors.base import check_reachable
 from polarmap.executors.choices import is_localhost, is_of_lithops
 from polarmap.executors.lithops_internals import (
     LostError,
@@ -36,7 +35,7 @@ from polarmap.executors.lithops_internals import (
     storage_settings,
 )
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.parts import Place, retry_call
+from polarmap.worker.parts import retry_call
 
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
@@ -73,6 +72,8 @@ class Jobs:
         Whether "localhost" was chosen.
     is_here : bool
         Whether functions are processes of this machine, in no container.
+    reach : pair of str
+        `away` and `storage` of these functions, as `check_reachable` takes them.
     """
 
     def __init__(self, choice: Any, shares: bool = False) -> None:
@@ -82,6 +83,8 @@ class Jobs:
         self.functions = open_functions(choice) if self._shared is None else self._shared
         self._jobs[self.functions] = set()
         self.is_here = runs_here(self.functions)
+        storage = "" if self.is_private else self.functions.storage.backend
+        self.reach = "" if self.is_here else self.functions.backend, storage
         self.name = "localhost" if self.is_private else f"lithops/{self.functions.backend}"
         self.running: dict[Any, Any] = {}
         self._unbegun: set[Any] = set()
@@ -163,11 +166,6 @@ class Jobs:
     def close_idle(self) -> list[str]:
         """Let go of those FunctionExecutors but the first that run nothing any more; what is left of them."""
         return self._close([one for one in self._jobs if one is not self.functions and not self._of(one)])
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that these functions cannot reach; `use`: of the array."""
-        storage = "" if self.is_private else self.functions.storage.backend
-        check_reachable(source, use, "" if self.is_here else self.functions.backend, storage)
 
     def _of(self, functions: Any) -> dict[Any, Any]:
         """From key to future, of what runs on one of them."""

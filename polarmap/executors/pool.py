@@ -202,9 +202,9 @@ class KeptWorkers:
     def open(self, payload: Payload) -> PoolRun | None:
         """Tasks of one map; None if the workers have ended."""
         is_elsewhere = self._site is not None
-        check = check_reachable if self._site is None else self._site.check_source
-        check(payload.blocks.source, "lies in")
-        check(payload.output and payload.output.source, "is to stay in")
+        reach = self._site.reach if self._site is not None else ("", "")
+        check_reachable(payload.blocks.source, "lies in", *reach)
+        check_reachable(payload.output and payload.output.source, "is to stay in", *reach)
         if is_elsewhere:
             payload.check_may_leave(self._name)
         f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)

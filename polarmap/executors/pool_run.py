@@ -322,7 +322,8 @@ class PoolRun:
             outcome = self._payload.outcome(task, attempt, message.header, data)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        self._stored.store_if_damaged(self._payload.blocks, outcome)
+        if outcome.failure is not None:
+            self._stored.store_if_damaged(self._payload.blocks, outcome.task, outcome.failure)
         return outcome
 
     def _read(self, left: str) -> memoryview | bytes:

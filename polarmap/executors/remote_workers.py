@@ -12,13 +12,12 @@ from math import inf
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.objects import Join, Link, ObjectLinks
 from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_worker import DriverAddress
-from polarmap.worker.parts import AWAY_SECONDS, Place
+from polarmap.worker.parts import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
@@ -35,6 +34,7 @@ class Site:
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
     shares_files : whether its workers are on this machine, and share its files.
+    reach : `away` and `storage` of its workers, as `check_reachable` takes them.
     bucket, prefix : of what workers and driver leave for each other; None where there is no storage.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
     limits : what each worker is given, as far as that is known.
@@ -44,6 +44,7 @@ class Site:
     seconds = inf
     workers: int | None = None
     shares_files = False
+    reach = "", ""
     bucket: str | None = None
     prefix = ""
     look_seconds = inf
@@ -70,10 +71,6 @@ class Site:
     def close(self) -> None:
         """Let all of them end, as far as that can be done here; remove what they have left."""
         raise NotImplementedError
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that its workers cannot reach; `use`: of the array."""
-        check_reachable(source, use)
 
     def block_store(self) -> BlockStore:
         """Where blocks lie for its workers, if they share no files with this process."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.messages import Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
-from polarmap.worker.parts import DamagedError, Part, Place, check_private, make_private
+from polarmap.worker.parts import DamagedError, Part, Place, check_private, make_private, read_private
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.processes import exit_when
 from polarmap.worker.program import TaskIO, run_task
@@ -173,7 +173,9 @@ class ChannelIO(TaskIO):
         return any(one.kind == CANCEL and one.order[0] == self._order[0] for one in self._heard)
 
     def read_stored(self, place: Place, part: Part) -> Any:
-        """The bytes of a part as they lie there, also of one that its driver has."""
+        """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
+        if place.kind == "private":
+            return read_private(place, part)
         if place.kind != "driver":
             return super().read_stored(place, part)
         self._tell(Message(NEED, self._order, part.key.encode()))

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read
 AWAY_SECONDS = 30.0  # that a storage which has answered before may be away
-FILES = ("folder", "private")  # kinds of places
 PRIVATE, OTHERS = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
 FIRST_PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
 
@@ -42,9 +41,8 @@ class Part(NamedTuple):
 class Place(NamedTuple):
     """Where objects lie.
 
-    kind : "folder" of a file system, or "private" ones, which are read as they are by `check_private`;
-        "bucket" of a Lithops storage, the "driver" that is to be asked, or the "message" that a block
-        travels in.
+    kind : "folder" of a file system, "private" ones as `read_private` takes them, "bucket" of a Lithops
+        storage, the "driver" that is to be asked, or the "message" that a block travels in.
     place : the path or the name.
     backend : Lithops' name for the storage that holds the bucket; empty for a folder.
     encryption : its fields, if there is one: parts have no CRC-32 then.
@@ -122,42 +120,9 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
         raise
 
 
-# --- files of a driver and its workers on one machine, two levels below a folder of this user alone ----
-
-
-def make_private(folder: str) -> None:
-    """Let such a folder be there, also where somebody has removed it; OSError if something else is there."""
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, PRIVATE)
-    if _mode_of_own(folder) != PRIVATE:
-        os.chmod(folder, PRIVATE)
-
-
-def check_private(path: str) -> None:
-    """OSError for a file that others may have put there: what lies in such a folder is read as code."""
-    folder = os.path.dirname(os.path.dirname(path))
-    if _mode_of_own(folder) & OTHERS:
-        raise PermissionError(f"{folder} is open to others")
-
-
-def _mode_of_own(folder: str) -> int:
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise PermissionError(f"something else is in the place of {folder}")
-    return stat.S_IMODE(status.st_mode)
-
-
-# --- objects of any kind ----------------------------------------------------------------------------
-
-
 def read_part(source: Place, part: Part, storage: Any = None) -> Any:
     """The bytes of a part as they lie there; DamagedError if there is none."""
-    if source.kind == "private":
-        try:
-            check_private(os.path.join(source.place, part.key))
-        except OSError:
-            raise missing(part) from None
-    if source.kind in FILES:
+    if source.kind == "folder":
         return read_file(source.place, part)
     bounds = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
     try:
@@ -201,6 +166,40 @@ def remove_parts(place: Place, parts: Iterable[Part], storage: Any = None) -> No
 def is_missing(error: Exception) -> bool:
     """Whether a storage says that there is no such object; Lithops has one error for all of them."""
     return type(error).__name__ == "StorageNoSuchKeyError"
+
+
+# --- files of a driver and its workers on one machine, two levels below a folder of this user alone ----
+
+
+def make_private(folder: str) -> None:
+    """Let such a folder be there, also where somebody has removed it; OSError if something else is there."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, PRIVATE)
+    if _mode_of_own(folder) != PRIVATE:
+        os.chmod(folder, PRIVATE)
+
+
+def check_private(path: str) -> None:
+    """OSError for a file that others may have put there: what lies in such a folder is read as code."""
+    folder = os.path.dirname(os.path.dirname(path))
+    if _mode_of_own(folder) & OTHERS:
+        raise PermissionError(f"{folder} is open to others")
+
+
+def _mode_of_own(folder: str) -> int:
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"something else is in the place of {folder}")
+    return stat.S_IMODE(status.st_mode)
+
+
+def read_private(source: Place, part: Part) -> bytes | memoryview:
+    """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
+    try:
+        check_private(os.path.join(source.place, part.key))
+    except OSError:
+        raise missing(part) from None
+    return read_file(source.place, part)
 
 
 # --- a storage that may only be away for a moment: restarting, or too busy ------------------------

@@ -23,7 +23,7 @@ from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors import executor_of
+from polarmap.executors import base, executor_of
 from polarmap.executors.base import (
     Began,
     Event,
@@ -387,7 +387,7 @@ def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its
 def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class ClosedMeanwhile(socket.socket):
+    class ClosedMeanwhile(base.SendingEnd):
         """By another thread, after this one has looked up the number of the descriptor."""
 
         def send(self, *arguments: Any) -> int:
@@ -396,10 +396,8 @@ def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
             numbers.append((number, self.fileno()))
             return super().send(*arguments)
 
-    usual, numbers = socket.socketpair, list[tuple[int, int]]()
-    monkeypatch.setattr(
-        socket, "socketpair", lambda: [ClosedMeanwhile(fileno=one.detach()) for one in usual()]
-    )
+    numbers = list[tuple[int, int]]()
+    monkeypatch.setattr(base, "SendingEnd", ClosedMeanwhile)
     signal = WakeSignal()
     signal.set()
     [(before, after)] = numbers
@@ -411,7 +409,7 @@ def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
 def test_it_closes_its_descriptors_when_it_goes() -> None:
     signal = WakeSignal()
     assert signal._write is not None
-    descriptors = signal._read.fileno(), signal._write.end.fileno()
+    descriptors = signal._read.fileno(), signal._write.fileno()
     del signal
     for number in descriptors:
         with pytest.raises(OSError, match="descriptor"):

@@ -23,13 +23,13 @@ from polarmap.blocks.code_choice import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Failure, Outcome, Payload
+from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
 from polarmap.executors.lithops import InBucket
 from polarmap.worker import encryption
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, get_part
-from polarmap.worker.parts import MESSAGE, Part, Place, read_part
+from polarmap.worker.parts import MESSAGE, Part, Place, read_part, read_private
 
 K, N = 3, 4
 ROWS = SENT_BYTES // 8
@@ -56,8 +56,8 @@ def told(coded: Coded, key: Encryption | None = None) -> Payload:
     return Payload(len, coded, encryption=key)
 
 
-def ended(task: int, kind: str) -> Outcome:
-    return Outcome(task, 0, None, None, Failure(kind, "", ""), 0.0)
+def failure(kind: str) -> Failure:
+    return Failure(kind, "", "")
 
 
 def files(folder: Path) -> set[str]:
@@ -87,10 +87,13 @@ class Kind:
         def lie(place: Place, part: Part) -> Any:
             if place.kind == "driver":
                 return stored.part(coded, part.key)
-            return read_part(place, part, self.storage)
+            return self.read(place, part)
 
         block = stored.block(coded, task)._replace(structure=coded.structure)
         return [BlockCache(read).load(block)]
+
+    def read(self, place: Place, part: Part) -> Any:
+        return read_part(place, part, self.storage) if self.kind == "bucket" else read_private(place, part)
 
     def left(self) -> int:
         return len(files(self.folder)) + len(self.storage.objects)
@@ -154,14 +157,13 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         for path in paths:
             path.write_bytes(b"cut")
         for task in range(N):
-            stored.store_if_damaged(coded, ended(task, "damaged"))
+            stored.store_if_damaged(coded, task, failure("damaged"))
         check(place, stored, coded)
         # A file must not change under those who still use it.
         assert [file.read() for file in mapped] == [b"cut"] * len(paths)
     before = [stored.block(coded, task) for task in range(N)]
     for task in range(N):
-        stored.store_if_damaged(coded, ended(task, "lost"))
-        stored.store_if_damaged(coded, Outcome(task, 0, [], None, None, 0.0))
+        stored.store_if_damaged(coded, task, failure("lost"))
         assert stored.block(coded, task) is before[task]
 
 
@@ -176,9 +178,7 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
         [part] = stored.block(coded, task).parts
         plain = stored.block(coded, task).source._replace(encryption=None)
         sent = part._replace(size=part.size + OVERHEAD_BYTES)
-        data = (
-            stored.part(coded, part.key) if place.kind == "driver" else read_part(plain, sent, place.storage)
-        )
+        data = stored.part(coded, part.key) if place.kind == "driver" else place.read(plain, sent)
         assert len(data) == part.size + OVERHEAD_BYTES
         assert not any(row.tobytes() in bytes(data) for row in coded.leaves(task)[0])
         assert part.crc32 in (None, zlib.crc32(data))  # which tells nothing of the numbers
@@ -210,7 +210,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     for task in range(N):
         assert stored.block(one, task) == (source, parts[task], (), (("<f8", (1,)),), b"")
         assert stored.name(one, task) == place.store.of(told(other)).name(other, task)
-    stored.store_if_damaged(one, ended(0, "damaged"))
+    stored.store_if_damaged(one, 0, failure("damaged"))
     assert place.left() == 0
 
 

@@ -22,6 +22,7 @@ from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
+from polarmap.executors.base import check_reachable
 from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.worker.parts import Place
 
@@ -225,10 +226,10 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
 
 def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
     site = DaskSite(client.get_executor())
-    site.check_source(None, "lies in")
-    site.check_source(Place("folder", "/data"), "lies in")
+    check_reachable(None, "lies in", *site.reach)
+    check_reachable(Place("folder", "/data"), "lies in", *site.reach)
     with pytest.raises(ExecutorError):
-        site.check_source(Place("bucket", "b", "aws_s3"), "lies in")
+        check_reachable(Place("bucket", "b", "aws_s3"), "lies in", *site.reach)
     assert site.workers == 8
     assert site.modules(b"") == {}
     site.close()

@@ -25,7 +25,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
-from polarmap.executors.base import Began, Outcome, Payload
+from polarmap.executors.base import Began, Outcome, Payload, check_reachable
 from polarmap.executors.lithops import (
     HERE_SECONDS,
     PARITY_NICE,
@@ -199,10 +199,10 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     assert (site.name, site.shares_files, site.seconds) == (name, True, HERE_SECONDS)
     workers = RemoteWorkers(site, None, True, 10**6, 1)
     with closing(workers):
-        site.check_source(Place("folder", "/data"), "lies in")
+        check_reachable(Place("folder", "/data"), "lies in", *site.reach)
         stores = "is in far" if choice == "localhost" else "stores in localhost"
         with pytest.raises(ExecutorError, match=stores):
-            site.check_source(Place("bucket", "b", "far"), "lies in")
+            check_reachable(Place("bucket", "b", "far"), "lies in", *site.reach)
         workers.want(2)
         assert until(lambda: len(workers) == 2, 60.0)
         lease = workers.open(lambda: None)

@@ -13,6 +13,7 @@ from memory_functions import HERE, Functions
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
+from polarmap.executors.base import check_reachable
 from polarmap.executors.lithops import remove_objects
 from polarmap.executors.lithops_internals import LostError, end, named_for_lithops
 from polarmap.executors.lithops_jobs import (
@@ -149,10 +150,10 @@ def test_storage_that_functions_cannot_reach_is_refused(
 ) -> None:
     jobs = Jobs(Functions(backend), shares=True)
     if not message:
-        jobs.check_source(place, "lies in")
+        check_reachable(place, "lies in", *jobs.reach)
         return
     with pytest.raises(ExecutorError, match=f"^{re.escape(message)}$"):
-        jobs.check_source(place, "lies in")
+        check_reachable(place, "lies in", *jobs.reach)
 
 
 # --- configurations ------------------------------------------------------------------

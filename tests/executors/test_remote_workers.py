@@ -336,7 +336,9 @@ def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     if use == "lies in":
         blocks.source = far  # type: ignore[misc]
     output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
-    with pytest.raises(ExecutorError, match=f"^the array {use} bucket 'b', which threads cannot reach$"):
+    site.reach = "", "near"
+    message = f"^the array {use} far bucket 'b', but this executor stores in near: use"
+    with pytest.raises(ExecutorError, match=message):
         pool.open(Payload(np.copy, blocks, output=output))
     assert site.launches == []
 

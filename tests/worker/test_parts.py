@@ -25,6 +25,7 @@ from polarmap.worker.parts import (
     make_private,
     read_file,
     read_part,
+    read_private,
     remove_parts,
     retry_call,
     write_file,
@@ -108,11 +109,11 @@ def test_nothing_is_read_below_a_folder_in_which_others_may_write(
     make_private(str(folder))
     write_file(str(folder), "blocks/x", bytes(8))
     write_file(str(folder), "map/f", to_block(7).data)
-    assert read_part(Place("private", str(tmp_path)), part) == bytes(8)
+    assert read_private(Place("private", str(tmp_path)), part) == bytes(8)
     assert loaded(f"{folder}/map/f") == 7
     spoil(folder, how, monkeypatch)
     with pytest.raises(DamagedError, match="own/blocks/x is missing"):
-        read_part(Place("private", str(tmp_path)), part)
+        read_private(Place("private", str(tmp_path)), part)
     with pytest.raises(PermissionError, match=r"in the place of|is open to others"):
         loaded(f"{folder}/map/f")
 
