@@ -66,6 +66,7 @@ class KeptWorker:
     """A worker that stays, as its driver sees it.
 
     lease : of the map whose task it does, or did when that map ended; None while it is free.
+    descriptor : by which that map polls its link.
     orders : what it was told to do and has not ended: the order, and the task in a form that means the same
         to later maps of the same blocks.
     since : when it began with the first of them, or else became free, on the monotonic clock.
@@ -78,6 +79,7 @@ class KeptWorker:
     number: int
     link: Link
     lease: Lease | None = None
+    descriptor: int = -1
     orders: deque[tuple[Order, Hashable]] = field(default_factory=deque)
     since: float = inf
     process: int | None = None
@@ -213,9 +215,9 @@ class WorkerTable:
                 worker = self._best_free(task) or self._another()
             if worker is None:
                 return None
-            worker.lease, descriptor = lease, worker.link.fileno()
-            lease.workers[descriptor] = worker
-            lease.poll.register(descriptor, select.POLLIN)
+            worker.lease, worker.descriptor = lease, worker.link.fileno()
+            lease.workers[worker.descriptor] = worker
+            lease.poll.register(worker.descriptor, select.POLLIN)
             self._changed = lease.since = time.monotonic()
             return worker
 
@@ -226,9 +228,8 @@ class WorkerTable:
             worker.orders.clear()
             if lease is None:
                 return
-            descriptor = worker.link.fileno()
-            if lease.workers.pop(descriptor, None) is not None:
-                lease.poll.unregister(descriptor)
+            if lease.workers.pop(worker.descriptor, None) is not None:
+                lease.poll.unregister(worker.descriptor)
             worker.lease = None  # at last: an interrupt before leaves it abandoned
             if lease.ended is None:
                 self._changed = lease.since = worker.since
