@@ -89,13 +89,14 @@ class StripeEncoder:
                 self._seen.note(stripe, note)
                 kept[stripe] = earlier[stripe]
 
-        self._runner.run(encoder(None, copies=False), self._tasks(stripes), compare)
+        tasks = StripeTasks(plan, self._source, stripes)
+        self._runner.run(encoder(None, copies=False), tasks, compare)
         return kept
 
     def _encoded(self, stripes: Sequence[int], generation: Generation) -> dict[int, list[Part]]:
         """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
         plan, code, done = self._plan, self._plan.code, dict[int, list[Part]]()
-        tasks = self._tasks(stripes)
+        tasks = StripeTasks(plan, self._source, stripes)
         copies = self._runner.is_here or not self._source.object_rows
 
         def put(task: int, number: int, row: Array) -> Part:
@@ -116,9 +117,6 @@ class StripeEncoder:
         parity = code.parity if self._runner.is_here else multiplier(code, plan.parity_dtype)
         self._runner.run(encoder(parity, copies), tasks, take, output, put)
         return done
-
-    def _tasks(self, stripes: Sequence[int]) -> StripeTasks:
-        return StripeTasks(self._plan, self._source, stripes)
 
     def _put(self, generation: Generation, block: int, stripe: int, row: Array) -> Part:
         """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
