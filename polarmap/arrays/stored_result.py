@@ -149,7 +149,7 @@ def prepared_to_storage(
             made = _manifest(name, code, word, padding, output)
             if key is None:
                 whole = (made.rows, *made.shape[1:])
-                made = as_zarr(parts.store, made, generation.prefix, chunk_shape(whole, whole))
+                made = as_zarr(generation, made, chunk_shape(whole, whole))
             made = generation.publish(made, None)
         _, _, structure = word.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(parts.store, made), report, structure)

@@ -63,7 +63,7 @@ class StripeEncoder:
             parts = tuple(tuple(done[stripe][block] for stripe in stripes) for block in range(plan.code.n))
             made = Manifest(name, plan.shape, plan.dtype, plan.code, parts)
             if plan.chunk_shape is not None:
-                made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
+                made = as_zarr(generation, made, plan.chunk_shape)
                 if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
                     made = replace(made, zarr=None)
             if kept:
@@ -125,10 +125,10 @@ class StripeEncoder:
             if self._source.object_rows:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
                     return place._replace(crc32=zlib.crc32(row.data))
-            chunk = put_stripe(generation.store, generation.prefix, plan, block, stripe, row)
+            chunk = put_stripe(generation, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
-        return self._runner.parts.put(generation.part_key(block, stripe), row)
+        return generation.put(block, stripe, row)
 
 
 def _purpose(plan: StripePlan) -> dict[str, Any]:
