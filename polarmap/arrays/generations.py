@@ -13,7 +13,6 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
@@ -36,7 +35,7 @@ class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
     purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on,
-        as with a key, as no other run can tell what is encrypted in a part.
+        as with a key, under which no other run can tell what a part was made of.
     """
 
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
@@ -105,7 +104,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        made = replace(made, encryption=self._parts.place.encryption)
+        made = self._parts.signed(made)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)
