@@ -68,7 +68,7 @@ class PartStore:
 
     @classmethod
     def new(cls, store: Store, key: Any, largest: int) -> PartStore:
-        """Of a new array, encrypted if there is a key; CodeError if its `largest` part cannot be."""
+        """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
         if key is None:
             return cls(store)
         return cls(store, new_encryption(key, largest, "with this memory= a part", "use less"))
