@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -70,10 +69,9 @@ class TaskRunner:
             self._run_elsewhere(f, tasks, take, output)
 
     def _run_here(self, f: Function, tasks: Coded, take: Take, put: Put) -> None:
-        storing: deque[tuple[int, list[Future[Part]], Array]] = deque()
+        storing: list[tuple[int, list[Future[Part]], Array]] = []  # of the task before
 
-        def finish() -> None:
-            task, sent, note = storing.popleft()
+        def finish(task: int, sent: list[Future[Part]], note: Array) -> None:
             take(task, [one.result() for one in sent], note)
             show(task + 1)
 
@@ -85,9 +83,9 @@ class TaskRunner:
                 with whole_before():
                     *arrays, note = f(block_of(tasks, task))
                 if storing:
-                    finish()
+                    finish(*storing.pop())
                 storing.append((task, [pool.submit(put, task, *one) for one in enumerate(arrays)], note))
-            finish()
+            finish(*storing.pop())
 
     def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None) -> None:
         def ended(outcome: Outcome) -> None:

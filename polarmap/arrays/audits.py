@@ -126,14 +126,15 @@ def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[s
     sizes = _sizes(part_store.store, manifest, {part.key for part in parts if part.crc32 is not None})
     kinds, to_read = list[str](), dict[int, Part]()
     for index, part in enumerate(parts):
-        end, is_last = _extent(manifest, part)
-        size = None if part.crc32 is None else sizes[part.key]
-        if size is None or part.crc32 is None or size < end:
-            kinds.append("missing" if size is None else "truncated")
-            continue
-        kinds.append("appended" if is_last and size > end else "")
-        zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
-        to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
+        size, (end, is_last) = sizes.get(part.key), _extent(manifest, part)
+        if part.crc32 is None or size is None:
+            kinds.append("missing")
+        elif size < end:
+            kinds.append("truncated")
+        else:
+            kinds.append("appended" if is_last and size > end else "")
+            zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
+            to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
     if executor is None or part_store.place.key is not None:
         with ThreadPoolExecutor(TRANSFERS) as pool:
             read = list(pool.map(partial(_damage_of, part_store), to_read.values()))

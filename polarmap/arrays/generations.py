@@ -13,12 +13,12 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
 from polarmap.arrays.stores import PartStore
 from polarmap.code.checks import is_number
+from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS
@@ -35,12 +35,12 @@ class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
     purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on,
-        as with a key, as no other run can tell what is encrypted in a part.
+        as with a key, under which no other run can tell what a part was made of.
     """
 
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
-        self.store, self._name, self._encryption = parts.store, name, parts.place.encryption
-        self._purpose = purpose if self._encryption is None else None
+        self.store, self._parts, self._name = parts.store, parts, name
+        self._purpose = purpose if parts.place.key is None else None
         self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
 
@@ -69,9 +69,9 @@ class Generation:
         self.store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
         self._last_heartbeat = time.monotonic()
 
-    def part_key(self, block: int, stripe: int) -> str:
-        """The key of a part that this run stores."""
-        return f"{self.prefix}{stripe:06d}/{block:05d}"
+    def put(self, block: int, stripe: int, row: Array) -> Part:
+        """Store a part from here."""
+        return self._parts.put(f"{self.prefix}{stripe:06d}/{block:05d}", row)
 
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
         """Note that all parts of a stripe are stored, for the run that may go on from here."""
@@ -104,7 +104,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        made = replace(made, encryption=self._encryption)
+        made = self._parts.signed(made)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)

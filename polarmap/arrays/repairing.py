@@ -64,8 +64,8 @@ class _Repair:
             done = self._rebuilt(f"{generation.prefix}rebuilt{number}", lost, kept, stripes)
             for stripe in stripes:
                 if stripe not in done:
-                    rows, key = self._decoded(stripe, kept).items(), generation.part_key
-                    done[stripe] = {block: runner.parts.put(key(block, stripe), row) for block, row in rows}
+                    rows = self._decoded(stripe, kept).items()
+                    done[stripe] = {block: generation.put(block, stripe, row) for block, row in rows}
                     generation.heartbeat()
             rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
         if manifest.dtype.kind in "iu" and self._stored.key is None:  # else no checksum tells of numbers

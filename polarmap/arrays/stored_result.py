@@ -140,7 +140,7 @@ def prepared_to_storage(
     def run(observers: Observers) -> StoredResult[T]:
         code, name, items = _polar_code(coded), check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
         key = coded.key if options.key is None else options.key
-        parts = PartStore.new(open_store(place), key, items)
+        parts = PartStore.new(open_store(place), key, items * np.dtype(complex).itemsize)
         replaceable(parts.store, name, " for Stored(...), or delete it first")
         with Generation(parts, name) as generation:
             output = OutputSpec(parts.place, f"{generation.prefix}result", items)
@@ -149,7 +149,7 @@ def prepared_to_storage(
             made = _manifest(name, code, word, padding, output)
             if key is None:
                 whole = (made.rows, *made.shape[1:])
-                made = as_zarr(parts.store, made, generation.prefix, chunk_shape(whole, whole))
+                made = as_zarr(generation, made, chunk_shape(whole, whole))
             made = generation.publish(made, None)
         _, _, structure = word.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(parts.store, made), report, structure)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from polarmap.arrays.manifest import Manifest
 from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.executors.encryption_keys import new_encryption
@@ -66,7 +68,7 @@ class PartStore:
 
     @classmethod
     def new(cls, store: Store, key: Any, largest: int) -> PartStore:
-        """Of a new array, encrypted if there is a key; CodeError if its `largest` part cannot be."""
+        """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
         if key is None:
             return cls(store)
         return cls(store, new_encryption(key, largest, "with this memory= a part", "use less"))
@@ -83,6 +85,10 @@ class PartStore:
         with self._with_key():
             [part] = put_parts(self.place, key, data, len(data), self.store.put)
         return part
+
+    def signed(self, manifest: Manifest) -> Manifest:
+        """The manifest of an array of such parts, which their key, if they have one, will sign."""
+        return replace(manifest, encryption=self.place.encryption)
 
     @contextmanager
     def _with_key(self) -> Iterator[None]:

@@ -25,10 +25,9 @@ from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 
-# What is found of NaN and inf in a stripe: how many among the data, block and column of the first of them,
-# and columns of finite data whose parity overflows. A note says that, and then the checksums if it has them.
-COUNTS = 4
-NonFiniteCounts = tuple[int, int, int, int]
+# What is found of NaN and inf in a stripe: how many among the data, where the first of them is, and columns
+# of finite data whose parity overflows. A note says that, and then the checksums if it has them.
+COUNTS = 3
 
 
 class StripeEncoder:
@@ -64,7 +63,7 @@ class StripeEncoder:
             parts = tuple(tuple(done[stripe][block] for stripe in stripes) for block in range(plan.code.n))
             made = Manifest(name, plan.shape, plan.dtype, plan.code, parts)
             if plan.chunk_shape is not None:
-                made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
+                made = as_zarr(generation, made, plan.chunk_shape)
                 if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
                     made = replace(made, zarr=None)
             if kept:
@@ -90,13 +89,14 @@ class StripeEncoder:
                 self._seen.note(stripe, note)
                 kept[stripe] = earlier[stripe]
 
-        self._runner.run(encoder(None, copies=False), self._tasks(stripes), compare)
+        tasks = StripeTasks(plan, self._source, stripes)
+        self._runner.run(encoder(None, copies=False), tasks, compare)
         return kept
 
     def _encoded(self, stripes: Sequence[int], generation: Generation) -> dict[int, list[Part]]:
         """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
         plan, code, done = self._plan, self._plan.code, dict[int, list[Part]]()
-        tasks = self._tasks(stripes)
+        tasks = StripeTasks(plan, self._source, stripes)
         copies = self._runner.is_here or not self._source.object_rows
 
         def put(task: int, number: int, row: Array) -> Part:
@@ -118,9 +118,6 @@ class StripeEncoder:
         self._runner.run(encoder(parity, copies), tasks, take, output, put)
         return done
 
-    def _tasks(self, stripes: Sequence[int]) -> StripeTasks:
-        return StripeTasks(self._plan, self._source, stripes)
-
     def _put(self, generation: Generation, block: int, stripe: int, row: Array) -> Part:
         """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
         plan = self._plan
@@ -128,10 +125,10 @@ class StripeEncoder:
             if self._source.object_rows:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
                     return place._replace(crc32=zlib.crc32(row.data))
-            chunk = put_stripe(generation.store, generation.prefix, plan, block, stripe, row)
+            chunk = put_stripe(generation, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
-        return self._runner.parts.put(generation.part_key(block, stripe), row)
+        return generation.put(block, stripe, row)
 
 
 def _purpose(plan: StripePlan) -> dict[str, Any]:
@@ -195,10 +192,11 @@ class NonFiniteRecord:
 
     def note(self, stripe: int, note: Array) -> None:
         """Add what was found in a stripe."""
-        count, block, column, overflowing = note[:COUNTS].tolist()
+        count, first, overflowing = note[:COUNTS].tolist()
         self._count += count
         self._overflowing += overflowing
         if count:
+            block, column = divmod(first, self._plan.width(stripe))
             self._first.append(block * self._starts[-1] + self._starts[stripe] + column)
 
     def warn(self) -> None:
@@ -241,36 +239,21 @@ def encoder(parity: Callable[[Array], Array] | None, copies: bool) -> Callable[[
     The rows are data and parity, or, without `copies`, parity; then the note holds the checksums of the data.
     Without `parity` the stripe is encoded already: there is only the note.
     """
-    find = nonfinite_finder()
+
+    def nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
+        if stripe.dtype.kind in "iu" or (rows and all(np.isfinite(row).all() for row in rows)):
+            return [0, 0, 0]
+        spoiled, overflowing = ~np.isfinite(stripe), np.zeros(stripe.shape[1], bool)
+        for row in rows:
+            overflowing |= ~np.isfinite(row)
+        overflowing &= ~spoiled.any(axis=0)
+        return [int(one) for one in (spoiled.sum(), spoiled.argmax(), overflowing.sum())]
 
     def encode(stripe: Array) -> list[Array]:
-        rows = None if parity is None else list(parity(stripe))
-        found = find(stripe, rows)
+        rows = [] if parity is None else list(parity(stripe))
+        found = nonfinite(stripe, rows)
         if copies:
-            return [*stripe, *(rows or ()), np.array(found, np.int64)]
-        return [*(rows or ()), np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
+            return [*stripe, *rows, np.array(found, np.int64)]
+        return [*rows, np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
 
     return encode
-
-
-def nonfinite_finder() -> Callable[..., NonFiniteCounts]:
-    """What looks for NaN and inf in the data rows of a stripe and its parity; None: in the data alone."""
-
-    def find(data: Sequence[Array], parity: Sequence[Array] | None) -> NonFiniteCounts:
-        if data[0].dtype.kind in "iu" or (
-            parity is not None and all(np.isfinite(row).all() for row in parity)
-        ):
-            return 0, 0, 0, 0
-        count, first, spoiled = 0, (0, 0), np.zeros(data[0].size, bool)
-        for block, row in enumerate(data):
-            columns = np.flatnonzero(~np.isfinite(row))
-            if columns.size and not count:
-                first = block, int(columns[0])
-            count += columns.size
-            spoiled[columns] = True
-        overflowing = np.zeros(data[0].size, bool)
-        for row in parity if parity is not None else ():
-            overflowing |= ~np.isfinite(row)
-        return count, *first, int(np.count_nonzero(overflowing & ~spoiled))
-
-    return find

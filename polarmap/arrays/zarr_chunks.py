@@ -24,24 +24,22 @@ from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
 
 
-def put_stripe(
-    store: Store, prefix: str, plan: StripePlan, block: int, stripe: int, row: Array
-) -> Part | None:
-    """Store a stripe of a data block as a chunk of the Zarr array below `prefix`; None if it is none."""
+def put_stripe(generation: Generation, plan: StripePlan, block: int, stripe: int, row: Array) -> Part | None:
+    """Store a stripe of a data block as a chunk of the Zarr array; None if it is none."""
     if plan.chunk_shape is None or not plan.stripes_are_chunks:
         return None
-    view = ZarrView(f"{prefix}{GROUP}", plan.chunk_shape)
+    view = ZarrView(f"{generation.prefix}{GROUP}", plan.chunk_shape)
     key = view.chunk_key(plan.shape, block * plan.rows, plan.hyperslabs[stripe])
     if key is None:
         return None
-    store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
+    generation.store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
     return Part(key, row.nbytes, zlib.crc32(row.data))
 
 
-def as_zarr(store: Store, manifest: Manifest, prefix: str, chunk_shape: tuple[int, ...]) -> Manifest:
-    """An array whose data blocks are to be a Zarr array below `prefix`; they are if the storage can do it."""
-    manifest = replace(manifest, zarr=ZarrView(f"{prefix}{GROUP}", chunk_shape))
-    return _complete(store, manifest, through_here=False)
+def as_zarr(generation: Generation, manifest: Manifest, chunk_shape: tuple[int, ...]) -> Manifest:
+    """An array whose data blocks are to be a Zarr array; they are if the storage can do it."""
+    manifest = replace(manifest, zarr=ZarrView(f"{generation.prefix}{GROUP}", chunk_shape))
+    return _complete(generation.store, manifest, through_here=False)
 
 
 def _complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:

@@ -15,6 +15,7 @@ from plain import process_pool
 
 import polarmap
 from polarmap import RawObjects, ReplayExecutor, Stored
+from polarmap.arrays.array import without_key
 from polarmap.arrays.manifest import manifest_key
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
 
@@ -153,27 +154,6 @@ def test_the_same_data_is_never_stored_alike(tmp_path):
     assert len(pieces) == sum(len(part) // 16 for part in parts)
 
 
-def test_an_encode_that_was_cut_short_begins_anew(store):
-    """What it had stored tells nobody what it was made of, not even the next run."""
-
-    class Full(type(store)):
-        left = 9
-
-        def put(self, key, data):
-            self.left -= 1
-            if self.left < 0:
-                raise StorageError("no room")
-            super().put(key, data)
-
-    array = random_array((64, 4_000))
-    with pytest.raises(StorageError, match="no room"):
-        polarmap.encode(array, storage=Full(store.root), **{**OPTIONS, "memory": MIB})
-    stored = set(objects(store))
-    coded = polarmap.encode(array, storage=store, **{**OPTIONS, "memory": MIB})
-    assert not stored & set(objects(store))
-    assert coded.check().ok
-
-
 # --- manifests -----------------------------------------------------------------------------------
 
 
@@ -218,6 +198,24 @@ def test_a_manifest_that_somebody_has_changed_is_refused(store, change, monkeypa
     monkeypatch.setattr("polarmap.arrays.manifest.rebuild_code", pytest.fail)
     with pytest.raises(StorageError, match="somebody has changed it"):
         polarmap.open_coded("a", store, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda array: array["encryption"].update(cipher="ROT13"), "the cipher 'ROT13' is not AES-256-GCM"),
+        (lambda array: array["encryption"].update(salt="x"), "non-hexadecimal"),
+        (lambda array: array.update(encryption=None), "is inconsistent: TypeError"),
+        (lambda array: array.update(zarr=array.pop("view")), "encrypted chunks make no Zarr array"),
+    ],
+)
+def test_a_manifest_without_a_tag_that_makes_no_sense_is_refused(store, change, message):
+    """As the command line reads it, which has no key."""
+    polarmap.encode(A, storage=store, **OPTIONS)
+    view = {"path": "polarmap/coded/a/x/array.zarr", "chunk_shape": [6, 40], "metadata": []}
+    write_manifest(store, lambda array: change(array.update(view=view) or array))
+    with pytest.raises(StorageError, match=message):
+        without_key("a", store)
 
 
 def test_an_array_cannot_be_passed_off_as_another(store):
