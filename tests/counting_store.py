@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
+from polarmap import encode
 from polarmap.storage.folder import FolderStore
 
 
@@ -57,3 +60,18 @@ class Least:
     def __init__(self, store):
         for verb in ("name", "put", "get", "size", "keys", "delete"):
             setattr(self, verb, getattr(store, verb))
+
+
+def encode_until_killed(root, source, at, verb):
+    """Encode a file, in a process that dies before the call number `at` of this method of a folder."""
+    real, count = getattr(FolderStore, verb), 0
+
+    def fatal(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, *arguments)
+
+    setattr(FolderStore, verb, fatal)
+    encode(source, blocks=4, workers=6, name="a", memory=1 << 20, storage=root, overwrite=True)

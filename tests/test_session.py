@@ -50,7 +50,8 @@ def session(place: Path, text: str, *arguments: str, before: str = "") -> subpro
     (place / "tmp").mkdir()
     others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     program = f"{before}\nimport sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    given = ["-q", "-p", "no:cacheprovider", "--rootdir", str(place), str(place / "test_it.py"), *arguments]
+    without = [word for name in ("cacheprovider", "zarr", "valkey") for word in ("-p", f"no:{name}")]
+    given = ["-q", *without, "--rootdir", str(place), str(place / "test_it.py"), *arguments]
     return subprocess.Popen(
         [sys.executable, "-c", program, *given],
         env={**others, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},

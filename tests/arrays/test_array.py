@@ -24,7 +24,6 @@ from polarmap.storage.folder import FolderStore
     data=st.data(),
 )
 @settings(max_examples=40)
-@pytest.mark.every_store
 def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
     k = data.draw(st.integers(1, rows))
@@ -40,7 +39,6 @@ def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
         np.testing.assert_array_equal(coded[start:stop, ..., :2], A[start:stop, ..., :2])
 
 
-@pytest.mark.every_store
 def test_rows_are_read_by_number_and_slice_only(store):
     coded = polarmap.encode(np.arange(8.0), name="a", storage=store)
     wrong = [
@@ -69,7 +67,6 @@ def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, sha
     assert len(reads) <= 2 * parts
 
 
-@pytest.mark.every_store
 @pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
 def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
     """What begins with all rows, a number or a slice means what it means to numpy."""

@@ -11,8 +11,6 @@ from polarmap import PolarCode
 from polarmap.arrays.manifest import manifest_key
 from polarmap.errors import CodeError, StorageError
 
-pytestmark = pytest.mark.every_store
-
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_read_back_is_what_was_encoded(store, dtype):
@@ -24,6 +22,7 @@ def test_what_is_read_back_is_what_was_encoded(store, dtype):
     assert coded.check().ok
 
 
+@pytest.mark.every_store
 def test_parity_in_storage_is_that_of_the_code(store):
     A = random_array((24, 5))
     coded = polarmap.encode(A, blocks=4, workers=7, name="a", storage=store)
@@ -62,6 +61,7 @@ def test_a_code_of_the_caller(store):
     np.testing.assert_allclose(coded[:], A, rtol=1e-10)
 
 
+@pytest.mark.every_store
 def test_overwrite_replaces_and_leaves_nothing_of_the_old(store):
     polarmap.encode(np.zeros((8, 2)), blocks=4, name="a", storage=store)
     with pytest.raises(StorageError, match="already"):
@@ -74,6 +74,7 @@ def test_overwrite_replaces_and_leaves_nothing_of_the_old(store):
     assert polarmap.list_coded(store) == []
 
 
+@pytest.mark.every_store
 def test_only_data_and_parity_are_stored(store):
     coded = polarmap.encode(
         random_array((240, 100)), blocks=6, workers=8, name="a", storage=store, memory=MIB

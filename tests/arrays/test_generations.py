@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import signal
 import threading
 import time
 
 import numpy as np
 import pytest
 from array_data import DOCUMENTS, MIB, random_array
-from counting_store import BrokenError, Counting, fail
+from counting_store import BrokenError, Counting, encode_until_killed, fail
 
 import polarmap
 from polarmap import PolarCode
@@ -27,33 +27,15 @@ OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
 
 
-CRASH = """
-import os, signal, sys
-import numpy as np
-import polarmap
-from polarmap.storage.folder import FolderStore
-
-root, source, at, when = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-verb = {"put": "put", "move": "_move", "delete": "delete"}[when]
-real, count = getattr(FolderStore, verb), 0
-
-def fatal(self, *arguments):
-    global count
-    count += 1
-    if count == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, *arguments)
-
-setattr(FolderStore, verb, fatal)
-polarmap.encode(source, blocks=4, workers=6, name="a", memory=1 << 20, storage=root, overwrite=True)
-"""
-
-
 def crash(store, source, at, when="put"):
-    command = [sys.executable, "-c", CRASH, str(store.root), str(source), str(at), when]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert run.returncode in (0, -9), run.stderr
-    return run.returncode == -9
+    """Whether an encode that is killed before the call number `at` of this method was."""
+    context = multiprocessing.get_context("forkserver")
+    verb = {"put": "put", "move": "_move", "delete": "delete"}[when]
+    process = context.Process(target=encode_until_killed, args=(store.root, source, at, verb))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return bool(process.exitcode)
 
 
 @pytest.fixture

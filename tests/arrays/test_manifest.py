@@ -17,8 +17,6 @@ from polarmap.arrays.manifest import array_prefix, check_name, manifest_key
 from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
 
-pytestmark = pytest.mark.every_store
-
 PAGE = Path(__file__).parents[2] / "docs" / "coded-array-format.md"
 
 
