@@ -210,7 +210,7 @@ _BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "5
 # By name: whichever library raises them need not be installed here.
 _BROKEN = (
     *("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading"),
-    "FileNotFound",  # a storage of files removes folders that are empty while others write there
+    *("FileNotFound", "FileExists"),  # a storage of files removes empty folders while others write there
 )
 
 

@@ -45,7 +45,7 @@ DOCUMENT_DAMAGE = {"f4": "missing", "f8": "corrupt", "c16": "corrupt", "u1": "ap
 def check_repair(store, dtype, executor):
     A = random_array((72, 600), dtype)
     coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=store, memory=MIB)
-    stripes, view, encoded = len(coded.stored(0)), coded._manifest.zarr, objects(store)
+    stripes, view, encoded = len(coded.stored(0)), coded.coded_blocks().manifest.zarr, objects(store)
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 1e-4 if dtype == "f4" else 1e-10
     lost = losses(coded.code, 3)
     hurt = {(block, 0): kind for block, kind in zip(lost, ("missing", "corrupt", "truncated"))}
@@ -282,7 +282,7 @@ def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, mo
 def test_numbers_that_do_not_belong_together_are_refused(store, threads):
     coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
     other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
-    made = coded._manifest
+    made = coded.coded_blocks().manifest
     part = made.parts[5][0]._replace(crc32=other.stored(5)[0].crc32)
     forged = made.with_parts({(5, 0): part, (0, 0): made.parts[0][0]._replace(crc32=7)})
     store.put(part.key, store.get(other.stored(5)[0].key))

@@ -206,7 +206,7 @@ def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
 def test_metadata_says_what_the_specification_asks_for(tmp_path):
     coded = polarmap.encode(random_array((20, 3), "c8"), storage=tmp_path, **OPTIONS)
     group, array = (
-        json.loads(coded.store.get(f"{coded._manifest.zarr.path}/{name}"))
+        json.loads(coded.store.get(f"{coded.coded_blocks().manifest.zarr.path}/{name}"))
         for name in ("zarr.json", "data/zarr.json")
     )
     assert group["attributes"]["polarmap"] == {"manifest": "polarmap/manifests/a.json"}

@@ -206,6 +206,7 @@ def failing(times: int, error: Exception) -> Callable[[], str]:
         (ConnectionResetError(), True),
         (TimeoutError(), True),
         (FileNotFoundError(), True),
+        (FileExistsError(), True),
         (ClientError("SlowDown"), True),
         (ClientError("503"), True),
         (ClientError("NoSuchBucket"), False),
