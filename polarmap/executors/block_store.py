@@ -123,10 +123,12 @@ class StoredPieces:
             return
         storing = self._storing
         first = {piece: task for task in reversed(range(coded.n)) for piece in coded.pieces(task)}
-        self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
-        self.roots = storing.roots(self._number, self.bytes)
+        size = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
+        with storing.lock:  # until others can see that the room is taken
+            self.bytes, self.roots = size, storing.roots(self._number, size)
         if storing.is_mapped:
             weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
+            storing.remove_unneeded()  # at once: what has made way is in memory
 
     def _store(self, coded: Coded, piece: int) -> Part:
         buffers, failed = _buffers(coded, piece), OSError()
@@ -186,7 +188,7 @@ class BlockStore:
 
     def __init__(self, prefix: str) -> None:
         self.place, self._prefix = Place("driver", prefix), prefix
-        self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
+        self.lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._removing = threading.Lock()
         self._numbers = itertools.count()
         # By the identity of the blocks, and by place: with a key each map has its own. The latest used last.
@@ -196,7 +198,7 @@ class BlockStore:
     def of(self, payload: Payload) -> StoredPieces:
         """What is stored of the blocks of a map, in use until `done` is called."""
         coded, place = payload.blocks, self.place._replace(encryption=payload.encryption)
-        with self._lock:
+        with self.lock:
             self._let_go([name for name, one in self._stored.items() if one.blocks() is None])
             name = id(coded), place
             found = self._stored.pop(name, None)
@@ -208,11 +210,11 @@ class BlockStore:
 
     def done(self, stored: StoredPieces) -> None:
         """A map does not need them any more; later ones may."""
-        with self._lock:
+        with self.lock:
             stored.users -= 1
 
     def roots(self, number: int, size: int) -> list[str]:
-        """For the pieces of new blocks of this size."""
+        """For the pieces of new blocks of this size, while `lock` is held."""
         return [f"{self._prefix}/blocks/{number}/"]
 
     def put(self, key: str, buffers: Sequence[Any]) -> int | None:
@@ -259,10 +261,8 @@ class InFolders(BlockStore):
     def roots(self, number: int, size: int) -> list[str]:
         """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
         folders = [self._disk]
-        with self._lock:
-            if self._memory is not None and self._has_room(self._memory, size):
-                folders.insert(0, self._memory)
-        self.remove_unneeded()  # at once: what has made way is in memory
+        if self._memory is not None and self._has_room(self._memory, size):
+            folders.insert(0, self._memory)
         return [f"{folder}/blocks-{number}/".lstrip("/") for folder in folders]
 
     def put(self, key: str, buffers: Sequence[Any]) -> None:

@@ -24,7 +24,7 @@ from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, function_of
 from polarmap.worker.block_functions import call_each
-from polarmap.worker.parts import write_file
+from polarmap.worker.parts import check_private, write_file
 from polarmap.worker.pytree import Array, to_block
 from polarmap.worker.surroundings import available_cores
 
@@ -207,8 +207,10 @@ class Shared:
         """The path of a file that is there as long as this is kept."""
         folder = disk_folder()  # which has more room; a new file is in memory at first
         weakref.finalize(self, remove, folder)
+        path = str(folder / "calls/function")
         write_file(str(folder), "calls/function", block.data)
-        return str(folder / "calls/function")
+        check_private(path)  # as workers do: not every file system keeps others out
+        return path
 
 
 def _place(

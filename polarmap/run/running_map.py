@@ -71,12 +71,9 @@ class RunningMap:
         """That of the map, which is over: with what its need told, and workers that stay have cost."""
         assert self.need is not None
         reports = task_reports(self.need.tasks, self.need.surplus)
-        seconds, name = (
-            self.need.watch.since(self._began),
-            self.executor.name,
-        )  # with the channel that was used
-        worker = self.executor.worker
+        seconds, worker = self.need.watch.since(self._began), self.executor.worker
         paid = None if worker is None else cost_of(worker, reports, seconds, stay)
+        name = self.executor.name  # with the channel that was used
         return replace(
             self.blank, executor=name, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told
         )

@@ -201,12 +201,7 @@ class ChannelIO(TaskIO):
         self._files += 1
         name = f"{os.getpid()}-{self._files}"
         for number, folder in enumerate(self._folders):
-            with contextlib.suppress(OSError):
-                make_private(os.path.dirname(folder))
-                os.mkdir(folder)
-            if self.is_cancelled():  # a driver that has removed the folder has said so before
-                with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+            if not self._is_awaited_at(folder):
                 return None
             try:
                 check_private(os.path.join(folder, name))
@@ -218,6 +213,24 @@ class ChannelIO(TaskIO):
             else:
                 return reply._replace(data=f"{number}/{name}".encode(), is_file=True)
         return reply
+
+    def _is_awaited_at(self, folder: str) -> bool:
+        """Whether anybody waits for what is left in a folder of the map, which is made where there is none.
+
+        It is asked when the folder is there: a driver that has removed it has said so, or gone, before.
+        """
+        made, is_awaited = [folder], False
+        try:
+            with contextlib.suppress(OSError):
+                if make_private(os.path.dirname(folder)):
+                    made.append(os.path.dirname(folder))
+                os.mkdir(folder)
+            is_awaited = not self.is_cancelled()
+        finally:
+            for one in [] if is_awaited else made:
+                with contextlib.suppress(OSError):  # others have left something there
+                    os.rmdir(one)
+        return is_awaited
 
 
 class SentModules(MetaPathFinder, InspectLoader):

@@ -171,17 +171,28 @@ def is_missing(error: Exception) -> bool:
 # --- files of a driver and its workers on one machine, two levels below a folder of this user alone ----
 
 
-def make_private(folder: str) -> None:
-    """Let such a folder be there, also where somebody has removed it; OSError if something else is there."""
-    with contextlib.suppress(FileExistsError):
+def make_private(folder: str) -> bool:
+    """Let such a folder be there, also where somebody has removed it; whether it was not there.
+
+    OSError if something else is, or if its file system cannot keep others out.
+    """
+    is_new = True
+    try:
         os.mkdir(folder, PRIVATE)
+    except FileExistsError:
+        is_new = False
     if _mode_of_own(folder) != PRIVATE:
         os.chmod(folder, PRIVATE)
+        _check_closed(folder)
+    return is_new
 
 
 def check_private(path: str) -> None:
     """OSError for a file that others may have put there: what lies in such a folder is read as code."""
-    folder = os.path.dirname(os.path.dirname(path))
+    _check_closed(os.path.dirname(os.path.dirname(path)))
+
+
+def _check_closed(folder: str) -> None:
     if _mode_of_own(folder) & OTHERS:
         raise PermissionError(f"{folder} is open to others")
 

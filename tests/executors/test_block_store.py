@@ -250,6 +250,23 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     assert store.of(told(two)) is in_use
 
 
+def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory").mkdir()
+    one, two = (PartBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
+    store = InFolders(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
+    stored, other = store.of(told(one)), store.of(told(two))
+
+    def meanwhile() -> None:
+        monkeypatch.undo()
+        other.block(two, 0)
+
+    monkeypatch.setattr(store, "remove_unneeded", meanwhile)
+    stored.block(one, 0)
+    assert files(tmp_path / "memory") == files(tmp_path / "disk") == {"0"}
+
+
 # --- buckets -----------------------------------------------------------------------------------
 
 

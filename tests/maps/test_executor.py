@@ -162,17 +162,21 @@ def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
     found.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("has_room", [True, False])
-def test_a_large_function_of_a_map_is_a_file_while_there_is_room_for_one(
-    two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+@pytest.mark.parametrize("mode", [0o700, 0o777, None], ids=["private", "open to others", "no folder"])
+def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
+    two: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int | None
 ) -> None:
     folder, removed = tmp_path / "folder", threading.Event()
-    folder.mkdir(0o700) if has_room else folder.touch()
+    if mode is None:
+        folder.touch()
+    else:
+        folder.mkdir()
+        folder.chmod(mode)
     monkeypatch.setattr("polarmap.maps.executor.disk_folder", lambda: folder)
     monkeypatch.setattr("polarmap.maps.executor.remove", lambda path: path == folder and removed.set())
     large = np.ones(100_000)
     assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
-    assert has_room == (folder / "calls/function").exists()
+    assert (mode is not None) == (folder / "calls/function").exists()
     assert removed.wait(PATIENCE)
 
 

@@ -208,16 +208,25 @@ def give_up_and_return_much(block: Any) -> Any:
     return np.arange(float(INLINE_BYTES))
 
 
-def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path) -> None:
+def be_left_and_return_much(block: Any) -> Any:
+    drivers[0].hang_up()
+    return np.arange(float(INLINE_BYTES))
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is_gone: bool) -> None:
+    """Neither of the map nor of its pool, whose driver has removed what it had."""
     ours, theirs = socket.socketpair()
     with ours, closing(worker_stream(theirs)) as channel:
         drivers[:] = [Stream(ours)]
-        call = call_of(give_up_and_return_much, tmp_path)
+        call = call_of(be_left_and_return_much if is_gone else give_up_and_return_much, tmp_path)
         _, *rest = pickle.loads(call.header)
-        folder = tmp_path / "map"  # as if the driver had removed it
-        assert ChannelIO(channel).run(call._replace(header=pickle.dumps(([str(folder)], *rest))))
-        assert [message.kind for message in drivers[0].receive(30.0)[0]] == [LEFT]
-        assert not folder.exists()
+        folders = [str(tmp_path / "pool" / "map"), str(tmp_path / "other" / "map")]
+        with pytest.raises(ConnectionError) if is_gone else nullcontext():
+            assert ChannelIO(channel).run(call._replace(header=pickle.dumps((folders, *rest))))
+        if not is_gone:
+            assert [message.kind for message in drivers[0].receive(30.0)[0]] == [LEFT]
+        assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 # --- modules that only the driver has ---

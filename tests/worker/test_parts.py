@@ -118,6 +118,18 @@ def test_nothing_is_read_below_a_folder_in_which_others_may_write(
         loaded(f"{folder}/map/f")
 
 
+def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "own"
+    assert make_private(str(folder))
+    assert not make_private(str(folder))
+    folder.chmod(0o777)
+    monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # as FAT does
+    with pytest.raises(PermissionError, match=f"{folder} is open to others"):
+        make_private(str(folder))
+
+
 @pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place("folder", str(tmp_path)) if request.param == "folder" else Place("bucket", "b", "minio")
