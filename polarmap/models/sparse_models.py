@@ -15,7 +15,7 @@ from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import ProximalModel
+from polarmap.models.proximal_model import ProximalModel
 
 
 class SparseLinearModel(CodedRegressor, ProximalModel):

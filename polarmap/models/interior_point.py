@@ -1,0 +1,170 @@
+"""Least norms over a box by an interior point method, whose systems are those of weighted Gram matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarmap.code.dtypes import EPS, Floats
+from polarmap.models.penalties import LinearOnBox
+from polarmap.models.proximal_gradient import Solution, after_steps
+
+SHORTEST_START = 1e-3  # of the way from 0 to the middle of the box
+FIRST_MULTIPLIERS = 0.1  # times the mean size of the gradient
+TO_THE_BOUNDARY = 0.99  # of the way, at the most
+PATIENCE = 5  # iterations that lessen the gap no more
+
+
+def interior_point(
+    operator: Any,
+    penalty: LinearOnBox,
+    shape: tuple[int, int],
+    *,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[float, float], None] | None = None,
+) -> Solution:
+    """Minimize |A' x|^2 / 2 + penalty(x) by Mehrotra's predictor and corrector (1992), column by column.
+
+    An iteration is four products, and a Gram matrix A' diag(weights) A for each column. Parameters are as
+    for `fista`, but the operator is A, and has `gram(weights)`. Its rows are of norm 1; the box holds 0.
+    """
+    return after_steps(_InteriorSteps(operator, penalty, shape), tol, max_iter, callback)
+
+
+class _Direction(NamedTuple):
+    """Changes of x, A'x, A A'x and of the multipliers of both bounds."""
+
+    x: Floats
+    image: Floats
+    curved: Floats
+    of_lower: Floats
+    of_upper: Floats
+
+
+class _InteriorSteps:
+    """A point within the box, its distance to both bounds, and positive multipliers of these.
+
+    The gradient is the difference of the multipliers, all the way.
+    """
+
+    def __init__(self, operator: Any, penalty: LinearOnBox, shape: tuple[int, int]) -> None:
+        self._operator, self.count, self.is_stuck = operator, 0, False
+        self._lower, self._upper, self._slope = (
+            part.reshape(shape) for part in (penalty.lower, penalty.upper, penalty.slope)
+        )
+        middle, room = (self._lower + self._upper) / 2, EPS * float((self._upper - self._lower).max())
+        image, curved = self._products(middle)
+        # The shortest way down from 0 along that to the middle.
+        fall, square = -np.sum(self._slope * middle, axis=0), np.sum(image**2, axis=0)
+        share = np.clip(fall / np.where(square > 0, square, 1.0), SHORTEST_START, 1.0)
+        self.x, self._image, self._gradient = share * middle, share * image, share * curved + self._slope
+        # A bound of 0 on both sides leaves no interior.
+        self._below, self._above = self.x - self._lower + room, self._upper - self.x + room
+        least = FIRST_MULTIPLIERS * np.abs(self._gradient).mean(axis=0) + math.ulp(0.0)
+        self._of_lower = np.maximum(self._gradient, 0.0) + least
+        self._of_upper = self._of_lower - self._gradient
+        self._least_gap, self._waited = math.inf, 0
+
+    def _products(self, x: Floats) -> tuple[Floats, Floats]:
+        image = np.asarray(self._operator.rmatmat(x))
+        return image, np.asarray(self._operator.matmat(image))
+
+    @property
+    def objective(self) -> float:
+        """Where the iteration is."""
+        return float(np.sum(self._image**2) / 2 + np.sum(self._slope * self.x))
+
+    @property
+    def map_norm(self) -> float:
+        """Norm of the gradient map for steps of length 1."""
+        return float(np.linalg.norm(self.x - np.clip(self.x - self._gradient, self._lower, self._upper)))
+
+    @property
+    def gap(self) -> float:
+        """To the dual point A'x (Fenchel, Rockafellar)."""
+        room = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
+        return max(0.0, float(np.sum(self._gradient * room)))
+
+    def has_converged(self, tol: float) -> bool:
+        """By the gap, or where it is no more than rounding."""
+        rounding = 16 * EPS * float(np.sum(np.abs(self._slope * self.x)))
+        return self.gap <= max(tol * abs(self.objective), rounding)
+
+    def step(self) -> None:
+        """To where the products of distances and multipliers are smaller, and equal."""
+        weights = 1.0 / (self._of_lower / self._below + self._of_upper / self._above)
+        systems = np.stack([self._operator.gram(column) for column in weights.T])
+        systems += np.eye(systems.shape[1])
+        zeros = np.zeros_like(self.x)
+        predicted = self._direction(systems, weights, zeros, zeros)
+        mean = self._mean_product(predicted, 0.0)
+        target = mean * (self._mean_product(predicted, self._longest(predicted)) / mean) ** 3
+        corrected = self._direction(
+            systems,
+            weights,
+            target - predicted.x * predicted.of_lower,
+            target + predicted.x * predicted.of_upper,
+        )
+        self._go(corrected, np.minimum(1.0, TO_THE_BOUNDARY * self._longest(corrected)))
+        gap = self.gap
+        self._waited = 0 if gap < 0.9 * self._least_gap else self._waited + 1
+        self._least_gap = min(gap, self._least_gap)
+        self.is_stuck = self._waited >= PATIENCE
+
+    def solution(self, tol: float) -> Solution:
+        """With the numbers that go to a bound on it, if that is near enough to the minimum, too."""
+        inside = self.x, self._image, self._gradient
+        on_bound = np.where(
+            self._below < self._of_lower, self._lower, np.clip(self.x, self._lower, self._upper)
+        )
+        self.x = np.where(self._above < self._of_upper, self._upper, on_bound)
+        self._image, curved = self._products(self.x)
+        self._gradient = curved + self._slope
+        if not self.has_converged(tol):
+            self.x, self._image, self._gradient = inside
+        return Solution(self.x, self.objective, self.gap, self.map_norm, self.count, self.has_converged(tol))
+
+    def _direction(self, systems: Floats, weights: Floats, lower: Floats, upper: Floats) -> _Direction:
+        """Newton's, to where distances times multipliers are `lower` and `upper`, but for second order."""
+        right = weights * (lower / self._below - upper / self._above - self._gradient)
+        image = np.linalg.solve(systems, np.asarray(self._operator.rmatmat(right)).T[..., np.newaxis])[
+            ..., 0
+        ].T
+        curved = np.asarray(self._operator.matmat(image))
+        x = right - weights * curved
+        of_lower = (lower - self._of_lower * x) / self._below - self._of_lower
+        of_upper = (upper + self._of_upper * x) / self._above - self._of_upper
+        return _Direction(x, image, curved, of_lower, of_upper)
+
+    def _longest(self, direction: _Direction) -> Floats:
+        """How much of it keeps all distances and multipliers positive, for each column."""
+        shares = [np.ones(self.x.shape[1])]
+        for value, change in (
+            (self._below, direction.x),
+            (self._above, -direction.x),
+            (self._of_lower, direction.of_lower),
+            (self._of_upper, direction.of_upper),
+        ):
+            ratios = np.full_like(value, np.inf)
+            np.divide(value, -change, out=ratios, where=change < 0)
+            shares.append(ratios.min(axis=0))
+        return np.min(shares, axis=0)
+
+    def _mean_product(self, direction: _Direction, share: Any) -> Floats:
+        """Of distances and multipliers, after a share of a direction."""
+        below, above = self._below + share * direction.x, self._above - share * direction.x
+        of_lower = self._of_lower + share * direction.of_lower
+        of_upper = self._of_upper + share * direction.of_upper
+        return np.asarray(np.mean(below * of_lower + above * of_upper, axis=0) / 2)
+
+    def _go(self, direction: _Direction, share: Floats) -> None:
+        self.x, self._image = self.x + share * direction.x, self._image + share * direction.image
+        self._gradient = self._gradient + share * direction.curved
+        self._below, self._above = self._below + share * direction.x, self._above - share * direction.x
+        self._of_lower = self._of_lower + share * direction.of_lower
+        self._of_upper = self._of_upper + share * direction.of_upper
+        self.count += 1

@@ -1,0 +1,190 @@
+"""Proximal Newton steps: models of the loss by weighted Gram matrices, minimized with the penalty here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from polarmap.code.dtypes import EPS, Floats
+from polarmap.models.proximal_gradient import (
+    Problem,
+    ProximalSteps,
+    Solution,
+    after_steps,
+    penalty_value,
+)
+
+MODEL_TOL = 1e-6  # of the gradient map of a model, relative to that at its start
+PROXIMAL_STEPS, NEWTON_STEPS, HALVINGS = 30, 30, 40
+FIRST_SIGMA, GROWTH, LAST_SIGMA = 10.0, 10.0, 1e9  # times the mean of the diagonal of H
+SLOPE = 1e-4  # the share of its slope by which a step lessens a function at the least
+NUDGE = 1e-7  # relative, for the derivative of a prox
+
+
+def proximal_newton(
+    operator: Any,
+    loss: Any,
+    penalty: Any,
+    start: Floats,
+    *,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[float, float], None] | None = None,
+) -> Solution:
+    """Minimize loss(A x) + penalty(x) by proximal Newton steps (Lee, Sun and Saunders, 2014).
+
+    An iteration is a product A d, one A' u, and a Gram matrix A' diag(curvature) A, for several outputs one
+    for each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
+    has `gram(weights)`, the loss `hessian_product`, and the prox of the penalty takes each number on its own.
+    """
+    return after_steps(_NewtonSteps(Problem(operator, loss, penalty), start), tol, max_iter, callback)
+
+
+class _NewtonSteps(ProximalSteps):
+    """The curvature of the samples at x, and the Hessian that it makes."""
+
+    def __init__(self, problem: Problem, x: Floats) -> None:
+        super().__init__(problem, x)
+        self._of_samples: Floats | None = None
+
+    def step(self) -> None:
+        """To the minimum of the model, or as much of the way as lessens the objective."""
+        self._update_hessian()
+        level, before = self.gradient_map(), self.objective
+        self.largest_map = max(self.largest_map, level)
+        gradient, x = self.derivatives()[1], self.x.reshape(-1)
+        model = QuadraticModel(
+            self._hessian, self._hessian @ x - gradient.reshape(-1), self.problem.penalty, self.curvature
+        )
+        move = model.minimum(x, MODEL_TOL * level).reshape(self.x.shape) - self.x
+        change = self.problem.forward(move)
+        length = self._length(move, change, float(np.sum(gradient * move)), before)
+        self.x, self.eta, self.count = self.x + length * move, self.eta + length * change, self.count + 1
+        self.map_norm = self.gradient_map()
+        self.is_stuck = self.map_norm > level / 2 and self.objective >= before - 16 * EPS * abs(before)
+
+    def _update_hessian(self) -> None:
+        """That at x, and a bound of its largest eigenvalue; the one before if the curvature is the same."""
+        ones = np.eye(1 if self.eta.ndim == 1 else self.eta.shape[1])
+        columns = [
+            self.problem.loss.hessian_product(
+                self.eta, np.broadcast_to(one[0] if self.eta.ndim == 1 else one, self.eta.shape)
+            )
+            for one in ones
+        ]
+        of_samples = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
+        if self._of_samples is not None and np.array_equal(of_samples, self._of_samples):
+            return
+        self._of_samples = of_samples
+        weights, which = np.unique(of_samples, axis=1, return_inverse=True)
+        features, outputs = self.x.shape[0], len(ones)
+        grams = [
+            self.problem.operator.gram(column) if column.any() else np.zeros((features, features))
+            for column in weights.T
+        ]
+        pairs = np.stack([grams[one] for one in which.reshape(-1)]).reshape(outputs, outputs, features, -1)
+        self._hessian = pairs.transpose(2, 0, 3, 1).reshape(features * outputs, -1)
+        self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
+
+    def _length(self, move: Floats, change: Floats, slope: float, before: float) -> float:
+        """The share of a step that lessens the objective enough; products are linear: none is needed."""
+        penalty = self.problem.penalty
+        slope += penalty_value(penalty, (self.x + move).reshape(-1)) - penalty_value(
+            penalty, self.x.reshape(-1)
+        )
+        for halving in range(HALVINGS):
+            length = 0.5**halving
+            after = self.problem.objective(self.x + length * move, self.eta + length * change)
+            if after <= before + SLOPE * length * slope + 4 * EPS * abs(before):
+                return length
+        return 0.0
+
+
+class QuadraticModel:
+    """x'Hx / 2 - c'x + penalty(x), of which nothing is far away.
+
+    Parameters
+    ----------
+    H : (N, N)
+    c : (N,)
+    penalty
+        Whose prox takes each number on its own.
+    curvature : float
+        No less than the largest eigenvalue of H.
+    """
+
+    def __init__(self, H: Floats, c: Floats, penalty: Any, curvature: float) -> None:
+        self._H, self._c, self._penalty, self._curvature = H, c, penalty, curvature
+
+    def minimum(self, x: Floats, tol: float) -> Floats:
+        """Where the norm of the gradient map is at most tol, or as small as rounding lets it be; from x on.
+
+        By proximal points, each nearer to the minimum of the model than the one before (Rockafellar, 1976).
+        """
+        unit = 1.0 / (float(np.trace(self._H)) / len(x) or 1.0)
+        sigma, best, least, tries = FIRST_SIGMA * unit, x, self._map_norm(x), 0
+        for _ in range(PROXIMAL_STEPS):
+            if least <= max(tol, self._rounding(best)):
+                break
+            x = self._proximal_point(x, sigma, tol)
+            found = self._map_norm(x)
+            tries = 0 if found < 0.9 * least or sigma < LAST_SIGMA * unit else tries + 1
+            best, least = (x, found) if found < least else (best, least)
+            sigma = min(GROWTH * sigma, LAST_SIGMA * unit)
+            if tries > 1:
+                break
+        return best
+
+    def _map_norm(self, x: Floats) -> float:
+        """Norm of the gradient map."""
+        L = self._curvature
+        return L * float(np.linalg.norm(x - self._penalty.prox(x - (self._H @ x - self._c) / L, 1.0 / L)))
+
+    def _rounding(self, x: Floats) -> float:
+        return 16 * EPS * (self._curvature * float(np.linalg.norm(x)) + float(np.linalg.norm(self._c)))
+
+    def _proximal_point(self, centre: Floats, sigma: float, tol: float) -> Floats:
+        """The p that minimizes the model + |p - centre|^2 / (2 sigma).
+
+        By its dual, smooth and convex in z, where Hz - c is the slope that p meets: semismooth Newton steps,
+        whose system has the numbers that the prox lets move (Li, Sun and Toh, 2018).
+        """
+        z, Hz = centre, self._H @ centre
+        value, p, slopes = self._dual(z, Hz, centre, sigma)
+        for _ in range(NEWTON_STEPS):
+            if np.linalg.norm(Hz - self._H @ p) <= tol / 10:
+                break
+            step = self._newton_step(p - z, sigma * slopes)
+            change = self._H @ step
+            slope = float((z - p) @ change)
+            for halving in range(HALVINGS):
+                length = 0.5**halving
+                found = self._dual(z + length * step, Hz + length * change, centre, sigma)
+                if found[0] <= value + SLOPE * length * slope + 4 * EPS * abs(value):
+                    break
+            z, Hz = z + length * step, Hz + length * change
+            value, p, slopes = found
+            if slope >= -EPS * abs(value):
+                break
+        return p
+
+    def _dual(self, z: Floats, Hz: Floats, centre: Floats, sigma: float) -> tuple[float, Floats, Floats]:
+        """The dual function, the p of z, and by how much each number of p moves with what it is a prox of."""
+        slope = Hz - self._c
+        v = centre - sigma * slope
+        p = np.asarray(self._penalty.prox(v, sigma))
+        nearness = float(np.sum((p - centre) ** 2)) / (2 * sigma)
+        value = 0.5 * float(z @ Hz) - penalty_value(self._penalty, p) - float(slope @ p) - nearness
+        nudge = NUDGE * (np.abs(v) + 1e-6 * float(np.abs(v).max(initial=0.0)) + math.ulp(0.0))
+        return value, p, np.clip((self._penalty.prox(v + nudge, sigma) - p) / nudge, 0.0, 1.0)
+
+    def _newton_step(self, residual: Floats, moves: Floats) -> Floats:
+        """The s with s + moves * (H s) = residual."""
+        free = moves > 0
+        rows, step = self._H[free], residual.copy()
+        right = residual[free] - moves[free] * (rows[:, ~free] @ residual[~free])
+        step[free] = np.linalg.solve(np.eye(len(rows)) + moves[free, np.newaxis] * rows[:, free], right)
+        return step
