@@ -15,7 +15,7 @@ from polarmap.models.proximal_gradient import Solution, after_steps
 SHORTEST_START = 1e-3  # of the way from 0 to the middle of the box
 FIRST_MULTIPLIERS = 0.1  # times the mean size of the gradient
 TO_THE_BOUNDARY = 0.99  # of the way, at the most
-PATIENCE = 5  # iterations that lessen the gap no more
+PATIENCE = 5  # iterations that get no closer
 
 
 def interior_point(
@@ -64,10 +64,13 @@ class _InteriorSteps:
         self.x, self._image, self._gradient = share * middle, share * image, share * curved + self._slope
         # A bound of 0 on both sides leaves no interior.
         self._below, self._above = self.x - self._lower + room, self._upper - self.x + room
-        least = FIRST_MULTIPLIERS * np.abs(self._gradient).mean(axis=0) + math.ulp(0.0)
+        room = np.minimum(self._below, self._above)
+        pull = np.abs(self._gradient).mean(axis=0) + SHORTEST_START * np.abs(self._slope).mean(axis=0)
+        pull[pull == 0] = 1.0
+        least = FIRST_MULTIPLIERS * pull * room.mean(axis=0) / room
         self._of_lower = np.maximum(self._gradient, 0.0) + least
         self._of_upper = self._of_lower - self._gradient
-        self._least_gap, self._waited = math.inf, 0
+        self._total, self._waited = math.inf, 0
 
     def _products(self, x: Floats) -> tuple[Floats, Floats]:
         image = np.asarray(self._operator.rmatmat(x))
@@ -96,9 +99,8 @@ class _InteriorSteps:
 
     def step(self) -> None:
         """To where the products of distances and multipliers are smaller, and equal."""
-        weights = 1.0 / (self._of_lower / self._below + self._of_upper / self._above)
-        systems = np.stack([self._operator.gram(column) for column in weights.T])
-        systems += np.eye(systems.shape[1])
+        weights = self._weights()
+        systems = self._systems(weights)
         zeros = np.zeros_like(self.x)
         predicted = self._direction(systems, weights, zeros, zeros)
         mean = self._mean_product(predicted, 0.0)
@@ -110,32 +112,49 @@ class _InteriorSteps:
             target + predicted.x * predicted.of_upper,
         )
         self._go(corrected, np.minimum(1.0, TO_THE_BOUNDARY * self._longest(corrected)))
-        gap = self.gap
-        self._waited = 0 if gap < 0.9 * self._least_gap else self._waited + 1
-        self._least_gap = min(gap, self._least_gap)
-        self.is_stuck = self._waited >= PATIENCE
+        total = float(np.sum(self._below * self._of_lower + self._above * self._of_upper))
+        self._waited = 0 if total < 0.99 * self._total else self._waited + 1
+        self._total = total
+        # The gap is no more than that, but for rounding.
+        self.is_stuck = self._waited >= PATIENCE or self.gap > 2 * total
 
     def solution(self, tol: float) -> Solution:
         """With the numbers that go to a bound on it, if that is near enough to the minimum, too."""
-        inside = self.x, self._image, self._gradient
-        on_bound = np.where(
-            self._below < self._of_lower, self._lower, np.clip(self.x, self._lower, self._upper)
-        )
-        self.x = np.where(self._above < self._of_upper, self._upper, on_bound)
-        self._image, curved = self._products(self.x)
-        self._gradient = curved + self._slope
+        inside = np.clip(self.x, self._lower, self._upper), self._image, self._gradient
+        pull, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
+        goes_down = self._below * pull <= self._of_lower * width
+        goes_up = self._above * pull <= self._of_upper * width
+        weights = np.where(goes_down | goes_up, 0.0, self._weights())
+        self._set(np.where(goes_up, self._upper, np.where(goes_down, self._lower, inside[0])))
+        self._set(self.x + self._newton(self._systems(weights), weights, -self._gradient)[0])
         if not self.has_converged(tol):
             self.x, self._image, self._gradient = inside
         return Solution(self.x, self.objective, self.gap, self.map_norm, self.count, self.has_converged(tol))
 
+    def _set(self, x: Floats) -> None:
+        """Go to the point of the box that is next to x."""
+        self.x = np.clip(x, self._lower, self._upper)
+        self._image, curved = self._products(self.x)
+        self._gradient = curved + self._slope
+
+    def _weights(self) -> Floats:
+        return np.asarray(1.0 / (self._of_lower / self._below + self._of_upper / self._above))
+
+    def _systems(self, weights: Floats) -> Floats:
+        """1 + A' diag(weights) A, for each column."""
+        return np.stack([np.eye(self._operator.shape[1]) + self._operator.gram(one) for one in weights.T])
+
+    def _newton(self, systems: Floats, weights: Floats, right: Floats) -> tuple[Floats, Floats, Floats]:
+        """The x with A A'x + x / weights = right, where weights are not 0, and its products."""
+        sums = np.asarray(self._operator.rmatmat(weights * right)).T
+        image = np.linalg.solve(systems, sums[..., np.newaxis])[..., 0].T
+        curved = np.asarray(self._operator.matmat(image))
+        return weights * (right - curved), image, curved
+
     def _direction(self, systems: Floats, weights: Floats, lower: Floats, upper: Floats) -> _Direction:
         """Newton's, to where distances times multipliers are `lower` and `upper`, but for second order."""
-        right = weights * (lower / self._below - upper / self._above - self._gradient)
-        image = np.linalg.solve(systems, np.asarray(self._operator.rmatmat(right)).T[..., np.newaxis])[
-            ..., 0
-        ].T
-        curved = np.asarray(self._operator.matmat(image))
-        x = right - weights * curved
+        right = lower / self._below - upper / self._above - self._gradient
+        x, image, curved = self._newton(systems, weights, right)
         of_lower = (lower - self._of_lower * x) / self._below - self._of_lower
         of_upper = (upper + self._of_upper * x) / self._above - self._of_upper
         return _Direction(x, image, curved, of_lower, of_upper)
@@ -152,7 +171,7 @@ class _InteriorSteps:
             ratios = np.full_like(value, np.inf)
             np.divide(value, -change, out=ratios, where=change < 0)
             shares.append(ratios.min(axis=0))
-        return np.min(shares, axis=0)
+        return np.asarray(np.min(shares, axis=0))
 
     def _mean_product(self, direction: _Direction, share: Any) -> Floats:
         """Of distances and multipliers, after a share of a direction."""

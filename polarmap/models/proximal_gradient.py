@@ -213,8 +213,7 @@ class ProximalSteps:
 
     def has_converged(self, tol: float) -> bool:
         """By the gap where there is one; it is looked at where it may be small."""
-        level = max(tol * self.largest_map, 4 * EPS * self.curvature * float(np.linalg.norm(self.x)))
-        is_flat = self.map_norm <= level
+        is_flat = self.map_norm <= max(tol * self.largest_map, self._rounding_of_map())
         if not self.problem.has_gap or (self.count % self.look_every and not is_flat):
             return is_flat
         gap, objective = self.gap(), abs(self.objective)
@@ -222,6 +221,10 @@ class ProximalSteps:
             return is_flat
         rounding = 16 * EPS * max(self._scale, objective)
         return gap <= tol * objective if tol * objective >= rounding else gap <= rounding and is_flat
+
+    def _rounding_of_map(self) -> float:
+        """What is left of the gradient map where it should be 0."""
+        return 4 * EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def solution(self, tol: float) -> Solution:
         """What it has found by now, and how far from the minimum that may be."""

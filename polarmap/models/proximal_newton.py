@@ -17,7 +17,7 @@ from polarmap.models.proximal_gradient import (
     penalty_value,
 )
 
-MODEL_TOL = 1e-6  # of the gradient map of a model, relative to that at its start
+MODEL_TOL = 1e-8  # of the gradient map of a model, relative to that at its start
 PROXIMAL_STEPS, NEWTON_STEPS, HALVINGS = 30, 30, 40
 FIRST_SIGMA, GROWTH, LAST_SIGMA = 10.0, 10.0, 1e9  # times the mean of the diagonal of H
 SLOPE = 1e-4  # the share of its slope by which a step lessens a function at the least
@@ -65,6 +65,10 @@ class _NewtonSteps(ProximalSteps):
         self.x, self.eta, self.count = self.x + length * move, self.eta + length * change, self.count + 1
         self.map_norm = self.gradient_map()
         self.is_stuck = self.map_norm > level / 2 and self.objective >= before - 16 * EPS * abs(before)
+
+    def _rounding_of_map(self) -> float:
+        """Also of a gradient that the penalty balances."""
+        return 4 * super()._rounding_of_map() + 16 * EPS * float(np.linalg.norm(self.derivatives()[1]))
 
     def _update_hessian(self) -> None:
         """That at x, and a bound of its largest eigenvalue; the one before if the curvature is the same."""
