@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from polarmap.models.proximal_gradient import Solution, after_steps
 SHORTEST_START = 1e-3  # of the way from 0 to the middle of the box
 FIRST_MULTIPLIERS = 0.1  # times the mean size of the gradient
 TO_THE_BOUNDARY = 0.99  # of the way, at the most
+WAITING = 1e-3  # of the gap of the column that is last: columns that are further wait
 PATIENCE = 5  # iterations that get no closer
 
 
@@ -70,7 +70,7 @@ class _InteriorSteps:
         least = FIRST_MULTIPLIERS * pull * room.mean(axis=0) / room
         self._of_lower = np.maximum(self._gradient, 0.0) + least
         self._of_upper = self._of_lower - self._gradient
-        self._total, self._waited = math.inf, 0
+        self._totals, self._waited = self._products_of_pairs(), 0
 
     def _products(self, x: Floats) -> tuple[Floats, Floats]:
         image = np.asarray(self._operator.rmatmat(x))
@@ -100,7 +100,8 @@ class _InteriorSteps:
     def step(self) -> None:
         """To where the products of distances and multipliers are smaller, and equal."""
         weights = self._weights()
-        systems = self._systems(weights)
+        late = self._totals >= WAITING * self._totals.max()
+        systems = self._systems(weights, late)
         zeros = np.zeros_like(self.x)
         predicted = self._direction(systems, weights, zeros, zeros)
         mean = self._mean_product(predicted, 0.0)
@@ -111,12 +112,15 @@ class _InteriorSteps:
             target - predicted.x * predicted.of_lower,
             target + predicted.x * predicted.of_upper,
         )
-        self._go(corrected, np.minimum(1.0, TO_THE_BOUNDARY * self._longest(corrected)))
-        total = float(np.sum(self._below * self._of_lower + self._above * self._of_upper))
-        self._waited = 0 if total < 0.99 * self._total else self._waited + 1
-        self._total = total
+        self._go(corrected, late * np.minimum(1.0, TO_THE_BOUNDARY * self._longest(corrected)))
+        before, self._totals = self._totals, self._products_of_pairs()
+        self._waited = 0 if self._totals.max() < 0.99 * before.max() else self._waited + 1
         # The gap is no more than that, but for rounding.
-        self.is_stuck = self._waited >= PATIENCE or self.gap > 2 * total
+        self.is_stuck = self._waited >= PATIENCE or self.gap > 2 * self._totals.sum()
+
+    def _products_of_pairs(self) -> Floats:
+        """The sum of distances times multipliers, of each column."""
+        return np.asarray(np.sum(self._below * self._of_lower + self._above * self._of_upper, axis=0))
 
     def solution(self, tol: float) -> Solution:
         """With the numbers that go to a bound on it, if that is near enough to the minimum, too."""
@@ -140,9 +144,12 @@ class _InteriorSteps:
     def _weights(self) -> Floats:
         return np.asarray(1.0 / (self._of_lower / self._below + self._of_upper / self._above))
 
-    def _systems(self, weights: Floats) -> Floats:
-        """1 + A' diag(weights) A, for each column."""
-        return np.stack([np.eye(self._operator.shape[1]) + self._operator.gram(one) for one in weights.T])
+    def _systems(self, weights: Floats, late: Any = True) -> Floats:
+        """1 + A' diag(weights) A for each column that is late, 1 for the others."""
+        systems = np.tile(np.eye(self._operator.shape[1]), (self.x.shape[1], 1, 1))
+        for column in np.flatnonzero(late & weights.any(axis=0)):
+            systems[column] += self._operator.gram(weights[:, column])
+        return systems
 
     def _newton(self, systems: Floats, weights: Floats, right: Floats) -> tuple[Floats, Floats, Floats]:
         """The x with A A'x + x / weights = right, where weights are not 0, and its products."""

@@ -17,9 +17,10 @@ from polarmap.models.proximal_gradient import (
     penalty_value,
 )
 
-MODEL_TOL = 1e-8  # of the gradient map of a model, relative to that at its start
+MODEL_TOL = 1e-8  # of the gradient map of a model, relative to the largest one met
 PROXIMAL_STEPS, NEWTON_STEPS, HALVINGS = 30, 30, 40
-FIRST_SIGMA, GROWTH, LAST_SIGMA = 10.0, 10.0, 1e9  # times the mean of the diagonal of H
+FIRST_SIGMA, GROWTH = 1e3, 10.0  # times the mean of the diagonal of H
+TRIES = 3  # of a smaller sigma, where one leads no nearer
 SLOPE = 1e-4  # the share of its slope by which a step lessens a function at the least
 NUDGE = 1e-7  # relative, for the derivative of a prox
 
@@ -44,11 +45,11 @@ def proximal_newton(
 
 
 class _NewtonSteps(ProximalSteps):
-    """The curvature of the samples at x, and the Hessian that it makes."""
+    """The Hessian at x, and the Gram matrices that it is made of."""
 
     def __init__(self, problem: Problem, x: Floats) -> None:
         super().__init__(problem, x)
-        self._of_samples: Floats | None = None
+        self._grams: dict[bytes, Floats] = {}  # by the weights of samples
 
     def step(self) -> None:
         """To the minimum of the model, or as much of the way as lessens the objective."""
@@ -59,7 +60,9 @@ class _NewtonSteps(ProximalSteps):
         model = QuadraticModel(
             self._hessian, self._hessian @ x - gradient.reshape(-1), self.problem.penalty, self.curvature
         )
-        move = model.minimum(x, MODEL_TOL * level).reshape(self.x.shape) - self.x
+        move = (
+            model.minimum(x, min(MODEL_TOL * self.largest_map, level / 1000)).reshape(self.x.shape) - self.x
+        )
         change = self.problem.forward(move)
         length = self._length(move, change, float(np.sum(gradient * move)), before)
         self.x, self.eta, self.count = self.x + length * move, self.eta + length * change, self.count + 1
@@ -71,27 +74,32 @@ class _NewtonSteps(ProximalSteps):
         return 4 * super()._rounding_of_map() + 16 * EPS * float(np.linalg.norm(self.derivatives()[1]))
 
     def _update_hessian(self) -> None:
-        """That at x, and a bound of its largest eigenvalue; the one before if the curvature is the same."""
-        ones = np.eye(1 if self.eta.ndim == 1 else self.eta.shape[1])
+        """That at x, and a bound of its largest eigenvalue; weights that stay keep their Gram matrix."""
+        outputs, features, eta = self.eta.size // len(self.eta), len(self.x), self.eta
         columns = [
-            self.problem.loss.hessian_product(
-                self.eta, np.broadcast_to(one[0] if self.eta.ndim == 1 else one, self.eta.shape)
-            )
-            for one in ones
+            column
+            for one in np.eye(outputs)
+            for column in self._curvature_along(np.broadcast_to(one, (len(eta), outputs)).reshape(eta.shape))
         ]
-        of_samples = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
-        if self._of_samples is not None and np.array_equal(of_samples, self._of_samples):
-            return
-        self._of_samples = of_samples
-        weights, which = np.unique(of_samples, axis=1, return_inverse=True)
-        features, outputs = self.x.shape[0], len(ones)
-        grams = [
-            self.problem.operator.gram(column) if column.any() else np.zeros((features, features))
-            for column in weights.T
-        ]
-        pairs = np.stack([grams[one] for one in which.reshape(-1)]).reshape(outputs, outputs, features, -1)
-        self._hessian = pairs.transpose(2, 0, 3, 1).reshape(features * outputs, -1)
+        known, self._grams = self._grams, {}
+        for column in columns:
+            key = column.tobytes()
+            if key not in self._grams:
+                self._grams[key] = known[key] if key in known else self._gram(column)
+        pairs = np.stack([self._grams[column.tobytes()] for column in columns])
+        pairs = pairs.reshape(outputs, outputs, features, features).transpose(2, 0, 3, 1)
+        self._hessian = pairs.reshape(self.x.size, self.x.size)
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
+
+    def _curvature_along(self, direction: Floats) -> Floats:
+        """The loss's Hessian of each sample times a direction: (outputs, samples)."""
+        return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
+
+    def _gram(self, weights: Floats) -> Floats:
+        """No product where all weights are 0."""
+        if not weights.any():
+            return np.zeros((len(self.x), len(self.x)))
+        return np.asarray(self.problem.operator.gram(weights))
 
     def _length(self, move: Floats, change: Floats, slope: float, before: float) -> float:
         """The share of a step that lessens the objective enough; products are linear: none is needed."""
@@ -129,18 +137,17 @@ class QuadraticModel:
         By proximal points, each nearer to the minimum of the model than the one before (Rockafellar, 1976).
         """
         unit = 1.0 / (float(np.trace(self._H)) / len(x) or 1.0)
-        sigma, best, least, tries = FIRST_SIGMA * unit, x, self._map_norm(x), 0
+        sigma, least, tries = FIRST_SIGMA * unit, self._map_norm(x), 0
         for _ in range(PROXIMAL_STEPS):
-            if least <= max(tol, self._rounding(best)):
+            if least <= max(tol, self._rounding(x)) or tries == TRIES:
                 break
-            x = self._proximal_point(x, sigma, tol)
-            found = self._map_norm(x)
-            tries = 0 if found < 0.9 * least or sigma < LAST_SIGMA * unit else tries + 1
-            best, least = (x, found) if found < least else (best, least)
-            sigma = min(GROWTH * sigma, LAST_SIGMA * unit)
-            if tries > 1:
-                break
-        return best
+            point = self._proximal_point(x, sigma, tol)
+            found = self._map_norm(point)
+            if found < 0.9 * least:
+                x, least, tries, sigma = point, found, 0, GROWTH * sigma
+            else:
+                tries, sigma = tries + 1, sigma / GROWTH**2
+        return x
 
     def _map_norm(self, x: Floats) -> float:
         """Norm of the gradient map."""

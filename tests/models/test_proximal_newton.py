@@ -56,7 +56,7 @@ def test_l1_penalties_of_any_shape_and_unit(
 
 
 @pytest.mark.parametrize("name", DATA)
-@pytest.mark.parametrize("strength", [1e-3, 0.3])
+@pytest.mark.parametrize("strength", [1e-4, 1e-2, 0.3])
 def test_logistic_losses_take_a_few_steps(name: str, strength: float) -> None:
     X = DATA[name]
     scale = np.sqrt((X**2).mean(axis=0))
