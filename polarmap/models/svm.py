@@ -38,7 +38,7 @@ class LinearSVC(CodedClassifier, ProximalModel):
     tol : float
         Relative, of the duality gap.
     max_iter : int
-        Each iteration is two coded maps.
+        Each iteration is a few coded maps.
     blocks, workers, code, executor, timeout, verbose : optional
         As for `ElasticNet`; lines are of the dual problem.
 
