@@ -101,7 +101,7 @@ def fista(
     """
     _check(penalty, loss, tol, max_iter)
     problem = Problem(operator, loss, penalty)
-    return after_steps(_FistaSteps(problem, problem.checked_start(start)), tol, max_iter, callback)
+    return after_steps(FistaSteps(problem, problem.checked_start(start)), tol, max_iter, callback)
 
 
 def after_steps(
@@ -233,7 +233,7 @@ class ProximalSteps:
         return Solution(self.x, self.objective, known, self.gradient_map(), self.count, converged)
 
 
-class _FistaSteps(ProximalSteps):
+class FistaSteps(ProximalSteps):
     """The extrapolated point, and how long steps from there are."""
 
     look_every = LOOK_EVERY

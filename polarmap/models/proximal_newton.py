@@ -10,6 +10,7 @@ import numpy as np
 
 from polarmap.code.dtypes import EPS, Floats
 from polarmap.models.proximal_gradient import (
+    FistaSteps,
     Problem,
     ProximalSteps,
     Solution,
@@ -34,14 +35,26 @@ def proximal_newton(
     tol: float,
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
+    gradients: int = 0,
 ) -> Solution:
     """Minimize loss(A x) + penalty(x) by proximal Newton steps (Lee, Sun and Saunders, 2014).
 
     An iteration is a product A d, one A' u, and a Gram matrix A' diag(curvature) A, for several outputs one
     for each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
     has `gram(weights)`, the loss `hessian_product`, and the prox of the penalty takes each number on its own.
+
+    gradients : iterations of FISTA before the first Newton step.
     """
-    return after_steps(_NewtonSteps(Problem(operator, loss, penalty), start), tol, max_iter, callback)
+    problem = Problem(operator, loss, penalty)
+    if not gradients:
+        return after_steps(_NewtonSteps(problem, start), tol, max_iter, callback)
+    first = FistaSteps(problem, start)
+    found = after_steps(first, tol, min(gradients, max_iter), callback)
+    if found.converged or first.count == max_iter:
+        return found
+    steps = _NewtonSteps(problem, first.x)
+    steps.count, steps.largest_map = first.count, first.largest_map
+    return after_steps(steps, tol, max_iter, callback)
 
 
 class _NewtonSteps(ProximalSteps):
