@@ -89,16 +89,9 @@ class ConstantFeature(MatrixOperator):
     def __init__(self, operator: Any, unit: float) -> None:
         super().__init__(np.float64, (operator.shape[0], operator.shape[1] + 1))
         self._operator, self._unit = operator, unit
-        self.gram = self._gram if hasattr(operator, "gram") else None
 
     def _matmat(self, V: Floats) -> Floats:
         return np.asarray(self._operator @ V[:-1] + self._unit * V[-1])
 
     def _rmatmat(self, U: Floats) -> Floats:
         return np.vstack([self._operator.H @ U, self._unit * U.sum(axis=0)])
-
-    def _gram(self, weights: Floats) -> Floats:
-        """[A, unit 1]' diag(weights) [A, unit 1]."""
-        sums = self._unit * np.asarray(self._operator.rmatvec(weights))
-        corner = self._unit**2 * weights.sum()
-        return np.block([[self._operator.gram(weights), sums[:, np.newaxis]], [sums, corner]])

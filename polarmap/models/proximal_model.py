@@ -11,11 +11,8 @@ from polarmap.code.dtypes import Floats
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.coded_model import CodedModel
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
-from polarmap.models.proximal_gradient import Solution, fista
+from polarmap.models.proximal_gradient import Solution
 from polarmap.models.proximal_newton import proximal_newton
-
-LARGEST_GRAM = 1000  # unknowns: beyond, what Newton steps solve here takes long
-NEWTON_COLUMNS = 5  # for as many of a Gram matrix, all Newton steps cost as much as an iteration of FISTA
 
 
 @dataclass(eq=False, repr=False)
@@ -27,19 +24,11 @@ class ProximalModel(CodedModel):
     max_iter: int = 5000
 
     def _solve(self, coded: CodedOperator, operator: Any, loss: Any, penalty: Any, start: Floats) -> Floats:
-        """The minimum by FISTA, and from where that has cost as much as Newton steps will, by these.
-
-        So a fit costs at most about twice what it does by the better of the two. It is FISTA alone where X is
-        sparse, for which there are no Gram matrices, or unknowns are many.
+        """The minimum.
 
         coded : whose products those of `operator` are made of.
         """
-        method: Callable[..., Solution] = fista
-        if getattr(operator, "gram", None) is not None and start.size <= LARGEST_GRAM:
-            outputs = start.size // len(start)
-            gradients = len(start) * outputs * (outputs + 1) // 2 // NEWTON_COLUMNS
-            method = partial(proximal_newton, gradients=gradients)
-        return self._minimized(coded, partial(method, operator, loss, penalty, start))
+        return self._minimized(coded, partial(proximal_newton, operator, loss, penalty, start))
 
     def _minimized(self, coded: CodedOperator, minimize: Callable[..., Solution]) -> Floats:
         """What is found; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.

@@ -18,12 +18,26 @@ from polarmap.models.proximal_gradient import (
     penalty_value,
 )
 
+LARGEST_GRAM = 1000  # unknowns: beyond, what Newton steps solve here takes long
+NEWTON_COLUMNS = 8  # for as many of a Gram matrix, all steps cost as much as an iteration of two products
 MODEL_TOL = 1e-8  # of the gradient map of a model, relative to the largest one met
 PROXIMAL_STEPS, NEWTON_STEPS, HALVINGS = 30, 30, 40
-FIRST_SIGMA, GROWTH = 1e3, 10.0  # times the mean of the diagonal of H
+FIRST_SIGMA, GROWTH = 1e4, 10.0  # times the mean of the diagonal of H
 TRIES = 3  # of a smaller sigma, where one leads no nearer
 SLOPE = 1e-4  # the share of its slope by which a step lessens a function at the least
 NUDGE = 1e-7  # relative, for the derivative of a prox
+
+
+def first_iterations(operator: Any, start: Floats, max_iter: int) -> int:
+    """How many iterations by gradients cost about as much as all Newton steps will: then it is their turn.
+
+    So a fit costs at most about twice what it does by the better of the two. All iterations, where the
+    operator has no Gram matrices, as that of a sparse X, or there are many unknowns.
+    """
+    outputs = start.size // len(start)
+    if not hasattr(operator, "gram") or start.size > LARGEST_GRAM:
+        return max_iter
+    return min(max_iter, len(start) * outputs * (outputs + 1) // 2 // NEWTON_COLUMNS)
 
 
 def proximal_newton(
@@ -35,47 +49,44 @@ def proximal_newton(
     tol: float,
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
-    gradients: int = 0,
 ) -> Solution:
-    """Minimize loss(A x) + penalty(x) by proximal Newton steps (Lee, Sun and Saunders, 2014).
+    """Minimize loss(A x) + penalty(x) by FISTA, then proximal Newton steps (Lee, Sun and Saunders, 2014).
 
-    An iteration is a product A d, one A' u, and a Gram matrix A' diag(curvature) A, for several outputs one
-    for each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
-    has `gram(weights)`, the loss `hessian_product`, and the prox of the penalty takes each number on its own.
-
-    gradients : iterations of FISTA before the first Newton step.
+    A step is a product A d, one A' u, and a Gram matrix A' diag(curvature) A, for several outputs one for
+    each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
+    has `gram(weights)`, the loss `hessian_product`; the prox of the penalty takes each number on its own.
     """
-    problem = Problem(operator, loss, penalty)
+    problem, gradients = Problem(operator, loss, penalty), first_iterations(operator, start, max_iter)
     if not gradients:
-        return after_steps(_NewtonSteps(problem, start), tol, max_iter, callback)
+        return after_steps(NewtonSteps(problem, start), tol, max_iter, callback)
     first = FistaSteps(problem, start)
-    found = after_steps(first, tol, min(gradients, max_iter), callback)
-    if found.converged or first.count == max_iter:
+    found = after_steps(first, tol, gradients, callback)
+    if found.converged or gradients == max_iter:
         return found
-    steps = _NewtonSteps(problem, first.x)
+    steps = NewtonSteps(problem, first.x)
     steps.count, steps.largest_map = first.count, first.largest_map
     return after_steps(steps, tol, max_iter, callback)
 
 
-class _NewtonSteps(ProximalSteps):
-    """The Hessian at x, and the Gram matrices that it is made of."""
+class NewtonSteps(ProximalSteps):
+    """The Hessian at x, and the Gram matrices that it is made of.
 
-    def __init__(self, problem: Problem, x: Floats) -> None:
+    unit : of gradient maps, to which tol refers; by default the largest one met.
+    """
+
+    def __init__(self, problem: Problem, x: Floats, unit: float | None = None) -> None:
         super().__init__(problem, x)
+        self._unit, self.largest_map = unit, unit or 0.0
         self._grams: dict[bytes, Floats] = {}  # by the weights of samples
 
     def step(self) -> None:
         """To the minimum of the model, or as much of the way as lessens the objective."""
         self._update_hessian()
         level, before = self.gradient_map(), self.objective
-        self.largest_map = max(self.largest_map, level)
+        self.largest_map = self._unit or max(self.largest_map, level)
         gradient, x = self.derivatives()[1], self.x.reshape(-1)
-        model = QuadraticModel(
-            self._hessian, self._hessian @ x - gradient.reshape(-1), self.problem.penalty, self.curvature
-        )
-        move = (
-            model.minimum(x, min(MODEL_TOL * self.largest_map, level / 1000)).reshape(self.x.shape) - self.x
-        )
+        model = QuadraticModel(self._hessian, gradient.reshape(-1), self.problem.penalty, x, self.curvature)
+        move = model.minimum(min(MODEL_TOL * self.largest_map, level / 1000)).reshape(self.x.shape)
         change = self.problem.forward(move)
         length = self._length(move, change, float(np.sum(gradient * move)), before)
         self.x, self.eta, self.count = self.x + length * move, self.eta + length * change, self.count + 1
@@ -129,52 +140,59 @@ class _NewtonSteps(ProximalSteps):
 
 
 class QuadraticModel:
-    """x'Hx / 2 - c'x + penalty(x), of which nothing is far away.
+    """d'Hd / 2 + gradient'd + penalty(x + d) of moves d from x: near the minimum, nothing cancels.
 
     Parameters
     ----------
     H : (N, N)
-    c : (N,)
+    gradient : (N,)
     penalty
         Whose prox takes each number on its own.
+    x : (N,)
     curvature : float
         No less than the largest eigenvalue of H.
     """
 
-    def __init__(self, H: Floats, c: Floats, penalty: Any, curvature: float) -> None:
-        self._H, self._c, self._penalty, self._curvature = H, c, penalty, curvature
+    def __init__(self, H: Floats, gradient: Floats, penalty: Any, x: Floats, curvature: float) -> None:
+        self._H, self._gradient, self._curvature = H, gradient, curvature
+        self._penalty, self._x = penalty, x
 
-    def minimum(self, x: Floats, tol: float) -> Floats:
-        """Where the norm of the gradient map is at most tol, or as small as rounding lets it be; from x on.
+    def minimum(self, tol: float) -> Floats:
+        """Where the norm of the gradient map is at most tol, or as small as rounding lets it be.
 
         By proximal points, each nearer to the minimum of the model than the one before (Rockafellar, 1976).
         """
-        unit = 1.0 / (float(np.trace(self._H)) / len(x) or 1.0)
-        sigma, least, tries = FIRST_SIGMA * unit, self._map_norm(x), 0
+        unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
+        sigma, least, tries = FIRST_SIGMA * unit, self._map_norm(d), 0
         for _ in range(PROXIMAL_STEPS):
-            if least <= max(tol, self._rounding(x)) or tries == TRIES:
+            if least <= max(tol, self._rounding(d)) or tries == TRIES:
                 break
-            point = self._proximal_point(x, sigma, tol)
+            point = self._proximal_point(d, sigma, tol)
             found = self._map_norm(point)
-            if found < 0.9 * least:
-                x, least, tries, sigma = point, found, 0, GROWTH * sigma
+            if found < least:
+                d, least, tries, sigma = point, found, 0, GROWTH * sigma
             else:
                 tries, sigma = tries + 1, sigma / GROWTH**2
-        return x
+        return d
 
-    def _map_norm(self, x: Floats) -> float:
+    def _prox(self, d: Floats, tau: float) -> Floats:
+        """That of the penalty, as a move."""
+        return np.asarray(self._penalty.prox(self._x + d, tau) - self._x)
+
+    def _map_norm(self, d: Floats) -> float:
         """Norm of the gradient map."""
         L = self._curvature
-        return L * float(np.linalg.norm(x - self._penalty.prox(x - (self._H @ x - self._c) / L, 1.0 / L)))
+        return L * float(np.linalg.norm(d - self._prox(d - (self._H @ d + self._gradient) / L, 1.0 / L)))
 
-    def _rounding(self, x: Floats) -> float:
-        return 16 * EPS * (self._curvature * float(np.linalg.norm(x)) + float(np.linalg.norm(self._c)))
+    def _rounding(self, d: Floats) -> float:
+        sizes = self._curvature * float(np.linalg.norm(d)) + float(np.linalg.norm(self._gradient))
+        return 16 * EPS * sizes
 
     def _proximal_point(self, centre: Floats, sigma: float, tol: float) -> Floats:
         """The p that minimizes the model + |p - centre|^2 / (2 sigma).
 
-        By its dual, smooth and convex in z, where Hz - c is the slope that p meets: semismooth Newton steps,
-        whose system has the numbers that the prox lets move (Li, Sun and Toh, 2018).
+        By its dual, smooth and convex in z, of which Hz + gradient is the slope at p: semismooth Newton
+        steps, whose system has the numbers that the prox lets move (Li, Sun and Toh, 2018).
         """
         z, Hz = centre, self._H @ centre
         value, p, slopes = self._dual(z, Hz, centre, sigma)
@@ -197,13 +215,14 @@ class QuadraticModel:
 
     def _dual(self, z: Floats, Hz: Floats, centre: Floats, sigma: float) -> tuple[float, Floats, Floats]:
         """The dual function, the p of z, and by how much each number of p moves with what it is a prox of."""
-        slope = Hz - self._c
+        slope = Hz + self._gradient
         v = centre - sigma * slope
-        p = np.asarray(self._penalty.prox(v, sigma))
+        p = self._prox(v, sigma)
         nearness = float(np.sum((p - centre) ** 2)) / (2 * sigma)
-        value = 0.5 * float(z @ Hz) - penalty_value(self._penalty, p) - float(slope @ p) - nearness
-        nudge = NUDGE * (np.abs(v) + 1e-6 * float(np.abs(v).max(initial=0.0)) + math.ulp(0.0))
-        return value, p, np.clip((self._penalty.prox(v + nudge, sigma) - p) / nudge, 0.0, 1.0)
+        value = float(z @ Hz) / 2 - penalty_value(self._penalty, self._x + p) - float(slope @ p) - nearness
+        size = np.abs(v) + np.abs(self._x)
+        nudge = NUDGE * (size + 1e-6 * float(size.max(initial=0.0)) + math.ulp(0.0))
+        return value, p, np.clip((self._prox(v + nudge, sigma) - p) / nudge, 0.0, 1.0)
 
     def _newton_step(self, residual: Floats, moves: Floats) -> Floats:
         """The s with s + moves * (H s) = residual."""

@@ -16,7 +16,8 @@ from polarmap.models.interior_point import interior_point
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_model import LARGEST_GRAM, ProximalModel
+from polarmap.models.proximal_model import ProximalModel
+from polarmap.models.proximal_newton import LARGEST_GRAM
 
 
 @dataclass(eq=False, repr=False)
@@ -100,7 +101,7 @@ class LinearSVC(CodedClassifier, ProximalModel):
             np.minimum(bound, 0).reshape(-1), np.maximum(bound, 0).reshape(-1), (-signs / column).reshape(-1)
         )
         with self._operator(sparse.csr_array(A / column) if sparse.issparse(A) else A / column) as coded:
-            if sparse.issparse(A) or A.shape[1] > LARGEST_GRAM:
+            if sparse.issparse(A) or A.shape[1] * signs.shape[1] > LARGEST_GRAM:
                 loss = SquaredLoss(np.zeros((A.shape[1], signs.shape[1])))
                 method: Any = partial(fista, coded.T, loss, penalty, np.zeros_like(bound))
             else:

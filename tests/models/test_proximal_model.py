@@ -12,7 +12,8 @@ from straggling_models import standardized
 
 from polarmap import ReplayExecutor
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
-from polarmap.models import proximal_model, svm
+from polarmap.glm import LogisticRegression
+from polarmap.models import proximal_newton, svm
 
 CANCER, LABELS = standardized(load_breast_cancer)
 LABELS = 1 - LABELS  # most features grow with these
@@ -37,7 +38,9 @@ class Counted(DenseOperator):
         """Nothing is held."""
 
 
-@pytest.mark.parametrize(("model", "most"), MODELS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    ("model", "most"), [*MODELS, (LogisticRegression(), 30)], ids=lambda one: type(one).__name__
+)
 def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Counted] = []
     monkeypatch.setattr(type(model), "_operator", lambda self, A: made.append(Counted(A)) or made[-1])
@@ -51,7 +54,7 @@ def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.Monke
     model.set_params(blocks=2, executor=ReplayExecutor(), tol=1e-7)
     objective, steps = model.fit(X, y).objective_, model.n_iter_
     assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
-    for module in (proximal_model, svm):
+    for module in (proximal_newton, svm):
         monkeypatch.setattr(module, "LARGEST_GRAM", 3)
     assert model.fit(X, y).objective_ == pytest.approx(objective, rel=1e-6)
     assert model.n_iter_ > steps

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from models.gram_operators import DenseOperator
 
 from polarmap.convex import ElasticNetPenalty, LinearOnBox, LogisticLoss, SquaredLoss, fista
+from polarmap.models import proximal_newton as module
 from polarmap.models.proximal_newton import QuadraticModel, proximal_newton
 
 STREAM = np.random.default_rng(0)
@@ -81,7 +82,8 @@ def test_classes_that_curve_each_other(outputs: int) -> None:
     np.testing.assert_allclose(found.x, slow.x, atol=1e-4)
 
 
-def test_squares_take_one_gram_matrix() -> None:
+def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEWTON_COLUMNS", 1000)  # no iterations by gradients before
     operator, targets = DenseOperator(A), STREAM.standard_normal((40, 3))
     loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
     found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
@@ -111,7 +113,9 @@ def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -
     H, c = R.T @ R, R.T @ stream.standard_normal(rank)
     penalty = LinearOnBox(-np.ones(size), np.ones(size), c / 3) if is_box else pyproximal.Box(lower=0.0)
     L = float(np.abs(H).sum(axis=1).max())
-    x = QuadraticModel(H, c, penalty, L).minimum(np.zeros(size), 1e-9 * np.linalg.norm(c))
+    start = penalty.prox(stream.standard_normal(size), 1.0)
+    model = QuadraticModel(H, H @ start - c, penalty, start, L)
+    x = start + model.minimum(1e-9 * np.linalg.norm(c))
     slope, eye = c / 3 if is_box else np.zeros(size), np.eye(size)
     sides = [(-eye, np.ones(size) if is_box else np.zeros(size), "nonnegative")]
     sides += [(eye, np.ones(size), "nonnegative")] if is_box else []
