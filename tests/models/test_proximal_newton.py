@@ -10,7 +10,7 @@ import pytest
 from conic_solver import conic_minimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.gram_operators import DenseOperator
+from plain_networks import PlainOperator
 
 from polarmap.convex import ElasticNetPenalty, LinearOnBox, LogisticLoss, SquaredLoss, fista
 from polarmap.models import proximal_newton as module
@@ -30,7 +30,7 @@ DATA = {
 
 def minimum(A: np.ndarray, loss: Any, penalty: Any, **options: Any) -> Any:
     start = np.zeros((A.shape[1], *loss.shape[1:]))
-    return proximal_newton(DenseOperator(A), loss, penalty, start, **{"tol": 1e-9, "max_iter": 100} | options)
+    return proximal_newton(PlainOperator(A), loss, penalty, start, **{"tol": 1e-9, "max_iter": 100} | options)
 
 
 @settings(max_examples=30)
@@ -67,7 +67,7 @@ def test_logistic_losses_take_a_few_steps(name: str, strength: float) -> None:
     slope = -(X / scale).T @ loss.gradient(X / scale @ found.x) / strength
     np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=2e-2)
     assert np.abs(slope).max() <= 1 + 2e-2
-    slow = fista(DenseOperator(X / scale), loss, ElasticNetPenalty(strength), tol=1e-6)
+    slow = fista(PlainOperator(X / scale), loss, ElasticNetPenalty(strength), tol=1e-6)
     assert found.objective <= slow.objective * (1 + 1e-7)
 
 
@@ -76,7 +76,7 @@ def test_classes_that_curve_each_other(outputs: int) -> None:
     y = np.eye(outputs)[np.digitize(A[:, 0], [-0.5, 0.0, 0.5][: outputs - 1])]
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5, 0.1)
     found = minimum(A, loss, penalty)
-    slow = fista(DenseOperator(A), loss, penalty, np.zeros((6, outputs)), tol=1e-9)
+    slow = fista(PlainOperator(A), loss, penalty, np.zeros((6, outputs)), tol=1e-9)
     assert found.converged and found.n_iter <= 12
     assert found.objective == pytest.approx(slow.objective, rel=1e-10)
     np.testing.assert_allclose(found.x, slow.x, atol=1e-4)
@@ -84,7 +84,7 @@ def test_classes_that_curve_each_other(outputs: int) -> None:
 
 def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NEWTON_COLUMNS", 1000)  # no iterations by gradients before
-    operator, targets = DenseOperator(A), STREAM.standard_normal((40, 3))
+    operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
     loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
     found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
     assert found.converged and found.n_iter == 1
@@ -100,7 +100,7 @@ def test_a_loss_that_a_whole_step_would_raise() -> None:
     y = (A[:, 0] > 0).astype(float)  # separable: far from the minimum, losses are straight
     far = np.full(6, 30.0)
     loss, penalty = LogisticLoss(y), ElasticNetPenalty(1e-2)
-    found = proximal_newton(DenseOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
+    found = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
     assert found.converged
     assert found.objective == pytest.approx(minimum(A, loss, penalty).objective, rel=1e-8)
 
