@@ -1,6 +1,6 @@
 """Generalized linear models whose every product with the data is a coded map; scikit-learn's conventions.
 
-Solvers are those of scipy: nothing is optimized by hand here.
+Solvers are those of scipy, and Newton steps where Gram matrices are small.
 """
 
 from polarmap.clouds.extras import needed_by

@@ -33,6 +33,10 @@ class PlainOperator(LinearOperator):
         self.products += 1
         return self._A.T @ U
 
+    def gram(self, weights: np.ndarray) -> np.ndarray:
+        self.products += 1
+        return self._A.T @ (weights[:, None] * self._A)
+
 
 class PlainRegressor(ConvexMLPRegressor):
     def _operator(self, A: Any) -> Any:

@@ -22,7 +22,7 @@ from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
-from polarmap.models.features import ScaledOperator, moments
+from polarmap.models.features import ConstantFeature, ScaledOperator, moments
 from polarmap.models.losses import Bernoulli, Family, Multinomial
 
 
@@ -104,7 +104,13 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         return CodedOperator(A, **options)
 
     def _scaled_operator(
-        self, X: Any, shares: Floats, penalty: float = 0.0, curvature: float = 1.0, root: Floats | None = None
+        self,
+        X: Any,
+        shares: Floats,
+        penalty: float = 0.0,
+        curvature: float = 1.0,
+        root: Floats | None = None,
+        unit: float | None = None,
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
         """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
 
@@ -115,6 +121,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
 
         shares : of the samples in a mean; their sum is 1.
         root : of each sample; 1 by default.
+        unit : a constant that A has in one column more.
         """
         mean, square = moments(X, shares, self.fit_intercept)
         constant = square <= (10 * EPS * mean) ** 2
@@ -124,11 +131,14 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         used = np.where(constant, 0.0, scale)
         if issparse(X):
             coded = self._operator(X)
-            return coded, ScaledOperator(coded, mean, used, root), mean, scale
+            scaled = ScaledOperator(coded, mean, used, root)
+            return coded, scaled if unit is None else ConstantFeature(scaled, unit), mean, scale
         A = X - mean
         A *= used
         if root is not None:
             A *= root[:, np.newaxis]
+        if unit is not None:
+            A = np.column_stack([A, np.full(len(A), unit)])
         coded = self._operator(A)
         return coded, coded, mean, scale
 

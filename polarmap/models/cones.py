@@ -140,6 +140,8 @@ def admm(
 class _AdmmSteps:
     """The iteration: x, A x, multipliers U, and the best objective and bound so far."""
 
+    is_stuck = False
+
     def __init__(self, operator: Any, loss: ConeLoss, penalty: Any, start: Floats, last: int) -> None:
         self._operator, self._loss, self._penalty, self._last = operator, loss, penalty, last
         self.x, self.best, self.count = start, start, 0

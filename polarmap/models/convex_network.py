@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from polarmap.models.features import ConstantFeature
 from polarmap.models.gates import GatedOperator, Gates, sample_gates
 from polarmap.models.losses import Family, Gaussian, OutputLoss
 from polarmap.models.penalties import GroupNorms
-from polarmap.models.proximal_gradient import ProximalModel
+from polarmap.models.proximal_gradient import fista
+from polarmap.models.proximal_model import ProximalModel
 from polarmap.models.whitening import Whitening, principal_axes
 
 ACTIVATIONS = ("gated_relu", "relu")
@@ -133,11 +135,11 @@ class ConvexNetwork(ProximalModel):
             if signs == 1:
                 start = np.zeros((shape[0] * shape[2], shape[3]))
                 gated = GatedOperator(operator, gates.patterns)
-                x = self._solve(coded, gated, loss, penalty, start)
+                x = self._minimized(coded, partial(fista, gated, loss, penalty, start))
             else:
                 cones = ConeLoss(loss, gates.patterns, gates.margins, _interior(gates, white, loss))
                 start = np.zeros((shape[0], columns))
-                x = self._solve(coded, operator, cones, penalty, start, admm)
+                x = self._minimized(coded, partial(admm, operator, cones, penalty, start))
         return np.asarray(white @ x.reshape(shape[0], -1)).reshape(shape)
 
     def to_mlp(self) -> Any:

@@ -8,7 +8,6 @@ import numpy as np
 
 from polarmap.code.dtypes import Floats
 from polarmap.models.coded_model import CodedModel
-from polarmap.models.features import ConstantFeature
 from polarmap.models.losses import WeightedLoss
 
 
@@ -24,12 +23,14 @@ class LinearPredictorModel(CodedModel):
         """
         curvature = loss.null_curvature()
         ridge = penalty if self._penalizes_squares else 0.0
-        coded, operator, mean, scale = self._scaled_operator(X, loss.weights[:, 0], ridge, curvature)
-        unit, start = 1.0 / np.sqrt(curvature), np.zeros((len(scale), loss.shape[1]))
+        unit = 1.0 / np.sqrt(curvature)
+        coded, operator, mean, scale = self._scaled_operator(
+            X, loss.weights[:, 0], ridge, curvature, unit=unit if self.fit_intercept else None
+        )
+        start = np.zeros((len(scale), loss.shape[1]))
         strengths = penalty * (scale**2 if self._penalizes_squares else scale)
         if self.fit_intercept:
             start, strengths = np.vstack([start, loss.null_predictor() / unit]), np.append(strengths, 0.0)
-            operator = ConstantFeature(operator, unit)
         with coded:
             V = self._minimum(coded, operator, loss, strengths, start)
             self.report_ = coded.report

@@ -46,7 +46,8 @@ class LogisticRegression(LogisticModel, MinimizedModel):
         the same.
     fit_intercept : bool
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
-        Of scipy.optimize; the last two use products with the Hessian.
+        Of scipy.optimize; the last two use products with the Hessian. Newton steps end what takes long, for
+        a dense X with up to 1,000 coefficients.
     tol : float
         Of the gradient of the mean loss, for coefficients in units in which its Hessian is about 1.
     max_iter : int

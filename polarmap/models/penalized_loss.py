@@ -1,4 +1,4 @@
-"""Penalized losses minimized by scipy's solvers, each product with the data a coded map."""
+"""Penalized losses minimized by scipy's solvers and Newton steps, each product with the data a coded map."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from polarmap.code.dtypes import EPS, Floats
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import WeightedLoss
+from polarmap.models.penalties import ElasticNetPenalty
+from polarmap.models.proximal_gradient import Problem, after_steps
+from polarmap.models.proximal_newton import NewtonSteps, first_iterations
 
 NEWTON_STEPS = 2
 LOOSE = 1e-6  # a tol above which nobody asks for more digits
 SMALL = 1e-3  # a gradient below which Newton's steps can be trusted
+NEWTON_TOL = 1e-2  # times tol: the gradient at which Newton's steps by Gram matrices end
 MINIMIZERS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "trust-krylov"}
 
 
@@ -39,11 +43,30 @@ class MinimizedModel(LinearPredictorModel):
     ) -> Floats:
         progress = FitProgress(type(self).__name__, coded, self.verbose)
         objective = PenalizedLoss(operator, loss, penalty, progress)
-        found = _minimized(objective, start.reshape(-1), self.solver, self.tol, self.max_iter)
-        self.n_iter_ = max(1, int(found.nit))
-        is_flat = np.abs(found.jac).max(initial=0.0) <= 10 * max(self.tol, _gradient_rounding(found.fun))
-        warn_if_not_converged(found.status == 0 or bool(is_flat), self.max_iter, found.message)
-        return _after_newton_steps(objective, found, self.tol).reshape(start.shape)
+        iterations, self.n_iter_ = first_iterations(operator, start, self.max_iter), 0
+        if iterations:
+            found = _minimized(objective, start.reshape(-1), self.solver, self.tol, iterations)
+            self.n_iter_ = max(1, int(found.nit))
+            converged = found.status == 0 or self._is_flat(
+                float(np.abs(found.jac).max(initial=0.0)), found.fun
+            )
+            if converged or iterations == self.max_iter:
+                warn_if_not_converged(converged, self.max_iter, found.message)
+                return _after_newton_steps(objective, found, self.tol).reshape(start.shape)
+            start = found.x.reshape(start.shape)
+        squares = ElasticNetPenalty(0.0, np.repeat(penalty, start.shape[1]))
+        steps = NewtonSteps(Problem(operator, loss, squares), start, unit=1.0)
+        steps.count = self.n_iter_
+        callback = progress.iteration if progress else None
+        solution = after_steps(steps, NEWTON_TOL * self.tol, self.max_iter, callback)
+        self.n_iter_ = solution.n_iter
+        converged = solution.converged or self._is_flat(solution.gradient_map, solution.objective)
+        warn_if_not_converged(converged, self.max_iter)
+        return solution.x
+
+    def _is_flat(self, gradient: float, value: float) -> bool:
+        """Whether steps that gradients ask for are no more than tol asks for, or rounding."""
+        return gradient <= 10 * max(self.tol, _gradient_rounding(value))
 
 
 class PenalizedLoss:

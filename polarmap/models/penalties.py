@@ -68,6 +68,7 @@ class LinearOnBox:
     Parameters
     ----------
     lower, upper, slope : (N,)
+        Attributes, too.
 
     Raises
     ------
@@ -81,27 +82,27 @@ class LinearOnBox:
     """
 
     def __init__(self, lower: Floats, upper: Floats, slope: Floats) -> None:
-        self._lower, self._upper = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
-        self._slope = np.asarray(slope, dtype=np.float64)
-        bounded = np.isfinite(self._lower).all() and np.isfinite(self._upper).all()
-        if not bounded or (self._lower > self._upper).any():
+        self.lower, self.upper = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+        self.slope = np.asarray(slope, dtype=np.float64)
+        bounded = np.isfinite(self.lower).all() and np.isfinite(self.upper).all()
+        if not bounded or (self.lower > self.upper).any():
             raise ModelError(
                 "bounds must be finite, and none of lower above that of upper: pyproximal.Box may be open"
             )
-        self._box = pyproximal.Box(self._lower, self._upper)
+        self._box = pyproximal.Box(self.lower, self.upper)
 
     def __call__(self, x: Floats) -> float:
         """At an x (N,) within the box."""
-        return float(self._slope @ x)
+        return float(self.slope @ x)
 
     def prox(self, x: Floats, tau: float) -> Floats:
         """The p in the box that minimizes tau <slope, p> + |p - x|^2 / 2."""
-        return np.asarray(self._box.prox(x - tau * self._slope, tau))
+        return np.asarray(self._box.prox(x - tau * self.slope, tau))
 
     def conjugate(self, v: Floats) -> float:
         """max over x of <v, x> minus the penalty."""
-        left = v - self._slope
-        return float(np.sum(np.maximum(left * self._lower, left * self._upper)))
+        left = v - self.slope
+        return float(np.sum(np.maximum(left * self.lower, left * self.upper)))
 
     def dual_scale(self, v: Floats) -> float:
         """1: every v has a finite conjugate."""

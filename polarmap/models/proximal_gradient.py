@@ -1,19 +1,15 @@
-"""Proximal gradient steps with momentum, two coded products an iteration, and the models that they fit."""
+"""Proximal gradient steps with momentum, two coded products an iteration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap.code.dtypes import EPS, Floats
 from polarmap.errors import ModelError
-from polarmap.linalg.operators import CodedOperator
-from polarmap.models.coded_model import CodedModel
-from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 
 LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more
 GROWTH = 1.2  # of the curvature, at least, where a step was too long
@@ -104,8 +100,8 @@ def fista(
     ([3.0, 0.0, 1.0, 0.0], 2.0, True)
     """
     _check(penalty, loss, tol, max_iter)
-    problem = _Problem(operator, loss, penalty)
-    return after_steps(_FistaSteps(problem, problem.checked_start(start)), tol, max_iter, callback)
+    problem = Problem(operator, loss, penalty)
+    return after_steps(FistaSteps(problem, problem.checked_start(start)), tol, max_iter, callback)
 
 
 def after_steps(
@@ -116,61 +112,22 @@ def after_steps(
         steps.step()
         if callback is not None:
             callback(steps.objective, steps.map_norm)
-        if steps.has_converged(tol):
+        if steps.has_converged(tol) or steps.is_stuck:
             break
     found: Solution = steps.solution(tol)
     return found
 
 
-@dataclass(eq=False, repr=False)
-class ProximalModel(CodedModel):
-    """A model whose coefficients minimize a smooth loss plus a penalty or a constraint."""
-
-    _: KW_ONLY
-    tol: float = 1e-6
-    max_iter: int = 5000
-
-    def _solve(
-        self,
-        coded: CodedOperator,
-        operator: Any,
-        loss: Any,
-        penalty: Any,
-        start: Floats,
-        minimize: Callable[..., Solution] = fista,
-    ) -> Floats:
-        """The minimum; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
-
-        coded : whose products those of `operator` are made of.
-        minimize : called as `fista` is.
-        """
-        progress = FitProgress(type(self).__name__, coded, self.verbose)
-        found = minimize(
-            operator,
-            loss,
-            penalty,
-            start,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            callback=progress.iteration if progress else None,
-        )
-        warn_if_not_converged(found.converged, self.max_iter)
-        self.n_iter_, self.objective_ = found.n_iter, found.objective
-        self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
-        self.report_ = coded.report
-        return found.x
-
-
-class _Problem:
+class Problem:
     """loss(A x) + penalty(x), whose products with A are counted nowhere but in the operator."""
 
     def __init__(self, operator: Any, loss: Any, penalty: Any) -> None:
-        self.loss, self._penalty, self._operator = loss, penalty, operator
+        self.operator, self.loss, self.penalty = operator, loss, penalty
         self.has_gap = hasattr(loss, "conjugate") and hasattr(penalty, "conjugate")
 
     def checked_start(self, start: Any) -> Floats:
         """A copy of the start as floats, or zeros."""
-        size = int(self._operator.shape[1])
+        size = int(self.operator.shape[1])
         x = np.zeros(size) if start is None else np.array(start, dtype=np.float64)
         if x.ndim not in (1, 2) or len(x) != size:
             raise ModelError(f"start must be of shape ({size},) or ({size}, outputs), not {x.shape}")
@@ -179,8 +136,8 @@ class _Problem:
     def forward(self, x: Floats) -> Floats:
         """A x, of the shape that the loss has; no product for zeros."""
         if not x.any():
-            return np.zeros((int(self._operator.shape[0]), *x.shape[1:]))
-        return np.asarray(self._operator.matvec(x) if x.ndim == 1 else self._operator.matmat(x))
+            return np.zeros((int(self.operator.shape[0]), *x.shape[1:]))
+        return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
 
     def check_shape(self, eta: Floats) -> None:
         """ModelError where y of the loss has another shape, which numpy may yet broadcast."""
@@ -193,64 +150,114 @@ class _Problem:
 
     def backward(self, u: Floats) -> Floats:
         """A' u: the gradient, for that of the loss."""
-        return np.asarray(self._operator.rmatvec(u) if u.ndim == 1 else self._operator.rmatmat(u))
+        return np.asarray(self.operator.rmatvec(u) if u.ndim == 1 else self.operator.rmatmat(u))
 
     def prox(self, x: Floats, tau: float) -> Floats:
         """That of the penalty, in the shape of x."""
-        return np.asarray(self._penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
+        return np.asarray(self.penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
 
     def objective(self, x: Floats, eta: Floats) -> float:
         """The objective at an x that comes from `prox`, by which constraints hold."""
-        penalty = self._penalty(x.reshape(-1))
-        holds = isinstance(penalty, (bool, np.bool_))  # a constraint
-        return float(self.loss.value(eta)) + (0.0 if holds else float(penalty))
+        return float(self.loss.value(eta)) + penalty_value(self.penalty, x.reshape(-1))
 
     def gap(self, x: Floats, eta: Floats, u: Floats, gradient: Floats) -> float:
         """To the dual point in the direction of u, the gradient of the loss (Fenchel, Rockafellar)."""
         v = -gradient.reshape(-1)
-        scale = float(self._penalty.dual_scale(v))
+        scale = float(self.penalty.dual_scale(v))
         if scale == 0.0:
             return math.inf
-        dual = float(self.loss.conjugate(scale * u)) + float(self._penalty.conjugate(scale * v))
+        dual = float(self.loss.conjugate(scale * u)) + float(self.penalty.conjugate(scale * v))
         return max(0.0, self.objective(x, eta) + dual)
 
 
-class _FistaSteps:
-    """The iteration: where it is, how long its steps are, how far it has to go."""
+def penalty_value(penalty: Any, x: Floats) -> float:
+    """At an x that comes from `prox`: 0 for a constraint, which holds there."""
+    value = penalty(x)
+    return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
-    def __init__(self, problem: _Problem, x: Floats) -> None:
-        self._problem, self.count = problem, 0
-        self.x = x
+
+class ProximalSteps:
+    """Where a method is that goes from x to the next x, and how far it has to go."""
+
+    look_every = 1  # iterations, at whose end the gap is looked at
+
+    def __init__(self, problem: Problem, x: Floats) -> None:
+        self.problem, self.x, self.count = problem, x, 0
         self.eta = problem.forward(x)
         problem.check_shape(self.eta)
-        u = problem.loss.gradient(self.eta)
-        self._y, self._y_eta, self._momentum = self.x, self.eta, 1.0
-        self._largest_map, self.map_norm = 0.0, math.inf
+        self.curvature, self.largest_map, self.map_norm = 1.0, 0.0, math.inf
         self._scale = abs(float(problem.loss.value(self.eta)))
-        self._curvature = self._initial_curvature(u)
-        self._seen: tuple[int, float, float] | None = None  # count, gap and gradient map at x
-
-    def _initial_curvature(self, u: Floats) -> float:
-        """L as it is along the gradient."""
-        gradient = self._problem.backward(u)
-        direction = self._problem.forward(gradient)
-        largest, square = float(np.abs(direction).max(initial=0.0)), float(np.sum(gradient**2))
-        if largest == 0.0 or square == 0.0:
-            return 1.0
-        length = STRAIGHT / largest
-        change = self._problem.loss.gradient(self.eta + length * direction) - u
-        found = float(np.sum(change * direction)) / (length * square)
-        return found if 0.0 < found < math.inf else 1.0
+        self._derivatives: tuple[int, Floats, Floats] | None = None  # count, and what they are at x
+        self.is_stuck = False  # no step gets any closer
 
     @property
     def objective(self) -> float:
         """Loss plus penalty where the iteration is."""
-        return self._problem.objective(self.x, self.eta)
+        return self.problem.objective(self.x, self.eta)
+
+    def derivatives(self) -> tuple[Floats, Floats]:
+        """Gradients of the loss at x with respect to eta and to x, by one product."""
+        if self._derivatives is None or self._derivatives[0] != self.count:
+            u = self.problem.loss.gradient(self.eta)
+            self._derivatives = self.count, u, self.problem.backward(u)
+        return self._derivatives[1:]
+
+    def gradient_map(self) -> float:
+        """Its norm at x."""
+        mapped = self.problem.prox(self.x - self.derivatives()[1] / self.curvature, 1.0 / self.curvature)
+        return self.curvature * float(np.linalg.norm(self.x - mapped))
+
+    def gap(self) -> float:
+        """At x; infinite where it is not known."""
+        return self.problem.gap(self.x, self.eta, *self.derivatives()) if self.problem.has_gap else math.inf
+
+    def has_converged(self, tol: float) -> bool:
+        """By the gap where there is one; it is looked at where it may be small."""
+        is_flat = self.map_norm <= max(tol * self.largest_map, self._rounding_of_map())
+        if not self.problem.has_gap or (self.count % self.look_every and not is_flat):
+            return is_flat
+        gap, objective = self.gap(), abs(self.objective)
+        if gap == math.inf:
+            return is_flat
+        rounding = 16 * EPS * max(self._scale, objective)
+        return gap <= tol * objective if tol * objective >= rounding else gap <= rounding and is_flat
+
+    def _rounding_of_map(self) -> float:
+        """What is left of the gradient map where it should be 0."""
+        return 4 * EPS * self.curvature * float(np.linalg.norm(self.x))
+
+    def solution(self, tol: float) -> Solution:
+        """What it has found by now, and how far from the minimum that may be."""
+        converged, gap = self.has_converged(tol), self.gap()
+        known = None if gap == math.inf else gap
+        return Solution(self.x, self.objective, known, self.gradient_map(), self.count, converged)
+
+
+class FistaSteps(ProximalSteps):
+    """The extrapolated point, and how long steps from there are."""
+
+    look_every = LOOK_EVERY
+
+    def __init__(self, problem: Problem, x: Floats) -> None:
+        super().__init__(problem, x)
+        self._y, self._y_eta, self._momentum = self.x, self.eta, 1.0
+        self.curvature = self._initial_curvature(*self.derivatives())
+
+    def _initial_curvature(self, u: Floats, gradient: Floats) -> float:
+        """L as it is along the gradient."""
+        direction = self.problem.forward(gradient)
+        largest, square = float(np.abs(direction).max(initial=0.0)), float(np.sum(gradient**2))
+        if largest == 0.0 or square == 0.0:
+            return 1.0
+        length = STRAIGHT / largest
+        change = self.problem.loss.gradient(self.eta + length * direction) - u
+        found = float(np.sum(change * direction)) / (length * square)
+        return found if 0.0 < found < math.inf else 1.0
 
     def step(self) -> None:
         """From the extrapolated point y to the next x, and where momentum leads from there."""
-        u = self._problem.loss.gradient(self._y_eta)
-        x, eta = self._shortened_step(u, self._problem.backward(u))
+        u = self.problem.loss.gradient(self._y_eta)
+        x, eta = self._shortened_step(u, self.problem.backward(u))
         uphill = float(np.sum((self._y - x) * (x - self.x))) > 0
         before = 1.0 if uphill else self._momentum
         self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * before**2)) / 2.0
@@ -262,58 +269,25 @@ class _FistaSteps:
     def _shortened_step(self, u: Floats, gradient: Floats) -> tuple[Floats, Floats]:
         """The proximal gradient step from y, for an L that bounds the curvature along it."""
         while True:
-            x = self._problem.prox(self._y - gradient / self._curvature, 1.0 / self._curvature)
-            eta, step = self._problem.forward(x), x - self._y
+            x = self.problem.prox(self._y - gradient / self.curvature, 1.0 / self.curvature)
+            eta, step = self.problem.forward(x), x - self._y
             square = float(np.sum(step**2))
             curvature = 2.0 * self._bregman(u, eta) / square if square else 0.0
-            if curvature <= self._curvature * (1.0 + 1e-6):
+            if curvature <= self.curvature * (1.0 + 1e-6):
                 break
-            self._curvature = max(GROWTH * self._curvature, curvature)
-        self.map_norm = self._curvature * math.sqrt(square)
-        self._largest_map = max(self._largest_map, self.map_norm)
+            self.curvature = max(GROWTH * self.curvature, curvature)
+        self.map_norm = self.curvature * math.sqrt(square)
+        self.largest_map = max(self.largest_map, self.map_norm)
         return x, eta
 
     def _bregman(self, u: Floats, eta: Floats) -> float:
         """The loss at eta less its tangent at y: by values, or by gradients where these have no digits."""
-        loss, change = self._problem.loss, eta - self._y_eta
+        loss, change = self.problem.loss, eta - self._y_eta
         value = float(loss.value(eta))
         found = value - float(loss.value(self._y_eta)) - float(np.sum(u * change))
         if found > ROUNDED * abs(value):
             return found
         return 0.5 * float(np.sum((loss.gradient(eta) - u) * change))
-
-    def has_converged(self, tol: float) -> bool:
-        """By the gap where there is one; it is looked at where it may be small."""
-        level = max(tol * self._largest_map, 4 * EPS * self._curvature * float(np.linalg.norm(self.x)))
-        is_flat = self.map_norm <= level
-        if not self._problem.has_gap:
-            return is_flat
-        if self.count % LOOK_EVERY and not is_flat:
-            return False
-        gap, _ = self._look()
-        if gap == math.inf:
-            return is_flat
-        objective = abs(self.objective)
-        rounding = 16 * EPS * max(self._scale, objective)
-        return gap <= tol * objective if tol * objective >= rounding else gap <= rounding and is_flat
-
-    def _look(self) -> tuple[float, float]:
-        """Gap and norm of the gradient map at x, by one product."""
-        if self._seen is None or self._seen[0] != self.count:
-            u = self._problem.loss.gradient(self.eta)
-            gradient = self._problem.backward(u)
-            gap = self._problem.gap(self.x, self.eta, u, gradient) if self._problem.has_gap else math.inf
-            mapped = self._problem.prox(self.x - gradient / self._curvature, 1.0 / self._curvature)
-            self._seen = self.count, gap, self._curvature * float(np.linalg.norm(self.x - mapped))
-        return self._seen[1:]
-
-    def solution(self, tol: float) -> Solution:
-        """What it has found by now, and how far from the minimum that may be."""
-        converged = self.has_converged(tol)
-        gap, gradient_map = self._look()
-        return Solution(
-            self.x, self.objective, None if gap == math.inf else gap, gradient_map, self.count, converged
-        )
 
 
 def _check(penalty: Any, loss: Any, tol: float, max_iter: int) -> None:

@@ -15,7 +15,7 @@ from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import ProximalModel
+from polarmap.models.proximal_model import ProximalModel
 
 
 class SparseLinearModel(CodedRegressor, ProximalModel):
@@ -56,7 +56,7 @@ class ElasticNet(SparseLinearModel):
     tol : float
         Relative, of the duality gap.
     max_iter : int
-        Each iteration is two coded maps.
+        Each iteration is a few coded maps.
     blocks, workers, code, executor, timeout, verbose : optional
         As for `polarmap.glm.Ridge`; lines are of the objective and the norm of the gradient map.
 

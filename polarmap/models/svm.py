@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from scipy import sparse
 from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedClassifier
+from polarmap.models.interior_point import interior_point
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearOnBox
-from polarmap.models.proximal_gradient import ProximalModel
+from polarmap.models.proximal_gradient import fista
+from polarmap.models.proximal_model import ProximalModel
+from polarmap.models.proximal_newton import LARGEST_GRAM
 
 
 @dataclass(eq=False, repr=False)
@@ -35,7 +39,7 @@ class LinearSVC(CodedClassifier, ProximalModel):
     tol : float
         Relative, of the duality gap.
     max_iter : int
-        Each iteration is two coded maps.
+        Each iteration is a few coded maps.
     blocks, workers, code, executor, timeout, verbose : optional
         As for `ElasticNet`; lines are of the dual problem.
 
@@ -96,9 +100,13 @@ class LinearSVC(CodedClassifier, ProximalModel):
         penalty = LinearOnBox(
             np.minimum(bound, 0).reshape(-1), np.maximum(bound, 0).reshape(-1), (-signs / column).reshape(-1)
         )
-        loss = SquaredLoss(np.zeros((A.shape[1], signs.shape[1])))
         with self._operator(sparse.csr_array(A / column) if sparse.issparse(A) else A / column) as coded:
-            x = self._solve(coded, coded.T, loss, penalty, np.zeros_like(bound))
+            if sparse.issparse(A) or A.shape[1] * signs.shape[1] > LARGEST_GRAM:
+                loss = SquaredLoss(np.zeros((A.shape[1], signs.shape[1])))
+                method: Any = partial(fista, coded.T, loss, penalty, np.zeros_like(bound))
+            else:
+                method = partial(interior_point, coded, penalty, bound.shape)
+            x = self._minimized(coded, method)
         self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_  # minus the dual was minimized
         self.dual_coef_ = (x / column).T
         B = np.asarray(self.dual_coef_ @ A)

@@ -28,7 +28,6 @@ from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquare
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 from polarmap.errors import ModelError, NotDecodableError
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
-from polarmap.models.proximal_gradient import ProximalModel
 
 X6, Y6 = np.arange(18.0).reshape(6, 3) ** 1.5, np.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
 X40, Y40 = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) % 2
@@ -73,8 +72,6 @@ def checks() -> Iterator[Any]:
                 estimator = clone(estimator).set_params(C=1e-3, tol=1e-15, max_iter=300)
             if name.startswith(EQUAL_WEIGHTS) and hasattr(model, "n_gates"):
                 estimator = clone(estimator).set_params(tol=1e-13, max_iter=1000)
-            if name == "check_class_weight_classifiers" and isinstance(model, ProximalModel):
-                estimator = clone(estimator).set_params(tol=1.0)  # the check sets max_iter to 1000
             singular = type(model) is LeastSquares and name.startswith(EQUAL_WEIGHTS)
             is_asked = model in CHECKED or name in CHECKS_OF_FITS
             if is_asked and "array_api" not in name and not singular:

@@ -8,8 +8,15 @@ from sklearn import datasets, linear_model
 from straggling_models import options, standardized
 
 from polarmap.glm import LogisticRegression
+from polarmap.models import proximal_newton
 
 
+@pytest.fixture(params=[1000, 0], ids=["newton", "scipy alone"])
+def largest_gram(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proximal_newton, "LARGEST_GRAM", request.param)
+
+
+@pytest.mark.usefixtures("largest_gram")
 @pytest.mark.parametrize("solver", ["lbfgs", "trust-ncg", "trust-krylov"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_binary_logistic_regression_is_that_of_sklearn(solver: str, fit_intercept: bool) -> None:
@@ -40,6 +47,7 @@ def test_multinomial_logistic_regression_is_that_of_sklearn(solver: str) -> None
     np.testing.assert_allclose(model.predict_log_proba(X), oracle.predict_log_proba(X), atol=1e-5)
 
 
+@pytest.mark.usefixtures("largest_gram")
 def test_without_penalty() -> None:
     stream = np.random.default_rng(0)
     X = stream.standard_normal((200, 3))

@@ -12,6 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from polarmap import ReplayExecutor
 from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
+from polarmap.models import proximal_newton
 from polarmap.models.features import ConstantFeature
 from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
 from polarmap.models.penalized_loss import PenalizedLoss
@@ -32,7 +33,11 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize("of_class", [None, "balanced", {0: 2.0, 1: 0.5}])
-def test_logistic_regression_is_the_true_minimum(weights: Any, of_class: Any) -> None:
+@pytest.mark.parametrize("largest_gram", [1000, 0], ids=["newton", "scipy alone"])
+def test_logistic_regression_is_the_true_minimum(
+    weights: Any, of_class: Any, largest_gram: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proximal_newton, "LARGEST_GRAM", largest_gram)
     ours = LogisticRegression(class_weight=of_class, **HERE).fit(CANCER, LABELS, weights)
     theirs = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
     assert_same(ours, theirs.fit(CANCER, LABELS, sample_weight=weights))

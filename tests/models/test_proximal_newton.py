@@ -1,0 +1,124 @@
+"""Proximal Newton steps against the conditions of optimality and FISTA, on data of all kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyproximal
+import pytest
+from conic_solver import conic_minimum
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_networks import PlainOperator
+
+from polarmap.convex import ElasticNetPenalty, LinearOnBox, LogisticLoss, SquaredLoss, fista
+from polarmap.models import proximal_newton as module
+from polarmap.models.proximal_newton import QuadraticModel, proximal_newton
+
+STREAM = np.random.default_rng(0)
+A = STREAM.standard_normal((40, 6))
+COPIES = np.hstack([A, A + 1e-7 * STREAM.standard_normal(A.shape)])
+DATA = {
+    "as it is": A,
+    "of all scales": A * 10.0 ** np.arange(-3, 3),
+    "nearly copied": COPIES,
+    "copied": np.hstack([A, A]),
+    "wide": STREAM.standard_normal((15, 40)),
+}
+
+
+def minimum(A: np.ndarray, loss: Any, penalty: Any, **options: Any) -> Any:
+    start = np.zeros((A.shape[1], *loss.shape[1:]))
+    return proximal_newton(PlainOperator(A), loss, penalty, start, **{"tol": 1e-9, "max_iter": 100} | options)
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 20),
+    seed=st.integers(0, 99),
+    unit=st.sampled_from([1e-6, 1.0, 1e6]),
+    share=st.floats(0.05, 1.2),
+)
+def test_l1_penalties_of_any_shape_and_unit(
+    rows: int, columns: int, seed: int, unit: float, share: float
+) -> None:
+    """The subgradient: A'(b - A x) is strength * sign(x) where x is not 0, and no larger elsewhere."""
+    stream = np.random.default_rng(seed)
+    matrix, b = unit * stream.standard_normal((rows, columns)), stream.standard_normal(rows)
+    strength = share * np.abs(matrix.T @ b).max()
+    found = minimum(matrix, SquaredLoss(b), ElasticNetPenalty(strength))
+    assert found.converged and found.n_iter <= 5
+    slope = matrix.T @ (b - matrix @ found.x) / strength
+    assert np.abs(slope).max() <= 1 + 1e-5
+    np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=1e-5)
+    assert share < 1 or not found.x.any()
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("strength", [1e-4, 1e-2, 0.3])
+def test_logistic_losses_take_a_few_steps(name: str, strength: float) -> None:
+    X = DATA[name]
+    scale = np.sqrt((X**2).mean(axis=0))
+    loss = LogisticLoss((X[:, 0] + 0.3 * np.random.default_rng(1).standard_normal(len(X)) > 0).astype(float))
+    found = minimum(X / scale, loss, ElasticNetPenalty(strength), tol=1e-7)
+    assert found.converged and found.n_iter <= 20
+    slope = -(X / scale).T @ loss.gradient(X / scale @ found.x) / strength
+    np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=2e-2)
+    assert np.abs(slope).max() <= 1 + 2e-2
+    slow = fista(PlainOperator(X / scale), loss, ElasticNetPenalty(strength), tol=1e-6)
+    assert found.objective <= slow.objective * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_classes_that_curve_each_other(outputs: int) -> None:
+    y = np.eye(outputs)[np.digitize(A[:, 0], [-0.5, 0.0, 0.5][: outputs - 1])]
+    loss, penalty = LogisticLoss(y), ElasticNetPenalty(0.5, 0.1)
+    found = minimum(A, loss, penalty)
+    slow = fista(PlainOperator(A), loss, penalty, np.zeros((6, outputs)), tol=1e-9)
+    assert found.converged and found.n_iter <= 12
+    assert found.objective == pytest.approx(slow.objective, rel=1e-10)
+    np.testing.assert_allclose(found.x, slow.x, atol=1e-4)
+
+
+def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEWTON_COLUMNS", 1000)  # no iterations by gradients before
+    operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
+    loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
+    found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
+    assert found.converged and found.n_iter == 1
+    assert operator.products == 4  # the gradient at 0, the Gram matrix, the step, the gradient at its end
+
+
+def test_what_gets_no_closer_stops() -> None:
+    found = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
+    assert found.n_iter < 50 and found.gap < 1e-7 * found.objective
+
+
+def test_a_loss_that_a_whole_step_would_raise() -> None:
+    y = (A[:, 0] > 0).astype(float)  # separable: far from the minimum, losses are straight
+    far = np.full(6, 30.0)
+    loss, penalty = LogisticLoss(y), ElasticNetPenalty(1e-2)
+    found = proximal_newton(PlainOperator(A), loss, penalty, far, tol=1e-8, max_iter=100)
+    assert found.converged
+    assert found.objective == pytest.approx(minimum(A, loss, penalty).objective, rel=1e-8)
+
+
+@settings(max_examples=30)
+@given(size=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 99), is_box=st.booleans())
+def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -> None:
+    stream = np.random.default_rng(seed)
+    R = stream.standard_normal((rank, size))
+    H, c = R.T @ R, R.T @ stream.standard_normal(rank)
+    penalty = LinearOnBox(-np.ones(size), np.ones(size), c / 3) if is_box else pyproximal.Box(lower=0.0)
+    L = float(np.abs(H).sum(axis=1).max())
+    start = penalty.prox(stream.standard_normal(size), 1.0)
+    model = QuadraticModel(H, H @ start - c, penalty, start, L)
+    x = start + model.minimum(1e-9 * np.linalg.norm(c))
+    slope, eye = c / 3 if is_box else np.zeros(size), np.eye(size)
+    sides = [(-eye, np.ones(size) if is_box else np.zeros(size), "nonnegative")]
+    sides += [(eye, np.ones(size), "nonnegative")] if is_box else []
+    best = conic_minimum(H, slope - c, sides)[1]
+    assert x.min() >= -is_box and (not is_box or x.max() <= 1)
+    assert x @ H @ x / 2 + (slope - c) @ x == pytest.approx(best, rel=1e-7, abs=1e-8)
