@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -65,7 +66,8 @@ class CodedArray:
                 f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
                 "key='env:NAME' or key='file:PATH'"
             )
-        return CodedArray, (self.store, self._blocks.manifest)
+        # Without what other threads are told of it meanwhile, and keep there.
+        return CodedArray, (self.store, replace(self._blocks.manifest))
 
     @property
     def key(self) -> str | bytes | None:

@@ -122,8 +122,9 @@ class Frames:
             if len(self._bytes) < end + tag_bytes:
                 return
             if self._seal is not None:
-                with memoryview(self._bytes) as view:
-                    if not hmac.compare_digest(self._seal.tag((view[:end],)), view[end : end + TAG_BYTES]):
+                # Released here, whoever still holds them, as profilers do that look into frames of threads.
+                with memoryview(self._bytes) as view, view[:end] as told, view[end : end + TAG_BYTES] as tag:
+                    if not hmac.compare_digest(self._seal.tag((told,)), tag):
                         raise FrameError("a message was changed on its way")
             order = number, task, attempt
             message = Message(kind, order, self._bytes[PREFIX_BYTES:start], self._bytes[start:end], is_file)

@@ -455,3 +455,21 @@ def test_calls_fail_with_what_cannot_be_opened_or_takes_none(executor: Counting,
     calls.shut_down()
     calls.join()
     assert closed == [True]
+
+
+def test_calls_that_no_run_was_given_are_cancelled_and_those_under_way_end_first(closed: list[bool]) -> None:
+    executor = Counting()
+    executor.may_open.clear()
+    calls = calls_on(executor, lambda: closed.append(True))
+    found = submit(calls, 20)
+    calls.shut_down(cancel_futures=True)
+    assert [one for one in found if one.running()] == found[:1]
+    assert len(wait(found, 0.0).done) == 19
+    assert all(one.cancelled() for one in found[1:])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        calls.put(call())
+    assert not closed
+    executor.may_open.set()
+    assert found[0].result(PATIENCE) == 0
+    calls.join()
+    assert closed == [True]

@@ -93,6 +93,20 @@ def seals(*names: bytes) -> Seals:
     return Seals(sent, heard)
 
 
+class Watched(Seal):
+    """With somebody who looks at what it is told and holds on to it, as a profiler of threads does."""
+
+    def tag(self, parts: Any) -> bytes:
+        self.seen = [*getattr(self, "seen", ()), *parts]
+        return super().tag(parts)
+
+
+def test_messages_are_heard_while_somebody_looks_at_the_thread() -> None:
+    seal, frames = Seal(b"key"), Frames(Watched(b"key"))
+    for message in SENT:
+        assert list(frames.of(frame(message, seal))) == [message]
+
+
 @pytest.fixture(params=[False, True])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Stream, Stream]]:
     """The driver's end, and the worker's, with seals or without."""
