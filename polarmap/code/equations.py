@@ -53,9 +53,8 @@ def largest_magnitude(arrays: Sequence[Array]) -> float:
     >>> largest_magnitude([np.zeros(2), np.array(-3)]), largest_magnitude([np.empty(0)])
     (3.0, 0.0)
     """
-    if (
-        sum([array.nbytes for array in arrays]) <= tiled.TILE_BYTES
-    ):  # many small calls take longer than a copy
+    if sum([array.nbytes for array in arrays]) <= tiled.TILE_BYTES:
+        # Many small calls take longer than a copy.
         arrays = [np.concatenate(arrays, axis=None)]
     return max(float(np.abs(array).max(initial=0)) for array in arrays)
 

@@ -158,4 +158,7 @@ def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPa
     assert ran.code == 1
     found = states(ran)
     assert [found["lithops"], found["numpy"], found["none-such"]] == ["bad"] * 3
+    advice = {check["name"]: check["advice"] for check in ran.json["checks"]}
+    assert advice["lithops"] == "pip install 'lithops==1.0'"
+    assert advice["none-such"] == "pip install 'none-such>=1'"
     assert "coded map" not in found
