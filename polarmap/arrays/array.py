@@ -72,7 +72,7 @@ class CodedArray:
     @property
     def key(self) -> str | bytes | None:
         """That of an encrypted array, as it was passed; None if it is not encrypted."""
-        return self._blocks.part_store.place.key
+        return self._blocks.key
 
     @property
     def padding(self) -> int:

@@ -100,7 +100,7 @@ class TaskRunner:
                 f"the array goes to {output.source.place}, which workers cannot reach: leave executor out"
             )
         with_note = output and output._replace(arrays=output.arrays + 1)
-        options = replace(SETTINGS, key=self.parts.place.key)
+        options = replace(SETTINGS, key=self.parts.key)
         running = RunningMap(self._executor)
         running.expect(Uncoded(tasks.n, BACKUPS))
         run_uncoded(running, f, tasks, options, self._observers, ended, backups=BACKUPS, output=with_note)

@@ -135,7 +135,7 @@ def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[s
             kinds.append("appended" if is_last and size > end else "")
             zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
             to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
-    if executor is None or part_store.place.key is not None:
+    if executor is None or part_store.key is not None:
         with ThreadPoolExecutor(TRANSFERS) as pool:
             read = list(pool.map(partial(_damage_of, part_store), to_read.values()))
     else:

@@ -40,7 +40,7 @@ class Generation:
 
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
         self.store, self._parts, self._name = parts.store, parts, name
-        self._purpose = purpose if parts.place.key is None else None
+        self._purpose = purpose if parts.key is None else None
         self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
 

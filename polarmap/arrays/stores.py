@@ -66,6 +66,11 @@ class PartStore:
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
         self.store, self.place = store, place_of(store)._replace(encryption=encryption)
 
+    @property
+    def key(self) -> str | bytes | None:
+        """What the parts are encrypted with, as it was passed; None if they lie there as they are."""
+        return None if self.place.encryption is None else self.place.encryption.key
+
     @classmethod
     def new(cls, store: Store, key: Any, largest: int) -> PartStore:
         """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""

@@ -88,7 +88,8 @@ class Coded:
     @property
     def key(self) -> str | bytes | None:
         """What they are encrypted with where they lie in storage; None if they are not."""
-        return None if self.source is None else self.source.key
+        source = self.source
+        return None if source is None or source.encryption is None else source.encryption[0]
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays of block `index`: those of its pieces in a row."""

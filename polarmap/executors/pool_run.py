@@ -331,8 +331,9 @@ class PoolRun:
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
             return b""
-        path = os.path.join(self._folders[int(number)], name)
-        check_private(path)
+        folder = self._folders[int(number)]
+        check_private(os.path.dirname(folder))
+        path = os.path.join(folder, name)
         data = np.fromfile(path, np.uint8).data
         os.unlink(path)
         return data

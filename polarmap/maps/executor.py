@@ -207,10 +207,9 @@ class Shared:
         """The path of a file that is there as long as this is kept."""
         folder = disk_folder()  # which has more room; a new file is in memory at first
         weakref.finalize(self, remove, folder)
-        path = str(folder / "calls/function")
+        check_private(str(folder))  # as workers do: not every file system keeps others out
         write_file(str(folder), "calls/function", block.data)
-        check_private(path)  # as workers do: not every file system keeps others out
-        return path
+        return str(folder / "calls/function")
 
 
 def _place(

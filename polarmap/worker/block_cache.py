@@ -70,7 +70,7 @@ class BlockCache:
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind in ("folder", "private")
         has_checksums = all(part.crc32 is not None for part in stored)
-        is_known = place.kind != "bucket" or place.key is not None or has_checksums
+        is_known = place.kind != "bucket" or place.encryption is not None or has_checksums
         if not stored or not is_known or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []

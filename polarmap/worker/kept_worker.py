@@ -204,7 +204,7 @@ class ChannelIO(TaskIO):
             if not self._is_awaited_at(folder):
                 return None
             try:
-                check_private(os.path.join(folder, name))
+                check_private(os.path.dirname(folder))
                 with open(os.path.join(folder, name), "xb") as file:
                     file.write(reply.data)
             except OSError:  # no room, or nobody waits any more

@@ -53,11 +53,6 @@ class Place(NamedTuple):
     backend: str = ""
     encryption: Any = None
 
-    @property
-    def key(self) -> str | bytes | None:
-        """What the bytes there are encrypted with, as it was passed; None if they lie there as they are."""
-        return None if self.encryption is None else self.encryption[0]
-
 
 MESSAGE = Place("message", "")
 
@@ -183,16 +178,12 @@ def make_private(folder: str) -> bool:
         is_new = False
     if _mode_of_own(folder) != PRIVATE:
         os.chmod(folder, PRIVATE)
-        _check_closed(folder)
+        check_private(folder)
     return is_new
 
 
-def check_private(path: str) -> None:
-    """OSError for a file that others may have put there: what lies in such a folder is read as code."""
-    _check_closed(os.path.dirname(os.path.dirname(path)))
-
-
-def _check_closed(folder: str) -> None:
+def check_private(folder: str) -> None:
+    """OSError for a folder in which others may have put files: what lies in such a one is read as code."""
     if _mode_of_own(folder) & OTHERS:
         raise PermissionError(f"{folder} is open to others")
 
@@ -207,7 +198,7 @@ def _mode_of_own(folder: str) -> int:
 def read_private(source: Place, part: Part) -> bytes | memoryview:
     """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
     try:
-        check_private(os.path.join(source.place, part.key))
+        check_private(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
     except OSError:
         raise missing(part) from None
     return read_file(source.place, part)

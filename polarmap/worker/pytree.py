@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import pickle
 import sys
 from collections import OrderedDict
@@ -289,7 +290,7 @@ def loaded(data: bytes | str) -> Any:
     """The value of a block, of its bytes or its file, in which arrays stay until they are changed."""
     memory: Any = data
     if isinstance(data, str):
-        check_private(data)
+        check_private(os.path.dirname(os.path.dirname(data)))
         with open(data, "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return from_block(np.frombuffer(memory, np.uint8))

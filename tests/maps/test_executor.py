@@ -176,7 +176,7 @@ def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
     monkeypatch.setattr("polarmap.maps.executor.remove", lambda path: path == folder and removed.set())
     large = np.ones(100_000)
     assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
-    assert (mode is not None) == (folder / "calls/function").exists()
+    assert (mode == 0o700) == (folder / "calls/function").exists()
     assert removed.wait(PATIENCE)
 
 
