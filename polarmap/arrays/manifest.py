@@ -245,8 +245,9 @@ class Manifest:
 
     def _check(self, rows: Any, parity_dtype: str) -> None:
         """Raise ValueError if entries contradict each other; the arguments are derived ones, as written."""
-        sizes = (size for parts in self.parts for part in parts for size in part[1:])
-        counts = [*self.shape, rows, *(size for size in sizes if size is not None)]
+        counts = [*self.shape, rows]
+        for part in itertools.chain(*self.parts, self.metadata):
+            counts += [part.size, part.offset, 0 if part.crc32 is None else part.crc32]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("a size is not a count")
         if not self.shape or self.rows != rows:

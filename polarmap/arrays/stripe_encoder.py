@@ -243,11 +243,17 @@ def encoder(parity: Callable[[Array], Array] | None, copies: bool) -> Callable[[
     def nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
         if stripe.dtype.kind in "iu" or (rows and all(np.isfinite(row).all() for row in rows)):
             return [0, 0, 0]
-        spoiled, overflowing = ~np.isfinite(stripe), np.zeros(stripe.shape[1], bool)
+        count, first, width = 0, 0, stripe.shape[1]
+        spoiled, overflowing = np.zeros(width, bool), np.zeros(width, bool)
+        for block, row in enumerate(stripe):  # a mask of all rows would be memory that nobody has counted
+            found = ~np.isfinite(row)
+            if not count and found.any():
+                first = block * width + int(found.argmax())
+            count += int(found.sum())
+            spoiled |= found
         for row in rows:
             overflowing |= ~np.isfinite(row)
-        overflowing &= ~spoiled.any(axis=0)
-        return [int(one) for one in (spoiled.sum(), spoiled.argmax(), overflowing.sum())]
+        return [count, first, int((overflowing & ~spoiled).sum())]
 
     def encode(stripe: Array) -> list[Array]:
         rows = [] if parity is None else list(parity(stripe))

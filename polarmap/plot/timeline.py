@@ -97,10 +97,11 @@ def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
 
 
 def _styles(bars: list[Bar]) -> dict[str, BarStyle]:
-    """The styles of the states that occur, in a fixed order; a state not known here is drawn as surplus."""
+    """The styles of the states that occur, in a fixed order; any other is drawn as surplus, in HTML grey."""
     seen = {bar.style for bar in bars}
     known = {name: style for name, style in STYLES.items() if name in seen}
-    others = {name: STYLES["surplus"]._replace(label=name) for name in sorted(seen - STYLES.keys())}
+    unknown = STYLES["surplus"]._replace(html=canvas.GREY)
+    others = {name: unknown._replace(label=name) for name in sorted(seen - STYLES.keys())}
     return known | others
 
 

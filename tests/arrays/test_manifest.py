@@ -125,6 +125,22 @@ def test_inconsistent_manifests_are_refused(store, change):
         polarmap.open_coded("a", store)
 
 
+@pytest.mark.parametrize("value", [None, "1", [1], -1, 1.0])
+@pytest.mark.parametrize("field", ["size", "offset"])
+@pytest.mark.parametrize("of_zarr", [False, True])
+def test_parts_without_a_place_are_refused_when_they_are_opened(store, field, value, of_zarr):
+    """Data and metadata of Zarr; else what is asked of the array later would raise errors of Python's own."""
+    polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
+    write_manifest(
+        store,
+        lambda array: (array["zarr"]["metadata"] if of_zarr else array["blocks"][0])[0].update(
+            {field: value}
+        ),
+    )
+    with pytest.raises(StorageError, match="inconsistent"):
+        polarmap.open_coded("a", store)
+
+
 def test_more_chunks_than_stripes_are_refused_before_they_are_listed(store):
     """No memory would hold them."""
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.arrays.stripe_encoder import encoder
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 
@@ -139,3 +141,18 @@ def test_finite_data_are_no_reason_to_warn(store, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         polarmap.encode(random_array((24, 5), dtype), blocks=4, name="a", storage=store)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8"])
+def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
+    """It is not in the memory= that stripes are cut for."""
+    stripe = np.ones((24, 50_000), dtype)
+    stripe[3, 5] = np.nan
+    parity = np.full((8, 50_000), np.inf, dtype)
+    for encode in (encoder(None, copies=False), encoder(lambda _: parity, copies=True)):
+        tracemalloc.start()
+        note = encode(stripe)[-1]
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert note[:2].tolist() == [1, 3 * 50_000 + 5]
+        assert taken < 6 * stripe.shape[1]  # masks of single rows

@@ -131,6 +131,14 @@ def test_colours_say_what_became_of_tasks() -> None:
     assert marks == ["task 0: decoded from others", "task 2: decoded from others"]
 
 
+def test_a_state_that_is_not_known_here_has_a_colour_and_a_name_of_its_own() -> None:
+    report = invented(["used", "surplus", "later"], 2)
+    faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
+    assert faces == [canvas.BLUE, canvas.SKY, canvas.GREY]
+    legend = "".join(ElementTree.fromstring(report._repr_html_()).find("div").itertext())
+    assert "used" in legend and "surplus" in legend and "later" in legend
+
+
 def test_the_text_of_the_report_stands_above_it() -> None:
     report = report_of({0: math.inf}, KILLED)
     assert ElementTree.fromstring(report._repr_html_()).findtext("pre") == str(report)
