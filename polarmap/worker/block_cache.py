@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MAPPED_BYTES, Part, Place
+from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
 
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
@@ -71,7 +71,7 @@ class BlockCache:
         size, is_file = sum(part.size for part in parts), place.kind in ("folder", "private")
         has_checksums = all(part.crc32 is not None for part in stored)
         is_known = place.kind != "bucket" or place.encryption is not None or has_checksums
-        if not stored or not is_known or (is_file and size < MAPPED_BYTES):
+        if not stored or not is_known:
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}

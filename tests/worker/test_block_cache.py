@@ -79,9 +79,12 @@ def numbers(seed: int = 0, rows: int = ROWS) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, 2))
 
 
+@pytest.mark.parametrize("rows", [ROWS, 10])  # of files, mapped and read
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(blocks: Blocks, count: int) -> None:
-    arrays = [numbers(seed) for seed in range(count)]
+def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
+    blocks: Blocks, count: int, rows: int
+) -> None:
+    arrays = [numbers(seed, rows) for seed in range(count)]
     block, whole = blocks.block(*arrays), np.concatenate(arrays)
     first = blocks.cache.load(block)
     assert not first.flags.writeable
@@ -93,16 +96,6 @@ def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(blocks: Blo
         np.testing.assert_array_equal(found, whole)
         assert np.shares_memory(first, found)
     assert (blocks.cache.reads, len(blocks.cache)) == (count, 1)
-
-
-def test_a_small_one_may_be_changed_too_if_it_is_private(blocks: Blocks) -> None:
-    data = numbers(rows=10)
-    block = blocks.block(data)
-    for _ in range(2):
-        own = blocks.cache.load(block, is_private=True)
-        np.testing.assert_array_equal(own, data)
-        own[...] = 0
-        np.testing.assert_array_equal(blocks.cache.load(block), data)
 
 
 def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
