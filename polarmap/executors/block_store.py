@@ -51,16 +51,12 @@ class StoredPieces:
         self._unstored = {piece for task in tasks for piece in coded.pieces(task)}
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
-        self._names: dict[int, Hashable] = {}  # of tasks of blocks that lie in storage
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
         if self._source is None or self._source == MESSAGE:
             return id(coded), task
-        found = self._names.get(task)
-        if found is None:
-            found = self._names[task] = self._source, coded.parts(task)
-        return found
+        return self.block(coded, task)[:2]
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
