@@ -37,6 +37,7 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.parts import retry_call
 
+AGAIN_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 TIMEOUT = 10  # seconds to connect to one, and to wait for the next byte; whoever asks decides how often
@@ -115,7 +116,9 @@ class Jobs:
             options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickled_by_value():
-                futures = functions.map(task, list(items.values()), chunksize=1, **options)
+                submit = partial(functions.map, task, list(items.values()), chunksize=1, **options)
+                # Here another map may just have removed the folder of jobs, when it was empty.
+                futures = retry_call(submit, AGAIN_SECONDS if self.is_here else 0.0)
         except Exception as error:
             reason = interpreter_error(functions) or _text(error)
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""

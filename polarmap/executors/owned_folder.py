@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.parts import make_private
+from polarmap.worker.parts import PRIVATE, make_private
 from polarmap.worker.processes import ProcessIdentity, sweep
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
@@ -69,6 +70,8 @@ def _remove_all() -> None:
 
 def _new_folder(place: str) -> Path:
     sweep({MEMORY, tempfile.gettempdir()})
-    folder = Path(tempfile.mkdtemp(prefix=ProcessIdentity.current().folder_prefix, dir=place)).resolve()
-    _made.add((os.getpid(), folder))
+    name = ProcessIdentity.current().folder_prefix + secrets.token_hex(8)
+    folder = Path(place).resolve() / name
+    _made.add((os.getpid(), folder))  # before it is: an interrupt between the two leaves nothing
+    folder.mkdir(PRIVATE)
     return folder

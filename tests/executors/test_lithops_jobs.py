@@ -95,6 +95,21 @@ def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pyt
     assert len(functions.futures) == is_owned  # an executor of the caller does not keep them
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_another_map_removes_while_a_job_is_stored_here_is_made_again(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(*given: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return usual(*given, **options)
+
+    functions, errors = Functions("localhost"), [error()]
+    usual = functions.map
+    monkeypatch.setattr(functions, "map", store)
+    assert list(started(functions, 1, 2).running) == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

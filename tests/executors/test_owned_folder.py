@@ -122,3 +122,19 @@ def test_a_forked_child_has_its_own() -> None:
 
     assert code_of_child(others, []) == 0
     assert private_folder() == folder
+
+
+def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, mode: int) -> None:
+        os.mkdir(folder, mode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        disk_folder()
+    [left] = tmp_path.iterdir()
+    remove(left)  # as it is done at exit with each that this process has made
+    assert not left.exists()
