@@ -288,11 +288,11 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
         "here": lambda workers: nullcontext(pool),
     }
     with pools[kind](2) as executor:
-        for _ in range(2):  # the second finds what is kept
+        found = 0
+        while found < 2:  # the second finds what is kept; a map may end before it hears of what was changed
             y = polarmap.coded_map(product, coded, executor=executor, retries=0)
             np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-9, atol=1e-9)
-            report = str(y.report)
-        assert failed(y.report)
+            found, report = found + bool(failed(y.report)), str(y.report)
         assert set(failed(y.report)) <= {first, second}
         assert "is not what was encrypted: somebody has changed or replaced it" in report
 
