@@ -125,7 +125,7 @@ class CodedArray:
 
     def stored(self, index: int) -> tuple[Part, ...]:
         """Where block `index` lies: joined in order, its parts are its bytes."""
-        return self._blocks.manifest.parts[index]
+        return self._blocks.parts(index)
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
@@ -133,7 +133,7 @@ class CodedArray:
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""
-        return ((self._blocks.manifest.dtype_of(index).str, self._blocks.manifest.block_shape),)
+        return self._blocks.layout(index)
 
     def __getitem__(self, index: Any) -> Array:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""

@@ -22,7 +22,7 @@ import click
 from polarmap.cli.answer import FILE, Answer, answering
 from polarmap.cli.templates import backend_folder, config_file
 from polarmap.clouds import settings
-from polarmap.clouds.extras import installed
+from polarmap.clouds.extras import installed, pip_install
 from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.lithops_internals import end
@@ -82,11 +82,7 @@ def _configuration(name: str, given: Path | None) -> Path:
 def _check_interpreter(name: str) -> None:
     """ExecutorError if this interpreter cannot be a worker on this machine."""
     wanted = {text: installed(text) for text in requirements_of(backend_folder(name))}
-    bad = [
-        f"{one}: {found}, pip install '{text}'"
-        for text, (one, found, will_do) in wanted.items()
-        if not will_do
-    ]
+    bad = [f"{one}: {found}, {pip_install(text)}" for text, (one, found, good) in wanted.items() if not good]
     if bad:
         raise ExecutorError(f"{sys.executable} cannot run workers of {name}: {'; '.join(bad)}")
 

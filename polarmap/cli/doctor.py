@@ -23,7 +23,7 @@ from polarmap import CodedResult, Pool, __version__, coded_map
 from polarmap.cli.answer import FILE, Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
-from polarmap.clouds.extras import install_command, installed, requirements
+from polarmap.clouds.extras import install_command, installed, pip_install, requirements
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
@@ -96,7 +96,7 @@ def _installation() -> Iterator[Check]:
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
     for text in requirements():
         name, found, will_do = installed(text)
-        yield Check(name, "ok", found) if will_do else Check(name, "bad", found, f"pip install '{text}'")
+        yield Check(name, "ok", found) if will_do else Check(name, "bad", found, pip_install(text))
     for name, (extra, lacking) in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
             yield Check(name, "note", f"not installed: {lacking}", install_command(extra))

@@ -31,6 +31,11 @@ def install_command(*extras: str) -> str:
     needed = sorted({text for extra in extras for text in requirements(extra)})
     if not needed:  # run from a checkout, of which pip knows nothing
         return f"pip install '.[{','.join(extras)}]' in a checkout of polarmap"
+    return pip_install(*needed)
+
+
+def pip_install(*needed: str) -> str:
+    """The command that installs these requirements."""
     return "pip install " + " ".join(f"'{text}'" for text in needed)
 
 

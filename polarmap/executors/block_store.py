@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.worker.encryption import as_stored
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, Part, Place, make_private, write_file
+from polarmap.worker.parts import MESSAGE, Part, Place, write_private
 from polarmap.worker.pytree import layout_bytes
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
@@ -263,8 +263,7 @@ class InFolders(BlockStore):
 
     def put(self, key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
-        make_private("/" + os.path.dirname(os.path.dirname(key)))
-        write_file("/", key, *buffers)
+        write_private(f"/{key}", *buffers)
 
     def remove(self, roots: Sequence[str]) -> None:
         """The folders; not by a process that was forked of the one they belong to."""

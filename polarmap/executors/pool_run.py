@@ -28,7 +28,7 @@ from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.parts import MESSAGE, check_private, make_private, write_file
+from polarmap.worker.parts import MESSAGE, check_private, write_private
 from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -344,8 +344,7 @@ class PoolRun:
             return b"".join(f.pieces()), False
         for folder in self._folders:
             try:
-                make_private(os.path.dirname(folder))
-                write_file(folder, "function", *f.pieces())
+                write_private(f"{folder}/function", *f.pieces())
                 return os.fsencode(f"{folder}/function"), True
             except OSError as error:
                 failed = error

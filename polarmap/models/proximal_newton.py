@@ -106,11 +106,11 @@ class NewtonSteps(ProximalSteps):
             for column in self._curvature_along(np.broadcast_to(one, (len(eta), outputs)).reshape(eta.shape))
         ]
         known, self._grams = self._grams, {}
-        for column in columns:
-            key = column.tobytes()
+        keys = [column.tobytes() for column in columns]
+        for key, column in zip(keys, columns):
             if key not in self._grams:
                 self._grams[key] = known[key] if key in known else self._gram(column)
-        pairs = np.stack([self._grams[column.tobytes()] for column in columns])
+        pairs = np.stack([self._grams[key] for key in keys])
         pairs = pairs.reshape(outputs, outputs, features, features).transpose(2, 0, 3, 1)
         self._hessian = pairs.reshape(self.x.size, self.x.size)
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0

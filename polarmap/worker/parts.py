@@ -195,6 +195,13 @@ def _mode_of_own(folder: str) -> int:
     return stat.S_IMODE(status.st_mode)
 
 
+def write_private(path: str, *buffers: Any) -> None:
+    """Such a file, of these bytes in a row; OSError if others could read or replace it."""
+    folder, name = os.path.split(path)
+    make_private(os.path.dirname(folder))
+    write_file(folder, name, *buffers)
+
+
 def read_private(source: Place, part: Part) -> bytes | memoryview:
     """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
     try:
