@@ -9,7 +9,7 @@ import pyproximal
 import pytest
 from conic_solver import conic_minimum
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from l1_problems import L1Problem, l1_problems
 from scipy.optimize import lsq_linear, nnls
 from scipy.sparse.linalg import aslinearoperator
 from straggling_models import options
@@ -127,26 +127,12 @@ def test_the_gap_is_an_upper_bound_at_every_iteration(penalty: Any) -> None:
 
 
 @settings(max_examples=30)
-@given(
-    rows=st.integers(1, 20),
-    columns=st.integers(1, 20),
-    seed=st.integers(0, 99),
-    unit=st.sampled_from([1e-6, 1.0, 1e6]),
-    share=st.floats(0.05, 1.2),
-)
-def test_l1_penalties_of_any_shape_and_unit(
-    rows: int, columns: int, seed: int, unit: float, share: float
-) -> None:
-    """The subgradient: A'(b - A x) is strength * sign(x) where x is not 0, and no larger elsewhere."""
-    stream = np.random.default_rng(seed)
-    matrix, b = unit * stream.standard_normal((rows, columns)), stream.standard_normal(rows)
-    strength = share * np.abs(matrix.T @ b).max()
-    found = fista(aslinearoperator(matrix), SquaredLoss(b), ElasticNetPenalty(strength), tol=1e-9)
+@given(l1_problems)
+def test_l1_penalties_of_any_shape_and_unit(problem: L1Problem) -> None:
+    penalty = ElasticNetPenalty(problem.strength)
+    found = fista(aslinearoperator(problem.A), SquaredLoss(problem.b), penalty, tol=1e-9)
     assert found.converged
-    slope = matrix.T @ (b - matrix @ found.x) / strength
-    assert np.abs(slope).max() <= 1 + 1e-4
-    np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=1e-4)
-    assert share < 1 or not found.x.any()
+    problem.check(found.x, 1e-4)
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])

@@ -10,6 +10,7 @@ import pytest
 from conic_solver import conic_minimum
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from l1_problems import L1Problem, l1_problems
 from plain_networks import PlainOperator
 
 from polarmap.convex import ElasticNetPenalty, LinearOnBox, LogisticLoss, SquaredLoss, fista
@@ -34,26 +35,11 @@ def minimum(A: np.ndarray, loss: Any, penalty: Any, **options: Any) -> Any:
 
 
 @settings(max_examples=30)
-@given(
-    rows=st.integers(1, 20),
-    columns=st.integers(1, 20),
-    seed=st.integers(0, 99),
-    unit=st.sampled_from([1e-6, 1.0, 1e6]),
-    share=st.floats(0.05, 1.2),
-)
-def test_l1_penalties_of_any_shape_and_unit(
-    rows: int, columns: int, seed: int, unit: float, share: float
-) -> None:
-    """The subgradient: A'(b - A x) is strength * sign(x) where x is not 0, and no larger elsewhere."""
-    stream = np.random.default_rng(seed)
-    matrix, b = unit * stream.standard_normal((rows, columns)), stream.standard_normal(rows)
-    strength = share * np.abs(matrix.T @ b).max()
-    found = minimum(matrix, SquaredLoss(b), ElasticNetPenalty(strength))
+@given(l1_problems)
+def test_l1_penalties_of_any_shape_and_unit(problem: L1Problem) -> None:
+    found = minimum(problem.A, SquaredLoss(problem.b), ElasticNetPenalty(problem.strength))
     assert found.converged and found.n_iter <= 5
-    slope = matrix.T @ (b - matrix @ found.x) / strength
-    assert np.abs(slope).max() <= 1 + 1e-5
-    np.testing.assert_allclose(slope[found.x != 0], np.sign(found.x[found.x != 0]), atol=1e-5)
-    assert share < 1 or not found.x.any()
+    problem.check(found.x, 1e-5)
 
 
 @pytest.mark.parametrize("name", DATA)
