@@ -171,15 +171,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 interrupts, is_told = 0, False
 while not is_over:
     try:
-        if not is_told:
-            is_told = True
-            print("ready", flush=True)  # after which interrupts may come at any time
         while not is_over:
-            work()
-            if interrupts % 8 == 7:
-                polarmap.shutdown()
+            try:
+                if not is_told:
+                    is_told = True
+                    print("ready", flush=True)  # after which interrupts may come at any time
+                while not is_over:
+                    work()
+                    if interrupts % 8 == 7:
+                        polarmap.shutdown()
+                        interrupts += 1
+            except KeyboardInterrupt:
                 interrupts += 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # between two lines of ours, while what the one before has left is let go
         interrupts += 1
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 work()
