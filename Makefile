@@ -46,7 +46,7 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy)
 bench: .venv/.fast  ## measure speed and print the tables of ratios; python -m benchmarks --all has more
 	@$(run) -m benchmarks
 
-compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparison*.md, real-jobs.md, README's tables
+compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparison*.md, real-jobs.md, README's table
 	@$(run) -m benchmarks.compare
 	@$(run) -m benchmarks.stragglers
 	@$(run) -m benchmarks.iterations

@@ -267,19 +267,18 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
     assert without_times("\n".join(printed.lines)) == without_times(str(y.report))
 
 
-def test_tables_of_readme_are_those_of_the_pages_they_name() -> None:
-    assert headlines.with_tables(readme()) == readme(), "run python -m benchmarks.headlines"
+def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
+    assert headlines.with_table(readme()) == readme(), "run python -m benchmarks.headlines"
 
 
-def test_readme_and_the_pages_of_its_tables_name_the_command() -> None:
-    for path, (command, _) in headlines.SOURCES.items():
-        for text in (readme(), (ROOT / path).read_text(encoding="utf-8")):
-            assert f"`python -m {command}`" in text
+def test_readme_and_the_page_of_its_table_name_the_command() -> None:
+    for text in (readme(), (ROOT / headlines.PAGE).read_text(encoding="utf-8")):
+        assert f"`{headlines.COMMAND}`" in text
 
 
 def test_a_readme_without_a_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="no <!-- from docs/"):
-        headlines.with_tables("# polarmap\n")
+        headlines.with_table("# polarmap\n")
 
 
 def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
