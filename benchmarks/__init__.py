@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 from threadpoolctl import threadpool_limits
 
@@ -32,25 +32,38 @@ def interleaved(actions: Sequence[Callable[[], object]], repeats: int) -> list[f
     return [median(measured) for measured in in_turns(actions, repeats)]
 
 
-def median_and_most(numbers: Sequence[float], digits: int = 2) -> str:
+def median_and_most(numbers: Sequence[float]) -> str:
     """The median, and in brackets what nine in ten do not exceed.
 
     >>> median_and_most([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
-    '6.00 (10.00)'
+    '6.00 (10.0)'
     """
     most = sorted(numbers)[math.ceil(0.9 * len(numbers)) - 1]
-    return f"{median(numbers):.{digits}f} ({most:.{digits}f})"
+    return f"{number(median(numbers))} ({number(most)})"
 
 
-def in_turns(actions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """The seconds of each run of each action, a first one of each not counted."""
+def number(value: float) -> str:
+    """Three significant digits, without exponents where they are not needed."""
+    if not math.isfinite(value):
+        return "never"
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - int(math.log10(abs(value)) // 1))
+    return f"{value:,.{digits}f}" if digits < 7 else f"{value:.1e}"
+
+
+def in_turns(actions: Sequence[Callable[[], object]], repeats: int, steps: int = 1) -> list[list[float]]:
+    """The seconds of each run of each action, so many in a turn; those that warm up are not counted.
+
+    That is a first turn of all, and where a turn has several steps the first two of each.
+    """
     seconds: list[list[float]] = [[] for _ in actions]
     for turn in range(repeats + 1):
         for action, measured in zip(actions, seconds, strict=True):
             sleep(REST)
-            taken = seconds_of(action)
-            if turn:  # the first turn warms up
-                measured.append(taken)
+            taken = seconds_of_steps(action, steps, not_counted=2 if steps > 1 else 0)
+            if turn:
+                measured += taken
     return seconds
 
 
@@ -86,10 +99,36 @@ def one_thread_of_blas() -> Iterator[None]:
         yield
 
 
-def show(header: Sequence[object], rows: Iterable[Sequence[object]]) -> None:
+class Row(NamedTuple):
+    """What was measured, in milliseconds or counted, beside another; what it is to come to, a ratio first."""
+
+    what: str
+    ours: Sequence[float]
+    beside: str
+    theirs: Sequence[float]
+    target: str = ""
+
+    def cells(self) -> tuple[object, ...]:
+        """A ratio is to the median of the other."""
+        ratios = [one / median(self.theirs) for one in self.ours]
+        ours, theirs, ratio = map(median_and_most, (self.ours, self.theirs, ratios))
+        return self.what, ours, self.beside, theirs, ratio, self.target
+
+
+def milliseconds(seconds: Sequence[float]) -> list[float]:
+    return [1e3 * one for one in seconds]
+
+
+def show_rows(rows: Iterable[Row]) -> None:
+    """Print each with its ratio."""
+    header = ("milliseconds, median (90 %)", "polarmap", "beside", "its", "ratio", "target")
+    show(header, (row.cells() for row in rows), width=48)
+
+
+def show(header: Sequence[object], rows: Iterable[Sequence[object]], width: int = 28) -> None:
     """Print a plain table, row by row as they are measured: names to the left, numbers to the right."""
     for name, *cells in chain([header], rows):
-        print(f"{name!s:<28}", *(f"{_text(cell):>14}" for cell in cells), sep="  ", flush=True)
+        print(f"{name!s:<{width}}", *(f"{_text(cell):>14}" for cell in cells), sep="  ", flush=True)
 
 
 def _text(value: object) -> str:

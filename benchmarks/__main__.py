@@ -6,10 +6,10 @@ import argparse
 import subprocess
 import sys
 
-SPEED = ["coding", "memory", "overhead"]
+SPEED = ["steps", "memory", "overhead"]
 OTHERS = [
     *["accuracy", "many_tasks", "terabyte", "encryption", "beyond", "estimates"],
-    *["sparse", "kept_workers", "kept_jobs", "blackbox"],
+    *["sparse", "kept_workers", "blackbox"],
 ]
 
 

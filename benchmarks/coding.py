@@ -1,31 +1,52 @@
-"""Encoding and decoding as ratios to np.copyto of all n blocks, and of the k results; planning in seconds.
+"""Encoding and recovery as rows of `steps`: beside np.copyto of all n blocks, and of those of data.
 
-All write into memory that is there already. `BLAS`: a dense product of the same size, which is arithmetic and
-no longer memory where blocks are many.
+Results go to memory that is there already, or to new memory. "BLAS" is a dense product of the same size,
+which is arithmetic, and no longer memory, where blocks are many.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import interleaved, is_quick, show
+from benchmarks import Row, in_turns, milliseconds
 from polarmap import Decoder, PolarCode
 
-MIB = 1 << 20
-CASES = [  # n, k, dtype, bytes of a block, share that is missing, targets of encoding and decoding
-    (64, 48, "float64", 2 * MIB, 0.05, 1.5, 1.5),
-    (256, 192, "float64", 2 * MIB, 0.05, 2.0, 1.5),
-    (1024, 768, "float64", MIB, 0.05, 3.0, 1.5),
-    (64, 48, "int64", MIB, 0.05, 4.0, 8.0),
-    (64, 48, "int64", MIB, 0.15, 4.0, 8.0),
-    (64, 48, "int64", 6 * MIB, 0.15, 4.0, 8.0),  # large enough for the compiled loops
-    (64, 48, "int32", MIB, 0.15, 4.0, 8.0),
-    (64, 48, "uint8", MIB, 0.15, 4.0, 8.0),
-    (256, 192, "int64", MIB, 0.05, 4.0, 8.0),
+KIB, MIB = 1 << 10, 1 << 20
+
+
+class Case(NamedTuple):
+    """A code, blocks of so many bytes, the share that is missing; targets, as ratios to copies."""
+
+    n: int
+    k: int
+    dtype: str
+    size: int
+    share: float
+    encode: str
+    encode_anew: str
+    recover: str
+
+    def __str__(self) -> str:
+        missing = f", {self.share:.0%} missing"
+        return f"({self.n}, {self.k}) {self.dtype}, {self.size // KIB:,} KiB{missing}"
+
+
+CASES = [
+    Case(64, 48, "float64", 2 * MIB, 0.05, "0.9", "1.1", "0.7"),
+    Case(256, 192, "float64", 2 * MIB, 0.05, "1.3", "1.5", "1.2"),
+    Case(1024, 768, "float64", MIB, 0.05, "1.5", "1.8", "2.0"),
+    Case(64, 48, "int64", MIB, 0.05, "2", "", "8"),
+    Case(256, 192, "int64", MIB, 0.05, "4", "", "8"),
+    Case(64, 48, "int64", MIB, 0.15, "2", "", "8"),
+    Case(64, 48, "int64", 6 * MIB, 0.15, "2", "", "8"),  # large enough for the compiled loops
+    Case(64, 48, "int32", MIB, 0.15, "4", "", "8"),
+    Case(64, 48, "uint8", MIB, 0.15, "4", "", "8"),
 ]
-PLANS = [(256, 192, ""), (1024, 768, "0.05 s"), (10_000, 7_500, "0.5 s")]  # n, k, target
+PLANS = [(256, 192, ""), (1024, 768, "50 ms"), (10_000, 7_500, "500 ms")]  # n, k, target
 
 
 def arrivals(n: int, share: float = 0.05) -> list[int]:
@@ -34,31 +55,38 @@ def arrivals(n: int, share: float = 0.05) -> list[int]:
     return [int(index) for index in order[int(share * n) :]]
 
 
-def measure(code: PolarCode, data: np.ndarray, share: float, repeats: int) -> tuple[int, list[float]]:
-    """How many are missing, and seconds: copies of n and k blocks, encoding, decoding, products by BLAS."""
-    n, k = code.n, code.k
+def rows(case: Case, repeats: int) -> Iterator[Row]:
+    """Encoding and recovery, of floats beside what BLAS takes, too."""
+    code = PolarCode(case.n, case.k, "rotation" if case.dtype == "float64" else "arikan")
+    data = some_data(case.k, case.dtype, case.size)
     coded = np.concatenate([data, code.parity(data)])
-    copies, parity = np.zeros_like(coded), coded[k:].copy()
-    decoder, rows = Decoder(code, exact=data.dtype.kind != "f"), {}
-    for index in arrivals(n, share):
+    copies, parity = np.zeros_like(coded), coded[case.k :].copy()
+    decoder, arrived = Decoder(code, exact=data.dtype.kind != "f"), {}
+    for index in arrivals(case.n, case.share):
         decoder.add(index)
-        rows[index] = coded[index]
+        arrived[index] = coded[index]
     missing = decoder.missing
-    assert np.allclose(decoder.recovery.recover(rows, data.dtype), data[missing], rtol=0, atol=1e-6)
-    actions = [
+    assert np.allclose(decoder.recovery.recover(arrived, data.dtype), data[missing], rtol=0, atol=1e-6)
+    actions: list[Callable[[], object]] = [
         lambda: np.copyto(copies, coded),
-        lambda: np.copyto(copies[:k], data),
+        lambda: np.copyto(copies[: case.k], data),
         lambda: code.parity(data, out=parity),
-        lambda: decoder.recovery.recover(rows, data.dtype),
+        lambda: code.parity(data),
+        lambda: decoder.recovery.recover(arrived, data.dtype),
     ]
     if data.dtype.kind == "f":
-        weights = np.random.default_rng(1).standard_normal((len(missing), len(rows)))
+        weights = np.random.default_rng(1).standard_normal((len(missing), len(arrived)))
         out = np.zeros((len(missing), data.shape[1]))
         actions += [
             lambda: np.matmul(code.coefficients, data, out=parity),
-            lambda: np.matmul(weights, coded[: len(rows)], out=out),
+            lambda: np.matmul(weights, coded[: len(arrived)], out=out),
         ]
-    return len(missing), interleaved(actions, repeats)
+    of_n, of_k, encode, anew, recover, *blas = map(milliseconds, in_turns(actions, repeats))
+    yield Row(f"encode {case}", encode, "copy", of_n, case.encode)
+    yield Row("the same in new memory", anew, "copy", of_n, case.encode_anew)
+    yield Row(f"recover {len(missing)} of them", recover, "copy", of_k, case.recover)
+    for what, taken, copy in zip(("encode by BLAS", "recover by BLAS"), blas, (of_n, of_k)):
+        yield Row(what, taken, "copy", copy)
 
 
 def some_data(k: int, dtype: str, size: int) -> np.ndarray:
@@ -70,22 +98,18 @@ def some_data(k: int, dtype: str, size: int) -> np.ndarray:
     return stream.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
-def row(
-    n: int, k: int, dtype: str, size: int, share: float, encoding: float, decoding: float, repeats: int
-) -> list[object]:
-    data, kernel = some_data(k, dtype, size), "rotation" if dtype == "float64" else "arikan"
-    missing, (copy, of_k, encode, decode, *blas) = measure(PolarCode(n, k, kernel), data, share, repeats)
-    ratios = [encode / copy, encoding, decode / of_k, decoding]
-    by_blas = [one / of_what for one, of_what in zip(blas, (copy, of_k))]
-    return [f"({n}, {k}) {dtype}", f"{size >> 10} KiB", missing, 1e3 * copy, *ratios, *by_blas]
-
-
-def planning(n: int, k: int, target: str) -> list[object]:
-    code = PolarCode(n, k)
-    start = perf_counter()
-    code.encode(np.zeros((k, 1)))  # of few blocks P is formed, of many the angles
-    made = perf_counter() - start
-    return [f"({n}, {k})", made, planned(code, sorted(arrivals(n))), planned(code, arrivals(n, 0.0)), target]
+def planning(n: int, k: int, target: str, repeats: int) -> Iterator[Row]:
+    """What decides and prepares recovery, beside what a code takes at its first use."""
+    made, few, none = [], [], []
+    for _ in range(repeats):
+        code, began = PolarCode(n, k), perf_counter()
+        code.encode(np.zeros((k, 1)))  # of few blocks P is formed, of many the angles
+        made.append(perf_counter() - began)
+        few.append(planned(code, sorted(arrivals(n))))
+        none.append(planned(code, arrivals(n, 0.0)))
+    for taken, which in ((few, "5 % missing"), (none, "of the first arrivals")):
+        what = f"plan for ({n:,}, {k:,}), {which}"
+        yield Row(what, milliseconds(taken), "a first encoding", milliseconds(made), target)
 
 
 def planned(code: PolarCode, order: list[int]) -> float:
@@ -96,22 +120,3 @@ def planned(code: PolarCode, order: list[int]) -> float:
     one = np.zeros(1)
     decoder.recovery.recover(dict.fromkeys(decoder.recovery.arrived.tolist(), one), one.dtype)
     return perf_counter() - start
-
-
-def main() -> None:
-    quick = is_quick(__doc__)
-    shrink, repeats = (2, 3) if quick else (1, 9)
-    ratios = ["encode/copy", "target", "decode/copy", "target", "P by BLAS", "weights, BLAS"]
-    show(
-        ["code", "block", "missing", "copy ms", *ratios],
-        (row(*case[:3], case[3] // shrink, *case[4:], repeats) for case in CASES),
-    )
-    print()
-    show(
-        ["code", "code made s", "5 % missing s", "k-th arrival s", "target"],
-        (planning(*case) for case in PLANS[: 2 if quick else 3]),
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -116,7 +116,7 @@ def main() -> None:
     quick = is_quick(__doc__)
     show(["results of blocks", *(f"{count} of {K}" for count in COUNTS)], coverage(1 if quick else 10))
     print()
-    show(["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)], sketched(20 if quick else 200))
+    show(["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)], sketched(4 if quick else 200))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from benchmarks import is_quick, pages, seconds_of_steps, step_rivals
+from benchmarks import is_quick, number, pages, seconds_of_steps, step_rivals
 from benchmarks.familiar_iterations import (
     Array,
     Iteration,
@@ -27,7 +27,7 @@ from benchmarks.familiar_iterations import (
     logistic_regression,
     page_rank,
 )
-from benchmarks.pages import number, table
+from benchmarks.pages import table
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
 BLOCKS, WORKERS = 24, 32

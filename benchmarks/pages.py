@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite, log10
 from pathlib import Path
 
 from benchmarks import ROOT
@@ -67,13 +66,3 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; numbers to the right."""
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def number(value: float) -> str:
-    """Three significant digits, without exponents where they are not needed."""
-    if not isfinite(value):
-        return "never"
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - int(log10(abs(value)) // 1))
-    return f"{value:,.{digits}f}" if digits < 7 else f"{value:.1e}"

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from benchmarks import number
 from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.compare.jobs import BLOCKS, beside_tasks
-from benchmarks.pages import number, table
+from benchmarks.pages import table
 from benchmarks.rivals.fermat import quantization_error
 from polarmap.planning import Completion
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import number
 from benchmarks.compare import codes, elastic, figures, jobs, page
 from benchmarks.compare.codes import Measured, Size
-from benchmarks.pages import number, with_parts
+from benchmarks.pages import with_parts
 from benchmarks.rivals import mds
 from polarmap.planning import Completion, ShiftedExponential
 
