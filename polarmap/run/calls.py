@@ -272,7 +272,7 @@ class Calls(Coded, Need, Policy):
     def _let_go(self, index: int, error: BaseException | None = None) -> None:
         """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
         call = self._calls.pop(index, None)
-        running = self.tasks[index].running if index in self.tasks.running else ()
+        running = self.tasks.running.get(index, ())
         self.tasks.forget(index)
         if running and self._run is not None:
             self._run.withdraw([(index, attempt) for attempt in running])

@@ -17,7 +17,7 @@ from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
-from polarmap.executors.base import Outcome, read_only
+from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.estimates import Estimate, estimate
@@ -44,8 +44,6 @@ class Codeword(Received):
 
     Attributes
     ----------
-    verification : str or None
-        How the results were verified, once they are accepted.
     refusal : NotFiniteError, NotLinearError or None
         Why nothing can be decoded from these results, so that every data task has to report.
     """
@@ -60,7 +58,6 @@ class Codeword(Received):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
-        self.verification: str | None = None
         self.refusal: NotFiniteError | NotLinearError | None = None
         self._refused: Recovery | None = None  # of the results that contradict each other
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
@@ -68,11 +65,6 @@ class Codeword(Received):
         self._has_warned = False
         self._estimate: Estimate | None = None
         self._trials: dict[Any, bool] = {}  # of what decodings were tried, and whether they are possible
-
-    def add(self, outcome: Outcome) -> None:
-        """Take in a result, unless others are accepted: what is accepted stays as it is."""
-        if self.verification is None:
-            super().add(outcome)
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""

@@ -87,7 +87,7 @@ class Need(ABC):
     def is_within_reach(self) -> bool:
         """Whether what arrived, runs and is held back would; without failures it would."""
         tasks = self.tasks
-        return self.would_be_met(tasks.arrived.keys() | tasks.running | tasks.held_back)
+        return self.would_be_met(tasks.arrived.keys() | tasks.running.keys() | tasks.held_back)
 
     def look_seconds(self) -> float:
         """How long the loop may look away, because something else than a task is waited for."""

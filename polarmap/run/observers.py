@@ -111,7 +111,7 @@ class MapLog(Observer):
         again = [index for index, count in attempts.items() if count > 1]
         parity = [index for index, count in attempts.items() if count == 1]
         if parity:
-            out = listed(sorted(tasks.running - attempts.keys()))
+            out = listed(sorted(tasks.running.keys() - attempts.keys()))
             self._info("late: %s still out after %.2f s; started %s", out, elapsed, listed(parity))
         if again:
             self._info("started again after %.2f s: %s", elapsed, listed(again))

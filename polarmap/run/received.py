@@ -50,6 +50,8 @@ class Received(Need):
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
+    verification : str or None
+        How the results were verified, once they are accepted: they stay as they are then.
     decoded : list of lists of arrays
         The results of the k data tasks, flat; of the last time they were decoded, empty before.
     decode_seconds : float
@@ -75,17 +77,18 @@ class Received(Need):
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
+        self.verification: str | None = None
         self.decoded: list[list[Array]] = []
         self.decode_seconds = 0.0
         self._decoded_by: Recovery | None = None
 
     def add(self, outcome: Outcome) -> None:
-        """Take in a result; failures are in the table of tasks."""
+        """Take in a result, unless others are accepted; failures are in the table of tasks."""
         index = outcome.task
-        if outcome.leaves is None or index in self.results:
+        if outcome.leaves is None or index in self.results or self.verification is not None:
             return
         structure = outcome.structure or ("array",)
-        result = Result(outcome.leaves, structure, outcome.stored, self.watch.elapsed)
+        result = Result(outcome.leaves, structure, outcome.stored)
         kind, shape = result.kind, self.options.known.shape
         if kind not in self._groups and not (result.is_well_formed and shape in (None, *result.shapes)):
             due = "a number" if shape is None else f"shape {shape}"
@@ -97,7 +100,8 @@ class Received(Need):
         group = self._groups.setdefault(kind, {})
         group[index] = result
         if group is self.results:
-            self.tasks.accept(index, result.came)
+            if self.tasks[index].failures:
+                self.tasks.accept(index)
             self._feed(index)
         elif not self.results or self._overrules(group):
             self._follow(group)
@@ -245,8 +249,8 @@ class Received(Need):
     def _follow(self, group: dict[int, Result]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
         odd, self.results = self.results, group
-        for index, result in group.items():
-            self.tasks.accept(index, result.came)
+        for index in group:
+            self.tasks.accept(index)
         for index, result in odd.items():
             self._reject_odd(index, result)
         self._restart_decoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, overload
 
 from polarmap.blocks.equal import concatenate
@@ -13,24 +14,24 @@ from polarmap.worker.pytree import Structure
 
 T = TypeVar("T")
 
+_KIND, _SHAPE = attrgetter("dtype.kind"), attrgetter("shape")
+
 
 class Result(NamedTuple):
     """What f returned for a block, on a worker.
 
     leaves, structure : its arrays, and how they make it up.
     stored : where it lies in storage, if the arrays are only a sample of it.
-    came : when it did, in seconds after the start of its map.
     """
 
     leaves: list[Array]
     structure: Structure
     stored: StoredOutput | None
-    came: float
 
     @property
     def kind(self) -> Any:
         """What results of one f have in common: their dtypes but for the width of integers, too."""
-        return repr(self.structure), tuple([(kind_of(leaf.dtype), leaf.shape) for leaf in self.leaves])
+        return repr(self.structure), kind_of(self.leaves)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -52,9 +53,9 @@ class Result(NamedTuple):
         return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
 
 
-def kind_of(dtype: DType) -> str:
-    """What must agree between results: any integer goes with any other."""
-    return dtype.kind.replace("u", "i")
+def kind_of(leaves: Sequence[Array]) -> Any:
+    """What must agree between the arrays of results: any integer goes with any other."""
+    return "".join(map(_KIND, leaves)).replace("u", "i"), tuple(map(_SHAPE, leaves))
 
 
 def kinds_of(structure: Structure) -> list[str]:
