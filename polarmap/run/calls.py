@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
-from polarmap.run.loop import Policy, schedule
+from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
-from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.block_functions import run_call

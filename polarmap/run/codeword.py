@@ -21,11 +21,13 @@ from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.estimates import Estimate, estimate
-from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, too_few
+from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
+from polarmap.run.shortfall import NOT_FINITE, late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
@@ -187,15 +189,15 @@ class Codeword(Received):
         results = [list(map(read_only, leaves)) for leaves in found.results]
         return self._result(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
 
-    def result(self, report: Report) -> CodedResult[Any]:
+    def result(self, report: LazyReport) -> CodedResult[Any]:
         """What was decoded, as the caller of the map gets it."""
         return self._result(self.decoded, self.padding_rows, report)
 
     def _result(
-        self, results: list[list[Array]], padding_rows: tuple[bool, ...], report: Report
+        self, results: list[list[Array]], rows: tuple[bool, ...], report: LazyReport
     ) -> CodedResult[Any]:
         structure = self.structure
-        whole = without_padding(results, self.coded.blocks, padding_rows)
+        whole = without_padding(results, self.coded.blocks, rows)
         return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
     def _settle_at_deadline(self) -> None:
@@ -204,7 +206,7 @@ class Codeword(Received):
             limit = f"the timeout of {self.watch.limit:g} s"
             self._give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
         if not self._is_finite:
-            self._give_up(NotDecodableError(not_finite(self, self.data_count)))
+            self._give_up(NotDecodableError(not_finite(self.tasks, self.threshold, self.data_count)))
         found = estimate(self)
         if self.refusal is not None or self.checks.contradicts():
             missing = set(self.decoder.missing.tolist())
@@ -331,7 +333,9 @@ class Codeword(Received):
             return
         if self.options.estimates and self.results:
             return
-        text = too_few(self) if self.refusal is None else not_finite(self, self.data_count)
+        text = too_few(self.tasks, self.threshold)
+        if self.refusal is not None:
+            text = not_finite(self.tasks, self.threshold, self.data_count)
         self._give_up(NotDecodableError(text))
 
     def time_is_over(self) -> None:
@@ -345,7 +349,7 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        self._give_up(CodedTimeoutError(late(self, why)))
+        self._give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
 
     def _give_up(self, error: Exception) -> NoReturn:
         """Raise this; or that f is not linear, where a linear f would have been done by now."""

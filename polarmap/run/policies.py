@@ -8,8 +8,7 @@ from math import inf
 
 from polarmap.executors.base import Attempt
 from polarmap.run.lateness import LEAST_SECONDS, LateAttempts, LatenessRule, ParityRule
-from polarmap.run.loop import Policy
-from polarmap.run.need import Need
+from polarmap.run.loop import Need, Policy
 from polarmap.run.tasks import TaskTable
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,18 +17,69 @@ from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.local_run import LocalRun, block_here
-from polarmap.run.need import Need, Stopwatch
+from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.results import Result, kinds_of
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
 from polarmap.run.wrapping import unwrapped, why_not_protected
+from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import Structure
 
 # The longest wait for a result that is not needed, or for f on the driver:
 UNVERIFIED_SECONDS = 20.0
 UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
 SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against: then f is evaluated here
+
+
+_KIND, _SHAPE = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
+
+
+class Result(NamedTuple):
+    """What f returned for a block, on a worker.
+
+    leaves, structure : its arrays, and how they make it up.
+    stored : where it lies in storage, if the arrays are only a sample of it.
+    """
+
+    leaves: list[Array]
+    structure: Structure
+    stored: StoredOutput | None
+
+    @property
+    def kind(self) -> Any:
+        """What results of one f have in common: their dtypes but for the width of integers, too."""
+        return repr(self.structure), kind_of(self.leaves)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of its arrays."""
+        return [leaf.shape for leaf in self.leaves]
+
+    @property
+    def dtypes(self) -> list[DType]:
+        """Of its arrays."""
+        return [leaf.dtype for leaf in self.leaves]
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether numbers are single ones: what says otherwise has not come from f."""
+        kinds = kinds_of(self.structure)
+        return all(one.size == 1 for one, kind in zip(self.leaves, kinds) if kind in ("python", "numpy"))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
+
+
+def kind_of(leaves: Sequence[Array]) -> Any:
+    """What must agree between the arrays of results: any integer goes with any other."""
+    return "".join(map(_KIND, leaves)).replace("u", "i"), tuple(map(_SHAPE, leaves))
+
+
+def kinds_of(structure: Structure) -> list[str]:
+    """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
+    if len(structure) < 3 or structure[0] == "sample":
+        return [structure[0]]
+    return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
 class NotFiniteError(Exception):

@@ -167,6 +167,12 @@ class TaskTable:
         task.failures = [one for one in task.failures if one.kind != "shape"]
         self._place(index)
 
+    def forget_exceptions(self) -> None:
+        """Keep of failures what is said of them: exceptions hold frames, and so what the caller had there."""
+        for task in self:
+            if task.failures:
+                task.failures = [one._replace(cause=None) for one in task.failures]
+
     @property
     def coming(self) -> set[int]:
         """Tasks whose results may still come."""

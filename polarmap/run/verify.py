@@ -14,8 +14,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_run import LocalRun, block_here
-from polarmap.run.received import NotFiniteError, Received
-from polarmap.run.results import kind_of
+from polarmap.run.received import NotFiniteError, Received, kind_of
 from polarmap.run.trusted import LINEAR
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
-from polarmap.run.loop import Policy
-from polarmap.run.need import Need, Stopwatch
+from polarmap.run.loop import Need, Policy, Stopwatch
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.tasks import TaskTable
 
