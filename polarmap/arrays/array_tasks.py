@@ -17,7 +17,7 @@ from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
-from polarmap.run.execute import run_uncoded
+from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, RunningMap, counting
 from polarmap.worker.messages import OutputSpec

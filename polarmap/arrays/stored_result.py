@@ -21,11 +21,10 @@ from polarmap.blocks.equal import concatenate
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.report import Report
 from polarmap.run.codeword import Codeword
-from polarmap.run.execute import run_coded
 from polarmap.run.options import MapOptions
-from polarmap.run.prepared_map import PreparedMap, prepared
+from polarmap.run.prepared_map import PreparedMap, prepared, run_coded
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.messages import OutputSpec, StoredOutput
@@ -79,7 +78,7 @@ class StoredResult(CodedResult[T]):
         `array.repair()` rebuilds them.
     """
 
-    def __init__(self, array: CodedArray, report: Report, structure: Structure) -> None:
+    def __init__(self, array: CodedArray, report: LazyReport, structure: Structure) -> None:
         super().__init__([], report)
         self.array, self._structure = array, structure
 

@@ -20,7 +20,7 @@ from polarmap.errors import (
     raised_by,
 )
 from polarmap.executors.base import Outcome, failure_of
-from polarmap.run.execute import run_uncoded
+from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.results import CodedResult
@@ -118,7 +118,7 @@ def hedged_map(
     is_group = count < len(items)
     running.expect(Uncoded(count, backups=1))
     if not items:
-        nothing = replace(running.blank, verified="not needed", is_final=True)
+        nothing = replace(running.report(), verified="not needed", is_final=True)
         return PreparedMap(lambda observers: CodedResult([], nothing), running)
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))

@@ -13,12 +13,10 @@ from polarmap.blocks.uneven import SharedParts, cut_parts
 from polarmap.code.checks import checked_count
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.execute import run_coded
 from polarmap.run.options import KnownFunction, check_function, checked_options
-from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.prepared_map import PreparedMap, run_coded, verb
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.worker.block_functions import combination
-from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
 
@@ -122,8 +120,9 @@ def coded_sum(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "
                 "worker returned garbage"
             ) from error
-        value = unflatten(word.structure, word.decoded[0])
-        return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
+        result = word.result(report)
+        verified = _checked(result.report)
+        return CodedSum(result[0], replace(result.report, k=shares.count, recovered=(), verified=verified))
 
     return PreparedMap(run)
 

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
-from polarmap.run.loop import Policy, schedule
+from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
-from polarmap.run.need import Need, Stopwatch
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.block_functions import run_call
@@ -272,7 +271,7 @@ class Calls(Coded, Need, Policy):
     def _let_go(self, index: int, error: BaseException | None = None) -> None:
         """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
         call = self._calls.pop(index, None)
-        running = self.tasks[index].running if index in self.tasks.running else ()
+        running = self.tasks.running.get(index, ())
         self.tasks.forget(index)
         if running and self._run is not None:
             self._run.withdraw([(index, attempt) for attempt in running])

@@ -17,15 +17,17 @@ from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
-from polarmap.executors.base import Outcome, read_only
+from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.estimates import Estimate, estimate
-from polarmap.run.need import NOT_FINITE, Stopwatch, late, not_finite, too_few
+from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
+from polarmap.run.shortfall import NOT_FINITE, late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
@@ -44,8 +46,6 @@ class Codeword(Received):
 
     Attributes
     ----------
-    verification : str or None
-        How the results were verified, once they are accepted.
     refusal : NotFiniteError, NotLinearError or None
         Why nothing can be decoded from these results, so that every data task has to report.
     """
@@ -60,7 +60,6 @@ class Codeword(Received):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
-        self.verification: str | None = None
         self.refusal: NotFiniteError | NotLinearError | None = None
         self._refused: Recovery | None = None  # of the results that contradict each other
         self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
@@ -68,11 +67,6 @@ class Codeword(Received):
         self._has_warned = False
         self._estimate: Estimate | None = None
         self._trials: dict[Any, bool] = {}  # of what decodings were tried, and whether they are possible
-
-    def add(self, outcome: Outcome) -> None:
-        """Take in a result, unless others are accepted: what is accepted stays as it is."""
-        if self.verification is None:
-            super().add(outcome)
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
@@ -195,15 +189,15 @@ class Codeword(Received):
         results = [list(map(read_only, leaves)) for leaves in found.results]
         return self._result(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
 
-    def result(self, report: Report) -> CodedResult[Any]:
+    def result(self, report: LazyReport) -> CodedResult[Any]:
         """What was decoded, as the caller of the map gets it."""
         return self._result(self.decoded, self.padding_rows, report)
 
     def _result(
-        self, results: list[list[Array]], padding_rows: tuple[bool, ...], report: Report
+        self, results: list[list[Array]], rows: tuple[bool, ...], report: LazyReport
     ) -> CodedResult[Any]:
         structure = self.structure
-        whole = without_padding(results, self.coded.blocks, padding_rows)
+        whole = without_padding(results, self.coded.blocks, rows)
         return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
     def _settle_at_deadline(self) -> None:
@@ -212,7 +206,7 @@ class Codeword(Received):
             limit = f"the timeout of {self.watch.limit:g} s"
             self._give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
         if not self._is_finite:
-            self._give_up(NotDecodableError(not_finite(self, self.data_count)))
+            self._give_up(NotDecodableError(not_finite(self.tasks, self.threshold, self.data_count)))
         found = estimate(self)
         if self.refusal is not None or self.checks.contradicts():
             missing = set(self.decoder.missing.tolist())
@@ -339,7 +333,9 @@ class Codeword(Received):
             return
         if self.options.estimates and self.results:
             return
-        text = too_few(self) if self.refusal is None else not_finite(self, self.data_count)
+        text = too_few(self.tasks, self.threshold)
+        if self.refusal is not None:
+            text = not_finite(self.tasks, self.threshold, self.data_count)
         self._give_up(NotDecodableError(text))
 
     def time_is_over(self) -> None:
@@ -353,7 +349,7 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        self._give_up(CodedTimeoutError(late(self, why)))
+        self._give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
 
     def _give_up(self, error: Exception) -> NoReturn:
         """Raise this; or that f is not linear, where a linear f would have been done by now."""

@@ -14,8 +14,7 @@ from polarmap.code.equations import noise
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.run.received import Received
-from polarmap.run.results import kinds_of
+from polarmap.run.received import Received, kinds_of
 from polarmap.run.wrapping import unwrapped
 
 

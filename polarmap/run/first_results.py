@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 
 from polarmap.errors import NotDecodableError
-from polarmap.executors.base import Outcome
-from polarmap.run.need import Need, Stopwatch, as_raised, too_few
+from polarmap.executors.base import Coded, Function, Outcome, Payload
+from polarmap.run.lateness import backup_lateness
+from polarmap.run.loop import Need, Stopwatch
+from polarmap.run.options import MapOptions
+from polarmap.run.policies import Backups
+from polarmap.run.reports import LazyReport
+from polarmap.run.running_map import Observers, RunningMap
+from polarmap.run.shortfall import as_raised, too_few
 from polarmap.run.tasks import TaskTable
+from polarmap.worker.messages import OutputSpec
 
 
 class FirstResults(Need):
@@ -74,4 +82,29 @@ class FirstResults(Need):
             elif failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
         if self.tasks.failed:
-            raise NotDecodableError(too_few(self)) from self.tasks.first_cause
+            raise NotDecodableError(too_few(self.tasks, self.threshold)) from self.tasks.first_cause
+
+
+def run_uncoded(
+    running: RunningMap,
+    f: Function,
+    blocks: Coded,
+    options: MapOptions,
+    observers: Observers,
+    note: Callable[[Outcome], None],
+    who: Callable[[int], str] = "task {}".format,
+    *,
+    backups: int = 0,
+    output: OutputSpec | None = None,
+    keeps_failures: bool = False,
+) -> LazyReport:
+    """Let `note` be told of the first result of f on every block, whatever it is; how they came about.
+
+    `who` is how the caller calls a task; `backups`: that a late one may get; with `keeps_failures` `note` is
+    told of failures, too, that count in the place of results.
+    """
+    running.check_limits(blocks)
+    policy = Backups(blocks.n, backup_lateness(blocks.n), backups)
+    payload = Payload(f, blocks, output=output)
+    need_of = partial(FirstResults, note, keeps_failures, who)
+    return running.execute(payload, policy, options, need_of, observers)[1]

@@ -45,7 +45,7 @@ class ProgressBar(Observer):
 
     def began(self, running: RunningMap) -> None:
         """Show that none has arrived, as long as nobody says otherwise."""
-        self._blank, self._began = running.blank, time.time()
+        self._blank, self._began = running.report(), time.time()
         self.looked(0)
 
     def finished(self, end: Report | BaseException | None) -> None:
@@ -94,7 +94,7 @@ class MapLog(Observer):
     def began(self, running: RunningMap) -> None:
         """Say what is about to start."""
         self._name, self._running, self._lost = f"map {next(_NUMBERS)}", running, set[int]()
-        blank = running.blank
+        blank = running.report()
         self._info(
             "start: %d tasks for %d blocks, %d results needed (%s, %s)",
             *(blank.n, blank.k, blank.needed, blank.executor, blank.code),
@@ -111,7 +111,7 @@ class MapLog(Observer):
         again = [index for index, count in attempts.items() if count > 1]
         parity = [index for index, count in attempts.items() if count == 1]
         if parity:
-            out = listed(sorted(tasks.running - attempts.keys()))
+            out = listed(sorted(tasks.running.keys() - attempts.keys()))
             self._info("late: %s still out after %.2f s; started %s", out, elapsed, listed(parity))
         if again:
             self._info("started again after %.2f s: %s", elapsed, listed(again))
@@ -160,7 +160,7 @@ class MapSpan(Observer):
         """Begin a span."""
         from opentelemetry import trace
 
-        blank = running.blank
+        blank = running.report()
         sizes = {"n": blank.n, "k": blank.k, "code": blank.code, "executor": blank.executor}
         attributes: dict[str, Any] = {f"{NAME}.{name}": value for name, value in sizes.items()}
         self._context = trace.get_tracer(NAME).start_as_current_span(f"{NAME}.map", attributes=attributes)

@@ -8,8 +8,7 @@ from math import inf
 
 from polarmap.executors.base import Attempt
 from polarmap.run.lateness import LEAST_SECONDS, LateAttempts, LatenessRule, ParityRule
-from polarmap.run.loop import Policy
-from polarmap.run.need import Need
+from polarmap.run.loop import Need, Policy
 from polarmap.run.tasks import TaskTable
 
 
@@ -75,7 +74,7 @@ class OnDemand(Policy):
         """As many parity tasks as late and failed ones make necessary."""
         if not self._left or need.is_met or not need.is_protected:
             return ()
-        on_time = tasks.running.difference(index for index, _ in self.late.late_at(now))
+        on_time = tasks.running.keys() - {index for index, _ in self.late.late_at(now)}
         returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
         count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
         if not (self._counts_decide and on_time):  # sparse codes, poor conditioning
@@ -119,7 +118,7 @@ class Backups(Policy):
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
         late = set().union(*(kind.late_at(now) for kind in self._kinds))
-        due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
+        due = sorted(task for task, attempt in late if attempt == max(tasks.running[task]))
         due = [task for task in due if tasks[task].backups < self._most]
         for task in due:
             tasks[task].backups += 1

@@ -13,13 +13,21 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.coded import CodedData
+from polarmap.code.linear import LinearCode
 from polarmap.code.polar import PolarCode
+from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor
-from polarmap.run.execute import run_coded
+from polarmap.executors.base import Function, Payload
+from polarmap.run.codeword import Codeword
+from polarmap.run.lateness import ParityRule, backup_lateness
+from polarmap.run.loop import Policy
 from polarmap.run.options import MapOptions
+from polarmap.run.policies import Backups, OnDemand, ParityAfter
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observer, Observers, RunningMap
+from polarmap.worker.messages import OutputSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,3 +149,38 @@ def _executor(choice: Any, data: Any) -> Any:
     if isinstance(choice, FaultyExecutor) and choice.executor is None:
         return FaultyExecutor(_executor(None, data), choice.faults)
     return choice
+
+
+def run_coded(
+    running: RunningMap,
+    f: Function,
+    coded: CodedData,
+    options: MapOptions,
+    observers: Observers,
+    driver_f: Function | None = None,
+    output: OutputSpec | None = None,
+) -> tuple[Codeword, LazyReport]:
+    """The results of f on the data blocks as soon as they are determined, and how they came about.
+
+    `driver_f`: what f is on the driver, where that differs from what workers send of it; `output`:
+    where results stay.
+    """
+    running.check_limits(coded, coded.blocks.rows)
+    f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
+    parity = range(len(coded.code.systematic) or coded.n, coded.n)
+    payload = Payload(f, coded, output=output, low_priority=parity)
+    need_of = functools.partial(Codeword, f, driver_f, coded, options)
+    return running.execute(payload, _policy(coded.code, options), options, need_of, observers)
+
+
+def _policy(code: LinearCode, options: MapOptions) -> Policy:
+    """Which tasks of a map start at once, and which later."""
+    if isinstance(code, Uncoded) and code.backups:
+        return Backups(code.n, backup_lateness(code.n), code.backups)
+    parity_after = options.known.parity_after
+    if parity_after and len(code.systematic) == code.k:
+        return ParityAfter(code.n, code.k, parity_after)
+    if options.schedule != "on_demand":
+        return Policy(code.n)
+    rule = ParityRule(code.recovery_threshold, options.runtimes)
+    return OnDemand(code.n, rule, options.upfront, counts_decide=code.is_mds)

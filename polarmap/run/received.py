@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,18 +17,69 @@ from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.local_run import LocalRun, block_here
-from polarmap.run.need import Need, Stopwatch
+from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.results import Result, kinds_of
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
 from polarmap.run.wrapping import unwrapped, why_not_protected
+from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import Structure
 
 # The longest wait for a result that is not needed, or for f on the driver:
 UNVERIFIED_SECONDS = 20.0
 UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
 SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against: then f is evaluated here
+
+
+_KIND, _SHAPE = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
+
+
+class Result(NamedTuple):
+    """What f returned for a block, on a worker.
+
+    leaves, structure : its arrays, and how they make it up.
+    stored : where it lies in storage, if the arrays are only a sample of it.
+    """
+
+    leaves: list[Array]
+    structure: Structure
+    stored: StoredOutput | None
+
+    @property
+    def kind(self) -> Any:
+        """What results of one f have in common: their dtypes but for the width of integers, too."""
+        return repr(self.structure), kind_of(self.leaves)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of its arrays."""
+        return [leaf.shape for leaf in self.leaves]
+
+    @property
+    def dtypes(self) -> list[DType]:
+        """Of its arrays."""
+        return [leaf.dtype for leaf in self.leaves]
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether numbers are single ones: what says otherwise has not come from f."""
+        kinds = kinds_of(self.structure)
+        return all(one.size == 1 for one, kind in zip(self.leaves, kinds) if kind in ("python", "numpy"))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
+
+
+def kind_of(leaves: Sequence[Array]) -> Any:
+    """What must agree between the arrays of results: any integer goes with any other."""
+    return "".join(map(_KIND, leaves)).replace("u", "i"), tuple(map(_SHAPE, leaves))
+
+
+def kinds_of(structure: Structure) -> list[str]:
+    """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
+    if len(structure) < 3 or structure[0] == "sample":
+        return [structure[0]]
+    return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
 class NotFiniteError(Exception):
@@ -50,6 +102,8 @@ class Received(Need):
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
+    verification : str or None
+        How the results were verified, once they are accepted: they stay as they are then.
     decoded : list of lists of arrays
         The results of the k data tasks, flat; of the last time they were decoded, empty before.
     decode_seconds : float
@@ -75,17 +129,18 @@ class Received(Need):
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
+        self.verification: str | None = None
         self.decoded: list[list[Array]] = []
         self.decode_seconds = 0.0
         self._decoded_by: Recovery | None = None
 
     def add(self, outcome: Outcome) -> None:
-        """Take in a result; failures are in the table of tasks."""
+        """Take in a result, unless others are accepted; failures are in the table of tasks."""
         index = outcome.task
-        if outcome.leaves is None or index in self.results:
+        if outcome.leaves is None or index in self.results or self.verification is not None:
             return
         structure = outcome.structure or ("array",)
-        result = Result(outcome.leaves, structure, outcome.stored, self.watch.elapsed)
+        result = Result(outcome.leaves, structure, outcome.stored)
         kind, shape = result.kind, self.options.known.shape
         if kind not in self._groups and not (result.is_well_formed and shape in (None, *result.shapes)):
             due = "a number" if shape is None else f"shape {shape}"
@@ -97,7 +152,8 @@ class Received(Need):
         group = self._groups.setdefault(kind, {})
         group[index] = result
         if group is self.results:
-            self.tasks.accept(index, result.came)
+            if self.tasks[index].failures:
+                self.tasks.accept(index)
             self._feed(index)
         elif not self.results or self._overrules(group):
             self._follow(group)
@@ -245,8 +301,8 @@ class Received(Need):
     def _follow(self, group: dict[int, Result]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
         odd, self.results = self.results, group
-        for index, result in group.items():
-            self.tasks.accept(index, result.came)
+        for index in group:
+            self.tasks.accept(index)
         for index, result in odd.items():
             self._reject_odd(index, result)
         self._restart_decoder()

@@ -1,80 +1,39 @@
-"""Results of f: that of one block, as it comes from a worker, and those of a map, as it returns them."""
+"""The results of a map, as it returns them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from polarmap.blocks.equal import concatenate
-from polarmap.code.dtypes import Array, DType
 from polarmap.report import Report
-from polarmap.worker.messages import StoredOutput
-from polarmap.worker.pytree import Structure
+from polarmap.run.reports import LazyReport
 
 T = TypeVar("T")
-
-
-class Result(NamedTuple):
-    """What f returned for a block, on a worker.
-
-    leaves, structure : its arrays, and how they make it up.
-    stored : where it lies in storage, if the arrays are only a sample of it.
-    came : when it did, in seconds after the start of its map.
-    """
-
-    leaves: list[Array]
-    structure: Structure
-    stored: StoredOutput | None
-    came: float
-
-    @property
-    def kind(self) -> Any:
-        """What results of one f have in common: their dtypes but for the width of integers, too."""
-        return repr(self.structure), tuple([(kind_of(leaf.dtype), leaf.shape) for leaf in self.leaves])
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of its arrays."""
-        return [leaf.shape for leaf in self.leaves]
-
-    @property
-    def dtypes(self) -> list[DType]:
-        """Of its arrays."""
-        return [leaf.dtype for leaf in self.leaves]
-
-    @property
-    def is_well_formed(self) -> bool:
-        """Whether numbers are single ones: what says otherwise has not come from f."""
-        kinds = kinds_of(self.structure)
-        return all(one.size == 1 for one, kind in zip(self.leaves, kinds) if kind in ("python", "numpy"))
-
-    def __str__(self) -> str:
-        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
-
-
-def kind_of(dtype: DType) -> str:
-    """What must agree between results: any integer goes with any other."""
-    return dtype.kind.replace("u", "i")
-
-
-def kinds_of(structure: Structure) -> list[str]:
-    """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
-    if len(structure) < 3 or structure[0] == "sample":
-        return [structure[0]]
-    return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
 class CodedResult(Sequence[T]):
     """The k results of a coded map, in order, as `[f(block) for block in blocks]` gives them.
 
-    Attributes
+    Parameters
     ----------
-    report : Report
-        Who arrived when, what was decoded, how accurate it is.
+    results : sequence
+    report : Report, or callable
+        It, or what makes it when it is read for the first time.
     """
 
-    def __init__(self, results: Sequence[T], report: Report) -> None:
-        self._results, self.report = list(results), report
+    def __init__(self, results: Sequence[T], report: LazyReport) -> None:
+        self._results, self._report = list(results), report
+
+    @property
+    def report(self) -> Report:
+        """Who arrived when, what was decoded, how accurate it is."""
+        if not isinstance(self._report, Report):
+            self._report = self._report()
+        return self._report
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_report": self.report}
 
     def __len__(self) -> int:
         return len(self._results)

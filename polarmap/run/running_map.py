@@ -1,24 +1,27 @@
-"""A map that runs: its report so far, and those who are told what happens to it. A plain map has none."""
+"""A map that runs, and those who are told what happens to it. A plain map has none."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
-from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
+from polarmap.clouds import limits
+from polarmap.clouds.prices import Stay
 from polarmap.code.linear import LinearCode
 from polarmap.executors import executor_of
-from polarmap.executors.base import MapExecutor, Outcome, Run
-from polarmap.report import Report, TaskReport
-from polarmap.run.need import Need
+from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run
+from polarmap.report import Report
+from polarmap.run.loop import Need, Policy, Stopwatch, schedule
+from polarmap.run.options import MapOptions
+from polarmap.run.reports import LazyReport, final_report, report_so_far
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.processes import LIVENESS_SECONDS
+from polarmap.worker.pytree import layout_bytes
+
+N = TypeVar("N", bound=Need)
 
 
 class RunningMap:
@@ -31,27 +34,97 @@ class RunningMap:
 
     Attributes
     ----------
-    blank : Report
-        Before anything has happened, once it is known what it is of.
     run : Run or None
         While it is open. When it is over nothing of it is kept, exceptions of its tasks neither.
     need : Need or None
         What is known of its results then.
     """
 
-    blank: Report
-
     def __init__(self, executor: Any) -> None:
         self._began = time.monotonic()
         self.executor: MapExecutor = executor_of(executor)
+        self._facts: dict[str, Any] = {}  # fields of its report that are known before it begins
         self.run: Run | None = None
         self.need: Need | None = None
 
     def expect(self, code: LinearCode, **known: Any) -> None:
         """Be of as many tasks as a code has."""
-        name, tasks = self.executor.name, _not_started(code.n)
         needed = code.recovery_threshold
-        self.blank = Report(code.n, code.k, code.name, name, tasks, needed, is_final=False, **known)
+        self._facts = {"n": code.n, "k": code.k, "code": code.name, "needed": needed, **known}
+
+    def check_limits(self, blocks: Coded, rows: int | None = None) -> None:
+        """LimitError for blocks, of so many rows, that cannot work where the executor runs them."""
+        worker = self.executor.worker
+        if worker is not None:
+            largest = max(layout_bytes(blocks.layout(index)) for index in range(blocks.n))
+            limits.check(worker, limits.MapSize(blocks.n, self._facts["k"], largest, rows))
+
+    def execute(
+        self,
+        payload: Payload,
+        policy: Policy,
+        options: MapOptions,
+        need_of: Callable[[TaskTable, Stopwatch], N],
+        observers: Observers,
+    ) -> tuple[N, LazyReport]:
+        """Open a run, schedule its tasks until the map is over, and close it, while observers look on.
+
+        Returns what the map made of its tasks, and its report, or what makes it when it is read.
+        """
+        try:
+            for one in observers:
+                one.began(self)
+            need, report = self._scheduled(payload, policy, options, need_of, observers)
+            final = report() if observers else None
+        except BaseException as error:
+            for one in reversed(observers):
+                one.finished(error)
+            raise
+        else:
+            for one in reversed(observers):
+                one.finished(final)
+            return need, final or report
+        finally:
+            self.run = self.need = None
+
+    def _scheduled(
+        self,
+        payload: Payload,
+        policy: Policy,
+        options: MapOptions,
+        need_of: Callable[[TaskTable, Stopwatch], N],
+        observers: Observers,
+    ) -> tuple[N, Callable[[], Report]]:
+        def tell_started(indices: Sequence[int], elapsed: float) -> None:
+            for one in observers:
+                one.started(indices, elapsed)
+
+        tick = min((one.tick for one in observers), default=inf)
+        self.run = run = self.executor.open(payload.with_key(options.key))
+        try:
+            tasks = TaskTable(payload.blocks.n, policy.late)
+            self.need = need = need_of(tasks, Stopwatch(run.now, options.timeout))
+            for one in observers:
+                one.looked(0)
+            for outcomes in schedule(run, policy, options.retries, need, tick, tell_started):
+                for outcome in outcomes:
+                    need.add(outcome)
+                    for one in observers:
+                        one.ended(outcome, need.watch.elapsed)
+                for one in observers:
+                    one.looked(need.outcomes)
+                if need.step():
+                    break
+            ended = need.watch.elapsed
+        finally:
+            stay = run.close()
+        return need, self._ended(need, need.told(ended), stay)
+
+    def _ended(self, need: Need, told: dict[str, Any], stay: Stay | None) -> Callable[[], Report]:
+        """What makes the report of the map: of words and numbers, as exceptions hold the caller's arrays."""
+        need.tasks.forget_exceptions()
+        facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
+        return partial(final_report, facts | told, need.tasks, need.surplus, self.executor.worker, stay)
 
     def wake(self) -> None:
         """Let it look up at once."""
@@ -61,22 +134,10 @@ class RunningMap:
 
     def report(self) -> Report:
         """What has become of its tasks so far; any thread may ask."""
-        need = self.need
+        need, facts = self.need, self._facts | {"executor": self.executor.name}
         if need is None:
-            return self.blank
-        reports = task_reports(need.tasks, is_final=False)
-        return replace(self.blank, seconds=need.watch.since(self._began), tasks=reports)
-
-    def final_report(self, told: dict[str, Any], stay: Stay | None) -> Report:
-        """That of the map, which is over: with what its need told, and workers that stay have cost."""
-        assert self.need is not None
-        reports = task_reports(self.need.tasks, self.need.surplus)
-        seconds, worker = self.need.watch.since(self._began), self.executor.worker
-        paid = None if worker is None else cost_of(worker, reports, seconds, stay)
-        name = self.executor.name  # with the channel that was used
-        return replace(
-            self.blank, executor=name, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told
-        )
+            return report_so_far(facts, TaskTable(facts["n"]))
+        return report_so_far(facts | {"seconds": need.watch.since(self._began)}, need.tasks)
 
 
 class Observer:
@@ -129,51 +190,3 @@ def counting(observers: Observers, total: int) -> Iterator[Callable[[int], None]
     finally:
         for one in observers:
             one.finished(None)
-
-
-@lru_cache(maxsize=8)
-def _not_started(n: int) -> tuple[TaskReport, ...]:
-    return tuple(TaskReport(index, "not started", None, None, 0, (), None) for index in range(n))
-
-
-def task_reports(
-    tasks: TaskTable, surplus: Iterable[int] = (), is_final: bool = True
-) -> tuple[TaskReport, ...]:
-    """What has become of each task; of a map that goes on, another thread may be noting more.
-
-    surplus : tasks whose results were of no use.
-    """
-    running, here = set(tasks.running), dict(tasks.arrived)
-    states = dict.fromkeys(here, "used" if is_final else "arrived") | dict.fromkeys(surplus, "surplus")
-    still = "abandoned" if is_final else "running"
-    reports = []
-    for index, task in enumerate(tasks):
-        came = here.get(index)
-        if came is not None:
-            state = states[index]
-        else:
-            state = still if index in running else "failed" if task.submitted else "not started"
-        reports.append(
-            TaskReport(
-                index=index,
-                state=state,
-                arrived=came,
-                seconds=None if came is None else task.seconds,
-                attempts=len(task.submitted),
-                failures=tuple(dict.fromkeys(map(str, tuple(task.failures)))) if task.failures else (),
-                launched=task.submitted[0] if task.submitted else None,
-            )
-        )
-    return tuple(reports)
-
-
-def cost_of(worker: Worker, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None) -> Cost | None:
-    """Workers that stay are paid whatever they do; else every attempt is, of a map of so many seconds.
-
-    One that never reported is paid until its worker sees that nobody waits.
-    """
-    if stay is not None:
-        return cost_of_stay(worker, stay)
-    unheard = seconds + LIVENESS_SECONDS
-    paid = [task.seconds or unheard - (task.launched or 0.0) for task in tasks for _ in range(task.attempts)]
-    return cost(worker, paid, seconds)

@@ -19,9 +19,9 @@ class Task:
 
     late : which of its attempts are late, among those of tasks of its kind; None if nobody wants to know.
     submitted : for each attempt, the second of the map in which it was handed out.
-    running : attempts that have not ended.
     began : for each attempt of which the executor has told it, when it came to run.
     returned : whether an attempt ended with a result that was not rejected, or none is wanted any more.
+    came : when the latest result came, in seconds after the start of the map.
     took : seconds from when that attempt began to run until its result was here.
     seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
@@ -30,9 +30,9 @@ class Task:
 
     late: LateAttempts[Attempt] | None = None
     submitted: list[float] = field(default_factory=list)
-    running: set[int] = field(default_factory=set)
     began: dict[int, float] = field(default_factory=dict)
     returned: bool = False
+    came: float | None = None
     took: float | None = None
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
@@ -54,8 +54,8 @@ class TaskTable:
 
     Attributes
     ----------
-    running : set of int
-        Tasks of which an attempt runs, or waits for a slot.
+    running : dict from task to set of int
+        Its attempts that run, or wait for a slot; tasks of which none does are not in it.
     arrived : dict from task to float
         When the result came that stands, in seconds after the start.
     failed : set of int
@@ -68,7 +68,7 @@ class TaskTable:
 
     def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
         self._tasks = {index: Task(late) for index in range(n)}
-        self.running: set[int] = set()
+        self.running: dict[int, set[int]] = {}
         self.arrived: dict[int, float] = {}
         self.failed: set[int] = set()
         self.held_back = set(range(n))
@@ -99,18 +99,18 @@ class TaskTable:
             for attempt in task.began:
                 task.late.end((index, attempt))
         self.arrived.pop(index, None)
-        for some in (self.running, self.failed, self.held_back, self.unbegun):
+        self.running.pop(index, None)
+        for some in (self.failed, self.held_back, self.unbegun):
             some.discard(index)
 
     def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
         """The next attempt of each, which is handed out now."""
         attempts = []
         for index in indices:
-            task = self._tasks[index]
-            attempts.append((index, len(task.submitted)))
-            task.running.add(len(task.submitted))
-            task.submitted.append(elapsed)
-        self.running.update(indices)
+            submitted = self._tasks[index].submitted
+            attempts.append((index, len(submitted)))
+            self.running.setdefault(index, set()).add(len(submitted))
+            submitted.append(elapsed)
         self.unbegun.update(indices)
         self.failed.difference_update(indices)
         self.held_back.difference_update(indices)
@@ -119,7 +119,7 @@ class TaskTable:
     def note_began(self, index: int, attempt: int, when: float) -> None:
         """Note when an attempt began to run; what is told of it later makes no difference."""
         task = self._tasks.get(index)
-        if task is not None and attempt in task.running and attempt not in task.began:
+        if task is not None and attempt in self.running.get(index, ()) and attempt not in task.began:
             task.began[attempt] = when
             if task.late is not None and not task.returned:
                 task.late.begin((index, attempt), when)
@@ -131,14 +131,15 @@ class TaskTable:
         index, task = outcome.task, self._tasks.get(outcome.task)
         if task is None:  # it was forgotten
             return
-        task.running.discard(outcome.attempt)
+        if index in self.running:
+            self.running[index].discard(outcome.attempt)
         if task.late is not None:
             task.late.end((index, outcome.attempt))
         if outcome.attempt == len(task.submitted) - 1:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
             task.returned, task.seconds = True, outcome.seconds
-            self.arrived[index] = elapsed
+            task.came = self.arrived[index] = elapsed
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
             if task.late is not None:
@@ -154,24 +155,28 @@ class TaskTable:
         task.failures.append(failure)
         self.arrived.pop(index, None)
         if task.late is not None:
-            for attempt in task.running & task.began.keys():  # they are of use again
+            for attempt in task.began.keys() & self.running.get(index, ()):  # they are of use again
                 task.late.begin((index, attempt), task.began[attempt])
         self._place(index)
 
-    def accept(self, index: int, came: float) -> None:
-        """The result that came in this second stands, though another one of this task had a wrong shape."""
+    def accept(self, index: int) -> None:
+        """The result that came stands, though it was rejected, or another one of this task, for its shape."""
         task = self._tasks[index]
-        if index in self.arrived and not task.failures:
-            return
-        task.returned = True
-        self.arrived[index] = came
+        assert task.came is not None
+        task.returned, self.arrived[index] = True, task.came
         task.failures = [one for one in task.failures if one.kind != "shape"]
         self._place(index)
+
+    def forget_exceptions(self) -> None:
+        """Keep of failures what is said of them: exceptions hold frames, and so what the caller had there."""
+        for task in self:
+            if task.failures:
+                task.failures = [one._replace(cause=None) for one in task.failures]
 
     @property
     def coming(self) -> set[int]:
         """Tasks whose results may still come."""
-        return self.running - self.arrived.keys()
+        return self.running.keys() - self.arrived.keys()
 
     @property
     def seconds(self) -> list[float]:
@@ -193,6 +198,6 @@ class TaskTable:
         if task.late is not None and task.returned:
             for attempt in task.began:
                 task.late.end((index, attempt))
-        if not task.running:
-            self.running.discard(index)
+        if not self.running.get(index):
+            self.running.pop(index, None)
             (self.failed.discard if task.returned else self.failed.add)(index)

@@ -14,8 +14,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_run import LocalRun, block_here
-from polarmap.run.received import NotFiniteError, Received
-from polarmap.run.results import kind_of
+from polarmap.run.received import NotFiniteError, Received, kind_of
 from polarmap.run.trusted import LINEAR
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
@@ -203,7 +202,7 @@ class Verifier:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
         received = self._word
         first = received.results[min(received.results)]
-        if [(kind_of(one.dtype), one.shape) for one in leaves] != list(first.kind[1]):
+        if kind_of(leaves) != kind_of(first.leaves):
             self.residual = np.inf
             return False
         k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self.most_mixed
@@ -323,7 +322,7 @@ def leaf_agrees(
 
     `largest`: number of the leaf that rounding is a share of.
     """
-    if one.shape != other.shape or kind_of(one.dtype) != kind_of(other.dtype):
+    if kind_of([one]) != kind_of([other]):
         return False
     if is_exact(other.dtype):
         return bool((one.astype(other.dtype) == other).all())

@@ -162,5 +162,5 @@ def test_an_empty_map_and_one_that_goes_on_are_shown_too() -> None:
     assert len(list(drawn(hedged_map(abs, [], executor=ReplayExecutor()).report).iter("rect"))) == 0
     future = submit(np.negative, np.eye(6), blocks=3, workers=4, executor=ReplayExecutor())
     future.result(60)
-    blank = future._map._prepared.running.blank
+    blank = future._map._prepared.running.report()
     assert ElementTree.fromstring(blank._repr_html_()).text == str(blank)

@@ -20,8 +20,7 @@ from polarmap.executors.block_store import BlockStore
 from polarmap.executors.replay import ReplayRun
 from polarmap.run.calls import MOST_KINDS, Call, Calls, function_of
 from polarmap.run.lateness import REMEMBERED
-from polarmap.run.loop import schedule
-from polarmap.run.need import Stopwatch
+from polarmap.run.loop import Stopwatch, schedule
 from polarmap.worker.block_functions import run_call
 from polarmap.worker.pytree import layout_bytes, to_block
 

@@ -13,7 +13,7 @@ from polarmap import PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
-from polarmap.run.need import Stopwatch
+from polarmap.run.loop import Stopwatch
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.tasks import TaskTable

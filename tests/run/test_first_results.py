@@ -11,7 +11,7 @@ from polarmap import ReplayExecutor, hedged_map
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.first_results import FirstResults
-from polarmap.run.need import Stopwatch
+from polarmap.run.loop import Stopwatch
 from polarmap.run.running_map import Observer
 from polarmap.run.tasks import TaskTable
 

@@ -10,8 +10,7 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome
-from polarmap.run.loop import Policy, schedule
-from polarmap.run.need import Stopwatch
+from polarmap.run.loop import Policy, Stopwatch, schedule
 from polarmap.run.policies import ParityAfter
 from polarmap.run.tasks import TaskTable
 

@@ -8,29 +8,29 @@ import pytest
 from run.test_policies import Wanted, lost, returned
 
 from polarmap.executors.base import Failure
-from polarmap.run.need import Stopwatch, late, not_finite, too_few
+from polarmap.run.shortfall import late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
 
 
 def needing(count: int, n: int) -> Wanted:
     tasks = TaskTable(n)
     tasks.start(range(n), 0.0)
-    return Wanted(tasks, count, Stopwatch(lambda: 0.0, 2.5))
+    return Wanted(tasks, count)
 
 
 def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None:
-    need = needing(4, 4)
-    need.tasks.note(returned(0), 1.0)
-    need.tasks.note(lost(1), 1.0)
+    tasks = needing(4, 4).tasks
+    tasks.note(returned(0), 1.0)
+    tasks.note(lost(1), 1.0)
     failed = "; failed 1 task: WorkerLost"
-    assert late(need) == f"1 of 4 needed results arrived within 2.5 s, 2 tasks still run{failed}"
-    assert too_few(need) == (f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}")
-    need.tasks.note(lost(2), 1.0)
-    assert too_few(need).startswith("only 2 of 4 needed results can arrive: 1 did, 1 task still")
-    need.tasks.note(lost(3), 1.0)
+    assert late(tasks, 4, 2.5) == f"1 of 4 needed results arrived within 2.5 s, 2 tasks still run{failed}"
+    assert too_few(tasks, 4) == (f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}")
+    tasks.note(lost(2), 1.0)
+    assert too_few(tasks, 4).startswith("only 2 of 4 needed results can arrive: 1 did, 1 task still")
+    tasks.note(lost(3), 1.0)
     failed = "; failed 3 tasks: WorkerLost"
-    assert too_few(need) == f"1 of 4 needed results arrived, and no more can come{failed}"
-    assert not_finite(need, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
+    assert too_few(tasks, 4) == f"1 of 4 needed results arrived, and no more can come{failed}"
+    assert not_finite(tasks, 4, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
 
 
 @pytest.mark.parametrize(
