@@ -111,6 +111,9 @@ class Coded:
         """The leaves of a piece."""
         return self.leaves(number)
 
+    def found_damaged(self) -> None:
+        """A worker has found a block damaged: what is told of where they lie may be out of date."""
+
     def release(self) -> None:
         """Every block has been handed on: memory may be freed."""
 
@@ -183,7 +186,10 @@ class Payload:
             reply = header if isinstance(header, Reply) else pickle.loads(header)
             error, seconds, structure, layout, stored = reply
             if error is not None:
-                return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds)
+                failure = failure_of(Error(*error))
+                if failure.kind == "damaged":
+                    self.blocks.found_damaged()
+                return Outcome(task, attempt, None, None, failure, seconds)
             leaves = unpacked(layout, data)
             if stored is not None:
                 stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -383,6 +384,8 @@ def test_an_array_takes_no_key_along_with_f(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     with pytest.raises(CodeError, match="holds its key, which is not pickled: open it with key='env:NAME'"):
         polarmap.coded_map(lambda block: block @ coded[:40].T, A, executor=pool)
+    with pytest.raises(TypeError, match="holds its key, which is not pickled"):
+        pickle.dumps(coded.coded_blocks())
     named = polarmap.open_coded("a", store, key=f"env:{NAME}")
     y = polarmap.coded_map(lambda block: block @ named[:4].T, A, executor=pool, blocks=4)
     np.testing.assert_allclose(y.concatenate(), A @ A[:4].T, rtol=1e-10, atol=1e-10)
