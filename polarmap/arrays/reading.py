@@ -39,7 +39,7 @@ class StoredBlocks(CodedData):
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         super().__init__(manifest.code, _DataBlocks(self, manifest))
-        self.part_store, self.manifest = PartStore(store, manifest.encryption), manifest
+        self.part_store, self.manifest = PartStore.of(store, manifest), manifest
         self.source, self._is_damaged = self.part_store.place, False
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
