@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,7 +13,7 @@ from polarmap.arrays import audits, generations, repairing
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.manifest import Manifest, check_name, manifest_key
 from polarmap.arrays.reading import StoredBlocks
-from polarmap.arrays.stores import PartStore, open_store
+from polarmap.arrays.stores import open_store
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError, StorageError, without_our_frames
 from polarmap.executors.encryption_keys import readable_key
@@ -54,20 +53,13 @@ class CodedArray:
         self._adopt(made)
 
     def _adopt(self, made: Manifest) -> None:
-        self._blocks = StoredBlocks(PartStore(self.store, made.encryption), made)
+        self._blocks = StoredBlocks(self.store, made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
-        """What is pickled may come to lie anywhere, as f does that closes over an array."""
-        if isinstance(self.key, bytes):
-            raise TypeError(
-                f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
-                "key='env:NAME' or key='file:PATH'"
-            )
-        # Without what other threads are told of it meanwhile, and keep there.
-        return CodedArray, (self.store, replace(self._blocks.manifest))
+        return CodedArray, (self.store, self._blocks.manifest)
 
     @property
     def key(self) -> str | bytes | None:
@@ -201,8 +193,7 @@ class CodedArray:
         """
         with without_our_frames:
             current, before = _load(self.store, self.name, self.key)
-            stored = CodedArray(self.store, current).coded_blocks()
-            repaired, found = repairing.repair(stored, before, executor)
+            repaired, found = repairing.repair(StoredBlocks(self.store, current), before, executor)
             self._adopt(repaired)
             return found
 

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -171,9 +171,28 @@ class Manifest:
         """Bytes in storage that exist for this array only, without manifest and metadata."""
         return sum(length for _, length in self.ends.values()) - sum(part.size for part in self.metadata)
 
+    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[bytes, str | None]]:
+        """As text: the same of the same array, whoever made it, and whatever was asked of it meanwhile."""
+        key = None if self.encryption is None else self.encryption.key
+        if isinstance(key, bytes):
+            raise TypeError(
+                f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
+                "key='env:NAME' or key='file:PATH'"
+            )
+        return _of_text, (_canonical(self._fields()), key)
+
     def dump(self) -> bytes:
         """The bytes of the object that is stored."""
-        array = {
+        array, version, tag = self._fields(), VERSION, {}
+        if self.encryption is not None:
+            version, tag = ENCRYPTED_VERSION, {"tag": self.encryption.tag(_canonical(array)).hex()}
+        crc32 = zlib.crc32(_canonical(array))
+        document = {"format": FORMAT, "version": version, "crc32": crc32, "array": array, **tag}
+        return json.dumps(document, separators=(",", ":")).encode()
+
+    def _fields(self) -> dict[str, Any]:
+        """What the object says of the array."""
+        array: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
             "dtype": self.dtype.str,
@@ -188,14 +207,10 @@ class Manifest:
         if self.zarr:
             metadata = [part._asdict() for part in self.zarr.metadata]
             array["zarr"] = {**self.zarr._asdict(), "metadata": metadata}
-        version, tag = VERSION, {}
         if self.encryption is not None:
             salt, check = self.encryption.salt.hex(), self.encryption.check.hex()
             array["encryption"] = {"cipher": CIPHER, "salt": salt, "check": check}
-            version, tag = ENCRYPTED_VERSION, {"tag": self.encryption.tag(_canonical(array)).hex()}
-        crc32 = zlib.crc32(_canonical(array))
-        document = {"format": FORMAT, "version": version, "crc32": crc32, "array": array, **tag}
-        return json.dumps(document, separators=(",", ":")).encode()
+        return array
 
     @classmethod
     def parse(cls, data: bytes, where: str, key: str | bytes | None = None) -> Manifest:
@@ -219,9 +234,12 @@ class Manifest:
             )
         if document.get("crc32") != zlib.crc32(_canonical(array)):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
-        encryption = _encryption_of(document, key, where) if is_encrypted else None
-        if key is not None and encryption is None:
+        if key is not None and not is_encrypted:
             raise StorageError(f"{where} is that of an array that is not encrypted: leave key out")
+        with consistent(where):
+            encryption = _parse_encryption(array, key)
+        if encryption is not None and key is not None:
+            _verify(document, encryption, where)
         with consistent(where):
             return cls._from_fields(array, encryption)
 
@@ -301,20 +319,29 @@ def _parse_zarr(fields: Mapping[str, Any] | None) -> ZarrView | None:
     return ZarrView(fields["path"], tuple(fields["chunk_shape"]), metadata)
 
 
-def _encryption_of(document: Mapping[str, Any], key: str | bytes | None, where: str) -> Encryption:
-    """The encryption that a manifest names; with a key, StorageError unless that has written the manifest."""
-    array = document["array"]
-    with consistent(where):
-        fields = array["encryption"]
-        if fields["cipher"] != CIPHER:
-            raise ValueError(f"the cipher {fields['cipher']!r} is not {CIPHER}")
-        found = Encryption(key or "", bytes.fromhex(fields["salt"]), bytes.fromhex(fields["check"]))
+def _parse_encryption(array: Mapping[str, Any], key: str | bytes | None) -> Encryption | None:
+    """How the parts are encrypted, by this key; None if they are not."""
+    if "encryption" not in array:
+        return None
+    fields = array["encryption"]
+    if fields["cipher"] != CIPHER:
+        raise ValueError(f"the cipher {fields['cipher']!r} is not {CIPHER}")
+    return Encryption(key or "", bytes.fromhex(fields["salt"]), bytes.fromhex(fields["check"]))
+
+
+def _verify(document: Mapping[str, Any], encryption: Encryption, where: str) -> None:
+    """StorageError for a manifest that was not written with this key."""
     try:
-        if key is not None and document.get("tag") != found.tag(_canonical(array)).hex():
+        if document.get("tag") != encryption.tag(_canonical(document["array"])).hex():
             raise StorageError(f"{where} is not what was written with this key: somebody has changed it")
     except KeyUnavailableError as error:
         raise StorageError(f"{where} cannot be verified: {error}") from error
-    return found
+
+
+def _of_text(data: bytes, key: str | None) -> Manifest:
+    """What was pickled."""
+    array = json.loads(data)
+    return Manifest._from_fields(array, _parse_encryption(array, key))
 
 
 def describe_code(code: PolarCode) -> dict[str, Any]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.generations import load
+from polarmap.arrays.manifest import Manifest, describe_code
 from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, Indices, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
-from polarmap.errors import NotDecodableError
+from polarmap.errors import NotDecodableError, StorageError
+from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part
 from polarmap.worker.pytree import Layout, Structure
 
@@ -28,16 +31,30 @@ TRANSFERS = 8  # objects fetched at once
 class StoredBlocks(CodedData):
     """The n blocks of a stored array, of which nothing is read before it is asked for, and its rows.
 
+    Somebody else may repair the array meanwhile. Then parts lie elsewhere, those that were good too, as the
+    manifest in storage tells: it is read again where too much is damaged.
+
     manifest, part_store : what its parts are, and where they lie.
     """
 
-    def __init__(self, part_store: PartStore, manifest: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest) -> None:
         super().__init__(manifest.code, _DataBlocks(self, manifest))
-        self.source, self.part_store, self.manifest = part_store.place, part_store, manifest
+        self.part_store, self.manifest = PartStore.of(store, manifest), manifest
+        self.source, self._is_damaged = self.part_store.place, False
+
+    def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
+        return StoredBlocks, (self.part_store.store, self.manifest)
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """What block `index` consists of."""
+        """What block `index` consists of, as far as is known since a worker found a block damaged."""
+        if self._is_damaged:
+            self._is_damaged = False
+            self._look_again()
         return self.manifest.parts[index]
+
+    def found_damaged(self) -> None:
+        """Look again before parts are told to another worker."""
+        self._is_damaged = True
 
     def leaves(self, index: int) -> list[Array]:
         """Block `index`, read now; what is damaged of a data block is decoded."""
@@ -48,32 +65,67 @@ class StoredBlocks(CodedData):
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
-        manifest, dtype = self.manifest, self.manifest.dtype_of(number)
+        try:
+            return [self._read_block(number)]
+        except DamagedError:
+            if not self._look_again():
+                raise
+            return [self._read_block(number)]
+
+    def _read_block(self, index: int) -> Array:
+        manifest = self.manifest
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            data = bytearray().join(pool.map(self.part_store.get, manifest.parts[number]))
-        return [_native(data, dtype).reshape(manifest.block_shape)]
+            data = bytearray().join(pool.map(self.part_store.get, manifest.parts[index]))
+        return _native(data, manifest.dtype_of(index)).reshape(manifest.block_shape)
+
+    def _look_again(self) -> bool:
+        """Whether the manifest in storage tells by now where else parts of the same array lie."""
+        before = self.manifest
+        with suppress(StorageError):
+            now, _ = load(self.part_store.store, before.name, self.key)
+            if now.parts != before.parts and is_repaired(before, now):
+                self.manifest = now
+        return self.manifest is not before
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Rows start..stop of the array; no more is held than these and one stripe of each block."""
+        """Rows start..stop of the array; no more is held than these and a few stripes of each block."""
+        try:
+            return self._read_rows(start, stop)
+        except NotDecodableError:
+            if not self._look_again():
+                raise
+            return self._read_rows(start, stop)
+
+    def _read_rows(self, start: int, stop: int) -> Array:
         manifest, inner = self.manifest, self.manifest.shape[1:]
         out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
         flat, first, last = out.reshape(-1), start * prod(inner), stop * prod(inner)
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            for block in range(start // manifest.rows, -(-stop // manifest.rows)):
-                base = block * manifest.bounds[-1]  # of this block, in elements of the whole
-                for stripe, (begin, end) in enumerate(pairwise(manifest.bounds)):
-                    low, high = max(first, base + begin), min(last, base + end)
-                    if low < high:
-                        columns = slice(low - base - begin, high - base - begin)
-                        flat[low - first : high - first] = self._read_stripe(stripe, block, columns, pool)
+        wanted = list[tuple[Array, int, int, slice]]()  # where to read it to, stripe, block, columns
+        for block in range(start // manifest.rows, -(-stop // manifest.rows)):
+            base = block * manifest.bounds[-1]  # of this block, in elements of the whole
+            for stripe, (begin, end) in enumerate(pairwise(manifest.bounds)):
+                low, high = max(first, base + begin), min(last, base + end)
+                if low < high:
+                    columns = slice(low - base - begin, high - base - begin)
+                    wanted.append((flat[low - first : high - first], stripe, block, columns))
+
+        def read(one: tuple[Array, int, int, slice]) -> bool:
+            target, stripe, block, columns = one
+            row = self._good_part(stripe, block)
+            if row is not None:
+                target[:] = row[columns]
+            return row is not None
+
+        with ThreadPoolExecutor(min(TRANSFERS, self.n)) as pool:
+            each = pool.map if len(wanted) > 1 else map  # one needs no thread
+            for (target, stripe, block, columns), is_good in zip(wanted, each(read, wanted)):
+                if not is_good:
+                    target[:] = self._decoded(stripe, block, columns, pool)
         return out
 
-    def _read_stripe(self, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor) -> Array:
-        """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
-        good = self.good_parts(stripe, [block], pool)
-        if good:
-            return good[block][columns]
-        manifest, k = self.manifest, self.code.k
+    def _decoded(self, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor) -> Array:
+        """Some columns of one damaged part of a data block, from parts of other blocks."""
+        manifest, k, good = self.manifest, self.code.k, dict[int, Array]()
         decoder = decoder_of(manifest, strict=True)
         others = [other for other in range(self.n) if other != block]
         while others and not (decoder.ready and is_finite(good.values())):
@@ -85,16 +137,16 @@ class StoredBlocks(CodedData):
 
     def good_parts(self, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor) -> dict[int, Array]:
         """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
+        rows = pool.map(partial(self._good_part, stripe), blocks)
+        return {block: row for block, row in zip(blocks, rows) if row is not None}
 
-        def fetch(block: int) -> Array | None:
-            try:
-                data = self.part_store.get(self.manifest.parts[block][stripe])
-            except DamagedError:
-                return None
-            return _native(data, self.manifest.dtype_of(block))
-
-        each = map if len(blocks) == 1 else pool.map  # one needs no thread
-        return {block: row for block, row in zip(blocks, each(fetch, blocks)) if row is not None}
+    def _good_part(self, stripe: int, block: int) -> Array | None:
+        """A part as a flat array; None if it is damaged."""
+        try:
+            data = self.part_store.get(self.manifest.parts[block][stripe])
+        except DamagedError:
+            return None
+        return _native(data, self.manifest.dtype_of(block))
 
 
 class _DataBlocks(Blocks):
@@ -119,6 +171,22 @@ class _DataBlocks(Blocks):
 def _native(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
     """Stored numbers in the byte order of this machine."""
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+
+
+def is_repaired(before: Manifest, now: Manifest) -> bool:
+    """Whether a manifest is that of the same array, in which parts were rebuilt or have moved.
+
+    That is seen by those that still are what they were: enough of each stripe to determine all others.
+    """
+    cuts = [(one.shape, one.dtype, one.bounds, describe_code(one.code)) for one in (before, now)]
+    if cuts[0] != cuts[1]:
+        return False
+    sums = [[[part.crc32 for part in parts] for parts in zip(*one.parts)] for one in (before, now)]
+    alike = {
+        tuple(block for block, (one, other) in enumerate(zip(*pair)) if one is not None and one == other)
+        for pair in zip(*sums)
+    }
+    return all(decoder_of(before, blocks).ready for blocks in alike)
 
 
 @contextmanager

@@ -72,6 +72,11 @@ class PartStore:
         return None if self.place.encryption is None else self.place.encryption.key
 
     @classmethod
+    def of(cls, store: Store, manifest: Manifest) -> PartStore:
+        """Of an array that lies there."""
+        return cls(store, manifest.encryption)
+
+    @classmethod
     def new(cls, store: Store, key: Any, largest: int) -> PartStore:
         """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
         if key is None:

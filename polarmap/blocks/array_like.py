@@ -34,11 +34,9 @@ def as_array_like(data: Any, name: str = "data") -> Any:
         return table_array(data, name)
     if hasattr(data, "__dlpack__"):
         return tensor_array(data, name)
-    if hasattr(data, "coded_blocks") and getattr(data, "key", None) is not None:
-        raise CodeError(
-            f"{name} is an encrypted coded array, and would be stored as it is here: pass {name}[:] if it "
-            "may, coded_map and CodedOperator keep it encrypted"
-        )
+    if hasattr(data, "coded_blocks"):
+        remedy = f"pass {name}[:] if it may, coded_map and CodedOperator keep it so"
+        data.coded_blocks().check_may_be_copied(name, remedy)
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array(data) or numpy_dtype(data) is None:
             return numbers_array(data, name)

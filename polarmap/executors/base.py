@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodeError, ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.messages import (
     Error,
@@ -91,6 +91,25 @@ class Coded:
         source = self.source
         return None if source is None or source.encryption is None else source.encryption[0]
 
+    def key_for_maps(self, key: Any) -> str | bytes | None:
+        """What a map of these encrypts with, whose caller passes `key`; CodeError for one that cannot be."""
+        if key is None:
+            return self.key
+        from polarmap.executors.encryption_keys import readable_key
+
+        found = readable_key(key)
+        if self.source is not None and found != self.key:
+            how = "encrypted: leave key out" if self.key else "as they are: encode(..., key=) encrypts them"
+            raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
+        return found
+
+    def check_may_be_copied(self, what: str, remedy: str) -> None:
+        """CodeError for blocks that are encrypted where they lie, where `what` would be stored as it is."""
+        if self.key is not None:
+            raise CodeError(
+                f"{what} is an encrypted coded array, and would be stored as it is here: {remedy}"
+            )
+
     def leaves(self, index: int) -> list[Array]:
         """The arrays of block `index`: those of its pieces in a row."""
         return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
@@ -110,6 +129,9 @@ class Coded:
     def piece(self, number: int) -> list[Array]:
         """The leaves of a piece."""
         return self.leaves(number)
+
+    def found_damaged(self) -> None:
+        """A worker has found a block damaged: what is told of where they lie may be out of date."""
 
     def release(self) -> None:
         """Every block has been handed on: memory may be freed."""
@@ -183,7 +205,10 @@ class Payload:
             reply = header if isinstance(header, Reply) else pickle.loads(header)
             error, seconds, structure, layout, stored = reply
             if error is not None:
-                return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds)
+                failure = failure_of(Error(*error))
+                if failure.kind == "damaged":
+                    self.blocks.found_damaged()
+                return Outcome(task, attempt, None, None, failure, seconds)
             leaves = unpacked(layout, data)
             if stored is not None:
                 stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))

@@ -14,7 +14,6 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError
 from polarmap.executors import storage_beside
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import BlockCounts
@@ -73,12 +72,11 @@ class CodedSides:
             return encode_sparse(
                 matrix, CodeOptions(*self._counts(matrix.shape[0], False)), keep=True, name="A"
             )
-        if isinstance(self._matrix, CodedArray) and self._matrix.key is not None:
-            raise CodeError(
-                f"A is an encrypted coded array, and its {name} would be stored as they are: pass "
-                "transposed=, what encode made of A.T with key="
-            )
-        matrix = self._matrix[:] if isinstance(self._matrix, CodedArray) else self._matrix
+        matrix = self._matrix
+        if isinstance(matrix, CodedArray):
+            remedy = f"pass the {name} as transposed=, what encode made of A.T with key="
+            matrix.coded_blocks().check_may_be_copied("A", remedy)
+            matrix = matrix[:]
         data = matrices.CheckedMatrix(matrix if name == "rows" else matrices.TransposedMatrix(matrix), "A")
         k, n, code = self._counts(data.shape[0], name == "paired columns")
         if self._storage is None:

@@ -112,10 +112,6 @@ def checked_options(
             "schedule must be 'upfront', 'on_demand' or a Plan as polarmap.plan returns it, not "
             f"{schedule!r}{advice}"
         )
-    if key is not None:
-        from polarmap.executors.encryption_keys import readable_key
-
-        key = readable_key(key)
     verify = verify if isinstance(verify, str) else bool(verify)
     name, upfront, runtimes = schedule, 0, None
     asks = "schedule='on_demand'" if schedule == "on_demand" else ""

@@ -132,9 +132,7 @@ def prepared(
     """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
     running = RunningMap(_executor(executor, data))
     coded = encoded(data, code_options, options.rtol, options.parity_for)
-    if options.key is not None and coded.source is not None and options.key != coded.key:
-        how = "encrypted: leave key out" if coded.key else "as they are: encode(..., key=) encrypts them"
-        raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
+    coded.key_for_maps(options.key)
     if options.estimates and (why := _no_estimates(coded)):
         raise CodeError(f"on_timeout='estimate' {why}")
     known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}

@@ -36,8 +36,7 @@ class BlockCache:
     """What workers keep of blocks, by name: the least recently used goes beyond the budget.
 
     Files are looked at each time: those that were changed are read anew. Objects are known by their
-    checksums, or by their key where nothing lies as it is; others are fetched for each task. What a
-    driver has never changes under its name.
+    checksums, without which they are fetched for each task. What a driver has never changes under its name.
 
     read : the bytes of a part; DamagedError if they are not what was stored.
     budget : bytes that may be kept.
@@ -70,8 +69,7 @@ class BlockCache:
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         size, is_file = sum(part.size for part in parts), place.kind in ("folder", "private")
         has_checksums = all(part.crc32 is not None for part in stored)
-        is_known = place.kind != "bucket" or place.encryption is not None or has_checksums
-        if not stored or not is_known:
+        if not stored or (place.kind == "bucket" and not has_checksums):
             return self._joined(place, parts)
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}

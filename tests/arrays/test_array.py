@@ -55,17 +55,18 @@ def test_rows_are_read_by_number_and_slice_only(store):
     assert [float(row) for row in coded] == list(range(8))
 
 
-def test_what_travels_of_an_array_is_the_same_whatever_it_was_used_for(store):
+def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_was_used_for(store):
     """So f that closes over it stays the same f; and nothing is pickled that other threads fill meanwhile."""
     A = random_array((12, 3))
-    polarmap.encode(A, blocks=3, workers=4, name="a", storage=store)
+    before = pickle.dumps(polarmap.encode(A, blocks=3, workers=4, name="a", storage=store))
     coded = polarmap.open_coded("a", store)
-    before = pickle.dumps(coded)
+    assert pickle.dumps(coded) == before
     assert coded.check().ok
     np.testing.assert_array_equal(coded[5], A[5])
     polarmap.coded_map(np.sum, coded, executor=ReplayExecutor())
     assert coded.stored_bytes
     assert pickle.dumps(coded) == before
+    assert pickle.dumps(coded.coded_blocks()) == pickle.dumps(polarmap.open_coded("a", store).coded_blocks())
     np.testing.assert_array_equal(pickle.loads(before), A)
 
 

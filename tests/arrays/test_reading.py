@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from array_data import MIB, damage, encode_with_warnings, objects, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import cut
+from plain import cut, process_pool
 
 import polarmap
-from polarmap import PolarCode, ReplayExecutor
+from polarmap import PolarCode, ReplayExecutor, Stored
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import DamagedError
@@ -205,3 +207,80 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
     damage(store, coded.stored(1)[0], "missing")
     with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match="NaN or inf"):
         polarmap.coded_map(lambda block: 2 * block, coded, executor=pool, timeout=60, verify=False)
+
+
+@pytest.mark.every_store
+@pytest.mark.parametrize("part", [3, 300_000], ids=["whole", "in stripes"])
+def test_parts_are_read_side_by_side(store, monkeypatch, part):
+    """But not more at once than there are blocks: they are held in memory."""
+    coded = polarmap.encode(random_array((8, part)), blocks=4, workers=5, name="a", storage=store, memory=MIB)
+    get, together, reading, most = type(store).get, threading.Barrier(2), [], []
+
+    def slow(*arguments):
+        reading.append(arguments)
+        most.append(len(reading))
+        try:
+            together.wait(60)
+            return get(*arguments)
+        finally:
+            reading.remove(arguments)
+
+    monkeypatch.setattr(type(store), "get", slow)
+    np.testing.assert_array_equal(coded[:], random_array((8, part)))
+    assert 2 <= max(most) <= 5
+
+
+# --- while somebody else repairs the array, or encodes another one of this name ----------------
+
+
+@pytest.fixture
+def results(tmp_path):
+    """2 A as three ask for it: of two who repair it, and of one who does not know; and A."""
+    A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
+    options = {"blocks": 4, "workers": 6, "executor": late}
+    y = polarmap.coded_map(lambda block: 2 * block, A, out=Stored("y", tmp_path), **options)
+    return y.array, polarmap.open_coded("y", tmp_path), A
+
+
+def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
+    """Results become a Zarr array then: all parts move, good ones too."""
+    ours, theirs, A = results
+    before = [ours.stored(block) for block in range(4)]
+    theirs.repair()
+    np.testing.assert_allclose(ours[3:40, 7], 2 * A[3:40, 7], rtol=1e-10, atol=1e-10)
+    assert [ours.stored(block) for block in range(4)] == [theirs.stored(block) for block in range(4)]
+    assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
+
+
+def test_a_block_that_this_process_reads_for_a_worker_is_found_after_a_repair(results):
+    ours, theirs, A = results
+    theirs.repair()
+    np.testing.assert_array_equal(ours.coded_blocks().piece(2)[0], 2 * A[24:36])
+
+
+@pytest.mark.parametrize("kind", ["replay", "localhost", "threads", "processes", "here"])
+def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
+    ours, theirs, A = results
+    made = {
+        "replay": lambda: nullcontext(ReplayExecutor()),
+        "localhost": lambda: nullcontext("localhost"),
+        "threads": lambda: ThreadPoolExecutor(2),
+        "processes": lambda: process_pool(2),
+        "here": nullcontext,
+    }[kind]
+    theirs.repair()
+    with made() as executor:
+        y = polarmap.coded_map(np.negative, ours, executor=executor, timeout=60)
+    np.testing.assert_allclose(y.concatenate(), -2 * A, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("change", [{}, {"workers": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
+def test_nothing_is_read_of_another_array_of_the_same_name(store, change):
+    """Its parts would not belong to those that were read before."""
+    A, options = random_array((24, 5)), {"blocks": 4, "workers": 6, "name": "a", "storage": store}
+    ours = polarmap.encode(A, **options)
+    polarmap.encode(A if change else 2 * A, overwrite=True, **(options | change))
+    with pytest.raises(NotDecodableError, match="stripe 0 of the coded array 'a' is lost"):
+        ours[:]
+    with pytest.raises(NotDecodableError, match="is missing"):
+        polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())

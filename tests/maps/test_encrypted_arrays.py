@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -383,6 +384,8 @@ def test_an_array_takes_no_key_along_with_f(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     with pytest.raises(CodeError, match="holds its key, which is not pickled: open it with key='env:NAME'"):
         polarmap.coded_map(lambda block: block @ coded[:40].T, A, executor=pool)
+    with pytest.raises(TypeError, match="holds its key, which is not pickled"):
+        pickle.dumps(coded.coded_blocks())
     named = polarmap.open_coded("a", store, key=f"env:{NAME}")
     y = polarmap.coded_map(lambda block: block @ named[:4].T, A, executor=pool, blocks=4)
     np.testing.assert_allclose(y.concatenate(), A @ A[:4].T, rtol=1e-10, atol=1e-10)
@@ -406,8 +409,11 @@ def test_parts_that_no_cipher_takes(store, monkeypatch):
 
 def test_other_verbs_would_store_it_as_it_is(store):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
+    results = polarmap.coded_map(np.negative, coded, out=Stored("y"), executor=ReplayExecutor())
     for verb in (
         lambda: polarmap.hedged_map(np.sum, coded),
+        lambda: polarmap.hedged_map(np.sum, results),
+        lambda: polarmap.encode(results, name="b", storage=store),
         lambda: polarmap.coded_sum(np.sum, coded, workers=4),
         lambda: polarmap.coded_matmul(coded, A.T),
         lambda: polarmap.coded_matmul(A.T, coded),
@@ -424,7 +430,9 @@ def test_an_operator_needs_both_sides_encrypted(store):
     with ThreadPoolExecutor(4) as pool:
         with polarmap.CodedOperator(rows, executor=pool) as operator:
             np.testing.assert_allclose(operator @ np.ones(40), A.sum(axis=1), rtol=1e-10, atol=1e-10)
-            with pytest.raises(CodeError, match="its columns would be stored as they are: pass transposed="):
+            with pytest.raises(
+                CodeError, match="would be stored as it is here: pass the columns as transposed="
+            ):
                 operator.T @ np.ones(24)
         with polarmap.CodedOperator(rows, transposed=columns, executor=pool) as operator:
             np.testing.assert_allclose(operator.T @ np.ones(24), A.sum(0), rtol=1e-10, atol=1e-10)

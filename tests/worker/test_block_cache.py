@@ -51,7 +51,7 @@ class Blocks:
         for number, array in enumerate(arrays):
             part = Part(f"{name}{number}", array.nbytes, None, 5)
             [data] = as_stored(self.place, part, array.tobytes())
-            if check and self.place.encryption is None:
+            if check:
                 part = part._replace(crc32=zlib.crc32(data))
             self.write(part.key, b"12345" + data + b"appended")
             parts.append(part)
