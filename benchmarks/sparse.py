@@ -19,9 +19,9 @@ from benchmarks import interleaved, is_quick, seconds_of, show
 from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
 from polarmap.code.uncoded import BACKUPS, Uncoded
-from polarmap.linalg.matrices import product_with
 from polarmap.linalg.products import product_map
 from polarmap.run.options import checked_options
+from polarmap.worker.block_products import product_with
 
 K, N = 24, 32
 LATE = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}
@@ -32,7 +32,7 @@ VALUES = 2  # of svds
 def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
     run = product_map(executor, checked_options("auto", None, None, 1), lambda: ())
-    f, rows = product_with(x, x.dtype, is_sparse=True), coded.blocks.rows
+    f, rows = partial(product_with, x, x.dtype, True), coded.blocks.rows
     return lambda: run(f, coded, (rows,)).concatenate()
 
 

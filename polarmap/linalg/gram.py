@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from polarmap.linalg.products import CodedProduct, ProductMap, product_map, prod
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
+from polarmap.worker.block_products import gram_of_pair
 
 BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
 
@@ -99,7 +100,8 @@ def gram_of_pairs(
     coded: CodedPairs, columns: int, w: Array | None, dtype: DType, run: ProductMap
 ) -> CodedProduct:
     """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many."""
-    array, report = product_of_pairs(_products(w, dtype), coded, (columns, columns), run)
+    f = partial(gram_of_pair, w, dtype.newbyteorder("="))
+    array, report = product_of_pairs(f, coded, (columns, columns), run)
     if not is_exact(dtype):
         _mirror(array, coded.layout(0)[0][1][0])
     return CodedProduct(array, report)
@@ -121,20 +123,6 @@ def checked_weights(weights: Any, rows: int) -> Array:
     if w.dtype.kind == "c":
         raise CodeError("weights are complex: A^H diag(w) A is Hermitian for real ones only")
     return w
-
-
-def _products(w: Array | None, dtype: DType) -> Callable[[tuple[Array, Array]], Array]:
-    """A_i^H diag(w) A_j from the transposes of A_i and A_j, on a worker."""
-    dtype = dtype.newbyteorder("=")
-    if w is None:
-        return lambda pair: np.matmul(pair[0].conj(), pair[1].T, dtype=dtype, casting="unsafe")
-
-    def weighted_product(pair: tuple[Array, Array]) -> Array:
-        weighted = np.multiply(pair[1], w, dtype=dtype, casting="unsafe")
-        product: Array = np.matmul(pair[0].conj(), weighted.T, dtype=dtype, casting="unsafe")
-        return product
-
-    return weighted_product
 
 
 def _mirror(array: Array, side: int) -> None:

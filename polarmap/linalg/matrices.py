@@ -1,8 +1,7 @@
-"""Matrices and vectors as factors of a product: what they may be, and the product on a worker."""
+"""Matrices and vectors as factors of a product, and what they may be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -114,28 +113,3 @@ def check_no_wrap(dtype: DType, largest: int, growth: float, name: str) -> None:
             f"{name} holds integers up to {largest:.2g}, whose parity blocks do not fit 64 bits: for a real "
             f"product use {name}.astype(float)"
         )
-
-
-def product_with(operand: Array, dtype: DType, is_sparse: bool = False) -> Callable[[Any], Array]:
-    """f(block) = block @ operand in `dtype`, on a worker, for blocks that are arrays or in CSR form.
-
-    Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
-    modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
-    before it wrapped, which `check_no_wrap` has made sure int64 can hold.
-
-    It names no module: to pickle functions that do, cloudpickle looks at all that were imported.
-    """
-    dtype = dtype.newbyteorder("=")  # numpy knows no other for a product
-    reads_signed = not is_exact(dtype)
-    operand = operand.astype(dtype, copy=False) if is_sparse else operand
-
-    def product(block: Any) -> Array:
-        numbers = block.data if is_sparse else block
-        numbers = numbers.view("i8") if reads_signed and numbers.dtype == "u8" else numbers
-        numbers = numbers.astype(dtype, copy=False)
-        if is_sparse:
-            block.data = numbers  # the arrays are the worker's, the matrix is ours
-        result: Array = (block if is_sparse else numbers) @ operand
-        return result
-
-    return product

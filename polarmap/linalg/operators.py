@@ -27,6 +27,7 @@ from polarmap.linalg.products import product_map
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import observers_of
+from polarmap.worker.block_products import product_with
 
 with needed_by("CodedOperator", "scipy", "linalg"):
     from scipy.sparse.linalg import LinearOperator
@@ -204,7 +205,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             coded = self._sides.side(name) if is_exact(dtype) else self._sides.real_side(name)
             sparse = isinstance(coded, SparseCodedBlocks)
             rows = coded.blocks.rows if isinstance(coded, SparseCodedBlocks) else coded.layout(0)[0][1][0]
-            f = matrices.product_with(operand, dtype, sparse)
+            f = partial(product_with, operand, dtype.newbyteorder("="), sparse)
             result = self._run(f, coded, (rows or 0, *operand.shape[1:]))
             self.report, self.products = result.report, self.products + 1
             return np.concatenate(list(result))

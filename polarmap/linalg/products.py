@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_opti
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
+from polarmap.worker.block_products import product_of_pair, product_with
 from polarmap.worker.pytree import Shape
 
 # f, coded blocks, the shape of what f returns -> its results.
@@ -164,7 +166,8 @@ def _one_sided(
 ) -> tuple[Array, Report]:
     """data @ factor with data coded by rows."""
     operand = factor[:]
-    f = matrices.product_with(operand, np.result_type(data.dtype, operand.dtype))
+    dtype = np.result_type(data.dtype, operand.dtype).newbyteorder("=")
+    f = partial(product_with, operand, dtype, False)
     coded = encode_once(data, *cut, code)
     result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
     return np.asarray(result.concatenate()), result.report
@@ -180,7 +183,7 @@ def _on_grid(
 ) -> tuple[Array, Report]:
     transposed = matrices.TransposedMatrix(right)
     coded = CodedPairs(encode_once(left, *rows, code), encode_once(transposed, *columns, code))
-    f = _pair_product(np.result_type(left.dtype, right.dtype))
+    f = partial(product_of_pair, np.result_type(left.dtype, right.dtype).newbyteorder("="))
     return product_of_pairs(f, coded, (left.shape[0], right.shape[1]), run)
 
 
@@ -218,9 +221,3 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
         return result
 
     return run
-
-
-def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array]:
-    """A_i B_j from A_i and the transpose of B_j, on a worker."""
-    native = dtype.newbyteorder("=")
-    return lambda pair: np.matmul(pair[0], pair[1].T, dtype=native, casting="unsafe")
