@@ -98,12 +98,10 @@ def executor_of(choice: Any) -> MapExecutor:
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
-    if hasattr(choice, "get_executor"):
-        raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
     if not hasattr(choice, "submit"):
         raise ExecutorError(
             f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
-            "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
+            "YAML file, a lithops.FunctionExecutor, a Dask client, or a concurrent.futures executor"
         )
     from polarmap.executors.futures import FuturesExecutor
 

@@ -20,8 +20,9 @@ def is_path(choice: Any) -> bool:
 
 
 def is_of_dask(choice: Any) -> bool:
-    """Whether a Dask client made it."""
-    return type(choice).__module__.startswith("distributed.") and hasattr(choice, "_client")
+    """Whether it is a Dask client, or what `client.get_executor()` gives."""
+    modules = [one.__module__.partition(".")[0] for one in type(choice).__mro__]
+    return "distributed" in modules and (hasattr(choice, "get_executor") or hasattr(choice, "_client"))
 
 
 def is_of_lithops(choice: Any) -> bool:

@@ -3,61 +3,84 @@
 from __future__ import annotations
 
 import itertools
+import time
+import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any
 
 from polarmap.errors import ExecutorError
+from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import Site
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
 
+SCHEDULER_SECONDS = 5.0  # that a client may be without its scheduler: it tries for longer to find it
 
-class DaskCalls:
-    """Calls on the client of a `client.get_executor()`, with its options: each ends, also when cancelled.
+
+class DaskClient:
+    """A Dask client, and the options for tasks that its `get_executor()` was given.
+
+    Parameters
+    ----------
+    choice : a client, or what its `get_executor()` gives
+    """
+
+    def __init__(self, choice: Any) -> None:
+        self.executor = choice.get_executor() if hasattr(choice, "get_executor") else choice
+        self.client, self.options = self.executor._client, self.executor._kwargs
+        if self.client.asynchronous:
+            raise ExecutorError("a Dask client of asyncio: pass one that was made with asynchronous=False")
+        self._seen = time.monotonic()  # connected
+
+    def is_connected(self) -> bool:
+        """Whether it has its scheduler now."""
+        return bool(self.client.status == "running")
+
+    def gone(self) -> str:
+        """Why it takes no tasks any more; empty if it does, or may after a moment."""
+        now = time.monotonic()
+        self._seen = now if self.is_connected() else self._seen
+        if self.executor._shutdown or self.client.status not in ("running", "connecting"):
+            return "its client was closed, or it was shut down"
+        return "its scheduler is gone" if now > self._seen + SCHEDULER_SECONDS else ""
+
+
+class DaskCalls(EngineCalls):
+    """Calls on a Dask client.
 
     Those of Dask's own executor print the errors that come of it, hash all that travels, and never end on a
     client that was closed before.
     """
 
-    def __init__(self, executor: Any) -> None:
-        self._executor = executor
+    name = "Dask"
 
-    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """The future of a call; cancelled, it cancels Dask's."""
-        self._check_open()
-        executor, client = self._executor, self._executor._client
-        theirs = client.submit(call, *arguments, **{"pure": False, **executor._kwargs})
-        executor._futures.add(theirs)  # which its shutdown cancels
-        ours: Future[Any] = Future()
+    def __init__(self, choice: Any) -> None:
+        self._dask = DaskClient(choice)
+        super().__init__()
 
-        def cancel(done: Future[Any]) -> None:
-            with suppress(Exception):  # of a client that was closed
-                if done.cancelled():
-                    theirs.cancel()
+    def gone(self) -> str:
+        """Why its client takes no tasks any more."""
+        return self._dask.gone()
 
-        ours.add_done_callback(cancel)
+    def _start(self, ours: Future[Any], call: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
+        client, name = self._dask.client, f"polarmap-task-{uuid.uuid4()}"
+        theirs = client.submit(call, *arguments, **{"pure": False, "key": name, **self._dask.options})
+        self._dask.executor._futures.add(theirs)  # which its shutdown cancels
         client.loop.add_callback(_pass_on, theirs, ours)
-        self._check_open()  # what closes meanwhile may never answer
-        return ours
-
-    def _check_open(self) -> None:
-        """RuntimeError once somebody has shut down the executor or closed its client."""
-        if self._executor._shutdown or self._executor._client.status not in ("running", "connecting"):
-            raise RuntimeError("its client was closed, or it was shut down")
+        return lambda: theirs.cancel()
 
 
 async def _pass_on(theirs: Any, ours: Future[Any]) -> None:
-    """Let the future of ours end as Dask's does, unless it was cancelled."""
-    with suppress(InvalidStateError):
-        try:
-            result = await theirs
-        except BaseException as error:
-            # Of what is cancelled Dask's text differs from call to call.
-            ours.set_exception(CancelledError("Dask's client cancelled it") if theirs.cancelled() else error)
-        else:
-            ours.set_result(result)
+    """Let the future of ours end as Dask's does."""
+    try:
+        result = await theirs
+    except BaseException as error:
+        # Of what is cancelled Dask's text differs from call to call.
+        end_as(ours, error=CancelledError("Dask's client cancelled it") if theirs.cancelled() else error)
+    else:
+        end_as(ours, result)
 
 
 class DaskSite(Site):
@@ -65,29 +88,34 @@ class DaskSite(Site):
 
     Parameters
     ----------
-    executor : what `client.get_executor()` gives
+    choice : a client, or what its `get_executor()` gives
     """
 
-    def __init__(self, executor: Any) -> None:
-        self.name = type(executor).__name__
-        self._client = executor._client
-        self._options = executor._kwargs
+    name = DaskCalls.name
+
+    def __init__(self, choice: Any) -> None:
+        self._dask = DaskClient(choice)
         self._futures: dict[int, Any] = {}
         self._next = itertools.count()
         try:
-            self.workers = sum(self._client.nthreads().values()) or None
+            self.workers = len(self._threads()) or None
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
+
+    def gone(self) -> str:
+        """Why its client takes no tasks any more."""
+        return self._dask.gone()
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one task for each, spread evenly over the threads of the cluster."""
         try:
-            threads = [name for name, count in self._client.nthreads().items() for _ in range(count)]
+            threads = self._threads()
             for number, seconds in workers.items():
                 where = {"workers": [threads[next(self._next) % len(threads)]]} if threads else {}
-                options = {"pure": False, "allow_other_workers": True, **where, **self._options}
-                self._futures[number] = self._client.submit(
-                    stay_on_dask, tuple(address), number, seconds, **options
+                name = f"polarmap-worker-{number}-{uuid.uuid4()}"
+                options = {"pure": False, "key": name, "allow_other_workers": True, **where}
+                self._futures[number] = self._dask.client.submit(
+                    stay_on_dask, tuple(address), number, seconds, **options | self._dask.options
                 )
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
@@ -108,9 +136,16 @@ class DaskSite(Site):
 
         wait: Any = distributed.wait
         # Some take longer, or the client is closed; `wait` asks the current one, which may be another.
-        with suppress(Exception), self._client.as_current():
-            wait(list(self._futures.values()), timeout=GRACE_SECONDS)
+        with suppress(Exception), self._dask.client.as_current():
+            if self._dask.is_connected():
+                wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
+
+    def _threads(self) -> list[str]:
+        """The worker of each thread of the cluster; ConnectionError at once where the scheduler is away."""
+        if not self._dask.is_connected():
+            raise ConnectionError(self.gone() or "its scheduler is away")
+        return [name for name, count in self._dask.client.nthreads().items() for _ in range(count)]
 
 
 def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Any concurrent.futures.Executor: stdlib pools, dask.distributed, mpi4py."""
+"""Calls that return, as futures: of any concurrent.futures.Executor, or of an engine (Dask)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FuturesExecutor:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self.name = type(pool).__name__
+        self.name = DaskCalls.name if is_of_dask(pool) else type(pool).__name__
 
     def open(self, payload: Payload) -> FuturesRun:
         """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
@@ -75,7 +75,8 @@ class FuturesRun:
 
     def __init__(self, name: str, pool: Any, payload: Payload) -> None:
         self._name, self._payload = name, payload
-        self._pool = DaskCalls(pool) if is_of_dask(pool) else pool
+        self._engine = DaskCalls(pool) if is_of_dask(pool) else None
+        self._pool = pool if self._engine is None else self._engine
         self._told: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
         self._unbegun: dict[Attempt, Future[Any]] = {}
@@ -122,6 +123,8 @@ class FuturesRun:
         if self._folder is not None:
             remove(Path(self._folder.folder))
         wait_for([future for future in self._pending.values() if not future.cancel()], GRACE_SECONDS)
+        if self._engine is not None:
+            self._engine.close()
         self._pending.clear()
 
     def _future(self, task: int, attempt: int) -> Future[Any]:

@@ -39,10 +39,11 @@ class Pool:
 
     Parameters
     ----------
-    executor : None, "localhost", path, lithops.FunctionExecutor or Dask executor
+    executor : None, "localhost", path, lithops.FunctionExecutor or Dask client
         None: processes of this machine. "localhost", a Lithops configuration, or an executor that was made
-        of one: functions of Lithops, which are paid as long as they stay. What `client.get_executor()` gives:
-        threads of the workers of a Dask cluster. The executor itself stays free for others.
+        of one: functions of Lithops, which are paid as long as they stay. A Dask client, or what its
+        `get_executor()` gives with options for tasks: threads of the workers of its cluster. The executor
+        itself stays free for others.
     workers : int, optional
         Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
         (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the
@@ -257,11 +258,10 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
     if is_of_dask(choice):
         from polarmap.executors.dask import DaskSite
 
-        return f"kept workers on {type(choice).__name__}", None, partial(DaskSite, choice)
-    hint = (
-        "pass client.get_executor()" if hasattr(choice, "get_executor") else "pass it as executor= of the map"
+        return f"kept workers on {DaskSite.name}", None, partial(DaskSite, choice)
+    raise ExecutorError(
+        f"a Pool has no workers that stay on {choice!r:.200}: pass it as executor= of the map"
     )
-    raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -65,6 +65,10 @@ class Site:
         """
         raise NotImplementedError
 
+    def gone(self) -> str:
+        """Why none will be started any more, by nobody; empty if they may be."""
+        return ""
+
     def remove_left(self) -> None:
         """Remove what those that have ended have left, which may take long."""
 
@@ -189,6 +193,8 @@ class RemoteWorkers(WorkerTable):
             self._check_open()
             self._note_ended()
             name, reason = self._site.name, self._failed.reason
+            if not self._workers and (gone := self._site.gone()):
+                raise ExecutorError(f"{name} starts no worker: {gone}")
             if not self._workers and self._failed.count >= FAILURES:
                 raise ExecutorError(f"no worker of {name} starts: {reason or 'they end'}")
             launched = self._launched.values()
@@ -290,7 +296,7 @@ class RemoteWorkers(WorkerTable):
                 self._launch(missing)
                 self._refused = Backoff()
             except ExecutorError as error:  # of a site that has given workers before: its storage may be away
-                if not self.channel or self._refused.seconds() > AWAY_SECONDS:
+                if not self.channel or self._site.gone() or self._refused.seconds() > AWAY_SECONDS:
                     raise
                 self._refused.note_failure(str(error))
 

@@ -16,7 +16,9 @@ class Functions:
 
 
 Dask = type("ClientExecutor", (), {"__module__": "distributed.cfexecutor", "_client": None})
-Client = type("Client", (), {"__module__": "distributed.client"})
+Client = type("Client", (), {"__module__": "distributed.client", "get_executor": None})
+OwnClient = type("OwnClient", (Client,), {"__module__": "mine"})
+Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,9 @@ Client = type("Client", (), {"__module__": "distributed.client"})
         (Path("localhost"), is_path),
         (Dask(), is_of_dask),
         (Functions(), is_of_lithops),
-        (Client(), None),
+        (Client(), is_of_dask),
+        (OwnClient(), is_of_dask),
+        (Cluster(), None),
         (ThreadPoolExecutor, None),
         (3, None),
     ],

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -20,8 +20,9 @@ import threadpoolctl
 from dask_executors import dask_executor
 from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_of
 
+import polarmap
 from polarmap import Pool
-from polarmap.errors import ExecutorError
+from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors.base import check_reachable
 from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.worker.parts import Place
@@ -74,7 +75,7 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
         BEGAN.get(timeout=PATIENCE)
     close(executor)
     for future in futures:
-        with pytest.raises(CancelledError, match="Dask's client cancelled it"):
+        with pytest.raises((CancelledError, RuntimeError), match=r"client (cancelled it|was closed)"):
             future.result(PATIENCE)
     with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
         calls.submit(int)
@@ -84,6 +85,7 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
 def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
     calls = DaskCalls(executor)
     held = [calls.submit(waits, number) for number in range(2)]
+    assert all(name.startswith("polarmap-task-") for name in executor._client.futures)
     [worker] = executor._client.cluster.workers.values()
     waiting = calls.submit(begins, 2)
     assert until(lambda: len(worker.state.tasks) == 3)
@@ -125,7 +127,7 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture
 def pool(client: Any) -> Iterator[Pool]:
-    with Pool(client.get_executor()) as one:
+    with Pool(client) as one:
         yield one
 
 
@@ -133,7 +135,7 @@ def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_a
     for schedule in ("upfront", "on_demand"):
         with Pool(client.get_executor()) as pool:
             found = check(pool, schedule=schedule)
-            assert found.report.executor == "kept workers on ClientExecutor (TCP)"
+            assert found.report.executor == "kept workers on Dask (TCP)"
             assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
             assert workers_of(pool) <= set(client.run(os.getpid).values())
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
@@ -222,6 +224,40 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
     assert until(lambda: not any(client.run(workers).values()), 10.0)
     with Pool(client.get_executor()) as pool:
         check(pool)
+
+
+def hang(block: Any) -> Any:
+    while True:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_cluster_whose_scheduler_dies_in_a_map_is_one_clear_error_soon(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's own futures wait half a minute for another one."""
+    monkeypatch.setattr("polarmap.executors.dask.SCHEDULER_SECONDS", 0.5)
+    with (
+        distributed.LocalCluster(n_workers=1, processes=True, **OPTIONS) as cluster,
+        distributed.Client(cluster.scheduler_address, set_as_default=False) as client,
+        Pool(client) if keeps else contextlib.nullcontext(client) as executor,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        running = threads.submit(polarmap.hedged_map, hang, [A] * 2, executor=executor)
+        assert until(lambda: any(client.processing().values()))
+        cluster.close()
+        with pytest.raises((ExecutorError, NotDecodableError), match="its scheduler is gone"):
+            running.result(10.0)
+        if keeps:
+            with pytest.raises(ExecutorError, match="its scheduler is"), Pool(client) as other:
+                check(other)
+
+
+def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) -> None:
+    check(pool)
+    names = [str(name) for names in client.processing().values() for name in names]
+    assert names
+    assert all(name.startswith("polarmap-worker-") for name in names)
 
 
 def test_storage_that_is_no_folder_is_refused(client: Any) -> None:

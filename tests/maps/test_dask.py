@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -132,6 +133,16 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
         coded_map(f, DATA, executor=executor)
 
 
-def test_a_client_is_told_to_give_its_executor(executor: Any) -> None:
-    with pytest.raises(ExecutorError, match=r"a Client of Dask: pass client.get_executor\(\)"):
-        coded_map(np.negative, DATA, executor=executor._client)
+def test_a_client_itself_is_an_executor(executor: Any) -> None:
+    y = coded_map(np.negative, DATA, blocks=K, workers=N, executor=executor._client, timeout=PATIENCE)
+    np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-11)
+    assert y.report.executor == "Dask"
+
+
+def test_a_client_of_asyncio_is_refused() -> None:
+    async def called() -> None:
+        async with distributed.Client(asynchronous=True, processes=False, dashboard_address=":0") as client:
+            with pytest.raises(ExecutorError, match="asynchronous=False"):
+                coded_map(np.negative, DATA, executor=client)
+
+    asyncio.run(called())
