@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.worker.messages import StoredBlock, Ticket
+from polarmap.worker.messages import StoredBlock, plain
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of, to_block
-from polarmap.worker.stream import CALL, END, Message, frame
+from polarmap.worker.stream import CALL, END, MAP, Message, frame
 
 
 def stored(folder: Path, data: np.ndarray) -> StoredBlock:
@@ -23,11 +23,11 @@ def stored(folder: Path, data: np.ndarray) -> StoredBlock:
     return StoredBlock(Place("folder", str(folder)), (part,), ("array",), layout_of([data]))
 
 
-def call_of(f: Callable[[Any], Any], folder: Path) -> Message:
-    """Of a map with one task, which calls f with an array of one number."""
-    ticket = Ticket(0, 0, stored(folder, np.zeros(1)), None, None)
-    header = pickle.dumps(((str(folder),), ticket, None, {}))
-    return Message(CALL, (0, 0, 0), header, to_block((f, ("array",))).tobytes())
+def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:
+    """Of a map with one task, f of an array of one number; the folders are for large results."""
+    header = pickle.dumps(([*map(str, folders or [block])], None, None, None, {}))
+    of_map = Message(MAP, (number, 0, 0), header, to_block((f, ("array",))).tobytes())
+    return [of_map, Message(CALL, (number, 0, 0), pickle.dumps(plain(stored(block, np.zeros(1)))))]
 
 
 class Bomb:

@@ -22,8 +22,8 @@ from polarmap.worker.messages import (
     Reply,
     StoredBlock,
     StoredOutput,
+    Ticket,
     UnfitError,
-    plain,
 )
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.pytree import Layout, Structure, layout_bytes, layout_of, unflatten, unpacked
@@ -180,19 +180,14 @@ class Payload:
                 "environment variable or a file, and pass key='env:NAME' or key='file:PATH'"
             )
 
-    def order(self, task: int, attempt: int, block: StoredBlock | None = None) -> tuple[Any, ...]:
-        """The fields of the `Ticket` of an attempt, as they travel; `block`: what its worker is to read."""
-        fault, fields = self.faults.get(task), None
-        if block is not None:
-            fields = tuple(block.source), tuple(map(tuple, block.parts)), *block[2:]
-        return (
-            task,
-            attempt,
-            fields,
-            tuple(fault) if fault is not None and attempt < fault.attempts else None,
-            self.output and plain(self.output),
-            self.encryption and tuple(self.encryption),
-        )
+    def fault(self, task: int, attempt: int) -> Fault | None:
+        """What an attempt is to suffer."""
+        fault = self.faults.get(task)
+        return fault if fault is not None and attempt < fault.attempts else None
+
+    def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
+        """What the worker of an attempt is told; `block`: what it is to read."""
+        return Ticket(task, attempt, block, self.fault(task, attempt), self.output, self.encryption)
 
     def outcome(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
         """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import shutil
 import threading
 import weakref
@@ -19,7 +20,7 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.worker.encryption import as_stored
-from polarmap.worker.messages import StoredBlock
+from polarmap.worker.messages import StoredBlock, plain
 from polarmap.worker.parts import MESSAGE, Part, Place, write_private
 from polarmap.worker.pytree import layout_bytes
 
@@ -46,17 +47,27 @@ class StoredPieces:
         self.blocks, self._source = weakref.ref(coded), coded.source
         self._place, self._storing, self._number = place, storing, number
         self.roots, self.bytes, self.users = list[str](), 0, 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         tasks = range(coded.n if self._source is None else 0)
         self._unstored = {piece for task in tasks for piece in coded.pieces(task)}
         self._parts: dict[int, Part] = {}  # of pieces
-        self._tasks: dict[int, StoredBlock] = {}
+        self._orders: dict[int, bytes] = {}  # of tasks
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
         if self._source is None or self._source == MESSAGE:
             return id(coded), task
-        return self.block(coded, task)[:2]
+        return self._orders.get(task) or self.order(coded, task)
+
+    def order(self, coded: Coded, task: int) -> bytes:
+        """What the worker of a task reads, as it is told: the fields of a `StoredBlock`, pickled."""
+        with self._lock:
+            found = self._orders.get(task)
+            if found is None:
+                found = pickle.dumps(plain(self.block(coded, task)), pickle.HIGHEST_PROTOCOL)
+                if self._source != MESSAGE:  # where blocks come and go
+                    self._orders[task] = found
+            return found
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
@@ -78,12 +89,7 @@ class StoredPieces:
     def block(self, coded: Coded, task: int) -> StoredBlock:
         """What the worker of a task gets, without its structure; stored now if it is not yet."""
         with self._lock:
-            found = self._tasks.get(task)
-            if found is None:
-                found = self._new_block(coded, task) if self._source is None else stored_block(coded, task)
-                if self._source != MESSAGE:  # where blocks come and go
-                    self._tasks[task] = found
-            return found
+            return self._new_block(coded, task) if self._source is None else stored_block(coded, task)
 
     def part(self, coded: Coded, key: str) -> bytes:
         """The bytes of a piece as a worker gets them that asks for this key."""
@@ -96,7 +102,7 @@ class StoredPieces:
             with self._lock:
                 for piece in coded.pieces(task):
                     self._parts.pop(piece, None)
-                self._tasks.clear()
+                self._orders.clear()
 
     def _new_block(self, coded: Coded, task: int) -> StoredBlock:
         layout, pieces = coded.layout(task), coded.pieces(task)

@@ -131,9 +131,9 @@ class FuturesRun:
         """Submit an attempt; ExecutorError if the pool takes not even the first."""
         try:
             block, stored = self._block(task)
-            order = self._payload.order(task, attempt, stored)
+            ticket = self._payload.ticket(task, attempt, stored)
             link = self._link(task, attempt)
-            future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, order, link, self._threads)
+            future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, ticket, link, self._threads)
             self._accepts = True
         except Exception as error:  # shut down, or broken by a worker that died; no block
             if not (self._accepts or isinstance(error, (DamagedError, CancelledError))):

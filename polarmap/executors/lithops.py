@@ -25,6 +25,7 @@ from polarmap.executors.pickling import pickled
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
 from polarmap.worker.kept_worker import DriverAddress, make_kept_task
+from polarmap.worker.messages import plain
 from polarmap.worker.parts import Place, retry_call
 
 PREFIX = "polarmap"  # of all keys of maps
@@ -97,9 +98,9 @@ class LithopsRun:
         items = {}
         for task, attempt in attempts:
             block = self._stored.block(coded, task)._replace(structure=coded.structure)
-            order = self._payload.order(task, attempt, block)
+            fields = plain(self._payload.ticket(task, attempt, block))
             nice = PARITY_NICE if task in gives_way else 0
-            items[task, attempt] = {"fields": (order, {**address, "nice": nice})}
+            items[task, attempt] = {"fields": (fields, {**address, "nice": nice})}
         try:
             self._jobs.start(functions, make_task(self._payload.f), items)
         except ExecutorError:

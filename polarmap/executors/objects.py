@@ -81,9 +81,10 @@ class ObjectLink:
         """The descriptor that is readable when the worker has said something."""
         return self._news.fileno()
 
-    def send(self, message: Message) -> bool:
+    def send(self, *messages: Message) -> bool:
         """Whether the worker will be told, as far as anybody knows."""
-        self._post(self, message)
+        for message in messages:
+            self._post(self, message)
         return self.is_there
 
     def receive(self) -> tuple[list[Message], bool]:

@@ -28,8 +28,9 @@ from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
+from polarmap.worker.messages import plain
 from polarmap.worker.parts import MESSAGE, check_private, write_private
-from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
+from polarmap.worker.stream import CALL, LEFT, MAP, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
@@ -196,7 +197,7 @@ class PoolRun:
         for worker in self._lease.workers.values():
             if len(self._waiting) <= len(self._lease.workers):
                 return
-            if len(worker.orders) > 1 or worker.process is None or worker.function != self._digest:
+            if len(worker.orders) > 1 or worker.process is None or worker.map != self._number:
                 continue
             if not self._start(worker, self._next(worker, stuck)):
                 return
@@ -230,7 +231,7 @@ class PoolRun:
         """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
         is_ahead, is_told, is_wanted = bool(worker.orders), False, True
         try:
-            is_told = worker.link.send(self._call(worker, *attempt))
+            is_told = worker.link.send(*self._orders(worker, *attempt))
         except CancelledError:  # of its block
             is_wanted = False
             self._drop(attempt)
@@ -242,8 +243,9 @@ class PoolRun:
             if is_wanted and not (is_told or is_ahead):
                 self._workers.remove(worker)
         if is_told:
-            worker.around, worker.function = self._around, self._digest  # it need not be told again
-            worker.modules.update(self._modules)
+            if worker.map != self._number:  # which need not be told again
+                worker.map, worker.around, worker.function = self._number, self._around, self._digest
+                worker.modules.update(self._modules)
             worker.note((self._number, *attempt), self._name(attempt[0]))
         if is_told and not is_ahead:
             self._news.append(Began(*attempt, worker.since))
@@ -254,19 +256,24 @@ class PoolRun:
         self._open.discard(attempt)
         self._news.append(lost(*attempt, "nobody waits for it any more"))
 
-    def _call(self, worker: KeptWorker, task: int, attempt: int) -> Message:
-        """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
+    def _orders(self, worker: KeptWorker, task: int, attempt: int) -> list[Message]:
+        """What a worker is told for an attempt; before the first of a map, what all have in common."""
+        order, fault = (self._number, task, attempt), self._payload.fault(task, attempt)
+        block = self._stored.order(self._payload.blocks, task)
+        call = Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
+        return [call] if worker.map == self._number else [self._map(worker, order), call]
+
+    def _map(self, worker: KeptWorker, order: tuple[int, int, int]) -> Message:
+        """What tasks have in common: f, and what is around it, only if this worker knows others."""
         header = (
             self._folders,
-            self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
-            tuple(self._around) if self._around and worker.around != self._around else None,
-            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one}
-            if self._modules
-            else {},
+            plain(self._payload.output),
+            plain(self._payload.encryption),
+            plain(self._around) if worker.around != self._around else None,
+            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
         )
         f, is_file = self._f if worker.function != self._digest else (b"", False)
-        data = pickle.dumps(header, pickle.HIGHEST_PROTOCOL)
-        return Message(CALL, (self._number, task, attempt), data, f, is_file)
+        return Message(MAP, order, pickle.dumps(header, pickle.HIGHEST_PROTOCOL), f, is_file)
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""

@@ -75,7 +75,7 @@ class ReplayRun:
         """Schedule their arrivals, counted from now, when all of them begin."""
         for task, attempt in attempts:
             self._began.append(Began(task, attempt, self._now))
-            seconds, told = self._fate(Ticket.parse(self._payload.order(task, attempt)))
+            seconds, told = self._fate(self._payload.ticket(task, attempt))
             heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, told))
 
     def wait(self, timeout: float) -> list[Event]:

@@ -71,6 +71,7 @@ class KeptWorker:
         to later maps of the same blocks.
     since : when it began with the first of them, or else became free, on the monotonic clock.
     process : its number on its machine, as soon as it has said so.
+    map : of which it was told last, by number.
     function : digest of the one that it has; around : what it was told last of what is around it;
     modules : sources of those that it was sent, by name.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
@@ -83,6 +84,7 @@ class KeptWorker:
     orders: deque[tuple[Order, Hashable]] = field(default_factory=deque)
     since: float = inf
     process: int | None = None
+    map: int = -1
     function: bytes | None = None
     around: Surroundings | None = None
     modules: dict[str, Any] = field(default_factory=dict)

@@ -66,26 +66,31 @@ class BlockCache:
 
     def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
+        kept = self._kept.get((place, parts))
+        if kept is None or kept.files != {path: status_of(path) for path in kept.files}:
+            return self._new_buffer(place, parts)
+        with self._lock:
+            self._kept.pop((place, parts), None)
+            self._kept[place, parts] = kept  # behind those that were used before
+        return kept.buffer
+
+    def _new_buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
+        """The same, read now; kept if it can be told whether it has changed."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
-        size, is_file = sum(part.size for part in parts), place.kind in ("folder", "private")
         has_checksums = all(part.crc32 is not None for part in stored)
         if not stored or (place.kind == "bucket" and not has_checksums):
             return self._joined(place, parts)
+        is_file = place.kind in ("folder", "private")
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}
-        kept = self._kept.get((place, parts))
-        if kept is None or kept.files != files:
-            kept = Kept(memoryview(self._joined(place, parts)).toreadonly(), files)
-        if size <= self._budget:
-            self._keep((place, parts), kept)
-        return kept.buffer
-
-    def _keep(self, key: tuple[Place, tuple[Part, ...]], kept: Kept) -> None:
+        kept = Kept(memoryview(self._joined(place, parts)).toreadonly(), files)
         with self._lock:
-            is_new = self._kept.pop(key, None) is not kept
-            self._kept[key] = kept  # behind those that were used before
-            while is_new and sum(len(one.buffer) for one in self._kept.values()) > self._budget:
+            self._kept.pop((place, parts), None)
+            if len(kept.buffer) <= self._budget:
+                self._kept[place, parts] = kept
+            while sum(len(one.buffer) for one in self._kept.values()) > self._budget:
                 del self._kept[next(iter(self._kept))]
+        return kept.buffer
 
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
@@ -101,7 +106,7 @@ def load_block(
         leaves = unpacked(block.layout, block.data)
     else:
         leaves = []
-        for parts, layout in runs(tuple(part for part in block.parts if part.size), block.layout):
+        for parts, layout in runs(tuple([part for part in block.parts if part.size]), block.layout):
             leaves += unpacked(layout, buffer(block.source, parts), is_private)
     return unflatten(block.structure, leaves)
 

@@ -165,7 +165,7 @@ class PoolIO(TaskIO):
 
 
 def run_in_pool(
-    f: Function | bytes, block: Any, order: tuple[Any, ...], link: PoolLink, threads: int
+    f: Function | bytes, block: Any, ticket: Ticket, link: PoolLink, threads: int
 ) -> Message | None:
     """The reply of a task; None if the task is left.
 
@@ -174,7 +174,7 @@ def run_in_pool(
     """
     if link.is_cancelled():
         return None
-    io, ticket = PoolIO(f, block, link), Ticket.parse(order)
+    io = PoolIO(f, block, link)
 
     def call() -> Message | None:
         with limits.of_this_thread(threads):

@@ -21,7 +21,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
-from polarmap.worker.messages import Ticket, UnfitError
+from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place, check_private, make_private, read_private
 from polarmap.worker.process_state import ProcessState, is_for_want
@@ -33,6 +33,7 @@ from polarmap.worker.stream import (
     CANCEL,
     INLINE_BYTES,
     LEFT,
+    MAP,
     NEED,
     PART,
     PROCESS,
@@ -71,6 +72,7 @@ class ChannelIO(TaskIO):
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
         self._order = -1, -1, -1  # map, task and attempt
+        self._of_map: tuple[OutputSpec | None, Any] = None, None  # output and encryption of its tasks
         self._pickled: bytes | str = b""
         self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ class ChannelIO(TaskIO):
                     self._hear(None if until == inf and not len(self._blocks) else LOOK_SECONDS)
                 if not self._heard:
                     self._blocks.forget_removed()
-                elif (message := self._heard.popleft()).kind == CALL and not self.run(message):
+                elif not self.run(self._heard.popleft()):
                     return
 
     def _tell(self, message: Message) -> None:
@@ -105,37 +107,51 @@ class ChannelIO(TaskIO):
         if not (said or is_there):
             raise ConnectionError("the driver is gone")
 
-    def run(self, call: Message) -> bool:
-        """Do a task and reply; False if this process is not fit for another one.
+    def run(self, message: Message) -> bool:
+        """Do what the driver says; False if this process is not fit for anything more."""
+        if message.kind == MAP:
+            return self._begin(message)
+        if message.kind == CALL:
+            self._send(self._reply(message))
+        return self._is_fit
 
-        call : its header has folders for large results, none where driver and worker share none; the fields
-            of a `Ticket`, whose block has no structure; the fields of its `Surroundings`, None if they have
-            not changed, or are the worker's own; the sources of those modules that f needs and the worker has
-            not yet, by name. Its data are f and the structure of blocks as `to_block` makes bytes of them,
-            none if they are those of the last task.
+    def _begin(self, message: Message) -> bool:
+        """Begin with the tasks of a map; False if its f would find traces of others.
+
+        message : of its first task. Its header has folders for large results, none where driver and worker
+            share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
+            `Surroundings`, None if they have not changed, or are the worker's own; the sources of modules
+            that f needs and the worker has not yet, by name. Its data are f and the structure of blocks as
+            `to_block` makes bytes of them, none if they are those of the last map.
         """
-        self._folders, fields, around, modules = pickle.loads(call.header)
-        ticket, before, self._order = Ticket.parse(fields), self._order[0], call.order
+        is_first, self._order, self._f = self._order[0] < 0, message.order, None
+        self._folders, output, encryption, around, modules = pickle.loads(message.header)
+        self._of_map = output and OutputSpec.parse(output), encryption
         if around is not None:
             self._around = Surroundings(*around)
-        if call.order[0] != before:
-            self._f = None
-            if self._state and before >= 0 and (changed := self._state.restore()):
-                self._tell(Message(UNFIT, self._order, changed.encode()))
-                return False
-            self._around.take_over()
-            self._blocks.forget_removed()
+        if self._state and not is_first and (changed := self._state.restore()):
+            self._tell(Message(UNFIT, self._order, changed.encode()))
+            return False
+        self._around.take_over()
+        self._blocks.forget_removed()
         self._modules.add(modules)
-        if call.data:
-            data = bytes(call.data)
-            self._pickled, self._f = os.fsdecode(data) if call.is_file else data, None
+        if message.data:
+            data = bytes(message.data)
+            self._pickled = os.fsdecode(data) if message.is_file else data
+        return True
+
+    def _reply(self, call: Message) -> Message | None:
+        """The reply of a task; None if nobody waits for it.
+
+        call : its header has the fields of a `StoredBlock` without structure, its data those of a `Fault`.
+        """
+        self._order = call.order
+        block = StoredBlock.parse(pickle.loads(call.header))
+        fault = Fault(*pickle.loads(call.data)) if call.data else None
         if self.is_cancelled():  # while it was told ahead, or not read
-            reply = None
-        else:
-            with self._limited():
-                reply = run_task(ticket, self)
-        self._send(reply)
-        return self._is_fit
+            return None
+        with self._limited():
+            return run_task(Ticket(*call.order[1:], block, fault, *self._of_map), self)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f, made once in each map, and the block.

@@ -42,6 +42,12 @@ class StoredBlock(NamedTuple):
     layout: Layout
     data: bytes = b""
 
+    @classmethod
+    def parse(cls, fields: tuple[Any, ...]) -> StoredBlock:
+        """One from what `plain` made of it."""
+        source, parts, *rest = fields
+        return cls(Place(*source), tuple([Part(*part) for part in parts]), *rest)
+
 
 class Fault(NamedTuple):
     """A fault to inject into a task: for tests, demonstrations and benchmarks.
@@ -73,6 +79,12 @@ class OutputSpec(NamedTuple):
     prefix: str
     items: int
     arrays: int = 1
+
+    @classmethod
+    def parse(cls, fields: tuple[Any, ...]) -> OutputSpec:
+        """One from what `plain` made of it."""
+        source, *rest = fields
+        return cls(Place(*source), *rest)
 
     def key(self, task: int, attempt: int, number: int) -> str:
         """Of an array that an attempt at a task has given."""
@@ -110,12 +122,8 @@ class Ticket(NamedTuple):
     def parse(cls, fields: tuple[Any, ...]) -> Ticket:
         """One from what `plain` made of it."""
         task, attempt, block, fault, output, encryption = fields
-        if block is not None:
-            source, parts, *rest = block
-            block = StoredBlock(Place(*source), tuple(Part(*part) for part in parts), *rest)
-        if output is not None:
-            output = OutputSpec(Place(*output[0]), *output[1:])
-        return cls(task, attempt, block, fault and Fault(*fault), output, encryption)
+        block, fault = block and StoredBlock.parse(block), fault and Fault(*fault)
+        return cls(task, attempt, block, fault, output and OutputSpec.parse(output), encryption)
 
 
 class Error(NamedTuple):

@@ -42,7 +42,7 @@ class TaskIO:
 
     def header(self, reply: Reply) -> Any:
         """A reply as it travels beside the bytes of its result."""
-        return pickled(plain(reply))
+        return pickled((reply.error and plain(reply.error), *reply[1:]))
 
     def read(self, place: Place, part: Part) -> Any:
         """The bytes of a part; DamagedError if they are not what was stored."""
@@ -67,7 +67,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
 
     try:
         f, block = io.load(ticket)
-        result, stored = packing(f, ticket.fault)(block), None
+        result, stored = result_of(f, block, ticket.fault), None
         del f, block  # what is stored and sent may need their room
         if ticket.output is not None:
             if io.is_cancelled():
@@ -77,53 +77,35 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
             if io.is_cancelled():  # the driver has cleaned up
                 remove_parts(ticket.output.source, parts, io.storage)
                 return None
-            stored = layout, parts
+            stored = layout, plain(parts)
         return told(Reply(None, time.time() - started, result.structure, result.layout, stored), result.data)
     except BaseException as error:
         return told(Reply(describe(error), time.time() - started))
 
 
-def packing(f: Callable[[Any], Any], fault: Fault | None) -> Callable[[Any], Packed]:
-    """f with its results packed, and with a fault that it suffers."""
-
-    def call(block: Any) -> Packed:
-        process = os.getpid()
-        try:
-            result = f(block)
-        finally:
-            if os.getpid() != process:  # a child that f has forked: its parent replies
-                os._exit(0)
-        return pack(result)
-
-    return call if fault is None else faulty(call, fault)
-
-
-def faulty(call: Callable[[Any], Packed], fault: Fault) -> Callable[[Any], Packed]:
-    """A call that suffers a fault."""
-
-    def struck(block: Any) -> Packed:
-        if fault.kind == "sleep":
-            time.sleep(fault.seconds)
-        _inject(fault.kind)
-        packed = call(block)
-        return corrupted(packed) if fault.kind == "garbage" else packed
-
-    return struck
-
-
-def corrupted(result: Packed) -> Packed:
-    """A result of the same layout with other bytes."""
-    return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
-
-
-def _inject(kind: str) -> None:
-    """End this process, or raise."""
+def result_of(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -> Packed:
+    """f of a block, packed, with a fault that this suffers."""
+    kind, process = fault and fault.kind, os.getpid()
+    if fault is not None and kind == "sleep":
+        time.sleep(fault.seconds)
     if kind == "raise":
         raise RuntimeError("injected fault")
     if kind == "exit":
         os._exit(3)
     if kind == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
+    try:
+        result = f(block)
+    finally:
+        if os.getpid() != process:  # a child that f has forked: its parent replies
+            os._exit(0)
+    packed = pack(result)
+    return corrupted(packed) if kind == "garbage" else packed
+
+
+def corrupted(result: Packed) -> Packed:
+    """A result of the same layout with other bytes."""
+    return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
 
 
 # --- results that stay in storage ---------------------------------------------------------------

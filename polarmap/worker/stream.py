@@ -35,12 +35,13 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead 
 
 Endpoint = tuple[str, int]  # host and port
 
-# Of a driver: a task to do; that nobody waits for those of a map; a part of a block that was asked for.
-CALL, CANCEL, PART = b"c", b"x", b"d"
+# Of a driver: what the tasks of a map have in common; a task; that nobody waits for those of a map; a part of
+# a block that was asked for.
+MAP, CALL, CANCEL, PART = b"m", b"c", b"x", b"d"
 # Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
 # that it is not fit for one; the end of a task.
 PROCESS, NEED, LEFT, UNFIT, END = b"p", b"n", b"l", b"u", b"e"
-KINDS = {CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
+KINDS = {MAP, CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
 REPLIES = {LEFT, UNFIT, END}  # each ends a call
 
 # Between a driver and the process that forks its workers: what to do with which of them, and what that says
@@ -154,9 +155,11 @@ class Stream:
         """The socket's descriptor, which is readable when the other end has said something or is gone."""
         return self._connection.fileno()
 
-    def send(self, message: Message) -> bool:
-        """Whether the other end was told."""
-        data = frame(message, self._seal)
+    def send(self, *messages: Message) -> bool:
+        """Whether the other end was told all of these."""
+        data = b""
+        for one in messages:
+            data += frame(one, self._seal)
         try:
             sent = self._connection.send(data)
         except BlockingIOError:

@@ -121,7 +121,7 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     assert place.left() == (0 if place.kind == "driver" else N)
     assert set(place.storage.writes.values()) <= {1}
     block = stored.block(coded, 1)
-    assert stored.block(coded, 1) is block
+    assert stored.order(coded, 1) is stored.order(coded, 1)
     for part in block.parts:
         may_change = block.source.kind == "bucket"  # else no checksum is needed
         assert part.crc32 == (zlib.crc32(coded.leaves(1)[0].tobytes()) if may_change else None)
@@ -161,10 +161,10 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         check(place, stored, coded)
         # A file must not change under those who still use it.
         assert [file.read() for file in mapped] == [b"cut"] * len(paths)
-    before = [stored.block(coded, task) for task in range(N)]
+    before = [stored.order(coded, task) for task in range(N)]
     for task in range(N):
         stored.store_if_damaged(coded, task, failure("lost"))
-        assert stored.block(coded, task) is before[task]
+        assert stored.order(coded, task) is before[task]
 
 
 def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:

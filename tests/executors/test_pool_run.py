@@ -20,7 +20,7 @@ PATIENCE = 30.0
 def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            [call], _ = channel.receive(PATIENCE)
+            [_, call], _ = channel.receive(PATIENCE)
             both = [frame(Message(END, call.order, b"no pickle"), channel._seal) for _ in range(2)]
             channel._connection.sendall(b"".join(both))
             channel.receive(PATIENCE)

@@ -15,7 +15,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from pool_processes import runs, until
-from stored_calls import call_of
+from stored_calls import orders_of
 
 from polarmap.worker.processes import ProcessIdentity, _started
 from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, Frames, frame
@@ -125,13 +125,13 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], i
         return float(way())
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the server cannot import
-    call = call_of(start, tmp_path)
+    orders = orders_of(start, tmp_path)
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     process, control = served(tmp_path)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            ours.sendall(frame(call))
+            ours.sendall(b"".join(map(frame, orders)))
             [message] = Frames().of(ours.recv(1 << 16))
             started = int(np.frombuffer(message.data)[0])
             assert runs(started)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_storage import DictStorage
-from stored_calls import Bomb, call_of
+from stored_calls import Bomb, orders_of
 
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.tcp import WorkerListener
@@ -161,10 +161,9 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
     ours, theirs = socket.socketpair()
     with ours, theirs:
         io = ChannelIO(worker_stream(theirs), limited=nullcontext)
-        call = call_of(change, tmp_path)
         try:
             for number in range(3):
-                assert io.run(call._replace(order=(number, 0, 0)))
+                assert all(map(io.run, orders_of(change, tmp_path, number=number)))
         finally:
             around.take_over()
     assert seen == 3 * [(around.folder, sorted(around.environment), list(around.module_path))]
@@ -186,10 +185,9 @@ def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_p
     ours, theirs = socket.socketpair()
     result = np.arange(float(INLINE_BYTES))
     with ours, closing(worker_stream(theirs)) as channel, ThreadPoolExecutor() as other:
-        call = call_of(lambda block: result, tmp_path)
-        _, *rest = pickle.loads(call.header)
-        nowhere = str(tmp_path / "block")  # a file
-        done = other.submit(ChannelIO(channel).run, call._replace(header=pickle.dumps(([nowhere], *rest))))
+        orders = orders_of(lambda block: result, tmp_path, tmp_path / "block")  # which is a file
+        io = ChannelIO(channel)
+        done = other.submit(lambda: all(map(io.run, orders)))
         said: list[Message] = []
         link = Stream(ours)
         while not said:
@@ -219,11 +217,10 @@ def test_a_large_result_for_which_nobody_waits_leaves_nothing(tmp_path: Path, is
     ours, theirs = socket.socketpair()
     with ours, closing(worker_stream(theirs)) as channel:
         drivers[:] = [Stream(ours)]
-        call = call_of(be_left_and_return_much if is_gone else give_up_and_return_much, tmp_path)
-        _, *rest = pickle.loads(call.header)
-        folders = [str(tmp_path / "pool" / "map"), str(tmp_path / "other" / "map")]
+        f = be_left_and_return_much if is_gone else give_up_and_return_much
+        orders = orders_of(f, tmp_path, tmp_path / "pool" / "map", tmp_path / "other" / "map")
         with pytest.raises(ConnectionError) if is_gone else nullcontext():
-            assert ChannelIO(channel).run(call._replace(header=pickle.dumps((folders, *rest))))
+            assert all(map(ChannelIO(channel).run, orders))
         if not is_gone:
             assert [message.kind for message in drivers[0].receive(30.0)[0]] == [LEFT]
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]

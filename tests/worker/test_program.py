@@ -29,7 +29,7 @@ from polarmap.worker.encryption import Encryption
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import OutputSpec, Ticket
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.program import SAMPLE, TaskIO, corrupted, faulty, run_task, sample, store_result
+from polarmap.worker.program import SAMPLE, TaskIO, corrupted, result_of, run_task, sample, store_result
 from polarmap.worker.pytree import pack, unpacked
 from polarmap.worker.stream import END, Message
 
@@ -231,19 +231,19 @@ def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
 def test_a_sleep_comes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    assert faulty(pack, Fault("sleep", 0.2))(1) == pack(1)
+    assert result_of(abs, -1, Fault("sleep", 0.2)) == pack(1)
     assert slept == [0.2]
 
 
 def test_an_exception_comes_in_the_place_of_the_result() -> None:
     calls: list[object] = []
     with pytest.raises(RuntimeError, match="injected fault"):
-        faulty(lambda block: calls.append(block) or pack(block), Fault("raise"))(1)
+        result_of(calls.append, 1, Fault("raise"))
     assert calls == []
 
 
 def test_a_result_that_is_corrupted_keeps_its_layout() -> None:
-    wrong, right = faulty(pack, Fault("garbage"))(np.arange(5)), pack(np.arange(5))
+    wrong, right = result_of(np.arange, 5, Fault("garbage")), pack(np.arange(5))
     assert (wrong.structure, wrong.layout) == (right.structure, right.layout)
     assert all(one != other for one, other in zip(bytes(wrong.data), bytes(right.data)))
     assert corrupted(corrupted(right)) == right
