@@ -30,7 +30,8 @@ from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
 
-MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
+MOST_CALLS = 4096  # that a pool elsewhere is given at a time: it keeps a little of each
+MOST_CALLS_HERE = 128  # what waits longer may turn out to be short, and then goes with others
 
 
 class Executor(futures.Executor):
@@ -83,6 +84,7 @@ class Executor(futures.Executor):
             place, known, pool, close = _place(executor, workers)
             # What another executor was given cannot be taken back: one call more than it has workers.
             most = MOST_CALLS if pool is not None or known is None else known + 1
+            most = MOST_CALLS_HERE if pool is not None and pool.is_here else most
             self._max_workers = known or available_cores()  # Dask asks for it
             self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
@@ -118,7 +120,7 @@ class Executor(futures.Executor):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 1,
+        chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[T]:
         """The results of `fn` on the items of iterables, in their order, as `map` gives them.
@@ -131,13 +133,14 @@ class Executor(futures.Executor):
             Each gives one argument of a call; the shortest decides how many there are.
         timeout : float, optional
             Seconds from now after which the next result raises TimeoutError if it is not there.
-        chunksize : int
-            Calls that travel and run together.
+        chunksize : int, optional
+            Calls that travel and run together. By default each is one by itself, until it is known how
+            long they take: then as many as take a fiftieth of a second, where there are many.
         buffersize : int, optional
             Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
             default all are submitted at once, and the iterables are read to their end.
         """
-        if not is_integer(chunksize) or chunksize < 1:
+        if chunksize is not None and (not is_integer(chunksize) or chunksize < 1):
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not is_integer(buffersize):
             raise TypeError("buffersize must be an integer or None")
@@ -145,8 +148,9 @@ class Executor(futures.Executor):
             raise ValueError("buffersize must be None or > 0")
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
-        chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
-        futures_to_come = map(partial(self._submit, self._shared(fn, chunksize)), chunks)
+        size = chunksize or 1
+        chunks = iter(lambda: list(itertools.islice(arguments, size)), [])
+        futures_to_come = map(partial(self._submit, self._shared(fn, size, chunksize is None)), chunks)
         pending = deque(itertools.islice(futures_to_come, buffersize))
         # Where none is to come, an iterator keeps no executor alive.
         return _results(pending, iter(()) if buffersize is None else futures_to_come, until)
@@ -162,12 +166,12 @@ class Executor(futures.Executor):
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        self._calls.put(Call(future, shared.kind, block, shared))
+        self._calls.put(Call(future, shared.kind, block, shared, shared.may_join))
         return future
 
-    def _shared(self, f: Callable[..., Any], chunksize: int) -> Shared:
+    def _shared(self, f: Callable[..., Any], chunksize: int, may_join: bool) -> Shared:
         """Calls of f, so many as one, pickled once; what is large is a file where workers can read it."""
-        shared = Shared(partial(call_each, f), (function_of(f), chunksize))
+        shared = Shared(partial(call_each, f), (function_of(f), chunksize), may_join)
         with contextlib.suppress(Exception), self._pickling():  # which each call tells
             block = to_block(shared.sent)
             if self._shares_files and len(block) > FUNCTION_BYTES:
@@ -197,11 +201,12 @@ class Shared:
 
     sent : as it travels with each: itself, a block as bytes, or the path of one.
     kind : what tells its calls from others, which may take longer.
+    may_join : whether a worker may be given several of them at once.
     """
 
-    def __init__(self, f: Callable[..., Any], kind: Hashable) -> None:
+    def __init__(self, f: Callable[..., Any], kind: Hashable, may_join: bool = False) -> None:
         self.sent: Callable[..., Any] | bytes | str = f
-        self.kind = kind
+        self.kind, self.may_join = kind, may_join
 
     def new_file(self, block: Array) -> str:
         """The path of a file that is there as long as this is kept."""

@@ -124,7 +124,7 @@ def any_call(
 
 
 def run_call(block: Array) -> Packed:
-    """What the call of a block returns, as `packed_block` has it.
+    """What the call of a block returns, as `packed_block` has it; of a block of several, what each tells.
 
     f may be one that was pickled before: a block as bytes, or the path of its file.
 
@@ -132,9 +132,35 @@ def run_call(block: Array) -> Packed:
     >>> from_block(np.frombuffer(run_call(to_block((divmod, (7, 2), {}))).data, np.uint8))
     (3, 1)
     """
-    f, args, kwargs = from_block(block)
-    f = loaded(f) if isinstance(f, (bytes, str)) else f
-    return packed_block(f(*args, **kwargs))
+    call = from_block(block)
+    if not isinstance(call, list):
+        return packed_block(_called(*call))
+    told = [_told(one) for one in call]
+    try:
+        return packed_block(told)
+    except Exception:  # a result that cannot be pickled is an error of its call alone
+        return packed_block([_as_it_travels(*one) for one in told])
+
+
+def _called(f: Any, args: Any, kwargs: Any) -> Any:
+    return (loaded(f) if isinstance(f, (bytes, str)) else f)(*args, **kwargs)
+
+
+def _told(call: bytes) -> tuple[bool, Any]:
+    """True and what a call returns, or False and what it raises as plain data."""
+    try:
+        return True, _called(*from_block(np.frombuffer(call, np.uint8)))
+    except BaseException as error:
+        return False, plain(describe(error))
+
+
+def _as_it_travels(has_returned: bool, value: Any) -> tuple[bool, Any]:
+    """The same, and an error for what cannot be pickled."""
+    try:
+        packed_block(value)
+    except Exception as error:
+        return False, plain(describe(error))
+    return has_returned, value
 
 
 def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -190,6 +190,94 @@ def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     assert errors[2] is not None
 
 
+def short(served: Served, f: Callable[..., Any], *arguments: Any) -> list[Call]:
+    """Calls of a map of which it is known that they are short, each with one of these."""
+    [known] = served.add(1)
+    list(served.serve())
+    calls = served.calls
+    kind = calls._kinds[known.function]
+    calls._seconds[kind] = 1e-4
+    some = [Call(Future(), "f", to_block((f, (one,), {})), None, may_join=True) for one in arguments]
+    for one in some:
+        calls.put(one)
+    return some
+
+
+def negative(number: int) -> int:
+    if number == 13:
+        raise ValueError("unlucky")
+    if number == 14:
+        return threading.Lock()  # type: ignore[return-value]  # which cannot be pickled
+    return -number
+
+
+def test_short_calls_of_a_map_go_together_and_each_has_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.run.calls.available_cores", lambda: 2)
+    served = Served(most=2)
+    some = short(served, negative, *range(64))
+    served.take()
+    assert [len(batch) for batch in served.calls._batches.values()] == [8, 4]
+    assert some[4].future.cancel()
+    list(served.serve())
+    for number, one in enumerate(some):
+        if number == 4:
+            assert one.future.cancelled()
+        elif number in (13, 14):
+            assert isinstance(one.future.exception(0), (ValueError, TypeError))
+        else:
+            assert one.future.result(0) == -number
+    assert "unlucky" in str(some[13].future.exception(0))
+    assert (len(served.calls.tasks), served.calls._batches) == (0, {})
+
+
+def test_others_do_not_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.run.calls.available_cores", lambda: 1)
+    served = Served(most=64)
+    short(served, abs, *range(9))
+    served.calls.put(Call(Future(), "f", np.zeros(2**15, np.uint8), None, may_join=True))  # a large one
+    served.calls.put(Call(Future(), "f", to_block((abs, (1,), {})), None, may_join=True))
+    served.calls.put(Call(Future(), "f", to_block((abs, (1,), {}))))  # by submit
+    served.take()
+    assert [len(batch) for batch in served.calls._batches.values()] == [2, 2, 2, 1, 1, 1, 1, 1, 1]
+    careful = Served(most=64, retries=0)
+    short(careful, abs, *range(16))
+    careful.take()
+    assert [len(batch) for batch in careful.calls._batches.values()] == [1] * 16
+
+
+def test_calls_that_were_lost_together_are_started_again_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.run.calls.available_cores", lambda: 1)
+    faults = {1: Fault("kill"), 5: Fault("kill", attempts=9)}
+    served = Served(faults=faults)
+    some = short(served, abs, *range(32))  # the calls from number 1 on
+    served.take()
+    assert served.calls._batches[1] == list(range(1, 9))
+    list(served.serve())
+    errors = [str(one.future.exception(0)) for one in some]
+    assert errors[:4] + errors[5:] == ["None"] * 31
+    assert "lost 2 times" in errors[4]
+
+
+def test_results_that_cannot_be_read_here_are_asked_for_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.run.calls.available_cores", lambda: 1)
+    served = Served()
+    some = short(served, Unreadable, *range(16))
+    list(served.serve())
+    errors = [one.future.exception(0) for one in some]
+    assert [type(error) for error in errors] == [type(None)] * 7 + [KeyError] + [type(None)] * 8
+
+
+class Unreadable:
+    """The one with 7 cannot be unpickled."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["number"] == 7:
+            raise KeyError(7)
+
+
 PATIENCE = 30.0
 
 LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyError", "x", KeyError("x"))
