@@ -30,8 +30,7 @@ from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
 
-MOST_CALLS = 4096  # that a pool elsewhere is given at a time: it keeps a little of each
-MOST_CALLS_HERE = 128  # what waits longer may turn out to be short, and then goes with others
+MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
 class Executor(futures.Executor):
@@ -84,7 +83,6 @@ class Executor(futures.Executor):
             place, known, pool, close = _place(executor, workers)
             # What another executor was given cannot be taken back: one call more than it has workers.
             most = MOST_CALLS if pool is not None or known is None else known + 1
-            most = MOST_CALLS_HERE if pool is not None and pool.is_here else most
             self._max_workers = known or available_cores()  # Dask asks for it
             self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
@@ -120,7 +118,7 @@ class Executor(futures.Executor):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int | None = None,
+        chunksize: int = 1,
         buffersize: int | None = None,
     ) -> Iterator[T]:
         """The results of `fn` on the items of iterables, in their order, as `map` gives them.
@@ -133,14 +131,13 @@ class Executor(futures.Executor):
             Each gives one argument of a call; the shortest decides how many there are.
         timeout : float, optional
             Seconds from now after which the next result raises TimeoutError if it is not there.
-        chunksize : int, optional
-            Calls that travel and run together. By default each is one by itself, until it is known how
-            long they take: then as many as take a fiftieth of a second, where there are many.
+        chunksize : int
+            Calls that travel and run together, as one call. Short ones go to workers together anyway.
         buffersize : int, optional
             Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
             default all are submitted at once, and the iterables are read to their end.
         """
-        if chunksize is not None and (not is_integer(chunksize) or chunksize < 1):
+        if not is_integer(chunksize) or chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not is_integer(buffersize):
             raise TypeError("buffersize must be an integer or None")
@@ -148,9 +145,8 @@ class Executor(futures.Executor):
             raise ValueError("buffersize must be None or > 0")
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
-        size = chunksize or 1
-        chunks = iter(lambda: list(itertools.islice(arguments, size)), [])
-        futures_to_come = map(partial(self._submit, self._shared(fn, size, chunksize is None)), chunks)
+        chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
+        futures_to_come = map(partial(self._submit, self._shared(fn, chunksize)), chunks)
         pending = deque(itertools.islice(futures_to_come, buffersize))
         # Where none is to come, an iterator keeps no executor alive.
         return _results(pending, iter(()) if buffersize is None else futures_to_come, until)
@@ -169,9 +165,9 @@ class Executor(futures.Executor):
         self._calls.put(Call(future, shared.kind, block, shared, shared.may_join))
         return future
 
-    def _shared(self, f: Callable[..., Any], chunksize: int, may_join: bool) -> Shared:
+    def _shared(self, f: Callable[..., Any], chunksize: int) -> Shared:
         """Calls of f, so many as one, pickled once; what is large is a file where workers can read it."""
-        shared = Shared(partial(call_each, f), (function_of(f), chunksize), may_join)
+        shared = Shared(partial(call_each, f), (function_of(f), chunksize), may_join=True)
         with contextlib.suppress(Exception), self._pickling():  # which each call tells
             block = to_block(shared.sent)
             if self._shares_files and len(block) > FUNCTION_BYTES:

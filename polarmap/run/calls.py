@@ -14,34 +14,19 @@ from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.errors import WorkerLostError, hide_our_frames
-from polarmap.executors.base import (
-    Attempt,
-    Coded,
-    MapExecutor,
-    Outcome,
-    Payload,
-    Run,
-    failure_of,
-    read_only,
-)
+from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
+from polarmap.run.batches import InBatches
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.block_functions import run_call
-from polarmap.worker.messages import Error
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Array, from_block, to_block
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.pytree import Array, from_block
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
 MOST_KINDS = 64  # functions without a call under way of which it is remembered what calls took
-# Calls of a map that are known to be short go together as one task, which takes about so long; of a map that
-# has few, so many for each core do not.
-BATCH_SECONDS = 0.02
-BATCHES_PER_CORE = 4
-BATCH_BYTES = 2**14  # that a call may have which goes with others
 ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no call is late before
 
 
@@ -51,7 +36,7 @@ class Call(NamedTuple):
     function : what tells calls of one function from those of others.
     block : the call as it travels.
     shared : that is kept as long as any of several calls.
-    may_join : whether a worker may be given others of its function with it, one after the other.
+    may_join : whether a worker may be given others of its function with it.
     """
 
     future: Future[Any]
@@ -64,8 +49,14 @@ class Call(NamedTuple):
         """Whether it may begin, or has: nobody has cancelled it, and nobody can any more."""
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
-    def return_(self, value: Any) -> None:
+    def return_(self, outcome: Outcome) -> None:
         """Its result is there."""
+        try:
+            assert outcome.leaves is not None
+            value = from_block(outcome.leaves[0])
+        except BaseException as error:
+            self.fail(error)
+            return
         with suppress(InvalidStateError):  # somebody else has set it
             self.future.set_result(value)
 
@@ -115,10 +106,7 @@ class Calls(Coded, Need, Policy):
         # The attempts at calls of each function, as long as there is a call, or it is among the latest.
         self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
         self._latest = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
-        # What workers spent on a call of each kind, the last ones for the most part; 0.0: that is not known.
-        self._seconds = weakref.WeakKeyDictionary[LateAttempts[Attempt], float]()
         self._calls: dict[int, Call] = {}  # that are not over
-        self._batches: dict[int, list[int]] = {}  # the calls of each task, which has the number of its first
         self._count = self._next = 0  # the number of the next one to come, and to be given to the run
         # One call is not to begin while another thread cancels it; an executor may be dropped at any moment.
         self._lock = threading.RLock()
@@ -201,7 +189,8 @@ class Calls(Coded, Need, Policy):
     def _serve(self) -> None:
         """Do calls on a run of the executor, until none has come for a while."""
         try:
-            with closing(self._executor.open(Payload(run_call, self))) as run:
+            executor = InBatches(self._executor, self._kind_in_batch)
+            with closing(executor.open(Payload(run_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
                 for outcomes in schedule(run, self, self._retries, self):
                     is_news = bool(outcomes)
@@ -217,7 +206,6 @@ class Calls(Coded, Need, Policy):
             self._run = None
             for task in self.tasks.known():
                 self.tasks.forget(task)
-            self._batches.clear()
             with self._lock:  # others may come in this moment
                 self._next = next(iter(self._calls), self._count)
 
@@ -229,58 +217,32 @@ class Calls(Coded, Need, Policy):
         return len(self.tasks)
 
     def leaves(self, index: int) -> list[Array]:
-        """Calls as they travel to the worker that is given them; CancelledError if nobody waits for any."""
+        """The call as it travels to the worker that is given it; CancelledError if nobody waits for it."""
         with self._lock:
-            for number in self._batches.get(index, ()):
-                if number in self._calls and not self._calls[number].begins():
-                    del self._calls[number]
-            blocks = [call.block for call in self._calls_of(index)]
-        if not blocks:
-            raise CancelledError
-        return [read_only(blocks[0] if len(blocks) == 1 else to_block([one.tobytes() for one in blocks]))]
+            call = self._calls.get(index)
+            if call is None or not call.begins():
+                self._calls.pop(index, None)
+                raise CancelledError
+        return [read_only(call.block)]
 
-    def _calls_of(self, task: int) -> list[Call]:
-        """Those of a task that are not over."""
-        return [self._calls[number] for number in self._batches.get(task, ()) if number in self._calls]
+    def _kind_in_batch(self, index: int) -> Hashable:
+        """The function of a call that may go with others; not where one that is lost with these fails."""
+        call = self._calls.get(index)
+        goes = call is not None and call.may_join and self._retries and self._most_backups
+        return call.function if call is not None and goes else None
 
     # -- as the policy of a schedule -----------------------------------------------------------
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
         while self._next < self._count and len(tasks) < self._most:
-            self._next += len(self._add_batch(self._next))
+            call = self._calls.get(self._next)
+            if call is not None:  # it was not cancelled
+                tasks.add(self._next, self._kind_of(call.function))
+            self._next += 1
         if tasks.held_back or tasks.unbegun or self._next < self._count:
             return sorted(tasks.held_back)
         return self._backups.due(tasks, need, now)
-
-    def _add_batch(self, first: int) -> range:
-        """The numbers of calls that have become a task; it is none if the first of them was cancelled."""
-        call = self._calls.get(first)
-        if call is None:
-            return range(first, first + 1)
-        end, size = first + 1, self._batch_size(call)
-        while end < first + size and self._goes_with(call, self._calls.get(end)):
-            end += 1
-        self._batches[first] = list(range(first, end))
-        self.tasks.add(first, self._kind_of(call.function if size == 1 else (call.function, size)))
-        return range(first, end)
-
-    def _batch_size(self, call: Call) -> int:
-        """How many calls of a map go together, a power of two: 1 until it is known that they are short.
-
-        And where the others might not be started again, if a worker is lost with one of them.
-        """
-        kind = self._kinds.get(call.function)
-        seconds = 0.0 if kind is None else self._seconds.get(kind, 0.0)
-        if not seconds or not self._retries or not self._goes_with(call, call):
-            return 1
-        share = (self._count - self._next) // (BATCHES_PER_CORE * available_cores())
-        return 1 << max(1, min(share, int(BATCH_SECONDS / seconds))).bit_length() - 1
-
-    def _goes_with(self, call: Call, other: Call | None) -> bool:
-        """Whether it may be of the same task."""
-        is_one = other is not None and other.may_join and other.function == call.function
-        return is_one and len(call.block) <= BATCH_BYTES
 
     def _kind_of(self, function: Hashable) -> LateAttempts[Attempt]:
         """The attempts at calls of a function, which is the latest now."""
@@ -301,72 +263,32 @@ class Calls(Coded, Need, Policy):
 
     def add(self, outcome: Outcome) -> None:
         """The first attempt that returns or raises is the end of a call."""
-        calls, failure = self._calls_of(outcome.task), outcome.failure
-        if failure is None:
-            self._return(outcome.task, calls, outcome)
-        elif failure.kind == "raised" or not calls:
+        call, failure = self._calls.get(outcome.task), outcome.failure
+        if call is None or failure is None or failure.kind == "raised":
             self._let_go(outcome.task)
-            for call in calls:
-                call.fail(failure.cause or RuntimeError(str(failure)), is_of_f=True)
-
-    def _return(self, task: int, calls: list[Call], outcome: Outcome) -> None:
-        """The results of calls are there, or what one of several has raised in its place."""
-        kind = self.tasks[task].late if calls else None
-        if kind is not None:
-            self._seconds[kind] = (self._seconds.get(kind, outcome.seconds) + outcome.seconds) / 2
-        try:
-            assert outcome.leaves is not None
-            value = from_block(outcome.leaves[0])
-        except BaseException as error:
-            if len(calls) > 1:  # that of one of them cannot be read here
-                self._split(task)
-                return
-            self._let_go(task, error)
-            return
-        self._let_go(task)
-        for call, (has_returned, one) in zip(calls, value if len(calls) > 1 else [(True, value)]):
-            if has_returned:
-                call.return_(one)
-            else:
-                call.fail(failure_of(Error(*one)).cause or RuntimeError(one[1]), is_of_f=True)
-
-    def _split(self, task: int) -> None:
-        """Let each call of a task be one of its own, which was started as often."""
-        numbers, submitted = self._batches[task], self.tasks[task].submitted
-        self._forget(task)
-        for number in numbers:
-            if number in self._calls:
-                self._batches[number] = [number]
-                self.tasks.add(number, self._kind_of(self._calls[number].function), submitted)
+        if call is not None and failure is None:
+            call.return_(outcome)
+        elif call is not None and failure is not None and failure.kind == "raised":
+            call.fail(failure.cause or RuntimeError(str(failure)), is_of_f=True)
 
     def step(self) -> bool:
         """Whether no call is under way, once those have failed that were lost too often."""
         for index in sorted(self.tasks.failed):
             task = self.tasks[index]
-            if len(self._calls_of(index)) > 1:  # one of them may have ended the worker
-                self._split(index)
-            elif task.attempts > self._retries and task.last_failure is not None:
+            if task.attempts > self._retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
                 self._let_go(index, WorkerLostError(text))
         return not self._calls
 
     def _let_go(self, index: int, error: BaseException | None = None) -> None:
-        """Nothing more is wanted of a task, neither of other attempts at it; `error`: what it ends with."""
-        calls = self._calls_of(index)
-        for number in self._batches.get(index, ()):
-            self._calls.pop(number, None)
-        self._forget(index)
-        for call in calls if error is not None else ():
-            assert error is not None
-            call.fail(error)
-
-    def _forget(self, index: int) -> None:
-        """There is no such task any more."""
+        """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
+        call = self._calls.pop(index, None)
         running = self.tasks.running.get(index, ())
         self.tasks.forget(index)
-        self._batches.pop(index, None)
         if running and self._run is not None:
             self._run.withdraw([(index, attempt) for attempt in running])
+        if call is not None and error is not None:
+            call.fail(error)
 
     @property
     def is_met(self) -> bool:

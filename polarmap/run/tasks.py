@@ -5,7 +5,7 @@ Knows no codes and no results.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from polarmap.errors import raised_by
@@ -83,14 +83,9 @@ class TaskTable:
     def __iter__(self) -> Iterator[Task]:
         return iter(self._tasks.values())
 
-    def add(
-        self, index: int, late: LateAttempts[Attempt] | None = None, submitted: Sequence[float] = ()
-    ) -> None:
-        """There is one more task, of a kind of which these attempts are; it is held back.
-
-        submitted : when it was handed out before, as part of another one.
-        """
-        self._tasks[index] = Task(late, list(submitted))
+    def add(self, index: int, late: LateAttempts[Attempt] | None = None) -> None:
+        """There is one more task, of a kind of which these attempts are; it is held back."""
+        self._tasks[index] = Task(late)
         self.held_back.add(index)
 
     def known(self) -> list[int]:

@@ -124,7 +124,7 @@ def any_call(
 
 
 def run_call(block: Array) -> Packed:
-    """What the call of a block returns, as `packed_block` has it; of a block of several, what each tells.
+    """What the call of a block returns, as `packed_block` has it.
 
     f may be one that was pickled before: a block as bytes, or the path of its file.
 
@@ -132,35 +132,29 @@ def run_call(block: Array) -> Packed:
     >>> from_block(np.frombuffer(run_call(to_block((divmod, (7, 2), {}))).data, np.uint8))
     (3, 1)
     """
-    call = from_block(block)
-    if not isinstance(call, list):
-        return packed_block(_called(*call))
-    told = [_told(one) for one in call]
-    try:
-        return packed_block(told)
-    except Exception:  # a result that cannot be pickled is an error of its call alone
-        return packed_block([_as_it_travels(*one) for one in told])
+    f, args, kwargs = from_block(block)
+    f = loaded(f) if isinstance(f, (bytes, str)) else f
+    return packed_block(f(*args, **kwargs))
 
 
-def _called(f: Any, args: Any, kwargs: Any) -> Any:
-    return (loaded(f) if isinstance(f, (bytes, str)) else f)(*args, **kwargs)
+def in_batches(f: Callable[[Array], Packed]) -> Callable[[Array], Packed]:
+    """f of a block of bytes, or of several that `to_block` has made one of integers of 8 bits.
 
+    Of several, what f returns for each, or raises, as plain data: true and its bytes, or false and its error.
+    """
 
-def _told(call: bytes) -> tuple[bool, Any]:
-    """True and what a call returns, or False and what it raises as plain data."""
-    try:
-        return True, _called(*from_block(np.frombuffer(call, np.uint8)))
-    except BaseException as error:
-        return False, plain(describe(error))
+    def told(block: bytes) -> tuple[bool, Any]:
+        try:
+            return True, f(np.frombuffer(block, np.uint8)).data
+        except BaseException as error:
+            return False, plain(describe(error))
 
+    def call(block: Array) -> Packed:
+        if block.dtype != np.int8:
+            return f(block)
+        return packed_block([told(one) for one in from_block(block.view(np.uint8))])
 
-def _as_it_travels(has_returned: bool, value: Any) -> tuple[bool, Any]:
-    """The same, and an error for what cannot be pickled."""
-    try:
-        packed_block(value)
-    except Exception as error:
-        return False, plain(describe(error))
-    return has_returned, value
+    return call
 
 
 def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
