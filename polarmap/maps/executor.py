@@ -132,7 +132,7 @@ class Executor(futures.Executor):
         timeout : float, optional
             Seconds from now after which the next result raises TimeoutError if it is not there.
         chunksize : int
-            Calls that travel and run together.
+            Calls that travel and run together, as one call. Short ones go to workers together anyway.
         buffersize : int, optional
             Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
             default all are submitted at once, and the iterables are read to their end.
@@ -162,12 +162,12 @@ class Executor(futures.Executor):
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        self._calls.put(Call(future, shared.kind, block, shared))
+        self._calls.put(Call(future, shared.kind, block, shared, shared.may_join))
         return future
 
     def _shared(self, f: Callable[..., Any], chunksize: int) -> Shared:
         """Calls of f, so many as one, pickled once; what is large is a file where workers can read it."""
-        shared = Shared(partial(call_each, f), (function_of(f), chunksize))
+        shared = Shared(partial(call_each, f), (function_of(f), chunksize), may_join=True)
         with contextlib.suppress(Exception), self._pickling():  # which each call tells
             block = to_block(shared.sent)
             if self._shares_files and len(block) > FUNCTION_BYTES:
@@ -197,11 +197,12 @@ class Shared:
 
     sent : as it travels with each: itself, a block as bytes, or the path of one.
     kind : what tells its calls from others, which may take longer.
+    may_join : whether a worker may be given several of them at once.
     """
 
-    def __init__(self, f: Callable[..., Any], kind: Hashable) -> None:
+    def __init__(self, f: Callable[..., Any], kind: Hashable, may_join: bool = False) -> None:
         self.sent: Callable[..., Any] | bytes | str = f
-        self.kind = kind
+        self.kind, self.may_join = kind, may_join
 
     def new_file(self, block: Array) -> str:
         """The path of a file that is there as long as this is kept."""

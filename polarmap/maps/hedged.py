@@ -20,6 +20,7 @@ from polarmap.errors import (
     raised_by,
 )
 from polarmap.executors.base import Outcome, failure_of
+from polarmap.run.batches import MOST_BATCHES, InBatches
 from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
@@ -30,6 +31,8 @@ from polarmap.worker.messages import Error
 from polarmap.worker.pytree import from_block, naming
 
 T = TypeVar("T")
+
+SMALL_BYTES = 2**14  # that each of many items may have, so that several of them travel together
 
 
 @verb
@@ -125,6 +128,9 @@ def hedged_map(
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
     parts, is_pickled = any_parts(groups, "block" if is_group else "item")
     keeps = bool(return_exceptions)
+    are_many = is_pickled and count > MOST_BATCHES and max(part.nbytes for [part] in parts) <= SMALL_BYTES
+    if are_many and retries and backups:  # of which what is lost with others, or late among them, needs one
+        running.executor = InBatches(running.executor, lambda task: True)
     call, coded = any_call(f, star, args, kwargs, is_pickled, is_group, keeps), PartBlocks(parts, ("array",))
 
     def who(task: int) -> str:

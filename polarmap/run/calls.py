@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
+from polarmap.run.batches import InBatches
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
@@ -35,12 +36,14 @@ class Call(NamedTuple):
     function : what tells calls of one function from those of others.
     block : the call as it travels.
     shared : that is kept as long as any of several calls.
+    may_join : whether a worker may be given others of its function with it.
     """
 
     future: Future[Any]
     function: Hashable
     block: Array
     shared: object = None
+    may_join: bool = False
 
     def begins(self) -> bool:
         """Whether it may begin, or has: nobody has cancelled it, and nobody can any more."""
@@ -120,12 +123,14 @@ class Calls(Coded, Need, Policy):
             if not self._calls:
                 call.begins()  # nothing stands between it and a worker
             self._calls[self._count] = call
+            is_awaited = self._next == self._count  # else the run looks up as soon as there is room for more
             self._count += 1
             if not self._is_served:
                 self._thread = threading.Thread(target=self._drive, name="polarmap-executor", daemon=True)
                 self._thread.start()
                 self._is_served = True
-        self._wake()
+        if is_awaited:
+            self._wake()
 
     def check_open(self) -> None:
         """RuntimeError after `shut_down`."""
@@ -184,7 +189,8 @@ class Calls(Coded, Need, Policy):
     def _serve(self) -> None:
         """Do calls on a run of the executor, until none has come for a while."""
         try:
-            with closing(self._executor.open(Payload(run_call, self))) as run:
+            executor = InBatches(self._executor, self._kind_in_batch)
+            with closing(executor.open(Payload(run_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
                 for outcomes in schedule(run, self, self._retries, self):
                     is_news = bool(outcomes)
@@ -218,6 +224,12 @@ class Calls(Coded, Need, Policy):
                 self._calls.pop(index, None)
                 raise CancelledError
         return [read_only(call.block)]
+
+    def _kind_in_batch(self, index: int) -> Hashable:
+        """The function of a call that may go with others; not where one that is lost with these fails."""
+        call = self._calls.get(index)
+        goes = call is not None and call.may_join and self._retries and self._most_backups
+        return call.function if call is not None and goes else None
 
     # -- as the policy of a schedule -----------------------------------------------------------
 

@@ -137,6 +137,26 @@ def run_call(block: Array) -> Packed:
     return packed_block(f(*args, **kwargs))
 
 
+def in_batches(f: Callable[[Array], Packed]) -> Callable[[Array], Packed]:
+    """f of a block of bytes, or of several that `to_block` has made one of integers of 8 bits.
+
+    Of several, what f returns for each, or raises, as plain data: true and its bytes, or false and its error.
+    """
+
+    def told(block: bytes) -> tuple[bool, Any]:
+        try:
+            return True, f(np.frombuffer(block, np.uint8)).data
+        except BaseException as error:
+            return False, plain(describe(error))
+
+    def call(block: Array) -> Packed:
+        if block.dtype != np.int8:
+            return f(block)
+        return packed_block([told(one) for one in from_block(block.view(np.uint8))])
+
+    return call
+
+
 def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Several calls as one.
 

@@ -1,0 +1,191 @@
+"""Short tasks of a run go to a worker together: to send one by itself takes longer than to do it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from polarmap.executors.base import (
+    Attempt,
+    Began,
+    Coded,
+    Event,
+    MapExecutor,
+    Outcome,
+    Payload,
+    Run,
+    failure_of,
+    lost,
+)
+from polarmap.executors.pool import Pool
+from polarmap.worker.block_functions import in_batches
+from polarmap.worker.messages import Error
+from polarmap.worker.parts import MESSAGE
+from polarmap.worker.pytree import Array, from_block, to_block
+from polarmap.worker.surroundings import available_cores
+
+MOST_BATCHES = 128  # that workers are given at a time: what waits may turn out to be short
+BATCH_SECONDS = 0.02  # that one takes, or not much longer
+BATCHES_PER_CORE = 4  # of what waits, where it is not much
+
+Kinds = Callable[[int], Hashable]  # what is the same for tasks that take about as long; None: it goes alone
+
+
+class InBatches:
+    """An executor whose workers, if they are processes here, are given several short tasks at once.
+
+    The blocks of its maps are arrays of bytes, as `to_block` makes them; what f returns is one, too.
+    """
+
+    def __init__(self, executor: MapExecutor, kind_of: Kinds) -> None:
+        self._executor, self._kind_of = executor, kind_of
+        self.worker = executor.worker
+
+    @property
+    def name(self) -> str:
+        """That of the executor underneath, which may change."""
+        return self._executor.name
+
+    def open(self, payload: Payload) -> Run:
+        """A run of the executor underneath, or one before it."""
+        if isinstance(self._executor, Pool) and self._executor.is_here:
+            return BatchedRun(self._executor, payload, self._kind_of)
+        return self._executor.open(payload)
+
+
+class Batches(Coded):
+    """Batches of tasks that have not ended, by number, as the blocks of a run.
+
+    attempts : at the tasks of each.
+    dropped : tells of an attempt for which nobody waits any more.
+    """
+
+    structure, source = ("array",), MESSAGE
+
+    def __init__(self, blocks: Coded, dropped: Callable[[Attempt], None]) -> None:
+        self._blocks, self._dropped = blocks, dropped
+        self.attempts: dict[int, list[Attempt]] = {}
+        self._latest: tuple[int, list[Array]] = -1, []
+
+    @property
+    def n(self) -> int:  # type: ignore[override]
+        """How many there are now."""
+        return len(self.attempts)
+
+    def leaves(self, index: int) -> list[Array]:
+        """The blocks of a batch as one, which no other is like; CancelledError if nobody waits for any."""
+        if self._latest[0] != index:
+            self._latest = index, [self._block(index)]
+        return self._latest[1]
+
+    def _block(self, index: int) -> Array:
+        blocks, wanted = list[Array](), list[Attempt]()
+        for one in self.attempts[index]:
+            try:
+                blocks += self._blocks.leaves(one[0])
+                wanted.append(one)
+            except CancelledError:
+                self._dropped(one)
+        self.attempts[index] = wanted
+        if not wanted:
+            raise CancelledError
+        return blocks[0] if len(blocks) == 1 else to_block([one.tobytes() for one in blocks]).view(np.int8)
+
+
+class BatchedRun:
+    """A run whose tasks are given in batches to one of an executor.
+
+    First attempts at tasks of a kind go together once it is known that these are short. Each has its own
+    outcome; what is lost with others, or late among them, is started again by itself.
+    """
+
+    def __init__(self, executor: MapExecutor, payload: Payload, kind_of: Kinds) -> None:
+        self._kind_of = kind_of
+        self._waiting = deque[Attempt]()
+        self._open = set[Attempt]()  # whose end has not been told
+        self._news: list[Event] = []
+        self._seconds: dict[Hashable, float] = {}  # of a task of each kind, as its worker measured it
+        self._batches = Batches(payload.blocks, self._drop)
+        self._number = 0  # of the next batch
+        self._run = executor.open(replace(payload, f=in_batches(payload.f), blocks=self._batches))
+        self.now, self.wake, self.close = self._run.now, self._run.wake, self._run.close
+
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Let them wait until there is room for them."""
+        self._open.update(attempts)
+        self._waiting += attempts
+        self._hand_on()
+
+    def wait(self, timeout: float) -> list[Event]:
+        """What happened to each attempt."""
+        events = self._run.wait(0.0 if self._news else timeout)
+        for event in events:
+            if isinstance(event, Began):
+                batch = self._batches.attempts[event.task]
+                self._news += [Began(*one, event.when) for one in batch if one in self._open]
+            else:
+                ended = self._ended(self._batches.attempts.pop(event.task), event)
+                self._news += [one for one in ended if (one.task, one.attempt) in self._open]
+                self._open.difference_update((one.task, one.attempt) for one in ended)
+        self._hand_on()
+        news, self._news = self._news, []
+        return news
+
+    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+        """Nobody waits for these any more; those in one batch with others go on."""
+        unwanted = self._open.intersection(attempts)
+        for one in unwanted:
+            self._drop(one)
+        self._waiting = deque(one for one in self._waiting if one not in unwanted)
+        batches = self._batches.attempts.items()
+        self._run.withdraw([(number, 0) for number, batch in batches if unwanted.issuperset(batch)])
+
+    def _drop(self, attempt: Attempt) -> None:
+        self._open.discard(attempt)
+        self._news.append(lost(*attempt, "nobody waits for it any more"))
+
+    def _hand_on(self) -> None:
+        """Let workers have what waits, as long as that is not too much."""
+        numbers = []
+        while self._waiting and self._batches.n < MOST_BATCHES:
+            numbers.append((self._number, 0))
+            self._batches.attempts[self._number] = self._next_batch()
+            self._number += 1
+        self._run.submit(numbers)
+
+    def _next_batch(self) -> list[Attempt]:
+        """The first attempt that waits, and those behind it that go with it."""
+        batch = [self._waiting.popleft()]
+        kind, waiting = self._kind_of(batch[0][0]), len(self._waiting)
+        seconds = self._seconds.get(kind, 0.0)
+        if kind is None or not seconds or batch[0][1]:
+            return batch
+        most = min(int(BATCH_SECONDS / seconds), waiting // (BATCHES_PER_CORE * available_cores()))
+        while len(batch) < most and not self._waiting[0][1] and self._kind_of(self._waiting[0][0]) == kind:
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _ended(self, batch: list[Attempt], outcome: Outcome) -> list[Outcome]:
+        """What became of each attempt."""
+        if outcome.leaves is None or len(batch) == 1:
+            ends = [outcome._replace(task=task, attempt=attempt) for task, attempt in batch]
+        else:
+            seconds, told = outcome.seconds / len(batch), from_block(outcome.leaves[0])
+            ends = [_outcome(one, end, seconds) for one, end in zip(batch, told, strict=True)]
+        if outcome.failure is None and batch:
+            kind, seconds = self._kind_of(batch[0][0]), ends[0].seconds
+            self._seconds[kind] = (self._seconds.get(kind, seconds) + seconds) / 2
+        return ends
+
+
+def _outcome(attempt: Attempt, told: tuple[bool, Any], seconds: float) -> Outcome:
+    """What a worker tells of one of a batch."""
+    has_returned, value = told
+    if has_returned:
+        return Outcome(*attempt, [np.frombuffer(value, np.uint8)], ("array",), None, seconds)
+    return Outcome(*attempt, None, None, failure_of(Error(*value)), seconds)
