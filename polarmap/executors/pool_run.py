@@ -29,7 +29,8 @@ from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.messages import plain
-from polarmap.worker.parts import MESSAGE, check_private, write_private
+from polarmap.worker.parts import MESSAGE
+from polarmap.worker.private_files import check_private, write_private
 from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too

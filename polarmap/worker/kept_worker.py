@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
-from polarmap.worker.parts import DamagedError, Part, Place, check_private, make_private, read_private
+from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.private_files import check_private, make_private, read_private
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.processes import exit_when
 from polarmap.worker.program import TaskIO, run_task
