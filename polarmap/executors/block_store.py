@@ -21,7 +21,8 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.worker.encryption import as_stored
 from polarmap.worker.messages import StoredBlock, plain
-from polarmap.worker.parts import MESSAGE, Part, Place, write_private
+from polarmap.worker.parts import MESSAGE, Part, Place
+from polarmap.worker.private_files import write_private
 from polarmap.worker.pytree import layout_bytes
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer

@@ -26,7 +26,8 @@ from polarmap.executors.remote_workers import Site
 from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
 from polarmap.worker.kept_worker import DriverAddress, make_kept_task
 from polarmap.worker.messages import plain
-from polarmap.worker.parts import Place, retry_call
+from polarmap.worker.parts import Place
+from polarmap.worker.retries import retry_call
 
 PREFIX = "polarmap"  # of all keys of maps
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone

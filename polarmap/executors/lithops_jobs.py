@@ -35,7 +35,7 @@ from polarmap.executors.lithops_internals import (
     storage_settings,
 )
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.parts import retry_call
+from polarmap.worker.retries import retry_call
 
 AGAIN_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage

@@ -24,7 +24,7 @@ from polarmap.worker.objects import (
     Said,
     next_pause,
 )
-from polarmap.worker.parts import AWAY_SECONDS, retry_call
+from polarmap.worker.retries import AWAY_SECONDS, retry_call
 from polarmap.worker.stream import INLINE_BYTES, FrameError, Frames, Message, Stream
 
 TRANSFERS = 16  # objects read at once

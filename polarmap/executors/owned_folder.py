@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.parts import PRIVATE, make_private
+from polarmap.worker.private_files import PRIVATE, make_private
 from polarmap.worker.processes import ProcessIdentity, sweep
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)

@@ -29,8 +29,9 @@ from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.messages import plain
-from polarmap.worker.parts import MESSAGE, check_private, write_private
-from polarmap.worker.stream import CALL, LEFT, MAP, NEED, PART, UNFIT, FrameError, Message
+from polarmap.worker.parts import MESSAGE
+from polarmap.worker.private_files import check_private, write_private
+from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
@@ -88,12 +89,15 @@ class PoolRun:
         # the buffer of its socket.
         self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
         self._look_seconds = FIRST_LOOK_SECONDS
-        self._around, self._modules = workers.surroundings(f.pickled), modules
+        around = workers.surroundings(f.pickled)
+        common = self._folders, payload.output, payload.encryption, around
+        self._common = pickle.dumps(plain(common), pickle.HIGHEST_PROTOCOL)
+        self._modules = pickle.dumps(modules) if modules else b""
         try:
             self._f = self._sent(f)
             # What tells it from others; a file is of one map, and is named so.
             data, is_file = self._f
-            self._digest = data if is_file else blake2b(data, digest_size=16).digest()
+            self._digest = data if is_file else blake2b(self._modules + data, digest_size=16).digest()
         except OSError as error:
             self.close()
             raise ExecutorError(f"no room for what workers are to read: {error}") from error
@@ -244,8 +248,7 @@ class PoolRun:
                 self._workers.remove(worker)
         if is_told:
             if worker.map != self._number:  # which need not be told again
-                worker.map, worker.around, worker.function = self._number, self._around, self._digest
-                worker.modules.update(self._modules)
+                worker.map, worker.function = self._number, self._digest
             worker.note((self._number, *attempt), self._name(attempt[0]))
         if is_told and not is_ahead:
             self._news.append(Began(*attempt, worker.since))
@@ -261,19 +264,12 @@ class PoolRun:
         order, fault = (self._number, task, attempt), self._payload.fault(task, attempt)
         block = self._stored.order(self._payload.blocks, task)
         call = Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
-        return [call] if worker.map == self._number else [self._map(worker, order), call]
-
-    def _map(self, worker: KeptWorker, order: tuple[int, int, int]) -> Message:
-        """What tasks have in common: f, and what is around it, only if this worker knows others."""
-        header = (
-            self._folders,
-            plain(self._payload.output),
-            plain(self._payload.encryption),
-            plain(self._around) if worker.around != self._around else None,
-            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
-        )
-        f, is_file = self._f if worker.function != self._digest else (b"", False)
-        return Message(MAP, order, pickle.dumps(header, pickle.HIGHEST_PROTOCOL), f, is_file)
+        if worker.map == self._number:
+            return [call]
+        if worker.function == self._digest:
+            return [Message(MAP, order, self._common), call]
+        modules = [Message(MODULES, order, data=self._modules)] if self._modules else []
+        return [*modules, Message(MAP, order, self._common, *self._f), call]
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""

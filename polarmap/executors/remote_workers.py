@@ -17,7 +17,7 @@ from polarmap.executors.objects import Join, Link, ObjectLinks
 from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_worker import DriverAddress
-from polarmap.worker.parts import AWAY_SECONDS
+from polarmap.worker.retries import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
@@ -72,8 +72,7 @@ class KeptWorker:
     since : when it began with the first of them, or else became free, on the monotonic clock.
     process : its number on its machine, as soon as it has said so.
     map : of which it was told last, by number.
-    function : digest of the one that it has; around : what it was told last of what is around it;
-    modules : sources of those that it was sent, by name.
+    function : digest of the one that it has.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
     """
 
@@ -86,8 +85,6 @@ class KeptWorker:
     process: int | None = None
     map: int = -1
     function: bytes | None = None
-    around: Surroundings | None = None
-    modules: dict[str, Any] = field(default_factory=dict)
     done: dict[Hashable, None] = field(default_factory=dict)
 
     @property

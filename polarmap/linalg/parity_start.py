@@ -1,24 +1,31 @@
 """When parity tasks of the next of many products start: with the data, or when that is late.
 
 On cores that all tasks share, parity that nobody needs takes its share of the time: of 8 tasks for 6 results
-a quarter. Products of one matrix take about as long each time, so that the one before tells what is late.
+a quarter. Products of one matrix take about as long each time: a task that takes longer than all of the one
+before is late.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from polarmap.report import Report
+from polarmap.run.lateness import Floats
+from polarmap.run.options import MapOptions
 
 LEEWAY = 1.5  # times as long as the data of the product before took
 FEWEST, MOST = 8, 128  # products whose parity starts with the data, after one that needed it
 
 
 class ParityStart:
-    """Learns from one product after the other.
+    """Learns from one product after the other what a task of the next may take, as `RunTimes` tell it.
 
     Examples
     --------
-    >>> ParityStart().seconds  # nothing is known: with the data
-    0.0
+    >>> ParityStart().applied_to(MapOptions()).schedule  # nothing is known: with the data
+    'upfront'
     """
 
     def __init__(self) -> None:
@@ -26,10 +33,15 @@ class ParityStart:
         self._with_data = 0  # so many more products
         self._pause = FEWEST
 
-    @property
-    def seconds(self) -> float:
-        """After which parity of the next product starts; 0.0: with the data."""
-        return 0.0 if self._with_data else LEEWAY * self._took
+    def applied_to(self, options: MapOptions) -> MapOptions:
+        """The options of the next product: where parity need not start with the data, it does on demand."""
+        if self._with_data or not self._took:
+            return options
+        return replace(options, schedule="on_demand", runtimes=self)
+
+    def inverse(self, below: Floats, above: Floats) -> Floats:
+        """The seconds that no task should take, of any share."""
+        return np.full(below.shape, LEEWAY * self._took)
 
     def learn(self, report: Report) -> None:
         """Take in what the report of the latest product tells of the time that data takes.

@@ -209,12 +209,12 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
     the same blocks before tells.
     """
     starts = defaultdict[tuple[int, Shape], ParityStart](ParityStart)  # of coded blocks, by id, and results
-    learns = shares_cores(executor)
+    learns = shares_cores(executor) and options.schedule == "upfront"
 
     def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
         start = starts[id(coded), shape]
-        known = KnownFunction(fits=True, shape=shape, row_by_row=True, parity_after=start.seconds)
-        of_this = replace(options, known=known)
+        known = KnownFunction(fits=True, shape=shape, row_by_row=True)
+        of_this = start.applied_to(replace(options, known=known))
         result = prepared_blocks(f, coded, CodeOptions(), executor, of_this).run(observers())
         if learns:
             start.learn(result.report)

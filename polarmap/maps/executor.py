@@ -24,7 +24,8 @@ from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, function_of
 from polarmap.worker.block_functions import call_each
-from polarmap.worker.parts import check_private, write_file
+from polarmap.worker.parts import write_file
+from polarmap.worker.private_files import check_private
 from polarmap.worker.pytree import Array, to_block
 from polarmap.worker.surroundings import available_cores
 

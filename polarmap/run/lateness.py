@@ -12,6 +12,7 @@ import heapq
 from bisect import insort
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, inf, log
 from typing import Generic, Protocol, TypeVar
 
@@ -87,11 +88,8 @@ class LatenessRule:
         >>> round(rule.late_after([1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
         1.3585
         """
-        if self.runtimes is not None:
-            share = late_share(self.tasks)
-            pair = self.runtimes.inverse(np.array([1 - share, 0.5]), np.array([share, 0.5]))
-            quantile, median = pair.tolist()
-            return float(max(self.min_seconds, quantile, LEEWAY * median))
+        if self._known is not None:
+            return self._known
         half = half_of(self.tasks)
         if not len(durations):
             seconds = SILENCE_SECONDS * 2.0 ** min(late, 1000)
@@ -100,6 +98,16 @@ class LatenessRule:
         else:
             seconds = float(extrapolated(durations[0], durations[half - 1], late_share(self.tasks)))
         return max(self.min_seconds, seconds)
+
+    @cached_property
+    def _known(self) -> float | None:
+        """What a distribution tells of that, whatever the tasks of the job do; None without one."""
+        if self.runtimes is None:
+            return None
+        share = late_share(self.tasks)
+        pair = self.runtimes.inverse(np.array([1 - share, 0.5]), np.array([share, 0.5]))
+        quantile, median = pair.tolist()
+        return float(max(self.min_seconds, quantile, LEEWAY * median))
 
 
 def backup_lateness(tasks: int) -> LatenessRule:

@@ -56,7 +56,6 @@ class KnownFunction:
     errors: Errors | None = None  # it is linear up to these
     shape: tuple[int, ...] | None = None  # of the array that it returns
     row_by_row: bool = False  # it gives one row of each result for each row of its block
-    parity_after: float = 0.0  # seconds in which data is expected where parity would take cores from it
 
 
 @dataclass(frozen=True)

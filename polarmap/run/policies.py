@@ -1,4 +1,4 @@
-"""Which tasks of a map start later: parity on demand or after a while, late ones once more."""
+"""Which tasks of a map start later: parity on demand, late ones once more."""
 
 from __future__ import annotations
 
@@ -7,39 +7,9 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.executors.base import Attempt
-from polarmap.run.lateness import LEAST_SECONDS, LateAttempts, LatenessRule, ParityRule
+from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule
 from polarmap.run.loop import Need, Policy
 from polarmap.run.tasks import TaskTable
-
-
-class ParityAfter(Policy):
-    """Data tasks start at once; parity tasks after so many seconds, or as soon as one has failed.
-
-    Parameters
-    ----------
-    n, k : int
-        Tasks, and those of data, which come first.
-    seconds : float
-        After which data that is not back is late.
-    """
-
-    def __init__(self, n: int, k: int, seconds: float) -> None:
-        super().__init__(k)
-        self._left: Sequence[int] = range(k, n)
-        self._seconds = seconds
-
-    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
-        """All parity, if it is time."""
-        if not self._left or need.is_met or not need.is_protected:
-            return ()
-        if now < self._seconds and not tasks.failed:
-            return ()
-        due, self._left = self._left, ()
-        return due
-
-    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until then; what is left later waits for news."""
-        return max(LEAST_SECONDS, self._seconds - now) if self._left and now < self._seconds else inf
 
 
 class OnDemand(Policy):
@@ -74,7 +44,10 @@ class OnDemand(Policy):
         """As many parity tasks as late and failed ones make necessary."""
         if not self._left or need.is_met or not need.is_protected:
             return ()
-        on_time = tasks.running.keys() - {index for index, _ in self.late.late_at(now)}
+        late = self.late.late_at(now)
+        if not late and tasks.running and self._counts_decide and not tasks.failed:
+            return ()
+        on_time = tasks.running.keys() - {index for index, _ in late}
         returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
         count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
         if not (self._counts_decide and on_time):  # sparse codes, poor conditioning

@@ -23,7 +23,7 @@ from polarmap.run.codeword import Codeword
 from polarmap.run.lateness import ParityRule, backup_lateness
 from polarmap.run.loop import Policy
 from polarmap.run.options import MapOptions
-from polarmap.run.policies import Backups, OnDemand, ParityAfter
+from polarmap.run.policies import Backups, OnDemand
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observer, Observers, RunningMap
@@ -175,9 +175,6 @@ def _policy(code: LinearCode, options: MapOptions) -> Policy:
     """Which tasks of a map start at once, and which later."""
     if isinstance(code, Uncoded) and code.backups:
         return Backups(code.n, backup_lateness(code.n), code.backups)
-    parity_after = options.known.parity_after
-    if parity_after and len(code.systematic) == code.k:
-        return ParityAfter(code.n, code.k, parity_after)
     if options.schedule != "on_demand":
         return Policy(code.n)
     rule = ParityRule(code.recovery_threshold, options.runtimes)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Data, check_key
-from polarmap.worker.parts import AWAY_SECONDS, is_transient, retry_call, s3_error_code
+from polarmap.worker.retries import AWAY_SECONDS, is_transient, retry_call, s3_error_code
 
 FIRST_RETRY_SECONDS = 5.0  # for which a storage that has never answered is asked again
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from polarmap.worker.block_cache import joined, load_block
 from polarmap.worker.messages import Ticket
-from polarmap.worker.parts import AWAY_SECONDS, is_missing
+from polarmap.worker.parts import is_missing
 from polarmap.worker.processes import END_SECONDS, end_job, exit_when, is_alive
 from polarmap.worker.program import TaskIO, run_task
+from polarmap.worker.retries import AWAY_SECONDS
 
 ALIVE = "alive"  # the object that exists for as long as anybody waits for results
 STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them

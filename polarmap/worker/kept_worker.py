@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
-from polarmap.worker.parts import DamagedError, Part, Place, check_private, make_private, read_private
+from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.private_files import check_private, make_private, read_private
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.processes import exit_when
 from polarmap.worker.program import TaskIO, run_task
@@ -34,6 +35,7 @@ from polarmap.worker.stream import (
     INLINE_BYTES,
     LEFT,
     MAP,
+    MODULES,
     NEED,
     PART,
     PROCESS,
@@ -67,7 +69,7 @@ class ChannelIO(TaskIO):
     ) -> None:
         super().__init__(storage)
         self._channel, self._limited = channel, limited or nullcontext
-        self._around = Surroundings.of_this_process()
+        self._around = Surroundings.of_this_process()  # its own
         self._state = ProcessState() if limited is None else None
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
@@ -109,6 +111,8 @@ class ChannelIO(TaskIO):
 
     def run(self, message: Message) -> bool:
         """Do what the driver says; False if this process is not fit for anything more."""
+        if message.kind == MODULES:
+            self._modules.add(pickle.loads(message.data))
         if message.kind == MAP:
             return self._begin(message)
         if message.kind == CALL:
@@ -119,22 +123,18 @@ class ChannelIO(TaskIO):
         """Begin with the tasks of a map; False if its f would find traces of others.
 
         message : of its first task. Its header has folders for large results, none where driver and worker
-            share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
-            `Surroundings`, None if they have not changed, or are the worker's own; the sources of modules
-            that f needs and the worker has not yet, by name. Its data are f and the structure of blocks as
+            share none; the fields of the `OutputSpec` and `Encryption` of all tickets, and of the
+            `Surroundings`, None if they are the worker's own. Its data are f and the structure of blocks as
             `to_block` makes bytes of them, none if they are those of the last map.
         """
         is_first, self._order, self._f = self._order[0] < 0, message.order, None
-        self._folders, output, encryption, around, modules = pickle.loads(message.header)
+        self._folders, output, encryption, around = pickle.loads(message.header)
         self._of_map = output and OutputSpec.parse(output), encryption
-        if around is not None:
-            self._around = Surroundings(*around)
         if self._state and not is_first and (changed := self._state.restore()):
             self._tell(Message(UNFIT, self._order, changed.encode()))
             return False
-        self._around.take_over()
+        (self._around if around is None else Surroundings(*around)).take_over()
         self._blocks.forget_removed()
-        self._modules.add(modules)
         if message.data:
             data = bytes(message.data)
             self._pickled = os.fsdecode(data) if message.is_file else data

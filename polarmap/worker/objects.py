@@ -13,7 +13,8 @@ import pickle
 import time
 from typing import Any, NamedTuple
 
-from polarmap.worker.parts import AWAY_SECONDS, is_missing, retry_call
+from polarmap.worker.parts import is_missing
+from polarmap.worker.retries import AWAY_SECONDS, retry_call
 from polarmap.worker.stream import Message, frame
 
 FIRST_POLL_SECONDS = 0.002  # between looks when something has come

@@ -9,17 +9,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import stat
 import zlib
 from collections.abc import Callable, Iterable
 from threading import get_ident
-from time import monotonic, sleep
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read
-AWAY_SECONDS = 30.0  # that a storage which has answered before may be away
-PRIVATE, OTHERS = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
-FIRST_PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
 
 
 class Part(NamedTuple):
@@ -41,7 +36,7 @@ class Part(NamedTuple):
 class Place(NamedTuple):
     """Where objects lie.
 
-    kind : "folder" of a file system, "private" ones as `read_private` takes them, "bucket" of a Lithops
+    kind : "folder" of a file system, "private" ones as `private_files` has them, "bucket" of a Lithops
         storage, the "driver" that is to be asked, or the "message" that a block travels in.
     place : the path or the name.
     backend : Lithops' name for the storage that holds the bucket; empty for a folder.
@@ -161,97 +156,3 @@ def remove_parts(place: Place, parts: Iterable[Part], storage: Any = None) -> No
 def is_missing(error: Exception) -> bool:
     """Whether a storage says that there is no such object; Lithops has one error for all of them."""
     return type(error).__name__ == "StorageNoSuchKeyError"
-
-
-# --- files of a driver and its workers on one machine, two levels below a folder of this user alone ----
-
-
-def make_private(folder: str) -> bool:
-    """Let such a folder be there, also where somebody has removed it; whether it was not there.
-
-    OSError if something else is, or if its file system cannot keep others out.
-    """
-    is_new = True
-    try:
-        os.mkdir(folder, PRIVATE)
-    except FileExistsError:
-        is_new = False
-    if _mode_of_own(folder) != PRIVATE:
-        os.chmod(folder, PRIVATE)
-        check_private(folder)
-    return is_new
-
-
-def check_private(folder: str) -> None:
-    """OSError for a folder in which others may have put files: what lies in such a one is read as code."""
-    if _mode_of_own(folder) & OTHERS:
-        raise PermissionError(f"{folder} is open to others")
-
-
-def _mode_of_own(folder: str) -> int:
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise PermissionError(f"something else is in the place of {folder}")
-    return stat.S_IMODE(status.st_mode)
-
-
-def write_private(path: str, *buffers: Any) -> None:
-    """Such a file, of these bytes in a row; OSError if others could read or replace it."""
-    folder, name = os.path.split(path)
-    make_private(os.path.dirname(folder))
-    write_file(folder, name, *buffers)
-
-
-def read_private(source: Place, part: Part) -> bytes | memoryview:
-    """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
-    try:
-        check_private(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
-    except OSError:
-        raise missing(part) from None
-    return read_file(source.place, part)
-
-
-# --- a storage that may only be away for a moment: restarting, or too busy ------------------------
-
-Result = TypeVar("Result")
-
-_BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
-# By name: whichever library raises them need not be installed here.
-_BROKEN = (
-    *("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading"),
-    *("FileNotFound", "FileExists"),  # a storage of files removes empty folders while others write there
-)
-
-
-def retry_call(request: Callable[[], Result], seconds: float = AWAY_SECONDS) -> Result:
-    """The answer to a request, which is made again for so long while it may yet succeed.
-
-    >>> retry_call(iter([1, 2]).__next__, seconds=0.0)
-    1
-    """
-    deadline, pause = monotonic() + seconds, FIRST_PAUSE
-    while True:
-        try:
-            return request()
-        except Exception as error:
-            if not is_transient(error) or monotonic() + pause > deadline:
-                raise
-        sleep(pause)
-        pause = min(2 * pause, 1.0)
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
-    code = s3_error_code(error)
-    if code:
-        return code in _BUSY
-    names = [one.__name__ for one in type(error).__mro__]
-    if any("Auth" in name for name in names):
-        return False
-    return any(part in name for name in names for part in _BROKEN)
-
-
-def s3_error_code(error: Exception) -> str:
-    """The code in an answer of S3; empty if it is none."""
-    response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.worker.parts import check_private
+from polarmap.worker.private_files import check_private
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

@@ -35,13 +35,13 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead 
 
 Endpoint = tuple[str, int]  # host and port
 
-# Of a driver: what the tasks of a map have in common; a task; that nobody waits for those of a map; a part of
-# a block that was asked for.
-MAP, CALL, CANCEL, PART = b"m", b"c", b"x", b"d"
+# Of a driver: modules that functions need; what the tasks of a map have in common; a task; that nobody waits
+# for those of a map; a part of a block that was asked for.
+MODULES, MAP, CALL, CANCEL, PART = b"s", b"m", b"c", b"x", b"d"
 # Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
 # that it is not fit for one; the end of a task.
 PROCESS, NEED, LEFT, UNFIT, END = b"p", b"n", b"l", b"u", b"e"
-KINDS = {MAP, CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
+KINDS = {MODULES, MAP, CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
 REPLIES = {LEFT, UNFIT, END}  # each ends a call
 
 # Between a driver and the process that forks its workers: what to do with which of them, and what that says

@@ -29,7 +29,8 @@ from polarmap.executors.lithops import InBucket
 from polarmap.worker import encryption
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, get_part
-from polarmap.worker.parts import MESSAGE, Part, Place, read_part, read_private
+from polarmap.worker.parts import MESSAGE, Part, Place, read_part
+from polarmap.worker.private_files import read_private
 
 K, N = 3, 4
 ROWS = SENT_BYTES // 8

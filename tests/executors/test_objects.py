@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import objects
 from polarmap.executors.objects import Link, ObjectLink, ObjectLinks
 from polarmap.worker.objects import BEAT_SECONDS, POLLS_PER_MESSAGE, ObjectChannel, ObjectKeys, Orders, Said
-from polarmap.worker.parts import retry_call
+from polarmap.worker.retries import retry_call
 from polarmap.worker.stream import CALL, CANCEL, END, LEFT, PROCESS, Message, frame, ready
 
 

@@ -6,13 +6,14 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+import pytest
 from plain import ends, first_ends
 from worker_sites import ThreadSite, called, pool_of
 
 from polarmap import Fault, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
-from polarmap.worker.stream import END, Message, frame
+from polarmap.worker.stream import CALL, CANCEL, END, MAP, Message, Stream, frame
 
 PATIENCE = 30.0
 
@@ -54,3 +55,24 @@ def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn
             assert run.wait(0.0) == []
     assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3}
     assert set(outcomes) == set(range(1, 6))
+
+
+def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, send = list[Message](), Stream.send
+
+    def noted(link: Stream, *messages: Message) -> bool:
+        told.extend(one for one in messages if one.kind != CANCEL)
+        return send(link, *messages)
+
+    monkeypatch.setattr(Stream, "send", noted)
+    blocks = PartBlocks([[np.full(3, float(task))] for task in range(3)], ("array",))
+    with Pool(workers=1) as pool:
+        for f in (np.negative, np.negative, np.positive):
+            with closing(pool.open(Payload(f, blocks))) as run:
+                run.submit([(task, 0) for task in range(3)])
+                first_ends(run, 3, PATIENCE)
+    assert [one.kind for one in told] == 3 * [MAP, CALL, CALL, CALL]
+    assert [bool(one.data) for one in told if one.kind == MAP] == [True, False, True]
+    assert len({one.header for one in told if one.kind == CALL}) == 3  # as each block is described

@@ -29,7 +29,8 @@ from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import Lease
 from polarmap.worker import objects
 from polarmap.worker.messages import OutputSpec, Reply
-from polarmap.worker.parts import AWAY_SECONDS, Place
+from polarmap.worker.parts import Place
+from polarmap.worker.retries import AWAY_SECONDS
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
 

@@ -10,7 +10,7 @@ import pytest
 import polarmap
 from polarmap import Fault, FaultyExecutor, Stored
 from polarmap.arrays.stores import open_store
-from polarmap.worker.parts import retry_call
+from polarmap.worker.retries import retry_call
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypat
         pauses.append(seconds)
         time.sleep(seconds)
 
-    monkeypatch.setattr("polarmap.worker.parts.sleep", launch_at_first)
+    monkeypatch.setattr("polarmap.worker.retries.sleep", launch_at_first)
     s3_server.kill()
     try:
         y = polarmap.coded_map(np.sum, A, **options)

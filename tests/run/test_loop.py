@@ -10,8 +10,7 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome
-from polarmap.run.loop import Policy, Stopwatch, schedule
-from polarmap.run.policies import ParityAfter
+from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.tasks import TaskTable
 
 
@@ -102,11 +101,21 @@ class Ticking(Scripted):
         return []
 
 
+class Later(Policy):
+    """A third task starts after a second."""
+
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        return [2] if now >= 1.0 and tasks.held_back else []
+
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        return max(1e-9, 1.0 - now) if now < 1.0 else math.inf
+
+
 def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> None:
     for step in range(1, 60):
         run = Ticking(step / 100)
         tasks = TaskTable(3)
-        need, policy = GivingUp(tasks, 2, Stopwatch(run.now)), ParityAfter(3, 2, 1.0)
+        need, policy = GivingUp(tasks, 2, Stopwatch(run.now)), Later(2)
         for _ in schedule(run, policy, 1, need):
             if not tasks.held_back:
                 break

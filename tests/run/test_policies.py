@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
 from polarmap.run.loop import Need, Policy, Stopwatch
-from polarmap.run.policies import Backups, OnDemand, ParityAfter
+from polarmap.run.policies import Backups, OnDemand
 from polarmap.run.tasks import TaskTable
 
 STOPPED = Stopwatch(lambda: 0.0)
@@ -210,33 +210,3 @@ def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
     for task in range(4):
         tasks.note(returned(task), 1.0)
     assert list(policy.due(tasks, need, 1.0)) == [4, 5]
-
-
-# --- parity after the time that data usually takes ----------------------------------------------
-
-
-def test_parity_waits_for_as_long_as_data_usually_takes() -> None:
-    policy, tasks = ParityAfter(8, 6, 2.0), TaskTable(8)
-    need = Wanted(tasks, 6)
-    assert list(policy.first) == [*range(6)]
-    tasks.start(policy.first, 0.0)
-    assert policy.due(tasks, need, 1.5) == ()
-    assert policy.wait_seconds(tasks, 1.5) == 0.5
-    assert list(policy.due(tasks, need, 2.0)) == [6, 7]
-    assert policy.due(tasks, need, 3.0) == ()
-    assert policy.wait_seconds(tasks, 3.0) == inf
-
-
-def test_parity_starts_sooner_when_data_has_failed_and_never_when_all_is_there() -> None:
-    tasks = TaskTable(8)
-    tasks.start(range(6), 0.0)
-    tasks.note(lost(2), 0.1)
-    assert list(ParityAfter(8, 6, 2.0).due(tasks, Wanted(tasks, 6), 0.1)) == [6, 7]
-    unprotected = Wanted(tasks, 6)
-    unprotected.is_protected = False
-    held_back = ParityAfter(8, 6, 2.0)
-    assert held_back.due(tasks, unprotected, 5.0) == ()
-    assert held_back.wait_seconds(tasks, 5.0) == inf  # rather than to look again and again
-    for task in (0, 1, 3, 4, 5):
-        tasks.note(returned(task), 0.2)
-    assert ParityAfter(8, 6, 2.0).due(tasks, Wanted(tasks, 5), 5.0) == ()

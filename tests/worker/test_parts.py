@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import mmap
-import os
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +19,12 @@ from polarmap.worker.parts import (
     Part,
     Place,
     is_missing,
-    is_transient,
-    make_private,
     read_file,
     read_part,
-    read_private,
     remove_parts,
-    retry_call,
     write_file,
     write_object,
 )
-from polarmap.worker.pytree import loaded, to_block
 
 DATA = bytes(range(100))
 
@@ -91,45 +84,6 @@ def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
     assert Path(folder, "below/x").read_bytes() == DATA
 
 
-def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if how == "a link":
-        folder.rename(f"{folder}-away")
-        folder.symlink_to(f"{folder}-away")
-    elif how == "somebody else's":
-        monkeypatch.setattr(os, "getuid", lambda: 12345)
-    else:
-        folder.chmod(0o770)
-
-
-@pytest.mark.parametrize("how", ["a link", "somebody else's", "open to others"])
-def test_nothing_is_read_below_a_folder_in_which_others_may_write(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, part = tmp_path / "own", Part("own/blocks/x", 8)
-    make_private(str(folder))
-    write_file(str(folder), "blocks/x", bytes(8))
-    write_file(str(folder), "map/f", to_block(7).data)
-    assert read_private(Place("private", str(tmp_path)), part) == bytes(8)
-    assert loaded(f"{folder}/map/f") == 7
-    spoil(folder, how, monkeypatch)
-    with pytest.raises(DamagedError, match="own/blocks/x is missing"):
-        read_private(Place("private", str(tmp_path)), part)
-    with pytest.raises(PermissionError, match=r"in the place of|is open to others"):
-        loaded(f"{folder}/map/f")
-
-
-def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "own"
-    assert make_private(str(folder))
-    assert not make_private(str(folder))
-    folder.chmod(0o777)
-    monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # as FAT does
-    with pytest.raises(PermissionError, match=f"{folder} is open to others"):
-        make_private(str(folder))
-
-
 @pytest.fixture(params=["folder", "bucket"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place("folder", str(tmp_path)) if request.param == "folder" else Place("bucket", "b", "minio")
@@ -171,79 +125,3 @@ def test_a_range_behind_the_end_is_damage() -> None:
 def test_only_a_missing_object_is_missing() -> None:
     assert is_missing(StorageNoSuchKeyError())
     assert not is_missing(KeyError("x"))
-
-
-# --- a storage that may only be away for a moment ---
-
-
-class ConnectTimeoutError(Exception):
-    """As botocore's, which need not be installed."""
-
-
-class AuthenticationConnectionError(Exception):
-    """As redis': a connection that is refused for good."""
-
-
-class ClientError(Exception):
-    """An answer of S3 with a code."""
-
-    def __init__(self, code: str) -> None:
-        self.response = {"Error": {"Code": code}}
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, on a clock of their own."""
-    made: list[float] = []
-    monkeypatch.setattr("polarmap.worker.parts.sleep", made.append)
-    monkeypatch.setattr("polarmap.worker.parts.monotonic", lambda: sum(made))
-    return made
-
-
-def failing(times: int, error: Exception) -> Callable[[], str]:
-    left = [error] * times
-
-    def request() -> str:
-        if left:
-            raise left.pop()
-        return "answer"
-
-    return request
-
-
-@pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (ConnectTimeoutError(), True),
-        (ConnectionResetError(), True),
-        (TimeoutError(), True),
-        (FileNotFoundError(), True),
-        (FileExistsError(), True),
-        (ClientError("SlowDown"), True),
-        (ClientError("503"), True),
-        (ClientError("NoSuchBucket"), False),
-        (ClientError("AccessDenied"), False),
-        (AuthenticationConnectionError(), False),
-        (ValueError(), False),
-    ],
-    ids=repr,
-)
-def test_what_is_transient(error: Exception, passes: bool) -> None:
-    assert is_transient(error) == passes
-
-
-def test_pauses_double_up_to_a_second(pauses: list[float]) -> None:
-    assert retry_call(failing(6, TimeoutError()), seconds=30.0) == "answer"
-    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-
-
-def test_after_its_seconds_the_last_error_is_raised(pauses: list[float]) -> None:
-    with pytest.raises(TimeoutError):
-        retry_call(failing(99, TimeoutError()), seconds=1.0)
-    assert sum(pauses) <= 1.0
-
-
-def test_what_does_not_pass_is_raised_at_once(pauses: list[float]) -> None:
-    with pytest.raises(ClientError):
-        retry_call(failing(1, ClientError("NoSuchBucket")), seconds=30.0)
-    assert pauses == []

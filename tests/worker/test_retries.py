@@ -1,0 +1,82 @@
+"""Which requests are made again, how often, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from polarmap.worker.retries import is_transient, retry_call
+
+
+class ConnectTimeoutError(Exception):
+    """As botocore's, which need not be installed."""
+
+
+class AuthenticationConnectionError(Exception):
+    """As redis': a connection that is refused for good."""
+
+
+class ClientError(Exception):
+    """An answer of S3 with a code."""
+
+    def __init__(self, code: str) -> None:
+        self.response = {"Error": {"Code": code}}
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, on a clock of their own."""
+    made: list[float] = []
+    monkeypatch.setattr("polarmap.worker.retries.sleep", made.append)
+    monkeypatch.setattr("polarmap.worker.retries.monotonic", lambda: sum(made))
+    return made
+
+
+def failing(times: int, error: Exception) -> Callable[[], str]:
+    left = [error] * times
+
+    def request() -> str:
+        if left:
+            raise left.pop()
+        return "answer"
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectTimeoutError(), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (FileNotFoundError(), True),
+        (FileExistsError(), True),
+        (ClientError("SlowDown"), True),
+        (ClientError("503"), True),
+        (ClientError("NoSuchBucket"), False),
+        (ClientError("AccessDenied"), False),
+        (AuthenticationConnectionError(), False),
+        (ValueError(), False),
+    ],
+    ids=repr,
+)
+def test_what_is_transient(error: Exception, passes: bool) -> None:
+    assert is_transient(error) == passes
+
+
+def test_pauses_double_up_to_a_second(pauses: list[float]) -> None:
+    assert retry_call(failing(6, TimeoutError()), seconds=30.0) == "answer"
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_after_its_seconds_the_last_error_is_raised(pauses: list[float]) -> None:
+    with pytest.raises(TimeoutError):
+        retry_call(failing(99, TimeoutError()), seconds=1.0)
+    assert sum(pauses) <= 1.0
+
+
+def test_what_does_not_pass_is_raised_at_once(pauses: list[float]) -> None:
+    with pytest.raises(ClientError):
+        retry_call(failing(1, ClientError("NoSuchBucket")), seconds=30.0)
+    assert pauses == []
