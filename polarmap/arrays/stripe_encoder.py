@@ -15,9 +15,9 @@ from polarmap.arrays.generations import Generation, replaceable
 from polarmap.arrays.manifest import Manifest, array_prefix, describe_code
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
+from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
 from polarmap.code.dtypes import Array
-from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
@@ -114,7 +114,10 @@ class StripeEncoder:
 
         count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
         output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
-        parity = code.parity if self._runner.is_here else multiplier(code, plan.parity_dtype)
+        parity: Callable[[Any], Any] = code.parity
+        if not self._runner.is_here:
+            weights = weights_of(code, plan.dtype, range(code.k, code.n))
+            parity = weighted_sums(weights, [plan.parity_dtype] * len(weights))
         self._runner.run(encoder(parity, copies), tasks, take, output, put)
         return done
 
@@ -219,21 +222,7 @@ class NonFiniteRecord:
 # --- what travels to workers, which have numpy only ----------------------------------------------
 
 
-def multiplier(code: PolarCode, dtype: np.dtype[Any]) -> Callable[[Array], Array]:
-    """The parity, of that dtype, of the data rows of a stripe."""
-    P = code.parity_check[:, : code.k]
-    if dtype.kind in "iu":
-        P = P.astype(dtype)
-
-    def parity(stripe: Array) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows: Array = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
-            return rows.astype(dtype, copy=False)
-
-    return parity
-
-
-def encoder(parity: Callable[[Array], Array] | None, copies: bool) -> Callable[[Array], list[Array]]:
+def encoder(parity: Callable[[Any], Any] | None, copies: bool) -> Callable[[Array], list[Array]]:
     """The rows of a stripe and a note of what was found of NaN and inf.
 
     The rows are data and parity, or, without `copies`, parity; then the note holds the checksums of the data.
