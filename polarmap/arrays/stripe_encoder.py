@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -40,10 +41,8 @@ class StripeEncoder:
     def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
         self._seen = NonFiniteRecord(plan)
-        located = (
-            source.locate(block * plan.rows, slab) for slab in plan.hyperslabs for block in range(plan.code.k)
-        )
-        if not runner.is_here and not all(located):
+        places = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
+        if not runner.is_here and not all(source.locate(plan.slab(*place)) for place in places):
             raise CodeError(
                 "with executor=, the data has to lie where workers can read it themselves: a .npy file "
                 "or memory map on this machine, or objects in the storage of which each block is a whole "
@@ -126,7 +125,7 @@ class StripeEncoder:
         plan = self._plan
         if block < plan.code.k:
             if self._source.object_rows:
-                for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
+                for place in self._source.locate(plan.slab(block, stripe)):
                     return place._replace(crc32=zlib.crc32(row.data))
             chunk = put_stripe(generation, plan, block, stripe, row)
             if chunk is not None:
@@ -166,9 +165,9 @@ class StripeTasks(Coded):
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """The parts of all data blocks in stripe `index`, in order."""
-        plan, slab = self._plan, self._plan.hyperslabs[self._stripes[index]]
-        blocks = range(plan.code.k)
-        return tuple(part for block in blocks for part in self._data.locate(block * plan.rows, slab))
+        plan, stripe = self._plan, self._stripes[index]
+        slabs = (plan.slab(block, stripe) for block in range(plan.code.k))
+        return tuple(part for slab in slabs for part in self._data.locate(slab))
 
     def layout(self, index: int) -> Layout:
         """Data blocks as rows."""
@@ -177,10 +176,10 @@ class StripeTasks(Coded):
 
     def piece(self, number: int) -> list[Array]:
         """Read here, for a worker that is this process."""
-        slab, [(_, shape)] = self._plan.hyperslabs[self._stripes[number]], self.layout(number)
+        [(_, shape)] = self.layout(number)
         rows = np.empty(shape, self._plan.dtype)
         for block, row in enumerate(rows):
-            self._data.read(block * self._plan.rows, slab, row)
+            self._data.read(self._plan.slab(block, self._stripes[number]), row)
         return [rows]
 
 
