@@ -134,11 +134,16 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manif
     if data is None:
         there = ", ".join(map(repr, names(store)[:20])) or "none"
         raise MissingObjectError(f"there is no coded array {name!r} in {store.name}; there are: {there}")
+    return parsed(store, name, data, key), data
+
+
+def parsed(store: Store, name: str, data: bytes, key: str | bytes | None) -> Manifest:
+    """What was read as the manifest of that name; StorageError if it is none."""
     where = f"the manifest {manifest_key(name)!r} in {store.name}"
     manifest = Manifest.parse(data, where, key)
     if manifest.name != name:
         raise StorageError(f"{where} is that of {manifest.name!r}")
-    return manifest, data
+    return manifest
 
 
 def read_current(store: Store, name: str) -> bytes | None:
