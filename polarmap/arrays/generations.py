@@ -13,6 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
@@ -41,7 +42,8 @@ class Generation:
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
         self.store, self._parts, self._name = parts.store, parts, name
         self._purpose = purpose if parts.key is None else None
-        self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
+        self.run = uuid.uuid4().hex[:12]
+        self.prefix = f"{array_prefix(name)}{self.run}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
 
     def __enter__(self) -> Generation:
@@ -104,7 +106,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        made = self._parts.signed(made)
+        made = replace(self._parts.signed(made), run=made.run or self.run)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.arrays.generations import parsed, read_current
-from polarmap.arrays.manifest import Manifest, describe_code
+from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
@@ -86,7 +86,7 @@ class StoredBlocks(CodedData):
             data = read_current(store, before.name)
             if data is not None and data != self._looked_at:
                 now, self._looked_at = parsed(store, before.name, data, self.key), data
-                if now.parts != before.parts and is_repaired(before, now):
+                if now.parts != before.parts and now.is_of_same_array(before):
                     self.manifest = now
         return self.manifest is not before
 
@@ -174,22 +174,6 @@ class _DataBlocks(Blocks):
 def _native(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
     """Stored numbers in the byte order of this machine."""
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-
-
-def is_repaired(before: Manifest, now: Manifest) -> bool:
-    """Whether a manifest is that of the same array, in which parts were rebuilt or have moved.
-
-    That is seen by those that still are what they were: enough of each stripe to determine all others.
-    """
-    cuts = [(one.shape, one.dtype, one.bounds, describe_code(one.code)) for one in (before, now)]
-    if cuts[0] != cuts[1]:
-        return False
-    sums = [[[part.crc32 for part in parts] for parts in zip(*one.parts)] for one in (before, now)]
-    alike = {
-        tuple(block for block, (one, other) in enumerate(zip(*pair)) if one is not None and one == other)
-        for pair in zip(*sums)
-    }
-    return all(decoder_of(before, blocks).ready for blocks in alike)
 
 
 @contextmanager

@@ -259,6 +259,20 @@ def test_a_block_that_this_process_reads_for_a_worker_is_found_after_a_repair(re
     np.testing.assert_array_equal(ours.coded_blocks().piece(2)[0], 2 * A[24:36])
 
 
+@pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])
+def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
+    """And none has the checksum that it had."""
+    A, options = random_array((24, 5)), {"storage": store, "key": key}
+    ours = polarmap.encode(A, blocks=4, workers=6, name="a", **options)
+    theirs = polarmap.open_coded("a", **options)
+    for block in range(6):
+        damage(store, theirs.stored(block)[0], "missing")
+        theirs.repair()
+    np.testing.assert_allclose(ours[:], A, rtol=1e-9, atol=1e-9)
+    y = polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())
+    np.testing.assert_allclose(y.concatenate(), -A, rtol=1e-9, atol=1e-9)
+
+
 def test_who_checks_an_array_that_was_repaired_finds_it_whole(results):
     ours, theirs, _ = results
     assert ours.check() == theirs.repair()
