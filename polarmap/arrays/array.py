@@ -166,7 +166,10 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(self._blocks, executor)
+            found = audits.audit(self._blocks, executor)
+            if not found.ok and self._blocks.look_again():  # somebody else has repaired it
+                found = audits.audit(self._blocks, executor)
+            return found
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.

@@ -13,6 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
@@ -41,7 +42,8 @@ class Generation:
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
         self.store, self._parts, self._name = parts.store, parts, name
         self._purpose = purpose if parts.key is None else None
-        self.prefix = f"{array_prefix(name)}{uuid.uuid4().hex[:12]}/"
+        self.run = uuid.uuid4().hex[:12]
+        self.prefix = f"{array_prefix(name)}{self.run}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
 
     def __enter__(self) -> Generation:
@@ -104,7 +106,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        made = self._parts.signed(made)
+        made = replace(self._parts.signed(made), run=made.run or self.run)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)
@@ -134,11 +136,16 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manif
     if data is None:
         there = ", ".join(map(repr, names(store)[:20])) or "none"
         raise MissingObjectError(f"there is no coded array {name!r} in {store.name}; there are: {there}")
+    return parsed(store, name, data, key), data
+
+
+def parsed(store: Store, name: str, data: bytes, key: str | bytes | None) -> Manifest:
+    """What was read as the manifest of that name; StorageError if it is none."""
     where = f"the manifest {manifest_key(name)!r} in {store.name}"
     manifest = Manifest.parse(data, where, key)
     if manifest.name != name:
         raise StorageError(f"{where} is that of {manifest.name!r}")
-    return manifest, data
+    return manifest
 
 
 def read_current(store: Store, name: str) -> bytes | None:

@@ -69,6 +69,7 @@ class Manifest:
     scalars : whether each block is one number without axes, of which the array is the vector.
     zarr : the Zarr array that the data blocks make, or will when none is missing; None if they lie elsewhere.
     encryption : of the parts, which then have their sizes in memory, and the CRC-32 of what is stored.
+    run : that has encoded it, which stays when it is repaired; empty of arrays that earlier versions encoded.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Manifest:
     scalars: bool = False
     zarr: ZarrView | None = None
     encryption: Encryption | None = None
+    run: str = ""
 
     @cached_property
     def rows(self) -> int:
@@ -114,6 +116,11 @@ class Manifest:
     def dtype_of(self, index: int) -> np.dtype[Any]:
         """Dtype of block `index`."""
         return self.dtype if index < self.code.k else self.parity_dtype
+
+    def is_of_same_array(self, other: Manifest) -> bool:
+        """Whether it tells of the same numbers, of which parts were rebuilt or have moved in between."""
+        cuts = [(one.run, one.shape, one.dtype, one.bounds) for one in (self, other)]
+        return bool(self.run) and cuts[0] == cuts[1]
 
     def with_parts(self, changed: Mapping[tuple[int, int], Part]) -> Manifest:
         """A copy in which some parts, by (block, stripe), lie elsewhere."""
@@ -202,6 +209,8 @@ class Manifest:
             "code": describe_code(self.code),
             "blocks": [[part._asdict() for part in parts] for parts in self.parts],
         }
+        if self.run:
+            array["run"] = self.run
         if self.scalars:
             array["scalars"] = True
         if self.zarr:
@@ -257,6 +266,7 @@ class Manifest:
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
             encryption=encryption,
+            run=array.get("run", ""),
         )
         made._check(array["rows_per_block"], array["parity_dtype"])
         return made

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.generations import load
-from polarmap.arrays.manifest import Manifest, describe_code
+from polarmap.arrays.generations import parsed, read_current
+from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
@@ -41,6 +41,7 @@ class StoredBlocks(CodedData):
         super().__init__(manifest.code, _DataBlocks(self, manifest))
         self.part_store, self.manifest = PartStore.of(store, manifest), manifest
         self.source, self._is_damaged = self.part_store.place, False
+        self._looked_at: bytes | None = None  # the manifest in storage, when one was found damaged
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredBlocks, (self.part_store.store, self.manifest)
@@ -49,7 +50,7 @@ class StoredBlocks(CodedData):
         """What block `index` consists of, as far as is known since a worker found a block damaged."""
         if self._is_damaged:
             self._is_damaged = False
-            self._look_again()
+            self.look_again()
         return self.manifest.parts[index]
 
     def found_damaged(self) -> None:
@@ -68,7 +69,7 @@ class StoredBlocks(CodedData):
         try:
             return [self._read_block(number)]
         except DamagedError:
-            if not self._look_again():
+            if not self.look_again():
                 raise
             return [self._read_block(number)]
 
@@ -78,21 +79,23 @@ class StoredBlocks(CodedData):
             data = bytearray().join(pool.map(self.part_store.get, manifest.parts[index]))
         return _native(data, manifest.dtype_of(index)).reshape(manifest.block_shape)
 
-    def _look_again(self) -> bool:
+    def look_again(self) -> bool:
         """Whether the manifest in storage tells by now where else parts of the same array lie."""
-        before = self.manifest
+        before, store = self.manifest, self.part_store.store
         with suppress(StorageError):
-            now, _ = load(self.part_store.store, before.name, self.key)
-            if now.parts != before.parts and is_repaired(before, now):
-                self.manifest = now
+            data = read_current(store, before.name)
+            if data is not None and data != self._looked_at:
+                now, self._looked_at = parsed(store, before.name, data, self.key), data
+                if now.parts != before.parts and now.is_of_same_array(before):
+                    self.manifest = now
         return self.manifest is not before
 
     def read_rows(self, start: int, stop: int) -> Array:
-        """Rows start..stop of the array; no more is held than these and a few stripes of each block."""
+        """Rows start..stop of the array; no more is held than these and two stripes of each block."""
         try:
             return self._read_rows(start, stop)
         except NotDecodableError:
-            if not self._look_again():
+            if not self.look_again():
                 raise
             return self._read_rows(start, stop)
 
@@ -171,22 +174,6 @@ class _DataBlocks(Blocks):
 def _native(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:
     """Stored numbers in the byte order of this machine."""
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
-
-
-def is_repaired(before: Manifest, now: Manifest) -> bool:
-    """Whether a manifest is that of the same array, in which parts were rebuilt or have moved.
-
-    That is seen by those that still are what they were: enough of each stripe to determine all others.
-    """
-    cuts = [(one.shape, one.dtype, one.bounds, describe_code(one.code)) for one in (before, now)]
-    if cuts[0] != cuts[1]:
-        return False
-    sums = [[[part.crc32 for part in parts] for parts in zip(*one.parts)] for one in (before, now)]
-    alike = {
-        tuple(block for block, (one, other) in enumerate(zip(*pair)) if one is not None and one == other)
-        for pair in zip(*sums)
-    }
-    return all(decoder_of(before, blocks).ready for blocks in alike)
 
 
 @contextmanager

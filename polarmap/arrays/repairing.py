@@ -12,7 +12,8 @@ from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decode_blocks, decoder_of
+from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decode_blocks
+from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import repair_zarr
 from polarmap.code import modular
 from polarmap.code.dtypes import Array, is_exact
@@ -20,10 +21,6 @@ from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.prepared_map import observers_of
 from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
-
-TILE = 1 << 17  # numbers of all parts together that are multiplied at a time
-
-Multiply = Callable[[Array, Array], Array]
 
 
 def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
@@ -84,7 +81,7 @@ class _Repair:
         """
         manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.dtype_of
         there = np.setdiff1d(np.arange(manifest.code.n), lost)
-        weights = weights_of(manifest, lost)
+        weights = weights_of(manifest.code, manifest.dtype, lost)
         is_read = weights.any(axis=0) | np.isin(there, kept)
         blocks = there[is_read].tolist()
         found: dict[int, dict[int, Part]] = {}
@@ -95,7 +92,8 @@ class _Repair:
             self._generation.heartbeat()
 
         multiply = modular.matmul if runner.is_here and is_exact(manifest.dtype) else np.matmul
-        f = rebuilder(weights[:, is_read], list(map(blocks.index, kept)), list(map(dtype_of, lost)), multiply)
+        sums = weighted_sums(weights[:, is_read], list(map(dtype_of, lost)), multiply)
+        f = rebuilder(sums, list(map(blocks.index, kept)))
         parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
         widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
         output = OutputSpec(runner.parts.place, prefix, widest, len(kept) + len(lost))
@@ -134,48 +132,14 @@ def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tupl
     return alike
 
 
-def weights_of(manifest: Manifest, lost: Sequence[int]) -> Array:
-    """Lost blocks = weights @ the others, (lost, n - lost): float64, or uint64 for integers modulo 2^64."""
-    code, exact = manifest.code, is_exact(manifest.dtype)
-    there = np.setdiff1d(np.arange(code.n), lost)
-    data, parity = (
-        np.array([one for one in lost if (one < code.k) == is_data], np.intp) for is_data in (True, False)
-    )
-    weights = np.zeros((len(lost), len(there)), np.uint64 if exact else np.float64)
-    if len(data):
-        recovery = decoder_of(manifest, there.tolist()).recovery
-        of_integers = recovery.integer_weights()
-        weights[: len(data)] = recovery.weights if of_integers is None else of_integers
-    if len(parity):
-        P = code.coefficients[parity - code.k]
-        known = there[there < code.k]
-        weights[len(data) :, : len(known)] = P[:, known].astype(weights.dtype)
-        multiply = modular.matmul if exact else np.matmul
-        weights[len(data) :] += multiply(P[:, data], weights[: len(data)])
-    return weights
-
-
 def rebuilder(
-    weights: Array, kept: Sequence[int], dtypes: Sequence[np.dtype[Any]], multiply: Multiply = np.matmul
+    sums: Callable[[Sequence[Array]], list[Array]], kept: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: rows `kept`, rows = weights @ rows, and whether all are finite.
-
-    dtypes : of the latter rows.
-    """
-    is_exact_ = weights.dtype == np.uint64
-    working = np.dtype(np.int64) if is_exact_ else weights.dtype
+    """On a worker, which has numpy only: rows `kept`, sums of all rows, and whether all are finite."""
 
     def rebuild(rows: Sequence[Array]) -> list[Array]:
-        halves = [row.view(f"f{row.itemsize // 2}") if row.dtype.kind == "c" else row for row in rows]
-        width, step = halves[0].size, max(64, TILE // len(rows))
-        lost = [np.empty(rows[0].size, dtype) for dtype in dtypes]
-        targets = [row.view(halves[0].dtype) if row.dtype.kind == "c" else row for row in lost]
-        with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, width, step):
-                tile = np.array([row[start : start + step].astype(working) for row in halves])
-                for target, row in zip(targets, multiply(weights, tile.view(weights.dtype))):
-                    target[start : start + step] = row.astype(target.dtype)
-        is_finite = is_exact_ or all(np.isfinite(row).all() for row in [*halves, *targets])
+        lost = sums(rows)
+        is_finite = all(row.dtype.kind in "iu" or np.isfinite(row).all() for row in [*rows, *lost])
         return [*(rows[index] for index in kept), *lost, np.array([is_finite])]
 
     return rebuild

@@ -40,10 +40,10 @@ class Source(Protocol):
     object_rows: int
     place: Place
 
-    def read(self, first: int, slab: Hyperslab, out: Array) -> None:
-        """Fill `out` with the slab whose row 0 is row `first` of the data; zeros beyond its end."""
+    def read(self, slab: Hyperslab, out: Array) -> None:
+        """Fill `out` with a slab of the data; zeros beyond its last row."""
 
-    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
+    def locate(self, slab: Hyperslab) -> tuple[Part, ...]:
         """Where the slab lies as raw bytes, without a checksum: in the store or in files. Empty if nowhere.
 
         Keys of files are paths below the root. What lies in the store is one part.
@@ -61,22 +61,22 @@ class ArraySource:
         self.dtype = check_dtype(data.dtype, "the data")
         self.chunk_rows, self.object_rows = _chunk_rows(data), 0
 
-    def read(self, first: int, slab: Hyperslab, out: Array) -> None:
-        """The rows from `first` on, and of the other axes what the slab says, by one access to the array."""
+    def read(self, slab: Hyperslab, out: Array) -> None:
+        """Read what there is of the slab by one access to the array."""
         rows, *inner = slab
-        start, stop = (min(first + row, self.shape[0]) for row in (rows.start, rows.stop))
+        count = max(0, min(rows.stop, self.shape[0]) - rows.start)
         target = out.reshape([one.stop - one.start for one in slab])
-        if stop > start:
-            target[: stop - start] = np.asarray(self._data[(slice(start, stop), *inner)])
-        target[stop - start :] = 0
+        if count:
+            target[:count] = np.asarray(self._data[(slice(rows.start, rows.start + count), *inner)])
+        target[count:] = 0
         self._release()
 
-    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
+    def locate(self, slab: Hyperslab) -> tuple[Part, ...]:
         """Where the slab lies in the mapped file; rows beyond the last are zeros that lie nowhere."""
         if self._file is None:
             return ()
         path, offset = self._file
-        start, stop = (place * self.dtype.itemsize for place in flat_range(self.shape, first, slab))
+        start, stop = (place * self.dtype.itemsize for place in flat_range(self.shape, slab))
         there = max(0, min(stop, prod(self.shape) * self.dtype.itemsize) - start)
         parts = (Part(path, there, None, offset + start), Part("", stop - start - there))
         return tuple(part for part in parts if part.size)
@@ -192,9 +192,9 @@ class StoredRows:
         self.chunk_rows, self.object_rows = 1, rows
         self._width = prod(self.shape[1:])
 
-    def read(self, first: int, slab: Hyperslab, out: Array) -> None:
+    def read(self, slab: Hyperslab, out: Array) -> None:
         """Fill `out` by one read of each range of an object; zeros beyond the last row."""
-        start, end = flat_range(self.shape, first, slab)
+        start, end = flat_range(self.shape, slab)
         stop = max(start, min(end, prod(self.shape)))
         flat, length = out.reshape(-1), self.object_rows * self._width
         flat[stop - start :] = 0
@@ -204,9 +204,9 @@ class StoredRows:
             flat[:count], flat = self._piece(number, skipped, count), flat[count:]
             start += count
 
-    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
+    def locate(self, slab: Hyperslab) -> tuple[Part, ...]:
         """The range of the one object that holds the slab."""
-        start, stop = flat_range(self.shape, first, slab)
+        start, stop = flat_range(self.shape, slab)
         length, itemsize = self.object_rows * self._width, self.dtype.itemsize
         key = self._places.get(start // length)
         if key is None or (stop - 1) // length != start // length or stop > prod(self.shape):

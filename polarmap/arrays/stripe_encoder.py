@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,9 +16,9 @@ from polarmap.arrays.generations import Generation, replaceable
 from polarmap.arrays.manifest import Manifest, array_prefix, describe_code
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
+from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
 from polarmap.code.dtypes import Array
-from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
@@ -40,10 +41,8 @@ class StripeEncoder:
     def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
         self._seen = NonFiniteRecord(plan)
-        located = (
-            source.locate(block * plan.rows, slab) for slab in plan.hyperslabs for block in range(plan.code.k)
-        )
-        if not runner.is_here and not all(located):
+        places = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
+        if not runner.is_here and not all(source.locate(plan.slab(*place)) for place in places):
             raise CodeError(
                 "with executor=, the data has to lie where workers can read it themselves: a .npy file "
                 "or memory map on this machine, or objects in the storage of which each block is a whole "
@@ -114,7 +113,10 @@ class StripeEncoder:
 
         count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
         output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
-        parity = code.parity if self._runner.is_here else multiplier(code, plan.parity_dtype)
+        parity: Callable[[Any], Any] = code.parity
+        if not self._runner.is_here:
+            weights = weights_of(code, plan.dtype, range(code.k, code.n))
+            parity = weighted_sums(weights, [plan.parity_dtype] * len(weights))
         self._runner.run(encoder(parity, copies), tasks, take, output, put)
         return done
 
@@ -123,7 +125,7 @@ class StripeEncoder:
         plan = self._plan
         if block < plan.code.k:
             if self._source.object_rows:
-                for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
+                for place in self._source.locate(plan.slab(block, stripe)):
                     return place._replace(crc32=zlib.crc32(row.data))
             chunk = put_stripe(generation, plan, block, stripe, row)
             if chunk is not None:
@@ -163,9 +165,9 @@ class StripeTasks(Coded):
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """The parts of all data blocks in stripe `index`, in order."""
-        plan, slab = self._plan, self._plan.hyperslabs[self._stripes[index]]
-        blocks = range(plan.code.k)
-        return tuple(part for block in blocks for part in self._data.locate(block * plan.rows, slab))
+        plan, stripe = self._plan, self._stripes[index]
+        slabs = (plan.slab(block, stripe) for block in range(plan.code.k))
+        return tuple(part for slab in slabs for part in self._data.locate(slab))
 
     def layout(self, index: int) -> Layout:
         """Data blocks as rows."""
@@ -174,10 +176,10 @@ class StripeTasks(Coded):
 
     def piece(self, number: int) -> list[Array]:
         """Read here, for a worker that is this process."""
-        slab, [(_, shape)] = self._plan.hyperslabs[self._stripes[number]], self.layout(number)
+        [(_, shape)] = self.layout(number)
         rows = np.empty(shape, self._plan.dtype)
         for block, row in enumerate(rows):
-            self._data.read(block * self._plan.rows, slab, row)
+            self._data.read(self._plan.slab(block, self._stripes[number]), row)
         return [rows]
 
 
@@ -219,21 +221,7 @@ class NonFiniteRecord:
 # --- what travels to workers, which have numpy only ----------------------------------------------
 
 
-def multiplier(code: PolarCode, dtype: np.dtype[Any]) -> Callable[[Array], Array]:
-    """The parity, of that dtype, of the data rows of a stripe."""
-    P = code.parity_check[:, : code.k]
-    if dtype.kind in "iu":
-        P = P.astype(dtype)
-
-    def parity(stripe: Array) -> Array:
-        with np.errstate(over="ignore", invalid="ignore"):
-            rows: Array = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
-            return rows.astype(dtype, copy=False)
-
-    return parity
-
-
-def encoder(parity: Callable[[Array], Array] | None, copies: bool) -> Callable[[Array], list[Array]]:
+def encoder(parity: Callable[[Any], Any] | None, copies: bool) -> Callable[[Array], list[Array]]:
     """The rows of a stripe and a note of what was found of NaN and inf.
 
     The rows are data and parity, or, without `copies`, parity; then the note holds the checksums of the data.

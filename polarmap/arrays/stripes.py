@@ -40,6 +40,11 @@ class StripePlan(NamedTuple):
         """Dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
+    def slab(self, block: int, stripe: int) -> Hyperslab:
+        """What of the array a stripe of a data block is; its rows may lie beyond the last."""
+        rows, *inner = self.hyperslabs[stripe]
+        return slice(block * self.rows + rows.start, block * self.rows + rows.stop), *inner
+
     def width(self, stripe: int) -> int:
         """Elements of a stripe of one block."""
         return element_count(self.hyperslabs[stripe])
@@ -151,14 +156,14 @@ def hyperslabs(shape: Sequence[int], slab: Sequence[int]) -> Iterator[Hyperslab]
     return itertools.product(*axes)
 
 
-def flat_range(shape: Sequence[int], first: int, slab: Hyperslab) -> tuple[int, int]:
-    """First and last element, of a whole of that shape, of the slab whose row 0 is row `first` of the whole.
+def flat_range(shape: Sequence[int], slab: Hyperslab) -> tuple[int, int]:
+    """First and last element of a slab, of a whole of that shape.
 
-    >>> flat_range((9, 5), 6, (slice(1, 2), slice(2, 5)))
+    >>> flat_range((9, 5), (slice(7, 8), slice(2, 5)))
     (37, 40)
     """
-    start = first + slab[0].start
-    for length, one in zip(shape[1:], slab[1:], strict=True):
+    start = 0
+    for length, one in zip(shape, slab, strict=True):
         start = start * length + one.start
     return start, start + element_count(slab)
 

@@ -25,13 +25,12 @@ from polarmap.worker.parts import Part
 
 
 def put_stripe(generation: Generation, plan: StripePlan, block: int, stripe: int, row: Array) -> Part | None:
-    """Store a stripe of a data block as a chunk of the Zarr array; None if it is none."""
-    if plan.chunk_shape is None or not plan.stripes_are_chunks:
+    """Store a stripe of a data block as a chunk of the Zarr array; None if it is none, as padding is."""
+    slab = plan.slab(block, stripe)
+    if plan.chunk_shape is None or not plan.stripes_are_chunks or slab[0].start >= plan.shape[0]:
         return None
     view = ZarrView(f"{generation.prefix}{GROUP}", plan.chunk_shape)
-    key = view.chunk_key(plan.shape, block * plan.rows, plan.hyperslabs[stripe])
-    if key is None:
-        return None
+    key = view.chunk_key(slab)
     generation.store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
     return Part(key, row.nbytes, zlib.crc32(row.data))
 

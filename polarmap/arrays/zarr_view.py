@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, cycle, pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -43,27 +43,19 @@ class ZarrView(NamedTuple):
         """Where the metadata of group and array go."""
         return f"{self.path}/{METADATA}", f"{self.path}/{VARIABLE}/{METADATA}"
 
-    def chunk_key(self, shape: Sequence[int], first: int, slab: Hyperslab) -> str | None:
-        """Where the chunk goes that is this slab of the block from row `first` on; None if it is all padding.
+    def chunk_key(self, slab: Hyperslab) -> str:
+        """Where the chunk goes that is this slab of the array.
 
-        >>> view = ZarrView("a", (2, 5))
-        >>> view.chunk_key((11, 8), 8, (slice(2, 4), slice(5, 8)))
+        >>> ZarrView("a", (2, 5)).chunk_key((slice(10, 12), slice(5, 8)))
         'a/data/c/5/1'
-        >>> view.chunk_key((10, 8), 8, (slice(2, 4), slice(0, 5)))
         """
-        row, *inner = (one.start for one in slab)
-        if first + row >= shape[0]:
-            return None
-        places = (start // length for start, length in zip((first + row, *inner), self.chunk_shape))
+        places = (one.start // length for one, length in zip(slab, self.chunk_shape))
         return "/".join([self.path, VARIABLE, "c", *map(str, places)])
 
-    def slabs(self, shape: Sequence[int], rows: int) -> list[Hyperslab]:
-        """What of a block of `rows` rows each of its chunks holds, in order."""
-        return list(hyperslabs((rows, *shape[1:]), self.chunk_shape))
-
     def _ends(self, shape: Sequence[int], rows: int) -> Iterator[int]:
-        """Where its chunks begin and end in a block, in elements."""
-        return accumulate(map(element_count, self.slabs(shape, rows)), initial=0)
+        """Where chunks begin and end in a block of `rows` rows, in elements."""
+        slabs = hyperslabs((rows, *shape[1:]), self.chunk_shape)
+        return accumulate(map(element_count, slabs), initial=0)
 
     def chunk_bytes(self, dtype: np.dtype[Any]) -> int:
         """Bytes of the object of every chunk: those at the end of an axis are filled up."""
@@ -72,12 +64,11 @@ class ZarrView(NamedTuple):
     def chunks(self, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> list[ZarrChunk]:
         """All of them, if the stripes of a block begin and end at these elements."""
         stripe_at = {start: stripe for stripe, start in enumerate(bounds)}
-        ends = [stripe_at[end] for end in self._ends(shape, rows)]
+        stripes = cycle(pairwise(stripe_at[end] for end in self._ends(shape, rows)))
+        slabs = hyperslabs(shape, self.chunk_shape)  # block by block, each cut alike but for its padding
         return [
-            ZarrChunk(key, block, range(*stripes))
-            for block in range(-(-shape[0] // max(1, rows)))
-            for slab, stripes in zip(self.slabs(shape, rows), pairwise(ends))
-            if (key := self.chunk_key(shape, block * rows, slab)) is not None
+            ZarrChunk(self.chunk_key(slab), slab[0].start // rows, range(*some))
+            for slab, some in zip(slabs, stripes)
         ]
 
     def check(self, prefix: str, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> None:

@@ -26,22 +26,19 @@ def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
     blocks = whole.reshape(k, plan.rows, *shape[1:])
     if plan.stripes_are_chunks:
         assert plan.rows % plan.chunk_shape[0] == 0
-        view = ZarrView("a", plan.chunk_shape)
-        assert view.slabs(shape, plan.rows) == list(plan.hyperslabs)
-        sizes = list(map(element_count, plan.hyperslabs))
-        chunks = view.chunks(shape, plan.rows, [0, *accumulate(sizes)])
-        assert len(chunks) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
-        grid = whole.reshape(-1, *shape[1:])
+        view, sizes = ZarrView("a", plan.chunk_shape), map(element_count, plan.hyperslabs)
+        chunks = {chunk.key: chunk for chunk in view.chunks(shape, plan.rows, [0, *accumulate(sizes)])}
+        grid, found = whole.reshape(-1, *shape[1:]), set()
         for block in range(k):
-            for slab in plan.hyperslabs:
-                first = block * plan.rows
-                key = view.chunk_key(shape, first, slab)
-                index = (slice(first + slab[0].start, first + slab[0].stop), *slab[1:])
-                assert np.array_equal(grid[index], blocks[block][slab])
-                if key is None:
-                    assert index[0].start >= shape[0]
-                else:
-                    steps = [one.start // step for one, step in zip(index, plan.chunk_shape)]
-                    assert key == f"a/data/c/{'/'.join(map(str, steps))}"
+            for stripe, inside in enumerate(plan.hyperslabs):
+                slab = plan.slab(block, stripe)
+                assert np.array_equal(grid[slab], blocks[block][inside])
+                if slab[0].start < shape[0]:
+                    steps = [one.start // step for one, step in zip(slab, plan.chunk_shape)]
+                    key = f"a/data/c/{'/'.join(map(str, steps))}"
+                    assert chunks[key] == (view.chunk_key(slab), block, range(stripe, stripe + 1))
+                    found.add(key)
+        assert found == chunks.keys()
+        assert len(found) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
     else:
         assert plan.chunk_shape == (plan.rows, *shape[1:])

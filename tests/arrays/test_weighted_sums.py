@@ -1,0 +1,37 @@
+"""Blocks that are lost, as weighted sums of those that are there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from array_data import random_array
+
+from polarmap import PolarCode
+from polarmap.arrays.weighted_sums import weighted_sums, weights_of
+
+
+@pytest.mark.parametrize("n_k_kernel", [(9, 6, "rotation"), (12, 6, "arikan"), (2600, 2330, "rotation")])
+def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
+    """Also of so many blocks that P is not formed for decoding."""
+    n, k, kernel = n_k_kernel
+    code = PolarCode(n, k, kernel)
+    blocks = random_array((k, 3), "i8" if kernel == "arikan" else "f8")
+    lost = [1, k, n - 1]
+    everything = code.encode(blocks)
+    others = np.delete(everything, lost, axis=0)
+    weights = weights_of(code, blocks.dtype, lost)
+    found = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
+    np.testing.assert_allclose(found.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "c16", "u1", "i4", "u8"])
+def test_parity_is_what_is_lost_where_all_data_are_there(monkeypatch, dtype):
+    """Tile by tile, the last one narrower; as the code itself encodes."""
+    monkeypatch.setattr("polarmap.arrays.weighted_sums.TILE", 1)
+    code, data = PolarCode(7, 4, "arikan" if dtype[0] in "iu" else "rotation"), random_array((4, 150), dtype)
+    expected = code.parity(data)
+    sums = weighted_sums(weights_of(code, data.dtype, range(4, 7)), [expected.dtype] * 3)
+    tolerance = 0 if dtype[0] in "iu" else 8 * np.finfo(dtype).eps
+    for one, other in zip(sums(list(data)), expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
