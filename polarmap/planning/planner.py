@@ -22,6 +22,7 @@ from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import decoder_of
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
+from polarmap.planning.figures import draw_frontier
 from polarmap.planning.objective import Objective
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
@@ -126,8 +127,6 @@ class Plan(MapPlan):
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
-        from polarmap.plot.planning import draw_frontier
-
         return draw_frontier(self, path)
 
     def applied_to(self, options: CodeOptions) -> CodeOptions:
