@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+from scipy.sparse.linalg import aslinearoperator, svds
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
 
 import polarmap
 from benchmarks import Row, coding, in_turns, iterations, milliseconds, seconds_of, show_rows
 from benchmarks.bare_sockets import BareSockets
+from benchmarks.in_numpy import in_numpy
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
@@ -178,45 +179,6 @@ def items(turns: Turns) -> Iterator[Row]:
 
 def by_joblib(parallel: Any, f: Callable[[Any], Any], numbers: Sequence[Any]) -> list[Any]:
     return list(parallel(joblib.delayed(f)(one) for one in numbers))
-
-
-class PlainOperator(LinearOperator):  # type: ignore[misc]
-    """What estimators need of a CodedOperator, in numpy."""
-
-    report = None
-
-    def __init__(self, A: Any) -> None:
-        super().__init__(np.float64, A.shape)
-        self._A, self.products = A, 0
-
-    def __enter__(self) -> PlainOperator:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
-
-    def _matmat(self, V: np.ndarray) -> Any:
-        self.products += 1
-        return self._A @ V
-
-    def _rmatmat(self, U: np.ndarray) -> Any:
-        self.products += 1
-        return self._A.T @ U
-
-    def gram(self, weights: np.ndarray) -> Any:
-        self.products += 1
-        return self._A.T @ (weights[:, np.newaxis] * self._A)
-
-
-def in_numpy(model: Any) -> Any:
-    """An estimator of the same iterations by products in numpy; after a fit it has its `operator`."""
-
-    class InNumpy(type(model)):  # type: ignore[misc]
-        def _operator(self, A: Any) -> PlainOperator:
-            self.operator = PlainOperator(A)
-            return self.operator
-
-    return InNumpy(**model.get_params())
 
 
 def fits(turns: Turns) -> Iterator[Row]:

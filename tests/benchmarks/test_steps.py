@@ -11,7 +11,8 @@ from sklearn.datasets import load_diabetes
 import benchmarks
 from benchmarks import Row, in_turns
 from benchmarks.bare_sockets import BareSockets
-from benchmarks.steps import SUBJECTS, in_numpy, main, product
+from benchmarks.in_numpy import in_numpy
+from benchmarks.steps import SUBJECTS, main, product
 from polarmap.glm import Ridge
 
 
