@@ -28,7 +28,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
 
 import polarmap
-from benchmarks import Row, coding, in_turns, iterations, milliseconds, seconds_of, show_rows
+from benchmarks import Row, coding, in_turns, iterations, milliseconds, overhead, seconds_of, show_rows
 from benchmarks.bare_sockets import BareSockets
 from benchmarks.in_numpy import in_numpy
 from benchmarks.step_rivals import CORES
@@ -66,7 +66,7 @@ class Turns(NamedTuple):
         return self.row(what, ours, beside, theirs, target, steps=1)
 
 
-WHOLE, QUICK = Turns(8, 5, 1), Turns(1, 1, 10)
+WHOLE, QUICK = Turns(8, 3, 1), Turns(1, 1, 10)
 
 
 def product(x: np.ndarray, block: np.ndarray) -> np.ndarray:
@@ -245,6 +245,11 @@ def codes(turns: Turns) -> Iterator[Row]:
         yield from coding.planning(*plan, turns.slow)
 
 
+def lithops(turns: Turns) -> Iterator[Row]:
+    """Tasks that compute, by new workers for each map."""
+    return overhead.rows(turns.slow)
+
+
 def killed_workers(turns: Turns) -> Iterator[Row]:
     """The slowest of many steps."""
     A, x, count = np.random.default_rng(0).standard_normal((2_400, 1_000)), np.ones(1_000), 1_000
@@ -262,7 +267,8 @@ def killed_workers(turns: Turns) -> Iterator[Row]:
 
 
 SUBJECTS: dict[str, Callable[[Turns], Iterator[Row]]] = {
-    one.__name__: one for one in (steps, operators, maps, items, fits, solvers, codes, killed_workers)
+    one.__name__: one
+    for one in (steps, operators, maps, items, fits, solvers, codes, lithops, killed_workers)
 }
 
 
