@@ -167,10 +167,9 @@ class Plan(MapPlan):
         if not others:
             return "more workers would not save time"
         other = min(others, key=lambda one: getattr(one, clock) * one.paid)
-        before, after = getattr(self.expected, clock), getattr(other, clock)
-        change = f"by {after / before - 1:+.1%}" if isfinite(before) else f"from inf to {after:.3g} s"
-        paid = other.paid / self.expected.paid - 1
-        return f"{other.n} workers would change its {clock} {change}, its worker-seconds by {paid:+.1%}"
+        time = _change(getattr(self.expected, clock), getattr(other, clock), " s")
+        paid = _change(self.expected.paid, other.paid)
+        return f"{other.n} workers would change its {clock} {time}, its worker-seconds {paid}"
 
     def _shown(self, most: int) -> list[Completion]:
         """The plan, unless it is the plain map, and a few others of the frontier, by n."""
@@ -469,6 +468,15 @@ def _checked_size(name: str, value: int) -> int:
     if count > MAX_WORKERS:
         raise CodeError(f"{name} = {count} is more than the {MAX_WORKERS} workers of the largest code")
     return count
+
+
+def _change(before: float, after: float, unit: str = "") -> str:
+    """What becomes of a number, for a message.
+
+    >>> _change(2.0, 1.5), _change(inf, 1.5, " s")
+    ('by -25.0%', 'from inf to 1.5 s')
+    """
+    return f"by {after / before - 1:+.1%}" if isfinite(before) else f"from inf to {after:.3g}{unit}"
 
 
 def _numbers(label: str, option: Completion) -> str:
