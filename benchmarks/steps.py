@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import joblib
@@ -28,16 +29,26 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
 
 import polarmap
-from benchmarks import Row, coding, in_turns, iterations, milliseconds, overhead, seconds_of, show_rows
+from benchmarks import (
+    Row,
+    coding,
+    in_turns,
+    iterations,
+    kept_workers,
+    milliseconds,
+    overhead,
+    seconds_of,
+    show_rows,
+)
 from benchmarks.bare_sockets import BareSockets
 from benchmarks.in_numpy import in_numpy
+from benchmarks.kept_workers import BARE, BLOCKS, DEFAULT, FEW, NUMPY, WORKERS
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
 from polarmap.glm import LogisticRegression, Ridge
 
 Action = Callable[[], Any]
-BLOCKS, WORKERS = 24, 32
 STEPS = 12  # of a turn
 KILL_EVERY = 50  # steps
 IMPORT = "import numpy"
@@ -69,33 +80,19 @@ class Turns(NamedTuple):
 WHOLE, QUICK = Turns(8, 3, 1), Turns(1, 1, 10)
 
 
-def product(x: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """What workers do with a block."""
-    return np.asarray(block @ x)
-
-
 def steps(turns: Turns) -> Iterator[Row]:
-    """Products of 24 blocks, or of as many as there are cores, with a vector."""
-    stream, x = np.random.default_rng(0), np.ones(1_000)
-    for rows, of_bare in ((4, "1.8, 2 ms"), (1_000, "")):
-        A, what = stream.standard_normal((BLOCKS * rows, 1_000)), f"24 blocks of {rows:,} x 1,000"
-        with (
-            CodedOperator(A, blocks=BLOCKS, workers=WORKERS) as operator,
-            CodedOperator(A, blocks=CORES, workers=CORES + 1) as few,
-            BareSockets(np.reshape(A, (BLOCKS, rows, 1_000)), WORKERS, CORES + 1) as bare,
-        ):
-            actions: list[Action] = [
-                lambda operator=operator: operator @ x,
-                lambda bare=bare: bare.map(partial(product, x)),
-                lambda few=few: few @ x,
-                lambda A=A: A @ x,
-            ]
-            assert all(np.allclose(np.ravel(action()), A @ x) for action in actions)
-            ours, sockets, of_few, plain = map(milliseconds, in_turns(actions, turns.fast, STEPS))
+    """Those of `kept_workers`, nobody asleep."""
+    stream, x = np.random.default_rng(0), np.ones(kept_workers.COLUMNS)
+    for rows, target in ((4, "1.8, 2 ms"), (1_000, "")):
+        A, what = stream.standard_normal((BLOCKS * rows, len(x))), f"24 blocks of {rows:,} x 1,000"
+        with kept_workers.opened(A, x, "nobody", (DEFAULT, BARE, FEW, NUMPY)) as found:
+            actions = list(found.values())
+            assert all(np.allclose(action(), A @ x) for action in actions)
+            ours, bare, few, plain = map(milliseconds, in_turns(actions, turns.fast, STEPS))
             counts = [[python_calls(action) for _ in range(20)] for action in actions[:2]]
-        yield Row(f"{what}: Python calls", counts[0], "bare sockets", counts[1], "1,500 calls")
-        yield Row(what, ours, "bare sockets", sockets, of_bare)
-        yield Row(f"the same, {CORES} blocks of {CORES + 1}", of_few, "bare sockets", sockets)
+        yield Row(f"{what}: Python calls", counts[0], BARE, counts[1], "1,500 calls")
+        yield Row(what, ours, BARE, bare, target)
+        yield Row(f"the same, {CORES} blocks of {CORES + 1}", few, BARE, bare)
     yield Row(what, ours, "numpy", plain, "1.5 (2)")
 
 
@@ -134,11 +131,11 @@ def operators(turns: Turns) -> Iterator[Row]:
 
 def maps(turns: Turns) -> Iterator[Row]:
     """Small maps, the loop alone, and the first map of a process."""
-    small, f = np.random.default_rng(0).standard_normal((240, 4)), partial(product, np.ones(4))
+    small, f = np.random.default_rng(0).standard_normal((240, 4)), methodcaller("dot", np.ones(4))
     coded_map = partial(polarmap.coded_map, f, small, progress=False)
     with BareSockets(np.reshape(small, (6, 40, 4)), 8, CORES + 1) as bare:
         ours = partial(coded_map, blocks=6, workers=8)
-        yield turns.row("small map, 6 of 8", ours, "bare sockets", partial(bare.map, f), "2 ms")
+        yield turns.row("small map, 6 of 8", ours, BARE, partial(bare.map, f), "2 ms")
     with ThreadPoolExecutor(4) as pool:
         ours = partial(coded_map, blocks=BLOCKS, workers=WORKERS, executor=pool)
         theirs = partial(listed, pool.map, f, np.split(small, BLOCKS))
