@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-SPEED = ["steps", "memory", "overhead"]
+SPEED = ["steps", "memory"]
 OTHERS = [
     *["accuracy", "many_tasks", "terabyte", "encryption", "beyond", "estimates"],
     *["sparse", "kept_workers", "blackbox"],

@@ -16,16 +16,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from operator import matmul
+from operator import matmul, methodcaller
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from benchmarks import is_quick, median_and_most, seconds_of_steps, show, step_rivals
+from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
+from benchmarks.bare_sockets import BareSockets
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
@@ -56,6 +57,13 @@ def coded(A: np.ndarray, x: np.ndarray, trouble: Trouble, executor: Any = None) 
     unlucky = FaultyExecutor(executor, FAULTS[trouble]) if FAULTS[trouble] else executor
     with CodedOperator(A, blocks=BLOCKS, workers=WORKERS, executor=unlucky) as operator:
         yield lambda: operator @ x
+
+
+@contextmanager
+def on_bare_sockets(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """What CodedOperator @ x could take at the least."""
+    with BareSockets(np.reshape(A, (BLOCKS, -1, A.shape[1])), WORKERS, CORES + 1) as sockets:
+        yield lambda: np.ravel(sockets.map(methodcaller("dot", x)))
 
 
 @contextmanager
@@ -105,11 +113,16 @@ def faults_of(trouble: Trouble, count: int) -> Iterator[step_rivals.Faults]:
         yield faults
 
 
+DEFAULT, BARE, FEW, NUMPY = (
+    *("polarmap, default", "bare sockets"),
+    *(f"polarmap, {CORES} blocks of {CORES + 1}", "numpy, no workers"),
+)
 # Name -> library that it takes, row, what may befall its workers.
 ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
-    "numpy, no workers": ("numpy", with_numpy, ("nobody",)),
-    "polarmap, default": ("numpy", coded, get_args(Trouble)),
-    f"polarmap, {CORES} blocks of {CORES + 1}": ("numpy", coded_by_cores, ("nobody",)),
+    NUMPY: ("numpy", with_numpy, ("nobody",)),
+    BARE: ("numpy", on_bare_sockets, ("nobody",)),
+    DEFAULT: ("numpy", coded, get_args(Trouble)),
+    FEW: ("numpy", coded_by_cores, ("nobody",)),
     "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),
@@ -118,26 +131,35 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
 }
 
 
+@contextmanager
+def opened(
+    A: np.ndarray, x: np.ndarray, trouble: Trouble, names: Iterable[str] = tuple(ROWS)
+) -> Iterator[dict[str, Step]]:
+    """The steps of those that are installed and meet such trouble."""
+    with ExitStack() as stack:
+        steps = {}
+        for name in names:
+            library, row, troubles = ROWS[name]
+            if trouble in troubles and step_rivals.is_installed(library):
+                steps[name] = stack.enter_context(row(A, x, trouble))
+        yield steps
+
+
 def column(A: np.ndarray, x: np.ndarray, trouble: Trouble, turns: int, steps: int) -> dict[str, str]:
     """What each row takes, in milliseconds, or what becomes of it."""
     found: dict[str, str] = {}
     taken: dict[str, list[float]] = defaultdict(list)
-    with ExitStack() as stack:
-        opened = {
-            name: stack.enter_context(row(A, x, trouble))
-            for name, (library, row, troubles) in ROWS.items()
-            if trouble in troubles and step_rivals.is_installed(library)
-        }
+    with opened(A, x, trouble) as rows:
         for _ in range(turns):
-            for name in [one for one in opened if one not in found]:
+            for name in [one for one in rows if one not in found]:
                 try:
-                    times = seconds_of_steps(opened[name], steps, not_counted=2)
+                    times = seconds_of_steps(rows[name], steps, not_counted=2)
                 except Exception as error:  # whatever a library says of a dead worker
                     kind = type(error).__name__
                     late = kind.endswith("TimeoutError")
                     found[name] = f"> {1e3 * DEADLINE:,.0f}" if late else f"fails: {kind}"
                 else:
-                    taken[name] += [1e3 * one for one in times]
+                    taken[name] += milliseconds(times)
     return {name: median_and_most(times) for name, times in taken.items()} | found
 
 

@@ -1,25 +1,25 @@
-"""coded_map against Lithops' own map of the same k tasks, healthy and with stragglers.
+"""coded_map beside Lithops' own map of the same k tasks, healthy and with stragglers, as rows of `steps`.
 
-Ratios of medians, runs in turns, a fresh executor for every run on both sides; both fork their workers
-(Lithops localhost, version 1) and Lithops has its default of one slot per core. Without stragglers a coded
-map is to take at most 1.15 times as long.
+A fresh executor for every run on both sides; both fork their workers (Lithops localhost, version 1), and
+Lithops has its default of one slot per core.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import lithops
 import numpy as np
 
 import polarmap
-from benchmarks import interleaved, is_quick, seconds_of, show
+from benchmarks import Row, in_turns, milliseconds, seconds_of
 from polarmap import Fault, FaultyExecutor
 
 K, N = 24, 32
-TASK_SECONDS = 0.2
+TASK_SECONDS = 0.2  # of computing
 LATE = {task: Fault("sleep", 20.0) for task in (3, 9)}
 CONFIG = {
     "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
@@ -41,23 +41,21 @@ def plain(f: Callable[[Any], Any], blocks: list[Any]) -> None:
         functions.get_result(futures, show_progressbar=False, wait_dur_sec=0.02)
 
 
-def main() -> None:
-    runs = 3 if is_quick(__doc__) else 9
+def coded(f: Callable[[Any], Any], blocks: list[Any], faults: dict[int, Fault]) -> None:
+    polarmap.coded_map(f, blocks, workers=N, executor=FaultyExecutor("localhost", faults))
+
+
+def rows(repeats: int) -> Iterator[Row]:
+    """Both beside the same plain map."""
     blocks = list(np.random.default_rng(0).standard_normal((K, 64, 64)))
-    turns = int(2_000 * TASK_SECONDS / seconds_of(lambda: spin(2_000)))
+    turns = int(2_000 * TASK_SECONDS / seconds_of(partial(spin, 2_000)))
 
     def f(block: Any) -> Any:
         spin(turns)
         return block.sum(axis=0)
 
-    def coded(faults: dict[int, Fault]) -> None:
-        polarmap.coded_map(f, blocks, workers=N, executor=FaultyExecutor("localhost", faults))
-
-    taken = interleaved([lambda: plain(f, blocks), lambda: coded({}), lambda: coded(LATE)], runs)
-    print(f"{K} tasks of {TASK_SECONDS} s of computing, {N} coded, medians of {runs} runs")
-    names = ("plain map", "coded_map", f"coded_map, {len(LATE)} sleep 20 s")
-    show(("", "seconds", "to plain"), [(name, one, one / taken[0]) for name, one in zip(names, taken)])
-
-
-if __name__ == "__main__":
-    main()
+    actions = [partial(plain, f, blocks), *(partial(coded, f, blocks, faults) for faults in ({}, LATE))]
+    theirs, healthy, late = map(milliseconds, in_turns(actions, repeats))
+    what = f"{K} tasks of {TASK_SECONDS} s on Lithops here"
+    yield Row(what, healthy, "Lithops' map", theirs, "1.15")
+    yield Row(f"{what}, {len(LATE)} of {N} sleep", late, "Lithops' map", theirs)

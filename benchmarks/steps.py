@@ -19,24 +19,36 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
+from scipy.sparse.linalg import aslinearoperator, svds
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
 
 import polarmap
-from benchmarks import Row, coding, in_turns, iterations, milliseconds, seconds_of, show_rows
+from benchmarks import (
+    Row,
+    coding,
+    in_turns,
+    iterations,
+    kept_workers,
+    milliseconds,
+    overhead,
+    seconds_of,
+    show_rows,
+)
 from benchmarks.bare_sockets import BareSockets
+from benchmarks.in_numpy import in_numpy
+from benchmarks.kept_workers import BARE, BLOCKS, DEFAULT, FEW, NUMPY, WORKERS
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
 from polarmap.glm import LogisticRegression, Ridge
 
 Action = Callable[[], Any]
-BLOCKS, WORKERS = 24, 32
 STEPS = 12  # of a turn
 KILL_EVERY = 50  # steps
 IMPORT = "import numpy"
@@ -65,36 +77,22 @@ class Turns(NamedTuple):
         return self.row(what, ours, beside, theirs, target, steps=1)
 
 
-WHOLE, QUICK = Turns(8, 5, 1), Turns(1, 1, 10)
-
-
-def product(x: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """What workers do with a block."""
-    return np.asarray(block @ x)
+WHOLE, QUICK = Turns(8, 3, 1), Turns(1, 1, 10)
 
 
 def steps(turns: Turns) -> Iterator[Row]:
-    """Products of 24 blocks, or of as many as there are cores, with a vector."""
-    stream, x = np.random.default_rng(0), np.ones(1_000)
-    for rows, of_bare in ((4, "1.8, 2 ms"), (1_000, "")):
-        A, what = stream.standard_normal((BLOCKS * rows, 1_000)), f"24 blocks of {rows:,} x 1,000"
-        with (
-            CodedOperator(A, blocks=BLOCKS, workers=WORKERS) as operator,
-            CodedOperator(A, blocks=CORES, workers=CORES + 1) as few,
-            BareSockets(np.reshape(A, (BLOCKS, rows, 1_000)), WORKERS, CORES + 1) as bare,
-        ):
-            actions: list[Action] = [
-                lambda operator=operator: operator @ x,
-                lambda bare=bare: bare.map(partial(product, x)),
-                lambda few=few: few @ x,
-                lambda A=A: A @ x,
-            ]
-            assert all(np.allclose(np.ravel(action()), A @ x) for action in actions)
-            ours, sockets, of_few, plain = map(milliseconds, in_turns(actions, turns.fast, STEPS))
+    """Those of `kept_workers`, nobody asleep."""
+    stream, x = np.random.default_rng(0), np.ones(kept_workers.COLUMNS)
+    for rows, target in ((4, "1.8, 2 ms"), (1_000, "")):
+        A, what = stream.standard_normal((BLOCKS * rows, len(x))), f"24 blocks of {rows:,} x 1,000"
+        with kept_workers.opened(A, x, "nobody", (DEFAULT, BARE, FEW, NUMPY)) as found:
+            actions = list(found.values())
+            assert all(np.allclose(action(), A @ x) for action in actions)
+            ours, bare, few, plain = map(milliseconds, in_turns(actions, turns.fast, STEPS))
             counts = [[python_calls(action) for _ in range(20)] for action in actions[:2]]
-        yield Row(f"{what}: Python calls", counts[0], "bare sockets", counts[1], "1,500 calls")
-        yield Row(what, ours, "bare sockets", sockets, of_bare)
-        yield Row(f"the same, {CORES} blocks of {CORES + 1}", of_few, "bare sockets", sockets)
+        yield Row(f"{what}: Python calls", counts[0], BARE, counts[1], "1,500 calls")
+        yield Row(what, ours, BARE, bare, target)
+        yield Row(f"the same, {CORES} blocks of {CORES + 1}", few, BARE, bare)
     yield Row(what, ours, "numpy", plain, "1.5 (2)")
 
 
@@ -133,11 +131,11 @@ def operators(turns: Turns) -> Iterator[Row]:
 
 def maps(turns: Turns) -> Iterator[Row]:
     """Small maps, the loop alone, and the first map of a process."""
-    small, f = np.random.default_rng(0).standard_normal((240, 4)), partial(product, np.ones(4))
+    small, f = np.random.default_rng(0).standard_normal((240, 4)), methodcaller("dot", np.ones(4))
     coded_map = partial(polarmap.coded_map, f, small, progress=False)
     with BareSockets(np.reshape(small, (6, 40, 4)), 8, CORES + 1) as bare:
         ours = partial(coded_map, blocks=6, workers=8)
-        yield turns.row("small map, 6 of 8", ours, "bare sockets", partial(bare.map, f), "2 ms")
+        yield turns.row("small map, 6 of 8", ours, BARE, partial(bare.map, f), "2 ms")
     with ThreadPoolExecutor(4) as pool:
         ours = partial(coded_map, blocks=BLOCKS, workers=WORKERS, executor=pool)
         theirs = partial(listed, pool.map, f, np.split(small, BLOCKS))
@@ -178,45 +176,6 @@ def items(turns: Turns) -> Iterator[Row]:
 
 def by_joblib(parallel: Any, f: Callable[[Any], Any], numbers: Sequence[Any]) -> list[Any]:
     return list(parallel(joblib.delayed(f)(one) for one in numbers))
-
-
-class PlainOperator(LinearOperator):  # type: ignore[misc]
-    """What estimators need of a CodedOperator, in numpy."""
-
-    report = None
-
-    def __init__(self, A: Any) -> None:
-        super().__init__(np.float64, A.shape)
-        self._A, self.products = A, 0
-
-    def __enter__(self) -> PlainOperator:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
-
-    def _matmat(self, V: np.ndarray) -> Any:
-        self.products += 1
-        return self._A @ V
-
-    def _rmatmat(self, U: np.ndarray) -> Any:
-        self.products += 1
-        return self._A.T @ U
-
-    def gram(self, weights: np.ndarray) -> Any:
-        self.products += 1
-        return self._A.T @ (weights[:, np.newaxis] * self._A)
-
-
-def in_numpy(model: Any) -> Any:
-    """An estimator of the same iterations by products in numpy; after a fit it has its `operator`."""
-
-    class InNumpy(type(model)):  # type: ignore[misc]
-        def _operator(self, A: Any) -> PlainOperator:
-            self.operator = PlainOperator(A)
-            return self.operator
-
-    return InNumpy(**model.get_params())
 
 
 def fits(turns: Turns) -> Iterator[Row]:
@@ -283,6 +242,11 @@ def codes(turns: Turns) -> Iterator[Row]:
         yield from coding.planning(*plan, turns.slow)
 
 
+def lithops(turns: Turns) -> Iterator[Row]:
+    """Tasks that compute, by new workers for each map."""
+    return overhead.rows(turns.slow)
+
+
 def killed_workers(turns: Turns) -> Iterator[Row]:
     """The slowest of many steps."""
     A, x, count = np.random.default_rng(0).standard_normal((2_400, 1_000)), np.ones(1_000), 1_000
@@ -300,7 +264,8 @@ def killed_workers(turns: Turns) -> Iterator[Row]:
 
 
 SUBJECTS: dict[str, Callable[[Turns], Iterator[Row]]] = {
-    one.__name__: one for one in (steps, operators, maps, items, fits, solvers, codes, killed_workers)
+    one.__name__: one
+    for one in (steps, operators, maps, items, fits, solvers, codes, lithops, killed_workers)
 }
 
 

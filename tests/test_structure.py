@@ -32,7 +32,7 @@ FLOORS = [
     ["run"],
     ["blocks"],
     ["executors", "report"],
-    # Of what it draws it knows only the attributes: Plan.plot and Report.plot import it.
+    # Of a report it knows only the attributes: Report.plot imports it.
     ["plot"],
     ["storage", "code", "clouds"],
     ["worker", "errors"],
@@ -104,10 +104,10 @@ ONLY_FROM = {
         f"polarmap.models.{name}" for name in ("coded_model", "convex_network", "fit_progress", "poisson")
     ],
     "matplotlib": [
-        *(f"polarmap.plot.{name}" for name in ["canvas", "planning", "shown_figure", "timeline"]),
+        *(f"polarmap.plot.{name}" for name in ["canvas", "shown_figure", "timeline"]),
+        "polarmap.planning.figures",
         # These name the type of what they return.
-        "polarmap.report",
-        *(f"polarmap.planning.{name}" for name in ("empirical", "planner", "polarization")),
+        *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "polarmap.code.kernels_numba": ["polarmap.code.kernels", "polarmap.code.tiled"],

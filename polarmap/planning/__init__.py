@@ -21,12 +21,12 @@ from polarmap.planning.distributions import (
     cold_starts,
     stragglers,
 )
-from polarmap.planning.empirical import Empirical, as_runtimes, plot_runtimes, training_trace
+from polarmap.planning.empirical import Empirical, as_runtimes, training_trace
+from polarmap.planning.figures import plot_polarization, plot_runtimes
 from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
     frozen_at,
-    plot_polarization,
     polarize,
     sequential_bound,
     step_times,

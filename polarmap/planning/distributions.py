@@ -23,6 +23,7 @@ from polarmap.errors import CodeError, without_our_frames
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
+LONGEST = 1e100  # seconds: who is not back by then never is
 BISECTIONS = 64  # halvings of a bracket of double precision, down to its last bit
 
 
@@ -451,6 +452,7 @@ def checked_observations(times: npt.ArrayLike, ended: npt.ArrayLike | None = Non
     done = np.ones(seen.shape, bool) if ended is None else np.asarray(ended, bool).ravel()
     if done.shape != seen.shape:
         raise CodeError(f"{done.size} marks of what ended for {seen.size} run times")
+    seen = np.where(seen > LONGEST, inf, seen)
     done = done & np.isfinite(seen)
     if not done.any():
         raise CodeError("none of the tasks observed has ended: nothing is known of how long they take")
@@ -458,9 +460,9 @@ def checked_observations(times: npt.ArrayLike, ended: npt.ArrayLike | None = Non
 
 
 def _check_number(name: str, value: float, positive: bool = False) -> None:
-    if not is_number(value) or not 0 <= value < inf or (positive and value == 0):
+    if not is_number(value) or not 0 <= value <= LONGEST or (positive and value == 0):
         least = "above" if positive else "of at least"
-        raise CodeError(f"{name} must be a finite number {least} 0, not {value!r}")
+        raise CodeError(f"{name} must be a finite number {least} 0, at most {LONGEST:g}, not {value!r}")
 
 
 def _check_distribution(runtimes: Distribution) -> None:

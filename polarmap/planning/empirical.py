@@ -13,7 +13,6 @@ from copy import copy
 from importlib import resources
 from math import inf
 from os import PathLike
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +27,6 @@ from polarmap.planning.distributions import (
     checked_observations,
 )
 from polarmap.report import Report
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ROUNDING = 1e-12  # of a cumulated probability: a quantile at an edge takes the step below it
 
@@ -241,30 +237,6 @@ def training_trace() -> Empirical:
     """
     means = resources.files(__package__).joinpath("training_trace.txt").read_text(encoding="ascii")
     return Empirical(np.array(means.split(), float) / 1e4)
-
-
-def plot_runtimes(
-    runtimes: object, path: str | PathLike[str] | None = None, *, fitted: Distribution | None = None
-) -> Figure:
-    """Plot how run times spread, and how many workers are still out as time goes by.
-
-    Parameters
-    ----------
-    runtimes : Distribution, run times in seconds, or reports of coded maps
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-    fitted : Distribution, optional
-        Drawn beside them, to see whether it fits.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    from polarmap.plot.planning import draw_runtimes
-
-    distribution = as_runtimes(runtimes)
-    observed = distribution.observed if isinstance(distribution, Empirical) else None
-    return draw_runtimes(distribution, path, fitted=fitted, observed=observed)
 
 
 def _iterated(given: object) -> Iterable[object]:

@@ -22,6 +22,7 @@ from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import decoder_of
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
+from polarmap.planning.figures import draw_frontier
 from polarmap.planning.objective import Objective
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
@@ -126,8 +127,6 @@ class Plan(MapPlan):
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
-        from polarmap.plot.planning import draw_frontier
-
         return draw_frontier(self, path)
 
     def applied_to(self, options: CodeOptions) -> CodeOptions:
@@ -168,10 +167,9 @@ class Plan(MapPlan):
         if not others:
             return "more workers would not save time"
         other = min(others, key=lambda one: getattr(one, clock) * one.paid)
-        before, after = getattr(self.expected, clock), getattr(other, clock)
-        change = f"by {after / before - 1:+.1%}" if isfinite(before) else f"from inf to {after:.3g} s"
-        paid = other.paid / self.expected.paid - 1
-        return f"{other.n} workers would change its {clock} {change}, its worker-seconds by {paid:+.1%}"
+        time = _change(getattr(self.expected, clock), getattr(other, clock), " s")
+        paid = _change(self.expected.paid, other.paid)
+        return f"{other.n} workers would change its {clock} {time}, its worker-seconds {paid}"
 
     def _shown(self, most: int) -> list[Completion]:
         """The plan, unless it is the plain map, and a few others of the frontier, by n."""
@@ -470,6 +468,15 @@ def _checked_size(name: str, value: int) -> int:
     if count > MAX_WORKERS:
         raise CodeError(f"{name} = {count} is more than the {MAX_WORKERS} workers of the largest code")
     return count
+
+
+def _change(before: float, after: float, unit: str = "") -> str:
+    """What becomes of a number, for a message.
+
+    >>> _change(2.0, 1.5), _change(inf, 1.5, " s")
+    ('by -25.0%', 'from inf to 1.5 s')
+    """
+    return f"by {after / before - 1:+.1%}" if isfinite(before) else f"from inf to {after:.3g}{unit}"
 
 
 def _numbers(label: str, option: Completion) -> str:

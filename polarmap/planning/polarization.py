@@ -9,9 +9,6 @@ virtual worker's cdf is a fixed polynomial of the real workers' cdf, inverted in
 
 from __future__ import annotations
 
-from os import PathLike
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
@@ -19,11 +16,7 @@ from polarmap.code.design import erasure_probabilities, frozen_inputs, power_of_
 from polarmap.code.dtypes import Indices
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats, checked_probabilities, first_reached
-from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_DEPTH = 24  # 2^24 virtual workers
 
@@ -52,28 +45,6 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     """
     above = checked_probabilities(np.atleast_1d(np.asarray(survival, float)))
     return erasure_probabilities(np.repeat(above[None], 1 << _checked_depth(depth), axis=0))
-
-
-def plot_polarization(
-    runtimes: object, path: str | PathLike[str] | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
-) -> Figure:
-    """Plot P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
-
-    Parameters
-    ----------
-    runtimes : Distribution, run times in seconds, or reports of coded maps
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-    depths : tuple of int
-        One panel each; at depth d there are 2^d virtual workers.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    from polarmap.plot.planning import draw_polarization
-
-    return draw_polarization(as_runtimes(runtimes), polarize, path, depths=depths)
 
 
 def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.ArrayLike) -> Floats:

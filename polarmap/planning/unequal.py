@@ -18,10 +18,9 @@ from polarmap.code.polar import PolarCode, design_share
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.decodability import DECODED, decoder_of, finish
-from polarmap.planning.distributions import Distribution, Floats, Mixture, first_reached
+from polarmap.planning.distributions import LONGEST, Distribution, Floats, Mixture, first_reached
 
 SCHEMES = ("uncoded", "mds", "rotation", *DECODED)
-LONGEST = 1e100  # seconds: who is not back by then never is
 LEAST_JOBS = 2000  # simulated where decoding one solves no dense system
 
 

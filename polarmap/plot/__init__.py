@@ -3,10 +3,5 @@
 `polarmap.planning.plot_runtimes` and `plot_polarization`, `Plan.plot` and `Report.plot` show them. Needs
 matplotlib (the extra `plot`), imported when the first figure is drawn. Every function returns a matplotlib
 Figure, and writes it where `path` says (.png, .svg, .pdf). None touches pyplot, so nothing is kept or needs
-a display; as the last line of a cell a figure shows itself. They know only the attributes of what they draw.
+a display; as the last line of a cell a figure shows itself.
 """
-
-from polarmap.plot.planning import draw_frontier, draw_polarization, draw_runtimes
-from polarmap.plot.timeline import draw_timeline
-
-__all__ = ["draw_frontier", "draw_polarization", "draw_runtimes", "draw_timeline"]

@@ -20,6 +20,7 @@ from polarmap.planning import (
     Scaled,
     ShiftedExponential,
     cold_starts,
+    completion_time,
     stragglers,
     training_trace,
 )
@@ -127,6 +128,11 @@ def test_a_mean_that_does_not_exist() -> None:
     assert Failing(ShiftedExponential(1.0, 1.0), 0.01).mean() == np.inf
 
 
+def test_who_was_seen_for_longer_than_all_time_never_ends() -> None:
+    assert Empirical([1.0, 2.0, 1e305, 1e306]).failure_probability == 0.5
+    assert completion_time(4, 2, "rotation", [1.0, 2.0, 1e305]).mean < 2.0
+
+
 def test_failures_add_up() -> None:
     distribution = Mixture([Failing(Pareto(1.0, 2.0), 0.5), Failing(Pareto(1.0, 2.0), 1.0)], [0.5, 0.5])
     assert Failing(distribution, 0.2).failure_probability == pytest.approx(0.2 + 0.8 * 0.75)
@@ -156,6 +162,7 @@ def test_fits_recover_their_parameters_also_from_censored_times(censored: bool) 
         (lambda: ShiftedExponential(1.0, 0.0), "scale must be a finite number above 0"),
         (lambda: ShiftedExponential(np.nan, 1.0), "shift must be"),
         (lambda: Pareto(1.0, np.inf), "shape must be"),
+        (lambda: ShiftedExponential(1e300, 1e300), "shift must be a finite number of at least 0, at most 1e"),
         (lambda: Scaled(Pareto(1.0, 2.0), 0.0), "factor must be"),
         (lambda: Failing(Pareto(1.0, 2.0), 1.5), "between 0 and 1, not at 1.5"),
         (lambda: Failing(Pareto(1.0, 2.0), np.nan), "between 0 and 1, not at nan"),

@@ -12,8 +12,8 @@ from figures import KILLED, rendered, report_of
 from matplotlib.figure import Figure
 
 from polarmap import Fault, ReplayExecutor, Report, TaskReport, hedged_map, submit
-from polarmap.plot import canvas, draw_timeline
-from polarmap.plot.timeline import ROW, TALLEST, WIDTH, timeline_html
+from polarmap.plot import canvas
+from polarmap.plot.timeline import ROW, TALLEST, WIDTH, draw_timeline, timeline_html
 
 
 def invented(states: list[str], k: int, seconds: float = 2.0) -> Report:

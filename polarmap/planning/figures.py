@@ -1,48 +1,70 @@
-"""What planning shows: run times, how those of virtual workers polarize, the frontier of a plan."""
+"""Figures of run times, of how those of virtual workers polarize, of the frontier of a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polarmap.errors import CodeError
+from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.empirical import Empirical, as_runtimes
+from polarmap.planning.polarization import polarize
 from polarmap.plot import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Floats = npt.NDArray[np.float64]
-Polarize = Callable[[Floats, int], Floats]  # survival (times,) and depth -> (2^depth, times)
-
 POINTS = 600  # of a curve
 MOST_DEPTH = 12  # beyond, lines can no longer be told apart
 LEAST = 1e-4  # share still out at which a tail is cut off
 
 
-def draw_runtimes(
-    distribution: Any, path: canvas.Path | None = None, *, fitted: Any = None, observed: int | None = None
+def plot_runtimes(
+    runtimes: object, path: canvas.Path | None = None, *, fitted: Distribution | None = None
 ) -> Figure:
-    """What `polarmap.planning.plot_runtimes` shows of a distribution, made of so many observed tasks."""
+    """Plot how run times spread, and how many workers are still out as time goes by.
+
+    Parameters
+    ----------
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+    fitted : Distribution, optional
+        Drawn beside them, to see whether it fits.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    distribution = as_runtimes(runtimes)
     figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
     times = _grid(distribution)
-    _draw_density(axes[0], distribution, times, observed)
+    _draw_density(axes[0], distribution, times)
     _draw_survival(axes[1], distribution, times, fitted)
     return canvas.saved(figure, path)
 
 
-def draw_polarization(
-    distribution: Any,
-    polarize: Polarize,
-    path: canvas.Path | None = None,
-    *,
-    depths: tuple[int, ...] = (0, 1, 3, 8),
+def plot_polarization(
+    runtimes: object, path: canvas.Path | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
 ) -> Figure:
-    """What `polarmap.planning.plot_polarization` shows of real workers, by `polarmap.planning.polarize`."""
+    """Plot P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
+
+    Parameters
+    ----------
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+    depths : tuple of int
+        One panel each; at depth d there are 2^d virtual workers.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    distribution = as_runtimes(runtimes)
     if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
         raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
     figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
@@ -54,25 +76,27 @@ def draw_polarization(
     return canvas.saved(figure, path)
 
 
-def _grid(distribution: Any) -> Floats:
+def _grid(distribution: Distribution) -> Floats:
     """Times from a little before the first return to where hardly any worker is still out."""
     ends = 1 - distribution.failure_probability
     first, last = distribution.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
     return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
 
 
-def _draw_density(axes: Axes, distribution: Any, times: Floats, observed: int | None) -> None:
+def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None:
     edges = np.linspace(times[0], times[-1], 60)
     shares = np.diff(distribution.cdf(edges))
     axes.bar(
         edges[:-1], 100 * shares, np.diff(edges), align="edge", color=canvas.BLUE, edgecolor="white", lw=0.4
     )
-    count = "" if observed is None else f" ({observed} tasks)"
+    count = f" ({distribution.observed} tasks)" if isinstance(distribution, Empirical) else ""
     canvas.titled(axes, f"Run times{count}", "run time of a task, seconds", "share of the tasks, %")
     axes.grid(visible=False, axis="x")
 
 
-def _draw_survival(axes: Axes, distribution: Any, times: Floats, fitted: Any) -> None:
+def _draw_survival(
+    axes: Axes, distribution: Distribution, times: Floats, fitted: Distribution | None
+) -> None:
     axes.semilogy(times, _positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
     if fitted is not None:
         fit = _positive(fitted.survival(times))
