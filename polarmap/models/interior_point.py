@@ -16,6 +16,8 @@ FIRST_MULTIPLIERS = 0.1  # times the mean size of the gradient
 TO_THE_BOUNDARY = 0.99  # of the way, at the most
 WAITING = 1e-3  # of the gap of the column that is last: columns that are further wait
 PATIENCE = 5  # iterations that get no closer
+LARGEST_WEIGHT = 1e7  # of these steps: they get as far by several, in systems that have digits
+REFINEMENTS = 3  # of the numbers between the bounds, while they are not near enough
 
 
 def interior_point(
@@ -36,11 +38,9 @@ def interior_point(
 
 
 class _Direction(NamedTuple):
-    """Changes of x, A'x, A A'x and of the multipliers of both bounds."""
+    """Changes of x and of the multipliers of both bounds."""
 
     x: Floats
-    image: Floats
-    curved: Floats
     of_lower: Floats
     of_upper: Floats
 
@@ -71,6 +71,7 @@ class _InteriorSteps:
         self._of_lower = np.maximum(self._gradient, 0.0) + least
         self._of_upper = self._of_lower - self._gradient
         self._totals, self._waited = self._products_of_pairs(), 0
+        self._nearest = self.gap, self.x
 
     def _products(self, x: Floats) -> tuple[Floats, Floats]:
         image = np.asarray(self._operator.rmatmat(x))
@@ -90,9 +91,15 @@ class _InteriorSteps:
     def gap(self) -> float:
         """To the dual point A'x (Fenchel, Rockafellar)."""
         room = np.where(self._gradient > 0, self.x - self._lower, self.x - self._upper)
-        return max(0.0, float(np.sum(self._gradient * room)))
+        return float(np.maximum(0.0, np.sum(self._gradient * room)))  # NaN stays what it is
 
     def has_converged(self, tol: float) -> bool:
+        """By products with x itself: in those of its steps rounding adds up."""
+        if self._is_near(tol):
+            self._set(self.x)
+        return self._is_near(tol)
+
+    def _is_near(self, tol: float) -> bool:
         """By the gap, or where it is no more than rounding."""
         rounding = 16 * EPS * float(np.sum(np.abs(self._slope * self.x)))
         return self.gap <= max(tol * abs(self.objective), rounding)
@@ -102,17 +109,19 @@ class _InteriorSteps:
         weights = self._weights()
         late = self._totals >= WAITING * self._totals.max()
         systems = self._systems(weights, late)
-        zeros = np.zeros_like(self.x)
-        predicted = self._direction(systems, weights, zeros, zeros)
+        predicted = self._direction(self._predicted(systems, weights), 0.0, 0.0)
         mean = self._mean_product(predicted, 0.0)
         target = mean * (self._mean_product(predicted, self._longest(predicted)) / mean) ** 3
-        corrected = self._direction(
-            systems,
-            weights,
-            target - predicted.x * predicted.of_lower,
-            target + predicted.x * predicted.of_upper,
-        )
-        self._go(corrected, late * np.minimum(1.0, TO_THE_BOUNDARY * self._longest(corrected)))
+        lower = target - predicted.x * predicted.of_lower
+        upper = target + predicted.x * predicted.of_upper
+        right = lower / self._below - upper / self._above - self._gradient
+        x, image, curved = self._newton(systems, weights, right)
+        corrected = self._direction(x, lower, upper)
+        share = late * np.minimum(1.0, TO_THE_BOUNDARY * self._longest(corrected))
+        self._go(corrected, share)
+        self._image, self._gradient = self._image + share * image, self._gradient + share * curved
+        if self.gap < self._nearest[0]:
+            self._nearest = self.gap, self.x
         before, self._totals = self._totals, self._products_of_pairs()
         self._waited = 0 if self._totals.max() < 0.99 * before.max() else self._waited + 1
         # The gap is no more than that, but for rounding.
@@ -124,16 +133,20 @@ class _InteriorSteps:
 
     def solution(self, tol: float) -> Solution:
         """With the numbers that go to a bound on it, if that is near enough to the minimum, too."""
-        inside = np.clip(self.x, self._lower, self._upper), self._image, self._gradient
+        gap, inside = self._nearest
         pull, width = np.abs(self._slope).mean(axis=0), self._upper - self._lower
         goes_down = self._below * pull <= self._of_lower * width
         goes_up = self._above * pull <= self._of_upper * width
-        weights = np.where(goes_down | goes_up, 0.0, self._weights())
-        self._set(np.where(goes_up, self._upper, np.where(goes_down, self._lower, inside[0])))
-        self._set(self.x + self._newton(self._systems(weights), weights, -self._gradient)[0])
-        if not self.has_converged(tol):
-            self.x, self._image, self._gradient = inside
-        return Solution(self.x, self.objective, self.gap, self.map_norm, self.count, self.has_converged(tol))
+        weights = np.where(goes_down | goes_up, 0.0, np.minimum(LARGEST_WEIGHT, self._weights()))
+        self._set(np.where(goes_up, self._upper, np.where(goes_down, self._lower, inside)))
+        systems = self._systems(weights)
+        for _ in range(REFINEMENTS):
+            self._set(self.x + self._newton(systems, weights, -self._gradient)[0])
+            if self._is_near(tol):
+                break
+        if not self._is_near(tol) and not self.gap < gap:
+            self._set(inside)
+        return Solution(self.x, self.objective, self.gap, self.map_norm, self.count, self._is_near(tol))
 
     def _set(self, x: Floats) -> None:
         """Go to the point of the box that is next to x."""
@@ -145,26 +158,38 @@ class _InteriorSteps:
         return np.asarray(1.0 / (self._of_lower / self._below + self._of_upper / self._above))
 
     def _systems(self, weights: Floats, late: Any = True) -> Floats:
-        """1 + A' diag(weights) A for each column that is late, 1 for the others."""
-        systems = np.tile(np.eye(self._operator.shape[1]), (self.x.shape[1], 1, 1))
+        """1 + A' diag(weights) A for each column that is late, 1 for others; more where 1 is rounding."""
+        one = np.eye(self._operator.shape[1])
+        systems = np.tile(one, (self.x.shape[1], 1, 1))
         for column in np.flatnonzero(late & weights.any(axis=0)):
-            systems[column] += self._operator.gram(weights[:, column])
+            gram = self._operator.gram(weights[:, column])
+            systems[column] = max(1.0, EPS * float(np.trace(gram))) * one + gram
         return systems
+
+    def _predicted(self, systems: Floats, weights: Floats) -> Floats:
+        """Newton's x to where no distance times its multiplier is left, but for second order.
+
+        Image and gradient, of which its right side is made, are had anew by the same two products: in the
+        sums of steps rounding adds up.
+        """
+        products = np.asarray(self._operator.rmatmat(np.hstack([self.x, weights * self._slope])))
+        self._image, pull = np.hsplit(products, 2)
+        image = _solved(systems, self._image - pull)
+        curved, after = np.hsplit(np.asarray(self._operator.matmat(np.hstack([self._image, image]))), 2)
+        self._gradient = curved + self._slope
+        return -weights * (after + self._slope)
 
     def _newton(self, systems: Floats, weights: Floats, right: Floats) -> tuple[Floats, Floats, Floats]:
         """The x with A A'x + x / weights = right, where weights are not 0, and its products."""
-        sums = np.asarray(self._operator.rmatmat(weights * right)).T
-        image = np.linalg.solve(systems, sums[..., np.newaxis])[..., 0].T
+        image = _solved(systems, np.asarray(self._operator.rmatmat(weights * right)))
         curved = np.asarray(self._operator.matmat(image))
         return weights * (right - curved), image, curved
 
-    def _direction(self, systems: Floats, weights: Floats, lower: Floats, upper: Floats) -> _Direction:
-        """Newton's, to where distances times multipliers are `lower` and `upper`, but for second order."""
-        right = lower / self._below - upper / self._above - self._gradient
-        x, image, curved = self._newton(systems, weights, right)
+    def _direction(self, x: Floats, lower: Any, upper: Any) -> _Direction:
+        """To where distances times multipliers are `lower` and `upper`, but for second order."""
         of_lower = (lower - self._of_lower * x) / self._below - self._of_lower
         of_upper = (upper + self._of_upper * x) / self._above - self._of_upper
-        return _Direction(x, image, curved, of_lower, of_upper)
+        return _Direction(x, of_lower, of_upper)
 
     def _longest(self, direction: _Direction) -> Floats:
         """How much of it keeps all distances and multipliers positive, for each column."""
@@ -188,9 +213,13 @@ class _InteriorSteps:
         return np.asarray(np.mean(below * of_lower + above * of_upper, axis=0) / 2)
 
     def _go(self, direction: _Direction, share: Floats) -> None:
-        self.x, self._image = self.x + share * direction.x, self._image + share * direction.image
-        self._gradient = self._gradient + share * direction.curved
+        self.x = self.x + share * direction.x
         self._below, self._above = self._below + share * direction.x, self._above - share * direction.x
         self._of_lower = self._of_lower + share * direction.of_lower
         self._of_upper = self._of_upper + share * direction.of_upper
         self.count += 1
+
+
+def _solved(systems: Floats, right: Floats) -> Floats:
+    """Of each column the solution of its system."""
+    return np.asarray(np.linalg.solve(systems, right.T[..., np.newaxis])[..., 0].T)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from scipy.sparse.linalg import LinearOperator, cg, lsmr, lsqr
 from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
+from polarmap.models.proximal_newton import first_iterations
+from polarmap.models.whitening import LEAST_SCALE, Whitening, whitening
 
 MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
 
@@ -19,41 +22,65 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
     """[A; diag(root)]: rows below A for the penalty of each feature; A alone if there is none."""
 
     def __init__(self, A: Any, root: Floats) -> None:
-        self._A, self._root = A, root if root.any() else np.zeros(0)
+        self.A, self._root = A, root if root.any() else np.zeros(0)
         super().__init__(np.float64, (A.shape[0] + len(self._root), A.shape[1]))
+
+    @cached_property
+    def axes(self) -> Whitening:
+        """Coordinates in which its columns are orthonormal, by the Gram matrix of A."""
+        gram = self.A.gram(np.ones(self.A.shape[0]))
+        return whitening(gram + np.diag(self._root**2) if len(self._root) else gram)
 
     def _matvec(self, v: Floats) -> Floats:
         v = np.reshape(v, -1)
         below = self._root * v if len(self._root) else self._root
-        return np.concatenate([self._A.matvec(v), below])
+        return np.concatenate([self.A.matvec(v), below])
 
     def _rmatvec(self, u: Floats) -> Floats:
         u = np.reshape(u, -1)
-        above, below = u[: self._A.shape[0]], u[self._A.shape[0] :]
-        product = self._A.rmatvec(above)
+        above, below = u[: self.A.shape[0]], u[self.A.shape[0] :]
+        product = self.A.rmatvec(above)
         return np.asarray(product + self._root * below if len(self._root) else product)
 
 
 def solve_least_squares(
     model: Any, system: AugmentedOperator, target: Floats, progress: FitProgress
 ) -> tuple[Floats, int]:
-    """The least squares solution v and the number of iterations."""
+    """The least squares solution v and the number of iterations.
+
+    What takes long is begun anew on whitened features, of which a few iterations are enough.
+    """
     right = np.concatenate([target, np.zeros(system.shape[0] - len(target))])
+    first = first_iterations(system.A, np.zeros(system.shape[1]), model.max_iter)
+    count, is_done = 0, False
+    if first:
+        v, count, is_done = _solved(model, system, right, progress, first, MAX_CONDITION)
+    if not is_done and count < model.max_iter:
+        axes, left = system.axes, model.max_iter - count
+        z, more, is_done = _solved(model, system @ axes, right, progress, left, MAX_CONDITION * LEAST_SCALE)
+        v, count = np.asarray(axes @ z), count + more
+    warn_if_not_converged(is_done, model.max_iter)
+    return v, max(1, count)
+
+
+def _solved(
+    model: Any, system: Any, right: Floats, progress: FitProgress, max_iter: int, condition: float
+) -> tuple[Floats, int, bool]:
+    """The solution, iterations, whether these were enough; ModelError for a larger condition number."""
     if model.solver == "cg":
-        return _solve_normal_equations(model, system, right, progress)
+        return _solve_normal_equations(model, system, right, progress, max_iter)
     watched = GolubKahan(system, right, model.solver, progress) if progress else system
-    options = {"atol": model.tol, "btol": model.tol, "conlim": MAX_CONDITION}
+    options = {"atol": model.tol, "btol": model.tol, "conlim": condition}
     if model.solver == "lsqr":
-        v, stop, n_iter, *_ = lsqr(watched, right, iter_lim=model.max_iter, **options)
+        v, stop, n_iter, *_ = lsqr(watched, right, iter_lim=max_iter, **options)
     else:
-        v, stop, n_iter, *_ = lsmr(watched, right, maxiter=model.max_iter, **options)
+        v, stop, n_iter, *_ = lsmr(watched, right, maxiter=max_iter, **options)
     if stop in (3, 6):
         raise ModelError(
             f"the features depend on each other: the condition number of the system exceeds "
             f"{MAX_CONDITION:.0e}, so its solution has no digits; drop features or raise alpha"
         )
-    warn_if_not_converged(stop != 7, model.max_iter)
-    return np.asarray(v), max(1, int(n_iter))
+    return np.asarray(v), int(n_iter), stop != 7
 
 
 class GolubKahan(LinearOperator):  # type: ignore[misc]
@@ -113,27 +140,24 @@ class GolubKahan(LinearOperator):  # type: ignore[misc]
 
 
 def _solve_normal_equations(
-    model: Any, system: AugmentedOperator, right: Floats, progress: FitProgress
-) -> tuple[Floats, int]:
+    model: Any, system: Any, right: Floats, progress: FitProgress, max_iter: int
+) -> tuple[Floats, int, bool]:
     product = system.rmatvec(right)
     steps = _ConjugateSteps(system, product, float(right @ right), progress)
     v, stop = cg(
         LinearOperator((system.shape[1],) * 2, matvec=steps.normal_product, dtype=np.float64),
         product,
         rtol=model.tol,
-        maxiter=model.max_iter,
+        maxiter=max_iter,
         callback=steps.ended,
     )
-    warn_if_not_converged(stop == 0, model.max_iter)
-    return np.asarray(v), max(1, steps.count)
+    return np.asarray(v), steps.count, stop == 0
 
 
 class _ConjugateSteps:
     """The iterations of cg on A'A v = A'b: how many there were, and the residual after each."""
 
-    def __init__(
-        self, system: AugmentedOperator, right: Floats, square: float, progress: FitProgress
-    ) -> None:
+    def __init__(self, system: Any, right: Floats, square: float, progress: FitProgress) -> None:
         self._system, self._right, self._square, self._progress = system, right, square, progress
         self._v, self._residual, self.count = np.zeros(len(right)), right, 0
 

@@ -24,7 +24,8 @@ class Ridge(CodedRegressor, CodedModel):
         0 or more; `LeastSquares` is the one of 0.
     fit_intercept : bool
     solver : {"lsqr", "lsmr", "cg"}
-        Of scipy.sparse.linalg; "cg" on the normal equations.
+        Of scipy.sparse.linalg; "cg" on the normal equations. What takes long is begun anew on features that
+        their Gram matrix has made orthogonal, for a dense X with up to 1,000 of them.
     tol : float
         Relative, of the solver.
     max_iter : int

@@ -228,9 +228,12 @@ class ProximalSteps:
 
     def solution(self, tol: float) -> Solution:
         """What it has found by now, and how far from the minimum that may be."""
-        converged, gap = self.has_converged(tol), self.gap()
+        gap, level, objective = self.gap(), self.gradient_map(), self.objective
+        # A step would lower the objective by about that.
+        is_rounding = level**2 / (2.0 * self.curvature) <= 16 * EPS * max(self._scale, abs(objective))
+        converged = self.has_converged(tol) or (self.is_stuck and is_rounding)
         known = None if gap == math.inf else gap
-        return Solution(self.x, self.objective, known, self.gradient_map(), self.count, converged)
+        return Solution(self.x, objective, known, level, self.count, converged)
 
 
 class FistaSteps(ProximalSteps):

@@ -74,6 +74,20 @@ def test_a_bound_of_0_on_both_sides_leaves_0_and_others_lie_on_their_bounds() ->
     assert 20 - on_bounds.sum() <= 3  # as many as features lie between
 
 
+@settings(max_examples=25)
+@given(rows=st.integers(5, 40), columns=st.integers(1, 8), seed=st.integers(0, 99))
+def test_a_gap_is_that_of_x_itself_and_not_of_steps_that_were_added_up(
+    rows: int, columns: int, seed: int
+) -> None:
+    A, box = problem(rows, columns, np.random.default_rng(seed))
+    found = interior_point(PlainOperator(A), box, (rows, 1), tol=0.0, max_iter=10_000)
+    more, x = A.astype(np.longdouble), found.x[:, 0].astype(np.longdouble)
+    slope = more @ (more.T @ x) + box.slope
+    gap = float(np.sum(slope * np.where(slope > 0, x - box.lower, x - box.upper)))
+    assert gap == pytest.approx(found.gap, rel=0.1, abs=1e-12 * abs(found.objective))
+    assert gap < 1e-9 * abs(found.objective)
+
+
 def test_what_gets_no_closer_stops() -> None:
     A, box = problem(20, 3, STREAM)
     found = interior_point(PlainOperator(A), box, (20, 1), tol=0.0, max_iter=10_000)

@@ -13,7 +13,7 @@ from straggling_models import standardized
 
 from polarmap import ReplayExecutor
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
-from polarmap.glm import LogisticRegression
+from polarmap.glm import LogisticRegression, Ridge
 from polarmap.models import proximal_newton, svm
 
 CANCER, LABELS = standardized(load_breast_cancer)
@@ -28,7 +28,9 @@ MODELS = [
 
 
 @pytest.mark.parametrize(
-    ("model", "most"), [*MODELS, (LogisticRegression(), 30)], ids=lambda one: type(one).__name__
+    ("model", "most"),
+    [*MODELS, (LogisticRegression(), 30), *((Ridge(solver=solver), 20) for solver in ("lsqr", "lsmr", "cg"))],
+    ids=lambda one: type(one).__name__,
 )
 def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[PlainOperator] = []

@@ -187,3 +187,14 @@ def test_logistic_regression_without_penalty() -> None:
     model = SparseLogisticRegression(np.inf, **HERE).fit(X, y)
     oracle = linear_model.LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-12).fit(X, y)
     np.testing.assert_allclose(model.coef_, oracle.coef_, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
+    """All that is left of the gradient is rounding; a warning would be an error here."""
+    stream = np.random.default_rng(seed)
+    same = np.tile(stream.standard_normal(8), (60, 1))
+    model = SparseLogisticRegression(**HERE).fit(same, stream.random(60) > 0.4)
+    assert not model.coef_.any() and model.gradient_map_ < 1e-12
+    model = NonNegativeLeastSquares(**HERE).fit(X, np.full(len(X), stream.random()))
+    assert np.abs(model.coef_).max() < 1e-12 and model.gradient_map_ < 1e-12

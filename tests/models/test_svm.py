@@ -9,6 +9,7 @@ import pytest
 from conic_solver import conic_minimum
 from sklearn import svm
 from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.exceptions import ConvergenceWarning
 from straggling_models import options, standardized
 
 from polarmap import ReplayExecutor
@@ -84,3 +85,12 @@ def test_a_sample_of_zeros_has_no_say() -> None:
     X, y = np.array([[0.0], [2.0], [-2.0]]), [1, 1, 0]
     model = LinearSVC(10.0, fit_intercept=False, blocks=1, workers=2, executor=ReplayExecutor()).fit(X, y)
     assert model.coef_[0, 0] == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("C", [1e-3, 1.0])
+def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: float) -> None:
+    far = CANCER + 1e7
+    with pytest.warns(ConvergenceWarning, match="can get no closer"):
+        model = LinearSVC(C, **HERE).fit(far, LABELS)
+    assert model.objective_ == pytest.approx(objective(model, far, LABELS, C), rel=1e-2)
+    assert model.dual_gap_ > 1e-6 * model.objective_
