@@ -16,11 +16,11 @@ from polarmap.code.checks import checked_count, is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
-from polarmap.executors.choices import is_for_lithops, is_of_dask
+from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
-from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.executors.worker_processes import FORKS, WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
 from polarmap.worker.processes import LIVENESS_SECONDS
 
@@ -39,11 +39,12 @@ class Pool:
 
     Parameters
     ----------
-    executor : None, "localhost", path, lithops.FunctionExecutor or Dask client
+    executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
         None: processes of this machine. "localhost", a Lithops configuration, or an executor that was made
         of one: functions of Lithops, which are paid as long as they stay. A Dask client, or what its
-        `get_executor()` gives with options for tasks: threads of the workers of its cluster. The executor
-        itself stays free for others.
+        `get_executor()` gives with options for tasks: threads of the workers of its cluster. `ray`, which
+        has been initialized, or `ray.remote(num_cpus=..., memory=...)`: its actors. The executor itself
+        stays free for others.
     workers : int, optional
         Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
         (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the
@@ -60,6 +61,9 @@ class Pool:
         Whether workers elsewhere may call this process by TCP, those on this machine at 127.0.0.1 only; both
         sides prove that they have a key. False: they talk by way of the storage of their configuration, as do
         those that do not reach this process.
+    fork : bool, optional
+        Whether worker processes of this machine are forked by one that has imported numpy, in milliseconds;
+        else each is an interpreter that is started anew. None: where that is safe, on Linux.
 
     Attributes
     ----------
@@ -93,6 +97,7 @@ class Pool:
         memory: int = BLOCK_BYTES,
         threads: int = 1,
         listen: bool = True,
+        fork: bool | None = None,
     ) -> None:
         with without_our_frames:
             for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
@@ -102,11 +107,14 @@ class Pool:
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
             if not isinstance(listen, bool):
                 raise CodeError(f"listen must be True or False, not {listen!r:.100}")
+            if fork not in (None, False, True) or (fork and not hasattr(os, "fork")):
+                raise CodeError(
+                    f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
+                )
             self._name, self.worker, new_site = _place(executor)
             self.executor, self.workers, self.is_here = executor, workers, executor is None
-            self._start = partial(
-                KeptWorkers, self._name, new_site, workers, float(idle), int(memory), threads, listen
-            )
+            options = float(idle), int(memory), threads, listen, FORKS if fork is None else fork
+            self._start = partial(KeptWorkers, self._name, new_site, workers, *options)
             self._lock = threading.Lock()
             self._kept: KeptWorkers | None = None
             self._end: Callable[[], object] = lambda: None  # what ends them, once
@@ -165,7 +173,7 @@ class KeptWorkers:
     ----------
     name : of the pool.
     new_site : what makes the place where they are started; None: they are processes of this machine.
-    most, idle, memory, threads, listens : as `Pool` was told.
+    most, idle, memory, threads, listens, forks : as `Pool` was told.
     """
 
     def __init__(
@@ -177,6 +185,7 @@ class KeptWorkers:
         memory: int,
         threads: int,
         listens: bool,
+        forks: bool,
     ) -> None:
         self._name, self._idle = name, idle
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
@@ -185,7 +194,7 @@ class KeptWorkers:
         self._site = site = None if new_site is None else new_site()
         if site is None:
             self._blocks = self._in_folders(memory)
-            self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)))
+            self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)), forks)
         else:
             from polarmap.executors.remote_workers import RemoteWorkers
 
@@ -259,6 +268,10 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
         from polarmap.executors.dask import DaskSite
 
         return f"kept workers on {DaskSite.name}", None, partial(DaskSite, choice)
+    if is_of_ray(choice):
+        from polarmap.executors.ray import RaySite
+
+        return f"kept workers on {RaySite.name}", None, partial(RaySite, choice)
     raise ExecutorError(
         f"a Pool has no workers that stay on {choice!r:.200}: pass it as executor= of the map"
     )

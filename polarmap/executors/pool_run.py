@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import select
 import shutil
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.parts import MESSAGE, check_private, write_private
+from polarmap.worker.polling import POLLIN
 from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -81,7 +81,7 @@ class PoolRun:
         # Of tasks, to later maps of the same blocks.
         self._name = lru_cache(REMEMBERED)(partial(self._stored.name, payload.blocks))
         self._lease = self._workers.open(self._woken.set)
-        self._lease.poll.register(self._woken, select.POLLIN)
+        self._lease.poll.register(self._woken, POLLIN)
         self._owner = os.getpid()
         # What is stored is to come from one worker; a worker at a task reads no block that is longer than
         # the buffer of its socket.

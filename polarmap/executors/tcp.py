@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import threading
 from collections.abc import Callable
 from functools import partial
 
 from polarmap.executors.base import WakeSignal
+from polarmap.worker.polling import POLLIN, ready
 from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, ready, shut, stay_awake
+from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, shut, stay_awake
 from polarmap.worker.threads import run_on_daemon
 
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
@@ -58,14 +58,14 @@ class WorkerListener:
         self._over.close()
 
     def _listen(self) -> None:
-        while self._over not in ready([self._over, self._socket], select.POLLIN, None):
+        while self._over not in ready([self._over, self._socket], POLLIN, None):
             try:
                 connection, _ = self._socket.accept()
                 run_on_daemon(partial(self._admit, connection))
             except BlockingIOError:  # whoever called has gone again
                 continue
             except (OSError, RuntimeError):  # no descriptor or thread is free
-                ready([self._over], select.POLLIN, LIVENESS_SECONDS)
+                ready([self._over], POLLIN, LIVENESS_SECONDS)
             for stranger in list(self._strangers)[:-MOST_STRANGERS]:
                 shut(stranger)
 

@@ -17,6 +17,12 @@ from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read
+# How files are mapped; pages that are entered one by one are slow.
+READ_ONLY: dict[str, int] = (
+    {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
+    if hasattr(mmap, "MAP_POPULATE")
+    else {"access": mmap.ACCESS_READ}
+)
 AWAY_SECONDS = 30.0  # that a storage which has answered before may be away
 PRIVATE, OTHERS = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
 FIRST_PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
@@ -92,9 +98,8 @@ def read_file(folder: str, part: Part) -> bytes | memoryview:
                 file.seek(part.offset)
                 return file.read(part.size)
             begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
-            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # entered one by one is slow
             length = part.offset - begin + there
-            mapped = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin)
+            mapped = mmap.mmap(file.fileno(), length, **READ_ONLY, offset=begin)
     except FileNotFoundError:
         raise missing(part) from None
     return memoryview(mapped)[part.offset - begin :]
@@ -190,9 +195,10 @@ def check_private(folder: str) -> None:
 
 def _mode_of_own(folder: str) -> int:
     status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise PermissionError(f"something else is in the place of {folder}")
-    return stat.S_IMODE(status.st_mode)
+    return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE  # Windows has no such modes
 
 
 def write_private(path: str, *buffers: Any) -> None:

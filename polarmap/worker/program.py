@@ -123,7 +123,7 @@ def _inject(kind: str) -> None:
     if kind == "exit":
         os._exit(3)
     if kind == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 # --- results that stay in storage ---------------------------------------------------------------
