@@ -141,7 +141,7 @@ SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "ut
 WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
-    *["docs", "examples", "makefile", "packaging", "recipes"],
+    *["docs", "examples", "makefile", "other_systems", "packaging", "recipes"],
     *["session", "soak", "structure", "texts"],
 }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from polarmap.errors import ExecutorError
 from polarmap.worker.polling import POLLIN, ready
 from polarmap.worker.processes import END_SECONDS
-from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, stay_awake
 from polarmap.worker.surroundings import absolute_module_path
 from polarmap.worker.threads import limiting_variables
 
@@ -171,6 +171,9 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * FUNCTION_BYTES)
+    for one in (ours, theirs):
+        if one.family == socket.AF_INET:  # Windows has no others
+            stay_awake(one)
     return ours, theirs
 
 
