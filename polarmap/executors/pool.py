@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 from polarmap.clouds.limits import Worker
 from polarmap.code.checks import checked_count, is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors.base import Payload, check_reachable
+from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
+from polarmap.executors.tcp import checked_endpoint
 from polarmap.executors.worker_processes import FORKS, WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
 from polarmap.worker.processes import LIVENESS_SECONDS
+from polarmap.worker.stream import Endpoint
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site
@@ -57,10 +59,11 @@ class Pool:
     threads : int
         That each worker may use for linear algebra: with more than one, workers of one machine take
         the cores from each other unless they are few.
-    listen : bool
+    listen : bool or "host:port"
         Whether workers elsewhere may call this process by TCP, those on this machine at 127.0.0.1 only; both
-        sides prove that they have a key. False: they talk by way of the storage of their configuration, as do
-        those that do not reach this process.
+        sides prove that they have a key. An address: where they are to call, if it is not one of this
+        machine by way of a tunnel to the same port here. False: they talk by way of the storage of their
+        configuration, as do those that do not reach this process; on Dask and Ray maps are tasks of theirs.
     fork : bool, optional
         Whether worker processes of this machine are forked by one that has imported numpy, in milliseconds;
         else each is an interpreter that is started anew. None: where that is safe, on Linux.
@@ -96,7 +99,7 @@ class Pool:
         idle: float = 60.0,
         memory: int = BLOCK_BYTES,
         threads: int = 1,
-        listen: bool = True,
+        listen: bool | str = True,
         fork: bool | None = None,
     ) -> None:
         with without_our_frames:
@@ -105,16 +108,19 @@ class Pool:
             for name, number in {"idle": idle, "memory": memory}.items():
                 if not is_positive(number):
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
-            if not isinstance(listen, bool):
-                raise CodeError(f"listen must be True or False, not {listen!r:.100}")
+            if not isinstance(listen, (bool, str)):
+                raise CodeError(f"listen must be True, False, or 'host:port', not {listen!r:.100}")
+            listens = checked_endpoint(listen) if isinstance(listen, str) else listen
             if fork not in (None, False, True) or (fork and not hasattr(os, "fork")):
                 raise CodeError(
                     f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
                 )
             self._name, self.worker, new_site = _place(executor)
             self.executor, self.workers, self.is_here = executor, workers, executor is None
-            options = float(idle), int(memory), threads, listen, FORKS if fork is None else fork
+            options = float(idle), int(memory), threads, listens, FORKS if fork is None else fork
             self._start = partial(KeptWorkers, self._name, new_site, workers, *options)
+            is_of_engine = is_of_dask(executor) or is_of_ray(executor)
+            self._tasks = _executor_of_tasks(executor) if is_of_engine and listen is False else None
             self._lock = threading.Lock()
             self._kept: KeptWorkers | None = None
             self._end: Callable[[], object] = lambda: None  # what ends them, once
@@ -125,13 +131,17 @@ class Pool:
     def name(self) -> str:
         """Where the workers are, and over what they talk with this process, once that is known."""
         kept = self._kept
+        if self._tasks is not None:
+            return self._tasks.name
         return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
 
-    def open(self, payload: Payload) -> PoolRun:
+    def open(self, payload: Payload) -> Run:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         with self._lock:
             if self._is_closed:
                 raise ExecutorError("this Pool is closed: make a new one")
+            if self._tasks is not None:
+                return self._tasks.open(payload)
             run = None if self._kept is None else self._kept.open(payload)
             if run is None:
                 self._end()  # lets go of those that have ended by themselves
@@ -184,7 +194,7 @@ class KeptWorkers:
         idle: float,
         memory: int,
         threads: int,
-        listens: bool,
+        listens: bool | Endpoint,
         forks: bool,
     ) -> None:
         self._name, self._idle = name, idle
@@ -250,6 +260,13 @@ class KeptWorkers:
                 rest = self._idle - self.workers.idle_for()
                 if rest <= 0:
                     self.close()
+
+
+def _executor_of_tasks(choice: Any) -> MapExecutor:
+    """What runs single maps by the tasks of an engine."""
+    from polarmap.executors.futures import FuturesExecutor
+
+    return FuturesExecutor(choice)
 
 
 def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:

@@ -119,6 +119,7 @@ class RaySite(Site):
         for number, (_, end) in list(self._actors.items()):
             if end.done():
                 error = end.exception()
+                error = getattr(error, "cause", None) or error  # what the actor has raised
                 found[number] = f"{type(error).__name__}: {error}" if error else "finished"
                 self._end(number)
         return found
