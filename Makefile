@@ -15,7 +15,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test cloud-test soak lint bench compare runtime smoke package docs venv interpreter clean
+.PHONY: help demo test test-engines cloud-test soak lint bench compare runtime smoke package docs venv interpreter clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	@files=$$(find tests -name 'test_$*.py'); \
 	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
 	$(run) -m pytest $$files
+
+test-engines: .venv/.engines-test  ## run maps on Dask, on Ray, and without what only Linux has
+	@$(run) -m pytest -m "not cloud" tests/executors/test_ray.py tests/executors/test_dask.py tests/maps/test_dask.py \
+	tests/executors/test_new_processes.py tests/test_other_systems.py
 
 soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \
@@ -79,6 +83,7 @@ stamped_base := base
 stamped_fast := base fast
 stamped_test := base fast test
 stamped_dev  := base fast test dev
+stamped_engines-test := base fast test engines-test
 stamped_cloud-test := base fast test cloud-test
 
 .venv/.%: setup.cfg pyproject.toml | interpreter

@@ -1,4 +1,4 @@
-"""Put README's table in, from the page of `python -m benchmarks.iterations`: `python -m benchmarks.headlines`."""
+"""Put the table of `python -m benchmarks.iterations` into README: `python -m benchmarks.headlines`."""
 
 from __future__ import annotations
 

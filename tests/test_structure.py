@@ -82,6 +82,7 @@ ONLY_FROM = {
     ],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": ["polarmap.executors.dask"],
+    "ray": ["polarmap.executors.ray"],
     "threadpoolctl": ["polarmap.worker.threads"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
@@ -135,7 +136,7 @@ SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "ut
 WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
-    *["docs", "examples", "makefile", "packaging", "recipes"],
+    *["docs", "examples", "makefile", "other_systems", "packaging", "recipes"],
     *["session", "soak", "structure", "texts"],
 }
 
@@ -242,14 +243,14 @@ def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
 
 
 HEAVY = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed", "dask", "yaml"}
-HEAVY |= {"opentelemetry", "IPython", "xarray", "pyproximal", "cryptography"}
+HEAVY |= {"opentelemetry", "ray", "IPython", "xarray", "pyproximal", "cryptography"}
 
 
 STEPS = [
     "import polarmap; dir(polarmap)",
     "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
     "from polarmap.executors import choices as c\n"
-    "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_lithops)]",
+    "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_ray, c.is_of_lithops)]",
 ]
 
 

@@ -99,7 +99,7 @@ class ArraySource:
         """Pages of a mapped file that were read count as memory of this process until let go."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no such call
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import MapExecutor, Payload, Run
-from polarmap.executors.choices import is_for_lithops, is_localhost, is_path
+from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_ray, is_path
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.worker.messages import FAULTS, Fault
@@ -98,10 +98,10 @@ def executor_of(choice: Any) -> MapExecutor:
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
-    if not hasattr(choice, "submit"):
+    if not (hasattr(choice, "submit") or is_of_ray(choice)):
         raise ExecutorError(
             f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
-            "YAML file, a lithops.FunctionExecutor, a Dask client, or a concurrent.futures executor"
+            "YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a concurrent.futures executor"
         )
     from polarmap.executors.futures import FuturesExecutor
 

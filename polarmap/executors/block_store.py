@@ -270,12 +270,12 @@ class InFolders(BlockStore):
 
     def put(self, key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
-        write_private(f"/{key}", *buffers)
+        write_private(os.path.join("/", key), *buffers)
 
     def remove(self, roots: Sequence[str]) -> None:
         """The folders; not by a process that was forked of the one they belong to."""
         for root in roots if os.getpid() == self._owner else ():
-            shutil.rmtree(f"/{root}", ignore_errors=True)
+            shutil.rmtree(os.path.join("/", root), ignore_errors=True)
 
     def _has_room(self, memory: Path, size: int) -> bool:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 from polarmap.clouds.limits import BACKENDS
@@ -23,6 +25,13 @@ def is_of_dask(choice: Any) -> bool:
     """Whether it is a Dask client, or what `client.get_executor()` gives."""
     modules = [one.__module__.partition(".")[0] for one in type(choice).__mro__]
     return "distributed" in modules and (hasattr(choice, "get_executor") or hasattr(choice, "_client"))
+
+
+def is_of_ray(choice: Any) -> bool:
+    """Whether it is the module `ray`, or what `ray.remote(num_cpus=..., memory=...)` gives."""
+    if isinstance(choice, ModuleType):
+        return choice.__name__ == "ray"
+    return isinstance(choice, partial) and choice.func.__module__.startswith("ray.")
 
 
 def is_of_lithops(choice: Any) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -16,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
+from polarmap.worker.polling import POLLIN, ready
 from polarmap.worker.processes import END_SECONDS
-from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, ready
+from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, stay_awake
 from polarmap.worker.surroundings import absolute_module_path
 from polarmap.worker.threads import limiting_variables
 
@@ -103,7 +103,7 @@ class ForkServerProcess:
             )
         return code is None
 
-    def fork(self, number: int, connection: socket.socket) -> None:
+    def start(self, number: int, connection: socket.socket) -> None:
         """Let a worker of this number serve at `connection`, which is its own from now on."""
         with connection:
             self._ask(FORK, number, connection)
@@ -118,7 +118,7 @@ class ForkServerProcess:
         deadline = time.monotonic() + TELL_SECONDS
         while self._listen() and number not in self._endings and (rest := deadline - time.monotonic()) > 0:
             with contextlib.suppress(ValueError, OSError):  # another thread has closed it
-                ready([self._control], select.POLLIN, rest)
+                ready([self._control], POLLIN, rest)
         return self._endings.get(number)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class ForkServerProcess:
                 self._is_ready, self._heard = True, self._heard[len(READY) :]
             count = len(self._heard) // ENDED.size * ENDED.size
             for number, status in ENDED.iter_unpack(self._heard[:count]):
-                self._endings[number] = _ending(status)
+                self._endings[number] = how_ended(os.waitstatus_to_exitcode(status))
             self._heard = self._heard[count:]
             return bool(data)
 
@@ -171,16 +171,18 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     """
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * FUNCTION_BYTES)
+    for one in (ours, theirs):
+        if one.family == socket.AF_INET:  # Windows has no others
+            stay_awake(one)
     return ours, theirs
 
 
-def _ending(status: int) -> str:
-    """How a process ended, by the status that its parent was told.
+def how_ended(code: int) -> str:
+    """How a process ended, by its exit code, below 0 for a signal.
 
-    >>> _ending(9), _ending(3 << 8)
+    >>> how_ended(-9), how_ended(3)
     ('was killed by SIGKILL (9)', 'ended with code 3')
     """
-    code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended with code {code}"
     names = {one.value: one.name for one in signal.Signals}

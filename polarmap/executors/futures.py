@@ -1,4 +1,4 @@
-"""Calls that return, as futures: of any concurrent.futures.Executor, or of an engine (Dask)."""
+"""Calls that return, as futures: of any concurrent.futures.Executor, or of an engine (Dask, Ray)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ from polarmap.executors.base import (
     read_only,
 )
 from polarmap.executors.block_store import stored_block
-from polarmap.executors.choices import is_of_dask
+from polarmap.executors.choices import is_of_dask, is_of_ray
 from polarmap.executors.dask import DaskCalls
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
+from polarmap.executors.ray import RayCalls
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
@@ -60,7 +61,8 @@ class FuturesExecutor:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self.name = DaskCalls.name if is_of_dask(pool) else type(pool).__name__
+        engine = engine_of(pool)
+        self.name = engine.name if engine is not None else type(pool).__name__
 
     def open(self, payload: Payload) -> FuturesRun:
         """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
@@ -75,7 +77,8 @@ class FuturesRun:
 
     def __init__(self, name: str, pool: Any, payload: Payload) -> None:
         self._name, self._payload = name, payload
-        self._engine = DaskCalls(pool) if is_of_dask(pool) else None
+        engine = engine_of(pool)
+        self._engine = None if engine is None else engine(pool)
         self._pool = pool if self._engine is None else self._engine
         self._told: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
@@ -208,6 +211,11 @@ class FuturesRun:
         if sent is None:
             return lost(*attempt, f"somebody removed {self._folder and self._folder.folder}")
         return self._payload.outcome(*attempt, sent.header, sent.data)
+
+
+def engine_of(pool: Any) -> type[DaskCalls | RayCalls] | None:
+    """What calls the engine of a cluster that is meant; None where none is."""
+    return DaskCalls if is_of_dask(pool) else RayCalls if is_of_ray(pool) else None
 
 
 def text_of(error: BaseException) -> str:

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 from polarmap.clouds.limits import Worker
 from polarmap.code.checks import checked_count, is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors.base import Payload, check_reachable
+from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
-from polarmap.executors.choices import is_for_lithops, is_of_dask
+from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
-from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.executors.tcp import checked_endpoint
+from polarmap.executors.worker_processes import FORKS, WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
 from polarmap.worker.processes import LIVENESS_SECONDS
+from polarmap.worker.stream import Endpoint
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site
@@ -39,11 +41,12 @@ class Pool:
 
     Parameters
     ----------
-    executor : None, "localhost", path, lithops.FunctionExecutor or Dask client
+    executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
         None: processes of this machine. "localhost", a Lithops configuration, or an executor that was made
         of one: functions of Lithops, which are paid as long as they stay. A Dask client, or what its
-        `get_executor()` gives with options for tasks: threads of the workers of its cluster. The executor
-        itself stays free for others.
+        `get_executor()` gives with options for tasks: threads of the workers of its cluster. `ray`, which
+        has been initialized, or `ray.remote(num_cpus=..., memory=...)`: its actors. The executor itself
+        stays free for others.
     workers : int, optional
         Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
         (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the
@@ -56,10 +59,14 @@ class Pool:
     threads : int
         That each worker may use for linear algebra: with more than one, workers of one machine take
         the cores from each other unless they are few.
-    listen : bool
+    listen : bool or "host:port"
         Whether workers elsewhere may call this process by TCP, those on this machine at 127.0.0.1 only; both
-        sides prove that they have a key. False: they talk by way of the storage of their configuration, as do
-        those that do not reach this process.
+        sides prove that they have a key. An address: where they are to call, if it is not one of this
+        machine by way of a tunnel to the same port here. False: they talk by way of the storage of their
+        configuration, as do those that do not reach this process; on Dask and Ray maps are tasks of theirs.
+    fork : bool, optional
+        Whether worker processes of this machine are forked by one that has imported numpy, in milliseconds;
+        else each is an interpreter that is started anew. None: where that is safe, on Linux.
 
     Attributes
     ----------
@@ -92,7 +99,8 @@ class Pool:
         idle: float = 60.0,
         memory: int = BLOCK_BYTES,
         threads: int = 1,
-        listen: bool = True,
+        listen: bool | str = True,
+        fork: bool | None = None,
     ) -> None:
         with without_our_frames:
             for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
@@ -100,13 +108,19 @@ class Pool:
             for name, number in {"idle": idle, "memory": memory}.items():
                 if not is_positive(number):
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
-            if not isinstance(listen, bool):
-                raise CodeError(f"listen must be True or False, not {listen!r:.100}")
+            if not isinstance(listen, (bool, str)):
+                raise CodeError(f"listen must be True, False, or 'host:port', not {listen!r:.100}")
+            listens = checked_endpoint(listen) if isinstance(listen, str) else listen
+            if fork not in (None, False, True) or (fork and not hasattr(os, "fork")):
+                raise CodeError(
+                    f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
+                )
             self._name, self.worker, new_site = _place(executor)
             self.executor, self.workers, self.is_here = executor, workers, executor is None
-            self._start = partial(
-                KeptWorkers, self._name, new_site, workers, float(idle), int(memory), threads, listen
-            )
+            options = float(idle), int(memory), threads, listens, FORKS if fork is None else fork
+            self._start = partial(KeptWorkers, self._name, new_site, workers, *options)
+            is_of_engine = is_of_dask(executor) or is_of_ray(executor)
+            self._tasks = _executor_of_tasks(executor) if is_of_engine and listen is False else None
             self._lock = threading.Lock()
             self._kept: KeptWorkers | None = None
             self._end: Callable[[], object] = lambda: None  # what ends them, once
@@ -117,13 +131,17 @@ class Pool:
     def name(self) -> str:
         """Where the workers are, and over what they talk with this process, once that is known."""
         kept = self._kept
+        if self._tasks is not None:
+            return self._tasks.name
         return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
 
-    def open(self, payload: Payload) -> PoolRun:
+    def open(self, payload: Payload) -> Run:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         with self._lock:
             if self._is_closed:
                 raise ExecutorError("this Pool is closed: make a new one")
+            if self._tasks is not None:
+                return self._tasks.open(payload)
             run = None if self._kept is None else self._kept.open(payload)
             if run is None:
                 self._end()  # lets go of those that have ended by themselves
@@ -165,7 +183,7 @@ class KeptWorkers:
     ----------
     name : of the pool.
     new_site : what makes the place where they are started; None: they are processes of this machine.
-    most, idle, memory, threads, listens : as `Pool` was told.
+    most, idle, memory, threads, listens, forks : as `Pool` was told.
     """
 
     def __init__(
@@ -176,7 +194,8 @@ class KeptWorkers:
         idle: float,
         memory: int,
         threads: int,
-        listens: bool,
+        listens: bool | Endpoint,
+        forks: bool,
     ) -> None:
         self._name, self._idle = name, idle
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
@@ -185,7 +204,7 @@ class KeptWorkers:
         self._site = site = None if new_site is None else new_site()
         if site is None:
             self._blocks = self._in_folders(memory)
-            self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)))
+            self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)), forks)
         else:
             from polarmap.executors.remote_workers import RemoteWorkers
 
@@ -243,6 +262,13 @@ class KeptWorkers:
                     self.close()
 
 
+def _executor_of_tasks(choice: Any) -> MapExecutor:
+    """What runs single maps by the tasks of an engine."""
+    from polarmap.executors.futures import FuturesExecutor
+
+    return FuturesExecutor(choice)
+
+
 def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
     """The name of a place for workers that stay, what each is given, and what makes the place.
 
@@ -259,6 +285,10 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
         from polarmap.executors.dask import DaskSite
 
         return f"kept workers on {DaskSite.name}", None, partial(DaskSite, choice)
+    if is_of_ray(choice):
+        from polarmap.executors.ray import RaySite
+
+        return f"kept workers on {RaySite.name}", None, partial(RaySite, choice)
     raise ExecutorError(
         f"a Pool has no workers that stay on {choice!r:.200}: pass it as executor= of the map"
     )

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import select
 import shutil
 import time
 from collections import deque
@@ -30,6 +29,7 @@ from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.messages import plain
 from polarmap.worker.parts import MESSAGE
+from polarmap.worker.polling import POLLIN
 from polarmap.worker.private_files import check_private, write_private
 from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
 
@@ -83,7 +83,7 @@ class PoolRun:
         # Of tasks, to later maps of the same blocks.
         self._name = lru_cache(REMEMBERED)(partial(self._stored.name, payload.blocks))
         self._lease = self._workers.open(self._woken.set)
-        self._lease.poll.register(self._woken, select.POLLIN)
+        self._lease.poll.register(self._woken, POLLIN)
         self._owner = os.getpid()
         # What is stored is to come from one worker; a worker at a task reads no block that is longer than
         # the buffer of its socket.

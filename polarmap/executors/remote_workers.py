@@ -18,6 +18,7 @@ from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.retries import AWAY_SECONDS
+from polarmap.worker.stream import Endpoint
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
@@ -147,15 +148,17 @@ class RemoteWorkers(WorkerTable):
         Belongs to these workers, and is closed with them.
     most : int or None
         At a time; None: what the site has room for.
-    listens : bool
-        Whether workers may call on a socket; else by way of the site's storage only.
+    listens : bool, or host and port
+        Whether workers may call on a socket, and where; else by way of the site's storage only.
     memory : int
         Bytes of blocks that each worker may keep.
     threads : int
         That each may use for linear algebra.
     """
 
-    def __init__(self, site: Site, most: int | None, listens: bool, memory: int, threads: int) -> None:
+    def __init__(
+        self, site: Site, most: int | None, listens: bool | Endpoint, memory: int, threads: int
+    ) -> None:
         super().__init__(most if most is not None else site.workers)
         self._site = site
         self._wanted = 0
@@ -168,7 +171,9 @@ class RemoteWorkers(WorkerTable):
         self._objects: ObjectLinks | None = None
         try:
             self._objects = site.object_links(self._join)
-            self._listener = WorkerListener(key, self._join, site.shares_files) if listens else None
+            if listens:
+                at = listens if isinstance(listens, tuple) else None
+                self._listener = WorkerListener(key, self._join, site.shares_files, at)
         except Exception as error:
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import errno
 import socket
 import threading
 from collections.abc import Callable
 from functools import partial
 
+from polarmap.errors import CodeError
 from polarmap.executors.base import WakeSignal
+from polarmap.worker.polling import POLLIN, ready
 from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, ready, shut, stay_awake
+from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, shut, stay_awake
 from polarmap.worker.threads import run_on_daemon
 
+FOREIGN = (socket.EAI_NONAME, socket.EAI_AGAIN)  # of names that only workers know
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
 
 
@@ -28,14 +31,25 @@ class WorkerListener:
         Told of each worker.
     is_local : bool
         Whether only workers on this machine can call.
+    at : host and port, optional
+        Where workers are to call, whatever is between them and the same port of this machine.
     """
 
-    def __init__(self, key: bytes, join: Callable[[int, Stream, str], None], is_local: bool) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        join: Callable[[int, Stream, str], None],
+        is_local: bool,
+        at: Endpoint | None = None,
+    ) -> None:
         self._key, self._join = key, join
         hosts = ["127.0.0.1"] if is_local else own_addresses()
-        self._socket = socket.create_server((hosts[0] if is_local else "", 0), backlog=MOST_STRANGERS)
+        if at is None:
+            self._socket = socket.create_server((hosts[0] if is_local else "", 0), backlog=MOST_STRANGERS)
+        else:
+            self._socket = _socket_at(*at)
         port = self._socket.getsockname()[1]
-        self.endpoints: tuple[Endpoint, ...] = tuple((host, port) for host in hosts)
+        self.endpoints: tuple[Endpoint, ...] = tuple((host, port) for host in hosts) if at is None else (at,)
         self._socket.setblocking(False)
         self._strangers = dict[socket.socket, None]()  # that have not yet proved it, the first first
         self._over = WakeSignal()
@@ -58,14 +72,14 @@ class WorkerListener:
         self._over.close()
 
     def _listen(self) -> None:
-        while self._over not in ready([self._over, self._socket], select.POLLIN, None):
+        while self._over not in ready([self._over, self._socket], POLLIN, None):
             try:
                 connection, _ = self._socket.accept()
                 run_on_daemon(partial(self._admit, connection))
             except BlockingIOError:  # whoever called has gone again
                 continue
             except (OSError, RuntimeError):  # no descriptor or thread is free
-                ready([self._over], select.POLLIN, LIVENESS_SECONDS)
+                ready([self._over], POLLIN, LIVENESS_SECONDS)
             for stranger in list(self._strangers)[:-MOST_STRANGERS]:
                 shut(stranger)
 
@@ -80,6 +94,30 @@ class WorkerListener:
             stack.pop_all()
             del self._strangers[connection]
             self._join(number, Stream(connection, seals), "TCP")
+
+
+def checked_endpoint(address: str) -> Endpoint:
+    """The host and port in an address; CodeError if that is none.
+
+    >>> checked_endpoint("head.example.org:8800"), checked_endpoint("[2001:db8::1]:8800")
+    (('head.example.org', 8800), ('2001:db8::1', 8800))
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise CodeError(f"listen must be True, False, or 'host:port', not {address!r:.100}")
+    return host, int(port)
+
+
+def _socket_at(host: str, port: int) -> socket.socket:
+    """It listens at this address; at all of this machine if it is another's, as that of a tunnel is."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=MOST_STRANGERS)
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, *FOREIGN):
+            raise
+        return socket.create_server(("", port), backlog=MOST_STRANGERS)
 
 
 def own_addresses() -> list[str]:

@@ -1,8 +1,9 @@
-"""The worker processes of a pool on this machine: forked as they are needed, by a process of their own."""
+"""The worker processes of a pool on this machine, started as they are needed."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server import ForkServerProcess, socket_pair
+from polarmap.executors.new_processes import NewProcesses
 from polarmap.executors.pickling import modules_named
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.processes import process_status
@@ -17,6 +19,8 @@ from polarmap.worker.stream import Stream
 from polarmap.worker.surroundings import Surroundings, absolute_module_path, available_cores, working_folder
 from polarmap.worker.threads import limiting_variables
 
+# macOS has fork, but its libraries for linear algebra may not survive one.
+FORKS = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
@@ -38,12 +42,14 @@ class WorkerProcesses(WorkerTable):
     most : int or None
         At a time, not counting those that are abandoned.
     folders : of the pool, removed when it is closed, or when this process dies.
+    forks : bool
+        Whether they are forked by a process of their own; else each is started anew.
     """
 
-    def __init__(self, threads: int, most: int | None, folders: Sequence[str]) -> None:
+    def __init__(self, threads: int, most: int | None, folders: Sequence[str], forks: bool = FORKS) -> None:
         super().__init__(most)
-        self._threads, self._folders = threads, folders
-        self._server: ForkServerProcess | None = None
+        self._threads, self._folders, self._forks = threads, folders, forks
+        self._server: ForkServerProcess | NewProcesses | None = None
         self._modules: Sequence[str] = ()
         self._seen: Any = None  # of this process, when it was looked at last
         self._surroundings: Surroundings | None = None  # what workers are told of that
@@ -110,14 +116,15 @@ class WorkerProcesses(WorkerTable):
         if self._server is not None:
             self._server.forget()
 
-    def _started(self) -> ForkServerProcess:
-        """What forks workers; ExecutorError if it cannot be started."""
+    def _started(self) -> ForkServerProcess | NewProcesses:
+        """What starts workers; ExecutorError if it cannot be started."""
         self._check_open()
         if self._server is not None and not self._server.is_alive():
             self._server.forget()
             self._server = None
         if self._server is None:
-            self._server = ForkServerProcess(self._threads, self._folders, self._modules)
+            kind = ForkServerProcess if self._forks else NewProcesses
+            self._server = kind(self._threads, self._folders, self._modules)
         return self._server
 
     def _first_limit(self) -> int:
@@ -140,7 +147,11 @@ class WorkerProcesses(WorkerTable):
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
         worker = KeptWorker(next(self._numbers), Stream(ours))
-        server.fork(worker.number, theirs)
+        try:
+            server.start(worker.number, theirs)
+        except BaseException:
+            ours.close()
+            raise
         self._workers[worker.number] = worker
         return worker
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import sys
 import threading
 import time
@@ -21,11 +20,12 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message, ready
+from polarmap.worker.polling import POLLIN, Poll, ready
+from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message
 from polarmap.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Lease:
 
     wake: Callable[[], None]
     workers: dict[int, KeptWorker] = field(default_factory=dict)
-    poll: select.poll = field(default_factory=select.poll)
+    poll: Any = field(default_factory=Poll)
     waiting: int = 0
     is_listening: bool = False
     since: float = field(default_factory=time.monotonic)
@@ -216,7 +216,7 @@ class WorkerTable:
                 return None
             worker.lease, worker.descriptor = lease, worker.link.fileno()
             lease.workers[worker.descriptor] = worker
-            lease.poll.register(worker.descriptor, select.POLLIN)
+            lease.poll.register(worker.descriptor, POLLIN)
             self._changed = lease.since = time.monotonic()
             return worker
 
@@ -369,7 +369,7 @@ class WorkerTable:
     def _review(self) -> None:
         """Take back those that have come to the end of an abandoned task; let go of those that do not."""
         abandoned = self._abandoned()
-        heard = set(ready([worker.link for worker in abandoned], select.POLLIN, 0.0))
+        heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
         for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:

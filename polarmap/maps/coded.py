@@ -125,7 +125,8 @@ def coded_map(
     executor : optional
         None: worker processes on this machine, which stay for later maps; a `polarmap.Pool` is one of your
         own. "localhost": others for each map, through Lithops. A path: a Lithops YAML configuration. A
-        `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
+        `lithops.FunctionExecutor`. A Dask client, or `ray`: by tasks of theirs. Any
+        `concurrent.futures.Executor`.
     out : Stored, optional
         None: results come home. `Stored("name", storage)`: they stay in storage, as a coded array.
     verify : {"auto", True, False}

@@ -17,7 +17,7 @@ from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import FaultyExecutor, WithFaults, executor_of
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import is_for_lithops, is_of_dask
+from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled_by_value
@@ -47,7 +47,7 @@ class Executor(futures.Executor):
     ----------
     executor : optional
         Where calls run, as for `coded_map`: by default on workers of this machine that stay. A Lithops
-        configuration or executor, and one of Dask, gets workers that stay until `shutdown`.
+        configuration or executor, a Dask client or `ray` gets workers that stay until `shutdown`.
     workers : int, optional
         Calls at a time, on workers that stay of its own. By default on this machine as many as keep the
         cores busy; elsewhere as many as there are calls, or threads.
@@ -221,7 +221,7 @@ def _place(
     if isinstance(choice, FaultyExecutor):
         executor, known, pool, close = _place(choice.executor, workers)
         return WithFaults(executor, choice.faults), known, pool, close
-    if choice is None or is_for_lithops(choice) or is_of_dask(choice):
+    if choice is None or is_for_lithops(choice) or is_of_dask(choice) or is_of_ray(choice):
         is_shared = choice is None and workers is None
         pool = default_pool if is_shared else Pool(choice, workers)
         return pool, pool.workers, pool, (lambda: None) if is_shared else pool.close

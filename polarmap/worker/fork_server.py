@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import shutil
 import signal
 import socket
 from typing import Any
 
 from polarmap.worker.kept_worker import ChannelIO
+from polarmap.worker.polling import POLLIN, ready
 from polarmap.worker.process_state import seed_numpy
 from polarmap.worker.processes import sweep
-from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, ready, worker_stream
+from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, worker_stream
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHILDREN = "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
@@ -64,7 +64,7 @@ class ForkServer:
 
     def _serve(self) -> bool:
         """Do what is asked next; False when nothing will be."""
-        found = ready([self._control, self._signals], select.POLLIN, None)
+        found = ready([self._control, self._signals], POLLIN, None)
         if self._signals in found:
             self._signals.recv(4096)
             self._reap()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -105,7 +106,7 @@ PoolLink = ThreadLink | FolderLink
 def _machine(folder: str) -> tuple[str, int, int]:
     """The machine and the directory that a folder lies, or lay, in."""
     parent = os.stat(os.path.dirname(folder))
-    return os.uname().nodename, parent.st_dev, parent.st_ino
+    return socket.gethostname(), parent.st_dev, parent.st_ino
 
 
 @cache

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import os
 import pickle
+import socket
 import sys
 import threading
 import time
@@ -360,5 +361,7 @@ def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:
     if channel is not None:
         return channel
     if address.bucket is None:
-        raise ConnectionError(f"the driver cannot be reached from here at {list(address.endpoints)}")
+        tried = ", ".join(f"{host}:{port}" for host, port in address.endpoints)
+        remedy = "say in Pool(listen='host:port') where it does"
+        raise ConnectionError(f"no driver answers {socket.gethostname()} at {tried}: {remedy}")
     return ObjectChannel(storage, address.bucket, address.prefix, number)

@@ -15,6 +15,12 @@ from threading import get_ident
 from typing import Any, NamedTuple
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read
+# How files are mapped; pages that are entered one by one are slow.
+READ_ONLY: dict[str, int] = (
+    {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
+    if hasattr(mmap, "MAP_POPULATE")
+    else {"access": mmap.ACCESS_READ}
+)
 
 
 class Part(NamedTuple):
@@ -87,9 +93,8 @@ def read_file(folder: str, part: Part) -> bytes | memoryview:
                 file.seek(part.offset)
                 return file.read(part.size)
             begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
-            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # entered one by one is slow
             length = part.offset - begin + there
-            mapped = mmap.mmap(file.fileno(), length, flags, mmap.PROT_READ, offset=begin)
+            mapped = mmap.mmap(file.fileno(), length, **READ_ONLY, offset=begin)
     except FileNotFoundError:
         raise missing(part) from None
     return memoryview(mapped)[part.offset - begin :]

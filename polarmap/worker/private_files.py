@@ -38,9 +38,10 @@ def check_private(folder: str) -> None:
 
 def _mode_of_own(folder: str) -> int:
     status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise PermissionError(f"something else is in the place of {folder}")
-    return stat.S_IMODE(status.st_mode)
+    return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE  # Windows has no such modes
 
 
 def write_private(path: str, *buffers: Any) -> None:

@@ -11,7 +11,6 @@ import gc
 import locale
 import os
 import random
-import resource
 import signal
 import socket
 import sys
@@ -23,10 +22,16 @@ from typing import Any
 
 import numpy as np
 
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 # Whose names no f may change: what others' functions and this program use most.
 MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
 SIGNALS = tuple(signal.valid_signals())
-TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
 LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
 WANTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # of descriptors, memory, threads
 SEED_BYTES = 16
@@ -117,17 +122,22 @@ def _fixed() -> dict[str, Any]:
     """What a process cannot always set back once it has changed."""
     return {
         "its signal handlers": [getsignal(number) for number in SIGNALS],
-        "its blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "its blocked signals": _told(signal, "pthread_sigmask", getattr(signal, "SIG_BLOCK", 0), ()),
         "its timers": [signal.getitimer(timer) != (0.0, 0.0) for timer in TIMERS],
         "faulthandler": faulthandler.is_enabled(),
         "its limits": [resource.getrlimit(limit) for limit in LIMITS],
         "its standard streams": [_file(descriptor) for descriptor in range(3)],
         "its root": _file("/"),
-        "its user": (os.getuid(), os.geteuid(), os.getgid(), os.getegid()),
-        "its process group": os.getpgrp(),
-        "its priority": os.getpriority(os.PRIO_PROCESS, 0),
-        "its cores": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
+        "its user": [_told(os, name) for name in ("getuid", "geteuid", "getgid", "getegid")],
+        "its process group": _told(os, "getpgrp"),
+        "its priority": _told(os, "getpriority", getattr(os, "PRIO_PROCESS", 0), 0),
+        "its cores": _told(os, "sched_getaffinity", 0),
     }
+
+
+def _told(module: Any, name: str, *arguments: Any) -> Any:
+    """What a function of the system says; None where it has none."""
+    return getattr(module, name)(*arguments) if hasattr(module, name) else None
 
 
 def _file(path: str | int) -> tuple[int, int] | None:
@@ -141,10 +151,12 @@ def _file(path: str | int) -> tuple[int, int] | None:
 
 def _has_descriptors() -> bool:
     """Whether half of those that a process may have are free."""
+    if resource is None:
+        return True
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
-    return most == resource.RLIM_INFINITY or lowest < most // 2
+    return bool(most == resource.RLIM_INFINITY or lowest < most // 2)
 
 
 def seed_numpy() -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -63,7 +64,7 @@ class ProcessIdentity(NamedTuple):
 @cache
 def _machine() -> str:
     """A name for where process numbers mean what they mean here: host, boot and process namespace."""
-    name = os.uname().nodename
+    name = socket.gethostname()
     try:
         with open("/proc/sys/kernel/random/boot_id") as boot:
             name += f"-{boot.read().strip()[:8]}-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -88,6 +89,8 @@ def process_status(process: int) -> list[bytes]:
 
 def is_alive(process: int) -> bool:
     """Whether a process of this machine runs; one that only waits to be reaped does not."""
+    if os.name == "nt":  # where that signal would end it; nobody tells
+        return True
     try:
         os.kill(process, 0)
         return process_status(process)[0] != b"Z"

@@ -93,7 +93,7 @@ def result_of(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -
     if kind == "exit":
         os._exit(3)
     if kind == "kill":
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
     try:
         result = f(block)
     finally:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import hmac
 import os
-import select
 import socket
 import struct
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from polarmap.worker.polling import HUNG_UP, POLLIN, ready
 
 PREFIX = ">c?qqqQQ"  # as struct writes what precedes header and data, whose lengths come last
 PREFIX_BYTES = struct.calcsize(PREFIX)
@@ -186,7 +187,7 @@ class Stream:
         timeout : seconds to wait for something to come; None: as long as it takes.
         """
         if timeout != 0.0:
-            ready([self._connection], select.POLLIN, timeout)
+            ready([self._connection], POLLIN, timeout)
         said: list[Message] = []
         try:
             while True:
@@ -201,8 +202,19 @@ class Stream:
             return said, False
 
     def is_closed(self) -> bool:
-        """Whether the other end is closed, whatever can still be read."""
-        return bool(ready([self._connection], getattr(select, "POLLRDHUP", select.POLLHUP), 0.0))
+        """Whether the other end is closed, whatever can still be read, where the system tells that."""
+        if not ready([self._connection], HUNG_UP, 0.0):
+            return False
+        return HUNG_UP != POLLIN or self._is_at_end()
+
+    def _is_at_end(self) -> bool:
+        """Whether all is read, and nothing will come."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def hang_up(self) -> None:
         """The other end is gone, or is to go: whoever waits at either sees that. The descriptor stays."""
@@ -231,15 +243,6 @@ def worker_stream(connection: socket.socket, seals: Seals | None = None) -> Stre
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=close)
     return Stream(connection, seals, None)
-
-
-def ready(connections: Iterable[Any], event: int, seconds: float | None) -> list[Any]:
-    """Those for which poll() tells this within so many seconds, or that they are broken."""
-    poll, found = select.poll(), dict[int, Any]()
-    for connection in connections:
-        poll.register(connection, event)
-        found[connection.fileno()] = connection
-    return [found[descriptor] for descriptor, _ in poll.poll(seconds and 1000 * max(0.0, seconds))]
 
 
 # --- TCP connections of workers elsewhere: both sides prove that they have a key -------------------

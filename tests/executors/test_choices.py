@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_of_ray, is_path
+
+
+def ray_makes() -> None: ...  # of which `ray.remote` gives a partial
+
+
+ray_makes.__module__ = "ray._private.worker"
 
 
 class Functions:
@@ -30,6 +38,10 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
         (b"localhost.yaml", is_path),
         (Path("localhost"), is_path),
         (Dask(), is_of_dask),
+        (ModuleType("ray"), is_of_ray),
+        (partial(ray_makes, options={"num_cpus": 1}), is_of_ray),
+        (ModuleType("rays"), None),
+        (partial(int), None),
         (Functions(), is_of_lithops),
         (Client(), is_of_dask),
         (OwnClient(), is_of_dask),
@@ -39,5 +51,5 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
     ],
 )
 def test_each_is_one_thing_at_most(choice: Any, meant: Any) -> None:
-    found = [one for one in (is_localhost, is_path, is_of_dask, is_of_lithops) if one(choice)]
+    found = [one for one in (is_localhost, is_path, is_of_dask, is_of_ray, is_of_lithops) if one(choice)]
     assert found == ([] if meant is None else [meant])

@@ -226,6 +226,19 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
         check(pool)
 
 
+def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried(client: Any) -> None:
+    told = r"no driver answers .* at no\.such\.host\.invalid:18735"
+    with Pool(client, listen="no.such.host.invalid:18735") as pool, pytest.raises(ExecutorError, match=told):
+        check(pool)
+
+
+def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:
+    with Pool(client, listen=False) as pool:
+        assert check(pool).report.executor == pool.name == "Dask"
+    with pytest.raises(ExecutorError, match="closed"):
+        check(pool)
+
+
 def hang(block: Any) -> Any:
     while True:
         time.sleep(0.05)

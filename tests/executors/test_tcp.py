@@ -14,9 +14,10 @@ from queue import Queue
 import pytest
 from pool_processes import code_of_child
 
+from polarmap.errors import CodeError
 from polarmap.executors import tcp
 from polarmap.executors.objects import Link
-from polarmap.executors.tcp import WorkerListener, own_addresses
+from polarmap.executors.tcp import WorkerListener, checked_endpoint, own_addresses
 from polarmap.worker.stream import PROOF_BYTES, connected, ready
 
 KEY = bytes(range(32))
@@ -131,6 +132,34 @@ def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> Non
     for channel in channels:
         assert channel is not None
         channel.close()
+
+
+def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_passes_them_on(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            WorkerListener(KEY, crowd.join, is_local=False, at=("127.0.0.1", port))
+    for host in ("127.0.0.1", "192.0.2.77", "no.such.host.invalid"):
+        listener = WorkerListener(KEY, crowd.join, is_local=False, at=(host, port))
+        assert listener.endpoints == ((host, port),)
+        channel = connected([("127.0.0.1", port)], KEY, 1)
+        assert channel is not None
+        assert crowd.one() == (1, "TCP")
+        channel.close()
+        if host == "127.0.0.1":
+            with socket.socket() as one:  # nobody calls at others
+                assert one.connect_ex(("127.0.0.2", port))
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["8800", ":8800", "head:", "head:x", "head:0", "head:65536", "head:\u0663"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(CodeError, match="host:port"):
+        checked_endpoint(address)
 
 
 def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:

@@ -1,0 +1,144 @@
+"""Ray, for single calls and as a place for workers that stay."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cache, partial
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.engine_calls import EngineCalls, end_as
+from polarmap.executors.remote_workers import Site
+from polarmap.worker.kept_worker import DriverAddress, stay
+
+PUT_BYTES = 1 << 16  # of an argument: a larger one travels once to each node
+
+
+class RayCluster:
+    """Ray, as this process is connected to it, and what makes tasks and actors there.
+
+    Parameters
+    ----------
+    choice : the module, initialized, or what `ray.remote(num_cpus=..., memory=...)` gives
+    """
+
+    def __init__(self, choice: Any) -> None:
+        import ray
+
+        self.ray: Any = ray
+        if self.gone():
+            raise ExecutorError(
+                "Ray is not initialized: call ray.init(), with the address of a cluster, before"
+            )
+        self.remote: Callable[[Any], Any] = ray.remote if choice is ray else choice
+
+    def gone(self) -> str:
+        """Why it takes nothing any more; empty if it does."""
+        return "" if self.ray.is_initialized() else "it was shut down"
+
+    def end(self, call: Callable[[Any], object], what: Any) -> None:
+        """Cancel or kill; where it was shut down that is done, and Ray would start a cluster of its own."""
+        if not self.gone():
+            call(what)
+
+
+class RayCalls(EngineCalls):
+    """Tasks of Ray, none of which it starts again by itself."""
+
+    name = "Ray"
+
+    def __init__(self, choice: Any) -> None:
+        self._cluster = RayCluster(choice)
+        self._task = cache(self._cluster.remote)
+        self._put: dict[int, tuple[Any, Any]] = {}  # by identity: large arguments of several calls
+        super().__init__()
+
+    def gone(self) -> str:
+        """Why it takes no tasks any more."""
+        return self._cluster.gone()
+
+    def _start(self, ours: Future[Any], call: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
+        task = self._task(call).options(name="polarmap task", max_retries=0)
+        theirs = task.remote(*map(self._sent, arguments))
+        theirs.future().add_done_callback(partial(_pass_on, ours))
+        return partial(self._cluster.end, self._cluster.ray.cancel, theirs)
+
+    def _sent(self, argument: Any) -> Any:
+        """An argument, or what Ray has of a large one."""
+        if not isinstance(argument, bytes) or len(argument) < PUT_BYTES:
+            return argument
+        if id(argument) not in self._put:
+            self._put[id(argument)] = argument, self._cluster.ray.put(argument)
+        return self._put[id(argument)][1]
+
+
+def _pass_on(ours: Future[Any], theirs: Future[Any]) -> None:
+    """Let the future of ours end as Ray's does."""
+    error = theirs.exception()
+    end_as(ours, None if error else theirs.result(), error)
+
+
+class RaySite(Site):
+    """Actors, each a process that serves its driver, spread over the nodes.
+
+    Parameters
+    ----------
+    choice : the module, initialized, or what `ray.remote(num_cpus=..., memory=...)` gives
+    """
+
+    name = RayCalls.name
+
+    def __init__(self, choice: Any) -> None:
+        self._cluster, self._token = RayCluster(choice), secrets.token_hex(4)
+        self.workers = int(self._cluster.ray.cluster_resources().get("CPU", 0)) or None
+        self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the end of its work
+
+    def gone(self) -> str:
+        """Why it takes no actors any more."""
+        return self._cluster.gone()
+
+    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+        """Start an actor for each."""
+        if reason := self.gone():
+            raise ExecutorError(f"{self.name} takes no actors: {reason}")
+        try:
+            make = self._cluster.remote(PolarmapWorker)
+            for number, seconds in workers.items():
+                name = f"polarmap worker {number} of pool {self._token}"
+                actor = make.options(name=name, scheduling_strategy="SPREAD", max_restarts=0).remote()
+                self._actors[number] = actor, actor.stay.remote(tuple(address), number, seconds).future()
+        except Exception as error:
+            raise ExecutorError(f"{self.name} takes no actors: {type(error).__name__}: {error}") from error
+
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
+        """The workers whose actor has ended, and why."""
+        found = {}
+        for number, (_, end) in list(self._actors.items()):
+            if end.done():
+                error = end.exception()
+                error = getattr(error, "cause", None) or error  # what the actor has raised
+                found[number] = f"{type(error).__name__}: {error}" if error else "finished"
+                self._end(number)
+        return found
+
+    def close(self) -> None:
+        """Kill the actors."""
+        for number in list(self._actors):
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        """Kill an actor, which may have ended."""
+        actor, _ = self._actors.pop(number)
+        with suppress(Exception):  # of a Ray that was shut down
+            self._cluster.end(self._cluster.ray.kill, actor)
+
+
+class PolarmapWorker:
+    """The actor, under whose name Ray lists it."""
+
+    def stay(self, address: tuple[Any, ...], number: int, seconds: float) -> None:
+        """The life of a worker, in a process of its own."""
+        stay(DriverAddress(*address), number, seconds, None)

@@ -1,0 +1,153 @@
+"""Ray: single calls and workers that stay, on a cluster of this machine, where some sleep or are killed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_processes import A, X, check, runs, until, workers_of
+
+import polarmap
+from polarmap import Pool, coded_map
+from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.executors.ray import RaySite
+
+try:
+    import ray
+except ImportError:  # `make test-engines` installs it
+    ray = None
+# Ray opens files and sockets that it leaves to the collector of garbage.
+leaves_open = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.engines, leaves_open]
+CPUS = 4
+SLOW = 300.0  # a started cluster of Ray on a busy machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def variables() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of processes that Ray does not wait for
+            ray.shutdown()
+            gc.collect()
+
+
+@pytest.fixture
+def cluster() -> Any:
+    """Of Ray on this machine, as the module that means it."""
+    if not ray.is_initialized():
+        here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # where functions of tests are
+        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    return ray
+
+
+@pytest.fixture
+def pool(cluster: Any) -> Iterator[Pool]:
+    with Pool(cluster, workers=8) as one:
+        yield one
+
+
+def first_to_come(folder: Path, count: int) -> bool:
+    """Whether this is one of the first so many calls."""
+    for number in range(count):
+        try:
+            (folder / str(number)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return True
+    return False
+
+
+def sleeps_or_dies(folder: Path, asleep: int, block: np.ndarray) -> np.ndarray:
+    """A @ X; but the first calls, on data or parity, sleep, and the one after them kills its process."""
+    if first_to_come(folder, asleep):
+        time.sleep(SLOW)
+    if first_to_come(folder, asleep + 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return block @ X
+
+
+@pytest.mark.parametrize("options", [{}, {"num_cpus": 0.5}])
+def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> None:
+    y = coded_map(
+        partial(np.multiply, 2), A, blocks=6, workers=8, executor=ray.remote(**options) if options else ray
+    )
+    np.testing.assert_allclose(y.concatenate(), 2 * A)
+    assert y.report.executor == "Ray"
+    assert until(lambda: ray.available_resources().get("CPU") == CPUS)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
+    cluster: Any, keeps: bool, tmp_path: Path
+) -> None:
+    executor = Pool(cluster, workers=8) if keeps else ray.remote(num_cpus=0.25)
+    f = partial(sleeps_or_dies, tmp_path, 2)
+    y = coded_map(f, A, blocks=4, workers=8, executor=executor, verify=False)
+    np.testing.assert_allclose(y.concatenate(), A @ X)
+    if keeps:
+        executor.close()
+    assert until(lambda: ray.available_resources().get("CPU") == CPUS)
+    assert until(lambda: ray.util.list_named_actors() == [])
+
+
+def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(cluster: Any) -> None:
+    with Pool(cluster, workers=4) as pool:
+        found = check(pool)
+        assert found.report.executor == "kept workers on Ray (TCP)"
+        assert workers_of(pool).isdisjoint({os.getpid()})
+        with polarmap.CodedOperator(A, blocks=3, workers=4, executor=pool) as operator:
+            np.testing.assert_allclose(operator @ X, A @ X)
+        assert list(polarmap.hedged_map(len, [[1], [2, 3]], executor=pool)) == [1, 2]
+        names = ray.util.list_named_actors()
+        assert names
+        assert all(name.startswith("polarmap worker ") for name in names)
+        assert ray.get(ray.remote(lambda: 5).remote()) == 5  # they leave the slots to others
+    assert until(lambda: ray.util.list_named_actors() == [])
+
+
+def test_an_actor_that_is_killed_is_replaced(pool: Pool) -> None:
+    check(pool)
+    victim = min(workers_of(pool))
+    os.kill(victim, signal.SIGKILL)
+    assert until(lambda: not runs(victim))
+    check(pool)
+
+
+def hang(block: Any) -> Any:
+    time.sleep(SLOW)
+
+
+@pytest.mark.parametrize("executor", [lambda: ray, lambda: Pool(ray)])
+def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_started(
+    cluster: Any, executor: Callable[[], Any]
+) -> None:
+    began = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        map_on: Any = partial(polarmap.hedged_map, hang, [A] * 2, executor=executor())
+        running = threads.submit(lambda: began.set() or map_on())
+        assert began.wait(SLOW)
+        assert until(lambda: ray.available_resources().get("CPU", 0) < CPUS or ray.util.list_named_actors())
+        ray.shutdown()
+        with pytest.raises((ExecutorError, NotDecodableError), match="it was shut down"):
+            running.result(10.0)
+    with pytest.raises(ExecutorError, match=r"ray\.init"):
+        coded_map(np.negative, A, executor=ray)
+    with pytest.raises(ExecutorError, match=r"ray\.init"):
+        RaySite(ray)
+    assert not ray.is_initialized()

@@ -1,0 +1,72 @@
+"""Maps of each kind on the default executor, as a program of a user runs them."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import polarmap
+from polarmap.executors.new_processes import NewProcesses
+
+A = np.random.default_rng(0).standard_normal((2400, 400))
+X, Y = np.ones(400), np.ones(2400)
+ONCE = Path(sys.argv[1])
+
+
+def product(block: np.ndarray) -> np.ndarray:
+    return block @ X
+
+
+def first_to_come(name: str) -> bool:
+    try:
+        (ONCE / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def sleeps_or_dies(block: np.ndarray) -> np.ndarray:
+    """Two sleep, one ends its process."""
+    if first_to_come("first") or first_to_come("second"):
+        time.sleep(600)
+    if first_to_come("third"):
+        os._exit(9)
+    return block @ X
+
+
+def main() -> None:
+    lacks = {"poll": select, "fork": os, "register_at_fork": os, "getuid": os, "killpg": os}
+    print(*(name for name, module in lacks.items() if not hasattr(module, name)))
+    for _ in range(3):
+        y = polarmap.coded_map(product, A, blocks=6, workers=8)
+        np.testing.assert_allclose(y.concatenate(), A @ X)
+    y = polarmap.coded_map(sleeps_or_dies, A, blocks=6, workers=10, verify=False)
+    np.testing.assert_allclose(y.concatenate(), A @ X)
+    with polarmap.CodedOperator(A, blocks=4, workers=6) as operator:
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ X, A @ X)
+            np.testing.assert_allclose(operator.T @ Y, A.T @ Y)
+    assert list(polarmap.hedged_map(len, ["a", "bc"])) == [1, 2]
+    future = polarmap.submit(product, A, blocks=4)
+    np.testing.assert_allclose(future.result(60.0).concatenate(), A @ X)
+    total = polarmap.coded_sum(lambda block: block.T @ block, np.split(A, 4), workers=4)
+    np.testing.assert_allclose(total.value, A.T @ A)
+    with polarmap.Executor() as executor:
+        assert list(executor.map(abs, [-1, -2])) == [1, 2]
+    np.save(ONCE / "A.npy", A)
+    mapped = np.load(ONCE / "A.npy", mmap_mode="r")
+    coded = polarmap.encode(mapped, blocks=4, workers=6, name="A", storage=ONCE / "arrays")
+    np.testing.assert_allclose(polarmap.coded_map(product, coded).concatenate(), A @ X)
+    workers = polarmap.executors.pool.default_pool._kept.workers  # type: ignore[union-attr]
+    server = workers._server  # type: ignore[attr-defined]
+    assert isinstance(server, NewProcesses)
+    print(*(one.pid for one in server._processes.values()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A worker in an interpreter of its own, without a driver that knows it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polarmap.worker.stream import PROCESS, Stream
+
+PROGRAM = """
+import json, socket, sys
+from polarmap.worker import new_process
+# As Windows has it: bytes that mean a socket.
+socket.fromshare = lambda data: socket.socket(fileno=int(data))
+new_process.main(json.loads(sys.argv[1]), [sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
+    is_shared: bool, tmp_path: Path
+) -> None:
+    ours, theirs = socket.socketpair()
+    (tmp_path / "folder").mkdir()
+    number = theirs.fileno()
+    told = base64.b64encode(str(number).encode()).decode() if is_shared else number
+    command = [sys.executable, "-c", PROGRAM, json.dumps(told), str(tmp_path / "folder")]
+    with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number]) as process:
+        theirs.close()
+        channel = Stream(ours)
+        [message], _ = channel.receive(60.0)
+        assert message == (PROCESS, (-1, -1, -1), str(process.pid).encode(), b"", False)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60.0) == 0
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,60 @@
+"""What select() tells is what poll() tells."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from polarmap.worker import polling, stream
+from polarmap.worker.polling import POLLIN, SelectPoll
+from polarmap.worker.stream import CANCEL, Message, Stream, frame
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.mark.parametrize("kind", [select.poll, SelectPoll])
+def test_what_can_be_read_or_is_closed_is_told_and_what_is_not_looked_at_is_not(
+    kind: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    (ours, theirs), poll = pair, kind()
+    poll.register(ours, POLLIN)
+    poll.register(theirs.fileno(), POLLIN)
+    assert poll.poll(0) == []
+    theirs.send(b"news")
+    assert [one for one, _ in poll.poll(None)] == [ours.fileno()]
+    ours.recv(10)
+    ours.shutdown(socket.SHUT_WR)
+    assert [one for one, _ in poll.poll(1000)] == [theirs.fileno()]
+    poll.unregister(theirs.fileno())
+    assert poll.poll(0) == []
+
+
+def test_where_there_is_nothing_to_look_at_the_time_passes() -> None:
+    began = time.monotonic()
+    assert SelectPoll().poll(20) == []
+    assert time.monotonic() >= began + 0.02
+
+
+def test_a_stream_sees_its_other_end_closed_as_soon_as_all_is_read(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "HUNG_UP", POLLIN)
+    monkeypatch.setattr(polling, "Poll", SelectPoll)
+    ours, theirs = pair
+    channel = Stream(ours)
+    assert not channel.is_closed()
+    theirs.send(frame(Message(CANCEL)))
+    theirs.close()
+    assert not channel.is_closed()
+    assert channel.receive()[0] == [Message(CANCEL)]
+    assert channel.is_closed()
