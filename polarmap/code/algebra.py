@@ -19,6 +19,8 @@ from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_
 Results = Mapping[int, Array]  # flat results by position
 
 MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
+# Of integers one result in 2^16 has an even coefficient in all of these, which hides what wraps modulo 2^64.
+INTEGER_CHECKS = 16
 
 
 class Matrices(ABC):
@@ -141,8 +143,8 @@ class Recovery(ABC):
         """The weights of integers modulo 2^64; None unless `exact`."""
         return None
 
-    def integer_checks(self, without: int | None = None) -> Words | None:
-        """The equations of integers modulo 2^64, those without result `without`; None unless `exact`."""
+    def integer_checks(self) -> Words | None:
+        """Independent equations of integers modulo 2^64, at most INTEGER_CHECKS; None unless `exact`."""
         return None
 
     def weights_of(self, dtype: DType) -> Floats | Words:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from polarmap.code import kernels, modular, row_operations, tiled
 from polarmap.code.algebra import Recovery
+from polarmap.code.cancellation import InactivationRecovery, RankProgress, SequentialRecovery
 from polarmap.code.design import UniformStream, butterfly_shape, frozen_inputs
 from polarmap.code.dtypes import (
     Array,
@@ -26,7 +27,9 @@ from polarmap.code.dtypes import (
     working_dtype,
 )
 from polarmap.code.polar import PolarCode
-from polarmap.code.sequential import Progress, SequentialRecovery
+from polarmap.code.recovery import is_formed
+from polarmap.code.row_operations import RowProgram, Step
+from polarmap.code.sequential import Progress
 from polarmap.errors import CodeError
 
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
@@ -99,20 +102,37 @@ class ArikanCode(PolarCode):
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
         checked = super().parity_dtype(dtype)
-        return parity_dtype(checked, self.norm_inf) if is_exact(checked) else checked
+        is_widest = not is_exact(checked) or checked.itemsize == 8
+        return checked if is_widest else parity_dtype(checked, self.norm_inf)
+
+    @cached_property
+    def norm_inf(self) -> int:
+        """The largest sum of absolute coefficients of a parity block; no less, where P is not formed."""
+        if is_formed(self.n, self.k):
+            return super().norm_inf
+        leaves = np.zeros((self.length, 1), np.int64)
+        leaves[self.order[: self.k]] = 1
+        side_by_side = leaves.reshape(self.butterflies)
+        kernels.arikan(side_by_side)
+        side_by_side[self.frozen_mask] = 0
+        kernels.arikan(side_by_side)
+        return int(leaves[self.order[self.k :]].max())
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         if self.decoder == "sequential":
-            return SequentialRecovery(self, arrived, exact, self.order, self.frozen_mask)
-        return super().recovery(arrived, exact)
+            return SequentialRecovery(self, arrived, self.order, self.frozen_mask, exact)
+        return self._inactivation(arrived) if exact else super().recovery(arrived, exact)
 
-    def progress(self) -> Callable[[int], bool] | None:
-        """What is told of every arrival, and says when the sequential decoder can determine all leaves."""
-        if self.decoder != "sequential":
-            return None
-        progress, order = Progress(self.frozen_mask), self.order
-        return lambda index: progress.arrive(int(order[index]))
+    def _inactivation(self, arrived: Mask) -> InactivationRecovery:
+        return InactivationRecovery(self, arrived, self.order, self.frozen_mask)
+
+    def progress(self, exact: bool) -> Callable[[int], bool] | None:
+        """What is told of every arrival, and says when they determine all blocks; None of floats by rank."""
+        if self.decoder == "sequential":
+            progress, order = Progress(self.frozen_mask), self.order
+            return lambda index: progress.arrive(int(order[index]))
+        return RankProgress(self.n, self.k, self._inactivation).arrive if exact else None
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
         if self._is_dense_exact(rows[0].dtype):
@@ -120,7 +140,7 @@ class ArikanCode(PolarCode):
         elif out.shape[1] < row_operations.WIDE:
             self._transform(rows, out)
         else:
-            row_operations.run(self._additions, self.length, rows, out)
+            self._additions.run(rows, out)
 
     def _transform(self, rows: tiled.Rows, out: Array) -> None:
         """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
@@ -139,9 +159,10 @@ class ArikanCode(PolarCode):
         tiled.over_cores(work, list(tiled.tiles(out.shape[1], self.length, working.itemsize)))
 
     @cached_property
-    def _additions(self) -> row_operations.Operations:
+    def _additions(self) -> RowProgram:
         """The additions of rows that make the parity; listing them takes a third of a narrow encode."""
-        return row_operations.butterflies(self.butterflies, self.order, self.frozen)
+        data, parity = np.split(self.order, [self.k])
+        return RowProgram(encoding_steps(self.frozen_mask, data), data, parity)
 
     def _is_dense_exact(self, dtype: DType) -> bool:
         """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
@@ -181,3 +202,28 @@ class ArikanCode(PolarCode):
                 "or more"
             )
         return found
+
+
+def encoding_steps(frozen: Mask, data: Indices) -> list[Step]:
+    """Inverse(T), freeze, T, on the leaves, of which `data` are given: row N is zero.
+
+    Sums of nothing but zeros are left out.
+
+    >>> [step.factor for step in encoding_steps(np.array([[True], [False]]), np.array([1]))]
+    [-1, 1]
+    """
+    size, length = len(frozen), frozen.size
+    is_zero = np.ones(length, bool)
+    is_zero[data] = False
+    steps = []
+    halves = [frozen.shape[1] << level for level in range(size.bit_length() - 1)]
+    for sign in (-1, 1):
+        for half in halves:
+            upper, lower = np.arange(length).reshape(-1, 2, half).swapaxes(0, 1).reshape(2, -1)
+            adds = ~is_zero[lower]
+            upper, lower = upper[adds], lower[adds]
+            steps.append(Step(upper, np.where(is_zero[upper], length, upper), lower, sign))
+            is_zero[upper] = False
+        if sign < 0:
+            is_zero |= frozen.reshape(-1)
+    return steps

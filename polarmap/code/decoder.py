@@ -49,8 +49,8 @@ class Decoder:
         self._recovery: Recovery | None = None
         self._wanted_missing, self._systematic = code.wanted, len(code.systematic)
         self._look_again_at = code.recovery_threshold
-        self._progress = code.progress()
-        self._is_through = False
+        self._progress, self._is_through = code.progress(exact), False
+        self._untold: list[int] = []
 
     def add(self, index: int) -> bool:
         """Note the arrival of block `index` (once); True when the data blocks are determined."""
@@ -62,8 +62,7 @@ class Decoder:
         self.count += 1
         self._recovery = None
         self._wanted_missing -= index < self._systematic
-        if self._progress is not None:
-            self._is_through |= self._progress(int(index))
+        self._untold.append(int(index))
         self.is_determined = self._has_enough()
         self.ready = self.ready or (self.is_determined and self._is_accurate())
         return self.ready
@@ -107,10 +106,12 @@ class Decoder:
         """Whether what has arrived determines the data blocks, at whatever accuracy."""
         if self.ready or self._wanted_missing == 0:
             return True
-        if self._progress is not None:
-            return self._is_through
         if self.count < self._look_again_at:
             return False
+        if self._progress is not None:
+            while self._untold:
+                self._is_through = self._progress(self._untold.pop())
+            return self._is_through
         deficit = self.recovery.deficit
         if deficit and not self.exact:
             deficit = max(deficit, self.code.n // LOOKS)

@@ -179,8 +179,11 @@ def culprits(
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
     columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
     if is_exact(dtype) and recovery.exact:
-        few = [rows[int(index)][columns] for index in recovery.arrived]
-        return [int(index) for index in recovery.arrived if _holds_without(recovery, few, int(index), dtype)]
+        words, few = recovery.integer_checks(), [rows[int(index)][columns] for index in recovery.arrived]
+        if words is None or len(words) < 2:
+            return []
+        left_over = modular.matmul(words, np.stack(few).astype(np.int64))
+        return [int(index) for index in recovery.arrived[_integer_culprits(words, left_over, dtype)]]
     if dtype.kind == "c":
         received = np.stack([rows[int(index)][columns] for index in recovery.arrived])
         received = np.concatenate([received.real, received.imag], axis=1)
@@ -214,8 +217,21 @@ def _integer_residual(checks: Floats | Words, received: list[Array], dtype: DTyp
     return Residual(float(len(found) > 0), found, True)
 
 
-def _holds_without(recovery: Recovery, received: list[Array], index: int, dtype: DType) -> bool:
-    checks = recovery.integer_checks(without=index)
-    return (
-        checks is not None and len(checks) > 0 and not len(_integer_residual(checks, received, dtype).broken)
-    )
+def _integer_culprits(checks: Words, deviation: Words, dtype: DType) -> Indices:
+    """The columns of `checks` of which one alone can explain how equations deviate, modulo 2^bits.
+
+    The equations without a column are those less as much of one as takes it out of them: of the one in which
+    it has the fewest factors of two.
+    """
+    bits = np.uint64((1 << 8 * dtype.itemsize) - 1)
+    found = []
+    for column, ours in enumerate(checks.T):
+        twos = np.where(ours > 0, ours & (~ours + np.uint64(1)), bits)  # the largest power of two in each
+        pivot = int(np.argmin(twos))
+        if not ours[pivot]:
+            continue
+        others = (ours // twos[pivot])[:, None] * deviation[pivot] - (ours[pivot] // twos[pivot]) * deviation
+        is_multiple = deviation[pivot] & (twos[pivot] - np.uint64(1)) & bits
+        if not (others & bits).any() and not is_multiple.any():
+            found.append(column)
+    return np.array(found, np.intp)

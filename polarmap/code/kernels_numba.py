@@ -172,16 +172,17 @@ def add_rows(table: Any, operations: Indices) -> None:
         right = min(left + WIDE, width)
         for index in range(operations.shape[0]):
             target = table[operations[index, 0], left:right]
-            source = table[operations[index, 1], left:right]
-            factor = operations[index, 2]
+            first = table[operations[index, 1], left:right]
+            second = table[operations[index, 2], left:right]
+            factor = operations[index, 3]
             if factor == 1:
                 for w in range(target.size):
-                    target[w] += source[w]
+                    target[w] = first[w] + second[w]
             elif factor == -1:
                 for w in range(target.size):
-                    target[w] -= source[w]
+                    target[w] = first[w] - second[w]
             elif factor == 0:
-                target[:] = 0
+                target[:] = first
             else:
                 for w in range(target.size):
-                    target[w] += factor * source[w]
+                    target[w] = first[w] + factor * second[w]

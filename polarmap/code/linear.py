@@ -102,7 +102,7 @@ class LinearCode(Matrices):
         """How to recover what is wanted from the results of the mask `arrived`."""
         return LinearRecovery(self, arrived)
 
-    def progress(self) -> Callable[[int], bool] | None:
+    def progress(self, exact: bool) -> Callable[[int], bool] | None:
         """None: the deficit of `recovery` says whether arrivals determine what is wanted."""
         return None
 

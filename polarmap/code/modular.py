@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import row_operations, tiled
-from polarmap.code.algebra import MOST_CHECKS, Matrices, Recovery, Results
+from polarmap.code import tiled
+from polarmap.code.algebra import INTEGER_CHECKS, Matrices, Recovery, Results
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError
@@ -51,16 +51,8 @@ class ModularSystem(Recovery):
         """Equations left over; below 0 while results are too few."""
         return int(self.system.shape[0] - self.system.shape[1])
 
-    def integer_checks(self, without: int | None = None) -> Words:
-        """Up to MOST_CHECKS equations modulo 2^64, (s, arrived): mixtures of the rows that are no pivots.
-
-        None of them involves result `without`, if one is given: there may be none then.
-        """
-        if without is not None:
-            reduced = self._without(without)
-            if reduced.deficit or reduced.surplus <= 0:
-                return np.zeros((0, len(self.arrived)), np.uint64)
-            return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, without), 0, axis=1)
+    def integer_checks(self) -> Words:
+        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived): mixtures of rows that are no pivots."""
         others = np.setdiff1d(np.arange(len(self.system)), self.pivots)
         mixed = mixtures(len(others))
         rows = np.zeros((len(mixed), len(self.system)), np.uint64)
@@ -68,10 +60,6 @@ class ModularSystem(Recovery):
         if self.system.shape[1]:
             rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
         return self._of_results(rows)
-
-    def _without(self, index: int) -> ModularSystem:
-        """This recovery as it would be if result `index` had not arrived."""
-        return type(self)(self.code, np.isin(np.arange(self.code.n), self.arrived[self.arrived != index]))
 
     @cached_property
     def _inverse(self) -> Words:
@@ -107,10 +95,6 @@ class ModularRecovery(ModularSystem, SystematicRecovery):
         coefficients = self.code.coefficients[np.ix_(parity, self.known)]
         known = [rows[int(index)] for index in self.known]
         received = [rows[int(index) + self.code.k] for index in parity]
-        if out.shape[1] >= row_operations.WIDE:
-            operations = row_operations.solution(coefficients, self._inverse)
-            row_operations.run(operations, len(known) + 2 * len(received), known + received, out)
-            return
         for columns in tiled.tiles(out.shape[1], len(self.arrived), 8):
             syndrome = tiled.gather(received, columns, np.int64).view(np.uint64)
             if known:
@@ -158,14 +142,14 @@ class LinearModularRecovery(ModularSystem):
 
 
 def mixtures(count: int) -> Words:
-    """Sums of `count` equations, at most MOST_CHECKS of them, that involve each.
+    """Sums of `count` equations, at most INTEGER_CHECKS of them, that involve each.
 
     >>> mixtures(2).tolist(), mixtures(100).shape
-    ([[1, 0], [0, 1]], (8, 100))
+    ([[1, 0], [0, 1]], (16, 100))
     """
-    if count <= MOST_CHECKS:
+    if count <= INTEGER_CHECKS:
         return np.eye(count, dtype=np.uint64)
-    mix = np.outer(np.arange(1, MOST_CHECKS + 1), np.arange(1, count + 1)).astype(np.uint64)
+    mix = np.outer(np.arange(1, INTEGER_CHECKS + 1), np.arange(1, count + 1)).astype(np.uint64)
     mix = mix * mix * np.uint64(37) % np.uint64(509)
     mix[0] = 1
     return mix
@@ -190,6 +174,26 @@ def independent_rows(matrix: Array) -> list[int]:
         if len(chosen) == matrix.shape[1]:
             break
     return chosen
+
+
+def null_space(matrix: Array) -> Mask:
+    """Independent vectors z (rows) with matrix @ z = 0 modulo 2, as many as there are.
+
+    >>> null_space(np.array([[1, 1, 0], [2, 0, 1]])).astype(int).tolist()
+    [[1, 1, 0]]
+    """
+    width = matrix.shape[1]
+    basis: dict[int, int] = {}  # leading bit -> a column above the sum of columns that it is
+    found = []
+    for index, column in enumerate(_pack(matrix.T)):
+        column = column << width | 1 << index
+        while (lead := column.bit_length()) > width and lead in basis:
+            column ^= basis[lead]
+        if lead > width:
+            basis[lead] = column
+        else:
+            found.append(column)
+    return _unpack(found, width).astype(bool)
 
 
 def inverse(matrix: Array) -> Words:
@@ -277,13 +281,17 @@ def _inverse_gf2(matrix: Array) -> Words:
         rows[column], rows[pivot] = rows[pivot], rows[column]
         lead = rows[column]
         rows = [row ^ lead if row & bit and index != column else row for index, row in enumerate(rows)]
-    width = -(-size // 8)
-    packed = b"".join((row >> size).to_bytes(width, "little") for row in rows)
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(size, width), axis=1, bitorder="little")
-    return bits[:, :size].astype(np.uint64)
+    return _unpack([row >> size for row in rows], size).astype(np.uint64)
 
 
 def _pack(matrix: Array) -> list[int]:
     """Each row modulo 2 as a Python integer, column 0 in the lowest bit."""
     bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in bits]
+
+
+def _unpack(rows: list[int], width: int) -> Array:
+    """The reverse: numbers 0 and 1, (rows, width)."""
+    size = -(-width // 8)
+    packed = np.frombuffer(b"".join(row.to_bytes(size, "little") for row in rows), np.uint8)
+    return np.unpackbits(packed.reshape(len(rows), size), axis=1, bitorder="little")[:, :width]

@@ -26,7 +26,6 @@ from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_exact, is_integer
 from polarmap.code.linear import SystematicCode
-from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError, NotDecodableError, without_our_frames
 
@@ -308,7 +307,7 @@ class PolarCode(SystematicCode):
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return ModularRecovery(self, arrived) if exact else SystematicRecovery(self, arrived)
+        return SystematicRecovery(self, arrived)
 
 
 def _check_sizes(n: int, k: int) -> None:

@@ -209,9 +209,9 @@ class ProductRecovery(RealRecovery):
         """The weights of integers modulo 2^64, all equations taken at once."""
         return self.joint.integer_weights()
 
-    def integer_checks(self, without: int | None = None) -> Words | None:
-        """The equations of integers modulo 2^64, none of which involves block `without`."""
-        return self.joint.integer_checks(without)
+    def integer_checks(self) -> Words | None:
+        """The equations of integers modulo 2^64."""
+        return self.joint.integer_checks()
 
     def fill(self, rows: Results, out: Array) -> None:
         """Put the missing blocks into `out`, line by line or by all equations at once."""

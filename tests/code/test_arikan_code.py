@@ -50,6 +50,13 @@ def test_parity_dtype_widens_integers_and_keeps_the_rest() -> None:
     assert {d: code.parity_dtype(d).str[1:] for d in widened} == widened
 
 
+@pytest.mark.parametrize(("n", "k"), [(2048, 1536), (2100, 300)])
+def test_growth_where_p_is_not_formed_is_no_less_than_it_is(n: int, k: int) -> None:
+    code = PolarCode(n, k, "arikan")
+    exact = np.abs(code.coefficients).sum(axis=1).max()
+    assert exact <= code.norm_inf <= 40 * exact
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
     """f sums up in the blocks' own dtype and overflows; its results are still linear in them."""

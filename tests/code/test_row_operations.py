@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from polarmap.code import kernels_numba, row_operations, tiled
 from polarmap.code.polar import PolarCode
+from polarmap.code.row_operations import RowProgram, Step
 
 INTEGERS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 WIDTH = 1500  # more than WIDE, and no multiple of a tile
@@ -36,12 +37,53 @@ def exactly(matrix: Any, rows: Any, dtype: Any) -> Any:
 def test_butterflies_are_the_parity(n: int, draw: st.DataObject) -> None:
     k = draw.draw(st.integers(1, n - 1))
     code = PolarCode(n, k, "arikan")
-    operations = row_operations.butterflies(code.butterflies, code.order, code.frozen)
-    table = np.full((code.length, k), 99)  # what is not filled must not matter
-    table[:k] = np.eye(k)
-    row_operations.add_rows(table, operations)
-    assert (table[code.length - (n - k) :] == code.coefficients).all()
-    assert len(operations) <= 2 * code.length * code.levels  # additions, and rows that are set to zero
+    program = code._additions
+    assert (ran(program, np.eye(k, dtype=int), n - k) == code.coefficients).all()
+    assert len(program.operations) <= code.length * code.levels
+
+
+def ran(program: RowProgram, given: Any, wanted: int) -> Any:
+    """What a program makes of the given rows, by its operations; all at once, the same."""
+    tables = np.zeros((2, program.height, given.shape[1]), given.dtype)
+    tables[:, : len(given)] = given
+    row_operations.add_rows(tables[0], program.operations)
+    row_operations.replay(program.steps, tables[1])
+    assert (tables[0] == tables[1]).all()
+    return tables[0, program.height - wanted :]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 999), st.integers(1, 12))
+def test_programs_do_what_their_steps_do(seed: int, count: int) -> None:
+    """Of random steps those that nothing depends on are left out, and rows that are not used."""
+    stream = np.random.default_rng(seed)
+    steps = [some_step(stream) for _ in range(count)]
+    given, wanted = np.array([7, 3, 1]), np.array([9, 2])
+    table = np.zeros((12, 4), "i8")
+    table[given] = rows = anything(seed, (3, 4), "i8")
+    row_operations.replay(steps, table)
+    program = RowProgram(steps, given, wanted)
+    assert program.height <= 12
+    assert (ran(program, rows, 2) == table[wanted]).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 999), st.integers(1, 12))
+def test_transposed_steps_are_the_transpose(seed: int, count: int) -> None:
+    stream = np.random.default_rng(seed)
+    steps = [some_step(stream) for _ in range(count)]
+    forth, back = np.eye(12, dtype="i8"), np.eye(12, dtype="i8")
+    row_operations.replay(steps, forth)
+    row_operations.replay_transposed(steps, back)
+    assert (back == forth.T).all()
+
+
+def some_step(stream: np.random.Generator) -> Step:
+    """Two operations on rows that differ, or that a target is the first of."""
+    rows = stream.permutation(12)
+    first = rows[:2] if stream.random() < 0.3 else rows[2:4]
+    factors = [0, 1, -1, stream.integers(-(2**63), 2**63 - 1, 2)]
+    return Step(rows[:2], first, rows[4:6], factors[stream.integers(4)])
 
 
 @pytest.mark.parametrize(("n", "k", "levels"), [(48, 36, 4), (64, 48, 3), (40, 30, 5)])
@@ -55,23 +97,21 @@ def test_butterflies_side_by_side_are_the_parity(n: int, k: int, levels: int) ->
 @given(st.integers(0, 999), st.sampled_from(["i1", "i2", "i4", "i8"]), st.integers(1, 600))
 def test_compiled_operations_are_numpys(seed: int, dtype: str, width: int) -> None:
     stream = np.random.default_rng(seed)
-    operations = stream.integers(0, 6, (30, 3))
-    operations[:, 2] = stream.choice([1, -1, 0, 2, -3, 2**62 + 5, -(2**63)], 30)
-    zeros = (operations[:, 2] == 0) | (operations[:, 0] == operations[:, 1])
-    operations[zeros, 1], operations[zeros, 2] = operations[zeros, 0], 0
+    operations = stream.integers(0, 6, (30, 4))
+    operations[:, 3] = stream.choice([1, -1, 0, 2, -3, 2**62 + 5, -(2**63)], 30)
     table = anything(seed, (6, width), dtype)
     compiled, expected = table.copy(), table.astype(object)
     row_operations.add_rows(table, operations)
     kernels_numba.add_rows(compiled, operations)
-    for target, source, factor in operations.tolist():
-        expected[target] = expected[target] + factor * expected[source] if factor else 0
+    for target, first, second, factor in operations.tolist():
+        expected[target] = expected[first] + factor * expected[second]
     assert (table == compiled).all()
     assert (table == exactly(np.eye(6, dtype=int), expected, dtype)).all()
 
 
 def test_interpreted_operations_are_compiled() -> None:
     table = anything(0, (4, 300), "i8")
-    operations = np.array([[0, 1, 1], [2, 0, -1], [3, 3, 0], [3, 2, 7]])
+    operations = np.array([[0, 0, 1, 1], [2, 1, 0, -1], [3, 0, 0, 0], [3, 3, 2, 7]])
     compiled = table.copy()
     kernels_numba.add_rows(compiled, operations)
     with np.errstate(over="ignore"):  # it wraps, as it should
