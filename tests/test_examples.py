@@ -22,6 +22,7 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name !=
 CNN = ROOT / "examples" / "adversarial_cnn"
 ARGUMENTS = {
     "matvec.py": ["2000", "48", "4"],  # smaller, and a shorter wait for the uncoded map
+    "svd.py": ["1200", "240"],
     "adversarial.py": ["2"],  # digits, of eight
     "adversarial_cnn": ["1"],  # images, of four
 }
