@@ -27,7 +27,7 @@ def main(config: str | None = None) -> None:
     A = rng.standard_normal((ROWS, COLUMNS))
     A += np.outer(rng.standard_normal(ROWS), rng.standard_normal(COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
-        options = {"blocks": 12, "workers": 16, "storage": config or folder, "overwrite": True}
+        options = {"blocks": 6, "workers": 9, "storage": config or folder, "overwrite": True}
         by_rows = polarmap.encode(A, name="power-rows", **options)
         by_columns = polarmap.encode(A.T, name="power-columns", **options)
         print(by_rows, by_columns, sep="\n")

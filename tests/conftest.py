@@ -7,6 +7,7 @@ session with its user.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import session
 from hypothesis import HealthCheck, settings
+from programs import Interpreter
 from servers import RedisServer, S3Server, Server
 
 # A busy machine is no defect. Where CI is set, this is on top of Hypothesis' profile for it, which draws
@@ -115,6 +117,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Redis on loopback. A test that kills it starts it again."""
     yield from running(lambda: RedisServer(tmp_path_factory.mktemp("redis")))
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Interpreter]:
+    """What programs of pages and examples are run by."""
+    with contextlib.closing(Interpreter()) as one:
+        yield one
 
 
 @pytest.fixture(params=["threads", "processes", "localhost"])

@@ -15,10 +15,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -27,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
+from programs import Interpreter
 
 import polarmap
 from benchmarks import headlines
 from benchmarks.pages import tables_of
-from polarmap.worker.threads import limiting_variables
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -120,7 +117,7 @@ def test_fences_are_of_known_kinds(page: Path) -> None:
 
 
 @pages
-def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter) -> None:
     compile(script(page, notest=True), page.name, "exec")
     text = script(page)
     if not text.strip():
@@ -129,28 +126,20 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     folder.mkdir()
     program = tmp_path / f"{page.stem.replace('-', '_').lower()}_md.py"
     program.write_text(text, encoding="utf-8")
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {"PYTHONPATH": os.pathsep.join(paths), "POLARMAP_STORE": str(tmp_path / "store")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
-        cwd=folder,
-        env=os.environ | own | limiting_variables(1),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
+    done = interpreter.run(program, [], folder, SECONDS, POLARMAP_STORE=str(tmp_path / "store"))
     assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
     assert done.stderr == ""
     assert wrong_outputs(page, done.stdout) == []
 
 
 @pytest.mark.parametrize("text", ["assert False", 'print(1)\n```\n\n```text title="Output"\n2'])
-def test_code_that_fails_or_prints_something_else_is_found(text: str, tmp_path: Path) -> None:
+def test_code_that_fails_or_prints_something_else_is_found(
+    text: str, tmp_path: Path, interpreter: Interpreter
+) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"```python\n{text}\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError):
-        test_python_blocks_run(page, tmp_path)
+        test_python_blocks_run(page, tmp_path, interpreter)
 
 
 def wrong_outputs(page: Path, printed: str) -> list[str]:

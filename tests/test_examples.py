@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,33 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from programs import Interpreter
 from scipy.optimize import minimize
 
 from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor, coded_gradient
-from polarmap.worker.threads import limiting_variables
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
 CNN = ROOT / "examples" / "adversarial_cnn"
 ARGUMENTS = {
     "matvec.py": ["2000", "48", "4"],  # smaller, and a shorter wait for the uncoded map
+    "svd.py": ["1200", "240"],
     "adversarial.py": ["2"],  # digits, of eight
     "adversarial_cnn": ["1"],  # images, of four
 }
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example_runs_and_is_short(example):
+def test_example_runs_and_is_short(example: Path, interpreter: Interpreter) -> None:
     for path in example.glob("*.py") if example.is_dir() else [example]:
         assert len(path.read_text().splitlines()) < 50
-    done = subprocess.run(
-        [sys.executable, str(example), *ARGUMENTS.get(example.name, [])],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        cwd=ROOT.parent,
-        env=os.environ | limiting_variables(1),
-    )
+    done = interpreter.run(example, ARGUMENTS.get(example.name, []), ROOT.parent, 100)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout

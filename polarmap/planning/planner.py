@@ -24,6 +24,7 @@ from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.figures import draw_frontier
 from polarmap.planning.objective import Objective
+from polarmap.planning.small_blocks import check_task_price
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
 
@@ -461,6 +462,7 @@ def _check_task_price(
         raise CodeError(
             "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
         )
+    check_task_price(task_price)
 
 
 def _checked_size(name: str, value: int) -> int:

@@ -34,7 +34,7 @@ class Place(NamedTuple):
     yaml: Path | str  # or "localhost"
     server: Server | None
 
-    def pool(self, workers: int = 8, **options: Any) -> Pool:
+    def pool(self, workers: int = 4, **options: Any) -> Pool:
         return Pool(self.yaml, workers=workers, listen=self.server is None, **options)
 
     def pools(self) -> set[str]:
@@ -230,7 +230,7 @@ DRIVER = """
 import numpy as np, os, sys, tempfile, threading, time, polarmap
 yaml, listen = sys.argv[1], sys.argv[2] == "True"
 A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)
-pool = polarmap.Pool(yaml, workers=8, listen=listen)
+pool = polarmap.Pool(yaml, workers=4, listen=listen)
 
 def check(pool=pool):
     y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, executor=pool, timeout=60)
@@ -272,7 +272,7 @@ def stay():
             pipe.read(1)
         print("busy", flush=True)
     threading.Thread(target=tell, daemon=True).start()
-    polarmap.hedged_map(f, [x] * 4, executor=pool)
+    polarmap.hedged_map(f, [x] * 2, executor=pool)
 """
 
 

@@ -97,9 +97,9 @@ def test_convex_model_and_network_are_one(activation: str, alpha: float) -> None
 
 
 def test_relu_networks_are_never_worse_than_thirty_that_gradients_have_found() -> None:
-    few, targets = X[:8, :1], Y[:8]
+    few, targets = X[:6, :1], Y[:6]
     model = PlainRegressor(0.1, activation="relu", n_gates=300).fit(few, targets)
-    assert model.gates_.shape[1] == 15  # 8 points on a line: the first few, the last few, all
+    assert model.gates_.shape[1] == 11  # 6 points on a line: the first few, the last few, all
     found = [trained_network_objective(few, targets, 0.1, 8, seed) for seed in range(30)]
     assert model.objective_ <= min(found) * (1 + 1e-6)
     assert model.objective_ == pytest.approx(min(found), rel=1e-4)

@@ -1,0 +1,109 @@
+"""Programs of pages and examples, each in a fork of one interpreter that has imported what they import.
+
+Most of the time of such a program goes into imports: scikit-learn alone takes two seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from polarmap.worker.threads import limiting_variables
+
+# What may be imported before a fork: it starts no thread, and reads nothing that a program sets.
+KEPT = ("numpy", "scipy", "sklearn", "pandas", "matplotlib", "xarray", "zarr", "polarmap")
+
+
+class Interpreter:
+    """A process, in which warnings are errors, that runs programs one after the other."""
+
+    def __init__(self) -> None:
+        paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | limiting_variables(1) | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+    def run(
+        self, program: Path, arguments: Iterable[str], folder: Path, seconds: int, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """What a program, which is a file or a folder, said in that folder; killed after so many seconds."""
+        with tempfile.TemporaryDirectory() as place:
+            written = [f"{place}/stdout", f"{place}/stderr"]
+            words = [str(program), *arguments]
+            print(json.dumps([words, str(folder), environment, written, seconds]), file=self._process.stdin)
+            self._process.stdin.flush()
+            code = int(self._process.stdout.readline())
+            return subprocess.CompletedProcess(words, code, *(Path(one).read_text() for one in written))
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def run_programs() -> None:
+    """Those that the lines of standard input name; a fork ends with its program."""
+    for line in sys.stdin:
+        words, folder, environment, written, seconds = json.loads(line)
+        import_for(Path(words[0]))
+        gc.freeze()  # else the first collection of each fork goes through all that was imported
+        child = os.fork()
+        if not child:
+            run_program(words, folder, environment, written, seconds)
+            end()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def import_for(program: Path) -> None:
+    """What a program imports, wherever in it; what cannot be is the program's own error."""
+    for path in program.glob("*.py") if program.is_dir() else [program]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                if name.partition(".")[0] in KEPT:
+                    with contextlib.suppress(ImportError):
+                        importlib.import_module(name)
+
+
+def run_program(
+    words: list[str], folder: str, environment: Mapping[str, str], written: list[str], seconds: int
+) -> None:
+    """As `python PROGRAM ARGUMENTS` would."""
+    signal.alarm(seconds)
+    for descriptor, path in enumerate([os.devnull, *written]):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), descriptor)
+    os.environ |= environment
+    os.chdir(folder)
+    sys.argv = words
+    sys.path[0] = str(Path(words[0]).parent)
+    runpy.run_path(words[0], run_name="__main__")
+
+
+def end() -> None:
+    """What an interpreter does at its end, but that it frees nothing of what was imported."""
+    gc.collect()  # what the program left open is told
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    run_programs()
