@@ -50,7 +50,7 @@ def number(value: float) -> str:
 def in_turns(actions: Sequence[Callable[[], object]], repeats: int, steps: int = 1) -> list[list[float]]:
     """The seconds of each run of each action, so many in a turn: so a busy machine slows all alike.
 
-    Those that warm up are not counted: a first turn, and where a turn has several steps the first two of each.
+    Those that warm up are not counted: a first turn, and the first two of a turn that has several steps.
     """
     seconds: list[list[float]] = [[] for _ in actions]
     for turn in range(repeats + 1):
