@@ -27,11 +27,6 @@ def is_quick(description: str | None) -> bool:
     return bool(parser.parse_args().quick)
 
 
-def interleaved(actions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each action, run in turns so that a busy machine slows all alike."""
-    return [median(measured) for measured in in_turns(actions, repeats)]
-
-
 def median_and_most(numbers: Sequence[float]) -> str:
     """The median, and in brackets what nine in ten do not exceed.
 
@@ -53,9 +48,9 @@ def number(value: float) -> str:
 
 
 def in_turns(actions: Sequence[Callable[[], object]], repeats: int, steps: int = 1) -> list[list[float]]:
-    """The seconds of each run of each action, so many in a turn; those that warm up are not counted.
+    """The seconds of each run of each action, so many in a turn: so a busy machine slows all alike.
 
-    That is a first turn of all, and where a turn has several steps the first two of each.
+    Those that warm up are not counted: a first turn, and the first two of a turn that has several steps.
     """
     seconds: list[list[float]] = [[] for _ in actions]
     for turn in range(repeats + 1):

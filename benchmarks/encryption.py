@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import polarmap
-from benchmarks import interleaved, is_quick, show
+from benchmarks import Row, in_turns, is_quick, milliseconds, show_rows
 
 SIZES = {"blocks": 24, "workers": 32}
 MIB = 1 << 20
@@ -44,12 +44,13 @@ def actions(A: Any, storage: str, pool: Any, repeats: int, key: bytes | None) ->
 def main() -> None:
     rows, repeats = (1_536, 3) if is_quick(__doc__) else (8_192, 7)
     A = np.random.default_rng(0).standard_normal((rows, 1_024))
-    print(f"{A.nbytes / MIB:.0f} MiB of float64, medians")
+    print(f"{A.nbytes / MIB:.0f} MiB of float64, encrypted beside plain")
     with tempfile.TemporaryDirectory() as folder, polarmap.Pool() as pool:
         ways = [actions(A, folder, pool, repeats, key) for key in (None, secrets.token_bytes(32))]
-        taken = ((name, *interleaved([way[name] for way in ways], repeats)) for name in ways[0])
-        header = ("", "plain, s", "encrypted, s", "ratio")
-        show(header, ((name, plain, secret, secret / plain) for name, plain, secret in taken))
+        taken = ((name, in_turns([way[name] for way in ways], repeats)) for name in ways[0])
+        show_rows(
+            Row(name, milliseconds(ours), "plain", milliseconds(plain)) for name, (plain, ours) in taken
+        )
 
 
 if __name__ == "__main__":

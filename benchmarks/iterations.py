@@ -14,12 +14,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
-from benchmarks import is_quick, number, pages, seconds_of_steps, step_rivals
+from benchmarks import in_turns, is_quick, number, pages, step_rivals
 from benchmarks.familiar_iterations import (
     Array,
     Iteration,
@@ -153,11 +154,10 @@ def measured(iteration: Iteration, size: Size) -> list[dict[str, float]]:
     with ExitStack() as stack:
         steps = {name: stack.enter_context(row(iteration, draws[name])) for name, row in rows.items()}
         for slow in (0, SLOW):
-            taken: dict[str, list[float]] = {name: [] for name in steps}
-            for name in list(steps) * size.turns:
-                draws[name].slow = slow
-                taken[name] += seconds_of_steps(partial(advance, name), size.steps)
-            found.append({name: float(np.median(times)) for name, times in taken.items()})
+            for some in draws.values():
+                some.slow = slow
+            taken = in_turns([partial(advance, name) for name in steps], size.turns, size.steps)
+            found.append({name: median(times) for name, times in zip(steps, taken)})
     for x in reached.values():
         assert np.allclose(x, reached["numpy, no workers"])
     return found

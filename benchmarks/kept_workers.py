@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from operator import matmul, methodcaller
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -52,10 +53,17 @@ def with_numpy(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]
 
 
 @contextmanager
-def coded(A: np.ndarray, x: np.ndarray, trouble: Trouble, executor: Any = None) -> Iterator[Step]:
+def coded(
+    A: np.ndarray,
+    x: np.ndarray,
+    trouble: Trouble,
+    blocks: int = BLOCKS,
+    workers: int = WORKERS,
+    executor: Any = None,
+) -> Iterator[Step]:
     """CodedOperator @ x."""
     unlucky = FaultyExecutor(executor, FAULTS[trouble]) if FAULTS[trouble] else executor
-    with CodedOperator(A, blocks=BLOCKS, workers=WORKERS, executor=unlucky) as operator:
+    with CodedOperator(A, blocks=blocks, workers=workers, executor=unlucky) as operator:
         yield lambda: operator @ x
 
 
@@ -69,15 +77,8 @@ def on_bare_sockets(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[
 @contextmanager
 def on_threads(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
     """The same on a thread pool of the standard library."""
-    with ThreadPoolExecutor(4) as pool, coded(A, x, trouble, pool) as step:
+    with ThreadPoolExecutor(4) as pool, coded(A, x, trouble, executor=pool) as step:
         yield step
-
-
-@contextmanager
-def coded_by_cores(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
-    """As many blocks as cores, and one of parity: the least tasks that survive one."""
-    with CodedOperator(A, blocks=CORES, workers=CORES + 1) as operator:
-        yield lambda: operator @ x
 
 
 def rival(way: Any, blocks: int = BLOCKS) -> Row:
@@ -122,7 +123,8 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     NUMPY: ("numpy", with_numpy, ("nobody",)),
     BARE: ("numpy", on_bare_sockets, ("nobody",)),
     DEFAULT: ("numpy", coded, get_args(Trouble)),
-    FEW: ("numpy", coded_by_cores, ("nobody",)),
+    # The least tasks that survive one.
+    FEW: ("numpy", partial(coded, blocks=CORES, workers=CORES + 1), ("nobody",)),
     "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),

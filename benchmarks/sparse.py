@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import scipy.sparse
 from scipy.sparse.linalg import lsqr, svds
 
 import polarmap
-from benchmarks import interleaved, is_quick, seconds_of, show
+from benchmarks import in_turns, is_quick, seconds_of, show
 from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
 from polarmap.code.uncoded import BACKUPS, Uncoded
@@ -48,7 +49,7 @@ def products(A: Any, pool: Any, repeats: int) -> tuple[Any, ...]:
         assert np.allclose(action(), A @ x)
     parity = [coded.layout(index)[0][1][0] for index in range(K, N)]
     work = work_of_coding(blocks.nonzeros, parity)
-    return parity[0] * K / A.nnz, work, coded.encode_seconds, *interleaved(actions, repeats)
+    return parity[0] * K / A.nnz, work, coded.encode_seconds, *map(median, in_turns(actions, repeats))
 
 
 def solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:

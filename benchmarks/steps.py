@@ -51,6 +51,7 @@ from polarmap.glm import LogisticRegression, Ridge
 Action = Callable[[], Any]
 STEPS = 12  # of a turn
 KILL_EVERY = 50  # steps
+FAMILIAR = {"logistic regression": "1.5", "PageRank": "2.5"}  # iterations, and their targets
 IMPORT = "import numpy"
 FIRST_MAP = """
 import numpy as np, polarmap
@@ -206,10 +207,11 @@ def fits(turns: Turns) -> Iterator[Row]:
 
 
 def fit(turns: Turns, model: Any, X: np.ndarray, y: np.ndarray, target: str) -> Row:
-    plain = in_numpy(model).fit(X, y)
-    assert np.allclose(model.fit(X, y).coef_, plain.coef_, atol=1e-3)
+    plain = in_numpy(model)
+    mine, other = in_turns([partial(one.fit, X, y) for one in (model, plain)], turns.slow)
+    assert np.allclose(model.coef_, plain.coef_, atol=1e-3)
     what = f"{type(model).__name__}, {len(X):,} x {X.shape[1]}: {plain.operator.products} products"
-    return turns.slow_row(what, partial(model.fit, X, y), "numpy", partial(plain.fit, X, y), target)
+    return Row(what, milliseconds(mine), "numpy", milliseconds(other), target)
 
 
 def solvers(turns: Turns) -> Iterator[Row]:
@@ -223,8 +225,11 @@ def solvers(turns: Turns) -> Iterator[Row]:
 
     plain = partial(svds, aslinearoperator(A), **options)
     yield turns.slow_row(f"svds, k = 6 of {len(A):,} x 500", coded, "numpy", plain, "2")
-    for what, make in (iterations.WHOLE if turns.divide == 1 else iterations.QUICK).iterations.items():
-        target = "2.5" if what.startswith("PageRank") else "1.5"
+    size = iterations.WHOLE if turns.divide == 1 else iterations.QUICK
+    for what, make in size.iterations.items():
+        target = next((ratio for name, ratio in FAMILIAR.items() if what.startswith(name)), None)
+        if target is None:
+            continue
         iteration, draws = make(), iterations.Draws(0.0)
         with (
             iterations.with_polarmap(iteration, draws) as ours,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -144,9 +144,8 @@ def _configuration(file: Path) -> Iterator[Check]:
     except ExecutorError as error:
         yield Check("configuration", "bad", one_line(error), "polarmap config show NAME prints a template")
         return
-    chosen = config.get("lithops")
-    named = isinstance(chosen, Mapping) and "backend" in chosen
-    storage = chosen.get("storage", "that of Lithops' choice") if isinstance(chosen, Mapping) else "-"
+    chosen = config.get("lithops") or {}
+    named, storage = "backend" in chosen, chosen.get("storage", "that of Lithops' choice")
     yield Check(
         "configuration",
         "ok" if named else "note",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ExecutorError(
             f"{str(file)!r} holds no Lithops configuration: a mapping with a 'lithops' section"
         )
+    for name in chain(["lithops"], _named(config)):
+        if not isinstance(section := config.get(name) or {}, dict):
+            kind = type(section).__name__
+            raise ExecutorError(f"{str(file)!r}: the section {name!r} must be a mapping, not a {kind}")
     missing = [f"{key}: {value}" for key, value in placeholders(config)]
     if missing:
         raise ExecutorError(
@@ -57,6 +62,8 @@ def placeholders(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
     [('aws.region', '<region>')]
     """
     for key, value in config.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             yield from placeholders(value, f"{above}{key}.")
         elif isinstance(value, str) and _PLACEHOLDER.search(value):
@@ -78,8 +85,13 @@ def extra_hint(config: Mapping[str, Any], error: BaseException) -> str:
     >>> extra_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
     "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
     """
-    named = backend_of(config), str((config.get("lithops") or {}).get("storage", ""))
-    extras = sorted(EXTRAS.intersection(name.partition("_")[0] for name in named))
+    extras = sorted(EXTRAS.intersection(name.partition("_")[0] for name in _named(config)))
     if not isinstance(error, ModuleNotFoundError) or not extras:
         return ""
     return f"; install it: {install_command(*extras)}"
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[str]:
+    """The sections that the general one names: those of backend and storage."""
+    yield backend_of(config)
+    yield str((config.get("lithops") or {}).get("storage", ""))

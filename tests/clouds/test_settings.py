@@ -30,6 +30,13 @@ def test_coded_map_refuses_a_template_too() -> None:
         ("lithops: [", "is not YAML"),
         ("- lithops", "holds no Lithops configuration: a mapping"),
         ("lithops: {backend: k8s}", "is for 'k8s', not for 'aws_lambda'"),
+        ("lithops: aws_lambda", "the section 'lithops' must be a mapping, not a str"),
+        ("aws_lambda: [secret]", "the section 'aws_lambda' must be a mapping, not a list$"),
+        ("lithops: {storage: minio}\nminio: key", "the section 'minio' must be a mapping"),
+        (
+            "aws_lambda: {vpc: {subnets: [a, <subnet>]}}",
+            r"\n  aws_lambda\.vpc\.subnets\.1: <subnet>",
+        ),
     ],
 )
 def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str) -> None:
