@@ -20,7 +20,6 @@ from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import Function, Payload
 from polarmap.run.codeword import Codeword
-from polarmap.run.estimates import UntilDeadline
 from polarmap.run.lateness import ParityRule, backup_lateness
 from polarmap.run.loop import Policy
 from polarmap.run.options import MapOptions
@@ -170,7 +169,11 @@ def run_coded(
     f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
     payload = Payload(f, coded, output=output, low_priority=parity)
-    kind = UntilDeadline if options.estimates else Codeword
+    kind = Codeword
+    if options.estimates:
+        from polarmap.run.estimates import UntilDeadline  # which few maps need
+
+        kind = UntilDeadline
     need_of = functools.partial(kind, f, driver_f, coded, options)
     return running.execute(payload, _policy(coded.code, options), options, need_of, observers)
 
