@@ -118,7 +118,9 @@ ONLY_FROM = {
         "polarmap.maps.submission",
         "polarmap.xr",
     ],
-    "polarmap.run.codeword": ["polarmap.arrays.stored_result", "polarmap.run.prepared_map"],
+    "polarmap.run.codeword": [
+        *["polarmap.arrays.stored_result", "polarmap.run.estimates", "polarmap.run.prepared_map"]
+    ],
     "polarmap.run.first_results": ["polarmap.arrays.array_tasks", "polarmap.maps.hedged"],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.

@@ -47,6 +47,7 @@ class Decoder:
         self.count = 0
         self.is_determined = self.ready = False
         self._recovery: Recovery | None = None
+        self._missing: Indices | None = None
         self._wanted_missing, self._systematic = code.wanted, len(code.systematic)
         self._look_again_at = code.recovery_threshold
         self._progress, self._is_through = code.progress(exact), False
@@ -60,7 +61,7 @@ class Decoder:
             return self.ready
         self.arrived[index] = True
         self.count += 1
-        self._recovery = None
+        self._recovery = self._missing = None
         self._wanted_missing -= index < self._systematic
         self._untold.append(int(index))
         self.is_determined = self._has_enough()
@@ -81,9 +82,12 @@ class Decoder:
     @property
     def missing(self) -> Indices:
         """The wanted results that have not arrived, ascending."""
-        missing = np.ones(self.code.wanted, bool)
-        missing[: self._systematic] = ~self.arrived[: self._systematic]
-        return np.flatnonzero(missing)
+        if self._missing is None:
+            missing = np.ones(self.code.wanted, bool)
+            missing[: self._systematic] = ~self.arrived[: self._systematic]
+            self._missing = np.flatnonzero(missing)
+            self._missing.flags.writeable = False
+        return self._missing
 
     @property
     def surplus(self) -> int:

@@ -133,7 +133,8 @@ class Executor(futures.Executor):
         timeout : float, optional
             Seconds from now after which the next result raises TimeoutError if it is not there.
         chunksize : int
-            Calls that travel and run together, as one call. Short ones go to workers together anyway.
+            Calls that travel and run together, as one call. Short ones go to workers together anyway, so
+            that none should wait for what another one does.
         buffersize : int, optional
             Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
             default all are submitted at once, and the iterables are read to their end.

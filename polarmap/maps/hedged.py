@@ -73,7 +73,8 @@ def hedged_map(
     blocks : int, optional
         k: into how many tasks. By default each item of a sequence is one; an array is cut into 24 (or its
         number of rows if that is smaller). With fewer tasks than items each calls f on neighbouring items
-        in turn, which is faster where f is short; results stay one per item.
+        in turn, which is faster where f is short; results stay one per item. Many short tasks go to a
+        worker of this machine together anyway, each of which counts by itself.
     executor, timeout, retries, progress : optional
         As for `coded_map`.
     backups : int

@@ -31,6 +31,8 @@ from polarmap.worker.surroundings import available_cores
 
 MOST_BATCHES = 128  # that workers are given at a time: what waits may turn out to be short
 BATCH_SECONDS = 0.02  # that one takes, or not much longer
+MOST_TOGETHER = 64  # tasks: each waits for those before it, and is late where one of these is
+MOST_KINDS = 64  # of tasks of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
 
 Kinds = Callable[[int], Hashable]  # what is the same for tasks that take about as long; None: it goes alone
@@ -165,7 +167,8 @@ class BatchedRun:
         seconds = self._seconds.get(kind, 0.0)
         if kind is None or not seconds or batch[0][1]:
             return batch
-        most = min(int(BATCH_SECONDS / seconds), waiting // (BATCHES_PER_CORE * available_cores()))
+        share = waiting // (BATCHES_PER_CORE * available_cores())
+        most = min(MOST_TOGETHER, int(BATCH_SECONDS / seconds), share)
         while len(batch) < most and not self._waiting[0][1] and self._kind_of(self._waiting[0][0]) == kind:
             batch.append(self._waiting.popleft())
         return batch
@@ -179,7 +182,10 @@ class BatchedRun:
             ends = [_outcome(one, end, seconds) for one, end in zip(batch, told, strict=True)]
         if outcome.failure is None and batch:
             kind, seconds = self._kind_of(batch[0][0]), ends[0].seconds
-            self._seconds[kind] = (self._seconds.get(kind, seconds) + seconds) / 2
+            before = self._seconds.pop(kind, seconds)
+            self._seconds[kind] = (before + seconds) / 2
+            if len(self._seconds) > MOST_KINDS:
+                del self._seconds[next(iter(self._seconds))]  # of which none has ended for longest
         return ends
 
 

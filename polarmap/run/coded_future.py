@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from polarmap.errors import CodeError, ExecutorError, hide_our_frames, warn, without_our_frames
 from polarmap.executors.base import Outcome
 from polarmap.report import Report
-from polarmap.run.estimates import EstimateStream, NumberedEstimate
+from polarmap.run.estimates import EstimateStream, NumberedEstimate, estimate_so_far
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observer, Observers, RunningMap
@@ -288,9 +288,9 @@ class FutureMap(Observer, Generic[R]):
         """Where a map may be called off: from the first look on it may be woken."""
         self._check()
         running = self._running
-        if running is not None and running.need is not None and not self.no_estimates:
-            estimate = running.need.estimate
-            self._stream.offer(arrived, lambda: estimate(running.report()))
+        need = None if running is None else running.need
+        if running is not None and need is not None and not self.no_estimates:
+            self._stream.offer(arrived, lambda: estimate_so_far(need, running.report()))
 
     def counted(self, done: int, total: int) -> None:
         """Where an encoding may be called off."""

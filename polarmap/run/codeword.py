@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from functools import cached_property
 from math import inf
 from typing import Any, NoReturn
@@ -18,9 +17,7 @@ from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import Array, is_exact
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import read_only
-from polarmap.report import Report
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
-from polarmap.run.estimates import Estimate, estimate
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
@@ -37,7 +34,7 @@ SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is 
 
 
 class Codeword(Received):
-    """The `Need` of a coded map: over when its results are accepted, or its deadline is there.
+    """The `Need` of a coded map: over when its results are accepted.
 
     Parameters
     ----------
@@ -62,10 +59,9 @@ class Codeword(Received):
         super().__init__(driver_f, coded, options, tasks, watch)
         self.refusal: NotFiniteError | NotLinearError | None = None
         self._refused: Recovery | None = None  # of the results that contradict each other
-        self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
+        self.padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
-        self._estimate: Estimate | None = None
         self._trials: dict[Any, bool] = {}  # of what decodings were tried, and whether they are possible
 
     def step(self) -> bool:
@@ -76,19 +72,21 @@ class Codeword(Received):
         if self._is_accuracy_hopeless():
             self.accept()
         self.verification = self.verification or self._verdict()
-        padding = self._padding
+        padding = self.padding
         if self.verification is None or (
             padding is not None and not padding.is_over(self.watch.elapsed, self.surplus_wait)
         ):
-            if not (self.options.estimates and self.watch.remaining <= 0):
-                return False
-            self._settle_at_deadline()
+            return False
+        self.warn_if_inaccurate()
+        return True
+
+    def warn_if_inaccurate(self) -> None:
+        """Say that results are not what `rtol` asks for."""
         if self.is_inaccurate:
             warn(
                 "what arrived determines the other results, but no more accurately than to "
                 f"{self.checks.error_bound():.2g} (relative), which is more than rtol: no further result came"
             )
-        return True
 
     def _verdict(self) -> str | None:
         """How the results were verified, once they are determined and that is settled.
@@ -148,12 +146,12 @@ class Codeword(Received):
     @cached_property
     def padding_rows(self) -> tuple[bool, ...]:
         """For each leaf of the results, whether rows of it that come from padding are to be cut off."""
-        if self._padding is None:
+        if self.padding is None:
             return ()
         shapes = [leaf.shape for leaf in self.decoded[0]]
         for stored in self.stored.values():  # of which what is received are samples
             shapes = [shape for _, shape in stored.layout]
-        return self._padding.found(self.precision, shapes)
+        return self.padding.found(self.precision, shapes)
 
     @property
     def stored(self) -> dict[int, StoredOutput]:
@@ -173,55 +171,20 @@ class Codeword(Received):
         structure, leaves = received.structure, received.leaves
         return None if received.stored else lambda: unflatten(structure, list(map(read_only, leaves)))
 
-    def estimate(self, report: Report) -> CodedResult[Any] | None:
-        """What `_settle_at_deadline` would give now, while the map goes on; None if nothing.
-
-        Nothing, too, when the results are determined: they come when they have been checked.
-        """
-        if not self.results or self.decoder.ready or not self._is_finite or self.why_not_protected:
-            return None
-        if self._padding is not None and not self._padding.is_known:
-            return None
-        found, padding = estimate(self), self._padding
-        rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
-        errors = found.errors if any(found.errors) else ()
-        # What has arrived may be decoded from still: nobody is to write to it.
-        results = [list(map(read_only, leaves)) for leaves in found.results]
-        return self._result(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
-
     def result(self, report: LazyReport) -> CodedResult[Any]:
         """What was decoded, as the caller of the map gets it."""
-        return self._result(self.decoded, self.padding_rows, report)
+        return self.result_of(self.decoded, self.padding_rows, report)
 
-    def _result(
+    def result_of(
         self, results: list[list[Array]], rows: tuple[bool, ...], report: LazyReport
     ) -> CodedResult[Any]:
+        """Results of data blocks as the caller gets them; `rows`: of which leaves those of padding go."""
         structure = self.structure
         whole = without_padding(results, self.coded.blocks, rows)
         return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
-    def _settle_at_deadline(self) -> None:
-        """Accept what there is: results that are exact or estimates."""
-        if not self.results:
-            limit = f"the timeout of {self.watch.limit:g} s"
-            self._give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
-        if not self._is_finite:
-            self._give_up(NotDecodableError(not_finite(self.tasks, self.threshold, self.data_count)))
-        found = estimate(self)
-        if self.refusal is not None or self.checks.contradicts():
-            missing = set(self.decoder.missing.tolist())
-            errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
-            found = found._replace(errors=errors, error_p90=max(errors))
-            broken = self.refusal or (
-                f"the parity equations are off by {self.checks.residual:.2g} (relative): f is not linear, "
-                "or a worker returned garbage"
-            )
-            warn(f"{broken}; what is decoded or estimated may be far off")
-        self.decoded, self.verification, self._estimate = found.results, "no", found
-        self.needed = self.needed or len(self.tasks.arrived)
-
     @property
-    def _is_finite(self) -> bool:
+    def is_finite(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
         if isinstance(self.refusal, NotFiniteError):
             return False
@@ -238,31 +201,32 @@ class Codeword(Received):
         used = self.decoder.arrived if len(self.decoder.missing) else np.zeros(self._code.n, bool)
         return [index for index in range(len(self._code.systematic), self._code.n) if not used[index]]
 
+    def accuracy(self) -> dict[str, Any]:
+        """Fields of the report: which results were decoded, and how accurately."""
+        recovered = self.decoder.missing.tolist()
+        if not recovered:
+            return {}
+        exact = self.decoder.exact and all(map(is_exact, self.dtypes()))
+        return {
+            "recovered": tuple(recovered),
+            "amplification": 0.0 if exact else self.checks.amplification,
+            "error_bound": self.checks.error_bound(),
+        }
+
     def told(self, ended: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `ended`."""
-        found, recovered = self._estimate, self.decoder.missing.tolist()
-        amplification = bound = 0.0
-        if found is not None:
-            recovered = [index for index in recovered if found.errors[index] == 0]
-        elif recovered:
-            exact = self.decoder.exact and all(map(is_exact, self.dtypes()))
-            amplification, bound = 0.0 if exact else self.checks.amplification, self.checks.error_bound()
         waited, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
             waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
         return {
             "needed": self.needed,
-            "recovered": tuple(recovered),
             "encode_seconds": self.coded.encode_seconds - self._earlier_encoding,
             "decode_seconds": self.decode_seconds,
             "surplus_seconds": waited,
-            "amplification": amplification,
-            "error_bound": bound,
             "residual": self.checks.residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
             "unchecked": self.checks.unchecked() if is_checked else (),
-            "errors": found.errors if found is not None and any(found.errors) else (),
-            "error_p90": 0.0 if found is None else found.error_p90,
+            **self.accuracy(),
         }
 
     # -- what the schedule asks -------------------------------------------------------------
@@ -327,21 +291,20 @@ class Codeword(Received):
 
     def settle_for_less(self) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
-        if self.tasks.coming and self.is_within_reach(accurately=False):
-            return
-        if self.refusal is None and self.accept():
-            return
-        if self.options.estimates and self.results:
+        if self.takes_less():
             return
         text = too_few(self.tasks, self.threshold)
         if self.refusal is not None:
             text = not_finite(self.tasks, self.threshold, self.data_count)
-        self._give_up(NotDecodableError(text))
+        self.give_up(NotDecodableError(text))
+
+    def takes_less(self) -> bool:
+        """Whether what arrived determines the rest at some accuracy, at which it is taken, or still may."""
+        may_come = self.tasks.coming and self.is_within_reach(accurately=False)
+        return bool(may_come) or (self.refusal is None and self.accept())
 
     def time_is_over(self) -> None:
-        """Say what was missing, where the next look does not make estimates."""
-        if self.options.estimates:
-            return
+        """Say what was missing."""
         why = ""
         if not self.is_protected:
             why = f"; results contain {NOT_FINITE}"
@@ -349,10 +312,10 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        self._give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
+        self.give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
 
-    def _give_up(self, error: Exception) -> NoReturn:
-        """Raise this; or that f is not linear, where a linear f would have been done by now."""
+    def give_up(self, error: Exception) -> NoReturn:
+        """Raise this error; or that f is not linear, where a linear f would have been done by now."""
         if isinstance(self.refusal, NotLinearError):
             error = self.refusal
         raise error from self.tasks.first_cause

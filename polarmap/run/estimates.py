@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +15,14 @@ from polarmap.code.dtypes import Array, DType, epsilon, is_exact
 from polarmap.code.equations import noise
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
+from polarmap.executors.base import read_only
+from polarmap.report import Report
+from polarmap.run.codeword import Codeword
+from polarmap.run.loop import Need
 from polarmap.run.received import Received, kinds_of
+from polarmap.run.results import CodedResult
+from polarmap.run.shortfall import not_finite
 from polarmap.run.wrapping import unwrapped
 
 
@@ -125,6 +133,82 @@ def _exact(code: PolarCode, how: Estimator, rows: dict[int, Array], dtype: DType
         data = np.stack([rows[int(index)].astype(np.int64) for index in known])
         words = words - modular.matmul(code.coefficients[np.ix_(parity, known)], data)
     return dict(zip(places, modular.matmul(solver, words).astype(dtype)))
+
+
+# --- of a map that goes on, or is over ---------------------------------------------------------
+
+
+class UntilDeadline(Codeword):
+    """A codeword that is over at its deadline, too: what is not determined then is estimated."""
+
+    _found: Estimate | None = None
+
+    def step(self) -> bool:
+        """Whether the map is over, after another look at the results."""
+        if super().step():
+            return True
+        if self.watch.remaining > 0:
+            return False
+        self._settle()
+        self.warn_if_inaccurate()
+        return True
+
+    def _settle(self) -> None:
+        """Accept what there is: results that are exact or estimates."""
+        if not self.results:
+            limit = f"the timeout of {self.watch.limit:g} s"
+            self.give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
+        if not self.is_finite:
+            self.give_up(NotDecodableError(not_finite(self.tasks, self.threshold, self.data_count)))
+        found = estimate(self)
+        if self.refusal is not None or self.checks.contradicts():
+            missing = set(self.decoder.missing.tolist())
+            errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
+            found = found._replace(errors=errors, error_p90=max(errors))
+            broken = self.refusal or (
+                f"the parity equations are off by {self.checks.residual:.2g} (relative): f is not linear, "
+                "or a worker returned garbage"
+            )
+            warn(f"{broken}; what is decoded or estimated may be far off")
+        self.decoded, self.verification, self._found = found.results, "no", found
+        self.needed = self.needed or len(self.tasks.arrived)
+
+    def accuracy(self) -> dict[str, Any]:
+        """Fields of the report: which results were decoded, and what error to expect of the others."""
+        found = self._found
+        if found is None:
+            return super().accuracy()
+        recovered = [index for index in self.decoder.missing.tolist() if found.errors[index] == 0]
+        errors = found.errors if any(found.errors) else ()
+        return {"recovered": tuple(recovered), "errors": errors, "error_p90": found.error_p90}
+
+    def settle_for_less(self) -> None:
+        """Take what arrived at any accuracy, or wait for the deadline where something may be estimated."""
+        if not (self.takes_less() or self.results):
+            super().settle_for_less()
+
+    def time_is_over(self) -> None:
+        """The next look makes estimates."""
+
+
+def estimate_so_far(word: Need, report: Report) -> CodedResult[Any] | None:
+    """What a deadline would give now, while the map goes on, with the report so far; None if nothing.
+
+    Nothing, too, when the results are determined: they come when they have been checked.
+    """
+    if not isinstance(word, Codeword) or not word.results or word.decoder.ready:
+        return None
+    if not word.is_finite or word.why_not_protected:
+        return None
+    padding = word.padding
+    if padding is not None and not padding.is_known:
+        return None
+    found = estimate(word)
+    rows = padding.are_rows(word.precision, [one.shape for one in found.results[0]]) if padding else ()
+    errors = found.errors if any(found.errors) else ()
+    # What has arrived may be decoded from still: nobody is to write to it.
+    results = [list(map(read_only, leaves)) for leaves in found.results]
+    return word.result_of(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
 
 
 # --- for whoever waits for one -----------------------------------------------------------------

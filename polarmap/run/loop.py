@@ -13,7 +13,6 @@ from typing import Any
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Attempt, Event, Outcome, Run
-from polarmap.report import Report
 from polarmap.run.lateness import LateAttempts
 from polarmap.run.shortfall import late, raised_everywhere
 from polarmap.run.tasks import TaskTable
@@ -116,10 +115,6 @@ class Need(ABC):
 
     def early_result(self, task: int) -> Callable[[], Any] | None:
         """What makes the result of a data block that this task has returned, before the others are there."""
-        return None
-
-    def estimate(self, report: Report) -> Any:
-        """All results as they are estimated now, with the report so far; None if nothing tells them."""
         return None
 
     @property

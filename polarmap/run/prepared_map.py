@@ -167,7 +167,12 @@ def run_coded(
     f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
     payload = Payload(f, coded, output=output, low_priority=parity)
-    need_of = functools.partial(Codeword, f, driver_f, coded, options)
+    kind = Codeword
+    if options.estimates:
+        from polarmap.run.estimates import UntilDeadline  # which few maps need
+
+        kind = UntilDeadline
+    need_of = functools.partial(kind, f, driver_f, coded, options)
     return running.execute(payload, _policy(coded.code, options), options, need_of, observers)
 
 

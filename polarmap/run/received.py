@@ -46,11 +46,6 @@ class Result(NamedTuple):
     stored: StoredOutput | None
 
     @property
-    def kind(self) -> Any:
-        """What results of one f have in common: their dtypes but for the width of integers, too."""
-        return repr(self.structure), kind_of(self.leaves)
-
-    @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of its arrays."""
         return [leaf.shape for leaf in self.leaves]
@@ -141,7 +136,7 @@ class Received(Need):
             return
         structure = outcome.structure or ("array",)
         result = Result(outcome.leaves, structure, outcome.stored)
-        kind, shape = result.kind, self.options.known.shape
+        kind, shape = (repr(structure), kind_of(outcome.leaves)), self.options.known.shape
         if kind not in self._groups and not (result.is_well_formed and shape in (None, *result.shapes)):
             due = "a number" if shape is None else f"shape {shape}"
             message = f"returned {result} where {due} is due"
@@ -152,8 +147,6 @@ class Received(Need):
         group = self._groups.setdefault(kind, {})
         group[index] = result
         if group is self.results:
-            if self.tasks[index].failures:
-                self.tasks.accept(index)
             self._feed(index)
         elif not self.results or self._overrules(group):
             self._follow(group)

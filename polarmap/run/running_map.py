@@ -71,10 +71,34 @@ class RunningMap:
 
         Returns what the map made of its tasks, and its report, or what makes it when it is read.
         """
+
+        def tell_started(indices: Sequence[int], elapsed: float) -> None:
+            for one in observers:
+                one.started(indices, elapsed)
+
         try:
             for one in observers:
                 one.began(self)
-            need, report = self._scheduled(payload, policy, options, need_of, observers)
+            self.run = run = self.executor.open(payload.with_key(options.key))
+            try:
+                tasks = TaskTable(payload.blocks.n, policy.late)
+                self.need = need = need_of(tasks, Stopwatch(run.now, options.timeout))
+                for one in observers:
+                    one.looked(0)
+                tick = min((one.tick for one in observers), default=inf)
+                for outcomes in schedule(run, policy, options.retries, need, tick, tell_started):
+                    for outcome in outcomes:
+                        need.add(outcome)
+                        for one in observers:
+                            one.ended(outcome, need.watch.elapsed)
+                    for one in observers:
+                        one.looked(need.outcomes)
+                    if need.step():
+                        break
+                ended = need.watch.elapsed
+            finally:
+                stay = run.close()
+            report = self._ended(need, need.told(ended), stay)
             final = report() if observers else None
         except BaseException as error:
             for one in reversed(observers):
@@ -86,39 +110,6 @@ class RunningMap:
             return need, final or report
         finally:
             self.run = self.need = None
-
-    def _scheduled(
-        self,
-        payload: Payload,
-        policy: Policy,
-        options: MapOptions,
-        need_of: Callable[[TaskTable, Stopwatch], N],
-        observers: Observers,
-    ) -> tuple[N, Callable[[], Report]]:
-        def tell_started(indices: Sequence[int], elapsed: float) -> None:
-            for one in observers:
-                one.started(indices, elapsed)
-
-        tick = min((one.tick for one in observers), default=inf)
-        self.run = run = self.executor.open(payload.with_key(options.key))
-        try:
-            tasks = TaskTable(payload.blocks.n, policy.late)
-            self.need = need = need_of(tasks, Stopwatch(run.now, options.timeout))
-            for one in observers:
-                one.looked(0)
-            for outcomes in schedule(run, policy, options.retries, need, tick, tell_started):
-                for outcome in outcomes:
-                    need.add(outcome)
-                    for one in observers:
-                        one.ended(outcome, need.watch.elapsed)
-                for one in observers:
-                    one.looked(need.outcomes)
-                if need.step():
-                    break
-            ended = need.watch.elapsed
-        finally:
-            stay = run.close()
-        return need, self._ended(need, need.told(ended), stay)
 
     def _ended(self, need: Need, told: dict[str, Any], stay: Stay | None) -> Callable[[], Report]:
         """What makes the report of the map: of words and numbers, as exceptions hold the caller's arrays."""

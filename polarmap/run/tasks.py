@@ -48,6 +48,10 @@ class Task:
         """Why it gave nothing, as last said."""
         return self.failures[-1] if self.failures else None
 
+    def forget_shapes(self) -> None:
+        """A result has come: that others had a wrong shape makes no difference, unless it has one, too."""
+        self.failures = [one for one in self.failures if one.kind != "shape"]
+
 
 class TaskTable:
     """The tasks of a map, by number; every change costs O(log n).
@@ -140,6 +144,8 @@ class TaskTable:
         if outcome.failure is None and not task.returned:
             task.returned, task.seconds = True, outcome.seconds
             task.came = self.arrived[index] = elapsed
+            if task.failures:
+                task.forget_shapes()
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
             if task.late is not None:
@@ -160,11 +166,11 @@ class TaskTable:
         self._place(index)
 
     def accept(self, index: int) -> None:
-        """The result that came stands, though it was rejected, or another one of this task, for its shape."""
+        """The result that came stands, though it was rejected for its shape."""
         task = self._tasks[index]
         assert task.came is not None
         task.returned, self.arrived[index] = True, task.came
-        task.failures = [one for one in task.failures if one.kind != "shape"]
+        task.forget_shapes()
         self._place(index)
 
     def forget_exceptions(self) -> None:

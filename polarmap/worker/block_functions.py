@@ -141,6 +141,14 @@ def in_batches(f: Callable[[Array], Packed]) -> Callable[[Array], Packed]:
     """f of a block of bytes, or of several that `to_block` has made one of integers of 8 bits.
 
     Of several, what f returns for each, or raises, as plain data: true and its bytes, or false and its error.
+
+    >>> from polarmap.worker.pytree import to_block
+    >>> both = to_block([to_block((abs, (one,), {})).tobytes() for one in (-3, "x")]).view(np.int8)
+    >>> (is_there, three), (has_returned, error) = from_block(
+    ...     np.frombuffer(in_batches(run_call)(both).data, np.uint8)
+    ... )
+    >>> is_there, from_block(np.frombuffer(three, np.uint8)), has_returned, error[0]
+    (True, 3, False, 'TypeError')
     """
 
     def told(block: bytes) -> tuple[bool, Any]:
