@@ -73,7 +73,7 @@ class ChannelIO(TaskIO):
         self._state = ProcessState() if limited is None else None
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
-        self._order = -1, -1, -1  # map, task and attempt
+        self._order = -1, -1, -1  # that map, its task and attempt
         self._of_map: tuple[OutputSpec | None, Any] = None, None  # output and encryption of its tasks
         self._pickled: bytes | str = b""
         self._f: tuple[Function, Structure] | None = None
@@ -127,7 +127,8 @@ class ChannelIO(TaskIO):
             `Surroundings`, None if they are the worker's own. Its data are f and the structure of blocks as
             `to_block` makes bytes of them, none if they are those of the last map.
         """
-        is_first, self._order, self._f = self._order[0] < 0, message.order, None
+        is_first, self._order, self._f = self.map < 0, message.order, None
+        self.map, *_ = message.order
         self._folders, output, encryption, around = pickle.loads(message.header)
         self._of_map = output and OutputSpec.parse(output), encryption
         if self._state and not is_first and (changed := self._state.restore()):
@@ -186,7 +187,7 @@ class ChannelIO(TaskIO):
     def is_cancelled(self) -> bool:
         """Whether the driver has said so."""
         self._hear(0.0)
-        return any(one.kind == CANCEL and one.order[0] == self._order[0] for one in self._heard)
+        return any(one.kind == CANCEL and one.order[0] == self.map for one in self._heard)
 
     def read_stored(self, place: Place, part: Part) -> Any:
         """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
@@ -207,7 +208,7 @@ class ChannelIO(TaskIO):
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
         if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
             reply = self._with_file(reply)
-        self._tell((reply or Message(LEFT))._replace(order=self._order))
+        self._tell(reply or Message(LEFT, self._order))
 
     def _with_file(self, reply: Message) -> Message | None:
         """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.
