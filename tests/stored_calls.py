@@ -20,7 +20,7 @@ def stored(folder: Path, data: np.ndarray) -> StoredBlock:
     """An array in the file "block" of a folder."""
     (folder / "block").write_bytes(data.tobytes())
     part = Part("block", data.nbytes)
-    return StoredBlock(Place("folder", str(folder)), (part,), ("array",), layout_of([data]))
+    return StoredBlock(Place("folder", str(folder)), (part,), layout_of([data]))
 
 
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:

@@ -144,7 +144,7 @@ class ChannelIO(TaskIO):
     def _reply(self, call: Message) -> Message | None:
         """The reply of a task; None if nobody waits for it.
 
-        call : its header has the fields of a `StoredBlock` without structure, its data those of a `Fault`.
+        call : its header has the fields of a `StoredBlock`, its data those of a `Fault`, if there is one.
         """
         self._order = call.order
         block = StoredBlock.parse(pickle.loads(call.header))
@@ -172,7 +172,7 @@ class ChannelIO(TaskIO):
         f, structure = self._f
         assert ticket.block is not None
         try:
-            block = self._blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
+            block = self._blocks.load(ticket.block, structure, ticket.attempt > 0)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
