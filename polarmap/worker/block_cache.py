@@ -9,6 +9,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
@@ -61,8 +62,9 @@ class BlockCache:
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
+        exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
         with self._lock:
-            for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.files))]:
+            for key in [key for key, one in self._kept.items() if not all(map(exists, one.files))]:
                 del self._kept[key]
 
     def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
