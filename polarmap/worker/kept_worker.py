@@ -69,7 +69,8 @@ class ChannelIO(TaskIO):
     ) -> None:
         super().__init__(storage)
         self._channel, self._limited = channel, limited or nullcontext
-        self._around = Surroundings.of_this_process()  # its own
+        self._around = Surroundings.of_this_process()
+        self._told_around = b""  # what the driver has said of them last, if anything
         self._state = ProcessState() if limited is None else None
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
@@ -123,18 +124,20 @@ class ChannelIO(TaskIO):
         """Begin with the tasks of a map; False if its f would find traces of others.
 
         message : of its first task. Its header has folders for large results, none where driver and worker
-            share none; the fields of the `OutputSpec` and `Encryption` of all tickets, and of the
-            `Surroundings`, None if they are the worker's own. Its data are f and the structure of blocks as
-            `to_block` makes bytes of them, none if they are those of the last map.
+            share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
+            `Surroundings`, pickled, none if they are the worker's own. Its data are f and the structure of
+            blocks as `to_block` makes bytes of them, none if they are those of the last map.
         """
         is_first, self._order, self._f = self.map < 0, message.order, None
         self.map, *_ = message.order
         self._folders, output, encryption, around = pickle.loads(message.header)
+        if around != self._told_around:
+            self._told_around, self._around = around, Surroundings(*pickle.loads(around))
         self._of_map = output and OutputSpec.parse(output), encryption
         if self._state and not is_first and (changed := self._state.restore()):
             self._tell(Message(UNFIT, self._order, changed.encode()))
             return False
-        (self._around if around is None else Surroundings(*around)).take_over()
+        self._around.take_over()
         self._blocks.forget_removed()
         if message.data:
             data = bytes(message.data)
