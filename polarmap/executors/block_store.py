@@ -88,7 +88,7 @@ class StoredPieces:
                 self._parts |= zip(new, pool.map(partial(self._store, coded), new))
 
     def block(self, coded: Coded, task: int) -> StoredBlock:
-        """What the worker of a task gets, without its structure; stored now if it is not yet."""
+        """What the worker of a task gets; stored now if it is not yet."""
         with self._lock:
             return self._new_block(coded, task) if self._source is None else stored_block(coded, task)
 
@@ -114,7 +114,7 @@ class StoredPieces:
             for piece in pieces:
                 if piece not in self._parts:
                     self._parts[piece] = self._store(coded, piece)
-            block = StoredBlock(self._place, tuple(self._parts[piece] for piece in pieces), (), layout)
+            block = StoredBlock(self._place, tuple(self._parts[piece] for piece in pieces), layout)
         self._unstored.difference_update(pieces)
         if not self._unstored and self._storing.has_bytes:
             coded.release()
@@ -159,13 +159,13 @@ def stored_block(coded: Coded, task: int) -> StoredBlock:
     assert coded.source is not None
     if coded.source == MESSAGE:
         return _in_message(coded, task)
-    return StoredBlock(coded.source, coded.parts(task), (), coded.layout(task))
+    return StoredBlock(coded.source, coded.parts(task), coded.layout(task))
 
 
 def _in_message(coded: Coded, task: int) -> StoredBlock:
     """The block of a task as it travels with it."""
     data = b"".join(buffer for piece in coded.pieces(task) for buffer in _buffers(coded, piece))
-    return StoredBlock(MESSAGE, (), (), coded.layout(task), data)
+    return StoredBlock(MESSAGE, (), coded.layout(task), data)
 
 
 def _buffers(coded: Coded, piece: int) -> list[Any]:

@@ -36,8 +36,7 @@ from polarmap.executors.pickling import pickled
 from polarmap.executors.ray import RayCalls
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.block_cache import OnReadOnlyBlocks
-from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
-from polarmap.worker.messages import StoredBlock
+from polarmap.worker.io_pools import FolderLink, ThreadLink, kept_block, run_in_pool
 from polarmap.worker.parts import DamagedError
 from polarmap.worker.surroundings import available_cores
 
@@ -133,10 +132,9 @@ class FuturesRun:
     def _future(self, task: int, attempt: int) -> Future[Any]:
         """Submit an attempt; ExecutorError if the pool takes not even the first."""
         try:
-            block, stored = self._block(task)
-            ticket = self._payload.ticket(task, attempt, stored)
+            call = self._f, self._block(task, attempt), self._payload.ticket(task, attempt)
             link = self._link(task, attempt)
-            future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, ticket, link, self._threads)
+            future: Future[Any] = self._pool.submit(run_in_pool, *call, link, self._threads)
             self._accepts = True
         except Exception as error:  # shut down, or broken by a worker that died; no block
             if not (self._accepts or isinstance(error, (DamagedError, CancelledError))):
@@ -188,14 +186,18 @@ class FuturesRun:
         f = OnReadOnlyBlocks(self._payload.f)
         return f if self._shares_memory else pickled(f, self._name)
 
-    def _block(self, task: int) -> tuple[Any, StoredBlock | None]:
-        """The block, or what makes it on a thread, or a stored one for the worker to read."""
+    def _block(self, task: int, attempt: int) -> Any:
+        """The block, or what makes it where f runs.
+
+        A first attempt gets a stored block that is kept, which f must not change; a further one has a block
+        of its own: what f is made of may write where numpy does not see it, and die of that.
+        """
         coded = self._payload.blocks
         if self._is_stored:
-            return None, stored_block(coded, task)._replace(structure=coded.structure)
+            return partial(kept_block, stored_block(coded, task), coded.structure, attempt > 0)
         if coded.source is not None and self._shares_memory:
-            return partial(block_of, coded, task), None
-        return block_of(coded, task, read_only), None
+            return partial(block_of, coded, task)
+        return block_of(coded, task, read_only)
 
     def _outcome(self, ended: Ended) -> Outcome:
         """The outcome of an attempt whose future is done."""

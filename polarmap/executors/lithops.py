@@ -98,12 +98,11 @@ class LithopsRun:
         gives_way = self._payload.low_priority if is_first and self._jobs.is_here else ()
         items = {}
         for task, attempt in attempts:
-            block = self._stored.block(coded, task)._replace(structure=coded.structure)
-            fields = plain(self._payload.ticket(task, attempt, block))
+            fields = plain(self._payload.ticket(task, attempt, self._stored.block(coded, task)))
             nice = PARITY_NICE if task in gives_way else 0
             items[task, attempt] = {"fields": (fields, {**address, "nice": nice})}
         try:
-            self._jobs.start(functions, make_task(self._payload.f), items)
+            self._jobs.start(functions, make_task(self._payload.f, coded.structure), items)
         except ExecutorError:
             pickled(self._payload.f, self._jobs.name)  # the likely reason, in plain words
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import sys
 import time
@@ -52,10 +53,10 @@ class WorkerProcesses(WorkerTable):
         self._server: ForkServerProcess | NewProcesses | None = None
         self._modules: Sequence[str] = ()
         self._seen: Any = None  # of this process, when it was looked at last
-        self._surroundings: Surroundings | None = None  # what workers are told of that
+        self._surroundings = b""  # what workers are told of that
         self._looked = 0.0  # for idle cores
 
-    def surroundings(self, pickled: bytes) -> Surroundings:
+    def surroundings(self, pickled: bytes) -> bytes:
         """Those of this process now, with limits for the libraries that workers import later.
 
         What forks workers imports what the first function needs, else each of them does.
@@ -65,9 +66,10 @@ class WorkerProcesses(WorkerTable):
         environment: Any = os.environ
         # What lies below it is copied in one call, itself in several for each variable.
         seen = working_folder(), sys.path[:], dict(environment._data)
-        if self._surroundings is None or seen != self._seen:
+        if seen != self._seen:
             self._seen, variables = seen, {**os.environ, **limiting_variables(self._threads)}
-            self._surroundings = Surroundings(seen[0], tuple(absolute_module_path()), variables)
+            around = Surroundings(seen[0], tuple(absolute_module_path()), variables)
+            self._surroundings = pickle.dumps(tuple(around))
         return self._surroundings
 
     def ending(self, worker: KeptWorker) -> str:

@@ -26,7 +26,6 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.polling import POLLIN, Poll, ready
 from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message
-from polarmap.worker.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link
@@ -155,9 +154,9 @@ class WorkerTable:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def surroundings(self, pickled: bytes) -> Surroundings | None:
-        """The state of the process that workers are to find around a function; None for what is there."""
-        return None
+    def surroundings(self, pickled: bytes) -> bytes:
+        """The `Surroundings` that workers are to find around a function, pickled; empty for what is there."""
+        return b""
 
     def want(self, count: int) -> None:
         """So many would be of use now."""

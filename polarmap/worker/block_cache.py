@@ -9,6 +9,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
+from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpacked
 
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
 LOOK_SECONDS = 1.0  # between looks whether files of what is kept are gone
@@ -51,17 +52,18 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def load(self, block: StoredBlock, is_private: bool = False) -> Any:
+    def load(self, block: StoredBlock, structure: Structure, is_private: bool = False) -> Any:
         """A block, read-only where it is kept; `is_private`: one that may be written into.
 
         DamagedError if it is not as it was stored.
         """
-        return load_block(block, self._buffer, is_private)
+        return load_block(block, structure, self._buffer, is_private)
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
+        exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
         with self._lock:
-            for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.files))]:
+            for key in [key for key, one in self._kept.items() if not all(map(exists, one.files))]:
                 del self._kept[key]
 
     def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
@@ -99,7 +101,10 @@ class BlockCache:
 
 
 def load_block(
-    block: StoredBlock, buffer: Callable[[Place, tuple[Part, ...]], Any], is_private: bool = True
+    block: StoredBlock,
+    structure: Structure,
+    buffer: Callable[[Place, tuple[Part, ...]], Any],
+    is_private: bool = True,
 ) -> Any:
     """A block, which may be written into if it is private; `buffer`: the bytes of parts in a row."""
     if block.source.kind == "message":
@@ -108,7 +113,7 @@ def load_block(
         leaves = []
         for parts, layout in runs(tuple([part for part in block.parts if part.size]), block.layout):
             leaves += unpacked(layout, buffer(block.source, parts), is_private)
-    return unflatten(block.structure, leaves)
+    return unflatten(structure, leaves)
 
 
 def joined(read: Callable[[Place, Part], Any], place: Place, parts: tuple[Part, ...]) -> Any:

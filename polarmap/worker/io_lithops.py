@@ -18,6 +18,7 @@ from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import is_missing
 from polarmap.worker.processes import END_SECONDS, end_job, exit_when, is_alive
 from polarmap.worker.program import TaskIO, run_task
+from polarmap.worker.pytree import Structure
 from polarmap.worker.retries import AWAY_SECONDS
 
 ALIVE = "alive"  # the object that exists for as long as anybody waits for results
@@ -26,12 +27,12 @@ STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where n
 Function = Callable[[Any], Any]
 
 
-def make_task(f: Function) -> Callable[..., tuple[bytes, bytes] | None]:
+def make_task(f: Function, structure: Structure) -> Callable[..., tuple[bytes, bytes] | None]:
     """The function Lithops maps over tickets; a closure, so that f's own modules travel with it."""
 
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         ticket, address = fields
-        return LithopsIO(f, storage, address).run(Ticket.parse(ticket))
+        return LithopsIO(f, structure, storage, address).run(Ticket.parse(ticket))
 
     return task
 
@@ -39,15 +40,17 @@ def make_task(f: Function) -> Callable[..., tuple[bytes, bytes] | None]:
 class LithopsIO(TaskIO):
     """What connects a task of Lithops with its driver.
 
+    structure : of the blocks.
     address : by name: `bucket` and `prefix` of the objects that the driver leaves for its tasks; `nice`, how
         much the task gives way to others on its machine. Where that is the driver's, whoever notices that it
         died removes what it has left: `driver`, its process; `scratch`, its temporary folder, if all objects
         lie there, else None; `jobs`, what the keys of Lithops' own objects begin with.
     """
 
-    def __init__(self, f: Function, storage: Any, address: Mapping[str, Any]) -> None:
+    def __init__(self, f: Function, structure: Structure, storage: Any, address: Mapping[str, Any]) -> None:
         super().__init__(storage)
-        self._f, self._address, self._driver = f, address, address.get("driver")
+        self._f, self._structure = f, structure
+        self._address, self._driver = address, address.get("driver")
 
     def run(self, ticket: Ticket) -> tuple[bytes, bytes] | None:
         """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
@@ -65,7 +68,7 @@ class LithopsIO(TaskIO):
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
         assert ticket.block is not None
-        return self._f, load_block(ticket.block, partial(joined, self.read))
+        return self._f, load_block(ticket.block, self._structure, partial(joined, self.read))
 
     def is_cancelled(self) -> bool:
         """Whether the driver here has died, which else kills its workers, or the liveness key is gone.

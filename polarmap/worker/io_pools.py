@@ -16,9 +16,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache
-from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.messages import Reply, StoredBlock, Ticket
 from polarmap.worker.processes import has_lost_parent
 from polarmap.worker.program import TaskIO, run_task
+from polarmap.worker.pytree import Structure
 from polarmap.worker.stream import Message
 from polarmap.worker.threads import limits, run_on_daemon
 
@@ -117,6 +118,11 @@ def pool_blocks() -> BlockCache:
     return blocks
 
 
+def kept_block(block: StoredBlock, structure: Structure, is_private: bool) -> Any:
+    """A stored block, which this process keeps for a while."""
+    return pool_blocks().load(block, structure, is_private)
+
+
 def _let_go(blocks: BlockCache) -> None:
     """Drop cached blocks whose files are gone; all of them when the process ends."""
     until = time.monotonic() + KEPT_SECONDS
@@ -136,7 +142,7 @@ class PoolIO(TaskIO):
     """What connects a task of a pool with its driver.
 
     f : a function, or the bytes of a pickled one.
-    block : what f is called with, or what makes that on a thread; None if the ticket names a stored block.
+    block : what f is called with, or what makes that.
     """
 
     def __init__(self, f: Function | bytes, block: Any, link: PoolLink) -> None:
@@ -152,15 +158,9 @@ class PoolIO(TaskIO):
         return reply if isinstance(self._link, ThreadLink) else super().header(reply)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
-        """f and the block.
-
-        A first attempt gets a stored block that is kept, which f must not change; a further one has a block
-        of its own: what f is made of may write where numpy does not see it, and die of that.
-        """
+        """f and the block."""
         f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
         block = self._block() if isinstance(self._block, partial) else self._block
-        if ticket.block is not None:
-            block = pool_blocks().load(ticket.block, ticket.attempt > 0)
         limits.include_loaded()
         return f, block
 

@@ -70,11 +70,12 @@ class ChannelIO(TaskIO):
     ) -> None:
         super().__init__(storage)
         self._channel, self._limited = channel, limited or nullcontext
-        self._around = Surroundings.of_this_process()  # its own
+        self._around = Surroundings.of_this_process()
+        self._told_around = b""  # what the driver has said of them last, if anything
         self._state = ProcessState() if limited is None else None
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
-        self._order = -1, -1, -1  # map, task and attempt
+        self._order = -1, -1, -1  # that map, its task and attempt
         self._of_map: tuple[OutputSpec | None, Any] = None, None  # output and encryption of its tasks
         self._pickled: bytes | str = b""
         self._f: tuple[Function, Structure] | None = None
@@ -124,17 +125,20 @@ class ChannelIO(TaskIO):
         """Begin with the tasks of a map; False if its f would find traces of others.
 
         message : of its first task. Its header has folders for large results, none where driver and worker
-            share none; the fields of the `OutputSpec` and `Encryption` of all tickets, and of the
-            `Surroundings`, None if they are the worker's own. Its data are f and the structure of blocks as
-            `to_block` makes bytes of them, none if they are those of the last map.
+            share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
+            `Surroundings`, pickled, none if they are the worker's own. Its data are f and the structure of
+            blocks as `to_block` makes bytes of them, none if they are those of the last map.
         """
-        is_first, self._order, self._f = self._order[0] < 0, message.order, None
+        is_first, self._order, self._f = self.map < 0, message.order, None
+        self.map, *_ = message.order
         self._folders, output, encryption, around = pickle.loads(message.header)
+        if around != self._told_around:
+            self._told_around, self._around = around, Surroundings(*pickle.loads(around))
         self._of_map = output and OutputSpec.parse(output), encryption
         if self._state and not is_first and (changed := self._state.restore()):
             self._tell(Message(UNFIT, self._order, changed.encode()))
             return False
-        (self._around if around is None else Surroundings(*around)).take_over()
+        self._around.take_over()
         self._blocks.forget_removed()
         if message.data:
             data = bytes(message.data)
@@ -144,7 +148,7 @@ class ChannelIO(TaskIO):
     def _reply(self, call: Message) -> Message | None:
         """The reply of a task; None if nobody waits for it.
 
-        call : its header has the fields of a `StoredBlock` without structure, its data those of a `Fault`.
+        call : its header has the fields of a `StoredBlock`, its data those of a `Fault`, if there is one.
         """
         self._order = call.order
         block = StoredBlock.parse(pickle.loads(call.header))
@@ -172,7 +176,7 @@ class ChannelIO(TaskIO):
         f, structure = self._f
         assert ticket.block is not None
         try:
-            block = self._blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
+            block = self._blocks.load(ticket.block, structure, ticket.attempt > 0)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
@@ -187,7 +191,7 @@ class ChannelIO(TaskIO):
     def is_cancelled(self) -> bool:
         """Whether the driver has said so."""
         self._hear(0.0)
-        return any(one.kind == CANCEL and one.order[0] == self._order[0] for one in self._heard)
+        return any(one.kind == CANCEL and one.order[0] == self.map for one in self._heard)
 
     def read_stored(self, place: Place, part: Part) -> Any:
         """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
@@ -208,7 +212,7 @@ class ChannelIO(TaskIO):
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
         if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
             reply = self._with_file(reply)
-        self._tell((reply or Message(LEFT))._replace(order=self._order))
+        self._tell(reply or Message(LEFT, self._order))
 
     def _with_file(self, reply: Message) -> Message | None:
         """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.

@@ -33,12 +33,12 @@ class StoredBlock(NamedTuple):
 
     source : where its parts lie.
     parts : whose bytes in a row are the block; none in a message.
+    layout : dtype and shape of each of its arrays.
     data : the bytes themselves, in a message.
     """
 
     source: Place
     parts: tuple[Part, ...]
-    structure: Structure
     layout: Layout
     data: bytes = b""
 

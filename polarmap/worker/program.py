@@ -26,8 +26,11 @@ SAMPLE = 256  # numbers of a result that travel when it stays in storage
 class TaskIO:
     """What connects a task with the driver that waits for it.
 
+    map : number of the map whose tasks these are, where there are several.
     storage : a `lithops.Storage`, for what lies in buckets.
     """
+
+    map = -1
 
     def __init__(self, storage: Any = None) -> None:
         self.storage = storage
@@ -62,7 +65,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
     started = time.time()
 
     def told(reply: Reply, data: Any = b"") -> Message:
-        message = Message(END, (-1, ticket.task, ticket.attempt), io.header(reply), data)
+        message = Message(END, (io.map, ticket.task, ticket.attempt), io.header(reply), data)
         return message if ticket.encryption is None else encrypted_reply(message, ticket.encryption)
 
     try:

@@ -211,7 +211,7 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> Packed:
     for leaf in leaves:
         if leaf.dtype.hasobject:
             raise TypeError(f"a leaf has dtype {leaf.dtype}: it must be an array of numbers or a number")
-    return Packed(structure, layout_of(leaves), b"".join(leaf.tobytes() for leaf in leaves))
+    return Packed(structure, layout_of(leaves), b"".join([leaf.tobytes() for leaf in leaves]))
 
 
 def layout_of(leaves: Sequence[Array]) -> Layout:
@@ -220,7 +220,7 @@ def layout_of(leaves: Sequence[Array]) -> Layout:
     >>> layout_of([np.zeros(2), np.zeros(3, [("x", "i4")])])
     (('<f8', (2,)), (dtype([('x', '<i4')]), (3,)))
     """
-    return tuple((_spelled(leaf.dtype), leaf.shape) for leaf in leaves)
+    return tuple([(_spelled(leaf.dtype), leaf.shape) for leaf in leaves])
 
 
 def layout_bytes(layout: Layout) -> int:

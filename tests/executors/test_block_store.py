@@ -90,8 +90,7 @@ class Kind:
                 return stored.part(coded, part.key)
             return self.read(place, part)
 
-        block = stored.block(coded, task)._replace(structure=coded.structure)
-        return [BlockCache(read).load(block)]
+        return [BlockCache(read).load(stored.block(coded, task), coded.structure)]
 
     def read(self, place: Place, part: Part) -> Any:
         return read_part(place, part, self.storage) if self.kind == "bucket" else read_private(place, part)
@@ -209,7 +208,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     stored = place.store.of(told(one))
     stored.prepare(one, range(N))
     for task in range(N):
-        assert stored.block(one, task) == (source, parts[task], (), (("<f8", (1,)),), b"")
+        assert stored.block(one, task) == (source, parts[task], (("<f8", (1,)),), b"")
         assert stored.name(one, task) == place.store.of(told(other)).name(other, task)
     stored.store_if_damaged(one, 0, failure("damaged"))
     assert place.left() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import select
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import WorkerProcesses, is_waiting
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.stream import ready
+from polarmap.worker.surroundings import Surroundings
 from polarmap.worker.threads import THREAD_LIMITS
 
 
@@ -131,8 +133,9 @@ def test_workers_get_the_surroundings_of_the_driver(
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     monkeypatch.setenv("POLARMAP_TEST", "yes")
     monkeypatch.syspath_prepend("modules")
-    found = workers.surroundings(b"")
-    assert found is workers.surroundings(b"")  # as long as nothing changes
+    told = workers.surroundings(b"")
+    assert told is workers.surroundings(b"")  # as long as nothing changes
+    found = Surroundings(*pickle.loads(told))
     assert found.folder == str(tmp_path)
     assert workers.paid() is None
     assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}

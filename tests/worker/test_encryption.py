@@ -233,7 +233,7 @@ def test_damage_is_told_from_forgery_by_the_checksum() -> None:
 
 def test_a_task_without_a_key_needs_no_cipher() -> None:
     with pickled_by_value():
-        sent = cloudpickle.dumps(make_task(len))
+        sent = cloudpickle.dumps(make_task(len, ("array",)))
     # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
     load = (
         "import pickle, sys; sys.modules.update(dict.fromkeys(['polarmap', 'cryptography']))\n"

@@ -18,7 +18,7 @@ from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
 
 BLOCK = np.arange(2000.0)
-STORED = StoredBlock(Place("bucket", "b"), (Part("p/block/3", BLOCK.nbytes),), ("array",), layout_of([BLOCK]))
+STORED = StoredBlock(Place("bucket", "b"), (Part("p/block/3", BLOCK.nbytes),), layout_of([BLOCK]))
 TICKET = Ticket(3, 1, STORED, None, None)
 ADDRESS: dict[str, Any] = {"bucket": "b", "prefix": "p", "nice": 0}
 
@@ -45,7 +45,7 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def sent(
     f: Any, storage: Storage, ticket: Ticket = TICKET, address: dict[str, Any] = ADDRESS
 ) -> tuple[Reply, bytes] | None:
-    told = make_task(f)((plain(ticket), address), storage)
+    told = make_task(f, ("array",))((plain(ticket), address), storage)
     return None if told is None else (Reply(*pickle.loads(told[0])), told[1])
 
 

@@ -87,20 +87,20 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch
     blocks = io_pools.pool_blocks()
     assert blocks is not until_now
     with ThreadPoolExecutor(8) as threads:  # at the same time
-        loaded = list(threads.map(lambda _: blocks.load(stored), range(160)))
+        loaded = list(threads.map(lambda _: blocks.load(stored, ("array",)), range(160)))
     for one in loaded:
         np.testing.assert_array_equal(one, VALUES)
         assert not one.flags.writeable
     assert len(blocks) == 1
     reads = blocks.reads
-    blocks.load(stored)
+    blocks.load(stored, ("array",))
     assert blocks.reads == reads <= 8  # at most once on each thread
     assert until(lambda: io_pools.pool_blocks() is not blocks)
 
 
 def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> None:
     blocks = io_pools.pool_blocks()
-    blocks.load(stored)
+    blocks.load(stored, ("array",))
     child = os.fork()
     if not child:
         os._exit(len(io_pools.pool_blocks()))
@@ -111,7 +111,7 @@ def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> Non
 def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: StoredBlock, tmp_path: Path) -> None:
     io_pools.pool_blocks.cache_clear()
     blocks = io_pools.pool_blocks()
-    blocks.load(stored)
+    blocks.load(stored, ("array",))
     (tmp_path / "block").unlink()
     assert until(lambda: not len(blocks))
     assert until(lambda: io_pools.pool_blocks() is not blocks)

@@ -210,7 +210,7 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
     with pickled_by_value():
-        pickled = cloudpickle.dumps(make_task(abs))  # an f that travels by its name
+        pickled = cloudpickle.dumps(make_task(abs, ("array",)))  # an f that travels by its name
     (tmp_path / "task").write_bytes(pickled)
     code = (
         "import json, pickle, sys\n"
