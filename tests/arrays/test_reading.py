@@ -210,9 +210,9 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
         polarmap.coded_map(lambda block: 2 * block, coded, executor=pool, timeout=60, verify=False)
 
 
-@pytest.mark.every_store
+@pytest.mark.parametrize("store", ["s3", "redis"], indirect=True)
 @pytest.mark.parametrize("part", [3, 60_000], ids=["whole", "in stripes"])
-def test_parts_are_read_side_by_side(store, monkeypatch, part):
+def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
     """But not more at once than there are blocks: they are held in memory."""
     coded = polarmap.encode(random_array((8, part)), blocks=4, workers=5, name="a", storage=store, memory=MIB)
     get, together, reading, most = type(store).get, threading.Barrier(2), [], []
