@@ -119,9 +119,9 @@ class StoredBlocks(CodedData):
                 target[:] = row[columns]
             return row is not None
 
-        is_waited_for = len(wanted) > 1 and self.source.kind != "folder"  # a thread takes longer than a file
+        is_file = self.part_store.place.kind == "folder"
         with ThreadPoolExecutor(min(TRANSFERS, self.n)) as pool:
-            each = pool.map if is_waited_for else map
+            each = map if is_file or len(wanted) == 1 else pool.map  # a thread takes longer than a file
             for (target, stripe, block, columns), is_good in zip(wanted, each(read, wanted)):
                 if not is_good:
                     target[:] = self._decoded(stripe, block, columns, pool)
