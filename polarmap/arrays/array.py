@@ -166,8 +166,8 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            found = audits.audit(self._blocks, executor)
-            if not found.ok and self._blocks.look_again():  # somebody else has repaired it
+            known, found = self._blocks.manifest, audits.audit(self._blocks, executor)
+            if not found.ok and self._blocks.look_again(known):  # somebody else has repaired it
                 found = audits.audit(self._blocks, executor)
             return found
 

@@ -186,19 +186,19 @@ class Manifest:
                 f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
                 "key='env:NAME' or key='file:PATH'"
             )
-        return _of_text, (_canonical(self._fields()), key)
+        return _of_text, (_canonical(self._fields(code_parameters(self.code))), key)
 
     def dump(self) -> bytes:
         """The bytes of the object that is stored."""
-        array, version, tag = self._fields(), VERSION, {}
+        array, version, tag = self._fields(describe_code(self.code)), VERSION, {}
         if self.encryption is not None:
             version, tag = ENCRYPTED_VERSION, {"tag": self.encryption.tag(_canonical(array)).hex()}
         crc32 = zlib.crc32(_canonical(array))
         document = {"format": FORMAT, "version": version, "crc32": crc32, "array": array, **tag}
         return json.dumps(document, separators=(",", ":")).encode()
 
-    def _fields(self) -> dict[str, Any]:
-        """What the object says of the array."""
+    def _fields(self, code: Mapping[str, Any]) -> dict[str, Any]:
+        """What the object says of the array, with such a description of its code."""
         array: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
@@ -206,7 +206,7 @@ class Manifest:
             "parity_dtype": self.parity_dtype.str,
             "rows_per_block": self.rows,
             "filler_rows": self.padding,
-            "code": describe_code(self.code),
+            "code": code,
             "blocks": [[part._asdict() for part in parts] for parts in self.parts],
         }
         if self.run:
@@ -250,26 +250,28 @@ class Manifest:
         if encryption is not None and key is not None:
             _verify(document, encryption, where)
         with consistent(where):
-            return cls._from_fields(array, encryption)
+            for field in ("dtype", "parity_dtype"):
+                if not _DTYPE.fullmatch(array[field]):
+                    raise ValueError(f"{field} {array[field]!r} is not one of numbers")
+            made = cls._from_fields(array, rebuild_code(array["code"]), encryption)
+            made._check(array["rows_per_block"], array["parity_dtype"])
+        return made
 
     @classmethod
-    def _from_fields(cls, array: Mapping[str, Any], encryption: Encryption | None) -> Manifest:
-        for field in ("dtype", "parity_dtype"):
-            if not _DTYPE.fullmatch(array[field]):
-                raise ValueError(f"{field} {array[field]!r} is not one of numbers")
-        made = cls(
+    def _from_fields(
+        cls, array: Mapping[str, Any], code: PolarCode, encryption: Encryption | None
+    ) -> Manifest:
+        return cls(
             name=check_name(array["name"]),
             shape=tuple(array["shape"]),
             dtype=np.dtype(array["dtype"]),
-            code=rebuild_code(array["code"]),
+            code=code,
             parts=tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"]),
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
             encryption=encryption,
             run=array.get("run", ""),
         )
-        made._check(array["rows_per_block"], array["parity_dtype"])
-        return made
 
     def _check(self, rows: Any, parity_dtype: str) -> None:
         """Raise ValueError if entries contradict each other; the arguments are derived ones, as written."""
@@ -351,16 +353,21 @@ def _verify(document: Mapping[str, Any], encryption: Encryption, where: str) -> 
 def _of_text(data: bytes, key: str | None) -> Manifest:
     """What was pickled."""
     array = json.loads(data)
-    return Manifest._from_fields(array, _parse_encryption(array, key))
+    return Manifest._from_fields(array, PolarCode(**array["code"]), _parse_encryption(array, key))
 
 
-def describe_code(code: PolarCode) -> dict[str, Any]:
-    """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
+def code_parameters(code: PolarCode) -> dict[str, Any]:
+    """What rebuilds a code."""
     words = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
     if code.levels < (code.n - 1).bit_length():
         words["levels"] = code.levels
     erasure = np.asarray(code.erasure, float).tolist()  # a number, or one for each worker
-    return {**words, "erasure": erasure, "seed": int(code.seed), "probe": probe(code)}
+    return {**words, "erasure": erasure, "seed": int(code.seed)}
+
+
+def describe_code(code: PolarCode) -> dict[str, Any]:
+    """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
+    return {**code_parameters(code), "probe": probe(code)}
 
 
 def rebuild_code(fields: Mapping[str, Any]) -> PolarCode:

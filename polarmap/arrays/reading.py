@@ -50,7 +50,7 @@ class StoredBlocks(CodedData):
         """What block `index` consists of, as far as is known since a worker found a block damaged."""
         if self._is_damaged:
             self._is_damaged = False
-            self.look_again()
+            self.look_again(self.manifest)
         return self.manifest.parts[index]
 
     def found_damaged(self) -> None:
@@ -66,10 +66,11 @@ class StoredBlocks(CodedData):
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
+        known = self.manifest
         try:
             return [self._read_block(number)]
         except DamagedError:
-            if not self.look_again():
+            if not self.look_again(known):
                 raise
             return [self._read_block(number)]
 
@@ -79,23 +80,25 @@ class StoredBlocks(CodedData):
             data = bytearray().join(pool.map(self.part_store.get, manifest.parts[index]))
         return _native(data, manifest.dtype_of(index)).reshape(manifest.block_shape)
 
-    def look_again(self) -> bool:
-        """Whether the manifest in storage tells by now where else parts of the same array lie."""
-        before, store = self.manifest, self.part_store.store
+    def look_again(self, known: Manifest) -> bool:
+        """Whether another thread knows by now, or storage tells, where else parts lie than was known."""
+        store = self.part_store.store
         with suppress(StorageError):
-            data = read_current(store, before.name)
+            data = read_current(store, known.name) if self.manifest is known else None
             if data is not None and data != self._looked_at:
-                now, self._looked_at = parsed(store, before.name, data, self.key), data
-                if now.parts != before.parts and now.is_of_same_array(before):
+                now = parsed(store, known.name, data, self.key)
+                if now.parts != known.parts and now.is_of_same_array(known):
                     self.manifest = now
-        return self.manifest is not before
+                self._looked_at = data
+        return self.manifest is not known
 
     def read_rows(self, start: int, stop: int) -> Array:
         """Rows start..stop of the array; no more is held than these and two stripes of each block."""
+        known = self.manifest
         try:
             return self._read_rows(start, stop)
         except NotDecodableError:
-            if not self.look_again():
+            if not self.look_again(known):
                 raise
             return self._read_rows(start, stop)
 
@@ -119,8 +122,9 @@ class StoredBlocks(CodedData):
                 target[:] = row[columns]
             return row is not None
 
+        is_file = self.part_store.place.kind == "folder"
         with ThreadPoolExecutor(min(TRANSFERS, self.n)) as pool:
-            each = pool.map if len(wanted) > 1 else map  # one needs no thread
+            each = map if is_file or len(wanted) == 1 else pool.map  # a thread takes longer than a file
             for (target, stripe, block, columns), is_good in zip(wanted, each(read, wanted)):
                 if not is_good:
                     target[:] = self._decoded(stripe, block, columns, pool)

@@ -61,6 +61,11 @@ class CodedPairs(CodedData):
             return self.left.leaves(number)
         return self.right.leaves(number - self._shift)
 
+    def found_damaged(self) -> None:
+        """One of both may lie elsewhere by now."""
+        self.left.found_damaged()
+        self.right.found_damaged()
+
     def release(self) -> None:
         """Let go of the parity blocks of both."""
         self.left.release()

@@ -210,9 +210,9 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
         polarmap.coded_map(lambda block: 2 * block, coded, executor=pool, timeout=60, verify=False)
 
 
-@pytest.mark.every_store
+@pytest.mark.parametrize("store", ["s3", "redis"], indirect=True)
 @pytest.mark.parametrize("part", [3, 60_000], ids=["whole", "in stripes"])
-def test_parts_are_read_side_by_side(store, monkeypatch, part):
+def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
     """But not more at once than there are blocks: they are held in memory."""
     coded = polarmap.encode(random_array((8, part)), blocks=4, workers=5, name="a", storage=store, memory=MIB)
     get, together, reading, most = type(store).get, threading.Barrier(2), [], []
@@ -257,6 +257,25 @@ def test_a_block_that_this_process_reads_for_a_worker_is_found_after_a_repair(re
     ours, theirs, A = results
     theirs.repair()
     np.testing.assert_array_equal(ours.coded_blocks().piece(2)[0], 2 * A[24:36])
+
+
+def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, monkeypatch):
+    """Also one that comes to see that parts are gone when another knows already where they are."""
+    ours, theirs, A = results
+    theirs.repair()
+    blocks, all_failed, last = ours.coded_blocks(), threading.Barrier(3), threading.Event()
+    look_again = blocks.look_again
+
+    def one_after_another(known):
+        is_last = all_failed.wait(60) == 0
+        found = last.wait(60) and look_again(known) if is_last else look_again(known)
+        last.set()
+        return found
+
+    monkeypatch.setattr(blocks, "look_again", one_after_another)
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: ours[:], range(3)):
+            np.testing.assert_allclose(found, 2 * A, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("key", [None, bytes(range(32))], ids=["plain", "encrypted"])

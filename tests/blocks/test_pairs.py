@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+import polarmap
 from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
@@ -43,3 +48,14 @@ def test_parity_of_both_factors_is_let_go_of() -> None:
     pairs.release()
     assert pairs.left._parity is None and pairs.right._parity is not None  # which is to be kept
     np.testing.assert_array_equal(pairs.leaves(15)[0], before[0])
+
+
+def test_a_product_of_an_array_that_was_repaired_meanwhile(tmp_path: Path) -> None:
+    """All parts of results move where they become a Zarr array."""
+    A, late = np.random.default_rng(0).standard_normal((24, 8)), polarmap.ReplayExecutor({1: 5.0})
+    options: dict[str, Any] = {"blocks": 4, "workers": 6, "executor": late}
+    results = polarmap.coded_map(np.negative, -A.T, out=polarmap.Stored("y", tmp_path), **options).array
+    columns = polarmap.open_coded("y", tmp_path)
+    results.repair()
+    with ThreadPoolExecutor(2) as pool, polarmap.CodedOperator(A, transposed=columns, executor=pool) as B:
+        np.testing.assert_allclose(B.gram(np.ones(24)), A.T @ A, rtol=1e-9, atol=1e-9)

@@ -149,7 +149,8 @@ class ArrayCase:
         try:
             self._check_read(coded, draw, lost)
             self._check_map(coded, lost)
-            repaired = coded.repair(executor=executor)
+            theirs = polarmap.open_coded(NAME, coded.store) if draw.chance(0.5) else coded
+            repaired = theirs.repair(executor=executor)
         except NotDecodableError as error:
             if dead or not self.is_finite:
                 return "NotDecodableError: too many lost"
