@@ -52,10 +52,6 @@ class InactivationRecovery(ButterflyRecovery):
 
     def integer_weights(self) -> Words | None:
         """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
-        return self._integer_weights
-
-    @cached_property
-    def _integer_weights(self) -> Words:
         return self._weights_in(np.int64).view(np.uint64)
 
     def integer_checks(self) -> Words | None:
