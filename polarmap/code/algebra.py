@@ -131,8 +131,13 @@ class Recovery(ABC):
             return 0.0
         if self.deficit:
             return np.inf
-        norms = np.linalg.norm(self.weights, axis=1)
+        norms = np.sqrt(np.einsum("ij,ij->i", self.weights, self.weights))
         return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    @cached_property
+    def masks(self) -> dict[bool, tuple[Mask, Mask]]:
+        """What `equations` has found out about the weights, of integers and of floats."""
+        return {}
 
     @cached_property
     def checks(self) -> Floats:

@@ -162,7 +162,7 @@ class ArikanCode(PolarCode):
     def _additions(self) -> RowProgram:
         """The additions of rows that make the parity; listing them takes a third of a narrow encode."""
         data, parity = np.split(self.order, [self.k])
-        return RowProgram(encoding_steps(self.frozen_mask, data), data, parity)
+        return RowProgram(encoding_steps(self.frozen_mask, data), self.length + 1, data, parity)
 
     def _is_dense_exact(self, dtype: DType) -> bool:
         """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from polarmap.code import kernels, tiled
+from polarmap.code import kernels
 from polarmap.code.algebra import INTEGER_CHECKS, Matrices, Results
 from polarmap.code.design import UniformStream
 from polarmap.code.dtypes import Array, Floats, Indices, Mask, Words, is_exact
@@ -25,6 +25,7 @@ from polarmap.code.sequential import Schedule, gets_through
 # Mixtures of all equations, of which the first that are independent are kept: of so many more than those
 # hardly ever too few are.
 DRAWN = 2 * INTEGER_CHECKS
+AT_ONCE = 128  # columns of a table: the steps are many, and their overhead would come again with others
 
 
 class InactivationRecovery(ButterflyRecovery):
@@ -51,10 +52,6 @@ class InactivationRecovery(ButterflyRecovery):
 
     def integer_weights(self) -> Words | None:
         """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
-        return self._integer_weights
-
-    @cached_property
-    def _integer_weights(self) -> Words:
         return self._weights_in(np.int64).view(np.uint64)
 
     def integer_checks(self) -> Words | None:
@@ -79,19 +76,16 @@ class InactivationRecovery(ButterflyRecovery):
 
     @cached_property
     def _program(self) -> RowProgram:
-        return RowProgram(self._steps, self._leaves, self._order[self.missing])
+        return RowProgram(self._steps, self._height, self._leaves, self._order[self.missing])
 
     def _weights_in(self, dtype: type[np.number]) -> Array:
         """What each missing block is made of, (missing, arrived)."""
         weights = np.empty((len(self.missing), len(self.arrived)), dtype)
-        wanted = self._order[self.missing]
-
-        def work(part: slice) -> None:
-            leaves = np.zeros((self._frozen.size, part.stop - part.start), dtype)
-            leaves[wanted[part], np.arange(leaves.shape[1])] = 1
-            weights[part] = self._made_of(self._steps, leaves).T
-
-        tiled.over_cores(work, list(tiled.tiles(len(wanted), self._height, 8)))
+        for start in range(0, len(weights), AT_ONCE):
+            wanted = self._order[self.missing[start : start + AT_ONCE]]
+            leaves = np.zeros((self._frozen.size, len(wanted)), dtype)
+            leaves[wanted, np.arange(len(wanted))] = 1
+            weights[start : start + AT_ONCE] = self._made_of(self._program.steps, leaves).T
         return weights
 
     def _made_of(self, steps: list[Step], leaves: Array) -> Array:
@@ -142,11 +136,9 @@ class InactivationRecovery(ButterflyRecovery):
         """Rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
         units = np.eye(self._schedule.variables, dtype=dtype)
         found = np.empty((len(rows), len(units)), dtype)
-
-        def work(part: slice) -> None:
+        for start in range(0, len(units), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
             found[:, part] = self._butterfly(self._of_variables(units[:, part]), inverse=True)[rows]
-
-        tiled.over_cores(work, list(tiled.tiles(len(units), self._height, units.itemsize)))
         return found
 
     def _of_variables(self, values: Array) -> Array:

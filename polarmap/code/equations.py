@@ -71,22 +71,35 @@ def most_terms(recovery: Recovery, dtype: DType) -> int:
 
 def support(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
-    return _are_there(recovery.weights_of(dtype))
+    return _masks(recovery, dtype)[0]
 
 
 def revealed(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
-    return _pass_on(recovery.weights_of(dtype))
+    return _masks(recovery, dtype)[1]
+
+
+def _masks(recovery: Recovery, dtype: DType) -> tuple[Mask, Mask]:
+    """The two masks above, which are asked for again and again, and the weights large."""
+    if is_exact(dtype) not in recovery.masks:
+        weights = recovery.weights_of(dtype)
+        recovery.masks[is_exact(dtype)] = _are_there(weights), _pass_on(weights)
+    return recovery.masks[is_exact(dtype)]
 
 
 def _are_there(coefficients: Floats | Words) -> Mask:
     """Which are not zero, or no more than rounding of it."""
-    return coefficients != 0 if is_exact(coefficients.dtype) else np.abs(coefficients) > TINY
+    return coefficients != 0 if is_exact(coefficients.dtype) else _is_seen(coefficients)
 
 
 def _pass_on(coefficients: Floats | Words) -> Mask:
     """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
-    return coefficients % 2 == 1 if is_exact(coefficients.dtype) else np.abs(coefficients) > TINY
+    return coefficients % 2 == 1 if is_exact(coefficients.dtype) else _is_seen(coefficients)
+
+
+def _is_seen(coefficients: Floats | Words) -> Mask:
+    """Which are more than rounding."""
+    return (coefficients > TINY) | (coefficients < -TINY)
 
 
 def undetected(
@@ -108,13 +121,15 @@ def undetected(
     """
     if not len(recovery.missing):
         return 0.0
-    weights = np.abs(recovery.weights)
-    reach = np.maximum(weights.max(axis=0), recovery.arrived < returned)
+    weights = recovery.weights
+    reach = np.maximum(np.maximum(weights.max(axis=0), -weights.min(axis=0)), recovery.arrived < returned)
     least = np.full(len(recovery.arrived), np.inf)
     if largest is not None and len(recovery.checks):
         least = _quotient(largest, np.abs(recovery.checks).max(axis=0))
     for block, missed in evaluated.items():
-        least = np.minimum(least, _quotient(missed, weights[np.searchsorted(recovery.missing, block)]))
+        least = np.minimum(
+            least, _quotient(missed, np.abs(weights[np.searchsorted(recovery.missing, block)]))
+        )
     seen = np.isfinite(least)
     return float((reach[seen] * least[seen]).max(initial=0.0))
 

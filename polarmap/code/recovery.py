@@ -16,6 +16,7 @@ SINGULAR = 1e-12
 # P is not formed of so many coded blocks, products with that of fewer are quicker; nor of so many data and
 # parity blocks each, as rows of P that are shorter are too unlike for norms that are right on average.
 LARGE, WIDE = 2048, 256
+AT_ONCE = 256  # missing blocks whose weights are computed together
 
 
 class RealRecovery(Recovery):
@@ -132,7 +133,13 @@ class SystematicRecovery(RealRecovery):
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
-        return np.concatenate([-self.through_known(self._solver), self._solver], axis=1)
+        weights = np.empty((len(self.missing), len(self.arrived)))
+        known = len(self.known)
+        for start in range(0, len(weights), AT_ONCE):  # they may be the most memory of a map
+            part = slice(start, start + AT_ONCE)
+            np.negative(self.through_known(self._solver[part]), out=weights[part, :known])
+        weights[:, known:] = self._solver
+        return weights
 
     def equations(self, most: int) -> Floats:
         """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""

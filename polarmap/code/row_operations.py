@@ -37,56 +37,86 @@ class RowProgram:
     """Steps on a table of which some rows are given and some are wanted; others are zero at first.
 
     >>> step = Step(np.array([2]), np.array([0]), np.array([1]), -1)
-    >>> difference, out = RowProgram([step], np.arange(2), np.array([2])), np.empty((1, 1), int)
+    >>> difference, out = RowProgram([step], 4, np.arange(2), np.array([2])), np.empty((1, 1), int)
     >>> difference.run(np.array([[7], [5]]), out)
-    >>> out.tolist(), difference.height
-    ([[2]], 3)
+    >>> out.tolist(), difference.operations.tolist()
+    ([[2]], [[2, 0, 1, -1]])
     """
 
-    def __init__(self, steps: Sequence[Step], given: Indices, wanted: Indices) -> None:
-        height = 1 + max(int(np.max(part, initial=-1)) for part in [given, wanted, *_rows_of(steps)])
-        steps = used(steps, wanted, height)
-        is_other = np.zeros(height, bool)
-        for part in _rows_of(steps):
-            is_other[part] = True
-        is_other[given] = is_other[wanted] = False
-        order = np.concatenate([given, np.flatnonzero(is_other), wanted])
-        place = np.empty(height, np.intp)
-        place[order] = np.arange(len(order))
-        self.height = len(order)
-        self.steps = [Step(place[one], place[two], place[three], factor) for one, two, three, factor in steps]
+    def __init__(self, steps: Sequence[Step], height: int, given: Indices, wanted: Indices) -> None:
+        self._steps, self.height, self.given, self.wanted = steps, height, given, wanted
+
+    @property
+    def operations(self) -> npt.NDArray[np.int64]:
+        """Target, first, second and factor of each operation that is of use, (count, 4)."""
+        return self._compact[0]
 
     @cached_property
-    def operations(self) -> npt.NDArray[np.int64]:
-        """Target, first, second and factor of each operation, one after another, (count, 4)."""
+    def _compact(self) -> tuple[npt.NDArray[np.int64], int]:
+        """The same on a table of the rows in use, the given ones first, the wanted ones last; its height."""
         listed = [np.stack(np.broadcast_arrays(*step), axis=1) for step in self.steps]
-        return np.concatenate([np.empty((0, 4), np.int64), *listed], dtype=np.int64)
+        operations = np.concatenate([np.empty((0, 4), np.int64), *listed], dtype=np.int64)
+        is_other = np.zeros(self.height, bool)
+        is_other[operations[:, :3]] = True
+        is_other[self.given] = is_other[self.wanted] = False
+        order = np.concatenate([self.given, np.flatnonzero(is_other), self.wanted])
+        place = np.zeros(self.height, np.int64)
+        place[order] = np.arange(len(order))
+        operations[:, :3] = place[operations[:, :3]]
+        return operations, len(order)
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """What of the steps the wanted rows depend on."""
+        is_used = np.zeros(self.height, bool)
+        is_used[self.wanted] = True
+        kept = []
+        for target, first, second, factor in reversed(self._steps):
+            where = is_used[target]
+            if not where.any():
+                continue
+            target, first, second = target[where], first[where], second[where]
+            factor = factor[where] if isinstance(factor, np.ndarray) else factor
+            is_used[target] = False
+            is_used[first] = True
+            is_used[second] |= np.not_equal(factor, 0)
+            kept.append(Step(target, first, second, factor))
+        return kept[::-1]
 
     def run(self, rows: tiled.Rows, out: Array) -> None:
         """Put what is wanted of `rows`, which are given, into `out`."""
-        working = sums_dtype(out.dtype)
         if out.shape[1] < WIDE:
-            slices = list(tiled.tiles(out.shape[1], self.height, working.itemsize))
-            step = max((part.stop - part.start for part in slices), default=0)
+            self._run_at_once(rows, out)
         else:
-            step = max(tiled.TILE_BYTES // self.height, PIECE_BYTES) // working.itemsize // 64 * 64
-            slices = tiled.shares(out, step)
+            self._run_by_row(rows, out)
+
+    def _run_at_once(self, rows: tiled.Rows, out: Array) -> None:
+        working = sums_dtype(out.dtype)
+
+        def work(columns: slice) -> None:
+            table = np.zeros((self.height, columns.stop - columns.start), working)
+            table[self.given] = tiled.gather(rows, columns, working)
+            replay(self.steps, table)
+            out[:, columns] = table[self.wanted]
+
+        tiled.over_cores(work, list(tiled.tiles(out.shape[1], self.height, working.itemsize)))
+
+    def _run_by_row(self, rows: tiled.Rows, out: Array) -> None:
+        working, (operations, height) = sums_dtype(out.dtype), self._compact
+        step = max(tiled.TILE_BYTES // height, PIECE_BYTES) // working.itemsize // 64 * 64
         fast = tiled.loops_from(COMPILED_FROM_BYTES, rows)
         add = fast.add_rows if fast else add_rows
 
         def work(columns: slice) -> None:
-            table = np.zeros((self.height, min(step, columns.stop - columns.start)), working)
+            table = np.zeros((height, min(step, columns.stop - columns.start)), working)
             for start in range(columns.start, columns.stop, step):
                 part = slice(start, min(columns.stop, start + step))
                 tile = table[:, : part.stop - start]
                 tiled.gather(rows, part, working, tile[: len(rows)])
-                if out.shape[1] < WIDE:
-                    replay(self.steps, tile)
-                else:
-                    add(tile, self.operations)
-                np.copyto(out[:, part], tile[self.height - len(out) :], casting="unsafe")
+                add(tile, operations)
+                np.copyto(out[:, part], tile[height - len(out) :], casting="unsafe")
 
-        tiled.over_cores(work, slices)
+        tiled.over_cores(work, tiled.shares(out, step))
 
 
 def sums_dtype(dtype: DType) -> DType:
@@ -96,28 +126,6 @@ def sums_dtype(dtype: DType) -> DType:
     (dtype('int16'), dtype('float64'))
     """
     return np.dtype(f"i{dtype.itemsize}") if is_exact(dtype) else working_dtype(dtype)
-
-
-def _rows_of(steps: Sequence[Step]) -> list[Indices]:
-    return [rows for step in steps for rows in step[:3]]
-
-
-def used(steps: Sequence[Step], wanted: Indices, height: int) -> list[Step]:
-    """What of `steps` the rows `wanted` depend on."""
-    is_used = np.zeros(height, bool)
-    is_used[wanted] = True
-    kept = []
-    for target, first, second, factor in reversed(steps):
-        where = is_used[target]
-        if not where.any():
-            continue
-        target, first, second = target[where], first[where], second[where]
-        factor = factor[where] if isinstance(factor, np.ndarray) else factor
-        is_used[target] = False
-        is_used[first] = True
-        is_used[second] |= np.not_equal(factor, 0)
-        kept.append(Step(target, first, second, factor))
-    return kept[::-1]
 
 
 def replay(steps: Sequence[Step], rows: Array) -> None:

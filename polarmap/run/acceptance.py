@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from polarmap.errors import CodeError, warn
 from polarmap.run.local_run import LocalRun
 from polarmap.run.verify import Verifier
@@ -42,6 +44,8 @@ class Acceptance(Verifier):
     def _checked_here(self) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
         word, run = self._word, self.local_run()
+        while run.index in self.evaluated and not self.is_telling and self._could_tell_more():
+            run = self.local_run()
         how = "parity" if word.decoder.surplus else "local"
         if run.index in self.evaluated:
             differing = self.differing_here()
@@ -64,6 +68,10 @@ class Acceptance(Verifier):
             f"it {here}"
         )
         return "no"
+
+    def _could_tell_more(self) -> bool:
+        """Whether f has not been evaluated here on all blocks to decode."""
+        return not np.isin(self._word.decoder.missing, list(self.evaluated)).all()
 
     def _is_hopeless(self, run: LocalRun) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""

@@ -232,10 +232,10 @@ class Verifier:
         return self._word.decoder.recovery
 
     def _most_telling(self) -> int:
-        """The block to decode that is made of most results unchecked so far."""
+        """The block to decode that shows most results unchecked so far, whatever they deviate by."""
         recovery, columns = self._recovery, self._unseen()
         told = sum(
-            equations.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._word.dtypes()
+            equations.revealed(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._word.dtypes()
         )
         told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._word.odd))
         told[np.isin(recovery.missing, list(self.evaluated))] = -1.0

@@ -44,12 +44,11 @@ def test_butterflies_are_the_parity(n: int, draw: st.DataObject) -> None:
 
 def ran(program: RowProgram, given: Any, wanted: int) -> Any:
     """What a program makes of the given rows, by its operations; all at once, the same."""
-    tables = np.zeros((2, program.height, given.shape[1]), given.dtype)
-    tables[:, : len(given)] = given
-    row_operations.add_rows(tables[0], program.operations)
-    row_operations.replay(program.steps, tables[1])
-    assert (tables[0] == tables[1]).all()
-    return tables[0, program.height - wanted :]
+    one, other = (np.full((wanted, given.shape[1]), 7, given.dtype) for _ in range(2))
+    program._run_by_row(given, one)
+    program._run_at_once(given, other)
+    assert (one == other).all()
+    return one
 
 
 @settings(deadline=None, max_examples=60)
@@ -62,8 +61,7 @@ def test_programs_do_what_their_steps_do(seed: int, count: int) -> None:
     table = np.zeros((12, 4), "i8")
     table[given] = rows = anything(seed, (3, 4), "i8")
     row_operations.replay(steps, table)
-    program = RowProgram(steps, given, wanted)
-    assert program.height <= 12
+    program = RowProgram(steps, 12, given, wanted)
     assert (ran(program, rows, 2) == table[wanted]).all()
 
 
