@@ -14,7 +14,6 @@ import numpy as np
 
 from polarmap.planning.distributions import Distribution, Floats, first_reached
 from polarmap.planning.quadrature import (
-    FURTHEST,
     HUGE,
     LEFT,
     areas_between,
@@ -25,7 +24,9 @@ from polarmap.planning.quadrature import (
 )
 
 BULK = 4001  # nodes where the density is
-COARSE = np.arange(-FURTHEST, FURTHEST, 0.005)  # logits among which the bulk is looked for
+# Logits among which the bulk is looked for. The density of any rank of n has its peak within log(n) of 0 and
+# falls by a power of e or more for each beyond it: of a million tasks, it is negligible before these.
+COARSE = np.arange(-70.0, 70.0, 0.005)
 # A density smaller than its peak by this power of e does not count: below the peak, where run times are
 # bounded, and above it, where a heavy tail may make up for some of it.
 NEGLIGIBLE = (34.0, 45.0)

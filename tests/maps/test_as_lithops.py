@@ -79,13 +79,6 @@ def test_several_maps_run_on_the_same_workers() -> None:
         assert list(third) == [2, 4, 6, 8]
 
 
-def test_calls_map_themselves(map_: Map) -> None:
-    def inner(count: int) -> list[int]:
-        return list(hedged_map(int, range(count), timeout=PATIENCE))
-
-    assert map_(inner, range(1, 4)) == [[0], [0, 1], [0, 1, 2]]
-
-
 @pytest.mark.parametrize("f", [lambda x: x + 1, partial(lambda x, y: x * y, 2)], ids=["function", "partial"])
 def test_calls_have_futures_of_their_own(map_: Map, f: Callable[[int], int]) -> None:
     def inner(count: int) -> list[int]:

@@ -16,7 +16,7 @@ from polarmap.errors import NotLinearError
 
 N, K, ROWS, COLUMNS = 18, 12, 4, 10
 SEEDS = (1, 2, 3)
-VIRTUAL_SECONDS = 1000.0  # a limit on the virtual clock, so that a missing arrival fails the test
+VIRTUAL_SECONDS = 100.0  # a limit on the virtual clock, so that a missing arrival fails the test
 
 
 class Case(NamedTuple):

@@ -275,24 +275,6 @@ def test_many_futures_need_few_threads(threads: ThreadPoolExecutor) -> None:
             np.testing.assert_allclose(future.result().concatenate(), -number, atol=1e-12)
 
 
-@pytest.mark.parametrize("number", range(6))
-def test_other_verbs(number: int, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
-    B = np.arange(12.0).reshape(3, 4)
-    maps: list[tuple[tuple[Any, ...], Any, dict[str, Any], Callable[[Any], Any], Any]] = [
-        ((np.sum, list(A)), polarmap.coded_sum, {}, lambda y: y.value, A.sum()),
-        ((A, B), polarmap.coded_matmul, {}, lambda y: y.array, A @ B),
-        ((A,), polarmap.coded_gram, {}, lambda y: y.array, A.T @ A),
-        ((np.sum, np.arange(4.0)), polarmap.coded_gradient, {}, lambda y: y.gradient, np.ones(4)),
-        ((A,), polarmap.encode, {"name": "a", "storage": str(tmp_path)}, lambda y: y[:], A),
-        ((np.sort, A), polarmap.hedged_map, {"blocks": 4}, lambda y: y.concatenate(), A),
-    ]
-    arguments, verb, options, value, expected = maps[number]
-    if verb is not polarmap.encode:
-        options["executor"] = threads
-    future = polarmap.submit(*arguments, verb=verb, **options)
-    np.testing.assert_allclose(value(future.result(SECONDS)), expected, rtol=1e-6)
-
-
 def test_an_encoding_may_be_cancelled_and_leaves_nothing(tmp_path: Path) -> None:
     begun, go = threading.Event(), threading.Event()
 
