@@ -100,7 +100,7 @@ ONLY_FROM = {
             )
         ],
     ],
-    "pyproximal": ["polarmap.models.penalties", "polarmap.models.sparse_models"],
+    "pyproximal": ["polarmap.models.projections", "polarmap.models.sparse_models"],
     "sklearn": [
         f"polarmap.models.{name}" for name in ("coded_model", "convex_network", "fit_progress", "poisson")
     ],
@@ -253,6 +253,7 @@ STEPS = [
     "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
     "from polarmap.executors import choices as c\n"
     "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_ray, c.is_of_lithops)]",
+    "import polarmap.glm",
 ]
 
 
@@ -280,6 +281,10 @@ def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
 
 def test_asking_what_an_executor_is_imports_nothing(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[2] == set()
+
+
+def test_models_of_the_extra_glm_need_no_other_extra(loaded: list[set[str]]) -> None:
+    assert HEAVY & loaded[3] <= {"scipy", "sklearn"}
 
 
 @pytest.mark.parametrize("package", [name for name, path in modules().items() if path.stem == "__init__"])

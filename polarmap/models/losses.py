@@ -18,23 +18,23 @@ ROUNDED = 8 * EPS
 
 
 # A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
-# linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape, and weights one
-# that multiplies it. value: summed with weights. mean: of y at eta; the gradient is mean - y. link: its
-# inverse. curvature: the Hessian at the eta of a mean, applied to a direction; largest_curvature bounds it.
-# conjugate: max over eta of <u, eta> - value(eta), for a u between 0 and a gradient.
+# linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape. value: of each
+# number or sample. mean: of y at eta; the gradient is mean - y. link: its inverse. curvature: the Hessian at
+# the eta of a mean, applied to a direction; largest_curvature bounds it. conjugate: max over eta of
+# <u, eta> - value(eta), of each number or sample, for a u between 0 and a gradient.
 
 
 class Gaussian:
     """|eta - y|^2 / 2.
 
-    >>> Gaussian().value(np.zeros((1, 2)), np.array([[1.0, 2.0]]))
-    2.5
+    >>> Gaussian().value(np.zeros((1, 2)), np.array([[1.0, 2.0]])).tolist()
+    [[0.5, 2.0]]
     """
 
     largest_curvature = 1.0
 
-    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        return 0.5 * float(np.sum(weights * (eta - y) ** 2))
+    def value(self, eta: Floats, y: Floats) -> Floats:
+        return np.asarray((eta - y) ** 2 / 2)
 
     def mean(self, eta: Floats) -> Floats:
         return eta
@@ -45,21 +45,21 @@ class Gaussian:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return direction
 
-    def conjugate(self, u: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        return float(np.sum(u**2 / (2 * weights) + u * y))
+    def conjugate(self, u: Floats, y: Floats) -> Floats:
+        return u**2 / 2 + u * y
 
 
 class Bernoulli:
     """log(1 + exp(eta)) - y eta, with y 0 or 1.
 
-    >>> round(Bernoulli().value(np.zeros((2, 1)), np.ones((2, 1))), 6)
-    1.386294
+    >>> Bernoulli().value(np.zeros((1, 2)), np.ones((1, 2))).round(6).tolist()
+    [[0.693147, 0.693147]]
     """
 
     largest_curvature = 0.25
 
-    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        return float(np.sum(weights * (np.logaddexp(0.0, eta) - y * eta)))
+    def value(self, eta: Floats, y: Floats) -> Floats:
+        return np.asarray(np.logaddexp(0.0, eta) - y * eta)
 
     def mean(self, eta: Floats) -> Floats:
         return np.asarray(expit(eta))
@@ -70,9 +70,9 @@ class Bernoulli:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return mean * (1.0 - mean) * direction
 
-    def conjugate(self, u: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        mean = np.clip(y + u / weights, 0.0, 1.0)
-        return float(np.sum(weights * (xlogy(mean, mean) + xlogy(1 - mean, 1 - mean))))
+    def conjugate(self, u: Floats, y: Floats) -> Floats:
+        mean = np.clip(y + u, 0.0, 1.0)
+        return np.asarray(xlogy(mean, mean) + xlogy(1 - mean, 1 - mean))
 
 
 class Multinomial:
@@ -84,10 +84,8 @@ class Multinomial:
 
     largest_curvature = 0.5
 
-    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        return float(
-            np.sum(weights * (logsumexp(eta, axis=1, keepdims=True) - np.sum(y * eta, axis=1, keepdims=True)))
-        )
+    def value(self, eta: Floats, y: Floats) -> Floats:
+        return np.asarray(logsumexp(eta, axis=1, keepdims=True) - np.sum(y * eta, axis=1, keepdims=True))
 
     def mean(self, eta: Floats) -> Floats:
         return np.asarray(softmax(eta, axis=1))
@@ -99,9 +97,9 @@ class Multinomial:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return np.asarray(mean * (direction - np.sum(mean * direction, axis=1, keepdims=True)))
 
-    def conjugate(self, u: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        mean = np.maximum(y + u / weights, 0.0)
-        return float(np.sum(weights * xlogy(mean, mean)))
+    def conjugate(self, u: Floats, y: Floats) -> Floats:
+        mean = np.maximum(y + u, 0.0)
+        return np.asarray(xlogy(mean, mean))
 
 
 class Poisson:
@@ -113,9 +111,9 @@ class Poisson:
 
     largest_curvature = math.inf
 
-    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
+    def value(self, eta: Floats, y: Floats) -> Floats:
         over = np.maximum(eta - LARGEST_EXPONENT, 0.0)
-        return float(np.sum(weights * (self.mean(eta) * (1.0 + over) - y * eta)))
+        return self.mean(eta) * (1.0 + over) - y * eta
 
     def mean(self, eta: Floats) -> Floats:
         return np.asarray(np.exp(np.minimum(eta, LARGEST_EXPONENT)))
@@ -126,9 +124,9 @@ class Poisson:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return mean * direction
 
-    def conjugate(self, u: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        mean = np.maximum(y + u / weights, 0.0)
-        return float(np.sum(weights * (xlogy(mean, mean) - mean)))
+    def conjugate(self, u: Floats, y: Floats) -> Floats:
+        mean = np.maximum(y + u, 0.0)
+        return np.asarray(xlogy(mean, mean) - mean)
 
 
 Family = Gaussian | Bernoulli | Multinomial | Poisson
@@ -151,7 +149,7 @@ class WeightedLoss:
 
     def value(self, eta: Floats) -> float:
         """At the product eta, of the shape of y."""
-        return self.family.value(eta, self.y, self.weights)
+        return float(np.sum(self.weights * self.family.value(eta, self.y)))
 
     def gradient(self, eta: Floats) -> Floats:
         """With respect to eta, of its shape."""
@@ -160,6 +158,10 @@ class WeightedLoss:
     def hessian_product(self, eta: Floats, direction: Floats) -> Floats:
         """The product of the Hessian at eta and a direction of its shape."""
         return np.asarray(self.weights * self.family.curvature(self.family.mean(eta), direction))
+
+    def _conjugate(self, u: Floats) -> float:
+        """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
+        return float(np.sum(self.weights * self.family.conjugate(u / self.weights, self.y)))
 
     def null_predictor(self) -> Floats:
         """The eta (outputs,) that fits best without any feature."""
@@ -199,7 +201,7 @@ class SquaredLoss(WeightedLoss):
 
     def conjugate(self, u: Floats) -> float:
         """max over eta of <u, eta> - value(eta)."""
-        return self.family.conjugate(u, self.y, self.weights)
+        return self._conjugate(u)
 
 
 class LogisticLoss(WeightedLoss):
@@ -285,7 +287,7 @@ class OutputLoss(WeightedLoss):
 
     def conjugate(self, u: Floats) -> float:
         """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
-        return self.family.conjugate(u, self.y, self.weights)
+        return self._conjugate(u)
 
     def intercept(self, eta: Floats) -> Floats:
         """The c (outputs,) that fits best, by Newton's method from the last one."""

@@ -1,17 +1,15 @@
-"""Penalties and constraints that pyproximal lacks, or has with too few digits."""
+"""Penalties and constraints as those of pyproximal, but with conjugates, or exact."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import pyproximal
 from scipy.linalg import qr, solve_triangular
 
 from polarmap.code.dtypes import EPS, Floats
 from polarmap.errors import ModelError
 
-BISECTIONS = 1000  # of pyproximal at most: enough for any float64
 NEWTON_STEPS = 100  # of the secular equation, which takes about six
 
 
@@ -38,15 +36,15 @@ class ElasticNetPenalty:
         self._l1, self._l2 = np.asarray(l1, dtype=np.float64), np.asarray(l2, dtype=np.float64)
         if not (self._l1 >= 0).all() or not (self._l2 >= 0).all():
             raise ModelError(f"l1 and l2 must be 0 or more, not {l1!r} and {l2!r}")
-        self._norm = pyproximal.L1(self._l1)
 
     def __call__(self, x: Floats) -> float:
         """At x (N,)."""
-        return float(self._norm(x) + np.sum(self._l2 * x**2) / 2)
+        return float(np.sum(self._l1 * np.abs(x) + self._l2 * x**2 / 2))
 
     def prox(self, x: Floats, tau: float) -> Floats:
         """The p that minimizes tau times the penalty, + |p - x|^2 / 2."""
-        return np.asarray(self._norm.prox(x, tau) / (1.0 + tau * self._l2))
+        shrunk = np.copysign(np.maximum(np.abs(x) - tau * self._l1, 0.0), x)
+        return np.asarray(shrunk / (1.0 + tau * self._l2))
 
     def conjugate(self, v: Floats) -> float:
         """max over x of <v, x> minus the penalty; v as `dual_scale` has scaled it."""
@@ -89,7 +87,6 @@ class LinearOnBox:
             raise ModelError(
                 "bounds must be finite, and none of lower above that of upper: pyproximal.Box may be open"
             )
-        self._box = pyproximal.Box(self.lower, self.upper)
 
     def __call__(self, x: Floats) -> float:
         """At an x (N,) within the box."""
@@ -97,7 +94,7 @@ class LinearOnBox:
 
     def prox(self, x: Floats, tau: float) -> Floats:
         """The p in the box that minimizes tau <slope, p> + |p - x|^2 / 2."""
-        return np.asarray(self._box.prox(x - tau * self.slope, tau))
+        return np.clip(x - tau * self.slope, self.lower, self.upper)
 
     def conjugate(self, v: Floats) -> float:
         """max over x of <v, x> minus the penalty."""
@@ -211,48 +208,6 @@ class AffineSet:
     def prox(self, x: Floats, tau: float) -> Floats:
         """The nearest point of the set."""
         return np.asarray(x - self._Q @ (self._Q.T @ x - self._right))
-
-
-def simplex(size: int, total: float = 1.0) -> Any:
-    """x >= 0 of that size with sum(x) = total: pyproximal.Simplex, to rounding.
-
-    Raises
-    ------
-    ModelError
-        A size below 1, a total that is not positive.
-
-    Examples
-    --------
-    >>> simplex(3).prox(np.array([1.0, 1.0, -1.0]), 1.0).round(12).tolist()
-    [0.5, 0.5, 0.0]
-    """
-    _check_sizes(size, total=total)
-    return pyproximal.Simplex(size, total, maxiter=BISECTIONS, xtol=EPS * total)
-
-
-def l1_ball(size: int, radius: float) -> Any:
-    """x of that size with sum(|x|) <= radius: pyproximal.L1Ball, to rounding.
-
-    Raises
-    ------
-    ModelError
-        A size below 1, a radius that is not positive.
-
-    Examples
-    --------
-    >>> l1_ball(2, 1.0).prox(np.array([2.0, 1.0]), 1.0).round(12).tolist()
-    [1.0, 0.0]
-    """
-    _check_sizes(size, radius=radius)
-    return pyproximal.L1Ball(size, radius, maxiter=BISECTIONS, xtol=EPS * radius)
-
-
-def _check_sizes(size: int, **positive: float) -> None:
-    if size != int(size) or size < 1:
-        raise ModelError(f"size must be a whole number, 1 or more, not {size!r}")
-    for name, value in positive.items():
-        if not 0 < value < np.inf:
-            raise ModelError(f"{name} must be a positive number, not {value!r}")
 
 
 def _secular_roots(squares: Floats, pulls: Floats) -> Floats:

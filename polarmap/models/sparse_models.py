@@ -30,7 +30,7 @@ class SparseLinearModel(CodedRegressor, ProximalModel):
         loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
         with coded:
             x = self._solve(coded, operator, loss, penalty, start)
-        self.coef_ = (x.T * scale).T.T
+        self.coef_ = x.T * scale
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
 

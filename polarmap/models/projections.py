@@ -1,0 +1,55 @@
+"""Sets that pyproximal projects on, by more bisections than it makes: to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyproximal
+
+from polarmap.code.dtypes import EPS
+from polarmap.errors import ModelError
+
+BISECTIONS = 1000  # at most: enough for any float64
+
+
+def simplex(size: int, total: float = 1.0) -> Any:
+    """x >= 0 of that size with sum(x) = total: pyproximal.Simplex, to rounding.
+
+    Raises
+    ------
+    ModelError
+        A size below 1, a total that is not positive.
+
+    Examples
+    --------
+    >>> simplex(3).prox(np.array([1.0, 1.0, -1.0]), 1.0).round(12).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    _check_sizes(size, total=total)
+    return pyproximal.Simplex(size, total, maxiter=BISECTIONS, xtol=EPS * total)
+
+
+def l1_ball(size: int, radius: float) -> Any:
+    """x of that size with sum(|x|) <= radius: pyproximal.L1Ball, to rounding.
+
+    Raises
+    ------
+    ModelError
+        A size below 1, a radius that is not positive.
+
+    Examples
+    --------
+    >>> l1_ball(2, 1.0).prox(np.array([2.0, 1.0]), 1.0).round(12).tolist()
+    [1.0, 0.0]
+    """
+    _check_sizes(size, radius=radius)
+    return pyproximal.L1Ball(size, radius, maxiter=BISECTIONS, xtol=EPS * radius)
+
+
+def _check_sizes(size: int, **positive: float) -> None:
+    if size != int(size) or size < 1:
+        raise ModelError(f"size must be a whole number, 1 or more, not {size!r}")
+    for name, value in positive.items():
+        if not 0 < value < np.inf:
+            raise ModelError(f"{name} must be a positive number, not {value!r}")
