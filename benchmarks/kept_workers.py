@@ -13,6 +13,7 @@ them take at most.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections import defaultdict
@@ -27,7 +28,7 @@ import numpy as np
 
 from benchmarks import is_quick, median_and_most, seconds_of_steps, show, step_rivals
 from benchmarks.step_rivals import CORES
-from polarmap import CodedOperator, Fault, FaultyExecutor
+from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
 Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
 Step = Callable[[], Any]
@@ -62,6 +63,30 @@ def coded(A: np.ndarray, x: np.ndarray, trouble: Trouble, executor: Any = None) 
 def on_threads(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
     """The same on a thread pool of the standard library."""
     with ThreadPoolExecutor(4) as pool, coded(A, x, trouble, pool) as step:
+        yield step
+
+
+@contextmanager
+def on_dask(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on a Dask cluster with a process for each core."""
+    from distributed import LocalCluster
+
+    sizes = {"n_workers": CORES, "threads_per_worker": -(-WORKERS // CORES), "dashboard_address": None}
+    with (
+        LocalCluster(**sizes, silence_logs=logging.CRITICAL) as cluster,
+        cluster.get_client() as client,
+        Pool(client, WORKERS) as pool,
+        coded(A, x, trouble, pool) as step,
+    ):
+        yield step
+
+
+@contextmanager
+def on_ray(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on actors of Ray."""
+    import ray
+
+    with step_rivals.ray_here(), Pool(ray, WORKERS) as pool, coded(A, x, trouble, pool) as step:
         yield step
 
 
@@ -113,8 +138,10 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),
+    "polarmap on Dask": ("distributed", on_dask, get_args(Trouble)),
     "Ray, an actor a block": ("ray", rival(step_rivals.ray), get_args(Trouble)),
     f"Ray, {CORES} actors": ("ray", rival(step_rivals.ray, CORES), ("nobody",)),
+    "polarmap on Ray": ("ray", on_ray, get_args(Trouble)),
 }
 
 
