@@ -67,6 +67,13 @@ def on_threads(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]
 
 
 @contextmanager
+def on_new_processes(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on interpreters that were started anew, as where fork is missing."""
+    with Pool(fork=False) as pool, coded(A, x, trouble, pool) as step:
+        yield step
+
+
+@contextmanager
 def on_dask(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
     """The same on a Dask cluster with a process for each core."""
     from distributed import LocalCluster
@@ -135,6 +142,7 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     "numpy, no workers": ("numpy", with_numpy, ("nobody",)),
     "polarmap, default": ("numpy", coded, get_args(Trouble)),
     f"polarmap, {CORES} blocks of {CORES + 1}": ("numpy", coded_by_cores, ("nobody",)),
+    "polarmap, default without fork": ("numpy", on_new_processes, get_args(Trouble)),
     "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),

@@ -111,11 +111,12 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
-def test_an_actor_that_is_killed_is_replaced(pool: Pool) -> None:
+def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
-    victim = min(workers_of(pool))
-    os.kill(victim, signal.SIGKILL)
-    assert until(lambda: not runs(victim))
+    before = workers_of(pool)
+    found = check(pool, partial(sleeps_or_dies, tmp_path, 0), verify=False)
+    assert "(Ray actor 'polarmap worker " in str(found.report)
+    assert until(lambda: not all(map(runs, before)) or bool(workers_of(pool) - before))
     check(pool)
 
 
