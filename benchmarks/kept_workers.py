@@ -13,6 +13,7 @@ them take at most.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections import defaultdict
@@ -29,7 +30,7 @@ import numpy as np
 from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
 from benchmarks.bare_sockets import BareSockets
 from benchmarks.step_rivals import CORES
-from polarmap import CodedOperator, Fault, FaultyExecutor
+from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
 Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
 Step = Callable[[], Any]
@@ -81,6 +82,37 @@ def on_threads(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]
         yield step
 
 
+@contextmanager
+def on_new_processes(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on interpreters that were started anew, as where fork is missing."""
+    with Pool(fork=False) as pool, coded(A, x, trouble, executor=pool) as step:
+        yield step
+
+
+@contextmanager
+def on_dask(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on a Dask cluster with a process for each core."""
+    from distributed import LocalCluster
+
+    sizes = {"n_workers": CORES, "threads_per_worker": -(-WORKERS // CORES), "dashboard_address": None}
+    with (
+        LocalCluster(**sizes, silence_logs=logging.CRITICAL) as cluster,
+        cluster.get_client() as client,
+        Pool(client, WORKERS) as pool,
+        coded(A, x, trouble, executor=pool) as step,
+    ):
+        yield step
+
+
+@contextmanager
+def on_ray(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on actors of Ray."""
+    import ray
+
+    with step_rivals.ray_here(), Pool(ray, WORKERS) as pool, coded(A, x, trouble, executor=pool) as step:
+        yield step
+
+
 def rival(way: Any, blocks: int = BLOCKS) -> Row:
     """A row of another library."""
 
@@ -125,11 +157,14 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     DEFAULT: ("numpy", coded, get_args(Trouble)),
     # The least tasks that survive one.
     FEW: ("numpy", partial(coded, blocks=CORES, workers=CORES + 1), ("nobody",)),
+    "polarmap, default without fork": ("numpy", on_new_processes, get_args(Trouble)),
     "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),
+    "polarmap on Dask": ("distributed", on_dask, get_args(Trouble)),
     "Ray, an actor a block": ("ray", rival(step_rivals.ray), get_args(Trouble)),
     f"Ray, {CORES} actors": ("ray", rival(step_rivals.ray, CORES), ("nobody",)),
+    "polarmap on Ray": ("ray", on_ray, get_args(Trouble)),
 }
 
 

@@ -120,15 +120,24 @@ def ray(
         )
         return found
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-    try:
+    with ray_here():
         actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Holder)
         parts = [ray.put(block) for block in blocks]  # from which an actor is made again
         actors = [actor.remote(part) for part in parts]
         ray.get([one.__ray_ready__.remote() for one in actors])  # all have started
         yield step
+
+
+@contextmanager
+def ray_here() -> Iterator[None]:
+    """Ray on this machine, unless it is there already."""
+    import ray
+
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    try:
+        yield
     finally:
         if is_ours:
             ray.shutdown()

@@ -153,5 +153,7 @@ def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> None:
     import distributed
 
     leave: Any = distributed.secede
+    worker: Any = distributed.get_worker
+    place = f"Dask worker {worker().name} at {worker().address}"
     leave()
-    stay_on_thread(address, number, seconds)
+    stay_on_thread(address, number, seconds, place)

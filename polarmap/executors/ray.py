@@ -141,4 +141,8 @@ class PolarmapWorker:
 
     def stay(self, address: tuple[Any, ...], number: int, seconds: float) -> None:
         """The life of a worker, in a process of its own."""
-        stay(DriverAddress(*address), number, seconds, None)
+        import ray
+
+        context: Any = ray.get_runtime_context()
+        place = f"Ray actor {context.get_actor_name()!r} on node {context.get_node_id()[:12]}"
+        stay(DriverAddress(*address), number, seconds, None, place)

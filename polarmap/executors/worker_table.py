@@ -30,6 +30,7 @@ from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link
 
+PLACE_BYTES = 200  # of what a worker says that its engine calls it
 REMEMBERED = 1024  # tasks of each worker
 GRACE_SECONDS = 1.0  # that a map waits for tasks of others, and workers may take for what nobody waits for
 
@@ -69,7 +70,7 @@ class KeptWorker:
     orders : what it was told to do and has not ended: the order, and the task in a form that means the same
         to later maps of the same blocks.
     since : when it began with the first of them, or else became free, on the monotonic clock.
-    process : its number on its machine, as soon as it has said so.
+    process, place : its number on its machine, and how its engine calls it, as soon as it has said so.
     map : of which it was told last, by number.
     function : digest of the one that it has.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
@@ -82,6 +83,7 @@ class KeptWorker:
     orders: deque[tuple[Order, Hashable]] = field(default_factory=deque)
     since: float = inf
     process: int | None = None
+    place: str = ""
     map: int = -1
     function: bytes | None = None
     done: dict[Hashable, None] = field(default_factory=dict)
@@ -116,6 +118,7 @@ class KeptWorker:
         for message in said:
             if message.kind == PROCESS and message.header.isdigit():
                 self.process = int(message.header)
+                self.place = bytes(message.data[:PLACE_BYTES]).decode(errors="replace")
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
                 if message.kind in REPLIES:
@@ -272,7 +275,7 @@ class WorkerTable:
     def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""
         self._check_open()
-        return "its worker process ended without reporting"
+        return "its worker process ended without reporting" + (worker.place and f" ({worker.place})")
 
     def abandoned_tasks(self) -> set[Hashable]:
         """What workers still do for maps that have ended."""

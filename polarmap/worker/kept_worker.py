@@ -59,6 +59,7 @@ class ChannelIO(TaskIO):
     storage : a `lithops.Storage`, for what lies in buckets.
     memory : bytes of blocks that are kept.
     limited : within which tasks run in a process that others use, too; None: nobody does.
+    place : how the engine that has started the worker calls it, for reports.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class ChannelIO(TaskIO):
         storage: Any = None,
         memory: int = KEPT_BYTES,
         limited: Callable[[], AbstractContextManager[Any]] | None = None,
+        place: str = "",
     ) -> None:
         super().__init__(storage)
-        self._channel, self._limited = channel, limited or nullcontext
+        self._channel, self._limited, self._place = channel, limited or nullcontext, place
         self._around = Surroundings.of_this_process()
         self._told_around = b""  # what the driver has said of them last, if anything
         self._state = ProcessState() if limited is None else None
@@ -90,7 +92,7 @@ class ChannelIO(TaskIO):
         until : on the monotonic clock.
         """
         with contextlib.suppress(ConnectionError):
-            self._tell(Message(PROCESS, header=str(os.getpid()).encode()))
+            self._tell(Message(PROCESS, header=str(os.getpid()).encode(), data=self._place.encode()))
             while time.monotonic() < until:
                 if not self._heard:
                     self._hear(None if until == inf and not len(self._blocks) else LOOK_SECONDS)
@@ -323,17 +325,17 @@ def make_kept_task(address: DriverAddress) -> Callable[..., None]:
     return task
 
 
-def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> None:
+def stay(address: DriverAddress, number: int, seconds: float, storage: Any, place: str = "") -> None:
     """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
     until = time.monotonic() + seconds
     os.environ.update(limiting_variables(address.threads))
     with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed))
         with ThreadLimits().of_process(address.threads):
-            ChannelIO(channel, storage, address.memory).serve(until)
+            ChannelIO(channel, storage, address.memory, place=place).serve(until)
 
 
-def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
+def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: str = "") -> None:
     """The same on a thread of a process that others use, too: it ends between two tasks only.
 
     What others may use of the cores is theirs again when a task ends, or the driver is gone.
@@ -356,7 +358,7 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None
 
     with closing(channel_to(address, number, None)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed, lift))
-        ChannelIO(channel, None, address.memory, limited).serve(until)
+        ChannelIO(channel, None, address.memory, limited, place).serve(until)
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

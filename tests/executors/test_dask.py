@@ -161,11 +161,24 @@ def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_clo
         gate.touch()
 
 
-def test_a_worker_of_dask_that_is_killed_is_replaced(client: Any, pool: Pool) -> None:
+def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
+    client: Any, pool: Pool, tmp_path: Path
+) -> None:
     check(pool)
-    victim = next(iter(client.run(os.getpid).values()))
-    os.kill(victim, signal.SIGKILL)
-    check(pool)
+    addresses = {process: address for address, process in client.run(os.getpid).items()}
+    x, mark = X, tmp_path / "killed"
+
+    def dies_once(block: Any) -> Any:
+        try:
+            with open(mark, "x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            return block @ x
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    found = check(pool, dies_once, verify=False)
+    victim = int(mark.read_text())
+    assert f" at {addresses[victim]})" in str(found.report)
     assert until(lambda: not runs(victim))
     check(pool)
     client.wait_for_workers(2)  # for the tests that follow

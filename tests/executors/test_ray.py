@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray_clusters
 from pool_processes import A, X, check, runs, until, workers_of
+from ray_clusters import CPUS
 
 import polarmap
 from polarmap import Pool, coded_map
@@ -31,28 +30,19 @@ except ImportError:  # `make test-engines` installs it
 # Ray opens files and sockets that it leaves to the collector of garbage.
 leaves_open = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 pytestmark = [pytest.mark.engines, leaves_open]
-CPUS = 4
 SLOW = 300.0  # a started cluster of Ray on a busy machine
 
 
 @pytest.fixture(scope="module", autouse=True)
-def variables() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patched.setenv("RAY_AUTH_MODE", "disabled")
+def ended() -> Iterator[None]:
+    with ray_clusters.ends_with_it(ray):
         yield
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of processes that Ray does not wait for
-            ray.shutdown()
-            gc.collect()
 
 
 @pytest.fixture
 def cluster() -> Any:
     """Of Ray on this machine, as the module that means it."""
-    if not ray.is_initialized():
-        here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}  # where functions of tests are
-        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    ray_clusters.start(ray)
     return ray
 
 
@@ -121,11 +111,12 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
-def test_an_actor_that_is_killed_is_replaced(pool: Pool) -> None:
+def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
-    victim = min(workers_of(pool))
-    os.kill(victim, signal.SIGKILL)
-    assert until(lambda: not runs(victim))
+    before = workers_of(pool)
+    found = check(pool, partial(sleeps_or_dies, tmp_path, 0), verify=False)
+    assert "(Ray actor 'polarmap worker " in str(found.report)
+    assert until(lambda: not all(map(runs, before)) or bool(workers_of(pool) - before))
     check(pool)
 
 

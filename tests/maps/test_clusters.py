@@ -1,0 +1,99 @@
+"""Every verb on Dask and on Ray, by workers that stay and by tasks of theirs, some asleep, one killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import distributed
+import numpy as np
+import pytest
+import ray_clusters
+
+import polarmap
+from polarmap import CodedOperator, Pool, coded_gradient, coded_map, coded_sum, hedged_map
+from polarmap.glm import Ridge
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning"),
+]
+A = np.random.default_rng(0).standard_normal((240, 6))
+X = np.arange(6.0)
+SLOW = 300.0
+
+
+@pytest.fixture(scope="module", params=["dask", "ray"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A client of a cluster of two processes, or `ray`."""
+    if request.param == "ray":
+        import ray
+
+        with ray_clusters.ends_with_it(ray):
+            ray_clusters.start(ray)
+            yield ray
+        return
+    sizes = {"n_workers": 2, "threads_per_worker": 4, "processes": True, "memory_limit": 0}
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module", params=["stay", "tasks"])
+def executor(request: pytest.FixtureRequest, engine: Any) -> Iterator[Any]:
+    with ExitStack() as stack:
+        yield stack.enter_context(Pool(engine, workers=8)) if request.param == "stay" else engine
+
+
+def first_to_come(folder: Path, name: str) -> bool:
+    try:
+        (folder / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def sleeps_or_dies(folder: Path, block: np.ndarray) -> np.ndarray:
+    """block @ x; but two calls sleep, and the next one kills its process and all that is in it."""
+    if first_to_come(folder, "first") or first_to_come(folder, "second"):
+        time.sleep(SLOW)
+    if first_to_come(folder, "third"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return block @ np.arange(6.0)
+
+
+def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) -> None:
+    f = partial(sleeps_or_dies, tmp_path)
+    y = coded_map(f, A, blocks=4, workers=8, executor=executor, verify=False)
+    np.testing.assert_allclose(y.concatenate(), A @ X)
+    assert (tmp_path / "third").exists()
+
+
+def test_operators_models_sums_and_gradients(executor: Any) -> None:
+    with CodedOperator(A, blocks=4, workers=6, executor=executor) as operator:
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ X, A @ X)
+            np.testing.assert_allclose(operator.T @ (A @ X), A.T @ (A @ X))
+    y = A @ X
+    model = Ridge(alpha=1e-9, executor=executor, fit_intercept=False).fit(A, y)
+    np.testing.assert_allclose(model.coef_, X, rtol=1e-6, atol=1e-6)
+    total = coded_sum(lambda part: part.T @ part, np.split(A, 6), tolerate=2, executor=executor)
+    np.testing.assert_allclose(total.value, A.T @ A)
+    found = coded_gradient(lambda z: float(np.sum(z**3)), X, executor=executor)
+    np.testing.assert_allclose(found.gradient, 3 * X**2, atol=1e-3)
+
+
+def test_calls_futures_and_estimates(executor: Any) -> None:
+    assert list(hedged_map(len, ["a", "bc"], executor=executor)) == [1, 2]
+    future = polarmap.submit(partial(np.multiply, 2), A, blocks=4, workers=6, executor=executor)
+    *_, last = future.estimates()
+    np.testing.assert_allclose(future.result(SLOW).concatenate(), 2 * A)
+    np.testing.assert_allclose(last.concatenate(), 2 * A)
+    np.testing.assert_allclose(future.blocks[1].result(SLOW), 2 * A[60:120])
+    with polarmap.Executor(executor) as calls:
+        assert list(calls.map(abs, [-1, -2])) == [1, 2]
