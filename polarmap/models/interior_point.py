@@ -11,7 +11,8 @@ from polarmap.code.dtypes import EPS, Floats
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import Solution, after_steps
 
-SHORTEST_START = 1e-3  # of the way from 0 to the middle of the box
+SHORTEST_START = 0.1  # of the way from 0 to the middle of the box: next to a bound all steps are short
+LEAST_PULL = 1e-3  # of the slope at 0, where the gradient is nothing
 FIRST_MULTIPLIERS = 0.1  # times the mean size of the gradient
 TO_THE_BOUNDARY = 0.99  # of the way, at the most
 WAITING = 1e-3  # of the gap of the column that is last: columns that are further wait
@@ -65,7 +66,7 @@ class _InteriorSteps:
         # A bound of 0 on both sides leaves no interior.
         self._below, self._above = self.x - self._lower + room, self._upper - self.x + room
         room = np.minimum(self._below, self._above)
-        pull = np.abs(self._gradient).mean(axis=0) + SHORTEST_START * np.abs(self._slope).mean(axis=0)
+        pull = np.abs(self._gradient).mean(axis=0) + LEAST_PULL * np.abs(self._slope).mean(axis=0)
         pull[pull == 0] = 1.0
         least = FIRST_MULTIPLIERS * pull * room.mean(axis=0) / room
         self._of_lower = np.maximum(self._gradient, 0.0) + least

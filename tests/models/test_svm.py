@@ -12,6 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from straggling_models import options, standardized
 
+from benchmarks.in_numpy import in_numpy
 from polarmap import ReplayExecutor
 from polarmap.convex import LinearSVC
 
@@ -50,6 +51,20 @@ def test_the_minimum_is_that_of_a_conic_solver(C: float) -> None:
     np.testing.assert_allclose(model.dual_coef_ @ CANCER, model.coef_)
     signed = model.dual_coef_[0] * (2 * LABELS - 1)
     assert signed.min() >= 0 and signed.max() <= C * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("samples", [5_000, 20_000])
+def test_many_samples_take_as_few_iterations(samples: int) -> None:
+    stream = np.random.default_rng(0)
+    X = stream.standard_normal((samples, 20))
+    y = (X[:, :10].sum(axis=1) + stream.standard_normal(samples) > 0).astype(int)
+    model = in_numpy(LinearSVC()).fit(X, y)
+    assert model.n_iter_ < 50 and model.dual_gap_ <= 1e-6 * model.objective_
+    assert model.objective_ == pytest.approx(objective(model, X, y, 1.0), rel=1e-9)
+    signed = model.dual_coef_[0] * (2 * y - 1)  # a point of the dual problem: the oracle of the gap
+    dual = signed.sum() - (np.sum(model.coef_**2) + np.sum(model.intercept_**2)) / 2
+    assert signed.min() >= 0 and signed.max() <= 1 + 1e-12
+    assert model.objective_ - dual <= 2e-6 * model.objective_
 
 
 @pytest.mark.parametrize("class_weight", [None, "balanced", {0: 2.0, 1: 0.5}])
