@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pool_processes import leave_out_others
 
 import polarmap
 from polarmap import Executor, Pool
+from polarmap.errors import WorkerLostError
 
 PATIENCE = 60.0
 
@@ -129,3 +131,20 @@ def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(kind: str, t
         with Executor(workers=24, backups=0) as executor:
             found = list(executor.map(begin, range(24)))
     assert found == [24] * 24
+
+
+def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None:
+    """Short ones go to a worker together: those that are lost with one are started again by themselves."""
+
+    def f(item: int) -> int:
+        if item == 700:
+            os._exit(1)
+        return -item
+
+    leave_out_others()
+    with Pool(workers=2) as pool:
+        options: dict[str, Any] = {"executor": pool, "timeout": PATIENCE}
+        found = polarmap.hedged_map(f, range(1000), return_exceptions=True, **options)
+    assert isinstance(found[700], WorkerLostError)
+    assert [one for one in found if one is not found[700]] == [-item for item in range(1000) if item != 700]
+    assert found.report.tasks[700].attempts >= 2
