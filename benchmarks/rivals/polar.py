@@ -8,9 +8,9 @@ import numpy as np
 
 from benchmarks.rivals import Array, Rival
 from polarmap import Decoder, PolarCode
+from polarmap.code.cancellation import InactivationRecovery
 from polarmap.code.design import power_of_two_above
 from polarmap.code.rotation_code import DENSE_UP_TO, SyndromeRecovery
-from polarmap.code.sequential import SequentialRecovery
 from polarmap.planning.decodability import optimal_ranks, sequential_finish
 
 
@@ -59,8 +59,8 @@ class Planned:
         here[arrived] = True
         self._recovery = plan = code.recovery(here, exact)
         self._k = code.k
-        if isinstance(plan, SequentialRecovery):
-            self.operations = float(sum(len(step.target) for step in plan.steps if step.sign))
+        if isinstance(plan, InactivationRecovery):
+            self.operations = float(sum(len(step.target) for step in plan.steps if np.any(step.factor)))
         elif isinstance(plan, SyndromeRecovery):
             assert not plan.deficit  # which solves for the missing blocks
             self.operations = _encode_operations(code) + 2.0 * len(plan.missing) * len(plan.parity)

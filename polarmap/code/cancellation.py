@@ -64,7 +64,7 @@ class InactivationRecovery(ButterflyRecovery):
         drawn = UniformStream(self.code.n, self.code.k).take(len(self._frozen_inputs) * DRAWN)
         mixed[self._frozen_inputs] = drawn.reshape(-1, DRAWN) < 0.5
         leaves = self._butterfly(mixed, inverse=True, transposed=True)
-        made = np.ascontiguousarray(self._made_of(self._steps, leaves).T)
+        made = np.ascontiguousarray(self._made_of(self.steps, leaves).T)
         return made[independent_rows(made)[:INTEGER_CHECKS]].view(np.uint64)
 
     def fill(self, rows: Results, out: Array) -> None:
@@ -76,7 +76,7 @@ class InactivationRecovery(ButterflyRecovery):
 
     @cached_property
     def _program(self) -> RowProgram:
-        return RowProgram(self._steps, self._height, self._leaves, self._order[self.missing])
+        return RowProgram(self.steps, self._height, self._leaves, self._order[self.missing])
 
     def _weights_in(self, dtype: type[np.number]) -> Array:
         """What each missing block is made of, (missing, arrived)."""
@@ -96,7 +96,7 @@ class InactivationRecovery(ButterflyRecovery):
         return table[self._leaves]
 
     @cached_property
-    def _steps(self) -> list[Step]:
+    def steps(self) -> list[Step]:
         """All leaves from those that arrived: with variables at zero, then with those that solve C x = 0."""
         steps, variables = self._schedule.steps, self._schedule.variables
         if not variables:

@@ -22,6 +22,11 @@ AT_ONCE = 256  # missing blocks whose weights are computed together
 class RealRecovery(Recovery):
     """Recovered = weights @ received over the reals; integers are rounded."""
 
+    @property
+    def system(self) -> Array:
+        """The coefficients of the unknowns in the results that determine them."""
+        raise NotImplementedError
+
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing results (len(missing), b) from the flat ones that arrived.
 
@@ -49,6 +54,16 @@ class RealRecovery(Recovery):
             out[:] = np.rint(rounded)
         else:
             tiled.product(self.weights, received, out)
+
+    @cached_property
+    def _factors(self) -> tuple[Floats, Floats]:
+        """Q and R of `system`."""
+        q, r = np.linalg.qr(self.system.astype(np.float64, copy=False))
+        return q, r
+
+    @cached_property
+    def _solver(self) -> Floats:
+        return solver(*self._factors)
 
 
 class LinearRecovery(RealRecovery):
@@ -89,11 +104,7 @@ class LinearRecovery(RealRecovery):
         """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
         if len(self.system) <= self.system.shape[1]:
             return np.empty((0, len(self.system)))
-        return left_null(self.system, most).T
-
-    @cached_property
-    def _solver(self) -> Floats:
-        return left_inverse(self.system)
+        return left_null(self._factors[0], most).T
 
 
 class SystematicRecovery(RealRecovery):
@@ -145,12 +156,8 @@ class SystematicRecovery(RealRecovery):
         """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
         if len(self.parity) <= len(self.missing):
             return np.empty((0, len(self.arrived)))
-        null = left_null(self.system.astype(np.float64), most)
+        null = left_null(self._factors[0], most)
         return np.concatenate([-self.through_known(null.T), null.T], axis=1)
-
-    @cached_property
-    def _solver(self) -> Floats:
-        return left_inverse(self.system.astype(np.float64, copy=False))
 
 
 class ButterflyRecovery(SystematicRecovery):
@@ -183,30 +190,26 @@ def left_inverse(matrix: Floats) -> Floats:
     >>> left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
     array([[0.5, 0. ]])
     """
-    rows, columns = matrix.shape
-    if not columns:
-        return np.empty((0, rows))
-    singular = np.full((columns, rows), np.inf)
-    if rows < columns:
-        return singular
-    q, r = np.linalg.qr(matrix)
+    return solver(*np.linalg.qr(matrix))
+
+
+def solver(q: Floats, r: Floats) -> Floats:
+    """The same of the matrix q r."""
+    shape = r.shape[1], len(q)
     diagonal = np.abs(np.diag(r))
-    if diagonal.min() <= SINGULAR * diagonal.max():
-        return singular
+    if len(r) < len(r.T) or diagonal.min(initial=np.inf) <= SINGULAR * diagonal.max(initial=0):
+        return np.full(shape, np.inf)
     return np.asarray(np.linalg.solve(r, q.T))
 
 
-def left_null(matrix: Floats, most: int) -> Floats:
-    """Orthonormal columns z with z' matrix = 0; if there are more than `most`, that many mixtures.
+def left_null(span: Floats, most: int) -> Floats:
+    """Orthonormal columns z with z' span = 0, of orthonormal columns `span`: `most` of them, or all.
 
-    >>> abs(left_null(np.array([[1.0], [1.0]]), 8)).round(3).tolist()
-    [[0.707], [0.707]]
+    >>> abs(left_null(np.array([[0.6], [0.8]]), 8)).round(3).tolist()
+    [[0.8], [0.6]]
     """
-    rows, columns = matrix.shape
-    if rows - columns <= most:
-        return np.asarray(np.linalg.qr(matrix, mode="complete")[0][:, columns:])
-    span, _ = np.linalg.qr(matrix)
-    null = np.cos(np.outer(np.arange(1, rows + 1), np.arange(1, most + 1)) * 0.7)
+    rows, columns = span.shape
+    null = np.cos(np.outer(np.arange(1, rows + 1), np.arange(1, min(most, rows - columns) + 1)) * 0.7)
     for _ in range(2):  # once leaves what rounding has hidden in what was taken away
         null -= span @ (span.T @ null)
         null, _ = np.linalg.qr(null)
