@@ -16,6 +16,7 @@ import importlib
 import inspect
 import math
 import re
+import signal
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -132,14 +133,23 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
     assert wrong_outputs(page, done.stdout) == []
 
 
-@pytest.mark.parametrize("text", ["assert False", 'print(1)\n```\n\n```text title="Output"\n2'])
-def test_code_that_fails_or_prints_something_else_is_found(
+@pytest.mark.parametrize(
+    "text",
+    ["assert False", 'print(1)\n```\n\n```text title="Output"\n2', "left = open(__file__)", "exit(2)"],
+)
+def test_code_that_fails_leaves_something_open_or_prints_something_else_is_found(
     text: str, tmp_path: Path, interpreter: Interpreter
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"```python\n{text}\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError):
         test_python_blocks_run(page, tmp_path, interpreter)
+
+
+def test_a_program_that_never_ends_is_killed(tmp_path: Path, interpreter: Interpreter) -> None:
+    program = tmp_path / "endless.py"
+    program.write_text("import signal\nsignal.pause()\n", encoding="utf-8")
+    assert interpreter.run(program, [], tmp_path, 1).returncode == -signal.SIGALRM
 
 
 def wrong_outputs(page: Path, printed: str) -> list[str]:

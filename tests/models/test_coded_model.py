@@ -41,7 +41,7 @@ LINEAR = [*REGRESSORS, *CLASSIFIERS, PoissonRegression]
 
 QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # few checks need more
 CHECKED = [
-    *(Ridge(blocks=4), LeastSquares(blocks=4), LogisticRegression(blocks=4), PoissonRegression(blocks=4)),
+    *(Ridge(blocks=2), LeastSquares(blocks=2), LogisticRegression(blocks=2), PoissonRegression(blocks=2)),
     *(ElasticNet(0.1, **QUICK), Lasso(0.1, **QUICK), NonNegativeLeastSquares(**QUICK)),
     *(SparseLogisticRegression(**QUICK), LinearSVC(0.1, **QUICK)),
 ]
