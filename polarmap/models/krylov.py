@@ -13,7 +13,7 @@ from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.proximal_newton import first_iterations
-from polarmap.models.whitening import LEAST_SCALE, Whitening, whitening
+from polarmap.models.whitening import LEAST_SCALE, Whitening
 
 MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
 
@@ -27,9 +27,16 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def axes(self) -> Whitening:
-        """Coordinates in which its columns are orthonormal, by the Gram matrix of A."""
+        """Coordinates in which its columns are orthonormal, by the Gram matrix of A.
+
+        Directions of which that has no digits stay as they are: whether these depend on each other is seen
+        by the solver.
+        """
         gram = self.A.gram(np.ones(self.A.shape[0]))
-        return whitening(gram + np.diag(self._root**2) if len(self._root) else gram)
+        moments, axes = np.linalg.eigh(gram + np.diag(self._root**2) if len(self._root) else gram)
+        scale = np.sqrt(np.maximum(moments, 0.0))
+        largest = float(scale.max()) or 1.0
+        return Whitening(axes, np.where(scale > LEAST_SCALE * largest, scale, largest))
 
     def _matvec(self, v: Floats) -> Floats:
         v = np.reshape(v, -1)
@@ -54,23 +61,23 @@ def solve_least_squares(
     first = first_iterations(system.A, np.zeros(system.shape[1]), model.max_iter)
     count, is_done = 0, False
     if first:
-        v, count, is_done = _solved(model, system, right, progress, first, MAX_CONDITION)
+        v, count, is_done = _solved(model, system, right, progress, first)
     if not is_done and count < model.max_iter:
         axes, left = system.axes, model.max_iter - count
-        z, more, is_done = _solved(model, system @ axes, right, progress, left, MAX_CONDITION * LEAST_SCALE)
+        z, more, is_done = _solved(model, system @ axes, right, progress, left)
         v, count = np.asarray(axes @ z), count + more
     warn_if_not_converged(is_done, model.max_iter)
     return v, max(1, count)
 
 
 def _solved(
-    model: Any, system: Any, right: Floats, progress: FitProgress, max_iter: int, condition: float
+    model: Any, system: Any, right: Floats, progress: FitProgress, max_iter: int
 ) -> tuple[Floats, int, bool]:
-    """The solution, iterations, whether these were enough; ModelError for a larger condition number."""
+    """The solution, iterations, whether these were enough; ModelError for features without digits."""
     if model.solver == "cg":
         return _solve_normal_equations(model, system, right, progress, max_iter)
     watched = GolubKahan(system, right, model.solver, progress) if progress else system
-    options = {"atol": model.tol, "btol": model.tol, "conlim": condition}
+    options = {"atol": model.tol, "btol": model.tol, "conlim": MAX_CONDITION}
     if model.solver == "lsqr":
         v, stop, n_iter, *_ = lsqr(watched, right, iter_lim=max_iter, **options)
     else:

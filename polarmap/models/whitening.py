@@ -57,11 +57,6 @@ def principal_axes(X: Any, shares: Floats, fit_intercept: bool) -> Whitening:
     gram = gram.toarray() if sparse.issparse(gram) else gram
     if fit_intercept:
         gram = np.block([[gram, mean[:, np.newaxis]], [mean, np.ones((1, 1))]])
-    return whitening(gram)
-
-
-def whitening(gram: Floats) -> Whitening:
-    """Of features that have this Gram matrix."""
     moments, axes = np.linalg.eigh(gram)
     return Whitening(axes, _bounded(np.sqrt(np.maximum(moments, 0.0))))
 

@@ -9,7 +9,7 @@ from scipy.sparse.linalg import aslinearoperator, lsmr, lsqr
 
 from polarmap import CodedOperator, ReplayExecutor
 from polarmap.errors import ModelError
-from polarmap.glm import LeastSquares
+from polarmap.glm import LeastSquares, Ridge
 from polarmap.models.fit_progress import FitProgress
 from polarmap.models.krylov import GolubKahan
 
@@ -41,3 +41,20 @@ def test_dependent_features_are_named() -> None:
     X = np.column_stack([X, X.sum(axis=1) + 1e-14 * X[:, 0] ** 2])
     with pytest.raises(ModelError, match=r"depend on each other: the condition number .* exceeds 1e\+12"):
         LeastSquares(tol=0.0, blocks=4, executor=ReplayExecutor()).fit(X, X[:, 0] ** 2)
+
+
+@pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
+@pytest.mark.parametrize("spread", [0.0, 4.0, 9.0])
+def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, spread: float) -> None:
+    """Directions of which a Gram matrix has digits are whitened; the solver meets the others as they are."""
+    rng = np.random.default_rng(0)
+    left, right = (
+        np.linalg.qr(rng.standard_normal((80, 12)))[0],
+        np.linalg.qr(rng.standard_normal((12, 12)))[0],
+    )
+    X, y = left * np.logspace(0, -spread, 12) @ right, rng.standard_normal(80)
+    X = np.hstack([X, X[:, :5]]) if not spread else X
+    model = Ridge(0.0, solver=solver, fit_intercept=False, blocks=4, executor=ReplayExecutor()).fit(X, y)
+    best = np.linalg.norm(y - left @ (left.T @ y))
+    assert np.linalg.norm(y - model.predict(X)) == pytest.approx(best, rel=1e-6)
+    assert model.n_iter_ < 40
