@@ -183,7 +183,7 @@ class PoolRun:
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
             first = self._name(attempts[0][0]) if attempts else None
-            worker = self._workers.take(self._lease, len(attempts), first)
+            worker = self._workers.take(self._lease, len(attempts), first, self._first_waiting)
             if worker is None:
                 break
             stuck = self._workers.abandoned_tasks() if stuck is None else stuck
@@ -195,6 +195,10 @@ class PoolRun:
         if self._tells_ahead and self._waiting and self._workers.is_alone():
             self._tell_ahead(self._workers.abandoned_tasks() if stuck is None else stuck)
         self._workers.flush()
+
+    def _first_waiting(self) -> list[Hashable]:
+        """The first tasks that wait, in the form that means the same to later maps."""
+        return [self._name(task) for task, _ in itertools.islice(self._waiting, LOOKED_AT)]
 
     def _tell_ahead(self, stuck: set[Hashable]) -> None:
         """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""

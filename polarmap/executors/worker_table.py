@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -194,8 +194,14 @@ class WorkerTable:
         """For how many seconds no run has been open."""
         return 0.0 if self._leases else time.monotonic() - self._changed
 
-    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> KeptWorker | None:
-        """One for the first of so many tasks that wait: that has done it before, or is free, or is new.
+    def take(
+        self,
+        lease: Lease,
+        waiting: int,
+        task: Hashable = None,
+        others: Callable[[], Collection[Hashable]] = tuple,
+    ) -> KeptWorker | None:
+        """One for the first of so many tasks that wait, or for others: that has done it, is free, or is new.
 
         None where it is the turn of another run, where as many tasks are under way as may be, or where there
         are as many workers as there may be.
@@ -211,6 +217,8 @@ class WorkerTable:
             if not may_take:
                 return None
             worker = self._best_free(task)
+            if worker is not None and task not in worker.done:
+                worker = self._one_that_has(others()) or worker
             if worker is None:
                 self._review()
                 worker = self._best_free(task) or self._another()
@@ -361,6 +369,11 @@ class WorkerTable:
             if one.lease is None and (fit := 2 * (one.process is not None) + (task in one.done)) > best:
                 worker, best = one, fit
         return worker
+
+    def _one_that_has(self, tasks: Collection[Hashable]) -> KeptWorker | None:
+        """A free one that has done one of these."""
+        able = (one for one in self._workers.values() if not (one.lease or one.done.keys().isdisjoint(tasks)))
+        return next(able, None)
 
     def _abandoned(self) -> list[KeptWorker]:
         """Those at tasks of maps that have ended, the one that is so for longest first."""

@@ -202,13 +202,15 @@ class ChannelIO(TaskIO):
         if place.kind != "driver":
             return super().read_stored(place, part)
         self._tell(Message(NEED, self._order, part.key.encode()))
-        while not self.is_cancelled():
-            for message in self._heard:
+        while True:
+            is_cancelled = self.is_cancelled()
+            for message in self._heard:  # a part that has come is kept, also if nobody waits for the task
                 if message.kind == PART and message.header == part.key.encode():
                     self._heard.remove(message)
                     return message.data
+            if is_cancelled:
+                raise InterruptedError("nobody waits for this task any more")
             self._hear(None)
-        raise InterruptedError("nobody waits for this task any more")
 
     def _send(self, reply: Message | None) -> None:
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""

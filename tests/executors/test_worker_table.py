@@ -99,6 +99,19 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
         assert taken(table, lease, ("blocks", number)) is workers[number]
 
 
+def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_have_done_none(
+    table: Table,
+) -> None:
+    first, second = opened(table), opened(table)
+    _, able = taken(table, first), taken(table, first, "b")
+    able.note((0, 0, 0), "b")
+    for worker in list(first.workers.values()):
+        table.give_back(worker)
+    table.leave(first)
+    assert table.take(second, 2, "a", lambda: ["a", "b"]) is able
+    table.leave(second)
+
+
 def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker = KeptWorker(0, ObjectLink(0, 0, lambda *_: None))
     for task in range(REMEMBERED + 10):

@@ -35,12 +35,14 @@ from polarmap.worker.kept_worker import (
     stay_on_thread,
 )
 from polarmap.worker.objects import ObjectChannel, ObjectKeys, Orders
+from polarmap.worker.parts import Part, Place
 from polarmap.worker.stream import (
     CALL,
     CANCEL,
     END,
     INLINE_BYTES,
     LEFT,
+    PART,
     PROCESS,
     Message,
     Seal,
@@ -282,3 +284,28 @@ def test_tracebacks_show_its_lines(sent: SentModules) -> None:
         importlib.import_module("sent_wrong").f()
     except KeyError:
         assert "# this line" in traceback.format_exc()
+
+
+class Said:
+    """A channel over which all that the driver says has come at once."""
+
+    def __init__(self, *said: Message) -> None:
+        self._said = list(said)
+
+    def send(self, message: Message) -> bool:
+        return True
+
+    def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
+        said, self._said = self._said, []
+        return said, bool(said) or timeout == 0.0
+
+
+def test_a_part_that_came_before_its_map_ended_is_kept_and_need_not_be_sent_again() -> None:
+    """Else a worker that is late, as it waits for its block, is late in each map."""
+    order, part = (-1, -1, -1), Part("x/7", 3)
+    cancel, sent = Message(CANCEL, order), Message(PART, order, b"x/7", b"abc")
+    channel: Any = Said(sent, cancel)
+    assert bytes(ChannelIO(channel).read_stored(Place("driver", "x"), part)) == b"abc"
+    channel = Said(cancel)
+    with pytest.raises(InterruptedError):
+        ChannelIO(channel).read_stored(Place("driver", "x"), part)
