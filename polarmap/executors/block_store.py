@@ -65,7 +65,9 @@ class StoredPieces:
         with self._lock:
             found = self._orders.get(task)
             if found is None:
-                found = pickle.dumps(plain(self.block(coded, task)), pickle.HIGHEST_PROTOCOL)
+                source, parts, *rest = self.block(coded, task)
+                fields = plain(source), tuple(map(tuple, parts)), *rest
+                found = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
                 if self._source != MESSAGE:  # where blocks come and go
                     self._orders[task] = found
             return found

@@ -24,7 +24,7 @@ def plain(message: Any) -> Any:
     if type(message) is Error:
         return (*message[:3], _travelling(message.exception))
     if type(message) is tuple or type(message).__module__.startswith("polarmap.worker."):
-        return tuple(map(plain, message))
+        return tuple([plain(one) if isinstance(one, tuple) else one for one in message])
     return message
 
 
