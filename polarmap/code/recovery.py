@@ -56,14 +56,14 @@ class RealRecovery(Recovery):
             tiled.product(self.weights, received, out)
 
     @cached_property
-    def _factors(self) -> tuple[Floats, Floats]:
-        """Q and R of `system`."""
+    def _factorized(self) -> tuple[Floats, Floats]:
+        """Orthonormal columns that span those of `system`, and its pseudo-inverse."""
         q, r = np.linalg.qr(self.system.astype(np.float64, copy=False))
-        return q, r
+        return q, solver(q, r)
 
-    @cached_property
+    @property
     def _solver(self) -> Floats:
-        return solver(*self._factors)
+        return self._factorized[1]
 
 
 class LinearRecovery(RealRecovery):
@@ -104,7 +104,7 @@ class LinearRecovery(RealRecovery):
         """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
         if len(self.system) <= self.system.shape[1]:
             return np.empty((0, len(self.system)))
-        return left_null(self._factors[0], most).T
+        return left_null(self._factorized[0], most).T
 
 
 class SystematicRecovery(RealRecovery):
@@ -156,7 +156,7 @@ class SystematicRecovery(RealRecovery):
         """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
         if len(self.parity) <= len(self.missing):
             return np.empty((0, len(self.arrived)))
-        null = left_null(self._factors[0], most)
+        null = left_null(self._factorized[0], most)
         return np.concatenate([-self.through_known(null.T), null.T], axis=1)
 
 

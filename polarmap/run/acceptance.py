@@ -9,6 +9,7 @@ from polarmap.run.local_run import LocalRun
 from polarmap.run.verify import Verifier
 from polarmap.worker.parts import DamagedError
 
+AT_ONE_LOOK = 100  # blocks on which a quick f is evaluated here before results are taken again
 AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"
 
 
@@ -44,7 +45,9 @@ class Acceptance(Verifier):
     def _checked_here(self) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
         word, run = self._word, self.local_run()
-        while run.index in self.evaluated and not self.is_telling and self._could_tell_more():
+        for _ in range(AT_ONE_LOOK):
+            if run.index not in self.evaluated or self.is_telling or self._all_are_evaluated():
+                break
             run = self.local_run()
         how = "parity" if word.decoder.surplus else "local"
         if run.index in self.evaluated:
@@ -69,9 +72,9 @@ class Acceptance(Verifier):
         )
         return "no"
 
-    def _could_tell_more(self) -> bool:
-        """Whether f has not been evaluated here on all blocks to decode."""
-        return not np.isin(self._word.decoder.missing, list(self.evaluated)).all()
+    def _all_are_evaluated(self) -> bool:
+        """Whether f has been evaluated here on all blocks to decode."""
+        return bool(np.isin(self._word.decoder.missing, list(self.evaluated)).all())
 
     def _is_hopeless(self, run: LocalRun) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""
