@@ -6,15 +6,14 @@ Sizes, prices and the speed of coding are known, the rest is assumed: replace it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks import is_quick, processor_seconds, show
 from polarmap import PolarCode
-from polarmap.arrays.repairing import rebuilder, weights_of
-from polarmap.arrays.stripe_encoder import encoder, multiplier
+from polarmap.arrays.stripe_encoder import encoder
+from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
 
@@ -126,11 +125,11 @@ def measured(n: int, k: int, width: int) -> tuple[float, float]:
     code, dtype = PolarCode(n, k), np.dtype(np.float32)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((k, width)).astype(dtype)
-    encode = encoder(multiplier(code, dtype), False)
+    encode = encoder(weighted_sums(weights_of(code, dtype, range(k, n)), [dtype] * (n - k)), False)
     lost = sorted(rng.choice(n, round(LOST * n), replace=False).tolist())
-    weights = weights_of(SimpleNamespace(code=code, dtype=dtype), lost)  # type: ignore[arg-type]
+    weights = weights_of(code, dtype, lost)
     weights = weights[:, weights.any(axis=0)]
-    rebuild = rebuilder(weights, [], [dtype] * len(lost))
+    rebuild = weighted_sums(weights, [dtype] * len(lost))
     rows = list(rng.standard_normal((weights.shape[1], width)).astype(dtype))
     encoding, _ = processor_seconds(lambda: encode(data), min)
     rebuilding, _ = processor_seconds(lambda: rebuild(rows), min)
