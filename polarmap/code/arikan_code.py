@@ -210,7 +210,7 @@ def encoding_steps(frozen: Mask, data: Indices) -> list[Step]:
     Sums of nothing but zeros are left out.
 
     >>> [step.factor for step in encoding_steps(np.array([[True], [False]]), np.array([1]))]
-    [-1, 1]
+    [-1, -1, 1, 0]
     """
     size, length = len(frozen), frozen.size
     is_zero = np.ones(length, bool)
@@ -222,7 +222,10 @@ def encoding_steps(frozen: Mask, data: Indices) -> list[Step]:
             upper, lower = np.arange(length).reshape(-1, 2, half).swapaxes(0, 1).reshape(2, -1)
             adds = ~is_zero[lower]
             upper, lower = upper[adds], lower[adds]
-            steps.append(Step(upper, np.where(is_zero[upper], length, upper), lower, sign))
+            new, zero = is_zero[upper], np.full(len(upper), length)
+            first = lower if sign > 0 else zero  # a copy is quicker than a sum with zero
+            steps.append(Step(upper[~new], upper[~new], lower[~new], sign))
+            steps.append(Step(upper[new], first[new], lower[new], min(sign, 0)))
             is_zero[upper] = False
         if sign < 0:
             is_zero |= frozen.reshape(-1)
