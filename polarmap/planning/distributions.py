@@ -460,7 +460,7 @@ def checked_observations(times: npt.ArrayLike, ended: npt.ArrayLike | None = Non
 
 
 def _check_number(name: str, value: float, positive: bool = False) -> None:
-    if not is_number(value) or not 0 <= value <= LONGEST or (positive and value == 0):
+    if not is_number(value) or not 0 <= float(value) <= LONGEST or (positive and value == 0):
         least = "above" if positive else "of at least"
         raise CodeError(f"{name} must be a finite number {least} 0, at most {LONGEST:g}, not {value!r}")
 

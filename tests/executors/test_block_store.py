@@ -208,7 +208,9 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
 
     def stored_array() -> StoredBlocks:
         manifest = Manifest("a", (made.code.k,), np.dtype("<f8"), made.code, parts)
-        return StoredBlocks(SimpleNamespace(place=source), manifest)  # type: ignore[arg-type]
+        stored = StoredBlocks(SimpleNamespace(name="theirs"), manifest)  # type: ignore[arg-type]
+        stored.source = source
+        return stored
 
     one, other = stored_array(), stored_array()
     stored = place.store.of(told(one))
