@@ -166,10 +166,10 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            known, found = self._blocks.manifest, audits.audit(self._blocks, executor)
-            if not found.ok and self._blocks.look_again(known):  # somebody else has repaired it
-                found = audits.audit(self._blocks, executor)
-            return found
+            while True:
+                known, found = self._blocks.manifest, audits.audit(self._blocks, executor)
+                if found.ok or not self._blocks.look_again(known):  # else somebody else has repaired it
+                    return found
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.

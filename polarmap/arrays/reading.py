@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -70,13 +70,7 @@ class StoredBlocks(CodedData):
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
-        known = self.manifest
-        try:
-            return [self._read_block(number)]
-        except DamagedError:
-            if not self.look_again(known):
-                raise
-            return [self._read_block(number)]
+        return [self._read_where_it_lies(self._read_block, number)]
 
     def _read_block(self, index: int) -> Array:
         manifest = self.manifest
@@ -98,13 +92,17 @@ class StoredBlocks(CodedData):
 
     def read_rows(self, start: int, stop: int) -> Array:
         """Rows start..stop of the array; no more is held than these and two stripes of each block."""
-        known = self.manifest
-        try:
-            return self._read_rows(start, stop)
-        except NotDecodableError:
-            if not self.look_again(known):
-                raise
-            return self._read_rows(start, stop)
+        return self._read_where_it_lies(self._read_rows, start, stop)
+
+    def _read_where_it_lies(self, read: Callable[..., Array], *what: int) -> Array:
+        """Read anew as often as somebody has repaired the array since the manifest was looked at."""
+        while True:
+            known = self.manifest
+            try:
+                return read(*what)
+            except (DamagedError, NotDecodableError):
+                if not self.look_again(known):
+                    raise
 
     def _read_rows(self, start: int, stop: int) -> Array:
         manifest, inner = self.manifest, self.manifest.shape[1:]

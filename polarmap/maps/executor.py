@@ -133,8 +133,8 @@ class Executor(futures.Executor):
         timeout : float, optional
             Seconds from now after which the next result raises TimeoutError if it is not there.
         chunksize : int
-            Calls that travel and run together, as one call. Short ones go to workers together anyway, so
-            that none should wait for what another one does.
+            Calls that travel and run together, as one call. Short ones go to workers together anyway; what
+            one that takes long holds up goes to other workers, and so does that one, once more.
         buffersize : int, optional
             Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
             default all are submitted at once, and the iterables are read to their end.

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from polarmap.worker.surroundings import available_cores
 
 MOST_BATCHES = 128  # that workers are given at a time: what waits may turn out to be short
 BATCH_SECONDS = 0.02  # that one takes, or not much longer
+LATE_SECONDS = 10 * BATCH_SECONDS  # after which the tasks of one are given anew, each by itself
 MOST_TOGETHER = 64  # tasks: each waits for those before it, and is late where one of these is
 MOST_KINDS = 64  # of tasks of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
@@ -103,13 +105,17 @@ class BatchedRun:
     """A run whose tasks are given in batches to one of an executor.
 
     First attempts at tasks of a kind go together once it is known that these are short. Each has its own
-    outcome; what is lost with others, or late among them, is started again by itself.
+    outcome; what is lost with others is started again by itself. A batch that takes long is given up, and
+    its attempts begin anew, each by itself: one that sleeps, or waits for another, holds up none behind it.
     """
 
     def __init__(self, executor: MapExecutor, payload: Payload, kind_of: Kinds) -> None:
         self._kind_of = kind_of
         self._waiting = deque[Attempt]()
         self._open = set[Attempt]()  # whose end has not been told
+        self._alone = set[Attempt]()  # that go by themselves
+        self._several = set[int]()  # numbers of batches of more than one that have not ended
+        self._began: dict[int, float] = {}  # when a worker took one of these
         self._news: list[Event] = []
         self._seconds: dict[Hashable, float] = {}  # of a task of each kind, as its worker measured it
         self._batches = Batches(payload.blocks, self._drop)
@@ -125,15 +131,15 @@ class BatchedRun:
 
     def wait(self, timeout: float) -> list[Event]:
         """What happened to each attempt."""
-        events = self._run.wait(0.0 if self._news else timeout)
-        for event in events:
-            if isinstance(event, Began):
-                batch = self._batches.attempts[event.task]
-                self._news += [Began(*one, event.when) for one in batch if one in self._open]
+        late = min(self._began.values(), default=inf) + LATE_SECONDS
+        for event in self._run.wait(0.0 if self._news else max(0.0, min(timeout, late - self.now()))):
+            if isinstance(event, Began) and event.task in self._several:
+                self._began[event.task] = event.when  # it is told when they have ended, or begin anew
+            elif isinstance(event, Began):
+                self._tell_began(self._batches.attempts[event.task], event.when)
             else:
-                ended = self._ended(self._batches.attempts.pop(event.task), event)
-                self._news += [one for one in ended if (one.task, one.attempt) in self._open]
-                self._open.difference_update((one.task, one.attempt) for one in ended)
+                self._tell_ended(event)
+        self._give_up(self.now() - LATE_SECONDS)
         self._hand_on()
         news, self._news = self._news, []
         return news
@@ -143,20 +149,57 @@ class BatchedRun:
         unwanted = self._open.intersection(attempts)
         for one in unwanted:
             self._drop(one)
+        self._alone -= unwanted
         self._waiting = deque(one for one in self._waiting if one not in unwanted)
         batches = self._batches.attempts.items()
         self._run.withdraw([(number, 0) for number, batch in batches if unwanted.issuperset(batch)])
+
+    def _tell_began(self, batch: list[Attempt], when: float) -> None:
+        self._news += [Began(*one, when) for one in batch if one in self._open]
+
+    def _tell_ended(self, outcome: Outcome) -> None:
+        """What an outcome says of those in a batch, and before that when they began."""
+        batch = self._batches.attempts.pop(outcome.task)
+        self._several.discard(outcome.task)
+        if outcome.task in self._began:
+            self._tell_began(batch, self._began.pop(outcome.task))
+        ended = self._ended(batch, outcome)
+        self._news += [one for one in ended if (one.task, one.attempt) in self._open]
+        self._open.difference_update(batch)
+
+    def _give_up(self, late: float) -> None:
+        """Let those in batches that began before this moment wait again, each for a worker of its own."""
+        numbers = [number for number, when in self._began.items() if when <= late]
+        for number in numbers:
+            del self._began[number]
+            self._alone.update(self._open.intersection(self._batches.attempts[number]))
+            self._batches.attempts[number] = []
+        if numbers:
+            self._several.difference_update(numbers)
+            self._waiting = deque(sorted(self._alone.union(self._waiting)))
+            self._run.withdraw([(number, 0) for number in numbers])
 
     def _drop(self, attempt: Attempt) -> None:
         self._open.discard(attempt)
         self._news.append(lost(*attempt, "nobody waits for it any more"))
 
     def _hand_on(self) -> None:
-        """Let workers have what waits, as long as that is not too much."""
+        """Let workers have what waits, as long as that is not too much.
+
+        One by itself goes once no batch of several is left that may be given up: so those by themselves go
+        in their order, as one may wait for the next.
+        """
         numbers = []
         while self._waiting and self._batches.n < MOST_BATCHES:
+            batch = self._next_batch()
+            if len(batch) > 1:
+                self._several.add(self._number)
+            elif self._several:
+                self._waiting.appendleft(batch[0])
+                break
             numbers.append((self._number, 0))
-            self._batches.attempts[self._number] = self._next_batch()
+            self._batches.attempts[self._number] = batch
+            self._alone.difference_update(batch)
             self._number += 1
         self._run.submit(numbers)
 
@@ -165,22 +208,29 @@ class BatchedRun:
         batch = [self._waiting.popleft()]
         kind, waiting = self._kind_of(batch[0][0]), len(self._waiting)
         seconds = self._seconds.get(kind, 0.0)
-        if kind is None or not seconds or batch[0][1]:
+        if kind is None or not seconds or self._goes_alone(batch[0]):
             return batch
         share = waiting // (BATCHES_PER_CORE * available_cores())
         most = min(MOST_TOGETHER, int(BATCH_SECONDS / seconds), share)
-        while len(batch) < most and not self._waiting[0][1] and self._kind_of(self._waiting[0][0]) == kind:
+        while len(batch) < most and self._kind_of((following := self._waiting[0])[0]) == kind:
+            if self._goes_alone(following):
+                break
             batch.append(self._waiting.popleft())
         return batch
 
+    def _goes_alone(self, attempt: Attempt) -> bool:
+        return attempt[1] > 0 or attempt in self._alone
+
     def _ended(self, batch: list[Attempt], outcome: Outcome) -> list[Outcome]:
         """What became of each attempt."""
+        if not batch:  # it was given up, or nobody wanted any
+            return []
         if outcome.leaves is None or len(batch) == 1:
             ends = [outcome._replace(task=task, attempt=attempt) for task, attempt in batch]
         else:
             seconds, told = outcome.seconds / len(batch), from_block(outcome.leaves[0])
             ends = [_outcome(one, end, seconds) for one, end in zip(batch, told, strict=True)]
-        if outcome.failure is None and batch:
+        if outcome.failure is None:
             kind, seconds = self._kind_of(batch[0][0]), ends[0].seconds
             before = self._seconds.pop(kind, seconds)
             self._seconds[kind] = (before + seconds) / 2

@@ -292,6 +292,39 @@ def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
     np.testing.assert_allclose(y.concatenate(), -A, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda array: array[6:12],
+        lambda array: array.coded_blocks().piece(1)[0],
+        lambda array: array.check().ok,
+    ],
+    ids=["rows", "block", "check"],
+)
+def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, monkeypatch, read):
+    A, options = random_array((24, 5)), {"storage": store, "name": "a"}
+    ours = polarmap.encode(A, blocks=4, workers=6, **options)
+    theirs, blocks = polarmap.open_coded(**options), ours.coded_blocks()
+    look_again, repairs = blocks.look_again, [None] * 2
+
+    def move_all_parts():
+        for block in range(6):
+            damage(store, theirs.stored(block)[0], "missing")
+            theirs.repair()
+
+    def look_and_be_late(known):
+        found = look_again(known)
+        while repairs:
+            repairs.pop()
+            move_all_parts()
+        return found
+
+    move_all_parts()
+    monkeypatch.setattr(blocks, "look_again", look_and_be_late)
+    found = read(ours)
+    assert found is True or np.allclose(found, A[6:12], rtol=1e-9, atol=1e-9)
+
+
 def test_who_checks_an_array_that_was_repaired_finds_it_whole(results):
     ours, theirs, _ = results
     assert ours.check() == theirs.repair()

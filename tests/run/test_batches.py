@@ -13,7 +13,7 @@ from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload
 from polarmap.executors.replay import ReplayRun
-from polarmap.run.batches import BATCH_SECONDS, MOST_BATCHES, BatchedRun, InBatches
+from polarmap.run.batches import BATCH_SECONDS, LATE_SECONDS, MOST_BATCHES, BatchedRun, InBatches
 from polarmap.worker.block_functions import any_call
 from polarmap.worker.pytree import Array, from_block, to_block
 
@@ -37,9 +37,16 @@ class Items(PartBlocks):
 
 
 def opened(
-    f: Callable[[Any], Any], items: Items, faults: dict[int, Fault] | None = None, seconds: float = 1e-3
+    f: Callable[[Any], Any],
+    items: Items,
+    faults: dict[int, Fault] | None = None,
+    seconds: float = 1e-3,
+    script: dict[int, float] | None = None,
 ) -> tuple[BatchedRun, list[list[int]]]:
-    """A run of which it is known that tasks take so long, and the tasks of each batch that is handed on."""
+    """A run of which it is known that tasks take so long, and the tasks of each batch that is handed on.
+
+    script : seconds of batches, by number, where they are not those of one.
+    """
     handed: list[list[int]] = []
 
     class Noting(ReplayExecutor):
@@ -55,7 +62,7 @@ def opened(
             return run
 
     payload = Payload(any_call(f, is_pickled=True), items, faults or {})
-    run = BatchedRun(Noting(), payload, lambda task: "kind")
+    run = BatchedRun(Noting(dict.fromkeys(range(1000), 0.05) | (script or {})), payload, lambda task: "kind")
     run._seconds["kind"] = seconds
     return run, handed
 
@@ -87,8 +94,8 @@ def test_each_task_of_a_batch_has_its_own_end() -> None:
     run, handed = opened(negative, Items(100))
     run.submit([(task, 0) for task in range(100)])
     assert [len(batch) for batch in handed[:3]] == [20, 19, 15]  # a quarter of what waits behind them
-    assert [task for batch in handed for task in batch] == list(range(100))
     events = all_of(run)
+    assert [task for batch in handed for task in batch] == list(range(100))
     found = ends(events)
     assert found[3] == "ValueError: unlucky"
     assert "cannot be pickled" in found[5]
@@ -117,8 +124,27 @@ def test_how_long_tasks_take_is_learned() -> None:
     run.submit([(task, 0) for task in range(2 * MOST_BATCHES)])
     assert handed == [[task] for task in range(MOST_BATCHES)]  # the others may turn out to be short
     all_of(run)
-    assert run._seconds["kind"] == pytest.approx(1.0)  # as the script says
+    assert run._seconds["kind"] == pytest.approx(0.05)  # as the script says
     assert len(handed) == 2 * MOST_BATCHES
+
+
+@pytest.mark.parametrize("ends_late", [False, True])
+def test_a_batch_that_takes_long_is_given_up_and_its_tasks_begin_anew_by_themselves(ends_late: bool) -> None:
+    run, handed = opened(negative, Items(40), script={1: LATE_SECONDS * (1.5 if ends_late else 1e6)})
+    withdrawn: list[Attempt] = []
+    run._run.withdraw = withdrawn.extend  # type: ignore[method-assign, assignment]
+    run.submit([(task, 0) for task in range(40)])
+    first, late, last = len(handed[0]), handed[1], len(handed)
+    events = all_of(run)
+    assert withdrawn == [(1, 0)]
+    assert handed[last : last + len(late)] == [[task] for task in late]  # before those that came later
+    assert sorted(ends(events)) == list(range(40))
+    began = {one.task: one.when for one in events if isinstance(one, Began)}
+    assert len(began) == sum(isinstance(one, Began) for one in events) == 40
+    assert began[0] == began[first - 1] == 0.0
+    assert all(began[task] == LATE_SECONDS for task in late)
+    assert not run._began
+    assert not run._alone
 
 
 def test_tasks_that_are_lost_together_are_lost_each() -> None:

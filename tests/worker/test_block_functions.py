@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import decimal
+import os
 import pickle
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from polarmap.worker.block_functions import (
     any_call,
     call_each,
     combination,
+    in_batches,
     on_sparse_rows,
     run_call,
     sparse_rows,
@@ -369,3 +371,21 @@ def test_numbers_behind_an_odd_number_of_bytes_are_read() -> None:
     leaves = [np.frombuffer(raw, one.dtype, one.size, start) for one, start in zip(arrays, places)]
     assert not leaves[1].flags.aligned
     np.testing.assert_array_equal(sparse_rows(leaves, scipy.sparse.csr_array, 3).toarray(), matrix.toarray())
+
+
+def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch() -> None:
+    """Its parent goes on: what f does happens once for each."""
+    here, forked = os.getpid(), list[int]()
+
+    def f(number: int) -> int:
+        if number == 1:
+            forked.append(os.fork())
+        return number
+
+    blocks = [to_block(number).tobytes() for number in range(4)]
+    packed = in_batches(any_call(f, is_pickled=True))(to_block(blocks).view(np.int8))
+    ends = from_block(np.frombuffer(packed.data, np.uint8))
+    if os.getpid() != here:
+        os._exit(len(ends))
+    _, status = os.waitpid(forked[0], 0)
+    assert (len(ends), os.waitstatus_to_exitcode(status)) == (4, 2)
