@@ -18,7 +18,6 @@ import numpy as np
 
 from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
 from polarmap.code.polar import PolarCode
-from polarmap.code.recovery import is_formed
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import check_key
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size
@@ -71,7 +70,6 @@ class Manifest:
     zarr : the Zarr array that the data blocks make, or will when none is missing; None if they lie elsewhere.
     encryption : of the parts, which then have their sizes in memory, and the CRC-32 of what is stored.
     run : that has encoded it, which stays when it is repaired; empty of arrays that earlier versions encoded.
-    narrow_parity : dtype of parity blocks where an earlier version, which formed P, knew that it is enough.
     """
 
     name: str
@@ -83,7 +81,6 @@ class Manifest:
     zarr: ZarrView | None = None
     encryption: Encryption | None = None
     run: str = ""
-    narrow_parity: np.dtype[Any] | None = None
 
     @cached_property
     def rows(self) -> int:
@@ -98,7 +95,7 @@ class Manifest:
     @cached_property
     def parity_dtype(self) -> np.dtype[Any]:
         """Dtype of the parity blocks."""
-        return self.code.parity_dtype(self.dtype) if self.narrow_parity is None else self.narrow_parity
+        return self.code.parity_dtype(self.dtype)
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -264,20 +261,16 @@ class Manifest:
     def _from_fields(
         cls, array: Mapping[str, Any], code: PolarCode, encryption: Encryption | None
     ) -> Manifest:
-        dtype, parity = np.dtype(array["dtype"]), np.dtype(array["parity_dtype"])
-        enough = code.parity_dtype(dtype)
-        is_narrow = parity.kind == enough.kind == "i" and parity.itemsize < enough.itemsize
         return cls(
             name=check_name(array["name"]),
             shape=tuple(array["shape"]),
-            dtype=dtype,
+            dtype=np.dtype(array["dtype"]),
             code=code,
             parts=tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"]),
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
             encryption=encryption,
             run=array.get("run", ""),
-            narrow_parity=parity if is_narrow and not is_formed(code.n, code.k) else None,
         )
 
     def _check(self, rows: Any, parity_dtype: str) -> None:

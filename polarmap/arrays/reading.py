@@ -46,10 +46,6 @@ class StoredBlocks(CodedData):
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredBlocks, (self.part_store.store, self.manifest)
 
-    def layout(self, index: int) -> Layout:
-        """Dtype and shape of the one array of block `index`."""
-        return ((self.manifest.dtype_of(index).str, self.manifest.block_shape),)
-
     def parts(self, index: int) -> tuple[Part, ...]:
         """What block `index` consists of, as far as is known since a worker found a block damaged."""
         if self._is_damaged:

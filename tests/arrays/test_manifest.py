@@ -220,20 +220,3 @@ def test_folder_of_an_array_is_below_its_name():
 def test_names_that_may_be():
     for name in ("a", "A.b-c_9", "9", "x" * 128):
         assert check_name(name) == name
-
-
-def test_narrow_parity_of_large_codes_of_before_is_read_mapped_and_repaired(tmp_path, monkeypatch):
-    """P was formed for every growth then; now that of large codes is a bound, and asks for wider parity."""
-    code = PolarCode(2_048, 1_536, "arikan")
-    A = random_array((1_536, 2), "u2")
-    with monkeypatch.context() as before:
-        before.setattr("polarmap.code.arikan_code.is_formed", lambda n, k: True)
-        polarmap.encode(A, code=PolarCode(2_048, 1_536, "arikan"), name="a", storage=tmp_path)
-    coded = polarmap.open_coded("a", storage=tmp_path)
-    assert coded.layout(2_000)[0][0] == "<i4" and code.parity_dtype("u2") == "i8"
-    (tmp_path / coded.stored(7)[0].key).unlink()
-    np.testing.assert_array_equal(coded[:], A)
-    y = polarmap.coded_map(lambda block: 2 * block.astype(int), coded, executor=polarmap.ReplayExecutor())
-    np.testing.assert_array_equal(y.concatenate(), 2 * A.astype(int))
-    coded.repair()
-    assert coded.check().ok and polarmap.open_coded("a", storage=tmp_path).check().ok
