@@ -32,7 +32,7 @@ from polarmap.code.row_operations import RowProgram, Step
 from polarmap.code.sequential import Progress
 from polarmap.errors import CodeError
 
-COLUMNS = 64  # of P that are summed at once
+ROWS = 64  # of P that are formed at once
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
 # (benchmarks/coding.py).
 DENSE_EXACT_UP_TO = 16
@@ -103,46 +103,34 @@ class ArikanCode(PolarCode):
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
         checked = super().parity_dtype(dtype)
-        if not is_exact(checked) or checked.itemsize == 8:
-            return checked
-        if checked not in self._parity_dtypes:
-            self._parity_dtypes[checked] = self._least_dtype(checked)
-        return self._parity_dtypes[checked]
-
-    @cached_property
-    def _parity_dtypes(self) -> dict[DType, DType]:
-        """Those that were asked for, by the dtype of the data."""
-        return {}
-
-    def _least_dtype(self, dtype: DType) -> DType:
-        """The narrowest that holds every parity block: what is stored, by whomever, has this one.
-
-        Where P is not formed, its columns are summed until they rule out all that is narrower than `norm_inf`
-        asks for.
-        """
-        enough = parity_dtype(dtype, self.norm_inf)
-        if is_formed(self.n, self.k):
-            return enough
-        norms, least = np.zeros(self.n - self.k, np.int64), dtype
-        for start in range(0, self.k, COLUMNS):
-            norms += np.abs(self.columns(np.arange(start, min(start + COLUMNS, self.k)))).sum(axis=1)
-            least = parity_dtype(dtype, int(norms.max()))
-            if least == enough:
-                break
-        return least
+        is_widest = not is_exact(checked) or checked.itemsize == 8
+        return checked if is_widest else parity_dtype(checked, self.norm_inf)
 
     @cached_property
     def norm_inf(self) -> int:
-        """The largest sum of absolute coefficients of a parity block; no less, where P is not formed."""
+        """The largest sum of absolute coefficients of a parity block, of those rows of P that may have it."""
         if is_formed(self.n, self.k):
             return super().norm_inf
+        bounds, largest = self._norm_bounds(), 0
+        order = np.argsort(-bounds)
+        for start in range(0, len(order), ROWS):
+            rows = order[start : start + ROWS]
+            if bounds[rows[0]] <= largest:
+                break
+            units = np.zeros((len(rows), self.n - self.k))
+            units[np.arange(len(rows)), rows] = 1
+            largest = max(largest, int(np.abs(self.transposed(units)).sum(axis=1).max()))
+        return largest
+
+    def _norm_bounds(self) -> Indices:
+        """No less than the sum of absolute coefficients of each parity block: that of all additions to it."""
         leaves = np.zeros((self.length, 1), np.int64)
         leaves[self.order[: self.k]] = 1
         side_by_side = leaves.reshape(self.butterflies)
         kernels.arikan(side_by_side)
         side_by_side[self.frozen_mask] = 0
         kernels.arikan(side_by_side)
-        return int(leaves[self.order[self.k :]].max())
+        return leaves[self.order[self.k :], 0]
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
