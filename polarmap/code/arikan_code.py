@@ -130,7 +130,7 @@ class ArikanCode(PolarCode):
         kernels.arikan(side_by_side)
         side_by_side[self.frozen_mask] = 0
         kernels.arikan(side_by_side)
-        return leaves[self.order[self.k :], 0]
+        return np.asarray(leaves[self.order[self.k :], 0])
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
