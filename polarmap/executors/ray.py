@@ -43,7 +43,7 @@ class RayCluster:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Nobody shuts it down meanwhile: Ray would start a cluster of its own; RuntimeError if it is gone."""
+        """Nobody shuts it down meanwhile, or Ray would start one of its own; RuntimeError if it is gone."""
         with self._shutdown_lock:
             if reason := self.gone():
                 raise RuntimeError(reason)
