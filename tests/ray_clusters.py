@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 CPUS = 4
-# Ray ends its daemon, and with it the process that is connected to it, if agents do not start or answer in time.
+# Ray ends its daemon, and with it this process, if agents do not start or answer in time.
 PATIENCE = {
     "agent_register_timeout_ms": 300_000,
     "health_check_timeout_ms": 300_000,
