@@ -13,13 +13,22 @@ from typing import Any
 import pytest
 
 CPUS = 4
+# Ray ends its daemon, and with it this process, if agents do not start or answer in time.
+PATIENCE = {
+    "agent_register_timeout_ms": 300_000,
+    "health_check_timeout_ms": 300_000,
+    "worker_register_timeout_seconds": 300,
+}
 
 
 def start(ray: Any) -> None:
     """Let there be a cluster, whose workers find functions of tests."""
-    if not ray.is_initialized():
-        here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
-        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    if ray.is_initialized():
+        return
+    with pytest.MonkeyPatch.context() as patched:
+        # Not as their `runtime_env`, for which an agent makes every worker, the idle ones anew.
+        patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, _system_config=PATIENCE)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any
 
@@ -33,16 +33,21 @@ class RayCluster:
             raise ExecutorError(
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
             )
+        # Private to Ray, which has no other way to ask and go on at once.
+        self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
         self.remote: Callable[[Any], Any] = ray.remote if choice is ray else choice
 
     def gone(self) -> str:
         """Why it takes nothing any more; empty if it does."""
         return "" if self.ray.is_initialized() else "it was shut down"
 
-    def end(self, call: Callable[[Any], object], what: Any) -> None:
-        """Cancel or kill; where it was shut down that is done, and Ray would start a cluster of its own."""
-        if not self.gone():
-            call(what)
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Nobody shuts it down meanwhile, or Ray would start one of its own; RuntimeError if it is gone."""
+        with self._shutdown_lock:
+            if reason := self.gone():
+                raise RuntimeError(reason)
+            yield
 
 
 class RayCalls(EngineCalls):
@@ -61,10 +66,15 @@ class RayCalls(EngineCalls):
         return self._cluster.gone()
 
     def _start(self, ours: Future[Any], call: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
-        task = self._task(call).options(name="polarmap task", max_retries=0)
-        theirs = task.remote(*map(self._sent, arguments))
-        theirs.future().add_done_callback(partial(_pass_on, ours))
-        return partial(self._cluster.end, self._cluster.ray.cancel, theirs)
+        with self._cluster.kept():
+            task = self._task(call).options(name="polarmap task", max_retries=0)
+            theirs = task.remote(*map(self._sent, arguments))
+            theirs.future().add_done_callback(partial(_pass_on, ours))
+        return partial(self._cancel, theirs)
+
+    def _cancel(self, theirs: Any) -> None:
+        with self._cluster.kept():
+            self._cluster.ray.cancel(theirs)
 
     def _sent(self, argument: Any) -> Any:
         """An argument, or what Ray has of a large one."""
@@ -102,16 +112,17 @@ class RaySite(Site):
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start an actor for each."""
-        if reason := self.gone():
-            raise ExecutorError(f"{self.name} takes no actors: {reason}")
         try:
             make = self._cluster.remote(PolarmapWorker)
             for number, seconds in workers.items():
                 name = f"polarmap worker {number} of pool {self._token}"
-                actor = make.options(name=name, scheduling_strategy="SPREAD", max_restarts=0).remote()
-                self._actors[number] = actor, actor.stay.remote(tuple(address), number, seconds).future()
+                options = make.options(name=name, scheduling_strategy="SPREAD", max_restarts=0)
+                with self._cluster.kept():
+                    actor = options.remote()
+                    self._actors[number] = actor, actor.stay.remote(tuple(address), number, seconds).future()
         except Exception as error:
-            raise ExecutorError(f"{self.name} takes no actors: {type(error).__name__}: {error}") from error
+            reason = self.gone() or f"{type(error).__name__}: {error}"
+            raise ExecutorError(f"{self.name} takes no actors: {reason}") from error
 
     def ended(self, may_ask: bool = True) -> dict[int, str]:
         """The workers whose actor has ended, and why."""
@@ -132,8 +143,8 @@ class RaySite(Site):
     def _end(self, number: int) -> None:
         """Kill an actor, which may have ended."""
         actor, _ = self._actors.pop(number)
-        with suppress(Exception):  # of a Ray that was shut down
-            self._cluster.end(self._cluster.ray.kill, actor)
+        with suppress(Exception), self._cluster.kept():  # of a Ray that was shut down
+            self._cluster.ray.kill(actor)
 
 
 class PolarmapWorker:
