@@ -24,15 +24,16 @@ from polarmap.executors.base import (
     lost,
 )
 from polarmap.executors.pool import Pool
-from polarmap.worker.block_functions import in_batches
+from polarmap.worker.block_functions import BATCH_MOST_SECONDS, in_batches
 from polarmap.worker.messages import Error
 from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Array, from_block, to_block
 from polarmap.worker.surroundings import available_cores
 
 MOST_BATCHES = 128  # that workers are given at a time: what waits may turn out to be short
+FIRST_BATCHES = 8  # of several tasks that workers are given before any has begun; later two for each at work
 BATCH_SECONDS = 0.02  # that one takes, or not much longer
-LATE_SECONDS = 10 * BATCH_SECONDS  # after which the tasks of one are given anew, each by itself
+LATE_SECONDS = 4 * BATCH_MOST_SECONDS  # after which the tasks of one are given anew, each by itself
 MOST_TOGETHER = 64  # tasks: each waits for those before it, and is late where one of these is
 MOST_KINDS = 64  # of tasks of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
@@ -161,19 +162,23 @@ class BatchedRun:
         """What an outcome says of those in a batch, and before that when they began."""
         batch = self._batches.attempts.pop(outcome.task)
         self._several.discard(outcome.task)
-        if outcome.task in self._began:
-            self._tell_began(batch, self._began.pop(outcome.task))
         ended = self._ended(batch, outcome)
+        if outcome.task in self._began:
+            self._tell_began(batch[: len(ended)], self._began.pop(outcome.task))
         self._news += [one for one in ended if (one.task, one.attempt) in self._open]
-        self._open.difference_update(batch)
+        self._open.difference_update(batch[: len(ended)])
+        if len(ended) < len(batch):  # what its worker has left
+            self._waiting = deque(sorted(self._open.intersection(batch).union(self._waiting)))
 
     def _give_up(self, late: float) -> None:
         """Let those in batches that began before this moment wait again, each for a worker of its own."""
         numbers = [number for number, when in self._began.items() if when <= late]
         for number in numbers:
             del self._began[number]
-            self._alone.update(self._open.intersection(self._batches.attempts[number]))
-            self._batches.attempts[number] = []
+            batch, self._batches.attempts[number] = self._batches.attempts[number], []
+            self._alone.update(self._open.intersection(batch))
+            if batch:  # nobody may want any by now
+                self._learn(batch[0], LATE_SECONDS / len(batch))
         if numbers:
             self._several.difference_update(numbers)
             self._waiting = deque(sorted(self._alone.union(self._waiting)))
@@ -190,7 +195,8 @@ class BatchedRun:
         in their order, as one may wait for the next.
         """
         numbers = []
-        while self._waiting and self._batches.n < MOST_BATCHES:
+        most = min(MOST_BATCHES, 2 * len(self._began) + FIRST_BATCHES)
+        while self._waiting and self._batches.n < MOST_BATCHES and len(self._several) < most:
             batch = self._next_batch()
             if len(batch) > 1:
                 self._several.add(self._number)
@@ -222,21 +228,25 @@ class BatchedRun:
         return attempt[1] > 0 or attempt in self._alone
 
     def _ended(self, batch: list[Attempt], outcome: Outcome) -> list[Outcome]:
-        """What became of each attempt."""
+        """What became of each attempt, but for the last ones if their worker has left these."""
         if not batch:  # it was given up, or nobody wanted any
             return []
         if outcome.leaves is None or len(batch) == 1:
             ends = [outcome._replace(task=task, attempt=attempt) for task, attempt in batch]
         else:
-            seconds, told = outcome.seconds / len(batch), from_block(outcome.leaves[0])
-            ends = [_outcome(one, end, seconds) for one, end in zip(batch, told, strict=True)]
+            told = from_block(outcome.leaves[0])
+            seconds = outcome.seconds / len(told)
+            ends = [_outcome(one, end, seconds) for one, end in zip(batch, told)]
         if outcome.failure is None:
-            kind, seconds = self._kind_of(batch[0][0]), ends[0].seconds
-            before = self._seconds.pop(kind, seconds)
-            self._seconds[kind] = (before + seconds) / 2
-            if len(self._seconds) > MOST_KINDS:
-                del self._seconds[next(iter(self._seconds))]  # of which none has ended for longest
+            self._learn(batch[0], ends[0].seconds)
         return ends
+
+    def _learn(self, attempt: Attempt, seconds: float) -> None:
+        """Take in how long a task of the kind of this one took."""
+        kind = self._kind_of(attempt[0])
+        self._seconds[kind] = (self._seconds.pop(kind, seconds) + seconds) / 2
+        if len(self._seconds) > MOST_KINDS:
+            del self._seconds[next(iter(self._seconds))]  # of which none has ended for longest
 
 
 def _outcome(attempt: Attempt, told: tuple[bool, Any], seconds: float) -> Outcome:

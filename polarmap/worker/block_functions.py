@@ -6,6 +6,7 @@ Runs on workers: imports numpy. The class that comes with f on sparse rows bring
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from polarmap.worker.pytree import (
     packed_block,
     unflatten,
 )
+
+BATCH_MOST_SECONDS = 0.1  # after which the rest of a batch is left to others
 
 Array = npt.NDArray[Any]
 
@@ -141,7 +144,8 @@ def run_call(block: Array) -> Packed:
 def in_batches(f: Callable[[Array], Packed]) -> Callable[[Array], Packed]:
     """f of a block of bytes, or of several that `to_block` has made one of integers of 8 bits.
 
-    Of several, what f returns for each, or raises, as plain data: true and its bytes, or false and its error.
+    Of several, what f returns for each, or raises, as plain data: true and its bytes, or false and its error;
+    of the first ones only, if these take long.
 
     >>> from polarmap.worker.pytree import to_block
     >>> both = to_block([to_block((abs, (one,), {})).tobytes() for one in (-3, "x")]).view(np.int8)
@@ -161,10 +165,11 @@ def in_batches(f: Callable[[Array], Packed]) -> Callable[[Array], Packed]:
     def call(block: Array) -> Packed:
         if block.dtype != np.int8:
             return f(block)
-        process, ends = os.getpid(), []
+        process, until, ends = os.getpid(), time.monotonic() + BATCH_MOST_SECONDS, []
         for one in from_block(block.view(np.uint8)):
             ends.append(told(one))
-            if os.getpid() != process:  # a child that f has forked: its parent goes on with the others
+            # Others may do the rest; in a child that f has forked, its parent does.
+            if time.monotonic() > until or os.getpid() != process:
                 break
         return packed_block(ends)
 

@@ -147,6 +147,18 @@ def test_a_batch_that_takes_long_is_given_up_and_its_tasks_begin_anew_by_themsel
     assert not run._alone
 
 
+def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "polarmap.worker.block_functions.BATCH_MOST_SECONDS", -1.0
+    )  # each does the first only
+    run, handed = opened(abs, Items(40))
+    run.submit([(task, 0) for task in range(40)])
+    assert [task for task in handed[0] if task] == list(range(1, len(handed[0])))
+    events = all_of(run)
+    assert ends(events) == {task: task for task in range(40)}
+    assert sorted(one.task for one in events if isinstance(one, Began)) == list(range(40))
+
+
 def test_tasks_that_are_lost_together_are_lost_each() -> None:
     run, handed = opened(abs, Items(40), {0: Fault("kill")})
     run.submit([(task, 0) for task in range(40)])
