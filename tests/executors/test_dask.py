@@ -168,11 +168,20 @@ def test_a_worker_of_dask_that_is_killed_is_named_and_replaced(
     addresses = {process: address for address, process in client.run(os.getpid).items()}
     x, mark = X, tmp_path / "killed"
 
+    def is_gone(process: str) -> bool:
+        try:
+            return (Path("/proc") / process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        except OSError:
+            return True
+
     def dies_once(block: Any) -> Any:
         try:
             with open(mark, "x") as file:
                 file.write(str(os.getpid()))
         except FileExistsError:
+            # Else the others may be done before the driver sees that it has ended.
+            while not (process := mark.read_text()) or not is_gone(process):
+                time.sleep(0.01)
             return block @ x
         os.kill(os.getpid(), signal.SIGKILL)
 
