@@ -133,13 +133,13 @@ class ChannelIO(TaskIO):
         """
         is_first, self._order, self._f = self.map < 0, message.order, None
         self.map, *_ = message.order
+        if self._state and not is_first and (changed := self._state.restore()):
+            self._tell(Message(UNFIT, self._order, changed.encode()))
+            return False
         self._folders, output, encryption, around = pickle.loads(message.header)
         if around != self._told_around:
             self._told_around, self._around = around, Surroundings(*pickle.loads(around))
         self._of_map = output and OutputSpec.parse(output), encryption
-        if self._state and not is_first and (changed := self._state.restore()):
-            self._tell(Message(UNFIT, self._order, changed.encode()))
-            return False
         self._around.take_over()
         self._blocks.forget_removed()
         if message.data:

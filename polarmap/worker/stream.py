@@ -26,6 +26,7 @@ DATA_BYTES = 1 << 40  # the same of data
 TAG_BYTES = 32
 INLINE_BYTES = 1 << 16  # of data: larger ones are a file or an object of their own, where there are some
 READ_BYTES = 1 << 18
+LEAST_BYTES = 1 << 12  # where there is no memory for that
 SLOWEST = 1e5  # bytes per second of a network
 ANSWER_SECONDS = 5.0  # that whoever waits for us may take to read what it is told, or to answer
 NONCE_BYTES = 32
@@ -189,11 +190,18 @@ class Stream:
         if timeout != 0.0:
             ready([self._connection], POLLIN, timeout)
         said: list[Message] = []
+        size = READ_BYTES
         try:
             while True:
-                data = self._connection.recv(READ_BYTES)
+                try:
+                    data = self._connection.recv(size)
+                except MemoryError:  # f has limited ours: there is room to hear of the next map, and say so
+                    if size == LEAST_BYTES:
+                        raise
+                    size = LEAST_BYTES
+                    continue
                 said += self._frames.of(data)
-                if len(data) < READ_BYTES:
+                if len(data) < size:
                     return said, bool(data)
         except BlockingIOError:
             return said, True

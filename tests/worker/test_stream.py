@@ -180,6 +180,24 @@ def test_a_large_message_comes_in_pieces(pair: tuple[Stream, Stream]) -> None:
         assert found == [message]
 
 
+def test_a_process_without_memory_hears_what_is_short() -> None:
+    class Limited(socket.socket):
+        def recv(self, size: int, flags: int = 0) -> bytes:
+            if size > 1 << 16:
+                raise MemoryError
+            return super().recv(size, flags)
+
+    here, there = socket.socketpair()
+    with Limited(fileno=here.detach()) as limited, there:
+        heard, teller = Stream(limited), Stream(there)
+        said = [Message(kind=stream.CALL, order=(1, task, 0), header=bytes(3_000)) for task in range(3)]
+        assert teller.send(*said)
+        found, is_there = heard.receive(5.0)
+        assert is_there and [(one.order, bytes(one.header)) for one in found] == [
+            (one.order, bytes(one.header)) for one in said
+        ]
+
+
 def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[Stream, Stream]) -> None:
     link, channel = pair
     assert not channel.is_closed()
