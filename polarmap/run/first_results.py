@@ -8,10 +8,9 @@ from math import inf
 
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Coded, Function, Outcome, Payload
-from polarmap.run.lateness import backup_lateness
 from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.policies import Backups
+from polarmap.run.policies import with_backups
 from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.shortfall import as_raised, too_few
@@ -104,7 +103,6 @@ def run_uncoded(
     told of failures, too, that count in the place of results.
     """
     running.check_limits(blocks)
-    policy = Backups(blocks.n, backup_lateness(blocks.n), backups)
     payload = Payload(f, blocks, output=output)
     need_of = partial(FirstResults, note, keeps_failures, who)
-    return running.execute(payload, policy, options, need_of, observers)[1]
+    return running.execute(payload, with_backups(blocks.n, backups), options, need_of, observers)[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.executors.base import Attempt
-from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule
+from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, backup_lateness
 from polarmap.run.loop import Need, Policy
 from polarmap.run.tasks import TaskTable
 
@@ -63,6 +63,11 @@ class OnDemand(Policy):
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
         return self.late.next_seconds(bool(tasks.unbegun), now) if self._left else inf
+
+
+def with_backups(n: int, most: int) -> Policy:
+    """All tasks start at once, late ones so often once more; where that is never, nobody asks who is late."""
+    return Backups(n, backup_lateness(n), most) if most else Policy(n)
 
 
 class Backups(Policy):

@@ -20,10 +20,10 @@ from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import Function, Payload
 from polarmap.run.codeword import Codeword
-from polarmap.run.lateness import ParityRule, backup_lateness
+from polarmap.run.lateness import ParityRule
 from polarmap.run.loop import Policy
 from polarmap.run.options import MapOptions
-from polarmap.run.policies import Backups, OnDemand
+from polarmap.run.policies import OnDemand, with_backups
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observer, Observers, RunningMap
@@ -179,7 +179,7 @@ def run_coded(
 def _policy(code: LinearCode, options: MapOptions) -> Policy:
     """Which tasks of a map start at once, and which later."""
     if isinstance(code, Uncoded) and code.backups:
-        return Backups(code.n, backup_lateness(code.n), code.backups)
+        return with_backups(code.n, code.backups)
     if options.schedule != "on_demand":
         return Policy(code.n)
     rule = ParityRule(code.recovery_threshold, options.runtimes)

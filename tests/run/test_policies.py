@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
 from polarmap.run.loop import Need, Policy, Stopwatch
-from polarmap.run.policies import Backups, OnDemand
+from polarmap.run.policies import Backups, OnDemand, with_backups
 from polarmap.run.tasks import TaskTable
 
 STOPPED = Stopwatch(lambda: 0.0)
@@ -210,3 +210,8 @@ def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
     for task in range(4):
         tasks.note(returned(task), 1.0)
     assert list(policy.due(tasks, need, 1.0)) == [4, 5]
+
+
+def test_nobody_looks_for_late_tasks_that_get_no_backup() -> None:
+    assert with_backups(4, 0).late is None
+    assert isinstance(with_backups(4, 2), Backups)
