@@ -25,8 +25,8 @@ HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a me
 DATA_BYTES = 1 << 40  # the same of data
 TAG_BYTES = 32
 INLINE_BYTES = 1 << 16  # of data: larger ones are a file or an object of their own, where there are some
-READ_BYTES = 1 << 18
-LEAST_BYTES = 1 << 12  # where there is no memory for that
+# Read at a time; at first as much as most messages are, for which there is room where f has limited memory.
+FIRST_BYTES, READ_BYTES = 1 << 14, 1 << 18
 SLOWEST = 1e5  # bytes per second of a network
 ANSWER_SECONDS = 5.0  # that whoever waits for us may take to read what it is told, or to answer
 NONCE_BYTES = 32
@@ -190,19 +190,14 @@ class Stream:
         if timeout != 0.0:
             ready([self._connection], POLLIN, timeout)
         said: list[Message] = []
-        size = READ_BYTES
+        size = FIRST_BYTES
         try:
             while True:
-                try:
-                    data = self._connection.recv(size)
-                except MemoryError:  # f has limited ours: there is room to hear of the next map, and say so
-                    if size == LEAST_BYTES:
-                        raise
-                    size = LEAST_BYTES
-                    continue
+                data = self._connection.recv(size)
                 said += self._frames.of(data)
                 if len(data) < size:
                     return said, bool(data)
+                size = READ_BYTES
         except BlockingIOError:
             return said, True
         except OSError:
