@@ -13,7 +13,7 @@ import numpy as np
 
 from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import MapExecutor, Payload, Run
+from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
 from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_ray, is_path
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
@@ -50,17 +50,12 @@ class FaultyExecutor:
             _check_fault(fault)
 
 
-class WithFaults:
+class WithFaults(WrappedExecutor):
     """An executor some of whose tasks suffer faults; those that a run is told of come first."""
 
     def __init__(self, executor: MapExecutor, faults: Mapping[int, Fault]) -> None:
-        self._executor, self._faults = executor, faults
-        self.worker = executor.worker
-
-    @property
-    def name(self) -> str:
-        """That of the executor underneath, which may change: a pool learns how its workers call it."""
-        return self._executor.name
+        super().__init__(executor)
+        self._faults = faults
 
     def open(self, payload: Payload) -> Run:
         """A run of the executor underneath, which is told of the faults."""

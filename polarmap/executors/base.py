@@ -327,6 +327,18 @@ class MapExecutor(Protocol):
         ...
 
 
+class WrappedExecutor:
+    """An executor that is the same as another one but for the runs that it opens."""
+
+    def __init__(self, executor: MapExecutor) -> None:
+        self._executor, self.worker = executor, executor.worker
+
+    @property
+    def name(self) -> str:
+        """That of the executor underneath, which may change: a pool learns how its workers call it."""
+        return self._executor.name
+
+
 def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:
     """The block of a task, each of its leaves `as_seen` by f."""
     leaves = [as_seen(leaf) for piece in coded.pieces(task) for leaf in coded.piece(piece)]

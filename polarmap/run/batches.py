@@ -20,6 +20,7 @@ from polarmap.executors.base import (
     Outcome,
     Payload,
     Run,
+    WrappedExecutor,
     failure_of,
     lost,
 )
@@ -41,20 +42,15 @@ BATCHES_PER_CORE = 4  # of what waits, where it is not much
 Kinds = Callable[[int], Hashable]  # what is the same for tasks that take about as long; None: it goes alone
 
 
-class InBatches:
+class InBatches(WrappedExecutor):
     """An executor whose workers, if they are processes here, are given several short tasks at once.
 
     The blocks of its maps are arrays of bytes, as `to_block` makes them; what f returns is one, too.
     """
 
     def __init__(self, executor: MapExecutor, kind_of: Kinds) -> None:
-        self._executor, self._kind_of = executor, kind_of
-        self.worker = executor.worker
-
-    @property
-    def name(self) -> str:
-        """That of the executor underneath, which may change."""
-        return self._executor.name
+        super().__init__(executor)
+        self._kind_of = kind_of
 
     def open(self, payload: Payload) -> Run:
         """A run of the executor underneath, or one before it."""
