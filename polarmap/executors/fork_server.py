@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.worker.polling import POLLIN, ready
@@ -25,23 +26,34 @@ FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is t
 START_SECONDS = 60  # that an interpreter may take to import what workers need, on a busy machine
 TELL_SECONDS = 0.1  # that it may take to tell how a worker ended
 READ_BYTES = 4096
-PROGRAM = """
+# In an interpreter that knows `options`: what workers need, from where the driver has found it.
+IMPORTS = """
+sys.path[:] = [options["home"], *options["module_path"]]
+import polarmap  # the driver's own, wherever it has found it
+sys.path[:] = options["module_path"]
+from polarmap.worker import finite_differences
+for name in options["modules"]:
+    importlib.import_module(name)
+"""
+PROGRAM = f"""
 import importlib, json, signal, sys
 options = json.loads(sys.argv[1])
 handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which the driver may ignore, or block
 blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
 signal.alarm(options["seconds"])  # which ends this process
-sys.path[:] = [options["home"], *options["module_path"]]
-import polarmap  # the driver's own, wherever it has found it
-sys.path[:] = options["module_path"]
-from polarmap.worker import finite_differences, fork_server
-for name in options["modules"]:
-    importlib.import_module(name)
+{IMPORTS}
+from polarmap.worker import fork_server
 signal.alarm(0)
 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 signal.signal(signal.SIGALRM, handler)
 fork_server.main(options["descriptor"], options["folders"])
 """
+
+
+def import_options(modules: Sequence[str]) -> dict[str, Any]:
+    """What `IMPORTS` are told: where to look, as this process does now, and which modules there are more."""
+    home = str(Path(__file__).resolve().parents[2])
+    return {"home": home, "module_path": absolute_module_path(), "modules": ["cloudpickle", *modules]}
 
 
 class ForkServerProcess:
@@ -69,9 +81,7 @@ class ForkServerProcess:
         self._endings: dict[int, str] = {}  # of workers that ended by themselves
         options = {
             "seconds": START_SECONDS,
-            "module_path": absolute_module_path(),
-            "home": str(Path(__file__).resolve().parents[2]),
-            "modules": ["cloudpickle", *modules],
+            **import_options(modules),
             "descriptor": theirs.fileno(),
             "folders": list(folders),
         }

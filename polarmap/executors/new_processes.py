@@ -11,24 +11,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server import TELL_SECONDS, how_ended, inherited_stream, open_standard_streams
+from polarmap.executors.fork_server import (
+    IMPORTS,
+    TELL_SECONDS,
+    how_ended,
+    import_options,
+    inherited_stream,
+    open_standard_streams,
+)
 from polarmap.worker.processes import END_SECONDS
-from polarmap.worker.surroundings import absolute_module_path
 from polarmap.worker.threads import limiting_variables
 
-PROGRAM = """
+PROGRAM = f"""
 import importlib, json, sys
 options = json.loads(sys.stdin.buffer.raw.readline())
-sys.path[:] = [options["home"], *options["module_path"]]
-import polarmap  # the driver's own, wherever it has found it
-sys.path[:] = options["module_path"]
-from polarmap.worker import finite_differences, new_process
-for name in options["modules"]:
-    importlib.import_module(name)
+{IMPORTS}
+from polarmap.worker import new_process
 new_process.main(options["connection"], options["folders"])
 """
 
@@ -48,7 +49,7 @@ class NewProcesses:
 
     def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:
         self._environment = {**os.environ, **limiting_variables(threads)}
-        self._options = {"folders": list(folders), "modules": ["cloudpickle", *modules]}
+        self._folders, self._modules = list(folders), modules
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def is_alive(self) -> bool:
@@ -69,8 +70,7 @@ class NewProcesses:
                     env=self._environment,
                     **options,
                 )
-                home = str(Path(__file__).resolve().parents[2])
-                told: dict[str, Any] = {"home": home, "module_path": absolute_module_path(), **self._options}
+                told = import_options(self._modules) | {"folders": self._folders}
                 told["connection"] = shared if isinstance(shared, int) else shared(process.pid)
             assert process.stdin is not None
             with contextlib.suppress(OSError):  # it has ended: its driver sees its socket closed
