@@ -68,19 +68,22 @@ class DaskCalls(EngineCalls):
         client, name = self._dask.client, f"polarmap-task-{uuid.uuid4()}"
         theirs = client.submit(call, *arguments, **{"pure": False, "key": name, **self._dask.options})
         self._dask.executor._futures.add(theirs)  # which its shutdown cancels
-        client.loop.add_callback(_pass_on, theirs, ours)
+        client.loop.add_callback(self._pass_on, theirs, ours)
         return lambda: theirs.cancel()
 
-
-async def _pass_on(theirs: Any, ours: Future[Any]) -> None:
-    """Let the future of ours end as Dask's does."""
-    try:
-        result = await theirs
-    except BaseException as error:
-        # Of what is cancelled Dask's text differs from call to call.
-        end_as(ours, error=CancelledError("Dask's client cancelled it") if theirs.cancelled() else error)
-    else:
-        end_as(ours, result)
+    async def _pass_on(self, theirs: Any, ours: Future[Any]) -> None:
+        """Let the future of ours end as Dask's does."""
+        try:
+            result = await theirs
+        except BaseException as error:
+            why = error
+            if reason := self.gone():  # which cancels all, and is told in one way
+                why = RuntimeError(reason)
+            elif theirs.cancelled():  # of which Dask's text differs from call to call
+                why = CancelledError("Dask's client cancelled it")
+            end_as(ours, error=why)
+        else:
+            end_as(ours, result)
 
 
 class DaskSite(Site):

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -75,7 +75,7 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
         BEGAN.get(timeout=PATIENCE)
     close(executor)
     for future in futures:
-        with pytest.raises((CancelledError, RuntimeError), match=r"client (cancelled it|was closed)"):
+        with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
             future.result(PATIENCE)
     with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
         calls.submit(int)
@@ -213,8 +213,10 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
     ):
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
-            assert pool._kept is not None
-            site: Any = pool._kept._site
+            kept = pool._kept
+            # One whose pool is closed before it has called ends with the error that nobody answers.
+            assert kept is not None and until(lambda: len(kept.workers) == 2)
+            site: Any = kept._site
             tasks = list(site._futures.values())
         assert tasks
         assert all(task.status == "finished" for task in tasks)
