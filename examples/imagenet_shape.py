@@ -1,0 +1,49 @@
+"""Least squares in the shape of ImageNet, 2,013,526 x 196,608 in float32 (1.58 TB), at any scale.
+
+Workers make the matrix, code it, leave it in storage and multiply: it is never in one place. Its rank is 64
+(pictures that mix 64 others), so little travels to make it."""
+
+import argparse
+import tempfile
+import time
+
+import numpy as np
+from scipy.sparse.linalg import lsqr
+
+from polarmap import CodedOperator, Pool, Stored, coded_map
+
+
+def made(name, tall, wide, storage, pool):
+    """The product as a coded array: it is linear in `tall`, so its parity is made of the parity of `tall`."""
+    out = Stored(name, storage)
+    array = coded_map(lambda rows: rows @ wide.T, tall, workers=32, out=out, executor=pool).array
+    array.repair(executor=pool)  # what was late when others determined it
+    return array
+
+
+def main(scale: float, steps: int, storage: str, pool: Pool) -> None:
+    rows, columns = (round(length * scale**0.5) for length in (2_013_526, 196_608))
+    stream, began = np.random.default_rng(0), time.perf_counter()
+    left, right = (stream.standard_normal((length, 64), np.float32) for length in (rows, columns))
+    A = made("images", left, right, storage, pool)
+    transposed = made("images-transposed", right, left, storage, pool)
+    print(f"{rows:,} x {columns:,}, stored by rows and by columns: {time.perf_counter() - began:.1f} s")
+    with CodedOperator(A, transposed=transposed, executor=pool) as operator:
+        x = right @ stream.standard_normal(64, np.float32) / columns  # of all that explain b the shortest
+        b, began = operator @ x, time.perf_counter()
+        found = lsqr(operator, b, iter_lim=steps, atol=0, btol=0)[0]
+        print(f"LSQR: {(time.perf_counter() - began) / steps:.2f} s a step")
+        print(f"after {steps}: |found - x| / |x| = {np.linalg.norm(found - x) / np.linalg.norm(x):.0e}")
+    A.delete(), transposed.delete()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1e-4, help="of the bytes")
+    parser.add_argument("--steps", type=int, default=10, help="of LSQR")
+    parser.add_argument("--storage", help="a folder; or a YAML file of Lithops, whose workers do it")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        storage = given.storage or folder
+        with Pool(storage if storage.endswith(".yaml") else None) as pool:
+            main(given.scale, given.steps, storage, pool)
