@@ -67,6 +67,7 @@ CLI = [
             "deploy",
             "doctor",
             "forecast",
+            "run_times",
             "templates",
         )
     ],
@@ -121,7 +122,9 @@ ONLY_FROM = {
     "polarmap.run.codeword": [
         *["polarmap.arrays.stored_result", "polarmap.run.estimates", "polarmap.run.prepared_map"]
     ],
-    "polarmap.run.first_results": ["polarmap.arrays.array_tasks", "polarmap.maps.hedged"],
+    "polarmap.run.first_results": [
+        *["polarmap.arrays.array_tasks", "polarmap.maps.hedged", "polarmap.planning.measurement"]
+    ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
 CLOCKS_AND_IO = {

@@ -14,6 +14,7 @@ from polarmap import __version__
 from polarmap.cli import arrays, demo, doctor
 from polarmap.cli.deploy import deploy_, undeploy_
 from polarmap.cli.forecast import plan, simulate
+from polarmap.cli.run_times import measure
 from polarmap.cli.templates import config
 
 INTERRUPTED = 130
@@ -31,7 +32,7 @@ def commands() -> None:
 
 
 of_arrays = (arrays.encode_, arrays.list_, arrays.check, arrays.repair, arrays.delete)
-for command in (doctor.doctor, demo.demo, plan, simulate, config, deploy_, undeploy_, *of_arrays):
+for command in (doctor.doctor, demo.demo, measure, plan, simulate, config, deploy_, undeploy_, *of_arrays):
     commands.add_command(command)
 
 

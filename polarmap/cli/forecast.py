@@ -38,9 +38,11 @@ OPTIONS = (
     click.option(
         "--times",
         type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-        help="Measured run times in seconds: a file of numbers, or a CSV file; - is standard input.",
+        help="Run times in seconds: numbers, CSV, or the JSON file of `measure`; - is standard input.",
     ),
-    click.option("--column", metavar="NAME", help="Column of the CSV file."),
+    click.option(
+        "--column", metavar="NAME", help="Column of the CSV file; of a JSON file cold or warm (the default)."
+    ),
     click.option(
         "--distribution",
         "named",
@@ -111,8 +113,10 @@ def named_distribution(text: str) -> Distribution:
 
 
 def read_times(path: Path, column: str | None) -> Empirical:
-    """The numbers of a text file, or of one column of a CSV file with a header; - is standard input."""
+    """The numbers of a text or JSON file, or of a column of a CSV file with a header; - is standard input."""
     try:
+        if path.suffix == ".json":
+            return Empirical.from_json(path, column or "warm")
         with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
         names = next(csv.reader(lines), [])

@@ -8,6 +8,8 @@ product-limit estimate (Kaplan and Meier 1958).
 from __future__ import annotations
 
 import csv
+import json
+import os
 from collections.abc import Iterable
 from copy import copy
 from importlib import resources
@@ -125,6 +127,23 @@ class Empirical(Distribution):
             raise CodeError(f"there is no column {column!r} but {', '.join(names)}")
         return cls([row[column] for row in rows])
 
+    @classmethod
+    def from_json(cls, path: str | PathLike[str], times: str = "warm") -> Empirical:
+        """What `polarmap measure --out` wrote: the times of its "warm" map, or of the "cold" one before.
+
+        Raises
+        ------
+        CodeError
+            For another file.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = [inf if one is None else one for one in json.load(file)[times]]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            what = f"{os.fspath(path)!r} holds no {times!r} times of `polarmap measure`"
+            raise CodeError(f"{what}: {type(error).__name__}: {error}") from None
+        return cls(found)
+
     def with_tail(self) -> Distribution:
         """The same with an exponential tail in place of `failure_probability`, fitted beyond the median.
 
@@ -202,10 +221,10 @@ def _mean_excess(seen: Floats, done: Mask) -> float:
 
 
 def as_runtimes(given: object) -> Distribution:
-    """A Distribution from one, from run times in seconds, or from reports of coded maps.
+    """A Distribution from one, from run times in seconds, reports of coded maps, or the path of a file.
 
-    Reports say nothing of the time beyond the end of their map, so their distribution is continued with
-    an exponential tail (`Empirical.with_tail`).
+    The file is one of `polarmap measure`. Reports say nothing of the time beyond the end of their map, so
+    their distribution is continued with an exponential tail (`Empirical.with_tail`).
 
     Examples
     --------
@@ -214,6 +233,8 @@ def as_runtimes(given: object) -> Distribution:
     """
     if isinstance(given, Distribution):
         return given
+    if isinstance(given, (str, PathLike)):
+        return Empirical.from_json(given)
     items = [given] if isinstance(given, Report) else list(_iterated(given))
     if items and all(isinstance(item, Report) for item in items):
         distribution = Empirical.from_reports([item for item in items if isinstance(item, Report)])
@@ -240,7 +261,7 @@ def training_trace() -> Empirical:
 
 
 def _iterated(given: object) -> Iterable[object]:
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if not isinstance(given, Iterable):
         raise CodeError(
             f"runtimes must be a Distribution, seconds of past tasks or reports, not {type(given).__name__}"
         )

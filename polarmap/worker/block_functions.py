@@ -26,6 +26,7 @@ from polarmap.worker.pytree import (
 )
 
 BATCH_MOST_SECONDS = 0.1  # after which the rest of a batch is left to others
+MEASURED_NUMBERS = 20_000  # that a task sorts which only shows how long tasks take
 
 Array = npt.NDArray[Any]
 
@@ -183,3 +184,15 @@ def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> li
     [8, 9]
     """
     return [f(*each) for each in arguments]
+
+
+def repeated_sorts(count: int, block: Any) -> float:
+    """Sort the same numbers so often, whatever the block: work of one core, to be timed.
+
+    >>> repeated_sorts(2, None)
+    0.0
+    """
+    mixed = np.arange(MEASURED_NUMBERS, dtype=float) * 7919 % MEASURED_NUMBERS
+    for _ in range(count):
+        ordered = np.sort(mixed)
+    return float(ordered[0])

@@ -1,0 +1,51 @@
+"""`polarmap measure`: how long tasks take on an executor, for `polarmap plan` and `polarmap simulate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from polarmap.cli.answer import FILE, Answer, answering
+from polarmap.planning import plot_runtimes
+from polarmap.planning.measurement import measure as measured
+from polarmap.planning.measurement import nearest_law
+
+
+@answering("measure")
+@click.argument("config", type=FILE, required=False)
+@click.option(
+    "--tasks", type=click.IntRange(1), default=200, show_default=True, help="As a map of yours has."
+)
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="That a task computes.")
+@click.option("--timeout", type=float, help="Seconds that each of the two maps may take.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what was measured to a JSON file, which --times of plan and simulate takes.",
+)
+@click.option(
+    "--plot",
+    "picture",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw how the times of the second map spread to FILE (.png, .svg, .pdf).",
+)
+def measure(
+    config: Path | None,
+    tasks: int,
+    seconds: float,
+    timeout: float | None,
+    out: Path | None,
+    picture: Path | None,
+) -> Answer:
+    """Run tasks on the workers of CONFIG, by default on this machine, twice, and tell how long they take."""
+    executor = None if config is None else str(config)
+    found = measured(executor, tasks=tasks, seconds=seconds, timeout=timeout)
+    text = str(found)
+    if out is not None:
+        found.save(out)
+        text += f"\npolarmap plan --k 24 --times {out}"
+    if picture is not None:
+        plot_runtimes(found.warm, picture, fitted=nearest_law(found.warm))
+    return Answer(found._asdict(), text)

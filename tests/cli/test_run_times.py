@@ -1,0 +1,25 @@
+"""`polarmap measure`: what the library measures, printed, written down, and read by `plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from command_lines import Run
+
+
+def test_what_is_measured_can_be_planned_with(polarmap: Run, tmp_path: Path) -> None:
+    file, picture = tmp_path / "times.json", tmp_path / "times.svg"
+    ran = polarmap("measure", "--tasks", 3, "--seconds", 0.01, "--out", file, "--plot", picture)
+    assert ran.code == 0, ran.err
+    assert "3 tasks of 0.01 s on workers here" in ran.out
+    assert "<svg" in picture.read_text()
+    for column in ([], ["--column", "cold"]):
+        assert polarmap("plan", "--k", 3, "--times", file, *column).code == 0
+    refused = polarmap("simulate", "--k", 3, "--times", file, "--column", "hot")
+    assert refused.code == 2
+    assert "holds no 'hot' times" in refused.err
+
+
+def test_programs_get_all_times(polarmap: Run) -> None:
+    ran = polarmap("measure", "--tasks", 2, "--seconds", 0.01, "--json")
+    assert len(ran.json["cold"]) == len(ran.json["warm"]) == 2
