@@ -28,10 +28,7 @@ from polarmap.models.losses import Bernoulli, Family, Multinomial
 
 @dataclass(eq=False, repr=False)
 class CodedModel(BaseEstimator):  # type: ignore[misc]
-    """An estimator whose products with X are coded maps; the fields of its classes are its parameters.
-
-    A subclass says how it fits, `_fit`, and by a mixin what its targets are, `_checked_data`.
-    """
+    """An estimator whose products with X are coded maps; the fields of its classes are its parameters."""
 
     _: KW_ONLY
     fit_intercept: bool = True
@@ -114,13 +111,10 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
         """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
 
-        Returned are what is coded, A as an operator whose products are made of those, mean and scale.
-
-        Solvers converge on A as they do on well-scaled data; the model is that of X. Without an
-        intercept, mean is 0. A sparse X stays what it is: A is never formed.
+        Returned are what is coded, A as an operator whose products are made of those, mean (0 without an
+        intercept) and scale. A sparse X stays what it is: A is never formed.
 
         shares : of the samples in a mean; their sum is 1.
-        root : of each sample; 1 by default.
         unit : a constant that A has in one column more.
         """
         mean, square = moments(X, shares, self.fit_intercept)

@@ -14,18 +14,9 @@ from polarmap.linalg.operators import CodedOperator
 class FitProgress:
     """Lines on standard output, one an iteration of a solver; none with verbose=0.
 
-    Parameters
-    ----------
-    name : str
-        Of what is fitted, before each line.
-    operator : CodedOperator
-        Whose products the iterations are made of.
-    verbose : int
-        0: nothing. 1: the objective, the norm of its gradient, and the seconds that the iteration took.
-        2 or more: also its products, and how many blocks the last of them decoded.
+    name : of what is fitted, before each line.
+    operator : whose products the iterations are made of.
 
-    Examples
-    --------
     >>> with CodedOperator([[1.0], [2.0]]) as operator:
     ...     progress = FitProgress("Ridge", operator, verbose=1)
     ...     progress.iteration(12.5, 0.25)  # doctest: +ELLIPSIS

@@ -42,8 +42,7 @@ class LogisticRegression(LogisticModel, MinimizedModel):
     C : float
         Inverse strength of the penalty, positive; `np.inf` for none.
     class_weight : dict or "balanced", optional
-        By which the weights of the samples of a class are multiplied; "balanced": so that all classes weigh
-        the same.
+        Factors for the samples of each class; "balanced": so that all classes weigh the same.
     fit_intercept : bool
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
         Of scipy.optimize; the last two use products with the Hessian. Newton steps end what takes long, for
@@ -63,11 +62,6 @@ class LogisticRegression(LogisticModel, MinimizedModel):
     n_iter_ : int
     report_ : Report
         Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; a single class.
 
     Examples
     --------

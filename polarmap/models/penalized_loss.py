@@ -72,23 +72,11 @@ class MinimizedModel(LinearPredictorModel):
 class PenalizedLoss:
     """loss(A V) + sum(penalty * V^2) / 2 of V (features, outputs) row by row; products with A are coded maps.
 
-    Parameters
-    ----------
-    operator : LinearOperator (samples, features)
-    loss : WeightedLoss
-        Of (samples, outputs).
-    penalty : (features,)
-        Of each row of V.
-    progress : FitProgress, optional
-        Of the iterations whose ends `ended` is told.
+    penalty : (features,), of each row of V.
     """
 
     def __init__(
-        self,
-        operator: Any,
-        loss: WeightedLoss,
-        penalty: Floats,
-        progress: FitProgress | None = None,
+        self, operator: Any, loss: WeightedLoss, penalty: Floats, progress: FitProgress | None = None
     ) -> None:
         self._operator, self._loss, self.progress = operator, loss, progress
         self._penalty, self._shape = penalty[:, np.newaxis], (operator.shape[1], loss.shape[1])

@@ -36,11 +36,6 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
     report_ : Report
         Of the last coded map.
 
-    Raises
-    ------
-    ModelError
-        Options that cannot be; negative counts; counts that are all zero.
-
     Examples
     --------
     >>> from concurrent.futures import ThreadPoolExecutor

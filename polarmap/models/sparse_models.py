@@ -43,8 +43,7 @@ class SparseLinearModel(CodedRegressor, ProximalModel):
 class ElasticNet(SparseLinearModel):
     """Least squares with L1 and L2 penalties, as sklearn's ElasticNet.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2); with
-    `sample_weight`, a weighted mean of squares. Stops at a duality gap of `tol` times the objective.
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2).
 
     Parameters
     ----------
@@ -72,11 +71,6 @@ class ElasticNet(SparseLinearModel):
     n_iter_ : int
     report_ : Report
         Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be.
 
     Examples
     --------
@@ -107,8 +101,8 @@ class ElasticNet(SparseLinearModel):
 class Lasso(ElasticNet):
     """Least squares with an L1 penalty, as sklearn's Lasso: few coefficients are not 0.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters, attributes and errors as for
-    `ElasticNet`, without l1_ratio.
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes as for `ElasticNet`,
+    without l1_ratio.
 
     Examples
     --------
@@ -128,9 +122,8 @@ class Lasso(ElasticNet):
 class NonNegativeLeastSquares(SparseLinearModel):
     """Least squares with coefficients of 0 or more, as sklearn's LinearRegression(positive=True).
 
-    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Stops where the norm of the
-    gradient map is `tol` times its largest. Parameters, attributes and errors as for `ElasticNet`, without
-    alpha and l1_ratio; `dual_gap_` is None.
+    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Parameters and attributes as for
+    `ElasticNet`, without alpha and l1_ratio; tol is of the gradient map, `dual_gap_` None.
 
     Examples
     --------
@@ -151,8 +144,7 @@ class NonNegativeLeastSquares(SparseLinearModel):
 class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorModel):
     """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
 
-    Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized. Stops where the
-    norm of the gradient map is `tol` times its largest.
+    Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized.
 
     Parameters
     ----------
@@ -161,7 +153,7 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
     class_weight, fit_intercept
         As for `polarmap.glm.LogisticRegression`.
     tol : float
-        Relative, of the gradient map.
+        Relative, of the gradient map to the largest one met.
     max_iter, blocks, workers, code, executor, timeout, verbose
         As for `ElasticNet`.
 
@@ -172,12 +164,7 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
     objective_ : float
         Of the mean loss plus |w|_1 / (C sum of weights).
     gradient_map_ : float
-        Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; a single class.
+        As for `ElasticNet`.
 
     Examples
     --------
