@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -23,7 +24,9 @@ from polarmap.executors import FaultyExecutor
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.features import ConstantFeature, ScaledOperator, moments
+from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.losses import Bernoulli, Family, Multinomial
+from polarmap.models.proximal_gradient import Solution
 
 
 @dataclass(eq=False, repr=False)
@@ -32,8 +35,8 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
 
     _: KW_ONLY
     fit_intercept: bool = True
-    tol: float
-    max_iter: int
+    tol: float = 1e-6
+    max_iter: int = 5000
     blocks: int | None = None
     workers: int | None = None
     code: CodeName | PolarCode = "auto"
@@ -135,6 +138,22 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
             A = np.column_stack([A, np.full(len(A), unit)])
         coded = self._operator(A)
         return coded, coded, mean, scale
+
+    def _minimized(self, coded: CodedOperator, minimize: Callable[..., Solution]) -> Floats:
+        """What is found; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
+
+        minimize : of tol, max_iter and callback, as those of `fista`.
+        """
+        progress = FitProgress(type(self).__name__, coded, self.verbose)
+        found = minimize(
+            tol=self.tol, max_iter=self.max_iter, callback=progress.iteration if progress else None
+        )
+        warn_if_not_converged(found.converged, self.max_iter)
+        self.n_iter_: Any = found.n_iter  # of Ridge an array, for several targets
+        self.objective_ = found.objective
+        self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
+        self.report_ = coded.report
+        return found.x
 
     def _linear(self, X: Any) -> Floats:
         """What the model makes of checked features, (samples,) or (samples, outputs)."""

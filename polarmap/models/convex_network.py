@@ -14,14 +14,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedRegressor, ProbabilisticClassifier
+from polarmap.models.coded_model import CodedModel, CodedRegressor, ProbabilisticClassifier
 from polarmap.models.cones import ConeLoss, admm
 from polarmap.models.features import ConstantFeature
 from polarmap.models.gates import GatedOperator, Gates, sample_gates
 from polarmap.models.losses import Family, Gaussian, OutputLoss
 from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_model import ProximalModel
 from polarmap.models.whitening import Whitening, principal_axes
 
 ACTIVATIONS = ("gated_relu", "relu")
@@ -83,7 +82,7 @@ def extracted_units(W: Floats, has_bias: bool) -> tuple[list[Floats], Floats, np
 
 
 @dataclass(eq=False, repr=False)
-class ConvexNetwork(ProximalModel):
+class ConvexNetwork(CodedModel):
     """A network of two layers whose weights are those of a convex problem."""
 
     alpha: float = 1e-2

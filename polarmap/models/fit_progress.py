@@ -48,11 +48,11 @@ class FitProgress:
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 
-def warn_if_not_converged(converged: bool, max_iter: int, message: str = "") -> None:
+def warn_if_not_converged(converged: bool, max_iter: int) -> None:
     """Say that a solver stopped short of what `tol` asks for, to the caller of fit()."""
     if not converged:
         warn(
-            f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer"
-            f"{': ' + message if message else ''}; raise max_iter or tol",
+            f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer; "
+            "raise max_iter or tol",
             ConvergenceWarning,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from polarmap.code.dtypes import Array, Floats
 from polarmap.models.coded_model import ProbabilisticClassifier
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.penalized_loss import MinimizedModel
+from polarmap.models.penalized_loss import SmoothModel
 
 
 @dataclass(eq=False, repr=False)
@@ -32,7 +32,7 @@ class LogisticModel(ProbabilisticClassifier):
 
 
 @dataclass(eq=False, repr=False)
-class LogisticRegression(LogisticModel, MinimizedModel):
+class LogisticRegression(LogisticModel, SmoothModel):
     """Logistic regression with an L2 penalty, binary or multinomial, as sklearn's.
 
     Minimizes C sum_i loss_i + |w|^2 / 2.
@@ -59,6 +59,10 @@ class LogisticRegression(LogisticModel, MinimizedModel):
     classes_ : (classes,)
     coef_ : (1, features) for two classes, (classes, features) for more
     intercept_ : (1,) or (classes,)
+    objective_ : float
+        Of the mean loss plus |w|^2 / (2 C sum of weights).
+    gradient_map_ : float
+        Norm of its gradient for scaled features.
     n_iter_ : int
     report_ : Report
         Of the last coded map.

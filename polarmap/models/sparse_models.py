@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,15 @@ import pyproximal
 
 from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedRegressor
+from polarmap.models.coded_model import CodedModel, CodedRegressor
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_model import ProximalModel
+from polarmap.models.proximal_newton import proximal_newton
 
 
-class SparseLinearModel(CodedRegressor, ProximalModel):
+class SparseLinearModel(CodedRegressor, CodedModel):
     """Squared errors, fitted to centred data; subclasses say with which penalty."""
 
     def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
@@ -29,7 +30,7 @@ class SparseLinearModel(CodedRegressor, ProximalModel):
         start = np.zeros((X.shape[1], *y.shape[1:]))
         loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
         with coded:
-            x = self._solve(coded, operator, loss, penalty, start)
+            x = self._minimized(coded, partial(proximal_newton, operator, loss, penalty, start))
         self.coef_ = x.T * scale
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
@@ -141,7 +142,7 @@ class NonNegativeLeastSquares(SparseLinearModel):
 
 
 @dataclass(eq=False, repr=False)
-class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorModel):
+class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
     """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
 
     Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized.
@@ -183,4 +184,4 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
         self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
     ) -> Floats:
         l1 = ElasticNetPenalty(np.repeat(penalty, loss.shape[1]))
-        return self._solve(coded, operator, loss, l1, start)
+        return self._minimized(coded, partial(proximal_newton, operator, loss, l1, start))

@@ -11,17 +11,16 @@ from scipy import sparse
 
 from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedClassifier
+from polarmap.models.coded_model import CodedClassifier, CodedModel
 from polarmap.models.interior_point import interior_point
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_model import ProximalModel
 from polarmap.models.proximal_newton import LARGEST_GRAM
 
 
 @dataclass(eq=False, repr=False)
-class LinearSVC(CodedClassifier, ProximalModel):
+class LinearSVC(CodedClassifier, CodedModel):
     """A linear support vector machine with the hinge loss, as sklearn's LinearSVC(loss="hinge").
 
     Minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1, for more than two
