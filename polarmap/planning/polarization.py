@@ -105,7 +105,7 @@ def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def step_times(runtimes: Distribution, depth: int) -> Floats:
-    """The median run time of every virtual worker (2^depth,); sorted, they tend to the quantiles of real ones."""
+    """Median run time of every virtual worker (2^depth,); sorted, they tend to the quantiles of real ones."""
     _checked_depth(depth)
     below = np.array([0.5])
     for _ in range(depth):  # the outermost level is undone last
