@@ -185,7 +185,7 @@ def _solutions(sketches: Generator[_Sketch, None, None], size: float) -> Iterato
 
 
 def _solution_error(sketch: _Sketch, rank: int, missed: float) -> float:
-    """What |A (estimate - x)| stays below in nine of ten sketches, of residuals whose squares are `missed`."""
+    """What |A (estimate - x)| stays below in nine of ten sketches; `missed`: squares of the residuals."""
     if sketch.rows == sketch.total:
         return 0.0
     # Errors of x are taken to be normal, with the covariance of least squares on so many random rows, and
