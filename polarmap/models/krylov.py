@@ -141,15 +141,13 @@ def _conjugate_gradients(
     """The v with A'A v = A'b, iterations, and whether these were enough."""
     right = np.asarray(system.rmatvec(target))
     v, residual, direction, square = np.zeros_like(right), right, right, float(right @ right)
-    enough = tol**2 * square
-    for count in range(max_iter):
-        if square <= enough:
-            return v, count, True
+    count, enough = 0, tol**2 * square
+    while square > enough and count < max_iter:
         product = np.asarray(system.rmatvec(system.matvec(direction)))
         step = square / float(direction @ product)
-        v, residual = v + step * direction, residual - step * product
+        v, residual, count = v + step * direction, residual - step * product, count + 1
         before, square = square, float(residual @ residual)
         direction = residual + square / before * direction
         if progress:  # |b - A v|^2 where A'A v = A'b - residual
             progress.iteration(float(target @ target - v @ (right + residual)), 2 * math.sqrt(square))
-    return v, max_iter, square <= enough
+    return v, count, square <= enough
