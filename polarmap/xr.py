@@ -95,14 +95,11 @@ def apply(
     Parameters
     ----------
     f : callable
-        Takes an array of shape (rows, *sizes of `dim`) and returns one of shape (rows, ...): the
-        dimensions of `dim` are its last axes, in this order, and each row is one place along all the
-        others. Each row of the result depends on the same row only, linearly. f is picklable, as for
-        `coded_map`.
+        Takes an array of shape (rows, *sizes of `dim`) and returns one of shape (rows, ...). Each row is one
+        place along all other dimensions; that of the result depends on it alone, linearly. f is picklable.
     obj : DataArray or Dataset
-        What dask or a file holds is computed once, together, before the map; `obj` stays as it is.
-        Variables of a Dataset go through one map, each decoded in its own scale and dtype; those
-        without any dimension of `dim` are kept as they are.
+        What dask or a file holds is computed once, together, before the map. Variables of a Dataset go
+        through one map; those without any dimension of `dim` are kept as they are.
     dim : name or names
         The dimensions that f works along, which are not cut.
     output_dims : name, names or mapping from names to coordinates, optional
@@ -111,14 +108,11 @@ def apply(
         one without any has none of them.
     skipna : bool
         f is an average over the entries that are not NaN: f of the data with 0 in place of NaN,
-        divided by f of the mask (1 where there is data), NaN where the latter is 0. f's weights need
-        not sum to one.
+        divided by f of the mask (1 where there is data), NaN where the latter is 0.
     return_report : bool
         Return the report of the map, too.
-    blocks, workers, code, degree, schedule, executor : optional
+    blocks, workers, code, degree, schedule, executor, verify, rtol, timeout, on_timeout, retries, progress
         As for `coded_map`, of rows.
-    verify, rtol, timeout, on_timeout, retries, progress : optional
-        As for `coded_map`.
 
     Returns
     -------
@@ -137,8 +131,7 @@ def apply(
     Raises
     ------
     CodeError
-        No such dimension, one of size 0, variables that hold no numbers, results without a row for each
-        row or whose axes have no names; an f that mixes rows. And as for `coded_map`.
+        Dimensions or variables that f cannot be applied to; an f that mixes rows. And as for `coded_map`.
     NotLinearError, NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`.
 

@@ -79,18 +79,16 @@ LARGEST_OBJECT = {
 
 @dataclass(frozen=True)
 class Worker:
-    """What a Lithops configuration gives each worker.
+    """What a Lithops configuration gives each worker; backend and storage are Lithops' names.
 
     Attributes
     ----------
-    backend, storage
-        Lithops' names.
     memory
-        MB of memory.
+        In MB.
     seconds
-        Seconds that one task may take; None if unknown.
+        That one task may take; None if unknown.
     workers
-        Workers at a time; None if unknown.
+        At a time; None if unknown.
     trigger
         How calls reach the backend, where there is a choice.
     interval
@@ -112,13 +110,7 @@ class Worker:
 
     @property
     def granted(self) -> int:
-        """MB that the backend makes of `memory`: Azure rounds up to a size there is.
-
-        Examples
-        --------
-        >>> Worker("azure_functions", "azure_storage", 1024).granted
-        2048
-        """
+        """MB that the backend makes of `memory`: Azure rounds up to a size there is."""
         sizes = self.limits.sizes if self.limits is not None else ()
         return next((size for size in sizes if size >= self.memory), sizes[-1] if sizes else self.memory)
 
@@ -146,16 +138,12 @@ def worker_of(config: Mapping[str, Any]) -> Worker | None:
 
 @dataclass(frozen=True)
 class MapSize:
-    """How large a map is: what it asks of its workers.
+    """How large a map is: workers, data blocks, bytes of the largest coded block.
 
     Attributes
     ----------
-    n, k
-        Workers and data blocks.
-    block_bytes
-        Bytes of the largest coded block.
     rows
-        Rows of a block of an array that was cut, None for a sequence of blocks.
+        Of a block of an array that was cut, None for a sequence of blocks.
     """
 
     n: int
@@ -166,11 +154,6 @@ class MapSize:
 
 def check(worker: Worker, asked: MapSize) -> None:
     """Refuse a map that cannot work there, before anything is stored or started.
-
-    Parameters
-    ----------
-    worker : Worker
-    asked : MapSize
 
     Raises
     ------

@@ -89,10 +89,10 @@ class Cost:
     compute
         Memory and processors for as long as workers ran.
     calls
-        Calls of the functions.
+        Of the functions.
     requests
-        Requests to the storage, where their price is known. Data stored for minutes, and transfers
-        within a region, cost next to nothing.
+        To the storage, where their price is known. Data stored for minutes, and transfers within a region,
+        cost next to nothing.
     """
 
     compute: float
@@ -115,15 +115,10 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
     Parameters
     ----------
     worker : Worker
-        Backend, storage and memory.
     seconds : sequence of float
-        That each call ran, one entry per call, abandoned ones included.
+        That each call ran, abandoned ones included.
     elapsed : float
-        Seconds the driver looked for results, every `worker.interval`; see `listing_requests`.
-
-    Returns
-    -------
-    Cost or None
+        Seconds the driver looked for results, every `worker.interval`.
 
     Examples
     --------

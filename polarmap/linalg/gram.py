@@ -42,7 +42,6 @@ def coded_gram(
 ) -> PreparedMap[CodedProduct]:
     """A^H A, or A^H diag(weights) A, without waiting for stragglers.
 
-    The Gram matrix, or the Hessian of a generalized linear model: A^H diag(w) A with w the variances.
     A is cut by columns into k blocks, coded into n, and A_i^H diag(w) A_j is computed for i <= j: half
     of the work of `coded_matmul`, since each result gives its transpose too.
 
@@ -55,8 +54,8 @@ def coded_gram(
     blocks : int, optional
         k, column blocks: 7 by default, or N if that is smaller.
     workers : int, optional
-        n, coded column blocks: by default k and one for each 7. The tasks are n (n + 1) / 2, of which
-        the first k (k + 1) / 2 are data, row by row, then the others, row by row.
+        n, coded column blocks: by default k and one for each 7. Of the n (n + 1) / 2 tasks the first
+        k (k + 1) / 2 are data, row by row.
     executor, verify, rtol, timeout, retries, progress : optional
         As for `coded_matmul`.
 

@@ -64,10 +64,9 @@ def coded_matmul(
     A, B : array-like (M, L) and (L, N)
         numpy, memmap, zarr, h5py; all entries finite. One of them may be a vector, as in numpy.
     method : {"auto", "rows", "columns", "grid"}
-        "rows": A is cut and coded by rows, every worker gets one block of it and all of B: C = A B
-        has coded rows. "columns": B by columns, every worker gets all of A. "grid": both, worker
-        (i, j) multiplies A_i and B_j; results decode each other along rows and columns of the
-        grid in turns, and jointly where that stalls. "auto": the fastest by the formula in Notes.
+        "rows": A is cut and coded by rows, every worker gets one block of it and all of B. "columns": B by
+        columns, every worker gets all of A. "grid": both, worker (i, j) multiplies A_i and B_j; results
+        decode each other along rows and columns. "auto": the fastest by the formula in Notes.
     blocks : int or pair of ints, optional
         k; for a grid (k_A, k_B).
     workers : int or pair of ints, optional
@@ -76,11 +75,9 @@ def coded_matmul(
     code : {"auto", "rotation", "arikan"}
         "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
     executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`. A product is bilinear, so verify="auto" awaits no
-        result to find out and only compares what arrives beyond need, which on a grid is common.
-        verify=True waits for one whenever something has to be decoded; two tell which worker
-        returned garbage. Faults are numbered by task: on a grid the k_A k_B data tasks row by row,
-        then the others row by row.
+        As for `coded_map`, but verify="auto" awaits no result, as products are linear: it compares what
+        arrives beyond need. verify=True waits for one whenever something has to be decoded. On a grid the
+        k_A k_B data tasks come first, row by row, then the others.
 
     Returns
     -------

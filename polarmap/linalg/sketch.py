@@ -91,19 +91,16 @@ def sketched_lstsq(
     executor, timeout, retries : optional
         As for `hedged_map`.
     seed : int, optional
-        Of the signs and the shuffling, for results that can be had again.
+        Of the signs and the shuffling.
 
     Yields
     ------
     SketchEstimate
         As soon as the results are of two more rows than A has columns, and then each time that more arrive.
-        `value` is x (N,). `error_p90` is that of the fitted values, |A (value - x)| / |b|: errors of x are
-        taken to be normal, their squares over those of the residuals F-distributed.
+        `value` is x (N,). `error_p90` is that of the fitted values, |A (value - x)| / |b|.
 
     Raises
     ------
-    CodeError
-        Shapes that do not match, complex numbers, NaN or inf.
     NotDecodableError, CodedTimeoutError, ExecutorError
         As for `hedged_map`, after the estimates from what arrived: a task failed for good.
 
@@ -153,19 +150,13 @@ def sketched_gram(
     A : array-like (M, N)
         Real. It is read whole and mixed here.
     workers, executor, timeout, retries, seed : optional
-        As for `sketched_lstsq`.
+        As for `sketched_lstsq`; so are errors.
 
     Yields
     ------
     SketchEstimate
         Each time that more results arrive. `value` (N, N) is the Gram matrix of the rows that have, times
-        all rows over these. `error_p90` is |value - A' A| / |A' A| in Frobenius norms: mixed rows are taken
-        to be normal, so that `value` is a Wishart matrix.
-
-    Raises
-    ------
-    CodeError, NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `sketched_lstsq`.
+        all rows over these. `error_p90` is |value - A' A| / |A' A| in Frobenius norms.
 
     Examples
     --------
@@ -194,13 +185,11 @@ def _solutions(sketches: Generator[_Sketch, None, None], size: float) -> Iterato
 
 
 def _solution_error(sketch: _Sketch, rank: int, missed: float) -> float:
-    """What |A (estimate - x)| stays below in nine of ten sketches, of residuals whose squares are `missed`.
-
-    Errors of the estimate are normal with the covariance of least squares on so many random rows, and
-    vanish as these become all: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
-    """
+    """What |A (estimate - x)| stays below in nine of ten sketches; `missed`: squares of the residuals."""
     if sketch.rows == sketch.total:
         return 0.0
+    # Errors of x are taken to be normal, with the covariance of least squares on so many random rows, and
+    # vanish as these become all: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
     spare = sketch.rows - rank
     share = (sketch.total - sketch.rows) / (spare - 1)
     return sqrt(missed / spare * rank * share * f_quantile_p90(rank, spare)) if rank else 0.0
@@ -215,20 +204,17 @@ def _grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]
 
 
 def _gram_error(value: Array, sketch: _Sketch) -> float:
-    """What the relative error of a Gram matrix G stays below in nine of ten sketches.
-
-    Of a Wishart matrix of so many rows, E |value - G|^2 = c (tr(G)^2 + |G|^2) with c = 1 / rows, less
-    what has been seen of all. `value` itself is larger than G by that much.
-    """
+    """What the relative error of a Gram matrix G stays below in nine of ten sketches."""
     trace, square = float(np.trace(value)), float(np.sum(value**2))
     if sketch.rows == sketch.total or trace == 0:
         return 0.0
+    # Mixed rows are taken to be normal: of a Wishart matrix of so many rows, E |value - G|^2 =
+    # c (tr(G)^2 + |G|^2) with c = 1 / rows, less what has been seen of all. `value` is larger than G by that.
     c = (1 - sketch.rows / sketch.total) / sketch.rows
     size = max((square - c * trace**2) / (1 + c), trace**2 / len(value))  # |G|^2
     fourth = min(float(np.sum((value @ value) ** 2)), size**2)
-    freedom = (trace**2 + size) ** 2 / (
-        2 * size**2 + 2 * fourth
-    )  # of as many chi-squares as eigenvalues vary
+    # Of as many chi-squares as eigenvalues vary.
+    freedom = (trace**2 + size) ** 2 / (2 * size**2 + 2 * fourth)
     return sqrt(c * (trace**2 + size) / size * f_quantile_p90(freedom, sketch.rows))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
@@ -23,20 +24,19 @@ from polarmap.executors import FaultyExecutor
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.features import ConstantFeature, ScaledOperator, moments
+from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.losses import Bernoulli, Family, Multinomial
+from polarmap.models.proximal_gradient import Solution
 
 
 @dataclass(eq=False, repr=False)
 class CodedModel(BaseEstimator):  # type: ignore[misc]
-    """An estimator whose products with X are coded maps; the fields of its classes are its parameters.
-
-    A subclass says how it fits, `_fit`, and by a mixin what its targets are, `_checked_data`.
-    """
+    """An estimator whose products with X are coded maps; the fields of its classes are its parameters."""
 
     _: KW_ONLY
     fit_intercept: bool = True
-    tol: float
-    max_iter: int
+    tol: float = 1e-6
+    max_iter: int = 5000
     blocks: int | None = None
     workers: int | None = None
     code: CodeName | PolarCode = "auto"
@@ -114,13 +114,10 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
     ) -> tuple[CodedOperator, Any, Floats, Floats]:
         """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
 
-        Returned are what is coded, A as an operator whose products are made of those, mean and scale.
-
-        Solvers converge on A as they do on well-scaled data; the model is that of X. Without an
-        intercept, mean is 0. A sparse X stays what it is: A is never formed.
+        Returned are what is coded, A as an operator whose products are made of those, mean (0 without an
+        intercept) and scale. A sparse X stays what it is: A is never formed.
 
         shares : of the samples in a mean; their sum is 1.
-        root : of each sample; 1 by default.
         unit : a constant that A has in one column more.
         """
         mean, square = moments(X, shares, self.fit_intercept)
@@ -141,6 +138,22 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
             A = np.column_stack([A, np.full(len(A), unit)])
         coded = self._operator(A)
         return coded, coded, mean, scale
+
+    def _minimized(self, coded: CodedOperator, minimize: Callable[..., Solution]) -> Floats:
+        """What is found; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
+
+        minimize : of tol, max_iter and callback, as those of `fista`.
+        """
+        progress = FitProgress(type(self).__name__, coded, self.verbose)
+        found = minimize(
+            tol=self.tol, max_iter=self.max_iter, callback=progress.iteration if progress else None
+        )
+        warn_if_not_converged(found.converged, self.max_iter)
+        self.n_iter_: Any = found.n_iter  # of Ridge an array, for several targets
+        self.objective_ = found.objective
+        self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
+        self.report_ = coded.report
+        return found.x
 
     def _linear(self, X: Any) -> Floats:
         """What the model makes of checked features, (samples,) or (samples, outputs)."""

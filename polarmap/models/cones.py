@@ -25,15 +25,8 @@ class ConeLoss:
     E = A W has a column for each sign, gate and output, in that order: what the units of a ReLU network see
     of each sample. Within the cones D_i E_i is the ReLU of E_i.
 
-    Parameters
-    ----------
-    loss : OutputLoss
-    patterns : (samples, gates) of bool
-        The diagonals of the D_i.
-    margins : (samples, gates)
-        |A interior|.
-    interior : (features, gates)
-        A point in each cone.
+    patterns : the diagonals of the D_i, (samples, gates).
+    interior : a point in each cone, (features, gates); margins : |A interior|, (samples, gates).
     """
 
     def __init__(
@@ -51,10 +44,10 @@ class ConeLoss:
     def prox(self, B: Floats, rho: float) -> Floats:
         """The E that minimizes a bound of the loss + rho / 2 sum_i shares_i |E_i - B_i|^2 over the cones.
 
-        The bound is quadratic: that of the curvature at the last E; a squared loss is its own. E is
-        B - sign nu, projected onto the cones, with one nu for each sample and output, where rho nu is the
-        bound's gradient: Newton's method, for all of them and the intercept at once.
+        The bound is quadratic, by the largest curvature; a squared loss is its own.
         """
+        # E is B - sign nu, projected onto the cones, with one nu for each sample and output, where rho nu is
+        # the bound's gradient: Newton's method, for all of them and the intercept at once.
         B4, curvature = self._split(B), self.loss.family.largest_curvature
         outputs = self._eta + self._c
         targets = outputs - (self.loss.family.mean(outputs) - self.loss.y) / curvature
@@ -125,14 +118,13 @@ def admm(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A x) + penalty(x) with A x in the cones of the loss.
+    """Minimize loss(A x) + penalty(x) with A x in the cones of the loss, from zeros; parameters as of fista.
 
     The augmented Lagrangian of E = A x is minimized in turns: over E by `loss.prox`, over x by the prox of
-    the penalty, which is exact where A' diag(shares) A = 1 and a majorization where it is less. Products are
-    A x and A' U. The gap is that of x, moved into the cones, to the dual point of the multipliers U.
-    rho follows the residuals (Boyd and others, 2011, 3.4.1), less and less often. Parameters are as for
-    `fista`: tol of the gap; zeros as a start, whose product is known; the callback's objective is infinite
-    until it is known, its gradient the norm of the last step of x times rho.
+    the penalty, which is exact where A' diag(shares) A = 1 and a majorization where it is less. The gap is
+    that of x, moved into the cones, to the dual point of the multipliers U. rho follows the residuals (Boyd
+    and others, 2011, 3.4.1). The callback's objective is infinite until it is known, its gradient the norm
+    of the last step of x times rho.
     """
     return after_steps(_AdmmSteps(operator, loss, penalty, start, max_iter), tol, max_iter, callback)
 

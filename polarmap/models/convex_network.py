@@ -14,14 +14,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedRegressor, ProbabilisticClassifier
+from polarmap.models.coded_model import CodedModel, CodedRegressor, ProbabilisticClassifier
 from polarmap.models.cones import ConeLoss, admm
 from polarmap.models.features import ConstantFeature
 from polarmap.models.gates import GatedOperator, Gates, sample_gates
 from polarmap.models.losses import Family, Gaussian, OutputLoss
 from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_model import ProximalModel
 from polarmap.models.whitening import Whitening, principal_axes
 
 ACTIVATIONS = ("gated_relu", "relu")
@@ -65,10 +64,11 @@ class TwoLayerNetwork(NamedTuple):
 def extracted_units(W: Floats, has_bias: bool) -> tuple[list[Floats], Floats, npt.NDArray[np.intp]]:
     """Units of the network of convex weights W (features, signs, gates, outputs), those of 0 left out.
 
-    A column w becomes w / sqrt(|w|) in the first layer and sqrt(|w|), or minus that for the second sign, in
-    the second: of all pairs with that product these have the smallest squares, whose sum is 2 |w|. Returned
-    are both layers, biases of the first, and the gate of each unit; at least one unit, if need be of zeros.
+    Returned are both layers, biases of the first, and the gate of each unit; at least one unit, if need be of
+    zeros.
     """
+    # A column w becomes w / sqrt(|w|) in the first layer and sqrt(|w|), or minus that for the second sign, in
+    # the second: of all pairs with that product these have the smallest squares, whose sum is 2 |w|.
     features, signs, gates, outputs = W.shape
     columns, norms = W.reshape(features, -1), np.linalg.norm(W, axis=0).reshape(-1)
     used = np.flatnonzero(norms) if norms.any() else np.zeros(1, np.intp)
@@ -82,7 +82,7 @@ def extracted_units(W: Floats, has_bias: bool) -> tuple[list[Floats], Floats, np
 
 
 @dataclass(eq=False, repr=False)
-class ConvexNetwork(ProximalModel):
+class ConvexNetwork(CodedModel):
     """A network of two layers whose weights are those of a convex problem."""
 
     alpha: float = 1e-2
@@ -199,11 +199,9 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
         "gated_relu": a unit passes its input on where its gate is open, also at new samples. "relu": where
         its input is positive; a harder problem, of some hundred or thousand iterations.
     n_gates : int
-        As many gates as that, or fewer where sampling finds fewer that differ. With an intercept, one
-        lets all samples pass.
+        Or fewer where sampling finds fewer that differ. With an intercept, one lets all samples pass.
     fit_intercept : bool
-        A bias for each unit, as the weight of a feature that is 1, and one for each output, which is not
-        penalized.
+        A bias for each unit, as the weight of a feature that is 1, and one for each output, not penalized.
     random_state : int, RandomState or None
         Of the gates.
     tol : float
@@ -227,20 +225,11 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
     convex_intercept_ : (gates, targets)
         The v_i: the network is sum_i D_i (X @ convex_coef_[i] + convex_intercept_[i]) + intercepts_[1], for
         ReLU units at the samples of the fit.
-    objective_ : float
-    dual_gap_ : float
-        objective_ is at most that far above its minimum.
+    objective_, dual_gap_, n_iter_, report_
+        As for `polarmap.convex.ElasticNet`.
     gradient_map_ : float
         Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, of the last step
         of ADMM times its rho.
-    n_iter_ : int
-    report_ : Report
-        Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be.
 
     Examples
     --------
@@ -278,11 +267,6 @@ class ConvexMLPClassifier(ProbabilisticClassifier, ConvexNetwork):
     Attributes
     ----------
     classes_ : (classes,)
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; a single class.
 
     Examples
     --------

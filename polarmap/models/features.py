@@ -14,14 +14,12 @@ from polarmap.code.dtypes import EPS, Floats
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
     """Mean of each feature of X, or zeros, and the mean square of what it deviates from that.
 
-    Of a sparse X the deviations are added up, zeros apart: a difference of sums would lose those of a
-    constant feature.
-
     shares : of the samples; their sum is 1.
     """
     if not issparse(X):
         mean = shares @ X if is_centred else np.zeros(X.shape[1])
         return mean, shares @ (X - mean) ** 2
+    # Deviations are added up, zeros apart: a difference of sums would lose those of a constant feature.
     columns = X.tocsc()
     features = columns.shape[1]
     which = np.repeat(np.arange(features), np.diff(columns.indptr))
@@ -43,16 +41,7 @@ class MatrixOperator(LinearOperator):  # type: ignore[misc]
 
 
 class ScaledOperator(MatrixOperator):
-    """diag(root) (X - 1 mean') diag(scale), by products with X alone.
-
-    Parameters
-    ----------
-    operator : LinearOperator (samples, features)
-        X.
-    mean, scale : (features,)
-    root : (samples,), optional
-        1 by default.
-    """
+    """diag(root) (X - 1 mean') diag(scale), by products with X alone; without root that of the identity."""
 
     def __init__(self, operator: Any, mean: Floats, scale: Floats, root: Floats | None = None) -> None:
         super().__init__(np.float64, operator.shape)
@@ -72,15 +61,6 @@ class ScaledOperator(MatrixOperator):
 class ConstantFeature(MatrixOperator):
     """[A, unit 1], for an intercept, by products with A alone.
 
-    Parameters
-    ----------
-    operator : LinearOperator (samples, features)
-        A.
-    unit : float
-        In each row of the last column.
-
-    Examples
-    --------
     >>> from scipy.sparse.linalg import aslinearoperator
     >>> (ConstantFeature(aslinearoperator(np.eye(2)), 3.0) @ np.eye(3)).tolist()
     [[1.0, 0.0, 3.0], [0.0, 1.0, 3.0]]

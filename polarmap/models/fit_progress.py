@@ -14,18 +14,9 @@ from polarmap.linalg.operators import CodedOperator
 class FitProgress:
     """Lines on standard output, one an iteration of a solver; none with verbose=0.
 
-    Parameters
-    ----------
-    name : str
-        Of what is fitted, before each line.
-    operator : CodedOperator
-        Whose products the iterations are made of.
-    verbose : int
-        0: nothing. 1: the objective, the norm of its gradient, and the seconds that the iteration took.
-        2 or more: also its products, and how many blocks the last of them decoded.
+    name : of what is fitted, before each line.
+    operator : whose products the iterations are made of.
 
-    Examples
-    --------
     >>> with CodedOperator([[1.0], [2.0]]) as operator:
     ...     progress = FitProgress("Ridge", operator, verbose=1)
     ...     progress.iteration(12.5, 0.25)  # doctest: +ELLIPSIS
@@ -57,11 +48,11 @@ class FitProgress:
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 
-def warn_if_not_converged(converged: bool, max_iter: int, message: str = "") -> None:
+def warn_if_not_converged(converged: bool, max_iter: int) -> None:
     """Say that a solver stopped short of what `tol` asks for, to the caller of fit()."""
     if not converged:
         warn(
-            f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer"
-            f"{': ' + message if message else ''}; raise max_iter or tol",
+            f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer; "
+            "raise max_iter or tol",
             ConvergenceWarning,
         )

@@ -15,32 +15,18 @@ LEAST_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely t
 
 
 class Gates(NamedTuple):
-    """Half-spaces x @ directions + offsets >= 0, no two of which hold the same samples.
+    """Half-spaces x @ directions + offsets >= 0, no two of which hold the same samples."""
 
-    Attributes
-    ----------
-    directions : (features, gates)
-    offsets : (gates,)
-        0 without an intercept.
-    patterns : (samples, gates) of bool
-        Which samples each gate lets pass.
-    margins : (samples, gates)
-        |x @ directions + offsets|.
-    """
-
-    directions: Floats
-    offsets: Floats
-    patterns: npt.NDArray[np.bool_]
-    margins: Floats
+    directions: Floats  # (features, gates)
+    offsets: Floats  # (gates,), 0 without an intercept
+    patterns: npt.NDArray[np.bool_]  # (samples, gates): which samples each gate lets pass
+    margins: Floats  # |x @ directions + offsets|
 
 
 def sample_gates(X: Any, shares: Floats, count: int, fit_intercept: bool, random: Any) -> Gates:
-    """Up to `count` gates with normal directions and offsets for standardized features.
+    """Up to `count` gates with normal directions and offsets for standardized features, by shares of samples.
 
-    With an intercept, the first lets every sample pass. None lets no sample pass. There are fewer where
-    sampling finds no more.
-
-    X : (samples, features), which may be sparse; shares : of the samples in means.
+    With an intercept, the first lets every sample pass. None lets no sample pass.
     """
     mean, square = moments(X, shares, True)
     scale = np.where(square > 0, np.sqrt(square), 1.0)
@@ -74,12 +60,6 @@ class GatedOperator(MatrixOperator):
     """[D_1 A, ..., D_P A] with D_i = diag(pattern i), by products with A alone: one of P times the columns.
 
     Columns are ordered by those of A first, by gates second.
-
-    Parameters
-    ----------
-    operator : LinearOperator (samples, features)
-        A.
-    patterns : (samples, gates)
     """
 
     def __init__(self, operator: Any, patterns: npt.ArrayLike) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, cg, lsmr, lsqr
+from scipy.sparse.linalg import LinearOperator, lsmr, lsqr
 
 from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
@@ -27,11 +27,7 @@ class AugmentedOperator(LinearOperator):  # type: ignore[misc]
 
     @cached_property
     def axes(self) -> Whitening:
-        """Coordinates in which its columns are orthonormal, by the Gram matrix of A.
-
-        Directions of which that has no digits stay as they are: whether these depend on each other is seen
-        by the solver.
-        """
+        """Coordinates in which its columns are orthonormal, but for directions of which A'A has no digits."""
         gram = self.A.gram(np.ones(self.A.shape[0]))
         moments, axes = np.linalg.eigh(gram + np.diag(self._root**2) if len(self._root) else gram)
         scale = np.sqrt(np.maximum(moments, 0.0))
@@ -75,7 +71,7 @@ def _solved(
 ) -> tuple[Floats, int, bool]:
     """The solution, iterations, whether these were enough; ModelError for features without digits."""
     if model.solver == "cg":
-        return _solve_normal_equations(model, system, right, progress, max_iter)
+        return _conjugate_gradients(system, right, model.tol, progress, max_iter)
     watched = GolubKahan(system, right, model.solver, progress) if progress else system
     options = {"atol": model.tol, "btol": model.tol, "conlim": MAX_CONDITION}
     if model.solver == "lsqr":
@@ -97,13 +93,6 @@ class GolubKahan(LinearOperator):  # type: ignore[misc]
     A' u_i+1 = beta_i+1 v_i + alpha_i+1 v_i+1, so products and operands give alpha and beta, and these
     the norms of residual and gradient by the rotations of Paige and Saunders (lsqr), Fong and Saunders
     (lsmr). The residual of lsmr takes more than these, and is not printed.
-
-    Parameters
-    ----------
-    system : LinearOperator (M, N)
-    target : (M,)
-    solver : {"lsqr", "lsmr"}
-    progress : FitProgress
     """
 
     def __init__(self, system: Any, target: Floats, solver: str, progress: FitProgress) -> None:
@@ -146,40 +135,19 @@ class GolubKahan(LinearOperator):  # type: ignore[misc]
         self._progress.iteration(None, 2 * self._gradient)
 
 
-def _solve_normal_equations(
-    model: Any, system: Any, right: Floats, progress: FitProgress, max_iter: int
+def _conjugate_gradients(
+    system: Any, target: Floats, tol: float, progress: FitProgress, max_iter: int
 ) -> tuple[Floats, int, bool]:
-    product = system.rmatvec(right)
-    steps = _ConjugateSteps(system, product, float(right @ right), progress)
-    v, stop = cg(
-        LinearOperator((system.shape[1],) * 2, matvec=steps.normal_product, dtype=np.float64),
-        product,
-        rtol=model.tol,
-        maxiter=max_iter,
-        callback=steps.ended,
-    )
-    return np.asarray(v), steps.count, stop == 0
-
-
-class _ConjugateSteps:
-    """The iterations of cg on A'A v = A'b: how many there were, and the residual after each."""
-
-    def __init__(self, system: Any, right: Floats, square: float, progress: FitProgress) -> None:
-        self._system, self._right, self._square, self._progress = system, right, square, progress
-        self._v, self._residual, self.count = np.zeros(len(right)), right, 0
-
-    def normal_product(self, direction: Floats) -> Floats:
-        """A'A times a direction."""
-        self._direction = np.array(direction)
-        self._product = np.asarray(self._system.rmatvec(self._system.matvec(direction)))
-        return self._product
-
-    def ended(self, v: Floats) -> None:
-        """Note that the iteration has led to v."""
-        self.count += 1
-        if self._progress:
-            step = (v - self._v) @ self._direction / (self._direction @ self._direction)
-            self._v, self._residual = np.array(v), self._residual - step * self._product
-            # |b - A v|^2 where A'A v = A'b - residual
-            objective = self._square - v @ (self._right + self._residual)
-            self._progress.iteration(float(objective), 2 * float(np.linalg.norm(self._residual)))
+    """The v with A'A v = A'b, iterations, and whether these were enough."""
+    right = np.asarray(system.rmatvec(target))
+    v, residual, direction, square = np.zeros_like(right), right, right, float(right @ right)
+    count, enough = 0, tol**2 * square
+    while square > enough and count < max_iter:
+        product = np.asarray(system.rmatvec(system.matvec(direction)))
+        step = square / float(direction @ product)
+        v, residual, count = v + step * direction, residual - step * product, count + 1
+        before, square = square, float(residual @ residual)
+        direction = residual + square / before * direction
+        if progress:  # |b - A v|^2 where A'A v = A'b - residual
+            progress.iteration(float(target @ target - v @ (right + residual)), 2 * math.sqrt(square))
+    return v, count, square <= enough

@@ -17,10 +17,7 @@ class LinearPredictorModel(CodedModel):
     _penalizes_squares = True
 
     def _minimize(self, X: Any, loss: WeightedLoss, penalty: float) -> tuple[Floats, Floats]:
-        """Coefficients (outputs, features) and intercepts (outputs,); sets what the model tells of its fit.
-
-        loss : with weights of sum 1.
-        """
+        """Coefficients (outputs, features) and intercepts (outputs,) for a loss with weights of sum 1."""
         curvature = loss.null_curvature()
         ridge = penalty if self._penalizes_squares else 0.0
         unit = 1.0 / np.sqrt(curvature)
@@ -33,7 +30,6 @@ class LinearPredictorModel(CodedModel):
             start, strengths = np.vstack([start, loss.null_predictor() / unit]), np.append(strengths, 0.0)
         with coded:
             V = self._minimum(coded, operator, loss, strengths, start)
-            self.report_ = coded.report
         coef = (V[: len(scale)] * scale[:, np.newaxis]).T
         return coef, (unit * V[-1] if self.fit_intercept else 0.0) - coef @ mean
 

@@ -24,20 +24,18 @@ class Ridge(CodedRegressor, CodedModel):
         0 or more; `LeastSquares` is the one of 0.
     fit_intercept : bool
     solver : {"lsqr", "lsmr", "cg"}
-        Of scipy.sparse.linalg; "cg" on the normal equations. What takes long is begun anew on features that
-        their Gram matrix has made orthogonal, for a dense X with up to 1,000 of them.
+        Of scipy.sparse.linalg, or conjugate gradients on the normal equations. What takes long is begun anew
+        on features that their Gram matrix has made orthogonal, for a dense X with up to 1,000 of them.
     tol : float
         Relative, of the solver.
     max_iter : int
         Each iteration is two coded maps.
     blocks, workers, code, executor, timeout : optional
-        As for `CodedOperator`. Clones share the executor. A pickled model has what describes it: the path
-        that a `polarmap.Pool` is of, None for one of this machine. Other pools stay behind: what is loaded
-        predicts, and refuses to fit until it is given another.
+        As for `CodedOperator`. Clones share the executor. Of a pickled model it stays behind, unless a path
+        or a name describes it: what is loaded predicts, and refuses to fit until it is given another.
     verbose : int
-        1: a line on standard output for each iteration, of the objective (not with "lsmr"), the norm of
-        its gradient for scaled features, and seconds. 2: also its products, and how many blocks the
-        last of them decoded. 0: nothing.
+        1: a line for each iteration, of the objective (not with "lsmr"), the norm of its gradient for scaled
+        features, and seconds. 2: also its products, and how many blocks the last of them decoded.
 
     Attributes
     ----------
@@ -50,8 +48,8 @@ class Ridge(CodedRegressor, CodedModel):
     Raises
     ------
     ModelError
-        Options that cannot be; too few samples to determine the coefficients; features that depend on
-        each other so closely that no digit is left.
+        Too few samples to determine the coefficients; features that depend on each other so closely that no
+        digit is left.
 
     Examples
     --------

@@ -10,7 +10,7 @@ import numpy as np
 from polarmap.code.dtypes import Array, Floats
 from polarmap.models.coded_model import ProbabilisticClassifier
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.penalized_loss import MinimizedModel
+from polarmap.models.penalized_loss import SmoothModel
 
 
 @dataclass(eq=False, repr=False)
@@ -32,7 +32,7 @@ class LogisticModel(ProbabilisticClassifier):
 
 
 @dataclass(eq=False, repr=False)
-class LogisticRegression(LogisticModel, MinimizedModel):
+class LogisticRegression(LogisticModel, SmoothModel):
     """Logistic regression with an L2 penalty, binary or multinomial, as sklearn's.
 
     Minimizes C sum_i loss_i + |w|^2 / 2.
@@ -42,8 +42,7 @@ class LogisticRegression(LogisticModel, MinimizedModel):
     C : float
         Inverse strength of the penalty, positive; `np.inf` for none.
     class_weight : dict or "balanced", optional
-        By which the weights of the samples of a class are multiplied; "balanced": so that all classes weigh
-        the same.
+        Factors for the samples of each class; "balanced": so that all classes weigh the same.
     fit_intercept : bool
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
         Of scipy.optimize; the last two use products with the Hessian. Newton steps end what takes long, for
@@ -60,14 +59,13 @@ class LogisticRegression(LogisticModel, MinimizedModel):
     classes_ : (classes,)
     coef_ : (1, features) for two classes, (classes, features) for more
     intercept_ : (1,) or (classes,)
+    objective_ : float
+        Of the mean loss plus |w|^2 / (2 C sum of weights).
+    gradient_map_ : float
+        Norm of its gradient for scaled features.
     n_iter_ : int
     report_ : Report
         Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; a single class.
 
     Examples
     --------

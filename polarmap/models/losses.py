@@ -133,15 +133,7 @@ Family = Gaussian | Bernoulli | Multinomial | Poisson
 
 
 class WeightedLoss:
-    """sum_i weights_i loss(eta_i, y_i).
-
-    Parameters
-    ----------
-    family : Family
-    y : (samples, outputs), or (samples,)
-    weights : (samples,)
-        Positive.
-    """
+    """sum_i weights_i loss(eta_i, y_i), for y and eta (samples,) or (samples, outputs), weights positive."""
 
     def __init__(self, family: Family, y: Floats, weights: Floats) -> None:
         self.family, self.y, self.shape = family, y, y.shape
@@ -183,11 +175,6 @@ class SquaredLoss(WeightedLoss):
     weights : (samples,), optional
         Positive; 1 by default.
 
-    Raises
-    ------
-    ModelError
-        A y that is not finite; weights that are not positive, or not one a sample.
-
     Examples
     --------
     >>> loss = SquaredLoss([1.0, 2.0])
@@ -213,11 +200,6 @@ class LogisticLoss(WeightedLoss):
         0 and 1; for more than two classes, one 1 in each row.
     weights : (samples,), optional
         Positive; 1 by default.
-
-    Raises
-    ------
-    ModelError
-        A y of other numbers; weights that are not positive, or not one a sample.
 
     Examples
     --------
@@ -255,17 +237,8 @@ def _checked_weights(weights: Any, samples: int) -> Floats:
 class OutputLoss(WeightedLoss):
     """min over c of sum_i weights_i loss(eta_i + c, y_i): smooth and convex in eta, as the loss is.
 
-    Parameters
-    ----------
-    family : Gaussian, Bernoulli or Multinomial
-    y : (samples, outputs)
-    weights : (samples,)
-        Positive, of sum 1.
-    fit_intercept : bool
-        False: c is 0.
+    Of bounded curvature; weights of sum 1; without `fit_intercept` c is 0.
 
-    Examples
-    --------
     >>> loss = OutputLoss(Gaussian(), np.array([[1.0], [3.0]]), np.full(2, 0.5), True)
     >>> loss.value(np.zeros((2, 1))), loss.intercept(np.zeros((2, 1))).tolist()
     (0.5, [2.0])

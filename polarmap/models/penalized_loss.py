@@ -1,7 +1,8 @@
-"""Penalized losses minimized by scipy's solvers and Newton steps, each product with the data a coded map."""
+"""Losses with an L2 penalty minimized by scipy's solvers and Newton steps, each product a coded map."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +12,10 @@ from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.code.dtypes import EPS, Floats
-from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import Problem, after_steps
+from polarmap.models.proximal_gradient import Problem, Solution, after_steps
 from polarmap.models.proximal_newton import NewtonSteps, first_iterations
 
 NEWTON_STEPS = 2
@@ -26,8 +26,8 @@ MINIMIZERS = {"lbfgs": "L-BFGS-B", "trust-ncg": "trust-ncg", "trust-krylov": "tr
 
 
 @dataclass(eq=False, repr=False)
-class MinimizedModel(LinearPredictorModel):
-    """A model whose coefficients minimize a smooth penalized loss."""
+class SmoothModel(LinearPredictorModel):
+    """A model whose coefficients minimize a loss with an L2 penalty."""
 
     _: KW_ONLY
     solver: str = "lbfgs"
@@ -41,87 +41,90 @@ class MinimizedModel(LinearPredictorModel):
     def _minimum(
         self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
     ) -> Floats:
-        progress = FitProgress(type(self).__name__, coded, self.verbose)
-        objective = PenalizedLoss(operator, loss, penalty, progress)
-        iterations, self.n_iter_ = first_iterations(operator, start, self.max_iter), 0
-        if iterations:
-            found = _minimized(objective, start.reshape(-1), self.solver, self.tol, iterations)
-            self.n_iter_ = max(1, int(found.nit))
-            converged = found.status == 0 or self._is_flat(
-                float(np.abs(found.jac).max(initial=0.0)), found.fun
-            )
-            if converged or iterations == self.max_iter:
-                warn_if_not_converged(converged, self.max_iter, found.message)
-                return _after_newton_steps(objective, found, self.tol).reshape(start.shape)
-            start = found.x.reshape(start.shape)
-        squares = ElasticNetPenalty(0.0, np.repeat(penalty, start.shape[1]))
-        steps = NewtonSteps(Problem(operator, loss, squares), start, unit=1.0)
-        steps.count = self.n_iter_
-        callback = progress.iteration if progress else None
-        solution = after_steps(steps, NEWTON_TOL * self.tol, self.max_iter, callback)
-        self.n_iter_ = solution.n_iter
-        converged = solution.converged or self._is_flat(solution.gradient_map, solution.objective)
-        warn_if_not_converged(converged, self.max_iter)
-        return solution.x
+        return self._minimized(coded, partial(smooth_minimum, self.solver, operator, loss, penalty, start))
 
-    def _is_flat(self, gradient: float, value: float) -> bool:
-        """Whether steps that gradients ask for are no more than tol asks for, or rounding."""
-        return gradient <= 10 * max(self.tol, _gradient_rounding(value))
+
+def smooth_minimum(
+    solver: str,
+    operator: Any,
+    loss: WeightedLoss,
+    penalty: Floats,
+    start: Floats,
+    *,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[float, float], None] | None = None,
+) -> Solution:
+    """Minimize loss(A V) + sum(penalty * V^2) / 2 of V (features, outputs), by MINIMIZERS[solver] first.
+
+    What takes long ends by Newton steps. penalty : (features,). Other parameters are as for `fista`, but tol,
+    of the gradient.
+    """
+    squares = np.repeat(penalty, start.shape[1])
+    problem = Problem(operator, loss, ElasticNetPenalty(0.0, squares))
+    iterations, count = first_iterations(operator, start, max_iter), 0
+    if iterations:
+        objective = PenalizedLoss(problem, squares, callback)
+        found = _found_by_scipy(objective, start, solver, tol, iterations)
+        count = max(1, int(found.nit))
+        converged = found.status == 0 or _is_flat(float(np.abs(found.jac).max(initial=0.0)), found.fun, tol)
+        if converged or iterations == max_iter:
+            x, value, gradient = _after_newton_steps(objective, found, tol)
+            level = float(np.linalg.norm(gradient))
+            return Solution(x.reshape(start.shape), float(value), None, level, count, converged)
+        start = found.x.reshape(start.shape)
+    steps = NewtonSteps(problem, start, unit=1.0)
+    steps.count = count
+    solution = after_steps(steps, NEWTON_TOL * tol, max_iter, callback)
+    is_flat = _is_flat(solution.gradient_map, solution.objective, tol)
+    return solution._replace(converged=solution.converged or is_flat)
+
+
+def _is_flat(gradient: float, value: float, tol: float) -> bool:
+    """Whether steps that gradients ask for are no more than tol asks for, or rounding."""
+    return gradient <= 10 * max(tol, _gradient_rounding(value))
 
 
 class PenalizedLoss:
-    """loss(A V) + sum(penalty * V^2) / 2 of V (features, outputs) row by row; products with A are coded maps.
+    """A smooth problem as scipy's solvers see it, of vectors theta: V row by row.
 
-    Parameters
-    ----------
-    operator : LinearOperator (samples, features)
-    loss : WeightedLoss
-        Of (samples, outputs).
-    penalty : (features,)
-        Of each row of V.
-    progress : FitProgress, optional
-        Of the iterations whose ends `ended` is told.
+    squares : l2 of each number.
+    callback : told of the iterations whose ends `ended` is told.
     """
 
     def __init__(
-        self,
-        operator: Any,
-        loss: WeightedLoss,
-        penalty: Floats,
-        progress: FitProgress | None = None,
+        self, problem: Problem, squares: Floats, callback: Callable[[float, float], None] | None = None
     ) -> None:
-        self._operator, self._loss, self.progress = operator, loss, progress
-        self._penalty, self._shape = penalty[:, np.newaxis], (operator.shape[1], loss.shape[1])
+        self._problem, self._squares, self.callback = problem, squares, callback
         self._predictors: dict[bytes, Floats] = {}  # predictors of the last points: a Hessian reuses them
         self._seen: dict[bytes, tuple[float, float]] = {}  # since the last iteration, for its line
 
     def value(self, theta: Floats) -> float:
         """Of the objective, by a product that its gradient there needs no more."""
-        squares = theta.reshape(self._shape) ** 2
-        return self._loss.value(self._predictor(theta)) + 0.5 * float(np.sum(self._penalty * squares))
+        return self._problem.objective(theta, self._predictor(theta))
 
     def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
         """Value and gradient of the objective; inf where it would be NaN, which trust regions reject."""
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
         value = self.value(theta)
-        gradient = self._gradient(self._loss.gradient(self._predictor(theta)), theta)
-        if self.progress:
+        gradient = self._gradient(self._problem.loss.gradient(self._predictor(theta)), theta)
+        if self.callback is not None:
             self._seen[theta.tobytes()] = value, float(np.linalg.norm(gradient))
         return value, gradient
 
     def ended(self, theta: Floats) -> None:
-        """Print what is known of theta, which may also be where the iteration before has ended."""
+        """Tell what is known of theta, which may also be where the iteration before has ended."""
         key = theta.tobytes()
         self._seen = {key: self._seen[key]}
-        if self.progress:
-            self.progress.iteration(*self._seen[key])
+        if self.callback is not None:
+            self.callback(*self._seen[key])
 
     def hessian_product(self, theta: Floats, direction: Floats) -> Floats:
         """The Hessian at theta times a direction; NaN for NaN."""
         if not (np.isfinite(theta).all() and np.isfinite(direction).all()):
             return np.full_like(direction, np.nan)
-        curved = self._loss.hessian_product(self._predictor(theta), self._linear_predictor(direction))
+        curved = self._problem.loss.hessian_product(self._predictor(theta), self._linear_predictor(direction))
         return self._gradient(curved, direction)
 
     def _predictor(self, theta: Floats) -> Floats:
@@ -133,25 +136,24 @@ class PenalizedLoss:
         return self._predictors[key]
 
     def _linear_predictor(self, theta: Floats) -> Floats:
-        return np.asarray(self._operator @ theta.reshape(self._shape))
+        return self._problem.forward(theta.reshape(-1, self._problem.loss.shape[1]))
 
     def _gradient(self, residual: Floats, theta: Floats) -> Floats:
-        """A' residual + penalty * V."""
-        product = np.asarray(self._operator.H @ residual)
-        return (product + self._penalty * theta.reshape(self._shape)).reshape(-1)
+        """A' residual + squares * theta."""
+        return self._problem.backward(residual).reshape(-1) + self._squares * theta
 
 
-def _minimized(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
-    """What scipy finds."""
+def _found_by_scipy(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
+    first = start.reshape(-1)
     with np.errstate(invalid="ignore"):  # of trlib
         return minimize(
             objective.value_and_gradient,
-            start,
+            first,
             method=MINIMIZERS[solver],
             jac=True,
             hessp=None if solver == "lbfgs" else objective.hessian_product,
-            callback=objective.ended if objective.progress else None,
-            options=_options(solver, tol, max_iter, objective.value(start)),
+            callback=objective.ended if objective.callback is not None else None,
+            options=_options(solver, tol, max_iter, objective.value(first)),
         )
 
 
@@ -172,14 +174,14 @@ def _gradient_rounding(value: float) -> float:
     return float(np.sqrt(32 * EPS * max(1.0, abs(value))))
 
 
-def _after_newton_steps(objective: PenalizedLoss, found: Any, tol: float) -> Floats:
-    """The point that scipy found, brought closer than values can tell apart: by gradients alone.
+def _after_newton_steps(objective: PenalizedLoss, found: Any, tol: float) -> tuple[Floats, float, Floats]:
+    """The point that scipy found, brought closer than values can tell apart, with its value and gradient.
 
-    Where the Hessian is far from the identity, coefficients differ by more than the gradient says.
+    By gradients alone. Where the Hessian is far from the identity, coefficients are further off than these.
     """
-    x, gradient = found.x, found.jac
+    x, value, gradient = found.x, found.fun, found.jac
     if tol > LOOSE or np.linalg.norm(gradient) > SMALL:
-        return np.asarray(x)
+        return x, value, gradient
     for _ in range(NEWTON_STEPS):
         size = float(np.linalg.norm(gradient))
         if size <= EPS:
@@ -189,8 +191,8 @@ def _after_newton_steps(objective: PenalizedLoss, found: Any, tol: float) -> Flo
         closer = x + step
         if not np.isfinite(closer).all():
             break
-        _, left = objective.value_and_gradient(closer)
+        after, left = objective.value_and_gradient(closer)
         if np.linalg.norm(left) > size / 2:
             break
-        x, gradient = closer, left
-    return np.asarray(x)
+        x, value, gradient = closer, after, left
+    return x, value, gradient

@@ -21,11 +21,6 @@ class ElasticNetPenalty:
     l1, l2 : float or (N,)
         0 or more.
 
-    Raises
-    ------
-    ModelError
-        Negative strengths.
-
     Examples
     --------
     >>> ElasticNetPenalty(1.0, 1.0).prox(np.array([3.0, -0.5]), 1.0).tolist()
@@ -66,12 +61,7 @@ class LinearOnBox:
     Parameters
     ----------
     lower, upper, slope : (N,)
-        Attributes, too.
-
-    Raises
-    ------
-    ModelError
-        A bound that is NaN or infinite; a lower bound above the upper one.
+        Bounds are finite. Attributes, too.
 
     Examples
     --------
@@ -112,21 +102,6 @@ class GroupNorms:
     As pyproximal.L21, but a scale for each row: the coordinates in which `fista` takes its steps need not be
     those whose norm is penalized.
 
-    Parameters
-    ----------
-    strength : float
-        0 or more.
-    scale : (rows,)
-        Positive.
-    columns : int
-
-    Raises
-    ------
-    ModelError
-        A negative strength, a scale that is not positive.
-
-    Examples
-    --------
     >>> GroupNorms(1.0, np.ones(2), 2).prox(np.array([3.0, 0.5, 4.0, 0.5]), 1.0).round(6).tolist()
     [2.4, 0.0, 3.2, 0.0]
     """
@@ -174,11 +149,6 @@ class AffineSet:
         Of full row rank.
     d : (equations,)
 
-    Raises
-    ------
-    ModelError
-        Shapes that do not match; equations that depend on each other.
-
     Examples
     --------
     >>> AffineSet([[1.0, 1.0]], [1.0]).prox(np.zeros(2), 1.0).round(12).tolist()
@@ -213,8 +183,7 @@ class AffineSet:
 def _secular_roots(squares: Floats, pulls: Floats) -> Floats:
     """For each column the r > 0 with sum_k squares_k / (r + pulls_k)^2 = 1, where the sum is over 1 at r = 0.
 
-    Newton's method on 1 / sqrt(sum) - 1, which is nearly linear in r and approached from one side: the
-    equation of trust regions (More and Sorensen, 1983).
+    By Newton's method on 1 / sqrt(sum) - 1, as for trust regions (More and Sorensen, 1983).
     """
     r: Floats = np.zeros(squares.shape[1])
     for _ in range(NEWTON_STEPS):

@@ -12,11 +12,11 @@ from sklearn.utils.validation import validate_data
 from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.losses import Poisson, WeightedLoss
-from polarmap.models.penalized_loss import MinimizedModel
+from polarmap.models.penalized_loss import SmoothModel
 
 
 @dataclass(eq=False, repr=False)
-class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
+class PoissonRegression(RegressorMixin, SmoothModel):  # type: ignore[misc]
     """Poisson regression with a log link and an L2 penalty, as sklearn's PoissonRegressor.
 
     Minimizes mean_i(exp(eta_i) - y_i eta_i) + alpha |w|^2 / 2 with eta = X w + c. Counts need not be whole.
@@ -32,14 +32,11 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
     ----------
     coef_ : (features,)
     intercept_ : float
+    objective_, gradient_map_ : float
+        What was minimized, and the norm of its gradient for scaled features.
     n_iter_ : int
     report_ : Report
         Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; negative counts; counts that are all zero.
 
     Examples
     --------

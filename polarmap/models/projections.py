@@ -16,11 +16,6 @@ BISECTIONS = 1000  # at most: enough for any float64
 def simplex(size: int, total: float = 1.0) -> Any:
     """x >= 0 of that size with sum(x) = total: pyproximal.Simplex, to rounding.
 
-    Raises
-    ------
-    ModelError
-        A size below 1, a total that is not positive.
-
     Examples
     --------
     >>> simplex(3).prox(np.array([1.0, 1.0, -1.0]), 1.0).round(12).tolist()
@@ -32,11 +27,6 @@ def simplex(size: int, total: float = 1.0) -> Any:
 
 def l1_ball(size: int, radius: float) -> Any:
     """x of that size with sum(|x|) <= radius: pyproximal.L1Ball, to rounding.
-
-    Raises
-    ------
-    ModelError
-        A size below 1, a radius that is not positive.
 
     Examples
     --------

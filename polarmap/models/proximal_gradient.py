@@ -26,11 +26,9 @@ class Solution(NamedTuple):
     objective : float
         loss(A x) + penalty(x).
     gap : float or None
-        To a point of the dual problem: the objective is at most that far above its minimum. None where loss
-        or penalty has no conjugate.
+        The objective is at most that far above its minimum. None where loss or penalty has no conjugate.
     gradient_map : float
-        Norm of the gradient map L (x - prox(x - gradient / L)), 0 at a minimum: the residual of the
-        optimality conditions (KKT).
+        Norm of the gradient map L (x - prox(x - gradient / L)), 0 at a minimum.
     n_iter : int
     converged : bool
     """
@@ -55,20 +53,19 @@ def fista(
 ) -> Solution:
     """Minimize loss(A x) + penalty(x) by FISTA with restarts and backtracking.
 
-    An iteration is two products, A x and A' u, and one more where its step was too long, which happens a
-    few times in all, or where the gap is looked at, every tenth time. Steps: Beck and Teboulle, 2009;
-    restarts where momentum points uphill: O'Donoghue and Candes, 2015.
+    An iteration is two products, A x and A' u, and one more where its step was too long, or where the gap is
+    looked at, every tenth time (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015).
 
     Parameters
     ----------
     operator : LinearOperator (M, N)
-        A: a `CodedOperator`, or anything with matvec, rmatvec, matmat, rmatmat and shape.
+        A, such as a `CodedOperator`.
     loss
         value(eta) and gradient(eta) of eta = A x, convex and smooth: `SquaredLoss`, `LogisticLoss`. Its
         conjugate(u), if it has one, gives the duality gap.
     penalty
-        Of pyproximal (`L1`, `L21`, `Box`, `EuclideanBall`, ...) or this module: prox(x, tau) of a vector,
-        and as a call its value, or for a constraint whether it holds. Conjugates as for a loss.
+        Of pyproximal (`L1`, `L21`, `Box`, ...) or this module: prox(x, tau) of a vector, and as a call its
+        value, or for a constraint whether it holds. Conjugates as for a loss.
     start : (N,) or (N, outputs), optional
         Zeros (N,) by default. The penalty is asked about its rows, one after the other.
     tol : float
@@ -81,11 +78,6 @@ def fista(
     Returns
     -------
     Solution
-
-    Raises
-    ------
-    ModelError
-        Shapes that do not match; a loss, penalty, tol or max_iter that cannot be.
 
     Examples
     --------

@@ -31,8 +31,8 @@ NUDGE = 1e-7  # relative, for the derivative of a prox
 def first_iterations(operator: Any, start: Floats, max_iter: int) -> int:
     """How many iterations by gradients cost about as much as all Newton steps will: then it is their turn.
 
-    So a fit costs at most about twice what it does by the better of the two. All iterations, where the
-    operator has no Gram matrices, as that of a sparse X, or there are many unknowns.
+    So a fit costs at most about twice what it does by the better of the two. Without Gram matrices, as of a
+    sparse X, or with many unknowns: all iterations.
     """
     outputs = start.size // len(start)
     if not hasattr(operator, "gram") or start.size > LARGEST_GRAM:
@@ -142,15 +142,7 @@ class NewtonSteps(ProximalSteps):
 class QuadraticModel:
     """d'Hd / 2 + gradient'd + penalty(x + d) of moves d from x: near the minimum, nothing cancels.
 
-    Parameters
-    ----------
-    H : (N, N)
-    gradient : (N,)
-    penalty
-        Whose prox takes each number on its own.
-    x : (N,)
-    curvature : float
-        No less than the largest eigenvalue of H.
+    curvature : no less than the largest eigenvalue of H.
     """
 
     def __init__(self, H: Floats, gradient: Floats, penalty: Any, x: Floats, curvature: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,15 @@ import pyproximal
 
 from polarmap.code.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedRegressor
+from polarmap.models.coded_model import CodedModel, CodedRegressor
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_model import ProximalModel
+from polarmap.models.proximal_newton import proximal_newton
 
 
-class SparseLinearModel(CodedRegressor, ProximalModel):
+class SparseLinearModel(CodedRegressor, CodedModel):
     """Squared errors, fitted to centred data; subclasses say with which penalty."""
 
     def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
@@ -29,7 +30,7 @@ class SparseLinearModel(CodedRegressor, ProximalModel):
         start = np.zeros((X.shape[1], *y.shape[1:]))
         loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
         with coded:
-            x = self._solve(coded, operator, loss, penalty, start)
+            x = self._minimized(coded, partial(proximal_newton, operator, loss, penalty, start))
         self.coef_ = x.T * scale
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
@@ -43,8 +44,7 @@ class SparseLinearModel(CodedRegressor, ProximalModel):
 class ElasticNet(SparseLinearModel):
     """Least squares with L1 and L2 penalties, as sklearn's ElasticNet.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2); with
-    `sample_weight`, a weighted mean of squares. Stops at a duality gap of `tol` times the objective.
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2).
 
     Parameters
     ----------
@@ -72,11 +72,6 @@ class ElasticNet(SparseLinearModel):
     n_iter_ : int
     report_ : Report
         Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be.
 
     Examples
     --------
@@ -107,8 +102,8 @@ class ElasticNet(SparseLinearModel):
 class Lasso(ElasticNet):
     """Least squares with an L1 penalty, as sklearn's Lasso: few coefficients are not 0.
 
-    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters, attributes and errors as for
-    `ElasticNet`, without l1_ratio.
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters and attributes as for `ElasticNet`,
+    without l1_ratio.
 
     Examples
     --------
@@ -128,9 +123,8 @@ class Lasso(ElasticNet):
 class NonNegativeLeastSquares(SparseLinearModel):
     """Least squares with coefficients of 0 or more, as sklearn's LinearRegression(positive=True).
 
-    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Stops where the norm of the
-    gradient map is `tol` times its largest. Parameters, attributes and errors as for `ElasticNet`, without
-    alpha and l1_ratio; `dual_gap_` is None.
+    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Parameters and attributes as for
+    `ElasticNet`, without alpha and l1_ratio; tol is of the gradient map, `dual_gap_` None.
 
     Examples
     --------
@@ -148,11 +142,10 @@ class NonNegativeLeastSquares(SparseLinearModel):
 
 
 @dataclass(eq=False, repr=False)
-class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorModel):
+class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
     """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
 
-    Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized. Stops where the
-    norm of the gradient map is `tol` times its largest.
+    Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized.
 
     Parameters
     ----------
@@ -161,7 +154,7 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
     class_weight, fit_intercept
         As for `polarmap.glm.LogisticRegression`.
     tol : float
-        Relative, of the gradient map.
+        Relative, of the gradient map to the largest one met.
     max_iter, blocks, workers, code, executor, timeout, verbose
         As for `ElasticNet`.
 
@@ -172,12 +165,7 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
     objective_ : float
         Of the mean loss plus |w|_1 / (C sum of weights).
     gradient_map_ : float
-        Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; a single class.
+        As for `ElasticNet`.
 
     Examples
     --------
@@ -196,4 +184,4 @@ class SparseLogisticRegression(LogisticModel, ProximalModel, LinearPredictorMode
         self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
     ) -> Floats:
         l1 = ElasticNetPenalty(np.repeat(penalty, loss.shape[1]))
-        return self._solve(coded, operator, loss, l1, start)
+        return self._minimized(coded, partial(proximal_newton, operator, loss, l1, start))

@@ -11,22 +11,21 @@ from scipy import sparse
 
 from polarmap.code.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedClassifier
+from polarmap.models.coded_model import CodedClassifier, CodedModel
 from polarmap.models.interior_point import interior_point
 from polarmap.models.losses import SquaredLoss
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_model import ProximalModel
 from polarmap.models.proximal_newton import LARGEST_GRAM
 
 
 @dataclass(eq=False, repr=False)
-class LinearSVC(CodedClassifier, ProximalModel):
+class LinearSVC(CodedClassifier, CodedModel):
     """A linear support vector machine with the hinge loss, as sklearn's LinearSVC(loss="hinge").
 
     Minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1, for more than two
     classes one against the rest. The dual is solved, whose variables lie between 0 and C: with Y = diag(y),
-    max sum(a) - |X' Y a|^2 / 2. Stops at a duality gap of `tol` times the objective.
+    max sum(a) - |X' Y a|^2 / 2.
 
     Parameters
     ----------
@@ -55,16 +54,10 @@ class LinearSVC(CodedClassifier, ProximalModel):
     dual_gap_ : float
         objective_ is at most that far above its minimum.
     gradient_map_ : float
-        Norm of the gradient map of the dual, for samples scaled to norm 1: the residual of the KKT
-        conditions.
+        Norm of the gradient map of the dual, for samples scaled to norm 1.
     n_iter_ : int
     report_ : Report
         Of the last coded map.
-
-    Raises
-    ------
-    ModelError
-        Options that cannot be; a single class.
 
     Examples
     --------

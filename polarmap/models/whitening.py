@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from polarmap.code.dtypes import Floats
-from polarmap.models.features import MatrixOperator
+from polarmap.models.features import MatrixOperator, moments
 
 LARGEST_ROTATION = 2000  # features: above, they are scaled but not rotated
 LEAST_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
@@ -17,12 +17,8 @@ LEAST_SCALE = 1e-6  # of the largest: directions with less in them are stretched
 class Whitening(MatrixOperator):
     """w = axes (z / scale), with orthogonal axes: |w| = |z / scale|; A @ this are the whitened features.
 
-    Parameters
-    ----------
-    axes : (features, features)
-        Principal axes, or a sparse identity.
-    scale : (features,)
-        Root mean square of the data along each.
+    axes : principal ones, or a sparse identity.
+    scale : root mean square of the data along each.
     """
 
     def __init__(self, axes: Any, scale: Floats) -> None:
@@ -46,19 +42,18 @@ def principal_axes(X: Any, shares: Floats, fit_intercept: bool) -> Whitening:
     A' diag(shares) A is at most 1 for the whitened A, and 1 but for directions with nearly no data.
     """
     features = X.shape[1] + fit_intercept
-    mean = np.asarray(shares @ X).reshape(-1)
     if features > LARGEST_ROTATION:
-        square = shares @ (X.power(2) if sparse.issparse(X) else X**2)
-        moments = np.append(square, 1.0) if fit_intercept else np.asarray(square)
+        squares = np.append(moments(X, shares, False)[1], [1.0] * fit_intercept)
         # The largest eigenvalue is at most that many times the largest moment of one.
-        return Whitening(sparse.eye_array(features), _bounded(np.sqrt(features * moments)))
+        return Whitening(sparse.eye_array(features), _bounded(np.sqrt(features * squares)))
     weighted = sparse.diags_array(shares) @ X if sparse.issparse(X) else shares[:, np.newaxis] * X
     gram = X.T @ weighted
     gram = gram.toarray() if sparse.issparse(gram) else gram
     if fit_intercept:
-        gram = np.block([[gram, mean[:, np.newaxis]], [mean, np.ones((1, 1))]])
-    moments, axes = np.linalg.eigh(gram)
-    return Whitening(axes, _bounded(np.sqrt(np.maximum(moments, 0.0))))
+        mean = np.reshape(shares @ X, (1, -1))
+        gram = np.block([[gram, mean.T], [mean, np.ones((1, 1))]])
+    squares, axes = np.linalg.eigh(gram)
+    return Whitening(axes, _bounded(np.sqrt(np.maximum(squares, 0.0))))
 
 
 def _bounded(scale: Floats) -> Floats:

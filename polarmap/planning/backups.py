@@ -34,8 +34,6 @@ class BackupRule(NamedTuple):
 
     Attributes
     ----------
-    slow
-        Multiple of the usual time.
     done
         The share of tasks that must have returned before any is late.
     min_tasks
@@ -85,8 +83,7 @@ def simulate_backups(
     first : array (trials, k)
         Run times of the first attempts; inf for one that never ends.
     again : callable
-        Run times of further attempts, of the tasks that are True in an array (trials, k); called for
-        each attempt in turn.
+        Run times of further attempts, of the tasks that are True in an array (trials, k).
     rule : BackupRule or LatenessRule
         When a task is late: as others have it, or as `hedged_map` does.
     max_backups : int

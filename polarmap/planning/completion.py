@@ -123,22 +123,14 @@ def completion_time(
         that of each when k of them are expected back (`PolarCode(erasure=)`).
     upfront : int
         "on_demand": parity tasks that start at once all the same.
-    pieces : int
-        "small_blocks": how many times as many blocks and tasks there are, each so much shorter.
-    task_price : float
-        "small_blocks": seconds that each task takes beside its computation.
-    trials : int
+    pieces, task_price
+        As for `simulate_small_blocks`.
+    trials, seed : int
         Orders of arrival, or jobs, simulated where there is no formula.
-    seed : int
 
     Returns
     -------
     Completion
-
-    Raises
-    ------
-    CodeError
-        For sizes that do not fit the scheme, or run times that are none.
 
     Examples
     --------
@@ -206,8 +198,7 @@ def completion_after(
     Parameters
     ----------
     needed : ArrivalsNeeded
-        The distribution of the number of arrivals; weights that sum to less than one leave jobs that not
-        even n arrivals complete.
+        Weights that sum to less than one leave jobs that not even n arrivals complete.
     n, k, runtimes
         As for `completion_time`.
     scheme : str

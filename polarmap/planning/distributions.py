@@ -28,15 +28,9 @@ BISECTIONS = 64  # halvings of a bracket of double precision, down to its last b
 
 
 class Distribution(ABC):
-    """A distribution of run times.
+    """A distribution of run times."""
 
-    Attributes
-    ----------
-    failure_probability : float
-        Probability that a task never ends.
-    """
-
-    failure_probability: float = 0.0
+    failure_probability: float = 0.0  # that a task never ends
 
     # -- the distribution of the tasks that end ------------------------------------------------------
 
@@ -50,10 +44,9 @@ class Distribution(ABC):
 
     @abstractmethod
     def area(self, above: Floats) -> Floats:
-        """An antiderivative, in `above`, of the quantile as a function of 1 - cdf.
+        """An antiderivative, in `above`, of the quantile as a function of 1 - cdf, in closed form.
 
-        area(a) - area(b) is the integral of the quantile where b < 1 - cdf < a, in closed form:
-        what means of order statistics are summed from, without a grid error at steps.
+        Means of order statistics are summed from it, without a grid error at steps.
         """
 
     # -- the whole distribution ----------------------------------------------------------------------

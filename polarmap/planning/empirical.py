@@ -89,7 +89,6 @@ class Empirical(Distribution):
 
         Parameters
         ----------
-        reports : Report or iterable of Report
         clock : {"arrived", "seconds"}
             "arrived": from the start of the map, or of the task if it was held back, with everything a
             caller waits for (encoding, start-up, queues). "seconds": what the worker spent; arrivals
@@ -147,8 +146,7 @@ class Empirical(Distribution):
     def with_tail(self) -> Distribution:
         """The same with an exponential tail in place of `failure_probability`, fitted beyond the median.
 
-        The tail's scale is the censored maximum-likelihood estimate: all time spent beyond the
-        median, also by abandoned tasks, for each task that ended there.
+        Its scale is all time spent beyond the median, also by abandoned tasks, for each that ended there.
 
         Examples
         --------

@@ -24,9 +24,7 @@ def simulate_on_demand(
 ) -> SimulatedJobs:
     """Simulate jobs that start their data tasks at once and parity tasks by the `ParityRule`.
 
-    Any k results determine the job, as of the rotation kernel. Whatever runs when it is complete
-    is stopped at that moment; a task costs worker-seconds from its start until it returns or is
-    stopped.
+    Any k results determine the job, as of the rotation kernel. Whatever runs when it is complete is stopped.
 
     Parameters
     ----------
@@ -42,7 +40,6 @@ def simulate_on_demand(
     Returns
     -------
     SimulatedJobs
-        time, paid, started; arrays (trials,).
 
     Examples
     --------

@@ -53,23 +53,17 @@ class Plan(MapPlan):
         "rotation", "sequential", "optimal", "integers", or "uncoded".
     objective
         What it was chosen for.
-    expected
-        What to expect of it: seconds and worker-seconds.
-    uncoded
-        The same of a plain map.
+    expected, uncoded
+        What to expect of it, and of a plain map: seconds and worker-seconds.
     frontier
-        The options than which none is both faster (by the objective; p99 for "cost") and
-        cheaper, from the cheapest to the fastest.
+        The options than which none is both faster (by the objective; p99 for "cost") and cheaper.
     worker
         What the tasks run on, if that was said.
-    schedule
-        "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others
-        when tasks are late.
-    upfront
-        Parity tasks that start at once.
+    schedule, upfront
+        "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others when tasks are
+        late.
     runtimes
-        The distribution of the run time of one task, of all workers together where they are not alike; it
-        tells when a task is late.
+        The distribution of the run time of one task, of all workers together where they are not alike.
     workers
         Which of the unlike workers to use, (n,): the i-th task to start is for `workers[i]`. Empty where
         all are alike.
@@ -131,10 +125,7 @@ class Plan(MapPlan):
         return draw_frontier(self, path)
 
     def applied_to(self, options: CodeOptions) -> CodeOptions:
-        """`options` of a map with the sizes and the code of the plan.
-
-        CodeError where the caller asks for others too.
-        """
+        """`options` of a map with the sizes and the code of the plan; CodeError for others in them."""
         blocks, workers, code, _ = options
         for name, given, wanted in (("blocks", blocks, self.k), ("workers", workers, self.n)):
             if given is not None and not (is_integer(given) and given == wanted):
@@ -208,19 +199,18 @@ def plan(
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
-    More workers are hardly ever slower, so the fastest plan is always the largest. This takes the knee
-    between waiting and paying: workers are added as long as they save a larger share of the time than they
-    add to the worker-seconds. With `slack`, the cheapest whose objective is within it of the best there
-    is; for "cost", the one with the smallest p99 whose cost is within `slack` (0.05 by default) of the least.
+    More workers are hardly ever slower. This takes the knee between waiting and paying: workers are added as
+    long as they save a larger share of the time than they add to the worker-seconds. With `slack`, the
+    cheapest whose objective is within it of the best there is; for "cost", the one with the smallest p99
+    whose cost is within `slack` (0.05 by default) of the least.
 
     Parameters
     ----------
     k : int
         Data blocks.
     runtimes : Distribution, run times in seconds, or reports of coded maps
-        Of one task, as a caller sees it. From reports, abandoned tasks count as censored and
-        the tail beyond them is extrapolated. Where workers are not alike: a sequence of Distributions,
-        one for each worker that there is. The plan says which of them to use, and who gets which block.
+        Of one task, as a caller sees it; see `Empirical`. Where workers are not alike: a sequence of
+        Distributions, one for each worker that there is. The plan says which of them to use.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         Completion time in the mean or at a quantile, or worker-seconds.
     max_workers : int, optional
@@ -238,17 +228,15 @@ def plan(
     trials, seed : int
         Of the simulation of codes other than rotation; of workers that are not alike, 2,000 or more.
     worker : polarmap.clouds.limits.Worker, optional
-        What the tasks will run on: its number at a time bounds the workers, its time limit the
-        tasks, and the plan says what it costs.
+        What the tasks will run on: it bounds the workers and the seconds of a task, and says what it costs.
     schedule : {"upfront", "on_demand", "auto"}
         Whether all workers start at once, or some only when tasks are late; "auto" compares both.
         For the rotation code. Simulated, at least 2,000 jobs for each size of the head start.
     task_price : float, optional
-        Seconds that a task takes beside its computation, however short that is: about 0.001 on processes of
-        this machine, some hundredths where tasks go through a bucket. Then the workers of the plan stay:
-        2, 4, 8, 16 and 32 times as many blocks, whose tasks are so much shorter, are tried on them, and the
-        best objective wins. Each worker takes the next task when it is done. For the rotation code and
-        schedule "upfront"; simulated. By default every worker takes one task.
+        Seconds that a task takes beside its computation: about 0.001 on processes of this machine, some
+        hundredths where tasks go through a bucket. Then the workers of the plan stay: up to 32 times as many
+        blocks, whose tasks are so much shorter, are tried on them. For the rotation code and schedule
+        "upfront"; simulated. By default every worker takes one task.
 
     Returns
     -------

@@ -24,19 +24,11 @@ MOST_DEPTH = 24  # 2^24 virtual workers
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     """P(T > t) of all virtual workers, from P(T > t) of the real ones at a grid of times.
 
-    Parameters
-    ----------
-    survival : array-like (times,)
-        1 - cdf of a real worker at each time.
-    depth : int
-        Levels of the recursion.
-
     Returns
     -------
     array (2^depth, times)
         Row i is input i of the polar code: its bits, most significant first, say slow (0) or fast
-        (1) from the workers inwards, as in `polarmap.code.design.erasure_probabilities`. The mean
-        of the rows is `survival`: the recursion is a martingale.
+        (1) from the workers inwards. The mean of the rows is `survival`: the recursion is a martingale.
 
     Examples
     --------
@@ -83,8 +75,7 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
 def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
     """The expected run time of one virtual worker; inf if it may never end, or where no mean exists.
 
-    The means of all 2^depth virtual workers average to the mean of a real one: what the slow one
-    of two loses the fast one gains.
+    Those of all 2^depth virtual workers average to the mean of a real one.
 
     Examples
     --------
@@ -101,10 +92,8 @@ def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
 def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
     """How far the virtual workers are from steps at each time: the mean of sqrt(F (1 - F)).
 
-    One level multiplies it by at most sqrt(3) / 2 = 0.866, whatever F: half the sum of
-    sqrt(z^2 (1 - z^2)) and sqrt((2 z - z^2) (1 - z)^2) is sqrt(z (1 - z)) times a factor
-    that is largest at z = 1/2. So it vanishes exponentially fast in the depth, and with
-    the martingale the share of virtual workers that are done at t tends to F(t).
+    One level multiplies it by at most sqrt(3) / 2, whatever F: it vanishes exponentially fast in the depth,
+    and with the martingale the share of virtual workers that are done at t tends to F(t).
 
     Examples
     --------
@@ -116,11 +105,7 @@ def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
 
 
 def step_times(runtimes: Distribution, depth: int) -> Floats:
-    """The median run time of every virtual worker (2^depth,), by index.
-
-    Sorted, they tend to the quantiles of `runtimes`: in the limit each virtual worker is done at
-    one certain time, and those times are distributed as the run times.
-    """
+    """Median run time of every virtual worker (2^depth,); sorted, they tend to the quantiles of real ones."""
     _checked_depth(depth)
     below = np.array([0.5])
     for _ in range(depth):  # the outermost level is undone last
@@ -132,8 +117,7 @@ def step_times(runtimes: Distribution, depth: int) -> Floats:
 def frozen_at(n: int, k: int, runtimes: Distribution, time: float) -> Indices:
     """The n - k inputs least likely to be determined at a target time, ascending.
 
-    This is the arikan code for the erasure probability P(T > time): `PolarCode(n, k, "arikan",
-    erasure=float(runtimes.survival(time)))`.
+    Those of `PolarCode(n, k, "arikan", erasure=float(runtimes.survival(time)))`.
 
     Examples
     --------
@@ -148,8 +132,7 @@ def frozen_at(n: int, k: int, runtimes: Distribution, time: float) -> Indices:
 def sequential_bound(n: int, k: int, runtimes: Distribution, time: float) -> float:
     """At most this is the probability that the sequential decoder is not through at `time`.
 
-    The sum of P(T > time) over the unfrozen virtual workers (union bound, Arikan 2009,
-    proposition 2), for the frozen set chosen for that time; capped at 1.
+    The sum of P(T > time) over the unfrozen virtual workers (union bound, Arikan 2009, proposition 2).
 
     Examples
     --------

@@ -28,17 +28,15 @@ def simulate_small_blocks(
     times : array (trials, n)
         Seconds that a share of 1 / n of the tasks takes each worker, which is equally slow all the time; inf
         for one that never finishes anything.
-    k : int
-        Blocks before there are `pieces` times as many.
-    pieces : int
-        By how much there are more blocks, and shorter tasks. 1 gives the k-th order statistic.
+    k, pieces : int
+        Blocks before there are `pieces` times as many, and shorter tasks. 1 gives the k-th order statistic.
     task_price : float
         Seconds that each task takes beside its computation.
 
     Returns
     -------
     SimulatedJobs
-        time, paid (whatever runs at completion is stopped), started; arrays (trials,).
+        Whatever runs at completion is stopped.
 
     Examples
     --------

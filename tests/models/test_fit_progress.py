@@ -58,6 +58,8 @@ def test_a_line_for_each_iteration(
     lines = parsed_lines(capsys.readouterr().out)
     assert [line["iteration"] for line in lines] == list(range(1, model.n_iter_ + 1))
     assert lines[-1]["gradient"] < 1e-4 * lines[0]["gradient"]
+    if not isinstance(model, Ridge):
+        assert model.objective_ == pytest.approx(objective(model, X, y), rel=1e-9)
     model.set_params(verbose=0)
     for steps in (1, 2, 3, model.n_iter_):
         model.set_params(max_iter=steps).fit(X, y)

@@ -58,3 +58,10 @@ def test_copies_and_features_of_little_weight_leave_the_best_fit(solver: str, sp
     best = np.linalg.norm(y - left @ (left.T @ y))
     assert np.linalg.norm(y - model.predict(X)) == pytest.approx(best, rel=1e-6)
     assert model.n_iter_ < 40
+
+
+@pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
+def test_the_most_iterations_need_be_no_integer(solver: str) -> None:
+    X = np.random.default_rng(0).standard_normal((40, 3))
+    model = Ridge(solver=solver, max_iter=2.5, blocks=2, executor=ReplayExecutor()).fit(X, X[:, 0])
+    assert 1 <= model.n_iter_ <= 3

@@ -16,6 +16,8 @@ from polarmap.models import proximal_newton
 from polarmap.models.features import ConstantFeature
 from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
 from polarmap.models.penalized_loss import PenalizedLoss
+from polarmap.models.penalties import ElasticNetPenalty
+from polarmap.models.proximal_gradient import Problem
 
 CANCER, LABELS = load_breast_cancer(return_X_y=True)
 CANCER = (CANCER - CANCER.mean(axis=0)) / CANCER.std(axis=0)
@@ -60,20 +62,20 @@ CLASSES = np.arange(20) % 3
 def objective(classes: int, unit: float) -> PenalizedLoss:
     y = np.eye(3)[CLASSES] if classes == 3 else (CLASSES[:, None] == 0).astype(float)
     loss = WeightedLoss(Multinomial() if classes == 3 else Bernoulli(), y, np.arange(1.0, 21.0) / 210)
-    if not unit:
-        return PenalizedLoss(aslinearoperator(A), loss, PENALTY)
-    return PenalizedLoss(ConstantFeature(aslinearoperator(A), unit), loss, np.append(PENALTY, 0.0))
+    operator = ConstantFeature(aslinearoperator(A), unit) if unit else aslinearoperator(A)
+    squares = np.repeat(np.append(PENALTY, 0.0) if unit else PENALTY, y.shape[1])
+    return PenalizedLoss(Problem(operator, loss, ElasticNetPenalty(0.0, squares)), squares)
 
 
-def point(of: PenalizedLoss, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(of._shape[0] * of._shape[1])
+def point(classes: int, unit: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((3 + bool(unit)) * (classes if classes > 2 else 1))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("unit", [0.0, 2.0])
 def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> None:
     some = objective(classes, unit)
-    theta, direction = point(some, 1), point(some, 2)
+    theta, direction = point(classes, unit, 1), point(classes, unit, 2)
     step = 1e-5 * direction
     (more, rising), (less, falling) = (
         some.value_and_gradient(theta + step),
@@ -87,6 +89,6 @@ def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> 
 
 def test_nan_is_infinitely_bad_and_has_no_hessian() -> None:
     some = objective(2, 1.0)
-    theta = np.full_like(point(some, 1), np.nan)
+    theta = np.full_like(point(2, 1.0, 1), np.nan)
     assert some.value_and_gradient(theta)[0] == np.inf
     assert np.isnan(some.hessian_product(theta, theta)).all()

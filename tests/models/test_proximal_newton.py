@@ -12,9 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from l1_problems import L1Problem, l1_problems
 from plain_networks import PlainOperator
+from scipy.sparse import csr_array
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer
+from straggling_models import standardized
 
-from polarmap.convex import ElasticNetPenalty, LinearOnBox, LogisticLoss, SquaredLoss, fista
+from polarmap import ReplayExecutor
+from polarmap.convex import (
+    ElasticNet,
+    ElasticNetPenalty,
+    Lasso,
+    LinearOnBox,
+    LinearSVC,
+    LogisticLoss,
+    NonNegativeLeastSquares,
+    SparseLogisticRegression,
+    SquaredLoss,
+    fista,
+)
+from polarmap.glm import LogisticRegression, Ridge
 from polarmap.models import proximal_newton as module
+from polarmap.models import svm
 from polarmap.models.proximal_newton import QuadraticModel, proximal_newton
 
 STREAM = np.random.default_rng(0)
@@ -108,3 +126,40 @@ def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -
     best = conic_minimum(H, slope - c, sides)[1]
     assert x.min() >= -is_box and (not is_box or x.max() <= 1)
     assert x @ H @ x / 2 + (slope - c) @ x == pytest.approx(best, rel=1e-7, abs=1e-8)
+
+
+# --- fits by these, and those by gradients for X that is sparse or wide ----------------------------------
+
+CANCER, LABELS = standardized(load_breast_cancer)
+LABELS = 1 - LABELS  # most features grow with these
+MODELS = [
+    (Lasso(0.01), 30),
+    (ElasticNet(0.01), 30),
+    (NonNegativeLeastSquares(), 30),
+    (SparseLogisticRegression(), 60),
+    (LinearSVC(), 100),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [*MODELS, (LogisticRegression(), 30), *((Ridge(solver=solver), 20) for solver in ("lsqr", "lsmr", "cg"))],
+    ids=lambda one: type(one).__name__,
+)
+def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[PlainOperator] = []
+    monkeypatch.setattr(type(model), "_operator", lambda self, A: made.append(PlainOperator(A)) or made[-1])
+    clone(model).fit(CANCER, LABELS)
+    assert made[0].products <= most
+
+
+@pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
+def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = CANCER[::4, ::5], LABELS[::4]
+    model = clone(model).set_params(blocks=2, executor=ReplayExecutor(), tol=1e-7)
+    objective, steps = model.fit(X, y).objective_, model.n_iter_
+    assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
+    for one in (module, svm):
+        monkeypatch.setattr(one, "LARGEST_GRAM", 3)
+    assert model.fit(X, y).objective_ == pytest.approx(objective, rel=1e-6)
+    assert model.n_iter_ > steps
