@@ -34,15 +34,16 @@ from polarmap.worker.private_files import check_private, write_private
 from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
+MOST_AHEAD = 8  # tasks that a worker is told of beyond the one that it is at: they fit into a socket
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 
 
 class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
-    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next task
-    while it is at the one before: to wake it would take longer than a small task. What waits behind a task
-    that takes long is given to another worker, too: the first to end it is heard.
+    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next tasks, if
+    they are short of several, while it is at the one before: to wake it would take longer than a small task.
+    What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
 
     Parameters
     ----------
@@ -89,6 +90,7 @@ class PoolRun:
         # the buffer of its socket.
         self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
         self._look_seconds = FIRST_LOOK_SECONDS
+        self._seconds = SHARE_SECONDS  # that the latest task took
         around = workers.surroundings(f.pickled)
         common = self._folders, payload.output, payload.encryption, around
         self._common = pickle.dumps(plain(common), pickle.HIGHEST_PROTOCOL)
@@ -188,10 +190,10 @@ class PoolRun:
                 break
             stuck = self._workers.abandoned_tasks() if stuck is None else stuck
             if attempts is self._waiting:
-                self._start(worker, self._next(worker, stuck))
+                self._start(worker, [self._next(worker, stuck)])
             else:
                 self._shared.add(attempts[0])
-                self._start(worker, attempts[0])
+                self._start(worker, attempts[:1])
         if self._tells_ahead and self._waiting and self._workers.is_alone():
             self._tell_ahead(self._workers.abandoned_tasks() if stuck is None else stuck)
         self._workers.flush()
@@ -202,19 +204,21 @@ class PoolRun:
 
     def _tell_ahead(self, stuck: set[Hashable]) -> None:
         """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
-        for worker in self._lease.workers.values():
-            if len(self._waiting) <= len(self._lease.workers):
-                return
-            if len(worker.orders) > 1 or worker.process is None or worker.map != self._number:
+        workers = self._lease.workers.values()
+        for worker in workers:
+            if worker.process is None or worker.map != self._number:
                 continue
-            if not self._start(worker, self._next(worker, stuck)):
+            share = len(self._waiting) // (2 * len(workers))
+            most = max(1, min(MOST_AHEAD, share, int(SHARE_SECONDS / self._seconds)))
+            more = min(most + 1 - len(worker.orders), len(self._waiting) - len(workers))
+            if more > 0 and not self._start(worker, [self._next(worker, stuck) for _ in range(more)]):
                 return
 
     def _behind(self, late: float = inf) -> list[Attempt]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
         behind = [one for one in self._lease.workers.values() if len(one.orders) > 1 and one.since < late]
         behind.sort(key=attrgetter("since"))
-        attempts = [one.orders[1][0][1:] for one in behind]
+        attempts = [order[1:] for one in behind for order, _ in itertools.islice(one.orders, 1, None)]
         return [one for one in attempts if self._is_for_one(one)]
 
     def _is_for_one(self, attempt: Attempt) -> bool:
@@ -235,27 +239,28 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: KeptWorker, attempt: Attempt) -> bool:
-        """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
-        is_ahead, is_told, is_wanted = bool(worker.orders), False, True
+    def _start(self, worker: KeptWorker, attempts: list[Attempt]) -> bool:
+        """Whether a worker was told to do these, after what it is at; if it does not listen, others will."""
+        is_ahead, is_told, messages = bool(worker.orders), False, list[Message]()
         try:
-            is_told = worker.link.send(*self._orders(worker, *attempt))
-        except CancelledError:  # of its block
-            is_wanted = False
-            self._drop(attempt)
+            for attempt in attempts:
+                messages += self._orders(worker, *attempt)
+            is_told = worker.link.send(*messages)
+        except CancelledError:  # of the block of one that goes alone
+            self._drop(attempts.pop())
             if not is_ahead:
                 self._workers.give_back(worker)
         finally:
-            if is_wanted and not is_told:
-                self._waiting.appendleft(attempt)
-            if is_wanted and not (is_told or is_ahead):
-                self._workers.remove(worker)
+            if attempts and not is_told:
+                self._waiting.extendleft(reversed(attempts))
+                if not is_ahead:
+                    self._workers.remove(worker)
         if is_told:
-            if worker.map != self._number:  # which need not be told again
-                worker.map, worker.function = self._number, self._digest
-            worker.note((self._number, *attempt), self._name(attempt[0]))
+            worker.map, worker.function = self._number, self._digest  # which need not be told again
+            for attempt in attempts:
+                worker.note((self._number, *attempt), self._name(attempt[0]))
         if is_told and not is_ahead:
-            self._news.append(Began(*attempt, worker.since))
+            self._news.append(Began(*attempts[0], worker.since))
         return is_told
 
     def _drop(self, attempt: Attempt) -> None:
@@ -329,6 +334,7 @@ class PoolRun:
             outcome = self._payload.outcome(task, attempt, message.header, data)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
+        self._seconds = outcome.seconds or SHARE_SECONDS
         if outcome.failure is not None:
             self._stored.store_if_damaged(self._payload.blocks, outcome.task, outcome.failure)
         return outcome

@@ -2,7 +2,7 @@
 
 A worker is free, or at a task of a map; when that map ends before the task, the worker is abandoned until it
 has come to its end. What a worker was told and has not ended stands in `KeptWorker.orders`: the one that it
-does, and at most one behind that. Nobody else keeps account of it but links by way of a storage, which count.
+does, and those behind that. Nobody else keeps account of it but links by way of a storage, which count.
 
 A map that is alone takes as many workers as may be busy. Several share them: one that becomes free goes to
 the map with the fewest tasks under way, then to the one that has waited longest.
