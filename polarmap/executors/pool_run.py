@@ -41,8 +41,8 @@ LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
-    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next tasks, if
-    they are short of several, while it is at the one before: to wake it would take longer than a small task.
+    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next tasks,
+    several where they are short, while it is at the one before: to wake it would take longer than that.
     What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
 
     Parameters
