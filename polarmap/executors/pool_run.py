@@ -90,7 +90,6 @@ class PoolRun:
         # the buffer of its socket.
         self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
         self._look_seconds = FIRST_LOOK_SECONDS
-        self._seconds = SHARE_SECONDS  # that the latest task took
         around = workers.surroundings(f.pickled)
         common = self._folders, payload.output, payload.encryption, around
         self._common = pickle.dumps(plain(common), pickle.HIGHEST_PROTOCOL)
@@ -182,6 +181,7 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
         stuck: set[Hashable] | None = None
+        tells_ahead = self._tells_ahead and self._workers.is_alone()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
             first = self._name(attempts[0][0]) if attempts else None
@@ -190,29 +190,29 @@ class PoolRun:
                 break
             stuck = self._workers.abandoned_tasks() if stuck is None else stuck
             if attempts is self._waiting:
-                self._start(worker, [self._next(worker, stuck)])
+                more = 1 + (self._ahead(worker) if tells_ahead else 0)
+                self._start(worker, [self._next(worker, stuck) for _ in range(more)])
             else:
                 self._shared.add(attempts[0])
                 self._start(worker, attempts[:1])
-        if self._tells_ahead and self._waiting and self._workers.is_alone():
-            self._tell_ahead(self._workers.abandoned_tasks() if stuck is None else stuck)
+        for worker in list(self._lease.workers.values()) if tells_ahead and self._waiting else ():
+            more = 1 + self._ahead(worker) - len(worker.orders)
+            if more > 0:
+                stuck = self._workers.abandoned_tasks() if stuck is None else stuck
+                self._start(worker, [self._next(worker, stuck) for _ in range(more)])
         self._workers.flush()
 
     def _first_waiting(self) -> list[Hashable]:
         """The first tasks that wait, in the form that means the same to later maps."""
         return [self._name(task) for task, _ in itertools.islice(self._waiting, LOOKED_AT)]
 
-    def _tell_ahead(self, stuck: set[Hashable]) -> None:
-        """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
-        workers = self._lease.workers.values()
-        for worker in workers:
-            if worker.process is None or worker.map != self._number:
-                continue
-            share = len(self._waiting) // (2 * len(workers))
-            most = max(1, min(MOST_AHEAD, share, int(SHARE_SECONDS / self._seconds)))
-            more = min(most + 1 - len(worker.orders), len(self._waiting) - len(workers))
-            if more > 0 and not self._start(worker, [self._next(worker, stuck) for _ in range(more)]):
-                return
+    def _ahead(self, worker: KeptWorker) -> int:
+        """Of how many tasks beyond one a worker may be told; the last ones go to whoever is free first."""
+        left = len(self._waiting) - len(self._lease.workers)
+        if left <= 0 or worker.process is None or worker.function != self._digest:
+            return 0
+        short = int(SHARE_SECONDS / max(worker.took, SHARE_SECONDS / MOST_AHEAD))
+        return min(left, max(1, min(short, len(self._waiting) // (2 * len(self._workers)))))
 
     def _behind(self, late: float = inf) -> list[Attempt]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
@@ -239,16 +239,19 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: KeptWorker, attempts: list[Attempt]) -> bool:
-        """Whether a worker was told to do these, after what it is at; if it does not listen, others will."""
-        is_ahead, is_told, messages = bool(worker.orders), False, list[Message]()
+    def _start(self, worker: KeptWorker, attempts: list[Attempt]) -> None:
+        """Tell a worker to do these, after what it is at; if it does not listen, others will."""
+        is_ahead, is_told, calls = bool(worker.orders), False, list[Message]()
         try:
-            for attempt in attempts:
-                messages += self._orders(worker, *attempt)
-            is_told = worker.link.send(*messages)
-        except CancelledError:  # of the block of one that goes alone
-            self._drop(attempts.pop())
-            if not is_ahead:
+            for one in attempts[:]:
+                try:
+                    calls.append(self._call(*one))
+                except CancelledError:  # of its block
+                    attempts.remove(one)
+                    self._drop(one)
+            if calls:
+                is_told = worker.link.send(*self._of_map(worker, calls[0]), *calls)
+            elif not is_ahead:
                 self._workers.give_back(worker)
         finally:
             if attempts and not is_told:
@@ -261,24 +264,27 @@ class PoolRun:
                 worker.note((self._number, *attempt), self._name(attempt[0]))
         if is_told and not is_ahead:
             self._news.append(Began(*attempts[0], worker.since))
-        return is_told
 
     def _drop(self, attempt: Attempt) -> None:
         """Tell of one that nobody waits for that it is lost."""
         self._open.discard(attempt)
         self._news.append(lost(*attempt, "nobody waits for it any more"))
 
-    def _orders(self, worker: KeptWorker, task: int, attempt: int) -> list[Message]:
-        """What a worker is told for an attempt; before the first of a map, what all have in common."""
-        order, fault = (self._number, task, attempt), self._payload.fault(task, attempt)
+    def _call(self, task: int, attempt: int) -> Message:
+        """What a worker is told for an attempt."""
+        fault = self._payload.fault(task, attempt)
         block = self._stored.order(self._payload.blocks, task)
-        call = Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
+        order = self._number, task, attempt
+        return Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
+
+    def _of_map(self, worker: KeptWorker, call: Message) -> list[Message]:
+        """What calls of this map have in common, before the first that a worker is told."""
         if worker.map == self._number:
-            return [call]
+            return []
         if worker.function == self._digest:
-            return [Message(MAP, order, self._common), call]
-        modules = [Message(MODULES, order, data=self._modules)] if self._modules else []
-        return [*modules, Message(MAP, order, self._common, *self._f), call]
+            return [Message(MAP, call.order, self._common)]
+        modules = [Message(MODULES, call.order, data=self._modules)] if self._modules else []
+        return [*modules, Message(MAP, call.order, self._common, *self._f)]
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""
@@ -293,6 +299,7 @@ class PoolRun:
                     is_fit = False
                 else:
                     outcomes.append(self._outcome(message))
+                    worker.took = outcomes[-1].seconds
             except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
                 outcomes.append(lost(*message.order[1:], f"what its worker said is no reply: {error}"))
                 is_fit = False  # what says such things is not to be trusted with more
@@ -334,7 +341,6 @@ class PoolRun:
             outcome = self._payload.outcome(task, attempt, message.header, data)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        self._seconds = outcome.seconds or SHARE_SECONDS
         if outcome.failure is not None:
             self._stored.store_if_damaged(self._payload.blocks, outcome.task, outcome.failure)
         return outcome

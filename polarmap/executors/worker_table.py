@@ -73,6 +73,7 @@ class KeptWorker:
     process, place : its number on its machine, and how its engine calls it, as soon as it has said so.
     map : of which it was told last, by number.
     function : digest of the one that it has.
+    took : seconds of the latest task of which it has told.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
     """
 
@@ -86,6 +87,7 @@ class KeptWorker:
     place: str = ""
     map: int = -1
     function: bytes | None = None
+    took: float = inf
     done: dict[Hashable, None] = field(default_factory=dict)
 
     @property
