@@ -194,7 +194,7 @@ class PoolRun:
                 self._start(worker, [self._next(worker, stuck) for _ in range(more)])
             else:
                 self._shared.add(attempts[0])
-                self._start(worker, attempts[:1])
+                self._start(worker, [attempts[0]])
         for worker in list(self._lease.workers.values()) if tells_ahead and self._waiting else ():
             more = 1 + self._ahead(worker) - len(worker.orders)
             if more > 0:
