@@ -120,12 +120,17 @@ def _check_container(tree: Any, where: str) -> None:
     raise TypeError(f"{where} {naming(tree)}: use {plain.__name__}(...) of it")
 
 
+def is_masked(value: Any) -> bool:
+    """Whether it is a masked array: numpy.ma is not imported to tell, as that takes time, and files."""
+    masked = sys.modules.get("numpy.ma")
+    return masked is not None and isinstance(value, masked.MaskedArray)
+
+
 def _kind(leaf: Any, where: str) -> str:
     """What a leaf is, to be made again from an array; TypeError if it cannot be."""
     if type(leaf) is np.ndarray:
         return "array"
-    masked = sys.modules.get("numpy.ma")  # to import it takes a file, and f may have leaked all
-    if masked is not None and isinstance(leaf, masked.MaskedArray):
+    if is_masked(leaf):
         raise TypeError(f"{where} a masked array, whose mask would be lost: use .filled()")
     if isinstance(leaf, np.matrix):
         return "matrix"
