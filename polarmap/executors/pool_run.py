@@ -9,7 +9,7 @@ import pickle
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -86,9 +86,10 @@ class PoolRun:
         self._lease = self._workers.open(self._woken.set)
         self._lease.poll.register(self._woken, POLLIN)
         self._owner = os.getpid()
-        # What is stored is to come from one worker; a worker at a task reads no block that is longer than
-        # the buffer of its socket.
-        self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
+        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task reads
+        # no block that is longer than the buffer of its socket.
+        travel = payload.blocks.source == MESSAGE
+        self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
         around = workers.surroundings(f.pickled)
         common = self._folders, payload.output, payload.encryption, around
@@ -184,8 +185,7 @@ class PoolRun:
         tells_ahead = self._tells_ahead and self._workers.is_alone()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
-            first = self._name(attempts[0][0]) if attempts else None
-            worker = self._workers.take(self._lease, len(attempts), first, self._first_waiting)
+            worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
                 break
             stuck = self._workers.abandoned_tasks() if stuck is None else stuck
@@ -202,9 +202,9 @@ class PoolRun:
                 self._start(worker, [self._next(worker, stuck) for _ in range(more)])
         self._workers.flush()
 
-    def _first_waiting(self) -> list[Hashable]:
-        """The first tasks that wait, in the form that means the same to later maps."""
-        return [self._name(task) for task, _ in itertools.islice(self._waiting, LOOKED_AT)]
+    def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:
+        """The first tasks of these, in the form that means the same to later maps."""
+        return [self._name(task) for task, _ in itertools.islice(attempts, self._looked_at)]
 
     def _ahead(self, worker: KeptWorker) -> int:
         """Of how many tasks beyond one a worker may be told; the last ones go to whoever is free first."""
@@ -228,7 +228,7 @@ class PoolRun:
     def _next(self, worker: KeptWorker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
-        for position, (task, _) in enumerate(itertools.islice(self._waiting, LOOKED_AT)):
+        for position, (task, _) in enumerate(itertools.islice(self._waiting, self._looked_at)):
             name = self._name(task)
             if name in worker.done and name not in stuck:
                 chosen = position
