@@ -54,7 +54,7 @@ def opened(table: WorkerTable) -> Lease:
 def taken(table: WorkerTable, lease: Lease, task: Any = None) -> KeptWorker:
     """A worker for a task of this run, as soon as one is there."""
     deadline = time.monotonic() + PATIENCE
-    while (worker := table.take(lease, 1, task)) is None:
+    while (worker := table.take(lease, 1, lambda: [task])) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return worker

@@ -10,7 +10,7 @@ import numpy as np
 from polarmap.blocks.array_like import is_array, numpy_dtype, read_leaf
 from polarmap.code.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, unflatten
+from polarmap.worker.pytree import Layout, Structure, flatten, is_masked, layout_of, unflatten
 
 
 class Blocks:
@@ -182,7 +182,7 @@ def check_array(data: Any, name: str = "data") -> None:
 
 def refuse_masked_and_sparse(data: Any, name: str, for_sparse: str = "") -> None:
     """CodeError for what parity blocks cannot be; `for_sparse`: what to use of a sparse matrix."""
-    if isinstance(data, np.ma.MaskedArray):
+    if is_masked(data):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(data, "toarray"):
         takers = ", which only coded_map with linear f, hedged_map, CodedOperator, polarmap.glm and "

@@ -37,7 +37,7 @@ class PickledFunction(NamedTuple):
         """Bytes, nearly."""
         return len(self.pickled) + sum(map(len, self.buffers))
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
+    def pieces(self) -> list[bytes | memoryview]:
         """Those of the block that stands for it, as `to_block` makes them."""
         return block_of_runs([self.pickled, *self.buffers])
 

@@ -9,7 +9,7 @@ import pickle
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -34,15 +34,16 @@ from polarmap.worker.private_files import check_private, write_private
 from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
+MOST_AHEAD = 8  # tasks that a worker is told of beyond the one that it is at: they fit into a socket
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 
 
 class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
-    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next task
-    while it is at the one before: to wake it would take longer than a small task. What waits behind a task
-    that takes long is given to another worker, too: the first to end it is heard.
+    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next tasks,
+    several where they are short, while it is at the one before: to wake it would take longer than that.
+    What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
 
     Parameters
     ----------
@@ -85,9 +86,10 @@ class PoolRun:
         self._lease = self._workers.open(self._woken.set)
         self._lease.poll.register(self._woken, POLLIN)
         self._owner = os.getpid()
-        # What is stored is to come from one worker; a worker at a task reads no block that is longer than
-        # the buffer of its socket.
-        self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
+        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task reads
+        # no block that is longer than the buffer of its socket.
+        travel = payload.blocks.source == MESSAGE
+        self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
         around = workers.surroundings(f.pickled)
         common = self._folders, payload.output, payload.encryption, around
@@ -180,41 +182,43 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
         stuck: set[Hashable] | None = None
+        tells_ahead = self._tells_ahead and self._workers.is_alone()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
-            first = self._name(attempts[0][0]) if attempts else None
-            worker = self._workers.take(self._lease, len(attempts), first, self._first_waiting)
+            worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
                 break
             stuck = self._workers.abandoned_tasks() if stuck is None else stuck
             if attempts is self._waiting:
-                self._start(worker, self._next(worker, stuck))
+                more = 1 + (self._ahead(worker) if tells_ahead else 0)
+                self._start(worker, [self._next(worker, stuck) for _ in range(more)])
             else:
                 self._shared.add(attempts[0])
-                self._start(worker, attempts[0])
-        if self._tells_ahead and self._waiting and self._workers.is_alone():
-            self._tell_ahead(self._workers.abandoned_tasks() if stuck is None else stuck)
+                self._start(worker, [attempts[0]])
+        for worker in list(self._lease.workers.values()) if tells_ahead and self._waiting else ():
+            more = 1 + self._ahead(worker) - len(worker.orders)
+            if more > 0:
+                stuck = self._workers.abandoned_tasks() if stuck is None else stuck
+                self._start(worker, [self._next(worker, stuck) for _ in range(more)])
         self._workers.flush()
 
-    def _first_waiting(self) -> list[Hashable]:
-        """The first tasks that wait, in the form that means the same to later maps."""
-        return [self._name(task) for task, _ in itertools.islice(self._waiting, LOOKED_AT)]
+    def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:
+        """The first tasks of these, in the form that means the same to later maps."""
+        return [self._name(task) for task, _ in itertools.islice(attempts, self._looked_at)]
 
-    def _tell_ahead(self, stuck: set[Hashable]) -> None:
-        """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
-        for worker in self._lease.workers.values():
-            if len(self._waiting) <= len(self._lease.workers):
-                return
-            if len(worker.orders) > 1 or worker.process is None or worker.map != self._number:
-                continue
-            if not self._start(worker, self._next(worker, stuck)):
-                return
+    def _ahead(self, worker: KeptWorker) -> int:
+        """Of how many tasks beyond one a worker may be told; the last ones go to whoever is free first."""
+        left = len(self._waiting) - len(self._lease.workers)
+        if left <= 0 or worker.process is None or worker.function != self._digest:
+            return 0
+        short = int(SHARE_SECONDS / max(worker.took, SHARE_SECONDS / MOST_AHEAD))
+        return min(left, max(1, min(short, len(self._waiting) // (2 * len(self._workers)))))
 
     def _behind(self, late: float = inf) -> list[Attempt]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
         behind = [one for one in self._lease.workers.values() if len(one.orders) > 1 and one.since < late]
         behind.sort(key=attrgetter("since"))
-        attempts = [one.orders[1][0][1:] for one in behind]
+        attempts = [order[1:] for one in behind for order, _ in itertools.islice(one.orders, 1, None)]
         return [one for one in attempts if self._is_for_one(one)]
 
     def _is_for_one(self, attempt: Attempt) -> bool:
@@ -224,7 +228,7 @@ class PoolRun:
     def _next(self, worker: KeptWorker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
-        for position, (task, _) in enumerate(itertools.islice(self._waiting, LOOKED_AT)):
+        for position, (task, _) in enumerate(itertools.islice(self._waiting, self._looked_at)):
             name = self._name(task)
             if name in worker.done and name not in stuck:
                 chosen = position
@@ -235,45 +239,52 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: KeptWorker, attempt: Attempt) -> bool:
-        """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
-        is_ahead, is_told, is_wanted = bool(worker.orders), False, True
+    def _start(self, worker: KeptWorker, attempts: list[Attempt]) -> None:
+        """Tell a worker to do these, after what it is at; if it does not listen, others will."""
+        is_ahead, is_told, calls = bool(worker.orders), False, list[Message]()
         try:
-            is_told = worker.link.send(*self._orders(worker, *attempt))
-        except CancelledError:  # of its block
-            is_wanted = False
-            self._drop(attempt)
-            if not is_ahead:
+            for one in attempts[:]:
+                try:
+                    calls.append(self._call(*one))
+                except CancelledError:  # of its block
+                    attempts.remove(one)
+                    self._drop(one)
+            if calls:
+                is_told = worker.link.send(*self._of_map(worker, calls[0]), *calls)
+            elif not is_ahead:
                 self._workers.give_back(worker)
         finally:
-            if is_wanted and not is_told:
-                self._waiting.appendleft(attempt)
-            if is_wanted and not (is_told or is_ahead):
-                self._workers.remove(worker)
+            if attempts and not is_told:
+                self._waiting.extendleft(reversed(attempts))
+                if not is_ahead:
+                    self._workers.remove(worker)
         if is_told:
-            if worker.map != self._number:  # which need not be told again
-                worker.map, worker.function = self._number, self._digest
-            worker.note((self._number, *attempt), self._name(attempt[0]))
+            worker.map, worker.function = self._number, self._digest  # which need not be told again
+            for attempt in attempts:
+                worker.note((self._number, *attempt), self._name(attempt[0]))
         if is_told and not is_ahead:
-            self._news.append(Began(*attempt, worker.since))
-        return is_told
+            self._news.append(Began(*attempts[0], worker.since))
 
     def _drop(self, attempt: Attempt) -> None:
         """Tell of one that nobody waits for that it is lost."""
         self._open.discard(attempt)
         self._news.append(lost(*attempt, "nobody waits for it any more"))
 
-    def _orders(self, worker: KeptWorker, task: int, attempt: int) -> list[Message]:
-        """What a worker is told for an attempt; before the first of a map, what all have in common."""
-        order, fault = (self._number, task, attempt), self._payload.fault(task, attempt)
+    def _call(self, task: int, attempt: int) -> Message:
+        """What a worker is told for an attempt."""
+        fault = self._payload.fault(task, attempt)
         block = self._stored.order(self._payload.blocks, task)
-        call = Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
+        order = self._number, task, attempt
+        return Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
+
+    def _of_map(self, worker: KeptWorker, call: Message) -> list[Message]:
+        """What calls of this map have in common, before the first that a worker is told."""
         if worker.map == self._number:
-            return [call]
+            return []
         if worker.function == self._digest:
-            return [Message(MAP, order, self._common), call]
-        modules = [Message(MODULES, order, data=self._modules)] if self._modules else []
-        return [*modules, Message(MAP, order, self._common, *self._f), call]
+            return [Message(MAP, call.order, self._common)]
+        modules = [Message(MODULES, call.order, data=self._modules)] if self._modules else []
+        return [*modules, Message(MAP, call.order, self._common, *self._f)]
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""
@@ -288,6 +299,7 @@ class PoolRun:
                     is_fit = False
                 else:
                     outcomes.append(self._outcome(message))
+                    worker.took = outcomes[-1].seconds
             except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
                 outcomes.append(lost(*message.order[1:], f"what its worker said is no reply: {error}"))
                 is_fit = False  # what says such things is not to be trusted with more

@@ -205,7 +205,7 @@ class RemoteWorkers(WorkerTable):
             launched = self._launched.values()
             if launched and not self._workers and all(one.is_missed(now) for one in launched):
                 raise ExecutorError(f"no worker of {name} has called within {START_SECONDS:g} s: {reason}")
-            is_kept = lease.waiting and self._best_free(None) is None and self.is_starved(lease)
+            is_kept = lease.waiting and self._best_free(tuple) is None and self.is_starved(lease)
             self.want(len(self) + 1 if is_kept else 0)
 
     def paid(self) -> Stay | None:

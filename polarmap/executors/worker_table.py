@@ -2,7 +2,7 @@
 
 A worker is free, or at a task of a map; when that map ends before the task, the worker is abandoned until it
 has come to its end. What a worker was told and has not ended stands in `KeptWorker.orders`: the one that it
-does, and at most one behind that. Nobody else keeps account of it but links by way of a storage, which count.
+does, and those behind that. Nobody else keeps account of it but links by way of a storage, which count.
 
 A map that is alone takes as many workers as may be busy. Several share them: one that becomes free goes to
 the map with the fewest tasks under way, then to the one that has waited longest.
@@ -73,6 +73,7 @@ class KeptWorker:
     process, place : its number on its machine, and how its engine calls it, as soon as it has said so.
     map : of which it was told last, by number.
     function : digest of the one that it has.
+    took : seconds of the latest task of which it has told.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
     """
 
@@ -86,6 +87,7 @@ class KeptWorker:
     place: str = ""
     map: int = -1
     function: bytes | None = None
+    took: float = inf
     done: dict[Hashable, None] = field(default_factory=dict)
 
     @property
@@ -198,10 +200,9 @@ class WorkerTable:
         self,
         lease: Lease,
         waiting: int,
-        task: Hashable = None,
-        others: Callable[[], Collection[Hashable]] = tuple,
+        tasks: Callable[[], Collection[Hashable]] = tuple,
     ) -> KeptWorker | None:
-        """One for the first of so many tasks that wait, or for others: that has done it, is free, or is new.
+        """One for so many tasks that wait: that has done one of these before, is free, or is new.
 
         None where it is the turn of another run, where as many tasks are under way as may be, or where there
         are as many workers as there may be.
@@ -216,12 +217,10 @@ class WorkerTable:
                 may_take = waiting > 0 and len(lease.workers) < self._limit
             if not may_take:
                 return None
-            worker = self._best_free(task)
-            if worker is not None and task not in worker.done:
-                worker = self._one_that_has(others()) or worker
+            worker = self._best_free(tasks)
             if worker is None:
                 self._review()
-                worker = self._best_free(task) or self._another()
+                worker = self._best_free(tasks) or self._another()
             if worker is None:
                 return None
             worker.lease, worker.descriptor = lease, worker.link.fileno()
@@ -362,18 +361,13 @@ class WorkerTable:
             first.wake()
         return first
 
-    def _best_free(self, task: Hashable) -> KeptWorker | None:
-        """One that runs already and has the block of this task, as far as there is one."""
-        worker, best = None, -1
-        for one in self._workers.values():
-            if one.lease is None and (fit := 2 * (one.process is not None) + (task in one.done)) > best:
-                worker, best = one, fit
-        return worker
-
-    def _one_that_has(self, tasks: Collection[Hashable]) -> KeptWorker | None:
-        """A free one that has done one of these."""
-        able = (one for one in self._workers.values() if not (one.lease or one.done.keys().isdisjoint(tasks)))
-        return next(able, None)
+    def _best_free(self, tasks: Callable[[], Collection[Hashable]]) -> KeptWorker | None:
+        """One that has done one of these tasks, else one that runs already, as far as there is one."""
+        free = [one for one in self._workers.values() if one.lease is None]
+        if len(free) > 1:
+            names = tasks()
+            free.sort(key=lambda one: (one.done.keys().isdisjoint(names), one.process is None))
+        return free[0] if free else None
 
     def _abandoned(self) -> list[KeptWorker]:
         """Those at tasks of maps that have ended, the one that is so for longest first."""

@@ -18,6 +18,7 @@ from polarmap.linalg.layouts import BlockCounts, check_counts
 from polarmap.linalg.products import CodedProduct, ProductMap, product_map, product_of_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers
 from polarmap.worker.block_products import gram_of_pair
 
@@ -90,20 +91,21 @@ def coded_gram(
         n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
         coded = _coded(matrix, dtype, k, n)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
-        return gram_of_pairs(coded, matrix.shape[1], w, dtype, run)
+        array, report = gram_of_pairs(coded, matrix.shape[1], w, dtype, run)
+        return CodedProduct(array, report.made)
 
     return PreparedMap(run)
 
 
 def gram_of_pairs(
     coded: CodedPairs, columns: int, w: Array | None, dtype: DType, run: ProductMap
-) -> CodedProduct:
+) -> tuple[Array, LazyReport]:
     """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many."""
     f = partial(gram_of_pair, w, dtype.newbyteorder("="))
     array, report = product_of_pairs(f, coded, (columns, columns), run)
     if not is_exact(dtype):
         _mirror(array, coded.layout(0)[0][1][0])
-    return CodedProduct(array, report)
+    return array, report
 
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:

@@ -27,6 +27,7 @@ from polarmap.linalg.products import product_map
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import observers_of
+from polarmap.run.reports import LazyReport
 from polarmap.worker.block_products import product_with
 
 with needed_by("CodedOperator", "scipy", "linalg"):
@@ -71,8 +72,6 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     shape, dtype : of A
     products : int
         Coded maps so far.
-    report : Report or None
-        Of the last one.
 
     Raises
     ------
@@ -129,7 +128,12 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             observers = partial(observers_of, bool(progress))  # no bar for each of many products
             self._run = product_map(executor, options, observers)
             self.products = 0
-            self.report: Report | None = None
+            self._report: LazyReport | None = None
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last product, None before the first."""
+        return None if self._report is None else self._report.made
 
     def close(self) -> None:
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
@@ -168,9 +172,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 raise CodeError(f"a Gram matrix is of dense real or complex numbers: use {FOR_SPARSE}")
             w = checked_weights(weights, self.shape[0])
             dtype = np.result_type(self.dtype, w.dtype)
-            product = gram_of_pairs(self._sides.pairs(), self.shape[1], w, dtype, self._run)
-            self.report, self.products = product.report, self.products + 1
-            return product.array
+            array, report = gram_of_pairs(self._sides.pairs(), self.shape[1], w, dtype, self._run)
+            self._report, self.products = report, self.products + 1
+            return array
 
     def __enter__(self) -> CodedOperator:
         return self
@@ -206,8 +210,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             sparse = isinstance(coded, SparseCodedBlocks)
             rows = coded.blocks.rows if isinstance(coded, SparseCodedBlocks) else coded.layout(0)[0][1][0]
             f = partial(product_with, operand, dtype.newbyteorder("="), sparse)
-            result = self._run(f, coded, (rows or 0, *operand.shape[1:]))
-            self.report, self.products = result.report, self.products + 1
+            result, self._report = self._run(f, coded, (rows or 0, *operand.shape[1:]))
+            self.products += 1
             return np.concatenate(list(result))
 
 

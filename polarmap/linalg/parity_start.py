@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from polarmap.report import Report
 from polarmap.run.lateness import Floats
 from polarmap.run.options import MapOptions
 
@@ -43,16 +42,15 @@ class ParityStart:
         """The seconds that no task should take, of any share."""
         return np.full(below.shape, LEEWAY * self._took)
 
-    def learn(self, report: Report) -> None:
-        """Take in what the report of the latest product tells of the time that data takes.
+    def learn(self, took: float, needed_parity: bool) -> None:
+        """Take in after how many seconds the last result of the latest product came that it used.
 
         One that needed parity which had been held back has waited for it: so many products do not, and
         twice as many the next time, until one in between needs none.
         """
-        arrived = [task.arrived for task in report.tasks if task.state == "used" and task.arrived is not None]
         if self._with_data:
             self._with_data -= 1
         elif self._took:
-            self._with_data = self._pause if report.recovered else 0
-            self._pause = min(MOST, 2 * self._pause) if report.recovered else FEWEST
-        self._took = max(arrived, default=0.0)
+            self._with_data = self._pause if needed_parity else 0
+            self._pause = min(MOST, 2 * self._pause) if needed_parity else FEWEST
+        self._took = took

@@ -19,14 +19,15 @@ from polarmap.linalg import layouts, matrices
 from polarmap.linalg.parity_start import ParityStart
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
-from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
+from polarmap.run.prepared_map import PreparedMap, prepared, run_coded, verb
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.block_products import product_of_pair, product_with
 from polarmap.worker.pytree import Shape
 
-# f, coded blocks, the shape of what f returns -> its results.
-ProductMap = Callable[[Callable[[Any], Array], Any, Shape], CodedResult[Array]]
+# f, coded blocks, the shape of what f returns -> its results, and their report.
+ProductMap = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
 class CodedProduct(NamedTuple):
@@ -132,7 +133,7 @@ def coded_matmul(
             transposed = matrices.TransposedMatrix(right), matrices.TransposedMatrix(left)
             array, report = _one_sided(*transposed, layout.columns, code, run)
             array = array.T
-        return CodedProduct(array.reshape(shape), report)
+        return CodedProduct(array.reshape(shape), report.made)
 
     return PreparedMap(run)
 
@@ -160,14 +161,14 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
 
 def _one_sided(
     data: Any, factor: Any, cut: layouts.BlockCounts, code: CodeName, run: ProductMap
-) -> tuple[Array, Report]:
+) -> tuple[Array, LazyReport]:
     """data @ factor with data coded by rows."""
     operand = factor[:]
     dtype = np.result_type(data.dtype, operand.dtype).newbyteorder("=")
     f = partial(product_with, operand, dtype, False)
     coded = encode_once(data, *cut, code)
-    result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
-    return np.asarray(result.concatenate()), result.report
+    result, report = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
+    return np.asarray(result.concatenate()), report
 
 
 def _on_grid(
@@ -177,7 +178,7 @@ def _on_grid(
     columns: layouts.BlockCounts,
     code: CodeName,
     run: ProductMap,
-) -> tuple[Array, Report]:
+) -> tuple[Array, LazyReport]:
     transposed = matrices.TransposedMatrix(right)
     coded = CodedPairs(encode_once(left, *rows, code), encode_once(transposed, *columns, code))
     f = partial(product_of_pair, np.result_type(left.dtype, right.dtype).newbyteorder("="))
@@ -186,15 +187,15 @@ def _on_grid(
 
 def product_of_pairs(
     f: Callable[[Any], Array], coded: CodedPairs, shape: Shape, run: ProductMap
-) -> tuple[Array, Report]:
+) -> tuple[Array, LazyReport]:
     """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding."""
     (_, (height, *_)), (_, (width, *_)) = coded.layout(0)
-    result = run(f, coded, (height, width))
+    result, report = run(f, coded, (height, width))
     whole = np.empty(shape, result[0].dtype)
     for (row, column), block in zip(coded.code.cells.tolist(), result):
         target = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]
         target[:] = block[: target.shape[0], : target.shape[1]]
-    return whole, result.report
+    return whole, report
 
 
 def product_map(executor: Any, options: MapOptions, observers: Callable[[], Observers]) -> ProductMap:
@@ -208,13 +209,15 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
     starts = defaultdict[tuple[int, Shape], ParityStart](ParityStart)  # of coded blocks, by id, and results
     learns = shares_cores(executor) and options.schedule == "upfront"
 
-    def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
+    def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> tuple[CodedResult[Array], LazyReport]:
         start = starts[id(coded), shape]
         known = KnownFunction(fits=True, shape=shape, row_by_row=True)
         of_this = start.applied_to(replace(options, known=known))
-        result = prepared_blocks(f, coded, CodeOptions(), executor, of_this).run(observers())
+        running, blocks = prepared(coded, CodeOptions(), executor, of_this)
+        word, report = run_coded(running, f, blocks, of_this, observers())
         if learns:
-            start.learn(result.report)
-        return result
+            used = word.tasks.arrived.keys() - word.surplus
+            start.learn(max(map(word.tasks.arrived.__getitem__, used)), bool(len(word.decoder.missing)))
+        return word.result(report), report
 
     return run

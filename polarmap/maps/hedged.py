@@ -24,6 +24,7 @@ from polarmap.run.batches import MOST_BATCHES, InBatches
 from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.worker.block_functions import any_call
@@ -122,8 +123,8 @@ def hedged_map(
     is_group = count < len(items)
     running.expect(Uncoded(count, backups=1))
     if not items:
-        nothing = replace(running.report(), verified="not needed", is_final=True)
-        return PreparedMap(lambda observers: CodedResult([], nothing), running)
+        nothing = partial(replace, running.report(), verified="not needed", is_final=True)
+        return PreparedMap(lambda observers: CodedResult([], LazyReport(nothing)), running)
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task

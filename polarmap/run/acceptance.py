@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from polarmap.errors import CodeError, warn
 from polarmap.run.local_run import LocalRun
 from polarmap.run.verify import Verifier
@@ -46,7 +44,7 @@ class Acceptance(Verifier):
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
         word, run = self._word, self.local_run()
         for _ in range(AT_ONE_LOOK):
-            if run.index not in self.evaluated or self.is_telling or self._all_are_evaluated():
+            if run.index not in self.evaluated or self.is_telling or self._are_evaluated.all():
                 break
             run = self.local_run()
         how = "parity" if word.decoder.surplus else "local"
@@ -71,10 +69,6 @@ class Acceptance(Verifier):
             f"it {here}"
         )
         return "no"
-
-    def _all_are_evaluated(self) -> bool:
-        """Whether f has been evaluated here on all blocks to decode."""
-        return bool(np.isin(self._word.decoder.missing, list(self.evaluated)).all())
 
     def _is_hopeless(self, run: LocalRun) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""

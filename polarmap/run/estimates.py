@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.loop import Need
 from polarmap.run.received import Received, kinds_of
+from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.shortfall import not_finite
 from polarmap.run.wrapping import unwrapped
@@ -208,7 +210,8 @@ def estimate_so_far(word: Need, report: Report) -> CodedResult[Any] | None:
     errors = found.errors if any(found.errors) else ()
     # What has arrived may be decoded from still: nobody is to write to it.
     results = [list(map(read_only, leaves)) for leaves in found.results]
-    return word.result_of(results, rows, replace(report, errors=errors, error_p90=found.error_p90))
+    with_errors = partial(replace, report, errors=errors, error_p90=found.error_p90)
+    return word.result_of(results, rows, LazyReport(with_errors))
 
 
 # --- for whoever waits for one -----------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from polarmap.clouds.limits import Worker
@@ -11,7 +12,20 @@ from polarmap.report import Report, TaskReport
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.processes import LIVENESS_SECONDS
 
-LazyReport = Report | Callable[[], Report]  # it, or what makes it when it is read
+
+class LazyReport:
+    """A report that is made when it is read for the first time; pickled as it is then."""
+
+    def __init__(self, make: Callable[[], Report]) -> None:
+        self._make = make
+
+    @cached_property
+    def made(self) -> Report:
+        """The report."""
+        return self._make()
+
+    def __getstate__(self) -> dict[str, Report]:
+        return {"made": self.made}
 
 
 def report_so_far(facts: Mapping[str, Any], tasks: TaskTable) -> Report:

@@ -18,8 +18,7 @@ class CodedResult(Sequence[T]):
     Parameters
     ----------
     results : sequence
-    report : Report, or callable
-        It, or what makes it when it is read for the first time.
+    report : LazyReport
     """
 
     def __init__(self, results: Sequence[T], report: LazyReport) -> None:
@@ -28,12 +27,7 @@ class CodedResult(Sequence[T]):
     @property
     def report(self) -> Report:
         """Who arrived when, what was decoded, how accurate it is."""
-        if not isinstance(self._report, Report):
-            self._report = self._report()
-        return self._report
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_report": self.report}
+        return self._report.made
 
     def __len__(self) -> int:
         return len(self._results)

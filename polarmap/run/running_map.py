@@ -69,7 +69,7 @@ class RunningMap:
     ) -> tuple[N, LazyReport]:
         """Open a run, schedule its tasks until the map is over, and close it, while observers look on.
 
-        Returns what the map made of its tasks, and its report, or what makes it when it is read.
+        Returns what the map made of its tasks, and its report.
         """
 
         def tell_started(indices: Sequence[int], elapsed: float) -> None:
@@ -99,7 +99,7 @@ class RunningMap:
             finally:
                 stay = run.close()
             report = self._ended(need, need.told(ended), stay)
-            final = report() if observers else None
+            final = report.made if observers else None
         except BaseException as error:
             for one in reversed(observers):
                 one.finished(error)
@@ -107,15 +107,16 @@ class RunningMap:
         else:
             for one in reversed(observers):
                 one.finished(final)
-            return need, final or report
+            return need, report
         finally:
             self.run = self.need = None
 
-    def _ended(self, need: Need, told: dict[str, Any], stay: Stay | None) -> Callable[[], Report]:
-        """What makes the report of the map: of words and numbers, as exceptions hold the caller's arrays."""
+    def _ended(self, need: Need, told: dict[str, Any], stay: Stay | None) -> LazyReport:
+        """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
         need.tasks.forget_exceptions()
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
-        return partial(final_report, facts | told, need.tasks, need.surplus, self.executor.worker, stay)
+        known = facts | told, need.tasks, need.surplus, self.executor.worker, stay
+        return LazyReport(partial(final_report, *known))
 
     def wake(self) -> None:
         """Let it look up at once."""

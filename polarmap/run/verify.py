@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property, partial
 from typing import NoReturn
 
@@ -69,7 +70,7 @@ class Verifier:
         """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
         recovery = self._recovery
         unseen = np.zeros(len(recovery.arrived), bool)
-        evaluated = np.isin(recovery.missing, list(self.evaluated))
+        evaluated = self._are_evaluated
         for dtype in set(self._word.dtypes()):
             seen = equations.revealed(recovery, dtype)[evaluated].any(axis=0)
             if self._residuals:
@@ -88,8 +89,7 @@ class Verifier:
         """
         if self._word.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
             return False
-        is_seen = bool(np.isin(self._recovery.missing, list(self.evaluated)).all())
-        if not is_seen and not self._differ():
+        if not self._are_evaluated.all() and not self._differ():
             return False
         if not self.evaluated and not len(self._coded.code.systematic):
             return False
@@ -98,10 +98,19 @@ class Verifier:
     @property
     def is_mixing(self) -> bool:
         """Whether one of the checks involves f of a sum of blocks: a copy of a block tells nothing of f."""
-        if self._mixed[np.isin(self._recovery.missing, list(self.evaluated))].any():
+        if self._mixed[self._are_evaluated].any():
             return True
         dtypes = set(self._word.dtypes()) if self._residuals else ()
         return any(equations.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
+
+    @property
+    def _are_evaluated(self) -> Mask:
+        """Which of the blocks to decode f was evaluated on here."""
+        return self._are_in(self.evaluated)
+
+    def _are_in(self, blocks: Collection[int]) -> Mask:
+        """Which of the blocks to decode are among these."""
+        return np.array([index in blocks for index in self._recovery.missing.tolist()], bool)
 
     @property
     def _mixed(self) -> Mask:
@@ -127,9 +136,7 @@ class Verifier:
         tell from rounding.
         """
         recovery, bound = self._recovery, 0.0
-        here = (
-            () if self.differing_here() else np.intersect1d(recovery.missing, list(self.evaluated)).tolist()
-        )
+        here = [] if self.differing_here() else recovery.missing[self._are_evaluated].tolist()
         checked = {block: self._distances(block) for block in here}
         for leaf, dtype in enumerate(self._word.dtypes()):
             is_whole = is_exact(dtype)
@@ -237,8 +244,8 @@ class Verifier:
         told = sum(
             equations.revealed(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._word.dtypes()
         )
-        told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._word.odd))
-        told[np.isin(recovery.missing, list(self.evaluated))] = -1.0
+        told = told + self._mixed / 2 + self._coded.n * self._are_in(self._word.odd)
+        told[self._are_evaluated] = -1.0
         return int(recovery.missing[np.argmax(told)])
 
     def are_broken(self) -> bool:

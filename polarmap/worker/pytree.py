@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import pickle
+import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.worker.private_files import check_private
+
+try:  # which takes what is defined in a function or a notebook
+    from cloudpickle import dumps
+except ImportError:
+    from pickle import dumps
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -114,12 +120,17 @@ def _check_container(tree: Any, where: str) -> None:
     raise TypeError(f"{where} {naming(tree)}: use {plain.__name__}(...) of it")
 
 
+def is_masked(value: Any) -> bool:
+    """Whether it is a masked array: numpy.ma is not imported to tell, as that takes time, and files."""
+    masked = sys.modules.get("numpy.ma")
+    return masked is not None and isinstance(value, masked.MaskedArray)
+
+
 def _kind(leaf: Any, where: str) -> str:
     """What a leaf is, to be made again from an array; TypeError if it cannot be."""
     if type(leaf) is np.ndarray:
         return "array"
-    masked = sys.modules.get("numpy.ma")  # to import it takes a file, and f may have leaked all
-    if masked is not None and isinstance(leaf, masked.MaskedArray):
+    if is_masked(leaf):
         raise TypeError(f"{where} a masked array, whose mask would be lost: use .filled()")
     if isinstance(leaf, np.matrix):
         return "matrix"
@@ -249,7 +260,7 @@ def packed_block(value: Any) -> Packed:
     if sys.modules.get("numpy") is None:  # f has taken it away, and what it returned may be numpy's
         sys.modules["numpy"] = np
     buffers: list[memoryview] = []
-    data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
+    data = dumps(value, protocol=5, buffer_callback=taking_large(buffers))
     block = bytearray().join(block_of_runs([data, *buffers]))
     return Packed(("array",), (("|u1", (len(block),)),), block)
 
@@ -267,23 +278,22 @@ def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], b
     return goes_with_the_pickle
 
 
-def block_of_runs(runs: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def block_of_runs(runs: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """The bytes of a block with these runs, the pickle first, piece by piece."""
-    head = np.array([len(runs), *map(len, runs)], "<i8").tobytes()
-    for run in (head, *runs):
-        yield run
-        yield bytes(-len(run) % ALIGNMENT)
+    head = struct.pack(f"<{1 + len(runs)}q", len(runs), *map(len, runs))
+    return [piece for run in (head, *runs) for piece in (run, bytes(-len(run) % ALIGNMENT))]
 
 
 def from_block(block: Array) -> Any:
     """The value of which `to_block` made this; arrays in it lie in the block where that may be written."""
-    head = 8 + 8 * int(block[:8].view("<i8")[0])
-    end, runs = head + -head % ALIGNMENT, []
-    for length in block[8:head].copy().view("<i8").tolist():
-        runs.append(block[end : end + length])
-        end += length + -length % ALIGNMENT
+    (count,) = struct.unpack_from("<q", block.data)
+    end, runs = 8 + 8 * count, []
+    for length in struct.unpack_from(f"<{count}q", block.data, 8):
+        start = end + -end % ALIGNMENT
+        end = start + length
+        runs.append(block[start:end])
     data, *buffers = runs
-    return pickle.loads(data.tobytes(), buffers=map(_writable, buffers))
+    return pickle.loads(data.data, buffers=map(_writable, buffers))
 
 
 def loaded(data: bytes | str) -> Any:
@@ -300,12 +310,3 @@ def _writable(buffer: Array) -> Array:
     """A buffer that f may write into, and that compiled code finds aligned."""
     is_aligned = buffer.ctypes.data % np.dtype(np.longdouble).alignment == 0
     return buffer if buffer.flags.writeable and is_aligned else buffer.copy()
-
-
-def _dumps() -> Callable[..., bytes]:
-    """That of cloudpickle, which takes what is defined in a function or a notebook, where it is installed."""
-    try:
-        from cloudpickle import dumps
-    except ImportError:
-        from pickle import dumps
-    return dumps  # type: ignore[no-any-return]

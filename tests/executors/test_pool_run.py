@@ -40,21 +40,41 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
     assert over == [(0, "lost"), (1, None)]
 
 
-def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn() -> None:
-    blocks = PartBlocks([[np.full(3, float(task))] for task in range(6)], ("array",))
+@pytest.mark.parametrize(("seconds", "ahead"), [(1e-6, 4), (10.0, 1)])
+def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn(
+    seconds: float, ahead: int
+) -> None:
+    blocks = PartBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool:
         payload = Payload(np.negative, blocks, {1: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
             run.submit([(0, 0)])
             first_ends(run, 1, PATIENCE)  # its worker has f now
-            run.submit([(task, 0) for task in range(1, 6)])
-            [worker] = run._lease.workers.values()
-            assert [order[1:] for order, _ in worker.orders] == [(1, 0), (2, 0)]
-            run.withdraw([(1, 0), (3, 0)])
-            outcomes = {one.task: one.failure for one in first_ends(run, 5, PATIENCE)}
+            [worker] = run._workers._workers.values()
+            worker.took = seconds
+            run.submit([(task, 0) for task in range(1, 9)])
+            assert [order[1:] for order, _ in worker.orders] == [(task, 0) for task in range(1, 2 + ahead)]
+            run.withdraw([(1, 0), (3, 0), (6, 0)])
+            outcomes = {one.task: one.failure for one in first_ends(run, 8, PATIENCE)}
             assert run.wait(0.0) == []
-    assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3}
-    assert set(outcomes) == set(range(1, 6))
+    assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3, 6}
+    assert set(outcomes) == set(range(1, 9))
+
+
+def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> None:
+    blocks = PartBlocks([[np.full(3, float(task))] for task in range(20)], ("array",))
+    with Pool(workers=2) as pool:
+        payload = Payload(np.negative, blocks, {4: Fault("sleep", 600.0)})
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            first_ends(run, 4, PATIENCE)  # both have f now
+            for worker in run._workers._workers.values():
+                worker.took = 1e-6
+            run.submit([(task, 0) for task in range(4, 20)])
+            assert max(len(worker.orders) for worker in run._lease.workers.values()) > 2
+            outcomes = first_ends(run, 15, PATIENCE)
+    assert {one.task for one in outcomes} == set(range(5, 20))
+    assert all(one.failure is None for one in outcomes)
 
 
 def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(

@@ -7,8 +7,9 @@ import pickle
 import select
 import subprocess
 import sys
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pool_processes import opened, taken, until
@@ -28,8 +29,8 @@ class Recorded(WorkerProcesses):
         super().__init__(1, 3, [])
         self.taken: list[KeptWorker] = []
 
-    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> KeptWorker | None:
-        worker = super().take(lease, waiting, task)
+    def take(self, lease: Lease, *waiting: Any) -> KeptWorker | None:
+        worker = super().take(lease, *waiting)
         self.taken += [] if worker is None else [worker]
         return worker
 

@@ -108,7 +108,7 @@ def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_
     for worker in list(first.workers.values()):
         table.give_back(worker)
     table.leave(first)
-    assert table.take(second, 2, "a", lambda: ["a", "b"]) is able
+    assert table.take(second, 2, lambda: ["a", "b"]) is able
     table.leave(second)
 
 

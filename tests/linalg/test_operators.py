@@ -23,6 +23,7 @@ from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 import polarmap
 from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, ReplayExecutor, hedged_map
 from polarmap.errors import CodeError
+from polarmap.run import running_map
 
 K, N = 6, 9
 LOST = {1: Fault("raise"), 4: Fault("raise", attempts=9), 7: Fault("raise")}
@@ -178,6 +179,18 @@ def test_report_is_of_the_last_product() -> None:
     assert coded.report.padding == 4
     coded.rmatvec(np.ones(50))
     assert coded.report.padding == 5 and coded.products == 2
+
+
+def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    final_report = running_map.final_report
+    monkeypatch.setattr(running_map, "final_report", lambda *args: made.append(args) or final_report(*args))
+    with polarmap.CodedOperator(TALL, blocks=K) as coded:
+        for _ in range(2):
+            coded @ np.ones(13)
+        assert not made
+        assert coded.report is coded.report
+    assert len(made) == 1
 
 
 def test_a_pool_stays_open(threads: Executor) -> None:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from polarmap.linalg.parity_start import FEWEST, LEEWAY, MOST, ParityStart
-from polarmap.report import Report, TaskReport
 from polarmap.run.options import MapOptions
-
-
-def report(took: float, recovered: tuple[int, ...] = ()) -> Report:
-    """Of a product whose last result came then."""
-    used = TaskReport(0, "used", took, took, 1, (), None)
-    late = TaskReport(1, "abandoned", None, None, 1, (), None)
-    return Report(2, 1, "", "", (used, late), 1, recovered)
 
 
 def seconds(start: ParityStart) -> float:
@@ -32,31 +24,31 @@ def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> 
     start = ParityStart()
     assert seconds(start) == 0.0
     for took in (2.0, 0.5):
-        start.learn(report(took))
+        start.learn(took, needed_parity=False)
         assert seconds(start) == LEEWAY * took
 
 
 def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
     start = ParityStart()
-    start.learn(report(1.0, recovered=(0,)))  # all started at once: that says nothing
+    start.learn(1.0, needed_parity=True)  # all started at once: that says nothing
     for pause in (FEWEST, 2 * FEWEST, 4 * FEWEST):
         assert seconds(start) == LEEWAY
-        start.learn(report(1.0, recovered=(0,)))
+        start.learn(1.0, needed_parity=True)
         for _ in range(pause):
             assert seconds(start) == 0.0
-            start.learn(report(1.0, recovered=(0,)))
+            start.learn(1.0, needed_parity=True)
     for _ in range(10_000):
-        start.learn(report(1.0, recovered=(0,)))
+        start.learn(1.0, needed_parity=True)
     pauses = 0
     while seconds(start):
-        start.learn(report(1.0, recovered=(0,)))
+        start.learn(1.0, needed_parity=True)
     while not seconds(start):
         pauses += 1
-        start.learn(report(1.0))
+        start.learn(1.0, needed_parity=False)
     assert pauses <= MOST
-    start.learn(report(1.0))
-    start.learn(report(1.0, recovered=(0,)))
+    start.learn(1.0, needed_parity=False)
+    start.learn(1.0, needed_parity=True)
     for _ in range(FEWEST):
         assert seconds(start) == 0.0
-        start.learn(report(1.0))
+        start.learn(1.0, needed_parity=False)
     assert seconds(start) == LEEWAY
