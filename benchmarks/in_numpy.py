@@ -33,7 +33,7 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
 
     def gram(self, weights: np.ndarray) -> Any:
         self.products += 1
-        return self._A.T @ (weights[:, np.newaxis] * self._A)
+        return np.einsum("ma,m...,mb->ab...", self._A, weights, self._A, optimize=True)
 
 
 def in_numpy(model: Any) -> Any:

@@ -31,7 +31,8 @@ class CodedPairs(CodedData):
         assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
         self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
-        code = SymmetricProductCode(left.code) if triangle else ProductCode(left.code, right.code)
+        side = left.layout(0)[0][1][0]
+        code = SymmetricProductCode(left.code, side) if triangle else ProductCode(left.code, right.code)
         super().__init__(code, _Pairs(self, code.k))
         self.source = left.source if left.source == right.source else None
 

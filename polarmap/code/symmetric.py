@@ -33,6 +33,8 @@ class SymmetricProductCode(SystematicCode):
     ----------
     factor : PolarCode
         Of the columns of A; the rotation kernel.
+    side : int, optional
+        Rows and columns of a block, whose entries may be arrays; without it these are numbers.
 
     Examples
     --------
@@ -45,10 +47,10 @@ class SymmetricProductCode(SystematicCode):
     no_integers = "a triangle of {dtype} products cannot be decoded exactly: use the whole grid"
     is_mds = False
 
-    def __init__(self, factor: PolarCode) -> None:
+    def __init__(self, factor: PolarCode, side: int | None = None) -> None:
         if factor.kernel != "rotation":
             raise CodeError("a triangle of products is coded with the rotation kernel only")
-        self.factor, self.kernel = factor, factor.kernel
+        self.factor, self.kernel, self.side = factor, factor.kernel, side
         self.whole = ProductCode(factor, factor)
         self.n, self.k = factor.n * (factor.n + 1) // 2, factor.k * (factor.k + 1) // 2
         self.name = f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
@@ -127,20 +129,20 @@ class SymmetricProductRecovery(SystematicRecovery):
         whole = {}
         for index in self.arrived.tolist():
             here, there = self.code.places[index].tolist()
-            whole[there] = transposed(rows[index])
+            whole[there] = transposed(rows[index], self.code.side)
             whole[here] = rows[index]
         return self._grid.recover(whole, dtype)[self._wanted]
 
     def checkable(self, rows: Results) -> Results:
         """x + x' of each block x that arrived: twice its symmetric part."""
-        return {index: row + transposed(row) for index, row in rows.items()}
+        return {index: row + transposed(row, self.code.side) for index, row in rows.items()}
 
 
-def transposed(row: Array) -> Array:
-    """The conjugate transpose of a flat square block.
+def transposed(row: Array, side: int | None = None) -> Array:
+    """The conjugate transpose of a flat block of so many rows and columns; of one of numbers without `side`.
 
     >>> transposed(np.array([1, 2j, 3, 4]))
     array([1.-0.j, 3.-0.j, 0.-2.j, 4.-0.j])
     """
-    side = isqrt(row.size)
-    return np.ascontiguousarray(row.reshape(side, side).T.conj()).reshape(-1)
+    side = side or isqrt(row.size)
+    return np.ascontiguousarray(row.reshape(side, side, -1).swapaxes(0, 1).conj()).reshape(-1)

@@ -100,9 +100,12 @@ def coded_gram(
 def gram_of_pairs(
     coded: CodedPairs, columns: int, w: Array | None, dtype: DType, run: ProductMap
 ) -> tuple[Array, LazyReport]:
-    """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many."""
-    f = partial(gram_of_pair, w, dtype.newbyteorder("="))
-    array, report = product_of_pairs(f, coded, (columns, columns), run)
+    """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many.
+
+    (columns, columns), and for several w (rows, m) of them (columns, columns, m).
+    """
+    f, several = partial(gram_of_pair, w, dtype.newbyteorder("=")), () if w is None else w.shape[1:]
+    array, report = product_of_pairs(f, coded, (columns, columns, *several), run)
     if not is_exact(dtype):
         _mirror(array, coded.layout(0)[0][1][0])
     return array, report
@@ -116,10 +119,10 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     return CodedPairs(factor, factor, triangle=not is_exact(dtype))
 
 
-def checked_weights(weights: Any, rows: int) -> Array:
-    """A real weight for each row."""
+def checked_weights(weights: Any, rows: int, most: int = 1) -> Array:
+    """A real weight for each row, (rows,); of at most 2 axes several, (rows, m)."""
     w = matrices.check_operand(weights, "weights")
-    if w.shape != (rows,):
+    if not 1 <= w.ndim <= most or len(w) != rows:
         raise CodeError(f"weights has shape {w.shape}, but A has {rows} rows: one weight for each is needed")
     if w.dtype.kind == "c":
         raise CodeError("weights are complex: A^H diag(w) A is Hermitian for real ones only")
@@ -130,4 +133,4 @@ def _mirror(array: Array, side: int) -> None:
     """Fill the blocks below the diagonal from those above it."""
     for start in range(0, len(array), side):
         stop = start + side
-        array[stop:, start:stop] = array[start:stop, stop:].conj().T
+        array[stop:, start:stop] = array[start:stop, stop:].conj().swapaxes(0, 1)

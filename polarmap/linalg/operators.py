@@ -146,12 +146,12 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
         Parameters
         ----------
-        weights : (M,)
-            Real, of either sign.
+        weights : (M,) or (M, m)
+            Real, of either sign. m of them take one map.
 
         Returns
         -------
-        (N, N)
+        (N, N) or (N, N, m)
 
         Raises
         ------
@@ -170,7 +170,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._check_open()
             if self._sides.is_sparse or is_exact(self.dtype):
                 raise CodeError(f"a Gram matrix is of dense real or complex numbers: use {FOR_SPARSE}")
-            w = checked_weights(weights, self.shape[0])
+            w = checked_weights(weights, self.shape[0], most=2)
             dtype = np.result_type(self.dtype, w.dtype)
             array, report = gram_of_pairs(self._sides.pairs(), self.shape[1], w, dtype, self._run)
             self._report, self.products = report, self.products + 1

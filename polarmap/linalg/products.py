@@ -188,9 +188,12 @@ def _on_grid(
 def product_of_pairs(
     f: Callable[[Any], Array], coded: CodedPairs, shape: Shape, run: ProductMap
 ) -> tuple[Array, LazyReport]:
-    """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding."""
+    """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding.
+
+    Its entries may be arrays: shape[2:].
+    """
     (_, (height, *_)), (_, (width, *_)) = coded.layout(0)
-    result, report = run(f, coded, (height, width))
+    result, report = run(f, coded, (height, width, *shape[2:]))
     whole = np.empty(shape, result[0].dtype)
     for (row, column), block in zip(coded.code.cells.tolist(), result):
         target = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]

@@ -33,6 +33,7 @@ class ConeLoss:
         self, loss: OutputLoss, patterns: npt.NDArray[np.bool_], margins: Floats, interior: Floats
     ) -> None:
         self.loss, self._outputs = loss, loss.shape[1]
+        self.patterns, self.margins, self.interior = patterns, margins, interior
         passed = patterns.astype(np.float64)[:, np.newaxis, :, np.newaxis]
         self._sides = 2.0 * passed - 1.0
         self._signs = np.concatenate([passed, -passed], axis=1)

@@ -39,8 +39,13 @@ def product_of_pair(dtype: np.dtype[Any], pair: tuple[Array, Array]) -> Array:
 
 
 def gram_of_pair(weights: Array | None, dtype: np.dtype[Any], pair: tuple[Array, Array]) -> Array:
-    """A_i^H diag(weights) A_j from the transposes of A_i and A_j; without weights these are 1."""
+    """A_i^H diag(weights) A_j from the transposes of A_i and A_j; without weights these are 1.
+
+    Of weights (rows, m) there are m such matrices, along the last axis.
+    """
     left, right = pair
-    if weights is not None:
-        right = np.multiply(right, weights, dtype=dtype, casting="unsafe")
-    return product_of_pair(dtype, (left.conj(), right))
+    if weights is None or weights.ndim == 1:
+        right = right if weights is None else np.multiply(right, weights, dtype=dtype, casting="unsafe")
+        return product_of_pair(dtype, (left.conj(), right))
+    products = np.multiply(left.conj()[:, np.newaxis], right, dtype=dtype, casting="unsafe")
+    return np.asarray(products @ weights.astype(dtype, copy=False))

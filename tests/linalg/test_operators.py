@@ -84,15 +84,19 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
     with CodedOperator(A, executor=lossy(), **cut) as coded:
         for weights in STREAM.standard_normal((3, 50)):
             assert_close(coded.gram(weights), A.conj().T @ (weights[:, None] * A), 100 * ROOM[dtype])
-        assert coded.products == 3 and coded.report.recovered == (1, 4, 7)
+        several = STREAM.standard_normal((50, 5))
+        expected = np.einsum("ma,mw,mb->abw", A.conj(), several, A)
+        assert_close(coded.gram(several), expected, 100 * ROOM[dtype])
+        assert coded.products == 4 and coded.report.recovered == (1, 4, 7)
         assert coded.report.n <= 36  # a task is a pair of at most 8 blocks
 
 
 def test_gram_matrices_that_cannot_be() -> None:
     with pytest.raises(CodeError, match=r"of dense real or complex numbers: use A.toarray\(\)"):
         operator(csr_array(TALL)).gram(np.ones(50))
-    with pytest.raises(CodeError, match="weights has shape"):
-        operator(TALL).gram(np.ones(49))
+    for shape in (49, (50, 2, 2)):
+        with pytest.raises(CodeError, match="weights has shape"):
+            operator(TALL).gram(np.ones(shape))
 
 
 @settings(max_examples=60)

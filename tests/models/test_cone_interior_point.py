@@ -1,0 +1,85 @@
+"""ReLU networks by an interior point, against a conic solver and ADMM: minimum, bounds, products."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from conic_networks import conic_network_objective
+from plain_networks import PlainClassifier, PlainOperator, PlainRegressor
+from straggling_models import options
+
+from polarmap.convexnn import ConvexMLPRegressor
+from polarmap.models import convex_network
+from polarmap.models.cone_interior_point import cone_interior_point
+from polarmap.models.cones import ConeLoss
+from polarmap.models.gates import sample_gates
+from polarmap.models.losses import Bernoulli, Gaussian, OutputLoss
+
+STREAM = np.random.default_rng(0)
+X = STREAM.standard_normal((40, 2))
+Y = np.abs(X[:, 0]) - np.maximum(X[:, 1], 0) + 0.1 * STREAM.standard_normal(40)
+SHARES = np.full(40, 1 / 40)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.01, 0.001])
+def test_the_minimum_is_that_of_a_conic_solver_in_thirty_iterations(alpha: float) -> None:
+    model = PlainRegressor(alpha, activation="relu", n_gates=20, tol=1e-6).fit(X, Y)
+    best = conic_network_objective(model, X, Y)
+    assert model.objective_ == pytest.approx(best, rel=2e-6)
+    assert model.dual_gap_ <= 1e-6 * model.objective_
+    assert model.n_iter_ <= 30
+    assert model.coefs_[0].shape[1] < 30  # of 40 units
+
+
+def test_a_failing_worker_changes_nothing() -> None:
+    model = ConvexMLPRegressor(0.03, activation="relu", n_gates=10, tol=1e-4, **options()).fit(X, Y)
+    alone = PlainRegressor(0.03, activation="relu", n_gates=10, tol=1e-4).fit(X, Y)
+    assert model.n_iter_ == alone.n_iter_
+    np.testing.assert_allclose(model.predict(X), alone.predict(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("kind", "y"), [(PlainRegressor, Y), (PlainClassifier, Y > 0.2)])
+def test_the_minimum_is_that_of_admm(
+    kind: Any, y: np.ndarray, fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = partial(kind, 0.05, activation="relu", n_gates=6, tol=1e-5, fit_intercept=fit_intercept)
+    newton = make().fit(X, y)
+    monkeypatch.setattr(convex_network, "LARGEST_SYSTEM", 0)
+    admm = make(max_iter=20_000).fit(X, y)
+    assert newton.n_iter_ < 40 < admm.n_iter_
+    assert newton.objective_ == pytest.approx(admm.objective_, rel=2e-5)
+
+
+def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, int, list[Any]]:
+    gates = sample_gates(X, SHARES, 8, True, np.random.RandomState(0))
+    loss = OutputLoss(family, y.reshape(-1, 1).astype(float), SHARES, True)
+    interior = np.vstack([gates.directions, gates.offsets])
+    cones = ConeLoss(loss, gates.patterns, gates.margins, interior)
+    operator, told = PlainOperator(np.column_stack([X, np.ones(40)])), []
+    found = cone_interior_point(
+        operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: told.append(line)
+    )
+    sides = np.hstack([2.0 * gates.patterns - 1] * 2)
+    assert (sides * (operator @ found.x)).min() >= -1e-12
+    return found, operator.products - 1, told
+
+
+@pytest.mark.parametrize(("family", "y"), [(Gaussian(), Y), (Bernoulli(), Y > 0)])
+def test_three_products_an_iteration_and_bounds_at_each(family: Any, y: np.ndarray) -> None:
+    best, products, told = solved(family, y, 1e-8, 100)
+    assert best.converged and products == 3 * best.n_iter + 3 and len(told) == best.n_iter
+    for max_iter in range(1, best.n_iter, 5):
+        found, *_ = solved(family, y, 0.0, max_iter)
+        assert not found.converged and found.n_iter == max_iter
+        assert -1e-9 <= found.objective - best.objective <= found.gap + 1e-12
+
+
+@pytest.mark.parametrize("y", [np.zeros(40), np.full(40, 7.0)])
+def test_nothing_to_explain_is_no_unit(y: np.ndarray) -> None:
+    model = PlainRegressor(0.1, activation="relu", n_gates=5).fit(X, y)
+    np.testing.assert_allclose(model.predict(X), y, atol=1e-10)
+    assert not model.coefs_[0].any()
