@@ -1,8 +1,8 @@
 """README.md, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
 
-Every ```python block of a page runs, in order, as one script in an empty folder. A block that needs
-an account or a server says so behind the fence, ```python notest="needs an AWS account", and is only
-compiled.
+Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
+that the blocks of a page share. A block that needs an account or a server says so behind the fence,
+```python notest="needs an AWS account", and is only compiled.
 
 A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
 numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
@@ -42,6 +42,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$"
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
 OUTPUT, ONE_RUN = ' title="Output"', ' title="Output of one run"'
 END = "\N{END OF TRANSMISSION}"  # printed behind each block, with the line it ends on
+FORGET = "[globals().pop(name) for name in [*globals()] if name[:2] != '__']"
 MEASURED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 LINK = re.compile(r"(?<!\\)\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(<?(?P<to>[^)\s>]+)>?(?: \"[^\"]*\")?\)")
 INLINE_CODE = re.compile(r"(?<!`)`(?P<code>[^`\n]+)`(?!`)")
@@ -72,12 +73,12 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def script(page: Path, *, notest: bool = False) -> str:
-    """The Python blocks, each on the lines it has in the page, so that tracebacks point there."""
+    """The Python blocks, each on the lines it has in the page, so that tracebacks point there; names end with it."""
     lines: list[str] = []
     for block in blocks(page):
         if block.language == "python" and (notest or not block.rest):
             lines += [""] * (block.start - len(lines)) + block.lines
-            lines.append(f"__import__('builtins').print({END + str(end_of(block)) + END!r}, flush=True)")
+            lines.append(f"__import__('builtins').print({END + str(end_of(block)) + END!r}, flush=True); {FORGET}")
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +136,15 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
 
 @pytest.mark.parametrize(
     "text",
-    ["assert False", 'print(1)\n```\n\n```text title="Output"\n2', "left = open(__file__)", "exit(2)"],
+    [
+        "assert False",
+        'print(1)\n```\n\n```text title="Output"\n2',
+        "left = open(__file__)",
+        "exit(2)",
+        "import os\n```\n\n```python\nos.getpid()",
+    ],
 )
-def test_code_that_fails_leaves_something_open_or_prints_something_else_is_found(
+def test_code_that_fails_leaves_something_open_or_needs_another_block_is_found(
     text: str, tmp_path: Path, interpreter: Interpreter
 ) -> None:
     page = tmp_path / "page.md"
