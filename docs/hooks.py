@@ -20,7 +20,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
-    """Say why a block is not run by the tests; no links to files that the site does not have."""
+    """Say what a block needs that no test has; no links to files that the site does not have."""
     uri = PurePosixPath(page.file.src_uri)
     # Where the page lies in the repository.
     home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
@@ -36,7 +36,12 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
             return f"`{place}`" if text.strip("`") in str(place) else f"{text} (`{place}`)"
         return f"[{text}]({'../' * (len(uri.parts) - 1)}{inside}{anchor or ''})"
 
-    return LINK.sub(on_site, NOTEST.sub(r'\1 title="Not run by the tests: \2"', markdown))
+    return LINK.sub(on_site, NOTEST.sub(_title, markdown))
+
+
+def _title(fence: re.Match[str]) -> str:
+    """The fence of a block that no test runs, with what it needs as a title."""
+    return f'{fence[1]} title="{fence[2][0].upper()}{fence[2][1:]}"'
 
 
 def _uri(target: Path) -> str | None:

@@ -73,12 +73,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def script(page: Path, *, notest: bool = False) -> str:
-    """The Python blocks, each on the lines it has in the page, so that tracebacks point there; names end with it."""
+    """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it."""
     lines: list[str] = []
     for block in blocks(page):
         if block.language == "python" and (notest or not block.rest):
             lines += [""] * (block.start - len(lines)) + block.lines
-            lines.append(f"__import__('builtins').print({END + str(end_of(block)) + END!r}, flush=True); {FORGET}")
+            end = END + str(end_of(block)) + END
+            lines.append(f"__import__('builtins').print({end!r}, flush=True); {FORGET}")
     return "\n".join(lines) + "\n"
 
 
