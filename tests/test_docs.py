@@ -1,4 +1,4 @@
-"""README.md, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
+"""README.md and the like, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
 
 Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
 that the blocks of a page share. A block that needs an account or a server says so behind the fence,
@@ -33,7 +33,7 @@ from benchmarks.pages import tables_of
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
 SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
