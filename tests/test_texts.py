@@ -44,7 +44,7 @@ def written() -> list[Path]:
 
 
 def is_product(name: str) -> bool:
-    return name not in (".ci", ".github") and any(fnmatch(name, pattern) for pattern in PRODUCTS)
+    return name not in (".ci", ".github", ".pre-commit-config.yaml") and any(fnmatch(name, pattern) for pattern in PRODUCTS)
 
 
 def test_without_git_no_committed_text_is_overlooked() -> None:

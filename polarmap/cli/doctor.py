@@ -68,7 +68,7 @@ class Check(NamedTuple):
     "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
 )
 def doctor(config: Path | None, timeout: float) -> Answer:
-    """Check the installation and a configuration, and run small coded maps on it.
+    """Check the installation, a configuration, and small coded maps.
 
     The last check says how long a map takes on workers that stay.
     """
@@ -152,6 +152,9 @@ def _configuration(file: Path) -> Iterator[Check]:
         f"{file}: {settings.backend_of(config)}, storage {storage}",
         "" if named else "it names no backend, which Lithops takes for aws_lambda",
     )
+    if storage != "localhost" and "monitoring_interval" not in chosen:
+        found = "not set: Lithops looks for results every 2 s"
+        yield Check("monitoring_interval", "note", found, "say monitoring_interval: 0.3 below lithops:")
     try:
         check_deployable(config)
     except ExecutorError as error:
