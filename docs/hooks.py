@@ -8,14 +8,19 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 NOTEST = re.compile(r'^( *```python) notest="([^"]+)"$', re.MULTILINE)
+PROJECT = {
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+}  # pages of the site, and files
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)*)([\w./-]+)(#[\w-]+)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The README of every backend is a page of the site."""
-    for file in sorted(ROOT.glob("backends/*/README.md")):
-        name, text = f"backends/{file.parent.name}.md", file.read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=text))
+    """The README of every backend is a page of the site, and so are files of the project."""
+    pages = {f"backends/{file.parent.name}.md": file for file in sorted(ROOT.glob("backends/*/README.md"))}
+    pages |= {name: ROOT / file for name, file in PROJECT.items()}
+    for name, file in pages.items():
+        files.append(File.generated(config, name, content=file.read_text(encoding="utf-8")))
     return files
 
 
@@ -24,6 +29,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
     uri = PurePosixPath(page.file.src_uri)
     # Where the page lies in the repository.
     home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
+    home = ROOT if str(uri) in PROJECT else home
 
     def on_site(match: re.Match[str]) -> str:
         text, up, path, anchor = match.groups()
@@ -48,6 +54,9 @@ def _uri(target: Path) -> str | None:
     """The page or file of the site that shows a file of the repository."""
     if target.is_relative_to(ROOT / "docs"):
         return target.relative_to(ROOT / "docs").as_posix()
+    for name, file in PROJECT.items():
+        if target == ROOT / file:
+            return name
     if target.parent.parent == ROOT / "backends" and target.name == "README.md":
         return f"backends/{target.parent.name}.md"
     return None

@@ -325,7 +325,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
     there += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
+    there += ["changelog.md", "contributing.md"]
     assert sorted(nav_pages(site["nav"])) == sorted(there)
+    titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert len(titles) == len(set(titles)) > 40
 
 
 def described() -> set[str]:
