@@ -28,7 +28,7 @@ def memory_folder() -> Path | None:
 
 
 def disk_place() -> str:
-    """Where temporary files belong; in memory where no such folder may be written to (read-only containers)."""
+    """Where temporary files belong: in memory, where no such folder may be written to."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
