@@ -372,6 +372,11 @@ def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
     assert bare == [], "put `Examples` and a line of dashes before the first `>>>`"
 
 
+def test_the_gallery_shows_every_example() -> None:
+    shown = set(re.findall(r"`(\w+(?:\.py)?)`", (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")))
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"} == shown
+
+
 # --- links ---------------------------------------------------------------------------------------
 
 
