@@ -8,22 +8,28 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 NOTEST = re.compile(r'^( *```python) notest="([^"]+)"$', re.MULTILINE)
+PROJECT = {
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+}  # pages of the site, and files
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)*)([\w./-]+)(#[\w-]+)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """The README of every backend is a page of the site."""
-    for file in sorted(ROOT.glob("backends/*/README.md")):
-        name, text = f"backends/{file.parent.name}.md", file.read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=text))
+    """The README of every backend is a page of the site, and so are files of the project."""
+    pages = {f"backends/{file.parent.name}.md": file for file in sorted(ROOT.glob("backends/*/README.md"))}
+    pages |= {name: ROOT / file for name, file in PROJECT.items()}
+    for name, file in pages.items():
+        files.append(File.generated(config, name, content=file.read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
-    """Say why a block is not run by the tests; no links to files that the site does not have."""
+    """Say what a block needs that no test has; no links to files that the site does not have."""
     uri = PurePosixPath(page.file.src_uri)
     # Where the page lies in the repository.
     home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
+    home = ROOT if str(uri) in PROJECT else home
 
     def on_site(match: re.Match[str]) -> str:
         text, up, path, anchor = match.groups()
@@ -36,13 +42,21 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
             return f"`{place}`" if text.strip("`") in str(place) else f"{text} (`{place}`)"
         return f"[{text}]({'../' * (len(uri.parts) - 1)}{inside}{anchor or ''})"
 
-    return LINK.sub(on_site, NOTEST.sub(r'\1 title="Not run by the tests: \2"', markdown))
+    return LINK.sub(on_site, NOTEST.sub(_title, markdown))
+
+
+def _title(fence: re.Match[str]) -> str:
+    """The fence of a block that no test runs, with what it needs as a title."""
+    return f'{fence[1]} title="{fence[2][0].upper()}{fence[2][1:]}"'
 
 
 def _uri(target: Path) -> str | None:
     """The page or file of the site that shows a file of the repository."""
     if target.is_relative_to(ROOT / "docs"):
         return target.relative_to(ROOT / "docs").as_posix()
+    for name, file in PROJECT.items():
+        if target == ROOT / file:
+            return name
     if target.parent.parent == ROOT / "backends" and target.name == "README.md":
         return f"backends/{target.parent.name}.md"
     return None

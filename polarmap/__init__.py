@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import typing
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 # Module -> its public names. These are looked up when they are asked for, as few need all modules: here, and
 # in workers, which import this package with each module that they run. None becomes an attribute for that:

@@ -1,8 +1,8 @@
-"""README.md, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
+"""README.md and the like, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
 
-Every ```python block of a page runs, in order, as one script in an empty folder. A block that needs
-an account or a server says so behind the fence, ```python notest="needs an AWS account", and is only
-compiled.
+Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
+that the blocks of a page share. A block that needs an account or a server says so behind the fence,
+```python notest="needs an AWS account", and is only compiled.
 
 A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
 numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
@@ -33,7 +33,7 @@ from benchmarks.pages import tables_of
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
 SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
@@ -42,6 +42,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$"
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
 OUTPUT, ONE_RUN = ' title="Output"', ' title="Output of one run"'
 END = "\N{END OF TRANSMISSION}"  # printed behind each block, with the line it ends on
+FORGET = "[globals().pop(name) for name in [*globals()] if name[:2] != '__']"
 MEASURED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 LINK = re.compile(r"(?<!\\)\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(<?(?P<to>[^)\s>]+)>?(?: \"[^\"]*\")?\)")
 INLINE_CODE = re.compile(r"(?<!`)`(?P<code>[^`\n]+)`(?!`)")
@@ -72,12 +73,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def script(page: Path, *, notest: bool = False) -> str:
-    """The Python blocks, each on the lines it has in the page, so that tracebacks point there."""
+    """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it."""
     lines: list[str] = []
     for block in blocks(page):
         if block.language == "python" and (notest or not block.rest):
             lines += [""] * (block.start - len(lines)) + block.lines
-            lines.append(f"__import__('builtins').print({END + str(end_of(block)) + END!r}, flush=True)")
+            end = END + str(end_of(block)) + END
+            lines.append(f"__import__('builtins').print({end!r}, flush=True); {FORGET}")
     return "\n".join(lines) + "\n"
 
 
@@ -135,9 +137,15 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
 
 @pytest.mark.parametrize(
     "text",
-    ["assert False", 'print(1)\n```\n\n```text title="Output"\n2', "left = open(__file__)", "exit(2)"],
+    [
+        "assert False",
+        'print(1)\n```\n\n```text title="Output"\n2',
+        "left = open(__file__)",
+        "exit(2)",
+        "import os\n```\n\n```python\nos.getpid()",
+    ],
 )
-def test_code_that_fails_leaves_something_open_or_prints_something_else_is_found(
+def test_code_that_fails_leaves_something_open_or_needs_another_block_is_found(
     text: str, tmp_path: Path, interpreter: Interpreter
 ) -> None:
     page = tmp_path / "page.md"
@@ -317,7 +325,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
     there += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
+    there += ["changelog.md", "contributing.md"]
     assert sorted(nav_pages(site["nav"])) == sorted(there)
+    titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert len(titles) == len(set(titles)) > 40
 
 
 def described() -> set[str]:
@@ -359,6 +370,11 @@ def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
             if own and ">>>" in (inspect.getdoc(one) or "").partition("\nExamples\n---")[0]:
                 bare.append(f"{name}: {getattr(one, '__name__', '')}")
     assert bare == [], "put `Examples` and a line of dashes before the first `>>>`"
+
+
+def test_the_gallery_shows_every_example() -> None:
+    shown = set(re.findall(r"`(\w+(?:\.py)?)`", (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")))
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"} == shown
 
 
 # --- links ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info", "build", "dist", "site"]
+HIDDEN = [".ci", ".github", ".pre-commit-config.yaml"]  # and committed
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
 
 
@@ -44,7 +45,7 @@ def written() -> list[Path]:
 
 
 def is_product(name: str) -> bool:
-    return name not in (".ci", ".github") and any(fnmatch(name, pattern) for pattern in PRODUCTS)
+    return name not in HIDDEN and any(fnmatch(name, pattern) for pattern in PRODUCTS)
 
 
 def test_without_git_no_committed_text_is_overlooked() -> None:

@@ -22,7 +22,7 @@ from polarmap.code.checks import is_number
 from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
-from polarmap.storage.folder import STALE_SECONDS
+from polarmap.storage.folder import STALE_SECONDS, FolderStore
 from polarmap.worker.parts import Part
 from polarmap.worker.processes import ProcessIdentity
 
@@ -135,7 +135,9 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manif
     data = read_current(store, name)
     if data is None:
         there = ", ".join(map(repr, names(store)[:20])) or "none"
-        raise MissingObjectError(f"there is no coded array {name!r} in {store.name}; there are: {there}")
+        lacks = isinstance(store, FolderStore) and not store.root.is_dir()
+        place = f"{store.name}, which does not exist" if lacks else store.name
+        raise MissingObjectError(f"there is no coded array {name!r} in {place}; there are: {there}")
     return parsed(store, name, data, key), data
 
 

@@ -13,6 +13,14 @@ from polarmap.worker.pytree import naming
 
 HOST_MEMORY = (1, 3, 11, 13)  # of DLPack: the CPU's, and what CUDA and ROCm share with it
 KINDS = "iufc"
+# By suffix: how a file that is no .npy file is read.
+OTHER_FILES = {
+    ".csv": "pandas.read_csv({!r})",
+    ".parquet": "pandas.read_parquet({!r})",
+    ".h5": "h5py.File({!r})['name of the dataset']",
+    ".hdf5": "h5py.File({!r})['name of the dataset']",
+    ".nc": "xarray.open_dataarray({!r})",
+}
 
 
 def is_table(value: Any) -> bool:
@@ -23,6 +31,16 @@ def is_table(value: Any) -> bool:
 def is_frame(data: Any) -> bool:
     """Whether it is a table with columns, of pandas or polars."""
     return is_table(data) and hasattr(data, "columns") and len(data.shape) == 2
+
+
+def note_of_labels(data: Any) -> str:
+    """What to add to an error of an f that looks for the labels of a table; empty if there are none."""
+    if not is_frame(data) or not len(data.columns):
+        return ""
+    return (
+        f"f sees blocks of a {type(data).__name__} as numpy arrays, without labels: block[:, 0] is column "
+        f"{data.columns[0]!r}; hedged_map passes tables"
+    )
 
 
 def frame_rows(frame: Any, low: int, high: int) -> Any:
@@ -119,6 +137,9 @@ def mapped_file(path: Path, name: str) -> Array:
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
+        if advice := OTHER_FILES.get(path.suffix.lower()):
+            use = f"pass what you read from it, as {advice.format(str(path))}"
+            raise CodeError(f"{name} is the path {str(path)!r}, which is no .npy file: {use}") from error
         raise CodeError(f"{str(path)!r} cannot be read as a .npy file: {error}") from error
     if not isinstance(mapped, np.ndarray):
         mapped.close()

@@ -24,7 +24,7 @@ INTERRUPTED = 130
     name="polarmap",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 a problem was found or polarmap refused, 2 wrong usage, 130 interrupted. "
-    "Every command takes --json.",
+    "Commands take --json.",
 )
 @click.version_option(__version__, prog_name="polarmap")
 def commands() -> None:

@@ -72,7 +72,7 @@ def list_(storage: str | None) -> Answer:
 @key_option
 @executor_option
 def check(name: str, storage: str | None, key: str | None, executor: str | None) -> Answer:
-    """Read every part of a coded array and compare it with its checksum."""
+    """Compare every part of a coded array with its checksum."""
     audit = open_coded(name, storage, key=key).check(executor=executor)
     return Answer({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
 
@@ -97,7 +97,10 @@ def repair(name: str, storage: str | None, key: str | None, executor: str | None
 @storage_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(name: str, storage: str | None, yes: bool) -> Answer:
-    """Remove a coded array, but not what already lay in storage when it was encoded."""
+    """Remove a coded array.
+
+    What already lay in storage when it was encoded stays.
+    """
     coded = without_key(name, storage)
     if not yes:
         if not sys.stdin.isatty():

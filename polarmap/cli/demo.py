@@ -21,7 +21,7 @@ SLEEPERS, KILLED = (3, 11), 17
     "--sleep", type=click.FloatRange(0), default=15.0, show_default=True, help="Of stragglers, in s."
 )
 def demo(rows: int, columns: int, sleep: float) -> Answer:
-    """Multiply a matrix by a plain and by a coded map, with two stragglers.
+    """Multiply a matrix by a plain and a coded map, with stragglers.
 
     Both run on this machine. Two workers sleep before they work; the coded map's worker 17 is killed too.
     """

@@ -40,10 +40,10 @@ config_argument = click.argument("config", type=FILE, required=False)
 @name_argument
 @config_argument
 def deploy_(name: str, config: Path | None) -> Answer:
-    """Build the worker runtime of backend NAME with the versions installed here, and deploy it.
+    """Build the worker runtime of backend NAME, and deploy it.
 
-    CONFIG is your copy of `polarmap config show NAME`, filled in. Deploy again after each update of numpy or
-    polarmap, and for each runtime_memory.
+    With the versions that are installed here. CONFIG is your copy of `polarmap config show NAME`, filled in.
+    Deploy again after each update of numpy or polarmap, and for each runtime_memory.
     """
     file = _configuration(name, config)
     if name in BACKENDS:
@@ -60,7 +60,7 @@ def deploy_(name: str, config: Path | None) -> Answer:
 @name_argument
 @config_argument
 def undeploy_(name: str, config: Path | None) -> Answer:
-    """Remove the worker runtime that `polarmap deploy NAME CONFIG` made.
+    """Remove the worker runtime that `polarmap deploy` made.
 
     Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
     """

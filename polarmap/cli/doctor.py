@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
 from polarmap.clouds.extras import install_command, installed, pip_install, requirements
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
-from polarmap.executors.owned_folder import MEMORY
+from polarmap.executors.owned_folder import MEMORY, disk_place
 from polarmap.executors.pool import BLOCK_BYTES
 from polarmap.storage.bucket import ObjectStore
 from polarmap.worker.surroundings import available_cores
@@ -68,7 +67,7 @@ class Check(NamedTuple):
     "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
 )
 def doctor(config: Path | None, timeout: float) -> Answer:
-    """Check the installation and a configuration, and run small coded maps on it.
+    """Check the installation, a configuration, and small coded maps.
 
     The last check says how long a map takes on workers that stay.
     """
@@ -115,7 +114,7 @@ def _this_machine() -> Iterator[Check]:
             f"{place} is not used by executor=None",
             f"examine it with polarmap doctor --config {place}, use it with executor={str(place)!r}",
         )
-    yield _space("temporary folder", tempfile.gettempdir(), FREE_BYTES, "make room, or set TMPDIR")
+    yield _space("temporary folder", disk_place(), FREE_BYTES, "make room, or set TMPDIR")
     if os.path.isdir(MEMORY):
         advice = "what has no room there goes to disk; of a container: docker run --shm-size=2g"
         yield _space("shared memory", MEMORY, BLOCK_BYTES, advice)
@@ -152,6 +151,9 @@ def _configuration(file: Path) -> Iterator[Check]:
         f"{file}: {settings.backend_of(config)}, storage {storage}",
         "" if named else "it names no backend, which Lithops takes for aws_lambda",
     )
+    if storage != "localhost" and "monitoring_interval" not in chosen:
+        found = "not set: Lithops looks for results every 2 s"
+        yield Check("monitoring_interval", "note", found, "say monitoring_interval: 0.3 below lithops:")
     try:
         check_deployable(config)
     except ExecutorError as error:

@@ -221,7 +221,7 @@ def _worker(config: Path) -> Worker:
 def simulate(
     k: int, n: int | None, runtimes: Any, schemes: tuple[str, ...], trials: int, seed: int
 ) -> Answer:
-    """Compare a plain map, copies, backup tasks and codes: completion time and cost."""
+    """Compare plain maps, copies, backup tasks and codes."""
     coded = k + math.ceil(k / 3) if n is None else n
     options = [
         completion_time(_workers(scheme, coded, k), k, scheme, runtimes, trials=trials, seed=seed)

@@ -41,7 +41,7 @@ def backend_folder(name: str) -> Path:
 
 @click.group()
 def config() -> None:
-    """Show, list or copy the Lithops configurations that polarmap ships."""
+    """List, show or copy the configurations that polarmap ships."""
 
 
 @answering("list")

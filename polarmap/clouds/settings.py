@@ -33,6 +33,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ExecutorError(
             f"{str(file)!r} holds no Lithops configuration: a mapping with a 'lithops' section"
         )
+    for name in config:
+        if "lithops" not in config and str(name).lower() == "lithops":
+            raise ExecutorError(f"{str(file)!r}: Lithops reads no section {name!r}: call it 'lithops'")
     for name in chain(["lithops"], _named(config)):
         if not isinstance(section := config.get(name) or {}, dict):
             kind = type(section).__name__

@@ -68,6 +68,8 @@ def _check_fault(fault: Fault) -> None:
         raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
     if not is_number(fault.seconds) or fault.seconds < 0:
         raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
+    if fault.kind == "sleep" and not fault.seconds:
+        raise CodeError("a Fault that sleeps needs its seconds, as Fault('sleep', seconds=30)")
     if not is_count(fault.attempts):
         raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
 

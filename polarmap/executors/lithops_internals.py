@@ -23,6 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server import START_SECONDS
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import modules_named
@@ -38,8 +39,10 @@ _replacing = threading.Lock()
 def load_lithops() -> Any:
     """Lithops, quiet unless the caller has set up logging."""
     first = "lithops" not in sys.modules
-    import lithops
-
+    try:
+        import lithops
+    except FileNotFoundError as error:  # it asks for the temporary folder when it is imported
+        raise ExecutorError(f"Lithops needs a temporary folder, set TMPDIR to one: {error}") from error
     logging.getLogger("lithops").addHandler(logging.NullHandler())
     if first:
         atexit.register(_remove_empty_folders)

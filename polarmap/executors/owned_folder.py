@@ -27,10 +27,18 @@ def memory_folder() -> Path | None:
         return None
 
 
+def disk_place() -> str:
+    """Where temporary files belong: in memory, where no such folder may be written to."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return MEMORY
+
+
 def disk_folder() -> Path:
     """A new folder where temporary files belong; ExecutorError if it cannot be made."""
     try:
-        return _new_folder(tempfile.gettempdir())
+        return _new_folder(disk_place())
     except OSError as error:
         raise ExecutorError(f"no folder can be made for the files of workers: {error}") from error
 
@@ -69,7 +77,7 @@ def _remove_all() -> None:
 
 
 def _new_folder(place: str) -> Path:
-    sweep({MEMORY, tempfile.gettempdir()})
+    sweep({MEMORY, disk_place()})
     name = ProcessIdentity.current().folder_prefix + secrets.token_hex(8)
     folder = Path(place).resolve() / name
     _made.add((os.getpid(), folder))  # before it is: an interrupt between the two leaves nothing

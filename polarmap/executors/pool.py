@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.limits import Worker
 from polarmap.code.checks import checked_count, is_positive
+from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
@@ -289,9 +290,12 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
         from polarmap.executors.ray import RaySite
 
         return f"kept workers on {RaySite.name}", None, partial(RaySite, choice)
-    raise ExecutorError(
-        f"a Pool has no workers that stay on {choice!r:.200}: pass it as executor= of the map"
+    use = (
+        f"for so many of them, Pool(workers={choice})"
+        if is_integer(choice)
+        else "pass it as executor= of the map"
     )
+    raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {use}")
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -13,6 +13,7 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.coded import CodedData
+from polarmap.blocks.conversions import note_of_labels
 from polarmap.code.linear import LinearCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
@@ -111,9 +112,15 @@ def prepared_blocks(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results come home."""
     running, coded = prepared(data, code_options, executor, options)
+    labels = note_of_labels(data)
 
     def run(observers: Observers) -> CodedResult[T]:
-        word, report = run_coded(running, f, coded, options, observers)
+        try:
+            word, report = run_coded(running, f, coded, options, observers)
+        except (AttributeError, LookupError) as error:
+            if labels:
+                error.add_note(labels)
+            raise
         return word.result(report)
 
     return PreparedMap(run, running, coded.code.k, no_estimates=_no_estimates(coded))

@@ -108,10 +108,12 @@ def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
 
 
 @pytest.mark.every_store
-def test_unknown_name_says_which_there_are(store):
+def test_unknown_name_says_which_there_are(store, tmp_path):
     with pytest.raises(MissingObjectError, match=r"no coded array 'b' in .*; there are: none"):
         polarmap.open_coded("b", store)
     polarmap.encode(np.arange(8.0), name="a", storage=store)
+    with pytest.raises(MissingObjectError, match=r"'b' in folder '.*nothing', which does not exist"):
+        polarmap.open_coded("b", tmp_path / "nothing")
     with pytest.raises(MissingObjectError, match="there are: 'a'"):
         polarmap.open_coded("b", store)
 

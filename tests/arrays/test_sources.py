@@ -138,6 +138,17 @@ def test_files_that_are_no_arrays(store, tmp_path, content, message):
         polarmap.encode(tmp_path / "objects.npy", name="a", storage=store)
 
 
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [("a.csv", "pandas.read_csv('{}')"), ("a.H5", "h5py.File('{}')['name of the dataset']")],
+)
+def test_files_that_other_libraries_read_are_named_with_what_reads_them(store, tmp_path, name, call):
+    (tmp_path / name).write_text("1,2\n3,4\n")
+    with pytest.raises(CodeError) as caught:
+        polarmap.encode(tmp_path / name, name="a", storage=store)
+    assert call.format(tmp_path / name) in str(caught.value)
+
+
 class Chunked:
     """An array whose chunks are counted as they are read."""
 

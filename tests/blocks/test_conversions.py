@@ -104,6 +104,18 @@ def test_columns_that_hold_no_numbers_are_named(kind: Any, values: Any, words: s
             run(np.sum, kind({"good": [1, 2], "bad": values}), executor=ReplayExecutor())
 
 
+@pytest.mark.parametrize("frame", FRAMES, ids=["pandas", "polars"])
+@pytest.mark.parametrize("f", [lambda block: block["b"], lambda block: block.b])
+def test_who_looks_for_a_column_is_told_that_blocks_have_none(frame: Any, f: Any) -> None:
+    with pytest.raises((AttributeError, IndexError)) as caught:
+        coded_map(f, frame, blocks=4, executor=ReplayExecutor())
+    assert "f sees blocks of a DataFrame as numpy arrays" in caught.value.__notes__[-1]
+    assert "block[:, 0] is column 'a'" in caught.value.__notes__[-1]
+    with pytest.raises((AttributeError, IndexError)) as caught:
+        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
+    assert not [note for note in caught.value.__notes__ if "blocks of a" in note]
+
+
 def test_missing_values_are_nan_and_what_is_not_computed_is_named() -> None:
     for frame in (pd.DataFrame({"b": pd.array([1, None], "Int64")}), pl.DataFrame({"b": [1, None]})):
         np.testing.assert_array_equal(as_array_like(frame), [[1.0], [np.nan]])

@@ -30,6 +30,12 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
     assert len(ran.out.splitlines()[2].strip()) > 10
 
 
+def test_help_cuts_no_description(polarmap: Run) -> None:
+    told = polarmap("--help").out
+    assert "..." not in told.replace("[ARGS]...", "")
+    assert all(name in told for name in commands.commands)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -132,6 +132,8 @@ def test_doctor_names_what_is_wrong_and_exits_with_1(
     bad = [one for one in ran.json["checks"] if one["state"] == "bad"]
     assert [one["name"] for one in bad] == [check]
     assert message in bad[0]["found"]
+    intervals = [one["state"] for one in ran.json["checks"] if one["name"] == "monitoring_interval"]
+    assert intervals == ["note"] * (check == "Lithops" and "storage: minio" in text)
 
 
 def test_doctor_refuses_what_deploy_refuses(

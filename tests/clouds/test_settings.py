@@ -29,6 +29,7 @@ def test_coded_map_refuses_a_template_too() -> None:
         (None, "there is no Lithops configuration"),
         ("lithops: [", "is not YAML"),
         ("- lithops", "holds no Lithops configuration: a mapping"),
+        ("Lithops: {backend: k8s}", "Lithops reads no section 'Lithops': call it 'lithops'"),
         ("lithops: {backend: k8s}", "is for 'k8s', not for 'aws_lambda'"),
         ("lithops: aws_lambda", "the section 'lithops' must be a mapping, not a str"),
         ("aws_lambda: [secret]", "the section 'aws_lambda' must be a mapping, not a list$"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import os
 import re
@@ -17,6 +18,7 @@ import boto3
 import pytest
 from pool_processes import python_in, until
 
+from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import (
     LostError,
     call_when_seen,
@@ -28,6 +30,7 @@ from polarmap.executors.lithops_internals import (
     interpreter_error,
     keep_monitoring,
     leave,
+    load_lithops,
     localhost_functions,
     named_for_lithops,
     result_of,
@@ -35,6 +38,19 @@ from polarmap.executors.lithops_internals import (
     storage_settings,
 )
 from polarmap.executors.owned_folder import private_folder
+
+
+def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str, *more: Any) -> Any:
+        if name == "lithops":
+            raise FileNotFoundError("No usable temporary directory found")
+        return found(name, *more)
+
+    found = builtins.__import__
+    load_lithops.cache_clear()
+    monkeypatch.setattr("builtins.__import__", none)
+    with pytest.raises(ExecutorError, match="needs a temporary folder, set TMPDIR to one: No usable"):
+        load_lithops()
 
 
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:

@@ -91,6 +91,22 @@ def test_where_there_is_no_room_in_memory_there_is_none(
     remove(folder)
 
 
+def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path))
+    folder = disk_folder()
+    assert folder.parent == tmp_path
+    remove(folder)
+    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path / "none"))
+    with pytest.raises(ExecutorError, match="no folder can be made for the files of workers"):
+        disk_folder()
+
+
 def test_one_that_was_removed_is_made_again_for_its_owner_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,7 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool, tmp_path:
     [
         ("cloud.yaml", "no Lithops configuration"),
         (ThreadPoolExecutor, "as executor= of the map"),
-        (3, "on 3"),
+        (3, r"on 3: for so many of them, Pool\(workers=3\)"),
     ],
 )
 def test_what_has_no_workers_that_stay_is_refused(executor: Any, message: str) -> None:
