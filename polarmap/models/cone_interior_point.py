@@ -182,7 +182,9 @@ class _ConeSteps:
         if self._loss.fit_intercept:
             follows = self._with_intercept.T
             whole -= follows[:, :, None, None] * follows / float(self._curved.sum())
-        return np.kron([[1.0, -1.0], [-1.0, 1.0]], whole.reshape(gates * features, -1))
+        signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
+        coupling: Floats = np.kron(signs, whole.reshape(gates * features, -1))
+        return coupling
 
 
 def _longest(values: Floats, changes: Floats) -> float:
