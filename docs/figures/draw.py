@@ -129,6 +129,8 @@ def polarization_rate() -> None:
     left.semilogy(depths, squares, "o", color=DATA, markersize=5, label="mean square of an increment")
     slope = squares[-1] * 2.0 ** ((16 - depths) / 3.627)
     left.semilogy(depths, slope, ":", color=INK, linewidth=1.2, label="0.826 a level")
+    slide = squares[0] * 2.0 ** (-4 * np.sqrt(depths))
+    left.semilogy(depths, slide, "--", color=PARITY, linewidth=1.2, label="the talk's rate, squared")
     left.set(xlabel="depth", ylabel="at the median run time")
     distribution = ShiftedExponential(1.0, 1.0)
     shares = np.linspace(0, 0.995, 400)
