@@ -28,7 +28,7 @@ import yaml
 from programs import Interpreter
 
 import polarmap
-from benchmarks import headlines
+from benchmarks import iterations
 from benchmarks.pages import tables_of
 
 ROOT = Path(__file__).parents[1]
@@ -267,17 +267,11 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
 
 
 def test_the_table_of_readme_is_that_of_the_page_it_names() -> None:
-    assert headlines.with_table(readme()) == readme(), "run python -m benchmarks.headlines"
-
-
-def test_readme_and_the_page_of_its_table_name_the_command() -> None:
-    for text in (readme(), (ROOT / headlines.PAGE).read_text(encoding="utf-8")):
-        assert f"`{headlines.COMMAND}`" in text
-
-
-def test_a_readme_without_a_table_is_an_error() -> None:
+    assert iterations.with_headlines(readme()) == readme(), f"run {iterations.COMMAND}"
+    for text in (readme(), (ROOT / "docs" / iterations.PAGE).read_text(encoding="utf-8")):
+        assert f"`{iterations.COMMAND}`" in text
     with pytest.raises(ValueError, match="no <!-- from docs/"):
-        headlines.with_table("# polarmap\n")
+        iterations.with_headlines("# polarmap\n")
 
 
 def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
