@@ -287,17 +287,6 @@ def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     assert (float(found[2]), float(found[3])) == (share["float32"], share["float16"])
 
 
-@pytest.mark.parametrize(
-    ("page", "title"),
-    [
-        ("# A page\n\n## A law\n\n| | b |\n|---|--:|\n| x | 1 |\n", "A law"),
-        ("**A law**\n\n| | b |\n|---|--:|\n| x | 1 |\n", "A law"),
-    ],
-)
-def test_tables_are_known_by_what_they_stand_under(page: str, title: str) -> None:
-    assert tables_of(page) == {title: [["", "b"], ["x", "1"]]}
-
-
 # --- the site ------------------------------------------------------------------------------------
 
 
