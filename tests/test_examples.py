@@ -15,7 +15,7 @@ import pytest
 from programs import Interpreter
 from scipy.optimize import minimize
 
-from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor, coded_gradient
+from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
@@ -87,24 +87,6 @@ def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image
     weights[1, ..., [second, first]] = [[[1.0]], [[-1.0]]]
     _, slope = cnn["backpropagation"].backward(kernels, found, weights)
     return cnn["backpropagation"].by_input(kernels[0], slope[1:], (1, *x.shape))[0]
-
-
-@pytest.mark.parametrize(
-    ("scheme", "error", "lost"),
-    [("central", 1e-8, (0, 5, 17, 31)), ("forward", 1e-5, ()), ("forward", 1e-5, tuple(range(0, 32, 4)))],
-)
-def test_the_coded_gradient_is_that_of_the_network(
-    cnn: dict[str, ModuleType], scheme: Any, error: float, lost: tuple[int, ...]
-) -> None:
-    kernels, image = random_kernels(cnn), np.random.default_rng(4).random((32, 32, 3))
-    dead = FaultyExecutor(
-        ReplayExecutor(dict.fromkeys(lost[1:], math.inf)), dict.fromkeys(lost[:1], Fault("kill", attempts=9))
-    )
-    margin = cnn["margin"].margin_of(kernels, image)
-    found = coded_gradient(margin, image, scheme=scheme, blocks=24, workers=32, executor=dead)
-    exact = margin_gradient(cnn, kernels, image, image)
-    assert np.linalg.norm(found.gradient - exact) < error * np.linalg.norm(exact)
-    assert not set(lost) & {task.index for task in found.report.tasks if task.arrived is not None}
 
 
 def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
