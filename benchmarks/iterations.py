@@ -72,13 +72,7 @@ QUICK = Size(
 
 
 class Draws:
-    """Of each step in turn: for how long each task sleeps; every library gets the same.
-
-    Attributes
-    ----------
-    slow : int
-        Tasks that sleep in a step, from now on.
-    """
+    """Of each step in turn: for how long each task sleeps, `slow` of them; every library gets the same."""
 
     def __init__(self, seconds: float) -> None:
         self._stream, self._seconds, self.slow = np.random.default_rng(7), seconds, 0
