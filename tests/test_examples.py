@@ -59,26 +59,6 @@ def trained(cnn: dict[str, ModuleType]) -> tuple[list[np.ndarray], np.ndarray, n
     return cnn["training"].trained(images[:900], labels[:900]), images[900:], labels[900:]
 
 
-def random_kernels(cnn: dict[str, ModuleType]) -> list[np.ndarray]:
-    stream = np.random.default_rng(3)
-    return [stream.standard_normal(s) / np.sqrt(np.prod(s[:3])) for s in cnn["network"].shapes(5)]
-
-
-def test_gradients_of_the_network_are_those_of_a_complex_step(cnn: dict[str, ModuleType]) -> None:
-    stream, kernels = np.random.default_rng(2), random_kernels(cnn)
-    forward = cnn["network"].forward
-    backward, by_input = cnn["backpropagation"].backward, cnn["backpropagation"].by_input
-    images, weights = stream.random((3, 32, 32, 3)), stream.standard_normal((3, 1, 1, 5))
-    by_kernels, slope = backward(kernels, forward(kernels, images), weights)
-    by_images = by_input(kernels[0], slope, images.shape)
-    for number, gradient in enumerate([by_images, *by_kernels]):
-        along = stream.standard_normal(gradient.shape)
-        moved = [part.astype(complex) for part in (images, *kernels)]
-        moved[number] += 1e-30j * along
-        slope = np.sum(weights * forward(moved[1:], moved[0])[-1]).imag / 1e-30
-        assert np.vdot(gradient, along) == pytest.approx(slope, rel=1e-11)
-
-
 def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image: np.ndarray, x: Any) -> Any:
     """By the network's own derivatives, which the black box does not show."""
     found = cnn["network"].forward(kernels, np.array([image, x]))
