@@ -179,9 +179,7 @@ def is_output(shown: str, printed: str, exact: bool) -> bool:
 @pytest.mark.parametrize(
     ("shown", "printed", "exact", "same"),
     [
-        ("8 of 8, 0.29 s", "8 of 8, 4.1 s", True, True),
         ("8 of 8", "7 of 8", True, False),
-        ("a long\nline", "a long line", True, True),
         ("in '...', bound 3e-13", "in 'there', bound 1e-9", True, True),
         ("21 of 27, 0.29 s\nlate: 3", "22 of 27, 1.5 s\nlate: 4, 5", False, True),
         ("21 of 27 arrived", "21 of 27 came", False, False),
