@@ -13,7 +13,6 @@ them take at most.
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections import defaultdict
@@ -82,29 +81,6 @@ def on(executor: Callable[[], AbstractContextManager[Any]], *given: Any) -> Iter
         yield step
 
 
-@contextmanager
-def dask_pool() -> Iterator[Pool]:
-    """On a Dask cluster with a process for each core."""
-    from distributed import LocalCluster
-
-    sizes = {"n_workers": CORES, "threads_per_worker": -(-WORKERS // CORES), "dashboard_address": None}
-    with (
-        LocalCluster(**sizes, silence_logs=logging.CRITICAL) as cluster,
-        cluster.get_client() as client,
-        Pool(client, WORKERS) as pool,
-    ):
-        yield pool
-
-
-@contextmanager
-def ray_pool() -> Iterator[Pool]:
-    """On actors of Ray."""
-    import ray
-
-    with step_rivals.ray_here(), Pool(ray, WORKERS) as pool:
-        yield pool
-
-
 def rival(way: Any, blocks: int = BLOCKS) -> Row:
     """A row of another library."""
 
@@ -153,10 +129,8 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     "polarmap, thread pool": ("numpy", partial(on, partial(ThreadPoolExecutor, 4)), ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),
-    "polarmap on Dask": ("distributed", partial(on, dask_pool), get_args(Trouble)),
     "Ray, an actor a block": ("ray", rival(step_rivals.ray), get_args(Trouble)),
     f"Ray, {CORES} actors": ("ray", rival(step_rivals.ray, CORES), ("nobody",)),
-    "polarmap on Ray": ("ray", partial(on, ray_pool), get_args(Trouble)),
 }
 
 
