@@ -54,7 +54,6 @@ compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparis
 	@$(run) -m benchmarks.compare
 	@$(run) -m benchmarks.stragglers
 	@$(run) -m benchmarks.iterations
-	@$(run) -m benchmarks.headlines
 
 runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhost as CONFIG=... says
 	@$(run) -m polarmap deploy "$(BACKEND)" "$(CONFIG)"

@@ -37,14 +37,7 @@ class Worker(NamedTuple):
 
 
 class BareSockets:
-    """Workers that hold the coded blocks of an array.
-
-    Parameters
-    ----------
-    blocks : array (k, ...)
-    n : how many coded blocks
-    workers : how many processes
-    """
+    """Processes that hold the n coded blocks of an array (k, ...)."""
 
     def __init__(self, blocks: np.ndarray, n: int, workers: int) -> None:
         self._code = PolarCode(n, len(blocks))

@@ -1,9 +1,18 @@
 """Black-box optimization under stragglers: coded gradients against what is done without a code.
 
-32 workers of a virtual clock (`gradient_sources`) minimize a logistic loss in 96 coordinates from function
-values only, at equal time. All descend by steps of 1 / L along what their gradients are, but for L-BFGS,
-which uses coded ones as only exact ones can be. Draws docs/figures/black-box.svg; with --quick to
-build/comparison/.
+32 workers of a virtual clock minimize a logistic loss in 96 coordinates from function values only, at equal
+time. A query takes 1 s, a worker 1 + Exp(0.1) times that and, with probability 5 %, ten times more, by chance
+that is the same for all sources of gradients:
+
+* coded: coded_gradient, whose slopes are there at the k-th arrival;
+* differences: along all coordinates, waits for all workers;
+* backups: the same, but what takes 1.5 times the median gets a copy, late copies too, and the first counts;
+* orthogonal: new random orthonormal directions (Choromanski et al. 2018), those of the first k workers, which
+  give a projection of the gradient.
+
+All descend by steps of 1 / L along what their gradients are, but for L-BFGS, which uses coded ones as only
+exact ones can be. Queries are those started, on late workers too. Draws docs/figures/black-box.svg; with
+--quick to build/comparison/.
 """
 
 from __future__ import annotations
@@ -13,11 +22,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.fft import dct
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from benchmarks import is_quick, pages, show
-from benchmarks.gradient_sources import Clock, Gradients
+from polarmap import ReplayExecutor, coded_gradient
+from polarmap.maps.gradients import DEFAULT_STEP
 from polarmap.plot import canvas
 
 N, K, D = 32, 24, 96
@@ -40,6 +51,75 @@ class Problem:
 
     def gradient(self, x: Any) -> Any:
         return self._A.T @ (expit(self._A @ x) - self._y) / 400 + 1e-3 * x
+
+
+class Clock:
+    """Virtual seconds of the workers, by chance that does not depend on what they compute."""
+
+    def __init__(self, seed: int) -> None:
+        self._stream = np.random.default_rng(seed)
+
+    def times(self, queries: int) -> Any:
+        """Until each worker has answered so many."""
+        factors = np.where(self._stream.random(N) < 0.05, 10.0, 1.0)
+        return queries * (1 + self._stream.exponential(0.1, N)) * factors
+
+    def until_all(self, queries: int, backups: bool) -> tuple[float, int]:
+        """Seconds until all have answered, with copies or without, and queries started."""
+        ended, started = self.times(queries), N
+        late = moment = 1.5 * float(np.median(ended))
+        while backups and (running := ended > moment).any():
+            ended = np.minimum(ended, np.where(running, moment + self.times(queries), np.inf))
+            started += int(running.sum())
+            moment += late
+        return float(ended.max()), started * queries
+
+
+class Gradients:
+    """One of the sources, which counts its calls, queries and virtual seconds; f takes one x or many."""
+
+    def __init__(self, kind: str, f: Callable[[Any], Any], seed: int) -> None:
+        self.kind, self._f = kind, f
+        self._clock, self._stream = Clock(seed), np.random.default_rng(seed)
+        self.calls, self.queries, self.seconds = 0, 0, 0.0
+
+    def __call__(self, x: Any) -> Any:
+        self.calls += 1
+        if self.kind == "coded":
+            return self._coded(x)
+        share = 2 * x.size // N  # of the queries, for each worker
+        if self.kind == "orthogonal":
+            return self._orthogonal(x, share)
+        seconds, started = self._clock.until_all(share, backups=self.kind == "backups")
+        self.seconds += seconds
+        self.queries += started
+        return self._slopes(x, np.eye(x.size))
+
+    def _coded(self, x: Any) -> Any:
+        clock = ReplayExecutor(dict(enumerate(self._clock.times(2 * -(-x.size // K)))))
+        found = coded_gradient(self._f, x, blocks=K, workers=N, executor=clock, progress=False)
+        self.queries += found.evaluations_started
+        self.seconds += found.report.seconds
+        return found.gradient
+
+    def _orthogonal(self, x: Any, share: int) -> Any:
+        """The gradient's projection on what the first workers have measured."""
+        self.seconds += np.sort(self._clock.times(share))[K - 1]
+        self.queries += N * share
+        seen = directions(K * x.size // N, x.size, self._stream)
+        return seen.T @ self._slopes(x, seen)
+
+    def _slopes(self, x: Any, along: Any) -> Any:
+        h = DEFAULT_STEP["central"]
+        return (self._f(x + h * along) - self._f(x - h * along)) / (2 * h)
+
+
+def directions(count: int, size: int, stream: np.random.Generator) -> Any:
+    """Orthonormal rows (count, size) in random directions: of the cosine transform, twice, random signs."""
+    rows = np.eye(size)[stream.permutation(size)[:count]]
+    for _ in range(2):
+        rows = dct(rows, norm="ortho") * stream.choice([-1.0, 1.0], size)
+    return rows
 
 
 class Run(NamedTuple):
@@ -85,6 +165,7 @@ def quasi_newton(f: Problem, source: Gradients) -> Run:
 Search = Callable[[Problem, Gradients], Run]
 METHODS: dict[str, tuple[str, Search, str]] = {
     "finite differences": ("differences", descend, canvas.GREY),
+    "with backup tasks": ("backups", descend, canvas.INK),
     "orthogonal search": ("orthogonal", descend, canvas.ORANGE),
     "coded": ("coded", descend, canvas.BLUE),
     "coded, L-BFGS": ("coded", quasi_newton, canvas.GREEN),
@@ -115,7 +196,7 @@ def main() -> None:
     quick = is_quick(__doc__)
     f, found = Problem(), {}
     for name, (kind, search, _) in METHODS.items():
-        found[name] = [search(f, Gradients(kind, f, Clock(N, run), K)) for run in range(2 if quick else 8)]
+        found[name] = [search(f, Gradients(kind, f, run)) for run in range(2 if quick else 8)]
     print(f"f - f* after so many virtual seconds, mean of {len(found['coded'])} runs; f(0) - f* = 1")
     header = [*(f"{UNTIL / part:g} s" for part in (8, 4, 2, 1)), "s / step", "started / step"]
     show(["", *header], [row(name, runs) for name, runs in found.items()])

@@ -19,20 +19,9 @@ Residual = Callable[[Array, Array], Array]  # of A x and of the right-hand side
 class Iteration(NamedTuple):
     """One of them.
 
-    Attributes
-    ----------
-    blocks
-        What the task of each worker holds: rows of `matrix`, beside them those of the right-hand side.
-    task
-        What it returns for its block and the iterate.
-    update
-        The next iterate from this one and what all tasks returned.
-    matrix
-        For an operator.
-    coded
-        The next iterate from the operator and this one.
-    start
-        The first iterate.
+    blocks, task : what the task of each worker holds, rows of `matrix` and of the right-hand side, and what
+        it returns for them and the iterate.
+    update, coded : the next iterate from this one, with what all tasks returned, and with an operator.
     """
 
     blocks: Sequence[Any]

@@ -5,7 +5,8 @@ python -m benchmarks.iterations [--quick]
 Data stays with the workers where a library lets it. In every step two tasks of 32, drawn at random and the
 same for every library, sleep before they compute. polarmap sends 32 tasks for 24 blocks, the others cut into
 32 and need all. Libraries take turns, a few steps each. Writes docs/comparison-iterations.md; with --quick
-small ones, to build/comparison/. What is not installed is left out, and the page says so.
+small ones, to build/comparison/. What is not installed is left out, and the page says so. README's table is
+that of the page, its column with slow workers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse
 
-from benchmarks import in_turns, is_quick, number, pages, step_rivals
+from benchmarks import ROOT, in_turns, is_quick, number, pages, step_rivals
 from benchmarks.familiar_iterations import (
     Array,
     Iteration,
@@ -28,9 +29,11 @@ from benchmarks.familiar_iterations import (
     logistic_regression,
     page_rank,
 )
-from benchmarks.pages import table
+from benchmarks.pages import part_of, table, tables_of, with_parts
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 
+PAGE = "comparison-iterations.md"
+COMMAND = "python -m benchmarks.iterations"
 BLOCKS, WORKERS = 24, 32
 SLOW = 2  # workers in each step
 MEMORY = 4 << 30  # bytes of coded blocks that stay in memory, as those of the others do
@@ -69,13 +72,7 @@ QUICK = Size(
 
 
 class Draws:
-    """Of each step in turn: for how long each task sleeps; every library gets the same.
-
-    Attributes
-    ----------
-    slow : int
-        Tasks that sleep in a step, from now on.
-    """
+    """Of each step in turn: for how long each task sleeps, `slow` of them; every library gets the same."""
 
     def __init__(self, seconds: float) -> None:
         self._stream, self._seconds, self.slow = np.random.default_rng(7), seconds, 0
@@ -178,8 +175,18 @@ def tables(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n\n".join(parts)
 
 
+def with_headlines(readme: str) -> str:
+    """README with its table as the page has it now: a column for each iteration, with slow workers."""
+    page = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+    found = tables_of(page)
+    columns = [{row[0]: row[2] for row in rows} for rows in found.values()]
+    body = [[name, *(column.get(name, "-") for column in columns)] for name in list(columns[0])[1:]]
+    text = table([f"seconds of a step; load average {part_of(page, 'load')}", *found], body)
+    return with_parts(readme, {f"from docs/{PAGE}: {COMMAND}": text})
+
+
 def main() -> None:
-    """Measure, print the tables, write them into the page."""
+    """Measure, print the tables, write them into the page and README."""
     quick = is_quick(__doc__)
     size = QUICK if quick else WHOLE
     found = {}
@@ -190,7 +197,10 @@ def main() -> None:
     print(text)
     load = f"{os.getloadavg()[1]:.1f}"
     parts = {"load": load, "seconds": f"{size.seconds:g}", "iterations": text}
-    pages.write("comparison-iterations.md", parts, quick)
+    pages.write(PAGE, parts, quick)
+    if not quick:
+        readme = ROOT / "README.md"
+        readme.write_text(with_headlines(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

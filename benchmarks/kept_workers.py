@@ -13,7 +13,6 @@ them take at most.
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections import defaultdict
@@ -76,40 +75,9 @@ def on_bare_sockets(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[
 
 
 @contextmanager
-def on_threads(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
-    """The same on a thread pool of the standard library."""
-    with ThreadPoolExecutor(4) as pool, coded(A, x, trouble, executor=pool) as step:
-        yield step
-
-
-@contextmanager
-def on_new_processes(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
-    """The same on interpreters that were started anew, as where fork is missing."""
-    with Pool(fork=False) as pool, coded(A, x, trouble, executor=pool) as step:
-        yield step
-
-
-@contextmanager
-def on_dask(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
-    """The same on a Dask cluster with a process for each core."""
-    from distributed import LocalCluster
-
-    sizes = {"n_workers": CORES, "threads_per_worker": -(-WORKERS // CORES), "dashboard_address": None}
-    with (
-        LocalCluster(**sizes, silence_logs=logging.CRITICAL) as cluster,
-        cluster.get_client() as client,
-        Pool(client, WORKERS) as pool,
-        coded(A, x, trouble, executor=pool) as step,
-    ):
-        yield step
-
-
-@contextmanager
-def on_ray(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
-    """The same on actors of Ray."""
-    import ray
-
-    with step_rivals.ray_here(), Pool(ray, WORKERS) as pool, coded(A, x, trouble, executor=pool) as step:
+def on(executor: Callable[[], AbstractContextManager[Any]], *given: Any) -> Iterator[Step]:
+    """The same on another executor."""
+    with executor() as one, coded(*given, executor=one) as step:
         yield step
 
 
@@ -157,14 +125,12 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     DEFAULT: ("numpy", coded, get_args(Trouble)),
     # The least tasks that survive one.
     FEW: ("numpy", partial(coded, blocks=CORES, workers=CORES + 1), ("nobody",)),
-    "polarmap, default without fork": ("numpy", on_new_processes, get_args(Trouble)),
-    "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
+    "polarmap, default without fork": ("numpy", partial(on, partial(Pool, fork=False)), get_args(Trouble)),
+    "polarmap, thread pool": ("numpy", partial(on, partial(ThreadPoolExecutor, 4)), ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
     "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),
-    "polarmap on Dask": ("distributed", on_dask, get_args(Trouble)),
     "Ray, an actor a block": ("ray", rival(step_rivals.ray), get_args(Trouble)),
     f"Ray, {CORES} actors": ("ray", rival(step_rivals.ray, CORES), ("nobody",)),
-    "polarmap on Ray": ("ray", on_ray, get_args(Trouble)),
 }
 
 

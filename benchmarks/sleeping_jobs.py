@@ -23,12 +23,9 @@ NUMBERS: dict[str, int] = {}  # of this worker, by the folder in which it took i
 
 
 class SleepingJob:
-    """A function of a task's number that sleeps as long as a table says of the task and its attempt.
+    """A function of a task's number that sleeps as long as a table (attempts, tasks) says.
 
-    Parameters
-    ----------
     folder : empty, for a file of each attempt
-    seconds : array (attempts, tasks)
     """
 
     def __init__(self, folder: Path, seconds: np.ndarray) -> None:
@@ -66,11 +63,7 @@ class SleepingJob:
 class SlowWorkers:
     """Doubles a block after as long as its worker is to sleep, which differs from job to job.
 
-    A worker takes a number with its first task, by a file of that name, and keeps it.
-
-    Parameters
-    ----------
-    folder : empty, for those files and what was drawn
+    A worker takes a number with its first task, by a file of that name in an empty folder, and keeps it.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from programs import Interpreter
 from scipy.optimize import minimize
 
-from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor, coded_gradient
+from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
@@ -60,26 +60,6 @@ def trained(cnn: dict[str, ModuleType]) -> tuple[list[np.ndarray], np.ndarray, n
     return cnn["training"].trained(images[:900], labels[:900]), images[900:], labels[900:]
 
 
-def random_kernels(cnn: dict[str, ModuleType]) -> list[np.ndarray]:
-    stream = np.random.default_rng(3)
-    return [stream.standard_normal(s) / np.sqrt(np.prod(s[:3])) for s in cnn["network"].shapes(5)]
-
-
-def test_gradients_of_the_network_are_those_of_a_complex_step(cnn: dict[str, ModuleType]) -> None:
-    stream, kernels = np.random.default_rng(2), random_kernels(cnn)
-    forward = cnn["network"].forward
-    backward, by_input = cnn["backpropagation"].backward, cnn["backpropagation"].by_input
-    images, weights = stream.random((3, 32, 32, 3)), stream.standard_normal((3, 1, 1, 5))
-    by_kernels, slope = backward(kernels, forward(kernels, images), weights)
-    by_images = by_input(kernels[0], slope, images.shape)
-    for number, gradient in enumerate([by_images, *by_kernels]):
-        along = stream.standard_normal(gradient.shape)
-        moved = [part.astype(complex) for part in (images, *kernels)]
-        moved[number] += 1e-30j * along
-        slope = np.sum(weights * forward(moved[1:], moved[0])[-1]).imag / 1e-30
-        assert np.vdot(gradient, along) == pytest.approx(slope, rel=1e-11)
-
-
 def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image: np.ndarray, x: Any) -> Any:
     """By the network's own derivatives, which the black box does not show."""
     found = cnn["network"].forward(kernels, np.array([image, x]))
@@ -88,24 +68,6 @@ def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image
     weights[1, ..., [second, first]] = [[[1.0]], [[-1.0]]]
     _, slope = cnn["backpropagation"].backward(kernels, found, weights)
     return cnn["backpropagation"].by_input(kernels[0], slope[1:], (1, *x.shape))[0]
-
-
-@pytest.mark.parametrize(
-    ("scheme", "error", "lost"),
-    [("central", 1e-8, (0, 5, 17, 31)), ("forward", 1e-5, ()), ("forward", 1e-5, tuple(range(0, 32, 4)))],
-)
-def test_the_coded_gradient_is_that_of_the_network(
-    cnn: dict[str, ModuleType], scheme: Any, error: float, lost: tuple[int, ...]
-) -> None:
-    kernels, image = random_kernels(cnn), np.random.default_rng(4).random((32, 32, 3))
-    dead = FaultyExecutor(
-        ReplayExecutor(dict.fromkeys(lost[1:], math.inf)), dict.fromkeys(lost[:1], Fault("kill", attempts=9))
-    )
-    margin = cnn["margin"].margin_of(kernels, image)
-    found = coded_gradient(margin, image, scheme=scheme, blocks=24, workers=32, executor=dead)
-    exact = margin_gradient(cnn, kernels, image, image)
-    assert np.linalg.norm(found.gradient - exact) < error * np.linalg.norm(exact)
-    assert not set(lost) & {task.index for task in found.report.tasks if task.arrived is not None}
 
 
 def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:

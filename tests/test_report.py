@@ -75,14 +75,6 @@ def test_text_has_ten_lines_at_most() -> None:
     assert repr(full) == str(full)
 
 
-def test_indices_lists_the_tasks_in_a_state() -> None:
-    one = report()
-    assert one.indices("used") == [0, 2, 3, 4]
-    assert one.indices("failed") == [1]
-    assert one.indices("abandoned") == [5]
-    assert one.indices("surplus") == []
-
-
 @pytest.mark.parametrize("record", [report(), report().tasks[0]])
 def test_a_report_is_a_record(record: Any) -> None:
     assert dataclasses.replace(record) == record

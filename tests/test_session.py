@@ -1,4 +1,4 @@
-"""The suite itself: what a session has started ends with it, and signals are as in a terminal."""
+"""The suite itself: what a session has started ends with it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,6 @@ def test_it(redis_server, s3_server, tmp_path):
     pathlib.Path({noted!r}).write_text(" ".join(map(str, [os.getpid(), *numbers])))
     os.kill(os.getpid(), signal.{signal})
 """
-CHILDREN_HAVE_DEFAULTS = """
-import signal, subprocess, sys
-
-SCRIPT = "import signal; print(*(repr(signal.getsignal(one)) for one in (signal.SIGINT, signal.SIGHUP)))"
-
-def test_it():
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
-    assert "default_int_handler" in run.stdout
-    assert "SIG_DFL" in run.stdout
-"""
 
 
 @pytest.fixture
@@ -43,17 +33,16 @@ def place() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def session(place: Path, text: str, *arguments: str, before: str = "") -> subprocess.Popen[str]:
+def session(place: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
     """A session with this one test."""
     shutil.copy(TESTS / "conftest.py", place)
     (place / "test_it.py").write_text(text)
     (place / "tmp").mkdir()
     others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    program = f"{before}\nimport sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     without = [word for name in ("cacheprovider", "zarr", "valkey") for word in ("-p", f"no:{name}")]
     given = ["-q", *without, "--rootdir", str(place), str(place / "test_it.py"), *arguments]
     return subprocess.Popen(
-        [sys.executable, "-c", program, *given],
+        [sys.executable, "-m", "pytest", *given],
         env={**others, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
         cwd=place,
         stdout=subprocess.PIPE,
@@ -72,10 +61,3 @@ def test_nothing_is_left_of_a_session_that_dies(place: Path, ending: str, proces
     numbers = [int(one) for one in noted.read_text().split()]
     assert until(lambda: not any(map(runs, numbers)), 60.0)
     assert until(lambda: os.listdir(place / "tmp") == [], 60.0)
-
-
-def test_children_of_a_session_that_ignores_signals_have_the_default(place: Path) -> None:
-    ignore = "import signal\nfor one in (signal.SIGINT, signal.SIGHUP): signal.signal(one, signal.SIG_IGN)"
-    with session(place, CHILDREN_HAVE_DEFAULTS, before=ignore) as run:
-        out, _ = run.communicate(timeout=100)
-    assert run.returncode == 0, out

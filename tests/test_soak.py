@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import pytest
-from plain import cut
 from soak import oracle, watch
 from soak.cases import KINDS, KINDS_OF_POOL, Named
 from soak.draws import Draw
-from soak.faults import SHARES, Faults, Pools, draw_faults
+from soak.faults import SHARES, Faults, Pools
 from soak.maps import draw_map
 from soak.oracle import Finding
 
@@ -59,12 +57,7 @@ def test_a_case_is_run_again_by_its_number() -> None:
 
 
 def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(watch.LIMIT, "replay", 0.001)
-    answer = watch.Worker._answer
-    # However busy the machine is, an answer comes later than that.
-    monkeypatch.setattr(
-        watch.Worker, "_answer", lambda self, limit: answer(self, limit) if limit > 0.001 else None
-    )
+    monkeypatch.setitem(watch.LIMIT, "replay", 1e-6)
     tally = watch.watch([a_map("threads"), a_map(), a_map("threads")], keep_going=True)
     assert [found.kind for found in tally.findings] == ["hang"]
     assert sum(tally.counts.values()) == 3
@@ -112,34 +105,6 @@ def test_bounds_are_those_that_are_allowed() -> None:
         oracle.check_close(np.array([np.nan, 2.0]), wanted, [1.0], "it")
     with pytest.raises(Finding, match="wrong structure"):
         oracle.check_close(wanted.astype("f4"), wanted, [1.0], "it")
-
-
-def test_arrays_come_in_every_layout_with_the_same_numbers() -> None:
-    layouts = set()
-    for seed in range(60):
-        array, layout = Draw(seed).laid_out(np.arange(12.0).reshape(4, 3))
-        np.testing.assert_array_equal(array, np.arange(12.0).reshape(4, 3))
-        layouts.add(layout)
-    assert layouts == {"plain", "fortran", "strided", "reversed", "big-endian", "read-only"}
-    assert len(cut(array, 2)) == 2
-
-
-def test_faults_are_none_as_many_as_the_code_bears_and_more() -> None:
-    counts = {len(draw_faults(Draw(seed), "replay", 9, 3).struck) for seed in range(60)}
-    assert {0, 3} < counts
-    assert max(counts) > 3
-
-
-def test_a_summary_has_cases_and_findings_of_each_kind() -> None:
-    seed = a_map()
-    tally = watch.Tally(Counter({("map", "replay", "right"): 3, ("sum", "pool", "right"): 2}))
-    tally.findings.append(watch.Found(seed, "hang", "no answer"))
-    assert [line.split() for line in tally.summary().splitlines()] == [
-        ["kind", "cases", "findings"],
-        ["map", "3", "1"],
-        ["sum", "2", "0"],
-        ["all", "5", "1"],
-    ]
 
 
 def test_every_kind_is_drawn() -> None:

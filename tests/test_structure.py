@@ -39,13 +39,8 @@ FLOORS = [
 ]
 
 # Modules that import nothing else of the package: they travel, or are read on their own.
-STAND_ALONE = [
-    "polarmap.errors",
-    *[
-        f"polarmap.worker.{name}"
-        for name in ("finite_differences", "parts", "processes", "surroundings", "threads")
-    ],
-]
+OF_WORKERS = ("finite_differences", "parts", "processes", "surroundings", "threads")
+STAND_ALONE = ["polarmap.errors", *[f"polarmap.worker.{name}" for name in OF_WORKERS]]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
@@ -56,22 +51,7 @@ WITHOUT_NUMPY = [
         "polarmap.worker.surroundings",
     ],
 ]
-CLI = [
-    "polarmap.cli",
-    *[
-        f"polarmap.cli.{name}"
-        for name in (
-            "answer",
-            "arrays",
-            "demo",
-            "deploy",
-            "doctor",
-            "forecast",
-            "run_times",
-            "templates",
-        )
-    ],
-]
+CLI = ["polarmap.cli", *[f"polarmap.cli.{one.stem}" for one in (ROOT / "polarmap" / "cli").glob("[!_]*.py")]]
 # Import -> the only modules that may have it. Every library but numpy stands here.
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops_internals", "polarmap.cli.deploy"],

@@ -17,13 +17,7 @@ from polarmap.code.tiled import over_cores, tiles
 
 
 class Embedding(Rival):
-    """Values at n of q points on the circle of the polynomial with the data as coefficients.
-
-    Parameters
-    ----------
-    n, k : int
-        Blocks have an even number of columns.
-    """
+    """Values at n of q points on the circle of the polynomial whose coefficients are data of even width."""
 
     name = "rotation matrix embedding"
 

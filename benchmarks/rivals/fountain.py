@@ -36,13 +36,8 @@ def robust_soliton(k: int, c: float, delta: float) -> Array:
 class LT(SparseCode):
     """n coded blocks, none of which is a data block.
 
-    Parameters
-    ----------
-    n, k : int
-    c, delta : float
-        Of the robust soliton distribution.
-    inactivates : bool
-        Decoded by inactivation, not by peeling alone.
+    c, delta : of the robust soliton distribution.
+    inactivates : decoded by inactivation, not by peeling alone.
     """
 
     def __init__(self, n: int, k: int, c: float, delta: float, inactivates: bool = False) -> None:

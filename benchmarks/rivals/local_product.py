@@ -18,13 +18,7 @@ MORE = 1.1  # tasks, of as many as the other codes have: no grid of 24 fits into
 
 
 class LocalProduct(SparseCode):
-    """k data blocks in as many grids as they take; the last one may be filled up with zeros.
-
-    Parameters
-    ----------
-    k, rows, columns : int
-        Of data in one grid.
-    """
+    """k data blocks in as many grids (rows, columns) as they take; the last may be filled up with zeros."""
 
     def __init__(self, k: int, rows: int, columns: int) -> None:
         self.k = k

@@ -11,7 +11,19 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.rivals import Array, Rival
-from polarmap.code.recovery import left_inverse
+from benchmarks.rivals.polar import Planned
+from polarmap.code.linear import SystematicCode
+
+
+class Dense(SystematicCode):
+    """[I; P] for any P, whose missing data are the least-squares solution of the parity that arrived."""
+
+    name, assumption = "dense", "linear"
+    coefficients = np.empty((0, 0))
+
+    def __init__(self, P: Array) -> None:
+        self.coefficients = P
+        self.n, self.k = sum(P.shape), P.shape[1]
 
 
 class Gaussian(Rival):
@@ -31,30 +43,8 @@ class Gaussian(Rival):
         np.matmul(self.coefficients, data, out=coded[self.k :])
         return coded
 
-    def plan(self, arrived: Array) -> Solved:
-        return Solved(self.coefficients, arrived)
-
-
-class Solved:
-    """The missing data by the least-squares solution of the parity equations that arrived."""
-
-    def __init__(self, coefficients: Array, arrived: Array) -> None:
-        k = coefficients.shape[1]
-        here = np.zeros(k + len(coefficients), bool)
-        here[arrived] = True
-        self._known, self.missing = np.flatnonzero(here[:k]), np.flatnonzero(~here[:k])
-        self._parity = np.flatnonzero(here[k:])
-        self._received = np.append(self._known, k + self._parity)
-        self.operations = 2.0 * len(self.missing) * len(self._received)
-        rows = coefficients[self._parity]
-        solver = left_inverse(rows[:, self.missing])
-        # The missing data as combinations of what arrived: (missing, received).
-        self.weights = np.concatenate([-(solver @ rows[:, self._known]), solver], axis=1)
-
-    def recover(self, blocks: Array) -> Array:
-        data = blocks[: len(self._known) + len(self.missing)].copy()
-        data[self.missing] = self.weights @ blocks[self._received]
-        return data
+    def plan(self, arrived: Array) -> Planned:
+        return Planned(Dense(self.coefficients), arrived, exact=False)
 
 
 # Of codes whose data and parity are the values of one polynomial of degree below k: equally spaced, and the

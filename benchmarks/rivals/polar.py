@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -52,9 +53,9 @@ class Polar(Rival):
 
 
 class Planned:
-    """polarmap's own plan of one pattern."""
+    """polarmap's own plan of one pattern, of any systematic code."""
 
-    def __init__(self, code: PolarCode, arrived: Array, exact: bool) -> None:
+    def __init__(self, code: Any, arrived: Array, exact: bool) -> None:
         here = np.zeros(code.n, bool)
         here[arrived] = True
         self._recovery = plan = code.recovery(here, exact)

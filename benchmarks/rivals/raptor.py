@@ -20,12 +20,7 @@ SEEDS = 20  # tried for the smallest parity blocks; as the RFC chooses a systema
 
 
 class Raptor(SparseCode):
-    """n coded blocks, the first k of them the data.
-
-    Parameters
-    ----------
-    n, k, seed : int
-    """
+    """n coded blocks, the first k of them the data."""
 
     name = "Raptor"
 

@@ -43,13 +43,8 @@ class Graph(NamedTuple):
 class Decoder:
     """The decoder of a graph.
 
-    Parameters
-    ----------
-    graph : Graph
-    wanted : int
-        Blocks 0..wanted-1 are to be found, and may be set aside: all others follow from them.
-    inactivates : bool
-        Whether results are awaited until inactivation decodes, or longer, until peeling alone does.
+    wanted : blocks 0..wanted-1 are to be found, and may be set aside: all others follow from them.
+    inactivates : whether results are awaited until inactivation decodes, or longer, until peeling alone does.
     """
 
     def __init__(self, graph: Graph, wanted: int, inactivates: bool = False) -> None:
@@ -167,11 +162,7 @@ class Plan:
 
 
 class SparseCode(Rival):
-    """A code by its graph: what all of them have in common.
-
-    decoder : Decoder
-    coded, data : which blocks of the graph are the n coded blocks and the k data blocks, (n,), (k,).
-    """
+    """A code by its graph: `coded` and `data` are which of its blocks are the coded and the data blocks."""
 
     decoder: Decoder
     coded: Array

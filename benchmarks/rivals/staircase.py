@@ -23,13 +23,8 @@ CARRIED = 0.7  # of one parity block into the next: with 1 they grow as a random
 class Staircase(SparseCode):
     """n blocks, the first k of them the data.
 
-    Parameters
-    ----------
-    n, k : int
-    share, higher : float, int
-        A share of the data blocks stands in `higher` equations, the others in three.
-    inactivates : bool
-        Decoded by inactivation, not by peeling alone.
+    share, higher : a share of the data blocks stands in `higher` equations, the others in three.
+    inactivates : decoded by inactivation, not by peeling alone.
     """
 
     def __init__(

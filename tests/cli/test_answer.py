@@ -18,18 +18,8 @@ from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
             "CodeError",
             "scale must be a finite number above 0",
         ),
-        (
-            ["plan", "--k", "100000000", *DISTRIBUTION],
-            "CodeError",
-            "k = 100000000 is more than the 65536 workers",
-        ),
+        (["plan", "--k", "100000000", *DISTRIBUTION], "CodeError", "k = 100000000 is more than the 65536"),
         (["simulate", "--k", "4", "--n", "100000000", *DISTRIBUTION], "CodeError", "n and trials go up to"),
-        (["plan", "--k", 24, *DISTRIBUTION, "--max-workers", 20], "CodeError", "max_workers is 20"),
-        (
-            ["plan", "--k", 4, *DISTRIBUTION, "--failing", 0.9],
-            "CodeError",
-            "above max_failure_probability = 0.001",
-        ),
         (["plan", "--k", 4, "--distribution", "exponential:-1,1"], "CodeError", "-1,1: shift must be"),
     ],
 )

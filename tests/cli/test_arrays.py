@@ -68,20 +68,8 @@ def test_an_array_that_cannot_be_opened_is_listed_with_the_reason(polarmap: Run,
     ("arguments", "message"),
     [
         (["check", "none"], "none"),
-        (["repair", "none"], "none"),
-        (["delete", "none", "--yes"], "none"),
-        (["check", "../up"], "../up"),
         (["encode", "no-such.npy", "a"], "there is no file 'no-such.npy'"),
         (["encode", "{folder}", "a"], "is no Zarr array"),
-        (["encode", "{folder}/small.npy", "small"], "choose another name, or pass overwrite=True"),
-        (
-            ["encode", "{folder}/small.npy", "a", "--blocks", "30"],
-            "blocks=30 is more than the 12 rows of the data",
-        ),
-        (
-            ["encode", "{folder}/small.npy", "a", "--workers", "5", "--blocks", "6"],
-            "workers=5 leaves no parity",
-        ),
     ],
 )
 def test_what_cannot_be_done_with_arrays_is_said(

@@ -64,12 +64,6 @@ def test_every_scheme_is_simulated(polarmap: Run) -> None:
     assert ran.out.startswith(f"{completion_time(12, 12, 'uncoded', runtimes)}\n")
 
 
-def test_tasks_that_never_end_are_simulated_as_such(polarmap: Run) -> None:
-    ran = polarmap("simulate", "--k", 4, *DISTRIBUTION, "--failing", 1, "--json")
-    assert ran.code == 0
-    assert {one["failure_probability"] for one in ran.json["completions"]} == {1.0}
-
-
 @pytest.mark.parametrize(
     ("text", "options"),
     [

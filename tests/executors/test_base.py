@@ -85,7 +85,6 @@ EXECUTORS = {
     "functions": Kind(functions, withdraws=False),
     "pool": Kind(lambda: Pool(workers=8)),
     "default": Kind(lambda: nullcontext(None)),
-    "yaml": Kind(lambda: nullcontext(YAML), withdraws=False),
     "pool of Lithops": Kind(lambda: Pool(YAML, workers=8)),
     "pool of Lithops, through objects": Kind(lambda: Pool(YAML, workers=8, listen=False)),
     "pool of Dask": Kind(dask_pool, SURVIVABLE),

@@ -313,16 +313,16 @@ def keys_of(server: S3Server) -> list[str]:
     return [entry["Key"] for entry in listing.get("Contents", [])]
 
 
-def test_large_and_small_results_with_stragglers_and_dead_workers(s3_server, config):
+def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s3_server, config):
     A = np.random.default_rng(0).standard_normal((480, 240))
-    wide, narrow = np.ones((240, 100)), np.ones(240)
-    lost = {2: Fault("sleep", 600), 5: Fault("kill")}
-    for faults, other in (({}, wide), (lost, wide), (lost, narrow), ({}, narrow)):
+    lost = {2: Fault("sleep", 600), 5: Fault("kill", attempts=9)}
+    for other, options in ((np.ones((240, 100)), {"retries": 0}), (np.ones(240), {"schedule": "on_demand"})):
         y = polarmap.coded_map(
             lambda block, other=other: block @ other, A, blocks=6, workers=9, timeout=90,
-            executor=FaultyExecutor(config, faults),
+            executor=FaultyExecutor(config, lost), **options,
         )  # fmt: skip
         np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
+        assert set(y.report.recovered) == set(lost)
     lithops_own = "lithops.runtimes/"  # what Lithops remembers of an interpreter
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
 
@@ -359,18 +359,3 @@ def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypa
     with told if left else contextlib.nullcontext():
         remove_objects(storage, ["a/"])
     assert [key for _, key in storage.objects] == [*left, "b/1"]
-
-
-def test_dead_and_late_workers_with_results_that_are_objects(s3_server, config):
-    """Two of seven workers die and are not tried again; then two are late, and parity is on demand."""
-    A = np.random.default_rng(0).standard_normal((40, 3000))
-    dying = {task: Fault("kill", attempts=9) for task in (0, 2)}
-    late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
-    for faults, options in ((dying, {"retries": 0}), (late, {"schedule": "on_demand"})):
-        y = polarmap.coded_map(
-            lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
-            executor=FaultyExecutor(config, faults), **options,
-        )  # fmt: skip
-        np.testing.assert_allclose(y.concatenate(), A * 2, rtol=1e-9, atol=1e-9)
-        assert set(y.report.recovered) == set(faults)
-    assert [key for key in keys_of(s3_server) if key != "ready" and "lithops.runtimes" not in key] == []

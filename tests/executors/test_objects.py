@@ -105,16 +105,6 @@ def received(worker: ObjectChannel, count: int = 1) -> list[Message]:
     return said
 
 
-def test_workers_join_and_messages_go_both_ways(side: Side) -> None:
-    workers = [side.worker(number) for number in range(3)]
-    for number, worker in enumerate(workers):
-        assert side.heard(number) == [Message(PROCESS, header=b"%d" % number)]
-        side.tell(number, call(10 + number, b"f"))
-        assert received(worker) == [call(10 + number, b"f")]
-        worker.send(ended(number, bytes(number)))
-        assert side.heard(number) == [ended(number, bytes(number))]
-
-
 def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_said_that_it_has_them(
     side: Side,
 ) -> None:
@@ -343,7 +333,9 @@ def readable(link: ObjectLink) -> bool:
     return bool(ready([link], select.POLLIN, 0.0))
 
 
-def test_what_is_delivered_is_heard_once_and_in_turn(link: ObjectLink) -> None:
+def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
+    link: ObjectLink,
+) -> None:
     assert not readable(link)
     said = [ended(number, bytes(number)) for number in range(100)]
     for one in said:
@@ -352,13 +344,10 @@ def test_what_is_delivered_is_heard_once_and_in_turn(link: ObjectLink) -> None:
     assert link.receive() == (said, True)
     assert link.receive() == ([], True)
     assert not readable(link)
-
-
-def test_a_link_of_a_worker_that_is_gone_says_so(link: ObjectLink) -> None:
-    link.deliver(frame(ended(1)))
+    link.deliver(frame(said[0]))
     link.hang_up()
     assert readable(link)
-    assert link.receive() == ([ended(1)], False)
+    assert link.receive() == (said[:1], False)
 
 
 @pytest.mark.parametrize("name", NONSENSE)

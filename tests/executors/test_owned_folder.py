@@ -68,17 +68,6 @@ def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_child_that_was_forked_removes_none_of_its_parents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = disk_folder()
-    assert code_of_child(lambda: (remove(folder), owned_folder._remove_all()), []) == 0
-    assert folder.exists()
-    remove(folder)
-    assert not folder.exists()
-
-
 def test_where_there_is_no_room_in_memory_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,15 +118,19 @@ def test_one_that_was_removed_is_made_again_for_its_owner_alone(
         private_folder()
 
 
-def test_a_forked_child_has_its_own() -> None:
-    folder = private_folder()
+def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
+    private, folder = private_folder(), disk_folder()
 
     def others() -> None:
-        assert private_folder() != folder
+        assert private_folder() != private
+        remove(folder)
         owned_folder._remove_all()
 
     assert code_of_child(others, []) == 0
-    assert private_folder() == folder
+    assert private.exists() and folder.exists()
+    assert private_folder() == private
+    remove(folder)
+    assert not folder.exists()
 
 
 def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(

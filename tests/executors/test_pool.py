@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,18 +175,6 @@ def test_an_f_that_does_not_travel_is_named(pool: Pool) -> None:
     with pytest.raises(CodeError, match="pickled for workers here"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor=pool)
     check(pool)
-
-
-def test_keys_of_all_kinds_that_can_be_pickled_travel(pool: Pool) -> None:
-    class Key(NamedTuple):
-        name: str
-
-    keys = (frozenset("x"), Key("a"), (1, b"b"), None)
-    [found, *_] = polarmap.coded_map(
-        lambda block: dict.fromkeys(keys, block.sum()), A, blocks=6, workers=8, executor=pool
-    )
-    assert tuple(found) == keys
-    assert type(list(found)[1]) is Key
 
 
 # --- what may happen to it -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from code_oracles import gf2_decodable
-from plain import leaves
+from plain import cut, leaves
 
 import polarmap
 from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
@@ -307,7 +307,8 @@ def _over_array(draw: Draw, executor: str) -> MapCase:
         f = draw.pick(QUADRATIC)
     else:
         f = (draw_linear if kind == "evaluation" else draw_function)(draw, (block_rows, *inner), dtype)
-    blocks, rows = _cut(data, k, block_rows)
+    blocks = cut(np.ascontiguousarray(data, dtype=dtype.newbyteorder("=")), k)
+    rows = len(data) - (k - 1) * block_rows
     options |= _options(draw, executor, kind)
     if dtype in (np.dtype("f8"), np.dtype("c16")) and draw.chance(0.1):
         options["rtol"] = draw.pick([1e-6, 1e-8])
@@ -388,11 +389,3 @@ def _options(draw: Draw, executor: str, kind: str) -> dict[str, Any]:
     elif choice == "deadline" and executor == "replay" and kind == "polar":
         options |= {"timeout": float(draw.pick([1.2, 1.5, 3.0, 50.0])), "on_timeout": "estimate"}
     return options
-
-
-def _cut(data: np.ndarray, k: int, rows: int) -> tuple[list[np.ndarray], int]:
-    """Blocks in native byte order, the last filled up with zeros, and its real rows."""
-    native = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
-    padding = np.zeros((k * rows - len(data), *data.shape[1:]), native.dtype)
-    blocks = np.concatenate([native, padding]).reshape(k, rows, *data.shape[1:])
-    return list(blocks), rows - len(padding)

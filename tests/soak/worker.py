@@ -1,6 +1,7 @@
-"""A process that runs cases: reads a seed from each line, answers with a line of JSON.
+"""A process that runs cases: reads a seed and seconds from each line, answers with a line of JSON.
 
-When its input ends it closes its pools and says what is left behind.
+What takes longer ends it, with the stacks of all threads on its standard error. When its input ends it closes
+its pools and says what is left behind.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,16 +23,21 @@ from soak import cases
 from soak.faults import SECONDS, Pools
 from soak.oracle import Finding
 
+FAREWELL = 60.0  # seconds that it may take to end
 LINGER = 5 * SECONDS  # that threads and processes may take to notice that nobody waits for them
 
 
 def main() -> None:
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else is printed is no answer
     pools = Pools()
     for line in sys.stdin:
-        answers.write(json.dumps(answer(int(line), pools)) + "\n")
+        seed, seconds = line.split()
+        faulthandler.dump_traceback_later(float(seconds), exit=True)
+        found = answer(int(seed), pools)
+        faulthandler.cancel_dump_traceback_later()
+        answers.write(json.dumps(found) + "\n")
+    faulthandler.dump_traceback_later(FAREWELL, exit=True)
     pools.close()
     default_pool.end_workers()  # it stays for a minute after a map in an f that the driver has tried
     answers.write(json.dumps({"left": left_behind()}) + "\n")

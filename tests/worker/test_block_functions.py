@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import decimal
 import importlib.util
 import os
 import pickle
@@ -196,20 +195,13 @@ FRAME = pd.DataFrame({"a": np.arange(5000.0), "b": [None, "x"] * 2500}, index=pd
         np.array([("a", 1)], [("name", "U3"), ("at", ">i4")]),
         np.asfortranarray(np.ones((70, 50))),
         np.arange(10_000)[::2],
-        np.array(["2001-01-01"], "M8[D]"),
         np.timedelta64(3, "s"),
         np.array(None, object),
-        np.array([1, None, "x"], object),
         np.array(["a"], np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else object),
         np.void(b"abc"),
-        np.str_("ab"),
         np.longdouble(1) / 3,
-        2**70,
-        -(2**63) - 1,
-        True,
         Celsius(3.5),
         ValueError("no", 3),
-        decimal.Decimal("1.5"),
         OrderedDict(b=None, a=1),
         defaultdict(list, a=[1]),
         collections.Counter("abca"),
@@ -226,8 +218,6 @@ FRAME = pd.DataFrame({"a": np.arange(5000.0), "b": [None, "x"] * 2500}, index=pd
         len,
         ...,
         [0.5] * 100_000,
-        [[]],
-        {},
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -89,14 +89,16 @@ def test_pack_stores_in_c_order(layout: Any) -> None:
     assert unpacked(*pack(matrix)[1:])[0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_pack_refuses_objects() -> None:
-    with pytest.raises(TypeError, match="dtype object: it must be an array of numbers or a number"):
-        pack({"a": np.array([1, None])})
-
-
-def test_flatten_refuses_masked_arrays() -> None:
-    with pytest.raises(TypeError, match="masked array"):
-        flatten([np.ma.masked_less(np.arange(3), 1)])
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (np.array([1, None]), "dtype object: it must be an array of numbers or a number"),
+        (np.ma.masked_less(np.arange(3), 1), "masked array"),
+    ],
+)
+def test_what_is_no_leaf_is_refused(leaf: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        pack({"a": leaf})
 
 
 def test_leaves_are_let_go_with_the_tree() -> None:
