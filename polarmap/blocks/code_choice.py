@@ -127,15 +127,16 @@ def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> L
         chosen = _masked(k, dtypes, workers, code)
     elif degree > 1:
         needed = recovery_threshold(k, degree, "circle")
-        chosen = LagrangeCode(workers or _third_more(needed), k, degree)
+        chosen = LagrangeCode(workers or third_more(needed), k, degree)
     else:
-        chosen = _polar(k, dtypes, workers or _third_more(k), code)
+        chosen = _polar(k, dtypes, workers or third_more(k), code)
     for dtype in dtypes:
         chosen.parity_dtype(dtype)
     return chosen
 
 
-def _third_more(needed: int) -> int:
+def third_more(needed: int) -> int:
+    """How many coded blocks there are by default for so many that are needed."""
     return needed + math.ceil(needed / 3)
 
 
@@ -144,7 +145,7 @@ def _masked(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, code: 
     t = int(code.colluders)
     exact = [is_exact(dtype) for dtype in dtypes]
     if not any(exact):
-        return MaskedCode(workers or _third_more(k + t), k, t, code.noise)
+        return MaskedCode(workers or third_more(k + t), k, t, code.noise)
     if not all(exact):
         listed = " and ".join(sorted({str(dtype) for dtype in dtypes}))
         raise CodeError(

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from polarmap.blocks.code_choice import third_more
 from polarmap.cli.answer import FILE, Answer, answering
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
@@ -222,7 +223,7 @@ def simulate(
     k: int, n: int | None, runtimes: Any, schemes: tuple[str, ...], trials: int, seed: int
 ) -> Answer:
     """Compare plain maps, copies, backup tasks and codes."""
-    coded = k + math.ceil(k / 3) if n is None else n
+    coded = third_more(k) if n is None else n
     options = [
         completion_time(_workers(scheme, coded, k), k, scheme, runtimes, trials=trials, seed=seed)
         for scheme in schemes

@@ -16,10 +16,9 @@ from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.executors import storage_beside
 from polarmap.linalg import matrices
-from polarmap.linalg.layouts import BlockCounts
+from polarmap.linalg.layouts import PAIRED, BlockCounts
 
 Coded = CodedBlocks | CodedArray
-PAIRED = BlockCounts(7, 8)  # 28 products of data blocks and 8 more: a pair of blocks is a task
 
 
 class CodedSides:

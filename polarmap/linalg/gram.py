@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -14,15 +13,13 @@ from polarmap.code.checks import checked_count
 from polarmap.code.dtypes import Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.layouts import BlockCounts, check_counts
+from polarmap.linalg.layouts import PAIRED, BlockCounts, check_counts, paired_workers
 from polarmap.linalg.products import CodedProduct, ProductMap, product_map, product_of_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers
 from polarmap.worker.block_products import gram_of_pair
-
-BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
 
 FOR_SPARSE = "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
 
@@ -87,8 +84,8 @@ def coded_gram(
         matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
         w = None if weights is None else checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
-        k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
-        n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
+        k = min(PAIRED.k, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
+        n = paired_workers(k) if workers is None else checked_count("workers", workers)
         coded = _coded(matrix, dtype, k, n)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         array, report = gram_of_pairs(coded, matrix.shape[1], w, dtype, run)

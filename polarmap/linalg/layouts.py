@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from polarmap.blocks.code_choice import third_more
 from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.polar import MAX_WORKERS
 from polarmap.errors import CodeError
@@ -21,6 +22,9 @@ class BlockCounts(NamedTuple):
 
     k: int
     n: int
+
+
+PAIRED = BlockCounts(7, 8)  # of A' A: 28 products of data blocks and 8 more, as a pair of blocks is a task
 
 
 class ProductLayout(NamedTuple):
@@ -63,7 +67,12 @@ def counts_of(blocks: Any, workers: Any, usual: int, most: float = math.inf) -> 
     n = None if workers is None else checked_count("workers", workers)
     usual = usual if n is None else max(1, 3 * n // 4)
     k = int(min(usual, most)) if blocks is None else checked_count("blocks", blocks)
-    return BlockCounts(k, k + math.ceil(k / 3) if n is None else n)
+    return BlockCounts(k, third_more(k) if n is None else n)
+
+
+def paired_workers(k: int) -> int:
+    """Coded blocks of a side whose blocks are multiplied in pairs: one of parity for each 7 of data."""
+    return k + math.ceil(k / 7)
 
 
 def check_counts(cut: BlockCounts, side: str, length: int) -> BlockCounts:
@@ -122,7 +131,7 @@ def _asked_for(blocks: Counts, workers: Counts, side: int, length: int) -> Block
     if blocks is None:
         return _of_workers(n or 0, length)
     k = checked_count("blocks", blocks[side])  # type: ignore[index]
-    return BlockCounts(k, n or k + math.ceil(k / 7))
+    return BlockCounts(k, n or paired_workers(k))
 
 
 def _is_pair(counts: Counts) -> bool:

@@ -146,8 +146,8 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
-    left = matrices.check_matrix(A[:][None, :] if len(A.shape) == 1 else A, "A")
-    right = matrices.check_matrix(B[:][:, None] if len(B.shape) == 1 else B, "B")
+    left = matrices.check_two_axes(A[:][None, :] if len(A.shape) == 1 else A, "A")
+    right = matrices.check_two_axes(B[:][:, None] if len(B.shape) == 1 else B, "B")
     if left.shape[1] != right.shape[0]:
         raise CodeError(
             f"A of shape {tuple(A.shape)} and B of shape {tuple(B.shape)} do not match: "

@@ -278,14 +278,11 @@ class StrandedExecutor:
 
 def _picklable(executor: Any) -> Any:
     """What is pickled in the place of an executor: what describes it, if anything does."""
-    if isinstance(executor, FaultyExecutor):
-        inner = _picklable(executor.executor)
-        return inner if isinstance(inner, StrandedExecutor) else replace(executor, executor=inner)
-    if isinstance(executor, Pool):
-        inner = _picklable(executor.executor)
-        return (
-            inner if not isinstance(inner, StrandedExecutor) else StrandedExecutor(f"Pool of a {inner.name}")
-        )
     if executor is None or isinstance(executor, (str, os.PathLike, StrandedExecutor)):
         return executor
-    return StrandedExecutor(type(executor).__name__)
+    if not isinstance(executor, (FaultyExecutor, Pool)):
+        return StrandedExecutor(type(executor).__name__)
+    inner = _picklable(executor.executor)
+    if isinstance(inner, StrandedExecutor) or isinstance(executor, Pool):
+        return inner
+    return replace(executor, executor=inner)

@@ -186,9 +186,7 @@ class SquaredLoss(WeightedLoss):
         y = _checked_targets(y)
         super().__init__(Gaussian(), y, _checked_weights(weights, len(y)))
 
-    def conjugate(self, u: Floats) -> float:
-        """max over eta of <u, eta> - value(eta)."""
-        return self._conjugate(u)
+    conjugate = WeightedLoss._conjugate
 
 
 class LogisticLoss(WeightedLoss):
@@ -258,9 +256,7 @@ class OutputLoss(WeightedLoss):
         """With respect to eta; each column adds up to 0 with an intercept."""
         return super().gradient(eta + self.intercept(eta))
 
-    def conjugate(self, u: Floats) -> float:
-        """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
-        return self._conjugate(u)
+    conjugate = WeightedLoss._conjugate
 
     def intercept(self, eta: Floats) -> Floats:
         """The c (outputs,) that fits best, by Newton's method from the last one."""

@@ -159,12 +159,13 @@ class QuadraticModel:
         for _ in range(PROXIMAL_STEPS):
             if least <= max(tol, self._rounding(d)) or tries == TRIES:
                 break
-            point = self._proximal_point(d, sigma, tol)
+            point, is_minimum = self._proximal_point(d, sigma, tol)
             found = self._map_norm(point)
+            tries += 1
             if found < least:
-                d, least, tries, sigma = point, found, 0, GROWTH * sigma
-            else:
-                tries, sigma = tries + 1, sigma / GROWTH**2
+                d, least, tries = point, found, 0
+            # Far from the minimum, Newton's steps to the point of a large sigma come to nothing.
+            sigma = GROWTH * sigma if is_minimum and tries == 0 else sigma / GROWTH**2
         return d
 
     def _prox(self, d: Floats, tau: float) -> Floats:
@@ -180,8 +181,8 @@ class QuadraticModel:
         sizes = self._curvature * float(np.linalg.norm(d)) + float(np.linalg.norm(self._gradient))
         return 16 * EPS * sizes
 
-    def _proximal_point(self, centre: Floats, sigma: float, tol: float) -> Floats:
-        """The p that minimizes the model + |p - centre|^2 / (2 sigma).
+    def _proximal_point(self, centre: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
+        """The p that minimizes the model + |p - centre|^2 / (2 sigma), and whether it was reached.
 
         By its dual, smooth and convex in z, of which Hz + gradient is the slope at p: semismooth Newton
         steps, whose system has the numbers that the prox lets move (Li, Sun and Toh, 2018).
@@ -190,7 +191,7 @@ class QuadraticModel:
         value, p, slopes = self._dual(z, Hz, centre, sigma)
         for _ in range(NEWTON_STEPS):
             if np.linalg.norm(Hz - self._H @ p) <= tol / 10:
-                break
+                return p, True
             step = self._newton_step(p - z, sigma * slopes)
             change = self._H @ step
             slope = float((z - p) @ change)
@@ -202,8 +203,8 @@ class QuadraticModel:
             z, Hz = z + length * step, Hz + length * change
             value, p, slopes = found
             if slope >= -EPS * abs(value):
-                break
-        return p
+                return p, True
+        return p, False
 
     def _dual(self, z: Floats, Hz: Floats, centre: Floats, sigma: float) -> tuple[float, Floats, Floats]:
         """The dual function, the p of z, and by how much each number of p moves with what it is a prox of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -239,9 +238,3 @@ def test_products_of_other_byte_orders() -> None:
     assert np.array_equal(coded_gram(wide, blocks=2, workers=4, **never).array, wide.T @ wide)
     with CodedOperator(A, blocks=6, **never) as operator:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
-
-
-def test_products_on_a_thread_pool() -> None:
-    with ThreadPoolExecutor(4) as pool:
-        for options in (GRID, {"method": "rows"}, {"method": "columns"}):
-            assert_close(coded_matmul(A, B, executor=pool, timeout=60, **options).array, A @ B, 1e-9)

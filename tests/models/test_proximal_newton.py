@@ -8,7 +8,7 @@ import numpy as np
 import pyproximal
 import pytest
 from conic_solver import conic_minimum
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from l1_problems import L1Problem, l1_problems
 from plain_networks import PlainOperator
@@ -111,6 +111,8 @@ def test_a_loss_that_a_whole_step_would_raise() -> None:
 
 @settings(max_examples=30)
 @given(size=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 99), is_box=st.booleans())
+@example(size=8, rank=10, seed=20, is_box=True)  # far from the minimum most numbers lie on bounds
+@example(size=12, rank=8, seed=17, is_box=True)
 def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -> None:
     stream = np.random.default_rng(seed)
     R = stream.standard_normal((rank, size))

@@ -83,11 +83,3 @@ def test_copies_have_a_mean_where_their_minimum_has_one(shape: float, mean: floa
     """The minimum of two has twice the shape."""
     found = completion_time(2, 1, "replication", Pareto(1.0, shape))
     assert (found.mean, found.paid) == pytest.approx((mean, 2 * mean), rel=1e-6)
-
-
-@pytest.mark.parametrize("n", [1, 2, 10, 1000, 10_000])
-def test_the_maximum_of_exponentials_is_a_harmonic_number(n: int) -> None:
-    found = completion_time(n, n, "uncoded", EXPONENTIAL)
-    assert found.mean == pytest.approx((1 / np.arange(1, n + 1)).sum(), rel=1e-7)
-    assert found.p99 == pytest.approx(stats.expon.ppf(0.99 ** (1 / n)), rel=1e-9)
-    assert found.paid == pytest.approx(n, rel=1e-6)

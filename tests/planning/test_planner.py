@@ -6,7 +6,6 @@ import functools
 import re
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -205,8 +204,3 @@ def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str
     given_ = {"k": 24, "runtimes": DISTRIBUTION, "objective": "p99", **arguments}
     with pytest.raises(CodeError, match=says):
         plan(**given_)
-
-
-def test_run_times_in_a_list_do() -> None:
-    times = DISTRIBUTION.sample(np.random.default_rng(0), 500)
-    assert abs(plan(24, times.tolist(), "mean").n - plan(24, DISTRIBUTION, "mean").n) <= 4

@@ -86,16 +86,6 @@ def test_the_slowest_and_the_fastest_are_the_extremes() -> None:
     assert virtual_mean(Pareto(1.0, 0.9), 1, 1) == pytest.approx(1.8 / 0.8, rel=1e-6)
 
 
-def test_polarization_is_exponentially_fast_and_bounded_by_the_theorem() -> None:
-    survival = np.linspace(0.01, 0.99, 99)
-    far = np.stack([unpolarized(survival, depth) for depth in range(15)])
-    assert (far[1:] <= np.sqrt(3) / 2 * far[:-1] + 1e-15).all()
-    # Finite-length scaling of the erasure channel (Hassani, Alishahi and Urbanke 2014): the
-    # undecided share falls like N^(-1/3.627), a factor of 0.826 a level.
-    undecided = [((rows > 0.01) & (rows < 0.99)).mean() for rows in (polarize([0.5], d) for d in (10, 18))]
-    assert (undecided[1] / undecided[0]) ** (1 / 8) == pytest.approx(2 ** (-1 / 3.627), rel=0.01)
-
-
 def virtual_shares(share: Fraction, depth: int) -> list[Fraction]:
     """1 - F of all 2^depth virtual workers at one time, exactly, from the definition."""
     if depth == 0:
@@ -152,7 +142,7 @@ def test_step_times_are_medians_by_index() -> None:
 # --- frozen sets ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "k"), [(8, 4), (30, 17), (64, 48), (100, 50)])
+@pytest.mark.parametrize(("n", "k"), [(8, 4), (30, 17), (64, 48), (100, 50), (200, 100)])
 def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -> None:
     time = 1.7
     erasure = float(DISTRIBUTION.survival(time))
@@ -162,12 +152,6 @@ def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -
     if n == 64:  # no positions punctured: the n - k largest, up to ties
         late = polarize([erasure], 6).ravel()
         assert late[frozen].min() >= np.delete(late, frozen).max() - 1e-12
-
-
-def test_the_frozen_set_depends_on_time_and_distribution_only_through_the_erasure() -> None:
-    other = Empirical([1.0, 2.0, 3.0, 4.0])
-    time = float(DISTRIBUTION.quantile(0.5))
-    assert frozen_at(64, 40, other, 2.0).tolist() == frozen_at(64, 40, DISTRIBUTION, time).tolist()
 
 
 def test_the_union_bound_holds_and_is_near() -> None:
