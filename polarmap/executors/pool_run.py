@@ -86,8 +86,8 @@ class PoolRun:
         self._lease = self._workers.open(self._woken.set)
         self._lease.poll.register(self._woken, POLLIN)
         self._owner = os.getpid()
-        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task reads
-        # no block that is longer than the buffer of its socket.
+        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
+        # reads no block that is longer than the buffer of its socket.
         travel = payload.blocks.source == MESSAGE
         self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
