@@ -327,7 +327,7 @@ class WorkerTable:
         return sys.maxsize
 
     def _another(self) -> KeptWorker | None:
-        """A new one, if it can be had at once."""
+        """A new one, or one that is free in a moment, if it can be had at once."""
         raise NotImplementedError
 
     def _end(self, number: int) -> None:
@@ -375,10 +375,13 @@ class WorkerTable:
         left = [one for one in list(self._workers.values()) if one.lease and one.lease.ended is not None]
         return sorted(left, key=KeptWorker.abandoned_for, reverse=True)
 
-    def _review(self) -> None:
-        """Take back those that have come to the end of an abandoned task; let go of those that do not."""
+    def _review(self, seconds: float = 0.0) -> None:
+        """Take back those that come to the end of an abandoned task by now, or one within so many seconds.
+
+        Let go of those that do not.
+        """
         abandoned = self._abandoned()
-        heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
+        heard = set(ready([worker.link for worker in abandoned], POLLIN, seconds))
         for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:
