@@ -364,10 +364,13 @@ class WorkerTable:
     def _best_free(self, tasks: Callable[[], Collection[Hashable]]) -> KeptWorker | None:
         """One that has done one of these tasks, else one that runs already, as far as there is one."""
         free = [one for one in self._workers.values() if one.lease is None]
-        if len(free) > 1:
-            names = tasks()
-            free.sort(key=lambda one: (one.done.keys().isdisjoint(names), one.process is None))
-        return free[0] if free else None
+        names = tasks() if len(free) > 1 else ()
+        best, worker = (False, False), free[0] if free else None
+        for one in free:
+            fit = not one.done.keys().isdisjoint(names), one.process is not None
+            if fit > best:
+                best, worker = fit, one
+        return worker
 
     def _abandoned(self) -> list[KeptWorker]:
         """Those at tasks of maps that have ended, the one that is so for longest first."""
