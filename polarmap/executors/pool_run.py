@@ -48,14 +48,10 @@ class PoolRun:
     Parameters
     ----------
     payload : Payload
-    f : PickledFunction
-        Of the payload, with the structure of its blocks.
-    modules : mapping
-        Sources of those that it needs and workers may lack, by name.
-    workers, blocks : WorkerTable, BlockStore
-        Shared with the other maps of the pool.
-    folders : list of Path
-        Of the pool, for a folder of this map in each, which is made when it is needed.
+    f : of the payload, with the structure of its blocks.
+    modules : sources of those that it needs and workers may lack, by name.
+    workers, blocks : shared with the other maps of the pool.
+    folders : of the pool, for a folder of this map in each, which is made when it is needed.
     """
 
     # Of maps: no two have the same, so that what is removed by its name is of this one.

@@ -39,13 +39,10 @@ class WorkerProcesses(WorkerTable):
 
     Parameters
     ----------
-    threads : int
-        That each may use for linear algebra.
-    most : int or None
-        At a time, not counting those that are abandoned.
+    threads : that each may use for linear algebra.
+    most : at a time, not counting those that are abandoned.
     folders : of the pool, removed when it is closed, or when this process dies.
-    forks : bool
-        Whether they are forked by a process of their own; else each is started anew.
+    forks : whether they are forked by a process of their own; else each is started anew.
     """
 
     def __init__(self, threads: int, most: int | None, folders: Sequence[str], forks: bool = FORKS) -> None:

@@ -139,8 +139,7 @@ class WorkerTable:
 
     Parameters
     ----------
-    most : int or None
-        At a time, not counting those that are abandoned.
+    most : at a time, not counting those that are abandoned.
     """
 
     channel = ""
