@@ -61,12 +61,9 @@ class ForkServerProcess:
 
     Parameters
     ----------
-    threads : int
-        For the libraries that numpy calls, in each worker.
-    folders : list of str
-        To be removed when it ends, by `close` or because this process has died.
-    modules : list of str
-        To be imported before workers are forked.
+    threads : for the libraries that numpy calls, in each worker.
+    folders : to be removed when it ends, by `close` or because this process has died.
+    modules : to be imported before workers are forked.
     """
 
     def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:

@@ -204,9 +204,10 @@ class FuturesRun:
         attempt, future = ended
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)
-        if future.cancelled():
+        try:
+            error = future.exception()
+        except CancelledError:
             return lost(*attempt, f"{self._name} was shut down or cancelled the task before it began")
-        error = future.exception()
         if error is not None:
             return lost(*attempt, f"{type(error).__name__}: {text_of(error)}")
         sent = future.result()

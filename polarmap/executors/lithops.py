@@ -162,8 +162,7 @@ class LithopsSite(Site):
 
     Parameters
     ----------
-    choice : "localhost", path or lithops.FunctionExecutor
-        Its configuration.
+    choice : "localhost", path or lithops.FunctionExecutor, whose configuration is used.
     """
 
     def __init__(self, choice: Any) -> None:

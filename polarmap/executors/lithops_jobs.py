@@ -60,8 +60,7 @@ class Jobs:
     ----------
     choice : "localhost", path or lithops.FunctionExecutor
         With "localhost" there is a process for each function, and all files lie in our temporary folder.
-    shares : bool
-        Whether a FunctionExecutor is used itself, and left open; else one that is opened like it.
+    shares : whether a FunctionExecutor is used itself, and left open; else one that is opened like it.
 
     Attributes
     ----------

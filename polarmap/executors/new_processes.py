@@ -39,12 +39,9 @@ class NewProcesses:
 
     Parameters
     ----------
-    threads : int
-        For the libraries that numpy calls, in each worker.
-    folders : list of str
-        To be removed by them when this process has died.
-    modules : list of str
-        To be imported before a worker serves.
+    threads : for the libraries that numpy calls, in each worker.
+    folders : to be removed by them when this process has died.
+    modules : to be imported before a worker serves.
     """
 
     def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:

@@ -35,10 +35,8 @@ class ObjectLink:
 
     Parameters
     ----------
-    number, instance : int
-        Of the worker, as it tells them.
-    post : callable
-        Takes this link and a message to the worker; None when nothing more will be said.
+    number, instance : of the worker, as it tells them.
+    post : takes this link and a message to the worker; None when nothing more will be said.
 
     Attributes
     ----------
@@ -109,10 +107,8 @@ class ObjectLinks:
 
     Parameters
     ----------
-    storage : lithops.Storage
-        Of our own.
-    join : callable
-        Told of each worker that says something for the first time.
+    storage : a `lithops.Storage` of our own.
+    join : told of each worker that says something for the first time.
     """
 
     def __init__(self, storage: Any, prefix: str, join: Join) -> None:

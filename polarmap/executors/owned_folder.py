@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import shutil
 import tempfile
 from functools import cache
@@ -78,7 +77,7 @@ def _remove_all() -> None:
 
 def _new_folder(place: str) -> Path:
     sweep({MEMORY, disk_place()})
-    name = ProcessIdentity.current().folder_prefix + secrets.token_hex(8)
+    name = ProcessIdentity.current().folder_prefix + os.urandom(8).hex()
     folder = Path(place).resolve() / name
     _made.add((os.getpid(), folder))  # before it is: an interrupt between the two leaves nothing
     folder.mkdir(PRIVATE)

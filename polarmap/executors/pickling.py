@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing  # noqa: F401  makes __mp_main__ known, which cloudpickle asks for
 import re
 import sys
 import threading
@@ -23,6 +22,7 @@ _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
 
 # What multiprocessing calls the main program in a child that it spawned: no worker can import that.
+sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # as it does: cloudpickle is to know of it
 cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 

@@ -48,14 +48,10 @@ class PoolRun:
     Parameters
     ----------
     payload : Payload
-    f : PickledFunction
-        Of the payload, with the structure of its blocks.
-    modules : mapping
-        Sources of those that it needs and workers may lack, by name.
-    workers, blocks : WorkerTable, BlockStore
-        Shared with the other maps of the pool.
-    folders : list of Path
-        Of the pool, for a folder of this map in each, which is made when it is needed.
+    f : of the payload, with the structure of its blocks.
+    modules : sources of those that it needs and workers may lack, by name.
+    workers, blocks : shared with the other maps of the pool.
+    folders : of the pool, for a folder of this map in each, which is made when it is needed.
     """
 
     # Of maps: no two have the same, so that what is removed by its name is of this one.
@@ -86,8 +82,8 @@ class PoolRun:
         self._lease = self._workers.open(self._woken.set)
         self._lease.poll.register(self._woken, POLLIN)
         self._owner = os.getpid()
-        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task reads
-        # no block that is longer than the buffer of its socket.
+        # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
+        # reads no block that is longer than the buffer of its socket.
         travel = payload.blocks.source == MESSAGE
         self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
@@ -182,7 +178,8 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
         stuck: set[Hashable] | None = None
-        tells_ahead = self._tells_ahead and self._workers.is_alone()
+        are_many = len(self._waiting) > len(self._workers)
+        tells_ahead = are_many and self._tells_ahead and self._workers.is_alone()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
@@ -195,7 +192,7 @@ class PoolRun:
             else:
                 self._shared.add(attempts[0])
                 self._start(worker, [attempts[0]])
-        for worker in list(self._lease.workers.values()) if tells_ahead and self._waiting else ():
+        for worker in list(self._lease.workers.values()) if tells_ahead else ():
             more = 1 + self._ahead(worker) - len(worker.orders)
             if more > 0:
                 stuck = self._workers.abandoned_tasks() if stuck is None else stuck
@@ -207,12 +204,13 @@ class PoolRun:
         return [self._name(task) for task, _ in itertools.islice(attempts, self._looked_at)]
 
     def _ahead(self, worker: KeptWorker) -> int:
-        """Of how many tasks beyond one a worker may be told; the last ones go to whoever is free first."""
-        left = len(self._waiting) - len(self._lease.workers)
+        """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
+        waiting, every, taken = len(self._waiting), len(self._workers), len(self._lease.workers)
+        left = waiting - (not worker.orders) - (every - taken) - every
         if left <= 0 or worker.process is None or worker.function != self._digest:
             return 0
         short = int(SHARE_SECONDS / max(worker.took, SHARE_SECONDS / MOST_AHEAD))
-        return min(left, max(1, min(short, len(self._waiting) // (2 * len(self._workers)))))
+        return min(left, max(1, min(short, waiting // (2 * every))))
 
     def _behind(self, late: float = inf) -> list[Attempt]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
@@ -250,7 +248,8 @@ class PoolRun:
                     attempts.remove(one)
                     self._drop(one)
             if calls:
-                is_told = worker.link.send(*self._of_map(worker, calls[0]), *calls)
+                common = [] if worker.map == self._number else self._of_map(worker, calls[0])
+                is_told = worker.link.send(*common, *calls)
             elif not is_ahead:
                 self._workers.give_back(worker)
         finally:
@@ -279,8 +278,6 @@ class PoolRun:
 
     def _of_map(self, worker: KeptWorker, call: Message) -> list[Message]:
         """What calls of this map have in common, before the first that a worker is told."""
-        if worker.map == self._number:
-            return []
         if worker.function == self._digest:
             return [Message(MAP, call.order, self._common)]
         modules = [Message(MODULES, call.order, data=self._modules)] if self._modules else []

@@ -144,16 +144,11 @@ class RemoteWorkers(WorkerTable):
 
     Parameters
     ----------
-    site : Site
-        Belongs to these workers, and is closed with them.
-    most : int or None
-        At a time; None: what the site has room for.
-    listens : bool, or host and port
-        Whether workers may call on a socket, and where; else by way of the site's storage only.
-    memory : int
-        Bytes of blocks that each worker may keep.
-    threads : int
-        That each may use for linear algebra.
+    site : belongs to these workers, and is closed with them.
+    most : at a time; None: what the site has room for.
+    listens : whether workers may call on a socket, and where; else by way of the site's storage only.
+    memory : bytes of blocks that each worker may keep.
+    threads : that each may use for linear algebra.
     """
 
     def __init__(

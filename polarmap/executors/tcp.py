@@ -25,14 +25,10 @@ class WorkerListener:
 
     Parameters
     ----------
-    key : bytes
-        That workers must have.
-    join : callable
-        Told of each worker.
-    is_local : bool
-        Whether only workers on this machine can call.
-    at : host and port, optional
-        Where workers are to call, whatever is between them and the same port of this machine.
+    key : that workers must have.
+    join : told of each worker.
+    is_local : whether only workers on this machine can call.
+    at : where workers are to call, whatever is between them and the same port of this machine.
     """
 
     def __init__(

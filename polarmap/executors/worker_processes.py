@@ -25,6 +25,7 @@ FORKS = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
+NEW_SECONDS = 0.05  # that a new one takes, with the blocks that it maps
 SPARE_SECONDS = 5.0  # after which one that was not needed ends, beyond those that stay
 SPARE_WORKERS = 2  # that stay beyond the cores, so that fetching a block overlaps with computing on another
 MOST_ABANDONED = 16  # more are killed before
@@ -38,13 +39,10 @@ class WorkerProcesses(WorkerTable):
 
     Parameters
     ----------
-    threads : int
-        That each may use for linear algebra.
-    most : int or None
-        At a time, not counting those that are abandoned.
+    threads : that each may use for linear algebra.
+    most : at a time, not counting those that are abandoned.
     folders : of the pool, removed when it is closed, or when this process dies.
-    forks : bool
-        Whether they are forked by a process of their own; else each is started anew.
+    forks : whether they are forked by a process of their own; else each is started anew.
     """
 
     def __init__(self, threads: int, most: int | None, folders: Sequence[str], forks: bool = FORKS) -> None:
@@ -139,8 +137,10 @@ class WorkerProcesses(WorkerTable):
         abandoned = self._abandoned()
         if self._most is not None and len(self._workers) - len(abandoned) >= self._most:
             return None
-        if abandoned and self._under_way() and abandoned[-1].abandoned_for() < MOMENT_SECONDS:
-            return None  # one may be free in a moment, sooner than a new one would be there
+        if any(map(ends_soon, abandoned)):
+            if not self._under_way():
+                self._review(MOMENT_SECONDS)
+            return self._best_free(tuple)
         server = self._started()
         try:
             ours, theirs = socket_pair()
@@ -167,6 +167,13 @@ class WorkerProcesses(WorkerTable):
         for number, worker in enumerate(abandoned):
             if number < surplus or worker.abandoned_for() > GRACE_SECONDS:
                 self._remove(worker)
+
+
+def ends_soon(abandoned: KeptWorker) -> bool:
+    """Whether a worker at a task of a map that has ended may be free sooner than a new one would be there."""
+    is_short = abandoned.took < NEW_SECONDS  # as the task before was
+    by_now = time.monotonic() - abandoned.since
+    return abandoned.abandoned_for() < MOMENT_SECONDS or (is_short and by_now < 2 * abandoned.took)
 
 
 def extra_tasks(cores: int, busy: int, idle: int, queued: int) -> int:

@@ -139,8 +139,7 @@ class WorkerTable:
 
     Parameters
     ----------
-    most : int or None
-        At a time, not counting those that are abandoned.
+    most : at a time, not counting those that are abandoned.
     """
 
     channel = ""
@@ -327,7 +326,7 @@ class WorkerTable:
         return sys.maxsize
 
     def _another(self) -> KeptWorker | None:
-        """A new one, if it can be had at once."""
+        """A new one, or one that is free in a moment, if it can be had at once."""
         raise NotImplementedError
 
     def _end(self, number: int) -> None:
@@ -364,10 +363,13 @@ class WorkerTable:
     def _best_free(self, tasks: Callable[[], Collection[Hashable]]) -> KeptWorker | None:
         """One that has done one of these tasks, else one that runs already, as far as there is one."""
         free = [one for one in self._workers.values() if one.lease is None]
-        if len(free) > 1:
-            names = tasks()
-            free.sort(key=lambda one: (one.done.keys().isdisjoint(names), one.process is None))
-        return free[0] if free else None
+        names = tasks() if len(free) > 1 else ()
+        best, worker = (False, False), free[0] if free else None
+        for one in free:
+            fit = not one.done.keys().isdisjoint(names), one.process is not None
+            if fit > best:
+                best, worker = fit, one
+        return worker
 
     def _abandoned(self) -> list[KeptWorker]:
         """Those at tasks of maps that have ended, the one that is so for longest first."""
@@ -375,10 +377,13 @@ class WorkerTable:
         left = [one for one in list(self._workers.values()) if one.lease and one.lease.ended is not None]
         return sorted(left, key=KeptWorker.abandoned_for, reverse=True)
 
-    def _review(self) -> None:
-        """Take back those that have come to the end of an abandoned task; let go of those that do not."""
+    def _review(self, seconds: float = 0.0) -> None:
+        """Take back those that come to the end of an abandoned task by now, or one within so many seconds.
+
+        Let go of those that do not.
+        """
         abandoned = self._abandoned()
-        heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
+        heard = set(ready([worker.link for worker in abandoned], POLLIN, seconds))
         for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:

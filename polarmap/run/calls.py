@@ -76,14 +76,10 @@ class Calls(Coded, Need, Policy):
     Parameters
     ----------
     executor : MapExecutor
-    close : callable
-        Called once, when it was shut down and all calls have ended.
-    most : int
-        Calls that a run is given at a time.
-    backups : int
-        That a late call may get.
-    retries : int
-        Of one whose worker was lost.
+    close : called once, when it was shut down and all calls have ended.
+    most : calls that a run is given at a time.
+    backups : that a late call may get.
+    retries : of one whose worker was lost.
     """
 
     structure, source = ("array",), MESSAGE

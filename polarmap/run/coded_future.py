@@ -183,10 +183,8 @@ class FutureMap(Observer, Generic[R]):
 
     Parameters
     ----------
-    prepared : PreparedMap
-        What is to run.
-    others : tuple of Observer
-        Who looks on besides.
+    prepared : what is to run.
+    others : who looks on besides.
     """
 
     _under_way: ClassVar[set[FutureMap[Any]]] = set()

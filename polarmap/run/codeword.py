@@ -38,8 +38,7 @@ class Codeword(Received):
 
     Parameters
     ----------
-    f, driver_f : callable
-        What workers call, and what f is on the driver.
+    f, driver_f : what workers call, and what f is on the driver.
 
     Attributes
     ----------

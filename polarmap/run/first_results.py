@@ -23,12 +23,10 @@ class FirstResults(Need):
 
     Parameters
     ----------
-    note : callable
-        Is told of each outcome that counts.
-    keeps_failures : bool
-        Whether the failure of a task that is not tried again counts as its outcome, or ends the map.
-    who : callable
-        How the caller of the map calls a task, in what is said of an exception.
+    note : is told of each outcome that counts.
+    keeps_failures : whether the failure of a task that is not tried again counts as its outcome, or ends the
+        map.
+    who : how the caller of the map calls a task, in what is said of an exception.
     """
 
     def __init__(

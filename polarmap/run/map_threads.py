@@ -18,8 +18,7 @@ class MapThreads:
 
     Parameters
     ----------
-    most : int
-        Calls at a time.
+    most : calls at a time.
 
     Examples
     --------

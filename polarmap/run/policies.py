@@ -17,14 +17,10 @@ class OnDemand(Policy):
 
     Parameters
     ----------
-    n : int
-        Tasks.
-    rule : ParityRule
-        When a task is late, and how many start in the place of late ones.
-    upfront : int
-        Parity tasks that start with the data.
-    counts_decide : bool
-        Whether any `recovery_threshold` results determine the others, as of the rotation kernel.
+    n : tasks.
+    rule : when a task is late, and how many start in the place of late ones.
+    upfront : parity tasks that start with the data.
+    counts_decide : whether any `recovery_threshold` results determine the others, as of the rotation kernel.
     """
 
     def __init__(
@@ -75,12 +71,9 @@ class Backups(Policy):
 
     Parameters
     ----------
-    n : int
-        Tasks.
-    rule : LatenessRule
-        When a task is late; one that waits for a slot is not.
-    most : int
-        Backups that one task may get; a backup may become late itself.
+    n : tasks.
+    rule : when a task is late; one that waits for a slot is not.
+    most : backups that one task may get; a backup may become late itself.
     """
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:

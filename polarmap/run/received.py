@@ -277,14 +277,10 @@ class Received(Need):
     def completed(self, missing: Array, recovered: list[list[Array]]) -> list[list[Array]]:
         """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
         shapes = self._any_received.shapes
-        place = {int(index): row for row, index in enumerate(missing)}
-
-        def result(index: int) -> list[Array]:
-            if index not in place:
-                return self.results[index].leaves
-            return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
-
-        return [result(index) for index in range(self._code.wanted)]
+        leaves = {index: one.leaves for index, one in self.results.items()}
+        for row, index in enumerate(missing.tolist()):
+            leaves[index] = [blocks[row].reshape(shape) for blocks, shape in zip(recovered, shapes)]
+        return [leaves[index] for index in range(self._code.wanted)]
 
     @cached_property
     def why_not_protected(self) -> str:

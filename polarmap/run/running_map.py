@@ -29,8 +29,7 @@ class RunningMap:
 
     Parameters
     ----------
-    executor : optional
-        What the caller of the map chose.
+    executor : what the caller of the map chose.
 
     Attributes
     ----------

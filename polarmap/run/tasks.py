@@ -137,8 +137,6 @@ class TaskTable:
             return
         if index in self.running:
             self.running[index].discard(outcome.attempt)
-        if task.late is not None:
-            task.late.end((index, outcome.attempt))
         if outcome.attempt == len(task.submitted) - 1:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
@@ -152,6 +150,8 @@ class TaskTable:
                 task.late.learn(task.took, is_later=outcome.attempt > 0 or index >= task.late.at_once)
         elif outcome.failure is not None and not task.returned:
             task.failures.append(outcome.failure)
+            if task.late is not None:
+                task.late.end((index, outcome.attempt))
         self._place(index)
 
     def reject(self, index: int, failure: Failure) -> None:

@@ -41,12 +41,9 @@ class Trust:
     Parameters
     ----------
     f : callable
-    what : str
-        Is known, or not: the assumption of a code.
-    dtypes : list of dtype
-        Of the data.
-    is_ours : bool
-        True by construction.
+    what : is known, or not: the assumption of a code.
+    dtypes : of the data.
+    is_ours : true by construction.
 
     Attributes
     ----------

@@ -8,14 +8,20 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from plain import first_ends
 from pool_processes import opened, taken, until
 
+from polarmap import Fault, Pool
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors import worker_processes
-from polarmap.executors.worker_processes import WorkerProcesses, is_waiting
+from polarmap.executors.base import Payload
+from polarmap.executors.worker_processes import WorkerProcesses, ends_soon, is_waiting
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.stream import ready
 from polarmap.worker.surroundings import Surroundings
@@ -81,6 +87,36 @@ def test_none_is_started_while_one_may_be_free_in_a_moment(
     assert workers.take(others, 1) is None
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 0.0)
     assert workers.take(others, 1) is not None
+
+
+def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
+    blocks = PartBlocks([[np.ones(3)]], ("array",))
+    with Pool() as pool:
+        with closing(pool.open(Payload(np.negative, blocks, {0: Fault("sleep", 0.3)}))) as run:
+            run.submit([(0, 0)])
+            known = list(run._workers._workers)
+        with closing(pool.open(Payload(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            assert list(run._workers._workers) == known
+            assert first_ends(run, 1, 60.0)[0].failure is None
+
+
+def test_a_worker_whose_tasks_are_short_is_free_sooner_than_a_new_one_would_be(
+    workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 0.0)
+    monkeypatch.setattr(worker_processes, "NEW_SECONDS", 60.0)
+    worker = stuck(workers)
+    assert not ends_soon(worker)  # how long its tasks take is not known
+    worker.took = 59.0
+    assert ends_soon(worker)
+    worker.since -= 2 * worker.took
+    assert not ends_soon(worker)
 
 
 def test_one_that_does_not_come_to_its_end_is_killed(
