@@ -138,7 +138,7 @@ def prepared_to_storage(
 
     def run(observers: Observers) -> StoredResult[T]:
         code, name, items = _polar_code(coded), check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
-        key = coded.key_for_maps(options.key)
+        key = coded.key if options.key is None else options.key
         parts = PartStore.new(open_store(place), key, items * np.dtype(complex).itemsize)
         replaceable(parts.store, name, " for Stored(...), or delete it first")
         with Generation(parts, name) as generation:

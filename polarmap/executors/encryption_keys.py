@@ -1,11 +1,13 @@
-"""The key that a caller passes, checked."""
+"""What a caller passes as `key=`: checked, for a map or an array, its blocks and its executor."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from polarmap.clouds.extras import install_command
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors.base import Coded, Payload
 from polarmap.worker.encryption import (
     KEY_BYTES,
     MAKE_ONE,
@@ -15,6 +17,7 @@ from polarmap.worker.encryption import (
     ciphers,
     read_key,
 )
+from polarmap.worker.pytree import layout_bytes
 
 PLACES = ("env:", "file:")
 
@@ -56,3 +59,34 @@ def new_encryption(key: Any, largest: int, what: str, remedy: str) -> Encryption
             f"{what} has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: {remedy}"
         )
     return Encryption.new(readable_key(key))
+
+
+def check_key_of_map(coded: Coded, key: Any) -> None:
+    """CodeError for a key that is none, or that a map of these blocks cannot encrypt with."""
+    if readable_key(key) != coded.key and coded.source is not None:
+        how = "encrypted: leave key out" if coded.key else "as they are: encode(..., key=) encrypts them"
+        raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
+
+
+def with_key(payload: Payload, key: str | bytes) -> Payload:
+    """The same map, all that is stored and sent of it encrypted by this key."""
+    blocks = payload.blocks
+    tasks = range(blocks.n if blocks.source is None else 0)
+    largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
+    return replace(payload, encryption=new_encryption(key, largest, "a block", "use more blocks"))
+
+
+def check_may_leave(payload: Payload, executor: str) -> None:
+    """ExecutorError for a key that would have to travel by way of storage, or a network."""
+    if payload.encryption is not None and isinstance(payload.encryption.key, bytes):
+        raise ExecutorError(
+            "key= is the key itself, which would have to be written to storage, or sent over a network, "
+            f"for the workers of {executor}: give them its 64 hexadecimal digits, key.hex(), in an "
+            "environment variable or a file, and pass key='env:NAME' or key='file:PATH'"
+        )
+
+
+def check_may_be_copied(coded: Coded, what: str, remedy: str) -> None:
+    """CodeError for blocks that are encrypted where they lie, where `what` would be stored as it is."""
+    if coded.key is not None:
+        raise CodeError(f"{what} is an encrypted coded array, and would be stored as it is here: {remedy}")
