@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -15,8 +14,8 @@ import numpy as np
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.manifest import Manifest, array_prefix
-from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decoder_of
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.reading import StoredBlocks, decoder_of
+from polarmap.arrays.stores import PartStore, in_parallel
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.code.dtypes import Array
 from polarmap.run.prepared_map import observers_of
@@ -136,8 +135,7 @@ def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[s
             zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
             to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
     if executor is None or part_store.key is not None:
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = list(pool.map(partial(_damage_of, part_store), to_read.values()))
+        read = in_parallel(partial(_damage_of, part_store), to_read.values())
     else:
         read = _read_by_workers(part_store, manifest.code.n, list(to_read.values()), executor)
     for index, kind in zip(to_read, read):
@@ -158,8 +156,7 @@ def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[s
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
     listed = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
     others = [key for key in keys if key not in listed]
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        return {**listed, **dict(zip(others, pool.map(store.size, others)))}
+    return {**listed, **dict(zip(others, in_parallel(store.size, others)))}
 
 
 def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:

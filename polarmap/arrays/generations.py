@@ -106,7 +106,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        made = replace(self._parts.signed(made), run=made.run or self.run)
+        made = replace(made, run=made.run or self.run, encryption=self._parts.place.encryption)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)

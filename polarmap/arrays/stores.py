@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.arrays.manifest import Manifest
 from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.executors.encryption_keys import new_encryption
@@ -19,6 +18,11 @@ from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, get_part, put_parts
 from polarmap.worker.parts import Part, Place, missing
+
+TRANSFERS = 8  # objects read or written at once
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def open_store(choice: Any) -> Store:
@@ -53,6 +57,12 @@ def place_of(store: Store) -> Place:
     return Place("driver", store.name)
 
 
+def in_parallel(transfer: Callable[[T], R], items: Iterable[T], most: int = TRANSFERS) -> list[R]:
+    """What a transfer gives for each item, several of them at once, but not more than `most`."""
+    with ThreadPoolExecutor(min(most, TRANSFERS)) as pool:
+        return list(pool.map(transfer, items))
+
+
 class PartStore:
     """The parts of an array in a store, where they are encrypted if `encryption` says how.
 
@@ -70,11 +80,6 @@ class PartStore:
     def key(self) -> str | bytes | None:
         """What the parts are encrypted with, as it was passed; None if they lie there as they are."""
         return None if self.place.encryption is None else self.place.encryption.key
-
-    @classmethod
-    def of(cls, store: Store, manifest: Manifest) -> PartStore:
-        """Of an array that lies there."""
-        return cls(store, manifest.encryption)
 
     @classmethod
     def new(cls, store: Store, key: Any, largest: int) -> PartStore:
@@ -95,10 +100,6 @@ class PartStore:
         with self._with_key():
             [part] = put_parts(self.place, key, data, len(data), self.store.put)
         return part
-
-    def signed(self, manifest: Manifest) -> Manifest:
-        """The manifest of an array of such parts, which their key, if they have one, will sign."""
-        return replace(manifest, encryption=self.place.encryption)
 
     @contextmanager
     def _with_key(self) -> Iterator[None]:
