@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,16 +103,15 @@ def audit(stored: StoredBlocks, executor: Any = None) -> Audit:
     parts = [manifest.parts[block][stripe] for block, stripe in places]
     others = copies_and_metadata(manifest)
     kinds = _kinds(stored, [*parts, *others], executor)
-    damaged = tuple(
-        sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
-    )
+    found = (Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
+    damaged = tuple(sorted(found))
     zarr: dict[str, str] = {}
     for part, kind in zip(others, kinds[len(parts) :]):
         if kind:
             zarr.setdefault(part.key, kind)
-    foreign = [(key, "foreign") for key in foreign_keys(stored.part_store.store, manifest)]
-    found = (*zarr.items(), *foreign)
-    return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
+    zarr |= dict.fromkeys(foreign_keys(stored.part_store.store, manifest), "foreign")
+    lost = _lost(manifest, damaged)
+    return Audit(manifest.name, manifest.code.n, stripes, damaged, lost, tuple(zarr.items()))
 
 
 def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[str]:
@@ -168,19 +167,17 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
 
 def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part, none of which has a key, read by workers, `count` by each task."""
-    lots = [parts[start : start + count] for start in range(0, len(parts), count)]
-    if not lots:
-        return []
-    each = len(lots[0])
-    tasks = [[part._replace(crc32=None) for part in lot] + [ABSENT] * (each - len(lot)) for lot in lots]
-    kinds = [[""] * len(lot) for lot in lots]
+    unchecked = (part._replace(crc32=None) for part in parts)
+    tasks = list(zip_longest(*[unchecked] * count, fillvalue=ABSENT))
+    found: dict[int, list[int]] = {}
 
-    def compare(task: int, stored: list[Part], sums: Array) -> None:
-        kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
+    def take(task: int, stored: list[Part], sums: Array) -> None:
+        found[task] = sums.tolist()
 
-    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * each)
-    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, compare)
-    return list(chain.from_iterable(kinds))
+    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * count)
+    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, take)
+    sums = chain.from_iterable(found[task] for task in range(len(tasks)))
+    return ["" if part.crc32 == one else "corrupt" for part, one in zip(parts, sums)]
 
 
 def checksums() -> Callable[[Sequence[Array]], list[Array]]:

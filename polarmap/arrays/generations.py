@@ -92,7 +92,7 @@ class Generation:
         stored = set(keys)
         for prefix, owned in _by_generation(self._name, keys).items():
             note = _read_note(self.store, prefix)
-            if note is None or note.get("purpose") != wanted or _is_running(prefix, note):
+            if note.get("purpose") != wanted or _is_running(prefix, note):
                 continue
             for key in owned:
                 number = key[len(prefix) :].removesuffix(".json")
@@ -125,12 +125,7 @@ class Generation:
 def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
     """The manifest of a coded array, and its bytes; verified if its key is given.
 
-    Raises
-    ------
-    MissingObjectError
-        If there is no coded array of that name; says which there are.
-    StorageError
-        If the manifest is damaged or of another version.
+    MissingObjectError if there is none of that name; StorageError if it is damaged or of another version.
     """
     data = read_current(store, name)
     if data is None:
@@ -176,8 +171,8 @@ def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     ended = []
     for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items():
-        note = _read_note(store, generation) if f"{generation}{RUN_NOTE}" in owned else None
-        if note is None or not _may_be_running(generation, note):
+        note = _read_note(store, generation) if f"{generation}{RUN_NOTE}" in owned else {}
+        if not _may_be_running(generation, note):
             ended += owned
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
         needed = load(store, name)[0].objects
@@ -195,10 +190,10 @@ def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _read_note(store: Store, generation: str) -> dict[str, Any] | None:
-    """Who runs a generation and what for; None if nothing says so."""
+def _read_note(store: Store, generation: str) -> dict[str, Any]:
+    """Who runs a generation and what for, as far as anything says so."""
     note = _read(store, f"{generation}{RUN_NOTE}")
-    return note if isinstance(note, dict) else None
+    return note if isinstance(note, dict) else {}
 
 
 def _read_record(store: Store, key: str) -> list[Part]:
@@ -207,9 +202,8 @@ def _read_record(store: Store, key: str) -> list[Part]:
         parts: list[Any] = [Part(*fields) for fields in _read(store, key)]
     except TypeError:
         return []
-    return (
-        parts if all(isinstance(key, str) and {*map(type, sizes)} == {int} for key, *sizes in parts) else []
-    )
+    is_record = all(isinstance(key, str) and {*map(type, sizes)} == {int} for key, *sizes in parts)
+    return parts if is_record else []
 
 
 def _read(store: Store, key: str) -> Any:

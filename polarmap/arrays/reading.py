@@ -204,13 +204,8 @@ def decode_blocks(
 ) -> dict[int, Array]:
     """The data blocks `wanted` of a stripe, none of which is good, decoded from the good ones.
 
-    `good` holds these from element `start` of the stripe on, all of them or as many as are asked
-    for. NaN and inf count as erasures of single entries.
-
-    Raises
-    ------
-    NotDecodableError
-        If the good ones do not determine them; names the entries if it is only some.
+    `good` holds these from element `start` of the stripe on, all of them or as many as are asked for. NaN
+    and inf count as erasures of single entries. NotDecodableError names what is not determined.
     """
     decoder = decoder_of(manifest, good)
     if not decoder.ready:

@@ -25,14 +25,8 @@ from polarmap.worker.parts import Part
 def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; the new manifest and what had been damaged.
 
-    New parts go to new keys and the manifest is replaced last, so that a repair cut short changes
-    nothing. `before` is the manifest as it lies in storage.
-
-    Raises
-    ------
-    NotDecodableError
-        If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
-        nothing is changed then.
+    New parts go to new keys and the manifest is replaced last, so that a repair that is cut short or fails
+    changes nothing. `before` is the manifest as it lies in storage.
     """
     manifest, found = stored.manifest, audit(stored, executor)
     if found.ok and (manifest.zarr is None or manifest.is_zarr):

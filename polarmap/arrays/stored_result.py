@@ -73,9 +73,8 @@ class StoredResult(CodedResult[T]):
     Attributes
     ----------
     array : CodedArray
-        The results: one after another along the first axis, as `concatenate` would join them.
-        Blocks whose results had not arrived are missing in it: decoded when they are read, until
-        `array.repair()` rebuilds them.
+        The results as `concatenate` would join them. Those that had not arrived are missing in it: decoded
+        when they are read, until `array.repair()` rebuilds them.
     """
 
     def __init__(self, array: CodedArray, report: LazyReport, structure: Structure) -> None:
