@@ -147,14 +147,6 @@ def test_stripes_are_encrypted_one_by_one(store):
     assert coded.check().ok
 
 
-def test_the_same_data_is_never_stored_alike(tmp_path):
-    for name in ("a", "b"):
-        polarmap.encode(np.zeros((24, 40)), storage=tmp_path, **{**OPTIONS, "name": name})
-    parts = [path.read_bytes() for path in (tmp_path / "polarmap/coded").rglob("*") if path.is_file()]
-    pieces = {part[at : at + 16] for part in parts for at in range(0, len(part) - 15, 16)}
-    assert len(pieces) == sum(len(part) // 16 for part in parts)
-
-
 # --- manifests -----------------------------------------------------------------------------------
 
 
