@@ -16,7 +16,7 @@ from polarmap.arrays.reading import StoredBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError, StorageError, without_our_frames
-from polarmap.executors.encryption_keys import readable_key
+from polarmap.executors.keys import readable_key
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.executors.encryption_keys import new_encryption
+from polarmap.executors.keys import new_encryption
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore

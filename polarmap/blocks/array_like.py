@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.blocks.conversions import is_table, mapped_file, numbers_array, table_array, tensor_array
 from polarmap.errors import CodeError
-from polarmap.executors.encryption_keys import check_may_be_copied
+from polarmap.executors.keys import check_may_be_copied
 from polarmap.worker.pytree import naming
 
 

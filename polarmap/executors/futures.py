@@ -32,7 +32,7 @@ from polarmap.executors.base import (
 from polarmap.executors.block_store import stored_block
 from polarmap.executors.choices import is_of_dask, is_of_ray
 from polarmap.executors.dask import DaskCalls
-from polarmap.executors.encryption_keys import check_may_leave
+from polarmap.executors.keys import check_may_leave
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.executors.ray import RayCalls

@@ -17,7 +17,7 @@ from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, check_reachable, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
-from polarmap.executors.encryption_keys import check_may_leave
+from polarmap.executors.keys import check_may_leave
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
 from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
 from polarmap.executors.objects import Join, ObjectLinks

@@ -17,7 +17,7 @@ from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
-from polarmap.executors.encryption_keys import check_may_leave
+from polarmap.executors.keys import check_may_leave
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun

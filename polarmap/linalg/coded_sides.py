@@ -15,7 +15,7 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.executors import storage_beside
-from polarmap.executors.encryption_keys import check_may_be_copied
+from polarmap.executors.keys import check_may_be_copied
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import BlockCounts
 

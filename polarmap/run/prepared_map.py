@@ -19,7 +19,7 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import Function, Payload
-from polarmap.executors.encryption_keys import check_key_of_map
+from polarmap.executors.keys import check_key_of_map
 from polarmap.run.codeword import Codeword
 from polarmap.run.lateness import ParityRule
 from polarmap.run.loop import Policy

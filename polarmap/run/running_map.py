@@ -14,7 +14,7 @@ from polarmap.clouds.prices import Stay
 from polarmap.code.linear import LinearCode
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run
-from polarmap.executors.encryption_keys import with_key
+from polarmap.executors.keys import with_key
 from polarmap.report import Report
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.options import MapOptions

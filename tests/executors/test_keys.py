@@ -11,9 +11,9 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import cut_array
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors import encryption_keys
+from polarmap.executors import keys
 from polarmap.executors.base import Payload
-from polarmap.executors.encryption_keys import new_encryption, readable_key, with_key
+from polarmap.executors.keys import new_encryption, readable_key, with_key
 
 KEY = bytes(range(32))
 
@@ -38,7 +38,7 @@ def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encryption_keys, "MESSAGE_BYTES", 31)
+    monkeypatch.setattr(keys, "MESSAGE_BYTES", 31)
     with_key(Payload(len, CodedBlocks(cut_array(np.arange(6.0), 2), PolarCode(3, 2))), KEY)
     with pytest.raises(CodeError, match=r"a block has 32 bytes, and at most 31 .* use more blocks"):
         with_key(Payload(len, CodedBlocks(cut_array(np.arange(8.0), 2), PolarCode(3, 2))), KEY)
