@@ -35,26 +35,11 @@ product = partial(np.sum, axis=1)  # of which nothing but numpy has to be import
 
 
 def crc_alike(data, wanted):
-    """`data` with 4 bytes in its middle changed so that its CRC-32 is `wanted`: it is no signature."""
-    at, zero = len(data) // 2, zlib.crc32(bytes(len(data)))
-    flips = [
-        zlib.crc32(bytes(at) + (1 << bit).to_bytes(4, "little") + bytes(len(data) - at - 4)) ^ zero
-        for bit in range(32)
-    ]
-    rest, chosen = zlib.crc32(data) ^ wanted, 0
-    basis = {}  # highest bit -> value, and which flips make it
-    for bit, value in enumerate(flips):
-        made = 1 << bit
-        while value and value.bit_length() in basis:
-            other, of_other = basis[value.bit_length()]
-            value, made = value ^ other, made ^ of_other
-        if value:
-            basis[value.bit_length()] = value, made
-    while rest:
-        value, made = basis[rest.bit_length()]
-        rest, chosen = rest ^ value, chosen ^ made
-    middle = int.from_bytes(data[at : at + 4], "little") ^ chosen
-    return data[:at] + middle.to_bytes(4, "little") + data[at + 4 :]
+    """`data` with its last 4 bytes such that its CRC-32 is `wanted`: it is no signature."""
+    register = wanted ^ 0xFFFFFFFF
+    for _ in range(32):  # the register of the CRC, run backwards
+        register = (register ^ 0xEDB88320) << 1 | 1 if register >> 31 else register << 1
+    return data[:-4] + (register ^ zlib.crc32(data[:-4]) ^ 0xFFFFFFFF).to_bytes(4, "little")
 
 
 @pytest.fixture(scope="module")
