@@ -35,9 +35,7 @@ def as_array_like(data: Any, name: str = "data") -> Any:
         return table_array(data, name)
     if hasattr(data, "__dlpack__"):
         return tensor_array(data, name)
-    if hasattr(data, "coded_blocks"):
-        remedy = f"pass {name}[:] if it may, coded_map and CodedOperator keep it so"
-        check_may_be_copied(data.coded_blocks(), name, remedy)
+    check_may_be_copied(data, name)
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array(data) or numpy_dtype(data) is None:
             return numbers_array(data, name)

@@ -86,7 +86,8 @@ def check_may_leave(payload: Payload, executor: str) -> None:
         )
 
 
-def check_may_be_copied(coded: Coded, what: str, remedy: str) -> None:
-    """CodeError for blocks that are encrypted where they lie, where `what` would be stored as it is."""
-    if coded.key is not None:
-        raise CodeError(f"{what} is an encrypted coded array, and would be stored as it is here: {remedy}")
+def check_may_be_copied(data: Any, name: str, remedy: str = "") -> None:
+    """CodeError for a coded array that is encrypted, where its numbers would be stored as they are."""
+    if hasattr(data, "coded_blocks") and data.coded_blocks().key is not None:
+        remedy = remedy or f"pass {name}[:] if it may, coded_map and CodedOperator keep it so"
+        raise CodeError(f"{name} is an encrypted coded array, and would be stored as it is here: {remedy}")

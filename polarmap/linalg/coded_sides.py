@@ -76,7 +76,7 @@ class CodedSides:
         matrix = self._matrix
         if isinstance(matrix, CodedArray):
             remedy = f"pass the {name} as transposed=, what encode made of A.T with key="
-            check_may_be_copied(matrix.coded_blocks(), "A", remedy)
+            check_may_be_copied(matrix, "A", remedy)
             matrix = matrix[:]
         data = matrices.CheckedMatrix(matrix if name == "rows" else matrices.TransposedMatrix(matrix), "A")
         k, n, code = self._counts(data.shape[0], name == "paired columns")

@@ -18,7 +18,9 @@ import polarmap
 from polarmap import RawObjects, ReplayExecutor, Stored
 from polarmap.arrays.array import without_key
 from polarmap.arrays.manifest import manifest_key
+from polarmap.convex import LinearSVC
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
+from polarmap.glm import LogisticRegression
 
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"
@@ -396,6 +398,9 @@ def test_other_verbs_would_store_it_as_it_is(store):
         lambda: polarmap.coded_matmul(A.T, coded),
         lambda: polarmap.coded_gram(coded),
         lambda: polarmap.encode(coded, name="b", storage=store),
+        lambda: LogisticRegression().fit(coded, A[:, 0] > 0),
+        lambda: LogisticRegression().fit(A, coded),
+        lambda: LinearSVC().fit(coded, A[:, 0] > 0),
     ):
         with pytest.raises(CodeError, match="is an encrypted coded array, and would be stored as it is"):
             verb()
