@@ -117,8 +117,8 @@ def audit(stored: StoredBlocks, executor: Any = None) -> Audit:
 def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
 
-    Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
-    cannot decrypt, which is told from other failures here only.
+    Of what is missing or of another size, the storage tells; the rest is read, by workers if the checksums
+    of what they have read can be compared.
     """
     part_store, manifest = stored.part_store, stored.manifest
     sizes = _sizes(part_store.store, manifest, {part.key for part in parts if part.crc32 is not None})
@@ -133,7 +133,7 @@ def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[s
             kinds.append("appended" if is_last and size > end else "")
             zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
             to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
-    if executor is None or part_store.key is not None:
+    if executor is None or not part_store.has_checksums_of_data:
         read = in_parallel(partial(_damage_of, part_store), to_read.values())
     else:
         read = _read_by_workers(part_store, manifest.code.n, list(to_read.values()), executor)
@@ -166,7 +166,7 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
 
 
 def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
-    """The kind of damage of each part, none of which has a key, read by workers, `count` by each task."""
+    """The kind of damage of each part, read by workers, `count` by each task."""
     unchecked = (part._replace(crc32=None) for part in parts)
     tasks = list(zip_longest(*[unchecked] * count, fillvalue=ABSENT))
     found: dict[int, list[int]] = {}

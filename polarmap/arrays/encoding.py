@@ -9,7 +9,7 @@ import numpy as np
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.manifest import check_name
-from polarmap.arrays.sources import Source, open_source
+from polarmap.arrays.sources import open_source
 from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
@@ -115,19 +115,14 @@ def encode(
             chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
         )
         if key is not None:
-            _check_is_copied(source)
+            if source.object_rows:
+                raise CodeError(
+                    "key= encrypts what is stored, and these objects stay where and as they are: leave key "
+                    "out, or encode the array that they were made of"
+                )
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
         runner = TaskRunner(PartStore.new(store, key, widest), executor, observers)
         return CodedArray(store, StripeEncoder(runner, source, cut).write(name, overwrite))
 
     return PreparedMap(run, is_lasting=True)
-
-
-def _check_is_copied(source: Source) -> None:
-    """CodeError for data that stay where they are, if they are to be encrypted."""
-    if source.object_rows:
-        raise CodeError(
-            "key= encrypts what is stored, and these objects stay where and as they are: leave key out, or "
-            "encode the array that they were made of"
-        )

@@ -36,12 +36,12 @@ class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
     purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on,
-        as with a key, under which no other run can tell what a part was made of.
+        as where checksums do not tell what a part was made of.
     """
 
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
         self.store, self._parts, self._name = parts.store, parts, name
-        self._purpose = purpose if parts.key is None else None
+        self._purpose = purpose if parts.has_checksums_of_data else None
         self.run = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.run}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS

@@ -58,7 +58,7 @@ class _Repair:
                     done[stripe] = {block: generation.put(block, stripe, row) for block, row in rows}
                     generation.heartbeat()
             rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
-        if manifest.dtype.kind in "iu" and self._stored.key is None:  # else no checksum tells of numbers
+        if manifest.dtype.kind in "iu" and runner.parts.has_checksums_of_data:
             for place, part in rebuilt.items():
                 _check_exact(manifest, *place, part)
         wrong = {key for key, _ in found.zarr}

@@ -81,6 +81,11 @@ class PartStore:
         """What the parts are encrypted with, as it was passed; None if they lie there as they are."""
         return None if self.place.encryption is None else self.place.encryption.key
 
+    @property
+    def has_checksums_of_data(self) -> bool:
+        """Whether the checksum of a part is that of its numbers: else it is that of what lies encrypted."""
+        return self.place.encryption is None
+
     @classmethod
     def new(cls, store: Store, key: Any, largest: int) -> PartStore:
         """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
