@@ -17,6 +17,7 @@ from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.code.checks import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.executors.keys import readable_key
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
 
@@ -122,7 +123,8 @@ def encode(
                 )
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
-        runner = TaskRunner(PartStore.new(store, key, widest), executor, observers)
+        parts = PartStore.new(store, None if key is None else readable_key(key), widest)
+        runner = TaskRunner(parts, executor, observers)
         return CodedArray(store, StripeEncoder(runner, source, cut).write(name, overwrite))
 
     return PreparedMap(run, is_lasting=True)

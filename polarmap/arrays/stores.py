@@ -87,7 +87,7 @@ class PartStore:
         return self.place.encryption is None
 
     @classmethod
-    def new(cls, store: Store, key: Any, largest: int) -> PartStore:
+    def new(cls, store: Store, key: str | bytes | None, largest: int) -> PartStore:
         """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
         if key is None:
             return cls(store)

@@ -49,8 +49,8 @@ def readable_key(key: Any) -> str | bytes:
     return found
 
 
-def new_encryption(key: Any, largest: int, what: str, remedy: str) -> Encryption:
-    """How to encrypt a new array or map; CodeError if the key is none or not there, or the data too large.
+def new_encryption(key: str | bytes, largest: int, what: str, remedy: str) -> Encryption:
+    """How to encrypt a new array or map; CodeError if the key is gone since then, or the data are too large.
 
     largest : bytes of what is encrypted at once, which is `what`.
     """
@@ -58,12 +58,15 @@ def new_encryption(key: Any, largest: int, what: str, remedy: str) -> Encryption
         raise CodeError(
             f"{what} has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: {remedy}"
         )
-    return Encryption.new(readable_key(key))
+    try:
+        return Encryption.new(key)
+    except KeyUnavailableError as error:
+        raise CodeError(str(error)) from error
 
 
-def check_key_of_map(coded: Coded, key: Any) -> None:
-    """CodeError for a key that is none, or that a map of these blocks cannot encrypt with."""
-    if readable_key(key) != coded.key and coded.source is not None:
+def check_key_of_map(coded: Coded, key: str | bytes) -> None:
+    """CodeError for a key that a map of these blocks cannot encrypt with."""
+    if coded.source is not None and key != coded.key:
         how = "encrypted: leave key out" if coded.key else "as they are: encode(..., key=) encrypts them"
         raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
 

@@ -51,8 +51,8 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         y : labels or counts (samples,), or numbers (samples,) or (samples, targets).
         """
         with without_our_frames:
-            check_may_be_copied(X, "X")
-            check_may_be_copied(y, "y")
+            for name, data in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+                check_may_be_copied(data, name)
             X, y = self._checked_data(X, y)
             self._check_options()
             weights = self._weights(sample_weight, X)

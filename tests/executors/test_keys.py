@@ -20,7 +20,7 @@ KEY = bytes(range(32))
 
 def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
     for key in (KEY, bytearray(KEY), memoryview(KEY)):
-        assert readable_key(key) == new_encryption(key, 0, "", "").key == KEY
+        assert readable_key(key) == new_encryption(readable_key(key), 0, "", "").key == KEY
     for key in (KEY[:16], b"", KEY + b"x"):
         with pytest.raises(CodeError, match=rf"key has {len(key)} bytes, and AES-256 takes 32 random ones"):
             readable_key(key)

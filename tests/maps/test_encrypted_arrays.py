@@ -116,6 +116,8 @@ def test_a_key_that_is_gone_since_is_an_error_of_ours(store, monkeypatch):
             StorageError, match=f"the environment variable '{NAME}' of key=.* is not set here"
         ):
             read()
+    with pytest.raises(CodeError, match=f"the environment variable '{NAME}' of key=.* is not set here"):
+        polarmap.coded_map(product, coded, executor=ReplayExecutor())
 
 
 def test_stripes_are_encrypted_one_by_one(store):
