@@ -29,8 +29,8 @@ def open_store(choice: Any) -> Store:
     """The store that `storage=choice` means."""
     if choice is None:
         return FolderStore.default()
-    verbs = ("put", "get", "size", "keys", "delete")
-    if not isinstance(choice, type) and all(hasattr(choice, verb) for verb in verbs):
+    attributes = ("name", "put", "get", "size", "keys", "delete")
+    if not isinstance(choice, type) and all(hasattr(choice, name) for name in attributes):
         store: Store = choice
         return store
     is_path = isinstance(choice, (str, os.PathLike))
