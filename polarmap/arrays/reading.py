@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -13,7 +14,7 @@ import numpy as np
 
 from polarmap.arrays.generations import parsed, read_current
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import PartStore, in_parallel
+from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.decoder import Decoder
@@ -117,28 +118,28 @@ class StoredBlocks(CodedData):
             return row is not None
 
         is_file = self.part_store.place.kind == "folder"
-        # A thread takes longer than a file.
-        are_good = map(read, wanted) if is_file or len(wanted) == 1 else in_parallel(read, wanted, self.n)
-        for (target, stripe, block, columns), is_good in zip(wanted, are_good):
-            if not is_good:
-                target[:] = self._decoded(stripe, block, columns)
+        with ThreadPoolExecutor(min(TRANSFERS, self.n)) as pool:
+            each = map if is_file or len(wanted) == 1 else pool.map  # a thread takes longer than a file
+            for (target, stripe, block, columns), is_good in zip(wanted, each(read, wanted)):
+                if not is_good:
+                    target[:] = self._decoded(stripe, block, columns, pool)
         return out
 
-    def _decoded(self, stripe: int, block: int, columns: slice) -> Array:
+    def _decoded(self, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor) -> Array:
         """Some columns of one damaged part of a data block, from parts of other blocks."""
         manifest, k, good = self.manifest, self.code.k, dict[int, Array]()
         decoder = decoder_of(manifest, strict=True)
         others = [other for other in range(self.n) if other != block]
         while others and not (decoder.ready and is_finite(good.values())):
             lot, others = others[:k], others[k:]
-            for index, row in self.good_parts(stripe, lot).items():
+            for index, row in self.good_parts(stripe, lot, pool).items():
                 good[index] = row[columns]
                 decoder.add(index)
         return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
 
-    def good_parts(self, stripe: int, blocks: Sequence[int]) -> dict[int, Array]:
+    def good_parts(self, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor) -> dict[int, Array]:
         """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
-        rows = in_parallel(partial(self._good_part, stripe), blocks)
+        rows = pool.map(partial(self._good_part, stripe), blocks)
         return {block: row for block, row in zip(blocks, rows) if row is not None}
 
     def _good_part(self, stripe: int, block: int) -> Array | None:

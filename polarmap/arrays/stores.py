@@ -57,9 +57,9 @@ def place_of(store: Store) -> Place:
     return Place("driver", store.name)
 
 
-def in_parallel(transfer: Callable[[T], R], items: Iterable[T], most: int = TRANSFERS) -> list[R]:
-    """What a transfer gives for each item, several of them at once, but not more than `most`."""
-    with ThreadPoolExecutor(min(most, TRANSFERS)) as pool:
+def in_parallel(transfer: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """What a transfer gives for each item, several of them at once."""
+    with ThreadPoolExecutor(TRANSFERS) as pool:
         return list(pool.map(transfer, items))
 
 
