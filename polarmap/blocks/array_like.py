@@ -35,7 +35,8 @@ def as_array_like(data: Any, name: str = "data") -> Any:
         return table_array(data, name)
     if hasattr(data, "__dlpack__"):
         return tensor_array(data, name)
-    check_may_be_copied(data, name)
+    if hasattr(data, "coded_blocks"):
+        check_may_be_copied(data, name)
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array(data) or numpy_dtype(data) is None:
             return numbers_array(data, name)
