@@ -16,7 +16,7 @@ from polarmap.arrays.reading import StoredBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.code.dtypes import Array
 from polarmap.errors import CodeError, StorageError, without_our_frames
-from polarmap.executors.encryption_keys import readable_key
+from polarmap.executors.keys import readable_key
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
@@ -35,17 +35,9 @@ class CodedArray:
     n, k : int
         Coded blocks, data blocks.
     rows : int
-        Of each block. The last data block ends with `padding` rows of zeros.
+        Of each block.
     code : PolarCode
-    nbytes : int
-        Of the data.
-    stored_bytes : int
-        In storage, parity included; without what already lay there when it was encoded.
     store : Store
-    key : str, bytes or None
-        What it is encrypted with.
-    zarr : str or None
-        The Zarr group whose array "data" this is, for zarr, xarray, dask and cubed.
     """
 
     def __init__(self, store: Store, made: Manifest) -> None:
@@ -63,7 +55,7 @@ class CodedArray:
 
     @property
     def key(self) -> str | bytes | None:
-        """That of an encrypted array, as it was passed; None if it is not encrypted."""
+        """What it is encrypted with, as it was passed; None if it is not."""
         return self._blocks.key
 
     @property
@@ -88,7 +80,7 @@ class CodedArray:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes in storage that exist for this array."""
+        """Bytes in storage, parity included; without what already lay there when it was encoded."""
         return self._blocks.manifest.owned_bytes
 
     def __len__(self) -> int:
@@ -106,8 +98,7 @@ class CodedArray:
     def zarr(self) -> str | None:
         """The Zarr group whose array "data" this is: the path of a folder, else a key in the store.
 
-        None if there is none: the data were not copied or are encrypted, results are missing until `repair`,
-        or blocks cannot be cut into chunks (see the page on the format).
+        None if there is none (the page on the format says when).
         """
         made = self._blocks.manifest
         if made.zarr is None or not made.is_zarr:
@@ -157,8 +148,7 @@ class CodedArray:
         Parameters
         ----------
         executor : optional
-            As for `encode`: its workers read, and this process lists the objects and their sizes only. What
-            is encrypted is read here all the same: a worker does not tell what is forged from a failure.
+            As for `encode`: its workers read. What is encrypted is read here all the same.
 
         Returns
         -------
@@ -179,9 +169,8 @@ class CodedArray:
         Parameters
         ----------
         executor : optional
-            As for `encode`: its workers check, as for `check`, and decode where the parts lie, one stripe of
-            all blocks each. Nothing passes through this process then but stripes with NaN or inf. Memory,
-            here or of a worker: one stripe of all blocks, data and parity, as for `encode`.
+            As for `encode`: its workers check and decode, one stripe of all blocks each. Only stripes with
+            NaN or inf pass through this process then.
 
         Returns
         -------
@@ -216,16 +205,15 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     storage : optional
         Where it lies, as for `encode`.
     key : optional
-        Of an encrypted array, as for `encode`: the key, or where it is found. All that is done with the array
-        needs it, and maps of it too, so it is told here only.
+        Of an encrypted array, as for `encode`; told here only, also for maps of it.
 
     Raises
     ------
     MissingObjectError
         If there is none; says which there are.
     StorageError
-        If its manifest is damaged or of another version, or the storage cannot be used. Or: it is
-        encrypted and there is no key, or another one; it is not encrypted although a key is given.
+        If its manifest is damaged or of another version, the storage cannot be used, or the key is missing,
+        another one, or given for an array that is not encrypted.
     CodeError
         For a key that is none, or is not where it says.
     """

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.reading import TRANSFERS, whole_before
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.reading import whole_before
+from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
 from polarmap.code.dtypes import Array
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
@@ -136,6 +136,5 @@ class PartTasks(Coded):
 
     def piece(self, number: int) -> list[Array]:
         """The block of task `index`, read in this process for a worker that is this process."""
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = pool.map(self._parts.get, self._tasks[number])
-            return [np.frombuffer(data, dtype) for data, dtype in zip(read, self._dtypes)]
+        read = in_parallel(self._parts.get, self._tasks[number])
+        return [np.frombuffer(data, dtype) for data, dtype in zip(read, self._dtypes)]

@@ -5,18 +5,17 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.manifest import Manifest, array_prefix
-from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decoder_of
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.reading import StoredBlocks, decoder_of
+from polarmap.arrays.stores import PartStore, in_parallel
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.code.dtypes import Array
 from polarmap.run.prepared_map import observers_of
@@ -104,23 +103,22 @@ def audit(stored: StoredBlocks, executor: Any = None) -> Audit:
     parts = [manifest.parts[block][stripe] for block, stripe in places]
     others = copies_and_metadata(manifest)
     kinds = _kinds(stored, [*parts, *others], executor)
-    damaged = tuple(
-        sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
-    )
+    found = (Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
+    damaged = tuple(sorted(found))
     zarr: dict[str, str] = {}
     for part, kind in zip(others, kinds[len(parts) :]):
         if kind:
             zarr.setdefault(part.key, kind)
-    foreign = [(key, "foreign") for key in foreign_keys(stored.part_store.store, manifest)]
-    found = (*zarr.items(), *foreign)
-    return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
+    zarr |= dict.fromkeys(foreign_keys(stored.part_store.store, manifest), "foreign")
+    lost = _lost(manifest, damaged)
+    return Audit(manifest.name, manifest.code.n, stripes, damaged, lost, tuple(zarr.items()))
 
 
 def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[str]:
     """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
 
-    Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
-    cannot decrypt, which is told from other failures here only.
+    Of what is missing or of another size, the storage tells; the rest is read, by workers if the checksums
+    of what they have read can be compared.
     """
     part_store, manifest = stored.part_store, stored.manifest
     sizes = _sizes(part_store.store, manifest, {part.key for part in parts if part.crc32 is not None})
@@ -135,9 +133,8 @@ def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[s
             kinds.append("appended" if is_last and size > end else "")
             zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
             to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
-    if executor is None or part_store.key is not None:
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = list(pool.map(partial(_damage_of, part_store), to_read.values()))
+    if executor is None or not part_store.has_checksums_of_data:
+        read = in_parallel(partial(_damage_of, part_store), to_read.values())
     else:
         read = _read_by_workers(part_store, manifest.code.n, list(to_read.values()), executor)
     for index, kind in zip(to_read, read):
@@ -158,8 +155,7 @@ def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[s
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
     listed = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
     others = [key for key in keys if key not in listed]
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        return {**listed, **dict(zip(others, pool.map(store.size, others)))}
+    return {**listed, **dict(zip(others, in_parallel(store.size, others)))}
 
 
 def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
@@ -170,20 +166,18 @@ def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
 
 
 def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
-    """The kind of damage of each part, none of which has a key, read by workers, `count` by each task."""
-    lots = [parts[start : start + count] for start in range(0, len(parts), count)]
-    if not lots:
-        return []
-    each = len(lots[0])
-    tasks = [[part._replace(crc32=None) for part in lot] + [ABSENT] * (each - len(lot)) for lot in lots]
-    kinds = [[""] * len(lot) for lot in lots]
+    """The kind of damage of each part, read by workers, `count` by each task."""
+    unchecked = (part._replace(crc32=None) for part in parts)
+    tasks = list(zip_longest(*[unchecked] * count, fillvalue=ABSENT))
+    found: dict[int, list[int]] = {}
 
-    def compare(task: int, stored: list[Part], sums: Array) -> None:
-        kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
+    def take(task: int, stored: list[Part], sums: Array) -> None:
+        found[task] = sums.tolist()
 
-    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * each)
-    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, compare)
-    return list(chain.from_iterable(kinds))
+    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * count)
+    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, take)
+    sums = chain.from_iterable(found[task] for task in range(len(tasks)))
+    return ["" if part.crc32 == one else "corrupt" for part, one in zip(parts, sums)]
 
 
 def checksums() -> Callable[[Sequence[Array]], list[Array]]:

@@ -9,7 +9,7 @@ import numpy as np
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.manifest import check_name
-from polarmap.arrays.sources import Source, open_source
+from polarmap.arrays.sources import open_source
 from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
@@ -17,6 +17,7 @@ from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.code.checks import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.executors.keys import readable_key
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
 
@@ -43,39 +44,32 @@ def encode(
 
     The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
     added. The data blocks are a Zarr v3 array, which other libraries open too (`CodedArray.zarr`).
-    A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding
-    is cut short, nothing can be opened, and the next call with the same arguments goes on where it
-    stopped (it reads the finished part of the data again, and encodes anew what has changed).
+    A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding is cut
+    short, nothing can be opened, and the next call with the same arguments goes on where it stopped.
 
     Parameters
     ----------
     A : array-like or path
-        Anything with shape, dtype and slicing: numpy, memmap, Zarr, HDF5, dask; a table of numbers
-        (pandas, polars), a tensor; the path of a .npy file;
-        `RawObjects` or `ZarrObjects` that lie in the storage already and are not copied then.
-        Float16/32/64, complex64/128 and integers.
+        Floats, complex numbers or integers in anything with shape, dtype and slicing (numpy, memmap, Zarr,
+        HDF5, dask), a table, a tensor or a .npy file; `RawObjects` or `ZarrObjects` are not copied.
     blocks, workers, code : optional
         k, n and the code, as for `coded_map`.
     name : str
         What to call it: letters, digits, '.', '_' and '-'.
     storage : optional
-        None: a folder of the user ($POLARMAP_STORE, or polarmap/ in the XDG data folder). The path
-        of a folder. The path of a Lithops YAML configuration or a `lithops.FunctionExecutor`: its
-        storage. A store (see polarmap.storage).
+        The path of a folder, by default $POLARMAP_STORE or polarmap/ in the XDG data folder; that of a
+        Lithops YAML configuration or a `lithops.FunctionExecutor`: its storage; a store.
     overwrite : bool
         Replace an array of that name; it stays until the new one is complete.
     memory : int
-        Bytes that all stripes in memory may take together, at least 1 MiB. The larger, the fewer
-        and larger the stored objects; Zarr and HDF5 chunks should fit, blocks times over.
+        Bytes that all stripes in memory may take together, here or of a worker, at least 1 MiB. The larger,
+        the fewer and larger the stored objects; Zarr and HDF5 chunks should fit, blocks times over.
     executor : optional
-        As for `coded_map`: its workers encode, one stripe of all blocks each, and nothing passes
-        through this process. They must reach the data (a .npy file or memory map on this machine,
-        or raw blocks in the storage) and the storage. `memory` then is that of a worker.
+        As for `coded_map`: its workers encode, one stripe of all blocks each. They must reach the storage and
+        the data: a .npy file or memory map on this machine, or raw blocks in the storage.
     key : str or bytes, optional
-        Encrypt all that is stored with AES-256-GCM (extra `crypto`); name, shape, dtype and sizes stay
-        readable. "env:NAME" or "file:PATH": where this process and workers find the key, as 64 hexadecimal
-        digits; or its 32 bytes, for workers that are processes of this machine. No Zarr array then, and
-        what was cut short begins anew.
+        Encrypt what is stored (extra `crypto`): "env:NAME" or "file:PATH", where this process and workers
+        find the key, as 64 hexadecimal digits; or its 32 bytes, for workers on this machine.
     progress : bool, optional
         Show a bar; by default when standard error is a terminal.
 
@@ -86,8 +80,7 @@ def encode(
     Warns
     -----
     RuntimeWarning
-        NaN or inf are among the data, or the parity overflows: how many and where the first is. What is
-        lost in the same places of other blocks cannot be decoded; all else can.
+        NaN or inf are among the data, or the parity overflows: how many and where the first is.
 
     Raises
     ------
@@ -123,19 +116,15 @@ def encode(
             chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
         )
         if key is not None:
-            _check_is_copied(source)
+            if source.object_rows:
+                raise CodeError(
+                    "key= encrypts what is stored, and these objects stay where and as they are: leave key "
+                    "out, or encode the array that they were made of"
+                )
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
-        runner = TaskRunner(PartStore.new(store, key, widest), executor, observers)
+        parts = PartStore.new(store, None if key is None else readable_key(key), widest)
+        runner = TaskRunner(parts, executor, observers)
         return CodedArray(store, StripeEncoder(runner, source, cut).write(name, overwrite))
 
     return PreparedMap(run, is_lasting=True)
-
-
-def _check_is_copied(source: Source) -> None:
-    """CodeError for data that stay where they are, if they are to be encrypted."""
-    if source.object_rows:
-        raise CodeError(
-            "key= encrypts what is stored, and these objects stay where and as they are: leave key out, or "
-            "encode the array that they were made of"
-        )

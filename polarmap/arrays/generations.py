@@ -36,12 +36,12 @@ class Generation:
     """The objects of one run that is under way; a context, which ends with a sweep.
 
     purpose : what the next run has to agree on to go on from here if this one fails; None: nobody goes on,
-        as with a key, under which no other run can tell what a part was made of.
+        as where checksums do not tell what a part was made of.
     """
 
     def __init__(self, parts: PartStore, name: str, purpose: Mapping[str, Any] | None = None) -> None:
         self.store, self._parts, self._name = parts.store, parts, name
-        self._purpose = purpose if parts.key is None else None
+        self._purpose = purpose if parts.has_checksums_of_data else None
         self.run = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.run}/"
         self._last_heartbeat = -HEARTBEAT_SECONDS
@@ -92,7 +92,7 @@ class Generation:
         stored = set(keys)
         for prefix, owned in _by_generation(self._name, keys).items():
             note = _read_note(self.store, prefix)
-            if note is None or note.get("purpose") != wanted or _is_running(prefix, note):
+            if note.get("purpose") != wanted or _is_running(prefix, note):
                 continue
             for key in owned:
                 number = key[len(prefix) :].removesuffix(".json")
@@ -106,7 +106,7 @@ class Generation:
 
         One that could not be opened is refused: it would occupy the name.
         """
-        made = replace(self._parts.signed(made), run=made.run or self.run)
+        made = replace(made, run=made.run or self.run, encryption=self._parts.place.encryption)
         store, name, data = self.store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = read_current(store, name)
@@ -125,12 +125,7 @@ class Generation:
 def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
     """The manifest of a coded array, and its bytes; verified if its key is given.
 
-    Raises
-    ------
-    MissingObjectError
-        If there is no coded array of that name; says which there are.
-    StorageError
-        If the manifest is damaged or of another version.
+    MissingObjectError if there is none of that name; StorageError if it is damaged or of another version.
     """
     data = read_current(store, name)
     if data is None:
@@ -178,8 +173,8 @@ def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     ended = []
     for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items():
-        note = _read_note(store, generation) if f"{generation}{RUN_NOTE}" in owned else None
-        if note is None or not _may_be_running(generation, note):
+        note = _read_note(store, generation) if f"{generation}{RUN_NOTE}" in owned else {}
+        if not _may_be_running(generation, note):
             ended += owned
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
         needed = load(store, name)[0].objects
@@ -197,10 +192,10 @@ def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _read_note(store: Store, generation: str) -> dict[str, Any] | None:
-    """Who runs a generation and what for; None if nothing says so."""
+def _read_note(store: Store, generation: str) -> dict[str, Any]:
+    """Who runs a generation and what for, as far as anything says so."""
     note = _read(store, f"{generation}{RUN_NOTE}")
-    return note if isinstance(note, dict) else None
+    return note if isinstance(note, dict) else {}
 
 
 def _read_record(store: Store, key: str) -> list[Part]:
@@ -209,9 +204,8 @@ def _read_record(store: Store, key: str) -> list[Part]:
         parts: list[Any] = [Part(*fields) for fields in _read(store, key)]
     except TypeError:
         return []
-    return (
-        parts if all(isinstance(key, str) and {*map(type, sizes)} == {int} for key, *sizes in parts) else []
-    )
+    is_record = all(isinstance(key, str) and {*map(type, sizes)} == {int} for key, *sizes in parts)
+    return parts if is_record else []
 
 
 def _read(store: Store, key: str) -> Any:

@@ -28,6 +28,8 @@ ENCRYPTED_VERSION = 2  # of what readers of version 1 would take for damaged
 CIPHER = "AES-256-GCM"
 PARTS = "polarmap/coded/"  # prefix of all parts of coded arrays
 MANIFESTS = "polarmap/manifests/"  # apart from the parts, so that listing arrays lists few objects
+# What is raised by what makes no sense, once it is used.
+NONSENSE = (LookupError, ArithmeticError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DTYPE = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
@@ -307,15 +309,7 @@ def consistent(where: str) -> Iterator[None]:
     """What `where` says that makes no sense is a StorageError."""
     try:
         yield
-    except (
-        LookupError,
-        ArithmeticError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-        StorageError,
-    ) as error:
+    except (*NONSENSE, StorageError) as error:
         raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
 
 
@@ -371,16 +365,11 @@ def describe_code(code: PolarCode) -> dict[str, Any]:
 
 
 def rebuild_code(fields: Mapping[str, Any]) -> PolarCode:
-    """The code that `describe_code` described.
-
-    Raises
-    ------
-    CodeError
-        If this version of polarmap makes another code of the same parameters.
-    """
-    parameters = {field: value for field, value in fields.items() if field != "probe"}
+    """The code that `describe_code` described; CodeError if this version of polarmap makes another one."""
+    parameters = {**fields}
+    wanted = parameters.pop("probe")
     code = PolarCode(**parameters)
-    if not np.allclose(probe(code), fields["probe"], rtol=1e-9, atol=1e-9):
+    if not np.allclose(probe(code), wanted, rtol=1e-9, atol=1e-9):
         raise CodeError("this version of polarmap builds other parity blocks from these parameters")
     return code
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from polarmap.arrays.generations import parsed, read_current
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.decoder import Decoder
@@ -24,8 +24,6 @@ from polarmap.errors import NotDecodableError, StorageError
 from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part
 from polarmap.worker.pytree import Layout, Structure
-
-TRANSFERS = 8  # objects fetched at once
 
 
 class StoredBlocks(CodedData):
@@ -39,7 +37,7 @@ class StoredBlocks(CodedData):
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         super().__init__(manifest.code, _DataBlocks(self, manifest))
-        self.part_store, self.manifest = PartStore.of(store, manifest), manifest
+        self.part_store, self.manifest = PartStore(store, manifest.encryption), manifest
         self.source, self._is_damaged = self.part_store.place, False
         self._looked_at: bytes | None = None  # the manifest in storage, when one was found damaged
 
@@ -70,8 +68,7 @@ class StoredBlocks(CodedData):
 
     def _read_block(self, index: int) -> Array:
         manifest = self.manifest
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            data = bytearray().join(pool.map(self.part_store.get, manifest.parts[index]))
+        data = bytearray().join(in_parallel(self.part_store.get, manifest.parts[index]))
         return _native(data, manifest.dtype_of(index)).reshape(manifest.block_shape)
 
     def look_again(self, known: Manifest) -> bool:
@@ -208,13 +205,8 @@ def decode_blocks(
 ) -> dict[int, Array]:
     """The data blocks `wanted` of a stripe, none of which is good, decoded from the good ones.
 
-    `good` holds these from element `start` of the stripe on, all of them or as many as are asked
-    for. NaN and inf count as erasures of single entries.
-
-    Raises
-    ------
-    NotDecodableError
-        If the good ones do not determine them; names the entries if it is only some.
+    `good` holds these from element `start` of the stripe on, all of them or as many as are asked for. NaN
+    and inf count as erasures of single entries. NotDecodableError names what is not determined.
     """
     decoder = decoder_of(manifest, good)
     if not decoder.ready:

@@ -12,7 +12,8 @@ from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import TRANSFERS, StoredBlocks, decode_blocks
+from polarmap.arrays.reading import StoredBlocks, decode_blocks
+from polarmap.arrays.stores import TRANSFERS
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import repair_zarr
 from polarmap.code import modular
@@ -26,14 +27,8 @@ from polarmap.worker.parts import Part
 def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; the new manifest and what had been damaged.
 
-    New parts go to new keys and the manifest is replaced last, so that a repair cut short changes
-    nothing. `before` is the manifest as it lies in storage.
-
-    Raises
-    ------
-    NotDecodableError
-        If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
-        nothing is changed then.
+    New parts go to new keys and the manifest is replaced last, so that a repair that is cut short or fails
+    changes nothing. `before` is the manifest as it lies in storage.
     """
     manifest, found = stored.manifest, audit(stored, executor)
     if found.ok and (manifest.zarr is None or manifest.is_zarr):
@@ -65,7 +60,7 @@ class _Repair:
                     done[stripe] = {block: generation.put(block, stripe, row) for block, row in rows}
                     generation.heartbeat()
             rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
-        if manifest.dtype.kind in "iu" and self._stored.key is None:  # else no checksum tells of numbers
+        if manifest.dtype.kind in "iu" and runner.parts.has_checksums_of_data:
             for place, part in rebuilt.items():
                 _check_exact(manifest, *place, part)
         wrong = {key for key, _ in found.zarr}

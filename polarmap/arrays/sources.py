@@ -116,10 +116,8 @@ class RawObjects:
     ----------
     keys : sequence of str
         The objects, in order.
-    shape : tuple of int
-        Of the whole.
-    dtype : dtype
-        Copied all the same unless in native byte order.
+    shape, dtype
+        Of the whole; what is not in native byte order is copied all the same.
     rows : int
         In each object; the last one may hold fewer.
     offset : int
@@ -227,13 +225,7 @@ class StoredRows:
 
 
 def open_source(data: Any, store: Store) -> Source:
-    """The source that `encode(data)` means: a path of a .npy file, what lies in the store, an array.
-
-    Raises
-    ------
-    CodeError
-        If it is none of these, or cannot be cut into blocks and coded.
-    """
+    """The source that `encode(data)` means; CodeError for what cannot be cut into blocks and coded."""
     if hasattr(data, "open_in"):
         source: Source = data.open_in(store)
         check_array(source, "A")

@@ -73,9 +73,8 @@ class StoredResult(CodedResult[T]):
     Attributes
     ----------
     array : CodedArray
-        The results: one after another along the first axis, as `concatenate` would join them.
-        Blocks whose results had not arrived are missing in it: decoded when they are read, until
-        `array.repair()` rebuilds them.
+        The results as `concatenate` would join them. Those that had not arrived are missing in it: decoded
+        when they are read, until `array.repair()` rebuilds them.
     """
 
     def __init__(self, array: CodedArray, report: LazyReport, structure: Structure) -> None:
@@ -136,14 +135,21 @@ def prepared_to_storage(
     running, coded = prepared(data, code_options, executor, replace(options, parity_for="out="))
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
+    def sampled(block: Any) -> Any:
+        return sample(np.asarray(f(block)))  # all that the driver needs to know of a result
+
     def run(observers: Observers) -> StoredResult[T]:
-        code, name, items = _polar_code(coded), check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
-        key = coded.key_for_maps(options.key)
+        code, name, items = coded.code, check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
+        if not isinstance(code, PolarCode):
+            raise CodeError(
+                f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {code!r}"
+            )
+        key = coded.key if options.key is None else options.key
         parts = PartStore.new(open_store(place), key, items * np.dtype(complex).itemsize)
         replaceable(parts.store, name, " for Stored(...), or delete it first")
         with Generation(parts, name) as generation:
             output = OutputSpec(parts.place, f"{generation.prefix}result", items)
-            word, report = run_coded(running, f, coded, options, observers, _sampled(f), output)
+            word, report = run_coded(running, f, coded, options, observers, sampled, output)
             padding = coded.blocks.padding if any(word.padding_rows) else 0
             made = _manifest(name, code, word, padding, output)
             if key is None:
@@ -162,18 +168,6 @@ def _check_out(out: Any, options: MapOptions) -> None:
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
     if options.estimates:
         raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
-
-
-def _sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """f with what the driver needs to know of its results when these stay in storage."""
-    return lambda block: sample(np.asarray(f(block)))
-
-
-def _polar_code(coded: CodedData) -> PolarCode:
-    """The code of the results."""
-    if isinstance(coded.code, PolarCode):
-        return coded.code
-    raise CodeError(f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}")
 
 
 def _manifest(name: str, code: PolarCode, word: Codeword, padding: int, output: OutputSpec) -> Manifest:

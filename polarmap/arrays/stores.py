@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.arrays.manifest import Manifest
 from polarmap.code.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.executors.encryption_keys import new_encryption
+from polarmap.executors.keys import new_encryption
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, get_part, put_parts
 from polarmap.worker.parts import Part, Place, missing
 
+TRANSFERS = 8  # objects read or written at once
+
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 def open_store(choice: Any) -> Store:
     """The store that `storage=choice` means."""
     if choice is None:
         return FolderStore.default()
-    verbs = ("put", "get", "size", "keys", "delete")
-    if not isinstance(choice, type) and all(hasattr(choice, verb) for verb in verbs):
+    attributes = ("name", "put", "get", "size", "keys", "delete")
+    if not isinstance(choice, type) and all(hasattr(choice, name) for name in attributes):
         store: Store = choice
         return store
     is_path = isinstance(choice, (str, os.PathLike))
@@ -53,6 +57,12 @@ def place_of(store: Store) -> Place:
     return Place("driver", store.name)
 
 
+def in_parallel(transfer: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """What a transfer gives for each item, several of them at once."""
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        return list(pool.map(transfer, items))
+
+
 class PartStore:
     """The parts of an array in a store, where they are encrypted if `encryption` says how.
 
@@ -71,13 +81,13 @@ class PartStore:
         """What the parts are encrypted with, as it was passed; None if they lie there as they are."""
         return None if self.place.encryption is None else self.place.encryption.key
 
-    @classmethod
-    def of(cls, store: Store, manifest: Manifest) -> PartStore:
-        """Of an array that lies there."""
-        return cls(store, manifest.encryption)
+    @property
+    def has_checksums_of_data(self) -> bool:
+        """Whether the checksum of a part is that of its numbers: else it is that of what lies encrypted."""
+        return self.place.encryption is None
 
     @classmethod
-    def new(cls, store: Store, key: Any, largest: int) -> PartStore:
+    def new(cls, store: Store, key: str | bytes | None, largest: int) -> PartStore:
         """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
         if key is None:
             return cls(store)
@@ -95,10 +105,6 @@ class PartStore:
         with self._with_key():
             [part] = put_parts(self.place, key, data, len(data), self.store.put)
         return part
-
-    def signed(self, manifest: Manifest) -> Manifest:
-        """The manifest of an array of such parts, which their key, if they have one, will sign."""
-        return replace(manifest, encryption=self.place.encryption)
 
     @contextmanager
     def _with_key(self) -> Iterator[None]:

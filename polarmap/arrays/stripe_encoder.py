@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -40,7 +40,7 @@ class StripeEncoder:
 
     def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._seen = NonFiniteRecord(plan)
+        self._notes: dict[int, Array] = {}  # of stripes
         places = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
         if not runner.is_here and not all(source.locate(plan.slab(*place)) for place in places):
             raise CodeError(
@@ -68,7 +68,7 @@ class StripeEncoder:
             if kept:
                 _check_still_there(store, made)
             made = generation.publish(made, before)
-        self._seen.warn()
+        warn_of_nonfinite(plan, self._notes.items())
         return made
 
     def _unchanged(self, earlier: dict[int, list[Part]]) -> dict[int, list[Part]]:
@@ -85,8 +85,7 @@ class StripeEncoder:
         def compare(task: int, parts: list[Part], note: Array) -> None:
             stripe = stripes[task]
             if note[COUNTS:].tolist() == [part.crc32 for part in earlier[stripe][: plan.code.k]]:
-                self._seen.note(stripe, note)
-                kept[stripe] = earlier[stripe]
+                self._notes[stripe], kept[stripe] = note, earlier[stripe]
 
         tasks = StripeTasks(plan, self._source, stripes)
         self._runner.run(encoder(None, copies=False), tasks, compare)
@@ -103,7 +102,7 @@ class StripeEncoder:
 
         def take(task: int, parts: list[Part], note: Array) -> None:
             stripe = stripes[task]
-            self._seen.note(stripe, note)
+            self._notes[stripe] = note
             if not copies:
                 data = zip(tasks.parts(task), note[COUNTS:].tolist())
                 parts = [part._replace(crc32=value) for part, value in data] + parts
@@ -183,39 +182,26 @@ class StripeTasks(Coded):
         return [rows]
 
 
-class NonFiniteRecord:
-    """The NaN and inf that one encode has seen: a lost part cannot be decoded where the others hold any."""
-
-    def __init__(self, plan: StripePlan) -> None:
-        self._plan = plan
-        self._starts = list(accumulate(map(plan.width, range(len(plan.hyperslabs))), initial=0))
-        self._count = self._overflowing = 0
-        self._first: list[int] = []  # positions in the whole array
-
-    def note(self, stripe: int, note: Array) -> None:
-        """Add what was found in a stripe."""
-        count, first, overflowing = note[:COUNTS].tolist()
-        self._count += count
-        self._overflowing += overflowing
-        if count:
-            block, column = divmod(first, self._plan.width(stripe))
-            self._first.append(block * self._starts[-1] + self._starts[stripe] + column)
-
-    def warn(self) -> None:
-        """Say what there was, to the caller of the caller."""
-        text = []
-        if self._count:
-            entries = "1 entry is" if self._count == 1 else f"{self._count} entries are"
-            first = [int(place) for place in np.unravel_index(min(self._first), self._plan.shape)]
-            text.append(f"{entries} NaN or inf, the first at {first}")
-        if self._overflowing:
-            places = "1 place" if self._overflowing == 1 else f"{self._overflowing} places"
-            text.append(f"at {places} of the blocks the parity overflows {self._plan.parity_dtype}")
-        if text:
-            warn(
-                f"{' and '.join(text)}: a lost part cannot be decoded where it, or another block in the same "
-                "place, holds such an entry"
-            )
+def warn_of_nonfinite(plan: StripePlan, notes: Iterable[tuple[int, Array]]) -> None:
+    """Say what NaN and inf the notes of stripes tell of, in whose places nothing lost can be decoded."""
+    found = [(stripe, note[:COUNTS].tolist()) for stripe, note in notes]
+    count, overflowing = (sum(one[number] for _, one in found) for number in (0, 2))
+    text = []
+    if count:
+        starts = list(accumulate(map(plan.width, range(len(plan.hyperslabs))), initial=0))
+        spoilt = [(stripe, *divmod(first, plan.width(stripe))) for stripe, (some, first, _) in found if some]
+        position = min(block * starts[-1] + starts[stripe] + column for stripe, block, column in spoilt)
+        first = [int(place) for place in np.unravel_index(position, plan.shape)]
+        entries = "1 entry is" if count == 1 else f"{count} entries are"
+        text.append(f"{entries} NaN or inf, the first at {first}")
+    if overflowing:
+        places = "1 place" if overflowing == 1 else f"{overflowing} places"
+        text.append(f"at {places} of the blocks the parity overflows {plan.parity_dtype}")
+    if text:
+        warn(
+            f"{' and '.join(text)}: a lost part cannot be decoded where it, or another block in the same "
+            "place, holds such an entry"
+        )
 
 
 # --- what travels to workers, which have numpy only ----------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import accumulate, chain
 
@@ -13,8 +12,8 @@ import numpy as np
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, manifest_key
-from polarmap.arrays.reading import TRANSFERS, whole_before
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.reading import whole_before
+from polarmap.arrays.stores import PartStore, in_parallel
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.code.dtypes import Array
@@ -168,8 +167,8 @@ def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], t
 
     if not chunks or not put(chunks[0]):  # the first tells whether the storage can
         return not chunks
-    with ThreadPoolExecutor(TRANSFERS if len(chunks[0].stripes) == 1 else 1) as pool:
-        return all(pool.map(put, chunks[1:]))
+    each = in_parallel if len(chunks[0].stripes) == 1 else map
+    return all(each(put, chunks[1:]))
 
 
 def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:

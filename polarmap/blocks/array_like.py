@@ -11,6 +11,7 @@ import numpy as np
 
 from polarmap.blocks.conversions import is_table, mapped_file, numbers_array, table_array, tensor_array
 from polarmap.errors import CodeError
+from polarmap.executors.keys import check_may_be_copied
 from polarmap.worker.pytree import naming
 
 
@@ -35,8 +36,7 @@ def as_array_like(data: Any, name: str = "data") -> Any:
     if hasattr(data, "__dlpack__"):
         return tensor_array(data, name)
     if hasattr(data, "coded_blocks"):
-        remedy = f"pass {name}[:] if it may, coded_map and CodedOperator keep it so"
-        data.coded_blocks().check_may_be_copied(name, remedy)
+        check_may_be_copied(data, name)
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array(data) or numpy_dtype(data) is None:
             return numbers_array(data, name)

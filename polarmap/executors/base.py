@@ -6,14 +6,14 @@ import contextlib
 import pickle
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.messages import (
     Error,
@@ -26,7 +26,7 @@ from polarmap.worker.messages import (
     UnfitError,
 )
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.pytree import Layout, Structure, layout_bytes, layout_of, unflatten, unpacked
+from polarmap.worker.pytree import Layout, Structure, layout_of, unflatten, unpacked
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -91,25 +91,6 @@ class Coded:
         source = self.source
         return None if source is None or source.encryption is None else source.encryption[0]
 
-    def key_for_maps(self, key: Any) -> str | bytes | None:
-        """What a map of these encrypts with, whose caller passes `key`; CodeError for one that cannot be."""
-        if key is None:
-            return self.key
-        from polarmap.executors.encryption_keys import readable_key
-
-        found = readable_key(key)
-        if self.source is not None and found != self.key:
-            how = "encrypted: leave key out" if self.key else "as they are: encode(..., key=) encrypts them"
-            raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
-        return found
-
-    def check_may_be_copied(self, what: str, remedy: str) -> None:
-        """CodeError for blocks that are encrypted where they lie, where `what` would be stored as it is."""
-        if self.key is not None:
-            raise CodeError(
-                f"{what} is an encrypted coded array, and would be stored as it is here: {remedy}"
-            )
-
     def leaves(self, index: int) -> list[Array]:
         """The arrays of block `index`: those of its pieces in a row."""
         return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
@@ -155,30 +136,6 @@ class Payload:
     output: OutputSpec | None = None
     low_priority: Collection[int] = ()
     encryption: Encryption | None = None
-
-    def with_key(self, key: str | bytes | None) -> Payload:
-        """The same, with all that is stored and sent encrypted by a key, or by that of the stored array."""
-        key = self.blocks.key if key is None else key
-        if key is None:
-            return self
-        from polarmap.executors.encryption_keys import new_encryption
-
-        tasks = range(self.blocks.n if self.blocks.source is None else 0)
-        largest = max((layout_bytes(self.blocks.layout(task)) for task in tasks), default=0)
-        return replace(self, encryption=new_encryption(key, largest, "a block", "use more blocks"))
-
-    def in_this_process(self) -> Payload:
-        """The same for workers that share the memory of this process: nothing of it travels."""
-        return replace(self, encryption=None)
-
-    def check_may_leave(self, executor: str) -> None:
-        """ExecutorError for a key that would have to travel by way of storage, or a network."""
-        if self.encryption is not None and isinstance(self.encryption.key, bytes):
-            raise ExecutorError(
-                "key= is the key itself, which would have to be written to storage, or sent over a network, "
-                f"for the workers of {executor}: give them its 64 hexadecimal digits, key.hex(), in an "
-                "environment variable or a file, and pass key='env:NAME' or key='file:PATH'"
-            )
 
     def fault(self, task: int, attempt: int) -> Fault | None:
         """What an attempt is to suffer."""

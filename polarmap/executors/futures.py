@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -31,6 +32,7 @@ from polarmap.executors.base import (
 from polarmap.executors.block_store import stored_block
 from polarmap.executors.choices import is_of_dask, is_of_ray
 from polarmap.executors.dask import DaskCalls
+from polarmap.executors.keys import check_may_leave
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.executors.ray import RayCalls
@@ -87,9 +89,9 @@ class FuturesRun:
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         if self._shares_memory:
-            self._payload = payload.in_this_process()
+            self._payload = replace(payload, encryption=None)  # nothing of it travels
         elif not isinstance(pool, ProcessPoolExecutor):
-            payload.check_may_leave(name)
+            check_may_leave(payload, name)
         source = payload.blocks.source
         self._is_stored = source is not None and source.kind == "folder"  # where workers read blocks
         self._f = self._function()

@@ -17,6 +17,7 @@ from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, check_reachable, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.choices import check_path, is_localhost, is_path
+from polarmap.executors.keys import check_may_leave
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
 from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
 from polarmap.executors.objects import Join, ObjectLinks
@@ -57,7 +58,7 @@ class LithopsExecutor:
 
     def open(self, payload: Payload) -> LithopsRun:
         """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
-        payload.check_may_leave(self.name)
+        check_may_leave(payload, self.name)
         jobs = Jobs(self._choice, shares=True)
         try:
             check_reachable(payload.blocks.source, "lies in", *jobs.reach)

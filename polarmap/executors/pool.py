@@ -18,6 +18,7 @@ from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
+from polarmap.executors.keys import check_may_leave
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
@@ -227,7 +228,7 @@ class KeptWorkers:
         check_reachable(payload.blocks.source, "lies in", *reach)
         check_reachable(payload.output and payload.output.source, "is to stay in", *reach)
         if is_elsewhere:
-            payload.check_may_leave(self._name)
+            check_may_leave(payload, self._name)
         f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)
         modules = {} if self._site is None else self._site.modules(f.pickled)
         with self._lock:

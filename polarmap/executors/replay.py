@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,7 +63,7 @@ class ReplayRun:
 
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
-        self._payload = payload.in_this_process()
+        self._payload = replace(payload, encryption=None)  # nothing of it travels
         # A heap: when, which, and what tells of it then.
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
         self._began: list[Event] = []  # that are told next

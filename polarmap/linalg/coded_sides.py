@@ -15,6 +15,7 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.executors import storage_beside
+from polarmap.executors.keys import check_may_be_copied
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import PAIRED, BlockCounts
 
@@ -74,7 +75,7 @@ class CodedSides:
         matrix = self._matrix
         if isinstance(matrix, CodedArray):
             remedy = f"pass the {name} as transposed=, what encode made of A.T with key="
-            matrix.coded_blocks().check_may_be_copied("A", remedy)
+            check_may_be_copied(matrix, "A", remedy)
             matrix = matrix[:]
         data = matrices.CheckedMatrix(matrix if name == "rows" else matrices.TransposedMatrix(matrix), "A")
         k, n, code = self._counts(data.shape[0], name == "paired columns")

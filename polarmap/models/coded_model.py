@@ -21,6 +21,7 @@ from polarmap.code.dtypes import EPS, Array, Floats
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors import FaultyExecutor
+from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.features import ConstantFeature, ScaledOperator, moments
@@ -50,6 +51,8 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         y : labels or counts (samples,), or numbers (samples,) or (samples, targets).
         """
         with without_our_frames:
+            for name, data in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+                check_may_be_copied(data, name)
             X, y = self._checked_data(X, y)
             self._check_options()
             weights = self._weights(sample_weight, X)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
+from polarmap.executors.keys import readable_key
 from polarmap.run.lateness import RunTimes
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def checked_options(
         name, upfront, runtimes, asks = schedule.schedule, schedule.upfront, schedule.runtimes, "the plan"
     asks = "on_timeout='estimate'" if estimates else asks
     seconds = inf if timeout is None else timeout
+    key = None if key is None else readable_key(key)
     return MapOptions(verify, rtol, seconds, int(retries), estimates, name, upfront, runtimes, asks, key)
 
 

@@ -20,6 +20,7 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import Function, Payload
+from polarmap.executors.keys import check_key_of_map
 from polarmap.run.codeword import Codeword
 from polarmap.run.lateness import ParityRule
 from polarmap.run.loop import Policy
@@ -139,7 +140,8 @@ def prepared(
     """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
     running = RunningMap(_executor(executor, data))
     coded = encoded(data, code_options, options.rtol, options.parity_for)
-    coded.key_for_maps(options.key)
+    if options.key is not None:
+        check_key_of_map(coded, options.key)
     if options.estimates and (why := _no_estimates(coded)):
         raise CodeError(f"on_timeout='estimate' {why}")
     known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}

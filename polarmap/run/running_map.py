@@ -14,6 +14,7 @@ from polarmap.clouds.prices import Stay
 from polarmap.code.linear import LinearCode
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run
+from polarmap.executors.keys import with_key
 from polarmap.report import Report
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.options import MapOptions
@@ -75,10 +76,13 @@ class RunningMap:
             for one in observers:
                 one.started(indices, elapsed)
 
+        key = payload.blocks.key if options.key is None else options.key
         try:
             for one in observers:
                 one.began(self)
-            self.run = run = self.executor.open(payload.with_key(options.key))
+            if key is not None:
+                payload = with_key(payload, key)
+            self.run = run = self.executor.open(payload)
             try:
                 tasks = TaskTable(payload.blocks.n, policy.late)
                 self.need = need = need_of(tasks, Stopwatch(run.now, options.timeout))

@@ -27,13 +27,7 @@ class Store(Protocol):
         """Store an object in place of any that has this key."""
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes start..stop of an object, as a slice gives them.
-
-        Raises
-        ------
-        MissingObjectError
-            If there is no such object.
-        """
+        """Bytes start..stop of an object, as a slice gives them; MissingObjectError if there is none."""
 
     def size(self, key: str) -> int | None:
         """Bytes of an object; None if there is none."""

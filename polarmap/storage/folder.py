@@ -21,15 +21,10 @@ STALE_SECONDS = 86_400.0  # without a sign of life, a writer on another machine 
 
 
 class FolderStore:
-    """Objects as files below a folder, which stays when the process ends.
+    """Objects as files below a folder, which is made when something is stored.
 
     Files appear whole: they are written under another name first. That survives a crash of the
     process, not one of the machine: files are not forced to disk.
-
-    Parameters
-    ----------
-    root : path
-        Made when something is stored.
 
     Examples
     --------

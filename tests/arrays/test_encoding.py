@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from array_data import DOCUMENTS, DTYPES, MIB, damage, objects, random_array
+from array_data import DOCUMENTS, DTYPES, MIB, objects, random_array
 
 import polarmap
 from polarmap import PolarCode
@@ -48,17 +48,6 @@ def test_integers_choose_the_exact_code(store):
     assert polarmap.encode(np.arange(8), name="a", storage=store).code.kernel == "arikan"
     with pytest.raises(CodeError, match="rotation kernel cannot carry int64"):
         polarmap.encode(np.arange(8), name="b", storage=store, code="rotation")
-
-
-def test_a_code_of_the_caller(store):
-    code = PolarCode(16, 8, kernel="arikan", decoder="sequential", erasure=0.3)
-    A = random_array((16, 3))
-    polarmap.encode(A, name="a", storage=store, code=code)
-    coded = polarmap.open_coded("a", store)
-    assert repr(coded.code) == repr(code)
-    assert coded.code.frozen.tolist() == code.frozen.tolist()
-    damage(store, coded.stored(0)[0], "missing")
-    np.testing.assert_allclose(coded[:], A, rtol=1e-10)
 
 
 @pytest.mark.every_store

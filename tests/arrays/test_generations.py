@@ -111,19 +111,6 @@ def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(sto
     assert len({part.key.split("/")[2] for block in range(6) for part in coded.stored(block)}) == 1
 
 
-def test_a_resumed_run_sees_what_has_changed_in_the_source(store):
-    A = random_array(SHAPE)
-    cut_short(A, store)
-    A[6, 100] += 1  # row 1 of block 1: in the second stripe
-    counting = Counting(store)
-    coded = polarmap.encode(A, storage=counting, **OPTIONS)
-    np.testing.assert_array_equal(coded[:], A)
-    assert coded.check().ok
-    parity = polarmap.PolarCode(6, 4).encode(A.reshape(4, 5, 7_000))
-    np.testing.assert_allclose(coded.coded_blocks().piece(5)[0], parity[5], rtol=1e-10, atol=1e-10)
-    assert 1 + 6 * 2 < len(counting.puts) < 1 + 6 * 5  # changed and unfinished ones only
-
-
 def test_runs_of_another_plan_are_not_resumed_but_swept(store):
     A = random_array(SHAPE)
     cut_short(A, store)

@@ -13,7 +13,7 @@ from array_data import MIB, random_array, write_manifest
 
 import polarmap
 from polarmap import PolarCode
-from polarmap.arrays.manifest import array_prefix, check_name, manifest_key
+from polarmap.arrays.manifest import check_name, manifest_key
 from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
 
@@ -211,10 +211,6 @@ def test_bad_names_are_refused(store, name):
         with pytest.raises(StorageError, match="cannot name a coded array"):
             use()
     assert store.keys("polarmap/") == []
-
-
-def test_folder_of_an_array_is_below_its_name():
-    assert array_prefix("a") == "polarmap/coded/a/"
 
 
 def test_names_that_may_be():

@@ -253,12 +253,6 @@ def test_who_opened_an_array_before_it_was_repaired_reads_it_still(results):
     assert not {part.key for parts in before for part in parts} & set(theirs.store.keys(""))
 
 
-def test_a_block_that_this_process_reads_for_a_worker_is_found_after_a_repair(results):
-    ours, theirs, A = results
-    theirs.repair()
-    np.testing.assert_array_equal(ours.coded_blocks().piece(2)[0], 2 * A[24:36])
-
-
 def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, monkeypatch):
     """Also one that comes to see that parts are gone when another knows already where they are."""
     ours, theirs, A = results
@@ -323,12 +317,6 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
     monkeypatch.setattr(blocks, "look_again", look_and_be_late)
     found = read(ours)
     assert found is True or np.allclose(found, A[6:12], rtol=1e-9, atol=1e-9)
-
-
-def test_who_checks_an_array_that_was_repaired_finds_it_whole(results):
-    ours, theirs, _ = results
-    assert ours.check() == theirs.repair()
-    assert ours.check().ok
 
 
 def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store, monkeypatch):

@@ -27,14 +27,10 @@ def test_damaged_parts_are_named_decoded_and_repaired(store):
     check_repair(store, "f8", None)
 
 
+@pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
 @pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
-def test_damaged_parts_of_other_numbers_are_too(store, dtype):
-    check_repair(store, dtype, None)
-
-
-@pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
-def test_workers_find_and_rebuild_what_this_process_would(store, dtype):
-    check_repair(store, dtype, ReplayExecutor())
+def test_damaged_parts_of_other_numbers_are_too(store, dtype, executor):
+    check_repair(store, dtype, executor)
 
 
 DOCUMENT_DAMAGE = {"f4": "missing", "f8": "corrupt", "c16": "corrupt", "u1": "appended", "i8": "truncated"}
@@ -334,22 +330,6 @@ def test_nothing_passes_through_the_driver(tmp_path):
     peaks = list(map(float, run.stdout.split()))
     assert len(peaks) == 2
     assert max(peaks) < 4  # parts, of which a stripe of all blocks has six
-
-
-def test_encrypted_parts_are_verified_here_and_rebuilt_there(store, threads):
-    A, key = random_array(SHAPE), bytes(range(32))
-    coded = polarmap.encode(A, storage=store, key=key, **OPTIONS)
-    damage(store, coded.stored(0)[1], "missing")
-    damage(store, coded.stored(5)[1], "corrupt")
-    before = {part.key for block in (0, 5) for part in coded.stored(block)}
-    assert coded.repair(executor=threads).blocks == [0, 5]
-    assert coded.check(executor=threads).ok
-    now = {part.key for block in (0, 5) for part in coded.stored(block)}
-    assert len(now - before) == 2
-    assert "rebuilt0" in " ".join(now - before)
-    again = polarmap.open_coded("a", store, key=key)
-    assert again.check().ok
-    np.testing.assert_allclose(again[:], A, rtol=1e-10, atol=1e-10)
 
 
 def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):

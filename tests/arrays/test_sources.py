@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from array_data import DTYPES, MIB, copied, put_rows, random_array
+from array_data import MIB, copied, put_rows, random_array
 
 import polarmap
 from polarmap import RawObjects
@@ -205,10 +205,6 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path):
     assert size > 6
     assert stripes > 20
     assert above < 1
-
-
-def test_dtypes_of_the_suite_are_those_of_the_codes():
-    assert {np.dtype(dtype).kind for dtype in DTYPES} == set("fciu")
 
 
 # --- data that lies in the store already: only parity is added, and it is left alone -----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,9 +43,26 @@ def test_default_storage_is_a_folder_of_the_user(tmp_path, monkeypatch):
     assert polarmap.list_coded() == ["b"]
 
 
+NAMELESS = SimpleNamespace(put=0, get=0, size=0, keys=0, delete=0)
+
+
 @pytest.mark.parametrize(
     "choice",
-    ["", "\0", "a\0b", Path("\0"), "~nobody-has-this-name/x", "\ud800", b"x", 3, True, [], {}, FolderStore],
+    [
+        "",
+        "\0",
+        "a\0b",
+        Path("\0"),
+        "~nobody-has-this-name/x",
+        "\ud800",
+        b"x",
+        3,
+        True,
+        [],
+        {},
+        FolderStore,
+        NAMELESS,
+    ],
     ids=repr,
 )
 def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):

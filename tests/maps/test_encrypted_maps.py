@@ -154,12 +154,6 @@ def test_a_stored_array_has_told_its_key(pool, store):
         np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
 
 
-def test_a_file_has_the_key_too(pool, tmp_path):
-    (tmp_path / "key").write_text(KEY.hex())
-    y = polarmap.coded_map(total, A, executor=pool, key=f"file:{tmp_path}/key", **SIZES)
-    np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
-
-
 def test_a_future_has_it_too(pool):
     future = polarmap.submit(total, A, executor=pool, key=KEY, **SIZES)
     np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)

@@ -11,16 +11,16 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import cut_array
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors import encryption_keys
+from polarmap.executors import keys
 from polarmap.executors.base import Payload
-from polarmap.executors.encryption_keys import new_encryption, readable_key
+from polarmap.executors.keys import new_encryption, readable_key, with_key
 
 KEY = bytes(range(32))
 
 
 def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
     for key in (KEY, bytearray(KEY), memoryview(KEY)):
-        assert readable_key(key) == new_encryption(key, 0, "", "").key == KEY
+        assert readable_key(key) == new_encryption(readable_key(key), 0, "", "").key == KEY
     for key in (KEY[:16], b"", KEY + b"x"):
         with pytest.raises(CodeError, match=rf"key has {len(key)} bytes, and AES-256 takes 32 random ones"):
             readable_key(key)
@@ -38,7 +38,7 @@ def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encryption_keys, "MESSAGE_BYTES", 31)
-    Payload(len, CodedBlocks(cut_array(np.arange(6.0), 2), PolarCode(3, 2))).with_key(KEY)
+    monkeypatch.setattr(keys, "MESSAGE_BYTES", 31)
+    with_key(Payload(len, CodedBlocks(cut_array(np.arange(6.0), 2), PolarCode(3, 2))), KEY)
     with pytest.raises(CodeError, match=r"a block has 32 bytes, and at most 31 .* use more blocks"):
-        Payload(len, CodedBlocks(cut_array(np.arange(8.0), 2), PolarCode(3, 2))).with_key(KEY)
+        with_key(Payload(len, CodedBlocks(cut_array(np.arange(8.0), 2), PolarCode(3, 2))), KEY)
