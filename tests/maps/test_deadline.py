@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from coded_maps import FLOATS, losing
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from plain import arriving
 
 from polarmap import (
@@ -63,21 +61,6 @@ def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, ker
             np.testing.assert_allclose(how.errors[variance < 1e-12], 0)
 
 
-@given(seed=st.integers(0, 999), count=st.integers(1, 7))
-@settings(max_examples=60)
-def test_what_is_determined_is_exact(seed: int, count: int) -> None:
-    code = PolarCode(8, 5, kernel="arikan")
-    data = scattered(5, 6, seed)
-    coded = code.encode(data)
-    arrived = np.isin(np.arange(8), np.random.default_rng(seed).permutation(8)[:count])
-    how = estimator(code, arrived, EPS)
-    estimates = how.weights @ coded[arrived]
-    exact = how.errors == 0
-    np.testing.assert_allclose(estimates[exact], data[how.missing[exact]], rtol=1e-6)
-    if code.decodable(arrived, exact=False):
-        assert exact.all()
-
-
 # --- coded_map ---------------------------------------------------------------------------------
 
 
@@ -101,16 +84,6 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
     assert "estimated: 7, 8, 9, 10, 11" in str(report)
     together = np.sqrt(np.mean(np.square(np.stack(list(result)) - blocks))) / scale
     assert together < report.error_p90 < 1.5 * together
-
-
-def test_parity_improves_on_the_mean() -> None:
-    blocks = list(scattered(12, 4000))
-    few, more = (
-        estimated(blocks, arriving(arrived, 16), workers=16) for arrived in (range(8), [*range(8), 13, 14])
-    )
-    assert max(more.report.errors) < max(few.report.errors)
-    off = [np.mean([(y[i] - blocks[i]) ** 2 for i in range(8, 12)]) for y in (few, more)]
-    assert off[1] < off[0]
 
 
 def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
@@ -211,28 +184,6 @@ def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
 
 
 # --- gradient descent on estimates -------------------------------------------------------------
-
-
-def test_gradient_descent_with_estimated_gradients_converges() -> None:
-    """Least squares on blocks [A_i' A_i, A_i' b_i]; in every step 7 of 16 workers miss the deadline."""
-    rng = np.random.default_rng(0)
-    A = rng.standard_normal((12, 100, 10))
-    b = A @ rng.standard_normal(10) + 0.1 * rng.standard_normal((12, 100))
-    best = np.linalg.lstsq(A.reshape(-1, 10), b.ravel(), rcond=None)[0]
-    blocks = [np.column_stack([one.T @ one, one.T @ two]) for one, two in zip(A, b)]
-    w, count = np.zeros(10), 0
-    for turn in range(60):
-        late = dict.fromkeys(rng.permutation(16)[:7].tolist(), math.inf)
-
-        def gradient(block: np.ndarray, w: np.ndarray = w) -> np.ndarray:
-            return block[:, :-1] @ w - block[:, -1]
-
-        parts = estimated(blocks, ReplayExecutor(late), gradient, workers=16, timeout=2)
-        assert parts.report.seconds <= 2
-        count += len(parts.report.estimated)
-        w = w - sum(parts) / (1200 * (1 + turn / 20))
-    assert count > 200
-    assert np.linalg.norm(w - best) < 2e-3 * np.linalg.norm(best)
 
 
 def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:

@@ -28,36 +28,6 @@ def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
     assert {1, 4} <= set(y.report.recovered)
 
 
-def test_a_map_outlives_a_restart_of_its_storage(s3_server, tmp_path):
-    config = s3_server.config(tmp_path / "s3.yaml")
-    A, x = random_array((240, 60)), np.arange(60.0)
-    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
-    started, over = tmp_path / "started", tmp_path / "over"
-    maximum = 60.0
-
-    def f(block):
-        """Started, it waits until the storage has been killed."""
-        started.touch()
-        deadline = time.monotonic() + maximum
-        while not over.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return block @ x
-
-    def bounce():
-        while not started.exists():
-            time.sleep(0.02)
-        s3_server.kill()
-        over.touch()
-        s3_server.start()
-
-    thread = threading.Thread(target=bounce)
-    thread.start()
-    y = polarmap.coded_map(f, coded, executor=config, retries=5, timeout=100)
-    thread.join()
-    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
-    coded.delete()
-
-
 @pytest.mark.timeout(300)
 def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_server, tmp_path):
     """No task can leave a status: that their processes have ended is all that is seen of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 from polarmap.errors import ExecutorError, NotDecodableError
 
 
@@ -49,25 +47,11 @@ def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, ex
         assert f"{stored.stored(index)[0].key} is {what}" in y.report.tasks[index].failures[0]
 
 
-def test_a_truncated_block_is_an_erasure(A, stored):
-    os.truncate(file_of(stored, 0), 100)
-    with ThreadPoolExecutor(1) as pool:  # which tells of the first task before the others
-        y = polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
-    assert sum(y) == pytest.approx(A.sum())
-    assert "/c/0/0 has 100 of 560 bytes" in y.report.tasks[0].failures[0]
-
-
 def test_too_much_damage_is_said_by_name(stored):
     for index in range(3):
         file_of(stored, index).unlink()
     with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match=r"/c/\d/0 is missing"):
         polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
-
-
-def test_stragglers_of_a_stored_array_are_not_waited_for(A, stored):
-    executor = FaultyExecutor(None, {0: Fault("sleep", 600), 2: Fault("kill")})
-    y = polarmap.coded_map(lambda block: block.T @ block[:, :0], stored, executor=executor, timeout=60)
-    assert [one.shape for one in y] == [(7, 0)] * 6
 
 
 def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A):

@@ -12,7 +12,7 @@ import pytest
 from polarmap import PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
-from polarmap.run.coded_future import CodedFuture, FutureMap
+from polarmap.run.coded_future import CalledOff, CodedFuture, FutureMap
 from polarmap.run.loop import Stopwatch
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observers, RunningMap
@@ -130,6 +130,14 @@ def test_cancelling_wakes_the_map_and_ends_it() -> None:
     assert future.blocks[1].result(0) == "early"
     with pytest.raises(CancelledError):
         future.result(0)
+
+
+def test_a_map_that_is_called_off_while_it_is_cut_does_not_begin() -> None:
+    one = ScriptedMap()
+    map_ = FutureMap(one.prepared, ())
+    map_.call_off()
+    with pytest.raises(CalledOff):
+        map_.began(one.running)
 
 
 def test_cancelling_from_many_threads_at_once() -> None:
