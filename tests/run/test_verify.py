@@ -11,29 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
-from coded_maps import (
-    DATA,
-    FLOATS,
-    WHOLE,
-    K,
-    N,
-    coded,
-    faulty,
-    losing,
-)
+from coded_maps import DATA, FLOATS, WHOLE, K, N, coded, faulty, losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
 
-from polarmap import (
-    CodedResult,
-    Fault,
-    FaultyExecutor,
-    Masked,
-    PolarCode,
-    ReplayExecutor,
-    coded_map,
-)
+from polarmap import CodedResult, Fault, FaultyExecutor, Masked, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust
