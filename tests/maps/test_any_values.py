@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from own_class import Own
 
 from polarmap import CodedResult, Fault, FaultyExecutor, hedged_map
@@ -49,6 +50,7 @@ def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> 
     assert result.report.tasks[6].state == "used"
 
 
+@pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
 def test_f_may_write_into_what_it_gets(executor: Any) -> None:
     def doubled(item: Any) -> Any:
         item[-1][:] *= 2

@@ -146,15 +146,6 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
     assert np.abs(result[5]["twice"] - exact["twice"]).mean() < 0.5 * np.abs(exact["twice"]).mean()
 
 
-def test_a_single_result_is_the_estimate_of_all() -> None:
-    blocks = list(scattered(4, 5))
-    result = estimated(blocks, arriving([2], 6), workers=6)
-    for one in result:
-        np.testing.assert_allclose(one, blocks[2])
-    assert result.report.estimated == (0, 1, 3)
-    assert min(result.report.errors[i] for i in (0, 1, 3)) > 0.5
-
-
 def test_no_result_at_all_is_an_error() -> None:
     with pytest.raises(CodedTimeoutError, match="no result arrived within the timeout of 2 s"):
         estimated(np.eye(6), arriving([], 8), blocks=6, timeout=2)
@@ -198,16 +189,6 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
 # --- what nothing tells, and what is exact -----------------------------------------------------
 
 
-def test_equal_arrivals_tell_nothing_of_the_others() -> None:
-    data = np.zeros((12, 3))
-    data[11] = 7
-    result = estimated(data, losing(3, 4, 5, 6, 7), lambda block: block.sum(axis=0), blocks=6)
-    assert result.report.recovered == ()
-    assert result.report.estimated == (3, 4, 5)
-    assert result.report.errors == (0, 0, 0, math.inf, math.inf, math.inf)
-    assert "by how much they are off is unknown" in str(result.report)
-
-
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])
 @pytest.mark.parametrize("places", [0, 1])
 def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
@@ -222,6 +203,7 @@ def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
         data[5] *= 2
         result = estimated(data, losing(*range(4, 8)), np.negative, blocks=6)
         assert result.report.errors[4:] == (math.inf, math.inf)
+        assert "by how much they are off is unknown" in str(result.report)
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e200])

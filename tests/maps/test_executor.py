@@ -30,7 +30,6 @@ import polarmap
 from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError, WorkerLostError
 
-YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 
 
@@ -41,7 +40,6 @@ KINDS = {
     "threads": lambda stack: Executor(stack.enter_context(futures.ThreadPoolExecutor(3))),
     "processes": lambda stack: Executor(stack.enter_context(process_pool(3))),
     "Lithops": lambda stack: Executor("localhost", workers=2),
-    "objects": lambda stack: Executor(stack.enter_context(Pool(YAML, workers=2, listen=False))),
     "Dask": lambda stack: Executor(stack.enter_context(dask_executor(2))),
     "replay": lambda stack: Executor(ReplayExecutor()),
 }
@@ -430,16 +428,6 @@ def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
 
 
 # --- tools that take one -----------------------------------------------------------------------------
-
-
-def test_asyncio_awaits_its_calls(two: Executor) -> None:
-    import asyncio
-
-    async def several() -> list[int]:
-        loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(two, abs, -number) for number in range(5)))
-
-    assert asyncio.run(several()) == list(range(5))
 
 
 def test_dask_computes_on_it(two: Executor) -> None:

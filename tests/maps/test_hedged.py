@@ -89,11 +89,6 @@ def test_failed_tasks_are_retried_as_in_a_coded_map() -> None:
         hedged_map(summary, DATA, blocks=4, executor=faulty)
 
 
-def test_a_timeout_is_kept() -> None:
-    with pytest.raises(CodedTimeoutError, match="3 of 4 needed results arrived within 20 s"):
-        hedged_map(summary, DATA, blocks=4, executor=ReplayExecutor({2: math.inf}), timeout=20)
-
-
 @given(k=st.integers(1, 9), seed=st.integers(0, 99), late=st.floats(0, 30))
 @settings(max_examples=30)
 def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> None:

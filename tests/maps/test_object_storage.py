@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Stored
 from polarmap.arrays.stores import open_store
+from polarmap.worker.retries import retry_call
 
 
 @pytest.fixture
@@ -51,6 +54,31 @@ def test_workers_encode_raw_objects_where_they_lie(config, rows):
         store.delete(["mine/3", "mine/4"])
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
     store.delete(store.keys("mine/"))
+
+
+def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypatch):
+    A = np.random.default_rng(0).standard_normal((60, 30))
+    options = {"blocks": 6, "workers": 8, "executor": config, "timeout": 100}
+    polarmap.coded_map(np.sum, A, **options)
+    monkeypatch.setattr(retry_call, "__defaults__", (90.0,))  # a busy machine starts it slowly
+    pauses = []
+
+    def launch_at_first(seconds):
+        if not pauses:
+            s3_server.launch()
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr("polarmap.worker.retries.sleep", launch_at_first)
+    s3_server.kill()
+    try:
+        y = polarmap.coded_map(np.sum, A, **options)
+    finally:
+        if not pauses:
+            s3_server.launch()
+        s3_server.wait()
+    assert pauses
+    assert sum(y) == pytest.approx(A.sum())
 
 
 def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config):

@@ -28,7 +28,6 @@ from polarmap import (
     coded_sum,
     encode,
     hedged_map,
-    submit,
 )
 from polarmap.blocks import sparse
 from polarmap.errors import CodeError, NotLinearError
@@ -157,11 +156,6 @@ def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
         )
     assert_close(found.concatenate(), A @ X)
     assert found.report.code_reason == "coded, because out= asks for it"
-
-
-def test_a_future_tells_blocks() -> None:
-    future = submit(lambda rows: rows @ X, A, blocks=5, executor=ReplayExecutor())
-    assert_close(np.concatenate([block.result(60) for block in future.blocks]), A @ X)
 
 
 # --- copies of late tasks ------------------------------------------------------------------------

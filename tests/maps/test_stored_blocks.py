@@ -7,9 +7,11 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from counting_store import Least
 
 import polarmap
 from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.storage.folder import FolderStore
 
 
 @pytest.fixture
@@ -54,39 +56,18 @@ def test_too_much_damage_is_said_by_name(stored):
         polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
 
 
-def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A):
-    class Memory(dict):
-        name = "memory"
-
-        def put(self, key, data):
-            self[key] = bytes(data)
-
-        def get(self, key, start=0, stop=None):
-            if key not in self:
-                raise polarmap.errors.MissingObjectError(key)
-            return self[key][start:stop]
-
-        def size(self, key):
-            return len(self[key]) if key in self else None
-
-        def keys(self, prefix=""):
-            return sorted(key for key in dict.keys(self) if key.startswith(prefix))
-
-        def delete(self, keys):
-            for key in keys:
-                self.pop(key, None)
-
-    memory = Memory()
-    coded = polarmap.encode(A, blocks=6, workers=8, name="rows", storage=memory)
+def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A, tmp_path):
+    store = Least(FolderStore(tmp_path / "store"))
+    coded = polarmap.encode(A, blocks=6, workers=8, name="rows", storage=store)
     lost = [part.key for index in (0, 7) for part in coded.stored(index)]
-    memory.delete(lost)
+    store.delete(lost)
     with ThreadPoolExecutor(4) as pool:
         # What is verified is not handed out before every task has had a moment to report.
         y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60, verify=True)
     assert sum(y) == pytest.approx(A.sum())
     assert y.report.recovered == (0,)
     assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
-    with pytest.raises(ExecutorError, match="is in memory, which workers cannot reach: use a thread pool"):
+    with pytest.raises(ExecutorError, match="which workers cannot reach: use a thread pool"):
         polarmap.coded_map(np.sum, coded, executor="localhost")
 
 

@@ -82,7 +82,9 @@ def test_the_result_is_that_of_coded_map() -> None:
     assert future.exception() is None
 
 
-def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None:
+def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
+    threads: ThreadPoolExecutor,
+) -> None:
     f = Gate(A[4, 0], A[8, 0], A[12, 0])  # three of four data blocks, with two parity blocks
     future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
     first = future.blocks[0].result(SECONDS)
@@ -93,10 +95,20 @@ def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None
     assert future.running()
     done, undone = wait([future, *future.blocks], timeout=0)
     assert (len(done), len(undone)) == (1, 4)
+    for _ in range(3):
+        assert f.waiting.acquire(timeout=SECONDS)
+    report = future.report
+    assert report is not None
+    assert (report.n, report.k, report.needed, report.is_final) == (6, 4, 4, False)
+    assert 0 in report.indices("arrived")
+    assert {1, 2, 3} <= set(report.indices("running"))
+    assert "are needed" in str(report)
     f.open()
     order = [future.blocks.index(block) for block in as_completed(future.blocks, timeout=SECONDS)]
     assert sorted(order) == [0, 1, 2, 3]
-    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
+    result = future.result(SECONDS)
+    np.testing.assert_allclose(result.concatenate(), 2 * A, atol=1e-12)
+    assert result.report.is_final
 
 
 def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
@@ -117,24 +129,6 @@ def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
 def test_the_last_block_of_padded_data_is_cut(threads: ThreadPoolExecutor) -> None:
     future = polarmap.submit(np.negative, A[:15], blocks=4, executor=threads)
     assert [len(block.result(SECONDS)) for block in future.blocks] == [4, 4, 4, 3]
-
-
-def test_the_report_tells_how_far_it_is(threads: ThreadPoolExecutor) -> None:
-    f = Gate(A[4, 0], A[8, 0], A[12, 0])
-    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
-    future.blocks[0].result(SECONDS)
-    for _ in range(3):
-        assert f.waiting.acquire(timeout=SECONDS)
-    report = future.report
-    assert report is not None
-    assert not report.is_final
-    assert (report.n, report.k, report.needed) == (6, 4, 4)
-    assert 0 in report.indices("arrived")
-    assert {1, 2, 3} <= set(report.indices("running"))
-    assert "are needed" in str(report)
-    f.open()
-    final = future.result(SECONDS).report
-    assert final.is_final
 
 
 def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:

@@ -252,17 +252,6 @@ def test_what_would_change_on_the_way_there_is_refused_by_name(name: str) -> Non
             run(lambda block: 1.0, [make(), make()], executor=ReplayExecutor())
 
 
-@pytest.mark.parametrize("name", [name for name in NO_RESULTS if name not in ("generator", "lock")])
-def test_what_no_code_carries_goes_both_ways_in_a_hedged_map(name: str) -> None:
-    value = NO_RESULTS[name][0]()
-    there_and_back, back = hedged_map(
-        lambda item: value if item is None else item, [value, None], executor=ReplayExecutor()
-    )
-    for one in (there_and_back, value if value is None else back):
-        assert type(one) is type(value)
-        assert repr(one) == repr(value) or isinstance(value, Frame)
-
-
 @pytest.mark.parametrize("name", ["generator", "lock"])
 def test_what_cannot_be_pickled_is_named(name: str) -> None:
     make, words = NO_RESULTS[name]
