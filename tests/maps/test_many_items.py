@@ -140,19 +140,3 @@ def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None
     assert isinstance(found[700], WorkerLostError)
     assert [one for one in found if one is not found[700]] == [-item for item in range(1000) if item != 700]
     assert found.report.tasks[700].attempts >= 2
-
-
-def test_short_items_that_wait_for_each_other_meet(tmp_path: Any) -> None:
-    """What stands behind one that waits, in a batch of a worker, goes to another worker."""
-
-    def meet(item: int) -> int:
-        (tmp_path / str(item)).touch()
-        until = time.monotonic() + PATIENCE
-        while item >= 0 and not (tmp_path / str(item ^ 1)).exists() and time.monotonic() < until:
-            time.sleep(0.001)
-        return item if item < 0 or time.monotonic() < until else -1
-
-    leave_out_others()
-    with Executor(workers=2) as executor:
-        list(executor.map(meet, range(-600, 0)))  # it is known that they are short
-        assert list(executor.map(meet, range(40))) == list(range(40))

@@ -106,8 +106,10 @@ def use_large_results(product: CodedOperator, pool: Pool) -> None:
         np.testing.assert_array_equal(found, np.full(1 << 16, 3.0))
 
 
-@pytest.mark.parametrize("use", [use_blocks, use_large_function, use_large_results])
-@pytest.mark.parametrize("put", [link, others_folder])
+@pytest.mark.parametrize(
+    ("put", "use"),
+    [(link, use_blocks), (link, use_large_function), (link, use_large_results), (others_folder, use_blocks)],
+)
 def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
     put: Callable[[Path, Path], None], use: Callable[[Any, Pool], None], pool: Pool, tmp_path: Path
 ) -> None:
