@@ -71,25 +71,6 @@ class Results:
         return lambda: "early"
 
 
-def test_what_a_future_tells_before_during_and_after() -> None:
-    one = ScriptedMap()
-    future = one.start()
-    assert one.began.wait(SECONDS)
-    assert future.running()
-    assert not future.done()
-    assert future.blocks[1].result(SECONDS) == "early"
-    assert not future.blocks[0].done()
-    report = future.report
-    assert report is not None
-    assert report.seconds == 1.0
-    one.go.set()
-    assert future.result(SECONDS) == ["zero", "one"]
-    assert future.blocks[0].result(0) == "zero"
-    assert future.blocks[1].result(0) == "early"
-    assert not future.cancel()
-    assert not future.running()
-
-
 def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
     error = RuntimeError("no")
     one = ScriptedMap(error=error)
