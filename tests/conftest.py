@@ -15,7 +15,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -129,13 +128,10 @@ def interpreter() -> Iterator[Interpreter]:
 @pytest.fixture(params=["threads", "processes", "localhost"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Each kind of workers on this machine."""
-    if request.param == "localhost":
-        yield "localhost"
-        return
-    from plain import process_pool
+    from plain import executor_of_kind
 
-    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
-        yield pool
+    with executor_of_kind(request.param) as one:
+        yield one
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dask_executors import dask_executor
 
 import polarmap
 from polarmap import Decoder, PolarCode, ReplayExecutor
@@ -132,6 +134,19 @@ def process_pool(workers: int, **environment: str | None) -> ProcessPoolExecutor
     return ProcessPoolExecutor(
         workers, context, set_environment if environment else None, (environment,) * bool(environment)
     )
+
+
+@contextmanager
+def executor_of_kind(kind: str, workers: int = 4) -> Iterator[Any]:
+    """What `coded_map(executor=)` takes, for each kind of workers on this machine."""
+    if kind == "dask":
+        with dask_executor(workers) as one:
+            yield one
+    elif kind in ("threads", "processes"):
+        with (ThreadPoolExecutor if kind == "threads" else process_pool)(workers) as pool:
+            yield pool
+    else:
+        yield {"default": None, "localhost": "localhost", "replay": ReplayExecutor()}[kind]
 
 
 def set_environment(environment: Mapping[str, str | None]) -> None:

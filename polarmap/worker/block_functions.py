@@ -43,7 +43,7 @@ def combination(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
             wrong = [leaf.dtype for leaf in leaves if leaf.dtype.kind not in "biufc"]
             if wrong:
                 raise TypeError(f"f returned dtype {wrong[0]}, which cannot be added up: return numbers")
-            terms = [coefficient * (leaf + 0 if leaf.dtype == bool else leaf) for leaf in leaves]
+            terms = [coefficient * leaf for leaf in leaves]
             if total and len(total) != len(terms):
                 raise ValueError("f returned different structures for different parts")
             total = [one + two for one, two in zip(total, terms)] if total else terms

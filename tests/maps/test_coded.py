@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 from plain import assert_same, plain_map
 
-import polarmap
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodeError
 
@@ -105,22 +103,7 @@ def test_auto_takes_the_exact_kernel_for_any_integer_leaf() -> None:
     assert report.code == "arikan optimal"
 
 
-@pytest.mark.parametrize(
-    "code", ["rotation", "arikan", PolarCode(40, 20), PolarCode(40, 20, "arikan", "sequential")]
-)
-def test_every_code_decodes(code: Any) -> None:
-    late = dict.fromkeys([3, 8], math.inf)
-    result = doubled(blocks=20, workers=40, code=code, executor=ReplayExecutor(late), timeout=100)
-    assert_same(result, plain_map(double, DATA, 20), 1e-9)
-    assert result.report.recovered == (3, 8)
-    assert result.report.code == ("rotation optimal" if code == "rotation" else result.report.code)
-
-
 # --- executors ---------------------------------------------------------------------------------
-
-
-def test_a_fault_never_strikes_without_being_asked_for() -> None:
-    assert doubled(executor=polarmap.FaultyExecutor(ReplayExecutor())).report.indices("failed") == []
 
 
 def test_data_changed_in_place_between_two_maps_is_new_data() -> None:

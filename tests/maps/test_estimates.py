@@ -13,15 +13,7 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap import (
-    CodedResult,
-    Fault,
-    FaultyExecutor,
-    LagrangeCode,
-    Masked,
-    ReplayExecutor,
-    Stored,
-)
+from polarmap import CodedResult, LagrangeCode, Masked, ReplayExecutor, Stored
 from polarmap.errors import CodeError, NotDecodableError
 from tests.plain import arriving
 
@@ -123,13 +115,6 @@ def test_rows_of_padding_are_cut_off(threads: ThreadPoolExecutor) -> None:
     gate.set()
     assert now.concatenate().shape == (23, 1)
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 3 * data)
-
-
-def test_nothing_arrives_and_everything_fails_is_one_error() -> None:
-    faults = FaultyExecutor(ReplayExecutor(), {task: Fault("raise", attempts=9) for task in range(8)})
-    future = polarmap.submit(np.negative, list(BLOCKS), workers=8, executor=faults)
-    with pytest.raises(RuntimeError, match="injected fault"):
-        list(future.estimates())
 
 
 def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: ThreadPoolExecutor) -> None:

@@ -30,7 +30,6 @@ import polarmap
 from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError, WorkerLostError
 
-YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 
 
@@ -41,7 +40,6 @@ KINDS = {
     "threads": lambda stack: Executor(stack.enter_context(futures.ThreadPoolExecutor(3))),
     "processes": lambda stack: Executor(stack.enter_context(process_pool(3))),
     "Lithops": lambda stack: Executor("localhost", workers=2),
-    "objects": lambda stack: Executor(stack.enter_context(Pool(YAML, workers=2, listen=False))),
     "Dask": lambda stack: Executor(stack.enter_context(dask_executor(2))),
     "replay": lambda stack: Executor(ReplayExecutor()),
 }
@@ -80,6 +78,10 @@ def linger(folder: Path, name: str) -> str:
 
 
 def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
+    def add(block: np.ndarray) -> np.ndarray:
+        block += 1  # it may write into what it gets
+        return block
+
     values = [None, "text", {1, 2}, {"a": [None, np.arange(3)]}, 2**80, Path("x"), np.float32(1.5)]
     found = [executor.submit(lambda *a, **k: (a, k), value, self=1) for value in values]
     for value, future in zip(values, found, strict=True):
@@ -88,7 +90,7 @@ def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
         assert pickle.dumps(one) == pickle.dumps(value)
         assert named == {"self": 1}
     assert list(executor.map(pow, range(5), range(5))) == [1, 1, 4, 27, 256]
-    assert executor.submit(np.zeros, (300, 1000)).result(PATIENCE).shape == (300, 1000)
+    assert executor.submit(add, np.zeros(300_000)).result(PATIENCE)[-1] == 1.0
 
 
 def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor: Executor) -> None:
@@ -109,15 +111,10 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
     told = "".join(traceback.format_exception(raised))
     assert "raise JSONDecodeError(" in told  # the line of a module that is there
     assert "1 and 2" in str(executor.submit(lambda: fail(OddError(1, 2))).exception(PATIENCE))
-    with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
-        executor.submit(threading.Lock).result(PATIENCE)
+    for call in ((threading.Lock,), (id, threading.Lock())):
+        with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
+            executor.submit(*call).result(PATIENCE)
     assert executor.submit(int).result(PATIENCE) == 0
-
-
-def test_what_cannot_be_pickled_is_told_by_its_future(two: Executor) -> None:
-    with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
-        two.submit(id, threading.Lock()).result(PATIENCE)
-    assert two.submit(int).result(PATIENCE) == 0
 
 
 def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> None:
@@ -126,14 +123,6 @@ def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> 
     large += 1
     small.append(1)
     assert [one.result(PATIENCE) for one in found] == [(0.0, [0])] * 8
-
-
-def test_calls_may_write_into_their_arguments(executor: Executor) -> None:
-    def add(block: np.ndarray) -> float:
-        block += 1
-        return float(block.sum())
-
-    assert executor.submit(add, np.zeros(100_000)).result(PATIENCE) == 100_000
 
 
 # --- map ---------------------------------------------------------------------------------------------
@@ -217,23 +206,6 @@ def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error:
 
 
 # --- futures -----------------------------------------------------------------------------------------
-
-
-def test_a_call_can_be_cancelled_until_a_worker_is_given_it(tmp_path: Path) -> None:
-    with Executor(workers=1) as executor:
-        first = executor.submit(linger, tmp_path, "first")
-        assert until((tmp_path / "first began").exists)
-        others = [executor.submit(touch, tmp_path, "never") for _ in range(3)]
-        assert first.running()
-        assert not first.cancel()
-        assert others[-1].cancel()
-        done = futures.wait(others[-1:], timeout=0).done | {others[-1]}
-        assert done == {others[-1]}
-        others[1].cancel()
-        others[0].cancel()
-        touch(tmp_path, "first may end")
-        assert first.result(PATIENCE) == "first"
-    assert [one.cancelled() for one in others[1:]] == [True, True]
 
 
 def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
@@ -329,14 +301,6 @@ def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_pa
     assert isinstance(raised.value, futures.BrokenExecutor)
     assert [one.result(PATIENCE) for one in others] == [1] * 5
     assert executor.submit(int).result(PATIENCE) == 0
-
-
-def test_a_process_pool_of_others_loses_all_calls_with_one_of_its_processes() -> None:
-    with process_pool(1) as pool, Executor(pool, retries=0) as executor:
-        killed, waiting = executor.submit(os._exit, 3), executor.submit(time.sleep, 60)
-        for call in (killed, waiting):
-            with pytest.raises(WorkerLostError, match=r"a process died.* leave executor= out"):
-                call.result(PATIENCE)
 
 
 def test_faults_strike_calls_by_number() -> None:
@@ -464,16 +428,6 @@ def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
 
 
 # --- tools that take one -----------------------------------------------------------------------------
-
-
-def test_asyncio_awaits_its_calls(two: Executor) -> None:
-    import asyncio
-
-    async def several() -> list[int]:
-        loop = asyncio.get_running_loop()
-        return await asyncio.gather(*(loop.run_in_executor(two, abs, -number) for number in range(5)))
-
-    assert asyncio.run(several()) == list(range(5))
 
 
 def test_dask_computes_on_it(two: Executor) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving, process_pool
+from plain import arriving
 from scipy.optimize import minimize, rosen, rosen_der
 
 from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.gradients import DEFAULT_STEP
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
@@ -195,26 +194,6 @@ def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
     np.testing.assert_allclose(found.gradient, 2 * x, rtol=1e-3)
 
 
-def test_single_precision_f_with_a_longer_step() -> None:
-    def single(x: Any) -> Any:
-        return np.sum(np.float32(x) ** 2, dtype=np.float32)
-
-    x = np.arange(1.0, 9.0)
-    found = coded_gradient(single, x, h=5e-3, blocks=8, workers=12, verify=True, executor=losing(0, 5))
-    np.testing.assert_allclose(found.gradient, 2 * x, rtol=1e-2)
-
-
-@pytest.mark.parametrize("scheme", ["central", "forward"])
-@pytest.mark.parametrize("liar", [1, 9])
-def test_garbage_is_named_and_left_out(liar: int, scheme: str) -> None:
-    faulty = FaultyExecutor(losing(0), {liar: Fault("garbage", attempts=9)})
-    x = point(30)
-    options: dict[str, Any] = {"blocks": 8, "workers": 12, "verify": True, "retries": 0}
-    found = coded_gradient(curved, x, scheme=scheme, executor=faulty, **options)
-    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-5)
-    assert found.report.indices("failed") == [liar]
-
-
 def test_accuracy_that_is_asked_for_is_waited_for() -> None:
     code = PolarCode(12, 8)
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(30)]
@@ -226,12 +205,11 @@ def test_accuracy_that_is_asked_for_is_waited_for() -> None:
 # --- iterations ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["BFGS", "L-BFGS-B", "CG"])
-def test_minimize_arrives_where_the_exact_gradient_does(method: str) -> None:
+def test_minimize_arrives_where_the_exact_gradient_does() -> None:
     x = np.array([1.3, 0.7, 0.8, 1.9, 1.2])
     gradient = CodedGradient(rosen, blocks=5, workers=8, executor=losing(0, 2, 4))
-    found = minimize(rosen, x, jac=gradient, method=method)
-    exact = minimize(rosen, x, jac=rosen_der, method=method)
+    found = minimize(rosen, x, jac=gradient)
+    exact = minimize(rosen, x, jac=rosen_der)
     np.testing.assert_allclose(found.x, exact.x, atol=1e-4)
     assert gradient.calls == found.njev
     assert gradient.evaluations == found.njev * 2 * 5
@@ -245,15 +223,6 @@ def test_arguments_of_the_objective_are_passed_on() -> None:
 
     gradient = CodedGradient(shifted, workers=4, executor=ReplayExecutor())
     np.testing.assert_allclose(gradient(np.zeros(3), 1.0, 2.0), -8, rtol=1e-7)
-
-
-def test_pools_run_it() -> None:
-    x = point(10)
-    for pool in (ThreadPoolExecutor(2), process_pool(2)):
-        with pool:
-            faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9)})
-            found = coded_gradient(curved, x, workers=8, executor=faulty)
-        np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
 
 
 # --- what cannot be ------------------------------------------------------------------------------
@@ -310,20 +279,6 @@ def test_bad_arguments(change: dict[str, Any], message: str) -> None:
     f, x = arguments.pop("f"), arguments.pop("x")
     with pytest.raises(CodeError, match=message):
         coded_gradient(f, x, **arguments)
-
-
-def test_too_few_workers_and_too_late() -> None:
-    with pytest.raises(NotDecodableError, match="5 of 6 needed results"):
-        coded_gradient(
-            curved,
-            np.ones(6),
-            blocks=6,
-            workers=8,
-            retries=0,
-            executor=FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3), Fault("kill", attempts=9))),
-        )
-    with pytest.raises(CodedTimeoutError, match="5 of 6 needed results"):
-        coded_gradient(curved, np.ones(6), blocks=6, workers=8, timeout=5, executor=losing(0, 1, 2))
 
 
 def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:

@@ -19,7 +19,7 @@ from pool_processes import python_in, until
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.errors import CodedTimeoutError, ExecutorError
+from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import named_for_lithops
 
 A = np.random.default_rng(0).standard_normal((480, 16))
@@ -73,17 +73,6 @@ def _nothing_stays():
     assert until(lambda: children() == [], 5.0)
 
 
-def test_without_stragglers_the_results_are_those_of_map():
-    y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor="localhost")
-    plain = [times_x(block) for block in np.split(A, 6)]
-    for index in range(6):
-        if index in y.report.recovered:
-            np.testing.assert_allclose(y[index], plain[index], rtol=1e-12, atol=1e-12)
-        else:
-            np.testing.assert_array_equal(y[index], plain[index])
-    assert y.report.executor == "localhost"
-
-
 def test_sleeping_killed_exiting_and_raising_workers_are_erasures():
     faults = {
         0: Fault("sleep", NEVER),
@@ -125,59 +114,10 @@ def test_a_killed_job_is_started_again(tmp_path):
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
-def test_what_f_raises_everywhere_is_raised_at_once():
-    def f(block):
-        raise ZeroDivisionError("no such thing")
-
-    with pytest.raises(ZeroDivisionError, match="no such thing"):
-        polarmap.coded_map(f, A, blocks=4, workers=6, executor="localhost", timeout=60)
-
-
 def test_a_function_that_cannot_travel_is_refused():
     lock = threading.Lock()
     with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor="localhost")
-
-
-def test_nested_blocks_and_results_travel_as_objects_of_any_size_and_integers_are_exact():
-    integers = np.random.default_rng(1).integers(-(2**40), 2**40, (6, 5))
-    blocks = [{"a": np.full((50, 300), i, "f4"), "b": (integers[i],)} for i in range(6)]
-
-    def f(block):
-        return {"big": block["a"] * 2, "small": block["b"][0] @ np.arange(5)}
-
-    faulty = FaultyExecutor("localhost", {1: Fault("kill"), 5: Fault("exit")})
-    y = polarmap.coded_map(f, blocks, workers=10, executor=faulty)
-    for index, result in enumerate(y):
-        np.testing.assert_allclose(result["big"], blocks[index]["a"] * 2, rtol=1e-5, atol=1e-5)
-        assert result["small"] == integers[index] @ np.arange(5)
-
-
-def test_other_verbs_travel_and_lose_workers_too():
-    def on(faults):
-        return {"executor": FaultyExecutor("localhost", faults), "timeout": 60}
-
-    parts = list(np.random.default_rng(0).standard_normal((4, 30)))
-    total = polarmap.coded_sum(
-        lambda part: np.cos(part), parts, tolerate=1, **on({2: Fault("kill", attempts=9)})
-    )
-    np.testing.assert_allclose(total.value, sum(map(np.cos, parts)))
-    point, lost = np.arange(4.0), {0: Fault("kill", attempts=9)}
-    found = polarmap.coded_gradient(lambda x: float((x**2).sum()), point, blocks=2, workers=4, **on(lost))
-    np.testing.assert_allclose(found.gradient, 2 * point, atol=1e-7)
-    assert 0 in found.report.recovered
-    one = polarmap.hedged_map(
-        lambda b: {"s": float(b.sum())}, np.ones((4, 3)), blocks=2, **on({1: Fault("kill")})
-    )
-    assert list(one) == [{"s": 6.0}] * 2
-    assert "SIGKILL" in one.report.tasks[1].failures[0]
-
-
-def test_a_timeout_leaves_nothing():
-    faults = {index: Fault("sleep", NEVER) for index in range(4)}
-    executor = FaultyExecutor("localhost", faults)
-    with pytest.raises(CodedTimeoutError, match="of 2 needed results arrived within 1 s, 4 tasks still run"):
-        polarmap.coded_map(times_x, A, blocks=2, workers=4, executor=executor, timeout=1)
 
 
 def test_a_function_executor_stays_the_callers():
@@ -271,9 +211,12 @@ def sleepers_run(temporary: Path) -> bool:
     return len(list(temporary.glob("*/*/lithops.jobs/*/*/*.init"))) >= 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
-    process, temporary = run_script(tmp_path, sleepers=6)
+@pytest.mark.parametrize(
+    ("number", "executor"),
+    [(signal.SIGINT, "localhost"), (signal.SIGKILL, "localhost"), (signal.SIGKILL, str(YAML))],
+)
+def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number, executor):
+    process, temporary = run_script(tmp_path, sleepers=6, executor=executor)
     assert until(lambda: sleepers_run(temporary))
     began = time.monotonic()
     process.send_signal(number)
@@ -282,28 +225,11 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
         assert time.monotonic() - began < 60  # of the 600 for which its workers sleep
         assert process.returncode in (-signal.SIGINT, 1)  # Python's own two ways to end by Ctrl-C
     assert "Exception ignored" not in err
-    assert_nothing_runs_or_lies_in(temporary)
-
-
-def test_a_killed_driver_takes_the_workers_and_objects_of_its_configuration_along(tmp_path):
-    process, temporary = run_script(tmp_path, sleepers=6, executor=str(YAML))
-    assert until(lambda: sleepers_run(temporary))
-    process.kill()
-    process.communicate(timeout=20)
     assert until(lambda: workers_are_gone(temporary))
     files = [path for path in temporary.rglob("*") if path.is_file()]
-    assert [path for path in files if {"polarmap", "lithops.jobs"} & set(path.parts)] == []
-
-
-def test_what_a_driver_left_that_was_killed_before_any_worker_ran_is_swept(tmp_path):
-    process, temporary = run_script(tmp_path, sleepers=6)
-    assert until(lambda: bool(list(temporary.glob("polarmap-*/python"))))
-    process.kill()
-    process.communicate(timeout=20)
-    assert until(lambda: workers_are_gone(temporary))
-    code = "from polarmap.executors.owned_folder import private_folder; private_folder()"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(temporary)}, check=True)
-    assert list(temporary.glob("polarmap-*")) == []
+    if executor != "localhost":  # Lithops' own files stay, below its folder
+        files = [path for path in files if {"polarmap", "lithops.jobs"} & set(path.parts)]
+    assert files == []
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,20 @@ def by_executor(pool: Pool, count: int) -> list[int]:
         return list(executor.map(identity, range(count)))
 
 
+def by_hedged_map(pool: Pool, count: int) -> list[int]:
+    return list(polarmap.hedged_map(identity, range(count), executor=pool, progress=False))
+
+
+def by_coded_map(pool: Pool, count: int, **options: Any) -> list[float]:
+    data = np.arange(float(count))
+    return list(polarmap.coded_map(identity, data, blocks=count, executor=pool, progress=False, **options))
+
+
 MAPS: dict[str, Callable[[Pool, int], Any]] = {
-    "hedged_map": lambda pool, count: list(
-        polarmap.hedged_map(identity, range(count), executor=pool, progress=False)
-    ),
+    "hedged_map": by_hedged_map,
     "Executor.map": by_executor,
-    "coded_map": lambda pool, count: list(
-        polarmap.coded_map(identity, np.arange(float(count)), blocks=count, executor=pool, progress=False)
-    ),
-    "coded_map, on demand": lambda pool, count: list(
-        polarmap.coded_map(
-            identity,
-            np.arange(float(count)),
-            blocks=count,
-            schedule="on_demand",
-            executor=pool,
-            progress=False,
-        )
-    ),
+    "coded_map": by_coded_map,
+    "coded_map, on demand": partial(by_coded_map, schedule="on_demand"),
 }
 
 
@@ -112,8 +109,7 @@ def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
     assert large[0, 0] == np.random.default_rng(0).standard_normal()
 
 
-@pytest.mark.parametrize("kind", ["Pool", "Executor"])
-def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(kind: str, tmp_path: Any) -> None:
+def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(tmp_path: Any) -> None:
     """Each of 24 tasks waits until all of them have begun."""
 
     def begin(task: int) -> int:
@@ -124,12 +120,8 @@ def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(kind: str, t
         return len(list(tmp_path.iterdir()))
 
     leave_out_others()
-    if kind == "Pool":
-        with Pool(workers=24) as pool:
-            found = list(polarmap.hedged_map(begin, range(24), backups=0, executor=pool))
-    else:
-        with Executor(workers=24, backups=0) as executor:
-            found = list(executor.map(begin, range(24)))
+    with Executor(workers=24, backups=0) as executor:
+        found = list(executor.map(begin, range(24)))
     assert found == [24] * 24
 
 
@@ -148,19 +140,3 @@ def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None
     assert isinstance(found[700], WorkerLostError)
     assert [one for one in found if one is not found[700]] == [-item for item in range(1000) if item != 700]
     assert found.report.tasks[700].attempts >= 2
-
-
-def test_short_items_that_wait_for_each_other_meet(tmp_path: Any) -> None:
-    """What stands behind one that waits, in a batch of a worker, goes to another worker."""
-
-    def meet(item: int) -> int:
-        (tmp_path / str(item)).touch()
-        until = time.monotonic() + PATIENCE
-        while item >= 0 and not (tmp_path / str(item ^ 1)).exists() and time.monotonic() < until:
-            time.sleep(0.001)
-        return item if item < 0 or time.monotonic() < until else -1
-
-    leave_out_others()
-    with Executor(workers=2) as executor:
-        list(executor.map(meet, range(-600, 0)))  # it is known that they are short
-        assert list(executor.map(meet, range(40))) == list(range(40))

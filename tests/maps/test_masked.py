@@ -134,12 +134,6 @@ def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, wor
         coded_map(f, WORDS, blocks=5, workers=12, code=Masked(1), executor=arriving(range(lost, 12), 12))
 
 
-def test_a_worker_that_returns_garbage_is_named() -> None:
-    faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
-    result = coded_map(np.negative, WORDS, blocks=5, workers=12, code=Masked(1), executor=faulty)
-    assert (result.concatenate() == -WORDS).all()
-
-
 def test_integers_and_floats_of_one_block_are_refused() -> None:
     with pytest.raises(CodeError, match=r"not float64 and int64 of one block.*astype\(float\)"):
         coded_map(np.shape, [(WORDS, DATA)] * 3, code=Masked(1), executor=ReplayExecutor())

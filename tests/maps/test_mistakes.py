@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import zarr
-from plain import frames_of_ours, process_pool
+from plain import executor_of_kind, frames_of_ours
 
 import polarmap
 from polarmap import (
@@ -38,8 +38,6 @@ from polarmap import (
 from polarmap.cli import templates
 from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, PolarmapError
-from polarmap.executors.base import failure_of
-from polarmap.worker.messages import describe
 
 WRONG: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -436,13 +434,10 @@ RAISED = {
 }
 
 
-@pytest.fixture(scope="module", params=["replay", "threads", "processes"])
+@pytest.fixture(scope="module", params=["threads", "processes"])
 def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "replay":
-        yield ReplayExecutor()
-    else:
-        with (ThreadPoolExecutor if request.param == "threads" else process_pool)(2) as one:
-            yield one
+    with executor_of_kind(request.param, 2) as one:
+        yield one
 
 
 @pytest.mark.parametrize("name", RAISED)
@@ -453,13 +448,3 @@ def test_any_exception_of_f_is_told(name: str, pool: Any) -> None:
     with pytest.raises(BaseException, check=is_told) as caught:
         polarmap.coded_map(f, ROWS, blocks=2, workers=3, executor=pool, retries=0, timeout=50)
     assert name in "".join(traceback.format_exception(caught.value))
-
-
-def test_an_exception_travels_as_words_of_bounded_length() -> None:
-    for make in RAISED.values():
-        error = describe(make())
-        assert len(error.message) <= 10_000
-        assert len(error.traceback) <= 10_000
-    assert describe(MuteError()).message == "<its __str__ raised>"
-    cause = failure_of(describe(ValueError("as it is"))).cause
-    assert isinstance(cause, ValueError)

@@ -14,7 +14,7 @@ from plain import assert_same, cut, plain_map, states, without_padding
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, NotDecodableError
-from polarmap.planning import Empirical, ShiftedExponential, completion_time, simulate_on_demand, stragglers
+from polarmap.planning import Empirical, simulate_on_demand
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.run import local_run
 
@@ -22,7 +22,6 @@ N, K = 32, 24
 DATA = np.random.default_rng(0).standard_normal((2 * K, 5))
 WHOLE = np.random.default_rng(0).integers(-99, 99, (2 * K, 5))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
-DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def product(block: np.ndarray) -> np.ndarray:
@@ -127,26 +126,14 @@ def test_nan_is_waited_for_and_starts_nothing_more() -> None:
     assert result.report.seconds == 9.0
 
 
-def replayed(seed: int) -> tuple[CodedResult, np.ndarray]:
-    """A map of tasks whose run times are drawn, and these."""
-    times = DISTRIBUTION.sample(np.random.default_rng(seed), N)
-    return coded(executor=ReplayExecutor(dict(enumerate(times.tolist()))), verify=False), times
-
-
 def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
     assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
     assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
     assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
 
 
-def test_the_map_does_what_the_simulation_of_the_policy_says() -> None:
-    for seed in range(40):
-        result, times = replayed(seed)
-        assert_as_simulated(result, simulate_on_demand(times[None, :K], times[None, K:]))
-
-
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
-def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_return(
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 24])
+def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_run, "LOOK_SECONDS", 60.0)  # f of padding here ends within one look
@@ -209,12 +196,6 @@ def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], ki
     assert result.report.seconds <= (60 * 2 ** (n - k) if silent else 20.0)
 
 
-def test_two_of_three_that_never_return_are_replaced_in_seconds() -> None:
-    result = coded(blocks=3, workers=5, executor=ReplayExecutor(dict.fromkeys((0, 2), math.inf)), timeout=600)
-    assert_same(result, plain_map(product, DATA, 3), 1e-11)
-    assert result.report.seconds < 10
-
-
 def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
     """It is given its second first."""
     executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
@@ -234,15 +215,6 @@ def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
     assert_same(result, cut(DATA, K), 1e-11)
     assert result.report.recovered == (0,)
     assert result.report.tasks[K].launched == pytest.approx(1.05)
-
-
-def test_goals_hold_for_replayed_maps() -> None:
-    """300 maps: little more than a plain map's worker-seconds, a tail far below backup tasks'."""
-    maps = [replayed(seed)[0] for seed in range(300)]
-    plain = completion_time(K, K, "uncoded", DISTRIBUTION)
-    backup = completion_time(K, K, "backup-cubed", DISTRIBUTION, trials=20_000)
-    assert np.mean([worker_seconds(one) for one in maps]) <= 1.05 * plain.paid
-    assert np.quantile([one.report.seconds for one in maps], 0.99) <= 0.6 * backup.p99
 
 
 def test_run_times_are_learned_from_what_ran() -> None:

@@ -110,20 +110,12 @@ def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
     [
         ({"blocks": 6}, "blocks=6, but the plan is for 8"),
         ({"workers": 9}, "workers=9, but the plan is for 1"),
-        ({"code": "arikan"}, "the plan says which code"),
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12)
     with pytest.raises(CodeError, match=message):
         coded_map(np.copy, DATA, **{"schedule": made} | options, executor=ReplayExecutor())
-
-
-def test_what_agrees_with_a_plan_may_be_said() -> None:
-    made = plan(8, DISTRIBUTION, "p99", max_workers=12)
-    said = {"blocks": 8, "workers": made.n, "code": made.code}
-    report = coded_map(np.copy, DATA, schedule=made, **said, executor=ReplayExecutor()).report
-    assert (report.k, report.n) == (8, made.n)
 
 
 @pytest.mark.parametrize("objective", ["cost", "p99"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -45,10 +44,6 @@ def close_streams(*numbers: int) -> Callable[[], None]:
     return lambda: [os.close(number) for number in numbers] and None
 
 
-def few_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
-
 def gone() -> None:
     os.mkdir("gone")
     os.chdir("gone")
@@ -63,7 +58,7 @@ def imports_numpy_in_no_folder(folder: Path) -> bool:
 
 @pytest.mark.parametrize(
     "how",
-    ["-c", "script", "standard input", "a cell", "-I", "few descriptors", "no such TMPDIR", "folder is gone"],
+    ["script", "standard input", "a cell", "-I", "no such TMPDIR", "folder is gone"],
 )
 def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -74,14 +69,14 @@ def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
         "a cell": ["-c", AS_A_CELL],
         "-I": ["-I", str(script)],
     }.get(how, ["-c", PROGRAM])
-    before = {"few descriptors": few_descriptors, "folder is gone": gone}.get(how)
-    if before is gone and not imports_numpy_in_no_folder(tmp_path):
+    before = gone if how == "folder is gone" else None
+    if before and not imports_numpy_in_no_folder(tmp_path):
         pytest.skip("this Python cannot import numpy itself there, as 3.12.1 and 3.13.0 cannot")
     more = {"TMPDIR": "/nowhere"} if how == "no such TMPDIR" else {}
     run(arguments, tmp_path, before, more, PROGRAM if how == "standard input" else "")
 
 
-@pytest.mark.parametrize("closed", [(0, 1, 2), (0,), (1,), (2,), (0, 1), (1, 2)])
+@pytest.mark.parametrize("closed", [(0, 1, 2), (0,), (1, 2)])
 def test_a_program_without_standard_streams_maps(closed: tuple[int, ...], tmp_path: Path) -> None:
     run(["-c", PROGRAM], tmp_path, close_streams(*closed), {}, None)
 

@@ -106,8 +106,10 @@ def use_large_results(product: CodedOperator, pool: Pool) -> None:
         np.testing.assert_array_equal(found, np.full(1 << 16, 3.0))
 
 
-@pytest.mark.parametrize("use", [use_blocks, use_large_function, use_large_results])
-@pytest.mark.parametrize("put", [link, others_folder])
+@pytest.mark.parametrize(
+    ("put", "use"),
+    [(link, use_blocks), (link, use_large_function), (link, use_large_results), (others_folder, use_blocks)],
+)
 def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(
     put: Callable[[Path, Path], None], use: Callable[[Any, Pool], None], pool: Pool, tmp_path: Path
 ) -> None:
@@ -141,23 +143,24 @@ def test_blocks_that_were_cut_short_are_written_again(product: CodedOperator) ->
 def test_blocks_lie_on_disk_where_memory_has_no_room(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     replace = os.replace
 
-    def no_room(unfinished: Any, path: Any) -> None:
+    def no_room_in_memory(unfinished: Any, path: Any) -> None:
         if str(path).startswith("/dev/shm/"):
             os.truncate(unfinished, 100)
-            raise OSError(28, "No space left on device")
+            no_room(unfinished, path)
         replace(unfinished, path)
 
-    monkeypatch.setattr(os, "replace", no_room)
+    monkeypatch.setattr(os, "replace", no_room_in_memory)
     with CodedOperator(A, executor=pool) as product:
         check(product)
         assert files()
         assert not [path for path in files() if path.is_relative_to("/dev/shm")]
 
 
-def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(unfinished: Any, path: Any) -> None:
-        raise OSError(28, "No space left on device")
+def no_room(unfinished: Any, path: Any) -> None:
+    raise OSError(28, "No space left on device")
 
+
+def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, CodedOperator(A, executor=pool) as product:
         patched.setattr(os, "replace", no_room)
         with pytest.raises(ExecutorError, match="no room for what workers are to read"):
@@ -168,9 +171,6 @@ def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.Monke
 
 
 def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(unfinished: Any, path: Any) -> None:
-        raise OSError(28, "No space left on device")
-
     large = np.ones(1 << 16)  # so f is a file
 
     def nap(block: Any) -> Any:

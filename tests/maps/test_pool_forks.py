@@ -1,4 +1,4 @@
-"""A driver that is forked: its child has workers of its own, and its maps go on. An f that forks."""
+"""A driver that is forked: its child has workers of its own, and its maps go on."""
 
 from __future__ import annotations
 
@@ -98,58 +98,10 @@ SCENES = {
 }
 
 
-# A child that f forks lives on when its worker has ended.
-OUTLIVED = """
-import tempfile
-started, path = time.monotonic(), os.path.join(tempfile.mkdtemp(), "go")
-
-def outlived(path):
-    if not os.fork():
-        os.setsid()
-        while not os.path.exists(path) and time.monotonic() < started + 60:
-            time.sleep(0.01)
-        os._exit(0)
-    os._exit(3)
-
-with polarmap.Executor(workers=1, backups=0, retries=0) as executor:
-    error = executor.submit(outlived, path).exception(50)
-    assert type(error) is polarmap.errors.WorkerLostError, error
-    open(path, "x").close()
-polarmap.shutdown()
-"""
-# So does one that f forks while the next task runs, or one of the next map.
-FORKING = """
-def number(i):
-    if not os.fork():
-        time.sleep(0.25)
-    return i
-
-def block_itself(block):
-    if not os.fork():
-        time.sleep(0.25)
-    time.sleep(0.1)
-    return 1.0 * block
-
-with polarmap.Executor(workers=1, backups=0, retries=0) as executor:
-    calls = []
-    for i in range(6):
-        calls.append(executor.submit(number, i))
-        time.sleep(0.3)
-    assert [call.result(60) for call in calls] == list(range(6))
-    assert executor.submit(abs, -5).result(60) == 5
-A = np.arange(24.0).reshape(8, 3)
-for number in range(15):
-    y = polarmap.coded_map(block_itself, number + A, blocks=4, workers=6, timeout=60)
-    assert np.allclose(y.concatenate(), number + A)
-polarmap.shutdown()
-"""
-PROGRAMS = {name: f"{MAPS}{textwrap.dedent(scene)}\nmapped(product)" for name, scene in SCENES.items()}
-PROGRAMS |= {"f forks, and a child outlives its worker": OUTLIVED, "f forks in each task": FORKING}
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_both_processes_map_and_a_child_of_f_replies_to_nobody(name: str) -> None:
-    with program(f"{PROGRAMS[name]}\nprint('right', flush=True)\ntime.sleep(600)\n") as driver:
+@pytest.mark.parametrize("name", SCENES)
+def test_both_processes_map(name: str) -> None:
+    scene = f"{MAPS}{textwrap.dedent(SCENES[name])}\nmapped(product)"
+    with program(f"{scene}\nprint('right', flush=True)\ntime.sleep(600)\n") as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "right\n"
         others = descendants(driver.pid)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,6 +14,7 @@ from array_data import random_array
 import polarmap
 
 
+@pytest.mark.parametrize("server", ["redis"], indirect=True)
 def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
     A, x = random_array((240, 60)), np.arange(60.0)
     coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
@@ -26,36 +24,6 @@ def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
     y = polarmap.coded_map(lambda block: block @ x, coded, executor=executor, timeout=100)
     np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
     assert {1, 4} <= set(y.report.recovered)
-
-
-def test_a_map_outlives_a_restart_of_its_storage(s3_server, tmp_path):
-    config = s3_server.config(tmp_path / "s3.yaml")
-    A, x = random_array((240, 60)), np.arange(60.0)
-    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
-    started, over = tmp_path / "started", tmp_path / "over"
-    maximum = 60.0
-
-    def f(block):
-        """Started, it waits until the storage has been killed."""
-        started.touch()
-        deadline = time.monotonic() + maximum
-        while not over.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return block @ x
-
-    def bounce():
-        while not started.exists():
-            time.sleep(0.02)
-        s3_server.kill()
-        over.touch()
-        s3_server.start()
-
-    thread = threading.Thread(target=bounce)
-    thread.start()
-    y = polarmap.coded_map(f, coded, executor=config, retries=5, timeout=100)
-    thread.join()
-    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
-    coded.delete()
 
 
 @pytest.mark.timeout(300)
@@ -93,22 +61,3 @@ def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_serv
         "ended without reporting" in str(failure) for task in y.report.tasks for failure in task.failures
     )
     coded.delete()
-
-
-@pytest.mark.timeout(300)
-def test_the_example_outlives_a_restart_of_its_storage(s3_server, tmp_path):
-    config = s3_server.config(tmp_path / "s3.yaml")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "examples" / "power_iteration.py"), str(config)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as example:
-        lines = []
-        for line in example.stdout:
-            lines.append(line)
-            if line.startswith("iteration 0"):
-                s3_server.kill()
-                s3_server.launch()
-    s3_server.wait()
-    assert example.returncode == 0, "".join(lines)
-    assert lines[-1].startswith("numpy on the whole matrix")
-    assert polarmap.list_coded(config) == []

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse
 from coded_maps import losing
-from dask_executors import dask_executor
-from plain import assert_same, plain_map, process_pool
+from plain import assert_same, executor_of_kind, plain_map
 
 from polarmap import ReplayExecutor, coded_map, hedged_map
 from polarmap.errors import CodeError, NotDecodableError
@@ -45,22 +40,6 @@ def test_results_that_cannot_be_coded_are_named_by_dtype_with_what_to_use(
     assert len(hedged_map(f, MATRIX, blocks=4, executor=losing())) == 4
 
 
-@pytest.mark.parametrize(
-    ("f", "words"),
-    [
-        (lambda block: None, "f returned None: use arrays, numbers"),
-        (lambda block: (block, None), "f returned a tuple with None: use arrays, numbers"),
-        (lambda block: object(), "f returned an object: use arrays, numbers"),
-        (lambda block: np.array([1, "a", None]), "dtype object: it must be an array"),
-        (lambda block: scipy.sparse.csr_array(block), r"csr_array: use its .toarray\(\)"),
-    ],
-    ids=["None", "None inside", "object", "object array", "sparse"],
-)
-def test_results_that_are_no_arrays_say_so_at_once(f: Any, words: str) -> None:
-    with pytest.raises(TypeError, match=f"{words}.*(\n.*)*f fails everywhere"):
-        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
-
-
 def test_ragged_lists_are_results_like_others() -> None:
     def f(block: np.ndarray) -> list[Any]:
         return [block.sum(), [block[0, 0], [block[1, 1]]]]
@@ -69,30 +48,12 @@ def test_ragged_lists_are_results_like_others() -> None:
     assert_same(result, plain_map(f, MATRIX, 13), 1e-9)
 
 
-def test_masked_results_are_refused() -> None:
-    with pytest.raises(TypeError, match="masked array"):
-        coded_map(lambda block: np.ma.masked_less(block, 0), MATRIX, blocks=4, executor=ReplayExecutor())
-
-
 class Mine(Exception):  # noqa: N818
     """A class of the caller's."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.more = {"answer": 42}
-
-
-@contextmanager
-def executors(kind: str) -> Iterator[Any]:
-    with ExitStack() as stack:
-        if kind == "default":
-            yield None
-        elif kind == "replay":
-            yield ReplayExecutor()
-        elif kind == "dask":
-            yield stack.enter_context(dask_executor(2))
-        else:
-            yield stack.enter_context((ThreadPoolExecutor if kind == "threads" else process_pool)(2))
 
 
 @pytest.mark.parametrize("kind", ["default", "threads", "processes", "dask", "replay"])
@@ -108,7 +69,7 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
             coded_map(f, MATRIX, blocks=2, workers=3, executor=executor, retries=0, timeout=60)
         return found.value
 
-    with executors(kind) as executor:
+    with executor_of_kind(kind, 2) as executor:
         for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
             would_end_generators = isinstance(error, StopIteration)
             told = caught(error, NotDecodableError if would_end_generators else type(error))

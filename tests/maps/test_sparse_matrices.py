@@ -28,10 +28,9 @@ from polarmap import (
     coded_sum,
     encode,
     hedged_map,
-    submit,
 )
 from polarmap.blocks import sparse
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.errors import CodeError, NotLinearError
 
 A = scipy.sparse.random_array((50, 13), density=0.2, format="csr", rng=0)
 X, Y = np.random.default_rng(1).standard_normal(13), np.random.default_rng(2).standard_normal(50)
@@ -159,11 +158,6 @@ def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
     assert found.report.code_reason == "coded, because out= asks for it"
 
 
-def test_a_future_tells_blocks() -> None:
-    future = submit(lambda rows: rows @ X, A, blocks=5, executor=ReplayExecutor())
-    assert_close(np.concatenate([block.result(60) for block in future.blocks]), A @ X)
-
-
 # --- copies of late tasks ------------------------------------------------------------------------
 
 
@@ -194,11 +188,6 @@ def test_an_operator_copies_late_tasks(copies: None) -> None:
         assert operator.report.code == "rotation optimal"
 
 
-def test_a_task_that_always_fails_fails_the_map(copies: None) -> None:
-    with pytest.raises(NotDecodableError):
-        coded_map(lambda rows: rows @ X, A, blocks=6, executor=lossy())
-
-
 # --- workers that sleep and die ------------------------------------------------------------------
 
 
@@ -212,23 +201,6 @@ def test_solvers_with_dead_workers() -> None:
         assert operator.report.code == "rotation optimal"
     np.testing.assert_allclose(found, np.linalg.lstsq(matrix.toarray(), b)[0], atol=1e-8)
     np.testing.assert_allclose(sorted(values), np.linalg.svd(matrix.toarray(), compute_uv=False)[[1, 0]])
-
-
-def test_copies_on_workers_that_die(copies: None) -> None:
-    with Pool(workers=3) as pool:
-        unlucky = FaultyExecutor(pool, {1: Fault("kill"), 4: Fault("sleep", 60.0)})
-        with CodedOperator(A, blocks=6, executor=unlucky) as operator:
-            assert_close(operator @ X, A @ X)
-            # A copy that is faster than the word of a worker's death leaves no failure.
-            assert all(operator.report.tasks[task].attempts > 1 for task in (1, 4))
-
-
-@pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
-def test_on_threads_and_processes(executor: Any) -> None:
-    found = coded_map(lambda rows: rows @ X, A, blocks=4, executor=executor)
-    assert_close(found.concatenate(), A @ X)
-    with CodedOperator(A, blocks=4, executor=executor) as operator:
-        assert_close(operator.rmatvec(Y), A.T @ Y)
 
 
 # --- integers ------------------------------------------------------------------------------------

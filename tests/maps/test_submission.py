@@ -82,7 +82,9 @@ def test_the_result_is_that_of_coded_map() -> None:
     assert future.exception() is None
 
 
-def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None:
+def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
+    threads: ThreadPoolExecutor,
+) -> None:
     f = Gate(A[4, 0], A[8, 0], A[12, 0])  # three of four data blocks, with two parity blocks
     future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
     first = future.blocks[0].result(SECONDS)
@@ -93,10 +95,20 @@ def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None
     assert future.running()
     done, undone = wait([future, *future.blocks], timeout=0)
     assert (len(done), len(undone)) == (1, 4)
+    for _ in range(3):
+        assert f.waiting.acquire(timeout=SECONDS)
+    report = future.report
+    assert report is not None
+    assert (report.n, report.k, report.needed, report.is_final) == (6, 4, 4, False)
+    assert 0 in report.indices("arrived")
+    assert {1, 2, 3} <= set(report.indices("running"))
+    assert "are needed" in str(report)
     f.open()
     order = [future.blocks.index(block) for block in as_completed(future.blocks, timeout=SECONDS)]
     assert sorted(order) == [0, 1, 2, 3]
-    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
+    result = future.result(SECONDS)
+    np.testing.assert_allclose(result.concatenate(), 2 * A, atol=1e-12)
+    assert result.report.is_final
 
 
 def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
@@ -117,24 +129,6 @@ def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
 def test_the_last_block_of_padded_data_is_cut(threads: ThreadPoolExecutor) -> None:
     future = polarmap.submit(np.negative, A[:15], blocks=4, executor=threads)
     assert [len(block.result(SECONDS)) for block in future.blocks] == [4, 4, 4, 3]
-
-
-def test_the_report_tells_how_far_it_is(threads: ThreadPoolExecutor) -> None:
-    f = Gate(A[4, 0], A[8, 0], A[12, 0])
-    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
-    future.blocks[0].result(SECONDS)
-    for _ in range(3):
-        assert f.waiting.acquire(timeout=SECONDS)
-    report = future.report
-    assert report is not None
-    assert not report.is_final
-    assert (report.n, report.k, report.needed) == (6, 4, 4)
-    assert 0 in report.indices("arrived")
-    assert {1, 2, 3} <= set(report.indices("running"))
-    assert "are needed" in str(report)
-    f.open()
-    final = future.result(SECONDS).report
-    assert final.is_final
 
 
 def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:
@@ -164,71 +158,31 @@ def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(later.result(SECONDS).concatenate(), -A, atol=1e-12)
 
 
-class HeldParts(list[Any]):
-    """Parts that are cut when somebody lets them."""
+class HeldExecutor(ReplayExecutor):
+    """Opens a run when somebody lets it, and notes what it is told to start."""
 
     def __init__(self, began: threading.Event, go: threading.Event) -> None:
-        super().__init__(A)
-        self._began, self._go = began, go
-
-    def __deepcopy__(self, memo: Any) -> HeldParts:
-        return self
-
-    def __iter__(self) -> Iterator[Any]:
-        self._began.set()
-        assert self._go.wait(SECONDS)
-        return super().__iter__()
-
-
-class HeldExecutor:
-    """Opens a run when somebody lets it, and counts what it is told to start."""
-
-    name, worker = "held", None
-
-    def __init__(self, began: threading.Event, go: threading.Event) -> None:
-        self._began, self._go, self.opened, self.submitted = began, go, 0, list[Any]()
+        super().__init__()
+        self._began, self._go, self.submitted = began, go, list[Any]()
 
     def open(self, payload: Any) -> Any:
         self._began.set()
         assert self._go.wait(SECONDS)
-        self.opened += 1
-        run = ReplayExecutor().open(payload)
+        run = super().open(payload)
         run.submit = self.submitted.extend  # type: ignore[method-assign]
         return run
 
 
-@pytest.mark.parametrize("while_", ["cut", "opened"])
-def test_a_map_that_is_called_off_before_it_runs_starts_nothing(
-    while_: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, go, ended = (threading.Event() for _ in range(3))
-    executor = HeldExecutor(began, threading.Event() if while_ == "cut" else go)
-    monkeypatch.setattr(coded_future.MAP_THREADS, "start", _told_of_end(ended))
-    if while_ == "cut":
-        future: Any = polarmap.submit(
-            np.sum, HeldParts(began, go), executor=executor, verb=polarmap.coded_sum
-        )
-    else:
-        future = polarmap.submit(np.negative, A, blocks=4, executor=executor)
+def test_a_map_that_is_called_off_while_its_run_is_opened_starts_nothing() -> None:
+    began, go = threading.Event(), threading.Event()
+    executor = HeldExecutor(began, go)
+    future = polarmap.submit(np.negative, A, blocks=4, executor=executor)
+    map_ = future._map
     assert began.wait(SECONDS)
     assert future.cancel()
     go.set()
-    assert ended.wait(SECONDS)
+    assert map_._ended.wait(SECONDS)
     assert executor.submitted == []
-    assert executor.opened == (while_ == "opened")
-
-
-def _told_of_end(ended: threading.Event) -> Callable[[Callable[[], None]], None]:
-    """In place of what starts the thread of a map."""
-
-    def start(call: Callable[[], None]) -> None:
-        def run() -> None:
-            call()
-            ended.set()
-
-        threading.Thread(target=run, daemon=True).start()
-
-    return start
 
 
 def test_awaiting(threads: ThreadPoolExecutor) -> None:
@@ -260,26 +214,8 @@ def test_awaiting(threads: ThreadPoolExecutor) -> None:
     f.open()
 
 
-def test_many_futures_need_few_threads(threads: ThreadPoolExecutor) -> None:
-    with polarmap.Pool(workers=2) as pool:
-        before = threading.active_count()
-        futures = [
-            polarmap.submit(np.negative, np.full((8, 2), float(number)), blocks=4, executor=pool)
-            for number in range(100)
-        ]
-        most = threading.active_count()
-        done, _ = wait(futures, timeout=120.0)
-        assert len(done) == len(futures)
-        assert most - before < 40
-        for number, future in enumerate(futures):
-            np.testing.assert_allclose(future.result().concatenate(), -number, atol=1e-12)
-
-
 def test_an_encoding_may_be_cancelled_and_leaves_nothing(tmp_path: Path) -> None:
     begun, go = threading.Event(), threading.Event()
-
-    class Slow(np.ndarray):
-        pass
 
     class Source:
         shape, dtype = (4_000, 256), np.dtype(float)
@@ -356,18 +292,11 @@ def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadP
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
-ENDINGS = {
-    "kept": ("kept = polarmap.submit(slow, A, blocks=4)", ""),
-    "with a callback": (
-        "polarmap.submit(np.negative, A, blocks=4).add_done_callback(lambda done: print(done.result()))",
-        "<CodedResult of 4 blocks",
-    ),
-    "stored": (
-        "polarmap.submit(np.negative, A, blocks=4, out=polarmap.Stored('y', sys.argv[1]))",
-        "",
-    ),
-    "raised": ("kept = polarmap.submit(slow, A, blocks=4); kept.result(0.3)", ""),
-}
+ENDING = """
+kept = polarmap.submit(slow, A, blocks=4)
+polarmap.submit(np.negative, A, blocks=4).add_done_callback(lambda done: print(done.result()))
+polarmap.submit(np.negative, A, blocks=4, out=polarmap.Stored('y', sys.argv[1]))
+"""
 PROGRAM = """
 import sys, time
 import numpy as np, polarmap
@@ -379,7 +308,6 @@ def slow(block):
 
 
 WAITS = {
-    "in result": "found.append(kept.result())",
     "in wait": "concurrent.futures.wait([kept]); found.append(kept.result())",
     "when the main thread has ended": "threading.main_thread().join(); found.append(kept.result())",
 }
@@ -408,23 +336,20 @@ def test_a_thread_that_the_interpreter_waits_for_gets_its_result(way: str) -> No
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
 
 
-@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.parametrize("raised", ["", "kept.result(0.3)"], ids=["ends", "raises"])
 @starts_threads_at_exit
-def test_a_process_with_unfinished_futures_ends(how: str, tmp_path: Path) -> None:
-    line, text = ENDINGS[how]
+def test_a_process_with_unfinished_futures_ends_with_those_that_are_of_use(
+    raised: str, tmp_path: Path
+) -> None:
     began = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM + line, str(tmp_path)], capture_output=True, text=True, timeout=SECONDS
-    )
+    command = [sys.executable, "-c", PROGRAM + ENDING + raised, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert time.monotonic() - began < 30.0
-    if how == "raised":
+    if raised:
         assert ended.stderr.strip().splitlines()[-1].startswith(("TimeoutError", "concurrent.futures._base"))
-        assert ended.returncode == 1
-        return
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith(text)
-    if how == "stored":
-        np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
+    assert (ended.returncode, bool(ended.stderr)) == (bool(raised), bool(raised))
+    assert ended.stdout.startswith("<CodedResult of 4 blocks")
+    np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
 
 
 # --- data that changes after submit has returned -----------------------------------------------

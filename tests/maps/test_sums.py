@@ -79,28 +79,6 @@ def test_integers_stay_exact_where_groups_repeat_and_become_floats_where_not() -
     np.testing.assert_allclose(rounded.value, sum(part * 3 for part in small))
 
 
-def test_truth_values_are_counted() -> None:
-    parts = list(np.random.default_rng(0).standard_normal((6, 50)))
-    result = coded_sum(lambda part: (part > 0).any(), parts, tolerate=1, executor=ReplayExecutor())
-    assert result.value == 6
-
-
-def test_an_array_is_cut_into_nearly_equal_parts_without_padding() -> None:
-    A = np.random.default_rng(0).standard_normal((100, 3))
-    result = coded_sum(
-        lambda part: np.array([len(part), part.min()]), A, workers=7, executor=ReplayExecutor()
-    )
-    assert result.value[0] == pytest.approx(100)
-    assert coded_sum(len, A, executor=ReplayExecutor()).report.n == 24
-    assert coded_sum(len, A[:5], executor=ReplayExecutor()).report.n == 5
-
-
-def test_parts_may_differ_in_shape_and_be_nested() -> None:
-    parts = [{"x": np.ones(i + 1), "w": 0.5} for i in range(4)]
-    result = coded_sum(lambda part: part["w"] * part["x"].sum(), parts, executor=arriving([0, 3], 4))
-    assert result.value == pytest.approx(5)
-
-
 def test_parts_of_several_arrays_travel_to_processes() -> None:
     stream = np.random.default_rng(0)
     parts = [{"x": stream.standard_normal((5, 3)), "y": [np.arange(i), 0.5]} for i in range(4)]
@@ -133,14 +111,6 @@ def test_nan_is_refused_rather_than_waited_for() -> None:
     parts[2][0] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):
         coded_sum(np.cos, parts, tolerate=1, executor=ReplayExecutor())
-
-
-def test_different_structures_of_results_are_a_failure_of_f() -> None:
-    def odd(part: np.ndarray) -> Any:
-        return (part, part) if part[0] else part
-
-    with pytest.raises(ValueError, match="different structures"):
-        coded_sum(odd, list(np.eye(2)), tolerate=1, executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize(

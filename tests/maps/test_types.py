@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from plain import process_pool
 
 from polarmap import ReplayExecutor, Stored, coded_map, coded_sum, encode, hedged_map
 from polarmap.blocks.array_like import read_leaf
@@ -62,16 +61,6 @@ def test_matrices_in_a_hedged_map_and_in_a_sum() -> None:
     total = coded_sum(lambda part: part.T * part, MATRIX, workers=4, executor=late()).value
     assert type(total) is np.matrix
     np.testing.assert_allclose(total, MATRIX.T * MATRIX)
-
-
-def test_processes_send_matrices_and_records() -> None:
-    with process_pool(2) as pool:
-        result = coded_map(square, MATRIX, blocks=4, workers=6, executor=pool)
-        assert type(result[0]) is np.matrix
-        np.testing.assert_allclose(result.concatenate(), square(MATRIX), atol=1e-12)
-        records = hedged_map(np.flip, RECORDS, blocks=3, executor=pool).concatenate()
-    assert records.dtype == RECORDS.dtype
-    assert (records == np.concatenate([np.flip(part) for part in np.split(RECORDS, 3)])).all()
 
 
 def test_a_stored_array_has_no_place_for_a_matrix(tmp_path: Any) -> None:
@@ -237,18 +226,22 @@ NO_RESULTS: dict[str, tuple[Any, str]] = {
     "long integer": (lambda: 2**70, r"an integer of 71 bits, numpy's have 64: use float\("),
     "endless": (endless, "nested without end"),
     "lock": (threading.Lock, "lock: use arrays, numbers"),
+    "array of objects": (
+        lambda: np.array([1, "a", None]),
+        r"dtype object(: it must be an array|, which cannot be added up)",
+    ),
 }
 
 
-READ_AS_DATA = ("masked", "endless", "DataFrame", "tensor")
+READ_AS_DATA = ("masked", "endless", "DataFrame", "tensor", "array of objects")
 
 
 @pytest.mark.parametrize("name", NO_RESULTS)
 def test_what_would_change_on_the_way_back_is_refused_by_name(name: str) -> None:
     make, words = NO_RESULTS[name]
     for run in (coded_map, coded_sum):
-        with pytest.raises(TypeError, match=words):
-            run(lambda block: make(), np.ones((6, 2)), executor=ReplayExecutor(), retries=0)
+        with pytest.raises(TypeError, match=f"{words}.*(\n.*)*f fails everywhere"):
+            run(lambda block: make(), np.ones((6, 2)), executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize("name", [name for name in NO_RESULTS if name not in READ_AS_DATA])
@@ -257,17 +250,6 @@ def test_what_would_change_on_the_way_there_is_refused_by_name(name: str) -> Non
     for run in (coded_map, coded_sum):
         with pytest.raises(CodeError, match=f"it holds .*{words}"):
             run(lambda block: 1.0, [make(), make()], executor=ReplayExecutor())
-
-
-@pytest.mark.parametrize("name", [name for name in NO_RESULTS if name not in ("generator", "lock")])
-def test_what_no_code_carries_goes_both_ways_in_a_hedged_map(name: str) -> None:
-    value = NO_RESULTS[name][0]()
-    there_and_back, back = hedged_map(
-        lambda item: value if item is None else item, [value, None], executor=ReplayExecutor()
-    )
-    for one in (there_and_back, value if value is None else back):
-        assert type(one) is type(value)
-        assert repr(one) == repr(value) or isinstance(value, Frame)
 
 
 @pytest.mark.parametrize("name", ["generator", "lock"])
@@ -280,17 +262,12 @@ def test_what_cannot_be_pickled_is_named(name: str) -> None:
         hedged_map(lambda item: make(), [1], executor=ReplayExecutor(), retries=0)
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (np.ones((4, 2)).view(Quantity), r"data is a Quantity, .*: use numpy.asarray\(data\)"),
-    ],
-)
-def test_arrays_that_are_not_numpys_are_refused(data: Any, words: str, tmp_path: Any) -> None:
+def test_arrays_that_are_not_numpys_are_refused(tmp_path: Any) -> None:
+    data = np.ones((4, 2)).view(Quantity)
     for run in (coded_map, hedged_map, coded_sum):
-        with pytest.raises(CodeError, match=words):
+        with pytest.raises(CodeError, match=r"data is a Quantity, .*: use numpy.asarray\(data\)"):
             run(np.sum, data, executor=ReplayExecutor())
-    with pytest.raises(CodeError, match=words.replace("data is", "A is").replace("data", "A")):
+    with pytest.raises(CodeError, match=r"A is a Quantity, .*: use numpy.asarray\(A\)"):
         encode(data, name="a", storage=tmp_path)
 
 

@@ -9,27 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coded_maps import (
-    DATA,
-    FLOATS,
-    LOST_DATA,
-    K,
-    N,
-    assert_right,
-    coded,
-    faulty,
-    losing,
-    product,
-)
+from coded_maps import DATA, FLOATS, LOST_DATA, K, N, assert_right, coded, faulty, losing, product
 from plain import arrivals, arriving, assert_same, plain_map
 
-from polarmap import (
-    Fault,
-    FaultyExecutor,
-    PolarCode,
-    ReplayExecutor,
-    coded_map,
-)
+from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import NotLinearError
 from polarmap.run import local_run
 from polarmap.run.trusted import LINEAR, Trust

@@ -368,23 +368,17 @@ class Counting:
 
     name, worker = "counting", None
 
-    def __init__(self, error: Exception | None = None, refuses: bool = False) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.opened = self.open_now = 0
-        self.error, self.refuses = error, refuses
+        self.error = error
         self.may_open = threading.Event()
         self.may_open.set()
-
-    def refuse(self, attempts: Any) -> None:
-        if attempts:
-            raise OSError("gone")
 
     def open(self, payload: Payload) -> Any:
         self.may_open.wait(PATIENCE)
         if self.error is not None:
             raise self.error
         run = ReplayExecutor().open(payload)
-        if self.refuses:
-            run.submit = self.refuse  # type: ignore[method-assign]
         self.opened += 1
         self.open_now += 1
         close = run.close
@@ -445,11 +439,8 @@ def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
         assert until(lambda thread=thread: not thread.is_alive())
 
 
-@pytest.mark.parametrize(
-    "executor", [Counting(OSError("gone")), Counting(refuses=True)], ids=["open", "submit"]
-)
-def test_calls_fail_with_what_cannot_be_opened_or_takes_none(executor: Counting, closed: list[bool]) -> None:
-    calls = calls_on(executor, lambda: closed.append(True))
+def test_calls_fail_where_no_run_can_be_opened(closed: list[bool]) -> None:
+    calls = calls_on(Counting(OSError("gone")), lambda: closed.append(True))
     assert [str(one.exception(PATIENCE)) for one in submit(calls, 10)] == ["gone"] * 10
     calls.shut_down()
     calls.join()

@@ -12,7 +12,7 @@ import pytest
 from polarmap import PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
-from polarmap.run.coded_future import CodedFuture, FutureMap
+from polarmap.run.coded_future import CalledOff, CodedFuture, FutureMap
 from polarmap.run.loop import Stopwatch
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observers, RunningMap
@@ -71,25 +71,6 @@ class Results:
         return lambda: "early"
 
 
-def test_what_a_future_tells_before_during_and_after() -> None:
-    one = ScriptedMap()
-    future = one.start()
-    assert one.began.wait(SECONDS)
-    assert future.running()
-    assert not future.done()
-    assert future.blocks[1].result(SECONDS) == "early"
-    assert not future.blocks[0].done()
-    report = future.report
-    assert report is not None
-    assert report.seconds == 1.0
-    one.go.set()
-    assert future.result(SECONDS) == ["zero", "one"]
-    assert future.blocks[0].result(0) == "zero"
-    assert future.blocks[1].result(0) == "early"
-    assert not future.cancel()
-    assert not future.running()
-
-
 def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
     error = RuntimeError("no")
     one = ScriptedMap(error=error)
@@ -130,6 +111,14 @@ def test_cancelling_wakes_the_map_and_ends_it() -> None:
     assert future.blocks[1].result(0) == "early"
     with pytest.raises(CancelledError):
         future.result(0)
+
+
+def test_a_map_that_is_called_off_while_it_is_cut_does_not_begin() -> None:
+    one = ScriptedMap()
+    map_ = FutureMap(one.prepared, ())
+    map_.call_off()
+    with pytest.raises(CalledOff):
+        map_.began(one.running)
 
 
 def test_cancelling_from_many_threads_at_once() -> None:

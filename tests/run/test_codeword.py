@@ -10,27 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coded_maps import (
-    DATA,
-    FLOATS,
-    K,
-    N,
-    assert_right,
-    coded,
-    failing_on,
-    faulty,
-    losing,
-    product,
-)
+from coded_maps import DATA, FLOATS, K, N, assert_right, coded, failing_on, faulty, losing, product
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
 
-from polarmap import (
-    Fault,
-    FaultyExecutor,
-    PolarCode,
-    ReplayExecutor,
-    coded_map,
-)
+from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplayRun
 from polarmap.run import codeword

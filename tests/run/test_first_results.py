@@ -16,10 +16,10 @@ from polarmap.run.running_map import Observer
 from polarmap.run.tasks import TaskTable
 
 
-def wanting(n: int, keeps_failures: bool = False) -> tuple[FirstResults, list[Outcome]]:
+def wanting(n: int) -> tuple[FirstResults, list[Outcome]]:
     tasks, noted = TaskTable(n), list[Outcome]()
     tasks.start(range(n), 0.0)
-    return FirstResults(noted.append, keeps_failures, "item {}".format, tasks, Stopwatch(lambda: 0.0)), noted
+    return FirstResults(noted.append, False, "item {}".format, tasks, Stopwatch(lambda: 0.0)), noted
 
 
 def take(need: FirstResults, outcome: Outcome) -> None:
@@ -53,18 +53,6 @@ def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Ex
         need.settle_for_less()
     told = str(caught.value) if error is None else caught.value.__notes__[-1]
     assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in told
-
-
-def test_failures_that_are_kept_complete_the_results() -> None:
-    need, noted = wanting(3, keeps_failures=True)
-    take(need, raising(0, ValueError("a")))
-    take(need, raising(2, ValueError("a")))
-    need.check_failures()  # though f fails everywhere so far
-    take(need, returned(1))
-    need.settle_for_less()
-    assert need.is_met
-    assert [(one.task, one.failure is None) for one in noted] == [(1, True), (0, False), (2, False)]
-    assert not need.tasks.failed
 
 
 def test_failures_that_count_are_told_to_those_who_look_on() -> None:

@@ -84,6 +84,6 @@ def test_a_plan_says_when_tasks_start_and_which() -> None:
     assert (options.blocks, options.workers) == (8, made.n)
     assert isinstance(options.code, PolarCode)
     assert options.code.kernel == "arikan"
-    assert repr(planned(CodeOptions(code="arikan"), made)) == repr(options)
+    assert repr(planned(CodeOptions(8, made.n, "arikan"), made)) == repr(options)
     with pytest.raises(CodeError, match="the plan says which code, 'sequential': leave code='rotation' out"):
         planned(CodeOptions(code="rotation"), made)

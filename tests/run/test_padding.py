@@ -6,14 +6,9 @@ import threading
 
 import numpy as np
 import pytest
-from coded_maps import (
-    losing,
-)
+from coded_maps import losing
 
-from polarmap import (
-    ReplayExecutor,
-    coded_map,
-)
+from polarmap import ReplayExecutor, coded_map
 
 ROWS = 59  # do not divide into 15 blocks
 STREAM = np.random.default_rng(0)

@@ -116,17 +116,6 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
     assert list(policy.due(tasks, need, 4.0)) == [3]
 
 
-def test_what_a_first_attempt_took_is_not_counted_from_its_backup_on() -> None:
-    policy, tasks, need = backed_up(2)
-    note_began(tasks, [0, 1], 0.0)
-    tasks.note(returned(0), 1.0)
-    assert list(policy.due(tasks, need, 1.2)) == [1]
-    tasks.start([1], 1.2)
-    note_began(tasks, [1], 1.2)
-    tasks.note(returned(1), 1.5)
-    assert [task.took for task in tasks] == [1.0, 1.5]
-
-
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
 def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], most: int) -> None:
     """Against a look at every attempt, at the moments at which something happens; backups never return."""
@@ -156,23 +145,6 @@ def on_demand(n: int, k: int) -> tuple[OnDemand, TaskTable, Wanted]:
     tasks = TaskTable(n, policy.late)
     tasks.start(policy.first, 0.0)
     return policy, tasks, Wanted(tasks, k)
-
-
-def test_parity_starts_in_the_place_of_late_and_failed_tasks() -> None:
-    policy, tasks, need = on_demand(8, 6)
-    assert list(policy.first) == list(range(6))
-    note_began(tasks, range(6), 0.0)
-    for task in range(4):
-        tasks.note(returned(task), 1.0)
-    assert not policy.due(tasks, need, 1.0)
-    tasks.note(lost(5), 1.05)
-    assert list(policy.due(tasks, need, 1.05)) == [6]
-    tasks.start([6], 1.05)
-    note_began(tasks, [6], 1.05)
-    wait = policy.wait_seconds(tasks, 1.05)
-    assert 0 < wait < 2
-    assert list(policy.due(tasks, need, 1.05 + wait)) == [7]
-    assert policy.wait_seconds(tasks, 9.0) == inf
 
 
 def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> None:

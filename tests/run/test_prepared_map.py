@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +11,13 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, LagrangeCode, Masked, ReplayExecutor
+from polarmap import ReplayExecutor
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.run import prepared_map
 from polarmap.run.observers import ProgressBar
 from polarmap.run.options import MapOptions
-from polarmap.run.prepared_map import PreparedMap, observers_of, prepared, prepared_blocks, verb
+from polarmap.run.prepared_map import PreparedMap, observers_of, prepared_blocks, verb
 from polarmap.run.running_map import Observer
 
 VERBS = [
@@ -48,13 +47,6 @@ def test_a_call_runs_what_is_prepared() -> None:
         doubled(3, n=4)  # type: ignore[call-arg]
 
 
-def test_it_shows_one_frame_with_its_name() -> None:
-    with pytest.raises(CodeError) as raised:
-        doubled(-1)
-    names = [frame.name for frame in traceback.extract_tb(raised.value.__traceback__)]
-    assert names[:2] == ["test_it_shows_one_frame_with_its_name", "doubled"]
-
-
 @pytest.mark.parametrize("function", [*VERBS, doubled])
 def test_its_signature_and_text_are_those_that_are_written(function: Any) -> None:
     signature, written = inspect.signature(function), inspect.signature(function.prepare)
@@ -67,33 +59,6 @@ def test_its_signature_and_text_are_those_that_are_written(function: Any) -> Non
 # --- maps of coded data -------------------------------------------------------------------------
 
 DATA = np.arange(24.0).reshape(12, 2)
-
-
-class Stored:
-    """Data that says where its workers can read it."""
-
-    def __init__(self, executor: ReplayExecutor) -> None:
-        self.executor = executor
-        self.shape, self.dtype = DATA.shape, DATA.dtype
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return DATA[rows]
-
-
-def test_data_says_where_its_workers_can_read_it() -> None:
-    mine, yours = ReplayExecutor({0: 3.0}), ReplayExecutor({0: 7.0})
-    sizes, settings = CodeOptions(4, 5), MapOptions(verify=False)
-    for executor, seconds in ((None, 1.0), (yours, 1.0), (FaultyExecutor(None, {0: Fault("sleep", 9)}), 1.0)):
-        result = prepared_blocks(np.negative, Stored(mine), sizes, executor, settings).run(())
-        np.testing.assert_allclose(result.concatenate(), -DATA, atol=1e-12)
-        assert result.report.seconds == seconds
-        assert result.report.executor.startswith("replay")
-
-
-@pytest.mark.parametrize("code", [Masked(), LagrangeCode(12, 4, 2)])
-def test_estimates_are_for_linear_functions_under_a_polar_code(code: Masked | LagrangeCode) -> None:
-    with pytest.raises(CodeError, match="on_timeout='estimate' estimates blocks of linear f: not with"):
-        prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), MapOptions(timeout=3.0, estimates=True))
 
 
 def test_what_is_prepared_may_be_run_again() -> None:

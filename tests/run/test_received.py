@@ -26,14 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
 
-from polarmap import (
-    CodedOperator,
-    Decoder,
-    PolarCode,
-    ReplayExecutor,
-    coded_map,
-    coded_matmul,
-)
+from polarmap import CodedOperator, Decoder, PolarCode, ReplayExecutor, coded_map, coded_matmul
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import TRUSTED

@@ -9,30 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coded_maps import (
-    DATA,
-    LOST_DATA,
-    WHOLE,
-    K,
-    N,
-    assert_right,
-    coded,
-    failing_on,
-    faulty,
-    product,
-)
+from coded_maps import DATA, LOST_DATA, WHOLE, K, N, assert_right, coded, failing_on, faulty, product
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, states
 
 import polarmap
-from polarmap import (
-    Fault,
-    FaultyExecutor,
-    PolarCode,
-    ReplayExecutor,
-    Report,
-)
+from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, Report
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
 from polarmap.executors.base import Outcome, Payload

@@ -78,6 +78,12 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     assert told.durations == [(3.5, False), (2.0, True)]
     assert not tasks.unbegun
     assert not told.run
+    tasks, told = told_of(1)
+    for attempt, began in ((0, 0.5), (1, 3.0)):
+        tasks.start([0], began)
+        tasks.note_began(0, attempt, began)
+    tasks.note(ended(0, 1), 4.0)
+    assert told.durations == [(1.0, True)]
 
 
 def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
