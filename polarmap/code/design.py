@@ -195,6 +195,10 @@ class UniformStream:
         self._state = counters[-1]
         return (self._mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
+    def words(self, count: int) -> npt.NDArray[np.int64]:
+        """The same as integers below 2^53."""
+        return (self.take(count) * 2.0**53).astype(np.int64)
+
     def permutation(self, size: int) -> Indices:
         """A shuffle of range(size)."""
         return np.argsort(self.take(size), kind="stable")
