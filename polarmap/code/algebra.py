@@ -174,8 +174,8 @@ class Recovery(ABC):
     def _composition(self, dtype: DType) -> Composition:
         weights = self.weights_of(dtype)
         are_there = are_nonzero(weights)
-        mixed = are_there.sum(axis=1) > 1
-        return Composition(np.asarray(are_there.any(axis=0)), mixed, are_seen(weights))
+        shown = are_seen(weights) if is_exact(weights.dtype) else are_there
+        return Composition(np.asarray(are_there.any(axis=0)), are_there.sum(axis=1) > 1, shown)
 
     @cached_property
     def checks(self) -> Floats:

@@ -51,15 +51,16 @@ class InactivationRecovery(ButterflyRecovery):
         return self._schedule.variables - len(self._pivots)
 
     def integer_weights(self) -> Words | None:
-        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
-        return self._weights_in(np.int64).view(np.uint64)
+        """Recovered = weights @ received modulo 2^64, (missing, arrived); None unless `exact`."""
+        return self._weights_in(np.int64).view(np.uint64) if self.exact else None
 
     def integer_checks(self) -> Words | None:
-        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived): of C x, for x as it is recovered."""
-        return self._integer_checks
+        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `exact`."""
+        return self._integer_checks if self.exact else None
 
     @cached_property
     def _integer_checks(self) -> Words:
+        """Of C x, for x as it is recovered."""
         mixed = np.zeros((self._frozen.size, DRAWN), np.int64)
         drawn = UniformStream(self.code.n, self.code.k).take(len(self._frozen_inputs) * DRAWN)
         mixed[self._frozen_inputs] = drawn.reshape(-1, DRAWN) < 0.5
@@ -232,14 +233,6 @@ class SequentialRecovery(InactivationRecovery):
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
         return self._weights_in(np.float64)
-
-    def integer_weights(self) -> Words | None:
-        """The same modulo 2^64; None unless `exact`."""
-        return super().integer_weights() if self.exact else None
-
-    def integer_checks(self) -> Words | None:
-        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `exact`."""
-        return super().integer_checks() if self.exact else None
 
     def fill(self, rows: Results, out: Array) -> None:
         """Replay the steps on the blocks."""
