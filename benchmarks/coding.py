@@ -46,7 +46,13 @@ CASES = [
     Case(64, 48, "int32", MIB, 0.15, "4", "", "8"),
     Case(64, 48, "uint8", MIB, 0.15, "4", "", "8"),
 ]
-PLANS = [(256, 192, ""), (1024, 768, "50 ms"), (10_000, 7_500, "500 ms")]  # n, k, target
+PLANS = [  # n, k, kernel and decoder, target
+    (256, 192, "rotation", "optimal", ""),
+    (1024, 768, "rotation", "optimal", "50 ms"),
+    (10_000, 7_500, "rotation", "optimal", "500 ms"),
+    (10_000, 7_500, "arikan", "optimal", ""),
+    (10_000, 7_500, "arikan", "sequential", ""),
+]
 
 
 def arrivals(n: int, share: float = 0.05) -> list[int]:
@@ -98,25 +104,29 @@ def some_data(k: int, dtype: str, size: int) -> np.ndarray:
     return stream.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
-def planning(n: int, k: int, target: str, repeats: int) -> Iterator[Row]:
-    """What decides and prepares recovery, beside what a code takes at its first use."""
+def planning(n: int, k: int, kernel: str, decoder: str, target: str, repeats: int) -> Iterator[Row]:
+    """What decides and prepares recovery, beside what a code takes at its first use; arikan of integers."""
     made, few, none = [], [], []
     for _ in range(repeats):
-        code, began = PolarCode(n, k), perf_counter()
-        code.encode(np.zeros((k, 1)))  # of few blocks P is formed, of many the angles
+        code, began = PolarCode(n, k, kernel, decoder), perf_counter()
+        code.encode(zeros(code, k))  # of few blocks P is formed, of many the angles
         made.append(perf_counter() - began)
         few.append(planned(code, sorted(arrivals(n))))
         none.append(planned(code, arrivals(n, 0.0)))
     for taken, which in ((few, "5 % missing"), (none, "of the first arrivals")):
-        what = f"plan for ({n:,}, {k:,}), {which}"
+        what = f"plan for ({n:,}, {k:,}) {code.name}, {which}"
         yield Row(what, milliseconds(taken), "a first encoding", milliseconds(made), target)
+
+
+def zeros(code: PolarCode, count: int) -> np.ndarray:
+    """Blocks of a single number each."""
+    return np.zeros((count, 1), int if code.carries_integers else float)
 
 
 def planned(code: PolarCode, order: list[int]) -> float:
     """Seconds from the first arrival to the decoded blocks of a single number, decision included."""
     start = perf_counter()
-    decoder = Decoder(code)
+    decoder, one = Decoder(code, exact=code.carries_integers), zeros(code, 1)[0]
     assert any(decoder.add(index) for index in order)
-    one = np.zeros(1)
     decoder.recovery.recover(dict.fromkeys(decoder.recovery.arrived.tolist(), one), one.dtype)
     return perf_counter() - start

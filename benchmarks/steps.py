@@ -243,7 +243,7 @@ def codes(turns: Turns) -> Iterator[Row]:
     """Encoding and recovery beside copies, and the plans of these."""
     for case in coding.CASES:
         yield from coding.rows(case._replace(size=case.size // turns.divide), turns.fast)
-    for plan in coding.PLANS[: 2 if turns.divide > 1 else 3]:
+    for plan in coding.PLANS[: 2 if turns.divide > 1 else None]:
         yield from coding.planning(*plan, turns.slow)
 
 

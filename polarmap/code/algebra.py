@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_
 
 Results = Mapping[int, Array]  # flat results by position
 
+TINY = 1e-12  # coefficients below are rounding
 MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
 # Of integers one result in 2^16 has an even coefficient in all of these, which hides what wraps modulo 2^64.
 INTEGER_CHECKS = 16
@@ -71,6 +73,30 @@ class Matrices(ABC):
     @abstractmethod
     def systematic(self) -> Indices:
         """The coded blocks that are data blocks untouched."""
+
+
+class Composition(NamedTuple):
+    """What missing results are made of.
+
+    used : which of the results that arrived any of them is made of, (arrived,).
+    mixed : which are no copy of a result, (missing,).
+    shown : which of those that arrived show in each whatever they deviate by, (missing, arrived).
+    """
+
+    used: Mask
+    mixed: Mask
+    shown: Mask
+
+
+def are_nonzero(coefficients: Floats | Words) -> Mask:
+    """Which are not zero, or no more than rounding of it."""
+    least = 0 if is_exact(coefficients.dtype) else TINY
+    return np.asarray((coefficients > least) | (coefficients < -least))
+
+
+def are_seen(coefficients: Floats | Words) -> Mask:
+    """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
+    return np.asarray(coefficients % 2 == 1) if is_exact(coefficients.dtype) else are_nonzero(coefficients)
 
 
 class Recovery(ABC):
@@ -134,10 +160,22 @@ class Recovery(ABC):
         norms = np.sqrt(np.einsum("ij,ij->i", self.weights, self.weights))
         return float(norms.max()) if np.isfinite(norms).all() else np.inf
 
+    def composition(self, dtype: DType) -> Composition:
+        """What the missing results of `dtype` are made of."""
+        if is_exact(dtype) not in self._compositions:
+            self._compositions[is_exact(dtype)] = self._composition(dtype)
+        return self._compositions[is_exact(dtype)]
+
     @cached_property
-    def masks(self) -> dict[bool, tuple[Mask, Mask]]:
-        """What `equations` has found out about the weights, of integers and of floats."""
+    def _compositions(self) -> dict[bool, Composition]:
+        """Of integers and of floats: they are asked for again and again, and the weights are large."""
         return {}
+
+    def _composition(self, dtype: DType) -> Composition:
+        weights = self.weights_of(dtype)
+        are_there = are_nonzero(weights)
+        shown = are_seen(weights) if is_exact(weights.dtype) else are_there
+        return Composition(np.asarray(are_there.any(axis=0)), are_there.sum(axis=1) > 1, shown)
 
     @cached_property
     def checks(self) -> Floats:

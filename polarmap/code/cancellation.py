@@ -14,9 +14,9 @@ from functools import cached_property
 import numpy as np
 
 from polarmap.code import kernels
-from polarmap.code.algebra import INTEGER_CHECKS, Matrices, Results
+from polarmap.code.algebra import INTEGER_CHECKS, Composition, Matrices, Results
 from polarmap.code.design import UniformStream
-from polarmap.code.dtypes import Array, Floats, Indices, Mask, Words, is_exact
+from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
 from polarmap.code.modular import independent_rows, inverse, null_space
 from polarmap.code.recovery import ButterflyRecovery
 from polarmap.code.row_operations import RowProgram, Step, replay, replay_transposed
@@ -51,21 +51,40 @@ class InactivationRecovery(ButterflyRecovery):
         return self._schedule.variables - len(self._pivots)
 
     def integer_weights(self) -> Words | None:
-        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
-        return self._weights_in(np.int64).view(np.uint64)
+        """Recovered = weights @ received modulo 2^64, (missing, arrived); None unless `exact`."""
+        return self._weights_in(np.int64).view(np.uint64) if self.exact else None
 
     def integer_checks(self) -> Words | None:
-        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived): of C x, for x as it is recovered."""
-        return self._integer_checks
+        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `exact`."""
+        return self._integer_checks if self.exact else None
 
     @cached_property
     def _integer_checks(self) -> Words:
+        """Of C x, for x as it is recovered."""
         mixed = np.zeros((self._frozen.size, DRAWN), np.int64)
         drawn = UniformStream(self.code.n, self.code.k).take(len(self._frozen_inputs) * DRAWN)
         mixed[self._frozen_inputs] = drawn.reshape(-1, DRAWN) < 0.5
         leaves = self._butterfly(mixed, inverse=True, transposed=True)
         made = np.ascontiguousarray(self._made_of(self.steps, leaves).T)
         return made[independent_rows(made)[:INTEGER_CHECKS]].view(np.uint64)
+
+    def _composition(self, dtype: DType) -> Composition:
+        """The same without the weights: numbers drawn at random tell what these would."""
+        if not (self.exact and is_exact(dtype) and len(self.missing)):
+            return super()._composition(dtype)
+        stream = UniformStream(self.code.k, self.code.n)
+        count, words = len(self.missing), -(-len(self.missing) // 64)
+        leaves = np.zeros((self._frozen.size, 1), np.int64)
+        leaves[self._order[self.missing], 0] = stream.words(count)
+        used = self._made_of(self._program.steps, leaves)[:, 0] != 0
+        drawn, made = stream.words(len(self.arrived)), np.empty((count, 1), np.int64)
+        self._program.run(drawn[:, np.newaxis], made)
+        bits = np.zeros((self._frozen.size, 8 * words), np.uint8)
+        bits[self._order[self.missing]] = np.packbits(np.eye(count, 64 * words, dtype=bool), axis=1)
+        shown = np.unpackbits(
+            self._made_of(self._program.steps, bits.view(np.uint64)).view(np.uint8), axis=1, count=count
+        )
+        return Composition(used, ~np.isin(made[:, 0], drawn), shown.T.astype(bool))
 
     def fill(self, rows: Results, out: Array) -> None:
         """Replay the steps on the blocks; floats by least squares."""
@@ -89,7 +108,10 @@ class InactivationRecovery(ButterflyRecovery):
         return weights
 
     def _made_of(self, steps: list[Step], leaves: Array) -> Array:
-        """What combinations (columns) of all leaves are made of: of each result that arrived, how much."""
+        """What combinations (columns) of all leaves are made of: of each result that arrived, how much.
+
+        Of `replay_transposed`'s bits, whether it is odd.
+        """
         table = np.zeros((self._height, leaves.shape[1]), leaves.dtype)
         table[: len(leaves)] = leaves
         replay_transposed(steps, table)
@@ -211,14 +233,6 @@ class SequentialRecovery(InactivationRecovery):
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
         return self._weights_in(np.float64)
-
-    def integer_weights(self) -> Words | None:
-        """The same modulo 2^64; None unless `exact`."""
-        return super().integer_weights() if self.exact else None
-
-    def integer_checks(self) -> Words | None:
-        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `exact`."""
-        return super().integer_checks() if self.exact else None
 
     def fill(self, rows: Results, out: Array) -> None:
         """Replay the steps on the blocks."""

@@ -5,9 +5,10 @@ Everything here is a pure function of (n, k, seed), the same on every machine an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import comb
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from polarmap.code.dtypes import Floats, Indices
 ANGLE_RANGE = (0.3, 1.2)
 # A butterfly shorter than this has too few angles to be generic.
 SHORTEST_BUTTERFLY = 16
+STAGES_AT_ONCE = 4  # of a butterfly, by matrices of 16 rows
 
 
 def power_of_two_above(size: int) -> int:
@@ -97,7 +99,8 @@ def frozen_inputs(n: int, k: int, erasure: float | Floats, levels: int | None = 
     return np.sort(worst_first[: n - k])
 
 
-class Rotations(NamedTuple):
+@dataclass(frozen=True)
+class Rotations:
     """Orthogonal butterflies that give r parity blocks of k data blocks, in groups of `size`.
 
     Group g is transformed with `inward[g]`, the groups are added and shuffled with `shuffles[h]`,
@@ -113,6 +116,18 @@ class Rotations(NamedTuple):
     rows: Indices  # (r,) into the groups of parity, stacked
     scale: Floats  # (r,)
     shift: Floats  # (r,)
+
+    @cached_property
+    def inward_matrices(self) -> list[Floats]:
+        """Those of all groups of data, of which the last ones add the groups up."""
+        *matrices, last = turn_matrices(self.inward)
+        half, rows = last.shape[1:3]
+        return [*matrices, last.transpose(1, 2, 0, 3).reshape(1, half, rows, -1)]
+
+    @cached_property
+    def outward_matrices(self) -> list[Floats]:
+        """Those of all groups of parity."""
+        return turn_matrices(self.outward)
 
 
 def rotations(n: int, k: int, seed: int) -> Rotations:
@@ -138,6 +153,27 @@ def rotations(n: int, k: int, seed: int) -> Rotations:
     return Rotations(size, inward, outward, shuffles, np.concatenate(rows), np.ones(parity), np.zeros(parity))
 
 
+def turn_matrices(rotations: Floats) -> list[Floats]:
+    """Butterflies, (groups, stages, size / 2, 2) cosine and sine, as products with small matrices.
+
+    Each does some stages at once: many more operations, which BLAS does in less time. One of shape
+    (blocks, half, rows, columns) gives of each block `half` times `rows` rows for as many `columns`: of those
+    `half` apart, each by a matrix of its own.
+    """
+    groups, stages, pairs, _ = rotations.shape
+    matrices = []
+    for levels in np.array_split(np.arange(stages), -(-stages // STAGES_AT_ONCE)):
+        order, half = 1 << len(levels), 1 << int(levels[0])
+        shape = 2 * groups * pairs // order // half, order, half, order
+        turned = np.broadcast_to(np.eye(order)[:, np.newaxis], shape)
+        for level in levels.tolist():
+            upper, lower = turned.reshape(-1, 2, 1 << level, order).swapaxes(0, 1)
+            cosine, sine = rotations[:, level].reshape(-1, 1 << level, 2, 1).swapaxes(0, 2).swapaxes(1, 2)
+            turned = np.stack([upper * cosine + lower * sine, lower * cosine - upper * sine], axis=1)
+        matrices.append(np.ascontiguousarray(turned.reshape(shape).swapaxes(1, 2)))
+    return matrices
+
+
 class UniformStream:
     """A splitmix64 stream of uniforms in [0, 1): unlike numpy's generators, fixed for ever."""
 
@@ -158,6 +194,10 @@ class UniformStream:
         counters = self._state + np.arange(1, count + 1, dtype=np.uint64)
         self._state = counters[-1]
         return (self._mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def words(self, count: int) -> npt.NDArray[np.int64]:
+        """The same as integers below 2^53."""
+        return (self.take(count) * 2.0**53).astype(np.int64)
 
     def permutation(self, size: int) -> Indices:
         """A shuffle of range(size)."""

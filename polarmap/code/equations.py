@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from polarmap.code import modular, tiled
-from polarmap.code.algebra import Recovery, Results
+from polarmap.code.algebra import TINY, Recovery, Results, are_nonzero, are_seen
 from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, epsilon, is_exact, real_dtype
 
 NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
-TINY = 1e-12  # coefficients below are rounding
 MOST_COLUMNS = 64  # entries looked at to find a culprit
 
 
@@ -61,45 +60,12 @@ def largest_magnitude(arrays: Sequence[Array]) -> float:
 
 def covered(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` show in a left-over equation whatever they deviate by, (arrived,)."""
-    return np.asarray(_pass_on(recovery.checks_of(dtype)).any(axis=0))
+    return np.asarray(are_seen(recovery.checks_of(dtype)).any(axis=0))
 
 
 def most_terms(recovery: Recovery, dtype: DType) -> int:
     """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
-    return int(_are_there(recovery.checks_of(dtype)).sum(axis=1).max(initial=0))
-
-
-def support(recovery: Recovery, dtype: DType) -> Mask:
-    """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
-    return _masks(recovery, dtype)[0]
-
-
-def revealed(recovery: Recovery, dtype: DType) -> Mask:
-    """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
-    return _masks(recovery, dtype)[1]
-
-
-def _masks(recovery: Recovery, dtype: DType) -> tuple[Mask, Mask]:
-    """The two masks above, which are asked for again and again, and the weights large."""
-    if is_exact(dtype) not in recovery.masks:
-        weights = recovery.weights_of(dtype)
-        recovery.masks[is_exact(dtype)] = _are_there(weights), _pass_on(weights)
-    return recovery.masks[is_exact(dtype)]
-
-
-def _are_there(coefficients: Floats | Words) -> Mask:
-    """Which are not zero, or no more than rounding of it."""
-    return coefficients != 0 if is_exact(coefficients.dtype) else _is_seen(coefficients)
-
-
-def _pass_on(coefficients: Floats | Words) -> Mask:
-    """Which multiply no deviation to zero: modulo 2^64 the odd ones, an even one wraps some to nothing."""
-    return coefficients % 2 == 1 if is_exact(coefficients.dtype) else _is_seen(coefficients)
-
-
-def _is_seen(coefficients: Floats | Words) -> Mask:
-    """Which are more than rounding."""
-    return (coefficients > TINY) | (coefficients < -TINY)
+    return int(are_nonzero(recovery.checks_of(dtype)).sum(axis=1).max(initial=0))
 
 
 def undetected(

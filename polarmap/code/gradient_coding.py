@@ -40,11 +40,6 @@ class GradientCode(LinearCode):
     tolerate : int
         s, the workers that may be missing, 0 <= s < n.
 
-    Raises
-    ------
-    CodeError
-        For sizes out of range.
-
     Examples
     --------
     >>> GradientCode(6, 2).sizes, GradientCode(8, 2).sizes

@@ -6,6 +6,8 @@ second, so any caller may cut the columns into tiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from polarmap.code.design import Rotations
@@ -29,50 +31,40 @@ def arikan(x: Array, *, inverse: bool = False, transposed: bool = False) -> Arra
     return x
 
 
-def rotate(x: Array, rotations: Floats, transposed: bool = False) -> Array:
-    """x <- the orthogonal butterfly of x in place; `rotations` (stages, len(x) / 2, 2): cos, sin.
-
-    `transposed`: its transpose, which is its inverse: the angles turned back, the last first.
-    """
-    stages = list(enumerate(rotations))
-    for stage, rotation in reversed(stages) if transposed else stages:
-        half = 1 << stage
-        pairs = x.reshape(-1, 2, half, x.shape[1])
-        cosine, sine = rotation.reshape(-1, half, 2, 1).swapaxes(1, 2).swapaxes(0, 1).astype(x.dtype)
-        if transposed:
-            sine = -sine
-        upper = pairs[:, 0] * cosine + pairs[:, 1] * sine
-        pairs[:, 1] *= cosine
-        pairs[:, 1] -= pairs[:, 0] * sine
-        pairs[:, 0] = upper
+def butterfly(x: Array, matrices: Sequence[Floats]) -> Array:
+    """Products with the small matrices of `design.turn_matrices` across x, one after another: a new array."""
+    for one in matrices:
+        blocks, half, rows, columns = one.shape
+        made = np.empty((blocks, rows, half, x.shape[1]), x.dtype)
+        given = x.reshape(blocks, columns, half, x.shape[1]).swapaxes(1, 2)
+        np.matmul(one.astype(x.dtype, copy=False), given, out=made.swapaxes(1, 2))
+        x = made.reshape(blocks * rows * half, x.shape[1])
     return x
 
 
 def rotation_parity(data: Array, plan: Rotations) -> Array:
     """The r parity rows of k data rows (any real floating dtype), as `Rotations` describes."""
-    width = data.shape[1]
-    added = np.zeros((plan.size, width), data.dtype)
-    for group, rotations in enumerate(plan.inward):
-        rows = data[group * plan.size : (group + 1) * plan.size]
-        padded = np.zeros((plan.size, width), data.dtype)
-        padded[: len(rows)] = rows
-        added += rotate(padded, rotations)
-    pairs = zip(plan.shuffles, plan.outward, strict=True)
-    stacked = [rotate(added[shuffle], rotations) for shuffle, rotations in pairs]
-    chosen = np.concatenate(stacked)[plan.rows]
-    chosen *= plan.scale[:, None].astype(data.dtype)
-    chosen += plan.shift[:, None].astype(data.dtype) * data.sum(axis=0)
-    return chosen
+    padded = np.zeros((len(plan.inward) * plan.size, data.shape[1]), data.dtype)
+    padded[: len(data)] = data
+    added = butterfly(padded, plan.inward_matrices)
+    parity = butterfly(added[plan.shuffles.reshape(-1)], plan.outward_matrices)[plan.rows]
+    parity *= plan.scale[:, None].astype(data.dtype)
+    parity += plan.shift[:, None].astype(data.dtype) * data.sum(axis=0)
+    return parity
 
 
 def rotation_parity_transposed(parity: Array, plan: Rotations, k: int) -> Array:
     """P' of r rows, (k, width): the steps of `rotation_parity` transposed, the last first."""
-    width, size = parity.shape[1], plan.size
-    stacked = np.zeros((len(plan.outward) * size, width), parity.dtype)
+    width = parity.shape[1]
+    stacked = np.zeros((plan.shuffles.size, width), parity.dtype)
     stacked[plan.rows] = plan.scale[:, None] * parity
-    added = np.zeros((size, width), parity.dtype)
-    groups = stacked.reshape(-1, size, width)
-    for group, shuffle, rotations in zip(groups, plan.shuffles, plan.outward, strict=True):
-        added[shuffle] += rotate(group, rotations, transposed=True)
-    data = np.concatenate([rotate(added.copy(), turns, transposed=True) for turns in plan.inward])[:k]
+    groups = butterfly(stacked, _transposed(plan.outward_matrices)).reshape(-1, plan.size, width)
+    added = np.zeros((plan.size, width), parity.dtype)
+    for group, shuffle in zip(groups, plan.shuffles, strict=True):
+        added[shuffle] += group
+    data = butterfly(added, _transposed(plan.inward_matrices))[:k]
     return np.asarray(data + plan.shift @ parity)
+
+
+def _transposed(matrices: Sequence[Floats]) -> list[Floats]:
+    return [one.swapaxes(2, 3) for one in reversed(matrices)]

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from polarmap.code.dtypes import Floats, Indices
 
 WIDTH = 128  # columns per tile: what a transform works on then stays in the second-level cache
-WIDE = 256  # columns per tile of a product, which works on few rows at a time
+WIDE = 1024  # columns per tile of a product, which works on few rows at a time
 
 
 @intrinsic

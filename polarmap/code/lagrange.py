@@ -57,11 +57,6 @@ class LagrangeCode(LinearCode):
         for every k, but lost neighbours cost the square of what they cost on the circle. "auto": the
         circle where its results fit.
 
-    Raises
-    ------
-    CodeError
-        For sizes out of range; names the largest k that fits.
-
     Examples
     --------
     >>> code = LagrangeCode(8, 3, degree=2)

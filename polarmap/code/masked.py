@@ -48,11 +48,6 @@ class Masked:
         Of floating data: standard deviation of what masks them, in root mean squares of the data. Leakage
         falls with its square, and its digits are lost in decoding.
 
-    Raises
-    ------
-    CodeError
-        For numbers that cannot be.
-
     Examples
     --------
     >>> from polarmap import Masked, ReplayExecutor, coded_map
@@ -89,11 +84,6 @@ class MaskedCode(LinearCode):
         Workers that may collude.
     noise : float
         Standard deviation of what masks the data in each mixture, in root mean squares of the data.
-
-    Raises
-    ------
-    CodeError
-        For sizes out of range.
 
     Notes
     -----

@@ -44,11 +44,6 @@ class MaskedIntegerCode(LinearCode):
     t : int
         Workers that may put together what they got.
 
-    Raises
-    ------
-    CodeError
-        For sizes out of range.
-
     Notes
     -----
     Noise of 1, m + 1, m (m + 1) / 2 + 1, ... blocks for t = 1, 3, 7, ..., n = 2^m (MacWilliams and

@@ -74,11 +74,6 @@ class PolarCode(SystematicCode):
         and need more results. Butterflies of 2^levels blocks then lie side by side, each with data blocks and
         parity blocks of its own.
 
-    Raises
-    ------
-    CodeError
-        For sizes or names out of range.
-
     Examples
     --------
     >>> code = PolarCode(6, 4)
@@ -226,11 +221,6 @@ class PolarCode(SystematicCode):
         array (n, ...)
             The data blocks, then the parity blocks. Integers come back in a dtype wide enough
             for the parity blocks.
-
-        Raises
-        ------
-        CodeError
-            If the first axis is not k long or the dtype cannot be coded.
         """
         data = _as_block(blocks)
         if data.ndim == 0 or len(data) != self.k:

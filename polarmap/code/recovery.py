@@ -163,9 +163,9 @@ class SystematicRecovery(RealRecovery):
 class ButterflyRecovery(SystematicRecovery):
     """The same by butterflies, which give P times anything and anything times P: P is never formed."""
 
-    @cached_property
+    @property
     def system(self) -> Array:
-        """P restricted to arrived parity (rows) and missing data (columns)."""
+        """P restricted to arrived parity (rows) and missing data (columns): factorized once and not kept."""
         return self.code.columns(self.missing)[self.parity]
 
     def through_known(self, combinations: Floats) -> Floats:

@@ -12,6 +12,7 @@ transpose anything times P, in n log n operations a column.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from math import inf
 
@@ -147,7 +148,7 @@ def normalized(plan: Rotations, k: int) -> Rotations:
         raw = rotation_coefficients(plan, k)
         mean = raw.mean(axis=1)
         scale = 1 / np.linalg.norm(raw - mean[:, None], axis=1) if k > 2 else np.ones(len(raw))
-    return plan._replace(scale=scale, shift=1 / k - scale * mean)
+    return replace(plan, scale=scale, shift=1 / k - scale * mean)
 
 
 def rotation_coefficients(plan: Rotations, k: int, data: Indices | None = None) -> Floats:

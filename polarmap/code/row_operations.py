@@ -144,16 +144,18 @@ def replay(steps: Sequence[Step], rows: Array) -> None:
 def replay_transposed(steps: Sequence[Step], rows: Array) -> None:
     """The transpose of `replay`, in place: what each wanted row is made of, the last step first.
 
-    Of rows that many operations of a step read, as a row of zeros may be, nothing is told.
+    Of rows that many operations of a step read, as a row of zeros may be, nothing is told. Unsigned numbers
+    are sets of bits, each of which is added up modulo 2.
     """
+    are_bits = rows.dtype.kind == "u"
+    add, times = (np.bitwise_xor, np.bitwise_and) if are_bits else (np.add, np.multiply)
     for target, first, second, factor in reversed(steps):
         came = rows[target]
         rows[target] = 0
-        rows[first] += came
-        if isinstance(factor, np.ndarray):
-            rows[second] += factor.astype(rows.dtype)[:, None] * came
-        elif factor:
-            rows[second] += came if factor > 0 else -came
+        rows[first] = add(rows[first], came)
+        if np.any(factor):
+            factors = np.reshape(-(factor & 1) if are_bits else factor, (-1, 1)).astype(rows.dtype)
+            rows[second] = add(rows[second], times(factors, came))
 
 
 def add_rows(table: Array, operations: npt.NDArray[np.int64]) -> None:

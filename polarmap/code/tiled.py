@@ -125,7 +125,8 @@ def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
 def rotation_parity(plan: Rotations, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:
     """out = the parity rows by two butterflies, those of `fast` (polarmap.code.kernels_numba) or numpy's."""
     if fast is not None:
-        run_compiled(fast.rotation_parity, rows, out, *plan[1:])
+        plain = plan.inward, plan.outward, plan.shuffles, plan.rows, plan.scale, plan.shift
+        run_compiled(fast.rotation_parity, rows, out, *plain)
         return
     working = working_dtype(out.dtype)
 

@@ -72,10 +72,11 @@ class Verifier:
         unseen = np.zeros(len(recovery.arrived), bool)
         evaluated = self._are_evaluated
         for dtype in set(self._word.dtypes()):
-            seen = equations.revealed(recovery, dtype)[evaluated].any(axis=0)
+            used, _, shown = recovery.composition(dtype)
+            seen = shown[evaluated].any(axis=0)
             if self._residuals:
                 seen |= equations.covered(recovery, dtype)
-            unseen |= (equations.support(recovery, dtype).any(axis=0) | also) & ~seen
+            unseen |= (used | also) & ~seen
         return unseen
 
     @property
@@ -117,7 +118,7 @@ class Verifier:
         """Which of the blocks to decode are made of more than a copy."""
         mixed = np.zeros(len(self._recovery.missing), bool)
         for dtype in set(self._word.dtypes()):
-            mixed |= equations.support(self._recovery, dtype).sum(axis=1) > 1
+            mixed |= self._recovery.composition(dtype).mixed
         return mixed
 
     @cached_property
@@ -241,9 +242,7 @@ class Verifier:
     def _most_telling(self) -> int:
         """The block to decode that shows most results unchecked so far, whatever they deviate by."""
         recovery, columns = self._recovery, self._unseen()
-        told = sum(
-            equations.revealed(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._word.dtypes()
-        )
+        told = sum(recovery.composition(dtype).shown[:, columns].sum(axis=1) for dtype in self._word.dtypes())
         told = told + self._mixed / 2 + self._coded.n * self._are_in(self._word.odd)
         told[self._are_evaluated] = -1.0
         return int(recovery.missing[np.argmax(told)])

@@ -56,6 +56,9 @@ def test_patterns_that_get_stuck_are_decided_and_decoded_as_by_dense_algebra(
         assert (weights.view("i8") @ coded[recovery.arrived] == coded[recovery.missing]).all()
         assert not (checks.view("i8") @ coded[recovery.arrived]).any()
         assert len(checks) == min(recovery.surplus, 16)
+        used, mixed, shown = recovery.composition(np.dtype("i8"))
+        assert (used == weights.any(axis=0)).all() and (shown == weights % 2).all()
+        assert (mixed == (np.count_nonzero(weights, axis=1) > 1)).all()
     assert stuck or n == 16
 
 
