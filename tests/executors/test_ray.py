@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ray_clusters import CPUS
 import polarmap
 from polarmap import Pool, coded_map
 from polarmap.errors import ExecutorError, NotDecodableError
-from polarmap.executors.ray import RayCluster, RaySite
+from polarmap.executors.ray import RayCalls, RayCluster, RaySite
 from polarmap.worker.kept_worker import DriverAddress
 
 try:
@@ -153,6 +154,48 @@ def test_a_cluster_is_not_shut_down_while_a_task_is_given_to_it(cluster: Any) ->
 
 def hang(block: Any) -> Any:
     time.sleep(SLOW)
+
+
+def wait_long(number: int) -> None:
+    for _ in range(10 * int(SLOW)):  # Ray does not interrupt one long sleep
+        time.sleep(0.1)
+
+
+def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process."""
+    cancelled: list[Any] = []
+    calls, cancel, are_left = RayCalls(ray), ray.cancel, threading.Event()
+    monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
+    monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
+    ours = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
+    assert [one.cancel() for one in ours] == [True, True]
+    short, long = calls._left
+    assert ray.get(short) == 1
+    assert cancelled == []
+    are_left.set()
+    assert until(lambda: cancelled == [long])
+    assert until(lambda: ray.available_resources().get("CPU") == CPUS)
+    calls.close()
+
+
+@pytest.mark.parametrize("place", [lambda address: address, Pool])
+def test_an_address_connects_unless_this_process_is_connected(
+    cluster: Any, place: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "ray://no.such.host.invalid:10001"
+    executor = place(address)
+    np.testing.assert_allclose(coded_map(np.negative, A, executor=executor).concatenate(), -A)
+    told: list[str] = []
+
+    def refuse(address: str) -> None:
+        told.append(address)
+        raise ConnectionError("connection timeout")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ExecutorError, match=f"no Ray answers at {address}: connection timeout"):
+        coded_map(np.negative, A, executor=place(address))
+    assert told == [address]
 
 
 @pytest.mark.parametrize("executor", [lambda: ray, lambda: Pool(ray)])
