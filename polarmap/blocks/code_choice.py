@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from polarmap.code.masked_integers import MaskedIntegerCode, blocks_for, workers
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
+
+if TYPE_CHECKING:
+    from polarmap.executors.cluster_data import CutData
 
 CodeName = Literal["auto", "rotation", "arikan"]
 NAMES = ("auto", "rotation", "arikan")
@@ -215,6 +218,19 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
             f"{coded.code!r}: leave blocks, workers, code and degree out"
         )
     return coded
+
+
+def encoded_there(cut: CutData, options: CodeOptions, rtol: float | None) -> CodedData:
+    """The coded blocks of data that stay on a cluster."""
+    from polarmap.blocks.on_cluster import ClusterBlocks, CodedOnCluster
+
+    blocks, options = ClusterBlocks(cut), options.checked()
+    code = _code_of(blocks.k, blocks.dtypes, options)
+    if isinstance(code, (MaskedCode, MaskedIntegerCode)):
+        raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
+    if isinstance(code, LagrangeCode) and code is not options.code:
+        _check_accuracy(code, blocks, rtol)
+    return CodedOnCluster(blocks, code)
 
 
 def encode_sparse(

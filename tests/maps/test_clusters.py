@@ -74,6 +74,36 @@ def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) 
     assert (tmp_path / "third").exists()
 
 
+def cut(engine: Any) -> Any:
+    """The rows of A on the cluster: chunks of Dask, objects of Ray."""
+    if hasattr(engine, "get_executor"):
+        import dask.array
+
+        return engine.persist(dask.array.from_array(A, chunks=(60, 3)))
+    return [engine.put(block) for block in np.split(A, 4)]
+
+
+def test_data_on_the_cluster_stay_there(engine: Any, executor: Any, tmp_path: Path) -> None:
+    data = cut(engine)
+    for f in (partial(sleeps_or_dies, tmp_path), np.negative):
+        y = coded_map(f, data, workers=8, executor=executor, verify=False)
+        np.testing.assert_allclose(y.concatenate(), A @ X if f is not np.negative else -A)
+        assert y.report.k == 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own making
+def test_the_rows_of_a_dataset_of_ray_are_cut(engine: Any, executor: Any) -> None:
+    if hasattr(engine, "get_executor"):
+        pytest.skip("of Ray alone")
+    data = pytest.importorskip("ray.data", reason="of ray[data]")
+    data.DataContext.get_current().enable_progress_bars = False
+    y = coded_map(np.negative, data.from_numpy(A).repartition(5), executor=executor)
+    np.testing.assert_allclose(y.concatenate(), -A)
+    table = data.from_items([{"a": float(row), "b": 1.0} for row in range(10)])
+    y = coded_map(np.negative, table, blocks=4, executor=executor)
+    np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)])
+
+
 def test_operators_models_sums_and_gradients(executor: Any) -> None:
     with CodedOperator(A, blocks=4, workers=6, executor=executor) as operator:
         for _ in range(3):
