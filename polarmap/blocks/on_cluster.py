@@ -25,6 +25,7 @@ class Described(NamedTuple):
 
     is_piece : whether it is the one piece of which it is made, which may stay as it is.
     nonfinite : how many of its entries are NaN or inf; first : the first of these.
+    largest : absolute value, of integers.
     """
 
     dtype: np.dtype[Any]
@@ -32,6 +33,7 @@ class Described(NamedTuple):
     is_piece: bool
     nonfinite: int
     first: tuple[int, ...]
+    largest: int
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
@@ -64,6 +66,10 @@ class ClusterBlocks(Blocks):
     def leaves(self, index: int) -> list[Array]:
         """Block `index`, fetched."""
         return self.cluster.fetch(self.references[index : index + 1])
+
+    def largest(self, leaf: int) -> int:
+        """The largest absolute value of a block, of integers."""
+        return max(one.largest for one in self.described)
 
     @property
     def nonfinite_warning(self) -> str:
@@ -137,7 +143,9 @@ def as_block(rows: int | None, *pieces: Any) -> tuple[Array | None, Described]:
     odd = np.argwhere(~np.isfinite(block)) if block.dtype.kind in "fc" else np.zeros((0, 0), int)
     first = tuple(odd[0].tolist()) if len(odd) else ()
     is_piece = isinstance(pieces[0], np.ndarray) and block.base is pieces[0]
-    told = Described(block.dtype, block.shape, is_piece, len(odd), first)
+    is_integer = block.dtype.kind in "iu" and block.size
+    largest = max(int(block.max()), -int(block.min())) if is_integer else 0
+    told = Described(block.dtype, block.shape, is_piece, len(odd), first, largest)
     return None if is_piece else block, told
 
 

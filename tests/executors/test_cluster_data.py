@@ -13,7 +13,7 @@ import pytest
 from pool_processes import until
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Pool, coded_map
+from polarmap import CodedOperator, Fault, FaultyExecutor, Pool, coded_map
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import DaskFutures, cut_on_cluster
 
@@ -68,6 +68,39 @@ def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
     y = coded_map(product, data, blocks=3, workers=5, executor=executor, schedule="on_demand", verify=False)
     np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
     np.testing.assert_array_equal(data.compute(), A)
+
+
+@pytest.mark.usefixtures("stays")
+def test_an_operator_codes_a_matrix_once_where_it_lies(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, counts = [], list[int]()
+    call = DaskFutures.call
+    monkeypatch.setattr(
+        DaskFutures, "call", lambda *told, **options: calls.append(1) or call(*told, **options)
+    )
+    matrix = dask.array.from_array(A, chunks=(16, 2))
+    with CodedOperator(matrix, blocks=4, workers=6, executor=executor, verify=False) as operator:
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ X, A @ X)
+            np.testing.assert_allclose(operator.T @ (A @ X), A.T @ (A @ X))
+            counts.append(len(calls))
+    assert counts[0] == counts[-1] > 0
+    matrix = dask.array.where(matrix > 2, np.nan, matrix)
+    with (
+        CodedOperator(matrix, executor=executor) as operator,
+        pytest.raises(CodeError, match="A has no parity"),
+    ):
+        operator @ X
+
+
+def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(client: Any) -> None:
+    matrix = dask.array.from_array(np.arange(24).reshape(8, 3), chunks=(2, 3))
+    with CodedOperator(matrix, blocks=4, executor=client) as operator:
+        assert (operator @ np.arange(3)).tolist() == (np.arange(24).reshape(8, 3) @ np.arange(3)).tolist()
+    large = CodedOperator(matrix * 2**58, blocks=4, executor=client)
+    with large, pytest.raises(CodeError, match="do not fit 64 bits"):
+        large @ np.ones(3)
 
 
 def test_data_and_parity_are_gone_when_nobody_has_them(client: Any, executor: Any) -> None:
