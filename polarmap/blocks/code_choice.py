@@ -48,6 +48,11 @@ class CodeOptions(NamedTuple):
     code: CodeName | LinearCode | Masked = "auto"
     degree: int = 1
 
+    @property
+    def k(self) -> int | None:
+        """How many blocks the caller asks for; None if that is open."""
+        return self.code.k if self.blocks is None and isinstance(self.code, LinearCode) else self.blocks
+
     def checked(self) -> CodeOptions:
         """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
         blocks, workers, code, degree = self
@@ -71,14 +76,13 @@ class CodeOptions(NamedTuple):
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, LinearCode]:
     """The blocks of the data and the code that carries them."""
     data, options = read_data(data), options.checked()
-    blocks, code = options.blocks, options.code
     if is_array(data):
         check_array(data)
         cut = cut_array(data, block_count(int(data.shape[0]), options, [data.dtype]))
     else:
-        cut = cut_sequence(data, code.k if blocks is None and isinstance(code, LinearCode) else blocks)
+        cut = cut_sequence(data, options.k)
     chosen = _code_of(cut.k, cut.dtypes, options)
-    if isinstance(chosen, (LagrangeCode, MaskedCode)) and chosen is not code:
+    if isinstance(chosen, (LagrangeCode, MaskedCode)) and chosen is not options.code:
         _check_accuracy(chosen, cut, rtol)
     return cut, chosen
 
@@ -95,9 +99,8 @@ def choose_polar_code(
 
 def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
     """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
-    blocks, workers, code, degree = options
-    if blocks is None and isinstance(code, LinearCode):
-        blocks = code.k
+    _, workers, code, degree = options
+    blocks = options.k
     if blocks is None and workers is None:
         is_plain = degree == 1 and not isinstance(code, Masked)  # others lose digits as k grows
         blocks = default_block_count(total, DEFAULT_BLOCKS, None if is_plain else DEFAULT_BLOCKS)

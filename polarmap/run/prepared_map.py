@@ -133,11 +133,11 @@ def prepared(
     running = RunningMap(_executor(executor, data))
     there = None
     if not (executor is None or isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
-        there = data_beside(executor, data, code_options.checked().blocks)
-    if there is not None:
-        coded = encoded_there(there, code_options, options.rtol)
-    else:
+        there = data_beside(executor, data, code_options.checked().k)
+    if there is None:
         coded = encoded(data, code_options, options.rtol, options.parity_for)
+    else:
+        coded = encoded_there(there, code_options, options.rtol)
     coded.key_for_maps(options.key)
     if options.estimates and (why := _no_estimates(coded)):
         raise CodeError(f"on_timeout='estimate' {why}")

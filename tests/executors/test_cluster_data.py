@@ -13,7 +13,7 @@ import pytest
 from pool_processes import until
 
 import polarmap
-from polarmap import CodedOperator, Fault, FaultyExecutor, Pool, coded_map
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, coded_map
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import DaskFutures, cut_on_cluster
 
@@ -65,7 +65,7 @@ def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
         np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
         assert (y.report.k, y.report.n, y.report.padding) == (4, 6, 2)
         assert recovered is None or y.report.recovered == recovered
-    y = coded_map(product, data, blocks=3, workers=5, executor=executor, schedule="on_demand", verify=False)
+    y = coded_map(product, data, code=PolarCode(5, 3), executor=executor, schedule="on_demand", verify=False)
     np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
     np.testing.assert_array_equal(data.compute(), A)
 
