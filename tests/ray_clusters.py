@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shutil
@@ -44,6 +45,7 @@ def ends_with_it(ray: Any) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patched:
         folder = tempfile.mkdtemp(prefix="polarmap-ray-", dir="/tmp")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after Ray, which writes at its end
         patched.setenv("RAY_TMPDIR", folder)
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_AUTH_MODE", "disabled")
@@ -52,4 +54,3 @@ def ends_with_it(ray: Any) -> Iterator[None]:
             warnings.simplefilter("ignore")  # of processes that Ray does not wait for
             ray.shutdown()
             gc.collect()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,10 @@ from polarmap.code.linear import LinearCode
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Layout
+from polarmap.worker.pytree import Layout, layout_bytes
+
+STRIPES = 16  # tasks that make parity, so that many workers do
+STRIPE_BYTES = 256 << 20  # that one of them may have, which takes more tasks
 
 
 class Described(NamedTuple):
@@ -111,19 +114,20 @@ class CodedOnCluster(CodedData):
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """What workers that stay ask the engine for."""
-        is_data, [(dtype, shape)] = index < self._data_count, self.layout(index)
-        reference = self.reference(index)
+        is_data, layout = index < self._data_count, self.layout(index)
+        self.reference(index)  # so that it is there
         with self._lock:
             if is_data not in self._names:
                 named = self.blocks.references if is_data else self._parity
                 self._names[is_data] = self.blocks.cluster.names(named)
         name = self._names[is_data][index if is_data else index - self._data_count]
-        return (Part(name, np.dtype(dtype).itemsize * prod(shape)),) if reference is not None else ()
+        return (Part(name, layout_bytes(layout)),)
 
     def _made_parity(self) -> list[Any]:
         cluster, [(_, shape)] = self.blocks.cluster, self.blocks.layout
         count = self.n - self._data_count
-        stripes = max(1, min(count, prod(shape)))
+        room = -(-self.blocks.k * layout_bytes(self.blocks.layout) // STRIPE_BYTES)
+        stripes = max(1, min(prod(shape), max(room, min(count, STRIPES))))
         cut = [cluster.call(stripes_of, one, stripes, outputs=stripes) for one in self.blocks.references]
         made = [cluster.call(parity_of, self.code, *columns, outputs=count) for columns in zip(*cut)]
         return [cluster.call(joined, shape, *of_block)[0] for of_block in zip(*made)]

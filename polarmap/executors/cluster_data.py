@@ -62,16 +62,18 @@ class DaskFutures:
     kind = "dask"
 
     def __init__(self, choice: Any) -> None:
-        self._client = DaskClient(choice).client
+        dask = DaskClient(choice)
+        self._client, self._options = dask.client, dask.options
 
     def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
         """Futures of a task, or of the items that it gives."""
-        name = f"polarmap-data-{uuid.uuid4()}"
-        whole = self._client.submit(function, *arguments, key=name, pure=False)
+        name, submit = f"polarmap-data-{uuid.uuid4()}", self._client.submit
+        options = {"pure": False, **self._options}
+        whole = submit(function, *arguments, key=name, **options)
         if outputs == 1:
             return [whole]
         items = range(outputs)
-        return [self._client.submit(operator.getitem, whole, item, key=f"{name}-{item}") for item in items]
+        return [submit(operator.getitem, whole, item, key=f"{name}-{item}", **options) for item in items]
 
     def fetch(self, references: Sequence[Any]) -> list[Any]:
         """The results of futures."""
@@ -118,8 +120,8 @@ class RayObjects:
     kind = "ray"
 
     def __init__(self, choice: Any) -> None:
-        self._ray = RayCluster(choice).ray
-        self._task = cache(self._ray.remote)
+        cluster = RayCluster(choice)
+        self._ray, self._task = cluster.ray, cache(cluster.remote)
         self._holder: Any = None  # an actor, which ends when nobody has its handle
         self._holder_name, self._held = f"polarmap blocks {uuid.uuid4()}", 0
 

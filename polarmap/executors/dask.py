@@ -130,7 +130,8 @@ class DaskSite(Site):
             if future.status in ("error", "cancelled", "lost", "finished"):
                 del self._futures[number]
                 error = future.exception(timeout=1) if future.status == "error" else None
-                found[number] = f"{type(error).__name__}: {error}" if error else future.status
+                why = future.result(timeout=1) if future.status == "finished" else future.status
+                found[number] = f"{type(error).__name__}: {error}" if error else why
         return found
 
     def close(self) -> None:
@@ -151,12 +152,19 @@ class DaskSite(Site):
         return [name for name, count in self._dask.client.nthreads().items() for _ in range(count)]
 
 
-def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> None:
-    """The life of a worker, on a thread that its Dask worker replaces by another one."""
+def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> str:
+    """The life of a worker, on a thread that its Dask worker replaces by another one; how it has ended.
+
+    Dask prints what a task raises, and a driver that is gone before its worker calls is no error.
+    """
     import distributed
 
     leave: Any = distributed.secede
     worker: Any = distributed.get_worker
     place = f"Dask worker {worker().name} at {worker().address}"
     leave()
-    stay_on_thread(address, number, seconds, place)
+    try:
+        stay_on_thread(address, number, seconds, place)
+    except ConnectionError as error:
+        return f"ConnectionError: {error}"
+    return "finished"

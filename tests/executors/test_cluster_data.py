@@ -121,6 +121,14 @@ def test_futures_are_blocks(executor: Any, client: Any) -> None:
     np.testing.assert_allclose(coded_map(product, data, executor=executor).concatenate(), 2 * A @ X)
 
 
+def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None:
+    here, _ = client.scheduler_info()["workers"]
+    data = DaskFutures(client.get_executor(workers=[here], allow_other_workers=False))
+    made = data.call(divmod, 7, 2, outputs=2)
+    assert data.fetch(made) == [3, 1]
+    assert [list(where) for where in client.who_has(made).values()] == [[here]] * 2
+
+
 def test_rows_that_dask_has_not_counted_are_counted(client: Any) -> None:
     data = dask.array.from_array(A, chunks=(16, 5))
     data = data[data[:, 0] > 0]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,19 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
         assert all(name.startswith("polarmap worker ") for name in names)
         assert ray.get(ray.remote(lambda: 5).remote()) == 5  # they leave the slots to others
     assert until(lambda: ray.util.list_named_actors() == [])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own making
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool) -> None:
+    data = pytest.importorskip("ray.data", reason="of ray[data]")
+    data.DataContext.get_current().enable_progress_bars = False
+    with Pool(cluster, workers=8) if keeps else nullcontext(cluster) as executor:
+        y = coded_map(np.negative, data.from_numpy(A).repartition(5), executor=executor)
+        np.testing.assert_allclose(y.concatenate(), -A)
+        table = data.from_items([{"a": float(row), "b": 1.0} for row in range(10)])
+        y = coded_map(np.negative, table, blocks=4, executor=executor)
+        np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)])
 
 
 def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:

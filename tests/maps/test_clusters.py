@@ -91,19 +91,6 @@ def test_data_on_the_cluster_stay_there(engine: Any, executor: Any, tmp_path: Pa
         assert y.report.k == 4
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own making
-def test_the_rows_of_a_dataset_of_ray_are_cut(engine: Any, executor: Any) -> None:
-    if hasattr(engine, "get_executor"):
-        pytest.skip("of Ray alone")
-    data = pytest.importorskip("ray.data", reason="of ray[data]")
-    data.DataContext.get_current().enable_progress_bars = False
-    y = coded_map(np.negative, data.from_numpy(A).repartition(5), executor=executor)
-    np.testing.assert_allclose(y.concatenate(), -A)
-    table = data.from_items([{"a": float(row), "b": 1.0} for row in range(10)])
-    y = coded_map(np.negative, table, blocks=4, executor=executor)
-    np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)])
-
-
 def test_operators_models_sums_and_gradients(executor: Any) -> None:
     with CodedOperator(A, blocks=4, workers=6, executor=executor) as operator:
         for _ in range(3):
