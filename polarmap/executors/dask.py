@@ -129,9 +129,7 @@ class DaskSite(Site):
         for number, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):
                 del self._futures[number]
-                error = future.exception(timeout=1) if future.status == "error" else None
-                why = future.result(timeout=1) if future.status == "finished" else future.status
-                found[number] = f"{type(error).__name__}: {error}" if error else why
+                found[number] = _ending(future, may_ask)
         return found
 
     def close(self) -> None:
@@ -150,6 +148,16 @@ class DaskSite(Site):
         if not self._dask.is_connected():
             raise ConnectionError(self.gone() or "its scheduler is away")
         return [name for name, count in self._dask.client.nthreads().items() for _ in range(count)]
+
+
+def _ending(future: Any, may_ask: bool) -> str:
+    """How a task has ended: what it has told of that, if it may be asked and its worker is there."""
+    with suppress(Exception):
+        if future.status == "error" and (error := future.exception(timeout=1)):
+            return f"{type(error).__name__}: {error}"
+        if future.status == "finished" and may_ask:
+            return str(future.result(timeout=1))
+    return str(future.status)
 
 
 def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> str:

@@ -261,6 +261,20 @@ def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_an
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
+    class Gone:
+        status = "finished"
+
+        def result(self, timeout: float) -> str:
+            raise TimeoutError
+
+    site = DaskSite(client)
+    for may_ask in (True, False):
+        site._futures = {3: Gone()}
+        assert site.ended(may_ask) == {3: "finished"}
+    site.close()
+
+
 def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:
     with Pool(client, listen=False) as pool:
         assert check(pool).report.executor == pool.name == "Dask"
