@@ -71,7 +71,7 @@ def dask(
     task: Task, blocks: Sequence[Any], faults: Faults, slots: int = CORES, deadline: float | None = None
 ) -> Iterator[Step]:
     """All blocks held as futures by a process for each core, which reads them from files."""
-    from distributed import Client, LocalCluster, wait
+    from distributed import wait
 
     def step(x: np.ndarray) -> Sequence[np.ndarray]:
         count = len(blocks)
@@ -80,9 +80,22 @@ def dask(
         found: Sequence[np.ndarray] = client.gather(futures)
         return found
 
+    with tempfile.TemporaryDirectory() as folder, dask_here(slots) as client:
+        paths = [Path(folder) / str(index) for index in range(len(blocks))]
+        for path, block in zip(paths, blocks):
+            path.write_bytes(pickle.dumps(block))
+        held = client.map(lambda path: pickle.loads(path.read_bytes()), paths)
+        wait(held)
+        yield step
+
+
+@contextmanager
+def dask_here(slots: int) -> Iterator[Any]:
+    """A client of a process for each core, which have so many threads together."""
+    from distributed import Client, LocalCluster
+
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with (
-        tempfile.TemporaryDirectory() as folder,
         LocalCluster(
             n_workers=CORES,
             threads_per_worker=-(-slots // CORES),
@@ -91,12 +104,7 @@ def dask(
         ) as cluster,
         Client(cluster) as client,
     ):
-        paths = [Path(folder) / str(index) for index in range(len(blocks))]
-        for path, block in zip(paths, blocks):
-            path.write_bytes(pickle.dumps(block))
-        held = client.map(lambda path: pickle.loads(path.read_bytes()), paths)
-        wait(held)
-        yield step
+        yield client
 
 
 @contextmanager
@@ -129,15 +137,15 @@ def ray(
 
 
 @contextmanager
-def ray_here() -> Iterator[None]:
-    """Ray on this machine, unless it is there already."""
+def ray_here() -> Iterator[Any]:
+    """Ray on this machine, started unless it is there already."""
     import ray
 
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
     try:
-        yield
+        yield ray
     finally:
         if is_ours:
             ray.shutdown()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 CPUS = 4
+STORE_BYTES = 128 << 20  # of memory, of which Ray takes a third else
 # Ray ends its daemon, and with it this process, if agents do not start or answer in time.
 PATIENCE = {
     "agent_register_timeout_ms": 300_000,
@@ -28,13 +32,21 @@ def start(ray: Any) -> None:
     with pytest.MonkeyPatch.context() as patched:
         # Not as their `runtime_env`, for which an agent makes every worker, the idle ones anew.
         patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, _system_config=PATIENCE)
+        options = {"num_cpus": CPUS, "object_store_memory": STORE_BYTES, "_system_config": PATIENCE}
+        ray.init(include_dashboard=False, log_to_driver=False, **options)
 
 
 @contextmanager
 def ends_with_it(ray: Any) -> Iterator[None]:
-    """Whatever cluster there is ends, and nothing is sent to or kept from anybody."""
+    """Whatever cluster there is ends, and nothing is sent to or kept from anybody.
+
+    Its logs lie outside the folder of the session, and with a short path, as sockets do: they stay if Ray
+    ends this process.
+    """
     with pytest.MonkeyPatch.context() as patched:
+        folder = tempfile.mkdtemp(prefix="polarmap-ray-", dir="/tmp")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after Ray, which writes at its end
+        patched.setenv("RAY_TMPDIR", folder)
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patched.setenv("RAY_AUTH_MODE", "disabled")
         yield

@@ -62,8 +62,10 @@ ONLY_FROM = {
         *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.messages"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
-    "distributed": ["polarmap.executors.dask"],
-    "ray": ["polarmap.executors.ray"],
+    "distributed": [
+        *("polarmap.executors.dask", "polarmap.executors.cluster_data", "polarmap.worker.engine_parts")
+    ],
+    "ray": ["polarmap.executors.ray", "polarmap.worker.engine_parts"],
     "threadpoolctl": ["polarmap.worker.threads"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],

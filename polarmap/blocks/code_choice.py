@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 
+if TYPE_CHECKING:
+    from polarmap.executors.cluster_data import CutData
+
 CodeName = Literal["auto", "rotation", "arikan"]
 NAMES = ("auto", "rotation", "arikan")
 
@@ -44,6 +47,11 @@ class CodeOptions(NamedTuple):
     workers: int | None = None
     code: CodeName | LinearCode | Masked = "auto"
     degree: int = 1
+
+    @property
+    def k(self) -> int | None:
+        """How many blocks the caller asks for; None if that is open."""
+        return self.code.k if self.blocks is None and isinstance(self.code, LinearCode) else self.blocks
 
     def checked(self) -> CodeOptions:
         """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
@@ -68,14 +76,13 @@ class CodeOptions(NamedTuple):
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, LinearCode]:
     """The blocks of the data and the code that carries them."""
     data, options = read_data(data), options.checked()
-    blocks, code = options.blocks, options.code
     if is_array(data):
         check_array(data)
         cut = cut_array(data, block_count(int(data.shape[0]), options, [data.dtype]))
     else:
-        cut = cut_sequence(data, code.k if blocks is None and isinstance(code, LinearCode) else blocks)
+        cut = cut_sequence(data, options.k)
     chosen = _code_of(cut.k, cut.dtypes, options)
-    if isinstance(chosen, (LagrangeCode, MaskedCode)) and chosen is not code:
+    if isinstance(chosen, (LagrangeCode, MaskedCode)) and chosen is not options.code:
         _check_accuracy(chosen, cut, rtol)
     return cut, chosen
 
@@ -92,9 +99,8 @@ def choose_polar_code(
 
 def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
     """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
-    blocks, workers, code, degree = options
-    if blocks is None and isinstance(code, LinearCode):
-        blocks = code.k
+    _, workers, code, degree = options
+    blocks = options.k
     if blocks is None and workers is None:
         is_plain = degree == 1 and not isinstance(code, Masked)  # others lose digits as k grows
         blocks = default_block_count(total, DEFAULT_BLOCKS, None if is_plain else DEFAULT_BLOCKS)
@@ -216,6 +222,19 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
             f"{coded.code!r}: leave blocks, workers, code and degree out"
         )
     return coded
+
+
+def encoded_there(cut: CutData, options: CodeOptions, rtol: float | None) -> CodedData:
+    """The coded blocks of data that stay on a cluster."""
+    from polarmap.blocks.on_cluster import ClusterBlocks, CodedOnCluster
+
+    blocks, options = ClusterBlocks(cut), options.checked()
+    code = _code_of(blocks.k, blocks.dtypes, options)
+    if isinstance(code, (MaskedCode, MaskedIntegerCode)):
+        raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
+    if isinstance(code, LagrangeCode) and code is not options.code:
+        _check_accuracy(code, blocks, rtol)
+    return CodedOnCluster(blocks, code)
 
 
 def encode_sparse(

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
-from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_ray, is_path
+from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_dask, is_of_ray, is_path
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.worker.messages import FAULTS, Fault
 from polarmap.worker.surroundings import available_cores
+
+if TYPE_CHECKING:
+    from polarmap.executors.cluster_data import CutData
 
 BLOCKS_PER_CORE = 3
 
@@ -129,6 +132,18 @@ def storage_beside(choice: Any, data: Any) -> Any:
     if is_localhost(choice):
         return private_folder() / "arrays"
     return choice if is_for_lithops(choice) else None
+
+
+def data_beside(choice: Any, data: Any, blocks: int | None) -> CutData | None:
+    """Data that lie on the cluster of an executor, as so many blocks; None for all other data."""
+    if isinstance(choice, FaultyExecutor):
+        return data_beside(choice.executor, data, blocks)
+    choice = choice.executor if isinstance(choice, Pool) else choice
+    if not (is_of_dask(choice) or is_of_ray(choice)):
+        return None
+    from polarmap.executors.cluster_data import cut_on_cluster
+
+    return cut_on_cluster(choice, data, blocks)
 
 
 def usual_blocks(choice: Any, most: int) -> int:

@@ -103,6 +103,10 @@ class Coded:
         """What block `index` consists of at its source."""
         raise LookupError(index)
 
+    def reference(self, index: int) -> Any:
+        """What the engine of a cluster takes in the place of block `index`; None where it lies elsewhere."""
+        return None
+
     def pieces(self, index: int) -> Sequence[int]:
         """Numbers of what block `index` is made of: a piece of several blocks is stored once."""
         return (index,)

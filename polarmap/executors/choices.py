@@ -18,7 +18,8 @@ def is_localhost(choice: Any) -> bool:
 
 def is_path(choice: Any) -> bool:
     """Whether it names a configuration."""
-    return isinstance(choice, (str, bytes, os.PathLike)) and not is_localhost(choice)
+    is_text = isinstance(choice, (str, bytes, os.PathLike))
+    return is_text and not (is_localhost(choice) or is_of_ray(choice))
 
 
 def is_of_dask(choice: Any) -> bool:
@@ -28,7 +29,9 @@ def is_of_dask(choice: Any) -> bool:
 
 
 def is_of_ray(choice: Any) -> bool:
-    """Whether it is the module `ray`, or what `ray.remote(num_cpus=..., memory=...)` gives."""
+    """Whether it is the module `ray`, what `ray.remote(num_cpus=..., memory=...)` gives, or "ray://..."."""
+    if isinstance(choice, str):
+        return choice.startswith("ray://")
     if isinstance(choice, ModuleType):
         return choice.__name__ == "ray"
     return isinstance(choice, partial) and choice.func.__module__.startswith("ray.")

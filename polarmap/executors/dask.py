@@ -129,8 +129,7 @@ class DaskSite(Site):
         for number, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):
                 del self._futures[number]
-                error = future.exception(timeout=1) if future.status == "error" else None
-                found[number] = f"{type(error).__name__}: {error}" if error else future.status
+                found[number] = _ending(future, may_ask)
         return found
 
     def close(self) -> None:
@@ -151,12 +150,29 @@ class DaskSite(Site):
         return [name for name, count in self._dask.client.nthreads().items() for _ in range(count)]
 
 
-def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> None:
-    """The life of a worker, on a thread that its Dask worker replaces by another one."""
+def _ending(future: Any, may_ask: bool) -> str:
+    """How a task has ended: what it has told of that, if it may be asked and its worker is there."""
+    with suppress(Exception):
+        if future.status == "error" and (error := future.exception(timeout=1)):
+            return f"{type(error).__name__}: {error}"
+        if future.status == "finished" and may_ask:
+            return str(future.result(timeout=1))
+    return str(future.status)
+
+
+def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> str:
+    """The life of a worker, on a thread that its Dask worker replaces by another one; how it has ended.
+
+    Dask prints what a task raises, and a driver that is gone before its worker calls is no error.
+    """
     import distributed
 
     leave: Any = distributed.secede
     worker: Any = distributed.get_worker
     place = f"Dask worker {worker().name} at {worker().address}"
     leave()
-    stay_on_thread(address, number, seconds, place)
+    try:
+        stay_on_thread(address, number, seconds, place)
+    except ConnectionError as error:
+        return f"ConnectionError: {error}"
+    return "finished"

@@ -195,6 +195,8 @@ class FuturesRun:
         of its own: what f is made of may write where numpy does not see it, and die of that.
         """
         coded = self._payload.blocks
+        if (reference := coded.reference(task)) is not None:
+            return reference
         if self._is_stored:
             return partial(kept_block, stored_block(coded, task), coded.structure, attempt > 0)
         if coded.source is not None and self._shares_memory:

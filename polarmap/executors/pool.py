@@ -47,8 +47,8 @@ class Pool:
         None: processes of this machine. "localhost", a Lithops configuration, or an executor that was made
         of one: functions of Lithops, which are paid as long as they stay. A Dask client, or what its
         `get_executor()` gives with options for tasks: threads of the workers of its cluster. `ray`, which
-        has been initialized, or `ray.remote(num_cpus=..., memory=...)`: its actors. The executor itself
-        stays free for others.
+        has been initialized, `ray.remote(num_cpus=..., memory=...)`, or "ray://host:port", to which this
+        process connects unless it is connected: its actors. The executor itself stays free for others.
     workers : int, optional
         Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
         (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the

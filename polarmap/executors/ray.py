@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import Site
+from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay
+from polarmap.worker.threads import run_on_daemon
 
 PUT_BYTES = 1 << 16  # of an argument: a larger one travels once to each node
 
@@ -22,13 +27,15 @@ class RayCluster:
 
     Parameters
     ----------
-    choice : the module, initialized, or what `ray.remote(num_cpus=..., memory=...)` gives
+    choice : the module, initialized, what `ray.remote(num_cpus=..., memory=...)` gives, or "ray://host:port"
     """
 
     def __init__(self, choice: Any) -> None:
         import ray
 
         self.ray: Any = ray
+        if isinstance(choice, str):
+            choice = self._connected(choice)
         if self.gone():
             raise ExecutorError(
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
@@ -36,6 +43,15 @@ class RayCluster:
         # Private to Ray, which has no other way to ask and go on at once.
         self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
         self.remote: Callable[[Any], Any] = ray.remote if choice is ray else choice
+
+    def _connected(self, address: str) -> Any:
+        """The module, connected to the cluster at an address unless it is to one."""
+        if not self.ray.is_initialized():
+            try:
+                self.ray.init(address)
+            except Exception as error:
+                raise ExecutorError(f"no Ray answers at {address}: {error}") from error
+        return self.ray
 
     def gone(self) -> str:
         """Why it takes nothing any more; empty if it does."""
@@ -59,6 +75,8 @@ class RayCalls(EngineCalls):
         self._cluster = RayCluster(choice)
         self._task = cache(self._cluster.remote)
         self._put: dict[int, tuple[Any, Any]] = {}  # by identity: large arguments of several calls
+        self._lock = threading.Lock()
+        self._left: list[Any] = []  # tasks for which nobody waits any more
         super().__init__()
 
     def gone(self) -> str:
@@ -70,11 +88,29 @@ class RayCalls(EngineCalls):
             task = self._task(call).options(name="polarmap task", max_retries=0)
             theirs = task.remote(*map(self._sent, arguments))
             theirs.future().add_done_callback(partial(_pass_on, ours))
-        return partial(self._cancel, theirs)
+        return partial(self._leave, theirs)
 
-    def _cancel(self, theirs: Any) -> None:
-        with self._cluster.kept():
-            self._cluster.ray.cancel(theirs)
+    def _leave(self, theirs: Any) -> None:
+        """Let a task for which nobody waits end by itself, or cancel it after a while.
+
+        Ray ends this process if a task is cancelled in the moment in which its reply comes
+        (ray-project/ray#54798, which mends a part of it).
+        """
+        with self._lock:
+            self._left.append(theirs)
+            is_first = len(self._left) == 1
+        if is_first:
+            run_on_daemon(self._cancel_left)
+
+    def _cancel_left(self) -> None:
+        time.sleep(GRACE_SECONDS)
+        with self._lock:
+            left, self._left = self._left, []
+        with suppress(Exception), self._cluster.kept():  # of a Ray that was shut down
+            ray = self._cluster.ray
+            _, unfinished = ray.wait(left, num_returns=len(left), timeout=0, fetch_local=False)
+            for theirs in unfinished:
+                ray.cancel(theirs)
 
     def _sent(self, argument: Any) -> Any:
         """An argument, or what Ray has of a large one."""
@@ -136,7 +172,8 @@ class RaySite(Site):
         return found
 
     def close(self) -> None:
-        """Kill the actors."""
+        """Let the actors end, as they do with their sockets, before they are killed: as with tasks."""
+        wait_for([end for _, end in self._actors.values()], 0 if self.gone() else GRACE_SECONDS)
         for number in list(self._actors):
             self._end(number)
 

@@ -9,17 +9,18 @@ from typing import Any
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encoding import encode
 from polarmap.blocks.array_like import is_sparse
-from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse
-from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse, encoded_there
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.executors import storage_beside
+from polarmap.errors import CodeError
+from polarmap.executors import data_beside, storage_beside
 from polarmap.executors.keys import check_may_be_copied
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import PAIRED, BlockCounts
 
-Coded = CodedBlocks | CodedArray
+Coded = CodedData | CodedArray
 
 
 class CodedSides:
@@ -29,6 +30,7 @@ class CodedSides:
         self._matrix, self._sizes, self._code = matrix, sizes, code
         self.is_sparse = is_sparse(matrix)  # and lies in memory
         self._storage = None if self.is_sparse else storage_beside(executor, matrix)
+        self._executor = executor
         self._prefix = f"operator-{uuid.uuid4().hex}"
         self.sides: dict[str, Coded] = {}
         self._largest: dict[str, int] = {}  # integer of a side, as far as it was asked for or is known anyway
@@ -73,6 +75,8 @@ class CodedSides:
                 matrix, CodeOptions(*self._counts(matrix.shape[0], False)), keep=True, name="A"
             )
         matrix = self._matrix
+        if (there := self._encode_there(name)) is not None:
+            return there
         if isinstance(matrix, CodedArray):
             remedy = f"pass the {name} as transposed=, what encode made of A.T with key="
             check_may_be_copied(matrix, "A", remedy)
@@ -85,6 +89,21 @@ class CodedSides:
         coded = encode(data, blocks=k, workers=n, code=code, name=where, storage=place, progress=False)
         self._ours.append(coded)
         self._largest[name] = data.largest
+        return coded
+
+    def _encode_there(self, name: str) -> CodedData | None:
+        """A side of a dask.array on the cluster of the executor, coded there; None for all others."""
+        if not hasattr(self._matrix, "rechunk"):
+            return None
+        matrix = self._matrix if name == "rows" else self._matrix.T
+        k, n, code = self._counts(matrix.shape[0], name == "paired columns")
+        parity, k = n - k, -(-matrix.shape[0] // -(-matrix.shape[0] // k))  # none of which is empty
+        there = data_beside(self._executor, matrix, k)
+        if there is None:
+            return None
+        coded = encoded_there(there, CodeOptions(k, k + parity, code), None)
+        if coded.unprotected_warning:
+            raise CodeError(f"A has no parity: {coded.unprotected_warning}")
         return coded
 
     def _counts(self, length: int, is_paired: bool) -> tuple[int, int, CodeName | PolarCode]:

@@ -90,6 +90,7 @@ def coded_map(
     data : array-like, or sequence of blocks
         What is an array, a table, a tensor or the path of a .npy file is cut along its first axis; a last
         block that is not full ends with rows of zeros. A sequence gives the blocks, all of one shape.
+        What lies on the cluster of a Dask or Ray executor stays there, cut as it is.
     blocks : int, optional
         k. By default the length of a sequence; of an array a number near 24 that divides the rows.
     workers : int, optional
@@ -103,7 +104,8 @@ def coded_map(
         sets blocks, workers and code.
     executor : optional
         None: processes here, which stay. A `polarmap.Pool`, any `concurrent.futures.Executor`, a Dask
-        client, `ray`, a `lithops.FunctionExecutor`, "localhost" (Lithops), or a path of its configuration.
+        client, `ray` or "ray://host:port", a `lithops.FunctionExecutor`, "localhost" (Lithops), or a path of
+        its configuration.
     out : Stored, optional
         Results stay in storage, as a coded array.
     verify : {"auto", True, False}

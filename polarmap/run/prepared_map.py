@@ -11,14 +11,14 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from polarmap.blocks.code_choice import CodeOptions, encoded
+from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import note_of_labels
 from polarmap.code.linear import LinearCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.executors import FaultyExecutor
+from polarmap.executors import FaultyExecutor, data_beside
 from polarmap.executors.base import Function, Payload
 from polarmap.executors.keys import check_key_of_map
 from polarmap.run.codeword import Codeword
@@ -139,7 +139,13 @@ def prepared(
 ) -> tuple[RunningMap, CodedData]:
     """A map on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
     running = RunningMap(_executor(executor, data))
-    coded = encoded(data, code_options, options.rtol, options.parity_for)
+    there = None
+    if not (executor is None or isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
+        there = data_beside(executor, data, code_options.checked().k)
+    if there is None:
+        coded = encoded(data, code_options, options.rtol, options.parity_for)
+    else:
+        coded = encoded_there(there, code_options, options.rtol)
     if options.key is not None:
         check_key_of_map(coded, options.key)
     if options.estimates and (why := _no_estimates(coded)):

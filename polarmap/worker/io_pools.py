@@ -15,6 +15,8 @@ from functools import cache, partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
 from polarmap.worker.processes import has_lost_parent
@@ -161,6 +163,9 @@ class PoolIO(TaskIO):
         """f and the block."""
         f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
         block = self._block() if isinstance(self._block, partial) else self._block
+        if isinstance(block, np.ndarray):  # others may have it
+            block = block.view()
+            block.flags.writeable = False
         limits.include_loaded()
         return f, block
 

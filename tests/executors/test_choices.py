@@ -40,6 +40,7 @@ Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
         (Dask(), is_of_dask),
         (ModuleType("ray"), is_of_ray),
         (partial(ray_makes, options={"num_cpus": 1}), is_of_ray),
+        ("ray://head:10001", is_of_ray),
         (ModuleType("rays"), None),
         (partial(int), None),
         (Functions(), is_of_lithops),

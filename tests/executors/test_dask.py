@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -250,10 +251,28 @@ def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
         check(pool)
 
 
-def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried(client: Any) -> None:
+def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_and_dask_prints_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     told = r"no driver answers .* at no\.such\.host\.invalid:18735"
-    with Pool(client, listen="no.such.host.invalid:18735") as pool, pytest.raises(ExecutorError, match=told):
-        check(pool)
+    with dask_executor(2) as executor, Pool(executor, listen="no.such.host.invalid:18735") as pool:
+        with pytest.raises(ExecutorError, match=told):
+            check(pool)
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
+    class Gone:
+        status = "finished"
+
+        def result(self, timeout: float) -> str:
+            raise TimeoutError
+
+    site = DaskSite(client)
+    for may_ask in (True, False):
+        site._futures = {3: Gone()}
+        assert site.ended(may_ask) == {3: "finished"}
+    site.close()
 
 
 def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:

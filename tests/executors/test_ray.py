@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from ray_clusters import CPUS
 import polarmap
 from polarmap import Pool, coded_map
 from polarmap.errors import ExecutorError, NotDecodableError
-from polarmap.executors.ray import RayCluster, RaySite
+from polarmap.executors.ray import RayCalls, RayCluster, RaySite
 from polarmap.worker.kept_worker import DriverAddress
 
 try:
@@ -117,6 +119,19 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
     assert until(lambda: ray.util.list_named_actors() == [])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own making
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool) -> None:
+    data = pytest.importorskip("ray.data", reason="of ray[data]")
+    data.DataContext.get_current().enable_progress_bars = False
+    with Pool(cluster, workers=8) if keeps else nullcontext(cluster) as executor:
+        y = coded_map(np.negative, data.from_numpy(A).repartition(5), executor=executor)
+        np.testing.assert_allclose(y.concatenate(), -A)
+        table = data.from_items([{"a": float(row), "b": 1.0} for row in range(10)])
+        y = coded_map(np.negative, table, blocks=4, executor=executor)
+        np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)])
+
+
 def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
     check(pool)
     before = workers_of(pool)
@@ -153,6 +168,48 @@ def test_a_cluster_is_not_shut_down_while_a_task_is_given_to_it(cluster: Any) ->
 
 def hang(block: Any) -> Any:
     time.sleep(SLOW)
+
+
+def wait_long(number: int) -> None:
+    for _ in range(10 * int(SLOW)):  # Ray does not interrupt one long sleep
+        time.sleep(0.1)
+
+
+def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process."""
+    cancelled: list[Any] = []
+    calls, cancel, are_left = RayCalls(ray), ray.cancel, threading.Event()
+    monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
+    monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
+    ours = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
+    assert [one.cancel() for one in ours] == [True, True]
+    short, long = calls._left
+    assert ray.get(short) == 1
+    assert cancelled == []
+    are_left.set()
+    assert until(lambda: cancelled == [long])
+    assert until(lambda: ray.available_resources().get("CPU") == CPUS)
+    calls.close()
+
+
+@pytest.mark.parametrize("place", [lambda address: address, Pool])
+def test_an_address_connects_unless_this_process_is_connected(
+    cluster: Any, place: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "ray://no.such.host.invalid:10001"
+    executor = place(address)
+    np.testing.assert_allclose(coded_map(np.negative, A, executor=executor).concatenate(), -A)
+    told: list[str] = []
+
+    def refuse(address: str) -> None:
+        told.append(address)
+        raise ConnectionError("connection timeout")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ExecutorError, match=f"no Ray answers at {address}: connection timeout"):
+        coded_map(np.negative, A, executor=place(address))
+    assert told == [address]
 
 
 @pytest.mark.parametrize("executor", [lambda: ray, lambda: Pool(ray)])

@@ -74,6 +74,23 @@ def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) 
     assert (tmp_path / "third").exists()
 
 
+def cut(engine: Any) -> Any:
+    """The rows of A on the cluster: chunks of Dask, objects of Ray."""
+    if hasattr(engine, "get_executor"):
+        import dask.array
+
+        return engine.persist(dask.array.from_array(A, chunks=(60, 3)))
+    return [engine.put(block) for block in np.split(A, 4)]
+
+
+def test_data_on_the_cluster_stay_there(engine: Any, executor: Any, tmp_path: Path) -> None:
+    data = cut(engine)
+    for f in (partial(sleeps_or_dies, tmp_path), np.negative):
+        y = coded_map(f, data, workers=8, executor=executor, verify=False)
+        np.testing.assert_allclose(y.concatenate(), A @ X if f is not np.negative else -A)
+        assert y.report.k == 4
+
+
 def test_operators_models_sums_and_gradients(executor: Any) -> None:
     with CodedOperator(A, blocks=4, workers=6, executor=executor) as operator:
         for _ in range(3):

@@ -1,0 +1,100 @@
+"""Data that stay on a cluster are coded there as they would be here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap import Masked
+from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
+from polarmap.blocks.on_cluster import CodedOnCluster
+from polarmap.errors import CodeError
+from polarmap.executors.cluster_data import CutData
+
+A = np.random.default_rng(0).standard_normal((24, 5))
+DEGREE = {"workers": 11, "degree": 2}
+
+
+class ThisProcess:
+    """A cluster whose references are the values, and which counts what is brought home."""
+
+    kind = "dask"
+
+    def __init__(self) -> None:
+        self.brought = 0
+
+    def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
+        found = function(*arguments)
+        return [found] if outputs == 1 else list(found)
+
+    def fetch(self, references: Sequence[Any]) -> list[Any]:
+        self.brought += sum(isinstance(one, np.ndarray) for one in references)
+        return list(references)
+
+    def names(self, references: Sequence[Any]) -> list[Any]:
+        return [id(one) for one in references]
+
+    def cut(self, data: Any, blocks: int | None) -> CutData | None:
+        raise NotImplementedError
+
+
+def there(pieces: Any, total: int | None = None, **options: Any) -> CodedOnCluster:
+    made = encoded_there(CutData(ThisProcess(), pieces, total), CodeOptions(**options), None)
+    assert isinstance(made, CodedOnCluster)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        *((dtype, options) for dtype in (float, np.float32, complex) for options in ({}, DEGREE)),
+        (np.int32, {}),
+        (float, {"workers": 7}),
+    ],
+)
+def test_blocks_are_those_of_data_that_are_coded_here(dtype: Any, options: dict[str, Any]) -> None:
+    data = (100 * A).astype(dtype)[:22]
+    cut = [[data[:4], data[4:6]], [data[6:12]], [data[12:18]], [data[18:]]]
+    found, known = there(cut, 22, **options), encoded(data, CodeOptions(blocks=4, **options), None)
+    assert (found.n, found.code.k, found.blocks.padding) == (known.n, 4, 2)
+    for index in range(found.n):
+        assert found.layout(index) == known.layout(index)
+        np.testing.assert_allclose(found.reference(index), known.leaves(index)[0], rtol=1e-6)
+        assert found.parts(index)[0].size == found.reference(index).nbytes
+    assert found.blocks.cluster.brought == 0  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(found.leaves(1)[0], found.reference(1))
+
+
+def test_blocks_that_are_arrays_stay_as_they_are_and_others_become_some() -> None:
+    whole, turned, swapped = A[:6].copy(), A[6:12].T.copy().T, A[12:18].astype(">f8")
+    found = there([[whole], [turned], [swapped]])
+    assert found.reference(0) is whole
+    for index, one in enumerate((whole, turned, swapped)):
+        np.testing.assert_array_equal(found.reference(index), one)
+        assert found.reference(index).flags.c_contiguous
+        assert found.reference(index).dtype.isnative
+
+
+def test_columns_of_a_table_stand_side_by_side() -> None:
+    table = {"a": np.arange(3.0), "b": np.ones(3)}
+    np.testing.assert_array_equal(there([[table], [table]], 6).reference(0), [[0, 1], [1, 1], [2, 1]])
+
+
+def test_blocks_that_cannot_be_coded_are_refused() -> None:
+    with pytest.raises(CodeError, match=r"block 1 differs .* float64\[5, 5\] against float64\[6, 5\]"):
+        there([[A[:6]], [A[:5]]])
+    with pytest.raises(CodeError, match="dtype object"):
+        there([[np.array([None])]] * 2)
+    with pytest.raises(CodeError, match="keeps data from workers, and these lie there"):
+        there([[A[:6]], [A[:6]]], code=Masked())
+
+
+def test_nan_among_the_data_is_told() -> None:
+    odd = A[:6].copy()
+    odd[2, 1] = np.nan
+    told = there([[A[:6]], [odd]]).unprotected_warning
+    assert "NaN or inf at 1 place, the first of them in block 1, entry (2, 1)" in told
+    assert there([[A[:6]], [A[6:12]]]).unprotected_warning == ""

@@ -1,0 +1,160 @@
+"""Data on a cluster of Dask are cut and coded where they lie; tests/maps/test_clusters.py has Ray, too."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import dask.array
+import distributed
+import numpy as np
+import pytest
+from pool_processes import until
+
+import polarmap
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, coded_map
+from polarmap.errors import CodeError
+from polarmap.executors.cluster_data import DaskFutures, cut_on_cluster
+
+A = np.random.default_rng(0).standard_normal((62, 5))
+X = np.arange(5.0)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Of two workers, whose threads are of this process."""
+    sizes: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 4, "processes": False, "memory_limit": 0}
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster, cluster.get_client() as one:
+        yield one
+
+
+@pytest.fixture(params=["tasks", "stay"])
+def executor(request: pytest.FixtureRequest, client: Any) -> Iterator[Any]:
+    if request.param == "tasks":
+        yield client
+        return
+    with Pool(client, workers=6) as pool:
+        yield pool
+
+
+def product(block: Any) -> Any:
+    block *= 2  # its own: others have it, too
+    return block @ X
+
+
+@pytest.fixture
+def stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No block comes home."""
+    fetch = DaskFutures.fetch
+
+    def fetched(self: DaskFutures, references: Any) -> Any:
+        found = fetch(self, references)
+        assert not any(isinstance(one, np.ndarray) for one in found)
+        return found
+
+    monkeypatch.setattr(DaskFutures, "fetch", fetched)
+
+
+@pytest.mark.usefixtures("stays")
+def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
+    data = dask.array.from_array(A, chunks=(16, 2))
+    faulty = FaultyExecutor(executor, {1: Fault("raise", attempts=9)})
+    for where, recovered in ((executor, None), (faulty, (1,))):
+        y = coded_map(product, data, executor=where, verify=False)
+        np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
+        assert (y.report.k, y.report.n, y.report.padding) == (4, 6, 2)
+        assert recovered is None or y.report.recovered == recovered
+    y = coded_map(product, data, code=PolarCode(5, 3), executor=executor, schedule="on_demand", verify=False)
+    np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
+    np.testing.assert_array_equal(data.compute(), A)
+
+
+@pytest.mark.usefixtures("stays")
+def test_an_operator_codes_a_matrix_once_where_it_lies(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, counts = [], list[int]()
+    call = DaskFutures.call
+    monkeypatch.setattr(
+        DaskFutures, "call", lambda *told, **options: calls.append(1) or call(*told, **options)
+    )
+    matrix = dask.array.from_array(A, chunks=(16, 2))
+    with CodedOperator(matrix, blocks=4, workers=6, executor=executor, verify=False) as operator:
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ X, A @ X)
+            np.testing.assert_allclose(operator.T @ (A @ X), A.T @ (A @ X))
+            counts.append(len(calls))
+    assert counts[0] == counts[-1] > 0
+    matrix = dask.array.where(matrix > 2, np.nan, matrix)
+    with (
+        CodedOperator(matrix, executor=executor) as operator,
+        pytest.raises(CodeError, match="A has no parity"),
+    ):
+        operator @ X
+
+
+def test_integers_of_an_operator_are_exact_and_those_that_may_wrap_refused(client: Any) -> None:
+    matrix = dask.array.from_array(np.arange(24).reshape(8, 3), chunks=(2, 3))
+    with CodedOperator(matrix, blocks=4, executor=client) as operator:
+        assert (operator @ np.arange(3)).tolist() == (np.arange(24).reshape(8, 3) @ np.arange(3)).tolist()
+    large = CodedOperator(matrix * 2**58, blocks=4, executor=client)
+    with large, pytest.raises(CodeError, match="do not fit 64 bits"):
+        large @ np.ones(3)
+
+
+def test_data_and_parity_are_gone_when_nobody_has_them(client: Any, executor: Any) -> None:
+    y = coded_map(product, dask.array.from_array(A, chunks=(16, 5)), executor=executor)
+    np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
+    del y
+
+    def are_gone() -> bool:
+        gc.collect()
+        names = client.run_on_scheduler(lambda dask_scheduler: list(map(str, dask_scheduler.tasks)))
+        return not any(name.startswith(("polarmap-data-", "polarmap-task-")) for name in names)
+
+    assert until(are_gone)
+
+
+def test_futures_are_blocks(executor: Any, client: Any) -> None:
+    data = client.scatter([A[:31], A[31:]], hash=False)
+    np.testing.assert_allclose(coded_map(product, data, executor=executor).concatenate(), 2 * A @ X)
+
+
+def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None:
+    here, _ = client.scheduler_info()["workers"]
+    data = DaskFutures(client.get_executor(workers=[here], allow_other_workers=False))
+    made = data.call(divmod, 7, 2, outputs=2)
+    assert data.fetch(made) == [3, 1]
+    assert [list(where) for where in client.who_has(made).values()] == [[here]] * 2
+
+
+def test_rows_that_dask_has_not_counted_are_counted(client: Any) -> None:
+    data = dask.array.from_array(A, chunks=(16, 5))
+    data = data[data[:, 0] > 0]
+    y = coded_map(product, data, executor=client)
+    np.testing.assert_allclose(y.concatenate(), 2 * A[A[:, 0] > 0] @ X)
+
+
+def test_a_data_frame_is_the_array_of_its_columns(client: Any) -> None:
+    pytest.importorskip("pyarrow", reason="Dask's data frames need it")
+    import dask.dataframe
+    import pandas as pd
+
+    data = dask.dataframe.from_pandas(pd.DataFrame(A), npartitions=4)
+    np.testing.assert_allclose(coded_map(product, data, executor=client).concatenate(), 2 * A @ X)
+
+
+def test_other_data_and_other_executors_are_not_meant(client: Any) -> None:
+    assert cut_on_cluster(client, [A], None) is None
+    assert cut_on_cluster(client, dask.array.ones(()), None) is None
+    assert cut_on_cluster(None, dask.array.from_array(A), None) is None
+    y = coded_map(np.negative, dask.array.from_array(A), blocks=4, executor=polarmap.ReplayExecutor())
+    np.testing.assert_allclose(y.concatenate(), -A)
+
+
+def test_blocks_that_would_be_empty_are_refused(client: Any) -> None:
+    with pytest.raises(CodeError, match="62 rows do not fill 60 blocks: use blocks=31"):
+        coded_map(product, dask.array.from_array(A), blocks=60, executor=client)
+    with pytest.raises(CodeError, match="no rows"):
+        coded_map(product, dask.array.ones((0, 3)), executor=client)
