@@ -73,24 +73,6 @@ def _nothing_stays():
     assert until(lambda: children() == [], 5.0)
 
 
-def test_sleeping_killed_exiting_and_raising_workers_are_erasures():
-    faults = {
-        0: Fault("sleep", NEVER),
-        1: Fault("sleep", NEVER),
-        2: Fault("kill"),
-        3: Fault("exit"),
-        4: Fault("raise"),
-    }
-    y = polarmap.coded_map(
-        times_x, A, blocks=8, workers=13, executor=FaultyExecutor("localhost", faults), timeout=60
-    )
-    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
-    assert set(faults) <= set(y.report.recovered)
-    assert {0, 1} <= set(y.report.indices("abandoned"))
-    assert {task.index for task in y.report.tasks if task.failures} == {2, 3, 4}
-    assert "SIGKILL" in str(y.report)
-
-
 def test_more_sleepers_than_slots_do_not_starve_the_queue():
     sleepers = {index: Fault("sleep", NEVER) for index in range(8)}
     y = polarmap.coded_map(

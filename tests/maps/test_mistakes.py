@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
-import threading
 import traceback
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import zarr
-from plain import executor_of_kind, frames_of_ours
+from plain import frames_of_ours
 
 import polarmap
 from polarmap import (
@@ -37,7 +35,7 @@ from polarmap import (
 )
 from polarmap.cli import templates
 from polarmap.clouds.limits import BACKENDS
-from polarmap.errors import CodeError, ExecutorError, NotDecodableError, PolarmapError
+from polarmap.errors import CodeError, ExecutorError, PolarmapError
 
 WRONG: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -331,11 +329,6 @@ def is_of_f(error: Exception) -> bool:
     return any(note.endswith(" raised this") for note in getattr(error, "__notes__", ()))
 
 
-def is_told(error: Exception) -> bool:
-    """What f raises, itself or, where no two tasks raise the same, in our words."""
-    return is_of_f(error) or isinstance(error, NotDecodableError)
-
-
 @pytest.mark.parametrize("label", CALLS)
 def test_the_arguments_that_are_replaced_are_good(label: str) -> None:
     if label == "open_coded":
@@ -397,54 +390,3 @@ def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
 def test_a_fault_that_would_strike_nobody_is_refused(faults: Any, words: str) -> None:
     with pytest.raises(CodeError, match=words):
         FaultyExecutor(ReplayExecutor(), faults)
-
-
-# --- what f raises -------------------------------------------------------------------------------
-
-
-class MuteError(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
-
-    __repr__ = __str__
-
-
-class TrapError(Exception):
-    def __reduce__(self) -> Any:
-        return sys.exit, (7,)
-
-
-class UnpicklableError(Exception):
-    def __reduce__(self) -> Any:
-        raise KeyboardInterrupt
-
-
-class Final(BaseException):
-    pass
-
-
-RAISED = {
-    "Mute": MuteError,
-    "Trap": lambda: TrapError("trapped"),
-    "Unpicklable": lambda: UnpicklableError("stays"),
-    "Final": lambda: Final("over"),
-    "SystemExit": lambda: SystemExit(3),
-    "ExceptionWithLock": lambda: type("ExceptionWithLock", (Exception,), {})(threading.Lock()),
-    "ValueError": lambda: ValueError("x" * 10**7),
-}
-
-
-@pytest.fixture(scope="module", params=["threads", "processes"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
-    with executor_of_kind(request.param, 2) as one:
-        yield one
-
-
-@pytest.mark.parametrize("name", RAISED)
-def test_any_exception_of_f_is_told(name: str, pool: Any) -> None:
-    def f(block: np.ndarray) -> np.ndarray:
-        raise RAISED[name]()
-
-    with pytest.raises(BaseException, check=is_told) as caught:
-        polarmap.coded_map(f, ROWS, blocks=2, workers=3, executor=pool, retries=0, timeout=50)
-    assert name in "".join(traceback.format_exception(caught.value))

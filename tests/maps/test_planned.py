@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from plain import assert_same, cut, states
 import polarmap
 from polarmap import ReplayExecutor, coded_map, plan
 from polarmap.errors import CodeError
-from polarmap.planning import Scaled, ShiftedExponential, stragglers
+from polarmap.planning import ShiftedExponential, stragglers
 
 DATA = np.random.default_rng(0).standard_normal((24, 5))
 DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
@@ -64,38 +61,6 @@ def test_a_plan_without_a_code_is_a_plain_map() -> None:
     result = coded_map(np.sin, DATA, schedule=made, executor=ReplayExecutor())
     assert_same(result, [np.sin(block) for block in cut(DATA, 8)])
     assert states(result.report) == {"used": list(range(8))}
-
-
-class Placed(Executor):
-    """The i-th call goes to the i-th of these."""
-
-    def __init__(self, executors: list[Executor]) -> None:
-        self._next = itertools.cycle(executors)
-
-    def submit(self, f, /, *arguments, **named):
-        return next(self._next).submit(f, *arguments, **named)
-
-
-def test_each_block_goes_to_the_worker_that_a_plan_says() -> None:
-    slow = Scaled(DISTRIBUTION, 2.0)
-    made = plan(8, [slow, DISTRIBUTION] * 6, slack=0.05)
-    machines = [ThreadPoolExecutor(1, str(worker)) for worker in range(12)]
-    seen: dict[float, str] = {}
-
-    def note(block: np.ndarray) -> np.ndarray:
-        seen[float(block[0, 0])] = threading.current_thread().name.split("_")[0]
-        return block
-
-    data = np.repeat(np.arange(8.0), 3)[:, None]  # block i holds i
-    with contextlib.ExitStack() as closing:
-        for machine in machines:
-            closing.enter_context(machine)
-        placed = Placed([machines[worker] for worker in made.workers])
-        result = coded_map(note, data, schedule=made, executor=placed, verify=False)
-    np.testing.assert_allclose(result.concatenate(), data, atol=1e-12)
-    assert [seen[float(block)] for block in range(8) if float(block) in seen] == [
-        str(made.workers[block]) for block in range(8) if float(block) in seen
-    ]
 
 
 def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:

@@ -20,7 +20,6 @@ from servers import Server
 import polarmap
 from polarmap import Pool
 from polarmap.arrays.stores import open_store
-from polarmap.errors import ExecutorError
 
 CHANNELS = {"socket": "TCP", "redis": "objects", "s3": "objects"}
 
@@ -255,18 +254,3 @@ def test_a_storage_that_refuses_is_one_clear_error_soon(server: Server, tmp_path
         check(pool)
     assert time.monotonic() < began + 30.0
     assert until(lambda: threading.active_count() <= before)
-
-
-def test_a_runtime_that_is_not_there_is_one_clear_error_soon(tmp_path: Path) -> None:
-    yaml = tmp_path / "lithops.yaml"
-    yaml.write_text(
-        "lithops: {backend: localhost, storage: localhost}\n"
-        f"localhost: {{version: 1, worker_processes: 4, runtime: {tmp_path}/no/such/python}}\n"
-    )
-    began = time.monotonic()
-    with (
-        Pool(yaml, workers=8) as pool,
-        pytest.raises(ExecutorError, match=r"no/such/python"),
-    ):
-        check(pool)
-    assert time.monotonic() < began + 30.0

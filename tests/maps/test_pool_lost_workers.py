@@ -41,17 +41,6 @@ def test_how_workers_ended_is_told(pool: Pool) -> None:
     check(pool)
 
 
-def test_a_block_that_kills_each_worker_that_has_it_is_decoded(pool: Pool) -> None:
-    corner = float(A[8, 0])
-
-    def fatal(block: Any) -> Any:
-        if block[0, 0] == corner:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return block @ X
-
-    assert 1 in check(pool, fatal, verify=False).report.recovered
-
-
 def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
     matrix, x = np.random.default_rng(1).standard_normal((2400, 50)), np.ones(50)
     stream = np.random.default_rng(2)

@@ -135,6 +135,20 @@ def test_a_cause_that_is_its_own_ends() -> None:
         polarmap.coded_map(circular, ROWS, executor=ReplayExecutor(), **SIZES)
 
 
+def test_an_exception_without_words_is_raised_itself() -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+        __repr__ = __str__
+
+    def f(block: Any) -> Any:
+        raise MuteError
+
+    with pytest.raises(MuteError):
+        polarmap.coded_map(f, ROWS, executor=ReplayExecutor(), **SIZES)
+
+
 PROGRAM = """
 import numpy as np
 import polarmap

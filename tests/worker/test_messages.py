@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -93,5 +94,13 @@ def test_one_that_would_come_back_as_another_does_not_travel() -> None:
         def __init__(self, first: int, second: int) -> None:
             super().__init__(f"{first} and {second}")
 
-    for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock())):
+    class Trap(Exception):  # noqa: N818
+        def __reduce__(self) -> Any:
+            return sys.exit, (7,)
+
+    class Interrupting(Exception):  # noqa: N818
+        def __reduce__(self) -> Any:
+            raise KeyboardInterrupt
+
+    for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock()), Trap(), Interrupting()):
         assert travelled_error(error).exception is None
