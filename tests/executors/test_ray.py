@@ -129,7 +129,7 @@ def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool)
         np.testing.assert_allclose(y.concatenate(), -A)
         table = data.from_items([{"a": float(row), "b": 1.0} for row in range(10)])
         y = coded_map(np.negative, table, blocks=4, executor=executor)
-        np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)])
+        np.testing.assert_allclose(y.concatenate(), [[-float(row), -1] for row in range(10)], atol=1e-12)
 
 
 def test_an_actor_that_is_killed_is_named_and_replaced(pool: Pool, tmp_path: Path) -> None:
