@@ -38,10 +38,10 @@ class SmoothModel(LinearPredictorModel):
         super()._check_options()
         self._check_choice("solver", MINIMIZERS)
 
-    def _minimum(
-        self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
-    ) -> Floats:
-        return self._minimized(coded, partial(smooth_minimum, self.solver, operator, loss, penalty, start))
+    def _minimizer(
+        self, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    ) -> Callable[..., Solution]:
+        return partial(smooth_minimum, self.solver, operator, loss, penalty, start)
 
 
 def smooth_minimum(
