@@ -142,7 +142,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         coded = self._operator(A)
         return coded, coded, mean, scale
 
-    def _minimized(self, coded: CodedOperator, minimize: Callable[..., Solution]) -> Floats:
+    def _solution(self, coded: CodedOperator, minimize: Callable[..., Solution]) -> Floats:
         """What is found; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
 
         minimize : of tol, max_iter and callback, as those of `fista`.

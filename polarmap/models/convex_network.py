@@ -139,12 +139,12 @@ class ConvexNetwork(CodedModel):
             if signs == 1:
                 start = np.zeros((shape[0] * shape[2], shape[3]))
                 gated = GatedOperator(operator, gates.patterns)
-                x = self._minimized(coded, partial(fista, gated, loss, penalty, start))
+                x = self._solution(coded, partial(fista, gated, loss, penalty, start))
             else:
                 interior = white.whitened(_interior(gates, loss))
                 cones = ConeLoss(loss, gates.patterns, gates.margins, interior)
                 start = np.zeros((shape[0], columns))
-                x = self._minimized(coded, partial(admm, operator, cones, penalty, start))
+                x = self._solution(coded, partial(admm, operator, cones, penalty, start))
         return np.asarray(white @ x.reshape(shape[0], -1)).reshape(shape)
 
     def _by_interior_point(self, X: Any, loss: OutputLoss, gates: Gates) -> Floats:

@@ -15,7 +15,7 @@ from polarmap.models.penalized_loss import SmoothModel
 
 @dataclass(eq=False, repr=False)
 class LogisticModel(ProbabilisticClassifier):
-    """C sum_i loss_i plus a penalty: before a model with `_minimize`, which says which."""
+    """C sum_i loss_i plus a penalty: before a `LinearPredictorModel`, which says which."""
 
     C: float = 1.0
     _: KW_ONLY
@@ -28,7 +28,7 @@ class LogisticModel(ProbabilisticClassifier):
     def _fit_classes(self, X: Any, outputs: Floats, codes: Array, weights: Floats) -> None:
         weights = weights * self._class_weights(codes, weights)[codes]
         loss = WeightedLoss(self._family(), outputs, weights / weights.sum())
-        self.coef_, self.intercept_ = self._minimize(X, loss, 1.0 / (self.C * weights.sum()))
+        self.coef_, self.intercept_ = self._coefficients(X, loss, 1.0 / (self.C * weights.sum()))
 
 
 @dataclass(eq=False, repr=False)

@@ -38,10 +38,10 @@ class SmoothModel(LinearPredictorModel):
         super()._check_options()
         self._check_choice("solver", MINIMIZERS)
 
-    def _minimum(
-        self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
-    ) -> Floats:
-        return self._minimized(coded, partial(smooth_minimum, self.solver, operator, loss, penalty, start))
+    def _minimizer(
+        self, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    ) -> Callable[..., Solution]:
+        return partial(smooth_minimum, self.solver, operator, loss, penalty, start)
 
 
 def smooth_minimum(
@@ -144,7 +144,11 @@ class PenalizedLoss:
 
 
 def _found_by_scipy(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
-    first = start.reshape(-1)
+    first, options = start.reshape(-1), {"gtol": tol, "maxiter": max_iter}
+    if solver == "lbfgs":
+        options |= {"ftol": 4 * EPS, "maxls": 50, "maxfun": 50 * max_iter}
+    else:  # closer, trust regions compare values that differ by rounding, and trlib meets NaN
+        options["gtol"] = max(tol, _gradient_rounding(objective.value(first)))
     with np.errstate(invalid="ignore"):  # of trlib
         return minimize(
             objective.value_and_gradient,
@@ -153,17 +157,8 @@ def _found_by_scipy(objective: PenalizedLoss, start: Floats, solver: str, tol: f
             jac=True,
             hessp=None if solver == "lbfgs" else objective.hessian_product,
             callback=objective.ended if objective.callback is not None else None,
-            options=_options(solver, tol, max_iter, objective.value(first)),
+            options=options,
         )
-
-
-def _options(solver: str, tol: float, max_iter: int, value: float) -> dict[str, Any]:
-    """Options of one of scipy's solvers for an objective of about that value."""
-    options: dict[str, Any] = {"gtol": tol, "maxiter": max_iter}
-    if solver == "lbfgs":
-        return options | {"ftol": 4 * EPS, "maxls": 50, "maxfun": 50 * max_iter}
-    # Closer, trust regions compare values that differ by rounding, and trlib meets NaN.
-    return options | {"gtol": max(tol, _gradient_rounding(value))}
 
 
 def _gradient_rounding(value: float) -> float:

@@ -65,7 +65,7 @@ class PoissonRegression(RegressorMixin, SmoothModel):  # type: ignore[misc]
         if not y.any():
             raise ModelError("y holds zero counts only: their logarithm has no finite fit")
         loss = WeightedLoss(Poisson(), y.reshape(-1, 1), weights / weights.sum())
-        coef, intercept = self._minimize(X, loss, float(self.alpha))
+        coef, intercept = self._coefficients(X, loss, float(self.alpha))
         self.coef_, self.intercept_ = coef[0], float(intercept[0])
 
     def predict(self, X: Any) -> Floats:

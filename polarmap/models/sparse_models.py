@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.logistic import LogisticModel
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
+from polarmap.models.proximal_gradient import Solution
 from polarmap.models.proximal_newton import proximal_newton
 
 
@@ -30,7 +32,7 @@ class SparseLinearModel(CodedRegressor, CodedModel):
         start = np.zeros((X.shape[1], *y.shape[1:]))
         loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
         with coded:
-            x = self._minimized(coded, partial(proximal_newton, operator, loss, penalty, start))
+            x = self._solution(coded, partial(proximal_newton, operator, loss, penalty, start))
         self.coef_ = x.T * scale
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
@@ -180,8 +182,8 @@ class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
 
     _penalizes_squares = False
 
-    def _minimum(
-        self, coded: Any, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
-    ) -> Floats:
+    def _minimizer(
+        self, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    ) -> Callable[..., Solution]:
         l1 = ElasticNetPenalty(np.repeat(penalty, loss.shape[1]))
-        return self._minimized(coded, partial(proximal_newton, operator, loss, l1, start))
+        return partial(proximal_newton, operator, loss, l1, start)

@@ -99,7 +99,7 @@ class LinearSVC(CodedClassifier, CodedModel):
                 method: Any = partial(fista, coded.T, loss, penalty, np.zeros_like(bound))
             else:
                 method = partial(interior_point, coded, penalty, bound.shape)
-            x = self._minimized(coded, method)
+            x = self._solution(coded, method)
         self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_  # minus the dual was minimized
         self.dual_coef_ = (x / column).T
         B = np.asarray(self.dual_coef_ @ A)

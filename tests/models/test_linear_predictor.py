@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from polarmap import ReplayExecutor
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
+from polarmap.models.proximal_gradient import Solution
 
 STREAM = np.random.default_rng(0)
 X = STREAM.standard_normal((20, 3)) * [1.0, 10.0, 0.1] + 5.0
@@ -24,11 +25,12 @@ class Guess(LinearPredictorModel):
     def __init__(self, fit_intercept: bool, V: np.ndarray) -> None:
         self.fit_intercept, self.V = fit_intercept, V
         self.blocks, self.workers, self.code, self.timeout = 2, 3, "auto", None
+        self.tol, self.max_iter, self.verbose = 0.0, 1, 0
         self.executor = ReplayExecutor()
 
-    def _minimum(self, coded: Any, operator: Any, loss: Any, penalty: Any, start: Any) -> np.ndarray:
+    def _minimizer(self, operator: Any, loss: Any, penalty: Any, start: Any) -> Any:
         self.penalty, self.null, self.predictor = penalty, operator @ start, operator @ self.V
-        return self.V
+        return lambda **options: Solution(self.V, 0.0, None, 0.0, 1, True)
 
 
 @pytest.mark.parametrize("data", [X, csr_array(X)], ids=["dense", "sparse"])
@@ -40,7 +42,7 @@ def test_coefficients_and_intercepts_are_those_of_the_solvers_predictor(
     y = np.eye(3)[CLASSES] if isinstance(family, Multinomial) else (CLASSES[:, None] == 0).astype(float)
     loss = WeightedLoss(family, y, SHARES)
     model = Guess(fit_intercept, STREAM.standard_normal((3 + fit_intercept, y.shape[1])))
-    coef, intercept = model._minimize(data, loss, 0.5)
+    coef, intercept = model._coefficients(data, loss, 0.5)
     np.testing.assert_allclose(X @ coef.T + intercept, model.predictor, atol=1e-12)
     null = loss.null_predictor() if fit_intercept else np.zeros(y.shape[1])
     np.testing.assert_allclose(model.null, np.broadcast_to(null, y.shape), atol=1e-12)
