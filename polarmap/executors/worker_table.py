@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.polling import POLLIN, Poll, ready
-from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message
+from polarmap.worker.stream import CANCEL, FAREWELLS, PROCESS, REPLIES, Message
 
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link
@@ -74,6 +74,7 @@ class KeptWorker:
     map : of which it was told last, by number.
     function : digest of the one that it has.
     took : seconds of the latest task of which it has told.
+    is_leaving : whether it has said that it ends itself.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
     """
 
@@ -88,6 +89,7 @@ class KeptWorker:
     map: int = -1
     function: bytes | None = None
     took: float = inf
+    is_leaving: bool = False
     done: dict[Hashable, None] = field(default_factory=dict)
 
     @property
@@ -123,6 +125,7 @@ class KeptWorker:
                 self.place = bytes(message.data[:PLACE_BYTES]).decode(errors="replace")
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
+                self.is_leaving |= message.kind in FAREWELLS
                 if message.kind in REPLIES:
                     self.orders.popleft()
                     self.since = time.monotonic()
@@ -386,7 +389,7 @@ class WorkerTable:
         heard = set(ready([worker.link for worker in abandoned], POLLIN, seconds))
         for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
-            if not is_there:
+            if worker.is_leaving or not is_there:
                 self._remove(worker)
             elif not worker.orders:
                 self.give_back(worker)

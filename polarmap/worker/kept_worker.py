@@ -35,6 +35,7 @@ from polarmap.worker.stream import (
     CALL,
     CANCEL,
     INLINE_BYTES,
+    LAST,
     LEFT,
     MAP,
     MODULES,
@@ -219,7 +220,8 @@ class ChannelIO(TaskIO):
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
         if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
             reply = self._with_file(reply)
-        self._tell(reply or Message(LEFT, self._order))
+        message = reply or Message(LEFT, self._order)
+        self._tell(message if self._is_fit else message._replace(kind=LAST))
 
     def _with_file(self, reply: Message) -> Message | None:
         """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.

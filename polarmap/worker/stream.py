@@ -41,10 +41,11 @@ Endpoint = tuple[str, int]  # host and port
 # for those of a map; a part of a block that was asked for.
 MODULES, MAP, CALL, CANCEL, PART = b"s", b"m", b"c", b"x", b"d"
 # Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
-# that it is not fit for one; the end of a task.
-PROCESS, NEED, LEFT, UNFIT, END = b"p", b"n", b"l", b"u", b"e"
-KINDS = {MODULES, MAP, CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
-REPLIES = {LEFT, UNFIT, END}  # each ends a call
+# that it is not fit for one; the end of a task; the same, of a worker that is not fit for another.
+PROCESS, NEED, LEFT, UNFIT, END, LAST = b"p", b"n", b"l", b"u", b"e", b"z"
+KINDS = {MODULES, MAP, CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END, LAST}
+REPLIES = {LEFT, UNFIT, END, LAST}  # each ends a call
+FAREWELLS = {UNFIT, LAST}  # after these a worker ends itself
 
 # Between a driver and the process that forks its workers: what to do with which of them, and what that says
 # when it is there, and of a worker that has ended by itself, and how, as the kernel tells it.

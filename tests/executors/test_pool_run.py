@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import closing
 from typing import Any
 
@@ -13,7 +14,7 @@ from worker_sites import ThreadSite, called, pool_of
 from polarmap import Fault, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
-from polarmap.worker.stream import CALL, CANCEL, END, MAP, Message, Stream, frame
+from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0
 
@@ -38,6 +39,32 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
                 events += run.wait(PATIENCE)
     over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
     assert over == [(0, "lost"), (1, None)]
+
+
+@pytest.mark.parametrize("farewell", [LAST, UNFIT])
+def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(farewell: bytes) -> None:
+    told, has_said = list[Message](), threading.Event()
+
+    def leaving(address: Any, number: int, seconds: float) -> None:
+        with closing(called(address, number)) as channel:
+            heard = list[Message]()
+            while not any(one.kind == CANCEL for one in heard):
+                heard += channel.receive(PATIENCE)[0]
+            channel.send(Message(farewell, heard[0].order))
+            has_said.set()
+            told.extend(channel.receive(PATIENCE)[0])
+
+    with pool_of(ThreadSite({0: leaving}), workers=1) as pool:
+        blocks = PartBlocks([[np.ones(3)]], ("array",))
+        with closing(pool.open(Payload(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            while not run.wait(PATIENCE):
+                pass
+        assert has_said.wait(PATIENCE)
+        with closing(pool.open(Payload(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            assert first_ends(run, 1, PATIENCE)[0].failure is None
+    assert told == []
 
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(1e-6, 4), (10.0, 1)])

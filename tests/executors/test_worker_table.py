@@ -20,7 +20,7 @@ from polarmap.executors import worker_processes
 from polarmap.executors.objects import ObjectLink
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import GRACE_SECONDS, REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.stream import END, LEFT, NEED, PROCESS, UNFIT, Message, frame
+from polarmap.worker.stream import END, LAST, LEFT, NEED, PROCESS, UNFIT, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
 CORES = 2
@@ -123,17 +123,19 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker.link.close()
 
 
-@pytest.mark.parametrize("said", [Message(END, TOLD), Message(LEFT, TOLD), Message(UNFIT, TOLD)])
-def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said: Message) -> None:
+@pytest.mark.parametrize("kind", [END, LEFT, UNFIT, LAST])
+def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
+    table: Table, kind: bytes
+) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
     assert table.abandoned_tasks() == set()
     table.leave(lease)
     assert table.abandoned_tasks() == {"task"}
-    table.links[0].deliver(frame(said))
+    table.links[0].deliver(frame(Message(kind, TOLD)))
     assert table.abandoned_tasks() == set()
-    assert taken(table, opened(table)) is worker
+    assert (taken(table, opened(table)) is worker) == (kind in (END, LEFT))
 
 
 @pytest.mark.parametrize("said", [Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")])
