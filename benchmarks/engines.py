@@ -22,14 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import (
-    is_quick,
-    median_and_most,
-    milliseconds,
-    seconds_of_steps,
-    show,
-    step_rivals,
-)
+from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
 from benchmarks.familiar_iterations import Array, Iteration
 from benchmarks.iterations import BLOCKS, QUICK, SLOW, WHOLE, WORKERS, Size, Step
 from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
