@@ -39,7 +39,7 @@ def measure(
     out: Path | None,
     picture: Path | None,
 ) -> Answer:
-    """Run tasks on the workers of CONFIG, by default on this machine, twice, and tell how long they take."""
+    """Tell how long tasks take on CONFIG, or here: cold and warm."""
     executor = None if config is None else str(config)
     found = measured(executor, tasks=tasks, seconds=seconds, timeout=timeout)
     text = str(found)

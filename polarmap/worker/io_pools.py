@@ -162,8 +162,10 @@ class PoolIO(TaskIO):
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
         f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
-        block = self._block() if isinstance(self._block, partial) else self._block
-        if isinstance(block, np.ndarray):  # others may have it
+        block = self._block
+        if isinstance(block, partial):
+            block = block()
+        elif isinstance(block, np.ndarray):  # others may have it
             block = block.view()
             block.flags.writeable = False
         limits.include_loaded()

@@ -98,7 +98,7 @@ def test_columns_of_csv_files(tmp_path: Path) -> None:
         (lambda: Empirical([np.inf]), "none of the tasks observed has ended"),
         (lambda: Empirical([1.0, 2.0], [True]), "1 marks of what ended for 2"),
         (lambda: as_runtimes(3.0), "seconds of past tasks or reports, not float"),
-        (lambda: as_runtimes("fast"), "not str"),
+        (lambda: as_runtimes("fast"), "'fast' holds no 'warm' times"),
         (lambda: as_runtimes([]), "no run times"),
     ],
 )
