@@ -42,12 +42,8 @@ class InactivationRecovery(ButterflyRecovery):
         self._order, self._frozen = order, frozen
         self._leaves, self._frozen_inputs = order[self.arrived], np.flatnonzero(frozen)
 
-    @cached_property
-    def deficit(self) -> int:
-        """How many more results it takes at the least; 0 when the missing ones are determined."""
-        few = len(self.missing) - len(self.parity)
-        if few > 0 or not len(self.missing):
-            return max(few, 0)
+    @property
+    def _lack(self) -> int:
         return self._schedule.variables - len(self._pivots)
 
     def integer_weights(self) -> Words | None:
@@ -222,12 +218,9 @@ class SequentialRecovery(InactivationRecovery):
         super().__init__(code, arrived, order, frozen)
         self.exact = exact
 
-    @cached_property
-    def deficit(self) -> int:
-        """0 when successive cancellation gets through, else how many results are missing at the least."""
-        if not len(self.missing) or gets_through(self._frozen, self._known):
-            return 0
-        return max(1, len(self.missing) - len(self.parity))
+    @property
+    def _lack(self) -> int:
+        return int(not gets_through(self._frozen, self._known))
 
     @cached_property
     def weights(self) -> Floats:
