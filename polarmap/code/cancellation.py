@@ -20,7 +20,7 @@ from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_
 from polarmap.code.modular import independent_rows, inverse, null_space
 from polarmap.code.recovery import ButterflyRecovery
 from polarmap.code.row_operations import RowProgram, Step, replay, replay_transposed
-from polarmap.code.sequential import Schedule, gets_through
+from polarmap.code.sequential import Schedule
 
 # Mixtures of all equations, of which the first that are independent are kept: of so many more than those
 # hardly ever too few are.
@@ -173,14 +173,9 @@ class InactivationRecovery(ButterflyRecovery):
 
     @cached_property
     def _schedule(self) -> Schedule:
-        return Schedule(self._frozen, self._known)
-
-    @property
-    def _known(self) -> Mask:
-        """Which leaves are of results that arrived, as `_frozen`."""
         known = np.zeros(self._frozen.shape, bool)
         known.flat[self._leaves] = True
-        return known
+        return Schedule(self._frozen, known)
 
     @property
     def _height(self) -> int:
@@ -220,7 +215,7 @@ class SequentialRecovery(InactivationRecovery):
 
     @property
     def _lack(self) -> int:
-        return int(not gets_through(self._frozen, self._known))
+        return int(self._schedule.variables > 0)
 
     @cached_property
     def weights(self) -> Floats:
