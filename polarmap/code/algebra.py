@@ -172,7 +172,10 @@ class Recovery(ABC):
         return {}
 
     def _composition(self, dtype: DType) -> Composition:
-        weights = self.weights_of(dtype)
+        weights: Floats | Words = np.empty((0, len(self.arrived)))
+        if len(self.missing):
+            words = self.integer_weights() if is_exact(dtype) else None
+            weights = self.weights if words is None else words
         are_there = are_nonzero(weights)
         shown = are_seen(weights) if is_exact(weights.dtype) else are_there
         return Composition(np.asarray(are_there.any(axis=0)), are_there.sum(axis=1) > 1, shown)
@@ -189,13 +192,6 @@ class Recovery(ABC):
     def integer_checks(self) -> Words | None:
         """Independent equations of integers modulo 2^64, at most INTEGER_CHECKS; None unless `exact`."""
         return None
-
-    def weights_of(self, dtype: DType) -> Floats | Words:
-        """The weights by which results of `dtype` are recovered."""
-        if not len(self.missing):
-            return np.empty((0, len(self.arrived)))
-        words = self.integer_weights() if is_exact(dtype) else None
-        return self.weights if words is None else words
 
     def checks_of(self, dtype: DType) -> Floats | Words:
         """The equations that results of `dtype` are to satisfy."""

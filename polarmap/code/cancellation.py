@@ -20,7 +20,7 @@ from polarmap.code.dtypes import Array, DType, Floats, Indices, Mask, Words, is_
 from polarmap.code.modular import independent_rows, inverse, null_space
 from polarmap.code.recovery import ButterflyRecovery
 from polarmap.code.row_operations import RowProgram, Step, replay, replay_transposed
-from polarmap.code.sequential import Schedule, gets_through
+from polarmap.code.sequential import Schedule
 
 # Mixtures of all equations, of which the first that are independent are kept: of so many more than those
 # hardly ever too few are.
@@ -42,12 +42,8 @@ class InactivationRecovery(ButterflyRecovery):
         self._order, self._frozen = order, frozen
         self._leaves, self._frozen_inputs = order[self.arrived], np.flatnonzero(frozen)
 
-    @cached_property
-    def deficit(self) -> int:
-        """How many more results it takes at the least; 0 when the missing ones are determined."""
-        few = len(self.missing) - len(self.parity)
-        if few > 0 or not len(self.missing):
-            return max(few, 0)
+    @property
+    def _lack(self) -> int:
         return self._schedule.variables - len(self._pivots)
 
     def integer_weights(self) -> Words | None:
@@ -177,14 +173,9 @@ class InactivationRecovery(ButterflyRecovery):
 
     @cached_property
     def _schedule(self) -> Schedule:
-        return Schedule(self._frozen, self._known)
-
-    @property
-    def _known(self) -> Mask:
-        """Which leaves are of results that arrived, as `_frozen`."""
         known = np.zeros(self._frozen.shape, bool)
         known.flat[self._leaves] = True
-        return known
+        return Schedule(self._frozen, known)
 
     @property
     def _height(self) -> int:
@@ -222,12 +213,9 @@ class SequentialRecovery(InactivationRecovery):
         super().__init__(code, arrived, order, frozen)
         self.exact = exact
 
-    @cached_property
-    def deficit(self) -> int:
-        """0 when successive cancellation gets through, else how many results are missing at the least."""
-        if not len(self.missing) or gets_through(self._frozen, self._known):
-            return 0
-        return max(1, len(self.missing) - len(self.parity))
+    @property
+    def _lack(self) -> int:
+        return int(self._schedule.variables > 0)
 
     @cached_property
     def weights(self) -> Floats:

@@ -159,20 +159,16 @@ def culprits(
 ) -> list[int]:
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
     columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
-    if is_exact(dtype) and recovery.exact:
-        words, few = recovery.integer_checks(), [rows[int(index)][columns] for index in recovery.arrived]
-        if words is None or len(words) < 2:
-            return []
-        left_over = modular.matmul(words, np.stack(few).astype(np.int64))
-        return [int(index) for index in recovery.arrived[_integer_culprits(words, left_over, dtype)]]
-    if dtype.kind == "c":
-        received = np.stack([rows[int(index)][columns] for index in recovery.arrived])
-        received = np.concatenate([received.real, received.imag], axis=1)
-    else:
-        received = np.stack([rows[int(index)][columns].astype(np.float64) for index in recovery.arrived])
-    checks = recovery.checks
+    received = np.stack([rows[int(index)][columns] for index in recovery.arrived])
+    checks = recovery.checks_of(dtype)
     if len(checks) < 2:
         return []
+    if is_exact(checks.dtype):
+        left_over = modular.matmul(checks, received.astype(np.int64))
+        found = _integer_culprits(checks.view(np.uint64), left_over, dtype)
+        return [int(index) for index in recovery.arrived[found]]
+    if dtype.kind == "c":
+        received = np.concatenate([received.real, received.imag], axis=1)
     deviation = checks @ received.astype(np.float64)
     deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)  # its squares must not overflow
     allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(deviation)

@@ -201,13 +201,9 @@ class LagrangeRecovery(LinearRecovery):
         lost = np.setdiff1d(np.arange(self.code.n), self.arrived)
         return loss_amplification(self.code.generator, lost, len(self.missing) + len(self.known))
 
-    @cached_property
-    def deficit(self) -> int:
-        """How many arrivals are still needed at the least."""
-        few = self.code.recovery_threshold - len(self.arrived)
-        if self.code.n <= EXACT_UP_TO or few > 0 or not len(self.missing):
-            return super().deficit
-        return int(not np.isfinite(self.amplification))
+    @property
+    def _lack(self) -> int:
+        return super()._lack if self.code.n <= EXACT_UP_TO else int(not np.isfinite(self.amplification))
 
 
 def circle_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:

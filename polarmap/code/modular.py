@@ -203,7 +203,8 @@ def inverse(matrix: Array) -> Words:
     array([[1]], dtype=uint64)
     """
     size = len(matrix)
-    lifted = _inverse_gf2(matrix)
+    identity = np.eye(size, dtype=matrix.dtype)
+    lifted = null_space(np.concatenate([matrix, identity], axis=1))[:, :size].T.astype(np.uint64)  # modulo 2
     words = matrix.astype(np.int64).view(np.uint64)
     twice = 2 * np.eye(size, dtype=np.uint64)
     bits = 1
@@ -269,19 +270,6 @@ def _limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.floa
         limbs.append((shift, low.astype(np.float64)))
         signed = (signed - low) >> _LIMB  # wraps only where the next limb is the last
     return limbs
-
-
-def _inverse_gf2(matrix: Array) -> Words:
-    """The inverse modulo 2, by Gauss-Jordan on packed rows [A | I]."""
-    size = len(matrix)
-    rows = [row | 1 << (size + index) for index, row in enumerate(_pack(matrix))]
-    for column in range(size):
-        bit = 1 << column
-        pivot = next(index for index in range(column, size) if rows[index] & bit)
-        rows[column], rows[pivot] = rows[pivot], rows[column]
-        lead = rows[column]
-        rows = [row ^ lead if row & bit and index != column else row for index, row in enumerate(rows)]
-    return _unpack([row >> size for row in rows], size).astype(np.uint64)
 
 
 def _pack(matrix: Array) -> list[int]:

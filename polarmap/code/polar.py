@@ -21,12 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import Array, Floats, Indices, Mask, check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import Array, Floats, Indices, check_dtype, is_exact, is_integer
 from polarmap.code.linear import SystematicCode
-from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError, NotDecodableError, without_our_frames
 
 MAX_WORKERS = 1 << 16
@@ -294,10 +292,6 @@ class PolarCode(SystematicCode):
                     result[index] = row
             result[decoder.missing] = decoder.recovery.recover(rows, dtype)
             return result.reshape((self.k, *first.shape))
-
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return SystematicRecovery(self, arrived)
 
 
 def _check_sizes(n: int, k: int) -> None:

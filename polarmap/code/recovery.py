@@ -27,6 +27,16 @@ class RealRecovery(Recovery):
         """The coefficients of the unknowns in the results that determine them."""
         raise NotImplementedError
 
+    @cached_property
+    def deficit(self) -> int:
+        """How many more results it takes at the least; 0 once the missing ones are determined."""
+        return max(-self.surplus, 0) or self._lack if len(self.missing) else 0
+
+    @property
+    def _lack(self) -> int:
+        """The same of results that are enough in number."""
+        return int(not np.isfinite(self._solver).all())
+
     def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing results (len(missing), b) from the flat ones that arrived.
 
@@ -78,14 +88,6 @@ class LinearRecovery(RealRecovery):
         return np.asarray(self.code.generator[self.arrived])
 
     @cached_property
-    def deficit(self) -> int:
-        """How many more results it takes at the least."""
-        if not len(self.missing):
-            return 0
-        few = self.system.shape[1] - len(self.arrived)
-        return few if few > 0 else int(not np.isfinite(self._solver).all())
-
-    @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
         return np.asarray(self.code.targets[self.missing] @ self._solver)
@@ -127,14 +129,6 @@ class SystematicRecovery(RealRecovery):
     def through_known(self, combinations: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
         return np.asarray(combinations @ self.code.coefficients[np.ix_(self.parity, self.known)])
-
-    @cached_property
-    def deficit(self) -> int:
-        """How many more results it takes at the least; 0 when the data are determined."""
-        few = len(self.missing) - len(self.parity)
-        if few > 0 or not len(self.missing):
-            return max(few, 0)
-        return 0 if np.isfinite(self._solver).all() else 1
 
     @property
     def surplus(self) -> int:

@@ -26,9 +26,9 @@ from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import ButterflyRecovery, is_formed, worst_amplification
 
-# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py),
-# and up to this many the butterfly in numpy.
-DENSE_UP_TO = 12
+# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py): of rows in
+# one array, and of others, which are gathered for it; and up to this many the butterfly in numpy.
+DENSE_UP_TO, DENSE_UP_TO_GATHERED = 32, 12
 DENSE_UP_TO_UNCOMPILED = 512
 # Blocks of which the angles are chosen: seeds tried, and the most arrival patterns each is tried on.
 BEST_SEED_UP_TO, SEEDS, PATTERNS = 64, 8, 64
@@ -83,10 +83,10 @@ class RotationCode(PolarCode):
         return SyndromeRecovery(self, arrived)
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
-        fast = tiled.compiled_loops(rows, out.dtype)
-        most = DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED
-        if min(self.n - self.k, self.k) <= most and self._is_formed:
-            tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
+        working, fast = working_dtype(out.dtype), tiled.compiled_loops(rows, out.dtype)
+        most = DENSE_UP_TO if tiled.is_one_array(rows, working) else DENSE_UP_TO_GATHERED
+        if min(self.n - self.k, self.k) <= (most if fast else DENSE_UP_TO_UNCOMPILED) and self._is_formed:
+            tiled.dense(self.coefficients.astype(working, copy=False), rows, out)
         else:
             tiled.rotation_parity(self.rotations, rows, out, fast)
 

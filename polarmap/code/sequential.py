@@ -14,31 +14,12 @@ from polarmap.code.dtypes import Indices, Mask
 from polarmap.code.row_operations import Step
 
 
-def gets_through(frozen: Mask, known: Mask) -> bool:
-    """Whether successive cancellation determines every input from the leaves that are known.
-
-    Of a pair (a, b), minus (a - b) takes both and plus (either, given minus) takes one. Both masks are
-    (size, butterflies).
-
-    >>> frozen = np.array([[True], [False]])
-    >>> gets_through(frozen, ~frozen), gets_through(frozen, np.array([[False], [False]]))
-    (True, False)
-    """
-    nodes, half = known.copy(), len(known) // 2
-    while half:
-        pairs = nodes.reshape(-1, 2, half, nodes.shape[1])
-        both = pairs[:, 0] & pairs[:, 1]
-        pairs[:, 1] |= pairs[:, 0]
-        pairs[:, 0] = both
-        half //= 2
-    return bool((nodes | frozen).all())
-
-
 class Progress:
     """Which inputs are determined, kept up to date in O(log N) per arrival.
 
     An arrival changes one node on every level: in a pair (a, b), minus (a - b) becomes known when
-    the second of the two arrives, plus (either, given minus) when the first does.
+    the second of the two arrives, plus (either, given minus) when the first does. All masks are
+    (size, butterflies).
     """
 
     def __init__(self, frozen: Mask) -> None:
@@ -62,7 +43,7 @@ class Progress:
 class Schedule:
     """The additions that fill in every leaf, n log n block operations.
 
-    Both masks are (size, butterflies). Rows 0..N-1 hold the leaves, N..2N-1 are scratch, one region per
+    Rows 0..N-1 hold the leaves, N..2N-1 are scratch, one region per
     level; row 2N is zero, and those after it are the variables.
 
     steps : the additions, in order.

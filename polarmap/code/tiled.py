@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -96,13 +97,18 @@ def ignoring_inf() -> np.errstate:
 
 def dense(matrix: Floats, rows: Rows, out: Array) -> None:
     """out = matrix @ rows through BLAS, which brings its own threads."""
-    if isinstance(rows, np.ndarray) and rows.dtype == out.dtype == matrix.dtype and rows.flags.c_contiguous:
+    if out.dtype == matrix.dtype and is_one_array(rows, out.dtype):
         with ignoring_inf():
             matmul(matrix, rows, out)
         return
     for columns in tiles(out.shape[1], len(rows) + len(out), matrix.itemsize):
         with ignoring_inf():
             out[:, columns] = matmul(matrix, gather(rows, columns, matrix.dtype))
+
+
+def is_one_array(rows: Rows, dtype: DType) -> TypeGuard[Array]:
+    """Whether BLAS can take the rows where they lie."""
+    return isinstance(rows, np.ndarray) and rows.dtype == dtype and rows.flags.c_contiguous
 
 
 def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:

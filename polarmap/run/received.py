@@ -207,8 +207,8 @@ class Received(Need):
     @property
     def odd(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        data = (int(index) for index in self._code.systematic)
-        return {index for index in data if any(one.kind == "shape" for one in self.tasks[index].failures)}
+        failed = [index for index in self._code.systematic.tolist() if self.tasks[index].failures]
+        return {index for index in failed if any(one.kind == "shape" for one in self.tasks[index].failures)}
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
