@@ -152,7 +152,7 @@ class ConvexNetwork(CodedModel):
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         cones = ConeLoss(loss, gates.patterns, gates.margins, _interior(gates, loss))
         with self._operator(A) as coded:
-            return self._minimized(coded, partial(cone_interior_point, coded, cones, float(self.alpha)))
+            return self._solution(coded, partial(cone_interior_point, coded, cones, float(self.alpha)))
 
     def to_mlp(self) -> Any:
         """The fitted ReLU network as an MLPRegressor or MLPClassifier of scikit-learn, with these weights.

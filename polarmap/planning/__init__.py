@@ -23,7 +23,7 @@ from polarmap.planning.distributions import (
 )
 from polarmap.planning.empirical import Empirical, as_runtimes, training_trace
 from polarmap.planning.figures import plot_polarization, plot_runtimes
-from polarmap.planning.measurement import Measurement, measure, nearest_law
+from polarmap.planning.measurement import Measurement, measure
 from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
@@ -67,7 +67,6 @@ __all__ = [
     "frozen_at",
     "lower_bound",
     "measure",
-    "nearest_law",
     "plan",
     "plot_polarization",
     "plot_runtimes",

@@ -21,8 +21,8 @@ from polarmap.planning import (
     ShiftedExponential,
     as_runtimes,
     measure,
-    nearest_law,
 )
+from polarmap.planning.measurement import nearest_law
 
 
 def test_it_tells_when_each_task_was_back() -> None:
