@@ -78,7 +78,7 @@ ONLY_FROM = {
         *[
             f"polarmap.models.{name}"
             for name in (
-                *("coded_model", "features", "gates", "krylov", "losses"),
+                *("coded_model", "convex_network", "features", "krylov", "losses"),
                 *("penalized_loss", "penalties", "svm", "whitening"),
             )
         ],
