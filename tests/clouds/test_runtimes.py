@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
-import stat
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, patch
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
+from images import docker_that_copies, unpacked
 
 from polarmap.cli import deploy
 from polarmap.clouds.limits import BACKENDS
@@ -21,28 +20,12 @@ from polarmap.clouds.runtimes import RUNTIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = sorted(name for name, runtime in RUNTIMES.items() if runtime.archive)
-# Modules of clients that are not installed here, of which building takes nothing.
-CLIENTS = (
-    "kubernetes", "kubernetes.config", "kubernetes.client", "kubernetes.client.rest",
-    "httplib2", "google", "google.auth", "google.oauth2", "google.oauth2.id_token",
-    "google.auth.transport", "google.auth.transport.requests", "google_auth_httplib2", "googleapiclient",
-    "googleapiclient.discovery", "googleapiclient.errors", "azure", "azure.storage", "azure.storage.queue",
-    "ibm_cloud_sdk_core", "ibm_code_engine_sdk", "ibm_code_engine_sdk.code_engine_v2",
-)  # fmt: skip
-DOCKER = '#!/bin/sh\nif [ "$1" = build ]; then cp -r . "$BUILT"; fi\n'
 
 
 @pytest.fixture
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where a docker of ours leaves what Docker would have been given to build of."""
-    docker = tmp_path / "bin" / "docker"
-    docker.parent.mkdir()
-    docker.write_text(DOCKER)
-    docker.chmod(docker.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{docker.parent}:/usr/bin:/bin")
-    monkeypatch.setenv("BUILT", str(tmp_path / "built"))
-    with patch.dict(sys.modules, {name: MagicMock() for name in CLIENTS}):
-        yield tmp_path / "built"
+def built(tmp_path: Path) -> Iterator[Path]:
+    with docker_that_copies(tmp_path) as folder:
+        yield folder
 
 
 def backend_of_lithops(name: str, folder: Path) -> Any:
@@ -81,10 +64,9 @@ def test_an_image_has_lithops_code_and_our_packages(
     assert all((built / file).is_file() for file in copied) and len(copied) == 2
     assert (built / "requirements.txt").read_text().split() == wanted
     assert not list(tmp_path.glob("*.zip"))
-    shutil.unpack_archive(built / RUNTIMES[name].archive, built / "app", "zip")
-    command = re.findall("^CMD (.+)$", text, flags=re.M)[-1]
+    app, command = unpacked(built)
     script = command.split()[-1].partition(":")[0].removesuffix(".py")
-    source = (built / "app" / f"{script}.py").read_text()
+    source = (app / f"{script}.py").read_text()
     assert (":proxy" not in command) or "proxy = flask.Flask" in source
 
 
