@@ -8,50 +8,16 @@ processes of that image. Storage is SeaweedFS.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
-from emulators import ROOT, listens, product_despite, running, tool_venv
-from images import docker_that_copies, unpacked
-from servers import BUCKET, KEY, SECRET, S3Server, free_ports
-
-from polarmap import Fault
-from polarmap.cli import deploy
-
-INSTANCES = 4
-
-
-class Image:
-    """What was built, and the processes that run it."""
-
-    def __init__(self, name: str, folder: Path, stack: ExitStack) -> None:
-        self.name, self.folder, self._stack = name, folder, stack
-        self.ran: list[subprocess.Popen[bytes]] = []
-        self.removed: list[str] = []
-
-    def start(self, ready: Callable[[], bool] = lambda: True, **env: str) -> subprocess.Popen[bytes]:
-        built = self.folder / "built"
-        app, command = unpacked(built) if not (built / "app").exists() else (built / "app", self.command)
-        self.command = command
-        packages = (built / "requirements.txt").read_text().split()
-        tools = tool_venv(f"image-{self.name}", *packages, "boto3")
-        program, *arguments = command.split()
-        home = self.folder / f"home-{len(self.ran)}"
-        home.mkdir()
-        env |= {"PYTHONPATH": "", "HOME": str(home), "TMPDIR": str(home)}
-        context = running([tools / program, *arguments], home / "log", ready, env, app)
-        self.ran.append(self._stack.enter_context(context))
-        return self.ran[-1]
-
+from emulators import INSTANCES, Image, deployed_mapped_and_removed, listens
+from servers import S3Server, free_ports
 
 # --- in place of the clouds ---------------------------------------------------------------------
 
@@ -166,43 +132,10 @@ def code_engine(image: Image, patch: pytest.MonkeyPatch) -> None:
 CLOUDS = {"gcp_cloudrun": cloud_run, "aws_batch": batch, "code_engine": code_engine}
 
 
-def filled_in(name: str, folder: Path, server: S3Server) -> Path:
-    """The recipe's configuration with a storage that is here."""
-    key = folder / "key.json"
-    key.write_text("{}")
-    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    text = json.dumps(config).replace(
-        "<registry/user/polarmap-worker:tag>", "registry/user/polarmap-worker:1"
-    )
-    for placeholder in {part.split(">")[0] for part in text.split("<")[1:]}:
-        text = text.replace(f"<{placeholder}>", "filled")
-    config = json.loads(text)
-    config["lithops"] |= {"storage": "minio", "monitoring_interval": 0.05}
-    config["minio"] = {
-        "endpoint": server.endpoint, "storage_bucket": BUCKET, "access_key_id": KEY,
-        "secret_access_key": SECRET,
-    }  # fmt: skip
-    config[name] |= {"account_id": "0", "user_id": "AAAA", "credentials_path": str(key)}
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
-
-
 @pytest.mark.parametrize("name", CLOUDS)
 def test_an_image_is_deployed_runs_maps_and_is_removed(
     name: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ExitStack() as stack:
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
-        stack.enter_context(docker_that_copies(tmp_path))
-        image = Image(name, tmp_path, stack)
-        CLOUDS[name](image, monkeypatch)
-        config = filled_in(name, tmp_path, s3_server)
-        assert "MB" in deploy.build(config, name)
-        report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, workers=4)
-        assert report.executor == f"lithops/{name}"
-        assert len(image.ran) >= INSTANCES
-        deploy.remove(config, name)
-        assert image.removed
-    assert not [one for one in image.ran if one.poll() is None]
-    assert os.getcwd() != str(image.folder)
+    """As the recipe says, but for the storage."""
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    deployed_mapped_and_removed(name, CLOUDS[name], s3_server, tmp_path, monkeypatch)
