@@ -179,8 +179,8 @@ def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
     price = price_of(worker)
     if price is None:
         return None
-    starts = stay.started * max(price.least, AROUND_SECONDS)
-    return _cost(worker, price, stay.seconds + starts, stay.started, stay.writes, stay.reads)
+    billed = max(stay.seconds + stay.started * AROUND_SECONDS, stay.started * price.least)
+    return _cost(worker, price, billed, stay.started, stay.writes, stay.reads)
 
 
 def price_of(worker: Worker) -> Price | None:

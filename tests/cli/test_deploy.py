@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from command_lines import Run
 from lithops.serverless.backends.aws_lambda import config as aws
+from lithops.standalone.utils import install_script_kwargs_from_config
 
 from polarmap.cli import deploy
 from polarmap.clouds.limits import BACKENDS
@@ -157,6 +159,9 @@ def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Pat
         deploy.build(file, "aws_ec2")
     assert handler.calls == []
     file.write_text(f"{file.read_text()}standalone: {{{str(refused.value).partition('as here: ')[2]}}}\n")
+    assert "numpy==" in install_script_kwargs_from_config(yaml.safe_load(file.read_text())["standalone"]).get(
+        "extra_python_packages", ""
+    )
     deploy.build(file, "aws_ec2")
     assert [call[0] for call in handler.calls][:2] == [("init"), (("deploy_runtime", "worker", 1769, 60))]
 

@@ -56,6 +56,14 @@ def test_fargate_charges_a_minute_and_what_the_configuration_says() -> None:
     assert bill.compute == pytest.approx(2 * 0.04048 / 60 + 4 * 0.004445 / 60)
 
 
+@pytest.mark.parametrize(("seconds", "billed"), [(3.0, 60.0), (100.0, 101.0)])
+def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: float) -> None:
+    worker = Worker("aws_batch", "aws_s3", 2048, processors=1, kind="FARGATE")
+    bill = prices.cost_of_stay(worker, prices.Stay(4 * seconds, started=4))
+    assert bill is not None
+    assert bill.compute == pytest.approx(4 * billed * (0.04048 + 2 * 0.004445) / 3600)
+
+
 @pytest.mark.parametrize(
     ("kind", "is_priced"), [("t3.large", True), ("spot t3.large", False), ("m5.large", False)]
 )
