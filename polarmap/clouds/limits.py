@@ -161,7 +161,7 @@ def worker_of(config: Mapping[str, Any]) -> Worker | None:
         backend=general["backend"],
         storage=general.get("storage", ""),
         memory=own["runtime_memory"],
-        seconds=own.get("runtime_timeout"),
+        seconds=own.get("runtime_timeout", (config.get("standalone") or {}).get("hard_dismantle_timeout")),
         workers=_most_tasks(general["backend"], own),
         trigger=own.get("trigger", ""),
         interval=general.get("monitoring_interval", 2.0),

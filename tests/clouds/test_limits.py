@@ -145,9 +145,14 @@ def test_a_machine_runs_several_tasks_at_a_time() -> None:
         "worker_processes": 2,
         "worker_instance_type": "t3.large",
     }
-    config = {"lithops": {"backend": "aws_ec2"}, "aws_ec2": own}
+    config = {
+        "lithops": {"backend": "aws_ec2"},
+        "aws_ec2": own,
+        "standalone": {"hard_dismantle_timeout": 3600},
+    }
     worker = limits.worker_of(config)
     assert worker is not None and (worker.workers, worker.kind) == (32, "t3.large")
+    assert worker.seconds == 3600  # workers that stay are renewed before the machine ends
     own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # as many as it has processors
     worker = limits.worker_of(config)
     assert worker is not None and (worker.workers, worker.kind) == (None, "spot t3.large")
