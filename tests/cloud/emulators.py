@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 from images import docker_that_copies, unpacked
 from servers import BUCKET, KEY, SECRET, S3Server
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Report
 from polarmap.cli import deploy
+from polarmap.cli.doctor import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))
@@ -186,6 +188,8 @@ def deployed_mapped_and_removed(
         report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, workers=4)
         assert report.executor == f"lithops/{name}"
         assert len(image.ran) >= INSTANCES
+        examined = CliRunner().invoke(doctor, ["--config", str(config), "--timeout", "100"])
+        assert examined.exit_code == 0, examined.output
         deploy.remove(config, name)
         assert image.removed
     assert not [one for one in image.ran if one.poll() is None]
