@@ -127,7 +127,7 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert len(required) <= 7, f"the base install is small, not {required}"
     extras = {"aws", "gcp", "azure", "k8s", "fast", "plot", "storage", "linalg", "glm", "docs", "test", "dev"}
-    extras |= {"convex", "opentelemetry", "xarray"}
+    extras |= {"convex", "ibm", "opentelemetry", "xarray"}
     assert extras <= set(metadata.get_all("Provides-Extra", []))
 
 

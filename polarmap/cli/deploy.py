@@ -9,21 +9,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import click
 
 from polarmap.cli.answer import FILE, Answer, answering
-from polarmap.cli.templates import backend_folder, config_file
+from polarmap.cli.templates import config_file, shipped
 from polarmap.clouds import settings
 from polarmap.clouds.extras import installed, pip_install
 from polarmap.clouds.limits import BACKENDS
+from polarmap.clouds.runtimes import RUNTIMES
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.lithops_internals import end
 from polarmap.executors.lithops_jobs import open_functions
@@ -74,14 +76,14 @@ def undeploy_(name: str, config: Path | None) -> Answer:
 
 def _configuration(name: str, given: Path | None) -> Path:
     """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
-    shipped = config_file(name)
-    settings.read_for(given or shipped, name if name in BACKENDS else HERE)
-    return given or shipped
+    template = config_file(name)
+    settings.read_for(given or template, name if name in BACKENDS else HERE)
+    return given or template
 
 
 def _check_interpreter(name: str) -> None:
     """ExecutorError if this interpreter cannot be a worker on this machine."""
-    wanted = {text: installed(text) for text in requirements_of(backend_folder(name))}
+    wanted = {text: installed(text) for text in requirements_of(name)}
     bad = [f"{one}: {found}, {pip_install(text)}" for text, (one, found, good) in wanted.items() if not good]
     if bad:
         raise ExecutorError(f"{sys.executable} cannot run workers of {name}: {'; '.join(bad)}")
@@ -96,10 +98,10 @@ def _show_progress() -> None:
 # --- what they do -----------------------------------------------------------------------------
 
 
-def requirements_of(recipe: Path) -> list[str]:
+def requirements_of(name: str) -> list[str]:
     """The packages that a worker of a recipe needs."""
-    lines = map(str.strip, (recipe / "requirements.txt").read_text().splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    lines = map(str.strip, (shipped() / "backends" / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")] + list(RUNTIMES[name].packages)
 
 
 def frozen(wanted: Sequence[str], versions: Mapping[str, str]) -> list[str]:
@@ -116,40 +118,53 @@ def build(config: Path, backend: str) -> str:
     """Build the runtime of a backend, deploy it where the configuration says; its name."""
     from lithops.version import __version__
 
-    recipe = backend_folder(backend)
-    requirements = frozen(requirements_of(recipe), check_deployable(settings.read(config)))
+    ours = RUNTIMES[backend]
+    requirements = frozen(requirements_of(backend), check_deployable(settings.read(config)))
     with (
         _functions_of(config, f"{backend} was not deployed") as functions,
-        _build_folder(recipe, requirements),
-        _own_requirements(backend, requirements),
+        _build_folder(backend, requirements) as folder,
+        _settings_of_lithops(backend, requirements, folder),
     ):
         handler, storage = functions.compute_handler, functions.internal_storage
         runtime = handler.get_runtime_info()
         name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
-        if backend == "k8s":
-            python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
-            handler.backend.build_runtime(name, "Dockerfile", [python])
+        if ours.archive:
+            handler.backend.build_runtime(name, "Dockerfile", [])
+        handler.init()  # virtual machines: their network
         metadata = handler.deploy_runtime(name, memory, seconds)
         metadata["runtime_timeout"] = seconds
         storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
         if backend == "aws_lambda":
             _do_not_repeat(handler.backend, name, memory)
-        return f"{name} ({memory} MB, {seconds} s)"
+        return _described(name, memory, seconds)
 
 
 def remove(config: Path, backend: str) -> str:
     """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
     from lithops.version import __version__
 
+    ours = RUNTIMES[backend]
     with _functions_of(config, f"{backend} was not removed") as functions:
         handler, storage = functions.compute_handler, functions.internal_storage
         runtime = handler.get_runtime_info()
         name, memory = runtime["runtime_name"], runtime["runtime_memory"]
-        handler.delete_runtime(name, memory, __version__)
-        if backend == "k8s":  # where a runtime is an image, which is the user's, and jobs
-            handler.clean(all=True)
-        storage.delete_runtime_meta(handler.get_runtime_key(name, memory, __version__))
-        return f"{name} ({memory} MB)"
+        if not ours.is_machine:
+            handler.delete_runtime(name, memory, __version__)
+        if ours.cleans is not None:
+            handler.clean(all=ours.cleans)
+        if not ours.is_machine:  # the note on machines is theirs: others have other names
+            storage.delete_runtime_meta(handler.get_runtime_key(name, memory, __version__))
+        return _described(name, memory)
+
+
+def _described(name: str, memory: int | None, seconds: int | None = None) -> str:
+    """A runtime with what each of its workers gets; a virtual machine says nothing of its memory.
+
+    >>> _described("worker", 2048, 60), _described("python3", None)
+    ('worker (2048 MB, 60 s)', 'python3')
+    """
+    parts = [f"{count} {unit}" for count, unit in ((memory, "MB"), (seconds, "s")) if count is not None]
+    return f"{name} ({', '.join(parts)})" if parts else name
 
 
 def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
@@ -162,6 +177,14 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
             f"Lambda's Python {python[0]}.{python[1]} runs on Amazon Linux 2, for which numpy {numpy} has no "
             "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
         )
+    if RUNTIMES.get(settings.backend_of(config), RUNTIMES[HERE]).is_machine:
+        there = set((config.get("standalone") or {}).get("extra_python_packages") or [])
+        wanted = [f"{name}=={versions[name]}" for name in versions if name != "lithops"]  # it brings itself
+        if not there.issuperset(wanted):
+            raise ExecutorError(
+                "virtual machines install what the section standalone says, which must be as here: "
+                f"extra_python_packages: [{', '.join(wanted)}]"
+            )
     return versions
 
 
@@ -181,32 +204,38 @@ def _functions_of(config: Path, not_done: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
-    """Work in a temporary folder with the recipe's files: Lithops builds where it stands."""
+def _build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Path]:
+    """Work in a temporary folder with what an image is made of: Lithops builds where it stands."""
+    template = Template((shipped() / "backends" / "Dockerfile").read_text())
+    ours, python = RUNTIMES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
     with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
-        for file in recipe.iterdir():
-            shutil.copy(file, folder)
+        text = template.substitute(python=python, archive=ours.archive, start=ours.start)
+        (Path(folder) / "Dockerfile").write_text(text)
         (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
         with contextlib.chdir(folder):
-            yield
+            yield Path(folder)
 
 
 @contextlib.contextmanager
-def _own_requirements(backend: str, requirements: Sequence[str]) -> Iterator[None]:
-    """Let Lithops' default runtime of this backend be made of these packages."""
-    from importlib import import_module
+def _settings_of_lithops(backend: str, requirements: Sequence[str], folder: Path) -> Iterator[None]:
+    """Let Lithops make a default runtime of these packages, and put its code beside the Dockerfile.
 
-    module = import_module(f"lithops.serverless.backends.{backend}.config")
-    name = {"aws_lambda": "DEFAULT_REQUIREMENTS"}.get(backend, "REQUIREMENTS_FILE")
-    theirs = getattr(module, name, None)
-    if theirs is None:
-        yield
-        return
-    setattr(module, name, list(requirements) if isinstance(theirs, list) else "\n".join(requirements) + "\n")
+    It would put it into the folder in which its module was imported.
+    """
+    ours, place = RUNTIMES[backend], "standalone" if RUNTIMES[backend].is_machine else "serverless"
+    found = vars(import_module(f"lithops.{place}.backends.{backend}.config"))
+    wanted: dict[str, Any] = {}
+    if ours.default:
+        is_list = isinstance(found[ours.default], list)
+        wanted[ours.default] = list(requirements) if is_list else "\n".join(requirements) + "\n"
+    if ours.archive and "FH_ZIP_LOCATION" in found:
+        wanted["FH_ZIP_LOCATION"] = str(folder / ours.archive)
+    theirs = {name: found[name] for name in wanted}
+    found.update(wanted)
     try:
         yield
     finally:
-        setattr(module, name, theirs)
+        found.update(theirs)
 
 
 def _do_not_repeat(backend: Any, name: str, memory: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from polarmap.clouds.runtimes import RUNTIMES
 from polarmap.errors import LimitError, warn
 
 MB = 2**20
@@ -60,6 +61,29 @@ BACKENDS = {
             "https://learn.microsoft.com/en-us/azure/azure-functions/flex-consumption-plan",
         ),
         Backend("k8s", 1, 2**20, (), None, None, "2026-11-24", "the cluster's own: its nodes"),
+        Backend(
+            "gcp_cloudrun", 128, 32_768, (), 3600, 100, "2026-11-24",
+            "https://cloud.google.com/run/docs/configuring/services/memory-limits",
+        ),
+        Backend(
+            # Lithops lets no app have more replicas than 30.
+            "azure_containers", 512, 8192, tuple(range(512, 8193, 512)), None, 30, "2026-11-29",
+            "lithops 3.8.0, ALLOWED_MEM",
+        ),
+        Backend(
+            "code_engine", 256, 32_768,
+            (256, 512, 1024, 2048, 4096, 8192, 12_288, 16_384, 24_576, 32_768), None, None, "2026-11-29",
+            "lithops 3.8.0, VALID_MEMORY_VALUES",
+        ),
+        Backend(
+            "aws_batch", 512, 122_880, (), None, None, "2026-11-29",
+            "lithops 3.8.0, AVAILABLE_CPU_MEM_FARGATE",
+        ),
+        *(
+            Backend(name, 1, 2**20, (), None, None, "2026-11-29", "the machine's own")
+            for name, runtime in RUNTIMES.items()
+            if runtime.is_machine
+        ),
     )
 }  # fmt: skip
 # Backend and trigger -> its limits where they are others than those above.
@@ -67,6 +91,7 @@ TRIGGERED = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], most
 
 # Bytes of the largest object one PUT can make, which is how Lithops stores.
 LARGEST_OBJECT = {
+    "ibm_cos": 5 * GB,
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
@@ -93,6 +118,11 @@ class Worker:
         How calls reach the backend, where there is a choice.
     interval
         Seconds between two looks of the driver for finished tasks.
+    processors
+        Of each, where the configuration says.
+    kind
+        What it runs on, where there is a choice: Batch's environment, or the type of a virtual machine, and
+        "spot" before those of spot markets.
     """
 
     backend: str
@@ -102,6 +132,8 @@ class Worker:
     workers: int | None = None
     trigger: str = ""
     interval: float = 2.0
+    processors: float | None = None
+    kind: str = ""
 
     @property
     def limits(self) -> Backend | None:
@@ -129,11 +161,27 @@ def worker_of(config: Mapping[str, Any]) -> Worker | None:
         backend=general["backend"],
         storage=general.get("storage", ""),
         memory=own["runtime_memory"],
-        seconds=own.get("runtime_timeout"),
-        workers=own.get("max_workers"),
+        seconds=own.get("runtime_timeout", (config.get("standalone") or {}).get("hard_dismantle_timeout")),
+        workers=_most_tasks(general["backend"], own),
         trigger=own.get("trigger", ""),
         interval=general.get("monitoring_interval", 2.0),
+        processors=own.get("runtime_cpu"),
+        kind=_kind(own),
     )
+
+
+def _most_tasks(backend: str, own: Mapping[str, Any]) -> int | None:
+    """Tasks at a time that a section allows: of a virtual machine, several."""
+    most = own.get("max_workers")
+    is_machine = backend in RUNTIMES and RUNTIMES[backend].is_machine
+    each = own.get("worker_processes", "AUTO") if is_machine else 1
+    return None if most is None or each == "AUTO" else int(most * each)
+
+
+def _kind(own: Mapping[str, Any]) -> str:
+    """What a section says that its workers run on."""
+    spot = "spot " if own.get("request_spot_instances") else ""
+    return spot + str(own.get("env_type") or own.get("worker_instance_type") or "")
 
 
 @dataclass(frozen=True)

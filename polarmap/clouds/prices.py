@@ -35,6 +35,8 @@ class Price:
         USD each.
     step, least
         Seconds that a call is rounded up to, and its minimum.
+    kind
+        That it is the price of, where there are several: what its name begins with, see `Worker.kind`.
     """
 
     backend: str
@@ -46,6 +48,7 @@ class Price:
     least: float
     checked: str
     source: str
+    kind: str = ""
 
 
 PRICES = {
@@ -63,6 +66,20 @@ PRICES = {
             "azure_functions", "East US, Flex Consumption on demand", 2.6e-5, 0.0, 4.0e-7, 0.1, 1.0,
             "2026-11-24", "https://azure.microsoft.com/en-us/pricing/details/functions/ as quoted by "
             "https://modal.com/blog/azure-function-pricing-guide; steps: https://learn.microsoft.com/answers/a/12389275",
+        ),
+        Price(
+            "gcp_cloudrun", "tier 1", 2.5e-6, 2.4e-5, 4.0e-7, 0.1, 0.0, "2026-11-24",
+            "https://cloud.google.com/run/pricing (request-based billing)",
+        ),
+        Price(
+            "aws_batch", "us-east-1, Fargate, x86", 0.004445 / 3600, 0.04048 / 3600, 0.0, 1.0, 60.0,
+            "2026-11-29", "https://aws.amazon.com/fargate/pricing/ as quoted by https://www.vantage.sh/blog/fargate-pricing",
+            "FARGATE",
+        ),
+        Price(
+            # Of a task its share of the memory; t3.medium and larger cost the same for each GB.
+            "aws_ec2", "us-east-1, t3, on demand", 0.0832 / 8 / 3600, 0.0, 0.0, 1.0, 0.0, "2026-11-29",
+            "https://aws.amazon.com/ec2/pricing/on-demand/ as quoted by https://go-cloud.io/?p=10607", "t3.",
         ),
     )
 }  # fmt: skip
@@ -128,7 +145,7 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
     >>> cost(Worker("k8s", "minio", memory=2048), [10.0], 11.0) is None
     True
     """
-    price, calls = PRICES.get(worker.backend), len(seconds)
+    price, calls = price_of(worker), len(seconds)
     if price is None:
         return None
     steps = (math.ceil(round((one + AROUND_SECONDS) / price.step, 6)) for one in seconds)
@@ -159,11 +176,23 @@ def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
     >>> print(cost_of_stay(lambda_, Stay(seconds=32 * 60.0, started=0)))  # a minute of 32 that wait
     $0.055 ($0.055 compute, $0 calls, $0 storage requests)
     """
-    price = PRICES.get(worker.backend)
+    price = price_of(worker)
     if price is None:
         return None
-    starts = stay.started * max(price.least, AROUND_SECONDS)
-    return _cost(worker, price, stay.seconds + starts, stay.started, stay.writes, stay.reads)
+    billed = max(stay.seconds + stay.started * AROUND_SECONDS, stay.started * price.least)
+    return _cost(worker, price, billed, stay.started, stay.writes, stay.reads)
+
+
+def price_of(worker: Worker) -> Price | None:
+    """The list price of a worker; None if polarmap knows none of its kind.
+
+    >>> price_of(Worker("aws_batch", "aws_s3", 2048, kind="FARGATE")).least
+    60.0
+    >>> price_of(Worker("aws_batch", "aws_s3", 2048, kind="FARGATE_SPOT")) is None
+    True
+    """
+    price, kind = PRICES.get(worker.backend), worker.kind
+    return price if price and kind.startswith(price.kind) and "spot" not in kind.lower() else None
 
 
 def listing_requests(tasks: int) -> int:
@@ -186,7 +215,8 @@ def processors(memory: int) -> float:
 
 def _cost(worker: Worker, price: Price, billed: float, calls: int, writes: float, reads: float) -> Cost:
     """The cost of so many seconds that are billed, of calls with their requests, and of further requests."""
-    rate = worker.granted / 1024 * price.gigabyte_second + processors(worker.granted) * price.processor_second
+    each = processors(worker.granted) if worker.processors is None else worker.processors
+    rate = worker.granted / 1024 * price.gigabyte_second + each * price.processor_second
     write, read = STORAGE.get(worker.storage, (0.0, 0.0))
     requests = (WRITES * calls + writes) * write + (READS * calls + reads) * read
     return Cost(billed * rate, calls * price.call, requests)

@@ -12,9 +12,15 @@ from typing import Any
 import yaml
 
 from polarmap.clouds.extras import install_command
+from polarmap.clouds.runtimes import RUNTIMES
 from polarmap.errors import ExecutorError
 
-EXTRAS = {"aws", "azure", "gcp", "k8s"}  # with client libraries: the first words of backends and storages
+OF_STORAGES = {
+    "aws",
+    "azure",
+    "gcp",
+    "ibm",
+}  # extras with their client libraries: the first words of their names
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
@@ -83,15 +89,16 @@ def backend_of(config: Mapping[str, Any]) -> str:
 
 
 def extra_hint(config: Mapping[str, Any], error: BaseException) -> str:
-    """What to install when Lithops lacks a client library; nothing otherwise.
+    """What to install when Lithops lacks a client library; nothing where polarmap does not know.
 
     >>> extra_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
     "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
     """
-    extras = sorted(EXTRAS.intersection(name.partition("_")[0] for name in _named(config)))
-    if not isinstance(error, ModuleNotFoundError) or not extras:
+    backend, storage = _named(config)
+    if not isinstance(error, ModuleNotFoundError) or backend not in RUNTIMES:
         return ""
-    return f"; install it: {install_command(*extras)}"
+    extras = {RUNTIMES[backend].extra, *OF_STORAGES.intersection([storage.partition("_")[0]])} - {""}
+    return f"; install it: {install_command(*sorted(extras))}" if extras else ""
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[str]:

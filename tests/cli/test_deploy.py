@@ -9,18 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_lines import ROOT, Run
+import yaml
+from command_lines import Run
 from lithops.serverless.backends.aws_lambda import config as aws
+from lithops.standalone.utils import install_script_kwargs_from_config
 
 from polarmap.cli import deploy
 from polarmap.clouds.limits import BACKENDS
+from polarmap.clouds.runtimes import RUNTIMES
 from polarmap.errors import ExecutorError
-
-CLOUDS = ["aws_lambda", "azure_functions", "gcp_functions", "k8s"]
 
 
 def test_workers_get_the_versions_installed_here() -> None:
-    wanted = deploy.requirements_of(ROOT / "backends" / "gcp_functions")
+    wanted = deploy.requirements_of("gcp_functions")
     installed = {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0", "threadpoolctl": "3.8.0"}
     pinned = deploy.frozen(wanted, installed)
     assert pinned[:4] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0", "threadpoolctl==3.8.0"]
@@ -38,6 +39,9 @@ class Handler:
                 put_function_event_invoke_config=lambda **asked: self.calls.append(("retries", asked))
             ),
         )
+
+    def init(self) -> None:
+        self.calls.append(("init",))
 
     def get_runtime_info(self) -> dict[str, Any]:
         return {"runtime_name": "worker", "runtime_memory": 1769, "runtime_timeout": 60}
@@ -80,14 +84,15 @@ def filled_in(folder: Path, backend: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("backend", CLOUDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if not RUNTIMES[name].is_machine])
 def test_what_was_deployed_is_removed_and_nothing_else(
     handler: Handler, tmp_path: Path, backend: str
 ) -> None:
     version = importlib.metadata.version("lithops")
     said = deploy.remove(filled_in(tmp_path, backend), backend)
     assert said == "worker (1769 MB)"
-    jobs = [("clean", {"all": True})] if backend == "k8s" else []
+    everything = {"k8s": True, "aws_batch": True, "code_engine": False}  # there it would be the project, too
+    jobs = [("clean", {"all": everything[backend]})] if backend in everything else []
     assert handler.calls == [
         ("delete_runtime", "worker", 1769, version),
         *jobs,
@@ -106,7 +111,8 @@ def test_what_is_built_is_pinned_to_what_is_installed_here(
     filled_in(tmp_path, "aws_lambda")
     said = deploy.build(Path("cloud.yaml"), "aws_lambda")
     assert said == "worker (1769 MB, 60 s)"
-    (built, in_folder, of_lithops), *rest = handler.calls
+    begun, (built, in_folder, of_lithops), *rest = handler.calls
+    assert begun == ("init",)
     assert built == ("deploy_runtime", "worker", 1769, 60)
     assert f"numpy=={importlib.metadata.version('numpy')}" in in_folder
     assert of_lithops == in_folder
@@ -117,6 +123,15 @@ def test_what_is_built_is_pinned_to_what_is_installed_here(
         ("end",),
     ]
     assert (aws.DEFAULT_REQUIREMENTS, Path.cwd()) == (lithops_own, tmp_path)
+
+
+def test_machines_are_removed_with_their_network(handler: Handler, tmp_path: Path) -> None:
+    def none(*_: Any) -> None:
+        raise AttributeError("Lithops' handler of machines has none")
+
+    handler.delete_runtime = none  # type: ignore[method-assign]
+    deploy.remove(filled_in(tmp_path, "azure_vms"), "azure_vms")
+    assert handler.calls == [("clean", {"all": True}), ("end",)]
 
 
 def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path) -> None:
@@ -136,6 +151,19 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
     with pytest.raises(ExecutorError, match=r"numpy 2\.4\.6 has no wheel: run the client on Python 3\.12"):
         deploy.check_deployable(config)
     assert deploy.check_deployable({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"
+
+
+def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Path) -> None:
+    file = filled_in(tmp_path, "aws_ec2")
+    with pytest.raises(ExecutorError, match=r"as here: extra_python_packages: \[numpy==") as refused:
+        deploy.build(file, "aws_ec2")
+    assert handler.calls == []
+    file.write_text(f"{file.read_text()}standalone: {{{str(refused.value).partition('as here: ')[2]}}}\n")
+    assert "numpy==" in install_script_kwargs_from_config(yaml.safe_load(file.read_text())["standalone"]).get(
+        "extra_python_packages", ""
+    )
+    deploy.build(file, "aws_ec2")
+    assert [call[0] for call in handler.calls][:2] == [("init"), (("deploy_runtime", "worker", 1769, 60))]
 
 
 FILLED_IN = "lithops: {backend: aws_lambda, storage: aws_s3}\n"
@@ -177,7 +205,7 @@ def test_undeploy_removes_what_was_deployed(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("mars", FILLED_IN, "there is no configuration 'mars'; there are: aws_lambda"),
+        ("mars", FILLED_IN, "there is no configuration 'mars'; there are: aws_batch, aws_ec2, aws_lambda, "),
         ("k8s", FILLED_IN, "is for 'aws_lambda', not for 'k8s'"),
         ("localhost", FILLED_IN, "is for 'aws_lambda', not for 'localhost'"),
         *[(name, None, f"{name}.yaml' is a template: copy it and fill in ") for name in BACKENDS],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,20 @@ def test_doctor_names_what_is_wrong_and_exits_with_1(
     assert message in bad[0]["found"]
     intervals = [one["state"] for one in ran.json["checks"] if one["name"] == "monitoring_interval"]
     assert intervals == ["note"] * (check == "Lithops" and "storage: minio" in text)
+
+
+def test_doctor_names_the_extra_of_the_backend_that_lacks_its_client(
+    polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ibm_cloud_sdk_core", None)  # as if it were not installed
+    file = tmp_path / "code_engine.yaml"
+    keys = "ibm: {iam_api_key: a, resource_group_id: b, region: us-south}\n"
+    file.write_text(f"lithops: {{backend: code_engine, storage: localhost}}\n{keys}")
+    told = polarmap("doctor", "--config", file)
+    assert told.code == 1
+    assert re.search(
+        r"bad   Lithops: .*ibm_cloud_sdk_core.*pip install 'lithops\[ibm\]<3\.9,>=3\.8'", told.out
+    )
 
 
 def test_doctor_refuses_what_deploy_refuses(

@@ -6,6 +6,7 @@ And what is asked of every cloud: a configuration as a user fills it in, and a p
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -20,13 +21,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
+from images import docker_that_copies, unpacked
+from servers import BUCKET, KEY, SECRET, S3Server
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Report
+from polarmap.cli import deploy
+from polarmap.cli.doctor import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))
 PATIENCE = 90.0
+INSTANCES = 4  # of an image
 
 A = np.random.default_rng(0).standard_normal((720, 300))
 WIDE = np.random.default_rng(1).standard_normal((300, 120))
@@ -117,3 +124,72 @@ def product_despite(faults: Mapping[int, Fault], config: Path, **options: Any) -
     np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
     assert y.report.recovered == tuple(faults)
     return y.report
+
+
+class Image:
+    """What was built, and the processes that run it."""
+
+    def __init__(self, name: str, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.name, self.folder, self._stack = name, folder, stack
+        self.ran: list[subprocess.Popen[bytes]] = []
+        self.removed: list[str] = []
+
+    def start(self, ready: Callable[[], bool] = lambda: True, **env: str) -> subprocess.Popen[bytes]:
+        built = self.folder / "built"
+        app, command = unpacked(built) if not (built / "app").exists() else (built / "app", self.command)
+        self.command = command
+        packages = (built / "requirements.txt").read_text().split()
+        tools = tool_venv(f"image-{self.name}", *packages, "boto3")
+        program, *arguments = command.split()
+        home = self.folder / f"home-{len(self.ran)}"
+        home.mkdir()
+        env |= {"PYTHONPATH": "", "HOME": str(home), "TMPDIR": str(home)}
+        context = running([tools / program, *arguments], home / "log", ready, env, app)
+        self.ran.append(self._stack.enter_context(context))
+        return self.ran[-1]
+
+
+def filled_in_for_image(name: str, folder: Path, server: S3Server) -> Path:
+    """The recipe's configuration with a storage that is here."""
+    key = folder / "key.json"
+    key.write_text("{}")
+    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    text = json.dumps(config).replace(
+        "<registry/user/polarmap-worker:tag>", "registry/user/polarmap-worker:1"
+    )
+    for placeholder in {part.split(">")[0] for part in text.split("<")[1:]}:
+        text = text.replace(f"<{placeholder}>", "filled")
+    config = json.loads(text)
+    config["lithops"] |= {"storage": "minio", "monitoring_interval": 0.05}
+    config["minio"] = {
+        "endpoint": server.endpoint, "storage_bucket": BUCKET, "access_key_id": KEY,
+        "secret_access_key": SECRET,
+    }  # fmt: skip
+    config[name] |= {"account_id": "0", "user_id": "AAAA", "credentials_path": str(key)}
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def deployed_mapped_and_removed(
+    name: str,
+    cloud: Callable[[Image, pytest.MonkeyPatch], None],
+    server: S3Server,
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+) -> None:
+    """What `polarmap deploy` builds runs a map with a worker that is killed, and goes."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(docker_that_copies(folder))
+        image = Image(name, folder, stack)
+        cloud(image, patch)
+        config = filled_in_for_image(name, folder, server)
+        assert "MB" in deploy.build(config, name)
+        report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, workers=4)
+        assert report.executor == f"lithops/{name}"
+        assert len(image.ran) >= INSTANCES
+        examined = CliRunner().invoke(doctor, ["--config", str(config), "--timeout", "100"])
+        assert examined.exit_code == 0, examined.output
+        deploy.remove(config, name)
+        assert image.removed
+    assert not [one for one in image.ran if one.poll() is None]

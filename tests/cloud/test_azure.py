@@ -6,18 +6,30 @@ creating the app. Lithops hard-codes Azure's addresses; both sides rewrite them 
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from emulators import VENVS, filled_in, listens, product_despite, running, system_tool
-from servers import free_ports
+from emulators import (
+    INSTANCES,
+    VENVS,
+    Image,
+    deployed_mapped_and_removed,
+    filled_in,
+    listens,
+    product_despite,
+    running,
+    system_tool,
+)
+from servers import S3Server, free_ports
 
 from polarmap import Fault
 from polarmap.cli import deploy
@@ -132,6 +144,38 @@ def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setattr(AzureFunctionAppBackend, "_create_function", lambda *rest: app.create(*rest))
         deploy.build(path, "azure_functions")
         yield path
+
+
+def test_container_apps_take_messages_from_a_queue(
+    azurite: Azurite, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app is what Lithops writes for `az`: replicas of the image, with the queue in their environment."""
+    deployed_mapped_and_removed(
+        "azure_containers", partial(container_apps, azurite), s3_server, tmp_path, monkeypatch
+    )
+
+
+def container_apps(azurite: Azurite, image: Image, patch: pytest.MonkeyPatch) -> None:
+    from azure.storage.queue import QueueServiceClient
+    from lithops.serverless.backends.azure_containers import azure_containers as module
+
+    def az(self: Any, command: str, **_: Any) -> str:
+        if "containerapp create" in command:
+            spec = json.loads(Path(module.config.CA_JSON_LOCATION).read_text())["properties"]["template"]
+            (container,) = spec["containers"]
+            assert container["image"] == "registry/user/polarmap-worker:1"
+            env = {one["name"]: one.get("value", azurite.connection) for one in container["env"]}
+            for _ in range(min(INSTANCES, spec["scale"]["maxReplicas"])):
+                image.start(**env)
+        elif "containerapp delete" in command:
+            image.removed.append("app")
+        elif "containerapp show" in command:
+            raise RuntimeError("there is no such app")
+        return "here"
+
+    queues = QueueServiceClient.from_connection_string(azurite.connection)
+    patch.setattr(module, "QueueServiceClient", lambda **_: queues)
+    patch.setattr(module.AzureContainerAppBackend, "_run_az_command", az)
 
 
 def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:

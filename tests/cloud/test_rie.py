@@ -20,7 +20,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from emulators import ROOT, filled_in, listens, product_despite, running, tool_venv
+from emulators import filled_in, listens, product_despite, running, tool_venv
 from servers import BUCKET, KEY, SECRET, S3Server, free_ports
 
 from polarmap import Fault
@@ -65,9 +65,9 @@ def function(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> I
 
     sam = tool_venv("aws-sam-cli", "--no-deps", SAM).parent
     emulator = next(sam.rglob("samcli/local/rapid/aws-lambda-rie-x86_64"))
-    lines = (ROOT / "backends" / "aws_lambda" / "requirements.txt").read_text().splitlines()
+    wanted = deploy.requirements_of("aws_lambda")
     installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
-    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.frozen(lines, installed))
+    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.frozen(wanted, installed))
     folder = tmp_path_factory.mktemp("rie")
     task = folder / "task"
     with pytest.MonkeyPatch.context() as patch:

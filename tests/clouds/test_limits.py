@@ -97,7 +97,7 @@ def test_unknown_backends_are_not_judged() -> None:
     limits.check(Worker("singularity", "redis", 1), MapSize(10**6, 10**5, 10**12))
 
 
-@pytest.mark.parametrize("name", ["aws_lambda", "azure_functions", "gcp_functions", "k8s"])
+@pytest.mark.parametrize("name", sorted(BACKENDS))
 def test_every_recipe_is_within_the_limits(name: str) -> None:
     config: dict[str, Any] = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     worker = limits.worker_of(config)
@@ -105,7 +105,7 @@ def test_every_recipe_is_within_the_limits(name: str) -> None:
     assert worker.granted == worker.memory <= worker.limits.most_memory
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        limits.check(worker, MapSize(32, 24, 50 * MB, 100))
+        limits.check(worker, MapSize(min(32, worker.workers or 32), 24, 50 * MB, 100))
 
 
 def test_lithops_own_limits_are_ours() -> None:
@@ -118,14 +118,44 @@ def test_lithops_own_limits_are_ours() -> None:
     aws = runpy.run_path(str(folder / "aws_lambda" / "config.py"))
     google = runpy.run_path(str(folder / "gcp_functions" / "config.py"))
     azure = runpy.run_path(str(folder / "azure_functions" / "config.py"))
+    run = runpy.run_path(str(folder / "gcp_cloudrun" / "config.py"))
+    apps = runpy.run_path(str(folder / "azure_containers" / "config.py"))
+    engine = runpy.run_path(str(folder / "code_engine" / "config.py"))
+    batch = runpy.run_path(str(folder / "aws_batch" / "config.py"))["AVAILABLE_CPU_MEM_FARGATE"]
     ours = BACKENDS["aws_lambda"]
     assert (ours.least_memory, ours.most_memory) == (aws["RUNTIME_MEMORY_MIN"], aws["RUNTIME_MEMORY_MAX"])
     assert ours.most_seconds == aws["RUNTIME_TIMEOUT_MAX"]
     assert set(BACKENDS["gcp_functions"].sizes) == google["RUNTIME_MEMORY_OPTIONS"]
     assert set(BACKENDS["azure_functions"].sizes) == azure["FLEX_INSTANCE_MEMORY"]
+    ours = BACKENDS["gcp_cloudrun"]
+    assert (ours.most_memory, ours.most_seconds) == (run["MAX_RUNTIME_MEMORY"], run["MAX_RUNTIME_TIMEOUT"])
+    assert set(BACKENDS["azure_containers"].sizes) == set(apps["ALLOWED_MEM"])
+    assert list(BACKENDS["code_engine"].sizes) == engine["VALID_MEMORY_VALUES"]
+    sizes = {size for some in batch.values() for size in some}
+    assert (BACKENDS["aws_batch"].least_memory, BACKENDS["aws_batch"].most_memory) == (min(sizes), max(sizes))
     for asked in (300, 512, 513, 2048, 3000, 9999):
         granted = Worker("azure_functions", "azure_storage", asked).granted
         assert granted == azure["get_flex_instance_memory"](asked)
+
+
+def test_a_machine_runs_several_tasks_at_a_time() -> None:
+    own = {
+        "runtime_memory": 4096,
+        "max_workers": 16,
+        "worker_processes": 2,
+        "worker_instance_type": "t3.large",
+    }
+    config = {
+        "lithops": {"backend": "aws_ec2"},
+        "aws_ec2": own,
+        "standalone": {"hard_dismantle_timeout": 3600},
+    }
+    worker = limits.worker_of(config)
+    assert worker is not None and (worker.workers, worker.kind) == (32, "t3.large")
+    assert worker.seconds == 3600  # workers that stay are renewed before the machine ends
+    own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # as many as it has processors
+    worker = limits.worker_of(config)
+    assert worker is not None and (worker.workers, worker.kind) == (None, "spot t3.large")
 
 
 def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkeypatch: Any) -> None:

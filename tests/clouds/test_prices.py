@@ -48,6 +48,32 @@ def test_google_rounds_up_and_charges_processors() -> None:
     assert bill.compute == pytest.approx(1.1 * (4 * 2.5e-6 + 2 * 2.4e-5))
 
 
+def test_fargate_charges_a_minute_and_what_the_configuration_says() -> None:
+    """Two processors and 4 GB for a minute, however short the task."""
+    worker = Worker("aws_batch", "aws_s3", 4096, processors=2, kind="FARGATE")
+    bill = prices.cost(worker, [1.0], 0.0)
+    assert bill is not None
+    assert bill.compute == pytest.approx(2 * 0.04048 / 60 + 4 * 0.004445 / 60)
+
+
+@pytest.mark.parametrize(("seconds", "billed"), [(3.0, 60.0), (100.0, 101.0)])
+def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: float) -> None:
+    worker = Worker("aws_batch", "aws_s3", 2048, processors=1, kind="FARGATE")
+    bill = prices.cost_of_stay(worker, prices.Stay(4 * seconds, started=4))
+    assert bill is not None
+    assert bill.compute == pytest.approx(4 * billed * (0.04048 + 2 * 0.004445) / 3600)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_priced"), [("t3.large", True), ("spot t3.large", False), ("m5.large", False)]
+)
+def test_machines_are_priced_where_the_price_is_known(kind: str, is_priced: bool) -> None:
+    bill = prices.cost(Worker("aws_ec2", "aws_s3", 4096, kind=kind), [3599.0], 0.0)
+    assert (bill is not None) == is_priced
+    if bill is not None:  # an hour of half a t3.large
+        assert bill.compute == pytest.approx(0.0832 / 2)
+
+
 def test_a_report_carries_its_cost() -> None:
     class Priced(ReplayExecutor):
         worker = LAMBDA

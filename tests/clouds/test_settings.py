@@ -53,6 +53,23 @@ def test_a_configuration_that_names_no_backend_is_for_lambda(tmp_path: Path) -> 
     assert settings.read_for(tmp_path / "config.yaml", "aws_lambda") == {}
 
 
+@pytest.mark.parametrize(
+    ("backend", "storage", "wanted"),
+    [
+        ("code_engine", "ibm_cos", ["ibm"]),
+        ("code_engine", "aws_s3", ["ibm", "aws"]),
+        ("gcp_cloudrun", "gcp_storage", ["gcp"]),
+        ("azure_vms", "azure_storage", ["azure"]),
+        ("localhost", "aws_s3", ["aws"]),
+        ("oracle_f", "aws_s3", []),  # whose client that is, polarmap does not know
+    ],
+)
+def test_the_extra_is_that_of_backend_and_storage(backend: str, storage: str, wanted: list[str]) -> None:
+    config = {"lithops": {"backend": backend, "storage": storage}}
+    hint = settings.extra_hint(config, ModuleNotFoundError("No module named 'some_client'"))
+    assert [one for one in ("ibm", "aws", "gcp", "azure") if f"lithops[{one}]" in hint] == wanted
+
+
 def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "k8s.yaml"
     path.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: a/b/c}\n")
