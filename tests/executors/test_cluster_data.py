@@ -64,7 +64,7 @@ def test_the_chunks_of_an_array_are_the_blocks(executor: Any) -> None:
         y = coded_map(product, data, executor=where, verify=False)
         np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
         assert (y.report.k, y.report.n, y.report.padding) == (4, 6, 2)
-        assert recovered is None or y.report.recovered == recovered
+        assert recovered is None or set(recovered) <= set(y.report.recovered)
     y = coded_map(product, data, code=PolarCode(5, 3), executor=executor, schedule="on_demand", verify=False)
     np.testing.assert_allclose(y.concatenate(), 2 * A @ X)
     np.testing.assert_array_equal(data.compute(), A)
