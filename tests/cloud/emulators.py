@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from images import docker_that_copies, unpacked
+from container_images import docker_that_copies, unpacked
 from servers import BUCKET, KEY, SECRET, S3Server
 
 import polarmap

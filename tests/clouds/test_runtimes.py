@@ -12,7 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import yaml
-from images import docker_that_copies, unpacked
+from container_images import docker_that_copies, unpacked
 
 from polarmap.cli import deploy
 from polarmap.clouds.limits import BACKENDS
