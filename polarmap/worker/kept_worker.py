@@ -22,7 +22,6 @@ from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
-from polarmap.worker.engine_parts import read_from_engine
 from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place
@@ -201,7 +200,9 @@ class ChannelIO(TaskIO):
         """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
         if place.kind == "private":
             return read_private(place, part)
-        if place.kind in ("dask", "ray"):
+        if place.kind in ("dask", "ray"):  # whose workers have polarmap: it need not travel
+            from polarmap.worker.engine_parts import read_from_engine
+
             return read_from_engine(place, part)
         if place.kind != "driver":
             return super().read_stored(place, part)
