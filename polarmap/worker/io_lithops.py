@@ -38,14 +38,13 @@ def make_task(f: Function, structure: Structure) -> Callable[..., tuple[bytes, b
 
 
 class LithopsIO(TaskIO):
-    """What connects a task of Lithops with its driver.
+    """What connects a task of Lithops with its driver."""
 
-    structure : of the blocks.
-    address : by name: `bucket` and `prefix` of the objects that the driver leaves for its tasks; `nice`, how
-        much the task gives way to others on its machine. Where that is the driver's, whoever notices that it
-        died removes what it has left: `driver`, its process; `scratch`, its temporary folder, if all objects
-        lie there, else None; `jobs`, what the keys of Lithops' own objects begin with.
-    """
+    # Docstrings travel with the task, comments do not. `structure` is that of the blocks. `address` has by
+    # name: `bucket` and `prefix` of the objects that the driver leaves for its tasks; `nice`, how much the
+    # task gives way to others on its machine. Where that is the driver's, whoever notices that it died
+    # removes what it has left: `driver`, its process; `scratch`, its temporary folder, if all objects lie
+    # there, else None; `jobs`, what the keys of Lithops' own objects begin with.
 
     def __init__(self, f: Function, structure: Structure, storage: Any, address: Mapping[str, Any]) -> None:
         super().__init__(storage)

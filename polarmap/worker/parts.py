@@ -40,19 +40,14 @@ class Part(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where objects lie.
+    """Where objects lie."""
 
-    kind : "folder" of a file system, "private" ones as `private_files` has them, "bucket" of a Lithops
-        storage, the "driver" that is to be asked, or the "message" that a block travels in.
-    place : the path or the name.
-    backend : Lithops' name for the storage that holds the bucket; empty for a folder.
-    encryption : its fields, if there is one: parts have no CRC-32 then.
-    """
-
+    # "folder" of a file system, "private" ones as `private_files` has them, "bucket" of a Lithops storage,
+    # the "driver" that is to be asked, the "message" that a block travels in, "dask" or "ray" that has it.
     kind: str
-    place: str
-    backend: str = ""
-    encryption: Any = None
+    place: str  # the path or the name
+    backend: str = ""  # Lithops' name for the storage that holds the bucket; empty for a folder
+    encryption: Any = None  # its fields, if there is one: parts have no CRC-32 then
 
 
 MESSAGE = Place("message", "")
