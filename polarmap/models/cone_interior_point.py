@@ -9,10 +9,12 @@ import numpy as np
 
 from polarmap.code.dtypes import EPS, Floats
 from polarmap.models.cones import ConeLoss
+from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import Solution, after_steps
 
 LARGEST_SYSTEM = 2000  # unknowns, of which Newton's systems are solved as dense ones
 SHRINK = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
+BALANCED = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
 TO_THE_BOUNDARY = 0.97  # of the way, at the most
 PATIENCE = 8  # iterations that get no closer
 UNUSED = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
@@ -50,6 +52,7 @@ class _ConeSteps:
         self._loss, samples = cones.loss, len(cones.patterns)
         self._open = cones.patterns.astype(np.float64)
         self._signs = np.repeat([1.0, -1.0], self._open.shape[1])
+        self._norms = GroupNorms(alpha, np.ones(operator.shape[1]), len(self._signs))
         self._sides = np.tile(2.0 * self._open - 1.0, 2)
         self._bounds = np.tile(cones.margins > 0, 2)
         total = self._loss.value(np.zeros(self._loss.shape))
@@ -61,7 +64,7 @@ class _ConeSteps:
         self._image = np.asarray(operator.matmat(self.x))
         self._distances = np.where(self._bounds, self._sides * self._image, 1.0)
         self._multipliers = np.where(self._bounds, self._product / self._distances, 0.0)
-        self._bent, self._coupling = np.zeros(0), np.zeros(0)
+        self._coupled_at, self._coupling = np.zeros(0), np.zeros(0)  # curvatures, and what follows of them
         self.bound, self._best, self._waited = -np.inf, (np.inf, self.x, self._image), 0
         self._look()
 
@@ -80,9 +83,10 @@ class _ConeSteps:
         return self.gap <= max(tol * self._best[0], self._rounding)
 
     def step(self) -> None:
-        """To where all products of distances and multipliers are nearly a smaller one than now."""
-        target, pulls = SHRINK * self._product, self._alpha * np.linalg.norm(self.x, axis=0)
-        roots, lengths = np.hypot(self._product, pulls), self._lengths()
+        """To where all products of distances and multipliers are equal; smaller once the rest is balanced."""
+        is_balanced = self._residual <= BALANCED * self._alpha
+        target = SHRINK * self._product if is_balanced else self._product
+        roots, lengths = self._roots_and_lengths()
         # How alpha w / t changes with what the products aim at.
         faster = (self._product - target) * (1.0 + self._product / roots) / lengths**2 * self.x
         gradient = self._slopes - target * self._push + self._alpha * self.x / lengths + faster
@@ -96,7 +100,8 @@ class _ConeSteps:
         self.x, self._image = self.x + share * x, self._image + share * image
         self._distances = self._distances + share * apart
         self._multipliers = self._multipliers + share * held
-        self._product, self.count = self._mean_product(), self.count + 1
+        self._product = float(np.mean((self._distances * self._multipliers)[self._bounds]))
+        self.count += 1
         before = self.gap
         self._look()
         self._waited = 0 if self.gap < before else self._waited + 1
@@ -116,27 +121,19 @@ class _ConeSteps:
 
     def _value(self, x: Floats, image: Floats) -> float:
         """The loss and the norms at W = x, A W = image."""
-        return self._loss.value(self._outputs(image)) + self._alpha * float(np.linalg.norm(x, axis=0).sum())
+        return self._cones.value(image) + self._norms(x.reshape(-1))
 
-    def _outputs(self, image: Floats) -> Floats:
-        """Of the network before its intercept, (samples, 1)."""
-        return np.asarray(((self._signs * image) * np.tile(self._open, 2)).sum(axis=1, keepdims=True))
-
-    def _mean_product(self) -> float:
-        """Of distances and multipliers."""
-        return float(np.mean((self._distances * self._multipliers)[self._bounds]))
-
-    def _lengths(self) -> Floats:
+    def _roots_and_lengths(self) -> tuple[Floats, Floats]:
         """The t of each column that minimizes alpha t - product log(t^2 - |w|^2): |w| where that is 0.
 
-        The gradient of that minimum is alpha w / t.
+        The gradient of that minimum is alpha w / t. Before it the root in the quadratic formula of t.
         """
-        pulls = self._alpha * np.linalg.norm(self.x, axis=0)
-        return np.asarray((self._product + np.hypot(self._product, pulls)) / self._alpha)
+        roots = np.hypot(self._product, self._alpha * np.linalg.norm(self.x, axis=0))
+        return roots, (self._product + roots) / self._alpha
 
     def _look(self) -> None:
         """Slopes, by one product, and the bound that they and the multipliers give."""
-        outputs = self._outputs(self._image)
+        outputs = self._cones.outputs(self._image)
         slope = self._loss.gradient(outputs)
         mean = outputs + self._loss.intercept(outputs)
         self._curved = self._loss.hessian_product(mean, np.ones_like(mean))
@@ -147,9 +144,9 @@ class _ConeSteps:
         slopes, held, self._push, self._with_intercept = np.split(product, ends, axis=1)
         self._slopes = self._signs * np.tile(slopes, 2)
         rest = self._slopes - held
-        self.map_norm = float(np.linalg.norm(rest + self._alpha * self.x / self._lengths()))
-        largest = float(np.linalg.norm(rest, axis=0).max())
-        factor = min(1.0, self._alpha / largest) if largest > 0 else 1.0
+        residuals = np.linalg.norm(rest + self._alpha * self.x / self._roots_and_lengths()[1], axis=0)
+        self.map_norm, self._residual = float(np.linalg.norm(residuals)), float(residuals.max())
+        factor = self._norms.dual_scale(rest.reshape(-1))
         self.bound = max(self.bound, -self._loss.conjugate(factor * slope))
         if self.objective < self._best[0]:
             self._best = self.objective, self.x, self._image
@@ -157,12 +154,12 @@ class _ConeSteps:
     def _system(self, lengths: Floats, roots: Floats) -> Floats:
         """The second derivatives, of columns one after another: of the loss, the distances and the norms."""
         features, columns = self.x.shape
-        bent = self._multipliers / self._distances
-        if not np.array_equal(self._curved, self._bent):
+        weights = self._multipliers / self._distances
+        if not np.array_equal(self._curved, self._coupled_at):
             first, second = np.triu_indices(self._open.shape[1])
             pairs = self._curved * self._open[:, first] * self._open[:, second]
-            bent, self._bent = np.hstack([bent, pairs]), self._curved
-        grams = np.moveaxis(np.asarray(self._operator.gram(bent)), 2, 0)
+            weights, self._coupled_at = np.hstack([weights, pairs]), self._curved
+        grams = np.moveaxis(np.asarray(self._operator.gram(weights)), 2, 0)
         if len(grams) > columns:
             self._coupling = self._coupled(grams[columns:])
         blocks = self._coupling.copy().reshape(columns, features, columns, features)

@@ -91,7 +91,11 @@ class ConeLoss:
 
     def value(self, E: Floats) -> float:
         """The loss at an E within the cones."""
-        return self.loss.value((self._signs * self._split(E)).sum(axis=(1, 2)))
+        return self.loss.value(self.outputs(E))
+
+    def outputs(self, E: Floats) -> Floats:
+        """Of the network before its intercept, (samples, outputs)."""
+        return np.asarray((self._signs * self._split(E)).sum(axis=(1, 2)))
 
     def _split(self, columns: Floats) -> Floats:
         """(rows, signs, gates, outputs)."""

@@ -34,6 +34,20 @@ def test_the_minimum_is_that_of_a_conic_solver_in_thirty_iterations(alpha: float
     assert model.coefs_[0].shape[1] < 30  # of 40 units
 
 
+@pytest.mark.parametrize("kind", [PlainRegressor, PlainClassifier])
+@pytest.mark.parametrize("alpha", [0.3, 0.03])
+def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, alpha: float) -> None:
+    for seed in range(15):
+        stream = np.random.default_rng(seed)
+        samples = stream.standard_normal((24, 3)) * [1.0, 3.0, 0.2] + [0.0, 1.0, 0.0]
+        y = np.maximum(samples @ [1.0, -0.5, 2.0], 0) - 0.3 * samples[:, 0]
+        y = y + 0.1 * stream.standard_normal(24) if kind is PlainRegressor else y > np.median(y)
+        for holes in (samples, np.where(stream.random(samples.shape) < 0.4, 0.0, samples)):
+            model = kind(alpha, activation="relu", n_gates=6, tol=1e-6).fit(holes, y)  # warns if it cannot
+            assert model.dual_gap_ <= 1e-6 * model.objective_
+            assert model.n_iter_ <= 40
+
+
 def test_a_failing_worker_changes_nothing() -> None:
     model = ConvexMLPRegressor(0.03, activation="relu", n_gates=10, tol=1e-4, **options()).fit(X, Y)
     alone = PlainRegressor(0.03, activation="relu", n_gates=10, tol=1e-4).fit(X, Y)
