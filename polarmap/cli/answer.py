@@ -16,6 +16,7 @@ from polarmap.errors import PolarmapError
 from polarmap.report import json_value
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)  # an argument or option that names one
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)  # one that is written
 
 
 class Answer(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from polarmap.blocks.code_choice import third_more
-from polarmap.cli.answer import FILE, Answer, answering
+from polarmap.cli.answer import FILE, NEW_FILE, Answer, answering
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import CodeError, ExecutorError
@@ -22,14 +22,13 @@ from polarmap.planning import (
     Distribution,
     Empirical,
     Failing,
-    Pareto,
-    ShiftedExponential,
     cold_starts,
     completion_time,
     stragglers,
     training_trace,
 )
 from polarmap.planning import plan as plan_workers
+from polarmap.planning.measurement import LAWS
 from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import json_value
@@ -59,8 +58,7 @@ OPTIONS = (
     click.option("--failing", type=SHARE, metavar="SHARE", help="Some tasks never end."),
 )
 DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
-    "exponential": (2, ShiftedExponential),
-    "pareto": (2, Pareto),
+    **{name: (2, law) for name, law in LAWS.items()},
     "training-trace": (0, training_trace),
 }
 
@@ -174,7 +172,7 @@ def _numbers(words: list[str]) -> list[float] | None:
     "--plot",
     "picture",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Draw the frontier, what waiting less costs, to FILE (.png, .svg, .pdf).",
 )
 @click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from polarmap.cli.answer import FILE, Answer, answering
+from polarmap.cli.answer import FILE, NEW_FILE, Answer, answering
 from polarmap.planning import plot_runtimes
 from polarmap.planning.measurement import measure as measured
 from polarmap.planning.measurement import nearest_law
@@ -21,14 +21,14 @@ from polarmap.planning.measurement import nearest_law
 @click.option("--timeout", type=float, help="Seconds that each of the two maps may take.")
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Write what was measured to a JSON file, which --times of plan and simulate takes.",
 )
 @click.option(
     "--plot",
     "picture",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NEW_FILE,
     help="Draw how the times of the second map spread to FILE (.png, .svg, .pdf).",
 )
 def measure(

@@ -22,12 +22,15 @@ from polarmap.planning.distributions import Pareto, ShiftedExponential
 from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import checked_options
 from polarmap.run.prepared_map import observers_of
-from polarmap.run.results import CodedResult
 from polarmap.run.running_map import RunningMap
 from polarmap.worker.block_functions import repeated_sorts
 
 CALIBRATION_SECONDS = 0.3
-LAWS = {ShiftedExponential: "exponential", Pareto: "pareto"}  # as `polarmap plan --distribution` calls them
+# As `polarmap plan --distribution` calls them.
+LAWS: dict[str, type[ShiftedExponential] | type[Pareto]] = {
+    "exponential": ShiftedExponential,
+    "pareto": Pareto,
+}
 
 
 class Measurement(NamedTuple):
@@ -58,8 +61,7 @@ class Measurement(NamedTuple):
         for name, times in (("cold", self.cold), ("warm", self.warm)):
             back, law = [one for one in times if one < inf], nearest_law(times)
             at = "".join(f"{one:9.3g}" for one in np.quantile(back, [0.5, 0.9, 0.99, 1.0])) if back else ""
-            said = law and ":".join((LAWS[type(law)], ",".join(f"{one:.3g}" for one in astuple(law))))
-            yield f"{name:6}{len(times) - len(back):6}{at:36}   {said or ''}".rstrip()
+            yield f"{name:6}{len(times) - len(back):6}{at:36}   {_said(law)}".rstrip()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON, which `polarmap.plan` and `polarmap plan --times` take."""
@@ -118,10 +120,9 @@ def measure(
     for _ in range(2):
         running = RunningMap(executor)
         running.expect(Uncoded(count))
-        told = run_uncoded(
+        report = run_uncoded(
             running, f, blocks, options, observers_of(progress), lambda outcome: None, keeps_failures=True
-        )
-        report = CodedResult([], told).report
+        ).made
         found.append(
             [inf if one.arrived is None else one.arrived - (one.launched or 0) for one in report.tasks]
         )
@@ -147,6 +148,14 @@ def nearest_law(times: list[float]) -> ShiftedExponential | Pareto | None:
 
     laws: list[ShiftedExponential | Pareto] = [ShiftedExponential.fit(back), Pareto.fit(back)]
     return min(laws, key=distance)
+
+
+def _said(law: ShiftedExponential | Pareto | None) -> str:
+    """As an argument of --distribution; empty without a law."""
+    if law is None:
+        return ""
+    name = next(name for name, kind in LAWS.items() if isinstance(law, kind))
+    return f"{name}:{','.join(f'{one:.3g}' for one in astuple(law))}"
 
 
 def _sorts_per_second() -> float:
