@@ -158,10 +158,19 @@ def code_of_child(call: Callable[[], object], locks: Sequence[Any]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def program(text: str, *arguments: str) -> subprocess.Popen[str]:
+class Driver(subprocess.Popen[str]):
+    """A process that a test which fails does not wait for: what has failed would be a timeout."""
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *rest)
+
+
+def program(text: str, *arguments: str) -> Driver:
     """A driver of its own, which writes to its standard output."""
     lines = "import os, sys, time\nimport numpy as np\nimport polarmap\n" + textwrap.dedent(text)
-    return subprocess.Popen([sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, text=True)
+    return Driver([sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def assert_nothing_is_left(driver: int, others: set[int]) -> None:
