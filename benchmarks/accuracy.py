@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks import is_quick, show
-from polarmap import PolarCode
-from polarmap.code.dtypes import default_rtol, epsilon
+from polarmap.codes import PolarCode
+from polarmap.codes.dtypes import default_rtol, epsilon
 
 SIZES = {(8, 6): 4000, (16, 12): 20_000, (32, 24): 20_000, (64, 48): 20_000, (128, 96): 8000}
 FLOATS = ("float64", "float32", "float16")

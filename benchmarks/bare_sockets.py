@@ -21,7 +21,7 @@ import cloudpickle
 import numpy as np
 
 from benchmarks import one_thread_of_blas
-from polarmap import Decoder, PolarCode
+from polarmap.codes import Decoder, PolarCode
 
 TOLD = 2  # orders that a worker has at most: the one that it is at, and the next
 LENGTH = struct.Struct("<q")

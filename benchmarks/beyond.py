@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from polarmap.testing import ReplayExecutor
 
 from benchmarks import is_quick, show
-from polarmap import LagrangeCode, Masked, MaskedCode, ReplayExecutor, coded_map
-from polarmap.code.gradient_coding import GradientCode
+from polarmap import coded_map
+from polarmap.codes import LagrangeCode, Masked, MaskedCode
+from polarmap.codes.gradient_coding import GradientCode
 
 # A third more workers than results are needed, and larger ones.
 POLYNOMIALS = [(2, 4), (2, 7), (2, 12), (2, 13), (2, 24), (2, 25), (2, 48), (3, 4), (3, 9), (3, 16), (4, 5)]
@@ -81,7 +83,7 @@ def digits_lost(code: MaskedCode, rows: int) -> float:
     A, w = rng.standard_normal((code.k * rows, 20)), rng.standard_normal(20)
     late = dict.fromkeys(range(code.recovery_threshold + 1, code.n), 9.0)
     result = coded_map(
-        lambda block: block @ w, A, blocks=code.k, workers=code.n, code=Masked(code.t, code.noise),
+        lambda block: block @ w, A, blocks=code.k, tasks=code.n, code=Masked(code.t, code.noise),
         executor=ReplayExecutor(late), verify=False, rtol=1e-6,
     )  # fmt: skip
     error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()

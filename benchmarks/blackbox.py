@@ -22,12 +22,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+from polarmap.testing import ReplayExecutor
 from scipy.fft import dct
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from benchmarks import is_quick, pages, show
-from polarmap import ReplayExecutor, coded_gradient
+from polarmap import coded_gradient
 from polarmap.maps.gradients import DEFAULT_STEP
 from polarmap.plot import canvas
 
@@ -97,7 +98,7 @@ class Gradients:
 
     def _coded(self, x: Any) -> Any:
         clock = ReplayExecutor(dict(enumerate(self._clock.times(2 * -(-x.size // K)))))
-        found = coded_gradient(self._f, x, blocks=K, workers=N, executor=clock, progress=False)
+        found = coded_gradient(self._f, x, blocks=K, tasks=N, executor=clock, progress=False)
         self.queries += found.evaluations_started
         self.seconds += found.report.seconds
         return found.gradient

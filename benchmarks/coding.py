@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import Row, in_turns, milliseconds
-from polarmap import Decoder, PolarCode
+from polarmap.codes import Decoder, PolarCode
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -16,7 +16,7 @@ import numpy as np
 import polarmap
 from benchmarks import Row, in_turns, is_quick, milliseconds, show_rows
 
-SIZES = {"blocks": 24, "workers": 32}
+SIZES = {"blocks": 24, "tasks": 32}
 MIB = 1 << 20
 
 
@@ -26,7 +26,7 @@ def actions(A: Any, storage: str, pool: Any, repeats: int, key: bytes | None) ->
     options: dict[str, Any] = {"executor": pool, "verify": False}
     name = str(bool(key))
 
-    def encode(name: str = name) -> polarmap.CodedArray:
+    def encode(name: str = name) -> polarmap.arrays.CodedArray:
         return polarmap.encode(A, name=name, storage=storage, overwrite=True, key=key, **SIZES)
 
     encode()

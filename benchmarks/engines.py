@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
 from benchmarks.familiar_iterations import Array, Iteration
 from benchmarks.iterations import BLOCKS, QUICK, SLOW, WHOLE, WORKERS, Size, Step
-from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
+from polarmap import CodedOperator, Pool
 
 SLEEP_SECONDS = 0.5
 CASES = ("nobody asleep", "two asleep", "one killed")
@@ -92,7 +93,7 @@ def coded(cluster: Any, iteration: Iteration, misfortunes: Misfortunes) -> Itera
         cluster() as engine,
         Pool(engine, workers=WORKERS) as pool,
         CodedOperator(
-            iteration.matrix, blocks=BLOCKS, workers=WORKERS, executor=FaultyExecutor(pool, faults), retries=3
+            iteration.matrix, blocks=BLOCKS, tasks=WORKERS, executor=FaultyExecutor(pool, faults), retries=3
         ) as operator,
     ):
         while (kept := pool._kept) is None or len(kept.workers) < WORKERS:  # all have started

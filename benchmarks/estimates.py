@@ -7,11 +7,13 @@ from contextlib import suppress
 from itertools import product
 
 import numpy as np
+from polarmap.testing import ReplayExecutor
 
 from benchmarks import is_quick, show
-from polarmap import PolarCode, ReplayExecutor, sketched_gram, sketched_lstsq
-from polarmap.code.estimation import estimator
+from polarmap.codes import PolarCode
+from polarmap.codes.estimation import estimator
 from polarmap.errors import NotDecodableError
+from polarmap.linalg import sketched_gram, sketched_lstsq
 from polarmap.linalg.sketch import SketchEstimate
 
 N, K = 32, 24

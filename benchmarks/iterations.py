@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
+from polarmap.testing import Fault, FaultyExecutor
 
 from benchmarks import ROOT, in_turns, is_quick, number, pages, step_rivals
 from benchmarks.familiar_iterations import (
@@ -30,7 +31,7 @@ from benchmarks.familiar_iterations import (
     page_rank,
 )
 from benchmarks.pages import part_of, table, tables_of, with_parts
-from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
+from polarmap import CodedOperator, Pool
 
 PAGE = "comparison-iterations.md"
 COMMAND = "python -m benchmarks.iterations"
@@ -96,7 +97,7 @@ def with_polarmap(iteration: Iteration, draws: Draws) -> Iterator[Step]:
     with (
         Pool(memory=MEMORY) as pool,
         CodedOperator(
-            iteration.matrix, blocks=BLOCKS, workers=WORKERS, executor=FaultyExecutor(pool, faults)
+            iteration.matrix, blocks=BLOCKS, tasks=WORKERS, executor=FaultyExecutor(pool, faults)
         ) as operator,
     ):
         yield step

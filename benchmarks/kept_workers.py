@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
 from benchmarks.bare_sockets import BareSockets
 from benchmarks.step_rivals import CORES
-from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
+from polarmap import CodedOperator, Pool
 
 Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
 Step = Callable[[], Any]
@@ -63,7 +64,7 @@ def coded(
 ) -> Iterator[Step]:
     """CodedOperator @ x."""
     unlucky = FaultyExecutor(executor, FAULTS[trouble]) if FAULTS[trouble] else executor
-    with CodedOperator(A, blocks=blocks, workers=workers, executor=unlucky) as operator:
+    with CodedOperator(A, blocks=blocks, tasks=workers, executor=unlucky) as operator:
         yield lambda: operator @ x
 
 
@@ -124,7 +125,7 @@ ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
     BARE: ("numpy", on_bare_sockets, ("nobody",)),
     DEFAULT: ("numpy", coded, get_args(Trouble)),
     # The least tasks that survive one.
-    FEW: ("numpy", partial(coded, blocks=CORES, workers=CORES + 1), ("nobody",)),
+    FEW: ("numpy", partial(coded, blocks=CORES, tasks=CORES + 1), ("nobody",)),
     "polarmap, default without fork": ("numpy", partial(on, partial(Pool, fork=False)), get_args(Trouble)),
     "polarmap, thread pool": ("numpy", partial(on, partial(ThreadPoolExecutor, 4)), ("nobody",)),
     "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from benchmarks import is_quick, show
-from polarmap import Fault, FaultyExecutor
-from polarmap.code import tiled
+from polarmap.codes import tiled
 
 MIB, COLUMNS = 1 << 20, 2_000
 
@@ -28,7 +28,9 @@ def peak() -> float:
 def peak_with_libraries() -> float:
     """What a map of next to no data takes that loads all libraries, the compiled loops too."""
     least, tiled.COMPILED_FROM_BYTES = tiled.COMPILED_FROM_BYTES, 0
-    polarmap.coded_map(lambda block: block, np.ones((48, 2)), executor=polarmap.ReplayExecutor({2: np.inf}))
+    polarmap.coded_map(
+        lambda block: block, np.ones((48, 2)), executor=polarmap.testing.ReplayExecutor({2: np.inf})
+    )
     tiled.COMPILED_FROM_BYTES = least
     polarmap.coded_map(lambda block: block, np.ones((48, 2)))
     return peak()
@@ -38,7 +40,7 @@ def of_map(rows: int) -> tuple[float, float, float]:
     """MiB before a map with a straggler and a dead worker, of it, and what that is to stay below."""
     libraries, A = peak_with_libraries(), np.ones((rows, COLUMNS))
     unlucky = FaultyExecutor(None, {2: Fault("sleep", 60), 5: Fault("kill")})
-    y = polarmap.coded_map(lambda block: 2 * block, A, workers=32, executor=unlucky)
+    y = polarmap.coded_map(lambda block: 2 * block, A, tasks=32, executor=unlucky)
     results = sum(result.nbytes for result in y)
     return libraries, peak() - libraries, (A.nbytes * 4 / 3 + 1.5 * results) / MIB
 
@@ -49,7 +51,7 @@ def of_encoding(mebibytes: int) -> tuple[float, float, float]:
         rows = mebibytes * MIB // (8 * COLUMNS)
         np.lib.format.open_memmap(f"{folder}/A.npy", "w+", shape=(rows, COLUMNS))[:: rows // 100] = 1.0
         libraries = peak()
-        polarmap.encode(f"{folder}/A.npy", blocks=24, workers=32, name="A", storage=folder)
+        polarmap.encode(f"{folder}/A.npy", blocks=24, tasks=32, name="A", storage=folder)
         return libraries, peak() - libraries, 512
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import lithops
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from benchmarks import Row, in_turns, milliseconds, seconds_of
-from polarmap import Fault, FaultyExecutor
 
 K, N = 24, 32
 TASK_SECONDS = 0.2  # of computing
@@ -42,7 +42,7 @@ def plain(f: Callable[[Any], Any], blocks: list[Any]) -> None:
 
 
 def coded(f: Callable[[Any], Any], blocks: list[Any], faults: dict[int, Fault]) -> None:
-    polarmap.coded_map(f, blocks, workers=N, executor=FaultyExecutor("localhost", faults))
+    polarmap.coded_map(f, blocks, tasks=N, executor=FaultyExecutor("localhost", faults))
 
 
 def rows(repeats: int) -> Iterator[Row]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from polarmap import Report
+    from polarmap.types import Report
 
 
 NUMBERS: dict[str, int] = {}  # of this worker, by the folder in which it took it

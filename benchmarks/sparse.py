@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import lsqr, svds
 
 import polarmap
 from benchmarks import in_turns, is_quick, seconds_of, show
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool
+from polarmap import CodedOperator, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
-from polarmap.code.uncoded import BACKUPS, Uncoded
+from polarmap.codes import PolarCode
+from polarmap.codes.uncoded import BACKUPS, Uncoded
 from polarmap.linalg.products import product_map
 from polarmap.run.options import checked_options
 from polarmap.worker.block_products import product_with
@@ -62,7 +64,7 @@ def solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
     found = []
     counts = dict.fromkeys(tasks, 0)  # of products, which are as many in scipy
     for name, executor in (("operator", pool), ("2 sleep", FaultyExecutor(pool, LATE))):
-        with CodedOperator(A, blocks=K, workers=N, executor=executor) as operator:
+        with CodedOperator(A, blocks=K, tasks=N, executor=executor) as operator:
             operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # encodes both sides
             for solver, solve in tasks.items():
                 before, seconds = operator.products, seconds_of(partial(solve, operator))

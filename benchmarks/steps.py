@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import aslinearoperator, svds
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
@@ -44,7 +45,7 @@ from benchmarks.bare_sockets import BareSockets
 from benchmarks.in_numpy import in_numpy
 from benchmarks.kept_workers import BARE, BLOCKS, DEFAULT, FEW, NUMPY, WORKERS
 from benchmarks.step_rivals import CORES
-from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
+from polarmap import CodedOperator, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
 from polarmap.glm import LogisticRegression, Ridge
 
@@ -55,7 +56,7 @@ FAMILIAR = {"logistic regression": "1.5", "PageRank": "2.5"}  # iterations, and 
 IMPORT = "import numpy"
 FIRST_MAP = """
 import numpy as np, polarmap
-polarmap.coded_map(np.sum, np.arange(48.0), blocks=12, workers=16, progress=False)
+polarmap.coded_map(np.sum, np.arange(48.0), blocks=12, tasks=16, progress=False)
 """
 
 
@@ -135,10 +136,10 @@ def maps(turns: Turns) -> Iterator[Row]:
     small, f = np.random.default_rng(0).standard_normal((240, 4)), methodcaller("dot", np.ones(4))
     coded_map = partial(polarmap.coded_map, f, small, progress=False)
     with BareSockets(np.reshape(small, (6, 40, 4)), 8, CORES + 1) as bare:
-        ours = partial(coded_map, blocks=6, workers=8)
+        ours = partial(coded_map, blocks=6, tasks=8)
         yield turns.row("small map, 6 of 8", ours, BARE, partial(bare.map, f), "2 ms")
     with ThreadPoolExecutor(4) as pool:
-        ours = partial(coded_map, blocks=BLOCKS, workers=WORKERS, executor=pool)
+        ours = partial(coded_map, blocks=BLOCKS, tasks=WORKERS, executor=pool)
         theirs = partial(listed, pool.map, f, np.split(small, BLOCKS))
         yield turns.row("thread pool, 24 of 32, tiny f", ours, "its own map", theirs, "2 ms")
     first, imported = (

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import Report
 
 import polarmap
 from benchmarks import is_quick, pages, step_rivals
@@ -26,7 +28,7 @@ from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.cubed_backups import map_with_backups
 from benchmarks.pages import table
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
-from polarmap import Fault, FaultyExecutor, Pool, Report
+from polarmap import Pool
 from polarmap.executors.lithops_internals import end, localhost_functions
 
 K, N = 24, 32
@@ -81,7 +83,7 @@ def in_small_blocks(pool: Pool, slow: SlowWorkers, seconds: np.ndarray) -> Taken
 def doubling(f: Any, pieces: int, **options: Any) -> tuple[float, Report]:
     """Seconds of a coded map of so many times as many blocks, and its report."""
     blocks, began = BLOCKS * pieces, time.monotonic()
-    results = polarmap.coded_map(f, blocks, workers=pieces * N, progress=False, **options)
+    results = polarmap.coded_map(f, blocks, tasks=pieces * N, progress=False, **options)
     taken = time.monotonic() - began
     assert np.allclose(list(results), np.multiply(2, blocks))
     return taken, results.report

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import is_quick, processor_seconds, show
-from polarmap import PolarCode
 from polarmap.arrays.stripe_encoder import encoder
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
+from polarmap.codes import PolarCode
 
 DATA, COLUMNS, ITEMSIZE = 1.2e12, 196_608, 4  # bytes; float32
 WORKERS = 10_000

@@ -3,11 +3,12 @@
 import sys
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.optimize import Bounds, NonlinearConstraint, minimize
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
-from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor
+from polarmap import CodedGradient
 
 
 def main(count: int = 8, picture: str = "") -> None:
@@ -26,7 +27,7 @@ def main(count: int = 8, picture: str = "") -> None:
             return logs[target] - logs[first]
 
         # min |x - x0|^2 such that p_target > p_true, and pixels stay in [0, 1].
-        gradient = CodedGradient(margin, blocks=12, workers=16, executor=late)
+        gradient = CodedGradient(margin, blocks=12, tasks=16, executor=late)
         wins = NonlinearConstraint(margin, 0.05, np.inf, jac=gradient)
         options = {"bounds": Bounds(0, 1), "constraints": wins, "method": "SLSQP"}
         x = minimize(lambda x, x0: np.sum((x - x0) ** 2), x0, (x0,), **options).x

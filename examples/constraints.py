@@ -5,10 +5,11 @@ python examples/constraints.py"""
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import scale
 
-from polarmap import CodedOperator, Fault, FaultyExecutor
+from polarmap import CodedOperator
 from polarmap.convex import Lasso, LinearSVC, SquaredLoss, fista, simplex
 
 
@@ -31,7 +32,7 @@ def portfolio(options: dict) -> None:
 def main() -> None:
     with ThreadPoolExecutor(12) as pool:
         faults = {1: Fault("raise", attempts=99), 4: Fault("sleep", seconds=0.2)}
-        options = {"blocks": 6, "workers": 9, "executor": FaultyExecutor(pool, faults)}
+        options = {"blocks": 6, "tasks": 9, "executor": FaultyExecutor(pool, faults)}
         portfolio(options)
         X, y = load_diabetes(return_X_y=True)
         model = Lasso(0.5, **options).fit(X, y)

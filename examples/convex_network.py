@@ -6,8 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
-from polarmap import Fault, FaultyExecutor
 from polarmap.convexnn import ConvexMLPClassifier
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     X, y = spirals()
     with ThreadPoolExecutor(8) as pool:
         unlucky = FaultyExecutor(pool, {1: Fault("raise", attempts=99)})  # in every product
-        options = {"blocks": 4, "workers": 6, "executor": unlucky}
+        options = {"blocks": 4, "tasks": 6, "executor": unlucky}
         model = ConvexMLPClassifier(1e-2, n_gates=30, tol=1e-2, **options).fit(X, y)
     print(f"{model.score(X, y):.1%} right, by {model.coefs_[0].shape[1]} units")
     print(f"objective {model.objective_:.5f}, at most {model.dual_gap_:.1e} above that of every such network")

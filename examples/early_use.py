@@ -6,9 +6,9 @@ import time
 from concurrent.futures import as_completed
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 WEIGHTS = np.random.default_rng(0).standard_normal((300, 300)) / 300
 
@@ -35,7 +35,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
 
         began = time.perf_counter()
-        future = polarmap.submit(smoothed, fields, blocks=12, executor=executor)
+        future = polarmap.submit(polarmap.coded_map, smoothed, fields, blocks=12, executor=executor)
         position = {block: number for number, block in enumerate(future.blocks)}
         early = {position[block]: upload(block.result()) for block in as_completed(future.blocks)}
         gained = seconds - (time.perf_counter() - began)

@@ -19,7 +19,7 @@ def main() -> None:
         key = f"file:{folder}/key"  # in a place that those who read the storage do not see
         Path(folder, "key").write_text(secrets.token_hex(32))
         store = Path(folder, "store")
-        coded = polarmap.encode(salaries, blocks=12, workers=16, name="salaries", storage=store, key=key)
+        coded = polarmap.encode(salaries, blocks=12, tasks=16, name="salaries", storage=store, key=key)
         stored = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
         print(f"{len(stored):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in stored}")
 

@@ -10,13 +10,14 @@ import time
 import numpy as np
 from scipy.sparse.linalg import lsqr
 
-from polarmap import CodedOperator, Pool, Stored, coded_map
+from polarmap import CodedOperator, Pool, coded_map
+from polarmap.arrays import Stored
 
 
 def made(name, tall, wide, storage, pool):
     """The product as a coded array: it is linear in `tall`, so its parity is made of the parity of `tall`."""
     out = Stored(name, storage)
-    array = coded_map(lambda rows: rows @ wide.T, tall, workers=32, out=out, executor=pool).array
+    array = coded_map(lambda rows: rows @ wide.T, tall, tasks=32, out=out, executor=pool).array
     array.repair(executor=pool)  # what was late when others determined it
     return array
 

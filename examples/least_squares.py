@@ -7,9 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import LinearOperator, lsqr
 
-from polarmap import CodedOperator, Fault, FaultyExecutor
+from polarmap import CodedOperator
 
 SLEEP = 0.5  # seconds that two of the workers sleep in every product
 

@@ -5,9 +5,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 SLEEPERS = (3, 11)
 
@@ -33,7 +33,7 @@ def main(rows: int = 20_000, columns: int = 960, seconds: float = 15.0) -> None:
     faults = {index: Fault("sleep", seconds) for index in SLEEPERS} | {17: Fault("kill")}
     began = time.perf_counter()
     y = polarmap.coded_map(
-        lambda block: block @ x, A, blocks=24, workers=32, executor=FaultyExecutor(None, faults)
+        lambda block: block @ x, A, blocks=24, tasks=32, executor=FaultyExecutor(None, faults)
     )
     print(f"coded map,   32 tasks: {time.perf_counter() - began:6.2f} s")
     print(y.report)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 
 def moments(block: np.ndarray) -> dict[str, np.ndarray]:
@@ -17,7 +17,7 @@ def main() -> None:
     A = np.random.default_rng(0).standard_normal((5_000, 12))
     faults = {1: Fault("sleep", seconds=30), 3: Fault("raise", attempts=9), 8: Fault("sleep", seconds=30)}
     result = polarmap.coded_map(
-        moments, A, blocks=5, workers=18, degree=3, executor=FaultyExecutor(None, faults)
+        moments, A, blocks=5, tasks=18, degree=3, executor=FaultyExecutor(None, faults)
     )
     print(result.report)
     error = max(
@@ -28,7 +28,7 @@ def main() -> None:
     print(f"largest relative error: {error:.1g}")
 
     try:
-        polarmap.coded_map(moments, A, blocks=5, workers=18, degree=2, verify=True)
+        polarmap.coded_map(moments, A, blocks=5, tasks=18, degree=2, verify=True)
     except polarmap.errors.NotLinearError as error_:
         print(f"with degree=2: {str(error_).partition('(or')[0]}")
 

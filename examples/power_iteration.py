@@ -8,14 +8,16 @@ import sys
 import tempfile
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 
 
-def multiply(stored: polarmap.CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:
+def multiply(
+    stored: polarmap.arrays.CodedArray, x: np.ndarray, config: str | None, iteration: int
+) -> np.ndarray:
     """stored @ x, which is linear whatever x is; each time two other workers sleep."""
     sleepers = {(5 * iteration + start) % stored.n: Fault("sleep", 30) for start in (0, 7)}
     options = {"executor": FaultyExecutor(config, sleepers), "retries": 5, "verify": False}
@@ -27,7 +29,7 @@ def main(config: str | None = None) -> None:
     A = rng.standard_normal((ROWS, COLUMNS))
     A += np.outer(rng.standard_normal(ROWS), rng.standard_normal(COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
-        options = {"blocks": 6, "workers": 9, "storage": config or folder, "overwrite": True}
+        options = {"blocks": 6, "tasks": 9, "storage": config or folder, "overwrite": True}
         by_rows = polarmap.encode(A, name="power-rows", **options)
         by_columns = polarmap.encode(A.T, name="power-columns", **options)
         print(by_rows, by_columns, sep="\n")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Masked
+from polarmap.codes import Masked
 
 
 def main() -> None:
@@ -17,10 +18,10 @@ def main() -> None:
     with ThreadPoolExecutor(12) as pool:
         for noise in (10, 100, 1000):
             result = polarmap.coded_map(
-                lambda block: block @ w, A, blocks=7, workers=12,
+                lambda block: block @ w, A, blocks=7, tasks=12,
                 code=Masked(colluders=2, noise=noise), executor=pool,
             )  # fmt: skip
-            bits = polarmap.MaskedCode(12, 7, 2, noise).leakage()
+            bits = polarmap.codes.MaskedCode(12, 7, 2, noise).leakage()
             error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()
             print(f"{noise:5}  {bits:13.1g}  {error:.1g}")
 
@@ -33,7 +34,7 @@ def main() -> None:
         for step in range(12):
             faults = {int(task): Fault("sleep", seconds=30) for task in rng.permutation(16)[:6]}
             slopes = polarmap.coded_map(
-                lambda block, v=v: block[:, :-1] @ v - block[:, -1], blocks, workers=16,
+                lambda block, v=v: block[:, :-1] @ v - block[:, -1], blocks, tasks=16,
                 executor=FaultyExecutor(pool, faults), timeout=0.3, on_timeout="estimate",
             )  # fmt: skip
             v = v - sum(slopes) / 4800

@@ -1,10 +1,10 @@
 """Least squares on real data, every gradient by a coded map that loses a worker."""
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 from sklearn.datasets import load_breast_cancer
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 
 def main(steps: int = 5) -> None:
@@ -20,10 +20,10 @@ def main(steps: int = 5) -> None:
     w, w_numpy = np.zeros(A.shape[1]), np.zeros(A.shape[1])
     for index in range(steps):
         point = w.copy()
-        rows = polarmap.coded_map(lambda rows, w=point: rows @ w, A, blocks=6, workers=8, executor=killer)
+        rows = polarmap.coded_map(lambda rows, w=point: rows @ w, A, blocks=6, tasks=8, executor=killer)
         residual = rows.concatenate() - b
         columns = polarmap.coded_map(
-            lambda columns, r=residual: columns @ r, A.T, blocks=6, workers=8, executor=killer
+            lambda columns, r=residual: columns @ r, A.T, blocks=6, tasks=8, executor=killer
         )
         w = w - step * columns.concatenate()
         w_numpy = w_numpy - step * (A.T @ (A @ w_numpy - b))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 ROWS, COLUMNS, WORKERS = 60_000, 40, 16
 
@@ -21,7 +21,9 @@ def main() -> None:
         polarmap.hedged_map(np.sum, range(WORKERS), executor=pool)  # workers are there now
         slow = {task: Fault("sleep", seconds=0.3 * (task + 1)) for task in range(WORKERS - 4)}
         began = time.perf_counter()
-        for estimate in polarmap.sketched_lstsq(A, b, workers=WORKERS, executor=FaultyExecutor(pool, slow)):
+        for estimate in polarmap.linalg.sketched_lstsq(
+            A, b, tasks=WORKERS, executor=FaultyExecutor(pool, slow)
+        ):
             seconds = time.perf_counter() - began
             error = np.linalg.norm(A @ (estimate.value - best)) / np.linalg.norm(b)
             print(

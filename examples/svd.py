@@ -4,10 +4,10 @@ import sys
 import time
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import svds
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 
 # In every single product: two workers sleep, one dies.
 FAULTS = {2: Fault("sleep", 20), 7: Fault("sleep", 20), 9: Fault("raise", attempts=9)}
@@ -20,7 +20,7 @@ def main(rows: int = 6_000, columns: int = 1_200, wanted: int = 5) -> None:
     print(f"A is {rows:,} x {columns:,}: rank {wanted} and noise; of 16 workers two sleep 20 s, one fails")
 
     executor = FaultyExecutor(None, FAULTS)  # of the default: processes of this machine that stay
-    with polarmap.CodedOperator(A, blocks=12, workers=16, executor=executor) as operator:
+    with polarmap.CodedOperator(A, blocks=12, tasks=16, executor=executor) as operator:
         began = time.perf_counter()
         values = svds(operator, k=wanted, rng=0)[1]
         print(f"svds: {operator.products} coded products in {time.perf_counter() - began:.2f} s")

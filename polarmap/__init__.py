@@ -59,12 +59,12 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.arrays.stored_result import Stored as Stored
     from polarmap.arrays.stored_result import StoredResult as StoredResult
     from polarmap.arrays.zarr_objects import ZarrObjects as ZarrObjects
-    from polarmap.code.decoder import Decoder as Decoder
-    from polarmap.code.lagrange import LagrangeCode as LagrangeCode
-    from polarmap.code.masked import Masked as Masked
-    from polarmap.code.masked import MaskedCode as MaskedCode
-    from polarmap.code.masked_integers import MaskedIntegerCode as MaskedIntegerCode
-    from polarmap.code.polar import PolarCode as PolarCode
+    from polarmap.codes.decoder import Decoder as Decoder
+    from polarmap.codes.lagrange import LagrangeCode as LagrangeCode
+    from polarmap.codes.masked import Masked as Masked
+    from polarmap.codes.masked import MaskedCode as MaskedCode
+    from polarmap.codes.masked_integers import MaskedIntegerCode as MaskedIntegerCode
+    from polarmap.codes.polar import PolarCode as PolarCode
     from polarmap.executors import FaultyExecutor as FaultyExecutor
     from polarmap.executors.pool import Pool as Pool
     from polarmap.executors.pool import shutdown as shutdown

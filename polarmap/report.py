@@ -169,7 +169,7 @@ class Report:
         Examples
         --------
         >>> import json, polarmap
-        >>> report = polarmap.coded_map(abs, [1.0, 2.0], executor=polarmap.ReplayExecutor()).report
+        >>> report = polarmap.coded_map(abs, [1.0, 2.0], executor=polarmap.testing.ReplayExecutor()).report
         >>> json.loads(report.to_json())["tasks"][0]["state"]
         'used'
         """

@@ -11,9 +11,9 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
 from polarmap.blocks.equal import rows_of_block
 from polarmap.clouds.extras import needed_by
-from polarmap.code.dtypes import Array, check_dtype, epsilon
-from polarmap.code.linear import LinearCode
-from polarmap.code.masked import Masked
+from polarmap.codes.dtypes import Array, check_dtype, epsilon
+from polarmap.codes.linear import LinearCode
+from polarmap.codes.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedOptions
 from polarmap.report import Report
@@ -75,7 +75,7 @@ def apply(
     skipna: bool = False,
     return_report: bool = False,
     blocks: int | None = None,
-    workers: int | None = None,
+    tasks: int | None = None,
     code: CodeName | LinearCode | Masked = "auto",
     degree: int = 1,
     schedule: ScheduleName | Plan = "upfront",
@@ -111,7 +111,7 @@ def apply(
         divided by f of the mask (1 where there is data), NaN where the latter is 0.
     return_report : bool
         Return the report of the map, too.
-    blocks, workers, code, degree, schedule, executor, verify, rtol, timeout, on_timeout, retries, progress
+    blocks, tasks, code, degree, schedule, executor, verify, rtol, timeout, on_timeout, retries, progress
         As for `coded_map`, of rows.
 
     Returns
@@ -138,13 +138,13 @@ def apply(
     Examples
     --------
     >>> import math, numpy as np, polarmap, xarray as xr
-    >>> lost = polarmap.ReplayExecutor({0: math.inf, 2: math.inf})
+    >>> lost = polarmap.testing.ReplayExecutor({0: math.inf, 2: math.inf})
     >>> heat = xr.DataArray(
     ...     np.arange(24.0).reshape(6, 4), {"day": range(6)}, ("day", "hour"), attrs={"units": "K"}
     ... )
     >>> heat[1, 2] = np.nan
     >>> mean = polarmap.xr.apply(
-    ...     lambda rows: rows.mean(axis=-1), heat, "hour", skipna=True, blocks=3, workers=5, executor=lost
+    ...     lambda rows: rows.mean(axis=-1), heat, "hour", skipna=True, blocks=3, tasks=5, executor=lost
     ... )
     >>> mean.dims, mean.attrs, mean.values.round(9).tolist()
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
@@ -153,7 +153,7 @@ def apply(
     def run(observers: Observers) -> Any:
         check_function(f)
         options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule)
-        code_options = planned(CodeOptions(blocks, workers, code, degree), schedule).checked()
+        code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule).checked()
         dims = _core_dims(obj, dim)
         named = _named_outputs(obj, dims, output_dims)
         variables = _computed(_with_dims(obj, dims))

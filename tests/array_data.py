@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import polarmap
-from polarmap import RawObjects
+from polarmap.arrays import RawObjects
 from polarmap.arrays.manifest import array_prefix, manifest_key
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.polar import PolarCode
+from polarmap.codes.polar import PolarCode
 
 Array = npt.NDArray[Any]
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from plain import assert_same, plain_map
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, coded_map
+from polarmap import coded_map
 
 N, K = 12, 8
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -37,7 +39,7 @@ def failing_on(*indices: int, error: Exception | None = None) -> Callable[[Any],
 
 
 def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
-    defaults = {"blocks": K, "workers": N, "timeout": VIRTUAL_SECONDS}
+    defaults = {"blocks": K, "tasks": N, "timeout": VIRTUAL_SECONDS}
     return coded_map(f, data, **defaults | options)
 
 

@@ -74,4 +74,4 @@ def encode_until_killed(root, source, at, verb):
         return real(self, *arguments)
 
     setattr(FolderStore, verb, fatal)
-    encode(source, blocks=4, workers=6, name="a", memory=1 << 20, storage=root, overwrite=True)
+    encode(source, blocks=4, tasks=6, name="a", memory=1 << 20, storage=root, overwrite=True)

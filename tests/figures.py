@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import Report
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, coded_map
+from polarmap import coded_map
 
 
 def rendered(figure: Figure, folder: Path) -> None:
@@ -23,7 +25,7 @@ def report_of(
 ) -> Report:
     """Of a map of six blocks and three parity blocks."""
     executor = FaultyExecutor(ReplayExecutor(seconds), faults or {})
-    return coded_map(np.negative, list(np.ones((6, 4))), workers=9, executor=executor, **options).report
+    return coded_map(np.negative, list(np.ones((6, 4))), tasks=9, executor=executor, **options).report
 
 
 KILLED = {2: Fault("kill", attempts=9)}

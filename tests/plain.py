@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from dask_executors import dask_executor
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import Decoder, PolarCode, ReplayExecutor
+from polarmap.codes import Decoder, PolarCode
 from polarmap.executors.base import Event, Outcome, Payload, Run
 from polarmap.executors.replay import ReplayRun
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from polarmap import Decoder, PolarCode
+from polarmap.codes import Decoder, PolarCode
 
 INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.types import CodedResult
 
 import polarmap
-from polarmap import CodedResult
 from polarmap.executors.worker_table import KeptWorker, Lease, WorkerTable
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -34,7 +34,7 @@ def check(
     x = X
     # By value: a worker that is new would import this file for a function of it.
     f = f or (lambda block: factor * (block @ x))
-    options = {"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
+    options = {"blocks": 6, "tasks": 8, "timeout": PATIENCE, **options}
     result = polarmap.coded_map(f, data, executor=pool, **options)
     np.testing.assert_allclose(result.concatenate(), factor * (data @ X))
     return result

@@ -6,9 +6,8 @@ from math import inf
 
 import numpy as np
 
-from polarmap import Decoder, PolarCode
-from polarmap.code import modular
-from polarmap.code.product import ProductCode
+from polarmap.codes import Decoder, PolarCode, modular
+from polarmap.codes.product import ProductCode
 
 
 def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> ProductCode:

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from sklearn.preprocessing import StandardScaler
-
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 
 
 class Straggling(ReplayExecutor):
@@ -24,7 +23,7 @@ class Straggling(ReplayExecutor):
 def options(**more: Any) -> dict[str, Any]:
     """4 of 7 workers suffice; of those with data one is dead and one late."""
     faulty = FaultyExecutor(Straggling(), {0: Fault("kill", attempts=99)})
-    return {"blocks": 4, "workers": 7, "executor": faulty, **more}
+    return {"blocks": 4, "tasks": 7, "executor": faulty, **more}
 
 
 def standardized(data: Any) -> tuple[np.ndarray, np.ndarray]:

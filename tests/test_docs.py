@@ -266,9 +266,11 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
 
     printed = next(block for block in blocks(ROOT / "README.md") if block.rest == ONE_RUN)
     never = dict.fromkeys((3, 5, 24, 25, 26), math.inf)
-    unlucky = polarmap.FaultyExecutor(polarmap.ReplayExecutor(never), {11: polarmap.Fault("kill")})
+    unlucky = polarmap.testing.FaultyExecutor(
+        polarmap.testing.ReplayExecutor(never), {11: polarmap.testing.Fault("kill")}
+    )
     A, x = np.random.default_rng(0).standard_normal((2_000, 480)), np.ones(480)
-    y = polarmap.coded_map(lambda block: block @ x, A, blocks=20, workers=27, executor=unlucky, retries=0)
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=20, tasks=27, executor=unlucky, retries=0)
     assert without_times("\n".join(printed.lines)) == without_times(str(y.report))
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
-from polarmap import PolarCode, ReplayExecutor, coded_map, errors
+from polarmap import coded_map, errors
+from polarmap.codes import PolarCode
 
 BUILTINS = {
     "CodeError": ValueError,
@@ -60,14 +62,14 @@ def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> N
             "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), not 'x'",
         ),
         ({"blocks": 0}, "blocks must be a positive integer, not 0"),
-        ({"workers": 2.5, "blocks": 2}, "workers must be a positive integer, not 2.5"),
+        ({"tasks": 2.5, "blocks": 2}, "tasks must be a positive integer, not 2.5"),
         ({"blocks": 7}, "blocks=7 is more than the 6 rows of the data; use blocks <= 6"),
-        ({"blocks": 3, "workers": 3}, "workers=3 leaves no parity for 3 blocks: use workers > 3"),
-        ({"workers": 1}, "workers=1 leaves no parity for 1 blocks: use workers > 1"),
+        ({"blocks": 3, "tasks": 3}, "tasks=3 leaves no parity for 3 blocks: use tasks > 3"),
+        ({"tasks": 1}, "tasks=1 leaves no parity for 1 blocks: use tasks > 1"),
         ({"code": PolarCode(8, 4), "blocks": 3}, "does not fit 3 blocks on 8 workers"),
-        ({"code": PolarCode(8, 4), "workers": 9}, "does not fit 4 blocks on 9 workers"),
+        ({"code": PolarCode(8, 4), "tasks": 9}, "does not fit 4 blocks on 9 workers"),
         ({"code": PolarCode(9, 7)}, "blocks=7 is more than the 6 rows"),
-        ({"blocks": 2, "workers": 10**6}, "1000000"),
+        ({"blocks": 2, "tasks": 10**6}, "1000000"),
     ],
 )
 def test_a_bad_option_is_named_with_its_value(options: dict[str, Any], message: str) -> None:
@@ -89,7 +91,7 @@ def test_integers_do_not_go_with_the_rotation_kernel() -> None:
 
 @pytest.mark.parametrize("workers", [4, 8])
 def test_good_options_of_every_type_pass(workers: int) -> None:
-    options = {"blocks": np.int64(3), "workers": np.int32(workers), "retries": np.uint8(0)}
+    options = {"blocks": np.int64(3), "tasks": np.int32(workers), "retries": np.uint8(0)}
     numbers = {"timeout": np.float32(100), "rtol": np.float64(1e-9), "verify": np.True_}
     result = coded_map(np.sum, DATA, executor=ReplayExecutor(), **options, **numbers)
     assert list(result) == [4.0, 4.0, 4.0]
@@ -98,7 +100,7 @@ def test_good_options_of_every_type_pass(workers: int) -> None:
 def test_a_warning_names_the_line_that_called_polarmap() -> None:
     A = np.arange(12.0).reshape(6, 2)
     with ThreadPoolExecutor(3) as pool, pytest.warns(RuntimeWarning, match="parity equations") as caught:
-        coded_map(np.square, A, blocks=2, workers=3, executor=pool)
+        coded_map(np.square, A, blocks=2, tasks=3, executor=pool)
     assert [warning.filename for warning in caught] == [__file__]
 
 
@@ -106,5 +108,5 @@ def test_a_warning_of_a_model_names_the_line_that_fits_it() -> None:
     glm = pytest.importorskip("polarmap.glm")
     X = np.random.default_rng(0).standard_normal((12, 2))
     with ThreadPoolExecutor(3) as pool, pytest.warns(match="max_iter=1 ") as caught:
-        glm.LogisticRegression(max_iter=1, blocks=2, workers=3, executor=pool).fit(X, X[:, 0] > 0)
+        glm.LogisticRegression(max_iter=1, blocks=2, tasks=3, executor=pool).fit(X, X[:, 0] > 0)
     assert caught[-1].filename == __file__

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from programs import Interpreter
 from scipy.optimize import minimize
 
-from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor
+from polarmap import CodedGradient
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
@@ -94,7 +95,7 @@ def test_the_attack_changes_the_class_and_little_else(
     least_change = cnn["least_change"].least_change
     for image in images[:2]:
         margin = cnn["margin"].margin_of(kernels, image)
-        gradient = CodedGradient(margin, scheme="forward", blocks=24, workers=32, executor=late)
+        gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=late)
         changed = least_change(margin, gradient, image)
         before, after = (cnn["network"].forward(kernels, x[None])[-1].argmax() for x in (image, changed))
         assert before != after

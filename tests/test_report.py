@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import Report, TaskReport
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport, coded_map
+from polarmap import coded_map
 from polarmap.clouds.prices import Cost
 from polarmap.report import json_value
 
@@ -124,7 +126,7 @@ def test_every_task_is_in_one_state() -> None:
     faults = {1: Fault("kill"), 2: Fault("raise"), 3: Fault("sleep", seconds=50)}
     late = {index: 1 + 0.1 * index for index in range(32)} | {7: math.inf}
     result = coded_map(
-        np.sum, DATA, blocks=20, workers=32, executor=FaultyExecutor(ReplayExecutor(late), faults)
+        np.sum, DATA, blocks=20, tasks=32, executor=FaultyExecutor(ReplayExecutor(late), faults)
     )
     states = ["used", "surplus", "abandoned", "failed"]
     assert sorted(index for state in states for index in result.report.indices(state)) == list(range(32))
@@ -146,6 +148,6 @@ def test_the_bound_holds() -> None:
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(64) + 1.0
         executor = ReplayExecutor(dict(enumerate(order)))
-        result = coded_map(np.copy, data, blocks=48, workers=64, executor=executor, verify=False)
+        result = coded_map(np.copy, data, blocks=48, tasks=64, executor=executor, verify=False)
         error = np.abs(result.concatenate() - data).max() / np.abs(data).max()
         assert 0 < error <= result.report.error_bound

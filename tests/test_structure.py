@@ -72,7 +72,7 @@ ONLY_FROM = {
     "opentelemetry": ["polarmap.run.observers"],
     "tqdm": ["polarmap.run.observers"],
     "xarray": ["polarmap.xr"],
-    "numba": ["polarmap.code.kernels_numba"],
+    "numba": ["polarmap.codes.kernels_numba"],
     "scipy": [
         *["polarmap.linalg.operators", "polarmap.linalg.sketch", "polarmap.blocks.sparse"],
         *[
@@ -94,7 +94,7 @@ ONLY_FROM = {
         *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
-    "polarmap.code.kernels_numba": ["polarmap.code.kernels", "polarmap.code.tiled"],
+    "polarmap.codes.kernels_numba": ["polarmap.codes.kernels", "polarmap.codes.tiled"],
     "polarmap.maps.coded": [
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor")],
@@ -115,7 +115,7 @@ CLOCKS_AND_IO = {
     *["http", "io", "logging", "os", "pathlib", "select", "shutil", "socket", "tempfile", "urllib"],
     *["random", "secrets"],
 }
-SPREADS_OVER_CORES = {"polarmap.code.tiled": {"concurrent"}}
+SPREADS_OVER_CORES = {"polarmap.codes.tiled": {"concurrent"}}
 
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 
@@ -223,7 +223,7 @@ def test_some_imports_have_few_homes(name: str) -> None:
     assert importers <= set(ONLY_FROM[name])
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if within(name, ["polarmap.code"])])
+@pytest.mark.parametrize("module", [name for name in modules() if within(name, ["polarmap.codes"])])
 def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
     used = {name.split(".")[0] for name in imports(module)} & CLOCKS_AND_IO
     assert used <= SPREADS_OVER_CORES.get(module, set())

@@ -14,14 +14,15 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Masked, ReplayExecutor
+from polarmap.codes import Masked
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.xr import apply
 
 LOST = ReplayExecutor({1: math.inf, 4: math.inf})
-SIX_OF_NINE: dict[str, Any] = {"blocks": 6, "workers": 9, "executor": LOST}
+SIX_OF_NINE: dict[str, Any] = {"blocks": 6, "tasks": 9, "executor": LOST}
 
 
 def mean(rows: np.ndarray) -> np.ndarray:
@@ -100,7 +101,7 @@ def test_several_dimensions_are_the_last_axes_in_their_order() -> None:
         shapes.append(rows.shape[1:])
         return rows.swapaxes(1, 2)
 
-    options: dict[str, Any] = {"blocks": 5, "workers": 7, "executor": LOST}
+    options: dict[str, Any] = {"blocks": 5, "tasks": 7, "executor": LOST}
     found = apply(swapped, obj, ("lon", "time"), output_dims=("time", "lon"), **options)
     assert_same(found, obj)
     assert {*shapes} == {(7, 12)}
@@ -133,7 +134,7 @@ def test_new_coordinates_replace_those_of_the_same_name_and_keep_their_attribute
 
 def test_names_of_coordinates_need_not_be_strings() -> None:
     obj = xr.DataArray(np.random.default_rng(0).standard_normal((12, 5)), dims=(0, "x"))
-    assert_same(apply(mean, obj, 0, blocks=3, workers=5, executor=LOST), obj.mean(0))
+    assert_same(apply(mean, obj, 0, blocks=3, tasks=5, executor=LOST), obj.mean(0))
 
 
 def test_a_coordinate_of_several_levels_stays() -> None:
@@ -144,7 +145,7 @@ def test_a_coordinate_of_several_levels_stays() -> None:
 
 def test_without_other_dimensions_the_one_row_is_given_to_several_workers() -> None:
     obj = field(12, 5, 7)[:, 0, 0]
-    found = apply(mean, obj, "time", workers=3, executor=ReplayExecutor({0: math.inf, 1: math.inf}))
+    found = apply(mean, obj, "time", tasks=3, executor=ReplayExecutor({0: math.inf, 1: math.inf}))
     assert_same(found, obj.mean(keep_attrs=True))
 
 
@@ -184,7 +185,7 @@ def test_dtypes_are_those_of_f() -> None:
         single=(("time", "lat"), np.random.default_rng(0).random((12, 5), "f4")),
         counts=(("time", "lat", "lon"), counts),
     )
-    options: dict[str, Any] = {"blocks": 6, "workers": 12, "executor": LOST}
+    options: dict[str, Any] = {"blocks": 6, "tasks": 12, "executor": LOST}
     found = apply(lambda rows: rows.sum(axis=-1), obj, "time", **options)
     assert found.counts.dtype.kind == "i"
     assert found.single.dtype == "f4"
@@ -224,7 +225,7 @@ def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int
     k = min(rows, 3)
     lost = np.random.default_rng(seed).permutation(k + 3)[:2].tolist()
     executor = ReplayExecutor(dict.fromkeys(lost, math.inf))
-    found = apply(mean, obj, dim, skipna=True, blocks=k, workers=k + 3, executor=executor)
+    found = apply(mean, obj, dim, skipna=True, blocks=k, tasks=k + 3, executor=executor)
     assert_same(found, obj.mean(dim, skipna=True, keep_attrs=True))
 
 
@@ -245,18 +246,18 @@ def test_where_weights_meet_no_data_there_is_none() -> None:
 @pytest.mark.filterwarnings("ignore:the data is NaN or inf:RuntimeWarning")
 def test_gaps_that_are_not_skipped_stay_and_are_decoded_nowhere() -> None:
     obj = gappy(field(12, 5, 7), 0.02)
-    found = apply(mean, obj, "time", blocks=5, workers=7, executor=ReplayExecutor())
+    found = apply(mean, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor())
     assert_same(found, obj.mean("time", skipna=False, keep_attrs=True))
     assert 0 < found.isnull().sum() < found.size
     with pytest.raises(NotDecodableError, match=r"the data holds NaN: .* skipna=True .* obj.fillna\(0\)"):
-        apply(mean, obj, "time", blocks=5, workers=7, executor=ReplayExecutor({2: math.inf}))
+        apply(mean, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor({2: math.inf}))
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", ">f8", "c16", "i2", "u8"])
 def test_gaps_in_any_dtype(dtype: str) -> None:
     obj = field(12, 5, 7).astype(dtype)
     obj = obj if obj.dtype.kind in "iu" else gappy(obj)
-    options: dict[str, Any] = {"blocks": 5, "workers": 9, "executor": ReplayExecutor({2: math.inf})}
+    options: dict[str, Any] = {"blocks": 5, "tasks": 9, "executor": ReplayExecutor({2: math.inf})}
     found = apply(lambda rows: rows.sum(axis=-1), obj, "time", skipna=True, **options)
     wanted = obj.astype("c16").mean("time", keep_attrs=True)
     tolerance = {"f2": 3e-3, "f4": 1e-5}.get(dtype, 1e-12)
@@ -274,7 +275,7 @@ def test_with_killed_and_sleeping_processes() -> None:
         weather(),
         "time",
         blocks=6,
-        workers=9,
+        tasks=9,
         executor=FaultyExecutor(None, faults),
         retries=0,
         return_report=True,
@@ -285,22 +286,22 @@ def test_with_killed_and_sleeping_processes() -> None:
 
 def test_nothing_failing_is_a_plain_call_bit_for_bit_and_everything_failing_an_error() -> None:
     obj = field(12, 5, 7)
-    found = apply(anomaly, obj, "time", blocks=5, workers=7, executor=ReplayExecutor())
+    found = apply(anomaly, obj, "time", blocks=5, tasks=7, executor=ReplayExecutor())
     rows = np.ascontiguousarray(obj.values.reshape(12, 35).T)
     plain = np.concatenate([anomaly(block) for block in np.split(rows, 5)])
     assert np.array_equal(found.values.reshape(12, 35).T, plain)
     dead = ReplayExecutor(dict.fromkeys(range(7), math.inf))
     with pytest.raises(NotDecodableError):
-        apply(anomaly, obj, "time", blocks=5, workers=7, executor=dead)
+        apply(anomaly, obj, "time", blocks=5, tasks=7, executor=dead)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"schedule": "on_demand", "blocks": 6, "workers": 9},
-        {"code": Masked(1, noise=10), "workers": 9, "rtol": 1e-8},
-        {"code": polarmap.PolarCode(9, 6)},
-        {"code": "rotation", "workers": 9, "verify": True, "progress": False},
+        {"schedule": "on_demand", "blocks": 6, "tasks": 9},
+        {"code": Masked(1, noise=10), "tasks": 9, "rtol": 1e-8},
+        {"code": polarmap.codes.PolarCode(9, 6)},
+        {"code": "rotation", "tasks": 9, "verify": True, "progress": False},
         {},
     ],
 )
@@ -313,7 +314,7 @@ def test_options_are_those_of_coded_map(options: dict[str, Any]) -> None:
 def test_a_polynomial_with_its_degree() -> None:
     obj = field(12, 5, 7)
     found = apply(
-        lambda rows: (rows**2).sum(axis=-1), obj, "time", degree=2, blocks=3, workers=9, executor=LOST
+        lambda rows: (rows**2).sum(axis=-1), obj, "time", degree=2, blocks=3, tasks=9, executor=LOST
     )
     assert_same(found, (obj**2).sum("time", keep_attrs=True).assign_attrs(obj.attrs), 1e-10)
 
@@ -328,7 +329,7 @@ def test_a_plan_says_how_many_blocks() -> None:
 
 
 def test_as_a_future() -> None:
-    future = polarmap.submit(lambda rows: rows.mean(axis=-1), field(12, 5, 7), "time", verb=apply)
+    future = polarmap.submit(apply, lambda rows: rows.mean(axis=-1), field(12, 5, 7), "time")
     assert_same(future.result(60), field(12, 5, 7).mean("time", keep_attrs=True))
 
 
@@ -456,7 +457,7 @@ def test_what_an_f_was_found_to_be_is_remembered() -> None:
         return mean(rows)
 
     for _ in range(2):
-        apply(counted, field(12, 5, 7), "time", blocks=5, workers=6, executor=ReplayExecutor())
+        apply(counted, field(12, 5, 7), "time", blocks=5, tasks=6, executor=ReplayExecutor())
     assert seen == 1
 
 

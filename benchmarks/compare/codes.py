@@ -24,9 +24,9 @@ from benchmarks.rivals import (
     raptor,
     staircase,
 )
-from polarmap import PolarCode
-from polarmap.code.design import power_of_two_above
-from polarmap.code.rotation_code import best_seed
+from polarmap.codes import PolarCode
+from polarmap.codes.design import power_of_two_above
+from polarmap.codes.rotation_code import best_seed
 from polarmap.planning import ArrivalsNeeded
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.rivals import Array
-from polarmap import PolarCode
+from polarmap.codes import PolarCode
 from polarmap.planning import Distribution, ShiftedExponential, sequential_finish
 
 BLOCKS, WORKERS = 500, 1500

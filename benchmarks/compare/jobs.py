@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.compare.codes import Measured, Size
-from polarmap.code.polar import MAX_WORKERS
+from polarmap.codes.polar import MAX_WORKERS
 from polarmap.planning import (
     Completion,
     Distribution,

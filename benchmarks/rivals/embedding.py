@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.rivals import Array, Rival
-from polarmap.code.tiled import over_cores, tiles
+from polarmap.codes.tiled import over_cores, tiles
 
 
 class Embedding(Rival):

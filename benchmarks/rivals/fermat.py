@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.rivals import Array, Rival, compiled
-from polarmap.code.design import power_of_two_above
-from polarmap.code.tiled import over_cores, tiles
+from polarmap.codes.design import power_of_two_above
+from polarmap.codes.tiled import over_cores, tiles
 
 P = 65537
 GENERATOR = 3

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.rivals import Array, Rival
 from benchmarks.rivals.polar import Planned
-from polarmap.code.linear import SystematicCode
+from polarmap.codes.linear import SystematicCode
 
 
 class Dense(SystematicCode):

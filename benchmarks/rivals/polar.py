@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rivals import Array, Rival
-from polarmap import Decoder, PolarCode
-from polarmap.code.cancellation import InactivationRecovery
-from polarmap.code.design import power_of_two_above
-from polarmap.code.rotation_code import DENSE_UP_TO, SyndromeRecovery
+from polarmap.codes import Decoder, PolarCode
+from polarmap.codes.cancellation import InactivationRecovery
+from polarmap.codes.design import power_of_two_above
+from polarmap.codes.rotation_code import DENSE_UP_TO, SyndromeRecovery
 from polarmap.planning.decodability import optimal_ranks, sequential_finish
 
 

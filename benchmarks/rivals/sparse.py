@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.rivals import Array, Rival, arrival_orders, compiled
-from polarmap.code.recovery import left_inverse
-from polarmap.code.tiled import over_cores, tiles
+from polarmap.codes.recovery import left_inverse
+from polarmap.codes.tiled import over_cores, tiles
 
 EXACT_NORMS = 1024
 

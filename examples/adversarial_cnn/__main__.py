@@ -9,9 +9,10 @@ from images import SHAPES, draw
 from least_change import least_change
 from margin import margin_of
 from network import forward
+from polarmap.testing import Fault, FaultyExecutor
 from training import accuracy, trained
 
-from polarmap import CodedGradient, Fault, FaultyExecutor
+from polarmap import CodedGradient
 
 
 def main(count: int = 4, path: str = "") -> None:
@@ -25,7 +26,7 @@ def main(count: int = 4, path: str = "") -> None:
     changes = []
     for image in images[2000 : 2000 + count]:
         margin = margin_of(kernels, image)
-        gradient = CodedGradient(margin, scheme="forward", blocks=24, workers=32, executor=unlucky)
+        gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=unlucky)
         changed = least_change(margin, gradient, image)
         if changed is None:
             print("an image that keeps its class")

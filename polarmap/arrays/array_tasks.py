@@ -12,8 +12,8 @@ import numpy as np
 
 from polarmap.arrays.reading import whole_before
 from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
-from polarmap.code.dtypes import Array
-from polarmap.code.uncoded import BACKUPS, Uncoded
+from polarmap.codes.dtypes import Array
+from polarmap.codes.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of

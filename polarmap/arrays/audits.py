@@ -17,7 +17,7 @@ from polarmap.arrays.manifest import Manifest, array_prefix
 from polarmap.arrays.reading import StoredBlocks, decoder_of
 from polarmap.arrays.stores import PartStore, in_parallel
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
-from polarmap.code.dtypes import Array
+from polarmap.codes.dtypes import Array
 from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part

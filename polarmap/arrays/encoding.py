@@ -14,8 +14,8 @@ from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
-from polarmap.code.checks import checked_count
-from polarmap.code.polar import PolarCode
+from polarmap.codes.checks import checked_count
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.keys import readable_key
 from polarmap.run.prepared_map import PreparedMap, verb
@@ -30,7 +30,7 @@ def encode(
     A: Any,
     *,
     blocks: int | None = None,
-    workers: int | None = None,
+    tasks: int | None = None,
     code: CodeName | PolarCode = "auto",
     name: str,
     storage: Any = None,
@@ -52,7 +52,7 @@ def encode(
     A : array-like or path
         Floats, complex numbers or integers in anything with shape, dtype and slicing (numpy, memmap, Zarr,
         HDF5, dask), a table, a tensor or a .npy file; `RawObjects` or `ZarrObjects` are not copied.
-    blocks, workers, code : optional
+    blocks, tasks, code : optional
         k, n and the code, as for `coded_map`.
     name : str
         What to call it: letters, digits, '.', '_' and '-'.
@@ -111,7 +111,7 @@ def encode(
             )
         store = open_store(storage)
         source = open_source(A, store)
-        chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
+        chosen = choose_polar_code(source.shape[0], source.dtype, blocks, tasks, code)
         cut = plan_stripes(
             chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
         )

@@ -18,8 +18,8 @@ from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
 from polarmap.arrays.stores import PartStore
-from polarmap.code.checks import is_number
-from polarmap.code.dtypes import Array
+from polarmap.codes.checks import is_number
+from polarmap.codes.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS, FolderStore

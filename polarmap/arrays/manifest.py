@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
-from polarmap.code.polar import PolarCode
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import check_key
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size

@@ -17,9 +17,9 @@ from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
-from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import Array, Indices, default_rtol, epsilon, is_exact
-from polarmap.code.tiled import ignoring_inf
+from polarmap.codes.decoder import Decoder
+from polarmap.codes.dtypes import Array, Indices, default_rtol, epsilon, is_exact
+from polarmap.codes.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part

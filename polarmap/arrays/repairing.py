@@ -16,8 +16,8 @@ from polarmap.arrays.reading import StoredBlocks, decode_blocks
 from polarmap.arrays.stores import TRANSFERS
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import repair_zarr
-from polarmap.code import modular
-from polarmap.code.dtypes import Array, is_exact
+from polarmap.codes import modular
+from polarmap.codes.dtypes import Array, is_exact
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.prepared_map import observers_of
 from polarmap.worker.messages import OutputSpec

@@ -17,8 +17,8 @@ from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.blocks.array_like import read_data
 from polarmap.blocks.equal import check_array
-from polarmap.code.checks import is_count
-from polarmap.code.dtypes import Array, check_dtype
+from polarmap.codes.checks import is_count
+from polarmap.codes.dtypes import Array, check_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_key
 from polarmap.worker.parts import Part, Place
@@ -132,7 +132,7 @@ class RawObjects:
     >>> for i in range(4):
     ...     store.put(f"mine/{i}", A[2 * i : 2 * i + 2].tobytes())
     >>> rows = RawObjects([f"mine/{i}" for i in range(4)], A.shape, A.dtype, rows=2)
-    >>> coded = polarmap.encode(rows, blocks=4, workers=6, name="a", storage=store)
+    >>> coded = polarmap.encode(rows, blocks=4, tasks=6, name="a", storage=store)
     >>> coded.stored_bytes / A.nbytes  # two parity blocks
     0.5
     >>> coded.stored(1)[0].key

@@ -18,8 +18,8 @@ from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
-from polarmap.code.dtypes import is_exact
-from polarmap.code.polar import PolarCode
+from polarmap.codes.dtypes import is_exact
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.run.codeword import Codeword
 from polarmap.run.options import MapOptions
@@ -54,7 +54,8 @@ class Stored:
     Examples
     --------
     >>> import tempfile
-    >>> from polarmap import ReplayExecutor, coded_map
+    >>> from polarmap import coded_map
+    >>> from polarmap.testing import ReplayExecutor
     >>> folder = tempfile.TemporaryDirectory()
     >>> out = Stored("doubled", storage=folder.name)
     >>> y = coded_map(lambda block: 2 * block, np.eye(4), blocks=4, out=out, executor=ReplayExecutor())

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.code.dtypes import Array
+from polarmap.codes.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.executors.keys import new_encryption
 from polarmap.storage import Store

@@ -18,7 +18,7 @@ from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
-from polarmap.code.dtypes import Array
+from polarmap.codes.dtypes import Array
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store

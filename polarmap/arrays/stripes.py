@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.code.polar import PolarCode
+from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.code import modular
-from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import Array, is_exact
-from polarmap.code.polar import PolarCode
+from polarmap.codes import modular
+from polarmap.codes.decoder import Decoder
+from polarmap.codes.dtypes import Array, is_exact
+from polarmap.codes.polar import PolarCode
 
 TILE = 1 << 17  # numbers of all rows together that are multiplied at a time
 

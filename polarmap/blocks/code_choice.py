@@ -21,14 +21,14 @@ from polarmap.blocks.equal import (
 )
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
-from polarmap.code.checks import checked_count, is_one_of
-from polarmap.code.dtypes import default_rtol, epsilon, is_exact
-from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
-from polarmap.code.linear import LinearCode
-from polarmap.code.masked import Masked, MaskedCode
-from polarmap.code.masked_integers import MaskedIntegerCode, blocks_for, workers_for
-from polarmap.code.polar import MAX_WORKERS, PolarCode
-from polarmap.code.uncoded import Uncoded
+from polarmap.codes.checks import checked_count, is_one_of
+from polarmap.codes.dtypes import default_rtol, epsilon, is_exact
+from polarmap.codes.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
+from polarmap.codes.linear import LinearCode
+from polarmap.codes.masked import Masked, MaskedCode
+from polarmap.codes.masked_integers import MaskedIntegerCode, blocks_for, workers_for
+from polarmap.codes.polar import MAX_WORKERS, PolarCode
+from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class CodeOptions(NamedTuple):
     """How the caller of coded_map wants data coded; see there."""
 
     blocks: int | None = None
-    workers: int | None = None
+    tasks: int | None = None
     code: CodeName | LinearCode | Masked = "auto"
     degree: int = 1
 
@@ -55,7 +55,7 @@ class CodeOptions(NamedTuple):
 
     def checked(self) -> CodeOptions:
         """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
-        blocks, workers, code, degree = self
+        blocks, tasks, code, degree = self
         degree = checked_count("degree", degree)
         if isinstance(code, LinearCode):
             if degree not in (1, code.degree):
@@ -69,8 +69,8 @@ class CodeOptions(NamedTuple):
             what = f"the {code} kernel" if isinstance(code, str) else repr(code)
             raise CodeError(f"{what} carries linear f only: leave degree={degree} or the code out")
         blocks = None if blocks is None else checked_count("blocks", blocks)
-        workers = None if workers is None else checked_count("workers", workers)
-        return CodeOptions(blocks, workers, code, degree)
+        tasks = None if tasks is None else checked_count("tasks", tasks)
+        return CodeOptions(blocks, tasks, code, degree)
 
 
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, LinearCode]:
@@ -88,54 +88,54 @@ def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> t
 
 
 def choose_polar_code(
-    total: int, dtype: np.dtype[Any], blocks: int | None, workers: int | None, code: CodeName | PolarCode
+    total: int, dtype: np.dtype[Any], blocks: int | None, tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
     """The code for an array of `total` rows that is not to be cut yet."""
     if not (isinstance(code, PolarCode) or is_one_of(code, NAMES)):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
-    options = CodeOptions(blocks, workers, code).checked()
+    options = CodeOptions(blocks, tasks, code).checked()
     return cast(PolarCode, _code_of(block_count(total, options, [dtype]), [dtype], options))
 
 
 def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
     """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
-    _, workers, code, degree = options
+    _, tasks, code, degree = options
     blocks = options.k
-    if blocks is None and workers is None:
+    if blocks is None and tasks is None:
         is_plain = degree == 1 and not isinstance(code, Masked)  # others lose digits as k grows
         blocks = default_block_count(total, DEFAULT_BLOCKS, None if is_plain else DEFAULT_BLOCKS)
     elif blocks is None:
-        most = _most_blocks(cast(int, workers), code, degree, dtypes)
+        most = _most_blocks(cast(int, tasks), code, degree, dtypes)
         blocks = default_block_count(total, most, most)
     if blocks > total:
         raise CodeError(f"blocks={blocks} is more than the {total} rows of the data; use blocks <= {total}")
     return blocks
 
 
-def _most_blocks(workers: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
+def _most_blocks(tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
     """As many as leave about a quarter of the results of so many workers spare."""
-    needed = 3 * min(workers, MAX_WORKERS) // 4
+    needed = 3 * min(tasks, MAX_WORKERS) // 4
     if not isinstance(code, Masked):
         return max(1, largest_k(needed, degree))
     if any(map(is_exact, dtypes)):
-        return blocks_for(workers, int(code.colluders))
+        return blocks_for(tasks, int(code.colluders))
     return max(1, needed - int(code.colluders))
 
 
 def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
     """The code that is meant for k blocks with leaves of such dtypes; CodeError if it cannot carry them."""
-    _, workers, code, degree = options
+    _, tasks, code, degree = options
     if isinstance(code, LinearCode):
-        if (code.n, code.k) != (workers or code.n, k):
-            raise CodeError(f"{code!r} does not fit {k} blocks on {workers or code.n} workers")
+        if (code.n, code.k) != (tasks or code.n, k):
+            raise CodeError(f"{code!r} does not fit {k} blocks on {tasks or code.n} workers")
         chosen = code
     elif isinstance(code, Masked):
-        chosen = _masked(k, dtypes, workers, code)
+        chosen = _masked(k, dtypes, tasks, code)
     elif degree > 1:
         needed = recovery_threshold(k, degree, "circle")
-        chosen = LagrangeCode(workers or third_more(needed), k, degree)
+        chosen = LagrangeCode(tasks or third_more(needed), k, degree)
     else:
-        chosen = _polar(k, dtypes, workers or third_more(k), code)
+        chosen = _polar(k, dtypes, tasks or third_more(k), code)
     for dtype in dtypes:
         chosen.parity_dtype(dtype)
     return chosen
@@ -146,26 +146,26 @@ def third_more(needed: int) -> int:
     return needed + math.ceil(needed / 3)
 
 
-def _masked(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, code: Masked) -> LinearCode:
+def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: Masked) -> LinearCode:
     """Noise over the reals for floating data, modulo 2^64 for integers."""
     t = int(code.colluders)
     exact = [is_exact(dtype) for dtype in dtypes]
     if not any(exact):
-        return MaskedCode(workers or third_more(k + t), k, t, code.noise)
+        return MaskedCode(tasks or third_more(k + t), k, t, code.noise)
     if not all(exact):
         listed = " and ".join(sorted({str(dtype) for dtype in dtypes}))
         raise CodeError(
             f"{code!r} masks integers modulo 2^64 and floats over the reals, not {listed} of one block "
             "together: convert the integers with .astype(float)"
         )
-    return MaskedIntegerCode(workers or workers_for(k, t), k, t)
+    return MaskedIntegerCode(tasks or workers_for(k, t), k, t)
 
 
 def _polar(k: int, dtypes: Sequence[np.dtype[Any]], n: int, kernel: str) -> PolarCode:
     if kernel == "auto":
         kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
     if n <= k:
-        raise CodeError(f"workers={n} leaves no parity for {k} blocks: use workers > {k}")
+        raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
     return _made(n, k, kernel) if n <= REMEMBERED_N else PolarCode(n, k, kernel=kernel)
 
 
@@ -213,13 +213,13 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
     asked = options.checked()
     left = asked._replace(
         blocks=None if asked.blocks == coded.code.k else asked.blocks,
-        workers=None if asked.workers == coded.n else asked.workers,
+        tasks=None if asked.tasks == coded.n else asked.tasks,
         code="auto" if asked.code == coded.code.option else asked.code,
     )
     if left != CodeOptions():
         raise CodeError(
             f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
-            f"{coded.code!r}: leave blocks, workers, code and degree out"
+            f"{coded.code!r}: leave blocks, tasks, code and degree out"
         )
     return coded
 
@@ -244,7 +244,7 @@ def encode_sparse(
 
     keep : hold on to parity blocks for the next map of the same matrix.
     """
-    blocks, workers, code, degree = options
+    blocks, tasks, code, degree = options
     if degree != 1 or not (isinstance(code, (PolarCode, Uncoded)) or code in NAMES):
         what = f"degree={degree}" if degree != 1 else f"code={code!r}"
         raise CodeError(
@@ -254,18 +254,16 @@ def encode_sparse(
     matrix = as_csr(data, name)
     if isinstance(code, Uncoded):
         return SparseCodedBlocks(SparseBlocks(matrix, code.k), code)
-    polar = choose_polar_code(matrix.shape[0], matrix.dtype, blocks, workers, cast(CodeName, code))
+    polar = choose_polar_code(matrix.shape[0], matrix.dtype, blocks, tasks, cast(CodeName, code))
     data_blocks = SparseBlocks(matrix, polar.k)
     asked = parity_for or ("" if code == "auto" else f"code={code!r}")
     chosen = (polar, f"coded, because {asked} asks for it") if asked else cheaper(data_blocks, polar)
     return SparseCodedBlocks(data_blocks, *chosen, keep=keep)
 
 
-def encode_once(
-    data: Any, blocks: int | None, workers: int | None, code: CodeName | PolarCode
-) -> CodedBlocks:
+def encode_once(data: Any, blocks: int | None, tasks: int | None, code: CodeName | PolarCode) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*choose_code(data, CodeOptions(blocks, workers, code)), keep=True)
+    return CodedBlocks(*choose_code(data, CodeOptions(blocks, tasks, code)), keep=True)
 
 
 def check_not_masked(code: object) -> None:

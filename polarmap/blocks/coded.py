@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import Array, real_dtype
-from polarmap.code.linear import LinearCode
+from polarmap.codes.dtypes import Array, real_dtype
+from polarmap.codes.linear import LinearCode
 from polarmap.executors.base import Coded
 from polarmap.worker.pytree import Layout
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import Array, real_dtype, working_dtype
-from polarmap.code.masked import MaskedCode
-from polarmap.code.masked_integers import MaskedIntegerCode
+from polarmap.codes.dtypes import Array, real_dtype, working_dtype
+from polarmap.codes.masked import MaskedCode
+from polarmap.codes.masked_integers import MaskedIntegerCode
 
 
 class MaskedBlocks(CodedBlocks):

@@ -12,8 +12,8 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.coded import CodedData, nonfinite_warning
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import Array, check_dtype
-from polarmap.code.linear import LinearCode
+from polarmap.codes.dtypes import Array, check_dtype
+from polarmap.codes.linear import LinearCode
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
 from polarmap.worker.parts import Part, Place

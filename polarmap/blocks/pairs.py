@@ -8,10 +8,10 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import Array
-from polarmap.code.polar import PolarCode
-from polarmap.code.product import ProductCode
-from polarmap.code.symmetric import SymmetricProductCode
+from polarmap.codes.dtypes import Array
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.product import ProductCode
+from polarmap.codes.symmetric import SymmetricProductCode
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout, Structure
 

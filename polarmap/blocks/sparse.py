@@ -9,9 +9,9 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedBlocks, is_finite, nonfinite_warning
 from polarmap.blocks.equal import Blocks
-from polarmap.code.dtypes import Array, check_dtype, is_exact, real_dtype, working_dtype
-from polarmap.code.polar import PolarCode
-from polarmap.code.uncoded import BACKUPS, Uncoded
+from polarmap.codes.dtypes import Array, check_dtype, is_exact, real_dtype, working_dtype
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.uncoded import BACKUPS, Uncoded
 from polarmap.errors import CodeError
 from polarmap.worker.block_functions import on_sparse_rows
 from polarmap.worker.pytree import Layout, layout_of

@@ -12,8 +12,8 @@ from polarmap.blocks.array_like import as_array_like, is_array, read_leaf
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import frame_rows, is_frame
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, check_class_and_dtype
-from polarmap.code.dtypes import Array
-from polarmap.code.gradient_coding import GradientCode
+from polarmap.codes.dtypes import Array
+from polarmap.codes.gradient_coding import GradientCode
 from polarmap.errors import CodeError
 from polarmap.executors.base import Coded
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming, to_block
@@ -151,12 +151,12 @@ class SharedParts(CodedData):
     code: GradientCode
 
     def __init__(
-        self, parts: list[list[Array]], structure: Structure, workers: int | None, tolerate: int
+        self, parts: list[list[Array]], structure: Structure, tasks: int | None, tolerate: int
     ) -> None:
         self._parts, self.count = parts, len(parts)
-        n = self.count if workers is None else workers
+        n = self.count if tasks is None else tasks
         if self.count % n:
-            raise CodeError(f"workers={n} does not divide the {self.count} parts")
+            raise CodeError(f"tasks={n} does not divide the {self.count} parts")
         code, self._each = GradientCode(n, tolerate), self.count // n
         kinds = (structure,) * ((code.tolerate + 1) * self._each)
         unmixed = Blocks([[]] * self.count, (tuple, (), (("array",), (list, (), kinds))))

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from polarmap import CodedArray, encode, list_coded, open_coded
+from polarmap import encode, open_coded
+from polarmap.arrays import CodedArray, list_coded
 from polarmap.arrays.array import without_key
 from polarmap.cli.answer import Answer, answering, one_line
 from polarmap.clouds.extras import needed_by
@@ -40,7 +41,7 @@ name_argument = click.argument("name")
 @name_argument
 @storage_option
 @click.option("--blocks", type=click.IntRange(1), help="k, data blocks; 24 by default.")
-@click.option("--workers", type=click.IntRange(2), help="n, all blocks; a third more by default.")
+@click.option("--tasks", type=click.IntRange(2), help="n, all blocks; a third more by default.")
 @click.option("--code", type=click.Choice(["auto", "rotation", "arikan"]), default="auto", show_default=True)
 @click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="MiB to encode in.")
 @click.option("--overwrite", is_flag=True, help="Replace an array of that name.")

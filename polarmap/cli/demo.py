@@ -7,8 +7,9 @@ from operator import methodcaller
 import click
 import numpy as np
 
-from polarmap import Fault, FaultyExecutor, coded_map, hedged_map
+from polarmap import coded_map, hedged_map
 from polarmap.cli.answer import Answer, answering
+from polarmap.testing import Fault, FaultyExecutor
 
 BLOCKS, WORKERS = 24, 32
 SLEEPERS, KILLED = (3, 11), 17
@@ -32,7 +33,7 @@ def demo(rows: int, columns: int, sleep: float) -> Answer:
         product, A, blocks=BLOCKS, backups=0, executor=FaultyExecutor(None, faults), progress=False
     )
     killing = FaultyExecutor(None, faults | {KILLED: Fault("kill")})
-    y = coded_map(product, A, blocks=BLOCKS, workers=WORKERS, executor=killing, progress=False)
+    y = coded_map(product, A, blocks=BLOCKS, tasks=WORKERS, executor=killing, progress=False)
     exact = plain.concatenate()
     error = float(np.abs(y.concatenate() - exact).max() / np.abs(exact).max())
     data = {

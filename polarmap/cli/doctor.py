@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from polarmap import CodedResult, Pool, __version__, coded_map
+from polarmap import Pool, __version__, coded_map
 from polarmap.cli.answer import FILE, Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
@@ -27,6 +27,7 @@ from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.owned_folder import MEMORY, disk_place
 from polarmap.executors.pool import BLOCK_BYTES
 from polarmap.storage.bucket import ObjectStore
+from polarmap.types import CodedResult
 from polarmap.worker.surroundings import available_cores
 
 PYTHONS = ((3, 11), (3, 14))
@@ -237,7 +238,7 @@ def _product(executor: Any, timeout: float) -> CodedResult[Any]:
         operator.methodcaller("dot", X),
         A,
         blocks=BLOCKS,
-        workers=WORKERS,
+        tasks=WORKERS,
         executor=executor,
         timeout=timeout,
         progress=False,

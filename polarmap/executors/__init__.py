@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarmap.code.checks import is_count, is_number, is_one_of
+from polarmap.codes.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
 from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_dask, is_of_ray, is_path

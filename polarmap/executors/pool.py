@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.limits import Worker
-from polarmap.code.checks import checked_count, is_positive
-from polarmap.code.dtypes import is_integer
+from polarmap.codes.checks import checked_count, is_positive
+from polarmap.codes.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders

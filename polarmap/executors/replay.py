@@ -13,8 +13,8 @@ import numpy as np
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
-from polarmap.code.checks import is_number
-from polarmap.code.dtypes import is_integer
+from polarmap.codes.checks import is_number
+from polarmap.codes.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
 from polarmap.worker.io_pools import PoolIO, ThreadLink
@@ -39,7 +39,7 @@ class ReplayExecutor:
     --------
     >>> import numpy as np, polarmap
     >>> never = ReplayExecutor({0: math.inf})
-    >>> result = polarmap.coded_map(np.sum, np.eye(4), blocks=4, workers=6, executor=never)
+    >>> result = polarmap.coded_map(np.sum, np.eye(4), blocks=4, tasks=6, executor=never)
     >>> [round(float(total), 9) for total in result]
     [1.0, 1.0, 1.0, 1.0]
     """

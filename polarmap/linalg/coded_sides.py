@@ -12,8 +12,8 @@ from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse, encoded_there
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.code.dtypes import is_exact
-from polarmap.code.polar import PolarCode
+from polarmap.codes.dtypes import is_exact
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import data_beside, storage_beside
 from polarmap.executors.keys import check_may_be_copied
@@ -86,7 +86,7 @@ class CodedSides:
         if self._storage is None:
             return encode_once(data, k, n, code)
         where, place = f"{self._prefix}-{name}", self._storage
-        coded = encode(data, blocks=k, workers=n, code=code, name=where, storage=place, progress=False)
+        coded = encode(data, blocks=k, tasks=n, code=code, name=where, storage=place, progress=False)
         self._ours.append(coded)
         self._largest[name] = data.largest
         return coded

@@ -9,8 +9,8 @@ import numpy as np
 
 from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.code.checks import checked_count
-from polarmap.code.dtypes import Array, DType, is_exact
+from polarmap.codes.checks import checked_count
+from polarmap.codes.dtypes import Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import PAIRED, BlockCounts, check_counts, paired_workers
@@ -30,7 +30,7 @@ def coded_gram(
     weights: Any = None,
     *,
     blocks: int | None = None,
-    workers: int | None = None,
+    tasks: int | None = None,
     executor: Any = None,
     verify: Verify = "auto",
     rtol: float | None = None,
@@ -51,7 +51,7 @@ def coded_gram(
         Real, of either sign.
     blocks : int, optional
         k, column blocks: 7 by default, or N if that is smaller.
-    workers : int, optional
+    tasks : int, optional
         n, coded column blocks: by default k and one for each 7. Of the n (n + 1) / 2 tasks the first
         k (k + 1) / 2 are data, row by row.
     executor, verify, rtol, timeout, retries, progress : optional
@@ -85,7 +85,7 @@ def coded_gram(
         w = None if weights is None else checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
         k = min(PAIRED.k, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
-        n = paired_workers(k) if workers is None else checked_count("workers", workers)
+        n = paired_workers(k) if tasks is None else checked_count("tasks", tasks)
         coded = _coded(matrix, dtype, k, n)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         array, report = gram_of_pairs(coded, matrix.shape[1], w, dtype, run)

@@ -6,8 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 from polarmap.blocks.code_choice import third_more
-from polarmap.code.checks import checked_count, is_one_of
-from polarmap.code.polar import MAX_WORKERS
+from polarmap.codes.checks import checked_count, is_one_of
+from polarmap.codes.polar import MAX_WORKERS
 from polarmap.errors import CodeError
 
 WORKERS = 32
@@ -34,19 +34,19 @@ class ProductLayout(NamedTuple):
     columns: BlockCounts | None
 
 
-def choose_layout(method: str, shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> ProductLayout:
+def choose_layout(method: str, shape: Shape, blocks: Counts, tasks: Counts, itemsize: int) -> ProductLayout:
     """The layout that `method` means, or the cheapest; CodeError where there is none."""
     if not is_one_of(method, ("auto", "rows", "columns", "grid")):
         raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
-    if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(workers))):
-        return _both_factors_coded(shape, blocks, workers, itemsize)
+    if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(tasks))):
+        return _both_factors_coded(shape, blocks, tasks, itemsize)
     if method != "auto":
-        return _one_factor_coded(method, shape, blocks, workers)
+        return _one_factor_coded(method, shape, blocks, tasks)
     long = [side for side, length in (("rows", shape[0]), ("columns", shape[2])) if length > 1]
-    candidates = [_one_factor_coded(side, shape, blocks, workers) for side in long or ["rows"]]
-    few = isinstance(workers, int) and workers < 4
+    candidates = [_one_factor_coded(side, shape, blocks, tasks) for side in long or ["rows"]]
+    few = isinstance(tasks, int) and tasks < 4
     if blocks is None and len(long) == 2 and not few:
-        candidates.append(_both_factors_coded(shape, None, workers, itemsize))
+        candidates.append(_both_factors_coded(shape, None, tasks, itemsize))
     return min(candidates, key=lambda layout: task_seconds(layout, shape, itemsize))
 
 
@@ -58,13 +58,13 @@ def task_seconds(layout: ProductLayout, shape: Shape, itemsize: int) -> float:
     return values * itemsize / BYTES_PER_SECOND + m * shape[1] * n / PRODUCTS_PER_SECOND
 
 
-def counts_of(blocks: Any, workers: Any, usual: int, most: float = math.inf) -> BlockCounts:
+def counts_of(blocks: Any, tasks: Any, usual: int, most: float = math.inf) -> BlockCounts:
     """As asked for: three blocks for four workers or the usual number, at most so many; n a third more.
 
     >>> counts_of(None, None, 24), counts_of(None, 8, 24), counts_of(5, None, 24)
     (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=7))
     """
-    n = None if workers is None else checked_count("workers", workers)
+    n = None if tasks is None else checked_count("tasks", tasks)
     usual = usual if n is None else max(1, 3 * n // 4)
     k = int(min(usual, most)) if blocks is None else checked_count("blocks", blocks)
     return BlockCounts(k, third_more(k) if n is None else n)
@@ -80,34 +80,30 @@ def check_counts(cut: BlockCounts, side: str, length: int) -> BlockCounts:
     if cut.k > length:
         raise CodeError(f"blocks={cut.k} is more than the {length} {side}; use blocks <= {length}")
     if cut.n <= cut.k:
-        raise CodeError(
-            f"workers={cut.n} leaves no parity for {cut.k} blocks of {side}: use workers > {cut.k}"
-        )
+        raise CodeError(f"tasks={cut.n} leaves no parity for {cut.k} blocks of {side}: use tasks > {cut.k}")
     return cut
 
 
-def _one_factor_coded(side: str, shape: Shape, blocks: Counts, workers: Counts) -> ProductLayout:
+def _one_factor_coded(side: str, shape: Shape, blocks: Counts, tasks: Counts) -> ProductLayout:
     """A layout in which one factor is coded, and every worker gets the other one whole."""
-    for name, counts in (("blocks", blocks), ("workers", workers)):
+    for name, counts in (("blocks", blocks), ("tasks", tasks)):
         if _is_pair(counts):
             raise CodeError(f"method={side!r} codes one factor: {name} must be an integer, not {counts!r}")
     length = shape[0] if side == "rows" else shape[2]
-    cut = check_counts(counts_of(blocks, workers, 3 * WORKERS // 4, length), side, length)
+    cut = check_counts(counts_of(blocks, tasks, 3 * WORKERS // 4, length), side, length)
     return ProductLayout(cut, None) if side == "rows" else ProductLayout(None, cut)
 
 
-def _both_factors_coded(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> ProductLayout:
+def _both_factors_coded(shape: Shape, blocks: Counts, tasks: Counts, itemsize: int) -> ProductLayout:
     """A layout in which both factors are coded, as asked for or the cheapest with so many tasks."""
-    if blocks is not None or _is_pair(workers):
-        rows = check_counts(_asked_for(blocks, workers, 0, shape[0]), "rows", shape[0])
-        return ProductLayout(
-            rows, check_counts(_asked_for(blocks, workers, 1, shape[2]), "columns", shape[2])
-        )
-    total = WORKERS if workers is None else checked_count("workers", workers)
+    if blocks is not None or _is_pair(tasks):
+        rows = check_counts(_asked_for(blocks, tasks, 0, shape[0]), "rows", shape[0])
+        return ProductLayout(rows, check_counts(_asked_for(blocks, tasks, 1, shape[2]), "columns", shape[2]))
+    total = WORKERS if tasks is None else checked_count("tasks", tasks)
     if total > MAX_WORKERS:
-        raise CodeError(f"a grid has at most {MAX_WORKERS} tasks, not workers={total}")
+        raise CodeError(f"a grid has at most {MAX_WORKERS} tasks, not tasks={total}")
     if total < 4:
-        raise CodeError(f"a grid has at least 2 x 2 tasks, not workers={total}")
+        raise CodeError(f"a grid has at least 2 x 2 tasks, not tasks={total}")
     layouts = [
         ProductLayout(_of_workers(n, shape[0]), _of_workers(total // n, shape[2]))
         for n in range(2, total // 2 + 1)
@@ -122,12 +118,12 @@ def _of_workers(n: int, length: int) -> BlockCounts:
     return BlockCounts(k, min(n, k + parity))
 
 
-def _asked_for(blocks: Counts, workers: Counts, side: int, length: int) -> BlockCounts:
-    """A side of a grid of which blocks, workers or both were said."""
-    for name, counts in (("blocks", blocks), ("workers", workers)):
+def _asked_for(blocks: Counts, tasks: Counts, side: int, length: int) -> BlockCounts:
+    """A side of a grid of which blocks, tasks or both were said."""
+    for name, counts in (("blocks", blocks), ("tasks", tasks)):
         if counts is not None and not (_is_pair(counts) and len(counts) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{name} of a grid must be a pair (for A, for B), not {counts!r}")
-    n = checked_count("workers", workers[side]) if workers else None  # type: ignore[index]
+    n = checked_count("tasks", tasks[side]) if tasks else None  # type: ignore[index]
     if blocks is None:
         return _of_workers(n or 0, length)
     k = checked_count("blocks", blocks[side])  # type: ignore[index]

@@ -9,7 +9,7 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import is_array, read_data
 from polarmap.blocks.equal import refuse_masked_and_sparse
-from polarmap.code.dtypes import Array, DType, check_dtype, is_exact, real_dtype
+from polarmap.codes.dtypes import Array, DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
 
 

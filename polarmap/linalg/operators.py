@@ -15,8 +15,8 @@ from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.blocks.sparse import SparseCodedBlocks, as_csr
 from polarmap.clouds.extras import needed_by
-from polarmap.code.dtypes import Array, is_exact
-from polarmap.code.polar import PolarCode
+from polarmap.codes.dtypes import Array, is_exact
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
 from polarmap.linalg import matrices
@@ -58,7 +58,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     blocks : int, optional
         k; by default 24, on workers of this machine three for each core if that is less. A side of
         fewer rows or columns is cut into as many blocks as it has.
-    workers : int, optional
+    tasks : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
         As for `coded_map`, but no bar by default. The executor is used for every product: a pool or a
@@ -96,7 +96,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         *,
         transposed: CodedArray | None = None,
         blocks: int | None = None,
-        workers: int | None = None,
+        tasks: int | None = None,
         code: CodeName | PolarCode = "auto",
         executor: Any = None,
         verify: Verify = "auto",
@@ -118,7 +118,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             options = checked_options(verify, rtol, timeout, retries)
             executor, end = keep_open(executor)
             self._sides = CodedSides(
-                matrix, executor, _sizes(blocks, workers, code, usual_blocks(executor, DEFAULT_BLOCKS)), code
+                matrix, executor, _sizes(blocks, tasks, code, usual_blocks(executor, DEFAULT_BLOCKS)), code
             )
             self._finish = weakref.finalize(self, _close, self._sides, end)
             if isinstance(A, CodedArray):
@@ -237,10 +237,10 @@ def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
     return transposed
 
 
-def _sizes(blocks: int | None, workers: int | None, code: CodeName | PolarCode, usual: int) -> BlockCounts:
+def _sizes(blocks: int | None, tasks: int | None, code: CodeName | PolarCode, usual: int) -> BlockCounts:
     """As asked for; `usual`: k if neither is."""
     if isinstance(code, PolarCode):
         blocks = code.k if blocks is None else blocks
-        workers = code.n if workers is None else workers
-    counts = counts_of(blocks, workers, usual)
+        tasks = code.n if tasks is None else tasks
+    counts = counts_of(blocks, tasks, usual)
     return check_counts(counts, "A", counts.k)

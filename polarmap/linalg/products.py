@@ -12,7 +12,7 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.code.dtypes import Array
+from polarmap.codes.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
@@ -49,7 +49,7 @@ def coded_matmul(
     *,
     method: Literal["auto", "rows", "columns", "grid"] = "auto",
     blocks: int | tuple[int, int] | None = None,
-    workers: int | tuple[int, int] | None = None,
+    tasks: int | tuple[int, int] | None = None,
     code: CodeName = "auto",
     executor: Any = None,
     verify: Verify = "auto",
@@ -70,7 +70,7 @@ def coded_matmul(
         decode each other along rows and columns. "auto": the fastest by the formula in Notes.
     blocks : int or pair of ints, optional
         k; for a grid (k_A, k_B).
-    workers : int or pair of ints, optional
+    tasks : int or pair of ints, optional
         n; for a grid (n_A, n_B). A single number for a grid is the most tasks it may have, 32
         by default, and the grid is chosen.
     code : {"auto", "rotation", "arikan"}
@@ -112,7 +112,7 @@ def coded_matmul(
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> A, B = np.arange(60).reshape(10, 6), np.arange(42).reshape(6, 7)
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     product = coded_matmul(A, B, method="grid", workers=(4, 3), executor=pool)
+    ...     product = coded_matmul(A, B, method="grid", tasks=(4, 3), executor=pool)
     >>> bool((product.array == A @ B).all()), product.report.code
     (True, 'arikan grid 4 x 3')
     """
@@ -121,7 +121,7 @@ def coded_matmul(
         check_not_masked(code)
         left, right, shape = _factors(A, B)
         layout = layouts.choose_layout(
-            method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize
+            method, (*left.shape, right.shape[1]), blocks, tasks, left.dtype.itemsize
         )
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         if layout.rows and layout.columns:

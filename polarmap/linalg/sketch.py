@@ -20,9 +20,9 @@ import numpy as np
 
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.clouds.extras import needed_by
-from polarmap.code.checks import checked_count
-from polarmap.code.dtypes import Array
-from polarmap.code.estimation import f_quantile_p90
+from polarmap.codes.checks import checked_count
+from polarmap.codes.dtypes import Array
+from polarmap.codes.estimation import f_quantile_p90
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
 from polarmap.maps.hedged import hedged_map
@@ -46,31 +46,31 @@ class SketchEstimate:
         The estimate; exact once all have arrived.
     error_p90
         Its relative error, which nine in ten random sketches stay below; 0.0 once all have arrived.
-    arrived, workers
+    arrived, tasks
         Results of workers that it is made of, of how many.
     """
 
     value: Array
     error_p90: float
     arrived: int
-    workers: int
+    tasks: int
 
 
 class _Sketch(NamedTuple):
-    """R'R is the Gram matrix of `rows` of `total` rows, of `arrived` of `workers` blocks."""
+    """R'R is the Gram matrix of `rows` of `total` rows, of `arrived` of `tasks` blocks."""
 
     R: Array
     rows: int
     total: int
     arrived: int
-    workers: int
+    tasks: int
 
 
 def sketched_lstsq(
     A: Any,
     b: Any,
     *,
-    workers: int | None = None,
+    tasks: int | None = None,
     executor: Any = None,
     timeout: float | None = None,
     retries: int = 1,
@@ -86,7 +86,7 @@ def sketched_lstsq(
     A : array-like (M, N)
         Real, with more rows than columns. It is read whole and mixed here, which takes M log M N operations.
     b : array-like (M,)
-    workers : int, optional
+    tasks : int, optional
         Blocks of rows that it is cut into, a task each: 24 by default.
     executor, timeout, retries : optional
         As for `hedged_map`.
@@ -109,7 +109,7 @@ def sketched_lstsq(
     >>> import numpy as np, polarmap
     >>> A = np.random.default_rng(0).standard_normal((2000, 5))
     >>> b = A @ np.arange(5.0) + 1
-    >>> for estimate in polarmap.sketched_lstsq(A, b, executor=polarmap.ReplayExecutor()):
+    >>> for estimate in polarmap.linalg.sketched_lstsq(A, b, executor=polarmap.testing.ReplayExecutor()):
     ...     pass
     >>> estimate.arrived, estimate.error_p90
     (24, 0.0)
@@ -130,14 +130,14 @@ def sketched_lstsq(
                 "columns; use numpy.linalg.lstsq"
             )
         both = np.column_stack([matrix, target.astype(matrix.dtype)])
-        count, size = _count(workers, len(matrix)), float(np.linalg.norm(target))
+        count, size = _count(tasks, len(matrix)), float(np.linalg.norm(target))
         return _solutions(_sketches(both, count, executor, timeout, retries, _stream(seed)), size)
 
 
 def sketched_gram(
     A: Any,
     *,
-    workers: int | None = None,
+    tasks: int | None = None,
     executor: Any = None,
     timeout: float | None = None,
     retries: int = 1,
@@ -149,7 +149,7 @@ def sketched_gram(
     ----------
     A : array-like (M, N)
         Real. It is read whole and mixed here.
-    workers, executor, timeout, retries, seed : optional
+    tasks, executor, timeout, retries, seed : optional
         As for `sketched_lstsq`; so are errors.
 
     Yields
@@ -162,13 +162,13 @@ def sketched_gram(
     --------
     >>> import numpy as np, polarmap
     >>> A = np.random.default_rng(0).standard_normal((2000, 5))
-    >>> *_, last = polarmap.sketched_gram(A, workers=12, executor=polarmap.ReplayExecutor())
+    >>> *_, last = polarmap.linalg.sketched_gram(A, tasks=12, executor=polarmap.testing.ReplayExecutor())
     >>> last.error_p90, bool(np.allclose(last.value, A.T @ A))
     (0.0, True)
     """
     with without_our_frames:
         matrix = _checked(A)
-        count = _count(workers, len(matrix))
+        count = _count(tasks, len(matrix))
         return _grams(_sketches(matrix, count, executor, timeout, retries, _stream(seed)))
 
 
@@ -181,7 +181,7 @@ def _solutions(sketches: Generator[_Sketch, None, None], size: float) -> Iterato
                 x, _, rank, _ = np.linalg.lstsq(one.R[:columns, :columns], one.R[:columns, -1], rcond=None)
                 missed = float(np.sum((one.R[:, -1] - one.R[:, :-1] @ x) ** 2))
                 error = _solution_error(one, int(rank), missed) / size if size else 0.0
-                yield SketchEstimate(x, error, one.arrived, one.workers)
+                yield SketchEstimate(x, error, one.arrived, one.tasks)
 
 
 def _solution_error(sketch: _Sketch, rank: int, missed: float) -> float:
@@ -200,7 +200,7 @@ def _grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]
     with without_our_frames, closing(sketches):
         for one in sketches:
             value = one.R.T @ one.R * (one.total / one.rows)
-            yield SketchEstimate(value, _gram_error(value, one), one.arrived, one.workers)
+            yield SketchEstimate(value, _gram_error(value, one), one.arrived, one.tasks)
 
 
 def _gram_error(value: Array, sketch: _Sketch) -> float:
@@ -220,7 +220,7 @@ def _gram_error(value: Array, sketch: _Sketch) -> float:
 
 def _sketches(
     matrix: Array,
-    workers: int,
+    tasks: int,
     executor: Any,
     timeout: float | None,
     retries: int,
@@ -228,8 +228,8 @@ def _sketches(
 ) -> Generator[_Sketch, None, None]:
     """A sketch each time that more results are there; what the map raises, after all that arrived."""
     total = len(matrix)
-    blocks = np.array_split(_mixed(matrix, stream), workers)
-    future = submit(_triangle, blocks, verb=hedged_map, executor=executor, timeout=timeout, retries=retries)
+    blocks = np.array_split(_mixed(matrix, stream), tasks)
+    future = submit(hedged_map, _triangle, blocks, executor=executor, timeout=timeout, retries=retries)
     rows = dict(zip(future.blocks, map(len, blocks)))
     R, arrived = np.zeros((0, matrix.shape[1]), matrix.dtype), 0
     pending, seen = set(future.blocks), 0
@@ -240,7 +240,7 @@ def _sketches(
             if new:
                 R = _triangle(np.concatenate([R, *(block.result() for block in new)]))
                 arrived, seen = arrived + len(new), seen + sum(rows[block] for block in new)
-                yield _Sketch(R, seen, total, arrived, workers)
+                yield _Sketch(R, seen, total, arrived, tasks)
         future.result()
     finally:
         future.cancel()
@@ -265,10 +265,10 @@ def _checked(A: Any) -> Array:
     return found
 
 
-def _count(workers: int | None, rows: int) -> int:
-    count = min(DEFAULT_BLOCKS, rows) if workers is None else checked_count("workers", workers)
+def _count(tasks: int | None, rows: int) -> int:
+    count = min(DEFAULT_BLOCKS, rows) if tasks is None else checked_count("tasks", tasks)
     if count > rows:
-        raise CodeError(f"workers={count} is more than the {rows} rows of A; use workers <= {rows}")
+        raise CodeError(f"tasks={count} is more than the {rows} rows of A; use tasks <= {rows}")
     return count
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.code.linear import LinearCode
-from polarmap.code.masked import Masked
+from polarmap.codes.linear import LinearCode
+from polarmap.codes.masked import Masked
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,
@@ -30,7 +30,7 @@ class SharedOptions(TypedDict, total=False):
     """The options of every coded map of data, for type checkers."""
 
     blocks: int | None
-    workers: int | None
+    tasks: int | None
     code: CodeName | LinearCode | Masked
     degree: int
     schedule: ScheduleName | Plan
@@ -63,7 +63,7 @@ def coded_map(
     data: Any,
     *,
     blocks: int | None = None,
-    workers: int | None = None,
+    tasks: int | None = None,
     code: CodeName | LinearCode | Masked = "auto",
     degree: int = 1,
     schedule: ScheduleName | Plan = "upfront",
@@ -93,7 +93,7 @@ def coded_map(
         What lies on the cluster of a Dask or Ray executor stays there, cut as it is.
     blocks : int, optional
         k. By default the length of a sequence; of an array a number near 24 that divides the rows.
-    workers : int, optional
+    tasks : int, optional
         n. By default a third more than the results needed.
     code : {"auto", "rotation", "arikan"}, Masked or a code
         "auto": "arikan" for integers, "rotation" for floats. `Masked`: workers do not see the data.
@@ -101,7 +101,7 @@ def coded_map(
         Of f as a polynomial in its block. About degree * k results are needed.
     schedule : {"upfront", "on_demand"} or Plan
         "on_demand": parity tasks start in the place of tasks that are late or have failed. A `Plan` also
-        sets blocks, workers and code.
+        sets blocks, tasks and code.
     executor : optional
         None: processes here, which stay. A `polarmap.Pool`, any `concurrent.futures.Executor`, a Dask
         client, `ray` or "ray://host:port", a `lithops.FunctionExecutor`, "localhost" (Lithops), or a path of
@@ -165,7 +165,7 @@ def coded_map(
     """
     check_function(f)
     options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule, key)
-    code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
+    code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
         return prepared_blocks(f, data, code_options, executor, options)
     from polarmap.arrays.stored_result import prepared_to_storage  # as much again as all other maps need

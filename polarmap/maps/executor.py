@@ -12,8 +12,8 @@ from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
 
-from polarmap.code.checks import checked_count, is_count
-from polarmap.code.dtypes import is_integer
+from polarmap.codes.checks import checked_count, is_count
+from polarmap.codes.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import FaultyExecutor, WithFaults, executor_of
 from polarmap.executors.base import MapExecutor

@@ -11,9 +11,9 @@ import numpy as np
 
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.code.checks import is_one_of, is_positive
-from polarmap.code.dtypes import EPS, Floats
-from polarmap.code.polar import PolarCode
+from polarmap.codes.checks import is_one_of, is_positive
+from polarmap.codes.dtypes import EPS, Floats
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.slopes import (
     count_blocks,
@@ -72,7 +72,7 @@ def coded_gradient(
     scale: Any = None,
     scheme: Literal["central", "forward"] = "central",
     blocks: int | None = None,
-    workers: int | None = None,
+    tasks: int | None = None,
     code: CodeName | PolarCode = "auto",
     executor: Any = None,
     verify: Verify = "auto",
@@ -107,7 +107,7 @@ def coded_gradient(
         "central": 2 evaluations per direction, error O(h^2). "forward": [f(x + hz) - f(x)] / h, 1 per
         direction and 2 per worker, error O(h), 8 digits at best; its check finds garbage, but takes
         kinks and noise for curvature.
-    blocks, workers, code : optional
+    blocks, tasks, code : optional
         k, n and the code as for `coded_map`: the directions are cut into k blocks.
     executor, verify, timeout, retries, progress : optional
         As for `coded_map`. What the parity equations may be off by allows for the truncation
@@ -132,9 +132,9 @@ def coded_gradient(
     Examples
     --------
     >>> import math, numpy as np, polarmap
-    >>> late = polarmap.ReplayExecutor({1: math.inf, 6: math.inf})  # two of the eight never report
+    >>> late = polarmap.testing.ReplayExecutor({1: math.inf, 6: math.inf})  # two of the eight never report
     >>> found = polarmap.coded_gradient(
-    ...     lambda x: np.sum(x**3), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], blocks=6, workers=8, executor=late
+    ...     lambda x: np.sum(x**3), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], blocks=6, tasks=8, executor=late
     ... )
     >>> np.allclose(found.gradient, 3 * np.arange(1.0, 7.0) ** 2)
     True
@@ -150,12 +150,12 @@ def coded_gradient(
         amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
         base = None if directions is None else _checked_directions(directions, point)
         count = point.size if base is None else len(base)
-        k = count_blocks(blocks, workers, code, count)
+        k = count_blocks(blocks, tasks, code, count)
         data, task = _prepare(f, point, unit, step, scheme, base, k)
         known = KnownFunction(errors=partial(slope_errors, step, scheme))
         options = replace(options, rtol=amplification * EPS, known=known)
         try:
-            sizes = CodeOptions(k, workers, code)
+            sizes = CodeOptions(k, tasks, code)
             mapped = prepared_blocks(task, data, sizes, executor, options).run(observers)
         except NotLinearError as error_:
             raise NotLinearError(_not_smooth(step, error_)) from error_
@@ -193,7 +193,7 @@ class CodedGradient:
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from scipy.optimize import minimize, rosen
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     gradient = CodedGradient(rosen, workers=6, executor=pool)
+    ...     gradient = CodedGradient(rosen, tasks=6, executor=pool)
     ...     found = minimize(rosen, [1.3, 0.7, 0.8, 1.9], jac=gradient, method="BFGS")
     >>> np.allclose(found.x, 1, atol=1e-5)
     True

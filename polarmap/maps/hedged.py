@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
-from polarmap.code.checks import checked_count, is_count
-from polarmap.code.uncoded import BACKUPS, Uncoded
+from polarmap.codes.checks import checked_count, is_count
+from polarmap.codes.uncoded import BACKUPS, Uncoded
 from polarmap.errors import (
     CodeError,
     NotDecodableError,
@@ -103,7 +103,7 @@ def hedged_map(
     Examples
     --------
     >>> import numpy as np, polarmap
-    >>> slow = polarmap.FaultyExecutor(polarmap.ReplayExecutor(), {2: polarmap.Fault("sleep", seconds=60)})
+    >>> slow = polarmap.testing.FaultyExecutor(polarmap.testing.ReplayExecutor(), {2: polarmap.testing.Fault("sleep", seconds=60)})
     >>> result = polarmap.hedged_map(np.sort, np.array([3, 1, 9, 5, 2, 8]), blocks=3, executor=slow)
     >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
     ([[1, 3], [5, 9], [2, 8]], 2.1, 2)

@@ -9,8 +9,8 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.code.dtypes import Array, Floats
-from polarmap.code.polar import PolarCode
+from polarmap.codes.dtypes import Array, Floats
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.worker.finite_differences import Sizes
 
@@ -39,10 +39,10 @@ def gradient_of_slopes(slopes: Floats, base: Floats | None, scale: Floats) -> Fl
     return np.asarray(found).reshape(scale.shape)
 
 
-def count_blocks(blocks: Any, workers: Any, code: CodeName | PolarCode, count: int) -> int:
+def count_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, count: int) -> int:
     """k, as coded_map chooses it for `count` rows."""
-    asked = CodeOptions(blocks, workers, code).checked()
-    most = DEFAULT_BLOCKS if asked.workers is None else max(1, 3 * asked.workers // 4)
+    asked = CodeOptions(blocks, tasks, code).checked()
+    most = DEFAULT_BLOCKS if asked.tasks is None else max(1, 3 * asked.tasks // 4)
     of_code = code.k if isinstance(code, PolarCode) else None
     k = asked.blocks or of_code or min(most, count)
     if k > count:

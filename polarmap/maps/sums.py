@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.uneven import SharedParts, cut_parts
-from polarmap.code.checks import checked_count
+from polarmap.codes.checks import checked_count
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, check_function, checked_options
@@ -46,7 +46,7 @@ def coded_sum(
     parts: Any,
     *,
     tolerate: int = 1,
-    workers: int | None = None,
+    tasks: int | None = None,
     executor: Any = None,
     rtol: float | None = None,
     timeout: float | None = None,
@@ -69,7 +69,7 @@ def coded_sum(
         into as many nearly equal parts as there are workers; no rows are added.
     tolerate : int
         s, how many workers may be missing, less than n. The work is s + 1 times that of a plain map.
-    workers : int, optional
+    tasks : int, optional
         n, which must divide the number of parts: as many as there are parts by default, and 24 for
         an array.
     executor, timeout, retries, progress : optional
@@ -97,7 +97,7 @@ def coded_sum(
     Examples
     --------
     >>> import math, numpy as np, polarmap
-    >>> dead = polarmap.ReplayExecutor({0: math.inf, 3: math.inf})
+    >>> dead = polarmap.testing.ReplayExecutor({0: math.inf, 3: math.inf})
     >>> parts = [np.arange(3) + i for i in range(6)]
     >>> total = polarmap.coded_sum(lambda part: part**2 % 5, parts, tolerate=2, executor=dead)
     >>> total.value.tolist(), sum(part**2 % 5 for part in parts).tolist()
@@ -109,7 +109,7 @@ def coded_sum(
         options = checked_options("auto", rtol, timeout, retries)
         options = replace(options, known=KnownFunction(fits=True))
         running = RunningMap(executor)
-        n = None if workers is None else checked_count("workers", workers)
+        n = None if tasks is None else checked_count("tasks", tasks)
         shares = SharedParts(*cut_parts(parts, n), n, tolerate)
         combined = combination(f)
         running.expect(shares.code)

@@ -16,9 +16,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from polarmap.blocks.code_choice import CodeName
-from polarmap.code.checks import is_number
-from polarmap.code.dtypes import EPS, Array, Floats
-from polarmap.code.polar import PolarCode
+from polarmap.codes.checks import is_number
+from polarmap.codes.dtypes import EPS, Array, Floats
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.keys import check_may_be_copied
@@ -39,7 +39,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
     tol: float = 1e-6
     max_iter: int = 5000
     blocks: int | None = None
-    workers: int | None = None
+    tasks: int | None = None
     code: CodeName | PolarCode = "auto"
     executor: Any = None
     timeout: float | None = None
@@ -103,7 +103,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
                 "a fit are parallel already), or an executor that travels (None, 'localhost', the path of a "
                 "Lithops YAML file, a Pool of one of these), or give it one with set_params(executor=...)"
             )
-        options = {name: getattr(self, name) for name in ("blocks", "workers", "code", "executor", "timeout")}
+        options = {name: getattr(self, name) for name in ("blocks", "tasks", "code", "executor", "timeout")}
         return CodedOperator(A, **options)
 
     def _scaled_operator(

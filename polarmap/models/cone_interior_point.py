@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.models.cones import ConeLoss
 from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import Solution, after_steps

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import Solution, after_steps
 

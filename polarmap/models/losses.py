@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logsumexp, softmax, xlogy
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.errors import ModelError
 
 # Beyond, exp is continued by its tangent: a line search that overshoots must not meet inf.

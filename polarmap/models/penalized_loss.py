@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty

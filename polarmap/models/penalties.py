@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import qr, solve_triangular
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.errors import ModelError
 
 NEWTON_STEPS = 100  # of the secular equation, which takes about six

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyproximal
 
-from polarmap.code.dtypes import EPS
+from polarmap.codes.dtypes import EPS
 from polarmap.errors import ModelError
 
 BISECTIONS = 1000  # at most: enough for any float64

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.errors import ModelError
 
 LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.code.dtypes import EPS, Floats
+from polarmap.codes.dtypes import EPS, Floats
 from polarmap.models.proximal_gradient import (
     FistaSteps,
     Problem,

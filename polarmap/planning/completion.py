@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.checks import is_count, is_number, is_one_of
-from polarmap.code.dtypes import is_integer
-from polarmap.code.uncoded import BACKUPS
+from polarmap.codes.checks import is_count, is_number, is_one_of
+from polarmap.codes.dtypes import is_integer
+from polarmap.codes.uncoded import BACKUPS
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning import backups, decodability, unequal
 from polarmap.planning.decodability import ArrivalsNeeded

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.arikan_code import ArikanCode
-from polarmap.code.polar import PolarCode
+from polarmap.codes.arikan_code import ArikanCode
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Floats
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.checks import is_number
+from polarmap.codes.checks import is_number
 from polarmap.errors import CodeError, without_our_frames
 
 Floats = npt.NDArray[np.float64]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.checks import checked_count, is_number
-from polarmap.code.uncoded import Uncoded
+from polarmap.codes.checks import checked_count, is_number
+from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Pareto, ShiftedExponential
 from polarmap.run.first_results import run_uncoded
@@ -106,7 +106,7 @@ def measure(
 
     Examples
     --------
-    >>> from polarmap import ReplayExecutor
+    >>> from polarmap.testing import ReplayExecutor
     >>> measured = measure(ReplayExecutor({3: 7.0}), tasks=4, seconds=0.01)
     >>> measured.warm
     [1.0, 1.0, 1.0, 7.0]

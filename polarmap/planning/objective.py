@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from polarmap.code.checks import is_number, is_one_of
+from polarmap.codes.checks import is_number, is_one_of
 from polarmap.errors import CodeError
 from polarmap.planning.completion import Completion
 

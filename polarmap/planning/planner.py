@@ -13,10 +13,10 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.checks import checked_count, is_one_of
-from polarmap.code.dtypes import is_integer
-from polarmap.code.polar import MAX_WORKERS, PolarCode
-from polarmap.code.uncoded import Uncoded
+from polarmap.codes.checks import checked_count, is_one_of
+from polarmap.codes.dtypes import is_integer
+from polarmap.codes.polar import MAX_WORKERS, PolarCode
+from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import decoder_of
@@ -135,7 +135,7 @@ class Plan(MapPlan):
         kernels = {"rotation": ("rotation",), "uncoded": ()}.get(self.code, ("arikan",))
         if not is_one_of(code, ("auto", *kernels)):
             raise CodeError(f"the plan says which code, {self.code!r}: leave code={code!r} out")
-        sized = options._replace(blocks=self.k, workers=self.n)
+        sized = options._replace(blocks=self.k, tasks=self.n)
         if self.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
             return sized
         if self.code == "uncoded":

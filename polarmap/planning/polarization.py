@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.design import erasure_probabilities, frozen_inputs, power_of_two_above
-from polarmap.code.dtypes import Indices
+from polarmap.codes.design import erasure_probabilities, frozen_inputs, power_of_two_above
+from polarmap.codes.dtypes import Indices
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats, checked_probabilities, first_reached
 from polarmap.planning.quadrature import everywhere, lengths, mean_quantile

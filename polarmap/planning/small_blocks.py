@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.checks import is_number
+from polarmap.codes.checks import is_number
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.distributions import Floats, first_reached

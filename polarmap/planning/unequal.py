@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
-from polarmap.code.dtypes import Indices
-from polarmap.code.polar import PolarCode, design_share
+from polarmap.codes.dtypes import Indices
+from polarmap.codes.polar import PolarCode, design_share
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.decodability import DECODED, decoder_of, finish

@@ -1,6 +1,6 @@
 """The timeline of one coded map: who worked when, what was used, when the results were determined.
 
-As a figure of matplotlib, and without that as a small picture in HTML. `report` is a `polarmap.Report`,
+As a figure of matplotlib, and without that as a small picture in HTML. `report` is a `polarmap.types.Report`,
 `task` one of its `TaskReport`s.
 """
 

@@ -135,7 +135,7 @@ class CodedFuture(WatchedFuture[R]):
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> data = np.random.default_rng(0).standard_normal((24, 50))
         >>> with ThreadPoolExecutor(4) as pool:
-        ...     future = polarmap.submit(np.negative, data, blocks=6, executor=pool)
+        ...     future = polarmap.submit(polarmap.coded_map, np.negative, data, blocks=6, executor=pool)
         ...     *_, last = future.estimates()
         >>> last.report.error_p90, bool(np.allclose(last.concatenate(), -data))
         (0.0, True)

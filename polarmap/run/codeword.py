@@ -12,9 +12,9 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
-from polarmap.code.algebra import Recovery
-from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import Array, is_exact
+from polarmap.codes.algebra import Recovery
+from polarmap.codes.decoder import Decoder
+from polarmap.codes.dtypes import Array, is_exact
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import read_only
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.code import modular
-from polarmap.code.dtypes import Array, DType, epsilon, is_exact
-from polarmap.code.equations import noise
-from polarmap.code.estimation import Estimator, estimator
-from polarmap.code.polar import PolarCode
+from polarmap.codes import modular
+from polarmap.codes.dtypes import Array, DType, epsilon, is_exact
+from polarmap.codes.equations import noise
+from polarmap.codes.estimation import Estimator, estimator
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
 from polarmap.executors.base import read_only
 from polarmap.report import Report

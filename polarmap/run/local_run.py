@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.blocks.coded import CodedData
-from polarmap.code.dtypes import Array
+from polarmap.codes.dtypes import Array
 from polarmap.worker.messages import describe
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.threads import run_on_daemon

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.checks import is_count, is_number, is_one_of
-from polarmap.code.dtypes import is_integer
+from polarmap.codes.checks import is_count, is_number, is_one_of
+from polarmap.codes.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.keys import readable_key
 from polarmap.run.lateness import RunTimes
@@ -30,7 +30,7 @@ Errors = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
 class MapPlan(ABC):
-    """A schedule that says the sizes and the code of a map too, as `polarmap.Plan` does.
+    """A schedule that says the sizes and the code of a map too, as `polarmap.planning.Plan` does.
 
     schedule : "upfront" or "on_demand".
     upfront : parity tasks that start with the data, on demand.
@@ -107,7 +107,7 @@ def checked_options(
     if not (isinstance(schedule, MapPlan) or is_one_of(schedule, ("upfront", "on_demand"))):
         advice = ""
         if is_integer(schedule):
-            advice = f": for tasks of less work, use blocks={schedule} * ... and workers={schedule} * ..."
+            advice = f": for tasks of less work, use blocks={schedule} * ... and tasks={schedule} * ..."
         raise CodeError(
             "schedule must be 'upfront', 'on_demand' or a Plan as polarmap.plan returns it, not "
             f"{schedule!r}{advice}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
-from polarmap.code.dtypes import DType
+from polarmap.codes.dtypes import DType
 from polarmap.errors import warn
 from polarmap.run.local_run import LocalRun
 from polarmap.run.options import MapOptions

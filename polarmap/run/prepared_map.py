@@ -14,9 +14,9 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import note_of_labels
-from polarmap.code.linear import LinearCode
-from polarmap.code.polar import PolarCode
-from polarmap.code.uncoded import Uncoded
+from polarmap.codes.linear import LinearCode
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import FaultyExecutor, data_beside
 from polarmap.executors.base import Function, Payload

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.code.algebra import Recovery
-from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import Array, DType, check_dtype, default_rtol, epsilon, is_exact
-from polarmap.code.tiled import ignoring_inf
+from polarmap.codes.algebra import Recovery
+from polarmap.codes.decoder import Decoder
+from polarmap.codes.dtypes import Array, DType, check_dtype, default_rtol, epsilon, is_exact
+from polarmap.codes.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.local_run import LocalRun, block_here

@@ -8,10 +8,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from polarmap.code import equations
-from polarmap.code.algebra import Recovery
-from polarmap.code.dtypes import Array, DType, Mask, default_rtol, epsilon, is_exact
-from polarmap.code.polar import PolarCode
+from polarmap.codes import equations
+from polarmap.codes.algebra import Recovery
+from polarmap.codes.dtypes import Array, DType, Mask, default_rtol, epsilon, is_exact
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_run import LocalRun, block_here

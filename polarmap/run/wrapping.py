@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.code.dtypes import EPS, Array, DType, is_exact
+from polarmap.codes.dtypes import EPS, Array, DType, is_exact
 from polarmap.errors import CodeError
 
 

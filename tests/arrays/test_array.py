@@ -12,9 +12,9 @@ import pytest
 from array_data import damage, random_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import ReplayExecutor
 from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage.folder import FolderStore
 
@@ -29,7 +29,7 @@ def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
     k = data.draw(st.integers(1, rows))
     store = FolderStore(tmp_path_factory.mktemp("store"))
-    coded = polarmap.encode(A, blocks=k, workers=k + 2, name="a", storage=store)
+    coded = polarmap.encode(A, blocks=k, tasks=k + 2, name="a", storage=store)
     bound = st.none() | st.integers(-rows - 2, rows + 2)
     start, stop = data.draw(bound), data.draw(bound)
     step = data.draw(st.none() | st.integers(1, 4))
@@ -58,7 +58,7 @@ def test_rows_are_read_by_number_and_slice_only(store):
 def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_was_used_for(store):
     """So f that closes over it stays the same f; and nothing is pickled that other threads fill meanwhile."""
     A = random_array((12, 3))
-    before = pickle.dumps(polarmap.encode(A, blocks=3, workers=4, name="a", storage=store))
+    before = pickle.dumps(polarmap.encode(A, blocks=3, tasks=4, name="a", storage=store))
     coded = polarmap.open_coded("a", store)
     assert pickle.dumps(coded) == before
     assert coded.check().ok
@@ -147,7 +147,7 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
     with zipfile.ZipFile(folder / f"{archive}.zip") as zipped:
         zipped.extractall(tmp_path)
     theirs = [key for key in FolderStore(tmp_path).keys("") if key.startswith("mine/")]
-    assert polarmap.list_coded(tmp_path) == sorted(STORED[archive])
+    assert polarmap.arrays.list_coded(tmp_path) == sorted(STORED[archive])
     for name, values in STORED[archive].items():
         coded = polarmap.open_coded(name, tmp_path, key=key)
         missing = [] if name != "results" else [1, 5] if archive == "encrypted" else [1]

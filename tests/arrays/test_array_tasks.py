@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
-from polarmap import ReplayExecutor
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.stores import PartStore
 from polarmap.errors import NotDecodableError

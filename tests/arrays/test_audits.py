@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from array_data import put_rows, random_array
 from counting_store import Least
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import ReplayExecutor
 
 
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_objects_that_are_not_of_the_array_are_asked_for_their_sizes(store, is_listed):
     A = random_array((24, 10))
-    coded = polarmap.encode(put_rows(store, A), blocks=4, workers=6, name="a", storage=store)
+    coded = polarmap.encode(put_rows(store, A), blocks=4, tasks=6, name="a", storage=store)
     store.delete(["mine/5", coded.stored(5)[0].key])
     store.put("mine/13", A[12].tobytes())
     one = coded if is_listed else polarmap.open_coded("a", Least(store))

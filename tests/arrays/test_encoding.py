@@ -7,15 +7,15 @@ import pytest
 from array_data import DOCUMENTS, DTYPES, MIB, objects, random_array
 
 import polarmap
-from polarmap import PolarCode
 from polarmap.arrays.manifest import manifest_key
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, StorageError
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_read_back_is_what_was_encoded(store, dtype):
     A = random_array((23, 5), dtype)
-    polarmap.encode(A, blocks=4, workers=7, name="a", storage=store)
+    polarmap.encode(A, blocks=4, tasks=7, name="a", storage=store)
     coded = polarmap.open_coded("a", store)
     assert (coded.shape, coded.dtype, coded.n, coded.k) == (A.shape, A.dtype.newbyteorder("="), 7, 4)
     np.testing.assert_array_equal(np.asarray(coded), A)
@@ -25,7 +25,7 @@ def test_what_is_read_back_is_what_was_encoded(store, dtype):
 @pytest.mark.every_store
 def test_parity_in_storage_is_that_of_the_code(store):
     A = random_array((24, 5))
-    coded = polarmap.encode(A, blocks=4, workers=7, name="a", storage=store)
+    coded = polarmap.encode(A, blocks=4, tasks=7, name="a", storage=store)
     expected = PolarCode(7, 4).encode(A.reshape(4, 6, 5))
     for index in range(7):
         raw = b"".join(store.get(part.key) for part in coded.stored(index))
@@ -36,8 +36,8 @@ def test_parity_in_storage_is_that_of_the_code(store):
 def test_defaults_and_names(store):
     coded = polarmap.encode(random_array((240, 3)), name="x.1_y-2", storage=store)
     assert (coded.k, coded.n) == (24, 32)
-    polarmap.encode(random_array((96, 3)), workers=8, name="B", storage=store)
-    assert polarmap.list_coded(store) == ["B", "x.1_y-2"]
+    polarmap.encode(random_array((96, 3)), tasks=8, name="B", storage=store)
+    assert polarmap.arrays.list_coded(store) == ["B", "x.1_y-2"]
     assert polarmap.open_coded("B", store).k == 6
     assert repr(coded).startswith(
         "<CodedArray 'x.1_y-2': 240 x 3 float64, 24 of 32 blocks are data, 0.0 MiB in "
@@ -60,14 +60,12 @@ def test_overwrite_replaces_and_leaves_nothing_of_the_old(store):
     assert len(store.keys("polarmap/")) == DOCUMENTS + coded.n
     coded.delete()
     assert store.keys("polarmap/") == []
-    assert polarmap.list_coded(store) == []
+    assert polarmap.arrays.list_coded(store) == []
 
 
 @pytest.mark.every_store
 def test_only_data_and_parity_are_stored(store):
-    coded = polarmap.encode(
-        random_array((240, 100)), blocks=6, workers=8, name="a", storage=store, memory=MIB
-    )
+    coded = polarmap.encode(random_array((240, 100)), blocks=6, tasks=8, name="a", storage=store, memory=MIB)
     assert coded.stored_bytes == coded.nbytes * 8 // 6
     documents = [key for key in objects(store) if key.endswith("zarr.json") or key == manifest_key("a")]
     assert len(documents) == DOCUMENTS
@@ -99,7 +97,7 @@ def test_data_that_cannot_be_coded(store, data, message):
 def test_sizes_that_cannot_be(store):
     for options, message in [
         ({"blocks": 9}, "more than the 8 rows"),
-        ({"blocks": 4, "workers": 4}, "no parity"),
+        ({"blocks": 4, "tasks": 4}, "no parity"),
         ({"memory": 100}, "at least 1048576"),
         ({"memory": 1.5}, "positive integer"),
         ({"code": "mds"}, "code must be"),

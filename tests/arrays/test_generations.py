@@ -14,16 +14,16 @@ from array_data import DOCUMENTS, MIB, random_array
 from counting_store import BrokenError, Counting, encode_until_killed, fail
 
 import polarmap
-from polarmap import PolarCode
 from polarmap.arrays import stripes
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import PartStore
+from polarmap.codes import PolarCode
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
 
-OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
 
 
@@ -58,7 +58,7 @@ def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, sour
         assert crash(store, source, at, when)
         with pytest.raises(MissingObjectError):
             polarmap.open_coded("a", store)
-        assert polarmap.list_coded(store) == []
+        assert polarmap.arrays.list_coded(store) == []
         counting = Counting(store)
         coded = polarmap.encode(source, storage=counting, **OPTIONS)
         if at > 15:
@@ -81,7 +81,7 @@ def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source)
 def test_killed_while_overwriting_the_old_one_stays(store, source):
     A = np.ones((8, 2))
     for is_deleted in (True, False):
-        polarmap.encode(A, blocks=4, workers=6, name="a", storage=store)
+        polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store)
         assert crash(store, source, 20)
         coded = polarmap.open_coded("a", store)
         assert coded.check().ok
@@ -117,7 +117,7 @@ def test_runs_of_another_plan_are_not_resumed_but_swept(store):
     for other, options in [
         (A.astype("f4"), OPTIONS),
         (A[:12], OPTIONS),
-        (A, {**OPTIONS, "workers": 7}),
+        (A, {**OPTIONS, "tasks": 7}),
         (A, {**OPTIONS, "code": "arikan"}),
     ]:
         coded = polarmap.encode(other, storage=store, overwrite=True, **options)
@@ -217,7 +217,7 @@ def test_what_could_not_be_opened_is_not_published(store):
         Generation(PartStore(store), "a", {}) as generation,
     ):
         generation.publish(made, None)
-    assert polarmap.list_coded(store) == []
+    assert polarmap.arrays.list_coded(store) == []
     polarmap.encode(np.ones((8, 3)), name="a", storage=store)
 
 
@@ -254,7 +254,7 @@ def test_many_at_once_leave_one_whole_array(store):
     def run(A):
         start.wait(30)
         try:
-            outcomes.append(polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, overwrite=True))
+            outcomes.append(polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, overwrite=True))
         except StorageError as error:
             outcomes.append(error)
 
@@ -264,9 +264,9 @@ def test_many_at_once_leave_one_whole_array(store):
     for thread in threads:
         thread.join(60)
     assert len(outcomes) == len(arrays)
-    assert any(isinstance(one, polarmap.CodedArray) for one in outcomes)
+    assert any(isinstance(one, polarmap.arrays.CodedArray) for one in outcomes)
     coded = polarmap.open_coded("a", store)
     assert any(np.array_equal(coded[:], A) for A in arrays)
     assert coded.check().ok
-    polarmap.encode(arrays[0], blocks=4, workers=6, name="a", storage=store, overwrite=True)
+    polarmap.encode(arrays[0], blocks=4, tasks=6, name="a", storage=store, overwrite=True)
     assert len(store.keys("polarmap/")) == DOCUMENTS + 6

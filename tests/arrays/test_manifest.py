@@ -12,8 +12,8 @@ import pytest
 from array_data import MIB, random_array, write_manifest
 
 import polarmap
-from polarmap import PolarCode
 from polarmap.arrays.manifest import check_name, manifest_key
+from polarmap.codes import PolarCode
 from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
 
@@ -32,14 +32,14 @@ def reader():
 @pytest.mark.parametrize("dtype", ["f8", "f4", "c16", "u1", "i8"])
 def test_the_reader_of_the_page_reads(tmp_path, dtype):
     A = random_array((43, 9_000), dtype)
-    polarmap.encode(A, blocks=6, workers=8, name="a", storage=tmp_path, memory=MIB)
+    polarmap.encode(A, blocks=6, tasks=8, name="a", storage=tmp_path, memory=MIB)
     np.testing.assert_array_equal(reader()(tmp_path, "a"), A)
 
 
 def test_the_reader_of_the_page_reads_numbers(tmp_path):
-    options = {"blocks": 6, "executor": polarmap.ReplayExecutor()}
+    options = {"blocks": 6, "executor": polarmap.testing.ReplayExecutor()}
     A = random_array((42, 5))
-    y = polarmap.coded_map(np.sum, A, out=polarmap.Stored("a", tmp_path), **options)
+    y = polarmap.coded_map(np.sum, A, out=polarmap.arrays.Stored("a", tmp_path), **options)
     y.array.repair()
     np.testing.assert_allclose(reader()(tmp_path, "a"), A.reshape(6, -1).sum(axis=1), rtol=1e-10)
     manifest = json.loads((tmp_path / "polarmap/manifests/a.json").read_text())["array"]

@@ -13,10 +13,12 @@ from array_data import MIB, damage, encode_with_warnings, objects, random_array,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import cut, process_pool
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import PolarCode, ReplayExecutor, Stored
+from polarmap.arrays import Stored
 from polarmap.arrays.manifest import Manifest
+from polarmap.codes import PolarCode
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import DamagedError
@@ -45,7 +47,7 @@ def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
     total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "padding"))
     places = data.draw(st.lists(st.integers(0, total * columns - 1), max_size=4, unique=True), "places")
     A = spoilt((total, columns), dtype, places, np.arange(len(places)) % 3)
-    coded, said = encode_with_warnings(A, blocks=k, workers=k + extra, storage=store)
+    coded, said = encode_with_warnings(A, blocks=k, tasks=k + extra, storage=store)
     assert len(said) == bool(places)
     lost = data.draw(st.lists(st.integers(0, k + extra - 1), min_size=1, max_size=extra, unique=True), "lost")
     for block in lost:
@@ -98,7 +100,7 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
 
 def test_damaged_parity_comes_back_with_its_nan(store):
     A = spoilt((24, 50), "f8", [7, 300], [0, 1])
-    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store)
+    coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     stored = [coded.coded_blocks().piece(block)[0] for block in range(6)]
     assert np.isnan(stored[4].reshape(-1)[7])
     assert np.isfinite(stored[4].reshape(-1)[[8, 9, 299]]).all()
@@ -113,7 +115,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
     """NaN in the place of a padding row: all rows of the array are there to be decoded."""
     A = random_array((11, 3))
     A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
-    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store)
+    coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     damage(store, coded.stored(3)[0], "missing")
     coded.repair()
     np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
@@ -133,7 +135,7 @@ def overflowing(dtype="f4"):
 
 def test_parity_that_overflows_is_an_erasure_there(store):
     A, _ = overflowing()
-    coded, said = encode_with_warnings(A, blocks=4, workers=6, storage=store)
+    coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     assert said == [
         "at 1 place of the blocks the parity overflows float32: a lost part cannot be decoded where it, or "
         "another block in the same place, holds such an entry"
@@ -149,7 +151,7 @@ def test_parity_that_overflows_is_an_erasure_there(store):
 def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
     A = random_array((8, 50_000))
     A[1, 40_000] = np.nan
-    coded, said = encode_with_warnings(A, blocks=4, workers=6, storage=store, memory=MIB)
+    coded, said = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     assert len(coded.stored(0)) > 3
     assert len(said) == 1
     assert said[0].startswith("1 entry is NaN or inf, the first at [1, 40000]:")
@@ -166,7 +168,7 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
 
 @pytest.mark.parametrize(("shape", "block"), [((11, 3), (3, 3)), ((4,), (1,)), ((7, 0, 2), (2, 0, 2))])
 def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, block):
-    coded = polarmap.encode(random_array(shape), blocks=4, workers=6, name="a", storage=store)
+    coded = polarmap.encode(random_array(shape), blocks=4, tasks=6, name="a", storage=store)
     monkeypatch.delattr(type(store), "get")
     blocks = coded.coded_blocks()
     data = blocks.blocks
@@ -177,7 +179,7 @@ def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, 
 
 
 def test_blocks_that_are_single_numbers_are_no_arrays(store):
-    A, out = np.arange(8.0), polarmap.Stored("sums", store)
+    A, out = np.arange(8.0), polarmap.arrays.Stored("sums", store)
     y = polarmap.coded_map(np.sum, A, blocks=4, out=out, executor=ReplayExecutor())
     blocks = y.array.coded_blocks()
     assert (blocks.structure, blocks.blocks.rows, blocks.layout(0)) == (("numpy",), None, (("<f8", ()),))
@@ -187,7 +189,7 @@ def test_blocks_that_are_single_numbers_are_no_arrays(store):
 
 def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
     A = random_array((8, 50_000))
-    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store, memory=MIB)
+    coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store, memory=MIB)
     blocks = coded.coded_blocks()
     assert len(coded.stored(1)) > 3
     damage(store, coded.stored(1)[2], "truncated")
@@ -202,7 +204,7 @@ def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
 def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
     A = random_array((12, 3))
     A[1, 1] = np.nan
-    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store)
+    coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
     y = polarmap.coded_map(lambda block: 2 * block, coded, executor=ReplayExecutor())
     np.testing.assert_array_equal(y.concatenate(), 2 * A)
     damage(store, coded.stored(1)[0], "missing")
@@ -214,7 +216,7 @@ def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
 @pytest.mark.parametrize("part", [3, 60_000], ids=["whole", "in stripes"])
 def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
     """But not more at once than there are blocks: they are held in memory."""
-    coded = polarmap.encode(random_array((8, part)), blocks=4, workers=5, name="a", storage=store, memory=MIB)
+    coded = polarmap.encode(random_array((8, part)), blocks=4, tasks=5, name="a", storage=store, memory=MIB)
     get, together, reading, most = type(store).get, threading.Barrier(2), [], []
 
     def slow(*arguments):
@@ -238,7 +240,7 @@ def test_parts_in_a_bucket_are_read_side_by_side(store, monkeypatch, part):
 def results(tmp_path):
     """2 A as three ask for it: of two who repair it, and of one who does not know; and A."""
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
-    options = {"blocks": 4, "workers": 6, "executor": late}
+    options = {"blocks": 4, "tasks": 6, "executor": late}
     y = polarmap.coded_map(lambda block: 2 * block, A, out=Stored("y", tmp_path), **options)
     return y.array, polarmap.open_coded("y", tmp_path), A
 
@@ -276,7 +278,7 @@ def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, mo
 def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
     """And none has the checksum that it had."""
     A, options = random_array((24, 5)), {"storage": store, "key": key}
-    ours = polarmap.encode(A, blocks=4, workers=6, name="a", **options)
+    ours = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
     theirs = polarmap.open_coded("a", **options)
     for block in range(6):
         damage(store, theirs.stored(block)[0], "missing")
@@ -297,7 +299,7 @@ def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
 )
 def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, monkeypatch, read):
     A, options = random_array((24, 5)), {"storage": store, "name": "a"}
-    ours = polarmap.encode(A, blocks=4, workers=6, **options)
+    ours = polarmap.encode(A, blocks=4, tasks=6, **options)
     theirs, blocks = polarmap.open_coded(**options), ours.coded_blocks()
     look_again, repairs = blocks.look_again, [None] * 2
 
@@ -321,7 +323,7 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
 
 def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store, monkeypatch):
     """Else every map of an array with a damaged part would do that."""
-    coded = polarmap.encode(random_array((8, 3)), blocks=4, workers=6, name="a", storage=store)
+    coded = polarmap.encode(random_array((8, 3)), blocks=4, tasks=6, name="a", storage=store)
     damage(store, coded.stored(2)[0], "corrupt")
     read, parse = [], Manifest.parse
     monkeypatch.setattr(Manifest, "parse", lambda *given: read.append(given) or parse(*given))
@@ -346,10 +348,10 @@ def test_a_map_of_what_is_repaired_meanwhile_goes_on(results, kind):
     np.testing.assert_allclose(y.concatenate(), -2 * A, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("change", [{}, {"workers": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
+@pytest.mark.parametrize("change", [{}, {"tasks": 7}, {"blocks": 3}], ids=["numbers", "code", "cut"])
 def test_nothing_is_read_of_another_array_of_the_same_name(store, change):
     """Its parts would not belong to those that were read before."""
-    A, options = random_array((24, 5)), {"blocks": 4, "workers": 6, "name": "a", "storage": store}
+    A, options = random_array((24, 5)), {"blocks": 4, "tasks": 6, "name": "a", "storage": store}
     ours = polarmap.encode(A, **options)
     polarmap.encode(A if change else 2 * A, overwrite=True, **(options | change))
     with pytest.raises(NotDecodableError, match="stripe 0 of the coded array 'a' is lost"):

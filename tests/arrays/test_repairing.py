@@ -12,13 +12,13 @@ from array_data import DOCUMENTS, MIB, damage, losses, objects, random_array
 from counting_store import BrokenError, Counting, CountingReads, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.arrays.manifest import manifest_key
 from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
 
-OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
 
 
@@ -38,7 +38,7 @@ DOCUMENT_DAMAGE = {"f4": "missing", "f8": "corrupt", "c16": "corrupt", "u1": "ap
 
 def check_repair(store, dtype, executor):
     A = random_array((72, 600), dtype)
-    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=store, memory=MIB)
+    coded = polarmap.encode(A, blocks=6, tasks=9, name="a", storage=store, memory=MIB)
     stripes, view, encoded = len(coded.stored(0)), coded.coded_blocks().manifest.zarr, objects(store)
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 1e-4 if dtype == "f4" else 1e-10
     lost = losses(coded.code, 3)
@@ -112,7 +112,7 @@ def test_repair_of_what_is_whole_changes_nothing(store):
 @pytest.mark.every_store
 def test_each_stripe_bears_its_own_losses(store):
     A = random_array((8, 50_000))
-    coded = polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, memory=MIB)
+    coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=MIB)
     assert len(coded.stored(0)) > 3
     for stripe, lost in enumerate([(0, 1), (2, 3), (4, 5), (1, 4)]):
         for block in lost:
@@ -124,7 +124,7 @@ def test_each_stripe_bears_its_own_losses(store):
 
 @pytest.mark.every_store
 def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
-    coded = polarmap.encode(random_array((12, 7)), blocks=4, workers=6, name="a", storage=store)
+    coded = polarmap.encode(random_array((12, 7)), blocks=4, tasks=6, name="a", storage=store)
     for index in (0, 1, 5):
         damage(store, coded.stored(index)[0], "corrupt")
     before = objects(store)
@@ -190,7 +190,7 @@ def test_a_repair_cut_short_changes_nothing(store):
 def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtype, key, data):
     folder = tmp_path_factory.mktemp("store")
     A, k = random_array((rows, 40 * columns), dtype), min(k, rows)
-    polarmap.encode(A, blocks=k, workers=k + extra, name="a", storage=folder, key=key)
+    polarmap.encode(A, blocks=k, tasks=k + extra, name="a", storage=folder, key=key)
     coded = polarmap.open_coded("a", folder, key=key)
     np.testing.assert_array_equal(coded[:], A)
     before = [coded.coded_blocks().piece(block)[0] for block in range(coded.n)]
@@ -301,7 +301,7 @@ from counting_store import CountingReads
 
 A = random_array((64, 40_000))  # 20 MB
 store = CountingReads(sys.argv[1])
-coded = polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, memory=16 * MIB)
+coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=16 * MIB)
 part = coded.stored(0)[0].size
 assert len(coded.stored(0)) == 8
 with polarmap.Pool(workers=2) as pool:

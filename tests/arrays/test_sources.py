@@ -10,10 +10,10 @@ import pytest
 from array_data import MIB, copied, put_rows, random_array
 
 import polarmap
-from polarmap import RawObjects
+from polarmap.arrays import RawObjects
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 
-OPTIONS = {"blocks": 5, "workers": 7, "name": "a", "memory": MIB}
+OPTIONS = {"blocks": 5, "tasks": 7, "name": "a", "memory": MIB}
 
 
 def as_memmap(A, folder):
@@ -210,7 +210,7 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path):
 # --- data that lies in the store already: only parity is added, and it is left alone -----------
 
 
-FOUR_OF_SIX = OPTIONS | {"blocks": 4, "workers": 6}
+FOUR_OF_SIX = OPTIONS | {"blocks": 4, "tasks": 6}
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "c8", "i2"])
@@ -284,7 +284,7 @@ def test_descriptions_that_do_not_fit(store):
         polarmap.encode(RawObjects(["nothing"], (24, 50), "f8", 24), storage=store, **FOUR_OF_SIX)
     with pytest.raises(StorageError, match="no key of an object"):
         polarmap.encode(RawObjects(["../nothing"], (24, 50), "f8", 24), storage=store, **FOUR_OF_SIX)
-    assert polarmap.list_coded(store) == []
+    assert polarmap.arrays.list_coded(store) == []
 
 
 @pytest.mark.parametrize(

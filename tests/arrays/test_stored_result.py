@@ -8,9 +8,10 @@ from array_data import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, cut
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
+from polarmap.arrays import Stored
 from polarmap.errors import CodeError, NotLinearError, StorageError
 
 
@@ -23,14 +24,14 @@ def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
     B = np.random.default_rng(1).standard_normal((7, 5))
     faulty = FaultyExecutor(executor, {1: Fault("sleep", 60)})
     first = polarmap.coded_map(
-        lambda block: block @ B, A, blocks=6, workers=8, out=Stored("AB", tmp_path), executor=faulty
+        lambda block: block @ B, A, blocks=6, tasks=8, out=Stored("AB", tmp_path), executor=faulty
     )
     assert first.array.shape == (59, 5)
     np.testing.assert_allclose(first.concatenate(), A @ B, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(first[1], (A @ B)[10:20], rtol=1e-9, atol=1e-9)
     second = polarmap.coded_map(lambda block: block @ B.T, first, out=Stored("ABB"), executor=faulty)
     np.testing.assert_allclose(second.concatenate(), A @ B @ B.T, rtol=1e-9, atol=1e-9)
-    assert polarmap.list_coded(tmp_path) == ["AB", "ABB"]
+    assert polarmap.arrays.list_coded(tmp_path) == ["AB", "ABB"]
     for result in (first, second):
         assert "missing" in {damage.kind for damage in result.array.check().damaged}
         result.array.repair()
@@ -52,9 +53,9 @@ def test_any_shape_comes_back(tmp_path_factory, rows, k, extra, columns, dtype, 
     seconds = {index: data.draw(st.floats(0.1, 2)) for index in range(n)}
     f = data.draw(st.sampled_from([lambda block: block + block, lambda block: block.sum()]))
     y = polarmap.coded_map(
-        f, A, blocks=k, workers=n, out=Stored("y", folder), executor=ReplayExecutor(seconds), verify=False
+        f, A, blocks=k, tasks=n, out=Stored("y", folder), executor=ReplayExecutor(seconds), verify=False
     )
-    expected = polarmap.coded_map(f, A, blocks=k, workers=n, executor=ReplayExecutor(), verify=False)
+    expected = polarmap.coded_map(f, A, blocks=k, tasks=n, executor=ReplayExecutor(), verify=False)
     np.testing.assert_allclose(y.concatenate(), expected.concatenate(), rtol=1e-4, atol=1e-3)
     y.array.repair()
     np.testing.assert_allclose(
@@ -76,7 +77,7 @@ def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
     """Decoded, arrived or repaired, and after the array was opened again."""
     data = (100 * A).astype("i2") if name == "integer" else A
     f = SCALARS[name]
-    options = {"blocks": 6, "workers": 9, "verify": False}
+    options = {"blocks": 6, "tasks": 9, "verify": False}
     lost = arriving([1, 2, 3, 4, 5, 6, 7, 8], 9)
     y = polarmap.coded_map(f, data, out=Stored("y", tmp_path), executor=lost, **options)
     expected = polarmap.coded_map(f, data, executor=ReplayExecutor(), **options)
@@ -96,7 +97,7 @@ def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 def test_numbers_stay_and_are_mapped_by_any_workers(A, tmp_path, executor):
     y = polarmap.coded_map(
-        np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=executor, timeout=60
+        np.sum, A, blocks=6, tasks=8, out=Stored("y", tmp_path), executor=executor, timeout=60
     )
     assert all(type(total) is np.float64 for total in y)
     z = polarmap.coded_map(lambda total: 2 * total, y, out=Stored("z"), executor=executor, timeout=60)
@@ -105,7 +106,7 @@ def test_numbers_stay_and_are_mapped_by_any_workers(A, tmp_path, executor):
 
 
 def test_an_array_in_a_container_is_refused(A, tmp_path):
-    options = {"blocks": 6, "workers": 8, "executor": ReplayExecutor()}
+    options = {"blocks": 6, "tasks": 8, "executor": ReplayExecutor()}
     with pytest.raises(TypeError, match="f returned it in a list"):
         polarmap.coded_map(lambda block: [block], A, out=Stored("y", tmp_path), **options)
     assert files(tmp_path) == set()
@@ -113,7 +114,7 @@ def test_an_array_in_a_container_is_refused(A, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 def test_results_that_cannot_stay_are_refused(A, tmp_path):
-    options = {"blocks": 6, "workers": 8, "executor": ReplayExecutor()}
+    options = {"blocks": 6, "tasks": 8, "executor": ReplayExecutor()}
     with pytest.raises(TypeError, match="one array; f returned 2"):
         polarmap.coded_map(lambda block: (block, block), A, out=Stored("y", tmp_path), **options)
     with pytest.raises(StorageError, match="cannot name a coded array"):
@@ -135,6 +136,6 @@ def test_a_map_that_fails_leaves_nothing(A, tmp_path):
         (np.sum, faulty, RuntimeError, "injected fault"),
     ]:
         with pytest.raises(error, match=message):
-            polarmap.coded_map(f, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=executor)
+            polarmap.coded_map(f, A, blocks=6, tasks=8, out=Stored("y", tmp_path), executor=executor)
         assert files(tmp_path) == set()
-        assert polarmap.list_coded(tmp_path) == []
+        assert polarmap.arrays.list_coded(tmp_path) == []

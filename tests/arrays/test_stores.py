@@ -17,7 +17,7 @@ from polarmap.storage.folder import FolderStore
 def test_the_configuration_is_a_storage(config, server):
     A = random_array((24, 100))
     coded = polarmap.encode(A, blocks=6, name="a", storage=config)
-    assert polarmap.list_coded(str(config)) == ["a"]
+    assert polarmap.arrays.list_coded(str(config)) == ["a"]
     np.testing.assert_array_equal(polarmap.open_coded("a", config)[:], A)
     assert f"{server.storage} bucket" in repr(coded)
 
@@ -29,7 +29,7 @@ def test_a_function_executor_is_a_storage(config):
     with lithops.FunctionExecutor(config_file=str(config), log_level=None) as functions:
         polarmap.encode(A, blocks=6, name="a", storage=functions)
         np.testing.assert_array_equal(polarmap.open_coded("a", functions)[:], A)
-    assert polarmap.list_coded(config) == ["a"]
+    assert polarmap.arrays.list_coded(config) == ["a"]
 
 
 def test_default_storage_is_a_folder_of_the_user(tmp_path, monkeypatch):
@@ -38,9 +38,9 @@ def test_default_storage_is_a_folder_of_the_user(tmp_path, monkeypatch):
     polarmap.encode(np.arange(8.0), name="a")
     assert (tmp_path / "data/polarmap/polarmap/manifests/a.json").is_file()
     monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "other"))
-    assert polarmap.list_coded() == []
+    assert polarmap.arrays.list_coded() == []
     polarmap.encode(np.arange(8.0), name="b", storage=tmp_path / "other")
-    assert polarmap.list_coded() == ["b"]
+    assert polarmap.arrays.list_coded() == ["b"]
 
 
 NAMELESS = SimpleNamespace(put=0, get=0, size=0, keys=0, delete=0)
@@ -69,8 +69,8 @@ def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
     monkeypatch.chdir(tmp_path)
     A = np.arange(8.0)
     for use in (lambda: polarmap.encode(A, name="a", storage=choice),
-                lambda: polarmap.open_coded("a", choice), lambda: polarmap.list_coded(choice),
-                lambda: polarmap.coded_map(np.sum, A, out=polarmap.Stored("a", choice))):  # fmt: skip
+                lambda: polarmap.open_coded("a", choice), lambda: polarmap.arrays.list_coded(choice),
+                lambda: polarmap.coded_map(np.sum, A, out=polarmap.arrays.Stored("a", choice))):  # fmt: skip
         with pytest.raises(StorageError, match=r"is no storage|is not the path of a folder"):
             use()
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +82,7 @@ def test_a_file_where_a_folder_should_be(tmp_path):
     (tmp_path / "other/polarmap").write_bytes(b"")
     A, file = np.arange(8.0), tmp_path / "file"
     for use in (
-        *(lambda: polarmap.open_coded("a", file), lambda: polarmap.list_coded(file)),
+        *(lambda: polarmap.open_coded("a", file), lambda: polarmap.arrays.list_coded(file)),
         lambda: polarmap.encode(A, name="a", storage=file),
         lambda: polarmap.encode(A, name="a", storage=file / "below"),
         lambda: polarmap.encode(A, name="a", storage=tmp_path / "other"),

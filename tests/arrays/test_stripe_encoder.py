@@ -11,9 +11,9 @@ import pytest
 from array_data import MIB, encode_with_warnings, objects, put_rows, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.arrays.stripe_encoder import encoder
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
@@ -28,7 +28,7 @@ def saved(folder, A):
 def test_workers_store_what_the_driver_would(tmp_path, store, executor, dtype):
     rng = np.random.default_rng(0)
     A = (100 * rng.random((4003, 70))).astype(dtype)
-    options = {"blocks": 12, "workers": 16, "memory": MIB}
+    options = {"blocks": 12, "tasks": 16, "memory": MIB}
     here = polarmap.encode(A, name="here", storage=store, **options)
     faulty = FaultyExecutor(executor, {0: Fault("sleep", 60), 1: Fault("raise")})
     there = polarmap.encode(saved(tmp_path, A), name="there", storage=store, executor=faulty, **options)
@@ -48,7 +48,7 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
     A = np.arange(41 * 6 * 5).reshape(41, 6, 5).astype(dtype)
     view = np.load(saved(tmp_path, A), mmap_mode="r")[3:40]
     with ThreadPoolExecutor(2) as pool:
-        coded = polarmap.encode(view, blocks=4, workers=6, name="A", storage=store, executor=pool)
+        coded = polarmap.encode(view, blocks=4, tasks=6, name="A", storage=store, executor=pool)
     for block in (1, 3):
         for part in coded.stored(block):
             store.delete([part.key])
@@ -60,12 +60,12 @@ def test_an_interrupted_encode_goes_on_and_sees_data_that_changed(tmp_path, stor
     A = np.random.default_rng(0).standard_normal((40_000, 10))
     A[5_000], A[9_999, 9] = np.nan, np.inf  # in the second and in the last stripe of block 0
     path = saved(tmp_path, A)
-    options = {"blocks": 4, "workers": 6, "storage": store, "memory": MIB}
+    options = {"blocks": 4, "tasks": 6, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(4) as pool:
         broken = FaultyExecutor(pool, {2: Fault("raise", attempts=99)})
         with pytest.raises(RuntimeError, match="injected fault"):
             encode_with_warnings(path, executor=broken, **options)
-        assert polarmap.list_coded(store) == []
+        assert polarmap.arrays.list_coded(store) == []
         A[1] = 7  # in the first stripe of block 0
         np.save(path, A)
         coded, said = encode_with_warnings(path, executor=pool, **options)
@@ -97,7 +97,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     A = (np.arange(rows * k * columns).reshape(rows * k, columns) % 97).astype(dtype)
     in_object = max(number for number in range(1, in_object + 1) if rows % number == 0)
     raw = put_rows(store, A, in_object)
-    options = {"blocks": k, "workers": k + extra, "storage": store}
+    options = {"blocks": k, "tasks": k + extra, "storage": store}
     here = polarmap.encode(A, name="here", **options)
     there = polarmap.encode(raw, name="there", executor=ReplayExecutor(), **options)
     again = polarmap.open_coded("there", store)
@@ -118,7 +118,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
 def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
     A = spoilt((24, 9_000), dtype, [5 * 9_000 + 8_500, 17 * 9_000, 17 * 9_000 + 1, 9_000 * 23], [0, 1, 2, 0])
     source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: put_rows(store, A)}[how]()
-    options = {"blocks": 6, "workers": 8, "storage": store, "memory": MIB}
+    options = {"blocks": 6, "tasks": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
         coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
     assert said == [

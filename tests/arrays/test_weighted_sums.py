@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from array_data import random_array
 
-from polarmap import PolarCode
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
+from polarmap.codes import PolarCode
 
 
 @pytest.mark.parametrize("n_k_kernel", [(9, 6, "rotation"), (12, 6, "arikan"), (2600, 2330, "rotation")])

@@ -13,15 +13,15 @@ from array_data import DTYPES, MIB, damage, objects, put_rows, random_array, zar
 from counting_store import BrokenError, Counting, Least, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
-from polarmap.arrays import repairing
+from polarmap.arrays import Stored, repairing
 from polarmap.arrays.stores import open_store
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 
-OPTIONS = {"blocks": 4, "workers": 6, "name": "a"}
+OPTIONS = {"blocks": 4, "tasks": 6, "name": "a"}
 
 READERS = """
 import sys
@@ -67,7 +67,7 @@ def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, me
     with pytest.MonkeyPatch.context() as patch:
         small_memory(patch)
         folder = tmp_path_factory.mktemp("store")
-        coded = polarmap.encode(A, blocks=k, workers=k + 2, name="a", storage=folder, memory=memory)
+        coded = polarmap.encode(A, blocks=k, tasks=k + 2, name="a", storage=folder, memory=memory)
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
     assert zarr_data(coded).dtype == A.dtype.newbyteorder("=")
     np.testing.assert_array_equal(coded[:], A)
@@ -175,7 +175,7 @@ def test_what_workers_encode_is_a_zarr_array(tmp_path):
 
 @pytest.mark.parametrize("shape", [(20,), (20, 3), (20, 3, 2)])
 def test_results_are_a_zarr_array_as_soon_as_none_is_missing(tmp_path, shape):
-    A, options = random_array(shape), {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    A, options = random_array(shape), {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     y = polarmap.coded_map(np.negative, A, out=Stored("y", tmp_path), **options)
     np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
     late = {**options, "executor": ReplayExecutor({1: 9.0})}
@@ -185,11 +185,11 @@ def test_results_are_a_zarr_array_as_soon_as_none_is_missing(tmp_path, shape):
     np.testing.assert_allclose(zarr_data(y.array)[:], -A, rtol=1e-10)
     assert y.array.check().ok
     y.array.delete()
-    assert polarmap.list_coded(tmp_path) == ["y"]
+    assert polarmap.arrays.list_coded(tmp_path) == ["y"]
 
 
 def test_numbers_are_a_vector(tmp_path):
-    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     y = polarmap.coded_map(np.sum, random_array((20, 3)), out=Stored("y", tmp_path), **options)
     np.testing.assert_array_equal(zarr_data(y.array)[:], y.array[:])
 
@@ -239,7 +239,7 @@ def not_joined(tmp_path):
     """-A, of which one result had not arrived, on a store that cannot join objects; and A."""
     A, folder = random_array((20, 3)), FolderStore(tmp_path)
     folder.join = lambda keys, key: False
-    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     return polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array, A
 
 
@@ -276,7 +276,7 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 120)
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     out = Stored("y", tmp_path / "results")
-    y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, workers=6, out=out, executor=late)
+    y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, tasks=6, out=out, executor=late)
     assert len(y.array.stored(1)) == 3
     assert y.array.zarr is None
     return y.array, A

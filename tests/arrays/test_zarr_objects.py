@@ -10,10 +10,10 @@ import pytest
 from array_data import MIB, copied, random_array
 
 import polarmap
-from polarmap import ZarrObjects
+from polarmap.arrays import ZarrObjects
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 
-OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import PolarCode
 from polarmap.arrays.stripes import element_count, plan_stripes
 from polarmap.arrays.zarr_view import ZarrView
+from polarmap.codes import PolarCode
 
 
 @settings(max_examples=60)

@@ -22,7 +22,7 @@ from benchmarks.rivals import (
     staircase,
 )
 from benchmarks.rivals.sparse import Decoder, SparseCode
-from polarmap import PolarCode
+from polarmap.codes import PolarCode
 
 N, K = 24, 16
 

@@ -9,6 +9,7 @@ from threading import Event, Lock
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from benchmarks import ROOT, stragglers
@@ -16,7 +17,6 @@ from benchmarks.cubed_backups import map_with_backups
 from benchmarks.pages import with_parts
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, paid_by
 from benchmarks.stragglers import PLAIN
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 
 
 def test_every_attempt_of_a_task_has_a_time_of_its_own(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_coded_maps_are_paid_until_their_results_are_determined() -> None:
     """Three tasks of 1 to 3 s and one that sleeps: all is known after two."""
     times = {task: Fault("sleep", seconds) for task, seconds in enumerate([1.0, 60.0, 2.0, 3.0])}
     slow = FaultyExecutor(ReplayExecutor(), times)
-    report = polarmap.coded_map(abs, [np.ones(2), np.ones(2)], workers=4, executor=slow, verify=False).report
+    report = polarmap.coded_map(abs, [np.ones(2), np.ones(2)], tasks=4, executor=slow, verify=False).report
     latest = report.seconds
     paid = [min(latest, task.seconds or latest) for task in report.tasks]
     assert latest < 60 and paid_by(report) == pytest.approx(sum(paid))
@@ -90,7 +90,7 @@ def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
         blocks = [np.full(2, float(block)) for block in range(6)]
         while not (tmp_path / "1").exists():  # one may do all before the other one has started
             maps += 1
-            results = polarmap.coded_map(slow, blocks, workers=8, executor=pool, progress=False)
+            results = polarmap.coded_map(slow, blocks, tasks=8, executor=pool, progress=False)
             assert np.allclose(list(results), np.multiply(2, blocks)) and results.report.seconds < 60
     # A further map does not wait for the one that hangs in the map before: another one takes its place.
     found = {path.name for path in tmp_path.iterdir()}

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, ReplayExecutor, coded_map
+from polarmap import CodedOperator, coded_map
 from polarmap.blocks.array_like import read_data
 from polarmap.errors import CodeError
 

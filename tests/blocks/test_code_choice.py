@@ -7,9 +7,10 @@ import pytest
 import scipy.sparse
 from blocks.test_sparse import dense, random_sparse
 
-from polarmap import Masked, PolarCode, encode
+from polarmap import encode
 from polarmap.blocks.code_choice import CodeOptions, choose_code, encode_sparse, encoded
 from polarmap.blocks.masked import MaskedBlocks
+from polarmap.codes import Masked, PolarCode
 from polarmap.errors import CodeError
 
 MATRIX = np.random.default_rng(0).standard_normal((26, 5))
@@ -20,10 +21,10 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (MATRIX, CodeOptions(), 26),
         (MATRIX[:7], CodeOptions(), 7),
         (np.ones((2003, 1)), CodeOptions(), 24),
-        (np.ones((2000, 1)), CodeOptions(workers=32), 20),
+        (np.ones((2000, 1)), CodeOptions(tasks=32), 20),
         (np.ones((2000, 1)), CodeOptions(degree=2), 20),
-        (np.ones((60, 2)), CodeOptions(workers=16, degree=2), 6),
-        (np.ones((30, 4)), CodeOptions(workers=16, code=Masked(2)), 10),
+        (np.ones((60, 2)), CodeOptions(tasks=16, degree=2), 6),
+        (np.ones((30, 4)), CodeOptions(tasks=16, code=Masked(2)), 10),
         (np.ones((2000, 1)), CodeOptions(code=PolarCode(9, 6)), 6),
     ]:
         blocks, code = choose_code(data, options)
@@ -52,16 +53,16 @@ def test_masked_data_is_masked() -> None:
 
 
 def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> None:
-    stored = encode(MATRIX, blocks=6, workers=8, name="rows", storage=tmp_path, progress=False)
+    stored = encode(MATRIX, blocks=6, tasks=8, name="rows", storage=tmp_path, progress=False)
     for same in (CodeOptions(), CodeOptions(6), CodeOptions(6, 8, "rotation")):
         assert encoded(stored, same, None).code.k == 6
-    for wrong in (CodeOptions(5), CodeOptions(workers=9), CodeOptions(code="arikan"), CodeOptions(degree=2)):
+    for wrong in (CodeOptions(5), CodeOptions(tasks=9), CodeOptions(code="arikan"), CodeOptions(degree=2)):
         with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 workers"):
             encoded(stored, wrong, None)
 
 
 def test_no_nonzeros_at_all() -> None:
-    coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, workers=6))
+    coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, tasks=6))
     assert coded.code_reason.startswith("coded: a parity block has 0 nonzeros, by which")
     assert all(dense(coded, index).any() == 0 for index in range(6))
 

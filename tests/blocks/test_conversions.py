@@ -10,18 +10,9 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import (
-    CodedOperator,
-    Fault,
-    FaultyExecutor,
-    ReplayExecutor,
-    coded_map,
-    coded_matmul,
-    coded_sum,
-    encode,
-    hedged_map,
-)
+from polarmap import CodedOperator, coded_map, coded_matmul, coded_sum, encode, hedged_map
 from polarmap.blocks.array_like import as_array_like
 from polarmap.errors import CodeError
 
@@ -62,7 +53,7 @@ def test_frames_go_wherever_arrays_do(frame: Any, tmp_path: Path) -> None:
     assert doubled[0].dtype == np.float64
     halves = coded_map(lambda block: block / 2, [frame[:6], frame[6:]], executor=ReplayExecutor())
     np.testing.assert_allclose(halves.concatenate(), MATRIX / 2)
-    total = coded_sum(lambda part: part.sum(axis=0), frame, workers=4, tolerate=1, executor=LOST)
+    total = coded_sum(lambda part: part.sum(axis=0), frame, tasks=4, tolerate=1, executor=LOST)
     np.testing.assert_allclose(total.value, MATRIX.sum(axis=0))
     coded = encode(frame, blocks=3, name="frame", storage=tmp_path)
     np.testing.assert_array_equal(np.asarray(coded), MATRIX)

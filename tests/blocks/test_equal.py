@@ -14,8 +14,10 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, printed, without_padding
+from polarmap.testing import FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedResult, FaultyExecutor, ReplayExecutor, coded_map
+from polarmap import coded_map
 from polarmap.errors import CodeError
 
 MATRIX = np.random.default_rng(0).standard_normal((26, 5))
@@ -246,7 +248,7 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
 ) -> None:
     k = min(k, rows)
     data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
-    result = halved(data, k, workers=2 * k + 1)
+    result = halved(data, k, tasks=2 * k + 1)
     assert len(result) == k
     assert result.report.padding == -(-rows // k) * k - rows
     np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap import MaskedCode, MaskedIntegerCode
 from polarmap.blocks.equal import cut_array
 from polarmap.blocks.masked import MaskedBlocks
+from polarmap.codes import MaskedCode, MaskedIntegerCode
 
 
 def what_workers_get(data: np.ndarray, code: MaskedCode | MaskedIntegerCode) -> np.ndarray:

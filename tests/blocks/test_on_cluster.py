@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap import Masked
 from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
 from polarmap.blocks.on_cluster import CodedOnCluster
+from polarmap.codes import Masked
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
 
 A = np.random.default_rng(0).standard_normal((24, 5))
-DEGREE = {"workers": 11, "degree": 2}
+DEGREE = {"tasks": 11, "degree": 2}
 
 
 class ThisProcess:
@@ -52,7 +52,7 @@ def there(pieces: Any, total: int | None = None, **options: Any) -> CodedOnClust
     [
         *((dtype, options) for dtype in (float, np.float32, complex) for options in ({}, DEGREE)),
         (np.int32, {}),
-        (float, {"workers": 7}),
+        (float, {"tasks": 7}),
     ],
 )
 def test_blocks_are_those_of_data_that_are_coded_here(dtype: Any, options: dict[str, Any]) -> None:

@@ -52,9 +52,11 @@ def test_parity_of_both_factors_is_let_go_of() -> None:
 
 def test_a_product_of_an_array_that_was_repaired_meanwhile(tmp_path: Path) -> None:
     """All parts of results move where they become a Zarr array."""
-    A, late = np.random.default_rng(0).standard_normal((24, 8)), polarmap.ReplayExecutor({1: 5.0})
-    options: dict[str, Any] = {"blocks": 4, "workers": 6, "executor": late}
-    results = polarmap.coded_map(np.negative, -A.T, out=polarmap.Stored("y", tmp_path), **options).array
+    A, late = np.random.default_rng(0).standard_normal((24, 8)), polarmap.testing.ReplayExecutor({1: 5.0})
+    options: dict[str, Any] = {"blocks": 4, "tasks": 6, "executor": late}
+    results = polarmap.coded_map(
+        np.negative, -A.T, out=polarmap.arrays.Stored("y", tmp_path), **options
+    ).array
     columns = polarmap.open_coded("y", tmp_path)
     results.repair()
     with ThreadPoolExecutor(2) as pool, polarmap.CodedOperator(A, transposed=columns, executor=pool) as B:

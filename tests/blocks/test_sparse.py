@@ -10,7 +10,6 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import PolarCode
 from polarmap.blocks.sparse import (
     MOST_WORK,
     SparseBlocks,
@@ -20,7 +19,8 @@ from polarmap.blocks.sparse import (
     parity_nonzeros,
     work_of_coding,
 )
-from polarmap.code.uncoded import Uncoded
+from polarmap.codes import PolarCode
+from polarmap.codes.uncoded import Uncoded
 from polarmap.worker.block_functions import sparse_rows
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "u1", "i4", "i8", "u8"]

@@ -77,5 +77,5 @@ def test_each_part_and_each_worker_s_coefficients_are_one_piece() -> None:
 
 
 def test_workers_that_do_not_divide_the_parts_are_refused() -> None:
-    with pytest.raises(CodeError, match="workers=4 does not divide the 6 parts"):
+    with pytest.raises(CodeError, match="tasks=4 does not divide the 6 parts"):
         SharedParts(*cut_parts(list(np.ones((6, 1))), None), 4, 1)

@@ -19,7 +19,7 @@ def stored(polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     """A store with one coded array of integers, "small"."""
     monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "store"))
     np.save(tmp_path / "small.npy", np.arange(60).reshape(12, 5))
-    ran = polarmap("encode", tmp_path / "small.npy", "small", "--blocks", 4, "--workers", 6)
+    ran = polarmap("encode", tmp_path / "small.npy", "small", "--blocks", 4, "--tasks", 6)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("<CodedArray 'small': 12 x 5 int64, 4 of 6 blocks are data")
     return tmp_path / "store"
@@ -112,7 +112,7 @@ def test_an_encrypted_array_is_listed_and_deleted_without_its_key(
 ) -> None:
     monkeypatch.setenv("POLARMAP_TEST_KEY", "ab" * 32)
     key = ("--key", "env:POLARMAP_TEST_KEY")
-    ran = polarmap("encode", tmp_path / "small.npy", "sealed", "--blocks", 4, "--workers", 6, *key)
+    ran = polarmap("encode", tmp_path / "small.npy", "sealed", "--blocks", 4, "--tasks", 6, *key)
     assert ran.out.startswith("<CodedArray 'sealed': 12 x 5 int64, encrypted, 4 of 6 blocks are data")
     assert "cannot be opened" not in polarmap("list").out
     max(stored.rglob("00002"), key=lambda path: path.stat().st_size).unlink()

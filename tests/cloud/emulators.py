@@ -23,10 +23,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from container_images import docker_that_copies, unpacked
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import Report
 from servers import BUCKET, KEY, SECRET, S3Server
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Report
 from polarmap.cli import deploy
 from polarmap.cli.doctor import doctor
 
@@ -119,7 +120,7 @@ def filled_in(name: str, folder: Path, **sections: dict[str, Any]) -> Path:
 
 def product_despite(faults: Mapping[int, Fault], config: Path, **options: Any) -> Report:
     """Of a coded product there, which is right and decodes what these workers owe, the report."""
-    options = {"blocks": 6, "workers": 8, "timeout": 120, "verify": False} | options
+    options = {"blocks": 6, "tasks": 8, "timeout": 120, "verify": False} | options
     y = polarmap.coded_map(lambda block: block @ WIDE, A, executor=FaultyExecutor(config, faults), **options)
     np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
     assert y.report.recovered == tuple(faults)
@@ -185,7 +186,7 @@ def deployed_mapped_and_removed(
         cloud(image, patch)
         config = filled_in_for_image(name, folder, server)
         assert "MB" in deploy.build(config, name)
-        report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, workers=4)
+        report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, tasks=4)
         assert report.executor == f"lithops/{name}"
         assert len(image.ran) >= INSTANCES
         examined = CliRunner().invoke(doctor, ["--config", str(config), "--timeout", "100"])

@@ -19,10 +19,10 @@ import lithops
 import numpy as np
 import pytest
 from emulators import A, filled_in, product_despite, running, tool_venv
+from polarmap.testing import Fault
 from servers import free_ports
 
 import polarmap
-from polarmap import Fault
 from polarmap.cli import deploy
 from polarmap.errors import ExecutorError
 
@@ -159,7 +159,7 @@ def test_an_executor_of_the_caller_and_its_exceptions(deployed: Path) -> None:
         raise ValueError("no such column")
 
     with lithops.FunctionExecutor(config_file=str(deployed), log_level=None) as executor:
-        options = {"blocks": 4, "workers": 6, "executor": executor, "timeout": 120}
+        options = {"blocks": 4, "tasks": 6, "executor": executor, "timeout": 120}
         y = polarmap.coded_map(lambda block: block @ ones, A, **options)
         np.testing.assert_allclose(y.concatenate(), A @ ones, rtol=1e-9, atol=1e-9)
         with pytest.raises(ValueError, match="no such column"):

@@ -29,9 +29,9 @@ from emulators import (
     running,
     system_tool,
 )
+from polarmap.testing import Fault
 from servers import S3Server, free_ports
 
-from polarmap import Fault
 from polarmap.cli import deploy
 
 pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs Azure's client libraries")

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from emulators import filled_in, product_despite, running, tool_venv
+from polarmap.testing import Fault
 from servers import free_ports
 
-from polarmap import Fault
 from polarmap.cli import deploy
 
 pytest.importorskip("google.cloud.storage", reason="the cloud-test extra installs Google's client libraries")

@@ -118,7 +118,7 @@ def config(broker: str, s3_server: Server, hosts: list[Host], tmp_path: Path) ->
 
 
 def test_the_work_is_spread_over_the_hosts(config: Path, hosts: list[Host]) -> None:
-    y = polarmap.coded_map(lambda block: block @ WIDE, A, blocks=6, workers=8, executor=config, timeout=60)
+    y = polarmap.coded_map(lambda block: block @ WIDE, A, blocks=6, tasks=8, executor=config, timeout=60)
     np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
     assert y.report.executor == "lithops/singularity"
 
@@ -138,7 +138,7 @@ def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_pat
     doomed = {A[120, 0], A[480, 0]}
     killer = threading.Thread(target=kill_marked, args=(marks, hosts, 2))
     killer.start()
-    y = polarmap.coded_map(f, A, blocks=6, workers=8, executor=config, timeout=60, verify=False)
+    y = polarmap.coded_map(f, A, blocks=6, tasks=8, executor=config, timeout=60, verify=False)
     killer.join()
     np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
     assert y.report.recovered == (1, 4)
@@ -158,8 +158,8 @@ def kill_marked(marks: Path, hosts: list[Host], count: int) -> None:
 
 
 def test_no_host_left_is_a_timeout_that_says_so(config: Path, hosts: list[Host]) -> None:
-    polarmap.coded_map(np.sum, A, blocks=6, workers=8, executor=config, timeout=60)
+    polarmap.coded_map(np.sum, A, blocks=6, tasks=8, executor=config, timeout=60)
     for host in hosts:
         host.kill()
     with pytest.raises(polarmap.errors.CodedTimeoutError, match="0 of 6 needed results arrived within 2 s"):
-        polarmap.coded_map(np.sum, A, blocks=6, workers=8, executor=config, timeout=2)
+        polarmap.coded_map(np.sum, A, blocks=6, tasks=8, executor=config, timeout=2)

@@ -21,9 +21,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 from emulators import filled_in, listens, product_despite, running, tool_venv
+from polarmap.testing import Fault
 from servers import BUCKET, KEY, SECRET, S3Server, free_ports
 
-from polarmap import Fault
 from polarmap.cli import deploy
 
 SAM = "aws-sam-cli==1.170.0"  # whose wheel holds aws-lambda-rie
@@ -131,6 +131,6 @@ def test_the_runtime_answers_with_the_versions_of_this_process(function: Functio
 
 
 def test_a_coded_map_with_a_worker_that_is_killed(function: Function, config: Path) -> None:
-    report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, workers=4)
+    report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, tasks=4)
     assert report.executor == "lithops/aws_lambda"
     assert {"Execution": "Finished"} in function.answers

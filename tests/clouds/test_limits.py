@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Masked
 from polarmap.clouds import limits
 from polarmap.clouds.limits import BACKENDS, MB, MapSize, Worker
+from polarmap.codes import Masked
 from polarmap.errors import LimitError
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.planning import ShiftedExponential, plan
@@ -168,7 +168,7 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
     monkeypatch.setattr(adapter, "worker_of", lambda config: small)
     monkeypatch.setattr(adapter.LithopsExecutor, "open", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(LimitError, match=r"use blocks >= 8 or runtime_memory >= 16\d$"):
-        polarmap.coded_map(np.sum, np.ones((300, 8 * 1024)), blocks=3, workers=5, executor=path)
+        polarmap.coded_map(np.sum, np.ones((300, 8 * 1024)), blocks=3, tasks=5, executor=path)
 
 
 class Small(ReplayExecutor):
@@ -177,16 +177,14 @@ class Small(ReplayExecutor):
     worker = Worker("aws_lambda", "aws_s3", memory=155)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"code": Masked()}, {"code": Masked(3), "workers": 30}, {"degree": 2}]
-)
+@pytest.mark.parametrize("options", [{}, {"code": Masked()}, {"code": Masked(3), "tasks": 30}, {"degree": 2}])
 def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
     """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
     data = np.zeros((160, 25_000))
-    chosen: dict[str, Any] = {"blocks": 8, "workers": 20, "verify": False} | options
+    chosen: dict[str, Any] = {"blocks": 8, "tasks": 20, "verify": False} | options
     with pytest.raises(LimitError, match=r"use blocks >= 13 or runtime_memory"):
         polarmap.coded_map(np.copy, data, executor=Small(), **chosen)
-    chosen |= {"blocks": 13, "workers": 30}
+    chosen |= {"blocks": 13, "tasks": 30}
     assert len(polarmap.coded_map(np.copy, data, executor=Small(), **chosen)) == 13
 
 

@@ -79,11 +79,11 @@ def test_a_report_carries_its_cost() -> None:
         worker = LAMBDA
 
     report = polarmap.coded_map(
-        np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=Priced({3: math.inf})
+        np.sum, np.ones((8, 3)), blocks=4, tasks=6, executor=Priced({3: math.inf})
     ).report
     assert report.cost is not None and report.cost.calls == pytest.approx(6 * 2e-7)
     assert "cost at list prices: $" in str(report)
-    free = polarmap.coded_map(np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=ReplayExecutor())
+    free = polarmap.coded_map(np.sum, np.ones((8, 3)), blocks=4, tasks=6, executor=ReplayExecutor())
     assert free.report.cost is None
     hedged = polarmap.hedged_map(np.sum, np.ones((8, 3)), blocks=4, executor=Priced({3: 9.0})).report
     assert hedged.cost is not None and hedged.cost.calls == pytest.approx((4 + 2) * 2e-7)  # two backups

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import ends, first_ends, process_pool
+from polarmap.testing import Fault, ReplayExecutor
 from pool_processes import code_of_child
 
-from polarmap import Fault, Pool, ReplayExecutor
+from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError

@@ -10,10 +10,12 @@ import dask.array
 import distributed
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import until
 
 import polarmap
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, coded_map
+from polarmap import CodedOperator, Pool, coded_map
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import DaskFutures, cut_on_cluster
 
@@ -80,7 +82,7 @@ def test_an_operator_codes_a_matrix_once_where_it_lies(
         DaskFutures, "call", lambda *told, **options: calls.append(1) or call(*told, **options)
     )
     matrix = dask.array.from_array(A, chunks=(16, 2))
-    with CodedOperator(matrix, blocks=4, workers=6, executor=executor, verify=False) as operator:
+    with CodedOperator(matrix, blocks=4, tasks=6, executor=executor, verify=False) as operator:
         for _ in range(3):
             np.testing.assert_allclose(operator @ X, A @ X)
             np.testing.assert_allclose(operator.T @ (A @ X), A.T @ (A @ X))
@@ -149,7 +151,7 @@ def test_other_data_and_other_executors_are_not_meant(client: Any) -> None:
     assert cut_on_cluster(client, [A], None) is None
     assert cut_on_cluster(client, dask.array.ones(()), None) is None
     assert cut_on_cluster(None, dask.array.from_array(A), None) is None
-    y = coded_map(np.negative, dask.array.from_array(A), blocks=4, executor=polarmap.ReplayExecutor())
+    y = coded_map(np.negative, dask.array.from_array(A), blocks=4, executor=polarmap.testing.ReplayExecutor())
     np.testing.assert_allclose(y.concatenate(), -A)
 
 

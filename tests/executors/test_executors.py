@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors import executor_of, keep_open, storage_beside
 from polarmap.executors.base import MapExecutor, Payload

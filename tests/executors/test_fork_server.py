@@ -45,7 +45,7 @@ def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
     "program",
     [
         "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
-        "from polarmap import PolarCode; found = PolarCode(8, 6).n == 8",
+        "from polarmap.codes import PolarCode; found = PolarCode(8, 6).n == 8",
         "from polarmap import *; found = 'coded_map' in vars()",
         # By its version the whole package is there, and its modules still are.
         """

@@ -9,7 +9,7 @@ import pytest
 
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import cut_array
-from polarmap.code.polar import PolarCode
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import keys
 from polarmap.executors.base import Payload

@@ -16,11 +16,11 @@ import pytest
 from memory_functions import HERE, Functions, Future
 from memory_storage import DictStorage
 from plain import ends, first_ends
+from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import python_in, until
 from servers import BUCKET, SECRET, S3Server
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
@@ -318,7 +318,7 @@ def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s
     lost = {2: Fault("sleep", 600), 5: Fault("kill", attempts=9)}
     for other, options in ((np.ones((240, 100)), {"retries": 0}), (np.ones(240), {"schedule": "on_demand"})):
         y = polarmap.coded_map(
-            lambda block, other=other: block @ other, A, blocks=6, workers=9, timeout=90,
+            lambda block, other=other: block @ other, A, blocks=6, tasks=9, timeout=90,
             executor=FaultyExecutor(config, lost), **options,
         )  # fmt: skip
         np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
@@ -331,7 +331,7 @@ def test_wrong_credentials_are_one_clear_error(config):
     config.write_text(config.read_text().replace(SECRET, "wrong"))
     began = time.monotonic()
     with pytest.raises(polarmap.errors.ExecutorError, match=r"s3\.yaml|storage"):
-        polarmap.coded_map(np.sum, np.ones((12, 2)), blocks=4, workers=6, executor=config)
+        polarmap.coded_map(np.sum, np.ones((12, 2)), blocks=4, tasks=6, executor=config)
     assert time.monotonic() - began < 30
 
 

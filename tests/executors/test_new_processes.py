@@ -47,7 +47,7 @@ def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, t
             os.kill(os.getpid(), signal.SIGKILL)
         return block @ X
 
-    y = polarmap.coded_map(f, A, blocks=4, workers=6, executor=shared, verify=False, retries=3)
+    y = polarmap.coded_map(f, A, blocks=4, tasks=6, executor=shared, verify=False, retries=3)
     np.testing.assert_allclose(y.concatenate(), A @ X)
     assert "WorkerLost: its worker process was killed by SIGKILL (9)" in str(y.report)
 
@@ -62,7 +62,7 @@ def test_one_that_hangs_is_killed_with_what_it_has_started_when_its_pool_is_clos
             time.sleep(600)
 
     with Pool(workers=2, fork=False) as pool:
-        running = polarmap.submit(f, [0, 1], verb=polarmap.hedged_map, executor=pool)
+        running = polarmap.submit(polarmap.hedged_map, f, [0, 1], executor=pool)
         assert until(lambda: os.listdir(tmp_path) != [])
         found = {int(one) for name in os.listdir(tmp_path) for one in name.split("-")}
         assert running.cancel()

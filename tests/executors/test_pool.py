@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import first_ends
+from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import (
     PATIENCE,
     A,
@@ -35,7 +36,7 @@ from pool_processes import (
 from worker_sites import ThreadSite, pool_of
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Pool
+from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
@@ -79,7 +80,7 @@ def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None
 def test_blocks_may_consist_of_classes_that_no_module_has(pool: Pool) -> None:
     local = namedtuple("local", "a b")  # type: ignore[misc]
     data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
-    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, workers=6, executor=pool)
+    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=pool)
     for number, one in enumerate(found):
         assert type(one) is local
         np.testing.assert_allclose(one.a, 2 * data[number].a)
@@ -359,7 +360,7 @@ LEAVE = """
 import threading
 A, x = np.random.rand(48, 5), np.ones(5)
 def hang():
-    polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, workers=8)
+    polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, tasks=8)
 def leave_while(other):
     threading.Thread(target=other, daemon=True).start()
     time.sleep(0.2)
@@ -371,7 +372,7 @@ ways = {
     "os._exit in a map": lambda: (threading.Timer(0.2, os._exit, [3]).start(), hang()),
     "abort in a map": lambda: (threading.Timer(0.2, os.abort).start(), hang()),
 }
-polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8)
+polarmap.coded_map(lambda block: block @ x, A, blocks=6, tasks=8)
 print("ready", flush=True)
 ways.get(sys.argv[1], hang)()
 """

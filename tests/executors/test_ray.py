@@ -83,7 +83,7 @@ def dies(folder: Path, count: int, block: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("options", [{}, {"num_cpus": 0.5}])
 def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> None:
     y = coded_map(
-        partial(np.multiply, 2), A, blocks=6, workers=8, executor=ray.remote(**options) if options else ray
+        partial(np.multiply, 2), A, blocks=6, tasks=8, executor=ray.remote(**options) if options else ray
     )
     np.testing.assert_allclose(y.concatenate(), 2 * A)
     assert y.report.executor == "Ray"
@@ -96,7 +96,7 @@ def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
 ) -> None:
     executor = Pool(cluster, workers=8) if keeps else ray.remote(num_cpus=0.25)
     f = partial(sleeps_or_dies, tmp_path, 2)
-    y = coded_map(f, A, blocks=4, workers=8, executor=executor, verify=False)
+    y = coded_map(f, A, blocks=4, tasks=8, executor=executor, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
     if keeps:
         executor.close()
@@ -109,7 +109,7 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
         found = check(pool)
         assert found.report.executor == "kept workers on Ray (TCP)"
         assert workers_of(pool).isdisjoint({os.getpid()})
-        with polarmap.CodedOperator(A, blocks=3, workers=4, executor=pool) as operator:
+        with polarmap.CodedOperator(A, blocks=3, tasks=4, executor=pool) as operator:
             np.testing.assert_allclose(operator @ X, A @ X)
         assert list(polarmap.hedged_map(len, [[1], [2, 3]], executor=pool)) == [1, 2]
         names = ray.util.list_named_actors()

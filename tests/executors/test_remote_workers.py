@@ -304,7 +304,7 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
     site.default = serving_by_storage(site.storage)
     monkeypatch.setattr(objects, "LAST_POLL_SECONDS", 0.05)
     with pool_of(site, workers=8, listen=False) as pool:
-        with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
+        with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
             for _ in range(3):
                 np.testing.assert_allclose(operator @ X, A @ X)
             assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends
+from polarmap.testing import Fault, ReplayExecutor
 
-from polarmap import Fault, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError
 from polarmap.executors.base import Began, Outcome, Payload

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import first_ends
+from polarmap.testing import Fault
 from pool_processes import opened, taken, until
 
-from polarmap import Fault, Pool
+from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors import worker_processes
 from polarmap.executors.base import Payload

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from linalg.test_operators import TALL, K, N, assert_close, operator
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.sparse.linalg import lsqr
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, ReplayExecutor, encode
+from polarmap import CodedOperator, encode
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import storage_beside
 
@@ -29,10 +31,10 @@ def test_each_side_is_encoded_once() -> None:
 
 
 def test_small_sides_have_blocks_in_proportion() -> None:
-    coded = CodedOperator(TALL, blocks=24, workers=36, executor=ReplayExecutor())
+    coded = CodedOperator(TALL, blocks=24, tasks=36, executor=ReplayExecutor())
     coded.rmatvec(np.ones(50))
     assert (coded.report.k, coded.report.n) == (13, 20)
-    coded = CodedOperator(TALL, workers=8, executor=ReplayExecutor())
+    coded = CodedOperator(TALL, tasks=8, executor=ReplayExecutor())
     coded @ np.ones(13)
     assert (coded.report.k, coded.report.n) == (6, 8)
 
@@ -81,7 +83,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
             assert_close(coded.T @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
         assert stored() == []
     np.save(tmp_path / "A.npy", TALL)
-    with CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, workers=N, timeout=60) as coded:
+    with CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, tasks=N, timeout=60) as coded:
         for _ in range(2):
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
         assert len(stored()) == OBJECTS
@@ -89,7 +91,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
 
 
 def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
-    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
+    options = {"blocks": 5, "tasks": 8, "storage": tmp_path, "progress": False}
     rows, columns = encode(TALL, name="rows", **options), encode(TALL.T, name="columns", **options)
     with operator(rows, transposed=columns) as coded:
         assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
@@ -108,7 +110,7 @@ def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
 
 def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:
     whole = np.random.default_rng(3).integers(-9, 9, (30, 12))
-    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
+    options = {"blocks": 5, "tasks": 8, "storage": tmp_path, "progress": False}
     with operator(encode(whole, name="small", **options)) as coded:
         assert_close(coded @ np.full(12, 0.5), whole @ np.full(12, 0.5), 1e-10)
         assert_close(coded @ np.ones(12, int), whole @ np.ones(12, int), 0)

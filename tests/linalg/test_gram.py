@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg.test_products import DEAD, assert_close, matrix
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_gram
+from polarmap import coded_gram
 from polarmap.errors import CodeError
 
 TALL = matrix((40, 17), "float64")
@@ -21,7 +22,7 @@ LOST = dict.fromkeys([0, 2, 5, 17], DEAD)
 
 def gram(A: Any, weights: Any = None, faults: Any = LOST, seconds: Any = None, **options: Any) -> Any:
     executor = FaultyExecutor(ReplayExecutor(seconds), faults)
-    defaults = {"blocks": 5, "workers": 7, "timeout": 1000.0}
+    defaults = {"blocks": 5, "tasks": 7, "timeout": 1000.0}
     return coded_gram(A, weights, executor=executor, **defaults | options)
 
 
@@ -42,8 +43,8 @@ def test_integers_are_exact_and_wrap_as_in_numpy(dtype: str) -> None:
     A = matrix((20, 9), dtype)
     w = matrix((20,), dtype, 2)
     with np.errstate(over="ignore"):
-        assert_close(gram(A, blocks=3, workers=5).array, A.T @ A, 0)
-        assert_close(gram(A, w, blocks=3, workers=5).array, A.T @ (w[:, None] * A), 0)
+        assert_close(gram(A, blocks=3, tasks=5).array, A.T @ A, 0)
+        assert_close(gram(A, w, blocks=3, tasks=5).array, A.T @ (w[:, None] * A), 0)
     assert_close(gram(A, WEIGHTS[:20]).array, A.T @ (WEIGHTS[:20, None] * A), 1e-9)
 
 
@@ -58,13 +59,13 @@ def test_integers_are_exact_and_wrap_as_in_numpy(dtype: str) -> None:
 def test_any_shape(rows: int, columns: int, blocks: int, extra: int, lost: int) -> None:
     A, blocks = matrix((rows, columns), "float64"), min(blocks, columns)
     faults = {lost % (blocks * (blocks + 1) // 2): DEAD}
-    found = gram(A, WEIGHTS[:rows], faults, blocks=blocks, workers=blocks + extra, rtol=1e-7)
+    found = gram(A, WEIGHTS[:rows], faults, blocks=blocks, tasks=blocks + extra, rtol=1e-7)
     assert_close(found.array, A.T @ (WEIGHTS[:rows, None] * A), 1e-7)
 
 
 def test_sizes_left_open() -> None:
-    assert gram(TALL, None, {}, blocks=None, workers=None).report.n == 36
-    assert gram(TALL[:, :3], None, {}, blocks=None, workers=None).report.n == 10
+    assert gram(TALL, None, {}, blocks=None, tasks=None).report.n == 36
+    assert gram(TALL[:, :3], None, {}, blocks=None, tasks=None).report.n == 10
 
 
 def test_garbage_is_found_and_left_out() -> None:
@@ -76,7 +77,7 @@ def test_garbage_is_found_and_left_out() -> None:
 
 def test_stragglers_and_dead_processes_on_localhost() -> None:
     executor = FaultyExecutor("localhost", {0: Fault("sleep", 60), 4: Fault("kill")})
-    array, report = coded_gram(TALL, WEIGHTS, blocks=4, workers=6, executor=executor, timeout=60)
+    array, report = coded_gram(TALL, WEIGHTS, blocks=4, tasks=6, executor=executor, timeout=60)
     assert_close(array, TALL.T @ (WEIGHTS[:, None] * TALL), 1e-9)
     assert 0 in report.recovered
 
@@ -91,7 +92,7 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
         (TALL, WEIGHTS + math.nan, {}, "weights holds NaN or inf"),
         (TALL + math.inf, None, {}, "A holds NaN or inf"),
         (TALL, None, {"blocks": 18}, "blocks=18 is more than the 17 columns"),
-        (TALL, None, {"blocks": 5, "workers": 5}, "workers=5 leaves no parity for 5 blocks of columns"),
+        (TALL, None, {"blocks": 5, "tasks": 5}, "tasks=5 leaves no parity for 5 blocks of columns"),
         (TALL, None, {"blocks": 0}, "blocks must be a positive integer, not 0"),
     ],
 )

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 from linalg.test_operators import TALL, assert_close, lossy, operator, random_matrix
+from polarmap.testing import Fault
 
-from polarmap import CodedOperator, Fault
+from polarmap import CodedOperator
 from polarmap.errors import CodeError
 from polarmap.linalg.matrices import CheckedMatrix, TransposedMatrix, factor_dtype
 
@@ -21,7 +22,7 @@ def test_integers_are_exact_and_wrap_as_in_numpy(of_a: str, of_x: str) -> None:
     stream = np.random.default_rng(2)
     A = stream.integers(0, 2**62, (20, 8)).astype(of_a)
     x, y = stream.integers(0, 2**62, (8, 2)).astype(of_x), stream.integers(0, 2**62, 20).astype(of_x)
-    with operator(A, blocks=4, workers=8, executor=lossy({1: Fault("raise", attempts=9)})) as coded:
+    with operator(A, blocks=4, tasks=8, executor=lossy({1: Fault("raise", attempts=9)})) as coded:
         if np.result_type(A, x).kind == "f" and A.itemsize < 8:  # uint64 with a signed one
             assert_close(coded @ x, A @ x, 1e-9)
             return

@@ -17,11 +17,13 @@ from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg.test_products import assert_close, matrix
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
 import polarmap
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, ReplayExecutor, hedged_map
+from polarmap import CodedOperator, Pool, hedged_map
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.linalg import operators
 from polarmap.run import running_map
@@ -44,7 +46,7 @@ def lossy(faults: Any = LOST) -> FaultyExecutor:
 
 
 def operator(A: Any, executor: Any = None, **options: Any) -> CodedOperator:
-    defaults = {"blocks": K, "workers": N, "timeout": 1000.0}
+    defaults = {"blocks": K, "tasks": N, "timeout": 1000.0}
     return CodedOperator(A, executor=executor or lossy(), **defaults | options)
 
 
@@ -77,9 +79,7 @@ def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "cut", [{"blocks": 4, "workers": 6}, {"blocks": 24}, {"blocks": 6, "code": "arikan"}]
-)
+@pytest.mark.parametrize("cut", [{"blocks": 4, "tasks": 6}, {"blocks": 24}, {"blocks": 6, "code": "arikan"}])
 def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) -> None:
     A = random_matrix((50, 13), dtype)
     with CodedOperator(A, executor=lossy(), **cut) as coded:
@@ -117,12 +117,12 @@ def test_products_of_any_shape(
     for fault in (Fault("raise", attempts=9), Fault("sleep", 1e6)):
         executor = lossy({lost % (min(rows, blocks) + 1): fault})
         with CodedOperator(
-            A, blocks=blocks, workers=blocks + extra, executor=executor, rtol=1e-6, timeout=9e3
+            A, blocks=blocks, tasks=blocks + extra, executor=executor, rtol=1e-6, timeout=9e3
         ) as coded:
             assert_close(coded @ x, A @ x, 1e-6)
         executor = lossy({lost % (min(columns, blocks) + 1): fault})
         with CodedOperator(
-            A, blocks=blocks, workers=blocks + extra, executor=executor, rtol=1e-6, timeout=9e3
+            A, blocks=blocks, tasks=blocks + extra, executor=executor, rtol=1e-6, timeout=9e3
         ) as coded:
             assert_close(coded.rmatmat(y), A.T @ y, 1e-6)
 
@@ -312,8 +312,8 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(CodeError, match="workers=6 leaves no parity for 6 blocks"):
-        CodedOperator(TALL, blocks=6, workers=6)
+    with pytest.raises(CodeError, match="tasks=6 leaves no parity for 6 blocks"):
+        CodedOperator(TALL, blocks=6, tasks=6)
     with pytest.raises(CodeError, match="blocks must be a positive integer, not 0"):
         CodedOperator(TALL, blocks=0)
     with pytest.raises(CodeError, match="code must be"):
@@ -341,5 +341,5 @@ def test_an_operator_of_unsigned_integers_takes_real_vectors() -> None:
     x = STREAM.standard_normal(5)
     for lost in [(), (0, 3), (1, 7), (5,)]:
         assert PolarCode(9, 6, "arikan").decodable(~np.isin(np.arange(9), lost))
-        with CodedOperator(A, blocks=6, workers=9, executor=losing(*lost)) as operator:
+        with CodedOperator(A, blocks=6, tasks=9, executor=losing(*lost)) as operator:
             np.testing.assert_allclose(operator @ x, A @ x, rtol=1e-10)

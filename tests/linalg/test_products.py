@@ -11,18 +11,11 @@ import scipy.sparse
 from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import (
-    CodedOperator,
-    Fault,
-    FaultyExecutor,
-    PolarCode,
-    ReplayExecutor,
-    coded_gram,
-    coded_matmul,
-    encode,
-)
-from polarmap.code.product import ProductCode
+from polarmap import CodedOperator, coded_gram, coded_matmul, encode
+from polarmap.codes import PolarCode
+from polarmap.codes.product import ProductCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.lithops_internals import named_for_lithops
 
@@ -31,7 +24,7 @@ A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
 DEAD = Fault("raise", attempts=9)
 # Of a grid 5 x 5 with 4 x 4 data tasks: two data tasks in one row, one in another, and parity tasks.
 LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
-GRID = {"method": "grid", "workers": (5, 5), "blocks": (4, 4)}
+GRID = {"method": "grid", "tasks": (5, 5), "blocks": (4, 4)}
 
 
 def matmul(left: Any, right: Any, faults: Any = LOST, seconds: Any = None, **options: Any) -> Any:
@@ -69,7 +62,7 @@ def test_a_grid_gives_numpys_product(dtype: str) -> None:
 def test_integers_are_exact_and_wrap_as_in_numpy(left_dtype: str, right_dtype: str, method: str) -> None:
     left, right = matrix((11, 6), left_dtype), matrix((6, 9), right_dtype, 2)
     workers: Any = (5, 5) if method == "grid" else 8
-    array, report = matmul(left, right, {1: DEAD}, method=method, workers=workers)
+    array, report = matmul(left, right, {1: DEAD}, method=method, tasks=workers)
     with np.errstate(over="ignore"):
         assert_close(array, left @ right, 1e-9)
     assert 1 in report.recovered
@@ -95,11 +88,11 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
     k = data.draw(st.integers(1, m)), data.draw(st.integers(1, n))
     workers = k[0] + data.draw(st.integers(1, 3)), k[1] + data.draw(st.integers(1, 3))
     faults = {lost % (k[0] * k[1]): DEAD}
-    array, report = matmul(left, right, faults, blocks=k, workers=workers, rtol=1e-7)
+    array, report = matmul(left, right, faults, blocks=k, tasks=workers, rtol=1e-7)
     assert_close(array, left @ right, 1e-7)
     assert (report.n, report.k) == (workers[0] * workers[1], k[0] * k[1])
     for method, side in (("rows", 0), ("columns", 1)):
-        sizes = {"blocks": k[side], "workers": workers[side]}
+        sizes = {"blocks": k[side], "tasks": workers[side]}
         found = matmul(left, right, {lost % k[side]: DEAD}, method=method, rtol=1e-7, **sizes)
         assert_close(found.array, left @ right, 1e-7)
 
@@ -109,24 +102,24 @@ def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
     places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).places
     seconds = dict.fromkeys(range(9), math.inf) | {int(places[cell]): 1.0 for cell in chain}
-    array, report = matmul(A, B, {}, seconds, blocks=(2, 2), workers=(3, 3))
+    array, report = matmul(A, B, {}, seconds, blocks=(2, 2), tasks=(3, 3))
     assert_close(array, A @ B, 1e-9)
     assert report.needed == 4 and report.recovered == (1, 2, 3)
 
 
 def test_too_few_results() -> None:
     with pytest.raises(NotDecodableError):
-        matmul(A, B, dict.fromkeys([0, 1, 4, 5], DEAD), blocks=(4, 4), workers=(5, 5))
+        matmul(A, B, dict.fromkeys([0, 1, 4, 5], DEAD), blocks=(4, 4), tasks=(5, 5))
 
 
 @pytest.mark.parametrize("method", ["auto", "rows", "columns"])
 def test_vectors_as_in_numpy(method: str) -> None:
     if method != "columns":
-        assert_close(matmul(A, B[:, 0], {1: DEAD}, method=method, workers=8).array, A @ B[:, 0], 1e-9)
+        assert_close(matmul(A, B[:, 0], {1: DEAD}, method=method, tasks=8).array, A @ B[:, 0], 1e-9)
     if method != "rows":
-        assert_close(matmul(A[0], B, {1: DEAD}, method=method, workers=8).array, A[0] @ B, 1e-9)
-    assert_close(matmul(A[:1], B, {0: DEAD}, workers=8).array, A[:1] @ B, 1e-9)
-    assert_close(matmul(A, B[:, :1], {0: DEAD}, workers=8).array, A @ B[:, :1], 1e-9)
+        assert_close(matmul(A[0], B, {1: DEAD}, method=method, tasks=8).array, A[0] @ B, 1e-9)
+    assert_close(matmul(A[:1], B, {0: DEAD}, tasks=8).array, A[:1] @ B, 1e-9)
+    assert_close(matmul(A, B[:, :1], {0: DEAD}, tasks=8).array, A @ B[:, :1], 1e-9)
 
 
 def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
@@ -137,7 +130,7 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
         for options in (GRID, {"method": "rows"}, {"method": "columns"}):
             assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
     assert_close(matmul(A.tolist(), B.tolist(), **GRID).array, A @ B, 1e-9)
-    places = {"blocks": 3, "workers": 5, "storage": tmp_path, "progress": False}
+    places = {"blocks": 3, "tasks": 5, "storage": tmp_path, "progress": False}
     left, right = encode(A, name="a", **places), encode(B, name="b", **places)
     for options in (GRID, {"method": "rows"}, {"method": "columns"}):
         assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
@@ -148,7 +141,7 @@ def test_garbage_is_found_and_left_out(dtype: str) -> None:
     left, right = matrix((20, 8), dtype), matrix((8, 20), dtype, 2)
     faults = {2: DEAD, 1: Fault("garbage", attempts=9)}
     seconds = {0: 2.0}  # late, so that there is something to decode when the surplus has arrived
-    array, report = matmul(left, right, faults, seconds, blocks=(3, 3), workers=(5, 5), verify=True)
+    array, report = matmul(left, right, faults, seconds, blocks=(3, 3), tasks=(5, 5), verify=True)
     assert_close(array, left @ right, 1e-9)
     assert report.indices("failed") == [1, 2]
     assert "contradicts" in report.tasks[1].failures[0]
@@ -157,7 +150,7 @@ def test_garbage_is_found_and_left_out(dtype: str) -> None:
 def test_garbage_that_cannot_be_located_is_an_error() -> None:
     faults = {2: DEAD, 3: Fault("garbage", attempts=9), 5: Fault("garbage", attempts=9)}
     with pytest.raises(NotLinearError, match="a product of two blocks"):
-        matmul(A, B, faults, blocks=(2, 2), workers=(3, 3), retries=0, verify=True)
+        matmul(A, B, faults, blocks=(2, 2), tasks=(3, 3), retries=0, verify=True)
 
 
 def test_stragglers_and_dead_processes_of_lithops_and_every_block_is_stored_once(tmp_path: Any) -> None:
@@ -171,7 +164,7 @@ def test_stragglers_and_dead_processes_of_lithops_and_every_block_is_stored_once
         storage, put, keys = functions.storage, functions.storage.put_object, []
         storage.put_object = lambda bucket, key, body: keys.append(key) or put(bucket, key, body)
         executor = FaultyExecutor(functions, {0: Fault("sleep", 60), 1: Fault("kill")})
-        product = coded_matmul(A, B, blocks=(2, 2), workers=(3, 3), executor=executor, timeout=60)
+        product = coded_matmul(A, B, blocks=(2, 2), tasks=(3, 3), executor=executor, timeout=60)
         assert_close(product.array, A @ B, 1e-9)
         assert product.report.tasks[0].arrived is None and 0 in product.report.recovered
         assert len([key for key in keys if "/blocks/" in key]) == 3 + 3
@@ -207,14 +200,14 @@ def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
         ({"method": "columns", "blocks": 20}, "blocks=20 is more than the 19 columns"),
         ({"blocks": (24, 2)}, "blocks=24 is more than the 23 rows; use blocks <= 23"),
         ({"method": "grid", "blocks": 4}, r"blocks of a grid must be a pair \(for A, for B\), not 4"),
-        ({"workers": (4, 4, 4)}, "workers of a grid must be a pair"),
-        ({"method": "grid", "workers": 3}, "at least 2 x 2 tasks, not workers=3"),
-        ({"workers": (4, 1)}, "workers=1 leaves no parity for 1 blocks of columns"),
+        ({"tasks": (4, 4, 4)}, "tasks of a grid must be a pair"),
+        ({"method": "grid", "tasks": 3}, "at least 2 x 2 tasks, not tasks=3"),
+        ({"tasks": (4, 1)}, "tasks=1 leaves no parity for 1 blocks of columns"),
         (
-            {"method": "rows", "blocks": 4, "workers": 4},
-            "no parity for 4 blocks of rows: use workers > 4",
+            {"method": "rows", "blocks": 4, "tasks": 4},
+            "no parity for 4 blocks of rows: use tasks > 4",
         ),
-        ({"workers": 0}, "workers must be a positive integer, not 0"),
+        ({"tasks": 0}, "tasks must be a positive integer, not 0"),
         ({"method": "grid", "code": "fountain"}, "code must be"),
     ],
 )
@@ -235,6 +228,6 @@ def test_products_of_other_byte_orders() -> None:
     for method in ("rows", "columns", "grid"):
         np.testing.assert_allclose(coded_matmul(A, B, method=method, **never).array, A @ B, atol=1e-10)
     np.testing.assert_allclose(coded_gram(A, blocks=3, **never).array, A.T @ A, atol=1e-9)
-    assert np.array_equal(coded_gram(wide, blocks=2, workers=4, **never).array, wide.T @ wide)
+    assert np.array_equal(coded_gram(wide, blocks=2, tasks=4, **never).array, wide.T @ wide)
     with CodedOperator(A, blocks=6, **never) as operator:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)

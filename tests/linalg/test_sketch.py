@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, sketched_gram, sketched_lstsq
 from polarmap.errors import CodedTimeoutError, CodeError
-from polarmap.linalg import sketch
+from polarmap.linalg import sketch, sketched_gram, sketched_lstsq
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((600, 8))
@@ -30,7 +30,7 @@ def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: in
     rows = columns + more
     some, b = stream.standard_normal((rows, columns)), stream.standard_normal(rows)
     workers = min(workers, rows)
-    options = {"workers": workers, "executor": ReplayExecutor(), "seed": seed}
+    options = {"tasks": workers, "executor": ReplayExecutor(), "seed": seed}
     *_, last = sketched_lstsq(some, b, **options)
     assert (last.error_p90, last.arrived, last.workers) == (0.0, workers, workers)
     np.testing.assert_allclose(last.value, np.linalg.lstsq(some, b, rcond=None)[0], rtol=1e-7, atol=1e-9)
@@ -133,7 +133,7 @@ def test_of_nothing_but_zeros_the_error_is_none() -> None:
 def test_workers_that_die_are_started_again_and_the_last_is_exact() -> None:
     with polarmap.Pool(workers=2) as pool:
         faulty = FaultyExecutor(pool, {0: Fault("kill"), 5: Fault("raise")})
-        *_, last = sketched_lstsq(A, B, workers=6, executor=faulty)
+        *_, last = sketched_lstsq(A, B, tasks=6, executor=faulty)
     assert (last.arrived, last.error_p90) == (6, 0.0)
     np.testing.assert_allclose(last.value, BEST, rtol=1e-9)
 
@@ -141,7 +141,7 @@ def test_workers_that_die_are_started_again_and_the_last_is_exact() -> None:
 def test_a_task_that_fails_for_good_is_an_error_after_the_estimates() -> None:
     late = {task: 1.0 + task for task in range(24)}
     faulty = FaultyExecutor(ReplayExecutor(late), {20: Fault("raise", attempts=9)})
-    found: list[polarmap.SketchEstimate] = []
+    found: list[polarmap.types.SketchEstimate] = []
     with pytest.raises(RuntimeError, match="injected fault\nitem 20 of 24 raised this"):
         found.extend(sketched_lstsq(A, B, executor=faulty))
     assert found[-1].arrived <= 23
@@ -181,8 +181,8 @@ def test_leaving_the_loop_ends_the_map() -> None:
         ((np.where(A > 3, np.nan, A), B), {}, "A holds NaN or inf"),
         ((A, np.where(B > 1, np.inf, B)), {}, "b holds NaN or inf"),
         ((A[0], B), {}, "A must be a matrix"),
-        ((A, B), {"workers": 601}, "workers=601 is more than the 600 rows"),
-        ((A, B), {"workers": 0}, "workers must be"),
+        ((A, B), {"tasks": 601}, "tasks=601 is more than the 600 rows"),
+        ((A, B), {"tasks": 0}, "tasks must be"),
         ((A, B), {"seed": "x"}, "seed must be an integer"),
         ((A, B), {"seed": -1}, "seed must be an integer"),
     ],

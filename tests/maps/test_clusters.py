@@ -69,7 +69,7 @@ def sleeps_or_dies(folder: Path, block: np.ndarray) -> np.ndarray:
 
 def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) -> None:
     f = partial(sleeps_or_dies, tmp_path)
-    y = coded_map(f, A, blocks=4, workers=8, executor=executor, verify=False)
+    y = coded_map(f, A, blocks=4, tasks=8, executor=executor, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
     assert (tmp_path / "third").exists()
 
@@ -86,13 +86,13 @@ def cut(engine: Any) -> Any:
 def test_data_on_the_cluster_stay_there(engine: Any, executor: Any, tmp_path: Path) -> None:
     data = cut(engine)
     for f in (partial(sleeps_or_dies, tmp_path), np.negative):
-        y = coded_map(f, data, workers=8, executor=executor, verify=False)
+        y = coded_map(f, data, tasks=8, executor=executor, verify=False)
         np.testing.assert_allclose(y.concatenate(), A @ X if f is not np.negative else -A)
         assert y.report.k == 4
 
 
 def test_operators_models_sums_and_gradients(executor: Any) -> None:
-    with CodedOperator(A, blocks=4, workers=6, executor=executor) as operator:
+    with CodedOperator(A, blocks=4, tasks=6, executor=executor) as operator:
         for _ in range(3):
             np.testing.assert_allclose(operator @ X, A @ X)
             np.testing.assert_allclose(operator.T @ (A @ X), A.T @ (A @ X))
@@ -107,7 +107,9 @@ def test_operators_models_sums_and_gradients(executor: Any) -> None:
 
 def test_calls_futures_and_estimates(executor: Any) -> None:
     assert list(hedged_map(len, ["a", "bc"], executor=executor)) == [1, 2]
-    future = polarmap.submit(partial(np.multiply, 2), A, blocks=4, workers=6, executor=executor)
+    future = polarmap.submit(
+        polarmap.coded_map, partial(np.multiply, 2), A, blocks=4, tasks=6, executor=executor
+    )
     *_, last = future.estimates()
     np.testing.assert_allclose(future.result(SLOW).concatenate(), 2 * A)
     np.testing.assert_allclose(last.concatenate(), 2 * A)

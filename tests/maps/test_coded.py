@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import assert_same, plain_map
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import coded_map
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 
 DATA = np.random.default_rng(0).standard_normal((60, 4))
 OPTIONS = {
     "blocks": None,
-    "workers": None,
+    "tasks": None,
     "code": "auto",
     "degree": 1,
     "schedule": "upfront",
@@ -56,14 +59,14 @@ def test_options_are_pinned() -> None:
         ({}, 20, 27),
         ({"blocks": 5}, 5, 7),
         ({"blocks": 1}, 1, 2),
-        ({"workers": 32}, 20, 32),
-        ({"workers": 7}, 5, 7),
-        ({"workers": 2}, 1, 2),
-        ({"workers": 400}, 60, 400),
-        ({"blocks": 12, "workers": 13}, 12, 13),
-        ({"blocks": 60, "workers": 61}, 60, 61),
+        ({"tasks": 32}, 20, 32),
+        ({"tasks": 7}, 5, 7),
+        ({"tasks": 2}, 1, 2),
+        ({"tasks": 400}, 60, 400),
+        ({"blocks": 12, "tasks": 13}, 12, 13),
+        ({"blocks": 60, "tasks": 61}, 60, 61),
         ({"code": PolarCode(9, 5)}, 5, 9),
-        ({"code": PolarCode(9, 5), "blocks": 5, "workers": 9}, 5, 9),
+        ({"code": PolarCode(9, 5), "blocks": 5, "tasks": 9}, 5, 9),
         ({"code": PolarCode(9, 5, "arikan", "sequential")}, 5, 9),
     ],
 )
@@ -80,9 +83,9 @@ def test_a_sequence_gives_the_number_of_blocks_and_a_third_more_workers(length: 
 
 
 def test_a_sequence_takes_any_larger_number_of_workers() -> None:
-    assert coded_map(double, list(DATA[:5]), workers=6, executor=ReplayExecutor()).report.n == 6
-    with pytest.raises(CodeError, match="workers=5 leaves no parity for 5 blocks"):
-        coded_map(double, list(DATA[:5]), workers=5, executor=ReplayExecutor())
+    assert coded_map(double, list(DATA[:5]), tasks=6, executor=ReplayExecutor()).report.n == 6
+    with pytest.raises(CodeError, match="tasks=5 leaves no parity for 5 blocks"):
+        coded_map(double, list(DATA[:5]), tasks=5, executor=ReplayExecutor())
 
 
 # --- code --------------------------------------------------------------------------------------
@@ -114,6 +117,6 @@ def test_data_changed_in_place_between_two_maps_is_new_data() -> None:
     for place in changes:
         data[place] += 1.0
         result = coded_map(
-            lambda block: block @ x, data, blocks=6, workers=9, executor=FaultyExecutor(None, late)
+            lambda block: block @ x, data, blocks=6, tasks=9, executor=FaultyExecutor(None, late)
         )
         np.testing.assert_allclose(result.concatenate(), data @ x, rtol=1e-9, atol=1e-9)

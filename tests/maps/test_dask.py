@@ -72,7 +72,7 @@ def run_and_kill(executor: Any, folder: Path, tasks: tuple[int, ...], **options:
     killer.start()
     try:
         f = partial(waits_once, folder, corners)
-        defaults = {"blocks": K, "workers": N, "timeout": PATIENCE, "verify": False}
+        defaults = {"blocks": K, "tasks": N, "timeout": PATIENCE, "verify": False}
         return coded_map(f, DATA, executor=executor, **defaults | options)
     finally:
         killer.join()
@@ -81,7 +81,7 @@ def run_and_kill(executor: Any, folder: Path, tasks: tuple[int, ...], **options:
 def test_killed_workers_change_no_result(executor: Any, tmp_path: Path) -> None:
     y = run_and_kill(executor, tmp_path, (0, 4))
     np.testing.assert_allclose(y.concatenate(), 2 * DATA, rtol=1e-11)
-    again = coded_map(np.negative, DATA, blocks=K, workers=N, executor=executor, timeout=PATIENCE)
+    again = coded_map(np.negative, DATA, blocks=K, tasks=N, executor=executor, timeout=PATIENCE)
     np.testing.assert_allclose(again.concatenate(), -DATA, rtol=1e-11)
 
 
@@ -96,13 +96,13 @@ def test_what_dask_gives_up_is_an_erasure(executor: Any, tmp_path: Path) -> None
         return block
 
     with pytest.raises(NotDecodableError, match="KilledWorker"):
-        coded_map(deadly, DATA, blocks=2, workers=3, executor=executor, timeout=PATIENCE, retries=0)
+        coded_map(deadly, DATA, blocks=2, tasks=3, executor=executor, timeout=PATIENCE, retries=0)
 
 
 def test_abandoned_tasks_print_no_tracebacks(executor: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Results that come while their tasks are cancelled are nobody's error."""
     for _ in range(10):
-        y = coded_map(np.negative, DATA, blocks=K, workers=24, executor=executor, verify=False)
+        y = coded_map(np.negative, DATA, blocks=K, tasks=24, executor=executor, verify=False)
         np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-9)
     executor.submit(int).result()  # queued behind them: they have ended
     assert [record for record in caplog.records if record.name.startswith("tornado")] == []
@@ -126,7 +126,7 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
     canceller = threading.Thread(target=cancel_all)
     canceller.start()
     with pytest.raises(NotDecodableError, match="CancelledError"):
-        coded_map(f, DATA, blocks=2, workers=3, executor=executor, timeout=PATIENCE, retries=0)
+        coded_map(f, DATA, blocks=2, tasks=3, executor=executor, timeout=PATIENCE, retries=0)
     canceller.join()
     executor.shutdown()
     with pytest.raises(ExecutorError, match="accepts no tasks: its client was closed, or it was shut down"):
@@ -134,7 +134,7 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
 
 
 def test_a_client_itself_is_an_executor(executor: Any) -> None:
-    y = coded_map(np.negative, DATA, blocks=K, workers=N, executor=executor._client, timeout=PATIENCE)
+    y = coded_map(np.negative, DATA, blocks=K, tasks=N, executor=executor._client, timeout=PATIENCE)
     np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-11)
     assert y.report.executor == "Dask"
 

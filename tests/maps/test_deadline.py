@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 from coded_maps import FLOATS, losing
 from plain import arriving
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import (
-    CodedResult,
-    Fault,
-    FaultyExecutor,
-    LagrangeCode,
-    Masked,
-    PolarCode,
-    ReplayExecutor,
-    Stored,
-    coded_map,
-)
-from polarmap.code.estimation import estimator
+from polarmap import coded_map
+from polarmap.arrays import Stored
+from polarmap.codes import LagrangeCode, Masked, PolarCode
+from polarmap.codes.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.run.local_run import LocalRun
 
@@ -36,7 +30,7 @@ def scattered(k: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def estimated(data: Any, executor: Any, f: Any = np.copy, **options: Any) -> CodedResult:
-    defaults = {"workers": 8, "timeout": 5, "on_timeout": "estimate"}
+    defaults = {"tasks": 8, "timeout": 5, "on_timeout": "estimate"}
     return coded_map(f, data, executor=executor, **defaults | options)
 
 
@@ -67,7 +61,7 @@ def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, ker
 def test_estimates_at_the_deadline_come_with_their_error() -> None:
     blocks = list(scattered(12, 4000))
     arrived = [0, 1, 2, 3, 4, 5, 6, 13, 15]  # nine of twelve that it takes
-    result = estimated(blocks, arriving(arrived, 16, step=0.01), workers=16)
+    result = estimated(blocks, arriving(arrived, 16, step=0.01), tasks=16)
     report = result.report
     assert report.seconds == 5
     assert report.verified == "no"
@@ -103,7 +97,7 @@ def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
 
 
 def test_a_deadline_before_parity_came_leaves_the_results_of_a_plain_map() -> None:
-    report = estimated(np.eye(4), losing(4, 5), np.negative, workers=6, timeout=1.05).report
+    report = estimated(np.eye(4), losing(4, 5), np.negative, tasks=6, timeout=1.05).report
     assert (report.verified, report.seconds, report.errors) == ("not needed", 1.05, ())
 
 
@@ -171,7 +165,7 @@ def test_nan_is_an_error() -> None:
 )
 def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
-        estimated(np.eye(24), ReplayExecutor(), workers=None, **options)
+        estimated(np.eye(24), ReplayExecutor(), tasks=None, **options)
 
 
 # --- gradient descent on estimates -------------------------------------------------------------
@@ -182,7 +176,7 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
     late = ReplayExecutor({0: math.inf, 5: math.inf})
     data = np.arange(24.0).reshape(12, 2)
     with pytest.warns(RuntimeWarning, match="f of block 0 differs .* what is decoded or .* may be far off"):
-        result = estimated(data, late, lambda block: block.max(axis=0) ** 2, blocks=4, workers=6, timeout=50)
+        result = estimated(data, late, lambda block: block.max(axis=0) ** 2, blocks=4, tasks=6, timeout=50)
     assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)
 
 
@@ -228,7 +222,7 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
             lost = set(range(7)) - set(arrived)
             if code.decodable(np.isin(np.arange(7), arrived)):
                 continue
-            result = estimated(data, losing(*lost), workers=None, code=code, verify=False)
+            result = estimated(data, losing(*lost), tasks=None, code=code, verify=False)
             for index, block in enumerate(data.reshape(4, 2, 2)):
                 if index not in result.report.estimated:
                     assert np.array_equal(result[index], block)
@@ -241,6 +235,6 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
 def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
     # While another result may tell who is to blame.
     with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
-        result = estimated(FLOATS, losing(0, 4), np.abs, blocks=6, workers=9, timeout=1.5)
+        result = estimated(FLOATS, losing(0, 4), np.abs, blocks=6, tasks=9, timeout=1.5)
     assert result.report.recovered == ()
     assert result.report.estimated == (0, 4)

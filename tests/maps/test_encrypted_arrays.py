@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from array_data import MIB, damage, losses, objects, random_array, write_manifest
 from plain import process_pool
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import RawObjects, ReplayExecutor, Stored
+from polarmap.arrays import RawObjects, Stored
 from polarmap.arrays.array import without_key
 from polarmap.arrays.manifest import manifest_key
 from polarmap.convex import LinearSVC
@@ -24,7 +25,7 @@ from polarmap.glm import LogisticRegression
 
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"
-OPTIONS: dict[str, Any] = {"blocks": 4, "workers": 6, "name": "a", "key": KEY}
+OPTIONS: dict[str, Any] = {"blocks": 4, "tasks": 6, "name": "a", "key": KEY}
 A = random_array((24, 40))
 
 
@@ -72,7 +73,7 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     assert coded.key == KEY
     assert coded.zarr is None
-    plain = [polarmap.PolarCode(6, 4).encode(A.reshape(4, -1))[block].tobytes() for block in range(6)]
+    plain = [polarmap.codes.PolarCode(6, 4).encode(A.reshape(4, -1))[block].tobytes() for block in range(6)]
     for data in objects(store).values():
         assert KEY not in data
         assert KEY.hex().encode() not in data
@@ -153,7 +154,7 @@ def test_each_wrong_key_has_one_clear_error(store):
         polarmap.open_coded("a", store, key="env:NOT_SET_ANYWHERE")
     with pytest.raises(CodeError, match="key must be 'env:NAME' or 'file:PATH'"):
         polarmap.open_coded("a", store, key="password")
-    assert polarmap.list_coded(store) == ["a"]
+    assert polarmap.arrays.list_coded(store) == ["a"]
 
 
 def test_who_expects_encryption_gets_no_array_without(store):
@@ -321,9 +322,7 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
 
 def test_long_results_are_cut_and_encrypted_piece_by_piece(store, pool, monkeypatch):
     monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 50)
-    y = polarmap.coded_map(
-        np.negative, A, blocks=4, workers=6, out=Stored("y", store), executor=pool, key=KEY
-    )
+    y = polarmap.coded_map(np.negative, A, blocks=4, tasks=6, out=Stored("y", store), executor=pool, key=KEY)
     parts = y.array.stored(min(set(range(4)) - set(y.report.recovered)))
     assert [part.size for part in parts] == [400] * 4 + [320]
     assert [part.offset for part in parts] == [0, 428, 856, 1284, 1712]
@@ -395,7 +394,7 @@ def test_other_verbs_would_store_it_as_it_is(store):
         lambda: polarmap.hedged_map(np.sum, coded),
         lambda: polarmap.hedged_map(np.sum, results),
         lambda: polarmap.encode(results, name="b", storage=store),
-        lambda: polarmap.coded_sum(np.sum, coded, workers=4),
+        lambda: polarmap.coded_sum(np.sum, coded, tasks=4),
         lambda: polarmap.coded_matmul(coded, A.T),
         lambda: polarmap.coded_matmul(A.T, coded),
         lambda: polarmap.coded_gram(coded),

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from array_data import random_array
 from plain import process_pool
+from polarmap.testing import Fault, FaultyExecutor
 from scipy import sparse
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Masked, Pool
+from polarmap import Pool
 from polarmap.arrays.stores import open_store
+from polarmap.codes import Masked
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"
 A = random_array((24, 40))
 total = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
-SIZES = {"blocks": 4, "workers": 6}
+SIZES = {"blocks": 4, "tasks": 6}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,7 @@ def seen(server, *arrays):
 @pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
 def test_no_storage_ever_sees_data_or_results(server, config, place):
     control, B = random_array((24, 40), seed=2), random_array((24, 40), seed=1234)
-    parity = polarmap.PolarCode(6, 4).parity(B.reshape(4, -1))
+    parity = polarmap.codes.PolarCode(6, 4).parity(B.reshape(4, -1))
     with Pool(config, workers=6, listen=False) as kept:
         executor = kept if place == "kept" else config
         y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **SIZES)
@@ -93,11 +95,11 @@ COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
         (total, COUNTS, {}),
         (total, A, {"code": Masked(noise=10)}),
         (total, A, {"schedule": "on_demand"}),
-        (np.square, A[:, :3], {"degree": 2, "workers": 12}),
+        (np.square, A[:, :3], {"degree": 2, "tasks": 12}),
         (
             lambda block: {"a": block[0] + block[1]},
             [(A[row], A[row + 1]) for row in range(8)],
-            {"blocks": 8, "workers": 10},
+            {"blocks": 8, "tasks": 10},
         ),
         (lambda block: block @ np.ones(40), sparse.csr_array(np.where(A > 1, A, 0)), {"code": "rotation"}),
     ],
@@ -107,9 +109,7 @@ def test_every_kind_of_map(pool, f, data, options):
     options = {**SIZES, **options}
     plain = polarmap.coded_map(f, data, executor=pool, **options)
     faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9)})
-    y = polarmap.coded_map(
-        f, data, executor=faulty, key=KEY, **{**options, "workers": options["workers"] + 2}
-    )
+    y = polarmap.coded_map(f, data, executor=faulty, key=KEY, **{**options, "tasks": options["tasks"] + 2})
     for one, other in zip(y, plain, strict=True):
         for leaf in one if isinstance(one, dict) else [None]:
             ours, theirs = (one, other) if leaf is None else (one[leaf], other[leaf])
@@ -155,5 +155,5 @@ def test_a_stored_array_has_told_its_key(pool, store):
 
 
 def test_a_future_has_it_too(pool):
-    future = polarmap.submit(total, A, executor=pool, key=KEY, **SIZES)
+    future = polarmap.submit(polarmap.coded_map, total, A, executor=pool, key=KEY, **SIZES)
     np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
+from polarmap.types import CodedResult
 
 import polarmap
-from polarmap import CodedResult, LagrangeCode, Masked, ReplayExecutor, Stored
+from polarmap.arrays import Stored
+from polarmap.codes import LagrangeCode, Masked
 from polarmap.errors import CodeError, NotDecodableError
 from tests.plain import arriving
 
@@ -57,7 +60,7 @@ def after(estimates: Iterator[CodedResult[Any]], arrived: int) -> CodedResult[An
 
 def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: ThreadPoolExecutor) -> None:
     f = Turnstile(BLOCKS[:, 0])
-    future = polarmap.submit(f, list(BLOCKS), workers=8, executor=threads)
+    future = polarmap.submit(polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads)
     estimates = future.estimates()
     f.let_through(0, 2, 5)
     few = after(estimates, 3)
@@ -83,7 +86,7 @@ def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: Thre
 
 def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExecutor) -> None:
     f = Turnstile(BLOCKS[:, 0])
-    future = polarmap.submit(f, list(BLOCKS), workers=8, executor=threads)
+    future = polarmap.submit(polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads)
     f.let_through(4)
     f.others.set()
     now = after(future.estimates(), 3)  # one data block, two of parity
@@ -91,7 +94,7 @@ def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExec
     late = polarmap.coded_map(
         lambda block: 2 * block,
         list(BLOCKS),
-        workers=8,
+        tasks=8,
         executor=arriving([4, 6, 7], 8),
         timeout=9,
         on_timeout="estimate",
@@ -110,7 +113,7 @@ def test_rows_of_padding_are_cut_off(threads: ThreadPoolExecutor) -> None:
             assert gate.wait(SECONDS)
         return 3 * block
 
-    future = polarmap.submit(f, data, blocks=4, workers=6, executor=threads)
+    future = polarmap.submit(polarmap.coded_map, f, data, blocks=4, tasks=6, executor=threads)
     now = after(future.estimates(), 2)
     gate.set()
     assert now.concatenate().shape == (23, 1)
@@ -126,7 +129,9 @@ def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: Th
             raise ValueError("no")
         return result
 
-    estimates = polarmap.submit(f, list(BLOCKS), workers=8, executor=threads, retries=0).estimates()
+    estimates = polarmap.submit(
+        polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads, retries=0
+    ).estimates()
     turnstile.let_through(3)
     assert next(estimates).report.estimated == (0, 1, 2, 4, 5)
     turnstile.open()
@@ -138,7 +143,9 @@ def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: Th
 def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
     blocks = BLOCKS.copy()
     blocks[3] = np.nan
-    future = polarmap.submit(np.negative, list(blocks), workers=8, executor=ReplayExecutor({3: 0.5}))
+    future = polarmap.submit(
+        polarmap.coded_map, np.negative, list(blocks), tasks=8, executor=ReplayExecutor({3: 0.5})
+    )
     [only] = future.estimates()
     np.testing.assert_array_equal(np.stack(list(only)), -blocks)
 
@@ -156,7 +163,9 @@ def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
 )
 def test_other_maps_have_no_estimates(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     options = options | ({"out": Stored(options["out"], str(tmp_path))} if "out" in options else {})
-    future = polarmap.submit(np.negative, np.eye(24), executor=ReplayExecutor(), **options)
+    future = polarmap.submit(
+        polarmap.coded_map, np.negative, np.eye(24), executor=ReplayExecutor(), **options
+    )
     with pytest.raises(CodeError, match=words):
         future.estimates()
     future.result(SECONDS)

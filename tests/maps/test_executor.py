@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import process_pool
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from pool_processes import descendants, runs, starts_threads_at_exit, until
 
 import polarmap
-from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
+from polarmap import Executor, Pool
 from polarmap.errors import CodeError, ExecutorError, WorkerLostError
 
 PATIENCE = 60.0
@@ -440,5 +441,5 @@ def test_dask_computes_on_it(two: Executor) -> None:
 
 def test_a_map_runs_on_it(two: Executor) -> None:
     data = np.arange(12.0).reshape(6, 2)
-    found = polarmap.coded_map(np.sum, data, blocks=3, workers=4, executor=two, timeout=PATIENCE)
+    found = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, executor=two, timeout=PATIENCE)
     assert [round(float(one), 9) for one in found] == [6.0, 22.0, 38.0]

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.optimize import minimize, rosen, rosen_der
 
-from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
+from polarmap import CodedGradient, coded_gradient
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.gradients import DEFAULT_STEP
 
@@ -66,7 +68,7 @@ def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int,
 
 def test_gradient_has_the_shape_of_x_and_unit_steps_of_every_size() -> None:
     x = point(24).reshape(2, 3, 4)
-    found = coded_gradient(curved, x, blocks=6, workers=9, executor=losing(0, 4, 5))
+    found = coded_gradient(curved, x, blocks=6, tasks=9, executor=losing(0, 4, 5))
     np.testing.assert_allclose(found.gradient, curved_gradient(x), rtol=1e-7, atol=1e-7)
     assert found.report.recovered == (0, 4, 5)
     assert found.slopes.shape == (24,)
@@ -82,7 +84,7 @@ def test_coordinates_of_very_different_scale() -> None:
     scale = 10.0 ** np.arange(-6, 6)
     x = 0.5 * scale
     found = coded_gradient(
-        lambda x: curved(x / scale), x, scale=scale, blocks=6, workers=9, executor=losing(0, 2, 3)
+        lambda x: curved(x / scale), x, scale=scale, blocks=6, tasks=9, executor=losing(0, 2, 3)
     )
     np.testing.assert_allclose(found.gradient * scale, curved_gradient(x / scale), rtol=1e-6, atol=1e-7)
 
@@ -100,7 +102,7 @@ def test_directions_give_the_projection_on_their_span(d: int, r: int, seed: int)
     x = point(d, seed)
     workers = r + 2 if r < 6 else 8
     found = coded_gradient(
-        curved, x, directions=directions, blocks=min(r, 6), workers=workers, executor=losing(0)
+        curved, x, directions=directions, blocks=min(r, 6), tasks=workers, executor=losing(0)
     )
     exact = curved_gradient(x)
     expected = np.linalg.pinv(directions) @ directions @ exact
@@ -114,7 +116,7 @@ def test_directions_give_the_projection_on_their_span(d: int, r: int, seed: int)
 def test_directions_of_the_shape_of_x() -> None:
     x = point(12).reshape(3, 4)
     basis = np.linalg.qr(np.random.default_rng(1).standard_normal((12, 12)))[0].reshape(12, 3, 4)
-    found = coded_gradient(curved, x, directions=basis, workers=8, executor=losing(2, 3))
+    found = coded_gradient(curved, x, directions=basis, tasks=8, executor=losing(2, 3))
     np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
 
 
@@ -129,7 +131,7 @@ def test_evaluations_are_counted() -> None:
             return curved(x)
 
         found = coded_gradient(
-            f, point(d), scheme=scheme, blocks=4, workers=6, verify=False, executor=losing(*lost)
+            f, point(d), scheme=scheme, blocks=4, tasks=6, verify=False, executor=losing(*lost)
         )
         assert found.evaluations == len(calls)
         assert found.evaluations_started == started
@@ -137,7 +139,7 @@ def test_evaluations_are_counted() -> None:
 
 def test_evaluations_of_a_further_attempt_were_started_too() -> None:
     again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})  # without its second attempt only three report
-    gradient = CodedGradient(curved, blocks=4, workers=6, executor=again)
+    gradient = CodedGradient(curved, blocks=4, tasks=6, executor=again)
     gradient(point(12))
     gradient(point(12))
     assert gradient.evaluations_started == 2 * (7 * 2 * 3)
@@ -162,12 +164,12 @@ def test_evaluations_of_a_further_attempt_were_started_too() -> None:
 )
 def test_truncation_and_rounding_pass_the_check(scheme: str, f: Any, x: np.ndarray) -> None:
     for lost in [(0,), (1, 3), (7, 9)]:
-        found = coded_gradient(f, x, scheme=scheme, blocks=8, workers=12, verify=True, executor=losing(*lost))
+        found = coded_gradient(f, x, scheme=scheme, blocks=8, tasks=12, verify=True, executor=losing(*lost))
         assert found.report.verified in ("parity", "not needed")
 
 
 def test_local_check_allows_for_what_decoding_amplifies() -> None:
-    found = coded_gradient(rosen, np.ones(8), blocks=8, workers=10, executor=losing(0, 3))
+    found = coded_gradient(rosen, np.ones(8), blocks=8, tasks=10, executor=losing(0, 3))
     assert found.report.verified == "local"
     assert np.abs(found.gradient).max() < 1e-5
 
@@ -177,7 +179,7 @@ def test_a_kink_is_no_slope() -> None:
         return curved(x) + np.abs(x[2] - 3e-7)
 
     with pytest.raises(NotLinearError, match=r"not smooth or not deterministic at steps of h=.*verify=False"):
-        coded_gradient(kinked, np.zeros(8), h=1e-6, blocks=8, workers=12, executor=losing(0, 5))
+        coded_gradient(kinked, np.zeros(8), h=1e-6, blocks=8, tasks=12, executor=losing(0, 5))
 
 
 def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
@@ -189,8 +191,8 @@ def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
     x = np.arange(1.0, 9.0)
     late = losing(0, 5)
     with pytest.raises(NotLinearError):
-        coded_gradient(noisy, x, blocks=8, workers=12, executor=late)
-    found = coded_gradient(noisy, x, h=1e-2, blocks=8, workers=12, executor=late)
+        coded_gradient(noisy, x, blocks=8, tasks=12, executor=late)
+    found = coded_gradient(noisy, x, h=1e-2, blocks=8, tasks=12, executor=late)
     np.testing.assert_allclose(found.gradient, 2 * x, rtol=1e-3)
 
 
@@ -207,7 +209,7 @@ def test_accuracy_that_is_asked_for_is_waited_for() -> None:
 
 def test_minimize_arrives_where_the_exact_gradient_does() -> None:
     x = np.array([1.3, 0.7, 0.8, 1.9, 1.2])
-    gradient = CodedGradient(rosen, blocks=5, workers=8, executor=losing(0, 2, 4))
+    gradient = CodedGradient(rosen, blocks=5, tasks=8, executor=losing(0, 2, 4))
     found = minimize(rosen, x, jac=gradient)
     exact = minimize(rosen, x, jac=rosen_der)
     np.testing.assert_allclose(found.x, exact.x, atol=1e-4)
@@ -221,7 +223,7 @@ def test_arguments_of_the_objective_are_passed_on() -> None:
     def shifted(x: Any, by: float, factor: float) -> Any:
         return factor * np.sum((x - by) ** 4)
 
-    gradient = CodedGradient(shifted, workers=4, executor=ReplayExecutor())
+    gradient = CodedGradient(shifted, tasks=4, executor=ReplayExecutor())
     np.testing.assert_allclose(gradient(np.zeros(3), 1.0, 2.0), -8, rtol=1e-7)
 
 
@@ -233,7 +235,7 @@ def test_nan_of_f_stays_in_its_coordinate_when_all_data_tasks_report() -> None:
         with np.errstate(all="ignore"):
             return np.sqrt(x[0]) + np.sum(x[1:] ** 2)
 
-    gradient = coded_gradient(rooted, np.arange(4.0), workers=6, blocks=4, executor=ReplayExecutor())
+    gradient = coded_gradient(rooted, np.arange(4.0), tasks=6, blocks=4, executor=ReplayExecutor())
     assert np.isnan(gradient.gradient[0])
     np.testing.assert_allclose(gradient.gradient[1:], [2, 4, 6], rtol=1e-7)
 
@@ -269,8 +271,8 @@ def complex_valued(x: Any) -> Any:
         ({"h": np.inf}, "h must be a positive number"),
         ({"scheme": "backward"}, "scheme must be 'central' or 'forward', not 'backward'"),
         ({"blocks": 7}, "blocks=7 is more than the 6 directions"),
-        ({"workers": 6, "blocks": 6}, "workers=6 leaves no parity"),
-        ({"code": PolarCode(9, 6), "workers": 8}, "does not fit"),
+        ({"tasks": 6, "blocks": 6}, "tasks=6 leaves no parity"),
+        ({"code": PolarCode(9, 6), "tasks": 8}, "does not fit"),
         ({"rtol": 1e-12}, "rtol=1e-12 is below the error of a slope itself, about 7"),
     ],
 )

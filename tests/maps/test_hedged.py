@@ -14,8 +14,10 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import printed
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map, submit
+from polarmap import hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
 from polarmap.executors.base import Payload
 from polarmap.executors.replay import ReplayRun
@@ -244,7 +246,7 @@ def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> No
 
 def test_a_future_tells_of_exceptions_that_are_kept_as_of_results() -> None:
     options: dict[str, Any] = {"executor": ReplayExecutor(), "retries": 0, "return_exceptions": True}
-    future = submit(fails_on_b, list("abc"), verb=hedged_map, **options)
+    future = submit(hedged_map, fails_on_b, list("abc"), **options)
     result = future.result(30)
     assert isinstance(result[1], LookupError)
     assert [block.result(30) for block in future.blocks] == list(result)
@@ -282,7 +284,7 @@ def test_a_sequence_in_fewer_blocks_gives_one_result_an_item(blocks: int) -> Non
 
 
 def test_a_future_tells_each_item_of_a_block() -> None:
-    future = submit(str, range(7), verb=hedged_map, blocks=3, executor=ReplayExecutor())
+    future = submit(hedged_map, str, range(7), blocks=3, executor=ReplayExecutor())
     assert [block.result() for block in future.blocks] == list(future.result()) == list("0123456")
 
 

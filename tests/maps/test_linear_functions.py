@@ -11,7 +11,7 @@ import scipy.sparse
 from plain import arrivals, arriving, assert_same, leaves, plain_map
 
 import polarmap
-from polarmap import PolarCode
+from polarmap.codes import PolarCode
 from polarmap.errors import NotLinearError
 
 N, K, ROWS, COLUMNS = 18, 12, 4, 10
@@ -166,7 +166,7 @@ NON_LINEAR = {
 }
 
 
-def coded(case: Case, seed: int, count: int) -> tuple[polarmap.CodedResult, Any]:
+def coded(case: Case, seed: int, count: int) -> tuple[polarmap.types.CodedResult, Any]:
     """The case with `count` random arrivals, at least two data blocks being lost; and its data."""
     stream = np.random.default_rng(seed)
     data = case.data(stream)
@@ -174,7 +174,7 @@ def coded(case: Case, seed: int, count: int) -> tuple[polarmap.CodedResult, Any]
     code = PolarCode(N, K, kernel="arikan" if exact else "rotation")
     order = arrivals(code, count, stream, exact=exact)
     blocks = K if isinstance(data, np.ndarray) else None
-    options = {"blocks": blocks, "workers": N, "timeout": VIRTUAL_SECONDS}
+    options = {"blocks": blocks, "tasks": N, "timeout": VIRTUAL_SECONDS}
     return polarmap.coded_map(case.f, data, executor=arriving(order, N), **options), data
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import python_in, until
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import named_for_lithops
 
@@ -76,7 +76,7 @@ def _nothing_stays():
 def test_more_sleepers_than_slots_do_not_starve_the_queue():
     sleepers = {index: Fault("sleep", NEVER) for index in range(8)}
     y = polarmap.coded_map(
-        times_x, A, blocks=4, workers=12, executor=FaultyExecutor("localhost", sleepers), timeout=60
+        times_x, A, blocks=4, tasks=12, executor=FaultyExecutor("localhost", sleepers), timeout=60
     )
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-10)
     assert y.report.recovered == tuple(range(4))
@@ -92,7 +92,7 @@ def test_a_killed_job_is_started_again(tmp_path):
             return block @ x
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    y = polarmap.coded_map(f, A, blocks=6, workers=8, executor="localhost", timeout=60)
+    y = polarmap.coded_map(f, A, blocks=6, tasks=8, executor="localhost", timeout=60)
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
@@ -108,7 +108,7 @@ def test_a_function_executor_stays_the_callers():
     with lithops.FunctionExecutor(config_file=str(YAML), runtime=named_for_lithops(), log_level=None) as fx:
         before = set(fx.storage.list_keys(fx.storage.bucket))  # drivers that other tests kill leave some
         for _ in range(2):
-            y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=fx, timeout=60)
+            y = polarmap.coded_map(times_x, A, blocks=6, tasks=8, executor=fx, timeout=60)
             np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
         assert fx.get_result(fx.map(lambda n: n + 1, [1, 2], timeout=30)) == [2, 3]
         left = set(fx.storage.list_keys(fx.storage.bucket)) - before
@@ -119,7 +119,7 @@ def test_rounds_leave_no_thread_and_no_file_descriptor():
     def round_() -> tuple[int, int]:
         faults = {0: Fault("sleep", NEVER), 1: Fault("sleep", NEVER)}
         polarmap.coded_map(
-            times_x, A, blocks=2, workers=4, executor=FaultyExecutor("localhost", faults), timeout=60
+            times_x, A, blocks=2, tasks=4, executor=FaultyExecutor("localhost", faults), timeout=60
         )
         return threading.active_count(), psutil.Process().num_fds()
 
@@ -133,9 +133,9 @@ def test_rounds_leave_no_thread_and_no_file_descriptor():
 
 SCRIPT = """
 import numpy as np, polarmap, sys
-from polarmap import Fault, FaultyExecutor
+from polarmap.testing import Fault, FaultyExecutor
 faults = {{i: Fault("sleep", 600) for i in range({sleepers})}}
-y = polarmap.coded_map(lambda b: b.sum(1), np.ones((96, 4)), blocks=6, workers=10,
+y = polarmap.coded_map(lambda b: b.sum(1), np.ones((96, 4)), blocks=6, tasks=10,
                        executor=FaultyExecutor({executor!r}, faults))
 print("done", round(y.concatenate().sum()), flush=True)
 """
@@ -228,4 +228,4 @@ def test_an_interpreter_that_lacks_the_packages_is_named_at_once(tmp_path, versi
         assert fx.get_result(fx.map(lambda n: n + 1, [1], timeout=60)) == [2]
         python_in(tmp_path, lacks="numpy")
         with pytest.raises(ExecutorError, match=rf"{script} .*No module named 'numpy'.*{sys.executable}"):
-            polarmap.coded_map(times_x, A, blocks=4, workers=6, executor=fx, timeout=100)
+            polarmap.coded_map(times_x, A, blocks=4, tasks=6, executor=fx, timeout=100)

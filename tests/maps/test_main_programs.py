@@ -15,16 +15,16 @@ import numpy as np
 import polarmap
 
 def mapped(row):
-    return float(np.sum(polarmap.coded_map(np.negative, row, blocks=2, workers=3, timeout={PATIENCE})))
+    return float(np.sum(polarmap.coded_map(np.negative, row, blocks=2, tasks=3, timeout={PATIENCE})))
 
 def hedged(row):
     return float(sum(polarmap.hedged_map(np.negative, list(row), timeout={PATIENCE})))
 
 def submitted(row):
-    return float(np.sum(polarmap.submit(np.negative, row, blocks=2).result({PATIENCE})))
+    return float(np.sum(polarmap.submit(polarmap.coded_map, np.negative, row, blocks=2).result({PATIENCE})))
 
 def summed(row):
-    return -float(polarmap.coded_sum(np.sum, row, workers=4, timeout={PATIENCE}).value)
+    return -float(polarmap.coded_sum(np.sum, row, tasks=4, timeout={PATIENCE}).value)
 
 def sloped(row):
     found = polarmap.coded_gradient(lambda x: -x @ row, np.ones(4), timeout={PATIENCE})
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         for f in (mapped, hedged, submitted, summed, sloped, called):
             assert list(polarmap.hedged_map(f, rows[1:], timeout={PATIENCE})) == [-22.0], f
         assert executor.submit(mapped, rows[1]).result({PATIENCE}) == -22.0
-    total = polarmap.coded_map(mapped, rows, workers=3, timeout={PATIENCE})
+    total = polarmap.coded_map(mapped, rows, tasks=3, timeout={PATIENCE})
     assert np.allclose(list(total), [-6.0, -22.0])
 """
 
@@ -60,7 +60,7 @@ def double(block):
 
 def child(answers):
     rows = np.arange(8.0).reshape(4, 2)
-    mapped = polarmap.coded_map(double, rows, blocks=2, workers=3, timeout={PATIENCE}).concatenate()
+    mapped = polarmap.coded_map(double, rows, blocks=2, tasks=3, timeout={PATIENCE}).concatenate()
     pairs = [pair.both for pair in polarmap.hedged_map(Pair, [1, 2], timeout={PATIENCE})]
     with polarmap.Executor(workers=1) as executor:
         doubled = executor.submit(double, 3).result({PATIENCE})

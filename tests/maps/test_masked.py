@@ -11,18 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map, without_padding
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import (
-    CodedOperator,
-    Fault,
-    FaultyExecutor,
-    Masked,
-    MaskedCode,
-    MaskedIntegerCode,
-    ReplayExecutor,
-    coded_map,
-    coded_matmul,
-)
+from polarmap import CodedOperator, coded_map, coded_matmul
+from polarmap.codes import Masked, MaskedCode, MaskedIntegerCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 
 DATA = np.random.default_rng(0).standard_normal((30, 4))
@@ -43,7 +35,7 @@ def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None
         return block @ W
 
     faulty = FaultyExecutor(arriving(range(5), 6), {i: Fault("kill") for i in range(5)})
-    result = coded_map(f, DATA, blocks=4, workers=6, code=Masked(colluders=1), executor=faulty, verify=False)
+    result = coded_map(f, DATA, blocks=4, tasks=6, code=Masked(colluders=1), executor=faulty, verify=False)
     expected = without_padding(plain_map(lambda block: block @ W, DATA, 4), DATA, 4)
     assert_same(result, expected, rtol=1e-8)
     assert not any(np.array_equal(one, block) for one in seen for block in np.split(DATA[:28], 4))
@@ -58,7 +50,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
         affine,
         DATA,
         blocks=5,
-        workers=8,
+        tasks=8,
         code=Masked(colluders=1, noise=30),
         executor=executor,
         verify=verify,
@@ -75,7 +67,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
 def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
     n = k + t + more
-    options = {"blocks": k, "workers": n, "code": Masked(t, 5), "rtol": 1e-8}
+    options = {"blocks": k, "tasks": n, "code": Masked(t, 5), "rtol": 1e-8}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = coded_map(np.cumsum, data, executor=ReplayExecutor(), **options)
@@ -87,7 +79,7 @@ def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
 def test_dtypes_are_kept(dtype: str) -> None:
     data = (DATA + (1j * DATA[::-1] if dtype.startswith("c") else 0)).astype(dtype)
     result = coded_map(
-        np.negative, data, blocks=3, workers=7, code=Masked(colluders=1, noise=3), executor=ReplayExecutor()
+        np.negative, data, blocks=3, tasks=7, code=Masked(colluders=1, noise=3), executor=ReplayExecutor()
     )
     assert result[0].dtype == np.dtype(dtype)
     np.testing.assert_allclose(result.concatenate(), -data, atol=1e-3 if dtype != "c16" else 1e-11)
@@ -108,7 +100,7 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
     data = WORDS.astype(dtype)
     executor = arriving([i for i in range(18) if i not in lost], 18)
     result = coded_map(
-        product_and_sum, data, blocks=5, workers=18, code=Masked(2), executor=executor, verify=verify
+        product_and_sum, data, blocks=5, tasks=18, code=Masked(2), executor=executor, verify=verify
     )
     for found, block in zip(result, np.split(data, 5)):
         expected = product_and_sum(block)
@@ -131,7 +123,7 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
 @pytest.mark.parametrize("lost", [0, 2])
 def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, words: str, lost: int) -> None:
     with pytest.raises(error, match=words):
-        coded_map(f, WORDS, blocks=5, workers=12, code=Masked(1), executor=arriving(range(lost, 12), 12))
+        coded_map(f, WORDS, blocks=5, tasks=12, code=Masked(1), executor=arriving(range(lost, 12), 12))
 
 
 def test_integers_and_floats_of_one_block_are_refused() -> None:
@@ -150,12 +142,12 @@ def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
 
 def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
-    result = coded_map(affine, DATA[:28], blocks=4, workers=9, code=Masked(colluders=1), executor=faulty)
+    result = coded_map(affine, DATA[:28], blocks=4, tasks=9, code=Masked(colluders=1), executor=faulty)
     assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
     for order in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]):
         with pytest.raises(NotLinearError):
             coded_map(
-                np.square, DATA, blocks=4, workers=9, code=Masked(colluders=1), executor=arriving(order, 9)
+                np.square, DATA, blocks=4, tasks=9, code=Masked(colluders=1), executor=arriving(order, 9)
             )
 
 
@@ -164,17 +156,17 @@ def test_nan_is_an_error_at_once() -> None:
     data = DATA.copy()
     data[3, 1] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):
-        coded_map(np.negative, data, blocks=4, workers=7, code=Masked(colluders=1), executor=ReplayExecutor())
+        coded_map(np.negative, data, blocks=4, tasks=7, code=Masked(colluders=1), executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"code": Masked(5), "blocks": 4, "workers": 8}, "use n > 9"),
+        ({"code": Masked(5), "blocks": 4, "tasks": 8}, "use n > 9"),
         ({"blocks": 1}, "at least k = 2"),
         ({"degree": 2}, "carries linear f only"),
         ({"code": Masked(noise=1e9)}, "lower noise"),
-        ({"code": Masked(3), "blocks": 6, "workers": 12, "rtol": 1e-15}, "raise rtol"),
+        ({"code": Masked(3), "blocks": 6, "tasks": 12, "rtol": 1e-15}, "raise rtol"),
     ],
 )
 def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any], words: str) -> None:

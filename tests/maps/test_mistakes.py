@@ -15,26 +15,14 @@ import numpy as np
 import pytest
 import zarr
 from plain import frames_of_ours
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import (
-    CodedGradient,
-    CodedOperator,
-    Decoder,
-    Fault,
-    FaultyExecutor,
-    LagrangeCode,
-    MaskedCode,
-    MaskedIntegerCode,
-    PolarCode,
-    RawObjects,
-    ReplayExecutor,
-    Stored,
-    ZarrObjects,
-    planning,
-)
+from polarmap import CodedGradient, CodedOperator, planning
+from polarmap.arrays import RawObjects, Stored, ZarrObjects
 from polarmap.cli import templates
 from polarmap.clouds.limits import BACKENDS
+from polarmap.codes import Decoder, LagrangeCode, MaskedCode, MaskedIntegerCode, PolarCode
 from polarmap.errors import CodeError, ExecutorError, PolarmapError
 
 WRONG: dict[str, Callable[[], Any]] = {
@@ -104,11 +92,11 @@ def coded_gradient_class(f: Any, x: Any = (1.0, 2.0), **options: Any) -> None:
 
 def struck(kind: Any = "raise", seconds: Any = 0.0, attempts: Any = 1) -> None:
     executor = FaultyExecutor(ReplayExecutor(), {0: Fault(kind, seconds, attempts)})
-    polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=executor)
+    polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=executor)
 
 
 def replayed(seconds: Any) -> None:
-    polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=ReplayExecutor(seconds), timeout=50)
+    polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=ReplayExecutor(seconds), timeout=50)
 
 
 def replayed_by_task(task: Any, seconds: Any) -> None:
@@ -117,7 +105,7 @@ def replayed_by_task(task: Any, seconds: Any) -> None:
 
 
 def faulty(executor: Any, faults: Any) -> None:
-    polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=FaultyExecutor(executor, faults))
+    polarmap.coded_map(total, ROWS, blocks=4, tasks=6, executor=FaultyExecutor(executor, faults))
 
 
 def pool_of_ones_own(
@@ -158,16 +146,16 @@ def private_integers(n: Any = 8, k: Any = 3, t: Any = 1) -> None:
 
 
 def masked(colluders: Any = 1, noise: Any = 100.0) -> None:
-    code = polarmap.Masked(colluders, noise)
+    code = polarmap.codes.Masked(colluders, noise)
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
 
 
 def submitted(f: Any, data: Any, **options: Any) -> None:
-    polarmap.submit(f, data, **options).result(50)
+    polarmap.submit(polarmap.coded_map, f, data, **options).result(50)
 
 
 def submitted_verb(verb: Any) -> None:
-    polarmap.submit(total, ROWS, verb=verb, executor=ReplayExecutor()).result(50)
+    polarmap.submit(verb, total, ROWS, executor=ReplayExecutor()).result(50)
 
 
 def stored(name: Any, storage: Any = None) -> None:
@@ -176,7 +164,7 @@ def stored(name: Any, storage: Any = None) -> None:
 
 def repaired(executor: Any) -> None:
     """Whether an array is whole is found out by the executor, too."""
-    coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, workers=6, overwrite=True)
+    coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, tasks=6, overwrite=True)
     coded.store.delete([coded.stored(5)[0].key])
     coded.repair(executor=executor)
     assert coded.check(executor=executor).ok
@@ -208,21 +196,21 @@ def drained(estimates: Callable[..., Any]) -> Callable[..., Any]:
 
 CALLS: dict[str, Call] = {
     "coded_map": Call(
-        polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)
+        polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)
     ),
     "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "out": Stored("s")} | REPLAY),
-    "submit": Call(submitted, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)),
+    "submit": Call(submitted, {"f": total, "data": ROWS, "blocks": 4, "tasks": 6} | REPLAY, ("progress",)),
     "submit, a verb": Call(submitted_verb, {"verb": polarmap.hedged_map}),
     "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
-    "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "workers": 4} | REPLAY),
+    "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "tasks": 4} | REPLAY),
     "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
     "coded_matmul, grid": Call(
         polarmap.coded_matmul,
-        {"A": ROWS, "B": ROWS.T, "method": "grid", "workers": (4, 4)} | REPLAY,
+        {"A": ROWS, "B": ROWS.T, "method": "grid", "tasks": (4, 4)} | REPLAY,
     ),
     "coded_gram": Call(polarmap.coded_gram, {"A": ROWS, "blocks": 3} | REPLAY),
-    "sketched_lstsq": Call(drained(polarmap.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
-    "sketched_gram": Call(drained(polarmap.sketched_gram), {"A": ROWS} | REPLAY),
+    "sketched_lstsq": Call(drained(polarmap.linalg.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
+    "sketched_gram": Call(drained(polarmap.linalg.sketched_gram), {"A": ROWS} | REPLAY),
     "coded_gradient": Call(polarmap.coded_gradient, {"f": np.sum, "x": [1.0, 2.0, 3.0]} | REPLAY),
     "CodedGradient": Call(coded_gradient_class, {"f": np.sum}),
     "CodedOperator": Call(coded_operator, {}),
@@ -230,7 +218,7 @@ CALLS: dict[str, Call] = {
     "encode": Call(polarmap.encode, {"A": ROWS, "name": "e", "blocks": 4, "storage": "folder"}),
     "CodedArray.repair": Call(repaired, REPLAY),
     "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
-    "list_coded": Call(polarmap.list_coded, {"storage": "folder"}),
+    "list_coded": Call(polarmap.arrays.list_coded, {"storage": "folder"}),
     "plan": Call(polarmap.plan, {"k": 4, "runtimes": SEEN, "max_workers": 6, "trials": 10}),
     "plan, on demand": Call(
         polarmap.plan,

@@ -17,10 +17,10 @@ SETUP = """
 import sys, threading
 import numpy as np, polarmap, polarmap.run.observers
 polarmap.run.observers.NOTEBOOK_SECONDS = 60.0  # a map here is short, however busy the machine is
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 executor = FaultyExecutor(ReplayExecutor({3: 60.0}), {1: Fault("kill", attempts=9)})
 A = np.arange(48.0).reshape(24, 2)
-y = polarmap.coded_map(np.negative, A, blocks=6, workers=8, executor=executor)
+y = polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=executor)
 plan = polarmap.plan(8, [1.0, 1.1, 1.2, 5.0])
 polarmap.run.observers.NOTEBOOK_SECONDS = 0.0
 """
@@ -32,7 +32,7 @@ CELLS = {
     "plan": "plan",
     "result": "y",
     "no pyplot": "'matplotlib.pyplot' in sys.modules",
-    "bar": "polarmap.coded_map(np.negative, A, blocks=6, workers=8, executor=ReplayExecutor());",
+    "bar": "polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=ReplayExecutor());",
     "no bar": "polarmap.coded_map(np.negative, A, executor=ReplayExecutor(), progress=False);",
     "pyplot": "import matplotlib.pyplot\ny.report.plot()",
 }

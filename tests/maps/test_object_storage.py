@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Stored
+from polarmap.arrays import Stored
 from polarmap.arrays.stores import open_store
 from polarmap.worker.retries import retry_call
 
@@ -23,7 +24,7 @@ def config(s3_server, tmp_path):
 
 def test_chained_maps_stay_in_the_bucket(config):
     A, B = np.random.default_rng(0).standard_normal((2, 600, 30))
-    coded = polarmap.encode(A, blocks=6, workers=8, name="A", storage=config)
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="A", storage=config)
     assert coded.executor == config  # no executor needs to be named
     first = polarmap.coded_map(lambda block: block @ B[:30], coded, out=Stored("AB"), timeout=100)
     first.array.repair()  # else what had not arrived of it counts among the two losses it can bear
@@ -34,7 +35,7 @@ def test_chained_maps_stay_in_the_bucket(config):
     np.testing.assert_allclose(second.concatenate(), 2 * A @ B[:30], rtol=1e-9, atol=1e-9)
     second.array.repair()
     assert second.array.check().ok
-    for name in polarmap.list_coded(config):
+    for name in polarmap.arrays.list_coded(config):
         polarmap.open_coded(name, config).delete()
     assert open_store(config).keys("polarmap/") == []
 
@@ -45,8 +46,8 @@ def test_workers_encode_raw_objects_where_they_lie(config):
     store, keys = open_store(config), [f"mine/{index}" for index in range(120 // rows)]
     for index, key in enumerate(keys):
         store.put(key, A[rows * index : rows * (index + 1)].tobytes())
-    raw = polarmap.RawObjects(keys, A.shape, A.dtype, rows=rows)
-    coded = polarmap.encode(raw, blocks=6, workers=8, name="A", storage=config, executor=config)
+    raw = polarmap.arrays.RawObjects(keys, A.shape, A.dtype, rows=rows)
+    coded = polarmap.encode(raw, blocks=6, tasks=8, name="A", storage=config, executor=config)
     assert {part.key.split("/")[0] for index in range(6) for part in coded.stored(index)} == {"mine"}
     assert coded.check().ok
     store.delete(["mine/3", "mine/4"])
@@ -56,7 +57,7 @@ def test_workers_encode_raw_objects_where_they_lie(config):
 
 def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypatch):
     A = np.random.default_rng(0).standard_normal((60, 30))
-    options = {"blocks": 6, "workers": 8, "executor": config, "timeout": 100}
+    options = {"blocks": 6, "tasks": 8, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
     monkeypatch.setattr(retry_call, "__defaults__", (90.0,))  # a busy machine starts it slowly
     pauses = []
@@ -85,7 +86,7 @@ def test_large_results_come_as_lithops_returns_them_and_nothing_stays(config):
     def spread(block):
         return np.repeat(block[:, None], 1 << 17, axis=1)  # 8 MB
 
-    y = polarmap.coded_map(spread, A, blocks=2, workers=3, executor=config, timeout=100)
+    y = polarmap.coded_map(spread, A, blocks=2, tasks=3, executor=config, timeout=100)
     for found, block in zip(y, np.split(A, 2), strict=True):
         np.testing.assert_allclose(found, spread(block))
         assert found.flags.writeable

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import assert_same, cut, plain_map, states, without_padding
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import coded_map
+from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, simulate_on_demand
 from polarmap.planning.backups import SimulatedJobs
@@ -29,7 +32,7 @@ def product(block: np.ndarray) -> np.ndarray:
 
 
 def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
-    defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "schedule": "on_demand"}
+    defaults = {"blocks": K, "tasks": N, "timeout": 1000.0, "schedule": "on_demand"}
     return coded_map(f, data, **defaults | options)
 
 
@@ -146,7 +149,7 @@ def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
         executor = ReplayExecutor(dict(enumerate(times.tolist())))
         options = {
             "blocks": k,
-            "workers": k + spare,
+            "tasks": k + spare,
             "executor": executor,
             "timeout": 2000.0,
             "verify": False,
@@ -185,7 +188,7 @@ def test_on_demand_succeeds_wherever_upfront_does(n: int, k: int, whole: bool) -
 
 
 def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], kinds: Sequence[str]) -> None:
-    options = {"blocks": k, "workers": n, "verify": False, "timeout": 1000.0}
+    options = {"blocks": k, "tasks": n, "verify": False, "timeout": 1000.0}
     try:
         coded(np.copy, data, executor=lossy(lost, kinds), **options, schedule="upfront")
     except (NotDecodableError, CodedTimeoutError):
@@ -199,7 +202,7 @@ def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], ki
 def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
     """It is given its second first."""
     executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
-    result = coded(blocks=3, workers=5, executor=executor, verify=False)
+    result = coded(blocks=3, tasks=5, executor=executor, verify=False)
     assert_same(result, plain_map(product, DATA, 3), 1e-11)
     assert [task.launched for task in result.report.tasks] == [0.0, 0.0, 0.0, 0.25, 6.0]
     assert max(task.attempts for task in result.report.tasks) == 1
@@ -235,7 +238,7 @@ def copied(block: np.ndarray) -> np.ndarray:
 def test_a_pool_starts_parity_for_a_straggler() -> None:
     with ThreadPoolExecutor(6) as pool:
         executor = FaultyExecutor(pool, {1: Fault("sleep", 60.0)})
-        result = coded(copied, blocks=4, workers=6, executor=executor, timeout=60)
+        result = coded(copied, blocks=4, tasks=6, executor=executor, timeout=60)
     assert_same(result, cut(DATA, 4), 1e-11)
     assert 1 in result.report.recovered  # on a busy machine another may be late, too
     assert result.report.tasks[4].launched is not None
@@ -244,7 +247,7 @@ def test_a_pool_starts_parity_for_a_straggler() -> None:
 def test_a_queue_is_not_lateness() -> None:
     """Two workers for eight tasks: those that wait for a worker are not late."""
     with ThreadPoolExecutor(2) as pool:
-        result = coded(copied, blocks=8, workers=12, executor=FaultyExecutor(pool, slow(range(8))))
+        result = coded(copied, blocks=8, tasks=12, executor=FaultyExecutor(pool, slow(range(8))))
     assert_same(result, cut(DATA, 8), 1e-11)
     assert len(result.report.indices("not started")) >= 2
 

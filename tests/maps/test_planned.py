@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from plain import assert_same, cut, states
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import ReplayExecutor, coded_map, plan
+from polarmap import coded_map, plan
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential, stragglers
 
@@ -65,7 +66,7 @@ def test_a_plan_without_a_code_is_a_plain_map() -> None:
 
 def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12)
-    sizes = {"blocks": made.k, "workers": made.n}
+    sizes = {"blocks": made.k, "tasks": made.n}
     report = coded_map(np.copy, DATA, **sizes, schedule="on_demand", executor=ReplayExecutor()).report
     assert len(report.indices("not started")) == made.n - 8
 
@@ -74,7 +75,7 @@ def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
     ("options", "message"),
     [
         ({"blocks": 6}, "blocks=6, but the plan is for 8"),
-        ({"workers": 9}, "workers=9, but the plan is for 1"),
+        ({"tasks": 9}, "tasks=9, but the plan is for 1"),
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import Fault, FaultyExecutor, LagrangeCode, ReplayExecutor, coded_map
-from polarmap.code.lagrange import largest_reliable_k
+from polarmap import coded_map
+from polarmap.codes import LagrangeCode
+from polarmap.codes.lagrange import largest_reliable_k
 from polarmap.errors import CodeError, NotLinearError
 from tests.plain import arriving, assert_same, plain_map
 
@@ -28,7 +30,7 @@ def test_squares_survive_lost_workers(lost: tuple[int, ...]) -> None:
     order = [task for task in range(12) if task not in lost]
     for f in (gram, energy):
         executor = arriving(order, 12, step=0.0)
-        result = coded_map(f, A, blocks=5, workers=12, degree=2, executor=executor)
+        result = coded_map(f, A, blocks=5, tasks=12, degree=2, executor=executor)
         assert_same(result, plain_map(f, A, 5), rtol=1e-9)
         assert result.report.recovered == lost
         assert result.report.code == "Lagrange, degree 2 on the circle points"
@@ -37,7 +39,7 @@ def test_squares_survive_lost_workers(lost: tuple[int, ...]) -> None:
 
 def test_all_data_need_no_decoding_though_fewer_arrived_than_an_equation_takes() -> None:
     A = np.random.default_rng(0).standard_normal((30, 4))
-    result = coded_map(gram, A, blocks=5, workers=12, degree=2, executor=arriving([3, 2, 0, 1, 4], 12))
+    result = coded_map(gram, A, blocks=5, tasks=12, degree=2, executor=arriving([3, 2, 0, 1, 4], 12))
     assert result.report.needed == 5
     assert_same(result, plain_map(gram, A, 5))
 
@@ -63,22 +65,22 @@ def test_a_degree_too_low_is_noticed(lost: tuple[int, ...], surplus: bool) -> No
     A = np.random.default_rng(0).standard_normal((30, 4))
     order = [task for task in range(12) if task not in lost][: None if surplus else 9]
     with pytest.raises(NotLinearError, match="not a polynomial of degree 2 or less") as caught:
-        coded_map(cube, A, blocks=5, workers=12, degree=2, executor=arriving(order, 12))
+        coded_map(cube, A, blocks=5, tasks=12, degree=2, executor=arriving(order, 12))
     assert "coded_sum" in str(caught.value) and "hedged_map" in str(caught.value)
 
 
 def test_what_passed_as_a_cube_has_not_passed_as_a_square() -> None:
     A = np.random.default_rng(0).standard_normal((18, 4))
-    result = coded_map(cube, A, blocks=3, workers=12, degree=3, executor=arriving(range(1, 12), 12))
+    result = coded_map(cube, A, blocks=3, tasks=12, degree=3, executor=arriving(range(1, 12), 12))
     assert_same(result, plain_map(cube, A, 3), rtol=1e-9)
     with pytest.raises(NotLinearError):
-        coded_map(cube, A, blocks=3, workers=12, degree=2, executor=arriving(range(1, 6), 12))
+        coded_map(cube, A, blocks=3, tasks=12, degree=2, executor=arriving(range(1, 6), 12))
 
 
 def test_garbage_is_found_and_left_out() -> None:
     A = np.random.default_rng(0).standard_normal((30, 4))
     faulty = FaultyExecutor(arriving([*range(1, 12)], 12), {4: Fault("garbage")})
-    result = coded_map(gram, A, blocks=5, workers=12, degree=2, executor=faulty)
+    result = coded_map(gram, A, blocks=5, tasks=12, degree=2, executor=faulty)
     assert_same(result, plain_map(gram, A, 5), rtol=1e-9)
     assert "contradicts" in result.report.tasks[4].failures[0]
 
@@ -88,7 +90,7 @@ def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
     A = np.random.default_rng(0).standard_normal((15, 4))
     A[4, 2] = np.nan
     never = ReplayExecutor({0: 3.0, 1: 2.0})
-    result = coded_map(np.square, A, blocks=5, workers=12, degree=2, executor=never)
+    result = coded_map(np.square, A, blocks=5, tasks=12, degree=2, executor=never)
     assert_same(result, plain_map(np.square, A, 5))
 
 
@@ -99,9 +101,9 @@ def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
         ({"degree": 2.0}, "degree must be a positive integer"),
         ({"degree": 2, "code": "arikan"}, "carries linear f only"),
         ({"degree": 3, "code": LagrangeCode(12, 5, 2)}, "does not carry f of degree 3"),
-        ({"degree": 2, "blocks": 8, "workers": 8}, "use k <= 4"),
+        ({"degree": 2, "blocks": 8, "tasks": 8}, "use k <= 4"),
         (
-            {"degree": 2, "blocks": 24, "workers": 60, "rtol": 1e-15},
+            {"degree": 2, "blocks": 24, "tasks": 60, "rtol": 1e-15},
             r"blocks=\d+ is the most that 60 workers",
         ),
         ({"degree": 2, "rtol": 1e-20}, "raise rtol"),

@@ -32,7 +32,7 @@ def product(block):
     return block @ x
 
 for _ in range(2):
-    y = polarmap.coded_map(product, A, blocks=6, workers=8, timeout={PATIENCE})
+    y = polarmap.coded_map(product, A, blocks=6, tasks=8, timeout={PATIENCE})
     assert np.allclose(y.concatenate(), A @ x)
 with open(os.environ["ANSWER"], "w") as answer:
     answer.write("right")
@@ -125,14 +125,14 @@ try:
 except OSError:
     pass
 try:
-    polarmap.coded_map(product, A, blocks=6, workers=8)
+    polarmap.coded_map(product, A, blocks=6, tasks=8)
 except ExecutorError as error:
     assert "Too many open files" in str(error)
 else:
     raise AssertionError
 for one in held:
     os.close(one)
-y = polarmap.coded_map(product, A, blocks=6, workers=8, timeout={PATIENCE})
+y = polarmap.coded_map(product, A, blocks=6, tasks=8, timeout={PATIENCE})
 assert np.allclose(y.concatenate(), A @ x)
 """
 
@@ -151,7 +151,7 @@ A, x = np.random.default_rng(0).standard_normal((240, 8)), np.ones(8)
 operator = polarmap.CodedOperator(A)
 
 def work():
-    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, timeout={PATIENCE})
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, tasks=8, timeout={PATIENCE})
     assert np.allclose(y.concatenate(), A @ x)
     assert np.allclose(operator @ x, A @ x)
 

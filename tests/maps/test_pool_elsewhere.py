@@ -153,7 +153,7 @@ A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)
 pool = polarmap.Pool(yaml, workers=4, listen=listen)
 
 def check(pool=pool):
-    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, executor=pool, timeout=60)
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, tasks=8, executor=pool, timeout=60)
     assert np.allclose(y.concatenate(), A @ x)
 
 def find():

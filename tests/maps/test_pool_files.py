@@ -74,7 +74,7 @@ def test_a_map_whose_files_are_removed_ends_and_so_do_later_ones(
         return block @ x
 
     with suppress(ExecutorError):  # that there is no room
-        found = polarmap.coded_map(remove_once, A, blocks=6, workers=8, executor=pool, timeout=PATIENCE)
+        found = polarmap.coded_map(remove_once, A, blocks=6, tasks=8, executor=pool, timeout=PATIENCE)
         np.testing.assert_allclose(found.concatenate(), A @ X)
     assert mark.exists()
     check(product)
@@ -181,8 +181,8 @@ def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: p
         with monkeypatch.context() as patched:
             patched.setattr(os, "replace", no_room)
             with pytest.raises(ExecutorError, match="no room"):
-                polarmap.coded_map(nap, A, blocks=2, workers=3, executor=pool)
-        polarmap.coded_map(nap, A, blocks=2, workers=3, executor=pool, timeout=PATIENCE)
+                polarmap.coded_map(nap, A, blocks=2, tasks=3, executor=pool)
+        polarmap.coded_map(nap, A, blocks=2, tasks=3, executor=pool, timeout=PATIENCE)
 
 
 def test_memory_of_blocks_that_are_gone_is_let_go_by_all_workers(pool: Pool) -> None:

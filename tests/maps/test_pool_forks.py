@@ -16,7 +16,7 @@ A, x = np.arange(48.0).reshape(12, 4), np.ones(4)
 context = multiprocessing.get_context("fork")
 
 def mapped(f, executor=None):
-    y = polarmap.coded_map(f, A, blocks=6, workers=8, timeout=60, executor=executor)
+    y = polarmap.coded_map(f, A, blocks=6, tasks=8, timeout=60, executor=executor)
     assert np.allclose(y.concatenate(), A @ x)
 
 def product(block):

@@ -71,7 +71,7 @@ def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Poo
     with ThreadPoolExecutor(1) as watcher:
         watched = watcher.submit(kill_who_writes)
         while not killed:
-            found = polarmap.coded_map(lambda block: block @ wide, A, blocks=6, workers=8, executor=pool)
+            found = polarmap.coded_map(lambda block: block @ wide, A, blocks=6, tasks=8, executor=pool)
             np.testing.assert_allclose(found.concatenate(), expected)
         watched.result(PATIENCE)
     assert not [path for folder in folders() for path in folder.glob("map-*")]

@@ -25,7 +25,7 @@ def test_each_thread_gets_the_results_of_its_own_data_though_one_raises() -> Non
         for _ in range(8):
             if thread == 1:
                 with pytest.raises(ZeroDivisionError, match="so it goes"):
-                    polarmap.coded_map(fail, A, blocks=6, workers=8, executor=pool)
+                    polarmap.coded_map(fail, A, blocks=6, tasks=8, executor=pool)
             else:
                 check(pool, None, stream.standard_normal(A.shape), thread + 1.0)
 
@@ -46,7 +46,7 @@ def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: P
         check(pool)
         before, threads = set(folders()), threading.active_count()
         with ThreadPoolExecutor(1) as other:
-            running = other.submit(polarmap.coded_map, begin, A, blocks=6, workers=8, executor=pool)
+            running = other.submit(polarmap.coded_map, begin, A, blocks=6, tasks=8, executor=pool)
             assert until((tmp_path / "begun").exists)
             workers = descendants()
             end()
@@ -66,7 +66,7 @@ def test_a_map_whose_tasks_hang_keeps_no_other_from_going_on(tmp_path: Path) -> 
         threading.Event().wait(600)
 
     with Pool() as pool:
-        hung = polarmap.submit(hang, range(40), verb=polarmap.hedged_map, executor=pool)
+        hung = polarmap.submit(polarmap.hedged_map, hang, range(40), executor=pool)
         assert until(lambda: len(list(tmp_path.iterdir())) >= 2, PATIENCE)
         check(pool)
         assert hung.cancel()

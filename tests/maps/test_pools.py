@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 from plain import assert_same, plain_map, process_pool
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedOperator, CodedResult, Fault, FaultyExecutor, coded_map, encode
+from polarmap import CodedOperator, coded_map, encode
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 from polarmap.worker import io_pools
 from polarmap.worker.surroundings import available_cores
@@ -90,7 +92,7 @@ def gate(tmp_path: Path) -> Iterator[Path]:
 
 
 def coded(f: Callable[[Any], Any], pool: Any, data: Any = DATA, **options: Any) -> CodedResult:
-    defaults = {"blocks": K, "workers": N, "timeout": PATIENCE, "progress": False}
+    defaults = {"blocks": K, "tasks": N, "timeout": PATIENCE, "progress": False}
     return coded_map(f, data, executor=pool, **defaults | options)
 
 
@@ -139,8 +141,8 @@ NESTED = [{"x": row, "pair": Summary(row[:2], float(row[0]))} for row in DATA]
     [
         (summary, DATA, {}),
         (scaled_by(3), DATA, {}),
-        (double, BYTES, {"workers": 12}),
-        (both, NESTED, {"blocks": None, "workers": 20}),
+        (double, BYTES, {"tasks": 12}),
+        (both, NESTED, {"blocks": None, "tasks": 20}),
     ],
 )
 def test_answers_are_those_of_a_plain_map(
@@ -179,7 +181,7 @@ LARGE = np.random.default_rng(1).standard_normal((1_200, 300))  # blocks of half
 
 def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) -> None:
     """One process, so that it has all that it needs after the first maps."""
-    data = encode(LARGE, name="a", blocks=K, workers=N, storage=tmp_path, progress=False)
+    data = encode(LARGE, name="a", blocks=K, tasks=N, storage=tmp_path, progress=False)
     with process_pool(1) as pool, CodedOperator(data, executor=pool) as operator:
         sent: list[int] = []
         submit = pool.submit
@@ -216,7 +218,7 @@ def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
 ) -> None:
     data: Any = LARGE
     if kind == "folder":
-        data = encode(LARGE, name="a", blocks=K, workers=N, storage=tmp_path, progress=False)
+        data = encode(LARGE, name="a", blocks=K, tasks=N, storage=tmp_path, progress=False)
     for _ in range(3):
         assert_same(coded(writes, pool, data), plain_map(double, LARGE, K), 1e-11)
 
@@ -241,7 +243,7 @@ def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Exe
     """Also when a straggler goes on."""
     with threadpoolctl.threadpool_limits(64):
         here = blas_threads()
-        told = coded(partial(tells_threads, gate, corners_of(1)), pool, workers=12, verify=False)
+        told = coded(partial(tells_threads, gate, corners_of(1)), pool, tasks=12, verify=False)
         assert blas_threads() == here
     share = max(1, available_cores() // SLOTS) if not type(pool).__module__.startswith("distributed") else 1
     np.testing.assert_allclose(told.concatenate(), share, rtol=1e-6)
@@ -253,7 +255,7 @@ def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Exe
 def test_stragglers_are_abandoned_and_their_pool_is_usable(pool: Executor, gate: Path) -> None:
     """Even when they have taken all of its slots but one, twice."""
     for _ in range(2):
-        options = {"workers": 12, "verify": False}
+        options = {"tasks": 12, "verify": False}
         result = coded(partial(waits_at, gate, corners_of(0, 1, 2)), pool, **options)
         assert_same(result, plain_map(double, DATA, K), 1e-9)
         assert {0, 1, 2} <= {*result.report.recovered}  # others may be, on a machine that is busy
@@ -271,8 +273,8 @@ import numpy as np, polarmap
 
 def main():
     pool = concurrent.futures.{pool}(3)
-    faulty = polarmap.FaultyExecutor(pool, {{0: polarmap.Fault("sleep", seconds=600)}})
-    result = polarmap.coded_map(np.sum, np.ones((6, 2)), blocks=3, workers=5, executor=faulty)
+    faulty = polarmap.testing.FaultyExecutor(pool, {{0: polarmap.testing.Fault("sleep", seconds=600)}})
+    result = polarmap.coded_map(np.sum, np.ones((6, 2)), blocks=3, tasks=5, executor=faulty)
     print([round(float(total), 9) for total in result], 0 in result.report.recovered)
 
 if __name__ == "__main__":
@@ -351,7 +353,7 @@ def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
         context = multiprocessing.get_context("forkserver")
         pool = ProcessPoolExecutor(1, mp_context=context, initializer=fails_to_begin)
     with pool, pytest.raises((NotDecodableError, ExecutorError), match="initializer"):
-        coded(double, pool, blocks=2, workers=3)
+        coded(double, pool, blocks=2, tasks=3)
 
 
 class Refusing(ThreadPoolExecutor):

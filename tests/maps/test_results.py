@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from coded_maps import losing
 from plain import assert_same, executor_of_kind, plain_map
+from polarmap.testing import ReplayExecutor
 
-from polarmap import ReplayExecutor, coded_map, hedged_map
+from polarmap import coded_map, hedged_map
 from polarmap.errors import CodeError, NotDecodableError
 
 STREAM = np.random.default_rng(0)
@@ -66,7 +67,7 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
             raise error
 
         with pytest.raises(expected) as found:
-            coded_map(f, MATRIX, blocks=2, workers=3, executor=executor, retries=0, timeout=60)
+            coded_map(f, MATRIX, blocks=2, tasks=3, executor=executor, retries=0, timeout=60)
         return found.value
 
     with executor_of_kind(kind, 2) as executor:

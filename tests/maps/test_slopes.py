@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap import PolarCode
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.maps.slopes import (
     SLACK,

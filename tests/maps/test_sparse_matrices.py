@@ -11,25 +11,13 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.sparse.linalg import lsqr, svds
 
-from polarmap import (
-    CodedOperator,
-    Fault,
-    FaultyExecutor,
-    Masked,
-    PolarCode,
-    Pool,
-    ReplayExecutor,
-    Stored,
-    coded_gradient,
-    coded_gram,
-    coded_map,
-    coded_sum,
-    encode,
-    hedged_map,
-)
+from polarmap import CodedOperator, Pool, coded_gradient, coded_gram, coded_map, coded_sum, encode, hedged_map
+from polarmap.arrays import Stored
 from polarmap.blocks import sparse
+from polarmap.codes import Masked, PolarCode
 from polarmap.errors import CodeError, NotLinearError
 
 A = scipy.sparse.random_array((50, 13), density=0.2, format="csr", rng=0)
@@ -64,7 +52,7 @@ def test_every_format_is_cut_into_csr_rows(form: str, kind: Any) -> None:
         seen.add(type(rows))
         return rows @ X
 
-    found = coded_map(f, matrix, blocks=6, workers=9, executor=lossy())
+    found = coded_map(f, matrix, blocks=6, tasks=9, executor=lossy())
     assert_close(found.concatenate(), A @ X)
     assert found.report.recovered == (1, 4) and found.report.k == 6
     assert found.report.code_reason in str(found.report) and "coded: a parity block has" in str(found.report)
@@ -94,10 +82,10 @@ def test_products_of_any_matrix(
     executor = lossy({task: Fault("raise", attempts=attempts) for task in lost})
     if verb == "map":
         k = min(k, rows)
-        result = coded_map(lambda block: block @ x, matrix, blocks=k, workers=k + 5, executor=executor)
+        result = coded_map(lambda block: block @ x, matrix, blocks=k, tasks=k + 5, executor=executor)
         found = result.concatenate()
     else:
-        with CodedOperator(matrix, blocks=k, workers=k + 6, executor=executor) as operator:
+        with CodedOperator(matrix, blocks=k, tasks=k + 6, executor=executor) as operator:
             found = operator @ x if verb == "rows" else operator.T @ x
     assert found.dtype == expected.dtype
     if dtype[0] in "iu":
@@ -109,7 +97,7 @@ def test_products_of_any_matrix(
 
 def test_reductions_and_functions_that_write() -> None:
     sums = coded_map(
-        lambda rows: rows.sum(axis=0), A, blocks=5, workers=8, executor=lossy({1: Fault("raise", attempts=9)})
+        lambda rows: rows.sum(axis=0), A, blocks=5, tasks=8, executor=lossy({1: Fault("raise", attempts=9)})
     )
     assert_close(sum(sums), A.sum(axis=0))
 
@@ -125,7 +113,7 @@ def test_reductions_and_functions_that_write() -> None:
 
 def test_a_function_that_is_not_linear_is_found_out() -> None:
     with pytest.raises(NotLinearError):
-        coded_map(lambda rows: (rows * rows) @ X, A, blocks=5, workers=8, executor=lossy())
+        coded_map(lambda rows: (rows * rows) @ X, A, blocks=5, tasks=8, executor=lossy())
 
 
 def test_a_sparse_result_says_what_to_return() -> None:
@@ -138,13 +126,13 @@ def test_nan_is_told_by_its_row() -> None:
     matrix = A.copy()
     matrix.data[matrix.indptr[17]] = math.nan
     with pytest.warns(RuntimeWarning, match="NaN or inf at 1 place, the first of them in row 17"):
-        found = coded_map(lambda rows: rows @ X, matrix, blocks=5, workers=8, executor=ReplayExecutor())
+        found = coded_map(lambda rows: rows @ X, matrix, blocks=5, tasks=8, executor=ReplayExecutor())
     assert_close(found.concatenate(), matrix @ X)
 
 
 @pytest.mark.parametrize("options", [{"schedule": "on_demand"}, {"timeout": 9.0, "on_timeout": "estimate"}])
 def test_who_asks_for_parity_gets_it(options: Any, copies: None) -> None:
-    found = coded_map(lambda rows: rows @ X, A, blocks=6, workers=9, executor=lossy(), **options)
+    found = coded_map(lambda rows: rows @ X, A, blocks=6, tasks=9, executor=lossy(), **options)
     assert_close(found.concatenate(), A @ X)
     assert found.report.recovered and found.report.code_reason.startswith("coded, because ")
 
@@ -152,7 +140,7 @@ def test_who_asks_for_parity_gets_it(options: Any, copies: None) -> None:
 def test_results_may_stay_in_storage(tmp_path: Any, copies: None) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = coded_map(
-            lambda rows: rows @ X, A, blocks=6, workers=9, executor=pool, out=Stored("product", tmp_path)
+            lambda rows: rows @ X, A, blocks=6, tasks=9, executor=pool, out=Stored("product", tmp_path)
         )
     assert_close(found.concatenate(), A @ X)
     assert found.report.code_reason == "coded, because out= asks for it"
@@ -183,7 +171,7 @@ def test_an_operator_copies_late_tasks(copies: None) -> None:
             assert_close(operator @ X, A @ X)
             assert_close(operator.rmatvec(Y), A.T @ Y)
         assert operator.report.code_reason.startswith("copies of late tasks")
-    with CodedOperator(A, blocks=6, workers=9, code="rotation", executor=lossy()) as operator:
+    with CodedOperator(A, blocks=6, tasks=9, code="rotation", executor=lossy()) as operator:
         assert_close(operator @ X, A @ X)
         assert operator.report.code == "rotation optimal"
 
@@ -195,7 +183,7 @@ def test_solvers_with_dead_workers() -> None:
     matrix = scipy.sparse.random_array((120, 6), density=0.2, format="csr", rng=3)
     b = np.random.default_rng(4).standard_normal(120)
     unlucky = FaultyExecutor(None, {1: Fault("kill"), 4: Fault("sleep", 60.0)})
-    with CodedOperator(matrix, blocks=6, workers=9, executor=unlucky) as operator:
+    with CodedOperator(matrix, blocks=6, tasks=9, executor=unlucky) as operator:
         found = lsqr(operator, b, atol=1e-12, btol=1e-12, iter_lim=30)[0]
         values = svds(operator, k=2, return_singular_vectors=False)
         assert operator.report.code == "rotation optimal"
@@ -210,7 +198,7 @@ def test_integers_with_real_vectors() -> None:
     for dtype in ("i2", "i8", "u8"):
         matrix = (A * 90).astype(dtype)
         with CodedOperator(
-            matrix, blocks=6, workers=9, executor=lossy({1: Fault("raise", attempts=9)})
+            matrix, blocks=6, tasks=9, executor=lossy({1: Fault("raise", attempts=9)})
         ) as operator:
             assert_close(operator @ X, matrix @ X)
     large = scipy.sparse.csr_array(np.full((9, 3), 2**62))

@@ -21,7 +21,7 @@ def A():
 
 @pytest.fixture
 def stored(tmp_path, A):
-    return polarmap.encode(A, blocks=6, workers=8, name="rows", storage=tmp_path)
+    return polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=tmp_path)
 
 
 def file_of(coded, index):
@@ -36,7 +36,7 @@ def row_sums(block):
 def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, executor):
     """Also those that are filled up with zeros, which lie nowhere."""
     A = A[:-3]
-    polarmap.encode(A, blocks=6, workers=8, name="rows", storage=tmp_path, memory=1 << 20)
+    polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=tmp_path, memory=1 << 20)
     stored = polarmap.open_coded("rows", storage=tmp_path)
     file_of(stored, 1).unlink()
     with open(file_of(stored, 4), "r+b") as file:
@@ -58,7 +58,7 @@ def test_too_much_damage_is_said_by_name(stored):
 
 def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A, tmp_path):
     store = Least(FolderStore(tmp_path / "store"))
-    coded = polarmap.encode(A, blocks=6, workers=8, name="rows", storage=store)
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
     lost = [part.key for index in (0, 7) for part in coded.stored(index)]
     store.delete(lost)
     with ThreadPoolExecutor(4) as pool:

@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+from polarmap.testing import ReplayExecutor
+from polarmap.types import CodedFuture
 from pool_processes import runs, starts_threads_at_exit, until
 
 import polarmap
-from polarmap import CodedFuture, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.maps.coded import CodedMapOptions
 from polarmap.run import coded_future
@@ -70,7 +71,9 @@ def sleeping(folder: Path) -> Callable[[Any], Any]:
 
 
 def test_the_result_is_that_of_coded_map() -> None:
-    future = polarmap.submit(np.negative, A, blocks=4, workers=6, executor=ReplayExecutor({1: np.inf}))
+    future = polarmap.submit(
+        polarmap.coded_map, np.negative, A, blocks=4, tasks=6, executor=ReplayExecutor({1: np.inf})
+    )
     result = future.result(SECONDS)
     assert isinstance(future, CodedFuture)
     np.testing.assert_allclose(result.concatenate(), -A, rtol=1e-12)
@@ -86,7 +89,7 @@ def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
     threads: ThreadPoolExecutor,
 ) -> None:
     f = Gate(A[4, 0], A[8, 0], A[12, 0])  # three of four data blocks, with two parity blocks
-    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
+    future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, tasks=6, executor=threads)
     first = future.blocks[0].result(SECONDS)
     np.testing.assert_array_equal(first, 2 * A[:4])
     with pytest.raises(ValueError, match="read-only"):
@@ -112,11 +115,15 @@ def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
 
 
 def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
-    garbage = polarmap.FaultyExecutor(ReplayExecutor({0: 0.5}), {0: polarmap.Fault("garbage", attempts=9)})
+    garbage = polarmap.testing.FaultyExecutor(
+        ReplayExecutor({0: 0.5}), {0: polarmap.testing.Fault("garbage", attempts=9)}
+    )
     told = r"told of blocks \[0\] before the others turned out to be garbage"
 
     def done() -> CodedFuture[Any]:
-        future = polarmap.submit(np.negative, A, blocks=4, workers=8, executor=garbage, verify=True)
+        future = polarmap.submit(
+            polarmap.coded_map, np.negative, A, blocks=4, tasks=8, executor=garbage, verify=True
+        )
         wait([future], SECONDS)
         return future
 
@@ -127,7 +134,7 @@ def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
 
 
 def test_the_last_block_of_padded_data_is_cut(threads: ThreadPoolExecutor) -> None:
-    future = polarmap.submit(np.negative, A[:15], blocks=4, executor=threads)
+    future = polarmap.submit(polarmap.coded_map, np.negative, A[:15], blocks=4, executor=threads)
     assert [len(block.result(SECONDS)) for block in future.blocks] == [4, 4, 4, 3]
 
 
@@ -135,7 +142,7 @@ def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:
     def f(block: np.ndarray) -> np.ndarray:
         raise ZeroDivisionError("no")
 
-    future = polarmap.submit(f, A, blocks=4, executor=ReplayExecutor())
+    future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=ReplayExecutor())
     with pytest.raises(ZeroDivisionError, match="no"):
         future.result(SECONDS)
     assert isinstance(future.exception(), ZeroDivisionError)
@@ -150,11 +157,11 @@ def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:
 def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
     with polarmap.Pool(workers=3) as pool:
         executor: Any = pool if kind == "pool" else kind
-        future = polarmap.submit(sleeping(tmp_path), A, blocks=4, executor=executor)
+        future = polarmap.submit(polarmap.coded_map, sleeping(tmp_path), A, blocks=4, executor=executor)
         assert until(lambda: len(os.listdir(tmp_path)) >= 2, SECONDS)
         assert future.cancel()
         assert until(lambda: not any(runs(int(name)) for name in os.listdir(tmp_path)), 20.0)
-        later = polarmap.submit(np.negative, A, blocks=4, executor=executor)
+        later = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=executor)
         np.testing.assert_allclose(later.result(SECONDS).concatenate(), -A, atol=1e-12)
 
 
@@ -176,7 +183,7 @@ class HeldExecutor(ReplayExecutor):
 def test_a_map_that_is_called_off_while_its_run_is_opened_starts_nothing() -> None:
     began, go = threading.Event(), threading.Event()
     executor = HeldExecutor(began, go)
-    future = polarmap.submit(np.negative, A, blocks=4, executor=executor)
+    future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=executor)
     map_ = future._map
     assert began.wait(SECONDS)
     assert future.cancel()
@@ -189,19 +196,22 @@ def test_awaiting(threads: ThreadPoolExecutor) -> None:
     f = Gate()
 
     async def main() -> None:
-        result = await polarmap.submit(np.negative, A, blocks=4, executor=threads)
+        result = await polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=threads)
         np.testing.assert_allclose(result.concatenate(), -A, atol=1e-12)
         both = await asyncio.gather(
-            *(polarmap.submit(np.negative, number * A, executor=threads) for number in (1.0, 2.0))
+            *(
+                polarmap.submit(polarmap.coded_map, np.negative, number * A, executor=threads)
+                for number in (1.0, 2.0)
+            )
         )
         np.testing.assert_allclose(both[1].concatenate(), -2 * A, atol=1e-12)
-        future = polarmap.submit(np.negative, A, blocks=4, executor=threads)
+        future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=threads)
         np.testing.assert_allclose(await future.blocks[1], -A[4:8], atol=1e-12)
-        held = polarmap.submit(f, A, blocks=4, executor=threads)
+        held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(held, 0.2)  # type: ignore[arg-type]
         assert held.cancelled()
-        held = polarmap.submit(f, A, blocks=4, executor=threads)
+        held = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
         task = asyncio.ensure_future(asyncio.wrap_future(held))
         await asyncio.sleep(0)
         task.cancel()
@@ -226,19 +236,19 @@ def test_an_encoding_may_be_cancelled_and_leaves_nothing(tmp_path: Path) -> None
             return np.zeros(self.shape)[key]
 
     future = polarmap.submit(
-        Source(), verb=polarmap.encode, blocks=4, name="a", storage=str(tmp_path), memory=2**20
+        polarmap.encode, Source(), blocks=4, name="a", storage=str(tmp_path), memory=2**20
     )
     assert begun.wait(SECONDS)
     map_ = future._map
     assert future.cancel()
     go.set()
     assert map_._ended.wait(SECONDS)
-    assert polarmap.list_coded(str(tmp_path)) == []
+    assert polarmap.arrays.list_coded(str(tmp_path)) == []
 
 
 def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
-    out = polarmap.Stored("y", str(tmp_path))
-    future = polarmap.submit(np.negative, A, blocks=4, out=out, executor=threads)
+    out = polarmap.arrays.Stored("y", str(tmp_path))
+    future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, out=out, executor=threads)
     map_ = future._map
     assert future.blocks == ()
     del future
@@ -249,19 +259,19 @@ def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecuto
 
 def test_mistakes_are_told_at_once() -> None:
     with pytest.raises(TypeError, match=r"coded_map\(\) missing 1 required positional argument: 'data'"):
-        polarmap.submit(np.negative)  # type: ignore[call-overload]
+        polarmap.submit(polarmap.coded_map, np.negative)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match=r"coded_map\(\) got an unexpected keyword argument 'block'"):
-        polarmap.submit(np.negative, A, block=4)  # type: ignore[call-overload]
+        polarmap.submit(polarmap.coded_map, np.negative, A, block=4)  # type: ignore[call-overload]
     with pytest.raises(CodeError, match="blocks"):
-        polarmap.submit(np.negative, A, blocks=0)
+        polarmap.submit(polarmap.coded_map, np.negative, A, blocks=0)
     with pytest.raises(CodeError, match="f must be callable"):
-        polarmap.submit(3, A)  # type: ignore[call-overload]
+        polarmap.submit(polarmap.coded_map, 3, A)  # type: ignore[call-overload]
     with pytest.raises(CodeError, match="verb=print is no map"):
-        polarmap.submit(A, verb=print)
+        polarmap.submit(print, A)
     with pytest.raises(CodeError, match="progress"):
-        polarmap.submit(np.negative, A, progress="yes")  # type: ignore[call-overload]
+        polarmap.submit(polarmap.coded_map, np.negative, A, progress="yes")  # type: ignore[call-overload]
     with pytest.raises(ExecutorError):
-        polarmap.submit(np.negative, A, executor="nowhere")
+        polarmap.submit(polarmap.coded_map, np.negative, A, executor="nowhere")
 
 
 def test_the_options_are_those_of_coded_map() -> None:
@@ -271,12 +281,12 @@ def test_the_options_are_those_of_coded_map() -> None:
 
 def test_warnings_and_the_context_are_those_of_the_caller(threads: ThreadPoolExecutor) -> None:
     with pytest.warns(RuntimeWarning, match="f is not linear"):
-        polarmap.submit(np.square, A, blocks=4, executor=threads).result(SECONDS)
+        polarmap.submit(polarmap.coded_map, np.square, A, blocks=4, executor=threads).result(SECONDS)
 
 
 def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadPoolExecutor) -> None:
     f = Gate()
-    future = polarmap.submit(f, A, blocks=4, executor=threads)
+    future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=threads)
     assert f.waiting.acquire(timeout=SECONDS)
     child = os.fork()
     if not child:
@@ -293,9 +303,9 @@ def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadP
 
 
 ENDING = """
-kept = polarmap.submit(slow, A, blocks=4)
-polarmap.submit(np.negative, A, blocks=4).add_done_callback(lambda done: print(done.result()))
-polarmap.submit(np.negative, A, blocks=4, out=polarmap.Stored('y', sys.argv[1]))
+kept = polarmap.submit(polarmap.coded_map, slow, A, blocks=4)
+polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4).add_done_callback(lambda done: print(done.result()))
+polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, out=polarmap.arrays.Stored('y', sys.argv[1]))
 """
 PROGRAM = """
 import sys, time
@@ -322,7 +332,7 @@ def wait():
 def negative(block):
     time.sleep(0.5)
     return -block
-kept, found = polarmap.submit(negative, A, blocks=4), []
+kept, found = polarmap.submit(polarmap.coded_map, negative, A, blocks=4), []
 threading.Thread(target=wait).start()
 """
 
@@ -421,7 +431,7 @@ def test_data_is_taken_as_it_is_when_submit_returns(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of padding
         expected = verb(plus, make(), **options)
-        future = polarmap.submit(plus, data, verb=verb, **options)
+        future = polarmap.submit(verb, plus, data, **options)
         change(data)
         held_back()
         found = future.result(SECONDS)
@@ -442,12 +452,10 @@ def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
     late = ReplayExecutor({1: float("inf")})
     options: dict[str, Any] = {"executor": late}
     futures = [
-        polarmap.submit(A, B, verb=polarmap.coded_matmul, blocks=6, workers=8, method="rows", **options),
-        polarmap.submit(A, w, verb=polarmap.coded_gram, blocks=4, **options),
-        polarmap.submit(
-            lambda z: np.sum(z**3), x, verb=polarmap.coded_gradient, blocks=6, workers=8, **options
-        ),
-        polarmap.submit(A, verb=polarmap.encode, blocks=6, workers=8, name="taken", storage=tmp_path),
+        polarmap.submit(polarmap.coded_matmul, A, B, blocks=6, tasks=8, method="rows", **options),
+        polarmap.submit(polarmap.coded_gram, A, w, blocks=4, **options),
+        polarmap.submit(polarmap.coded_gradient, lambda z: np.sum(z**3), x, blocks=6, tasks=8, **options),
+        polarmap.submit(polarmap.encode, A, blocks=6, tasks=8, name="taken", storage=tmp_path),
     ]
     expected = [A @ B, A.T @ (w[:, None] * A), 3 * x**2, A.copy()]
     for one in (A, B, w, x):
@@ -464,7 +472,7 @@ def test_f_is_taken_as_it_is_where_it_travels_and_called_as_it_is_on_threads(
     for executor, factor in ((None, 2.0), (threads, 3.0)):
         x = np.full(3, 2.0)
         f = lambda block, x=x: block * x  # noqa: E731
-        future = polarmap.submit(f, A, blocks=4, workers=6, executor=executor)
+        future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, tasks=6, executor=executor)
         x.fill(3)
         held_back()
         np.testing.assert_allclose(future.result(SECONDS).concatenate(), factor * A, atol=1e-9)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_sum
+from polarmap import coded_sum
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from tests.plain import arriving
 
@@ -56,7 +57,7 @@ def test_any_shape_and_several_parts_a_worker(
     rng = np.random.default_rng(seed)
     parts = [rng.standard_normal(shape) for _ in range(n * each)]
     order = rng.permutation(n)[: n - tolerate].tolist()
-    result = coded_sum(np.cos, parts, tolerate=tolerate, workers=n, executor=arriving(order, n))
+    result = coded_sum(np.cos, parts, tolerate=tolerate, tasks=n, executor=arriving(order, n))
     np.testing.assert_allclose(result.value, sum(np.cos(part) for part in parts), rtol=1e-8, atol=1e-9)
     assert np.shape(result.value) == tuple(shape)
 
@@ -119,10 +120,10 @@ def test_nan_is_refused_rather_than_waited_for() -> None:
         (np.eye(4), {"tolerate": 4}, "at most 3"),
         (np.eye(4), {"tolerate": -1}, "at least 0"),
         (np.eye(4), {"tolerate": 1.5}, "must be an integer"),
-        (np.eye(4), {"workers": 5}, "cannot be cut into 5"),
+        (np.eye(4), {"tasks": 5}, "cannot be cut into 5"),
         (np.zeros((0, 3)), {}, "cannot be cut"),
-        (list(np.eye(4)), {"workers": 3}, "does not divide the 4 parts"),
-        (list(np.eye(4)), {"workers": 0}, "workers must be a positive integer"),
+        (list(np.eye(4)), {"tasks": 3}, "does not divide the 4 parts"),
+        (list(np.eye(4)), {"tasks": 0}, "tasks must be a positive integer"),
         ([], {}, "at least one part"),
         ("abc", {}, "an array or a sequence"),
         ({"a": 1}, {}, "an array or a sequence"),

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import executor_of_kind, frames_of_ours
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import CodedOperator, Fault, FaultyExecutor, ReplayExecutor
+from polarmap import CodedOperator
 
 PATIENCE = 100.0
 ROWS = np.arange(24.0).reshape(8, 3)
-SIZES: dict[str, Any] = {"blocks": 4, "workers": 6}
+SIZES: dict[str, Any] = {"blocks": 4, "tasks": 6}
 
 
 def looks_up(block: Any) -> Any:
@@ -40,11 +41,13 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 VERBS: dict[str, Callable[..., Any]] = {
     "coded_map": lambda f, executor: polarmap.coded_map(f, ROWS, executor=executor, **SIZES),
     "hedged_map": lambda f, executor: polarmap.hedged_map(f, [1, 2, 3], executor=executor),
-    "coded_sum": lambda f, executor: polarmap.coded_sum(f, ROWS, workers=4, executor=executor),
+    "coded_sum": lambda f, executor: polarmap.coded_sum(f, ROWS, tasks=4, executor=executor),
     "coded_gradient": lambda f, executor: polarmap.coded_gradient(f, np.ones(3), executor=executor),
-    "submit": lambda f, executor: polarmap.submit(f, ROWS, executor=executor, **SIZES).result(PATIENCE),
+    "submit": lambda f, executor: polarmap.submit(
+        polarmap.coded_map, f, ROWS, executor=executor, **SIZES
+    ).result(PATIENCE),
     "submit, a block": lambda f, executor: (
-        polarmap.submit(f, ROWS, executor=executor, **SIZES).blocks[0].result(PATIENCE)
+        polarmap.submit(polarmap.coded_map, f, ROWS, executor=executor, **SIZES).blocks[0].result(PATIENCE)
     ),
     "xr.apply": lambda f, executor: labelled(f, executor),
 }
@@ -93,16 +96,16 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "too few results": lambda: polarmap.coded_map(np.negative, ROWS, executor=failing(), **SIZES),
     "a timeout": lambda: polarmap.coded_map(np.negative, ROWS, executor=late(), timeout=5, **SIZES),
     "not linear": lambda: polarmap.coded_map(np.exp, ROWS, executor=losing_one(), **SIZES),
-    "not linear, a future": lambda: polarmap.submit(np.exp, ROWS, executor=losing_one(), **SIZES).result(
-        PATIENCE
-    ),
+    "not linear, a future": lambda: polarmap.submit(
+        polarmap.coded_map, np.exp, ROWS, executor=losing_one(), **SIZES
+    ).result(PATIENCE),
     "not smooth": lambda: polarmap.coded_gradient(
         lambda x: float(np.abs(x).sum() + x[0] ** 0.5), np.zeros(6), executor=late(), timeout=5
     ),
     "a product": lambda: polarmap.coded_matmul(ROWS, ROWS.T, executor=late(), timeout=5, **SIZES),
     "a product of an operator": lambda: operated(late(), timeout=5),
     "a Gram matrix": lambda: polarmap.coded_gram(ROWS, executor=late(), timeout=5, blocks=2),
-    "a sketch": lambda: list(polarmap.sketched_gram(ROWS, workers=4, executor=late(), timeout=5)),
+    "a sketch": lambda: list(polarmap.linalg.sketched_gram(ROWS, tasks=4, executor=late(), timeout=5)),
     "a file that is missing": lambda: polarmap.coded_map(np.negative, "/no/such.npy"),
     "a configuration that is missing": lambda: polarmap.coded_map(np.negative, ROWS, executor="no.yaml"),
     "an array that is missing": lambda: polarmap.open_coded("nothing", "."),
@@ -157,7 +160,7 @@ def f(block):
     raise KeyError("column")
 
 if __name__ == "__main__":
-    polarmap.coded_map(f, np.ones((8, 3)), blocks=4, workers=6)
+    polarmap.coded_map(f, np.ones((8, 3)), blocks=4, tasks=6)
 """
 
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
-from polarmap import ReplayExecutor, Stored, coded_map, coded_sum, encode, hedged_map
+from polarmap import coded_map, coded_sum, encode, hedged_map
+from polarmap.arrays import Stored
 from polarmap.blocks.array_like import read_leaf
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import flatten, pack, unflatten, unpacked
@@ -39,7 +41,7 @@ def square(block: np.matrix) -> np.matrix:
 
 
 def test_f_sees_matrices_and_returns_them_from_a_coded_map() -> None:
-    result = coded_map(square, MATRIX, blocks=4, workers=6, executor=late())
+    result = coded_map(square, MATRIX, blocks=4, tasks=6, executor=late())
     assert result.report.recovered == (0,)
     assert all(type(one) is np.matrix for one in result)
     joined = result.concatenate()
@@ -49,7 +51,7 @@ def test_f_sees_matrices_and_returns_them_from_a_coded_map() -> None:
 
 def test_a_sequence_of_matrices() -> None:
     blocks = [MATRIX[:6], MATRIX[6:]]
-    result = coded_map(square, blocks, workers=3, executor=late())
+    result = coded_map(square, blocks, tasks=3, executor=late())
     assert type(result[0]) is np.matrix
     np.testing.assert_allclose(result[0], square(blocks[0]), atol=1e-12)
 
@@ -58,7 +60,7 @@ def test_matrices_in_a_hedged_map_and_in_a_sum() -> None:
     hedged = hedged_map(square, MATRIX, blocks=5, executor=ReplayExecutor())
     assert type(hedged[0]) is type(hedged.concatenate()) is np.matrix
     np.testing.assert_array_equal(hedged.concatenate(), square(MATRIX))
-    total = coded_sum(lambda part: part.T * part, MATRIX, workers=4, executor=late()).value
+    total = coded_sum(lambda part: part.T * part, MATRIX, tasks=4, executor=late()).value
     assert type(total) is np.matrix
     np.testing.assert_allclose(total, MATRIX.T * MATRIX)
 
@@ -91,10 +93,10 @@ def test_fields_with_gaps_between_them_survive_packing(align: bool) -> None:
 
 
 def test_records_are_summands_no_more_than_text_is() -> None:
-    assert coded_sum(lambda part: part["at"].sum(), RECORDS, workers=4, executor=late()).value == 276
+    assert coded_sum(lambda part: part["at"].sum(), RECORDS, tasks=4, executor=late()).value == 276
     for f in (lambda part: part, lambda part: part["name"], lambda part: part["when"]):
         with pytest.raises(TypeError, match=r"f returned dtype .*, which cannot be added up: return numbers"):
-            coded_sum(f, RECORDS, workers=4, executor=ReplayExecutor())
+            coded_sum(f, RECORDS, tasks=4, executor=ReplayExecutor())
 
 
 # --- strings -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from joblib import parallel_backend
 from plain_networks import PlainClassifier, PlainRegressor
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy import sparse
 from sklearn import datasets, linear_model
 from sklearn.base import clone
@@ -23,7 +24,7 @@ from sklearn.preprocessing import MaxAbsScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from straggling_models import Straggling
 
-from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
+from polarmap import Pool
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 from polarmap.errors import ModelError, NotDecodableError
@@ -248,8 +249,8 @@ NUMBER = "must be a number, 0 or more, not"
         (Ridge(verbose="yes"), X6, Y6, f"verbose {NUMBER} 'yes'"),
         (Ridge(verbose=-1), X6, Y6, f"verbose {NUMBER} -1"),
         (LogisticRegression(verbose=None), X6, Y6, f"verbose {NUMBER} None"),
-        (Ridge(workers=3, blocks=3), X6, Y6, "workers=3 leaves no parity"),
-        (Lasso(workers=3, blocks=3), X6, Y6, "workers=3 leaves no parity"),
+        (Ridge(tasks=3, blocks=3), X6, Y6, "tasks=3 leaves no parity"),
+        (Lasso(tasks=3, blocks=3), X6, Y6, "tasks=3 leaves no parity"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:A column-vector y")
@@ -285,4 +286,4 @@ def test_too_many_dead_workers_are_no_silent_failure() -> None:
     dead = FaultyExecutor(ReplayExecutor(), {task: Fault("kill", attempts=99) for task in range(4)})
     for model in (Ridge(), Lasso(), ConvexMLPRegressor(activation="relu")):
         with pytest.raises(NotDecodableError, match="needed results"):
-            model.set_params(blocks=4, workers=7, executor=dead).fit(X6, Y6)
+            model.set_params(blocks=4, tasks=7, executor=dead).fit(X6, Y6)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conic_networks import conic_network_objective, trained_network_objective
 from plain_networks import PlainClassifier, PlainRegressor
+from polarmap.testing import ReplayExecutor
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from straggling_models import options
 
-from polarmap import ReplayExecutor
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 from polarmap.errors import ModelError
 from polarmap.models.convex_network import extracted_units
@@ -119,7 +119,7 @@ def test_several_targets_are_those_of_each_alone(activation: str) -> None:
 
 @ACTIVATIONS
 def test_a_penalty_beyond_all_leaves_the_mean_and_one_unit_of_zeros(activation: str) -> None:
-    here = {"blocks": 2, "workers": 3, "executor": ReplayExecutor()}
+    here = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
     model = ConvexMLPRegressor(1e3, activation=activation, n_gates=4, **here).fit(X, Y)
     np.testing.assert_allclose(model.predict(X), Y.mean())
     assert model.coefs_[0].shape == (3, 1) and not model.coefs_[0].any()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 from progress_lines import parsed_lines
 from scipy.sparse.linalg import aslinearoperator, lsmr, lsqr
 
-from polarmap import CodedOperator, ReplayExecutor
+from polarmap import CodedOperator
 from polarmap.errors import ModelError
 from polarmap.glm import LeastSquares, Ridge
 from polarmap.models.fit_progress import FitProgress

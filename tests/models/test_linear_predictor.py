@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 from scipy.sparse import csr_array
 
-from polarmap import ReplayExecutor
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
 from polarmap.models.proximal_gradient import Solution

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from sklearn import datasets, linear_model
 from straggling_models import Straggling, assert_same_model, options, standardized
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.glm import LeastSquares, Ridge
 
 
@@ -64,7 +64,7 @@ def test_localhost_with_a_killed_worker() -> None:
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 6)))[0]
     y = basis @ np.arange(6.0) + 3  # orthogonal columns: a step or two of the solver
     faulty = FaultyExecutor("localhost", {0: Fault("kill", attempts=99)})
-    model = LeastSquares(fit_intercept=False, blocks=3, workers=5, tol=1e-8, executor=faulty, timeout=60).fit(
+    model = LeastSquares(fit_intercept=False, blocks=3, tasks=5, tol=1e-8, executor=faulty, timeout=60).fit(
         basis, y
     )
     np.testing.assert_allclose(model.coef_, basis.T @ y, rtol=1e-6)

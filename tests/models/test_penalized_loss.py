@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from polarmap import ReplayExecutor
 from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
 from polarmap.models import proximal_newton
 from polarmap.models.features import ConstantFeature

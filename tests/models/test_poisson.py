@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 from sklearn import datasets, linear_model
 from straggling_models import assert_same_model, options, standardized
 
-from polarmap import ReplayExecutor
 from polarmap.glm import PoissonRegression
 
 

@@ -10,11 +10,12 @@ import pytest
 from conic_solver import conic_minimum
 from hypothesis import given, settings
 from l1_problems import L1Problem, l1_problems
+from polarmap.testing import ReplayExecutor
 from scipy.optimize import lsq_linear, nnls
 from scipy.sparse.linalg import aslinearoperator
 from straggling_models import options
 
-from polarmap import CodedOperator, ReplayExecutor
+from polarmap import CodedOperator
 from polarmap.convex import (
     AffineSet,
     ElasticNetPenalty,

@@ -12,12 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from l1_problems import L1Problem, l1_problems
 from plain_networks import PlainOperator
+from polarmap.testing import ReplayExecutor
 from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
 from straggling_models import standardized
 
-from polarmap import ReplayExecutor
 from polarmap.convex import (
     ElasticNet,
     ElasticNetPenalty,

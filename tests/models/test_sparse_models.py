@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from polarmap.testing import ReplayExecutor
 from scipy.optimize import nnls
 from sklearn import datasets, linear_model
 from straggling_models import Straggling, options, standardized
 
-from polarmap import ReplayExecutor
 from polarmap.convex import ElasticNet, Lasso, NonNegativeLeastSquares, SparseLogisticRegression
 
 X, Y = datasets.load_diabetes(return_X_y=True)
@@ -21,7 +21,7 @@ CANCER, LABELS = standardized(datasets.load_breast_cancer)
 CANCER = CANCER[::4, ::5]
 LABELS = LABELS[::4]
 EXACT = {"tol": 1e-13, "max_iter": 1_000_000}
-HERE = {"blocks": 2, "workers": 3, "executor": ReplayExecutor()}
+HERE = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
 
 
 def objective(model: Any, alpha: float, l1_ratio: float, weights: Any = None, y: np.ndarray = Y) -> float:

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 from conic_solver import conic_minimum
+from polarmap.testing import ReplayExecutor
 from sklearn import svm
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from straggling_models import options, standardized
 
 from benchmarks.in_numpy import in_numpy
-from polarmap import ReplayExecutor
 from polarmap.convex import LinearSVC
 
 CANCER, LABELS = standardized(load_breast_cancer)
 CANCER, LABELS = CANCER[::6, ::5], LABELS[::6]
 WEIGHTS = np.random.default_rng(0).random(len(LABELS))
-HERE = {"blocks": 2, "workers": 3, "executor": ReplayExecutor()}
+HERE = {"blocks": 2, "tasks": 3, "executor": ReplayExecutor()}
 
 
 def conic_objective(X: np.ndarray, y: np.ndarray, bounds: np.ndarray) -> float:
@@ -98,7 +98,7 @@ def test_several_classes_are_those_of_sklearn(chosen: dict[str, Any]) -> None:
 
 def test_a_sample_of_zeros_has_no_say() -> None:
     X, y = np.array([[0.0], [2.0], [-2.0]]), [1, 1, 0]
-    model = LinearSVC(10.0, fit_intercept=False, blocks=1, workers=2, executor=ReplayExecutor()).fit(X, y)
+    model = LinearSVC(10.0, fit_intercept=False, blocks=1, tasks=2, executor=ReplayExecutor()).fit(X, y)
     assert model.coef_[0, 0] == pytest.approx(0.5, rel=1e-5)
 
 

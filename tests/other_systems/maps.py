@@ -43,24 +43,24 @@ def main() -> None:
     lacks = {"poll": select, "fork": os, "register_at_fork": os, "getuid": os, "killpg": os}
     print(*(name for name, module in lacks.items() if not hasattr(module, name)))
     for _ in range(3):
-        y = polarmap.coded_map(product, A, blocks=6, workers=8)
+        y = polarmap.coded_map(product, A, blocks=6, tasks=8)
         np.testing.assert_allclose(y.concatenate(), A @ X)
-    y = polarmap.coded_map(sleeps_or_dies, A, blocks=6, workers=10, verify=False)
+    y = polarmap.coded_map(sleeps_or_dies, A, blocks=6, tasks=10, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
-    with polarmap.CodedOperator(A, blocks=4, workers=6) as operator:
+    with polarmap.CodedOperator(A, blocks=4, tasks=6) as operator:
         for _ in range(3):
             np.testing.assert_allclose(operator @ X, A @ X)
             np.testing.assert_allclose(operator.T @ Y, A.T @ Y)
     assert list(polarmap.hedged_map(len, ["a", "bc"])) == [1, 2]
-    future = polarmap.submit(product, A, blocks=4)
+    future = polarmap.submit(polarmap.coded_map, product, A, blocks=4)
     np.testing.assert_allclose(future.result(60.0).concatenate(), A @ X)
-    total = polarmap.coded_sum(lambda block: block.T @ block, np.split(A, 4), workers=4)
+    total = polarmap.coded_sum(lambda block: block.T @ block, np.split(A, 4), tasks=4)
     np.testing.assert_allclose(total.value, A.T @ A)
     with polarmap.Executor() as executor:
         assert list(executor.map(abs, [-1, -2])) == [1, 2]
     np.save(ONCE / "A.npy", A)
     mapped = np.load(ONCE / "A.npy", mmap_mode="r")
-    coded = polarmap.encode(mapped, blocks=4, workers=6, name="A", storage=ONCE / "arrays")
+    coded = polarmap.encode(mapped, blocks=4, tasks=6, name="A", storage=ONCE / "arrays")
     np.testing.assert_allclose(polarmap.coded_map(product, coded).concatenate(), A @ X)
     workers = polarmap.executors.pool.default_pool._kept.workers  # type: ignore[union-attr]
     server = workers._server  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate
 from simulated_jobs import DISTRIBUTIONS, brute_force
 
-from polarmap.code.polar import PolarCode
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning import (
     SCHEMES,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from simulated_jobs import DISTRIBUTIONS, brute_force
 
-from polarmap.code.decoder import Decoder
-from polarmap.code.polar import PolarCode
+from polarmap.codes.decoder import Decoder
+from polarmap.codes.polar import PolarCode
 from polarmap.planning import (
     Distribution,
     arrivals_needed,

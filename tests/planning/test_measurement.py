@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy import stats
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Empirical,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.code.design import frozen_inputs
-from polarmap.code.polar import PolarCode
+from polarmap.codes.design import frozen_inputs
+from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Empirical,

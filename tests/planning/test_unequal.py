@@ -6,9 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import PolarCode, ReplayExecutor, coded_map
+from polarmap import coded_map
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Failing,
@@ -69,7 +71,7 @@ def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
     code = PolarCode(24, 16, "arikan", decoder, erasure)
     times = workers.sample(np.random.default_rng(4), len(jobs.time))
     for job in range(20):
-        told = polarmap.Decoder(code, exact=scheme == "integers")
+        told = polarmap.codes.Decoder(code, exact=scheme == "integers")
         order = np.argsort(times[:, job])
         block_of = np.argsort(code.assignment)
         count = next(i for i, worker in enumerate(order, 1) if told.add(int(block_of[worker])))

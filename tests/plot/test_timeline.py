@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from figures import KILLED, rendered, report_of
 from matplotlib.figure import Figure
+from polarmap.testing import Fault, ReplayExecutor
+from polarmap.types import Report, TaskReport
 
-from polarmap import Fault, ReplayExecutor, Report, TaskReport, hedged_map, submit
+from polarmap import coded_map, hedged_map, submit
 from polarmap.plot import canvas
 from polarmap.plot.timeline import ROW, TALLEST, WIDTH, draw_timeline, timeline_html
 
@@ -160,7 +162,7 @@ def test_tasks_that_were_not_started_have_no_bar() -> None:
 
 def test_an_empty_map_and_one_that_goes_on_are_shown_too() -> None:
     assert len(list(drawn(hedged_map(abs, [], executor=ReplayExecutor()).report).iter("rect"))) == 0
-    future = submit(np.negative, np.eye(6), blocks=3, workers=4, executor=ReplayExecutor())
+    future = submit(coded_map, np.negative, np.eye(6), blocks=3, tasks=4, executor=ReplayExecutor())
     future.result(60)
     blank = future._map._prepared.running.report()
     assert ElementTree.fromstring(blank._repr_html_()).text == str(blank)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from coded_maps import DATA, FLOATS, LOST_DATA, K, N, assert_right, coded, faulty, losing, product
 from plain import arrivals, arriving, assert_same, plain_map
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import coded_map
+from polarmap.codes import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.run import local_run
 from polarmap.run.trusted import LINEAR, Trust
@@ -166,7 +168,7 @@ def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for(
             raise RuntimeError("no accelerator here")
         return block
 
-    options = {"blocks": 24, "workers": 32, "executor": losing(*range(24, 32))}
+    options = {"blocks": 24, "tasks": 32, "executor": losing(*range(24, 32))}
     assert coded_map(f, FLOATS, **options).report.seconds < 2.1
     with pytest.warns(RuntimeWarning, match="could not be verified: all data tasks.*no accelerator here"):
         coded_map(f, FLOATS, **options, verify=True)
@@ -197,7 +199,7 @@ def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, opt
         order = np.random.default_rng(seed).permutation(12).tolist()
         with pytest.warns(RuntimeWarning, match="those of a plain map, but .* f is not linear") as told:
             result = coded_map(
-                np.exp, FLOATS, blocks=8, workers=12, code=code, executor=arriving(order, 12), **options
+                np.exp, FLOATS, blocks=8, tasks=12, code=code, executor=arriving(order, 12), **options
             )
         assert len(told) == 1
         assert_same(result, plain_map(np.exp, FLOATS, 8))
@@ -214,14 +216,14 @@ def test_whatever_arrives_first_it_is_refused_where_a_result_is_lost(
         order = [task for task in np.random.default_rng(seed).permutation(12).tolist() if task != 2]
         with pytest.raises(NotLinearError, match="f is not linear"):
             coded_map(
-                np.exp, FLOATS, blocks=8, workers=12, verify=verify, executor=arriving(order, 12), **options
+                np.exp, FLOATS, blocks=8, tasks=12, verify=verify, executor=arriving(order, 12), **options
             )
 
 
 def test_a_failed_task_of_it_is_tried_again() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("raise")})
     with pytest.warns(RuntimeWarning, match="those of a plain map"):
-        result = coded_map(np.exp, FLOATS, blocks=8, workers=12, executor=faulty)
+        result = coded_map(np.exp, FLOATS, blocks=8, tasks=12, executor=faulty)
     assert_same(result, plain_map(np.exp, FLOATS, 8))
 
 
@@ -234,12 +236,12 @@ def test_f_that_fails_on_parity_is_said_although_nothing_fails() -> None:
         return block
 
     with pytest.warns(RuntimeWarning, match="but f fails on parity blocks, here with ValueError"):
-        result = coded_map(f, np.exp(FLOATS), blocks=4, workers=6, executor=losing(), retries=0)
+        result = coded_map(f, np.exp(FLOATS), blocks=4, tasks=6, executor=losing(), retries=0)
     assert_same(result, plain_map(f, np.exp(FLOATS), 4))
 
 
 def test_on_demand_a_parity_block_is_evaluated_here() -> None:
     with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
-        coded_map(np.exp, FLOATS, blocks=24, workers=32, executor=losing(), schedule="on_demand")
+        coded_map(np.exp, FLOATS, blocks=24, tasks=32, executor=losing(), schedule="on_demand")
     assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), schedule="on_demand").report.k == 24
     assert Trust(np.negative, LINEAR, [np.dtype(float)]).known

@@ -8,8 +8,9 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+from polarmap.testing import Fault, ReplayExecutor
 
-from polarmap import Fault, Pool, ReplayExecutor
+from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload
 from polarmap.executors.replay import ReplayRun

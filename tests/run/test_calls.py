@@ -11,9 +11,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from polarmap.testing import Fault, ReplayExecutor
 from pool_processes import until
 
-from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore

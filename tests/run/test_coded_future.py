@@ -8,8 +8,9 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
+from polarmap.testing import ReplayExecutor
 
-from polarmap import PolarCode, ReplayExecutor
+from polarmap.codes import PolarCode
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CalledOff, CodedFuture, FutureMap

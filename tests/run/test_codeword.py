@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from coded_maps import DATA, FLOATS, K, N, assert_right, coded, failing_on, faulty, losing, product
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
-from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import coded_map
+from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplayRun
 from polarmap.run import codeword
@@ -75,7 +77,7 @@ def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surpl
     data = DATA.copy()
     there = weakref.ref(data)
     lost = ReplayExecutor(dict.fromkeys(range(2 - surplus), math.inf))
-    result = coded_map(np.negative, data, blocks=6, workers=8, executor=lost)
+    result = coded_map(np.negative, data, blocks=6, tasks=8, executor=lost)
     assert result.report.verified == ("parity" if surplus else "local")
     del data
     assert there() is None
@@ -116,10 +118,10 @@ def test_nan_is_named_when_it_is_encoded() -> None:
     data = FLOATS.copy()
     data[17, 2] = data[30, 0] = np.nan
     with pytest.warns(RuntimeWarning, match=r"at 2 places, the first of them in row 17, entry \(2,\)"):
-        result = coded_map(np.negative, data, blocks=24, workers=32, executor=losing())
+        result = coded_map(np.negative, data, blocks=24, tasks=32, executor=losing())
     np.testing.assert_array_equal(result.concatenate(), -data)
     with pytest.warns(RuntimeWarning, match="sums of the data overflow float64"):
-        coded_map(np.negative, 1.7e308 * np.sign(FLOATS), blocks=24, workers=32, executor=losing())
+        coded_map(np.negative, 1.7e308 * np.sign(FLOATS), blocks=24, tasks=32, executor=losing())
 
 
 @pytest.mark.parametrize("verify", ["auto", False])
@@ -127,7 +129,7 @@ def test_nan_is_named_when_it_is_encoded() -> None:
 def test_nan_with_a_lost_worker_ends_with_one_clear_error(verify: Any) -> None:
     data = FLOATS.copy()
     data[17, 2] = np.nan
-    options = {"blocks": 24, "workers": 32, "verify": verify}
+    options = {"blocks": 24, "tasks": 32, "verify": verify}
     with pytest.raises(NotDecodableError, match=r"NaN or inf, .* not all data tasks reported: 23 of 24"):
         coded_map(np.negative, data, executor=losing(3), **options)
     with pytest.raises(CodedTimeoutError, match="1 task still runs; results contain NaN or inf"):
@@ -142,9 +144,7 @@ def test_nan_with_a_lost_worker_ends_with_one_clear_error(verify: Any) -> None:
 def test_a_map_in_which_nothing_can_arrive_says_so(schedule: str, retries: int) -> None:
     faulty = FaultyExecutor(losing(1, 2, 4), {5: Fault("kill", attempts=9)})
     with pytest.raises(NotDecodableError, match=r"5 of 6 .*, and no more can come; failed 3 tasks: .*3600 s"):
-        coded_map(
-            np.negative, FLOATS, blocks=6, workers=9, executor=faulty, retries=retries, schedule=schedule
-        )
+        coded_map(np.negative, FLOATS, blocks=6, tasks=9, executor=faulty, retries=retries, schedule=schedule)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4"])
@@ -162,7 +162,7 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
         found += 1
         faults = dict.fromkeys(lost, Fault("kill", attempts=9)) if how == "kill" else {}
         executor = FaultyExecutor(ReplayExecutor() if faults else losing(*lost), faults)
-        options = {"blocks": 24, "workers": 32, "verify": False}
+        options = {"blocks": 24, "tasks": 32, "verify": False}
         with pytest.warns(RuntimeWarning, match=r"no more accurately than to .* which is more than rtol"):
             result = coded_map(np.negative, data, executor=executor, **options)
         truth = -data.astype(float)
@@ -212,5 +212,5 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
     monkeypatch.setattr(ReplayRun, "wait", lambda run, timeout: looks.append(timeout) or wait(run, timeout))
     lost = ReplayExecutor({0: math.inf, 1: 1000.0})
     with pytest.raises(NotLinearError):
-        coded_map(np.square, FLOATS, blocks=6, workers=9, executor=lost, timeout=500)
+        coded_map(np.square, FLOATS, blocks=6, tasks=9, executor=lost, timeout=500)
     assert len(looks) < 150

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from polarmap.testing import ReplayExecutor
 from run.test_policies import lost, returned
 
-from polarmap import ReplayExecutor, hedged_map
+from polarmap import hedged_map
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.first_results import FirstResults

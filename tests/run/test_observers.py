@@ -18,9 +18,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_map, hedged_map, submit
+from polarmap import coded_map, hedged_map, submit
 from polarmap.clouds.limits import Worker
 from polarmap.errors import CodedTimeoutError
 from polarmap.run import observers
@@ -40,7 +41,7 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "polarmap")
     faults = {1: Fault("kill", attempts=9)}
     executor = FaultyExecutor(ReplayExecutor({3: math.inf}), faults)
-    report = coded_map(np.negative, DATA, blocks=6, workers=8, executor=executor, verify=True).report
+    report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor, verify=True).report
     told = lines(caplog)
     assert told[0] == "start: 8 tasks for 6 blocks, 6 results needed (replay, rotation optimal)"
     assert told[1].startswith("lost: task 1 after ")
@@ -58,7 +59,7 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
 def test_a_result_that_is_rejected_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     executor = FaultyExecutor(ReplayExecutor(), {1: Fault("garbage", attempts=9)})
-    report = coded_map(np.negative, DATA, blocks=6, workers=12, executor=executor, verify=True).report
+    report = coded_map(np.negative, DATA, blocks=6, tasks=12, executor=executor, verify=True).report
     assert report.tasks[1].state == "failed"
     assert f"lost: task 1: {report.tasks[1].failures[-1]}" in lines(caplog)
     assert sum(line.startswith("lost") for line in lines(caplog)) == 1
@@ -77,7 +78,7 @@ def test_parity_that_starts_for_late_tasks_is_told_when_it_starts(caplog: pytest
     caplog.set_level(logging.INFO, "polarmap")
     executor = ReplayExecutor({5: 90.0})
     result = coded_map(
-        np.negative, DATA, blocks=8, workers=12, executor=executor, schedule="on_demand", verify=False
+        np.negative, DATA, blocks=8, tasks=12, executor=executor, schedule="on_demand", verify=False
     )
     launched = result.report.tasks[8].launched
     assert f"late: 5 still out after {launched:.2f} s; started 8" in lines(caplog)
@@ -95,7 +96,7 @@ def test_what_a_map_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "polarmap")
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     with pytest.raises(CodedTimeoutError) as raised:
-        coded_map(np.negative, DATA, blocks=3, workers=4, executor=never, timeout=2.0)
+        coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
     assert lines(caplog)[-1] == f"ended without results: CodedTimeoutError: {raised.value}"
 
 
@@ -110,8 +111,8 @@ def test_maps_are_told_apart_by_their_numbers(caplog: pytest.LogCaptureFixture) 
 
 def test_nothing_is_printed_unless_logging_is_configured() -> None:
     code = (
-        "import polarmap; faults = {0: polarmap.Fault('raise', attempts=9)}\n"
-        "executor = polarmap.FaultyExecutor(polarmap.ReplayExecutor(), faults)\n"
+        "import polarmap; faults = {0: polarmap.testing.Fault('raise', attempts=9)}\n"
+        "executor = polarmap.testing.FaultyExecutor(polarmap.testing.ReplayExecutor(), faults)\n"
         "polarmap.coded_map(abs, [1.0, 2.0, 3.0], executor=executor, verify=False)"
     )
     code = code.replace("abs", "lambda x: 2 * x")
@@ -158,13 +159,13 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
 
 def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> None:
     executor = FaultyExecutor(ReplayExecutor({3: math.inf}), {1: Fault("kill", attempts=9)})
-    report = coded_map(np.negative, DATA, blocks=6, workers=8, executor=executor).report
+    report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     [span] = memory.spans
     assert span.name == "polarmap.map"
     assert dict(span.attributes) == {
         "polarmap.n": 8,
         "polarmap.k": 6,
-        "polarmap.code": "rotation optimal",
+        "polarmap.codes": "rotation optimal",
         "polarmap.executor": "replay",
         "polarmap.tasks": 8,
         "polarmap.late": 1,
@@ -180,7 +181,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
 def test_counters_add_up_over_maps(memory: Memory) -> None:
     slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", seconds=60)})
     reports = [
-        coded_map(np.negative, DATA, blocks=6, workers=8, executor=ReplayExecutor({0: math.inf})).report,
+        coded_map(np.negative, DATA, blocks=6, tasks=8, executor=ReplayExecutor({0: math.inf})).report,
         hedged_map(np.sort, DATA, blocks=4, executor=slow).report,
     ]
     assert memory.counted() == {
@@ -196,7 +197,7 @@ def test_counters_add_up_over_maps(memory: Memory) -> None:
 def test_dollars_are_those_of_the_report(memory: Memory) -> None:
     executor = ReplayExecutor({0: 3.0})
     executor.worker = Worker("aws_lambda", "aws_s3", memory=1769, seconds=900)
-    report = coded_map(np.negative, DATA, blocks=6, workers=8, executor=executor).report
+    report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     assert report.cost is not None
     assert memory.counted()["dollars"] == pytest.approx(report.cost.total)
 
@@ -204,7 +205,7 @@ def test_dollars_are_those_of_the_report(memory: Memory) -> None:
 def test_a_map_that_raises_is_a_span_that_says_so(memory: Memory) -> None:
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     with pytest.raises(CodedTimeoutError):
-        coded_map(np.negative, DATA, blocks=3, workers=4, executor=never, timeout=2.0)
+        coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
     [span] = memory.spans
     assert not span.status.is_ok
     assert span.events[0].attributes["exception.type"].endswith("CodedTimeoutError")
@@ -212,7 +213,7 @@ def test_a_map_that_raises_is_a_span_that_says_so(memory: Memory) -> None:
 
 def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: Memory) -> None:
     with trace.get_tracer("program").start_as_current_span("step"):
-        submit(abs, [1, -2], verb=hedged_map, executor=ReplayExecutor()).result(60)
+        submit(hedged_map, abs, [1, -2], executor=ReplayExecutor()).result(60)
     inner, outer = memory.spans
     assert (inner.name, outer.name) == ("polarmap.map", "step")
     assert inner.parent.span_id == outer.context.span_id
@@ -224,7 +225,7 @@ def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: 
 def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar(is_in_notebook=False)
     running = RunningMap(ReplayExecutor())
-    running.expect(polarmap.PolarCode(8, 6))
+    running.expect(polarmap.codes.PolarCode(8, 6))
     bar.began(running)
     bar.looked(5)
     bar.finished(RuntimeError())
@@ -241,7 +242,9 @@ def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[st
     with ThreadPoolExecutor(4) as pool:
         sizes = (4, 6), (8, 10), (5, 7)
         futures = [
-            polarmap.submit(np.negative, np.eye(8), blocks=k, workers=n, executor=pool, progress=True)
+            polarmap.submit(
+                polarmap.coded_map, np.negative, np.eye(8), blocks=k, tasks=n, executor=pool, progress=True
+            )
             for k, n in sizes
         ]
         for future in futures:

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import Masked, PolarCode, ReplayExecutor, Stored, coded_map, convex, glm
+from polarmap import coded_map, convex, glm
+from polarmap.arrays import Stored
 from polarmap.blocks.code_choice import CodeOptions
+from polarmap.codes import Masked, PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
 from polarmap.run.options import checked_options, planned
@@ -51,9 +54,9 @@ def test_a_name_that_is_gone_is_python_s_own_error(name: str) -> None:
     ("options", "words"),
     [
         ({"schedule": "never"}, "schedule must be 'upfront', 'on_demand' or a Plan"),
-        ({"schedule": 8}, "not 8: for tasks of less work, use blocks=8 * ... and workers=8 * ..."),
+        ({"schedule": 8}, "not 8: for tasks of less work, use blocks=8 * ... and tasks=8 * ..."),
         ({"schedule": None}, "schedule must be"),
-        ({"schedule": polarmap.Plan}, "schedule must be"),
+        ({"schedule": polarmap.planning.Plan}, "schedule must be"),
         ({"out": "name"}, "out must be None or Stored(name, storage), not 'name': use Stored('name')"),
         ({"out": Stored}, "out must be None or Stored(name, storage)"),
         ({"code": Masked}, "Masked() or a code such as PolarCode(n, k)"),

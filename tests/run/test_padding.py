@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 from coded_maps import losing
+from polarmap.testing import ReplayExecutor
 
-from polarmap import ReplayExecutor, coded_map
+from polarmap import coded_map
 
 ROWS = 59  # do not divide into 15 blocks
 STREAM = np.random.default_rng(0)
@@ -19,7 +20,7 @@ STREAM = np.random.default_rng(0)
 def test_padding_is_cut_off_where_the_data_is_not_finite(bad: float) -> None:
     data = np.random.default_rng(0).standard_normal((ROWS, 2))
     data[:4] = bad  # in the rows that f is tried on
-    result = coded_map(lambda block: 5 - 2 * block, data, blocks=15, workers=20, executor=ReplayExecutor())
+    result = coded_map(lambda block: 5 - 2 * block, data, blocks=15, tasks=20, executor=ReplayExecutor())
     np.testing.assert_array_equal(result.concatenate(), 5 - 2 * data)
     assert [len(one) for one in result] == [4] * 14 + [3]
 

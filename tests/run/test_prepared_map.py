@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import ReplayExecutor
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.run import prepared_map

@@ -25,8 +25,10 @@ from coded_maps import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
+from polarmap.testing import ReplayExecutor
 
-from polarmap import CodedOperator, Decoder, PolarCode, ReplayExecutor, coded_map, coded_matmul
+from polarmap import CodedOperator, coded_map, coded_matmul
+from polarmap.codes import Decoder, PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import TRUSTED
@@ -64,7 +66,7 @@ def test_any_code_order_and_dtype_gives_the_plain_map(
     code = PolarCode(n, k, "arikan", "sequential") if kernel == "sequential" else kernel
     seconds = {task: float(turn) for turn, task in enumerate(stream.permutation(n).tolist())}
     late = dict.fromkeys(stream.permutation(n)[: min(lost, parity)].tolist(), 100.0)
-    options = {"blocks": k, "workers": n, "code": code, "timeout": VIRTUAL_SECONDS}
+    options = {"blocks": k, "tasks": n, "code": code, "timeout": VIRTUAL_SECONDS}
     result = coded_map(f, data, executor=ReplayExecutor(seconds | late), **options)
     assert_same(result, plain_map(f, data, k), {"f2": 0.2, "f4": 1e-4, "c8": 1e-4}.get(dtype, 1e-9))
 
@@ -77,7 +79,7 @@ def test_unsigned_products_of_64_bits_are_exact(lost: set[int], seed: int, top: 
     x = stream.integers(0, 9, 3, dtype="u8")
     if not PolarCode(7, 3, "arikan").decodable(~np.isin(np.arange(7), list(lost))):
         return
-    result = coded_map(lambda block: block @ x, data, blocks=3, workers=7, executor=losing(*lost))
+    result = coded_map(lambda block: block @ x, data, blocks=3, tasks=7, executor=losing(*lost))
     assert_same(result, plain_map(lambda block: block @ x, data, 3))
 
 
@@ -92,7 +94,7 @@ def test_decoding_waits_until_the_amplification_of_errors_is_small_enough(
     seed: int, dtype: str, rtol: float | None
 ) -> None:
     order = np.random.default_rng(seed).permutation(64).tolist()
-    options = {"blocks": 48, "workers": 64, "executor": arriving(order, 64), "verify": False, "rtol": rtol}
+    options = {"blocks": 48, "tasks": 64, "executor": arriving(order, 64), "verify": False, "rtol": rtol}
     report = coded(np.copy, DATA.repeat(2, axis=0).astype(dtype), **options).report
     allowed = {"f8": 1e-10, "f4": 1e-4, "f2": 0.1}[dtype] if rtol is None else rtol
     decoder = Decoder(PolarCode(64, 48), max_amplification=allowed / np.finfo(dtype).eps)
@@ -105,7 +107,7 @@ def test_what_is_accurate_enough_stays_so() -> None:
     """One more equation may raise the amplification a little, above the limit again."""
     code, (order, first, second) = PolarCode(6, 4), rising_amplification()
     assert first < second
-    options = {"blocks": 4, "workers": 6, "code": code, "executor": arriving(order, 6)}
+    options = {"blocks": 4, "tasks": 6, "code": code, "executor": arriving(order, 6)}
     result = coded(np.copy, rtol=first * np.finfo(float).eps * 1.0001, **options)
     assert_same(result, cut(DATA, 4), 1e-11)
     assert result.report.verified == "parity"
@@ -169,7 +171,7 @@ def test_integers_keep_their_dtype_when_only_parity_arrives(dtype: str, f: Calla
     limits = np.iinfo(dtype)
     data = np.random.default_rng(0).integers(limits.min, limits.max, (4, 6), dtype, endpoint=True)
     never = ReplayExecutor(dict.fromkeys(range(2), math.inf))
-    result = coded_map(f, data, blocks=2, workers=6, executor=never, timeout=VIRTUAL_SECONDS)
+    result = coded_map(f, data, blocks=2, tasks=6, executor=never, timeout=VIRTUAL_SECONDS)
     assert_same(result, plain_map(f, data, 2))
     assert result.report.recovered == (0, 1)
 
@@ -178,7 +180,7 @@ def test_integers_keep_their_dtype_when_only_parity_arrives(dtype: str, f: Calla
 @given(lost=st.sets(st.integers(0, 31), min_size=1, max_size=8), scale=st.sampled_from([1e6, 1e9]))
 def test_integers_made_of_floats_come_with_a_bound(lost: set[int], scale: float) -> None:
     f = lambda block: np.rint(block * scale).astype(np.int64)  # noqa: E731
-    result = coded_map(f, FLOATS, blocks=24, workers=32, executor=losing(*lost), verify=False)
+    result = coded_map(f, FLOATS, blocks=24, tasks=32, executor=losing(*lost), verify=False)
     off = np.abs(result.concatenate() - f(FLOATS)).max()
     assert off <= result.report.error_bound * np.abs(f(FLOATS)).max()
     assert (result.report.error_bound == 0) == (not result.report.recovered)
@@ -186,7 +188,7 @@ def test_integers_made_of_floats_come_with_a_bound(lost: set[int], scale: float)
 
 def test_integers_made_of_floats_come_with_a_bound_under_the_exact_code_too() -> None:
     f = lambda block: np.rint(block * 1e9).astype(np.int64)  # noqa: E731
-    options = {"blocks": 8, "workers": 12, "code": "arikan", "verify": False}
+    options = {"blocks": 8, "tasks": 12, "code": "arikan", "verify": False}
     result = coded_map(f, FLOATS, executor=losing(0, 8), **options)
     off = np.abs(result.concatenate() - f(FLOATS)).max()
     assert off <= result.report.error_bound * np.abs(f(FLOATS)).max()
@@ -262,7 +264,7 @@ def test_dtypes_may_differ_in_width() -> None:
 def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
     """int64 parity of uint32 data times uint64 is float64 in numpy."""
     data, x = np.arange(18, dtype="u4").reshape(6, 3), np.array([1, 2, 3], "u8")
-    options = {"blocks": 3, "workers": 7, "verify": False}
+    options = {"blocks": 3, "tasks": 7, "verify": False}
     result = coded_map(lambda block: block @ x, data, executor=losing(), **options)
     assert_same(result, plain_map(lambda block: block @ x, data, 3))
     with pytest.raises(NotDecodableError, match=r"returned float64.2., others uint64.2.: .*convert the data"):
@@ -280,8 +282,8 @@ class Longer(AlteringReplay):
 
 def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
     A, B = FLOATS[:8], np.random.default_rng(1).standard_normal((3, 5))
-    product = coded_matmul(A, B, method="rows", blocks=2, workers=5, executor=Longer({4: 9.0}))
+    product = coded_matmul(A, B, method="rows", blocks=2, tasks=5, executor=Longer({4: 9.0}))
     np.testing.assert_allclose(product.array, A @ B, atol=1e-10)
     assert product.report.indices("failed") == [0, 1]
-    with CodedOperator(A, blocks=2, workers=5, executor=Longer()) as operator:
+    with CodedOperator(A, blocks=2, tasks=5, executor=Longer()) as operator:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)

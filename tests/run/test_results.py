@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import assert_same, plain_map
+from polarmap.testing import ReplayExecutor
+from polarmap.types import CodedResult
 
 import polarmap
-from polarmap import CodedResult, ReplayExecutor, coded_map
+from polarmap import coded_map
 
 DATA = np.random.default_rng(0).standard_normal((60, 4))
 
@@ -39,8 +41,7 @@ def test_the_result_is_a_sequence() -> None:
 def test_the_result_says_what_it_is() -> None:
     late = ReplayExecutor({1: math.inf, 4: math.inf})
     assert (
-        repr(doubled(blocks=6, workers=9, executor=late, timeout=100))
-        == "<CodedResult of 6 blocks, 2 decoded>"
+        repr(doubled(blocks=6, tasks=9, executor=late, timeout=100)) == "<CodedResult of 6 blocks, 2 decoded>"
     )
 
 

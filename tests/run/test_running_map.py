@@ -13,10 +13,12 @@ from coded_maps import DATA, LOST_DATA, WHOLE, K, N, assert_right, coded, failin
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, states
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import Report
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, Report
 from polarmap.blocks.uneven import PartBlocks
+from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.replay import ReplayRun
@@ -66,7 +68,7 @@ class Diary(Observer):
 def test_what_happens_is_told_where_it_happens() -> None:
     diary = Diary()
     executor = FaultyExecutor(ReplayExecutor({0: 1.0, 1: 2.0, 2: 3.0, 3: math.inf}), {1: Fault("kill")})
-    options: dict[str, Any] = {"blocks": 3, "workers": 4, "executor": executor, "progress": (diary,)}
+    options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": executor, "progress": (diary,)}
     result = polarmap.coded_map(np.negative, THREE, verify=False, **options)
     assert [told for told in diary.told if told[0] != "looked"] == [
         ("began", 3),
@@ -96,7 +98,7 @@ def test_results_of_any_function_are_told_one_by_one() -> None:
 def test_a_map_that_raises_has_finished_for_all() -> None:
     diaries = Diary(), Diary()
     never = ReplayExecutor(dict.fromkeys(range(4), math.inf))
-    options: dict[str, Any] = {"blocks": 3, "workers": 4, "executor": never, "progress": diaries}
+    options: dict[str, Any] = {"blocks": 3, "tasks": 4, "executor": never, "progress": diaries}
     with pytest.raises(CodedTimeoutError):
         polarmap.coded_map(np.negative, THREE, timeout=2.0, **options)
     assert [diary.told[-1] for diary in diaries] == [("finished", CodedTimeoutError)] * 2
@@ -111,7 +113,7 @@ def test_nobody_looks_on_at_a_plain_map(caplog: pytest.LogCaptureFixture) -> Non
 
 def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     running = RunningMap(ReplayExecutor())
-    running.expect(polarmap.PolarCode(4, 3), padding=2)
+    running.expect(polarmap.codes.PolarCode(4, 3), padding=2)
     blank = running.report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
@@ -190,7 +192,7 @@ class RecordedRun(ReplayRun):
             np.sum,
             np.ones((8, 2)),
             blocks=4,
-            workers=12,
+            tasks=12,
             degree=2,
             timeout=1.0,
             on_timeout="estimate",

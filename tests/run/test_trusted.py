@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polarmap.testing import ReplayExecutor
 
-from polarmap import ReplayExecutor, coded_map
+from polarmap import coded_map
 from polarmap.errors import NotLinearError
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust, fingerprint
 
@@ -188,7 +189,7 @@ def test_note_and_forget() -> None:
 def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
     """A map that loses two of four blocks and, without surplus, all of the parity it can."""
     seconds = dict.fromkeys([0, 1] if surplus else [0, 1, 6], math.inf)
-    options = {"blocks": 4, "workers": 7, "timeout": 100}
+    options = {"blocks": 4, "tasks": 7, "timeout": 100}
     return coded_map(f, DATA, executor=ReplayExecutor(seconds), **options).report.verified
 
 
@@ -202,7 +203,7 @@ def test_the_next_map_trusts_what_this_one_verified(surplus: bool, how: str) -> 
 @pytest.mark.parametrize("seconds", [{}, dict.fromkeys([4, 5, 6], math.inf)], ids=["parity", "here"])
 def test_a_function_is_verified_although_nothing_is_decoded(seconds: dict[int, float]) -> None:
     f = times(np.ones(5))
-    options = {"blocks": 4, "workers": 7, "timeout": 100, "executor": ReplayExecutor(seconds)}
+    options = {"blocks": 4, "tasks": 7, "timeout": 100, "executor": ReplayExecutor(seconds)}
     report = coded_map(f, DATA, **options).report
     assert (report.verified, report.residual is not None) == ("not needed", True)
     assert how_verified(f, surplus=False) == "earlier"

@@ -15,8 +15,11 @@ from coded_maps import DATA, FLOATS, WHOLE, K, N, coded, faulty, losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
-from polarmap import CodedResult, Fault, FaultyExecutor, Masked, PolarCode, ReplayExecutor, coded_map
+from polarmap import coded_map
+from polarmap.codes import Masked, PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust
@@ -44,7 +47,7 @@ def assert_named(result: CodedResult, culprit: int) -> None:
 def test_garbage_is_named_on_a_later_use_too_where_results_are_over() -> None:
     """Integers need as many arrivals as their pattern says: a few are over, to be checked against."""
     order = np.random.default_rng(0).permutation(64).tolist()
-    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "workers": 64}
+    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "tasks": 64}
     assert coded(np.copy, whole, **options, executor=arriving(order, 64)).report.verified == "parity"
     executor = FaultyExecutor(arriving(order, 64), {order[0]: Fault("garbage")})
     result = coded(np.copy, whole, **options, executor=executor)
@@ -70,7 +73,7 @@ def test_two_garbage_workers_are_corrected_if_the_surplus_suffices() -> None:
     faults = {0: Fault("garbage"), 2: Fault("garbage")}
     with pytest.raises(NotLinearError):
         coded(np.copy, executor=faulty(faults, {3: math.inf, 10: math.inf, 11: math.inf}))
-    result = coded(np.copy, workers=24, executor=faulty(faults, {3: math.inf}))
+    result = coded(np.copy, tasks=24, executor=faulty(faults, {3: math.inf}))
     assert_same(result, cut(DATA, K), 1e-11)
 
 
@@ -96,7 +99,7 @@ def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
     for seed in range(80):  # garbage arrives first, and the others one by one
         order = np.random.default_rng(seed).permutation(20).tolist()
         executor = FaultyExecutor(arriving(order, 20), {order[0]: Fault("garbage")})
-        what, result = fate(np.copy, executor, code=PolarCode(20, K, "arikan"), workers=20)
+        what, result = fate(np.copy, executor, code=PolarCode(20, K, "arikan"), tasks=20)
         wrong = [] if result is None else wrong_blocks(result, cut(WHOLE, K))
         if result is not None and "failed" in states(result.report):
             what = "named"
@@ -170,7 +173,7 @@ def lied_to(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return coded(f, data, blocks=k, workers=n, executor=executor), liar
+            return coded(f, data, blocks=k, tasks=n, executor=executor), liar
         except (NotLinearError, NotDecodableError, CodedTimeoutError):
             return None, liar
 
@@ -256,7 +259,7 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
 def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
     """Under noise f is as good as constant, which is affine: only f of data itself tells."""
     clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
-    options = {"blocks": 8, "workers": 12, "code": Masked(), "timeout": 100, "verify": verify}
+    options = {"blocks": 8, "tasks": 12, "code": Masked(), "timeout": 100, "verify": verify}
     with pytest.raises(NotLinearError):
         coded_map(clip, FLOATS, executor=losing(), **options)
     result = coded_map(np.negative, FLOATS, executor=losing(2), **options)
@@ -265,7 +268,7 @@ def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
 
 @pytest.mark.parametrize("f", [np.abs, np.square, lambda block: block.clip(0, 1)])
 def test_equal_blocks_vouch_for_nothing(f: Callable[[Any], Any]) -> None:
-    options = {"blocks": 8, "workers": 12, "timeout": 100}
+    options = {"blocks": 8, "tasks": 12, "timeout": 100}
     coded_map(f, np.ones((48, 3)), executor=losing(0), **options)
     with pytest.raises(NotLinearError):
         coded_map(f, FLOATS, executor=losing(0), **options)
@@ -277,7 +280,7 @@ def test_equal_results_do_not_make_f_linear() -> None:
     arrived = [task for task in range(12) if task and (PolarCode(12, 4).encode(data)[task] > 0).all()]
     assert len(arrived) >= 5
     with pytest.raises(NotLinearError):
-        coded_map(np.sign, data, blocks=4, workers=12, executor=arriving(arrived, 12), timeout=100)
+        coded_map(np.sign, data, blocks=4, tasks=12, executor=arriving(arrived, 12), timeout=100)
 
 
 def test_copies_of_blocks_make_no_function_linear() -> None:
@@ -287,7 +290,7 @@ def test_copies_of_blocks_make_no_function_linear() -> None:
         executor = arriving([*order, *(task for task in range(8) if task not in order)], 8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            coded_map(np.square, data, blocks=3, workers=8, executor=executor)
+            coded_map(np.square, data, blocks=3, tasks=8, executor=executor)
         assert Trust(np.square, LINEAR, [data.dtype]).known is None
 
 
@@ -296,7 +299,7 @@ def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None
     """One block alone gives another shape: f's own doing, not its worker's."""
     data = np.arange(24.0).reshape(12, 2)
     with pytest.raises((NotLinearError, NotDecodableError), match="hedged_map"):
-        coded_map(lambda block: block[block > 5], data, blocks=4, workers=6, executor=losing(*lost))
+        coded_map(lambda block: block[block > 5], data, blocks=4, tasks=6, executor=losing(*lost))
 
 
 @pytest.mark.parametrize("other", [0, 1])
@@ -308,7 +311,7 @@ def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
         return np.where(block[0, 0] == 6 * other, 5.0, 1.0)
 
     with pytest.raises(NotLinearError, match=f"f of block {other} differs"):
-        coded_map(f, data, blocks=4, workers=7, executor=losing(0, 1))
+        coded_map(f, data, blocks=4, tasks=7, executor=losing(0, 1))
 
 
 @pytest.mark.parametrize("lost", [(), (5,)])
@@ -319,7 +322,7 @@ def test_a_structure_that_one_block_alone_has_is_not_taken_for_garbage(lost: tup
         return (block,) if block[0, 0] == 6 else block
 
     with pytest.raises(NotLinearError, match="f of block 1 differs"):
-        coded_map(f, data, blocks=4, workers=6, executor=losing(*lost))
+        coded_map(f, data, blocks=4, tasks=6, executor=losing(*lost))
 
 
 def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
@@ -332,7 +335,7 @@ def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
     # Integers need as many arrivals as their pattern says: a few are over, to be checked against.
     order = np.random.default_rng(0).permutation(64).tolist()
     executor = ReplayExecutor({task: 1.0 + turn / 10 for turn, task in enumerate(order)})
-    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "workers": 64, "executor": executor}
+    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "tasks": 64, "executor": executor}
     assert coded_map(np.negative, whole, **options).report.verified == "parity"
     assert asked
     asked.clear()

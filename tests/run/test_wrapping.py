@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from coded_maps import losing
 from plain import assert_same, plain_map
+from polarmap.testing import ReplayExecutor
 
-from polarmap import ReplayExecutor, coded_map
+from polarmap import coded_map
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 
 LARGE = np.random.default_rng(0).integers(-(2**62), 2**62, (6, 3))
@@ -22,11 +23,11 @@ LARGE = np.random.default_rng(0).integers(-(2**62), 2**62, (6, 3))
 def test_python_integers_come_back_with_their_sign(lost: tuple[int, ...], sign: int) -> None:
     data = np.array([[2**62], [2**62 - 1], [3], [4]]) * sign
     f = lambda block: int(block.sum()) + int(block.sum()) // 1  # noqa: E731  beyond int64 for the first
-    result = coded_map(f, data[:, 0].reshape(4, 1) // 8, blocks=4, workers=8, executor=losing(*lost))
+    result = coded_map(f, data[:, 0].reshape(4, 1) // 8, blocks=4, tasks=8, executor=losing(*lost))
     assert list(result) == plain_map(f, data // 8, 4)
     unsigned = np.array([[2**63 + 5], [2**61], [2**61], [2**61]], "u8")
     total = lambda block: int(block.sum())  # noqa: E731
-    options = {"blocks": 4, "workers": 8, "timeout": 100}
+    options = {"blocks": 4, "tasks": 8, "timeout": 100}
     with contextlib.suppress(CodeError):  # where parity has wrapped
         assert list(coded_map(total, unsigned, executor=losing(*lost), **options)) == unsigned[:, 0].tolist()
 
@@ -35,7 +36,7 @@ def test_python_integers_come_back_with_their_sign(lost: tuple[int, ...], sign: 
 @pytest.mark.parametrize("data", [LARGE, LARGE.astype("u8")], ids=["int64", "uint64"])
 @pytest.mark.parametrize("verify", [False, "auto", True])
 def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[int, ...], verify: Any) -> None:
-    f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "workers": 7, "verify": verify}
+    f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "tasks": 7, "verify": verify}
     with pytest.raises(CodeError, match=r"missing and cannot be decoded: f turns u?int64 .*astype\(float\)"):
         coded_map(f, data, executor=losing(*lost), **options)
     small = data % 1000
@@ -46,7 +47,7 @@ def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[in
 
 
 def test_floats_of_wrapped_integers_are_warned_of_while_nothing_is_lost() -> None:
-    f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "workers": 7}
+    f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "tasks": 7}
     with pytest.warns(RuntimeWarning, match=r"those of a plain map, but a lost one .*f turns int64"):
         result = coded_map(f, LARGE, executor=losing(), **options)
     assert_same(result, plain_map(f, LARGE, 3))
@@ -90,7 +91,7 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
         lost = dict.fromkeys(
             stream.permutation(k + spare)[: stream.integers(1, spare + 1)].tolist(), math.inf
         )
-        options = {"blocks": k, "workers": k + spare, "verify": stream.choice([True, False]).item()}
+        options = {"blocks": k, "tasks": k + spare, "verify": stream.choice([True, False]).item()}
         try:
             result = coded_map(f, data, executor=ReplayExecutor(seconds | lost), **options)
         except (CodeError, NotDecodableError, NotLinearError):
@@ -107,7 +108,7 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
 
 def test_why_a_python_integer_is_refused() -> None:
     data = np.array([[-(2**62)], [5], [-(2**61)], [7]])
-    options = {"blocks": 4, "workers": 8, "executor": losing(0)}
+    options = {"blocks": 4, "tasks": 8, "executor": losing(0)}
     with pytest.raises(CodeError, match=r"may be off by 2\^64, .* return numpy integers"):
         coded_map(lambda block: int(block.sum()), data, **options)
     result = coded_map(lambda block: block.sum(), data, **options)

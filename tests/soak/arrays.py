@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from polarmap.testing import ReplayExecutor
 
 import polarmap
-from polarmap import CodedArray, PolarCode, RawObjects, ReplayExecutor
+from polarmap.arrays import CodedArray, RawObjects
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, PolarmapError
 from polarmap.storage.folder import FolderStore
 from soak import oracle

@@ -54,14 +54,12 @@ class DataCase:
         return np.arange(float(np.prod(self.shape))).reshape(self.shape) * 7.0 + 1000.0 * number
 
     def _submit(self, A: np.ndarray, pool: Any) -> Any:
-        options: dict[str, Any] = {"workers": 6} if self.verb == "coded_map" else {}
+        options: dict[str, Any] = {"tasks": 6} if self.verb == "coded_map" else {}
         if not self.is_list:
             options["blocks"] = 4
         data: Any = np.split(A, 4) if self.is_list else A
         verb = getattr(polarmap, self.verb)
-        return polarmap.submit(
-            tripled, data, verb=verb, executor=pool, timeout=TIMEOUT, progress=False, **options
-        )
+        return polarmap.submit(verb, tripled, data, executor=pool, timeout=TIMEOUT, progress=False, **options)
 
     def _is_refused(self, future: Any, wanted: list[np.ndarray]) -> bool:
         """Whether the map says that its data was changed; a Finding if its results are not the old data's."""

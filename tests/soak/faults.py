@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from plain import AlteringReplay
+from polarmap.testing import Fault, FaultyExecutor
 
-from polarmap import Fault, FaultyExecutor, Pool
+from polarmap import Pool
 from polarmap.executors.base import Outcome
 from soak.draws import Draw
 

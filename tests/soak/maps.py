@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from code_oracles import gf2_decodable
 from plain import cut, leaves
+from polarmap.types import CodedResult
 
 import polarmap
-from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
-from polarmap.code.masked_integers import workers_for
+from polarmap.codes import LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
+from polarmap.codes.masked_integers import workers_for
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import PATIENCE, Faults, Pools, draw_faults
@@ -98,8 +99,8 @@ class MapCase:
     def _warm_up(self) -> None:
         """A map of small numbers that decodes, if it can: what f is found to be is remembered."""
         small = (np.arange(self.data.size).reshape(self.data.shape) % 7).astype(self.data.dtype)
-        kept = {name: self.options[name] for name in ("blocks", "workers", "code") if name in self.options}
-        executor = polarmap.ReplayExecutor({0: float("inf")})
+        kept = {name: self.options[name] for name in ("blocks", "tasks", "code") if name in self.options}
+        executor = polarmap.testing.ReplayExecutor({0: float("inf")})
         with contextlib.suppress(Exception):
             polarmap.coded_map(self.f.call, small, executor=executor, timeout=100.0, **kept)
 
@@ -334,7 +335,7 @@ def _over_sequence(draw: Draw, executor: str) -> MapCase:
     ]
     kinds = {first.kind, second.kind}
     code = PolarCode(k + spare, k, kernel="arikan" if kinds & {"i", "u"} else "rotation")
-    options: dict[str, Any] = {"workers": k + spare, **_options(draw, executor, "polar")}
+    options: dict[str, Any] = {"tasks": k + spare, **_options(draw, executor, "polar")}
     faults = draw_faults(draw, executor, code.n, spare)
     about = f"{k} blocks of {first.str} {list(shape)}, {second.str} and a number"
     f = draw.pick(NESTED)
@@ -358,20 +359,20 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
     if kind == "evaluation":
         needed = LagrangeCode(4 * k + 64, k, 2, "circle").recovery_threshold
         n = needed + spare + 1
-        return LagrangeCode(n, k, 2), {"blocks": k, "workers": n, "degree": 2}
+        return LagrangeCode(n, k, 2), {"blocks": k, "tasks": n, "degree": 2}
     if kind == "private":
         t = draw.number(1, 2)
         if exact:
             n = workers_for(k, t) + spare
-            return MaskedIntegerCode(n, k, t), {"blocks": k, "workers": n, "code": Masked(t)}
+            return MaskedIntegerCode(n, k, t), {"blocks": k, "tasks": n, "code": Masked(t)}
         n = k + t + spare + 1
-        return MaskedCode(n, k, t, 100.0), {"blocks": k, "workers": n, "code": Masked(t)}
+        return MaskedCode(n, k, t, 100.0), {"blocks": k, "tasks": n, "code": Masked(t)}
     if kind == "sequential":
         code = PolarCode(k + spare, k, kernel="arikan", decoder="sequential")
         return code, {"blocks": k, "code": code}
     kernel = "auto" if draw.chance(0.7) else "arikan" if exact or draw.chance(0.5) else "rotation"
     used = kernel if kernel != "auto" else "arikan" if exact else "rotation"
-    options: dict[str, Any] = {"blocks": k, "workers": k + spare}
+    options: dict[str, Any] = {"blocks": k, "tasks": k + spare}
     return PolarCode(k + spare, k, kernel=used), options | ({} if kernel == "auto" else {"code": kernel})
 
 

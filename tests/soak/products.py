@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import polarmap
-from polarmap import PolarCode
+from polarmap.codes import PolarCode
 from polarmap.errors import PolarmapError
 from polarmap.report import Report
 from soak import oracle
@@ -144,7 +144,7 @@ def draw_product(draw: Draw, executor: str) -> ProductCase:
         coded = other if method == "columns" else dtype
         workers = tasks = k + spare
         code = PolarCode(tasks, k, kernel="arikan" if coded.kind in "iu" else "rotation")
-    options = {"timeout": PATIENCE[executor], "blocks": k, "workers": workers}
+    options = {"timeout": PATIENCE[executor], "blocks": k, "tasks": workers}
     if draw.chance(0.3):
         options["verify"] = True
     faults = draw_faults(draw, executor, tasks, spare)

@@ -116,7 +116,7 @@ def _check_sum(found: np.ndarray, terms: list[Any], amplification: float, bound:
 def draw_sum(draw: Draw, executor: str) -> SumCase:
     n = draw.number(2, 6 if executor != "replay" else 12)
     tolerate = draw.number(0 if draw.chance(0.1) else 1, max(1, min(3, n - 1)))
-    return _drawn(draw, executor, n, {"tolerate": tolerate, "workers": n}, tolerate)
+    return _drawn(draw, executor, n, {"tolerate": tolerate, "tasks": n}, tolerate)
 
 
 def draw_hedged(draw: Draw, executor: str) -> SumCase:

@@ -86,10 +86,10 @@ def inner_map(verb: str, block: Any) -> Any:
     """The sums of the block's rows, by a map of this worker's own."""
     options: dict[str, Any] = {"progress": False, "timeout": TIMEOUT}
     if verb == "coded_map":
-        result = polarmap.coded_map(of_rows, block, blocks=2, workers=3, **options)
+        result = polarmap.coded_map(of_rows, block, blocks=2, tasks=3, **options)
         return np.asarray(result.concatenate())
     if verb == "submit":
-        future = polarmap.submit(of_rows, block, blocks=2, workers=3, **options)
+        future = polarmap.submit(polarmap.coded_map, of_rows, block, blocks=2, tasks=3, **options)
         return np.asarray(future.result(TIMEOUT).concatenate())
     if verb == "hedged_map":
         return np.concatenate(list(polarmap.hedged_map(of_rows, block, blocks=2, **options)))
@@ -113,7 +113,7 @@ class NestedCase:
         f = partial(inner_map, self.inner)
         with polarmap.Pool(workers=2) as pool:
             if self.outer == "coded_map":
-                check_coded(f, self.data, of_rows, executor=pool, blocks=2, workers=3)
+                check_coded(f, self.data, of_rows, executor=pool, blocks=2, tasks=3)
             else:
                 found = hedged(f, self.data, pool, blocks=2)
                 expected = [of_rows(part) for part in np.split(self.data, 2)]
@@ -178,7 +178,7 @@ def check_coded(
     f: Callable[[Any], Any], A: np.ndarray, oracle_of: Callable[[Any], Any], **options: Any
 ) -> None:
     """A coded map of A gives what numpy does, within the rounding of a decode."""
-    options = {"blocks": 4, "workers": 6, "timeout": TIMEOUT, "progress": False} | options
+    options = {"blocks": 4, "tasks": 6, "timeout": TIMEOUT, "progress": False} | options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = polarmap.coded_map(f, A, **options).concatenate()

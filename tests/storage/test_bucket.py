@@ -56,7 +56,7 @@ def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
     )
     config = s3_server.config(tmp_path / "s3.yaml")
     A = random_array((24, 100))
-    coded = polarmap.encode(A, blocks=6, workers=8, name="a", storage=config)
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config)
     listed = {one.object_name for one in client.list_objects(BUCKET, "polarmap/", recursive=True)}
     documents = {manifest_key("a"), f"{coded.zarr}/zarr.json", f"{coded.zarr}/data/zarr.json"}
     assert listed == documents | {part.key for index in range(8) for part in coded.stored(index)}
@@ -104,7 +104,7 @@ def actions(storage):
     return [
         lambda: polarmap.encode(np.arange(8.0), name="a", storage=storage),
         lambda: polarmap.open_coded("a", storage),
-        lambda: polarmap.list_coded(storage),
+        lambda: polarmap.arrays.list_coded(storage),
     ]
 
 
@@ -144,7 +144,7 @@ def test_storage_that_hangs(impatient, server, config):
         refused(lambda: polarmap.open_coded("a", store), "does not answer")
     finally:
         server.process.send_signal(signal.SIGCONT)
-    assert polarmap.list_coded(store) == []
+    assert polarmap.arrays.list_coded(store) == []
 
 
 class Interrupting:
@@ -170,7 +170,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
         server.launch()
 
     coded = polarmap.encode(
-        Interrupting(A, 20, restart), blocks=6, workers=8, name="a", storage=config, memory=MIB
+        Interrupting(A, 20, restart), blocks=6, tasks=8, name="a", storage=config, memory=MIB
     )
     assert len(coded.stored(0)) > 4
     assert coded.check().ok
@@ -187,15 +187,15 @@ def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impa
     try:
         refused(
             lambda: polarmap.encode(
-                Interrupting(A, 30, server.kill), blocks=6, workers=8, name="a", storage=config, memory=MIB
+                Interrupting(A, 30, server.kill), blocks=6, tasks=8, name="a", storage=config, memory=MIB
             ),
             "does not answer",
         )
     finally:
         server.start()
-    assert polarmap.list_coded(config) == []
+    assert polarmap.arrays.list_coded(config) == []
     left = set(open_store(config).keys("polarmap/coded/a/"))
-    coded = polarmap.encode(A, blocks=6, workers=8, name="a", storage=config, memory=MIB)
+    coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config, memory=MIB)
     kept = {part.key for index in range(8) for part in coded.stored(index)} & left
     assert len(kept) >= (2 if server.storage == "minio" else 8)  # a stripe, whose data S3 copies
     np.testing.assert_array_equal(coded[:], A)

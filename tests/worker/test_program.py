@@ -19,9 +19,9 @@ import cloudpickle
 import numpy as np
 import pytest
 from memory_storage import DictStorage
+from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
@@ -176,7 +176,7 @@ def test_a_worker_with_lithops_and_numpy_only(
     absent = ABSENT
     faults = {0: Fault("sleep", 600), 1: Fault("kill", attempts=9)}
     y = polarmap.coded_map(
-        f, A, blocks=2, workers=4, executor=FaultyExecutor(config, faults), timeout=100, verify=False
+        f, A, blocks=2, tasks=4, executor=FaultyExecutor(config, faults), timeout=100, verify=False
     )
     np.testing.assert_allclose(y.concatenate(), A @ X, rtol=1e-10, atol=1e-10)
     assert y.report.recovered == (0, 1)

@@ -1,0 +1,250 @@
+"""LagrangeCode: blocks as values of a function at n points, for f polynomial in its block.
+
+    G = values of basis functions of f(w(z)) at the n points,   T = the first k rows of G
+
+w(z) passes through the k data blocks at k of the points and the parity blocks are its values at the
+others (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(w(z)) is a function of the same
+kind but `degree` times the order: the unknowns are its coefficients in a basis that is orthonormal
+on the points, and as many of its values as there are coefficients determine them all.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from polarmap.codes.algebra import Recovery
+from polarmap.codes.checks import checked_count, is_one_of
+from polarmap.codes.design import subsets
+from polarmap.codes.dtypes import Floats, Indices, Mask, is_integer
+from polarmap.codes.linear import LinearCode
+from polarmap.codes.recovery import LinearRecovery, loss_amplification
+from polarmap.errors import CodeError, without_our_frames
+
+MAX_POINTS = 2048  # the decision to decode takes n^3 steps
+EXACT_UP_TO = 64  # coded blocks: the amplification of the decoder itself is cheap
+PHASES = 16  # tried for the top frequency of an even number of blocks
+PATTERNS = 64  # of losses looked at for an amplification, and as many again of neighbouring losses
+RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
+
+
+class Amplification(NamedTuple):
+    """By how much decoding multiplies the relative error of results, over patterns of so many losses."""
+
+    median: float
+    ninety: float
+    worst: float
+
+
+class LagrangeCode(LinearCode):
+    """A code for f polynomial of some degree in its block, over real numbers.
+
+    Parameters
+    ----------
+    n : int
+        Coded blocks (workers), more than `recovery_threshold`, at most 2,048.
+    k : int
+        Data blocks.
+    degree : int
+        Of f, at least 1. Every polynomial of at most this degree in the entries of a block will do,
+        homogeneous or not, in real and imaginary parts for complex blocks.
+    points : {"auto", "circle", "chebyshev"}
+        "circle": w is a trigonometric polynomial, the points are spread evenly over the circle (real
+        values at the n-th roots of unity). Needs degree (k - 1) + 1 results for odd k and degree k for
+        even k. "chebyshev": w is a polynomial, the points are Chebyshev's; degree (k - 1) + 1 results
+        for every k, but lost neighbours cost the square of what they cost on the circle. "auto": the
+        circle where its results fit.
+
+    Examples
+    --------
+    >>> code = LagrangeCode(8, 3, degree=2)
+    >>> blocks = np.array([[1.0], [2.0], [4.0]])
+    >>> coded = np.concatenate([blocks, code.parity(blocks)])
+    >>> squares = coded**2
+    >>> recovery = code.recovery(np.arange(8) >= 3, exact=False)
+    >>> recovery.recover(dict(enumerate(squares)), np.dtype(float)).round(9).ravel().tolist()
+    [1.0, 4.0, 16.0]
+    """
+
+    no_integers = (
+        "polynomials of {dtype} blocks cannot be coded exactly: convert the data with .astype(float) and "
+        "round the results, which is exact while they stay below 2^53 * rtol"
+    )
+
+    def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
+        with without_our_frames:
+            n, k, degree = checked_count("n", n), checked_count("k", k), checked_count("degree", degree)
+            if not is_one_of(points, ("auto", "circle", "chebyshev")):
+                raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
+            if points == "auto":
+                points = "circle" if n > recovery_threshold(k, degree, "circle") else "chebyshev"
+            self.n, self.k, self.degree, self.points = n, k, degree, points
+            needed = self.recovery_threshold
+            if n > MAX_POINTS:
+                raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
+            if n <= needed:
+                fits = largest_k(n - 1, degree, points)
+                raise CodeError(
+                    f"f of degree {degree} on k = {k} blocks needs {needed} results and a spare one: "
+                    f"with k = {k} use n > {needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
+                )
+        self.name = f"Lagrange, degree {self.degree} on the {self.points} points"
+        self.assumption = f"a polynomial of degree {self.degree} or less in its block"
+
+    def __repr__(self) -> str:
+        return f"LagrangeCode({self.n}, {self.k}, degree={self.degree}, points={self.points!r})"
+
+    @property
+    def recovery_threshold(self) -> int:
+        """How many results determine those of the data blocks: as many as f(w(z)) has coefficients."""
+        return recovery_threshold(self.k, self.degree, self.points)
+
+    @property
+    def systematic(self) -> Indices:
+        """The coded blocks that are data blocks untouched: 0..k-1."""
+        return np.arange(self.k)
+
+    @cached_property
+    def order(self) -> Indices:
+        """The point at which each coded block sits: the data spread evenly, then the others."""
+        data = ((np.arange(self.k) + 0.5) * self.n / self.k - 0.5).round().astype(np.intp)
+        return np.concatenate([data, np.setdiff1d(np.arange(self.n), data)])
+
+    @cached_property
+    def generator(self) -> Floats:
+        """Results = generator @ unknowns, shape (n, recovery_threshold): orthonormal columns."""
+        return np.asarray(np.linalg.qr(self._basis(self.degree))[0])
+
+    @property
+    def targets(self) -> Floats:
+        """T: the values at the points of the data blocks."""
+        return self.generator[: self.k]
+
+    @cached_property
+    def coefficients(self) -> Floats:
+        """Parity blocks = coefficients @ data blocks, shape (n - k, k); rows sum to one."""
+        basis = self._basis(1)
+        return np.asarray(np.linalg.solve(basis[: self.k].T, basis[self.k :].T).T)
+
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
+        """How to recover the results of missing data blocks from those of the mask `arrived`."""
+        return LagrangeRecovery(self, arrived)
+
+    def amplification(self, losses: int) -> Amplification:
+        """What decoding does to the relative error of results when so many are lost.
+
+        Over all patterns where they are few, else over neighbouring points, which are the worst, and
+        a fixed sample; median and 90 % are of the sample.
+
+        Examples
+        --------
+        >>> LagrangeCode(24, 9, 2).amplification(2)  # doctest: +ELLIPSIS
+        Amplification(median=1.55..., ninety=1.62..., worst=3.59...)
+        """
+        spare = self.n - self.recovery_threshold
+        if not is_integer(losses) or not 0 < losses <= spare:
+            raise CodeError(f"{self!r} bears between 1 and {spare} losses, not {losses!r}")
+        sample = subsets(self.n, losses, PATTERNS)
+        found = [loss_amplification(self.generator, lost, self.k) for lost in sample]
+        edge = [loss_amplification(self.generator, lost, self.k) for lost in self._neighbours(losses)]
+        median, ninety = np.quantile(found, [0.5, RELIABLE], method="inverted_cdf")
+        return Amplification(float(median), float(ninety), max(found + edge))
+
+    def is_reliable(self, limit: float) -> bool:
+        """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
+        return self.amplification((self.n - self.recovery_threshold + 1) // 2).ninety <= limit
+
+    def _neighbours(self, count: int) -> list[Indices]:
+        place = np.argsort(self.order)
+        starting_points = self.n if self.points == "circle" else self.n - count + 1
+        starts = np.unique(np.linspace(0, starting_points - 1, PATTERNS).astype(int))
+        return [place[(start + np.arange(count)) % self.n] for start in starts]
+
+    def _basis(self, degree: int) -> Floats:
+        """The functions that w (degree 1) or f(w) is made of, at the points, in the order of blocks."""
+        if self.points == "chebyshev":
+            angles = (2 * self.order + 1) * (np.pi / (2 * self.n))
+            return np.asarray(np.cos(np.outer(angles, np.arange(degree * (self.k - 1) + 1))))
+        return circle_basis(self._angles, self.k, degree, self._phase)
+
+    @property
+    def _angles(self) -> Floats:
+        return np.asarray(self.order * (2 * np.pi / self.n), np.float64)
+
+    @cached_property
+    def _phase(self) -> float:
+        """The phase of the top frequency, when k is even: the one by which interpolation overshoots least."""
+        if self.k % 2:
+            return 0.0
+
+        def overshoot(phase: float) -> float:
+            basis = circle_basis(self._angles, self.k, 1, phase)
+            try:
+                return float(np.abs(np.linalg.solve(basis[: self.k].T, basis.T)).sum(axis=0).max())
+            except np.linalg.LinAlgError:  # the top frequency is zero at all data
+                return np.inf
+
+        step = 2 * np.pi / PHASES / self.k
+        return min((multiple * step for multiple in range(PHASES)), key=overshoot)
+
+
+class LagrangeRecovery(LinearRecovery):
+    """A recovery that tells the accuracy of decoding by what is lost: in large codes the cheaper way."""
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`."""
+        if self.code.n <= EXACT_UP_TO or not len(self.missing):
+            return super().amplification
+        lost = np.setdiff1d(np.arange(self.code.n), self.arrived)
+        return loss_amplification(self.code.generator, lost, len(self.missing) + len(self.known))
+
+    @property
+    def _lack(self) -> int:
+        return super()._lack if self.code.n <= EXACT_UP_TO else int(not np.isfinite(self.amplification))
+
+
+def circle_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
+    """Trigonometric polynomials that products of `degree` of those for k blocks are made of.
+
+    For odd k all of order (k - 1) / 2; for even k, of order k / 2, the top frequency has one phase only.
+
+    >>> circle_basis(np.zeros(1), 4, 2, 0.0).shape
+    (1, 8)
+    """
+    full = degree * (k - 1) // 2 if k % 2 else degree * k // 2 - 1
+    phases = np.outer(angles, np.arange(1, full + 1))
+    basis = [np.ones((len(angles), 1)), np.sqrt(2) * np.cos(phases), np.sqrt(2) * np.sin(phases)]
+    if k % 2 == 0:
+        basis.append(np.sqrt(2) * np.cos(degree * k / 2 * (angles - phase))[:, None])
+    return np.concatenate(basis, axis=1)
+
+
+def recovery_threshold(k: int, degree: int, points: str) -> int:
+    """How many results determine those of k blocks.
+
+    >>> [recovery_threshold(k, 2, "circle") for k in (3, 4, 5)], recovery_threshold(4, 2, "chebyshev")
+    ([5, 8, 9], 7)
+    """
+    return degree * k if points == "circle" and k % 2 == 0 else degree * (k - 1) + 1
+
+
+def largest_k(results: int, degree: int, points: str = "chebyshev") -> int:
+    """The largest k for which so many results suffice; 0 if there is none.
+
+    >>> largest_k(8, 2), largest_k(9, 2, "circle")
+    (4, 5)
+    """
+    most = (results - 1) // degree + 1 if results > 0 else 0
+    return max(k for k in (most, most - 1, 0) if k <= 0 or recovery_threshold(k, degree, points) <= results)
+
+
+@lru_cache(maxsize=64)
+def largest_reliable_k(n: int, degree: int, limit: float) -> int:
+    """The largest k that n workers carry reliably within an amplification; 0 if none."""
+    for k in range(largest_k(n - 1, degree), 0, -1):
+        if LagrangeCode(n, k, degree).is_reliable(limit):
+            return k
+    return 0

@@ -1,0 +1,359 @@
+"""PolarCode: n coded blocks x = G u of which k are the data u, bound by C x = 0.
+
+    G = [I; P],   T = I,   C = [P, -I]
+
+A polar code is an invertible butterfly x = B v whose inputs v are zero on a frozen set F of n - k.
+Read backwards, the rows F of the inverse of B vanish on every codeword: these n - k equations are
+C x = 0, solved for the parity blocks they are x = [I; P] u. A linear f commutes with them, and since
+the rows of P sum to one so does an affine f: the results satisfy C f(x) = 0 too.
+
+B is of the kernel's 2 x 2 matrices: `rotation_code`, `arikan_code`. Each kernel is a class of its own, which
+says P and which inputs are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.codes import tiled
+from polarmap.codes.checks import is_number, is_one_of
+from polarmap.codes.decoder import Decoder
+from polarmap.codes.dtypes import Array, Floats, Indices, check_dtype, is_exact, is_integer
+from polarmap.codes.linear import SystematicCode
+from polarmap.errors import CodeError, NotDecodableError, without_our_frames
+
+MAX_WORKERS = 1 << 16
+# An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
+# design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
+# below (planning.arrivals_needed with both).
+OPTIMAL_SHARE = 0.25
+
+
+def design_share(decoder: str) -> float:
+    """The share of the n - k losses that can be made up for at which a decoder's code is designed."""
+    return 1.0 if decoder == "sequential" else OPTIMAL_SHARE
+
+
+class PolarCode(SystematicCode):
+    """A systematic polar code over the reals, or over the integers.
+
+    The coded blocks x satisfy C x = 0 with C = [P, -I]: blocks 0..k-1 are the data untouched,
+    blocks k..n-1 are parity. A linear f commutes with this, and since the rows of P sum to one
+    so does an affine f: f(x_j) obey the same equations, and lost results follow from the others.
+
+    Parameters
+    ----------
+    n : int
+        Coded blocks (workers), k < n <= 65,536.
+    k : int
+        Data blocks, at least 1.
+    kernel : {"rotation", "arikan"}, optional
+        "rotation", the default: an orthogonal butterfly with pseudo-random angles and a pseudo-random frozen
+        set; almost any k blocks decode, like an MDS code. "arikan": [[1, 1], [0, 1]] and the
+        frozen set of channel polarization (arXiv 1901.06811); small integer coefficients, so
+        integers decode exactly.
+    decoder : {"optimal", "sequential"}
+        "optimal" decodes whenever any decoder could. "sequential" (arikan only) is successive
+        cancellation: additions and subtractions, n log n, when the bit pattern permits.
+    erasure : float or array-like (n,), optional
+        Erasure probability for which the arikan frozen set is chosen. By default (n - k) / n, which
+        suits the sequential decoder, and a quarter of it for the optimal one. An array has one for each
+        worker, where they are not alike: `assignment` then says who gets which block.
+    seed : int, optional
+        Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
+        amplification it gives; 0 above.
+    levels : int, optional
+        Of the arikan butterfly: fewer than all, log2 of the next power of two above n, cost fewer additions
+        and need more results. Butterflies of 2^levels blocks then lie side by side, each with data blocks and
+        parity blocks of its own.
+
+    Examples
+    --------
+    >>> code = PolarCode(6, 4)
+    >>> coded = code.encode(np.arange(8.0).reshape(4, 2))
+    >>> np.allclose(code.parity_check @ coded, 0)
+    True
+    >>> code.decode({0: coded[0], 2: coded[2], 4: coded[4], 5: coded[5]}).round(9).tolist()
+    [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
+    """
+
+    assumption = "linear or affine in its block"
+
+    kernel: ClassVar[str] = "rotation"
+    _decoders: ClassVar[tuple[str, ...]] = ("optimal",)
+    _of_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._of_kernel.setdefault(cls.kernel, cls)
+
+    def __new__(cls, n: int, k: int, kernel: str | None = None, *others: Any, **options: Any) -> PolarCode:
+        """One of the class of its kernel."""
+        kernel = cls.kernel if kernel is None else kernel
+        if not is_one_of(kernel, tuple(cls._of_kernel)):
+            raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
+        if cls is PolarCode:
+            return super().__new__(cls._of_kernel[kernel])
+        if kernel != cls.kernel:
+            raise CodeError(f"{cls.__name__} has kernel={cls.kernel!r}, not {kernel!r}: use PolarCode")
+        return super().__new__(cls)
+
+    def __getnewargs__(self) -> tuple[int, int, str]:
+        return self.n, self.k, self.kernel
+
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        kernel: str | None = None,
+        decoder: str = "optimal",
+        erasure: float | npt.ArrayLike | None = None,
+        seed: int | None = None,
+        levels: int | None = None,
+    ) -> None:
+        _check_sizes(n, k)
+        if not is_one_of(decoder, ("optimal", "sequential")):
+            raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
+        if decoder not in self._decoders:
+            raise CodeError(f"decoder={decoder!r} needs kernel='arikan'")
+        if seed is not None and not (is_integer(seed) and 0 <= seed < 1 << 64):
+            raise CodeError(f"seed must be an integer of at least 0 and below 2^64, not {seed!r}")
+        self.n, self.k, self.decoder = int(n), int(k), decoder
+        self.erasure = (
+            design_share(decoder) * (n - k) / n if erasure is None else _checked_erasure(erasure, self.n)
+        )
+        self.levels = self._checked_levels(levels)
+        self._seed = seed
+        self.name = f"{self.kernel} {self.decoder}"
+
+    def __repr__(self) -> str:
+        levels = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
+        return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels})"
+
+    def _checked_levels(self, levels: object) -> int:
+        """How many levels the butterflies have: all, log2 of the next power of two."""
+        if levels is not None:
+            raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
+        return (self.n - 1).bit_length()
+
+    @property
+    def rate(self) -> float:
+        """k / n."""
+        return self.k / self.n
+
+    @property
+    def frozen(self) -> Indices:
+        """Inputs of the transform that are frozen to zero, ascending; n - k of them.
+
+        arikan: positions on the butterflies, which are rows of `length` inputs. rotation: the transform is
+        x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen.
+        """
+        raise NotImplementedError
+
+    @property
+    def order(self) -> Indices:
+        """arikan: the leaf of the butterflies on which each coded block sits, data blocks first."""
+        return np.arange(self.n)
+
+    @cached_property
+    def assignment(self) -> Indices:
+        """The worker of each coded block, (n,): worker i is the one with the i-th `erasure`.
+
+        Block i is for worker i where all are alike. With the rotation kernel the data blocks go to the
+        most reliable workers, since what arrives of them need not be decoded. On the leaves of the arikan
+        butterfly workers are sorted for the sequential decoder, so that its first pairs are of a reliable
+        worker and one that is not, and shuffled for the optimal one (both measured best).
+
+        Examples
+        --------
+        >>> PolarCode(6, 4, erasure=[0.3, 0.1, 0.1, 0.3, 0.1, 0.1]).assignment.tolist()
+        [1, 2, 4, 5, 0, 3]
+        """
+        if isinstance(self.erasure, float):
+            return np.arange(self.n)
+        found = np.empty(self.n, np.intp)
+        found[np.argsort(-self._block_erasure, kind="stable")] = np.argsort(-self.erasure, kind="stable")
+        return found
+
+    @property
+    def _block_erasure(self) -> Floats:
+        """The erasure probability of each coded block."""
+        raise NotImplementedError
+
+    @property
+    def seed(self) -> int:
+        """The seed of the rotation angles in use."""
+        return self._seed or 0
+
+    @property
+    def coefficients(self) -> Array:
+        """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
+        raise NotImplementedError
+
+    @property
+    def parity_check(self) -> Array:
+        """C = [P, -I], shape (n - k, n): C x = 0 for every codeword x."""
+        return np.concatenate(
+            [self.coefficients, -np.eye(self.n - self.k, dtype=self.coefficients.dtype)], axis=1
+        )
+
+    @cached_property
+    def norm_inf(self) -> int:
+        """The largest sum of absolute coefficients of a parity block, rounded up."""
+        return int(np.ceil(np.abs(self.coefficients).sum(axis=1).max()))
+
+    def encode(self, blocks: npt.ArrayLike) -> Array:
+        """All n coded blocks of k data blocks.
+
+        Parameters
+        ----------
+        blocks : array (k, ...)
+            Data blocks stacked on the first axis.
+
+        Returns
+        -------
+        array (n, ...)
+            The data blocks, then the parity blocks. Integers come back in a dtype wide enough
+            for the parity blocks.
+        """
+        data = _as_block(blocks)
+        if data.ndim == 0 or len(data) != self.k:
+            raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
+        rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
+        coded = np.empty((self.n, rows.shape[1]), self.parity_dtype(rows.dtype))
+        tiled.copy(rows, coded[: self.k])
+        self.parity(rows, out=coded[self.k :])
+        return coded.reshape((self.n, *data.shape[1:]))
+
+    def decodable(self, arrived: npt.ArrayLike, exact: bool | None = None) -> bool:
+        """Whether a set of arrivals determines all k data blocks.
+
+        Parameters
+        ----------
+        arrived : boolean array (n,)
+        exact : bool, optional
+            Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
+            arikan kernel.
+        """
+        mask = _as_block(arrived)
+        if mask.shape != (self.n,) or mask.dtype != bool:
+            raise CodeError(f"arrived must be a boolean mask of length {self.n}")
+        decoder = Decoder(self, exact=self.carries_integers if exact is None else exact)
+        for index in np.flatnonzero(mask):
+            decoder.add(int(index))
+        return decoder.ready
+
+    def decode(self, blocks: Mapping[int, npt.ArrayLike]) -> Array:
+        """The k data blocks from any decodable set of coded blocks.
+
+        Parameters
+        ----------
+        blocks : mapping from position (0..n-1) to block, all of one shape and dtype
+            Integer data blocks may be narrower than integer parity blocks.
+
+        Returns
+        -------
+        array (k, ...), in the dtype of the data blocks given (of the parity blocks if none is).
+
+        Raises
+        ------
+        NotDecodableError
+            If the set determines nothing more.
+        CodeError
+            If positions, shapes or dtypes do not fit.
+
+        Examples
+        --------
+        >>> code = PolarCode(4, 2, kernel="arikan")
+        >>> coded = code.encode(np.array([[2, 3], [5, 7]]))
+        >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
+        [[2, 3], [5, 7]]
+        """
+        with without_our_frames:
+            arrays = _checked_blocks(self, blocks)
+            first = next(iter(arrays.values()))
+            dtype = check_dtype(first.dtype, "a block")
+            decoder = Decoder(self, exact=is_exact(dtype) and self.carries_integers)
+            for index in arrays:
+                decoder.add(index)
+            if not decoder.ready:
+                raise NotDecodableError(
+                    f"{len(arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
+                    f"at least {max(1, self.k - len(arrays))} more needed"
+                )
+            rows = {index: array.reshape(-1) for index, array in arrays.items()}
+            result = np.empty((self.k, first.size), dtype)
+            for index, row in rows.items():
+                if index < self.k:
+                    result[index] = row
+            result[decoder.missing] = decoder.recovery.recover(rows, dtype)
+            return result.reshape((self.k, *first.shape))
+
+
+def _check_sizes(n: int, k: int) -> None:
+    for name, value in (("n", n), ("k", k)):
+        if not is_integer(value):
+            raise CodeError(f"{name} must be an integer, not {value!r}")
+    if not 1 <= k < n <= MAX_WORKERS:
+        raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
+
+
+def _checked_erasure(erasure: object, n: int) -> float | Floats:
+    """One probability for all workers, or one for each, (n,)."""
+    if is_number(erasure):
+        if not 0 < erasure < 1:
+            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+        return float(erasure)
+    try:
+        given = np.asarray(erasure)
+    except ValueError:  # lists of different lengths
+        given = np.empty((), object)
+    if given.ndim != 1 or given.dtype.kind not in "iuf":
+        raise CodeError(
+            "erasure must be a number strictly between 0 and 1, or a list with one for each of the "
+            f"n = {n} workers, not {erasure!r:.100}"
+        )
+    if len(given) != n:
+        raise CodeError(
+            f"erasure has {len(given)} probabilities, and there are n = {n} workers: give one for each"
+        )
+    values = given.astype(np.float64)
+    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(wrong):
+        raise CodeError(f"erasure[{wrong[0]}] must lie between 0 and 1, not at {values[wrong[0]]:g}")
+    values.flags.writeable = False
+    return values
+
+
+def _checked_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
+    """The blocks as arrays by position, ascending; CodeError if they do not fit each other."""
+    if not isinstance(blocks, Mapping):
+        raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
+    for index in blocks:
+        if not is_integer(index) or not 0 <= index < code.n:
+            raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
+    arrays = {index: _as_block(block) for index, block in sorted(blocks.items())}
+    if not arrays:
+        raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
+    first, model = next(iter(arrays.items()))
+    for index, array in arrays.items():
+        # Integer parity blocks are wider than integer data blocks; all else is alike.
+        is_wider = first < code.k <= index and array.dtype.kind == "i" and model.dtype.kind in "iu"
+        if array.shape != model.shape or (array.dtype != model.dtype and not is_wider):
+            raise CodeError(
+                f"block {index} is {array.dtype} of shape {array.shape}, "
+                f"block {first} {model.dtype} of shape {model.shape}"
+            )
+    return arrays
+
+
+def _as_block(block: npt.ArrayLike) -> Array:
+    """An argument of a caller's as a contiguous array of numbers."""
+    try:
+        return np.asarray(block, order="C")
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"a block must be an array of numbers: {error}") from error

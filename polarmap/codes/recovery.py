@@ -1,0 +1,243 @@
+"""Recovery over the reals: weights @ G[arrived] = T[missing], by least squares."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from polarmap.codes import tiled
+from polarmap.codes.algebra import Matrices, Recovery, Results
+from polarmap.codes.dtypes import Array, DType, Floats, Indices, Mask, is_exact, real_dtype
+
+# A parity system with a relative singular value below this is taken as singular: its solution
+# would have no correct digit left in float32, three in float64.
+SINGULAR = 1e-12
+# P is not formed of so many coded blocks, products with that of fewer are quicker; nor of so many data and
+# parity blocks each, as rows of P that are shorter are too unlike for norms that are right on average.
+LARGE, WIDE = 2048, 256
+AT_ONCE = 256  # missing blocks whose weights are computed together
+
+
+class RealRecovery(Recovery):
+    """Recovered = weights @ received over the reals; integers are rounded."""
+
+    @property
+    def system(self) -> Array:
+        """The coefficients of the unknowns in the results that determine them."""
+        raise NotImplementedError
+
+    @cached_property
+    def deficit(self) -> int:
+        """How many more results it takes at the least; 0 once the missing ones are determined."""
+        return max(-self.surplus, 0) or self._lack if len(self.missing) else 0
+
+    @property
+    def _lack(self) -> int:
+        """The same of results that are enough in number."""
+        return int(not np.isfinite(self._solver).all())
+
+    def recover(self, rows: Results, dtype: DType) -> Array:
+        """The missing results (len(missing), b) from the flat ones that arrived.
+
+        `rows` maps positions to arrays (b,) and must hold every arrived position. Integers of an
+        exact recovery come back exactly, modulo 2^bits; integers of another are rounded.
+        """
+        width = next(iter(rows.values())).size
+        if dtype.kind == "c":
+            real = real_dtype(dtype)
+            halves = {
+                index: np.ascontiguousarray(rows[index], dtype).view(real) for index in self.arrived.tolist()
+            }
+            return self.recover(halves, real).view(dtype)
+        out = np.empty((len(self.missing), width), dtype)
+        if len(self.missing) and width:
+            self.fill(rows, out)
+        return out
+
+    def fill(self, rows: Results, out: Array) -> None:
+        """Put the missing results into `out`, (len(missing), b) of a real dtype."""
+        received = [rows[int(index)] for index in self.arrived]
+        if is_exact(out.dtype):
+            rounded = np.empty(out.shape)
+            tiled.product(self.weights, received, rounded)
+            out[:] = np.rint(rounded)
+        else:
+            tiled.product(self.weights, received, out)
+
+    @cached_property
+    def _factorized(self) -> tuple[Floats, Floats]:
+        """Orthonormal columns that span those of `system`, and its pseudo-inverse."""
+        q, r = np.linalg.qr(self.system.astype(np.float64, copy=False))
+        return q, solver(q, r)
+
+    @property
+    def _solver(self) -> Floats:
+        return self._factorized[1]
+
+
+class LinearRecovery(RealRecovery):
+    """weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
+
+    Of all decoders without bias that one multiplies independent errors of the results least.
+    """
+
+    @cached_property
+    def system(self) -> Floats:
+        """G restricted to what arrived."""
+        return np.asarray(self.code.generator[self.arrived])
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        return np.asarray(self.code.targets[self.missing] @ self._solver)
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`, times the gain of the code."""
+        return super().amplification * self.code.gain
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over."""
+        return int(self.system.shape[0] - self.system.shape[1])
+
+    def equations(self, most: int) -> Floats:
+        """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
+        if len(self.system) <= self.system.shape[1]:
+            return np.empty((0, len(self.system)))
+        return left_null(self._factorized[0], most).T
+
+
+class SystematicRecovery(RealRecovery):
+    """For G = [I; P], T = I: data that arrived is taken as it is, what is missing solves the rest.
+
+    parity - P[parity, known] known = P[parity, missing] missing, in the least-squares sense.
+
+    parity : the parity blocks that arrived, as rows of P.
+    """
+
+    def __init__(self, code: Matrices, arrived: Mask) -> None:
+        super().__init__(code, arrived)
+        self.parity = np.flatnonzero(arrived[code.k :])
+
+    @cached_property
+    def system(self) -> Array:
+        """P restricted to arrived parity (rows) and missing data (columns)."""
+        return self.code.coefficients[np.ix_(self.parity, self.missing)]
+
+    def through_known(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        return np.asarray(combinations @ self.code.coefficients[np.ix_(self.parity, self.known)])
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over once the missing blocks are determined; negative before."""
+        return len(self.parity) - len(self.missing)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
+        weights = np.empty((len(self.missing), len(self.arrived)))
+        known = len(self.known)
+        for start in range(0, len(weights), AT_ONCE):  # they may be the most memory of a map
+            part = slice(start, start + AT_ONCE)
+            np.negative(self.through_known(self._solver[part]), out=weights[part, :known])
+        weights[:, known:] = self._solver
+        return weights
+
+    def equations(self, most: int) -> Floats:
+        """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
+        if len(self.parity) <= len(self.missing):
+            return np.empty((0, len(self.arrived)))
+        null = left_null(self._factorized[0], most)
+        return np.concatenate([-self.through_known(null.T), null.T], axis=1)
+
+
+class ButterflyRecovery(SystematicRecovery):
+    """The same by butterflies, which give P times anything and anything times P: P is never formed."""
+
+    @property
+    def system(self) -> Array:
+        """P restricted to arrived parity (rows) and missing data (columns): factorized once and not kept."""
+        return self.code.columns(self.missing)[self.parity]
+
+    def through_known(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        scattered = np.zeros((len(combinations), self.code.n - self.code.k))
+        scattered[:, self.parity] = combinations
+        return self.code.transposed(scattered)[:, self.known]
+
+
+def is_formed(n: int, k: int) -> bool:
+    """Whether there is a P of such a code, and not only its butterflies.
+
+    >>> is_formed(1024, 768), is_formed(10_000, 7_500), is_formed(10_000, 2)
+    (True, False, True)
+    """
+    return n < LARGE or min(k, n - k) < WIDE
+
+
+def left_inverse(matrix: Floats) -> Floats:
+    """The pseudo-inverse of a matrix with full column rank; all inf when it has not.
+
+    >>> left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
+    array([[0.5, 0. ]])
+    """
+    return solver(*np.linalg.qr(matrix))
+
+
+def solver(q: Floats, r: Floats) -> Floats:
+    """The same of the matrix q r."""
+    shape = r.shape[1], len(q)
+    diagonal = np.abs(np.diag(r))
+    if len(r) < len(r.T) or diagonal.min(initial=np.inf) <= SINGULAR * diagonal.max(initial=0):
+        return np.full(shape, np.inf)
+    return np.asarray(np.linalg.solve(r, q.T))
+
+
+def left_null(span: Floats, most: int) -> Floats:
+    """Orthonormal columns z with z' span = 0, of orthonormal columns `span`: `most` of them, or all.
+
+    >>> abs(left_null(np.array([[0.6], [0.8]]), 8)).round(3).tolist()
+    [[0.8], [0.6]]
+    """
+    rows, columns = span.shape
+    null = np.cos(np.outer(np.arange(1, rows + 1), np.arange(1, min(most, rows - columns) + 1)) * 0.7)
+    for _ in range(2):  # once leaves what rounding has hidden in what was taken away
+        null -= span @ (span.T @ null)
+        null, _ = np.linalg.qr(null)
+    return np.asarray(null)
+
+
+def worst_amplification(coefficients: Floats, arrived: Indices) -> float:
+    """The largest amplification when exactly the blocks `arrived` have, for a code [P, -I]."""
+    k = coefficients.shape[1]
+    known = arrived[arrived < k]
+    is_missing = np.ones(k, bool)
+    is_missing[known] = False
+    missing = np.flatnonzero(is_missing)
+    if not len(missing):
+        return 0.0
+    rows = arrived[arrived >= k] - k
+    solver = left_inverse(coefficients[np.ix_(rows, missing)])
+    if not np.isfinite(solver).all():
+        return np.inf
+    weights = np.concatenate([solver, solver @ coefficients[np.ix_(rows, known)]], axis=1)
+    return float(np.linalg.norm(weights, axis=1).max())
+
+
+def loss_amplification(orthonormal: Floats, lost: Indices, wanted: int) -> float:
+    """The amplification when the results `lost` are missing, for a G with orthonormal columns.
+
+    With K = G_lost G_lost', the row of G_i pinv(G_arrived) has the squared norm [K / (1 - K)]_ii.
+    Only the first `wanted` results are decoded.
+    """
+    rows = orthonormal[lost]
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    rows_wanted = vectors[lost < wanted]
+    if not len(rows_wanted):
+        return 0.0
+    if values[-1] >= 1 - 1e-14:  # an amplification above 1e7 is no more than rounding here
+        return np.inf
+    return float(np.sqrt((rows_wanted**2 @ (values.clip(0) / (1 - values))).max()))

@@ -1,0 +1,155 @@
+"""LagrangeCode: every pattern of enough results decodes, as accurately as can be."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap.codes import LagrangeCode
+from polarmap.codes.lagrange import largest_k, recovery_threshold
+from polarmap.errors import CodeError
+
+
+def coded_blocks(code: LagrangeCode, data: np.ndarray) -> np.ndarray:
+    return np.concatenate([data, code.parity(data)])
+
+
+def polynomial(blocks: np.ndarray, degree: int, rng: np.random.Generator) -> np.ndarray:
+    """One with all terms of all monomials in three entries, including the constant."""
+    powers = [p for p in np.ndindex(*(degree + 1,) * 3) if sum(p) <= degree]
+    weights = rng.standard_normal(len(powers))
+    return sum(w * np.prod(blocks ** np.array(p), axis=1) for w, p in zip(weights, powers))[:, None]
+
+
+POINTS = st.sampled_from(["circle", "chebyshev"])
+
+SMALL = [(6, 2, 2), (8, 3, 2), (9, 4, 2), (8, 4, 2), (11, 4, 3), (12, 5, 2), (10, 3, 4), (7, 5, 1), (4, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "degree", "points"),
+    [
+        (n, k, degree, points)
+        for points in ("circle", "chebyshev")
+        for n, k, degree in SMALL
+        if n > recovery_threshold(k, degree, points)
+    ],
+)
+def test_every_pattern_of_enough_arrivals_gives_every_result(
+    n: int, k: int, degree: int, points: str
+) -> None:
+    code = LagrangeCode(n, k, degree, points)
+    rng = np.random.default_rng(n)
+    results = polynomial(coded_blocks(code, rng.standard_normal((k, 3))), degree, rng)
+    scale = np.abs(results).max()
+    for arrived in combinations(range(n), code.recovery_threshold):
+        plan = code.recovery(np.isin(np.arange(n), arrived), exact=False)
+        assert plan.deficit == 0
+        decoded = plan.recover({i: results[i] for i in arrived}, np.dtype(float))
+        error = np.abs(decoded - results[plan.missing]).max(initial=0)
+        assert error <= 64 * np.finfo(float).eps * max(plan.amplification, 1) * scale
+
+
+@pytest.mark.parametrize(("n", "k", "degree"), SMALL)
+def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: int) -> None:
+    code = LagrangeCode(n, k, degree)
+    patterns = [*combinations(range(n), n - code.recovery_threshold)]
+    worst = 0.0
+    for lost in patterns:
+        arrived = np.setdiff1d(np.arange(n), lost)
+        missing = [i for i in lost if i < k]
+        weights = code.generator[missing] @ np.linalg.pinv(code.generator[arrived])
+        dense = np.linalg.norm(weights, axis=1).max(initial=0)
+        assert code.recovery(np.isin(np.arange(n), arrived), False).amplification == pytest.approx(
+            dense, rel=1e-6
+        )
+        worst = max(worst, dense)
+    found = code.amplification(n - code.recovery_threshold)
+    assert found.median <= found.ninety <= found.worst <= worst * (1 + 1e-6)
+    if len(patterns) <= 64:
+        assert found.worst == pytest.approx(worst, rel=1e-6)
+    else:  # neighbours are the worst patterns there are, or nearly so
+        assert found.worst >= 0.5 * worst
+
+
+@given(
+    k=st.integers(1, 9),
+    degree=st.integers(1, 4),
+    spare=st.integers(1, 6),
+    points=st.sampled_from(["circle", "chebyshev"]),
+)
+@settings(max_examples=60)
+def test_parity_sums_to_one_and_results_satisfy_the_equations(
+    k: int, degree: int, spare: int, points: str
+) -> None:
+    n = max(recovery_threshold(k, degree, points), k) + spare
+    code = LagrangeCode(n, k, degree, points)
+    rng = np.random.default_rng(n)
+    assert np.allclose(code.coefficients.sum(axis=1), 1)
+    assert sorted(code.order.tolist()) == list(range(n))
+    assert code.norm_inf < 3.5 * np.log2(k + 2)
+    results = polynomial(coded_blocks(code, rng.standard_normal((k, 3))), degree, rng)
+    equations = code.recovery(np.ones(n, bool), False).equations(8)
+    assert len(equations) == min(n - code.recovery_threshold, 8)
+    assert np.allclose(equations @ equations.T, np.eye(len(equations)))
+    assert np.abs(equations @ results).max() <= 1e-11 * np.abs(results).max()
+
+
+@given(results=st.integers(0, 40), degree=st.integers(1, 5), points=POINTS)
+def test_largest_k_is_the_largest(results: int, degree: int, points: str) -> None:
+    fits = [k for k in range(1, 42) if recovery_threshold(k, degree, points) <= results]
+    assert largest_k(results, degree, points) == max(fits, default=0)
+
+
+def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
+    code = LagrangeCode(90, 30, 2)
+    for seed in range(8):
+        arrived = np.ones(90, bool)
+        arrived[np.random.default_rng(seed).permutation(90)[: 20 + seed]] = False
+        plan = code.recovery(arrived, exact=False)
+        assert plan.deficit == 0
+        assert plan.amplification == pytest.approx(np.linalg.norm(plan.weights, axis=1).max(), rel=1e-3)
+    assert code.recovery(np.arange(90) >= 31, exact=False).deficit == 1
+
+
+def test_the_circle_beats_chebyshev_where_both_need_as_much() -> None:
+    circle, chebyshev = (LagrangeCode(24, 9, 2, points) for points in ("circle", "chebyshev"))
+    assert circle.recovery_threshold == chebyshev.recovery_threshold == 17
+    for losses in range(2, 8):
+        assert circle.amplification(losses).worst < chebyshev.amplification(losses).worst / 2
+
+
+def test_complex_blocks_and_float32_keep_their_dtype() -> None:
+    code = LagrangeCode(12, 4, 2)
+    rng = np.random.default_rng(3)
+    data = (rng.standard_normal((4, 5)) + 1j * rng.standard_normal((4, 5))).astype("c8")
+    coded = coded_blocks(code, data)
+    assert coded.dtype == np.complex64
+    results = np.abs(coded) ** 2  # of degree 2 in real and imaginary parts, though not analytic
+    plan = code.recovery(np.arange(12) >= 3, False)
+    decoded = plan.recover(dict(enumerate(results)), results.dtype)
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, results[:3], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((8, 4, 0), "degree must be a positive integer"),
+        ((8, 0, 2), "k must be a positive integer"),
+        ((8, 8, 2), "with k = 8 use n > 15, or with n = 8 use k <= 4"),
+        ((3, 2, 5), "use n > 6, or with n = 3 use k <= 1"),
+        ((1, 1, 2), "use n > 1"),
+        ((8, 3, 2, "legendre"), "points must be"),
+        ((8, 3, True), "degree must be"),
+        ((4096, 3, 2), "at most 2048"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(CodeError, match=words):
+        LagrangeCode(*arguments)

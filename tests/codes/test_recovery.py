@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import code_oracles as oracles
+import numpy as np
+import pytest
+from polar_codes import arikan, arrive, by_size, received, rotation
+
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.recovery import left_inverse, worst_amplification
+from polarmap.errors import NotDecodableError
+
+
+@pytest.mark.parametrize(
+    "code",
+    [PolarCode(24, 16), PolarCode(24, 16, "arikan"), PolarCode(24, 16, "arikan", "sequential")],
+    ids=["rotation", "arikan", "sequential"],
+)
+def test_errors_grow_by_the_amplification_and_no_more(code: PolarCode) -> None:
+    stream = np.random.default_rng(3)
+    for _ in range(20):
+        decoder = arrive(code, stream.permutation(24))
+        if not len(decoder.missing):
+            continue
+        recovery = decoder.recovery
+        noise = stream.standard_normal((decoder.count, 50))
+        noise[:, 0] = recovery.weights[np.argmax(np.linalg.norm(recovery.weights, axis=1))]
+        noise /= np.linalg.norm(noise, axis=0)
+        errors = recovery.recover(dict(zip(recovery.arrived.tolist(), noise, strict=True)), np.dtype(float))
+        assert np.abs(errors).max() == pytest.approx(decoder.amplification)
+
+
+def test_exact_recoveries_amplify_nothing() -> None:
+    code = PolarCode(16, 8, "arikan")
+    guarded = arrive(code, np.arange(15, -1, -1), exact=True, max_amplification=1e-300)
+    plain = arrive(code, np.arange(15, -1, -1), exact=True)
+    assert guarded.count == plain.count
+    assert len(guarded.missing)
+    assert guarded.amplification == 0
+
+
+def test_recover_rounds_integers_of_an_inexact_recovery() -> None:
+    code = PolarCode(6, 4)
+    data = np.arange(12.0).reshape(4, 3)
+    coded = code.encode(data)
+    decoder = arrive(code, np.arange(5, -1, -1))
+    rows = {i: coded[i] for i in range(2, 6)}
+    recovered = decoder.recovery.recover(rows, np.dtype("i4"))
+    assert recovered.dtype == np.int32
+    assert recovered.tolist() == data[:2].astype(int).tolist()
+
+
+def test_recover_takes_strided_rows() -> None:
+    code = PolarCode(6, 4)
+    for dtype in (float, complex):
+        coded = code.encode(np.arange(24).reshape(4, 6).astype(dtype))
+        decoder = arrive(code, np.arange(5, -1, -1))
+        rows = {i: np.repeat(coded[i], 2)[::2] for i in range(2, 6)}
+        recovered = decoder.recovery.recover(rows, np.dtype(dtype))
+        np.testing.assert_allclose(recovered, coded[:2], atol=1e-12)
+
+
+def test_left_inverse_is_infinite_when_the_rank_is_short() -> None:
+    assert np.isinf(left_inverse(np.ones((3, 2)))).all()
+    assert np.isinf(left_inverse(np.ones((1, 2)))).all()
+
+
+def test_worst_amplification_is_the_decoders() -> None:
+    code = PolarCode(12, 8)
+    for seed in range(20):
+        arrived = np.sort(np.random.default_rng(seed).permutation(12)[:8])
+        decoder = arrive(code, arrived)
+        expected = worst_amplification(code.coefficients, arrived)
+        assert decoder.amplification == pytest.approx(expected)
+
+
+@by_size
+def test_rotation_recovers_what_least_squares_does(n: int, k: int) -> None:
+    code = rotation(n, k)
+    data = np.random.default_rng(n * k).standard_normal((k, 3))
+    coded = code.encode(data)
+    noisy = coded + 1e-3 * np.random.default_rng(n + k).standard_normal(coded.shape)
+    for arrived in oracles.patterns(n):
+        if not code.decodable(arrived):
+            with pytest.raises(NotDecodableError):
+                code.decode(received(coded, arrived))
+            continue
+        np.testing.assert_allclose(code.decode(received(coded, arrived)), data, atol=1e-9)
+        expected = oracles.least_squares(code.parity_check, arrived, noisy)
+        np.testing.assert_allclose(code.decode(received(noisy, arrived)), expected, atol=1e-9)
+
+
+@by_size
+def test_arikan_decodes_reals_iff_the_rank_is_full(n: int, k: int) -> None:
+    code, check = arikan(n, k), oracles.polar_check(arikan(n, k))
+    for arrived in oracles.patterns(n):
+        expected = oracles.real_rank_decodable(check, arrived)
+        assert code.decodable(arrived, exact=False) == expected

@@ -1,0 +1,117 @@
+"""The triangle of products against brute force: all unknowns of the whole grid, tied by symmetry."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+import pytest
+
+from polarmap.codes import Decoder, PolarCode, equations
+from polarmap.codes.symmetric import SymmetricProductCode
+from polarmap.errors import CodeError
+
+SIDE = 2
+
+
+def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
+    """Flat blocks A_i' A_j of a random A."""
+    stream = np.random.default_rng(0)
+    data = stream.standard_normal((code.factor.k, 5, SIDE))
+    if dtype == "complex128":
+        data = data + 1j * stream.standard_normal(data.shape)
+    coded = code.factor.encode(data)
+    return {t: (coded[i].conj().T @ coded[j]).reshape(-1) for t, (i, j) in enumerate(code.cells.tolist())}
+
+
+def is_determined(code: SymmetricProductCode, arrived: np.ndarray) -> bool:
+    """Whether A' A follows: rank of the equations for every entry of its upper triangle of blocks."""
+    generator = np.concatenate([np.eye(code.factor.k), code.factor.coefficients])
+    k = code.factor.k
+    # Unknowns: entry (p, q) of x_ab, (a, p) <= (b, q) in lexicographic order.
+    number = {}
+    for one in np.ndindex(k, SIDE):
+        for other in np.ndindex(k, SIDE):
+            number[one, other] = number.get((other, one), len(set(number.values())))
+    rows = []
+    for i, j in code.cells[arrived].tolist():
+        for p, q in np.ndindex(SIDE, SIDE):
+            row = np.zeros(len(set(number.values())))
+            for a, b in np.ndindex(k, k):
+                row[number[(a, p), (b, q)]] += generator[i, a] * generator[j, b]
+            rows.append(row)
+    return bool(np.linalg.matrix_rank(np.array(rows), tol=1e-9) == len(set(number.values())))
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (4, 2)])
+def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
+    code = SymmetricProductCode(PolarCode(*sizes))
+    data = squares(code)
+    for pattern in range(1 << code.n):
+        arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
+        if arrived.sum() < code.k:
+            continue
+        plan = code.recovery(arrived, exact=False)
+        assert (plan.deficit == 0 or not len(plan.missing)) == is_determined(code, arrived), arrived
+        if plan.deficit == 0:
+            rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
+            found = plan.recover(rows, np.dtype(float))
+            for row, index in zip(found, plan.missing.tolist()):
+                np.testing.assert_allclose(row, data[index], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_random_orders(dtype: str) -> None:
+    code = SymmetricProductCode(PolarCode(8, 6))
+    data = squares(code, dtype)
+    counts = []
+    for seed in range(20):
+        decoder = Decoder(code, max_amplification=1e4)
+        for index in np.random.default_rng(seed).permutation(code.n).tolist():
+            if decoder.add(index):
+                break
+        counts.append(decoder.count)
+        rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
+        found = decoder.recovery.recover(rows, np.dtype(dtype))
+        assert np.abs(found - [data[index] for index in decoder.missing]).max(initial=0) < 1e-9
+    assert np.mean(counts) < code.k + 4
+
+
+def test_amplification_is_that_of_independent_errors() -> None:
+    code = SymmetricProductCode(PolarCode(6, 4))
+    data, stream = squares(code), np.random.default_rng(1)
+    arrived = stream.permutation(code.n) < 15
+    plan = code.recovery(arrived, exact=False)
+    assert plan.deficit == 0 and len(plan.missing)
+    rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
+    exact = plan.recover(rows, np.dtype(float))
+    errors = []
+    for _ in range(3000):
+        noisy = {index: row + stream.standard_normal(row.size) for index, row in rows.items()}
+        errors.append(plan.recover(noisy, np.dtype(float)) - exact)
+    found = np.std(errors, axis=0)
+    off_diagonal = [index for index, (a, b) in enumerate(code.cells[plan.missing].tolist()) if a != b]
+    expected = np.linalg.norm(plan.weights, axis=1)
+    np.testing.assert_allclose(found[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
+
+
+def test_left_over_equations_hold_and_name_garbage() -> None:
+    code = SymmetricProductCode(PolarCode(6, 4))
+    for dtype in ("float64", "complex128"):
+        rows = squares(code, dtype)
+        for lost in (0, 2):
+            del rows[lost]
+        arrived = np.isin(np.arange(code.n), list(rows))
+        plan = code.recovery(arrived, exact=False)
+        assert not len(equations.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken)
+        rows[5] = rows[5] + 1
+        broken = equations.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken
+        assert equations.culprits(plan, plan.checkable(rows), broken, np.dtype(dtype)) == [5]
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(CodeError, match="rotation kernel only"):
+        SymmetricProductCode(PolarCode(3, 2, kernel="arikan"))
+    with pytest.raises(CodeError, match="int64 products cannot be decoded exactly"):
+        SymmetricProductCode(PolarCode(3, 2)).parity_dtype("int64")
+    assert Decoder(SymmetricProductCode(PolarCode(3, 2)), max_amplification=inf).add(0) is False
