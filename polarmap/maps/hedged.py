@@ -103,7 +103,8 @@ def hedged_map(
     Examples
     --------
     >>> import numpy as np, polarmap
-    >>> slow = polarmap.testing.FaultyExecutor(polarmap.testing.ReplayExecutor(), {2: polarmap.testing.Fault("sleep", seconds=60)})
+    >>> from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+    >>> slow = FaultyExecutor(ReplayExecutor(), {2: Fault("sleep", seconds=60)})
     >>> result = polarmap.hedged_map(np.sort, np.array([3, 1, 9, 5, 2, 8]), blocks=3, executor=slow)
     >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
     ([[1, 3], [5, 9], [2, 8]], 2.1, 2)

@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -16,43 +16,30 @@ from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
-from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
-from polarmap.run.prepared_map import observers_of
-from polarmap.run.results import CodedResult
+from polarmap.run.prepared_map import PreparedMap, observers_of
 
-if TYPE_CHECKING:
-    from polarmap.arrays.stored_result import Stored
-
+P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 DATA = {"data", "parts", "x", "A", "B", "weights", "directions", "scale", "args", "kwargs"}  # of all verbs
 
 
-@overload
-def submit(
-    f: Callable[[Any], T], data: Any, /, *, out: Stored | None = None, **options: Unpack[CodedMapOptions]
-) -> CodedFuture[CodedResult[T]]: ...
-@overload
-def submit(*arguments: Any, verb: Callable[..., R], **options: Any) -> CodedFuture[R]: ...
-def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any) -> CodedFuture[Any]:
-    """Begin a map and return its future at once: `submit(f, data, ...)` is `coded_map(f, data, ...)` later.
+def submit(verb: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> CodedFuture[R]:
+    """Begin a map and return its future at once: `submit(coded_map, f, data)` is `coded_map(f, data)` later.
 
-    The results are those of `coded_map`; `future.blocks` tells each as soon as it is there. Up to 32 maps
-    are under way at a time, on threads that all futures share, and share the workers of a pool; further
-    ones wait for their turn. Data in memory is copied before `submit` returns, and f too unless it runs on
-    threads: what the caller changes later is not seen.
+    `future.blocks` tells the result of each block as soon as it is there. Up to 32 maps are under way at a
+    time, on threads that all futures share, and share the workers of a pool; further ones wait for their
+    turn. Data in memory is copied before `submit` returns, and f too unless it runs on threads: what the
+    caller changes later is not seen.
 
     Parameters
     ----------
-    *arguments
-        Of `coded_map`: f and data.
     verb : callable
-        What to call instead of `coded_map`: `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`,
-        `coded_gradient` or `encode`, with their arguments.
-    **options
-        Of `coded_map`, or of the `verb`.
+        `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
+        `xr.apply`.
+    *arguments, **options
+        Of the verb.
 
     Returns
     -------
@@ -62,24 +49,23 @@ def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any
     Raises
     ------
     CodeError, ExecutorError
-        Arguments that `coded_map` refuses before it begins; all else is raised by the future's `result()`.
+        Arguments that the verb refuses before it begins; all else is raised by the future's `result()`.
 
     Examples
     --------
     >>> import numpy as np, polarmap
     >>> A = np.arange(24.0).reshape(8, 3)
-    >>> future = polarmap.submit(lambda block: block @ np.ones(3), A, blocks=4)
+    >>> future = polarmap.submit(polarmap.coded_map, lambda block: block @ np.ones(3), A, blocks=4)
     >>> future.result(60.0).concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     >>> [block.result(60.0).shape for block in future.blocks]
     [(2,), (2,), (2,), (2,)]
     """
     with without_our_frames:
-        prepare = getattr(verb, "prepare", None)
+        prepare: Callable[..., PreparedMap[R]] | None = getattr(verb, "prepare", None)
         if prepare is None:
             raise CodeError(
-                f"verb={getattr(verb, '__name__', repr(verb))} is no map: pass coded_map, hedged_map, "
-                "coded_sum, coded_matmul or encode"
+                f"submit begins a map: pass it first, as submit(coded_map, f, data); {verb!r:.100} is none"
             )
         travels = _is_elsewhere(options.get("executor"))
         named = {name: _kept(name, one, travels) for name, one in options.items()}

@@ -50,7 +50,7 @@ class PreparedMap(NamedTuple, Generic[R]):
     running: RunningMap | None = None
     blocks: int = 0
     is_lasting: bool = False
-    no_estimates: str = "is of results that coded_map brings home: not with another verb= or out="
+    no_estimates: str = "is of results that coded_map brings home: not of another map, nor with out="
 
 
 def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap.errors import CodedTimeoutError, CodeError
 from polarmap.linalg import sketch, sketched_gram, sketched_lstsq
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((600, 8))
@@ -32,7 +32,7 @@ def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: in
     workers = min(workers, rows)
     options = {"tasks": workers, "executor": ReplayExecutor(), "seed": seed}
     *_, last = sketched_lstsq(some, b, **options)
-    assert (last.error_p90, last.arrived, last.workers) == (0.0, workers, workers)
+    assert (last.error_p90, last.arrived, last.tasks) == (0.0, workers, workers)
     np.testing.assert_allclose(last.value, np.linalg.lstsq(some, b, rcond=None)[0], rtol=1e-7, atol=1e-9)
     *_, last = sketched_gram(some, **options)
     assert last.error_p90 == 0

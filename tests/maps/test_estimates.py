@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
-from polarmap.types import CodedResult
 
 import polarmap
 from polarmap.arrays import Stored
 from polarmap.codes import LagrangeCode, Masked
 from polarmap.errors import CodeError, NotDecodableError
+from polarmap.testing import ReplayExecutor
+from polarmap.types import CodedResult
 from tests.plain import arriving
 
 SECONDS = 60.0
@@ -156,16 +156,15 @@ def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
         ({"degree": 2}, "estimates blocks of linear f: not with degree="),
         ({"code": Masked()}, "estimates blocks of linear f: not with degree="),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "estimates blocks of linear f"),
-        ({"verb": polarmap.hedged_map}, "not with another verb="),
-        ({"verb": polarmap.coded_sum}, "not with another verb="),
-        ({"out": "y"}, "not with another verb= or out="),
+        ({"verb": polarmap.hedged_map}, "not of another map"),
+        ({"verb": polarmap.coded_sum}, "not of another map"),
+        ({"out": "y"}, "not of another map, nor with out="),
     ],
 )
 def test_other_maps_have_no_estimates(options: dict[str, Any], words: str, tmp_path: Path) -> None:
-    options = options | ({"out": Stored(options["out"], str(tmp_path))} if "out" in options else {})
-    future = polarmap.submit(
-        polarmap.coded_map, np.negative, np.eye(24), executor=ReplayExecutor(), **options
-    )
+    options = {**options} | ({"out": Stored(options["out"], str(tmp_path))} if "out" in options else {})
+    verb = options.pop("verb", polarmap.coded_map)
+    future = polarmap.submit(verb, np.negative, np.eye(24), executor=ReplayExecutor(), **options)
     with pytest.raises(CodeError, match=words):
         future.estimates()
     future.result(SECONDS)

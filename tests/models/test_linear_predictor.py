@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 from scipy.sparse import csr_array
 
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
 from polarmap.models.proximal_gradient import Solution
+from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 X = STREAM.standard_normal((20, 3)) * [1.0, 10.0, 0.1] + 5.0
@@ -24,7 +24,7 @@ class Guess(LinearPredictorModel):
 
     def __init__(self, fit_intercept: bool, V: np.ndarray) -> None:
         self.fit_intercept, self.V = fit_intercept, V
-        self.blocks, self.workers, self.code, self.timeout = 2, 3, "auto", None
+        self.blocks, self.tasks, self.code, self.timeout = 2, 3, "auto", None
         self.tol, self.max_iter, self.verbose = 0.0, 1, 0
         self.executor = ReplayExecutor()
 

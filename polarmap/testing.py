@@ -1,0 +1,7 @@
+"""Misfortunes for tests and demonstrations: faults of workers, and executors that have them."""
+
+from polarmap.executors import FaultyExecutor
+from polarmap.executors.replay import ReplayExecutor
+from polarmap.worker.messages import Fault
+
+__all__ = ["Fault", "FaultyExecutor", "ReplayExecutor"]

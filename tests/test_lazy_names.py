@@ -1,0 +1,33 @@
+"""Names of packages that are looked up when they are asked for."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import polarmap
+
+LAZY = [polarmap, polarmap.arrays, polarmap.codes, polarmap.linalg]
+
+
+@pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
+def test_type_checkers_read_of_the_same_names(package: ModuleType) -> None:
+    """They see imports, and the package itself a table."""
+    assert package.__file__ is not None
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    [block] = [one for one in tree.body if isinstance(one, ast.If)]
+    imports = [one for one in block.body if isinstance(one, ast.ImportFrom)]
+    told = {one.names[0].asname: f"{one.module}.{one.names[0].name}" for one in imports}
+    assert sorted(str(name) for name in told) == sorted(dir(package))
+    for name, where in told.items():
+        module, _, attribute = where.rpartition(".")
+        assert getattr(package, str(name)) is getattr(importlib.import_module(module), attribute)
+
+
+def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
+    with pytest.raises(AttributeError, match="'polarmap' has no attribute 'coded_mop'"):
+        _ = polarmap.coded_mop
