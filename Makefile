@@ -42,10 +42,11 @@ soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=.
 cloud-test: .venv/.cloud-test  ## run tests/cloud: real servers and emulators, installed into .venv/cloud
 	@$(run) -m pytest -m cloud tests/cloud
 
-lint: .venv/.dev  ## check style (ruff) and types (mypy)
+lint: .venv/.dev  ## check style (ruff) and types (mypy, pyright)
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
+	@$(python) -m basedpyright --level error tests/test_types.py
 
 bench: .venv/.fast  ## measure speed and print the tables of ratios; python -m benchmarks --all has more
 	@$(run) -m benchmarks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -181,6 +181,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    if TYPE_CHECKING:  # of scipy's own, checkers make out a union that nothing takes
+
+        def __matmul__(self, x: Any) -> Any: ...
 
     def _matvec(self, x: Array) -> Array:
         return self._product("rows", np.reshape(x, -1))
