@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map, errors
 from polarmap.codes import PolarCode
+from polarmap.testing import ReplayExecutor
 
 BUILTINS = {
     "CodeError": ValueError,
@@ -66,8 +66,8 @@ def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> N
         ({"blocks": 7}, "blocks=7 is more than the 6 rows of the data; use blocks <= 6"),
         ({"blocks": 3, "tasks": 3}, "tasks=3 leaves no parity for 3 blocks: use tasks > 3"),
         ({"tasks": 1}, "tasks=1 leaves no parity for 1 blocks: use tasks > 1"),
-        ({"code": PolarCode(8, 4), "blocks": 3}, "does not fit 3 blocks on 8 workers"),
-        ({"code": PolarCode(8, 4), "tasks": 9}, "does not fit 4 blocks on 9 workers"),
+        ({"code": PolarCode(8, 4), "blocks": 3}, "does not fit 3 blocks on 8 tasks"),
+        ({"code": PolarCode(8, 4), "tasks": 9}, "does not fit 4 blocks on 9 tasks"),
         ({"code": PolarCode(9, 7)}, "blocks=7 is more than the 6 rows"),
         ({"blocks": 2, "tasks": 10**6}, "1000000"),
     ],

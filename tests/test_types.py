@@ -1,4 +1,4 @@
-"""A user's program as type checkers see it: `make lint` has mypy and pyright read it, and the suite runs it."""
+"""A user's program: `make lint` has mypy and pyright read it, and the suite runs it."""
 
 from __future__ import annotations
 

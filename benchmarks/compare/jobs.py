@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.compare.codes import Measured, Size
-from polarmap.codes.polar import MAX_WORKERS
+from polarmap.codes.polar import MAX_N
 from polarmap.planning import (
     Completion,
     Distribution,
@@ -58,7 +58,7 @@ def schemes(size: Size, runtimes: Distribution, codes: list[Measured], trials: i
     few = max(1, (n - k) // 4)
     yield found(f"{few} upfront, rest on demand", "on_demand", upfront=few)
     for pieces in PIECES:
-        if pieces * n <= MAX_WORKERS:
+        if pieces * n <= MAX_N:
             name = f"{pieces}x as many blocks"
             yield found(name, "small_blocks", pieces=pieces, task_price=TASK_PRICE)
 

@@ -26,8 +26,8 @@ from polarmap.codes.dtypes import default_rtol, epsilon, is_exact
 from polarmap.codes.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
 from polarmap.codes.linear import LinearCode
 from polarmap.codes.masked import Masked, MaskedCode
-from polarmap.codes.masked_integers import MaskedIntegerCode, blocks_for, workers_for
-from polarmap.codes.polar import MAX_WORKERS, PolarCode
+from polarmap.codes.masked_integers import MaskedIntegerCode, blocks_for, tasks_for
+from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CodeName = Literal["auto", "rotation", "arikan"]
 NAMES = ("auto", "rotation", "arikan")
 
-REMEMBERED_N = 2048  # codes of up to so many workers are kept: the coefficients of 16 take 128 MB at most
+REMEMBERED_N = 2048  # codes of up to so large n are kept: the coefficients of 16 take 128 MB at most
 
 
 class CodeOptions(NamedTuple):
@@ -98,7 +98,7 @@ def choose_polar_code(
 
 
 def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
+    """k for so many rows: near 24, or as many as the tasks carry; CodeError if there are fewer rows."""
     _, tasks, code, degree = options
     blocks = options.k
     if blocks is None and tasks is None:
@@ -113,8 +113,8 @@ def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]
 
 
 def _most_blocks(tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """As many as leave about a quarter of the results of so many workers spare."""
-    needed = 3 * min(tasks, MAX_WORKERS) // 4
+    """As many as leave about a quarter of the results of so many tasks spare."""
+    needed = 3 * min(tasks, MAX_N) // 4
     if not isinstance(code, Masked):
         return max(1, largest_k(needed, degree))
     if any(map(is_exact, dtypes)):
@@ -127,7 +127,7 @@ def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> L
     _, tasks, code, degree = options
     if isinstance(code, LinearCode):
         if (code.n, code.k) != (tasks or code.n, k):
-            raise CodeError(f"{code!r} does not fit {k} blocks on {tasks or code.n} workers")
+            raise CodeError(f"{code!r} does not fit {k} blocks on {tasks or code.n} tasks")
         chosen = code
     elif isinstance(code, Masked):
         chosen = _masked(k, dtypes, tasks, code)
@@ -158,7 +158,7 @@ def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: Ma
             f"{code!r} masks integers modulo 2^64 and floats over the reals, not {listed} of one block "
             "together: convert the integers with .astype(float)"
         )
-    return MaskedIntegerCode(tasks or workers_for(k, t), k, t)
+    return MaskedIntegerCode(tasks or tasks_for(k, t), k, t)
 
 
 def _polar(k: int, dtypes: Sequence[np.dtype[Any]], n: int, kernel: str) -> PolarCode:
@@ -185,15 +185,15 @@ def _check_accuracy(code: LagrangeCode | MaskedCode, blocks: Blocks, rtol: float
     lost = (code.n - code.recovery_threshold + 1) // 2
     if isinstance(code, LagrangeCode):
         fits = largest_reliable_k(code.n, code.degree, limit)
-        advice = f"blocks={fits} is the most that {code.n} workers carry" if fits else "raise rtol"
+        advice = f"blocks={fits} is the most that {code.n} tasks carry" if fits else "raise rtol"
         raise CodeError(
-            f"with {lost} of {code.n} workers missing, decoding f of degree {code.degree} on {code.k} blocks "
+            f"with {lost} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} blocks "
             f"would multiply errors by {code.amplification(lost).ninety:.2g}, and rtol permits {limit:.2g}: "
             + advice
         )
     raise CodeError(
-        f"with {lost} of {code.n} workers missing, noise of {code.noise:g} times the data would drown more "
-        "digits than rtol permits: lower noise, raise rtol, or use more workers"
+        f"with {lost} of {code.n} results missing, noise of {code.noise:g} times the data would drown more "
+        "digits than rtol permits: lower noise, raise rtol, or use more tasks"
     )
 
 
@@ -218,7 +218,7 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
     )
     if left != CodeOptions():
         raise CodeError(
-            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
+            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} tasks with "
             f"{coded.code!r}: leave blocks, tasks, code and degree out"
         )
     return coded

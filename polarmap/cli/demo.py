@@ -11,7 +11,7 @@ from polarmap import coded_map, hedged_map
 from polarmap.cli.answer import Answer, answering
 from polarmap.testing import Fault, FaultyExecutor
 
-BLOCKS, WORKERS = 24, 32
+BLOCKS, TASKS = 24, 32
 SLEEPERS, KILLED = (3, 11), 17
 
 
@@ -33,7 +33,7 @@ def demo(rows: int, columns: int, sleep: float) -> Answer:
         product, A, blocks=BLOCKS, backups=0, executor=FaultyExecutor(None, faults), progress=False
     )
     killing = FaultyExecutor(None, faults | {KILLED: Fault("kill")})
-    y = coded_map(product, A, blocks=BLOCKS, tasks=WORKERS, executor=killing, progress=False)
+    y = coded_map(product, A, blocks=BLOCKS, tasks=TASKS, executor=killing, progress=False)
     exact = plain.concatenate()
     error = float(np.abs(y.concatenate() - exact).max() / np.abs(exact).max())
     data = {
@@ -48,7 +48,7 @@ def demo(rows: int, columns: int, sleep: float) -> Answer:
     lines = [
         f"A is {rows:,} x {columns:,}; tasks {SLEEPERS} sleep {sleep:g} s, coded task {KILLED} is killed too",
         f"plain map, {BLOCKS} tasks: {plain.report.seconds:6.2f} s",
-        f"coded map, {WORKERS} tasks: {y.report.seconds:6.2f} s",
+        f"coded map, {TASKS} tasks: {y.report.seconds:6.2f} s",
         str(y.report),
         f"largest error of the coded result: {error:.1e} of the largest entry",
     ]

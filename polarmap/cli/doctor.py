@@ -31,7 +31,7 @@ from polarmap.types import CodedResult
 from polarmap.worker.surroundings import available_cores
 
 PYTHONS = ((3, 11), (3, 14))
-BLOCKS, WORKERS = 4, 6
+BLOCKS, TASKS = 4, 6
 A, X = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])  # integers: right means equal
 LATER_MAPS = 10
 SLOW_START, SLOW_MAP = 3.0, 0.03  # seconds: several times what they take on one core that is free
@@ -216,7 +216,7 @@ def _map(executor: Any, timeout: float) -> Check:
     return Check(
         "coded map",
         "note" if failed else "ok",
-        f"{BLOCKS} blocks on {WORKERS} workers ({y.report.executor}), right, in {seconds:.2f} s",
+        f"{BLOCKS} blocks on {TASKS} workers ({y.report.executor}), right, in {seconds:.2f} s",
         f"{len(failed)} of its workers failed: {failed[0].failures[-1]}" if failed else "",
     )
 
@@ -238,7 +238,7 @@ def _product(executor: Any, timeout: float) -> CodedResult[Any]:
         operator.methodcaller("dot", X),
         A,
         blocks=BLOCKS,
-        tasks=WORKERS,
+        tasks=TASKS,
         executor=executor,
         timeout=timeout,
         progress=False,

@@ -42,9 +42,9 @@ def is_count(value: Any) -> bool:
 def checked_count(name: str, value: Any) -> int:
     """`value` if it is a positive integer; `name` stands in the error.
 
-    >>> checked_count("workers", 0)
+    >>> checked_count("tasks", 0)
     Traceback (most recent call last):
-    polarmap.errors.CodeError: workers must be a positive integer, not 0
+    polarmap.errors.CodeError: tasks must be a positive integer, not 0
     """
     if not is_count(value) or value == 0:
         raise CodeError(f"{name} must be a positive integer, not {value!r:.100}")

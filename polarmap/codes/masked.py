@@ -20,7 +20,7 @@ from polarmap.codes.linear import LinearCode
 from polarmap.codes.recovery import left_inverse
 from polarmap.errors import CodeError
 
-MAX_WORKERS = 1 << 16
+MAX_N = 1 << 16
 
 SEEDS, PATTERNS = 8, 64  # tried up to 64 blocks, and the most patterns of arrivals each is tried on
 COALITIONS = 4096  # sets of t workers whose leakage is computed one by one; a sample beyond
@@ -112,8 +112,8 @@ class MaskedCode(LinearCode):
 
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
         n, k, t = checked_count("n", n), checked_count("k", k), checked_count("t", t)
-        if n > MAX_WORKERS:
-            raise CodeError(f"a masked code has at most {MAX_WORKERS} workers, not n = {n}")
+        if n > MAX_N:
+            raise CodeError(f"a masked code has at most {MAX_N} workers, not n = {n}")
         if not is_positive(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
         if k < 2:  # rows that sum to one leave a single block no mixtures to differ in

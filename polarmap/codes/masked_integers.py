@@ -25,7 +25,7 @@ from polarmap.codes.modular import NO_FLOATS, LinearModularRecovery
 from polarmap.codes.polar import OPTIMAL_SHARE
 from polarmap.errors import CodeError
 
-MAX_WORKERS = 1 << 12  # ranks modulo 2 are of dense matrices
+MAX_N = 1 << 12  # ranks modulo 2 are of dense matrices
 
 
 class MaskedIntegerCode(LinearCode):
@@ -67,13 +67,13 @@ class MaskedIntegerCode(LinearCode):
 
     def __init__(self, n: int, k: int, t: int) -> None:
         n, k, t = checked_count("n", n), checked_count("k", k), checked_count("t", t)
-        if n > MAX_WORKERS:
-            raise CodeError(f"a code of masked integers has at most {MAX_WORKERS} workers, not n = {n}")
+        if n > MAX_N:
+            raise CodeError(f"a code of masked integers has at most {MAX_N} workers, not n = {n}")
         noise = noise_count(n, t)
         if n <= k + noise:
             raise CodeError(
                 f"{k} data blocks, and {noise} of noise against {t} colluders among {n} workers, need "
-                f"{k + noise} results and a spare one: use n = {workers_for(k, t)}"
+                f"{k + noise} results and a spare one: use n = {tasks_for(k, t)}"
             )
         self.n, self.k, self.t = n, k, t
         self.name = f"masked against {self.t}, uniform noise"
@@ -159,14 +159,14 @@ def noise_count(n: int, t: int) -> int:
     return len(noise_inputs(n, t))
 
 
-def workers_for(k: int, t: int) -> int:
+def tasks_for(k: int, t: int) -> int:
     """The fewest workers of whose results a quarter is spare, with k data blocks and t colluders.
 
-    >>> workers_for(24, 1), workers_for(24, 3)
+    >>> tasks_for(24, 1), tasks_for(24, 3)
     (34, 42)
     """
     n = k + t + 2
-    while n <= MAX_WORKERS and 4 * (k + noise_count(n, t)) > 3 * n:
+    while n <= MAX_N and 4 * (k + noise_count(n, t)) > 3 * n:
         n += 1
     return n
 

@@ -27,7 +27,7 @@ from polarmap.codes.dtypes import Array, Floats, Indices, check_dtype, is_exact,
 from polarmap.codes.linear import SystematicCode
 from polarmap.errors import CodeError, NotDecodableError, without_our_frames
 
-MAX_WORKERS = 1 << 16
+MAX_N = 1 << 16
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
 # below (planning.arrivals_needed with both).
@@ -298,8 +298,8 @@ def _check_sizes(n: int, k: int) -> None:
     for name, value in (("n", n), ("k", k)):
         if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
-    if not 1 <= k < n <= MAX_WORKERS:
-        raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
+    if not 1 <= k < n <= MAX_N:
+        raise CodeError(f"a code needs 1 <= k < n <= {MAX_N}, not n = {n}, k = {k}")
 
 
 def _checked_erasure(erasure: object, n: int) -> float | Floats:

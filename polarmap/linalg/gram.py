@@ -13,7 +13,7 @@ from polarmap.codes.checks import checked_count
 from polarmap.codes.dtypes import Array, DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.layouts import PAIRED, BlockCounts, check_counts, paired_workers
+from polarmap.linalg.layouts import PAIRED, BlockCounts, check_counts, paired_tasks
 from polarmap.linalg.products import CodedProduct, ProductMap, product_map, product_of_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
@@ -85,7 +85,7 @@ def coded_gram(
         w = None if weights is None else checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
         k = min(PAIRED.k, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
-        n = paired_workers(k) if tasks is None else checked_count("tasks", tasks)
+        n = paired_tasks(k) if tasks is None else checked_count("tasks", tasks)
         coded = _coded(matrix, dtype, k, n)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         array, report = gram_of_pairs(coded, matrix.shape[1], w, dtype, run)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from polarmap.blocks.code_choice import third_more
 from polarmap.codes.checks import checked_count, is_one_of
-from polarmap.codes.polar import MAX_WORKERS
+from polarmap.codes.polar import MAX_N
 from polarmap.errors import CodeError
 
-WORKERS = 32
+TASKS = 32
 BYTES_PER_SECOND = 5e7  # between a cloud function of one core and its storage
 PRODUCTS_PER_SECOND = 1e10  # multiplications, each with an addition, on such a core
 Counts = int | tuple[int, int] | None
@@ -70,7 +70,7 @@ def counts_of(blocks: Any, tasks: Any, usual: int, most: float = math.inf) -> Bl
     return BlockCounts(k, third_more(k) if n is None else n)
 
 
-def paired_workers(k: int) -> int:
+def paired_tasks(k: int) -> int:
     """Coded blocks of a side whose blocks are multiplied in pairs: one of parity for each 7 of data."""
     return k + math.ceil(k / 7)
 
@@ -90,7 +90,7 @@ def _one_factor_coded(side: str, shape: Shape, blocks: Counts, tasks: Counts) ->
         if _is_pair(counts):
             raise CodeError(f"method={side!r} codes one factor: {name} must be an integer, not {counts!r}")
     length = shape[0] if side == "rows" else shape[2]
-    cut = check_counts(counts_of(blocks, tasks, 3 * WORKERS // 4, length), side, length)
+    cut = check_counts(counts_of(blocks, tasks, 3 * TASKS // 4, length), side, length)
     return ProductLayout(cut, None) if side == "rows" else ProductLayout(None, cut)
 
 
@@ -99,19 +99,19 @@ def _both_factors_coded(shape: Shape, blocks: Counts, tasks: Counts, itemsize: i
     if blocks is not None or _is_pair(tasks):
         rows = check_counts(_asked_for(blocks, tasks, 0, shape[0]), "rows", shape[0])
         return ProductLayout(rows, check_counts(_asked_for(blocks, tasks, 1, shape[2]), "columns", shape[2]))
-    total = WORKERS if tasks is None else checked_count("tasks", tasks)
-    if total > MAX_WORKERS:
-        raise CodeError(f"a grid has at most {MAX_WORKERS} tasks, not tasks={total}")
+    total = TASKS if tasks is None else checked_count("tasks", tasks)
+    if total > MAX_N:
+        raise CodeError(f"a grid has at most {MAX_N} tasks, not tasks={total}")
     if total < 4:
         raise CodeError(f"a grid has at least 2 x 2 tasks, not tasks={total}")
     layouts = [
-        ProductLayout(_of_workers(n, shape[0]), _of_workers(total // n, shape[2]))
+        ProductLayout(_of_tasks(n, shape[0]), _of_tasks(total // n, shape[2]))
         for n in range(2, total // 2 + 1)
     ]
     return min(layouts, key=lambda layout: task_seconds(layout, shape, itemsize))
 
 
-def _of_workers(n: int, length: int) -> BlockCounts:
+def _of_tasks(n: int, length: int) -> BlockCounts:
     """A side of a grid: an eighth of it for parity, and no more blocks than rows."""
     parity = max(1, round(n / 8))
     k = max(1, min(n - parity, length))
@@ -125,9 +125,9 @@ def _asked_for(blocks: Counts, tasks: Counts, side: int, length: int) -> BlockCo
             raise CodeError(f"{name} of a grid must be a pair (for A, for B), not {counts!r}")
     n = checked_count("tasks", tasks[side]) if tasks else None  # type: ignore[index]
     if blocks is None:
-        return _of_workers(n or 0, length)
+        return _of_tasks(n or 0, length)
     k = checked_count("blocks", blocks[side])  # type: ignore[index]
-    return BlockCounts(k, n or paired_workers(k))
+    return BlockCounts(k, n or paired_tasks(k))
 
 
 def _is_pair(counts: Counts) -> bool:

@@ -79,18 +79,18 @@ def coded_map(
 ) -> PreparedMap[CodedResult[T]]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
 
-    The data is cut into k blocks, n - k parity blocks are added, n workers each apply f to one, and the k
-    results are returned as soon as those that have arrived determine them.
+    The data is cut into k blocks, n - k parity blocks are added, n tasks each apply f to one, and the k
+    results are returned as soon as those that have arrived determine them. The pages on data, reliability
+    and how many workers say more.
 
     Parameters
     ----------
     f : callable
-        Linear or affine in its block, or polynomial of `degree`: arrays, or nested tuples, lists or dicts
-        of arrays, in and out. Deterministic, and picklable by cloudpickle.
+        Linear or affine in its block, or polynomial of `degree`, and deterministic; arrays, or nested
+        tuples, lists or dicts of arrays, in and out.
     data : array-like, or sequence of blocks
         What is an array, a table, a tensor or the path of a .npy file is cut along its first axis; a last
         block that is not full ends with rows of zeros. A sequence gives the blocks, all of one shape.
-        What lies on the cluster of a Dask or Ray executor stays there, cut as it is.
     blocks : int, optional
         k. By default the length of a sequence; of an array a number near 24 that divides the rows.
     tasks : int, optional
@@ -100,12 +100,12 @@ def coded_map(
     degree : int
         Of f as a polynomial in its block. About degree * k results are needed.
     schedule : {"upfront", "on_demand"} or Plan
-        "on_demand": parity tasks start in the place of tasks that are late or have failed. A `Plan` also
-        sets blocks, tasks and code.
+        "on_demand": parity tasks start where others are late or have failed. A `Plan` also sets blocks,
+        tasks and code.
     executor : optional
-        None: processes here, which stay. A `polarmap.Pool`, any `concurrent.futures.Executor`, a Dask
-        client, `ray` or "ray://host:port", a `lithops.FunctionExecutor`, "localhost" (Lithops), or a path of
-        its configuration.
+        None: processes here, which stay. A `Pool`, any `concurrent.futures.Executor`, a Dask client, `ray`
+        or "ray://host:port", a `lithops.FunctionExecutor`, "localhost" (Lithops), or a path of its
+        configuration.
     out : Stored, optional
         Results stay in storage, as a coded array.
     verify : {"auto", True, False}
@@ -131,27 +131,19 @@ def coded_map(
     Warns
     -----
     RuntimeWarning
-        Results could not be verified, or are less accurate than `rtol`; or f is not linear, the data holds
-        NaN, or f saw rows of zeros, by which nothing was lost this time.
+        Results could not be verified, or are less accurate than `rtol`; f is not linear, or the data holds
+        NaN, and nothing was lost this time.
 
     Raises
     ------
-    Exception
-        What f raised, where no result can come of it.
-    CodeError
-        Data, sizes or dtypes that cannot be coded.
+    CodeError, ExecutorError
+        Arguments that cannot be.
     NotLinearError
         The results contradict each other, and one is missing.
-    NotDecodableError
-        Too few results, and nothing more can arrive.
-    CodedTimeoutError
-        `timeout` passed.
-    ExecutorError
-        The executor cannot be used.
-
-    Notes
-    -----
-    The pages on data, on reliability (what is verified and promised) and on how many workers say more.
+    NotDecodableError, CodedTimeoutError
+        Too few results, and nothing more can arrive; or `timeout` passed.
+    Exception
+        What f raised, where no result can come of it.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
 from polarmap.codes.checks import checked_count, is_one_of
 from polarmap.codes.dtypes import is_integer
-from polarmap.codes.polar import MAX_WORKERS, PolarCode
+from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
@@ -336,7 +336,7 @@ def _most_workers(
     if each is not None:
         most = len(each.runtimes)
     if max_workers is not None:
-        most = min(_checked_size("max_workers", max_workers), most if each else MAX_WORKERS)
+        most = min(_checked_size("max_workers", max_workers), most if each else MAX_N)
     if worker is not None and not isinstance(worker, Worker):
         raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
     if worker is not None:
@@ -386,7 +386,7 @@ def _in_small_blocks(
             *(n, k, "small_blocks", runtimes), pieces=pieces, task_price=task_price, trials=jobs, seed=seed
         )
         for pieces in PIECES
-        if n * pieces <= MAX_WORKERS
+        if n * pieces <= MAX_N
     ]
 
 
@@ -455,8 +455,8 @@ def _check_task_price(
 
 def _checked_size(name: str, value: int) -> int:
     count = checked_count(name, value)
-    if count > MAX_WORKERS:
-        raise CodeError(f"{name} = {count} is more than the {MAX_WORKERS} workers of the largest code")
+    if count > MAX_N:
+        raise CodeError(f"{name} = {count} is more than the {MAX_N} workers of the largest code")
     return count
 
 

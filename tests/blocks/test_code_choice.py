@@ -57,7 +57,7 @@ def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> No
     for same in (CodeOptions(), CodeOptions(6), CodeOptions(6, 8, "rotation")):
         assert encoded(stored, same, None).code.k == 6
     for wrong in (CodeOptions(5), CodeOptions(tasks=9), CodeOptions(code="arikan"), CodeOptions(degree=2)):
-        with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 workers"):
+        with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 tasks"):
             encoded(stored, wrong, None)
 
 

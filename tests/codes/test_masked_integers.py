@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polarmap.codes import MaskedIntegerCode, equations
 from polarmap.codes.algebra import INTEGER_CHECKS
 from polarmap.codes.decoder import Decoder
-from polarmap.codes.masked_integers import blocks_for, noise_count, workers_for
+from polarmap.codes.masked_integers import blocks_for, noise_count, tasks_for
 from polarmap.codes.modular import inverse
 from polarmap.errors import CodeError
 
@@ -105,7 +105,7 @@ def test_what_coalitions_get_is_uniform_modulo_every_power() -> None:
 def test_results_are_exact_modulo_two_to_the_64(
     k: int, t: int, more: int, width: int, dtype: str, seed: int
 ) -> None:
-    code = MaskedIntegerCode(workers_for(k, t) + more, k, t)
+    code = MaskedIntegerCode(tasks_for(k, t) + more, k, t)
     stream = np.random.default_rng(seed)
     blocks = stream.integers(0, 2**64, (code.recovery_threshold, width), np.uint64).view(dtype)
     mixed = code.parity(blocks)
@@ -154,7 +154,7 @@ def test_few_results_beyond_the_unknowns_determine_all() -> None:
 def test_sizes_leave_a_quarter_spare() -> None:
     for t in (1, 3, 7):
         for k in (1, 5, 24, 100):
-            n = workers_for(k, t)
+            n = tasks_for(k, t)
             assert 4 * (k + noise_count(n, t)) <= 3 * n
             assert blocks_for(n, t) >= k
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from code_oracles import gf2_decodable
 from plain import cut, leaves
-from polarmap.types import CodedResult
 
 import polarmap
 from polarmap.codes import LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
-from polarmap.codes.masked_integers import workers_for
+from polarmap.codes.masked_integers import tasks_for
+from polarmap.types import CodedResult
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import PATIENCE, Faults, Pools, draw_faults
@@ -363,7 +363,7 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
     if kind == "private":
         t = draw.number(1, 2)
         if exact:
-            n = workers_for(k, t) + spare
+            n = tasks_for(k, t) + spare
             return MaskedIntegerCode(n, k, t), {"blocks": k, "tasks": n, "code": Masked(t)}
         n = k + t + spare + 1
         return MaskedCode(n, k, t, 100.0), {"blocks": k, "tasks": n, "code": Masked(t)}
