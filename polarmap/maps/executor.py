@@ -16,9 +16,10 @@ from polarmap.codes.checks import checked_count, is_count
 from polarmap.codes.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import FaultyExecutor, WithFaults, executor_of
-from polarmap.executors.base import MapExecutor
+from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
 from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.fork_server import FUNCTION_BYTES
+from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
@@ -34,14 +35,14 @@ T = TypeVar("T")
 MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
-class Executor(futures.Executor):
+class Executor(WrappedExecutor, futures.Executor):
     """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
 
     For tools that take an executor, and for calls that come one by one. What a call returns or raises is
     what it would in a `ProcessPoolExecutor`; besides, a call whose worker dies is started again, and one
     that is late, by what calls of its function took before, gets a backup as soon as no other call waits:
     the first to return counts. Arguments and results are pickled (with cloudpickle: functions may be
-    defined anywhere).
+    defined anywhere). As `executor=` of a map it is where it runs itself.
 
     Parameters
     ----------
@@ -89,6 +90,7 @@ class Executor(futures.Executor):
             # Elsewhere polarmap may be missing.
             is_away = pool is not None and not pool.is_here
             self._pickling = pickled_by_value if is_away else contextlib.nullcontext
+            super().__init__(place)
             self._calls = Calls(place, close, most, int(backups), int(retries))
             weakref.finalize(self, self._calls.shut_down).atexit = False
 
@@ -145,6 +147,8 @@ class Executor(futures.Executor):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
+        for number, one in enumerate(iterables):
+            check_may_be_copied(one, f"iterable {number} of map", "coded_map decrypts it on workers")
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
@@ -178,6 +182,11 @@ class Executor(futures.Executor):
                     return shared
             shared.sent = block.tobytes()
         return shared
+
+    def open(self, payload: Payload) -> Run:
+        """A run of a map where its calls run; RuntimeError after `shutdown`."""
+        self._calls.check_open()
+        return self._executor.open(payload)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Safe to call twice.

@@ -393,6 +393,8 @@ def test_other_verbs_would_store_it_as_it_is(store):
     for verb in (
         lambda: polarmap.hedged_map(np.sum, coded),
         lambda: polarmap.hedged_map(np.sum, results),
+        lambda: polarmap.Executor(ReplayExecutor()).map(np.add, range(24), coded),
+        lambda: polarmap.Executor(ReplayExecutor()).map(np.sum, results),
         lambda: polarmap.encode(results, name="b", storage=store),
         lambda: polarmap.coded_sum(np.sum, coded, tasks=4),
         lambda: polarmap.coded_matmul(coded, A.T),

@@ -439,7 +439,17 @@ def test_dask_computes_on_it(two: Executor) -> None:
         assert dask.array.arange(100, chunks=10).sum().compute() == 4950
 
 
-def test_a_map_runs_on_it(two: Executor) -> None:
+def test_a_map_runs_where_it_does(executor: Executor) -> None:
     data = np.arange(12.0).reshape(6, 2)
-    found = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, executor=two, timeout=PATIENCE)
+    options: dict[str, Any] = {"executor": executor, "timeout": PATIENCE}
+    found = polarmap.coded_map(np.sum, data, blocks=3, tasks=4, **options)
     assert [round(float(one), 9) for one in found] == [6.0, 22.0, 38.0]
+    assert found.report.executor == executor._executor.name
+    assert list(polarmap.hedged_map(str, range(3), **options)) == ["0", "1", "2"]
+
+
+def test_no_map_runs_where_it_was_shut_down() -> None:
+    executor = Executor(ReplayExecutor())
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        polarmap.coded_map(np.sum, np.ones(6), blocks=3, executor=executor)
