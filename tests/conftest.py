@@ -38,6 +38,9 @@ def pytest_configure() -> None:
     session.take_signals()
     # Dask's profiler asks for the frames of all threads, in which CPython 3.11 may stop for good (gh-106883).
     os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+    # A killed process of Dask's is back at once, or is waited for: after 15 s Dask would do without it.
+    os.environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"
+    os.environ["DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT"] = "300 s"
     # After Lithops' exit handler, which writes, and after the folder (-100) that multiprocessing has there.
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Beside that of its session, not in it: sockets have short paths only.
@@ -56,7 +59,7 @@ def pytest_configure() -> None:
     keep_compiled_modules()
     say_when_ended()
     # What each process of a pool imports, its main module (pytest) among it: once, and not in each.
-    multiprocessing.set_forkserver_preload(["pytest", "polarmap.worker.io_pools"])
+    multiprocessing.set_forkserver_preload(["pytest", "polarmap.worker.io_pools", "distributed"])
 
 
 def say_when_ended() -> None:

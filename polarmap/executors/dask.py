@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -99,9 +98,9 @@ class DaskSite(Site):
     def __init__(self, choice: Any) -> None:
         self._dask = DaskClient(choice)
         self._futures: dict[int, Any] = {}
-        self._next = itertools.count()
         try:
-            self.workers = len(self._threads()) or None
+            self._check()
+            self.workers = sum(self._dask.client.nthreads().values()) or None
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
@@ -110,13 +109,14 @@ class DaskSite(Site):
         return self._dask.gone()
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
-        """Start one task for each, spread evenly over the threads of the cluster."""
+        """Start one task for each, which Dask spreads over the cluster.
+
+        Not at workers that we name: for one that dies meanwhile Dask would wait for ever.
+        """
         try:
-            threads = self._threads()
+            self._check()
             for number, seconds in workers.items():
-                where = {"workers": [threads[next(self._next) % len(threads)]]} if threads else {}
-                name = f"polarmap-worker-{number}-{uuid.uuid4()}"
-                options = {"pure": False, "key": name, "allow_other_workers": True, **where}
+                options = {"pure": False, "key": f"polarmap-worker-{number}-{uuid.uuid4()}"}
                 self._futures[number] = self._dask.client.submit(
                     stay_on_dask, tuple(address), number, seconds, **options | self._dask.options
                 )
@@ -143,11 +143,10 @@ class DaskSite(Site):
                 wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
 
-    def _threads(self) -> list[str]:
-        """The worker of each thread of the cluster; ConnectionError at once where the scheduler is away."""
+    def _check(self) -> None:
+        """ConnectionError at once where the scheduler is away."""
         if not self._dask.is_connected():
             raise ConnectionError(self.gone() or "its scheduler is away")
-        return [name for name, count in self._dask.client.nthreads().items() for _ in range(count)]
 
 
 def _ending(future: Any, may_ask: bool) -> str:

@@ -206,6 +206,26 @@ def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_g
                 check(used)
 
 
+@pytest.mark.parametrize("all_die", [False, True])
+def test_a_map_waits_for_a_cluster_that_has_no_workers_yet_or_has_lost_them_all(all_die: bool) -> None:
+    sizes: dict[str, Any] = OPTIONS | {"n_workers": int(all_die), "processes": False}
+    with (
+        distributed.LocalCluster(**sizes) as cluster,
+        cluster.get_client() as client,
+        Pool(client, workers=8) as pool,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        if all_die:
+            check(pool)
+            cluster.scale(0)
+            assert until(lambda: not client.nthreads())
+        running = threads.submit(check, pool, verify=False)
+        tasks = cluster.scheduler.tasks
+        assert until(lambda: any("worker" in str(one) for one in tasks))
+        cluster.scale(1)
+        running.result(PATIENCE)
+
+
 def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_one() -> None:
     sizes: dict[str, Any] = OPTIONS | {"n_workers": 1, "processes": False}
     with (
