@@ -31,9 +31,8 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
 	$(run) -m pytest $$files
 
-test-engines: .venv/.engines-test  ## run maps on Dask, on Ray, and without what only Linux has
-	@$(run) -m pytest -m "not cloud" tests/executors/test_ray.py tests/executors/test_dask.py tests/executors/test_cluster_data.py \
-	tests/maps/test_dask.py tests/maps/test_clusters.py tests/executors/test_new_processes.py tests/test_other_systems.py
+test-engines: .venv/.engines-test  ## run the tests that start clusters of Ray, which make test leaves out
+	@$(run) -m pytest -m engines tests
 
 soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \
