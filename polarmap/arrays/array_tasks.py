@@ -89,7 +89,6 @@ class TaskRunner:
 
     def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None) -> None:
         def ended(outcome: Outcome) -> None:
-            assert outcome.leaves is not None
             parts, note = list(outcome.stored.parts) if outcome.stored else [], outcome.leaves[-1]
             if output is not None:
                 note = self._whole(note, parts.pop())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
@@ -26,7 +27,7 @@ from polarmap.worker.messages import (
     UnfitError,
 )
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.pytree import Layout, Structure, layout_of, unflatten, unpacked
+from polarmap.worker.pytree import Layout, Shape, Structure, layout_of, unflatten, unpacked
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -49,15 +50,35 @@ class Failure(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one attempt of a task: leaves and structure of its result, or a failure."""
+    """What became of one attempt of a task: its result, or a failure and no leaves.
+
+    leaves, structure : the arrays of the result, and how they make it up.
+    seconds : that the worker spent; 0 if unknown.
+    stored : where the result lies in storage, if the arrays are only a sample of it.
+    """
 
     task: int
     attempt: int
-    leaves: list[Array] | None
-    structure: Structure | None
+    leaves: list[Array]
+    structure: Structure
     failure: Failure | None
-    seconds: float  # that the worker spent; 0 if unknown
-    stored: StoredOutput | None = None  # where the result lies if the leaves are only a sample of it
+    seconds: float
+    stored: StoredOutput | None = None
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Of its arrays."""
+        return [leaf.shape for leaf in self.leaves]
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Of its arrays."""
+        return [leaf.dtype for leaf in self.leaves]
+
+    @property
+    def returned(self) -> str:
+        """What f returned, in words."""
+        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
 
 
 class Began(NamedTuple):
@@ -164,7 +185,7 @@ class Payload:
                 failure = failure_of(Error(*error))
                 if failure.kind == "damaged":
                     self.blocks.found_damaged()
-                return Outcome(task, attempt, None, None, failure, seconds)
+                return Outcome(task, attempt, [], (), failure, seconds)
             leaves = unpacked(layout, data)
             if stored is not None:
                 stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
@@ -366,4 +387,4 @@ def _rebuilt(error: Error) -> BaseException:
 
 def lost(task: int, attempt: int, message: str) -> Outcome:
     """The outcome of a task whose worker disappeared."""
-    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0)
+    return Outcome(task, attempt, [], (), Failure("lost", "WorkerLost", message), 0.0)

@@ -172,7 +172,6 @@ def hedged_map(
 
 def _value(outcome: Outcome, keeps: bool) -> Any:
     """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
-    assert outcome.leaves is not None
     try:
         return from_block(outcome.leaves[0])
     except Exception as error:

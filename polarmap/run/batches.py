@@ -227,7 +227,7 @@ class BatchedRun:
         """What became of each attempt, but for the last ones if their worker has left these."""
         if not batch:  # it was given up, or nobody wanted any
             return []
-        if outcome.leaves is None or len(batch) == 1:
+        if outcome.failure is not None or len(batch) == 1:
             ends = [outcome._replace(task=task, attempt=attempt) for task, attempt in batch]
         else:
             told = from_block(outcome.leaves[0])
@@ -250,4 +250,4 @@ def _outcome(attempt: Attempt, told: tuple[bool, Any], seconds: float) -> Outcom
     has_returned, value = told
     if has_returned:
         return Outcome(*attempt, [np.frombuffer(value, np.uint8)], ("array",), None, seconds)
-    return Outcome(*attempt, None, None, failure_of(Error(*value)), seconds)
+    return Outcome(*attempt, [], (), failure_of(Error(*value)), seconds)

@@ -52,7 +52,6 @@ class Call(NamedTuple):
     def return_(self, outcome: Outcome) -> None:
         """Its result is there."""
         try:
-            assert outcome.leaves is not None
             value = from_block(outcome.leaves[0])
         except BaseException as error:
             self.fail(error)

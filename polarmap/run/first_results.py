@@ -75,7 +75,7 @@ class FirstResults(Need):
             failure = self.tasks[index].last_failure
             if self._keeps_failures:
                 self.tasks.failed.discard(index)
-                self._count(Outcome(index, self.tasks[index].attempts - 1, None, None, failure, 0.0))
+                self._count(Outcome(index, self.tasks[index].attempts - 1, [], (), failure, 0.0))
             elif failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
         if self.tasks.failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from polarmap.run.options import MapOptions
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
 from polarmap.run.wrapping import unwrapped, why_not_protected
-from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import Structure
 
 # The longest wait for a result that is not needed, or for f on the driver:
@@ -32,37 +31,6 @@ SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check agains
 
 
 _KIND, _SHAPE = attrgetter("dtype.kind"), attrgetter("shape")  # of an array
-
-
-class Result(NamedTuple):
-    """What f returned for a block, on a worker.
-
-    leaves, structure : its arrays, and how they make it up.
-    stored : where it lies in storage, if the arrays are only a sample of it.
-    """
-
-    leaves: list[Array]
-    structure: Structure
-    stored: StoredOutput | None
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Of its arrays."""
-        return [leaf.shape for leaf in self.leaves]
-
-    @property
-    def dtypes(self) -> list[DType]:
-        """Of its arrays."""
-        return [leaf.dtype for leaf in self.leaves]
-
-    @property
-    def is_well_formed(self) -> bool:
-        """Whether numbers are single ones: what says otherwise has not come from f."""
-        kinds = kinds_of(self.structure)
-        return all(one.size == 1 for one, kind in zip(self.leaves, kinds) if kind in ("python", "numpy"))
-
-    def __str__(self) -> str:
-        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
 
 
 def kind_of(leaves: Sequence[Array]) -> Any:
@@ -77,6 +45,12 @@ def kinds_of(structure: Structure) -> list[str]:
     return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
+def is_well_formed(result: Outcome) -> bool:
+    """Whether numbers are single ones: what says otherwise has not come from f."""
+    kinds = kinds_of(result.structure)
+    return all(one.size == 1 for one, kind in zip(result.leaves, kinds) if kind in ("python", "numpy"))
+
+
 class NotFiniteError(Exception):
     """NaN or inf among the results: parity carries it into every block that is decoded."""
 
@@ -86,7 +60,7 @@ class Received(Need):
 
     Attributes
     ----------
-    results : dict from task to Result
+    results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
     decoder : Decoder
         From the first result on, which tells the dtypes.
@@ -117,8 +91,8 @@ class Received(Need):
         is_ours = options.known.fits or options.verify is False  # nobody asks
         self.trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
-        self._groups: dict[Any, dict[int, Result]] = {}  # by kind
-        self.results: dict[int, Result] = {}
+        self._groups: dict[Any, dict[int, Outcome]] = {}  # by kind
+        self.results: dict[int, Outcome] = {}
         self.decoder: Decoder
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -132,28 +106,26 @@ class Received(Need):
     def add(self, outcome: Outcome) -> None:
         """Take in a result, unless others are accepted; failures are in the table of tasks."""
         index = outcome.task
-        if outcome.leaves is None or index in self.results or self.verification is not None:
+        if outcome.failure is not None or index in self.results or self.verification is not None:
             return
-        structure = outcome.structure or ("array",)
-        result = Result(outcome.leaves, structure, outcome.stored)
-        kind, shape = (repr(structure), kind_of(outcome.leaves)), self.options.known.shape
-        if kind not in self._groups and not (result.is_well_formed and shape in (None, *result.shapes)):
+        kind, shape = (repr(outcome.structure), kind_of(outcome.leaves)), self.options.known.shape
+        if kind not in self._groups and not (is_well_formed(outcome) and shape in (None, *outcome.shapes)):
             due = "a number" if shape is None else f"shape {shape}"
-            message = f"returned {result} where {due} is due"
+            message = f"returned {outcome.returned} where {due} is due"
             self.tasks.reject(index, Failure("shape", "WrongShape", message))
             return
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
         group = self._groups.setdefault(kind, {})
-        group[index] = result
+        group[index] = outcome
         if group is self.results:
             self._feed(index)
         elif not self.results or self._overrules(group):
             self._follow(group)
         else:
-            self._reject_odd(index, result)
+            self._reject_odd(outcome)
 
-    def _overrules(self, group: dict[int, Result]) -> bool:
+    def _overrules(self, group: dict[int, Outcome]) -> bool:
         """Whether these results are followed rather than those so far: if they are more.
 
         Where they are as many, or only their dtypes differ, those of parity blocks alone overrule none of
@@ -287,18 +259,18 @@ class Received(Need):
         """Why parity is of no use, as f turned integers that may wrap into floats; "" where it is."""
         return "" if self.options.known.fits else why_not_protected(self.coded, self.dtypes())
 
-    def _follow(self, group: dict[int, Result]) -> None:
+    def _follow(self, group: dict[int, Outcome]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
         odd, self.results = self.results, group
         for index in group:
             self.tasks.accept(index)
-        for index, result in odd.items():
-            self._reject_odd(index, result)
+        for result in odd.values():
+            self._reject_odd(result)
         self._restart_decoder()
 
-    def _reject_odd(self, index: int, result: Result) -> None:
-        usual = self._any_received
-        message = f"returned {result}, others {usual}"
+    def _reject_odd(self, result: Outcome) -> None:
+        index, usual = result.task, self._any_received
+        message = f"returned {result.returned}, others {usual.returned}"
         if index >= len(self._code.systematic) and result.shapes == usual.shapes:
             data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
@@ -308,7 +280,7 @@ class Received(Need):
         self.tasks.reject(index, Failure("shape", "WrongShape", message))
 
     @property
-    def _any_received(self) -> Result:
+    def _any_received(self) -> Outcome:
         return next(iter(self.results.values()))
 
     def _restart_decoder(self) -> None:

@@ -75,7 +75,6 @@ def test_every_run_has_a_clock_of_its_own_and_f_may_change_its_block() -> None:
             run.submit([(0, attempt)])
             _, outcome = run.wait(9.0)
             assert isinstance(outcome, Outcome)
-            assert outcome.leaves is not None
             assert (outcome.attempt, outcome.leaves[0].tolist()) == (attempt, [1.0] * 4)
         assert run.now() == 2.0
 

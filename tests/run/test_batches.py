@@ -80,9 +80,7 @@ def ends(events: list[Event]) -> dict[int, Any]:
     """By task: what was returned, or the words of a failure."""
     outcomes = [one for one in events if isinstance(one, Outcome)]
     assert len({one.task for one in outcomes}) == len(outcomes)
-    return {
-        one.task: str(one.failure) if one.leaves is None else from_block(one.leaves[0]) for one in outcomes
-    }
+    return {one.task: str(one.failure) if one.failure else from_block(one.leaves[0]) for one in outcomes}
 
 
 def negative(number: int) -> Any:

@@ -205,7 +205,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     served.take()
     for attempt, failure in enumerate((first, second)):
         tasks.start([0], 0.0)
-        result = ([to_block(7)], ("array",)) if failure is None else (None, None)
+        result = ([to_block(7)], ("array",)) if failure is None else ([], ())
         ends.append(Outcome(0, attempt, *result, failure, 1.0))
     for outcome in ends:
         tasks.note(outcome, 1.0)

@@ -49,7 +49,7 @@ def returned(task: int, attempt: int = 0) -> Outcome:
 
 
 def lost(task: int, attempt: int = 0) -> Outcome:
-    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", ""), 0.0)
+    return Outcome(task, attempt, [], (), Failure("lost", "WorkerLost", ""), 0.0)
 
 
 def test_upfront_starts_everything_and_then_nothing() -> None:

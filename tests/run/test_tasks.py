@@ -35,8 +35,8 @@ def told_of(n: int) -> tuple[TaskTable, Told]:
 
 
 def ended(task: int, attempt: int, failure: Failure | None = None) -> Outcome:
-    leaves = None if failure else [np.zeros(1)]
-    return Outcome(task, attempt, leaves, None if failure else ("array",), failure, 2.0)
+    leaves = [] if failure else [np.zeros(1)]
+    return Outcome(task, attempt, leaves, () if failure else ("array",), failure, 2.0)
 
 
 def test_a_task_runs_until_all_its_attempts_have_ended() -> None:

@@ -154,7 +154,7 @@ class Lying(AlteringReplay):
         self._liar, self._entry, self._lie = liar, entry, lie
 
     def altered(self, outcome: Outcome) -> Outcome:
-        if outcome.task != self._liar or outcome.leaves is None:
+        if outcome.task != self._liar or outcome.failure is not None:
             return outcome
         changed = outcome.leaves[0].copy()
         changed.reshape(-1)[self._entry] += np.asarray(self._lie, changed.dtype)

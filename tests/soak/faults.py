@@ -128,7 +128,7 @@ class OddReplay(AlteringReplay):
 
     def altered(self, outcome: Outcome) -> Outcome:
         change = ODD.get(self._odd.get(outcome.task, ""))
-        if outcome.leaves is None or change is None:
+        if outcome.failure is not None or change is None:
             return outcome
         return outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
 

@@ -71,11 +71,6 @@ def meant(message: Message | None, encryption: Encryption | None = None) -> Outc
     return payload.outcome(3, 1, message.header, message.data)
 
 
-def arrays(outcome: Outcome) -> list[np.ndarray]:
-    assert outcome.leaves is not None
-    return outcome.leaves
-
-
 def failure(message: Message | None, encryption: Encryption | None = None) -> str:
     return str(meant(message, encryption).failure)
 
@@ -98,7 +93,7 @@ def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
     assert reply is not None
     assert reply.header == b""
     assert not any(one.tobytes() in reply.data for one in -np.arange(1.0, 8.0))
-    np.testing.assert_array_equal(arrays(meant(reply, encryption))[0], -np.arange(8.0))
+    np.testing.assert_array_equal(meant(reply, encryption).leaves[0], -np.arange(8.0))
     raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
     assert "secret" not in repr(raised)
     assert failure(raised, encryption) == "OSError: a secret"
@@ -203,7 +198,7 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
     (tmp_path / str(os.getpid())).touch()  # who comes here has a reply
     assert os.getpid() == before
     assert os.waitpid(children[0], 0)[1] == 0
-    np.testing.assert_array_equal(arrays(outcome)[0], 2 * np.ones(2))
+    np.testing.assert_array_equal(outcome.leaves[0], 2 * np.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == [str(before)]
 
 
