@@ -197,36 +197,35 @@ class LateAttempts(Generic[Attempt]):
 
     def late_at(self, now: float) -> set[Attempt]:
         """The attempts that run and are late by this moment, or were when this was asked before."""
-        while self.next_moment() <= now:
-            self._late.add(heapq.heappop(self._on_time)[2])
+        self.next_moment(now)
         return set(self._late)
 
-    def next_moment(self) -> float:
-        """When the next attempt becomes late, if nothing happens before; inf if none does."""
-        while self._on_time and self._on_time[0][2] not in self._running:
+    def next_moment(self, now: float = -inf) -> float:
+        """When the next attempt after `now` becomes late, if nothing happens before; inf if none does."""
+        while self._on_time:
+            when, _, attempt = self._on_time[0]
+            if attempt in self._running:
+                moment = when + self.late_after()
+                if moment > now:
+                    return moment
+                self._late.add(attempt)
             heapq.heappop(self._on_time)
-        return self._on_time[0][0] + self.late_after() if self._on_time else inf
+        return inf
 
     def next_seconds(self, unbegun: bool, now: float) -> float:
         """Until the next one is, if nothing happens before; of those that are `unbegun` one may begin now."""
-        self.late_at(now)  # what is late already is not waited for, whoever has asked
-        wait = self.next_moment() - now
+        wait = self.next_moment(now) - now
         return max(LEAST_SECONDS, min(wait, self.late_after()) if unbegun else wait)
 
     def late_after(self) -> float:
         """After how many seconds of running the oldest attempt that is not late yet becomes late."""
-        rule = self._rule
+        rule, durations, later = self._rule, self._durations, self._later
         if self._is_endless:
-            tasks = len(self._durations) + len(self._later) + len(self._running)
+            tasks = len(durations) + len(later) + len(self._running)
             rule = LatenessRule(max(1, tasks), rule.runtimes, rule.min_seconds)
-        return rule.late_after(told(rule.tasks, self._durations, self._later), len(self._late))
-
-
-def told(tasks: int, durations: list[float], later: list[float]) -> list[float]:
-    """What a rule goes by, ascending: the tasks that were started at once, once half of them are back."""
-    if not later or len(durations) >= half_of(tasks):
-        return durations
-    return sorted([*durations, *later])
+        if later and len(durations) < half_of(rule.tasks):  # else those that were started at once tell
+            durations = sorted([*durations, *later])
+        return rule.late_after(durations, len(self._late))
 
 
 def half_of(tasks: int) -> int:
