@@ -140,8 +140,8 @@ class PoolRun:
         while True:
             ended: list[Outcome] = []
             rest = max(0.0, deadline - time.monotonic())
-            may_start = bool(self._waiting or self._behind())
-            step = min(rest, self._look_seconds) if may_start else rest
+            queued = len(self._waiting) + len(self._behind())
+            step = min(rest, self._look_seconds) if queued else rest
             found = self._lease.poll.poll(None if step == inf else 1000 * step)
             readable = [self._lease.workers.get(descriptor) for descriptor, _ in found]
             for worker in readable:
@@ -149,9 +149,9 @@ class PoolRun:
             is_over = ended or (None in readable and self._woken.clear()) or time.monotonic() >= deadline
             if ended:
                 self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
-            elif may_start and not is_over:
+            elif queued and not is_over:
                 self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
-                self._workers.look(self._lease, len(self._waiting) + len(self._behind()))
+                self._workers.look(self._lease, queued)
             self._start_waiting()
             if is_over:
                 return ended
@@ -177,31 +177,31 @@ class PoolRun:
 
     def _start_waiting(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
-        stuck: set[Hashable] | None = None
-        are_many = len(self._waiting) > len(self._workers)
-        tells_ahead = are_many and self._tells_ahead and self._workers.is_alone()
+        stuck = self._workers.abandoned_tasks() if self._waiting else set()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
                 break
-            stuck = self._workers.abandoned_tasks() if stuck is None else stuck
             if attempts is self._waiting:
-                more = 1 + (self._ahead(worker) if tells_ahead else 0)
-                self._start(worker, [self._next(worker, stuck) for _ in range(more)])
+                self._start_next(worker, stuck)
             else:
                 self._shared.add(attempts[0])
                 self._start(worker, [attempts[0]])
-        for worker in list(self._lease.workers.values()) if tells_ahead else ():
-            more = 1 + self._ahead(worker) - len(worker.orders)
-            if more > 0:
-                stuck = self._workers.abandoned_tasks() if stuck is None else stuck
-                self._start(worker, [self._next(worker, stuck) for _ in range(more)])
+        if len(self._waiting) > len(self._workers):
+            for worker in list(self._lease.workers.values()):
+                self._start_next(worker, stuck)
         self._workers.flush()
 
     def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:
         """The first tasks of these, in the form that means the same to later maps."""
         return [self._name(task) for task, _ in itertools.islice(attempts, self._looked_at)]
+
+    def _start_next(self, worker: KeptWorker, stuck: set[Hashable]) -> None:
+        """Tell a worker of its next tasks, unless it was told of as many as it may be."""
+        more = 1 + self._ahead(worker) - len(worker.orders)
+        if more > 0:
+            self._start(worker, [self._next(worker, stuck) for _ in range(more)])
 
     def _ahead(self, worker: KeptWorker) -> int:
         """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
@@ -209,12 +209,16 @@ class PoolRun:
         left = waiting - (not worker.orders) - (every - taken) - every
         if left <= 0 or worker.process is None or worker.function != self._digest:
             return 0
+        if not (self._tells_ahead and self._workers.is_alone()):
+            return 0
         short = int(SHARE_SECONDS / max(worker.took, SHARE_SECONDS / MOST_AHEAD))
         return min(left, max(1, min(short, waiting // (2 * every))))
 
     def _behind(self, late: float = inf) -> list[Attempt]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
         behind = [one for one in self._lease.workers.values() if len(one.orders) > 1 and one.since < late]
+        if not behind:
+            return []
         behind.sort(key=attrgetter("since"))
         attempts = [order[1:] for one in behind for order, _ in itertools.islice(one.orders, 1, None)]
         return [one for one in attempts if self._is_for_one(one)]
