@@ -164,7 +164,7 @@ class PoolRun:
         """Leave the workers that are busy to whoever needs them next, or kills them."""
         if os.getpid() != self._owner or self._lease.ended is not None:
             return None
-        self._workers.leave(self._lease)
+        self._workers.leave(self._lease, self._number)
         self._workers.flush(may_wait=False)
         self._waiting.clear()
         try:

@@ -17,7 +17,7 @@ from polarmap.executors.pickling import modules_named
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.processes import process_status
 from polarmap.worker.stream import Stream
-from polarmap.worker.surroundings import Surroundings, absolute_module_path, available_cores, working_folder
+from polarmap.worker.surroundings import Surroundings, absolute_module_path, available_cores, seen_now
 from polarmap.worker.threads import limiting_variables
 
 # macOS has fork, but its libraries for linear algebra may not survive one.
@@ -45,6 +45,8 @@ class WorkerProcesses(WorkerTable):
     forks : whether they are forked by a process of their own; else each is started anew.
     """
 
+    are_near = True
+
     def __init__(self, threads: int, most: int | None, folders: Sequence[str], forks: bool = FORKS) -> None:
         super().__init__(most)
         self._threads, self._folders, self._forks = threads, folders, forks
@@ -61,9 +63,7 @@ class WorkerProcesses(WorkerTable):
         """
         if self._server is None:
             self._modules = sorted(modules_named(pickled, ("polarmap", "scipy")))
-        environment: Any = os.environ
-        # What lies below it is copied in one call, itself in several for each variable.
-        seen = working_folder(), sys.path[:], dict(environment._data)
+        seen = seen_now()
         if seen != self._seen:
             self._seen, variables = seen, {**os.environ, **limiting_variables(self._threads)}
             around = Surroundings(seen[0], tuple(absolute_module_path()), variables)

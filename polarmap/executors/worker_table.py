@@ -138,6 +138,7 @@ class KeptWorker:
 class WorkerTable:
     """What the workers of all pools have in common. Maps on several threads may take them.
 
+    are_near : whether it takes no time to tell them something.
     channel : over which the latest worker elsewhere has called; empty if none has.
 
     Parameters
@@ -145,6 +146,7 @@ class WorkerTable:
     most : at a time, not counting those that are abandoned.
     """
 
+    are_near = False
     channel = ""
 
     def __init__(self, most: int | None) -> None:
@@ -259,8 +261,11 @@ class WorkerTable:
             with self._lock:
                 self._call_next()
 
-    def leave(self, lease: Lease) -> None:
-        """A map ends: who is at its tasks is told, and left to whoever needs it next, or kills it."""
+    def leave(self, lease: Lease, number: int | None = None) -> None:
+        """A map, of this number, ends: who is at its tasks is left to whoever needs it next, or kills it.
+
+        All that did its tasks and are near are told, as there is something to do for them before the next.
+        """
         with self._lock:
             self._leases.discard(weakref.ref(lease))
             lease.ended = self._changed = time.monotonic()
@@ -272,6 +277,9 @@ class WorkerTable:
                     worker.link.close()
                 elif worker.orders:
                     worker.link.send(Message(CANCEL, worker.orders[0][0]))
+            for worker in self._workers.values() if self.are_near else ():
+                if worker.lease is None and worker.map == number:
+                    worker.link.send(Message(CANCEL, (number, -1, -1)))
 
     def abandon(self, worker: KeptWorker) -> None:
         """Nobody waits for its task any more: it is left as if its map had ended."""

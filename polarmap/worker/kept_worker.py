@@ -47,7 +47,7 @@ from polarmap.worker.stream import (
     Stream,
     connected,
 )
-from polarmap.worker.surroundings import Surroundings
+from polarmap.worker.surroundings import Surroundings, seen_now
 from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver
@@ -75,7 +75,9 @@ class ChannelIO(TaskIO):
         self._channel, self._limited, self._place = channel, limited or nullcontext, place
         self._around = Surroundings.of_this_process()
         self._told_around = b""  # what the driver has said of them last, if anything
+        self._seen: Any = None  # of them, when they were taken over last
         self._state = ProcessState() if limited is None else None
+        self._is_used = False  # by an f that may have changed it
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
         self._order = -1, -1, -1  # that map, its task and attempt
@@ -122,7 +124,15 @@ class ChannelIO(TaskIO):
             return self._begin(message)
         if message.kind == CALL:
             self._send(self._reply(message))
+        if message.kind == CANCEL:  # nobody waits while we do
+            self._set_back()
         return self._is_fit
+
+    def _set_back(self) -> str:
+        """Let the next f find this process as the first one did; what has changed for good, if anything."""
+        changed = self._state.restore() if self._state and self._is_used else ""
+        self._is_used = bool(changed)
+        return changed
 
     def _begin(self, message: Message) -> bool:
         """Begin with the tasks of a map; False if its f would find traces of others.
@@ -132,16 +142,20 @@ class ChannelIO(TaskIO):
             `Surroundings`, pickled, none if they are the worker's own. Its data are f and the structure of
             blocks as `to_block` makes bytes of them, none if they are those of the last map.
         """
-        is_first, self._order, self._f = self.map < 0, message.order, None
+        self._order, self._f = message.order, None
         self.map, *_ = message.order
-        if self._state and not is_first and (changed := self._state.restore()):
+        if changed := self._set_back():
             self._tell(Message(UNFIT, self._order, changed.encode()))
             return False
+        self._is_used = True
         self._folders, output, encryption, around = pickle.loads(message.header)
         if around != self._told_around:
             self._told_around, self._around = around, Surroundings(*pickle.loads(around))
+            self._seen = None
         self._of_map = output and OutputSpec.parse(output), encryption
-        self._around.take_over()
+        if seen_now() != self._seen:
+            self._around.take_over()
+            self._seen = seen_now()
         self._blocks.forget_removed()
         if message.data:
             data = bytes(message.data)

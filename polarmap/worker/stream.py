@@ -37,8 +37,8 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead 
 
 Endpoint = tuple[str, int]  # host and port
 
-# Of a driver: modules that functions need; what the tasks of a map have in common; a task; that nobody waits
-# for those of a map; a part of a block that was asked for.
+# Of a driver: modules that functions need; what the tasks of a map have in common; a task; that a map is
+# over, so that nobody waits for its tasks; a part of a block that was asked for.
 MODULES, MAP, CALL, CANCEL, PART = b"s", b"m", b"c", b"x", b"d"
 # Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
 # that it is not fit for one; the end of a task; the same, of a worker that is not fit for another.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Surroundings(NamedTuple):
@@ -34,6 +34,13 @@ class Surroundings(NamedTuple):
             for name in os.environ.keys() - self.environment.keys():
                 del os.environ[name]
             os.environ.update(self.environment)
+
+
+def seen_now() -> tuple[Any, ...]:
+    """What tells soon whether they have changed since it was asked before."""
+    environment: Any = os.environ
+    # What lies below it is copied in one call, itself in several for each variable.
+    return working_folder(), sys.path[:], dict(environment._data)
 
 
 def working_folder() -> str:

@@ -171,6 +171,26 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
     assert seen == 3 * [(around.folder, sorted(around.environment), list(around.module_path))]
 
 
+def go_deeper(block: Any) -> Any:
+    sys.setrecursionlimit(sys.getrecursionlimit() + 7)
+    return block
+
+
+def test_what_f_has_changed_is_set_back_when_its_map_is_over(tmp_path: Path) -> None:
+    """While nobody waits: not when the next map does."""
+    before = sys.getrecursionlimit()
+    ours, theirs = socket.socketpair()
+    with ours, closing(worker_stream(theirs)) as channel:
+        io, orders = ChannelIO(channel), orders_of(go_deeper, tmp_path)
+        try:
+            assert all(map(io.run, orders))
+            assert sys.getrecursionlimit() == before + 7
+            assert io.run(Message(CANCEL, orders[-1].order))
+            assert sys.getrecursionlimit() == before
+        finally:
+            sys.setrecursionlimit(before)
+
+
 @pytest.mark.parametrize("has_key", [False, True])
 def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path, has_key: bool) -> None:
     ours, theirs = socket.socketpair()
