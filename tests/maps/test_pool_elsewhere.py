@@ -146,8 +146,13 @@ def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -
     assert until(lambda: place.pools() <= others)
 
 
+# Workers have the driver's seconds: with its modules they get what stands in these.
 DRIVER = """
 import numpy as np, os, sys, tempfile, threading, time, polarmap
+from polarmap.executors import objects as drivers_side
+from polarmap.worker import objects
+for side in (objects, drivers_side):
+    side.BEAT_SECONDS, side.AWAY_SECONDS = 1.0, 8.0
 yaml, listen = sys.argv[1], sys.argv[2] == "True"
 A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)
 pool = polarmap.Pool(yaml, workers=4, listen=listen)
@@ -200,7 +205,7 @@ def stay():
 def test_a_driver_that_is_killed_takes_its_workers_with_it(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Over both kinds of channels at once: they need half a minute. Half of the workers work, half wait."""
+    """Over both kinds of channels at once: some wait for a sign of life. Half of the workers work."""
     places = [place_of(channel, request, tmp_path) for channel in ("socket", "redis")]
     before = [place.pools() for place in places]
     drivers, others = [], set[int]()
