@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 from polarmap.clouds.prices import Cost
 
 MOST_LINES = 10  # of a report as text
+CHECKS = {
+    "not needed": "not needed",
+    "parity": "more results than needed agree",
+    "local": "f of a decoded block agrees",
+    "earlier": "this f, in an earlier map",
+    "no": "no",
+}
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,21 @@ class Report:
         determined = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
         return tuple(task.index for task in self.tasks if _is_late(task, determined))
 
+    @property
+    def decoding(self) -> str:
+        """Which blocks were decoded and how well, in a few words."""
+        if not self.recovered:
+            return "none"
+        return (
+            f"{listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
+            f"error {self.error_bound:.1g} at most"
+        )
+
+    @property
+    def check(self) -> str:
+        """What `verified` means, in a few words."""
+        return CHECKS.get(self.verified, self.verified)
+
     def to_json(self, indent: int | None = None) -> str:
         """The report as a JSON object whose fields are those above.
 
@@ -202,10 +224,9 @@ class Report:
                 ]
             )
         lines = [
-            f"{arrived} of {self.n} results arrived, {self.k} blocks determined after "
-            f"{self.needed} of them, {self.seconds:.2f} s ({self.executor}, {self.code})",
-            f"recovered by decoding: {listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
-            f"error bound {self.error_bound:.1g}; verified: {self.verified}",
+            f"done in {self.seconds:.2f} s: {self.needed} of {self.n} results were enough, "
+            f"{arrived} arrived ({self.executor}, {self.code})",
+            f"decoded blocks: {self.decoding}; checked: {self.check}",
         ]
         lines += self._estimated_line()
         if self.code_reason:
@@ -215,13 +236,15 @@ class Report:
         if self.schedule == "on_demand":
             later = [task.index for task in self.tasks if task.launched]
             lines.append(
-                f"started on demand: {listed(later)}, not started: {listed(self.indices('not started'))}"
+                f"tasks started once others were late: {listed(later)}; "
+                f"not started: {listed(self.indices('not started'))}"
             )
         if self.unchecked:
-            lines.append(f"in no check: {listed(self.unchecked)}")
-        for state in ("abandoned", "failed"):
-            if self.indices(state):
-                lines.append(f"{state}: {listed(self.indices(state))}")
+            lines.append(f"results that the check does not involve: {listed(self.unchecked)}")
+        if abandoned := self.indices("abandoned"):
+            lines.append(f"abandoned tasks, no longer needed: {listed(abandoned)}")
+        if failed := self.indices("failed"):
+            lines.append(f"failed tasks: {listed(failed)}")
         return "\n".join(lines + self._failures()[: MOST_LINES - len(lines)])
 
     def _estimated_line(self) -> list[str]:
@@ -232,7 +255,7 @@ class Report:
         known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
         if self.error_p90 < inf:
             known += f", of all blocks together {self.error_p90:.2g} at most in nine of ten cases"
-        return [f"estimated: {listed(self.estimated)}, {known}"]
+        return [f"estimated blocks: {listed(self.estimated)}, {known}"]
 
     def _failures(self) -> list[str]:
         """A line for each of the first tasks that failed."""

@@ -261,7 +261,7 @@ def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
     """The same tasks late, abandoned and dead; the times are of one run, and so is how a process dies."""
 
     def without_times(text: str) -> str:
-        text = re.sub(r"\((?:workers here|replay),|: its worker .*", "", text)
+        text = re.sub(r"\((?:processes here|replay),|: its worker .*", "", text)
         return re.sub(r"[\d.]+ m?s\b", "TIME", text)
 
     printed = next(block for block in blocks(ROOT / "README.md") if block.rest == ONE_RUN)

@@ -249,8 +249,8 @@ def _product(executor: Any, timeout: float) -> CodedResult[Any]:
 def _speed(place: str, is_here: bool, first: float, later: float) -> Check:
     """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
 
-    >>> print(_speed("workers here", True, 0.4, 0.002))
-    ok    kept workers: workers here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
+    >>> print(_speed("processes here", True, 0.4, 0.002))
+    ok    kept workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
     """
     found = f"{place}: the first map, which starts them, takes {first:.2f} s, later ones {1e3 * later:.1f} ms"
     if later <= SLOW_MAP and (first <= SLOW_START or not is_here):

@@ -128,7 +128,7 @@ class PolarCode(SystematicCode):
         )
         self.levels = self._checked_levels(levels)
         self._seed = seed
-        self.name = f"{self.kernel} {self.decoder}"
+        self.name = f"{self.kernel} code" + ", sequential decoder" * (decoder == "sequential")
 
     def __repr__(self) -> str:
         levels = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""

@@ -277,7 +277,7 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
     ExecutorError if none stay there.
     """
     if choice is None:
-        return "workers here", None, None
+        return "processes here", None, None
     if is_for_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor, LithopsSite
 

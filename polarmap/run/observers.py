@@ -141,12 +141,9 @@ class MapLog(Observer):
         if report.late:
             self._info("late: %s, not waited for or started twice", listed(report.late))
         if report.recovered:
-            self._info(
-                "decoded: %s in %.1f ms, error bound %.1g",
-                *(listed(report.recovered), 1e3 * report.decode_seconds, report.error_bound),
-            )
+            self._info("decoded blocks: %s", report.decoding)
         if report.verified != "not needed":
-            self._info("verified: %s", report.verified)
+            self._info("checked: %s", report.check)
         spent = "" if report.cost is None else f", ${report.cost.total:.2g}"
         self._info("ended after %.2f s%s", report.seconds, spent)
 
@@ -184,7 +181,7 @@ class MapSpan(Observer):
 def numbers_of(report: Report) -> dict[str, float]:
     """What the counters count, of one map.
 
-    >>> numbers_of(Report(4, 3, "rotation", "replay", (), 3))["tasks"]
+    >>> numbers_of(Report(4, 3, "rotation code", "replay", (), 3))["tasks"]
     0
     """
     return {

@@ -34,7 +34,7 @@ def test_doctor_finds_this_machine_in_order_and_leaves_nothing_running(polarmap:
     assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
     kept = ran.json["checks"][-1]
     assert kept["name"] == "kept workers"
-    assert re.fullmatch(rf"workers here: {LATER}", kept["found"])
+    assert re.fullmatch(rf"processes here: {LATER}", kept["found"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ def test_what_is_measured_can_be_planned_with(polarmap: Run, tmp_path: Path) -> 
     file, picture = tmp_path / "times.json", tmp_path / "times.svg"
     ran = polarmap("measure", "--tasks", 3, "--seconds", 0.01, "--out", file, "--plot", picture)
     assert ran.code == 0, ran.err
-    assert "3 tasks of 0.01 s on workers here" in ran.out
+    assert "3 tasks of 0.01 s on processes here" in ran.out
     assert "<svg" in picture.read_text()
     for column in ([], ["--column", "cold"]):
         assert polarmap("plan", "--k", 3, "--times", file, *column).code == 0

@@ -27,7 +27,7 @@ class Pool:
 
 
 @pytest.mark.parametrize(
-    ("choice", "name"), [(None, "workers here"), ("localhost", "localhost"), (Pool(), "Pool")]
+    ("choice", "name"), [(None, "processes here"), ("localhost", "localhost"), (Pool(), "Pool")]
 )
 def test_it_says_what_it_is(choice: Any, name: str) -> None:
     executor = executor_of(choice)

@@ -64,7 +64,7 @@ def product(block: Any) -> Any:
 def test_workers_stay_from_map_to_map(pool: Pool) -> None:
     first = workers_of(pool)
     assert os.getpid() not in first
-    assert check(pool).report.executor == "workers here"
+    assert check(pool).report.executor == "processes here"
     assert workers_of(pool) & first
 
 
@@ -172,7 +172,7 @@ def test_a_closed_pool_says_so(pool: Pool) -> None:
 
 def test_an_f_that_does_not_travel_is_named(pool: Pool) -> None:
     lock = threading.Lock()
-    with pytest.raises(CodeError, match="pickled for workers here"):
+    with pytest.raises(CodeError, match="pickled for processes here"):
         polarmap.coded_map(lambda block: (lock, block)[1], A, executor=pool)
     check(pool)
 

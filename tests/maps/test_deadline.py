@@ -75,7 +75,7 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
             assert off == 0
         else:
             assert off == pytest.approx(report.errors[index], rel=0.25)
-    assert "estimated: 7, 8, 9, 10, 11" in str(report)
+    assert "estimated blocks: 7, 8, 9, 10, 11" in str(report)
     together = np.sqrt(np.mean(np.square(np.stack(list(result)) - blocks))) / scale
     assert together < report.error_p90 < 1.5 * together
 

@@ -73,7 +73,7 @@ def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: Thre
             assert not result.flags.writeable
         assert one.report.estimated == tuple(index for index in range(6) if index not in arrived)
         assert not one.report.is_final
-        assert "estimated: " in str(one.report)
+        assert "estimated blocks: " in str(one.report)
     assert math.inf > few.report.error_p90 > more.report.error_p90 > 0
     f.open()
     *_, last = estimates

@@ -173,7 +173,7 @@ def test_an_operator_copies_late_tasks(copies: None) -> None:
         assert operator.report.code_reason.startswith("copies of late tasks")
     with CodedOperator(A, blocks=6, tasks=9, code="rotation", executor=lossy()) as operator:
         assert_close(operator @ X, A @ X)
-        assert operator.report.code == "rotation optimal"
+        assert operator.report.code == "rotation code"
 
 
 # --- workers that sleep and die ------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_solvers_with_dead_workers() -> None:
     with CodedOperator(matrix, blocks=6, tasks=9, executor=unlucky) as operator:
         found = lsqr(operator, b, atol=1e-12, btol=1e-12, iter_lim=30)[0]
         values = svds(operator, k=2, return_singular_vectors=False)
-        assert operator.report.code == "rotation optimal"
+        assert operator.report.code == "rotation code"
     np.testing.assert_allclose(found, np.linalg.lstsq(matrix.toarray(), b)[0], atol=1e-8)
     np.testing.assert_allclose(sorted(values), np.linalg.svd(matrix.toarray(), compute_uv=False)[[1, 0]])
 

@@ -43,13 +43,14 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
     executor = FaultyExecutor(ReplayExecutor({3: math.inf}), faults)
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor, verify=True).report
     told = lines(caplog)
-    assert told[0] == "start: 8 tasks for 6 blocks, 6 results needed (replay, rotation optimal)"
+    assert told[0] == "start: 8 tasks for 6 blocks, 6 results needed (replay, rotation code)"
     assert told[1].startswith("lost: task 1 after ")
     assert report.tasks[1].failures[0] in told[1]
     assert told[2:5] == [
         "late: 3, not waited for or started twice",
-        f"decoded: 1, 3 in {1e3 * report.decode_seconds:.1f} ms, error bound {report.error_bound:.1g}",
-        "verified: local",
+        f"decoded blocks: 1, 3 in {1e3 * report.decode_seconds:.1f} ms, "
+        f"error {report.error_bound:.1g} at most",
+        "checked: f of a decoded block agrees",
     ]
     assert told[5] == f"ended after {report.seconds:.2f} s"
     assert len(told) == 6
@@ -165,7 +166,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
     assert dict(span.attributes) == {
         "polarmap.n": 8,
         "polarmap.k": 6,
-        "polarmap.codes": "rotation optimal",
+        "polarmap.codes": "rotation code",
         "polarmap.executor": "replay",
         "polarmap.tasks": 8,
         "polarmap.late": 1,
