@@ -28,8 +28,8 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
     """Say what a block needs that no test has; no links to files that the site does not have."""
     uri = PurePosixPath(page.file.src_uri)
     # Where the page lies in the repository.
-    home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
-    home = ROOT if str(uri) in PROJECT else home
+    homes = {"backends": ROOT / uri.parent / uri.stem, "gallery": ROOT / "examples"}
+    home = ROOT if str(uri) in PROJECT else homes.get(uri.parts[0], ROOT / "docs" / uri.parent)
 
     def on_site(match: re.Match[str]) -> str:
         text, up, path, anchor = match.groups()
@@ -57,6 +57,8 @@ def _uri(target: Path) -> str | None:
     for name, file in PROJECT.items():
         if target == ROOT / file:
             return name
+    if target.parent == ROOT / "examples" and target.suffix == ".py":
+        return f"gallery/{target.stem}.md"
     if target.parent.parent == ROOT / "backends" and target.name == "README.md":
         return f"backends/{target.parent.name}.md"
     return None

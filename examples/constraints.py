@@ -1,16 +1,15 @@
-"""Convex problems whose workers die: sparse coefficients, a portfolio, a support vector machine.
+"""Convex problems whose workers die: sparse coefficients, a portfolio.
 
 python examples/constraints.py"""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
-from sklearn.datasets import load_breast_cancer, load_diabetes
-from sklearn.preprocessing import scale
+from sklearn.datasets import load_diabetes
 
 from polarmap import CodedOperator
-from polarmap.convex import Lasso, LinearSVC, SquaredLoss, fista, simplex
+from polarmap.convex import Lasso, SquaredLoss, fista, simplex
+from polarmap.testing import Fault, FaultyExecutor
 
 
 def portfolio(options: dict) -> None:
@@ -39,10 +38,6 @@ def main() -> None:
         slope = (X - X.mean(axis=0)).T @ (y - model.predict(X)) / len(y)
         print(f"lasso: objective {model.objective_:.6f}, duality gap {model.dual_gap_:.1e}")
         print(f"    largest slope {abs(slope).max():.6f}, features {np.flatnonzero(model.coef_)}")
-        X, y = load_breast_cancer(return_X_y=True)
-        model = LinearSVC(0.001, tol=1e-4, **options).fit(scale(X), y)
-        print(f"support vectors: objective {model.objective_:.6f}, duality gap {model.dual_gap_:.1e}")
-        print(f"    KKT residual {model.gradient_map_:.1e}, {model.score(scale(X), y):.1%} right")
 
 
 if __name__ == "__main__":

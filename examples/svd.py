@@ -1,36 +1,42 @@
-"""The largest singular values of a matrix, by scipy, on workers of which some sleep and die."""
+# %% [markdown]
+# # Singular values while workers sleep
+#
+# scipy's `svds` finds the largest singular values of A by products with A and its transpose. In every
+# product, two of 16 tasks sleep for 20 seconds and one fails. Nobody waits for them.
 
-import sys
+# %%
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import svds
 
-import polarmap
+from polarmap import CodedOperator
+from polarmap.testing import Fault, FaultyExecutor
 
-# In every single product: two workers sleep, one dies.
-FAULTS = {2: Fault("sleep", 20), 7: Fault("sleep", 20), 9: Fault("raise", attempts=9)}
+stream = np.random.default_rng(0)
+A = stream.standard_normal((3_000, 5)) @ stream.standard_normal((5, 600))  # of rank 5
+A += 0.1 * stream.standard_normal(A.shape)  # and noise
 
+# %%
+faults = {2: Fault("sleep", 20), 7: Fault("sleep", 20), 9: Fault("raise", attempts=9)}
+began = time.perf_counter()
+with CodedOperator(A, blocks=12, tasks=16, executor=FaultyExecutor(None, faults)) as operator:
+    found = svds(operator, k=5, return_singular_vectors=False, rng=0)[::-1]
+    print(f"{operator.products} products in {time.perf_counter() - began:.2f} s")
+    print(operator.report)
 
-def main(rows: int = 6_000, columns: int = 1_200, wanted: int = 5) -> None:
-    rng = np.random.default_rng(0)
-    low_rank = rng.standard_normal((rows, wanted)) @ rng.standard_normal((wanted, columns))
-    A = low_rank + 0.1 * rng.standard_normal((rows, columns))
-    print(f"A is {rows:,} x {columns:,}: rank {wanted} and noise; of 16 workers two sleep 20 s, one fails")
+# %% [markdown]
+# Five values stand out of the noise. They are those of numpy:
 
-    executor = FaultyExecutor(None, FAULTS)  # of the default: processes of this machine that stay
-    with polarmap.CodedOperator(A, blocks=12, tasks=16, executor=executor) as operator:
-        began = time.perf_counter()
-        values = svds(operator, k=wanted, rng=0)[1]
-        print(f"svds: {operator.products} coded products in {time.perf_counter() - began:.2f} s")
-        print(f"the last one: {operator.report}")
+# %%
+exact = np.linalg.svd(A, compute_uv=False)
+print(f"largest difference: {np.abs(found - exact[:5]).max() / exact[0]:.0e} of the largest value")
+assert np.allclose(found, exact[:5])
 
-    exact = np.sqrt(np.linalg.eigvalsh(A.T @ A)[-wanted:])
-    print("singular values:", np.round(values, 3))
-    print(f"largest error against numpy: {np.abs(values - exact).max() / exact.max():.1e} (relative)")
-    assert np.allclose(values, exact)
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+axes.semilogy(range(1, 31), exact[:30], ".", label="numpy, the first 30")
+axes.semilogy(range(1, 6), found, "o", fillstyle="none", markersize=10, label="svds on polarmap")
+axes.set(xlabel="number", ylabel="singular value")
+axes.legend()
+plt.show()

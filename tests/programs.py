@@ -37,7 +37,9 @@ class Interpreter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | limiting_variables(1) | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=os.environ
+            | limiting_variables(1)
+            | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "agg", "DISPLAY": ""},  # no windows
         )
 
     def run(

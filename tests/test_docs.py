@@ -309,7 +309,8 @@ def test_every_page_is_in_the_navigation_once() -> None:
     there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
     there += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
     there += ["changelog.md", "contributing.md"]
-    assert sorted(nav_pages(site["nav"])) == sorted(there)
+    named = [page for page in nav_pages(site["nav"]) if not page.startswith("gallery/")]
+    assert sorted(named) == sorted(there)
     titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert len(titles) == len(set(titles)) > 40
 
@@ -353,11 +354,6 @@ def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
             if own and ">>>" in (inspect.getdoc(one) or "").partition("\nExamples\n---")[0]:
                 bare.append(f"{name}: {getattr(one, '__name__', '')}")
     assert bare == [], "put `Examples` and a line of dashes before the first `>>>`"
-
-
-def test_the_gallery_shows_every_example() -> None:
-    shown = set(re.findall(r"`(\w+(?:\.py)?)`", (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")))
-    assert {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"} == shown
 
 
 # --- links ---------------------------------------------------------------------------------------

@@ -23,8 +23,6 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name !=
 CNN = ROOT / "examples" / "adversarial_cnn"
 ARGUMENTS = {
     "matvec.py": ["2000", "48", "4"],  # smaller, and a shorter wait for the uncoded map
-    "svd.py": ["1200", "240"],
-    "adversarial.py": ["2"],  # digits, of eight
     "imagenet_shape.py": ["--scale", "1e-5", "--steps", "3"],
     "adversarial_cnn": ["1"],  # images, of four
 }

@@ -123,7 +123,7 @@ SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "ut
 WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
-    *["docs", "examples", "makefile", "other_systems", "packaging", "recipes"],
+    *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],
     *["session", "soak", "structure", "texts"],
 }
 

@@ -1,0 +1,49 @@
+# %% [markdown]
+# # A cloud, by configuration
+#
+# The same line runs on your machine and on a thousand functions: `executor=` names a Lithops configuration.
+# This one has Lithops start processes here. To go to a cloud, copy the recipe of one (`polarmap config
+# list`), fill in what is yours, and change the name of the file.
+
+# %%
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import polarmap
+from polarmap import planning
+from polarmap.clouds.limits import Worker
+
+CONFIGURATION = f"""
+lithops:
+  backend: localhost        # aws_lambda, gcp_functions, azure_functions, k8s, ...
+  storage: localhost        # aws_s3, ...
+  monitoring_interval: 0.05
+localhost:
+  version: 1
+  worker_processes: 8
+  runtime: {sys.executable}
+"""
+
+# %%
+A, x = np.random.default_rng(0).standard_normal((4_000, 100)), np.ones(100)
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder, "my_cloud.yaml")
+    path.write_text(CONFIGURATION)
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, tasks=8, executor=path)
+assert np.allclose(y.concatenate(), A @ x)
+print(y.report)
+
+# %%
+y.report.plot()
+
+# %% [markdown]
+# What would it cost on AWS Lambda? A plan says so beforehand, from list prices:
+
+# %%
+lambdas = Worker("aws_lambda", "aws_s3", memory=1769)
+seconds = planning.stragglers(planning.ShiftedExponential(2.0, 0.3), 0.03, 5.0)
+plan = polarmap.plan(24, seconds, worker=lambdas)
+print(f"{plan.n} functions for {plan.k} blocks: {plan.cost}")

@@ -1,0 +1,44 @@
+# %% [markdown]
+# # PageRank with late workers
+#
+# The rank of a page is the share of time that a random surfer spends there. One step of the iteration is a
+# product with a sparse matrix, the links. In every step two of 16 tasks sleep for half a minute.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import sparse
+
+from polarmap import CodedOperator
+from polarmap.testing import Fault, FaultyExecutor
+
+PAGES, LINKS, FOLLOWED = 20_000, 200_000, 0.85
+stream = np.random.default_rng(0)
+begin, end = stream.integers(PAGES, size=LINKS), (PAGES * stream.random(LINKS) ** 3).astype(int)
+links = sparse.csr_array((np.ones(LINKS), (end, begin)), (PAGES, PAGES))
+links = links @ sparse.diags_array(1 / np.maximum(links.sum(axis=0), 1))
+
+# %% [markdown]
+# `code="rotation"` asks for parity blocks. Without it, polarmap would run late tasks of a matrix as sparse
+# as this one a second time: [more](../docs/data.md#sparse-matrices).
+
+# %%
+ranks, changes = np.full(PAGES, 1 / PAGES), []
+late = FaultyExecutor(None, {2: Fault("sleep", seconds=30), 9: Fault("sleep", seconds=30)})
+with CodedOperator(links, blocks=12, tasks=16, code="rotation", executor=late) as operator:
+    while not changes or changes[-1] > 1e-9:
+        before = ranks
+        ranks = FOLLOWED * (operator @ before)
+        ranks += (1 - ranks.sum()) / PAGES  # who meets a dead end, or is tired of links, starts anywhere
+        changes.append(np.abs(ranks - before).sum())
+    report = operator.report
+print(f"{len(changes)} steps; pages of the highest ranks: {ranks.argsort()[:-6:-1].tolist()}")
+print(report)
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.2), layout="constrained")
+left.semilogy(changes, ".-")
+left.set(xlabel="step", ylabel="change of the ranks")
+right.loglog(np.sort(ranks)[::-1])
+right.set(xlabel="page, by its rank", ylabel="rank")
+plt.show()

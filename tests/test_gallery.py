@@ -1,0 +1,82 @@
+"""The gallery: what examples are on it, and how a script becomes a notebook and a page."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """# %% [markdown]
+# # A line
+#
+# Drawn by [matplotlib](../docs/notebooks.md).
+
+# %%
+import matplotlib.pyplot as plt
+
+print("one")
+plt.plot([1, 2])
+print("two")
+plt.show()
+
+# %% [markdown]
+# The end.
+"""
+
+
+@pytest.fixture(scope="module")
+def gallery() -> ModuleType:
+    """The hook of mkdocs that makes it."""
+    spec = spec_from_file_location("gallery", ROOT / "docs" / "gallery.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def titles(gallery: ModuleType) -> dict[str, str]:
+    """Of the examples that are notebooks, by name."""
+    return {path.stem: gallery.notebook_of(text).cells[0].source for path, text in gallery.scripts().items()}
+
+
+def test_a_script_becomes_a_page_with_what_its_cells_show(gallery: ModuleType) -> None:
+    notebook = gallery.notebook_of(SCRIPT)
+    asyncio.run(gallery.execute([notebook]))
+    nbformat.validate(notebook)
+    page, pictures = gallery.page_of("line", notebook)
+    title, links, code, printed, picture, end = re.split(r"\n\n(?=\[As|```|!\[|The end)", page)
+    assert title == "# A line\n\nDrawn by [matplotlib](../docs/notebooks.md)."
+    assert "(line.ipynb)" in links and "`examples/line.py`" in links
+    assert code.startswith("```python\nimport matplotlib") and code.endswith("plt.show()\n```")
+    assert (printed, end) == ("```text\none\ntwo\n```", "The end.\n")
+    assert picture.endswith("(line-1.png)")
+    assert pictures["line-1.png"].startswith(b"\x89PNG")
+
+
+def test_the_gallery_shows_every_example(titles: dict[str, str]) -> None:
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    cards = {
+        name: title for title, name in re.findall(r"^- \[(.+)\]\(\.\./examples/(\w+)\.py\)$", page, re.M)
+    }
+    assert len(cards) == 10
+    assert {name: f"# {title}" for name, title in cards.items()} == {
+        name: title.partition("\n")[0] for name, title in titles.items()
+    }
+    others = set(re.findall(r"`(\w+(?:\.py)?)`", page))
+    there = {path.name for path in (ROOT / "examples").iterdir() if path.name != "__pycache__"}
+    assert there == others | {f"{name}.py" for name in cards}
+
+
+def test_every_notebook_is_in_the_navigation(titles: dict[str, str]) -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    [pages] = [part["Gallery"] for part in site["nav"] if "Gallery" in part]
+    named = [page for entry in pages for page in entry.values()]
+    assert sorted(named) == sorted(["gallery.md", *(f"gallery/{name}.md" for name in titles)])
