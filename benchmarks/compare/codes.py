@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
-from time import process_time
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import one_thread_of_blas, processor_seconds
+from benchmarks import processor_seconds
 from benchmarks.rivals import (
     Array,
     Rival,
@@ -26,7 +25,6 @@ from benchmarks.rivals import (
 )
 from polarmap.codes import PolarCode
 from polarmap.codes.design import power_of_two_above
-from polarmap.codes.rotation_code import best_seed
 from polarmap.planning import ArrivalsNeeded
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated
@@ -59,12 +57,9 @@ class Measured(NamedTuple):
     beyond : mean arrivals needed beyond k, of the orders that decode at all.
     n : coded blocks; a local product code has its own number.
     encode, decode : operations for one number of every block; decoding at the last arrival needed.
-    first_seconds : of making the code and coding two columns with it, once in its life, beyond what
-        coding them again takes.
     encode_seconds, decode_seconds : for a byte of the data.
     plan_seconds : for a pattern of arrivals, whatever the size of the blocks.
     amplification : median and worst, log10; None where integers are exact.
-    error : the largest of a pattern of arrivals, of unit normal data.
 
     Seconds are processor time of all threads: on one core, a map would wait for them.
     """
@@ -74,13 +69,11 @@ class Measured(NamedTuple):
     needed: ArrivalsNeeded
     beyond: float
     encode: float
-    first_seconds: float
     encode_seconds: float
     decode: float
     plan_seconds: float
     decode_seconds: float
     amplification: tuple[float, float] | None
-    error: float
 
 
 def contestants(size: Size, tuning: int) -> Iterator[tuple[Callable[[], Rival], int, bool]]:
@@ -127,7 +120,6 @@ def measure(
     arrived = orders[first][: arrivals[first]]
     width = int(min(BLOCK_BYTES, megabytes * 1_000_000 / code.k)) // 16 * 2
     data = some_data(code, width, is_integer)
-    first_seconds = seconds_of_first_use(make, arrived, data[:, :2].copy())
     encode_seconds, coded = processor_seconds(lambda: code.encode(data), min)
     plan_seconds, plan = processor_seconds(lambda: code.plan(arrived), median)
     decode_seconds, found = processor_seconds(lambda: plan.recover(coded), min)
@@ -144,36 +136,17 @@ def measure(
         counted(arrivals, code.n),
         float((arrivals[decodes] - code.k).mean()),
         code.encode_operations,
-        first_seconds,
         encode_seconds / data.nbytes,
         plan.operations,
         plan_seconds,
         decode_seconds / data.nbytes,
         spread(factors) if factors else None,
-        error,
     )
 
 
 def some_data(code: Rival, width: int, is_integer: bool) -> Array:
     rng, shape = np.random.default_rng(0), (code.k, max(2, width))
     return rng.integers(0, fermat.P, shape) if is_integer else rng.standard_normal(shape)
-
-
-def seconds_of_first_use(make: Callable[[], Rival], arrived: Array, data: Array) -> float:
-    """Seconds in which a code is made and first codes `data`, less those in which it codes them again."""
-    return min(once_and_again(make, arrived, data) for _ in range(2))
-
-
-def once_and_again(make: Callable[[], Rival], arrived: Array, data: Array) -> float:
-    best_seed.cache_clear()  # all that one code leaves to the next
-    seconds = []
-    with one_thread_of_blas():
-        start = process_time()
-        code = make()
-        for _ in range(2):
-            code.plan(arrived).recover(code.encode(data))
-            seconds.append(process_time() - start)
-    return max(0.0, 2 * seconds[0] - seconds[1])
 
 
 def counted(arrivals: Array, n: int) -> ArrivalsNeeded:

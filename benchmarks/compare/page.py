@@ -134,10 +134,8 @@ def job_row(one: Completion, cost: float) -> list[str]:
 
 
 def code_table(size: Size, some: list[Measured], extra: list[list[str]]) -> str:
-    header = [
-        *["", "beyond k", "fails", "first use s", "encode ops", "encode s/GB"],
-        *["plan s", "decode ops", "decode s/GB", "amplification", "worst", "error"],
-    ]
+    header = ["", "beyond k", "fails", "encode ops", "encode s/GB", "decode ops", "decode s/GB"]
+    header += ["amplification", "worst"]
     rows = [*(code_row(code) for code in some), *extra]
     return f"## {size.k:,} blocks, {size.n:,} coded\n\n{table(header, rows)}"
 
@@ -149,25 +147,22 @@ def code_row(code: Measured) -> list[str]:
         bold(code.name),
         f"{code.beyond:.1f}",
         f"{failing:.2g}" if failing > 1e-9 else "0",
-        number(code.first_seconds),
         f"{code.encode / code.n:.1f}",
         number(1e9 * code.encode_seconds),
-        number(code.plan_seconds),
         f"{code.decode / code.n:.1f}",
         number(1e9 * code.decode_seconds),
         *factors,
-        f"{code.error:.0e}" if code.error else "0",
     ]
 
 
 def row_without_seconds(code: Measured) -> list[str]:
     """What does not depend on the machine."""
-    return ["" if column in (3, 5, 6, 8, 11) else one for column, one in enumerate(code_row(code))]
+    return ["" if column in (4, 6) else one for column, one in enumerate(code_row(code))]
 
 
 def row_of_amplification(name: str, factors: tuple[float, float]) -> list[str]:
     """Of a code any k blocks of which decode, of which nothing else is known."""
-    return [name, "0.0", "0", *[""] * 6, *map(power, factors), ""]
+    return [name, "0.0", "0", *[""] * 4, *map(power, factors)]
 
 
 def elastic_table(crowd: Iterable[elastic.Elastic]) -> str:
