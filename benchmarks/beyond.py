@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from polarmap.testing import ReplayExecutor
 
 from benchmarks import is_quick, show
 from polarmap import coded_map
 from polarmap.codes import LagrangeCode, Masked, MaskedCode
 from polarmap.codes.gradient_coding import GradientCode
+from polarmap.testing import ReplayExecutor
 
 # A third more workers than results are needed, and larger ones.
 POLYNOMIALS = [(2, 4), (2, 7), (2, 12), (2, 13), (2, 24), (2, 25), (2, 48), (3, 4), (3, 9), (3, 16), (4, 5)]

@@ -22,7 +22,6 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from polarmap.testing import ReplayExecutor
 from scipy.fft import dct
 from scipy.optimize import minimize
 from scipy.special import expit
@@ -31,6 +30,7 @@ from benchmarks import is_quick, pages, show
 from polarmap import coded_gradient
 from polarmap.maps.gradients import DEFAULT_STEP
 from polarmap.plot import canvas
+from polarmap.testing import ReplayExecutor
 
 N, K, D = 32, 24, 96
 UNTIL = 1600.0  # virtual seconds

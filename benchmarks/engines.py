@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
 from benchmarks.familiar_iterations import Array, Iteration
 from benchmarks.iterations import BLOCKS, QUICK, SLOW, WHOLE, WORKERS, Size, Step
 from polarmap import CodedOperator, Pool
+from polarmap.testing import Fault, FaultyExecutor
 
 SLEEP_SECONDS = 0.5
 CASES = ("nobody asleep", "two asleep", "one killed")

@@ -7,7 +7,6 @@ from contextlib import suppress
 from itertools import product
 
 import numpy as np
-from polarmap.testing import ReplayExecutor
 
 from benchmarks import is_quick, show
 from polarmap.codes import PolarCode
@@ -15,6 +14,7 @@ from polarmap.codes.estimation import estimator
 from polarmap.errors import NotDecodableError
 from polarmap.linalg import sketched_gram, sketched_lstsq
 from polarmap.linalg.sketch import SketchEstimate
+from polarmap.testing import ReplayExecutor
 
 N, K = 32, 24
 COUNTS = (3, 6, 14, 23)  # results that have arrived

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
-from polarmap.testing import Fault, FaultyExecutor
 
 from benchmarks import ROOT, in_turns, is_quick, number, pages, step_rivals
 from benchmarks.familiar_iterations import (
@@ -32,6 +31,7 @@ from benchmarks.familiar_iterations import (
 )
 from benchmarks.pages import part_of, table, tables_of, with_parts
 from polarmap import CodedOperator, Pool
+from polarmap.testing import Fault, FaultyExecutor
 
 PAGE = "comparison-iterations.md"
 COMMAND = "python -m benchmarks.iterations"

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 from benchmarks import is_quick, median_and_most, milliseconds, seconds_of_steps, show, step_rivals
 from benchmarks.bare_sockets import BareSockets
 from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Pool
+from polarmap.testing import Fault, FaultyExecutor
 
 Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
 Step = Callable[[], Any]

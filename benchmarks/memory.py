@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from benchmarks import is_quick, show
 from polarmap.codes import tiled
+from polarmap.testing import Fault, FaultyExecutor
 
 MIB, COLUMNS = 1 << 20, 2_000
 

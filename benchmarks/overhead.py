@@ -13,10 +13,10 @@ from typing import Any
 
 import lithops
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from benchmarks import Row, in_turns, milliseconds, seconds_of
+from polarmap.testing import Fault, FaultyExecutor
 
 K, N = 24, 32
 TASK_SECONDS = 0.2  # of computing

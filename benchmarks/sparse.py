@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import lsqr, svds
 
 import polarmap
@@ -24,6 +23,7 @@ from polarmap.codes import PolarCode
 from polarmap.codes.uncoded import BACKUPS, Uncoded
 from polarmap.linalg.products import product_map
 from polarmap.run.options import checked_options
+from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.block_products import product_with
 
 K, N = 24, 32

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 from scipy.sparse.linalg import aslinearoperator, svds
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.preprocessing import StandardScaler
@@ -48,6 +47,7 @@ from benchmarks.step_rivals import CORES
 from polarmap import CodedOperator, Pool
 from polarmap.convex import Lasso, LinearSVC, SparseLogisticRegression
 from polarmap.glm import LogisticRegression, Ridge
+from polarmap.testing import Fault, FaultyExecutor
 
 Action = Callable[[], Any]
 STEPS = 12  # of a turn

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
-from polarmap.types import Report
 
 import polarmap
 from benchmarks import is_quick, pages, step_rivals
@@ -30,6 +28,8 @@ from benchmarks.pages import table
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
 from polarmap import Pool
 from polarmap.executors.lithops_internals import end, localhost_functions
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import Report
 
 K, N = 24, 32
 ATTEMPTS = 4  # of a task, at most

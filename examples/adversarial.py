@@ -7,12 +7,12 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.optimize import Bounds, NonlinearConstraint, minimize
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 from polarmap import CodedGradient
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 X, y = load_digits(return_X_y=True)
 X /= 16

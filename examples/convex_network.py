@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import matplotlib.pyplot as plt
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 from polarmap.convexnn import ConvexMLPClassifier
+from polarmap.testing import Fault, FaultyExecutor
 
 stream = np.random.default_rng(0)  # points on two arms that wind about each other
 turn, arm = np.sqrt(stream.uniform(0.05, 1, 80)) * 1.5 * np.pi, np.arange(80) % 2

@@ -6,9 +6,9 @@ import time
 from concurrent.futures import as_completed
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
+from polarmap.testing import Fault, FaultyExecutor
 
 WEIGHTS = np.random.default_rng(0).standard_normal((300, 300)) / 300
 

@@ -5,9 +5,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
+from polarmap.testing import Fault, FaultyExecutor
 
 SLEEPERS = (3, 11)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
+from polarmap.testing import Fault, FaultyExecutor
 
 
 def moments(block: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,9 +8,9 @@ import sys
 import tempfile
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
+from polarmap.testing import Fault, FaultyExecutor
 
 ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from polarmap.codes import Masked
+from polarmap.testing import Fault, FaultyExecutor
 
 
 def main() -> None:

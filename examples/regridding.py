@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import xarray as xr
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
+from polarmap.testing import Fault, FaultyExecutor
 
 
 def overlaps(source, target):

@@ -9,9 +9,9 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
+from polarmap.testing import Fault, FaultyExecutor
 
 stream = np.random.default_rng(0)
 A = stream.standard_normal((60_000, 40)) * np.logspace(0, 3, 40)

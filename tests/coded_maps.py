@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from plain import assert_same, plain_map
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import coded_map
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 N, K = 12, 8
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))

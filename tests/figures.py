@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import Report
 
 from polarmap import coded_map
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import Report
 
 
 def rendered(figure: Figure, folder: Path) -> None:

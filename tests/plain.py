@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from dask_executors import dask_executor
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.codes import Decoder, PolarCode
 from polarmap.executors.base import Event, Outcome, Payload, Run
 from polarmap.executors.replay import ReplayRun
+from polarmap.testing import ReplayExecutor
 
 STATES = ("used", "surplus", "abandoned", "failed", "not started")
 ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.types import CodedResult
 
 import polarmap
 from polarmap.executors.worker_table import KeptWorker, Lease, WorkerTable
+from polarmap.types import CodedResult
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from sklearn.preprocessing import StandardScaler
+
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 class Straggling(ReplayExecutor):

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from programs import Interpreter
 from scipy.optimize import minimize
 
 from polarmap import CodedGradient
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")

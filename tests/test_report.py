@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import Report, TaskReport
 
 from polarmap import coded_map
 from polarmap.clouds.prices import Cost
 from polarmap.codes import PolarCode
 from polarmap.report import json_value
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import Report, TaskReport
 
 DATA = np.random.default_rng(0).standard_normal((40, 3))
 

@@ -14,11 +14,11 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap.codes import Masked
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.xr import apply
 
 LOST = ReplayExecutor({1: math.inf, 4: math.inf})

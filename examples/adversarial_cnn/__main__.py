@@ -9,10 +9,10 @@ from images import SHAPES, draw
 from least_change import least_change
 from margin import margin_of
 from network import forward
-from polarmap.testing import Fault, FaultyExecutor
 from training import accuracy, trained
 
 from polarmap import CodedGradient
+from polarmap.testing import Fault, FaultyExecutor
 
 
 def main(count: int = 4, path: str = "") -> None:

@@ -12,11 +12,11 @@ import pytest
 from array_data import damage, random_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage.folder import FolderStore
+from polarmap.testing import ReplayExecutor
 
 
 @given(

@@ -6,13 +6,13 @@ import threading
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.stores import PartStore
 from polarmap.errors import NotDecodableError
 from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
+from polarmap.testing import ReplayExecutor
 from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part
 

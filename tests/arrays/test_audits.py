@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from array_data import put_rows, random_array
 from counting_store import Least
-from polarmap.testing import ReplayExecutor
 
 import polarmap
+from polarmap.testing import ReplayExecutor
 
 
 @pytest.mark.parametrize("is_listed", [True, False])

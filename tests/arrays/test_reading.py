@@ -13,7 +13,6 @@ from array_data import MIB, damage, encode_with_warnings, objects, random_array,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import cut, process_pool
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.arrays import Stored
@@ -21,6 +20,7 @@ from polarmap.arrays.manifest import Manifest
 from polarmap.codes import PolarCode
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
+from polarmap.testing import ReplayExecutor
 from polarmap.worker.parts import DamagedError
 
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}

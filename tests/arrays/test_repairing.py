@@ -12,11 +12,11 @@ from array_data import DOCUMENTS, MIB, damage, losses, objects, random_array
 from counting_store import BrokenError, Counting, CountingReads, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap.arrays.manifest import manifest_key
 from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB

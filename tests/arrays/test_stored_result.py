@@ -8,11 +8,11 @@ from array_data import files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, cut
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap.arrays import Stored
 from polarmap.errors import CodeError, NotLinearError, StorageError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 @pytest.fixture

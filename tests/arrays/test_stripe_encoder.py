@@ -11,12 +11,12 @@ import pytest
 from array_data import MIB, encode_with_warnings, objects, put_rows, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap.arrays.stripe_encoder import encoder
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def saved(folder, A):

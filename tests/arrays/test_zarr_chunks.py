@@ -13,13 +13,13 @@ from array_data import DTYPES, MIB, damage, objects, put_rows, random_array, zar
 from counting_store import BrokenError, Counting, Least, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap.arrays import Stored, repairing
 from polarmap.arrays.stores import open_store
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 OPTIONS = {"blocks": 4, "tasks": 6, "name": "a"}
 

@@ -9,7 +9,6 @@ from threading import Event, Lock
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from benchmarks import ROOT, stragglers
@@ -17,6 +16,7 @@ from benchmarks.cubed_backups import map_with_backups
 from benchmarks.pages import with_parts
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, paid_by
 from benchmarks.stragglers import PLAIN
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def test_every_attempt_of_a_task_has_a_time_of_its_own(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import CodedOperator, coded_map
 from polarmap.blocks.array_like import read_data
 from polarmap.errors import CodeError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 LOST = FaultyExecutor(ReplayExecutor(), {1: Fault("raise", attempts=9)})
 MATRIX = np.arange(36.0).reshape(12, 3)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import CodedOperator, coded_map, coded_matmul, coded_sum, encode, hedged_map
 from polarmap.blocks.array_like import as_array_like
 from polarmap.errors import CodeError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 LOST = FaultyExecutor(ReplayExecutor(), {1: Fault("raise", attempts=9)})
 COLUMNS = {"a": np.arange(12.0), "b": np.arange(12, dtype="f4")[::-1], "c": np.arange(12, dtype="i4") ** 2}

@@ -14,11 +14,11 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, printed, without_padding
-from polarmap.testing import FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import coded_map
 from polarmap.errors import CodeError
+from polarmap.testing import FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 MATRIX = np.random.default_rng(0).standard_normal((26, 5))
 

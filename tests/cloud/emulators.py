@@ -23,13 +23,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from container_images import docker_that_copies, unpacked
-from polarmap.testing import Fault, FaultyExecutor
-from polarmap.types import Report
 from servers import BUCKET, KEY, SECRET, S3Server
 
 import polarmap
 from polarmap.cli import deploy
 from polarmap.cli.doctor import doctor
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))

@@ -19,12 +19,12 @@ import lithops
 import numpy as np
 import pytest
 from emulators import A, filled_in, product_despite, running, tool_venv
-from polarmap.testing import Fault
 from servers import free_ports
 
 import polarmap
 from polarmap.cli import deploy
 from polarmap.errors import ExecutorError
+from polarmap.testing import Fault
 
 MINISTACK = "ministack==1.5.33"
 BUCKET = "polarmap-test"

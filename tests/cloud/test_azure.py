@@ -29,10 +29,10 @@ from emulators import (
     running,
     system_tool,
 )
-from polarmap.testing import Fault
 from servers import S3Server, free_ports
 
 from polarmap.cli import deploy
+from polarmap.testing import Fault
 
 pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs Azure's client libraries")
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 from emulators import filled_in, product_despite, running, tool_venv
-from polarmap.testing import Fault
 from servers import free_ports
 
 from polarmap.cli import deploy
+from polarmap.testing import Fault
 
 pytest.importorskip("google.cloud.storage", reason="the cloud-test extra installs Google's client libraries")
 

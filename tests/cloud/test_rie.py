@@ -21,10 +21,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 from emulators import filled_in, listens, product_despite, running, tool_venv
-from polarmap.testing import Fault
 from servers import BUCKET, KEY, SECRET, S3Server, free_ports
 
 from polarmap.cli import deploy
+from polarmap.testing import Fault
 
 SAM = "aws-sam-cli==1.170.0"  # whose wheel holds aws-lambda-rie
 RUNTIME = "awslambdaric==4.2.2"

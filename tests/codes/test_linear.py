@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.codes.decoder import Decoder
 from polarmap.codes.linear import LinearCode, SystematicCode
 from polarmap.errors import CodeError
+from polarmap.testing import ReplayExecutor
 
 
 class Vandermonde(SystematicCode):

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import ends, first_ends, process_pool
-from polarmap.testing import Fault, ReplayExecutor
 from pool_processes import code_of_child
 
 from polarmap import Pool
@@ -37,6 +36,7 @@ from polarmap.executors.base import (
     failure_of,
 )
 from polarmap.executors.lithops_internals import named_for_lithops
+from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.encryption import Encryption, encrypted_reply
 from polarmap.worker.messages import Error, OutputSpec, Reply, describe, pickled, plain
 from polarmap.worker.parts import MESSAGE, DamagedError, Place, read_file

@@ -10,7 +10,6 @@ import dask.array
 import distributed
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import until
 
 import polarmap
@@ -18,6 +17,7 @@ from polarmap import CodedOperator, Pool, coded_map
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import DaskFutures, cut_on_cluster
+from polarmap.testing import Fault, FaultyExecutor
 
 A = np.random.default_rng(0).standard_normal((62, 5))
 X = np.arange(5.0)

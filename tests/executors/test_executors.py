@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors import executor_of, keep_open, storage_beside
 from polarmap.executors.base import MapExecutor, Payload
 from polarmap.executors.owned_folder import private_folder
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 class Pool:

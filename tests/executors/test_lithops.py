@@ -16,7 +16,6 @@ import pytest
 from memory_functions import HERE, Functions, Future
 from memory_storage import DictStorage
 from plain import ends, first_ends
-from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import python_in, until
 from servers import BUCKET, SECRET, S3Server
 
@@ -39,6 +38,7 @@ from polarmap.executors.lithops import (
 from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
+from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker import io_lithops
 from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.messages import OutputSpec

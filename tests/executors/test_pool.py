@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import first_ends
-from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import (
     PATIENCE,
     A,
@@ -42,6 +41,7 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import InFolders
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
+from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.surroundings import available_cores
 from polarmap.worker.threads import THREAD_LIMITS
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends, first_ends
-from polarmap.testing import Fault
 from worker_sites import ThreadSite, called, pool_of
 
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
+from polarmap.testing import Fault
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0

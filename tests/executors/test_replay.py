@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends
-from polarmap.testing import Fault, ReplayExecutor
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.replay import GIVEN_UP_SECONDS, ReplayRun
+from polarmap.testing import Fault, ReplayExecutor
 
 N = 4
 

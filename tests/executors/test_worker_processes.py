@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import first_ends
-from polarmap.testing import Fault
 from pool_processes import opened, taken, until
 
 from polarmap import Pool
@@ -24,6 +23,7 @@ from polarmap.executors import worker_processes
 from polarmap.executors.base import Payload
 from polarmap.executors.worker_processes import WorkerProcesses, ends_soon, is_waiting
 from polarmap.executors.worker_table import KeptWorker, Lease
+from polarmap.testing import Fault
 from polarmap.worker.stream import ready
 from polarmap.worker.surroundings import Surroundings
 from polarmap.worker.threads import THREAD_LIMITS

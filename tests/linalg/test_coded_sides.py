@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from linalg.test_operators import TALL, K, N, assert_close, operator
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.sparse.linalg import lsqr
 
 from polarmap import CodedOperator, encode
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import storage_beside
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def test_each_side_is_encoded_once() -> None:

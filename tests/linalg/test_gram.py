@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg.test_products import DEAD, assert_close, matrix
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import coded_gram
 from polarmap.errors import CodeError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 TALL = matrix((40, 17), "float64")
 WEIGHTS = np.random.default_rng(3).standard_normal(40)

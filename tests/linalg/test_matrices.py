@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 from linalg.test_operators import TALL, assert_close, lossy, operator, random_matrix
-from polarmap.testing import Fault
 
 from polarmap import CodedOperator
 from polarmap.errors import CodeError
 from polarmap.linalg.matrices import CheckedMatrix, TransposedMatrix, factor_dtype
+from polarmap.testing import Fault
 
 
 @pytest.mark.parametrize("of_x", ["int8", "uint8", "int64", "uint64", "bool"])

@@ -17,7 +17,6 @@ from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linalg.test_products import assert_close, matrix
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
@@ -27,6 +26,7 @@ from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.linalg import operators
 from polarmap.run import running_map
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 K, N = 6, 9
 LOST = {1: Fault("raise"), 4: Fault("raise", attempts=9), 7: Fault("raise")}

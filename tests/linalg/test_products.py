@@ -11,13 +11,13 @@ import scipy.sparse
 from coded_maps import losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import CodedOperator, coded_gram, coded_matmul, encode
 from polarmap.codes import PolarCode
 from polarmap.codes.product import ProductCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.lithops_internals import named_for_lithops
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))

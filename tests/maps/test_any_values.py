@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from own_class import Own
-from polarmap.testing import Fault, FaultyExecutor
-from polarmap.types import CodedResult
 
 from polarmap import hedged_map
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import CodedResult
 
 
 def everything() -> list[Any]:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import assert_same, plain_map
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 DATA = np.random.default_rng(0).standard_normal((60, 4))
 OPTIONS = {

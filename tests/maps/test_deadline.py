@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from coded_maps import FLOATS, losing
 from plain import arriving
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import coded_map
 from polarmap.arrays import Stored
@@ -19,6 +17,8 @@ from polarmap.codes import LagrangeCode, Masked, PolarCode
 from polarmap.codes.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.run.local_run import LocalRun
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 EPS = float(np.finfo(float).eps)
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from array_data import MIB, damage, losses, objects, random_array, write_manifest
 from plain import process_pool
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.arrays import RawObjects, Stored
@@ -22,6 +21,7 @@ from polarmap.arrays.manifest import manifest_key
 from polarmap.convex import LinearSVC
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
 from polarmap.glm import LogisticRegression
+from polarmap.testing import ReplayExecutor
 
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from array_data import random_array
 from plain import process_pool
-from polarmap.testing import Fault, FaultyExecutor
 from scipy import sparse
 
 import polarmap
@@ -18,6 +17,7 @@ from polarmap import Pool
 from polarmap.arrays.stores import open_store
 from polarmap.codes import Masked
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+from polarmap.testing import Fault, FaultyExecutor
 
 KEY = bytes(range(32))
 NAME = "POLARMAP_TEST_KEY"

@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import process_pool
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from pool_processes import descendants, runs, starts_threads_at_exit, until
 
 import polarmap
 from polarmap import Executor, Pool
 from polarmap.errors import CodeError, ExecutorError, WorkerLostError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 PATIENCE = 60.0
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.optimize import minimize, rosen, rosen_der
 
 from polarmap import CodedGradient, coded_gradient
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.gradients import DEFAULT_STEP
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 

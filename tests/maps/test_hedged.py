@@ -14,8 +14,6 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import printed
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
@@ -23,6 +21,8 @@ from polarmap.executors.base import Payload
 from polarmap.executors.replay import ReplayRun
 from polarmap.planning import Failing, Pareto, completion_time, simulate_backups
 from polarmap.run.lateness import backup_lateness
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 DATA = np.random.default_rng(0).standard_normal((50, 3))
 

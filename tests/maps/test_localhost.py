@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from polarmap.testing import Fault, FaultyExecutor
 from pool_processes import python_in, until
 
 import polarmap
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import named_for_lithops
+from polarmap.testing import Fault, FaultyExecutor
 
 A = np.random.default_rng(0).standard_normal((480, 16))
 x = np.linspace(-1, 1, 16)

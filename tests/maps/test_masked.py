@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map, without_padding
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import CodedOperator, coded_map, coded_matmul
 from polarmap.codes import Masked, MaskedCode, MaskedIntegerCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 DATA = np.random.default_rng(0).standard_normal((30, 4))
 

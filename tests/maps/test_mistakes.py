@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import zarr
 from plain import frames_of_ours
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap import CodedGradient, CodedOperator, planning
@@ -24,6 +23,7 @@ from polarmap.cli import templates
 from polarmap.clouds.limits import BACKENDS
 from polarmap.codes import Decoder, LagrangeCode, MaskedCode, MaskedIntegerCode, PolarCode
 from polarmap.errors import CodeError, ExecutorError, PolarmapError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 WRONG: dict[str, Callable[[], Any]] = {
     "None": lambda: None,

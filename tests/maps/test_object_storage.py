@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from polarmap.arrays import Stored
 from polarmap.arrays.stores import open_store
+from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.retries import retry_call
 
 

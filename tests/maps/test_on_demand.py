@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import assert_same, cut, plain_map, states, without_padding
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
@@ -20,6 +18,8 @@ from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, simulate_on_demand
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.run import local_run
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 N, K = 32, 24
 DATA = np.random.default_rng(0).standard_normal((2 * K, 5))

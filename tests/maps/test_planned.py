@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from plain import assert_same, cut, states
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap import coded_map, plan
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential, stragglers
+from polarmap.testing import ReplayExecutor
 
 DATA = np.random.default_rng(0).standard_normal((24, 5))
 DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import coded_map
 from polarmap.codes import LagrangeCode
 from polarmap.codes.lagrange import largest_reliable_k
 from polarmap.errors import CodeError, NotLinearError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from tests.plain import arriving, assert_same, plain_map
 
 

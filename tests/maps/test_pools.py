@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import threadpoolctl
 from plain import assert_same, plain_map, process_pool
-from polarmap.testing import Fault, FaultyExecutor
-from polarmap.types import CodedResult
 
 from polarmap import CodedOperator, coded_map, encode
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+from polarmap.testing import Fault, FaultyExecutor
+from polarmap.types import CodedResult
 from polarmap.worker import io_pools
 from polarmap.worker.surroundings import available_cores
 

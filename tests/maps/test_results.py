@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from coded_maps import losing
 from plain import assert_same, executor_of_kind, plain_map
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map, hedged_map
 from polarmap.errors import CodeError, NotDecodableError
+from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 

@@ -11,7 +11,6 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy.sparse.linalg import lsqr, svds
 
 from polarmap import CodedOperator, Pool, coded_gradient, coded_gram, coded_map, coded_sum, encode, hedged_map
@@ -19,6 +18,7 @@ from polarmap.arrays import Stored
 from polarmap.blocks import sparse
 from polarmap.codes import Masked, PolarCode
 from polarmap.errors import CodeError, NotLinearError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 A = scipy.sparse.random_array((50, 13), density=0.2, format="csr", rng=0)
 X, Y = np.random.default_rng(1).standard_normal(13), np.random.default_rng(2).standard_normal(50)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import coded_sum
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from tests.plain import arriving
 
 

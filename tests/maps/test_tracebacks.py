@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import executor_of_kind, frames_of_ours
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap import CodedOperator
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 PATIENCE = 100.0
 ROWS = np.arange(24.0).reshape(8, 3)

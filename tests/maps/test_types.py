@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map, coded_sum, encode, hedged_map
 from polarmap.arrays import Stored
 from polarmap.blocks.array_like import read_leaf
 from polarmap.errors import CodeError
+from polarmap.testing import ReplayExecutor
 from polarmap.worker.pytree import flatten, pack, unflatten, unpacked
 
 pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from joblib import parallel_backend
 from plain_networks import PlainClassifier, PlainRegressor
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy import sparse
 from sklearn import datasets, linear_model
 from sklearn.base import clone
@@ -29,6 +28,7 @@ from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquare
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 from polarmap.errors import ModelError, NotDecodableError
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 X6, Y6 = np.arange(18.0).reshape(6, 3) ** 1.5, np.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
 X40, Y40 = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) % 2

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conic_networks import conic_network_objective, trained_network_objective
 from plain_networks import PlainClassifier, PlainRegressor
-from polarmap.testing import ReplayExecutor
 from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from straggling_models import options
@@ -16,6 +15,7 @@ from straggling_models import options
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 from polarmap.errors import ModelError
 from polarmap.models.convex_network import extracted_units
+from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 X = STREAM.standard_normal((24, 3)) * [1.0, 3.0, 0.2] + [0.0, 1.0, 0.0]

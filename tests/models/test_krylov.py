@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 from progress_lines import parsed_lines
 from scipy.sparse.linalg import aslinearoperator, lsmr, lsqr
 
@@ -13,6 +12,7 @@ from polarmap.errors import ModelError
 from polarmap.glm import LeastSquares, Ridge
 from polarmap.models.fit_progress import FitProgress
 from polarmap.models.krylov import GolubKahan
+from polarmap.testing import ReplayExecutor
 
 SOLVERS = {
     "lsqr": lambda A, b, steps: lsqr(A, b, iter_lim=steps, atol=0, btol=0),

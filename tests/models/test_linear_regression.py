@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from sklearn import datasets, linear_model
 from straggling_models import Straggling, assert_same_model, options, standardized
 
 from polarmap.glm import LeastSquares, Ridge
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 @pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])

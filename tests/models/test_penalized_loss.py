@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -18,6 +17,7 @@ from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
 from polarmap.models.penalized_loss import PenalizedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.proximal_gradient import Problem
+from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = load_breast_cancer(return_X_y=True)
 CANCER = (CANCER - CANCER.mean(axis=0)) / CANCER.std(axis=0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 from sklearn import datasets, linear_model
 from straggling_models import assert_same_model, options, standardized
 
 from polarmap.glm import PoissonRegression
+from polarmap.testing import ReplayExecutor
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "trust-ncg", "trust-krylov"])

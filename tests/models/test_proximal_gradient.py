@@ -10,7 +10,6 @@ import pytest
 from conic_solver import conic_minimum
 from hypothesis import given, settings
 from l1_problems import L1Problem, l1_problems
-from polarmap.testing import ReplayExecutor
 from scipy.optimize import lsq_linear, nnls
 from scipy.sparse.linalg import aslinearoperator
 from straggling_models import options
@@ -27,6 +26,7 @@ from polarmap.convex import (
     simplex,
 )
 from polarmap.errors import ModelError
+from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((30, 12)) * np.linspace(0.5, 2, 12)

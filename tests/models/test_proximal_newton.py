@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from l1_problems import L1Problem, l1_problems
 from plain_networks import PlainOperator
-from polarmap.testing import ReplayExecutor
 from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
@@ -34,6 +33,7 @@ from polarmap.glm import LogisticRegression, Ridge
 from polarmap.models import proximal_newton as module
 from polarmap.models import svm
 from polarmap.models.proximal_newton import QuadraticModel, proximal_newton
+from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((40, 6))

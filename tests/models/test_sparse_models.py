@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from polarmap.testing import ReplayExecutor
 from scipy.optimize import nnls
 from sklearn import datasets, linear_model
 from straggling_models import Straggling, options, standardized
 
 from polarmap.convex import ElasticNet, Lasso, NonNegativeLeastSquares, SparseLogisticRegression
+from polarmap.testing import ReplayExecutor
 
 X, Y = datasets.load_diabetes(return_X_y=True)
 WEIGHTS = np.random.default_rng(0).integers(0, 4, len(X)).astype(float)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conic_solver import conic_minimum
-from polarmap.testing import ReplayExecutor
 from sklearn import svm
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.exceptions import ConvergenceWarning
@@ -15,6 +14,7 @@ from straggling_models import options, standardized
 
 from benchmarks.in_numpy import in_numpy
 from polarmap.convex import LinearSVC
+from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = standardized(load_breast_cancer)
 CANCER, LABELS = CANCER[::6, ::5], LABELS[::6]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from scipy import stats
 
 import polarmap
@@ -23,6 +22,7 @@ from polarmap.planning import (
     measure,
 )
 from polarmap.planning.measurement import nearest_law
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def test_it_tells_when_each_task_was_back() -> None:

@@ -6,7 +6,6 @@ import itertools
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap import coded_map
@@ -23,6 +22,7 @@ from polarmap.planning import (
 )
 from polarmap.planning.distributions import Distribution
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, simulate_unequal
+from polarmap.testing import ReplayExecutor
 
 FAST = ShiftedExponential(1.0, 0.5)
 SLOW = Scaled(FAST, 2.0)

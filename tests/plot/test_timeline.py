@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from figures import KILLED, rendered, report_of
 from matplotlib.figure import Figure
-from polarmap.testing import Fault, ReplayExecutor
-from polarmap.types import Report, TaskReport
 
 from polarmap import coded_map, hedged_map, submit
 from polarmap.plot import canvas
 from polarmap.plot.timeline import ROW, TALLEST, WIDTH, draw_timeline, timeline_html
+from polarmap.testing import Fault, ReplayExecutor
+from polarmap.types import Report, TaskReport
 
 
 def invented(states: list[str], k: int, seconds: float = 2.0) -> Report:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from coded_maps import DATA, FLOATS, LOST_DATA, K, N, assert_right, coded, faulty, losing, product
 from plain import arrivals, arriving, assert_same, plain_map
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.run import local_run
 from polarmap.run.trusted import LINEAR, Trust
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 @pytest.mark.parametrize(("usual", "bound"), [(0.01, 0.2), (1.0, 1.0), (3.0, 3.0), (50.0, 10.0)])

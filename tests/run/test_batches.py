@@ -8,13 +8,13 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
-from polarmap.testing import Fault, ReplayExecutor
 
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload
 from polarmap.executors.replay import ReplayRun
 from polarmap.run.batches import BATCH_SECONDS, LATE_SECONDS, MOST_BATCHES, BatchedRun, InBatches
+from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.block_functions import any_call
 from polarmap.worker.pytree import Array, from_block, to_block
 

@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from polarmap.testing import Fault, ReplayExecutor
 from pool_processes import until
 
 from polarmap.errors import WorkerLostError
@@ -21,6 +20,7 @@ from polarmap.executors.replay import ReplayRun
 from polarmap.run.calls import MOST_KINDS, Call, Calls, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import Stopwatch, schedule
+from polarmap.testing import Fault, ReplayExecutor
 from polarmap.worker.block_functions import run_call
 from polarmap.worker.pytree import layout_bytes, to_block
 

@@ -8,7 +8,6 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
-from polarmap.testing import ReplayExecutor
 
 from polarmap.codes import PolarCode
 from polarmap.executors.base import Outcome
@@ -18,6 +17,7 @@ from polarmap.run.loop import Stopwatch
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.tasks import TaskTable
+from polarmap.testing import ReplayExecutor
 
 SECONDS = 30.0
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from coded_maps import DATA, FLOATS, K, N, assert_right, coded, failing_on, faulty, losing, product
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.replay import ReplayRun
 from polarmap.run import codeword
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 # --- when it is over ---------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from polarmap.testing import ReplayExecutor
 from run.test_policies import lost, returned
 
 from polarmap import hedged_map
@@ -15,6 +14,7 @@ from polarmap.run.first_results import FirstResults
 from polarmap.run.loop import Stopwatch
 from polarmap.run.running_map import Observer
 from polarmap.run.tasks import TaskTable
+from polarmap.testing import ReplayExecutor
 
 
 def wanting(n: int) -> tuple[FirstResults, list[Outcome]]:

@@ -18,7 +18,6 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 import polarmap
 from polarmap import coded_map, hedged_map, submit
@@ -27,6 +26,7 @@ from polarmap.errors import CodedTimeoutError
 from polarmap.run import observers
 from polarmap.run.observers import ProgressBar
 from polarmap.run.running_map import RunningMap, counting
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 DATA = np.random.default_rng(0).standard_normal((24, 3))
 

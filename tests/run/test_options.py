@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap import coded_map, convex, glm
@@ -19,6 +18,7 @@ from polarmap.codes import Masked, PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
 from polarmap.run.options import checked_options, planned
+from polarmap.testing import ReplayExecutor
 
 VERBS: list[Callable[..., Any]] = [
     *[polarmap.coded_map, polarmap.coded_sum, polarmap.coded_gradient, polarmap.hedged_map],

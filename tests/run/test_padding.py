@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 from coded_maps import losing
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map
+from polarmap.testing import ReplayExecutor
 
 ROWS = 59  # do not divide into 15 blocks
 STREAM = np.random.default_rng(0)

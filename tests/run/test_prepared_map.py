@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.blocks.code_choice import CodeOptions
@@ -19,6 +18,7 @@ from polarmap.run.observers import ProgressBar
 from polarmap.run.options import MapOptions
 from polarmap.run.prepared_map import PreparedMap, observers_of, prepared_blocks, verb
 from polarmap.run.running_map import Observer
+from polarmap.testing import ReplayExecutor
 
 VERBS = [
     polarmap.coded_map,

@@ -25,13 +25,13 @@ from coded_maps import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
-from polarmap.testing import ReplayExecutor
 
 from polarmap import CodedOperator, coded_map, coded_matmul
 from polarmap.codes import Decoder, PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import TRUSTED
+from polarmap.testing import ReplayExecutor
 
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "twice": lambda block: block + block,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import states
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.run import running_map
+from polarmap.testing import ReplayExecutor
 
 
 class Held:

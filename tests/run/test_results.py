@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import assert_same, plain_map
-from polarmap.testing import ReplayExecutor
-from polarmap.types import CodedResult
 
 import polarmap
 from polarmap import coded_map
+from polarmap.testing import ReplayExecutor
+from polarmap.types import CodedResult
 
 DATA = np.random.default_rng(0).standard_normal((60, 4))
 

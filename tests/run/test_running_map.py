@@ -13,8 +13,6 @@ from coded_maps import DATA, LOST_DATA, WHOLE, K, N, assert_right, coded, failin
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, states
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import Report
 
 import polarmap
 from polarmap.blocks.uneven import PartBlocks
@@ -28,6 +26,8 @@ from polarmap.run.prepared_map import observers_of
 from polarmap.run.running_map import Observer, RunningMap, counting
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import TRUSTED
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import Report
 
 THREE = np.random.default_rng(0).standard_normal((24, 3))
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map
 from polarmap.errors import NotLinearError
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust, fingerprint
+from polarmap.testing import ReplayExecutor
 
 DATA = np.random.default_rng(0).standard_normal((12, 5))
 

@@ -15,8 +15,6 @@ from coded_maps import DATA, FLOATS, WHOLE, K, N, coded, faulty, losing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
-from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.types import CodedResult
 
 from polarmap import coded_map
 from polarmap.codes import Masked, PolarCode
@@ -24,6 +22,8 @@ from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust
 from polarmap.run.verify import Verifier
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.types import CodedResult
 
 # --- garbage -----------------------------------------------------------------------------------
 

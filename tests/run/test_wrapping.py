@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from coded_maps import losing
 from plain import assert_same, plain_map
-from polarmap.testing import ReplayExecutor
 
 from polarmap import coded_map
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.testing import ReplayExecutor
 
 LARGE = np.random.default_rng(0).integers(-(2**62), 2**62, (6, 3))
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from polarmap.testing import ReplayExecutor
 
 import polarmap
 from polarmap.arrays import CodedArray, RawObjects
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, PolarmapError
 from polarmap.storage.folder import FolderStore
+from polarmap.testing import ReplayExecutor
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Faults, Pools

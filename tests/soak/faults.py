@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from plain import AlteringReplay
-from polarmap.testing import Fault, FaultyExecutor
 
 from polarmap import Pool
 from polarmap.executors.base import Outcome
+from polarmap.testing import Fault, FaultyExecutor
 from soak.draws import Draw
 
 SHARES = {"replay": 900, "threads": 40, "pool": 50, "processes": 8, "localhost": 2}

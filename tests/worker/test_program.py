@@ -19,12 +19,12 @@ import cloudpickle
 import numpy as np
 import pytest
 from memory_storage import DictStorage
-from polarmap.testing import Fault, FaultyExecutor
 
 import polarmap
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
+from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import OutputSpec, Ticket
