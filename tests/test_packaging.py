@@ -6,6 +6,7 @@ packages of this one, but not this checkout.
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns(
@@ -174,3 +176,15 @@ def test_an_editable_install_finds_its_configurations(
     assert environment.where().is_relative_to(source)
     shown = environment.polarmap("config", "show", "localhost")
     assert Path(shown["config"]) == source / "config" / "localhost.yaml"
+
+
+def test_the_recipe_of_conda_needs_what_the_package_needs() -> None:
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text())
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    needed = {one for one in settings["options"]["install_requires"].lower().split("\n") if one}
+    told = {one.replace(" ", "") for one in recipe["requirements"]["run"]}
+    assert told == {*needed, "python" + settings["options"]["python_requires"]}
+    assert recipe["context"]["version"] == settings["metadata"]["version"]
+    [command] = [one for one in settings["options.entry_points"]["console_scripts"].split("\n") if one]
+    assert recipe["build"]["python"]["entry_points"] == [command]
