@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 import yaml
 
+import polarmap
+
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", "site"
@@ -188,3 +190,10 @@ def test_the_recipe_of_conda_needs_what_the_package_needs() -> None:
     assert recipe["context"]["version"] == settings["metadata"]["version"]
     [command] = [one for one in settings["options.entry_points"]["console_scripts"].split("\n") if one]
     assert recipe["build"]["python"]["entry_points"] == [command]
+
+
+def test_one_version_everywhere() -> None:
+    version = polarmap.__version__
+    assert f"version = {version}\n" in (ROOT / "setup.cfg").read_text()
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
