@@ -27,12 +27,10 @@ from polarmap.codes.dtypes import (
     working_dtype,
 )
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.recovery import is_formed
 from polarmap.codes.row_operations import RowProgram, Step
 from polarmap.codes.sequential import Progress
 from polarmap.errors import CodeError
 
-ROWS = 64  # of P that are formed at once
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
 # (benchmarks/coding.py).
 DENSE_EXACT_UP_TO = 16
@@ -108,29 +106,12 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def norm_inf(self) -> int:
-        """The largest sum of absolute coefficients of a parity block, of those rows of P that may have it."""
-        if is_formed(self.n, self.k):
-            return super().norm_inf
-        bounds, largest = self._norm_bounds(), 0
-        order = np.argsort(-bounds)
-        for start in range(0, len(order), ROWS):
-            rows = order[start : start + ROWS]
-            if bounds[rows[0]] <= largest:
-                break
-            units = np.zeros((len(rows), self.n - self.k))
-            units[np.arange(len(rows)), rows] = 1
-            largest = max(largest, int(np.abs(self.transposed(units)).sum(axis=1).max()))
-        return largest
-
-    def _norm_bounds(self) -> Indices:
-        """No less than the sum of absolute coefficients of each parity block: that of all additions to it."""
-        leaves = np.zeros((self.length, 1), np.int64)
-        leaves[self.order[: self.k]] = 1
-        side_by_side = leaves.reshape(self.butterflies)
-        kernels.arikan(side_by_side)
-        side_by_side[self.frozen_mask] = 0
-        kernels.arikan(side_by_side)
-        return np.asarray(leaves[self.order[self.k :], 0])
+        """The largest sum of absolute coefficients of a parity block."""
+        is_data = np.zeros(self.length)
+        is_data[self.order[: self.k]] = 1
+        columns = is_data.reshape(self.butterflies)
+        sums = kernels.arikan_sums(np.where(self.frozen_mask, 0.0, 1.0), columns)
+        return int(sums.reshape(-1)[self.order[self.k :]].max())
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""

@@ -13,6 +13,8 @@ import numpy as np
 from polarmap.codes.design import Rotations
 from polarmap.codes.dtypes import Array, Floats
 
+FORMED_UP_TO = 64  # rows of a butterfly whose matrix is formed
+
 
 def arikan(x: Array, *, inverse: bool = False, transposed: bool = False) -> Array:
     """x <- T x in place, T the butterfly of [[1, 1], [0, 1]]; exact (and wrapping) for integers.
@@ -29,6 +31,33 @@ def arikan(x: Array, *, inverse: bool = False, transposed: bool = False) -> Arra
         added(pairs[:, to], pairs[:, 1 - to], out=pairs[:, to])
         half *= 2
     return x
+
+
+def arikan_sums(inputs: Floats, columns: Floats) -> Floats:
+    """Sums of absolute coefficients of T diag(inputs) inverse(T), row by row, of some columns.
+
+    By halves it is [[M(d0), M(d1 - d0)], [0, M(d1)]], diagonal where d is all the same; of polarized inputs
+    most halves are like others.
+
+    >>> arikan_sums(np.array([[0.0], [1], [1], [2]]), np.ones((4, 1))).ravel().tolist()
+    [2.0, 2.0, 2.0, 2.0]
+    """
+    size = min(len(inputs), FORMED_UP_TO)
+    forth, back = arikan(np.eye(size)), arikan(np.eye(size), inverse=True)
+    found: dict[bytes, Floats] = {}
+
+    def sums(given: Floats, among: Floats) -> Floats:
+        if (given == given[0]).all():
+            return np.abs(given) * among
+        key = given.tobytes() + among.tobytes()
+        if key not in found and len(given) == size:
+            found[key] = np.abs((forth * given) @ back) @ among
+        elif key not in found:
+            (minus, plus), (left, right) = np.split(given, 2), np.split(among, 2)
+            found[key] = np.concatenate([sums(minus, left) + sums(plus - minus, right), sums(plus, right)])
+        return found[key]
+
+    return np.stack([sums(*pair) for pair in zip(inputs.T, columns.T, strict=True)], axis=1)
 
 
 def butterfly(x: Array, matrices: Sequence[Floats]) -> Array:
