@@ -17,7 +17,7 @@ from polarmap.codes import kernels
 from polarmap.codes.algebra import INTEGER_CHECKS, Composition, Matrices, Results
 from polarmap.codes.design import UniformStream
 from polarmap.codes.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact
-from polarmap.codes.modular import independent_rows, inverse, null_space
+from polarmap.codes.modular import independent_rows, inverse, null_space, pack, reduced
 from polarmap.codes.recovery import ButterflyRecovery
 from polarmap.codes.row_operations import RowProgram, Step, replay, replay_transposed
 from polarmap.codes.sequential import Schedule
@@ -190,6 +190,7 @@ class RankProgress:
 
     def __init__(self, n: int, k: int, recovery: Callable[[Mask], InactivationRecovery]) -> None:
         self._arrived, self._left, self._recovery = np.zeros(n, bool), k, recovery
+        self._basis: dict[int, int] = {}  # of the columns of what was undetermined then
         self._undetermined: Mask
 
     def arrive(self, index: int) -> bool:
@@ -200,10 +201,9 @@ class RankProgress:
             return False
         if self._left == 0:
             self._undetermined = self._recovery(self._arrived).undetermined()
-        elif (odd := np.flatnonzero(self._undetermined[:, index])).size:
-            self._undetermined[odd[1:]] ^= self._undetermined[odd[0]]
-            self._undetermined = np.delete(self._undetermined, odd[0], axis=0)
-        return not len(self._undetermined)
+        elif left := reduced(pack(self._undetermined[:, [index]].T)[0], self._basis):
+            self._basis[left.bit_length()] = left
+        return len(self._basis) == len(self._undetermined)
 
 
 class SequentialRecovery(InactivationRecovery):

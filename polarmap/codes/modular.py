@@ -161,19 +161,26 @@ def independent_rows(matrix: Array) -> list[int]:
     >>> independent_rows(np.array([[1, 0], [1, 2], [0, 3]]))
     [0, 2]
     """
-    basis: dict[int, int] = {}  # leading bit -> row
+    basis: dict[int, int] = {}
     chosen = []
-    for index, row in enumerate(_pack(matrix)):
-        while row:
-            lead = row.bit_length()
-            if lead not in basis:
-                basis[lead] = row
-                chosen.append(index)
-                break
-            row ^= basis[lead]
+    for index, row in enumerate(pack(matrix)):
         if len(chosen) == matrix.shape[1]:
             break
+        if left := reduced(row, basis):
+            basis[left.bit_length()] = left
+            chosen.append(index)
     return chosen
+
+
+def reduced(row: int, basis: dict[int, int]) -> int:
+    """What of a packed row is no sum of those of a basis, each under its leading bit; 0 if it is one.
+
+    >>> reduced(0b101, {3: 0b110, 2: 0b11}), reduced(0b101, {3: 0b110})
+    (0, 3)
+    """
+    while (lead := row.bit_length()) in basis:
+        row ^= basis[lead]
+    return row
 
 
 def null_space(matrix: Array) -> Mask:
@@ -183,16 +190,14 @@ def null_space(matrix: Array) -> Mask:
     [[1, 1, 0]]
     """
     width = matrix.shape[1]
-    basis: dict[int, int] = {}  # leading bit -> a column above the sum of columns that it is
+    basis: dict[int, int] = {}  # columns above the sums of columns that they are
     found = []
-    for index, column in enumerate(_pack(matrix.T)):
-        column = column << width | 1 << index
-        while (lead := column.bit_length()) > width and lead in basis:
-            column ^= basis[lead]
-        if lead > width:
-            basis[lead] = column
+    for index, column in enumerate(pack(matrix.T)):
+        left = reduced(column << width | 1 << index, basis)
+        if left >> width:
+            basis[left.bit_length()] = left
         else:
-            found.append(column)
+            found.append(left)
     return _unpack(found, width).astype(bool)
 
 
@@ -272,7 +277,7 @@ def _limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.floa
     return limbs
 
 
-def _pack(matrix: Array) -> list[int]:
+def pack(matrix: Array) -> list[int]:
     """Each row modulo 2 as a Python integer, column 0 in the lowest bit."""
     bits = np.packbits((matrix & 1).astype(np.uint8), axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in bits]
