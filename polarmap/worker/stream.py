@@ -24,7 +24,7 @@ PREFIX_BYTES = struct.calcsize(PREFIX)
 HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a message
 DATA_BYTES = 1 << 40  # the same of data
 TAG_BYTES = 32
-INLINE_BYTES = 1 << 16  # of data: larger ones are a file or an object of their own, where there are some
+INLINE_BYTES = 1 << 17  # of data: larger ones are a file or an object of their own, where there are some
 # Read at a time; at first as much as most messages are, for which there is room where f has limited memory.
 FIRST_BYTES, READ_BYTES = 1 << 14, 1 << 18
 SLOWEST = 1e5  # bytes per second of a network
