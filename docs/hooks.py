@@ -9,6 +9,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 NOTEST = re.compile(r'^( *```python) notest="([^"]+)"$', re.MULTILINE)
 PROJECT = {
+    "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }  # pages of the site, and files
@@ -42,6 +43,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
             return f"`{place}`" if text.strip("`") in str(place) else f"{text} (`{place}`)"
         return f"[{text}]({'../' * (len(uri.parts) - 1)}{inside}{anchor or ''})"
 
+    markdown = markdown.replace("](docs/figures/", "](figures/")
     return LINK.sub(on_site, NOTEST.sub(_title, markdown))
 
 

@@ -308,7 +308,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
     there += [f"backends/{page.parent.name}.md" for page in ROOT.glob("backends/*/README.md")]
-    there += ["changelog.md", "contributing.md"]
+    there += ["index.md", "changelog.md", "contributing.md"]
     named = [page for page in nav_pages(site["nav"]) if not page.startswith("gallery/")]
     assert sorted(named) == sorted(there)
     titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
