@@ -162,7 +162,7 @@ def independent_rows(matrix: Array) -> list[int]:
     [0, 2]
     """
     basis: dict[int, int] = {}
-    chosen = []
+    chosen: list[int] = []
     for index, row in enumerate(pack(matrix)):
         if len(chosen) == matrix.shape[1]:
             break

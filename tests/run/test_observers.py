@@ -166,7 +166,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
     assert dict(span.attributes) == {
         "polarmap.n": 8,
         "polarmap.k": 6,
-        "polarmap.codes": "rotation code",
+        "polarmap.code": "rotation code",
         "polarmap.executor": "replay",
         "polarmap.tasks": 8,
         "polarmap.late": 1,

@@ -84,7 +84,7 @@ def test_a_plan_says_when_tasks_start_and_which() -> None:
     assert (settings.schedule, settings.parity_for) == (made.schedule, "the plan")
     assert (settings.upfront, settings.runtimes) == (made.upfront, made.runtimes)
     options = planned(CodeOptions(degree=1), made)
-    assert (options.blocks, options.workers) == (8, made.n)
+    assert (options.blocks, options.tasks) == (8, made.n)
     assert isinstance(options.code, PolarCode)
     assert options.code.kernel == "arikan"
     assert repr(planned(CodeOptions(8, made.n, "arikan"), made)) == repr(options)

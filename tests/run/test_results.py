@@ -64,7 +64,7 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(
         "from polarmap import *\n"
         "def f(block: object) -> float: return 1.0\n"
         "reveal_type(coded_map(f, [1])[0])\n"
-        "reveal_type(coded_map(f, [1], out=Stored('a')))\n"
+        "reveal_type(coded_map(f, [1], out=polarmap.arrays.Stored('a')))\n"
         "coded_map(f, [1], schedule='on demand')\n"
         "coded_map(f, [1], deadline=3)\n"
         "polarmap.coded_mop\n"
