@@ -221,7 +221,7 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
         Relative, of the duality gap.
     max_iter : int
         Each iteration is two coded maps.
-    blocks, workers, code, executor, timeout, verbose : optional
+    blocks, tasks, code, executor, timeout, verbose : optional
         As for `polarmap.convex.ElasticNet`.
 
     Attributes

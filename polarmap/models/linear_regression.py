@@ -30,7 +30,7 @@ class Ridge(CodedRegressor, CodedModel):
         Relative, of the solver.
     max_iter : int
         Each iteration is two coded maps.
-    blocks, workers, code, executor, timeout : optional
+    blocks, tasks, code, executor, timeout : optional
         As for `CodedOperator`. Clones share the executor. Of a pickled model it stays behind, unless a path
         or a name describes it: what is loaded predicts, and refuses to fit until it is given another.
     verbose : int

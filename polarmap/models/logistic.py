@@ -51,7 +51,7 @@ class LogisticRegression(LogisticModel, SmoothModel):
         Of the gradient of the mean loss, for coefficients in units in which its Hessian is about 1.
     max_iter : int
         Each iteration is two coded maps or more.
-    blocks, workers, code, executor, timeout, verbose : optional
+    blocks, tasks, code, executor, timeout, verbose : optional
         As for `Ridge`; lines are of the penalized mean loss.
 
     Attributes

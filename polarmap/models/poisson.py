@@ -25,7 +25,7 @@ class PoissonRegression(RegressorMixin, SmoothModel):  # type: ignore[misc]
     ----------
     alpha : float
         0 or more.
-    fit_intercept, solver, tol, max_iter, blocks, workers, code, executor, timeout, verbose
+    fit_intercept, solver, tol, max_iter, blocks, tasks, code, executor, timeout, verbose
         As for `LogisticRegression`.
 
     Attributes

@@ -59,7 +59,7 @@ class ElasticNet(SparseLinearModel):
         Relative, of the duality gap.
     max_iter : int
         Each iteration is a few coded maps.
-    blocks, workers, code, executor, timeout, verbose : optional
+    blocks, tasks, code, executor, timeout, verbose : optional
         As for `polarmap.glm.Ridge`; lines are of the objective and the norm of the gradient map.
 
     Attributes
@@ -157,7 +157,7 @@ class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
         As for `polarmap.glm.LogisticRegression`.
     tol : float
         Relative, of the gradient map to the largest one met.
-    max_iter, blocks, workers, code, executor, timeout, verbose
+    max_iter, blocks, tasks, code, executor, timeout, verbose
         As for `ElasticNet`.
 
     Attributes

@@ -39,7 +39,7 @@ class LinearSVC(CodedClassifier, CodedModel):
         Relative, of the duality gap.
     max_iter : int
         Each iteration is a few coded maps.
-    blocks, workers, code, executor, timeout, verbose : optional
+    blocks, tasks, code, executor, timeout, verbose : optional
         As for `ElasticNet`; lines are of the dual problem.
 
     Attributes

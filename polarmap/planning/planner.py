@@ -126,8 +126,8 @@ class Plan(MapPlan):
 
     def applied_to(self, options: CodeOptions) -> CodeOptions:
         """`options` of a map with the sizes and the code of the plan; CodeError for others in them."""
-        blocks, workers, code, _ = options
-        for name, given, wanted in (("blocks", blocks, self.k), ("workers", workers, self.n)):
+        blocks, tasks, code, _ = options
+        for name, given, wanted in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
             if given is not None and not (is_integer(given) and given == wanted):
                 raise CodeError(
                     f"{name}={given}, but the plan is for {wanted}: leave {name} out, or plan again"

@@ -1,4 +1,4 @@
-"""coded_map(schedule=Plan): blocks, workers, code and parity as planned from a distribution of run times."""
+"""coded_map(schedule=Plan): blocks, tasks, code and parity as planned from a distribution of run times."""
 
 from __future__ import annotations
 
