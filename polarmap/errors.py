@@ -13,6 +13,9 @@ PolarmapError
 └── StorageError         (RuntimeError)  storage, or what lies there, cannot be used
     └── MissingObjectError  (LookupError)  storage holds nothing of that name
 ```
+
+Any public function or class raises `CodeError` for an argument that cannot be, before anything runs, and
+says what to pass instead; models raise `ModelError`. Their `Raises` sections say what else there is.
 """
 
 from __future__ import annotations
