@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server import START_SECONDS
@@ -32,7 +33,7 @@ from polarmap.worker.objects import LAST_POLL_SECONDS
 from polarmap.worker.parts import write_file
 from polarmap.worker.surroundings import absolute_module_path
 
-_replacing = threading.Lock()
+_replacing = threading.RLock()
 
 
 @cache
@@ -61,19 +62,34 @@ def _remove_empty_folders() -> None:
 # --- interpreters ------------------------------------------------------------------------------
 
 
-def interpreter() -> str:
-    """The shell script that runs Lithops' runner with this interpreter and this Lithops, in our folder.
+def runner(runtime: str, version: int, is_private: bool) -> str:
+    """The shell script that runs Lithops' runner with an interpreter and this Lithops, in our folder.
 
     Lithops would run a copy of itself in its shared folder, which any other process replaces.
-    Workers import what the driver can: they get its module search path.
+    Workers in this interpreter import what the driver can: they get its module search path.
+
+    is_private : whether the files of Lithops lie in our folder, too.
     """
     folder = private_folder()
-    write_file(str(folder), "paths", json.dumps(absolute_module_path()).encode())
+    place = f'TMPDIR="{folder}" ' if is_private else ""
+    name = f"runner-{crc32(f'{version} {place}{runtime}'.encode())}"
+    paths = absolute_module_path() if runtime == named_for_lithops() else [_lithops_alone()]
+    write_file(str(folder), f"{name}.paths", json.dumps(paths).encode())
     run = (
-        f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
-        "from lithops.localhost.v1.runner import main; main()"
+        f"import json, sys; paths = json.load(open('{folder}/{name}.paths')); "
+        f"sys.path[:] = [*paths, *filter(None, sys.path)]; "
+        f"from lithops.localhost.v{version}.runner import main; main()"
     )
-    return _script("python", f'shift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"')
+    return _script(name, f'shift\n{place}exec "{runtime}" -c "{run}" "$@"')
+
+
+def _lithops_alone() -> str:
+    """A folder in which other interpreters find this Lithops, and nothing else."""
+    folder = private_folder() / "packages"
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (folder / "lithops").symlink_to(Path(load_lithops().__file__).parent)
+    return str(folder)
 
 
 def named_for_lithops() -> str:
@@ -147,6 +163,28 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 # --- FunctionExecutors -------------------------------------------------------------------------
 
 
+def build_functions(is_private: bool = False, **options: Any) -> Any:
+    """A FunctionExecutor; on this machine, but for containers, its functions run this Lithops.
+
+    is_private : whether what these leave lies in our folder, not in Lithops' shared one.
+    """
+    with contextlib.ExitStack() as stack:
+        for version in (1, 2):
+            module = importlib.import_module(f"lithops.localhost.v{version}.localhost")
+            # It would copy Lithops to the shared folder, where we run none.
+            stack.enter_context(_replaced(module.DefaultEnvironment, "setup", lambda env: None))
+        functions = load_lithops().FunctionExecutor(log_level=None, **options)
+    if runs_here(functions):
+        env, settings = functions.compute_handler.env, functions.config["localhost"]
+        env._ensure_runner = lambda: None
+        env.runtime_name = runner(settings["runtime"], settings.get("version", 2), is_private)
+        if settings["runtime"] == named_for_lithops():
+            metadata = _runtime_metadata()
+            # Spares one interpreter start per process, and a file in the user's Lithops cache.
+            functions.internal_storage.get_runtime_meta = lambda key: metadata
+    return functions
+
+
 def localhost_functions() -> Any:
     """A FunctionExecutor on this machine with all its files in our folder.
 
@@ -160,21 +198,12 @@ def localhost_functions() -> Any:
         "data_cleaner": False,
         "data_limit": 0,
     }
-    section = {"version": 1, "runtime": interpreter(), "worker_processes": 1}
-    lithops = load_lithops()
-    # It would copy Lithops to the shared folder, where we run none.
-    localhost: Any = importlib.import_module("lithops.localhost.v1.localhost")
-    with _replaced(localhost, "copy_lithops_package", lambda *paths: None):
-        config = {"lithops": lithops_section, "localhost": section}
-        functions = lithops.FunctionExecutor(config=config, log_level=None)
-    functions.compute_handler.env._ensure_runner = lambda: None
+    section = {"version": 1, "runtime": named_for_lithops(), "worker_processes": 1}
+    functions = build_functions(True, config={"lithops": lithops_section, "localhost": section})
     # An absolute bucket takes storage and job files out of Lithops' shared folder.
     bucket = str(private_folder() / "storage")
     functions.config["localhost"]["storage_bucket"] = bucket
     functions.internal_storage.bucket = functions.storage.bucket = bucket
-    metadata = _runtime_metadata()
-    # Spares one interpreter start per process, and a file in the user's Lithops cache.
-    functions.internal_storage.get_runtime_meta = lambda key: metadata
     return functions
 
 
@@ -201,7 +230,7 @@ def another_like(functions: Any, processes: int | None = None) -> Any:
     config = copy.deepcopy(functions.config)
     if processes is not None:
         config[functions.backend]["worker_processes"] = processes
-    return load_lithops().FunctionExecutor(config=config, log_level=None)
+    return build_functions(config=config)
 
 
 def look_seldom(functions: Any) -> float:
@@ -273,7 +302,7 @@ def interpreter_error(functions: Any) -> str:
     """Why the interpreter of workers on this machine cannot run tasks; empty if it can, or elsewhere."""
     if not runs_here(functions):
         return ""
-    env = functions.compute_handler.env
+    env, runtime = functions.compute_handler.env, functions.config["localhost"]["runtime"]
     command = [env.runtime_name, sys.modules[type(env).__module__].RUNNER_FILE, "get_metadata"]
     try:
         done = subprocess.run(
@@ -286,7 +315,7 @@ def interpreter_error(functions: Any) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         reason = str(error)
     return (
-        f"the interpreter {env.runtime_name} of its workers does not run Lithops ({reason}): install lithops "
+        f"the interpreter {runtime} of its workers does not run Lithops ({reason}): install lithops "
         f"and numpy there, or say runtime: {sys.executable} in the localhost section of the configuration"
     )
 

@@ -18,6 +18,7 @@ from polarmap.executors.choices import is_localhost, is_of_lithops
 from polarmap.executors.lithops_internals import (
     LostError,
     another_like,
+    build_functions,
     call_when_seen,
     end,
     ended_silently,
@@ -234,7 +235,7 @@ def open_functions(choice: Any, slots: int | None = None) -> Any:
     if is_of_lithops(choice):
         return another_like(choice, slots)
     with _configuration(choice) as (file, missing):
-        build = partial(load_lithops().FunctionExecutor, config_file=str(file), log_level=None, **missing)
+        build = partial(build_functions, config_file=str(file), **missing)
         functions = retry_call(build) if file.absolute() in _answered else build()
     # Jobs may be told of any number of parts, unless the owner says how much: Lithops allows 4 MiB.
     functions.config["lithops"].setdefault("data_limit", 0)

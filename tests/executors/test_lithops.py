@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -161,8 +162,8 @@ def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
 
 def files() -> list[Path]:
     """Of maps, in the private folder."""
-    own = {"owner", "python", "paths", "this-python", "localhost-runner.log"}
-    return [path for path in private_folder().rglob("*") if path.is_file() and path.name not in own]
+    found = [path for path in private_folder().rglob("*") if path.is_file()]
+    return [one for one in found if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
 
 def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
@@ -216,6 +217,27 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     workers.leave(lease)
     assert until(lambda: not any(os.path.exists(f"/proc/{process}") for process in processes))
     assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
+
+
+def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_replace() -> None:
+    from lithops import constants
+
+    copy = Path(constants.LITHOPS_TEMP_DIR) / "lithops"
+    kept = copy.with_name("lithops-kept")
+    site = LithopsSite(YAML)
+    workers = RemoteWorkers(site, None, True, 10**6, 1)
+    with contextlib.suppress(FileNotFoundError):
+        copy.rename(kept)
+    try:
+        copy.mkdir()
+        (copy / "__init__.py").write_text("raise EOFError")  # half of one
+        with closing(workers):
+            workers.want(2)
+            assert until(lambda: len(workers) == 2, 60.0)
+    finally:
+        shutil.rmtree(copy)
+        with contextlib.suppress(FileNotFoundError):
+            kept.rename(copy)
 
 
 def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:

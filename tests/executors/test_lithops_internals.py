@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import os
+import json
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -26,7 +27,6 @@ from polarmap.executors.lithops_internals import (
     ended_silently,
     has_ended,
     impatient_storage,
-    interpreter,
     interpreter_error,
     keep_monitoring,
     leave,
@@ -34,6 +34,7 @@ from polarmap.executors.lithops_internals import (
     localhost_functions,
     named_for_lithops,
     result_of,
+    runner,
     runs_here,
     storage_settings,
 )
@@ -157,14 +158,19 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
     assert not isinstance(storage.storage_handler, theirs.StorageBackend)  # others get theirs again
 
 
-def test_the_interpreter_is_a_script_in_it() -> None:
-    folder, script = private_folder(), Path(interpreter())
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("is_other", [False, True])
+def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
+    version: int, is_other: bool, tmp_path: Path
+) -> None:
+    runtime = str(python_in(tmp_path)) if is_other else named_for_lithops()
+    folder, script = private_folder(), Path(runner(runtime, version, False))
     assert script.parent == folder
-    assert os.access(script, os.X_OK)
     assert str(folder).startswith(str(Path(tempfile.gettempdir()).resolve()))
     shutil.rmtree(folder)
-    assert interpreter() == str(script)
-    assert script.is_file()
+    assert runner(runtime, version, False) == str(script)
+    said = subprocess.run([script, "replaced.py", "get_metadata"], stdout=subprocess.PIPE, check=True).stdout
+    assert json.loads(said)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
