@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -56,9 +57,14 @@ def fastest_table(codes: dict[Size, list[Measured]], jobs: Jobs) -> str:
                     min((mean, scheme) for scheme, mean in means.items() if is_ours(scheme) == mine)
                     for mine in (False, True)
                 )
-                row.append(f"{theirs[1]} {number(theirs[0])}, **{ours[1]}** {number(ours[0])}")
+                row.append(f"{short(theirs[1])} {number(theirs[0])}, **{short(ours[1])}** {number(ours[0])}")
             rows.append(row)
     return table(["blocks", *names], rows)
+
+
+def short(scheme: str) -> str:
+    """Its name, without how much was tuned or starts at once."""
+    return re.sub(r" \(tuned.*\)|[\d,]+ upfront, rest ", "", scheme)
 
 
 def whole_means(some: list[Measured], jobs: dict[str, Completion], block: int) -> dict[str, float]:
@@ -134,7 +140,7 @@ def job_row(one: Completion, cost: float) -> list[str]:
 
 
 def code_table(size: Size, some: list[Measured], extra: list[list[str]]) -> str:
-    header = ["", "beyond k", "fails", "encode ops", "encode s/GB", "decode ops", "decode s/GB"]
+    header = ["", "beyond k", "encode ops", "encode s/GB", "decode ops", "decode s/GB"]
     header += ["amplification", "worst"]
     rows = [*(code_row(code) for code in some), *extra]
     return f"## {size.k:,} blocks, {size.n:,} coded\n\n{table(header, rows)}"
@@ -145,8 +151,7 @@ def code_row(code: Measured) -> list[str]:
     factors = ["exact", "exact"] if code.amplification is None else [power(x) for x in code.amplification]
     return [
         bold(code.name),
-        f"{code.beyond:.1f}",
-        f"{failing:.2g}" if failing > 1e-9 else "0",
+        f"{code.beyond:.1f}" + (f", {failing:.2g} fail" if failing > 1e-9 else ""),
         f"{code.encode / code.n:.1f}",
         number(1e9 * code.encode_seconds),
         f"{code.decode / code.n:.1f}",
@@ -157,12 +162,12 @@ def code_row(code: Measured) -> list[str]:
 
 def row_without_seconds(code: Measured) -> list[str]:
     """What does not depend on the machine."""
-    return ["" if column in (4, 6) else one for column, one in enumerate(code_row(code))]
+    return ["" if column in (3, 5) else one for column, one in enumerate(code_row(code))]
 
 
 def row_of_amplification(name: str, factors: tuple[float, float]) -> list[str]:
     """Of a code any k blocks of which decode, of which nothing else is known."""
-    return [name, "0.0", "0", *[""] * 4, *map(power, factors)]
+    return [name, "0.0", *[""] * 4, *map(power, factors)]
 
 
 def elastic_table(crowd: Iterable[elastic.Elastic]) -> str:
