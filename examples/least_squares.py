@@ -13,8 +13,8 @@ from polarmap import CodedOperator
 from polarmap.testing import Fault, FaultyExecutor
 
 stream = np.random.default_rng(0)
-A = stream.standard_normal((12_000, 300))
-b = A @ stream.standard_normal(300) + stream.standard_normal(12_000)
+A = stream.standard_normal((6_000, 150))
+b = A @ stream.standard_normal(150) + stream.standard_normal(6_000)
 unlucky = FaultyExecutor(None, {3: Fault("kill", attempts=9), 8: Fault("kill", attempts=9)})
 operator = CodedOperator(A, blocks=12, tasks=16, executor=unlucky)
 

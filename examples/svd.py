@@ -15,7 +15,7 @@ from polarmap import CodedOperator
 from polarmap.testing import Fault, FaultyExecutor
 
 stream = np.random.default_rng(0)
-A = stream.standard_normal((3_000, 5)) @ stream.standard_normal((5, 600))  # of rank 5
+A = stream.standard_normal((2_000, 5)) @ stream.standard_normal((5, 400))  # of rank 5
 A += 0.1 * stream.standard_normal(A.shape)  # and noise
 
 # %%
