@@ -104,6 +104,13 @@ def test_files_of_the_package_that_a_page_names_are_there() -> None:
     assert [name for name in named if not (ROOT / "polarmap" / name).is_file()] == []
 
 
+@pages
+def test_lists_go_on_behind_comments(page: Path) -> None:
+    """A comment at the beginning of a line, with words behind it, ends the list that it stands in."""
+    broken = [line for line in prose(page).splitlines() if re.match(r" +<!--.*-->\S", line)]
+    assert broken == [], "let another word begin the line"
+
+
 # --- Python --------------------------------------------------------------------------------------
 
 
