@@ -164,10 +164,8 @@ class Report:
         """Which blocks were decoded and how well, in a few words."""
         if not self.recovered:
             return "none"
-        return (
-            f"{listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
-            f"error {self.error_bound:.1g} at most"
-        )
+        error = f"error {self.error_bound:.1g} at most" if self.error_bound else "exact"
+        return f"{listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, {error}"
 
     @property
     def check(self) -> str:
@@ -223,9 +221,11 @@ class Report:
                     *self._failures(),
                 ]
             )
+        enough = f"{self.needed} of {self.n} results were enough, {arrived} arrived"
+        if self.estimated:
+            enough = f"{arrived} of {self.n} results arrived in time"
         lines = [
-            f"done in {self.seconds:.2f} s: {self.needed} of {self.n} results were enough, "
-            f"{arrived} arrived ({self.executor}, {self.code})",
+            f"done in {self.seconds:.2f} s: {enough} ({self.executor}, {self.code})",
             f"decoded blocks: {self.decoding}; checked: {self.check}",
         ]
         lines += self._estimated_line()

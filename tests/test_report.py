@@ -60,6 +60,16 @@ def test_text_of_an_uneventful_map_is_short() -> None:
     assert text.splitlines()[1] == "decoded blocks: none; checked: not needed"
 
 
+def test_text_does_not_say_that_results_were_enough_for_estimates() -> None:
+    first, *lines = str(report(errors=(0.0, 0.1, 0.0, 0.0))).splitlines()
+    assert first == "done in 5.25 s: 4 of 6 results arrived in time (replay, rotation code)"
+    assert lines[1].startswith("estimated blocks: 1, errors up to 0.1")
+
+
+def test_text_says_that_integers_are_exact() -> None:
+    assert "decoded blocks: 1 in 2.1 ms, exact; checked: " in str(report(error_bound=0.0))
+
+
 def test_text_shortens_long_lists() -> None:
     lost = tuple(TaskReport(index, "failed", None, None, 1, ("OSError: disk",)) for index in range(40))
     lines = str(report(tasks=lost, recovered=tuple(range(20)))).splitlines()
