@@ -32,7 +32,7 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	$(run) -m pytest $$files
 
 test-engines: .venv/.engines-test  ## run the tests that start clusters of Ray, which make test leaves out
-	@$(run) -m pytest -m engines tests
+	@$(run) -m pytest -m engines tests/executors tests/maps tests/test_docs.py
 
 soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \

@@ -2,7 +2,8 @@
 
 Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
 that the blocks of a page share. A block that needs an account or a server says so behind the fence,
-```python notest="needs an AWS account", and is only compiled.
+```python notest="needs an AWS account", and is only compiled. With notest="starts a cluster of Ray", or of
+Dask, `make test-engines` runs it, with the names of those before it.
 
 A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
 numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
@@ -17,6 +18,8 @@ import inspect
 import math
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
@@ -24,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import ray_clusters
 import yaml
 from programs import Interpreter
 
@@ -72,14 +76,17 @@ def blocks(page: Path) -> Iterator[Block]:
     assert fence is None, f"{page.name}: the block of line {start} does not end"
 
 
-def script(page: Path, *, notest: bool = False) -> str:
-    """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it."""
+def script(page: Path, *, notest: str = "nothing", forget: str = FORGET) -> str:
+    """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it.
+
+    notest : what the fences say of those that are there besides the others.
+    """
     lines: list[str] = []
     for block in blocks(page):
-        if block.language == "python" and (notest or not block.rest):
+        if block.language == "python" and (notest in block.rest or not block.rest):
             lines += [""] * (block.start - len(lines)) + block.lines
             end = END + str(end_of(block)) + END
-            lines.append(f"__import__('builtins').print({end!r}, flush=True); {FORGET}")
+            lines.append(f"__import__('builtins').print({end!r}, flush=True); {forget}")
     return "\n".join(lines) + "\n"
 
 
@@ -128,7 +135,7 @@ def test_fences_are_of_known_kinds(page: Path) -> None:
 
 @pages
 def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter) -> None:
-    compile(script(page, notest=True), page.name, "exec")
+    compile(script(page, notest=""), page.name, "exec")
     text = script(page)
     if not text.strip():
         return
@@ -140,6 +147,17 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
     assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
     assert done.stderr == ""
     assert wrong_outputs(page, done.stdout) == []
+
+
+@pytest.mark.engines
+def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
+    page, program = ROOT / "docs" / "cluster.md", tmp_path / "cluster_md.py"
+    program.write_text(script(page, notest="starts a cluster", forget=""), encoding="utf-8")
+    with ray_clusters.ends_with_it(importlib.import_module("ray")):
+        done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
+    assert wrong_outputs(page, done.stdout) == []
+    assert done.stdout.count("kept workers on") == 1
 
 
 @pytest.mark.parametrize(
@@ -173,9 +191,9 @@ def wrong_outputs(page: Path, printed: str) -> list[str]:
     outputs = {int(line): text for text, line in zip(texts, texts)}
     wrong, latest = [], 0
     for block in blocks(page):
-        if block.language == "python" and not block.rest:
+        if block.language == "python":
             latest = end_of(block)
-        elif block.rest in (OUTPUT, ONE_RUN):
+        elif block.rest in (OUTPUT, ONE_RUN) and latest in outputs:
             shown = "\n".join(block.lines)
             if not is_output(shown, outputs[latest], exact=block.rest == OUTPUT):
                 wrong.append(f"line {block.start}: shown {shown!r}, printed {outputs[latest]!r}")
