@@ -119,6 +119,10 @@ class Recovery(ABC):
         self.known: Indices = np.flatnonzero(arrived[:systematic])
         self.missing: Indices = np.flatnonzero(is_missing)
 
+    def follow(self, former: Recovery) -> None:
+        """Take over what `former` has computed, of the same code when fewer results had arrived."""
+        return  # nothing, but of recoveries that say what
+
     @property
     @abstractmethod
     def deficit(self) -> int:

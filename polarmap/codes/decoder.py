@@ -47,6 +47,7 @@ class Decoder:
         self.count = 0
         self.is_determined = self.ready = False
         self._recovery: Recovery | None = None
+        self._former: Recovery | None = None
         self._missing: Indices | None = None
         self._wanted_missing, self._systematic = code.wanted, len(code.systematic)
         self._look_again_at = code.recovery_threshold
@@ -61,7 +62,7 @@ class Decoder:
             return self.ready
         self.arrived[index] = True
         self.count += 1
-        self._recovery = self._missing = None
+        self._former, self._recovery, self._missing = self._recovery or self._former, None, None
         self._wanted_missing -= index < self._systematic
         self._untold.append(int(index))
         self.is_determined = self._has_enough()
@@ -99,6 +100,9 @@ class Decoder:
         """How to recover the missing results from the arrived ones."""
         if self._recovery is None:
             self._recovery = self.code.recovery(self.arrived.copy(), self.exact)
+            if self._former is not None:
+                self._recovery.follow(self._former)
+                self._former = None
         return self._recovery
 
     @property

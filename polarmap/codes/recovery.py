@@ -16,6 +16,7 @@ SINGULAR = 1e-12
 # P is not formed of so many coded blocks, products with that of fewer are quicker; nor of so many data and
 # parity blocks each, as rows of P that are shorter are too unlike for norms that are right on average.
 LARGE, WIDE = 2048, 256
+FOLLOWED = 1e-6  # of an update: its square is rounding
 AT_ONCE = 256  # missing blocks whose weights are computed together
 
 
@@ -66,14 +67,15 @@ class RealRecovery(Recovery):
             tiled.product(self.weights, received, out)
 
     @cached_property
-    def _factorized(self) -> tuple[Floats, Floats]:
-        """Orthonormal columns that span those of `system`, and its pseudo-inverse."""
-        q, r = np.linalg.qr(self.system.astype(np.float64, copy=False))
-        return q, solver(q, r)
-
-    @property
     def _solver(self) -> Floats:
-        return self._factorized[1]
+        """The pseudo-inverse of `system`; all inf when it has none."""
+        return left_inverse(self.system.astype(np.float64, copy=False))
+
+    def _left_over(self, most: int) -> Floats:
+        """Up to `most` orthonormal equations on the results of `system`, once it determines the unknowns."""
+        if self.surplus <= 0 or not np.isfinite(self._solver).all():
+            return np.empty((0, len(self.system)))
+        return left_null(self.system, self._solver, most).T
 
 
 class LinearRecovery(RealRecovery):
@@ -104,9 +106,7 @@ class LinearRecovery(RealRecovery):
 
     def equations(self, most: int) -> Floats:
         """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
-        if len(self.system) <= self.system.shape[1]:
-            return np.empty((0, len(self.system)))
-        return left_null(self._factorized[0], most).T
+        return self._left_over(most)
 
 
 class SystematicRecovery(RealRecovery):
@@ -148,18 +148,39 @@ class SystematicRecovery(RealRecovery):
 
     def equations(self, most: int) -> Floats:
         """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
-        if len(self.parity) <= len(self.missing):
-            return np.empty((0, len(self.arrived)))
-        null = left_null(self._factorized[0], most)
-        return np.concatenate([-self.through_known(null.T), null.T], axis=1)
+        left_over = self._left_over(most)
+        return np.concatenate([-self.through_known(left_over), left_over], axis=1)
+
+    def follow(self, former: Recovery) -> None:
+        """Take over the pseudo-inverse of `former`, of fewer results, by an update for each of the others.
+
+        A column that is no longer missing leaves what is orthogonal to it; a row is as Greville (1960) has
+        it; a step of Newton's takes away what they leave of rounding. Not where that is more than it can.
+        """
+        solver = vars(former).get("_solver")
+        if not isinstance(former, SystematicRecovery) or solver is None or not np.isfinite(solver).all():
+            return
+        is_known, was_there = np.zeros(self.code.k, bool), np.zeros(self.code.n - self.code.k, bool)
+        is_known[self.known] = was_there[former.parity] = True
+        for place in np.flatnonzero(is_known[former.missing])[::-1]:
+            row = solver[place]
+            solver = np.delete(solver, place, axis=0)
+            solver -= np.outer(solver @ row, row / (row @ row))
+        for place in np.flatnonzero(~was_there[self.parity]):
+            row = self.system[place] @ solver
+            column = solver @ row / (1 + row @ row)
+            solver = np.insert(solver - np.outer(column, row), place, column, axis=1)
+        left = np.eye(len(solver)) - solver @ self.system
+        if np.abs(left).max(initial=0) <= FOLLOWED:
+            self._solver = solver + left @ solver
 
 
 class ButterflyRecovery(SystematicRecovery):
     """The same by butterflies, which give P times anything and anything times P: P is never formed."""
 
-    @property
+    @cached_property
     def system(self) -> Array:
-        """P restricted to arrived parity (rows) and missing data (columns): factorized once and not kept."""
+        """P restricted to arrived parity (rows) and missing data (columns)."""
         return self.code.columns(self.missing)[self.parity]
 
     def through_known(self, combinations: Floats) -> Floats:
@@ -184,28 +205,40 @@ def left_inverse(matrix: Floats) -> Floats:
     >>> left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
     array([[0.5, 0. ]])
     """
-    return solver(*np.linalg.qr(matrix))
-
-
-def solver(q: Floats, r: Floats) -> Floats:
-    """The same of the matrix q r."""
-    shape = r.shape[1], len(q)
+    rows, columns = matrix.shape
+    if rows == columns:  # beside busy workers QR of a thousand rows takes ten times as long
+        return inverse(matrix)
+    q, r = np.linalg.qr(matrix)
     diagonal = np.abs(np.diag(r))
-    if len(r) < len(r.T) or diagonal.min(initial=np.inf) <= SINGULAR * diagonal.max(initial=0):
-        return np.full(shape, np.inf)
+    if rows < columns or diagonal.min(initial=np.inf) <= SINGULAR * diagonal.max(initial=0):
+        return np.full((columns, rows), np.inf)
     return np.asarray(np.linalg.solve(r, q.T))
 
 
-def left_null(span: Floats, most: int) -> Floats:
-    """Orthonormal columns z with z' span = 0, of orthonormal columns `span`: `most` of them, or all.
+def inverse(matrix: Floats) -> Floats:
+    """The inverse of a square matrix; all inf when it has none.
 
-    >>> abs(left_null(np.array([[0.6], [0.8]]), 8)).round(3).tolist()
+    >>> inverse(np.array([[2.0, 0.0], [0.0, 0.5]])).tolist(), inverse(np.ones((1, 1)) - 1)
+    ([[0.5, 0.0], [0.0, 2.0]], array([[inf]]))
+    """
+    try:
+        found = np.asarray(np.linalg.inv(matrix), np.float64)
+    except np.linalg.LinAlgError:
+        return np.full_like(matrix, np.inf)
+    condition = np.linalg.norm(found) * np.linalg.norm(matrix)  # of a largest singular value as on average
+    return found if condition * SINGULAR <= np.sqrt(len(matrix)) else np.full_like(found, np.inf)
+
+
+def left_null(matrix: Floats, solver: Floats, most: int) -> Floats:
+    """Orthonormal columns z with z' matrix = 0, `most` of them or all, given the pseudo-inverse.
+
+    >>> abs(left_null(np.array([[0.6], [0.8]]), np.array([[0.6, 0.8]]), 8)).round(3).tolist()
     [[0.8], [0.6]]
     """
-    rows, columns = span.shape
+    rows, columns = matrix.shape
     null = np.cos(np.outer(np.arange(1, rows + 1), np.arange(1, min(most, rows - columns) + 1)) * 0.7)
     for _ in range(2):  # once leaves what rounding has hidden in what was taken away
-        null -= span @ (span.T @ null)
+        null -= solver.T @ (matrix.T @ null)
         null, _ = np.linalg.qr(null)
     return np.asarray(null)
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from polar_codes import arikan, arrive, by_size, received, rotation
 
+from polarmap.codes import recovery
+from polarmap.codes.decoder import Decoder
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.recovery import left_inverse, worst_amplification
 from polarmap.errors import NotDecodableError
@@ -95,3 +97,37 @@ def test_arikan_decodes_reals_iff_the_rank_is_full(n: int, k: int) -> None:
     for arrived in oracles.patterns(n):
         expected = oracles.real_rank_decodable(check, arrived)
         assert code.decodable(arrived, exact=False) == expected
+
+
+@pytest.mark.parametrize(
+    "code", [PolarCode(40, 30), PolarCode(40, 30, "arikan"), PolarCode(2304, 2048)], ids=repr
+)
+def test_a_recovery_follows_one_of_fewer_results_as_accurately_as_anew(
+    code: PolarCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        decoder, order = Decoder(code), np.random.default_rng(seed).permutation(code.n).tolist()
+        count = next(count for count, index in enumerate(order, 1) if decoder.add(index))
+        first = decoder.recovery
+        for more in (1, 3):
+            for index in order[count : count + more]:
+                decoder.add(index)
+            count += more
+            anew = code.recovery(decoder.arrived.copy(), exact=False)
+            expected = anew.weights, anew.equations(8)
+            with monkeypatch.context() as patched:
+                patched.setattr(recovery, "left_inverse", lambda _: pytest.fail("factorized again"))
+                found = decoder.recovery.weights, decoder.recovery.equations(8)
+            np.testing.assert_allclose(found[0], expected[0], atol=1e-10)
+            np.testing.assert_allclose(found[1] @ code.generator[anew.arrived], 0, atol=1e-12)
+            assert found[1].shape == expected[1].shape
+        assert decoder.recovery is not first
+
+
+def test_what_is_too_inaccurate_is_not_followed() -> None:
+    code, decoder = PolarCode(40, 30), Decoder(PolarCode(40, 30))
+    for index in range(39, 9, -1):
+        decoder.add(index)
+    decoder.recovery._solver[:] += 1e-3
+    decoder.add(3)
+    assert (decoder.recovery.weights == code.recovery(decoder.arrived.copy(), exact=False).weights).all()
