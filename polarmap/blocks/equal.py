@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,12 @@ class Blocks:
         self._leaves, self.structure = leaves, structure
         self.k, self.padding, self.rows = len(leaves), padding, rows
 
-    @property
+    @cached_property
     def dtypes(self) -> list[np.dtype[Any]]:
         """The dtypes of the leaves of a block."""
         return [np.dtype(name) for name, _ in self.layout]
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Dtype and shape of the leaves of a block."""
         return layout_of(self._leaves[0])

@@ -89,7 +89,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """One whose functions raise errors with tracebacks that name their lines."""
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: _code_with_its_file}, cloudpickle.Pickler.dispatch_table
+        {CodeType: _code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
     )
 
 

@@ -22,6 +22,7 @@ from polarmap.worker.threads import limiting_variables
 
 # macOS has fork, but its libraries for linear algebra may not survive one.
 FORKS = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
+SEES_CORES = os.path.exists("/proc/self/stat")  # whether tasks keep them busy; else all may start
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
@@ -130,8 +131,7 @@ class WorkerProcesses(WorkerTable):
     def _first_limit(self) -> int:
         if self._most is not None:
             return self._most
-        # All where nobody can see whether they keep cores busy.
-        return available_cores() + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
+        return available_cores() + 1 if SEES_CORES else sys.maxsize
 
     def _another(self) -> KeptWorker | None:
         abandoned = self._abandoned()

@@ -21,22 +21,24 @@ FEWEST, MOST = 8, 128  # products whose parity starts with the data, after one t
 class ParityStart:
     """Learns from one product after the other what a task of the next may take, as `RunTimes` tell it.
 
+    options : of all products, whose parity starts with the data.
+
     Examples
     --------
-    >>> ParityStart().applied_to(MapOptions()).schedule  # nothing is known: with the data
+    >>> ParityStart(MapOptions()).options.schedule  # nothing is known: with the data
     'upfront'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, options: MapOptions) -> None:
+        self._with_it, self._later = options, replace(options, schedule="on_demand", runtimes=self)
         self._took = 0.0
         self._with_data = 0  # so many more products
         self._pause = FEWEST
 
-    def applied_to(self, options: MapOptions) -> MapOptions:
-        """The options of the next product: where parity need not start with the data, it does on demand."""
-        if self._with_data or not self._took:
-            return options
-        return replace(options, schedule="on_demand", runtimes=self)
+    @property
+    def options(self) -> MapOptions:
+        """Those of the next product: where parity need not start with the data, it does on demand."""
+        return self._with_it if self._with_data or not self._took else self._later
 
     def inverse(self, below: Floats, above: Floats) -> Floats:
         """The seconds that no task should take, of any share."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -209,13 +208,15 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of
     the same blocks before tells.
     """
-    starts = defaultdict[tuple[int, Shape], ParityStart](ParityStart)  # of coded blocks, by id, and results
+    starts = dict[tuple[int, Shape], ParityStart]()  # of coded blocks, by id, and results
     learns = shares_cores(executor) and options.schedule == "upfront"
 
     def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> tuple[CodedResult[Array], LazyReport]:
-        start = starts[id(coded), shape]
-        known = KnownFunction(fits=True, shape=shape, row_by_row=True)
-        of_this = start.applied_to(replace(options, known=known))
+        start = starts.get((id(coded), shape))
+        if start is None:
+            known = KnownFunction(fits=True, shape=shape, row_by_row=True)
+            start = starts[id(coded), shape] = ParityStart(replace(options, known=known))
+        of_this = start.options
         running, blocks = prepared(coded, CodeOptions(), executor, of_this)
         word, report = run_coded(running, f, blocks, of_this, observers())
         if learns:

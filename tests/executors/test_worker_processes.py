@@ -192,6 +192,6 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
 
 
 def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    monkeypatch.setattr(worker_processes, "SEES_CORES", False)
     for most, limit in {None: sys.maxsize, 3: 3}.items():
         assert WorkerProcesses(1, most, [])._first_limit() == limit

@@ -10,7 +10,7 @@ from polarmap.run.options import MapOptions
 
 def seconds(start: ParityStart) -> float:
     """After which a task of the next product is late; 0.0: parity starts with the data."""
-    options = start.applied_to(MapOptions())
+    options = start.options
     if options.runtimes is None:
         assert options.schedule == "upfront"
         return 0.0
@@ -21,7 +21,7 @@ def seconds(start: ParityStart) -> float:
 
 
 def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> None:
-    start = ParityStart()
+    start = ParityStart(MapOptions())
     assert seconds(start) == 0.0
     for took in (2.0, 0.5):
         start.learn(took, needed_parity=False)
@@ -29,7 +29,7 @@ def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> 
 
 
 def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
-    start = ParityStart()
+    start = ParityStart(MapOptions())
     start.learn(1.0, needed_parity=True)  # all started at once: that says nothing
     for pause in (FEWEST, 2 * FEWEST, 4 * FEWEST):
         assert seconds(start) == LEEWAY
