@@ -140,8 +140,8 @@ class PoolRun:
         while True:
             ended: list[Outcome] = []
             rest = max(0.0, deadline - time.monotonic())
-            queued = len(self._waiting) + len(self._behind())
-            step = min(rest, self._look_seconds) if queued else rest
+            may_start = bool(self._waiting or self._behind())
+            step = min(rest, self._look_seconds) if may_start else rest
             found = self._lease.poll.poll(None if step == inf else 1000 * step)
             readable = [self._lease.workers.get(descriptor) for descriptor, _ in found]
             for worker in readable:
@@ -149,9 +149,9 @@ class PoolRun:
             is_over = ended or (None in readable and self._woken.clear()) or time.monotonic() >= deadline
             if ended:
                 self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
-            elif queued and not is_over:
+            elif may_start and not is_over:
                 self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
-                self._workers.look(self._lease, queued)
+                self._workers.look(self._lease, len(self._waiting) + len(self._behind()))
             self._start_waiting()
             if is_over:
                 return ended
@@ -177,30 +177,27 @@ class PoolRun:
 
     def _start_waiting(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
-        stuck = self._workers.abandoned_tasks() if self._waiting else set()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
                 break
             if attempts is self._waiting:
-                self._start_next(worker, stuck)
+                self._start_next(worker)
             else:
                 self._shared.add(attempts[0])
                 self._start(worker, [attempts[0]])
-        if len(self._waiting) > len(self._workers):
-            for worker in list(self._lease.workers.values()):
-                self._start_next(worker, stuck)
         self._workers.flush()
 
     def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:
         """The first tasks of these, in the form that means the same to later maps."""
         return [self._name(task) for task, _ in itertools.islice(attempts, self._looked_at)]
 
-    def _start_next(self, worker: KeptWorker, stuck: set[Hashable]) -> None:
+    def _start_next(self, worker: KeptWorker) -> None:
         """Tell a worker of its next tasks, unless it was told of as many as it may be."""
         more = 1 + self._ahead(worker) - len(worker.orders)
         if more > 0:
+            stuck = self._workers.abandoned_tasks()
             self._start(worker, [self._next(worker, stuck) for _ in range(more)])
 
     def _ahead(self, worker: KeptWorker) -> int:
@@ -316,8 +313,11 @@ class PoolRun:
             self._let_go(worker, self._workers.remove)
         elif not worker.orders:
             self._workers.give_back(worker)
-        elif said and (order := worker.orders[0][0]) != said[-1].order and self._is_for_one(order[1:]):
-            self._news.append(Began(*order[1:], worker.since))  # the one that it was told ahead
+        elif outcomes:  # it is at the next one that it was told ahead
+            order, _ = worker.orders[0]
+            if self._is_for_one(order[1:]):
+                self._news.append(Began(*order[1:], worker.since))
+            self._start_next(worker)
         return told
 
     def _send_part(self, worker: KeptWorker, need: Message) -> bool:
