@@ -16,7 +16,7 @@ from polarmap.codes.dtypes import Array
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.errors import CodeError
 from polarmap.executors.base import Coded
-from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming, to_block
+from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming, pickles, to_block
 
 
 def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structure]:
@@ -97,18 +97,24 @@ def neighbours(items: Sequence[Any], count: int) -> list[list[Any]]:
     return [list(items[low:high]) for low, high in _ranges(len(items), count)]
 
 
-def any_parts(items: Sequence[Any], name: str = "item") -> tuple[list[list[Array]], bool]:
-    """The array that stands for each of these values, and whether `to_block` made it.
+def any_parts(items: Sequence[Any], name: str = "item", together: bool = False) -> tuple[Sequence[Any], bool]:
+    """What stands for each of these values: an array, and whether `to_block` made it.
 
     Arrays stand for themselves, where all are, as those that an array was cut into: nothing is copied.
+
+    together : whether what is small may travel with others, and is a pickle.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
     if all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
-        return [[item] for item in items], False
-    parts = []
-    for index, item in enumerate(items):
+        return items, False
+    parts = list[Array | bytes]()
+    for index, (item, small) in enumerate(
+        zip(items, pickles(items, True) if together else itertools.repeat(None))
+    ):
         try:
-            parts.append([to_block(item)])
+            if isinstance(small, Exception):
+                raise small
+            parts.append(to_block(item) if small is None else small)
         except Exception as error:
             raise CodeError(
                 f"{name} {index} of data, {naming(item)}, cannot be sent: {type(error).__name__}: {error}; "

@@ -6,8 +6,7 @@ import contextlib
 import itertools
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
@@ -23,11 +22,11 @@ from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
-from polarmap.run.calls import Call, Calls, function_of
+from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.worker.block_functions import call_each
 from polarmap.worker.parts import write_file
 from polarmap.worker.private_files import check_private
-from polarmap.worker.pytree import Array, to_block
+from polarmap.worker.pytree import Array, pickles, to_block
 from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
@@ -114,7 +113,17 @@ class Executor(WrappedExecutor, futures.Executor):
         RuntimeError
             After `shutdown`.
         """
-        return self._submit(Shared(fn, function_of(fn)), *args, **kwargs)
+        future: futures.Future[T] = futures.Future()
+        try:
+            with self._pickling():
+                block = to_block((fn, args, kwargs))
+        except Exception as error:
+            self._calls.check_open()
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        self._calls.put(Call(future, function_of(fn), block), [0])
+        return future
 
     def map(
         self,
@@ -152,36 +161,38 @@ class Executor(WrappedExecutor, futures.Executor):
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
-        futures_to_come = map(partial(self._submit, self._shared(fn, chunksize)), chunks)
-        pending = deque(itertools.islice(futures_to_come, buffersize))
+        calls = CallsOfMap((function_of(fn), chunksize))
+        calls.head = self._sent(partial(call_each, fn), calls)
+        self._put(calls, list(itertools.islice(chunks, buffersize)))
         # Where none is to come, an iterator keeps no executor alive.
-        return _results(pending, iter(()) if buffersize is None else futures_to_come, until)
+        more = () if buffersize is None else (self._put(calls, [chunk]) for chunk in chunks)
+        return calls.results(until, iter(more), partial(self._calls.cancel, [calls]))
 
-    def _submit(self, shared: Shared, /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        """The future of a call; a function that does not travel is its exception."""
-        future: futures.Future[Any] = futures.Future()
-        try:
-            with self._pickling():
-                block = to_block((shared.sent, args, kwargs))
-        except Exception as error:
-            self._calls.check_open()
-            future.set_running_or_notify_cancel()
-            future.set_exception(error)
-            return future
-        self._calls.put(Call(future, shared.kind, block, shared, shared.may_join))
-        return future
+    def _put(self, calls: CallsOfMap, chunks: list[list[Any]]) -> bool:
+        """Let calls of one function have more, each of a chunk; one that does not travel has failed."""
+        first, new = len(calls.blocks), list[int]()
+        calls.blocks += [b""] * len(chunks)
+        with self._pickling():
+            for number, (chunk, small) in enumerate(zip(chunks, pickles(chunks, is_small=True)), first):
+                try:
+                    is_alone = callable(calls.head) or not isinstance(small, bytes)
+                    block: Any = to_block((calls.head, (chunk,), {})) if is_alone else small
+                    calls.blocks[number] = block
+                    new.append(number)
+                except Exception as error:
+                    calls.fail(number, error)
+        self._calls.put(calls, new)
+        return True
 
-    def _shared(self, f: Callable[..., Any], chunksize: int) -> Shared:
-        """Calls of f, so many as one, pickled once; what is large is a file where workers can read it."""
-        shared = Shared(partial(call_each, f), (function_of(f), chunksize), may_join=True)
+    def _sent(self, f: Callable[..., Any], calls: CallsOfMap) -> Callable[..., Any] | str | bytes:
+        """f of these calls, pickled once, what is large as a file; itself if it does not travel."""
         with contextlib.suppress(Exception), self._pickling():  # which each call tells
-            block = to_block(shared.sent)
+            block = to_block(f)
             if self._shares_files and len(block) > FUNCTION_BYTES:
                 with contextlib.suppress(OSError, ExecutorError):  # no room: it travels with each call
-                    shared.sent = shared.new_file(block)
-                    return shared
-            shared.sent = block.tobytes()
-        return shared
+                    return _file_of(calls, block)
+            return block.tobytes()
+        return f
 
     def open(self, payload: Payload) -> Run:
         """A run of a map where its calls run; RuntimeError after `shutdown`."""
@@ -203,25 +214,13 @@ class Executor(WrappedExecutor, futures.Executor):
             self._calls.join()
 
 
-class Shared:
-    """A function of several calls.
-
-    sent : as it travels with each: itself, a block as bytes, or the path of one.
-    kind : what tells its calls from others, which may take longer.
-    may_join : whether a worker may be given several of them at once.
-    """
-
-    def __init__(self, f: Callable[..., Any], kind: Hashable, may_join: bool = False) -> None:
-        self.sent: Callable[..., Any] | bytes | str = f
-        self.kind, self.may_join = kind, may_join
-
-    def new_file(self, block: Array) -> str:
-        """The path of a file that is there as long as this is kept."""
-        folder = disk_folder()  # which has more room; a new file is in memory at first
-        weakref.finalize(self, remove, folder)
-        check_private(str(folder))  # as workers do: not every file system keeps others out
-        write_file(str(folder), "calls/function", block.data)
-        return str(folder / "calls/function")
+def _file_of(owner: object, block: Array) -> str:
+    """The path of a file that holds a block, and is there as long as its owner."""
+    folder = disk_folder()  # which has more room; a new file is in memory at first
+    weakref.finalize(owner, remove, folder)
+    check_private(str(folder))  # as workers do: not every file system keeps others out
+    write_file(str(folder), "calls/function", block.data)
+    return str(folder / "calls/function")
 
 
 def _place(
@@ -241,31 +240,3 @@ def _place(
         return choice, choice.workers, choice, lambda: None
     count: Any = getattr(choice, "_max_workers", None)
     return executor_of(choice), int(count) if is_integer(count) else None, None, lambda: None
-
-
-def _results(
-    pending: deque[futures.Future[list[T]]], others: Iterator[futures.Future[list[T]]], until: float | None
-) -> Iterator[T]:
-    """The items of results, in their order, none of which is kept; futures not taken are cancelled.
-
-    others : futures one of which follows for each that is taken.
-    """
-    try:
-        while pending:
-            pending.extend(itertools.islice(others, 1))
-            items = _result(pending.popleft(), until)
-            items.reverse()
-            while items:
-                yield items.pop()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _result(future: futures.Future[T], until: float | None) -> T:
-    """The result of a future that nobody else waits for; cancel it if that is not there in time."""
-    try:
-        return future.result(None if until is None else until - time.monotonic())
-    finally:
-        future.cancel()
-        del future  # an exception shall not keep it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -19,9 +19,9 @@ from polarmap.errors import (
     WorkerLostError,
     raised_by,
 )
-from polarmap.executors.base import Outcome, failure_of
-from polarmap.run.batches import MOST_BATCHES, InBatches
-from polarmap.run.first_results import run_uncoded
+from polarmap.executors.base import Outcome, Payload, failure_of
+from polarmap.run.batches import MOST_BATCHES, Batches, Items, go_together, value_of
+from polarmap.run.first_results import FirstOfItems, run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.reports import LazyReport
@@ -29,11 +29,9 @@ from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.worker.block_functions import any_call
 from polarmap.worker.messages import Error
-from polarmap.worker.pytree import from_block, naming
+from polarmap.worker.pytree import Array, naming
 
 T = TypeVar("T")
-
-SMALL_BYTES = 2**14  # that each of many items may have, so that several of them travel together
 
 
 @verb
@@ -129,12 +127,10 @@ def hedged_map(
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
-    parts, is_pickled = any_parts(groups, "block" if is_group else "item")
+    are_many = not is_group and count > MOST_BATCHES and go_together(running.executor, backups, retries)
+    parts, is_pickled = any_parts(groups, "block" if is_group else "item", are_many)
     keeps = bool(return_exceptions)
-    are_many = is_pickled and count > MOST_BATCHES and max(part.nbytes for [part] in parts) <= SMALL_BYTES
-    if are_many and retries and backups:  # of which what is lost with others, or late among them, needs one
-        running.executor = InBatches(running.executor, lambda task: True)
-    call, coded = any_call(f, star, args, kwargs, is_pickled, is_group, keeps), PartBlocks(parts, ("array",))
+    call = any_call(f, star, args, kwargs, is_pickled, is_group, keeps)
 
     def who(task: int) -> str:
         return _items(spans[task], len(items))
@@ -144,9 +140,9 @@ def hedged_map(
         if outcome.failure is not None:
             error = outcome.failure.cause or WorkerLostError(str(outcome.failure))
             return [raised_by(who(outcome.task), error)] * len(span)
+        found = _value(outcome.task, outcome.leaves[0], keeps)
         if not is_group:
-            return [_value(outcome, keeps)]
-        found = _value(outcome, keeps)
+            return [found]
         if not keeps:
             return found  # type: ignore[no-any-return]
         if isinstance(found, BaseException):
@@ -156,27 +152,49 @@ def hedged_map(
     def run(observers: Observers) -> CodedResult[T]:
         values = dict[int, T]()
 
-        def note(outcome: Outcome) -> None:
-            for index, value in zip(spans[outcome.task], values_of(outcome)):
+        def take(some: Iterable[tuple[int, Any]]) -> None:
+            for index, value in some:
                 values[index] = value
                 for one in observers:
                     one.arrived(index, partial(values.__getitem__, index))
 
-        report = run_uncoded(
-            running, call, coded, options, observers, note, who, backups=int(backups), keeps_failures=keeps
-        )
+        def take_data(some: Sequence[tuple[int, bytes | Array]]) -> None:
+            take((index, _value(index, data, keeps)) for index, data in some)
+
+        def note(outcome: Outcome) -> None:
+            take(zip(spans[outcome.task], values_of(outcome)))
+
+        if are_many and is_pickled:
+            blocks = Batches(True, count, backups)
+            blocks.append(Items(None, blocks=parts), range(count))
+            need_of = partial(FirstOfItems, blocks, count, take_data, note, keeps, who)
+            report = running.execute(Payload(call, blocks), blocks, options, need_of, observers)[1]
+        else:
+            report = run_uncoded(
+                *(
+                    running,
+                    call,
+                    PartBlocks([[part] for part in parts], ("array",)),
+                    options,
+                    observers,
+                    note,
+                    who,
+                ),
+                backups=int(backups),
+                keeps_failures=keeps,
+            )
         return CodedResult([values[index] for index in range(len(items))], report)
 
     return PreparedMap(run, running, len(items))
 
 
-def _value(outcome: Outcome, keeps: bool) -> Any:
+def _value(task: int, data: bytes | Array, keeps: bool) -> Any:
     """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
     try:
-        return from_block(outcome.leaves[0])
+        return value_of(data)
     except Exception as error:
         failure = NotDecodableError(
-            f"the result of task {outcome.task} cannot be unpickled here: {type(error).__name__}: {error}"
+            f"the result of task {task} cannot be unpickled here: {type(error).__name__}: {error}"
         )
         failure.__cause__ = error
         if keeps:

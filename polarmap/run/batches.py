@@ -1,253 +1,263 @@
-"""Short tasks of a run go to a worker together: to send one by itself takes longer than to do it."""
+"""Short tasks of a kind go to a worker together: to send each by itself takes longer than to do it."""
 
 from __future__ import annotations
 
+import pickle
+import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import replace
+from itertools import groupby
 from math import inf
 from typing import Any
 
 import numpy as np
 
-from polarmap.executors.base import (
-    Attempt,
-    Began,
-    Coded,
-    Event,
-    MapExecutor,
-    Outcome,
-    Payload,
-    Run,
-    WrappedExecutor,
-    failure_of,
-    lost,
-)
+from polarmap.executors.base import Attempt, Coded, Failure, MapExecutor, Outcome, failure_of, read_only
 from polarmap.executors.pool import Pool
-from polarmap.worker.block_functions import BATCH_MOST_SECONDS, in_batches
+from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
+from polarmap.run.loop import Need, Policy
+from polarmap.run.policies import Backups
+from polarmap.run.tasks import TaskTable
+from polarmap.worker.block_functions import BATCH_MOST_SECONDS
 from polarmap.worker.messages import Error
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Array, from_block, to_block
+from polarmap.worker.pytree import Array, from_block
 from polarmap.worker.surroundings import available_cores
 
 MOST_BATCHES = 128  # that workers are given at a time: what waits may turn out to be short
-FIRST_BATCHES = 8  # of several tasks that workers are given before any has begun; later two for each at work
+FIRST_BATCHES = 8  # that workers are given before any has begun; later two for each at work
 BATCH_SECONDS = 0.02  # that one takes, or not much longer
-LATE_SECONDS = 4 * BATCH_MOST_SECONDS  # after which the tasks of one are given anew, each by itself
-MOST_TOGETHER = 64  # tasks: each waits for those before it, and is late where one of these is
-MOST_KINDS = 64  # of tasks of which it is remembered how long they take
+WORTH_SECONDS = 0.002  # that one takes at least, where as much waits: to send it takes a tenth of that
+LATE_SECONDS = 4 * BATCH_MOST_SECONDS  # after which the items of one are given anew, each by itself
+MOST_TOGETHER = 1024  # items: each waits for those before it, and is late where one of these is
+MOST_KINDS = 64  # of items of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
+ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no item is late before
 
-Kinds = Callable[[int], Hashable]  # what is the same for tasks that take about as long; None: it goes alone
 
+class Items:
+    """What is to be done by one function, in its order.
 
-class InBatches(WrappedExecutor):
-    """An executor whose workers, if they are processes here, are given several short tasks at once.
-
-    The blocks of its maps are arrays of bytes, as `to_block` makes them; what f returns is one, too.
+    kind : the same for items that take about as long.
+    head : what a worker needs besides the pickles of items.
+    blocks : each as it travels: as a pickle, or as an array where it goes by itself.
     """
 
-    def __init__(self, executor: MapExecutor, kind_of: Kinds) -> None:
-        super().__init__(executor)
-        self._kind_of = kind_of
+    def __init__(self, kind: Hashable, head: Any = None, blocks: Iterable[bytes | Array] = ()) -> None:
+        self.kind, self.head, self.blocks = kind, head, list(blocks)
 
-    def open(self, payload: Payload) -> Run:
-        """A run of the executor underneath, or one before it."""
-        if isinstance(self._executor, Pool) and self._executor.is_here:
-            return BatchedRun(self._executor, payload, self._kind_of)
-        return self._executor.open(payload)
+    def begins(self, numbers: list[int]) -> list[int]:
+        """Those of these that may begin, or have: nobody has cancelled them, and nobody can any more."""
+        return numbers
 
 
-class Batches(Coded):
-    """Batches of tasks that have not ended, by number, as the blocks of a run.
+Batch = tuple[Items, list[int]]  # some that come together
 
-    attempts : at the tasks of each.
-    dropped : tells of an attempt for which nobody waits any more.
+
+# What became of some items: by number, what each gave, as `value_of` reads it, and why others gave nothing.
+Ends = tuple[Items, Sequence[tuple[int, bytes | Array]], Sequence[tuple[int, Failure]]]
+
+
+class Batches(Coded, Policy):
+    """Items as the tasks of a run: which start when, alone or together; and their blocks.
+
+    First attempts at items of a kind go together once it is known that these are short, if workers are
+    processes here. Each has its own end; one that is lost with others is started again by itself. A batch
+    that takes long is given up, and its items begin anew, each by itself: one that sleeps, or waits for
+    another, holds up none behind it. Else those are started once more that are late, if none waits.
+
+    Parameters
+    ----------
+    joins : whether short ones go together.
+    most : items that its run is given at a time, where they do not.
+    backups : that a late one may get.
+
+    Attributes
+    ----------
+    batches : dict from task to Batch
+        What each task consists of, as long as anything is wanted of it.
     """
 
     structure, source = ("array",), MESSAGE
 
-    def __init__(self, blocks: Coded, dropped: Callable[[Attempt], None]) -> None:
-        self._blocks, self._dropped = blocks, dropped
-        self.attempts: dict[int, list[Attempt]] = {}
+    def __init__(self, joins: bool, most: int, backups: int) -> None:
+        Policy.__init__(self, 0)
+        self._joins, self._most = joins, MOST_BATCHES if joins else most
+        self._waiting = deque[Batch]()
+        self._alone = deque[Batch]()  # that go first, and by themselves
+        self._number = 0  # of the next task
+        self.batches: dict[int, Batch] = {}
+        self._several = set[int]()  # tasks of several that have not ended
         self._latest: tuple[int, list[Array]] = -1, []
+        self._seconds: dict[Hashable, float] = {}  # of an item of each kind, as its worker measured it
+        self._backups = Backups(0, ENDLESS, backups)
+        self.late = self._backups.late
+        # The attempts at items of each kind, as long as there is one, or it is among the latest.
+        self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
+        self._latest_kinds = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
+
+    def append(self, items: Items, numbers: Iterable[int]) -> None:
+        """Let some of these wait behind those that do."""
+        for may_join, some in groupby(numbers, lambda number: isinstance(items.blocks[number], bytes)):
+            found = list(some)
+            self._waiting.extend([(items, found)] if may_join else [(items, [one]) for one in found])
+
+    # -- as the blocks of a run ----------------------------------------------------------------
 
     @property
     def n(self) -> int:  # type: ignore[override]
         """How many there are now."""
-        return len(self.attempts)
+        return len(self.batches)
 
     def leaves(self, index: int) -> list[Array]:
-        """The blocks of a batch as one, which no other is like; CancelledError if nobody waits for any."""
+        """The items of a task as they travel to its worker; CancelledError if nobody waits for any."""
         if self._latest[0] != index:
             self._latest = index, [self._block(index)]
         return self._latest[1]
 
     def _block(self, index: int) -> Array:
-        blocks, wanted = list[Array](), list[Attempt]()
-        for one in self.attempts[index]:
-            try:
-                blocks += self._blocks.leaves(one[0])
-                wanted.append(one)
-            except CancelledError:
-                self._dropped(one)
-        self.attempts[index] = wanted
-        if not wanted:
+        items, numbers = self.batches.get(index) or (None, [])
+        if items is not None:
+            numbers = items.begins(numbers)
+            self.batches[index] = items, numbers
+        if items is None or not numbers:
             raise CancelledError
-        return blocks[0] if len(blocks) == 1 else to_block([one.tobytes() for one in blocks]).view(np.int8)
+        blocks = [items.blocks[number] for number in numbers]
+        if isinstance(blocks[0], np.ndarray):
+            return read_only(blocks[0])
+        return np.frombuffer(pickle.dumps((items.head, blocks), pickle.HIGHEST_PROTOCOL), np.int8)
 
+    # -- as the policy of a schedule -----------------------------------------------------------
 
-class BatchedRun:
-    """A run whose tasks are given in batches to one of an executor.
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        """Tasks of items that wait; late ones, if none waits for a worker that a backup would take."""
+        for index in [one for one in sorted(self._several) if self._late_at(tasks, one) <= now]:
+            self._give_up(tasks, index)
+        while batch := self._next_batch(tasks):
+            items, numbers = self.batches[self._number] = batch
+            if len(numbers) > 1:
+                self._several.add(self._number)
+            tasks.add(self._number, self._kind_of(items) if len(numbers) == 1 else None)
+            self._number += 1
+        if tasks.held_back or tasks.unbegun or self._waiting or self._alone:
+            return sorted(tasks.held_back)
+        return self._backups.due(tasks, need, now)
 
-    First attempts at tasks of a kind go together once it is known that these are short. Each has its own
-    outcome; what is lost with others is started again by itself. A batch that takes long is given up, and
-    its attempts begin anew, each by itself: one that sleeps, or waits for another, holds up none behind it.
-    """
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        """Until a task may be late; none is while it is not known that all run, which it soon may be."""
+        late = min((self._late_at(tasks, index) for index in self._several), default=inf)
+        return min(late - now, BACKUP_SECONDS if tasks.unbegun else self._backups.wait_seconds(tasks, now))
 
-    def __init__(self, executor: MapExecutor, payload: Payload, kind_of: Kinds) -> None:
-        self._kind_of = kind_of
-        self._waiting = deque[Attempt]()
-        self._open = set[Attempt]()  # whose end has not been told
-        self._alone = set[Attempt]()  # that go by themselves
-        self._several = set[int]()  # numbers of batches of more than one that have not ended
-        self._began: dict[int, float] = {}  # when a worker took one of these
-        self._news: list[Event] = []
-        self._seconds: dict[Hashable, float] = {}  # of a task of each kind, as its worker measured it
-        self._batches = Batches(payload.blocks, self._drop)
-        self._number = 0  # of the next batch
-        self._run = executor.open(replace(payload, f=in_batches(payload.f), blocks=self._batches))
-        self.now, self.wake, self.close = self._run.now, self._run.wake, self._run.close
+    def _late_at(self, tasks: TaskTable, index: int) -> float:
+        """When one of several items becomes late; never before it is known to have begun."""
+        return min(tasks[index].began.values(), default=inf) + LATE_SECONDS
 
-    def submit(self, attempts: Sequence[Attempt]) -> None:
-        """Let them wait until there is room for them."""
-        self._open.update(attempts)
-        self._waiting += attempts
-        self._hand_on()
-
-    def wait(self, timeout: float) -> list[Event]:
-        """What happened to each attempt."""
-        late = min(self._began.values(), default=inf) + LATE_SECONDS
-        for event in self._run.wait(0.0 if self._news else max(0.0, min(timeout, late - self.now()))):
-            if isinstance(event, Began) and event.task in self._several:
-                self._began[event.task] = event.when  # it is told when they have ended, or begin anew
-            elif isinstance(event, Began):
-                self._tell_began(self._batches.attempts[event.task], event.when)
-            else:
-                self._tell_ended(event)
-        self._give_up(self.now() - LATE_SECONDS)
-        self._hand_on()
-        news, self._news = self._news, []
-        return news
-
-    def withdraw(self, attempts: Sequence[Attempt]) -> None:
-        """Nobody waits for these any more; those in one batch with others go on."""
-        unwanted = self._open.intersection(attempts)
-        for one in unwanted:
-            self._drop(one)
-        self._alone -= unwanted
-        self._waiting = deque(one for one in self._waiting if one not in unwanted)
-        batches = self._batches.attempts.items()
-        self._run.withdraw([(number, 0) for number, batch in batches if unwanted.issuperset(batch)])
-
-    def _tell_began(self, batch: list[Attempt], when: float) -> None:
-        self._news += [Began(*one, when) for one in batch if one in self._open]
-
-    def _tell_ended(self, outcome: Outcome) -> None:
-        """What an outcome says of those in a batch, and before that when they began."""
-        batch = self._batches.attempts.pop(outcome.task)
-        self._several.discard(outcome.task)
-        ended = self._ended(batch, outcome)
-        if outcome.task in self._began:
-            self._tell_began(batch[: len(ended)], self._began.pop(outcome.task))
-        self._news += [one for one in ended if (one.task, one.attempt) in self._open]
-        self._open.difference_update(batch[: len(ended)])
-        if len(ended) < len(batch):  # what its worker has left
-            self._waiting = deque(sorted(self._open.intersection(batch).union(self._waiting)))
-
-    def _give_up(self, late: float) -> None:
-        """Let those in batches that began before this moment wait again, each for a worker of its own."""
-        numbers = [number for number, when in self._began.items() if when <= late]
-        for number in numbers:
-            del self._began[number]
-            batch, self._batches.attempts[number] = self._batches.attempts[number], []
-            self._alone.update(self._open.intersection(batch))
-            if batch:  # nobody may want any by now
-                self._learn(batch[0], LATE_SECONDS / len(batch))
+    def _give_up(self, tasks: TaskTable, index: int) -> None:
+        """Let the items of a task wait for a worker of their own each."""
+        items, numbers = self.batches[index]
         if numbers:
-            self._several.difference_update(numbers)
-            self._waiting = deque(sorted(self._alone.union(self._waiting)))
-            self._run.withdraw([(number, 0) for number in numbers])
+            self._learn(items.kind, LATE_SECONDS / len(numbers))
+        self._alone.extend((items, [number]) for number in numbers)
+        self.forget_task(tasks, index)
 
-    def _drop(self, attempt: Attempt) -> None:
-        self._open.discard(attempt)
-        self._news.append(lost(*attempt, "nobody waits for it any more"))
-
-    def _hand_on(self) -> None:
-        """Let workers have what waits, as long as that is not too much.
+    def _next_batch(self, tasks: TaskTable) -> Batch | None:
+        """Items that go to a worker now; None if none waits, or workers have enough to do.
 
         One by itself goes once no batch of several is left that may be given up: so those by themselves go
         in their order, as one may wait for the next.
         """
-        numbers = []
-        most = min(MOST_BATCHES, 2 * len(self._began) + FIRST_BATCHES)
-        while self._waiting and self._batches.n < MOST_BATCHES and len(self._several) < most:
-            batch = self._next_batch()
-            if len(batch) > 1:
-                self._several.add(self._number)
-            elif self._several:
-                self._waiting.appendleft(batch[0])
-                break
-            numbers.append((self._number, 0))
-            self._batches.attempts[self._number] = batch
-            self._alone.difference_update(batch)
-            self._number += 1
-        self._run.submit(numbers)
+        waiting = self._alone or self._waiting
+        if not waiting:
+            return None
+        items, numbers = waiting[0]
+        most = self._most_together(items, numbers)
+        room, at_work = self._most, len(tasks.running) - len(tasks.unbegun)
+        if self._joins:
+            room = min(room, 2 * at_work + FIRST_BATCHES)
+        if len(tasks.running) + len(tasks.held_back) >= room or (most == 1 and self._several):
+            return None
+        waiting.popleft()
+        if len(numbers) > most:
+            waiting.appendleft((items, numbers[most:]))
+        return items, numbers[:most]
 
-    def _next_batch(self) -> list[Attempt]:
-        """The first attempt that waits, and those behind it that go with it."""
-        batch = [self._waiting.popleft()]
-        kind, waiting = self._kind_of(batch[0][0]), len(self._waiting)
-        seconds = self._seconds.get(kind, 0.0)
-        if kind is None or not seconds or self._goes_alone(batch[0]):
-            return batch
-        share = waiting // (BATCHES_PER_CORE * available_cores())
-        most = min(MOST_TOGETHER, int(BATCH_SECONDS / seconds), share)
-        while len(batch) < most and self._kind_of((following := self._waiting[0])[0]) == kind:
-            if self._goes_alone(following):
-                break
-            batch.append(self._waiting.popleft())
-        return batch
+    def _most_together(self, items: Items, numbers: Sequence[int]) -> int:
+        """How many of these a worker may be given at once."""
+        seconds = self._seconds.get(items.kind)
+        if not (self._joins and seconds):
+            return 1
+        share = max(len(numbers) // (BATCHES_PER_CORE * available_cores()), int(WORTH_SECONDS / seconds))
+        return max(1, min(MOST_TOGETHER, int(BATCH_SECONDS / seconds), share))
 
-    def _goes_alone(self, attempt: Attempt) -> bool:
-        return attempt[1] > 0 or attempt in self._alone
+    def _kind_of(self, items: Items) -> LateAttempts[Attempt]:
+        """The attempts at items of a kind, which is the latest now."""
+        kind = self._kinds.get(items.kind)
+        if kind is None:
+            kind = self._kinds[items.kind] = LateAttempts(ENDLESS, is_endless=True)
+            self._backups.add(kind)
+        if kind in self._latest_kinds:
+            self._latest_kinds.remove(kind)
+        self._latest_kinds.append(kind)
+        return kind
 
-    def _ended(self, batch: list[Attempt], outcome: Outcome) -> list[Outcome]:
-        """What became of each attempt, but for the last ones if their worker has left these."""
-        if not batch:  # it was given up, or nobody wanted any
-            return []
-        if outcome.failure is not None or len(batch) == 1:
-            ends = [outcome._replace(task=task, attempt=attempt) for task, attempt in batch]
-        else:
-            told = from_block(outcome.leaves[0])
-            seconds = outcome.seconds / len(told)
-            ends = [_outcome(one, end, seconds) for one, end in zip(batch, told)]
-        if outcome.failure is None:
-            self._learn(batch[0], ends[0].seconds)
-        return ends
+    # -- as tasks end --------------------------------------------------------------------------
 
-    def _learn(self, attempt: Attempt, seconds: float) -> None:
-        """Take in how long a task of the kind of this one took."""
-        kind = self._kind_of(attempt[0])
+    def ended(self, tasks: TaskTable, outcome: Outcome) -> Ends | None:
+        """What an outcome says of items; of those that failed with others nothing yet: they begin anew alone.
+
+        None where nobody waits for its task any more.
+        """
+        index, failure = outcome.task, outcome.failure
+        items, numbers = self.batches.get(index) or (None, [])
+        self._several.discard(index)
+        if items is None or not numbers:
+            self.forget_task(tasks, index)
+            return None
+        if failure is not None:
+            for number in numbers if len(numbers) > 1 else ():
+                self.part(tasks, index, number, failure)
+            return items, (), [(number, failure) for number in numbers if len(numbers) == 1]
+        if len(numbers) == 1:
+            self._learn(items.kind, outcome.seconds)
+            return items, [(numbers[0], outcome.leaves[0])], ()
+        data, errors = from_block(outcome.leaves[0])
+        self._learn(items.kind, outcome.seconds / len(data))
+        if len(numbers) > len(data):  # what its worker has left
+            self._waiting.appendleft((items, numbers[len(data) :]))
+            self.batches[index] = items, numbers[: len(data)]
+        failures = [(numbers[one], failure_of(Error(*error))) for one, error in errors.items()]
+        found = zip(numbers, data)
+        return items, [pair for one, pair in enumerate(found) if one not in errors], failures
+
+    def part(self, tasks: TaskTable, index: int, number: int, failure: Failure) -> None:
+        """An item has failed that was not alone in its task: it is a task of its own from now on."""
+        items, numbers = self.batches[index]
+        tasks.part(index, self._number, failure, self._kind_of(items))
+        self.batches[self._number] = items, [number]
+        self._number += 1
+        self.batches[index] = items, [one for one in numbers if one != number]
+        if len(numbers) == 1:
+            self.forget_task(tasks, index)
+
+    def forget_task(self, tasks: TaskTable, index: int) -> None:
+        """Nothing is wanted of a task any more."""
+        self.batches.pop(index, None)
+        self._several.discard(index)
+        tasks.forget(index)
+
+    def _learn(self, kind: Hashable, seconds: float) -> None:
+        """Take in how long an item of a kind took."""
         self._seconds[kind] = (self._seconds.pop(kind, seconds) + seconds) / 2
         if len(self._seconds) > MOST_KINDS:
             del self._seconds[next(iter(self._seconds))]  # of which none has ended for longest
 
 
-def _outcome(attempt: Attempt, told: tuple[bool, Any], seconds: float) -> Outcome:
-    """What a worker tells of one of a batch."""
-    has_returned, value = told
-    if has_returned:
-        return Outcome(*attempt, [np.frombuffer(value, np.uint8)], ("array",), None, seconds)
-    return Outcome(*attempt, [], (), failure_of(Error(*value)), seconds)
+def go_together(executor: MapExecutor, backups: int, retries: int) -> bool:
+    """Whether short items do: on processes here, if each that is lost or late with others is tried again."""
+    return isinstance(executor, Pool) and executor.is_here and backups > 0 and retries > 0
+
+
+def value_of(data: bytes | Array) -> Any:
+    """What an item gave, of the pickle or the block that its worker has sent."""
+    return from_block(data) if isinstance(data, np.ndarray) else pickle.loads(data)

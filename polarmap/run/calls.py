@@ -7,69 +7,146 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError, TimeoutError
 from contextlib import closing, suppress
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from polarmap.errors import WorkerLostError, hide_our_frames
-from polarmap.executors.base import Attempt, Coded, MapExecutor, Outcome, Payload, Run, read_only
-from polarmap.run.batches import InBatches
-from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
-from polarmap.run.loop import Need, Policy, Stopwatch, schedule
+from polarmap.executors.base import MapExecutor, Outcome, Payload, Run
+from polarmap.run.batches import Batches, Items, go_together, value_of
+from polarmap.run.loop import Need, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
-from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.block_functions import run_call
-from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Array, from_block
+from polarmap.worker.pytree import Array
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
-MOST_KINDS = 64  # functions without a call under way of which it is remembered what calls took
-ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no call is late before
 
 
-class Call(NamedTuple):
-    """A call, and the future of what it gives.
+class Call(Items):
+    """A call, and the future of what it gives."""
 
-    function : what tells calls of one function from those of others.
-    block : the call as it travels.
-    shared : that is kept as long as any of several calls.
-    may_join : whether a worker may be given others of its function with it.
-    """
+    def __init__(self, future: Future[Any], function: Hashable, block: bytes | Array) -> None:
+        super().__init__(function, blocks=[block])
+        self.future, self._is_cancelled = future, False
 
-    future: Future[Any]
-    function: Hashable
-    block: Array
-    shared: object = None
-    may_join: bool = False
+    def begins(self, numbers: list[int]) -> list[int]:
+        """It, if it may begin, or has: nobody has cancelled it, and nobody can any more."""
+        has_begun = self.future.running()
+        may_begin = has_begun or (not self._is_cancelled and self.future.set_running_or_notify_cancel())
+        return numbers if may_begin else []
 
-    def begins(self) -> bool:
-        """Whether it may begin, or has: nobody has cancelled it, and nobody can any more."""
-        return self.future.running() or self.future.set_running_or_notify_cancel()
+    def begun(self, numbers: list[int]) -> list[int]:
+        """It, if it has."""
+        return numbers if self.future.running() else []
 
-    def return_(self, outcome: Outcome) -> None:
+    def cancel(self) -> None:
+        """Cancel it, unless it has begun."""
+        if not self._is_cancelled and self.future.cancel():
+            self._is_cancelled = True
+            self.future.set_running_or_notify_cancel()  # which tells who waits for it
+
+    def return_(self, number: int, value: Any) -> None:
         """Its result is there."""
-        try:
-            value = from_block(outcome.leaves[0])
-        except BaseException as error:
-            self.fail(error)
-            return
         with suppress(InvalidStateError):  # somebody else has set it
             self.future.set_result(value)
 
-    def fail(self, error: BaseException, is_of_f: bool = False) -> None:
-        """It has none; `is_of_f`: the error is what f raised."""
-        hide_our_frames(error, is_of_f)
+    def fail(self, number: int, error: BaseException) -> None:
+        """It has none."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
-class Calls(Coded, Need, Policy):
+class CallsOfMap(Items):
+    """Calls of one function whose results are asked for in their order, each of a list."""
+
+    def __init__(self, function: Hashable) -> None:
+        super().__init__(function)
+        self._is_cancelled = False
+        self._begun = set[int]()
+        self._ends: dict[int, tuple[bool, Any]] = {}  # that nobody has asked for yet
+        self._awaited, self._told = -1, threading.Condition()
+
+    def begins(self, numbers: list[int]) -> list[int]:
+        """Those of these that may begin, or have."""
+        if self._is_cancelled:
+            return self.begun(numbers)
+        self._begun.update(numbers)
+        return numbers
+
+    def begun(self, numbers: list[int]) -> list[int]:
+        """Those of these that have."""
+        return [number for number in numbers if number in self._begun]
+
+    def cancel(self) -> None:
+        """Cancel those that have not begun."""
+        self._is_cancelled = True
+        with self._told:
+            self._told.notify_all()
+
+    def return_(self, number: int, value: Any) -> None:
+        """A result is there."""
+        self._end(number, (True, value))
+
+    def fail(self, number: int, error: BaseException) -> None:
+        """One has none."""
+        self._end(number, (False, error))
+
+    def _end(self, number: int, end: tuple[bool, Any]) -> None:
+        self._ends[number], self.blocks[number] = end, b""
+        if number == self._awaited:
+            with self._told:
+                self._told.notify_all()
+
+    def results(
+        self, until: float | None, more: Iterator[object], close: Callable[[], object]
+    ) -> Iterator[Any]:
+        """The items of all results, in their order, none of which is kept.
+
+        until : when the next result raises TimeoutError if it is not there, on the monotonic clock.
+        more : brings one more call for each whose result is taken.
+        close : is called at the end.
+        """
+        number = 0
+        try:
+            while number < len(self.blocks):
+                next(more, None)
+                items = self._taken(number, until)
+                number += 1
+                items.reverse()
+                while items:
+                    yield items.pop()
+        finally:
+            close()
+
+    def _taken(self, number: int, until: float | None) -> list[Any]:
+        """A result for which nobody else waits."""
+        if number not in self._ends:
+            with self._told:
+                self._awaited = number
+                while number not in self._ends:
+                    if self._is_cancelled and number not in self._begun:
+                        raise CancelledError
+                    if not self._told.wait(None if until is None else until - time.monotonic()):
+                        raise TimeoutError
+        has_returned, value = self._ends.pop(number)
+        if has_returned:
+            return value  # type: ignore[no-any-return]
+        try:
+            raise value
+        finally:
+            del value  # an exception shall not keep itself
+
+
+Calling = Call | CallsOfMap
+
+
+class Calls(Batches, Need):
     """The calls of an executor: what its schedules start and need, the blocks of its runs, and its thread.
 
-    A run is open while there are calls, and no longer; the watch is that of the run. Numbers of calls go on
+    A run is open while there are calls, and no longer; the watch is that of the run. Numbers of tasks go on
     from run to run.
 
     Parameters
@@ -81,13 +158,11 @@ class Calls(Coded, Need, Policy):
     retries : of one whose worker was lost.
     """
 
-    structure, source = ("array",), MESSAGE
-
     def __init__(
         self, executor: MapExecutor, close: Callable[[], None], most: int, backups: int, retries: int
     ) -> None:
         self._executor, self._close = executor, close
-        self._most, self._most_backups, self._retries = most, backups, retries
+        self._options, self._retries = (go_together(executor, backups, retries), most, backups), retries
         self._is_shut_down = False
         self.forget()
         _of_executors.add(self)
@@ -95,14 +170,8 @@ class Calls(Coded, Need, Policy):
     def forget(self) -> None:
         """Begin anew, in a process that was forked of the one that has the thread."""
         Need.__init__(self, TaskTable(0), Stopwatch(time.monotonic))
-        Policy.__init__(self, 0)
-        self._backups = Backups(0, ENDLESS, self._most_backups)
-        self.late = self._backups.late
-        # The attempts at calls of each function, as long as there is a call, or it is among the latest.
-        self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
-        self._latest = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
-        self._calls: dict[int, Call] = {}  # that are not over
-        self._count = self._next = 0  # the number of the next one to come, and to be given to the run
+        Batches.__init__(self, *self._options)
+        self._open: dict[Calling, int] = {}  # how many of them are not over
         # One call is not to begin while another thread cancels it; an executor may be dropped at any moment.
         self._lock = threading.RLock()
         self._run: Run | None = None
@@ -111,15 +180,17 @@ class Calls(Coded, Need, Policy):
 
     # -- by any thread -------------------------------------------------------------------------
 
-    def put(self, call: Call) -> None:
-        """There is one more; RuntimeError after `shut_down`."""
+    def put(self, calls: Calling, numbers: Sequence[int]) -> None:
+        """There are more, these of some that come together; RuntimeError after `shut_down`."""
         with self._lock:
             self.check_open()
-            if not self._calls:
-                call.begins()  # nothing stands between it and a worker
-            self._calls[self._count] = call
-            is_awaited = self._next == self._count  # else the run looks up as soon as there is room for more
-            self._count += 1
+            if not numbers:
+                return
+            if not self._open:
+                calls.begins([numbers[0]])  # nothing stands between it and a worker
+            self._open[calls] = self._open.get(calls, 0) + len(numbers)
+            is_awaited = not self._waiting  # else the run looks up as soon as there is room for more
+            self.append(calls, numbers)
             if not self._is_served:
                 self._thread = threading.Thread(target=self._drive, name="polarmap-executor", daemon=True)
                 self._thread.start()
@@ -138,9 +209,7 @@ class Calls(Coded, Need, Policy):
         """Take no more calls; `cancel_futures`: cancel those that no worker was given."""
         self._is_shut_down = True
         if cancel_futures:
-            for call in self._taken(lambda call: not call.future.running()):
-                if call.future.cancel():
-                    call.future.set_running_or_notify_cancel()  # which tells who waits for it
+            self.cancel(list(self._open))
         self._wake()
         self._close_if_over()
 
@@ -157,11 +226,34 @@ class Calls(Coded, Need, Policy):
         if run is not None:
             run.wake()
 
-    def _taken(self, is_meant: Callable[[Call], bool]) -> list[Call]:
-        """Calls that are over with this, of those that are not over."""
+    def cancel(self, some: Sequence[Calling]) -> None:
+        """Cancel those of these that no worker was given."""
+
+        def not_begun(calls: Calling, numbers: list[int]) -> Collection[int]:
+            return set(numbers).difference(calls.begun(numbers)) if calls in some else ()
+
         with self._lock:
-            numbers = [number for number, call in list(self._calls.items()) if is_meant(call)]
-            return [self._calls.pop(number) for number in numbers]
+            for calls in some:
+                calls.cancel()
+            self._taken(not_begun)
+
+    def _taken(self, is_over: Callable[[Any, list[int]], Collection[int]]) -> list[tuple[Any, list[int]]]:
+        """Those that wait and are over with this."""
+        taken, waiting, self._waiting = list[tuple[Any, list[int]]](), self._waiting, deque()
+        for calls, numbers in waiting:
+            over = is_over(calls, numbers)
+            taken.append((calls, list(over)))
+            self._are_over(calls, len(over))
+            if len(over) < len(numbers):
+                self._waiting.append((calls, [number for number in numbers if number not in over]))
+        return [(calls, numbers) for calls, numbers in taken if numbers]
+
+    def _are_over(self, calls: Any, count: int) -> None:
+        """So many of these are."""
+        with self._lock:
+            self._open[calls] -= count
+            if not self._open[calls]:
+                del self._open[calls]
 
     def _close_if_over(self) -> None:
         with self._lock:
@@ -178,14 +270,13 @@ class Calls(Coded, Need, Policy):
         while is_served:
             self._serve()
             with self._lock:
-                is_served = self._is_served = bool(self._calls)
+                is_served = self._is_served = bool(self._open)
         self._close_if_over()
 
     def _serve(self) -> None:
         """Do calls on a run of the executor, until none has come for a while."""
         try:
-            executor = InBatches(self._executor, self._kind_in_batch)
-            with closing(executor.open(Payload(run_call, self))) as run:
+            with closing(self._executor.open(Payload(run_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
                 for outcomes in schedule(run, self, self._retries, self):
                     is_news = bool(outcomes)
@@ -193,97 +284,86 @@ class Calls(Coded, Need, Policy):
                         self.add(outcomes.pop(0))
                     if self.step() and not is_news:
                         break
-        except BaseException as error:  # it ends the calls that have begun, or all
-            for call in self._taken(lambda call: call.future.running()) or self._taken(lambda call: True):
-                if not call.future.cancelled() or call.begins():  # which tells who waits for it
-                    call.fail(error)
+        except BaseException as error:
+            self._end_run(error)
+        else:
+            self._end_run()
         finally:
             self._run = None
-            for task in self.tasks.known():
-                self.tasks.forget(task)
-            with self._lock:  # others may come in this moment
-                self._next = next(iter(self._calls), self._count)
 
-    # -- as the blocks of a run ----------------------------------------------------------------
+    def _end_run(self, error: BaseException | None = None) -> None:
+        """What is left waits for the next; an error of this one ends the calls that have begun, or all."""
+        with self._lock:  # others may come in this moment
+            self._waiting.extendleft(reversed([*self.batches.values(), *self._alone]))
+            self._alone.clear()
+            for index in self.tasks.known():
+                self.forget_task(self.tasks, index)
+            self.tasks.unwanted.clear()
+            if error is None:
+                return
+            begun = self._taken(lambda calls, numbers: calls.begun(numbers))
+            failed = begun or self._taken(lambda calls, numbers: numbers)
+        for calls, numbers in failed:
+            for number in calls.begins(numbers):
+                self._fail(calls, number, error)
 
-    @property
-    def n(self) -> int:  # type: ignore[override]
-        """How many there are now."""
-        return len(self.tasks)
+    # -- as blocks and policy of a run ----------------------------------------------------------
 
-    def leaves(self, index: int) -> list[Array]:
-        """The call as it travels to the worker that is given it; CancelledError if nobody waits for it."""
+    def _block(self, index: int) -> Array:
         with self._lock:
-            call = self._calls.get(index)
-            if call is None or not call.begins():
-                self._calls.pop(index, None)
-                raise CancelledError
-        return [read_only(call.block)]
-
-    def _kind_in_batch(self, index: int) -> Hashable:
-        """The function of a call that may go with others; not where one that is lost with these fails."""
-        call = self._calls.get(index)
-        goes = call is not None and call.may_join and self._retries and self._most_backups
-        return call.function if call is not None and goes else None
-
-    # -- as the policy of a schedule -----------------------------------------------------------
+            calls, before = self.batches.get(index) or (None, [])
+            try:
+                return super()._block(index)
+            finally:
+                if calls is not None:  # of which nobody waits for some
+                    self._are_over(calls, len(before) - len(self.batches[index][1]))
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """Calls that have come; late ones, if none waits for a worker that a backup would take."""
-        while self._next < self._count and len(tasks) < self._most:
-            call = self._calls.get(self._next)
-            if call is not None:  # it was not cancelled
-                tasks.add(self._next, self._kind_of(call.function))
-            self._next += 1
-        if tasks.held_back or tasks.unbegun or self._next < self._count:
-            return sorted(tasks.held_back)
-        return self._backups.due(tasks, need, now)
-
-    def _kind_of(self, function: Hashable) -> LateAttempts[Attempt]:
-        """The attempts at calls of a function, which is the latest now."""
-        kind = self._kinds.get(function)
-        if kind is None:
-            kind = self._kinds[function] = LateAttempts(ENDLESS, is_endless=True)
-            self._backups.add(kind)
-        if kind in self._latest:
-            self._latest.remove(kind)
-        self._latest.append(kind)
-        return kind
-
-    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until a call may be late; none is while it is not known that all run, which it soon may be."""
-        return BACKUP_SECONDS if tasks.unbegun else self._backups.wait_seconds(tasks, now)
+        with self._lock:
+            return super().due(tasks, need, now)
 
     # -- as its need ---------------------------------------------------------------------------
 
     def add(self, outcome: Outcome) -> None:
         """The first attempt that returns or raises is the end of a call."""
-        call, failure = self._calls.get(outcome.task), outcome.failure
-        if call is None or failure is None or failure.kind == "raised":
-            self._let_go(outcome.task)
-        if call is not None and failure is None:
-            call.return_(outcome)
-        elif call is not None and failure is not None and failure.kind == "raised":
-            call.fail(failure.cause or RuntimeError(str(failure)), is_of_f=True)
+        ends, failure = self.ended(self.tasks, outcome), outcome.failure
+        if ends is None:
+            return
+        if failure is None or failure.kind == "raised":
+            self.forget_task(self.tasks, outcome.task)
+        calls: Any
+        calls, found, failures = ends
+        over = [one for one in failures if outcome.failure is None or one[1].kind == "raised"]
+        if found or over:
+            self._are_over(calls, len(found) + len(over))
+        for number, raised in over:
+            self._fail(calls, number, raised.cause or RuntimeError(str(raised)), is_of_f=True)
+        for number, data in found:
+            try:
+                value = value_of(data)
+            except BaseException as error:
+                self._fail(calls, number, error)
+            else:
+                calls.return_(number, value)
+
+    def _fail(self, calls: Calling, number: int, error: BaseException, is_of_f: bool = False) -> None:
+        """A call has no result; `is_of_f`: the error is what f raised."""
+        hide_our_frames(error, is_of_f)
+        calls.fail(number, error)
 
     def step(self) -> bool:
         """Whether no call is under way, once those have failed that were lost too often."""
         for index in sorted(self.tasks.failed):
             task = self.tasks[index]
             if task.attempts > self._retries and task.last_failure is not None:
+                calls: Any
+                calls, [number] = self.batches[index]
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
-                self._let_go(index, WorkerLostError(text))
-        return not self._calls
-
-    def _let_go(self, index: int, error: BaseException | None = None) -> None:
-        """Nothing more is wanted of a call, neither of other attempts at it; `error`: what it ends with."""
-        call = self._calls.pop(index, None)
-        running = self.tasks.running.get(index, ())
-        self.tasks.forget(index)
-        if running and self._run is not None:
-            self._run.withdraw([(index, attempt) for attempt in running])
-        if call is not None and error is not None:
-            call.fail(error)
+                self.forget_task(self.tasks, index)
+                self._are_over(calls, 1)
+                self._fail(calls, number, WorkerLostError(text))
+        return not self._open
 
     @property
     def is_met(self) -> bool:
@@ -292,7 +372,7 @@ class Calls(Coded, Need, Policy):
 
     def look_seconds(self) -> float:
         """Nothing else is waited for; for other calls not for long while none is under way."""
-        if not self._calls:
+        if not self._open:
             return LINGER_SECONDS
         return inf if len(self.tasks) else 0.0
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
+from typing import Any
 
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Coded, Function, Outcome, Payload
+from polarmap.run.batches import Batches
 from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.policies import with_backups
@@ -16,6 +18,9 @@ from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.shortfall import as_raised, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.messages import OutputSpec
+from polarmap.worker.pytree import Array
+
+Take = Callable[[Sequence[tuple[int, bytes | Array]]], None]
 
 
 class FirstResults(Need):
@@ -72,14 +77,66 @@ class FirstResults(Need):
     def settle_for_less(self) -> None:
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
         for index in sorted(self.tasks.failed):
-            failure = self.tasks[index].last_failure
+            failure, task = self.tasks[index].last_failure, self._told_as(index)
             if self._keeps_failures:
                 self.tasks.failed.discard(index)
-                self._count(Outcome(index, self.tasks[index].attempts - 1, [], (), failure, 0.0))
+                self._count(Outcome(task, self.tasks[index].attempts - 1, [], (), failure, 0.0))
             elif failure is not None and failure.cause is not None:
-                raise as_raised(self._who(index), failure)
+                raise as_raised(self._who(task), failure)
         if self.tasks.failed:
-            raise NotDecodableError(too_few(self.tasks, self.threshold)) from self.tasks.first_cause
+            tasks = self.as_told()()
+            raise NotDecodableError(too_few(tasks, self.threshold)) from tasks.first_cause
+
+    def _told_as(self, index: int) -> int:
+        """The number of a task as the caller of the map counts."""
+        return index
+
+
+class FirstOfItems(FirstResults):
+    """The same of items, of which a task may be several.
+
+    batches : policy and blocks of the map.
+    count : how many items there are.
+    take : is told what some have given that had given nothing before, by number.
+    """
+
+    def __init__(self, batches: Batches, count: int, take: Take, *known: Any) -> None:
+        super().__init__(*known)
+        self._batches, self._items, self._take = batches, count, take
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in what became of the items of an attempt; those that failed are tried again alone."""
+        ends = self._batches.ended(self.tasks, outcome)
+        if ends is None:
+            return
+        _, data, failures = ends
+        new = [one for one in data if one[0] not in self._done]
+        self._done.update(number for number, _ in new)
+        self._take(new)
+        for number, failure in failures if outcome.failure is None else ():
+            self._batches.part(self.tasks, outcome.task, number, failure)
+
+    @property
+    def threshold(self) -> int:
+        """How many items there are."""
+        return self._items
+
+    @property
+    def is_met(self) -> bool:
+        """Whether there is an outcome of every item."""
+        return self.outcomes == self._items
+
+    def look_seconds(self) -> float:
+        """At first not at all: the policy is still to say what starts."""
+        return super().look_seconds() if len(self.tasks) else 0.0
+
+    def as_told(self) -> Callable[[], TaskTable]:
+        """Each item as a task."""
+        parts = {index: numbers for index, (_, numbers) in self._batches.batches.copy().items()}
+        return partial(self.tasks.regrouped, parts, self._items)
+
+    def _told_as(self, index: int) -> int:
+        return self._batches.batches[index][1][0]
 
 
 def run_uncoded(

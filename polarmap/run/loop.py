@@ -106,8 +106,9 @@ class Need(ABC):
 
     def time_is_over(self) -> None:
         """Raise CodedTimeoutError."""
-        told = late(self.tasks, self.threshold, self.watch.limit)
-        raise CodedTimeoutError(told) from self.tasks.first_cause
+        tasks = self.as_told()()
+        told = late(tasks, self.threshold, self.watch.limit)
+        raise CodedTimeoutError(told) from tasks.first_cause
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
@@ -116,6 +117,11 @@ class Need(ABC):
     def early_result(self, task: int) -> Callable[[], Any] | None:
         """What makes the result of a data block that this task has returned, before the others are there."""
         return None
+
+    def as_told(self) -> Callable[[], TaskTable]:
+        """What makes a table of the tasks as the caller of the map counts them."""
+        tasks = self.tasks
+        return lambda: tasks
 
     @property
     def surplus(self) -> Collection[int]:
@@ -198,6 +204,9 @@ def schedule(
         due = policy.due(tasks, need, now)
         if due:
             start(due)
+        if tasks.unwanted:
+            run.withdraw(tasks.unwanted)
+            tasks.unwanted = []
         if now >= watch.limit:
             need.time_is_over()
         may_stall = False

@@ -35,17 +35,18 @@ def report_so_far(facts: Mapping[str, Any], tasks: TaskTable) -> Report:
 
 def final_report(
     facts: Mapping[str, Any],
-    tasks: TaskTable,
+    table: Callable[[], TaskTable],
     surplus: Collection[int],
     worker: Worker | None,
     stay: Stay | None,
 ) -> Report:
     """That of a map which is over.
 
+    table : makes that of its tasks.
     surplus : tasks whose results were of no use.
     worker, stay : what tasks were given, and what workers that stay have cost, if that is known.
     """
-    reports = _task_reports(tasks, surplus, "used", "abandoned")
+    reports = _task_reports(table(), surplus, "used", "abandoned")
     paid = None if worker is None else cost_of(worker, reports, facts["seconds"], stay)
     return Report(**facts, tasks=reports, cost=paid)
 

@@ -73,7 +73,9 @@ class RunningMap:
         """
 
         def tell_started(indices: Sequence[int], elapsed: float) -> None:
-            for one in observers:
+            if not policy.first:  # it says what starts from the first moment on
+                indices = [index for index in indices if need.tasks[index].attempts > 1]
+            for one in observers if indices else ():
                 one.started(indices, elapsed)
 
         key = payload.blocks.key if options.key is None else options.key
@@ -118,7 +120,7 @@ class RunningMap:
         """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
         need.tasks.forget_exceptions()
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
-        known = facts | told, need.tasks, need.surplus, self.executor.worker, stay
+        known = facts | told, need.as_told(), need.surplus, self.executor.worker, stay
         return LazyReport(partial(final_report, *known))
 
     def wake(self) -> None:
@@ -132,7 +134,7 @@ class RunningMap:
         need, facts = self.need, self._facts | {"executor": self.executor.name}
         if need is None:
             return report_so_far(facts, TaskTable(facts["n"]))
-        return report_so_far(facts | {"seconds": need.watch.since(self._began)}, need.tasks)
+        return report_so_far(facts | {"seconds": need.watch.since(self._began)}, need.as_told()())
 
 
 class Observer:

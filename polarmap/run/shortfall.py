@@ -59,11 +59,12 @@ def _tasks(count: int) -> str:
 def raised_everywhere(tasks: TaskTable, needed: int) -> BaseException | None:
     """What f raised, if it was the same in more tasks than may be missing and none has returned."""
     firsts = [] if tasks.arrived else [task.failures[0] for task in tasks if task.failures]
-    if len(firsts) <= max(len(tasks) - needed, len(tasks) // 4, 1):
+    count = max(len(tasks), needed)  # of which some may not be made yet
+    if len(firsts) <= max(count - needed, count // 4, 1):
         return None
     if len({(one.kind, str(one)) for one in firsts}) > 1 or firsts[0].cause is None:
         return None
-    who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
+    who = f"f fails everywhere: each of the first {len(firsts)} of {count} tasks to end"
     return as_raised(who, firsts[0])
 
 

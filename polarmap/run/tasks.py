@@ -5,8 +5,8 @@ Knows no codes and no results.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from polarmap.errors import raised_by
 from polarmap.executors.base import Attempt, Failure, Outcome
@@ -68,6 +68,8 @@ class TaskTable:
         Tasks that have not been started.
     unbegun : set of int
         Tasks of which the executor has not told when their latest attempt, which has not ended, began.
+    unwanted : list of (task, attempt)
+        Attempts at tasks that were forgotten, of which the executor is to be told.
     """
 
     def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
@@ -77,6 +79,7 @@ class TaskTable:
         self.failed: set[int] = set()
         self.held_back = set(range(n))
         self.unbegun: set[int] = set()
+        self.unwanted: list[Attempt] = []
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -103,9 +106,28 @@ class TaskTable:
             for attempt in task.began:
                 task.late.end((index, attempt))
         self.arrived.pop(index, None)
-        self.running.pop(index, None)
+        self.unwanted += [(index, attempt) for attempt in self.running.pop(index, ())]
         for some in (self.failed, self.held_back, self.unbegun):
             some.discard(index)
+
+    def part(self, index: int, new: int, failure: Failure, late: LateAttempts[Attempt]) -> None:
+        """A part of a task has failed, and is a task of its own, which was started as often."""
+        self._tasks[new] = Task(late, list(self._tasks[index].submitted), failures=[failure])
+        self.failed.add(new)
+
+    def regrouped(self, parts: Mapping[int, Sequence[int]], n: int) -> TaskTable:
+        """The same of n tasks, of which each of these consists of some."""
+        table = TaskTable(n)
+        for index, numbers in parts.items():
+            task = self._tasks[index]
+            seconds = None if task.seconds is None else task.seconds / len(numbers)
+            for number in numbers:
+                table._tasks[number] = replace(task, seconds=seconds)
+                if index in self.arrived:
+                    table.arrived[number] = self.arrived[index]
+                if index in self.running:
+                    table.running[number] = self.running[index]
+        return table
 
     def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
         """The next attempt of each, which is handed out now."""

@@ -6,8 +6,9 @@ Runs on workers: imports numpy. The class that comes with f on sparse rows bring
 from __future__ import annotations
 
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from polarmap.worker.pytree import (
     loaded,
     naming,
     packed_block,
+    pickles,
     unflatten,
 )
 
@@ -94,7 +96,8 @@ def any_call(
 
     star : whether the value of a block is all positional arguments, rather than the first.
     args, kwargs : further arguments of every call.
-    is_pickled : whether blocks are made by `to_block`; else they are the values.
+    is_pickled : whether blocks are made by `to_block`, or are pickles of the pickles of some values, as
+        integers of 8 bits; else they are the values.
     is_group : whether the value of a block is a list of what f is called with, one after the other.
     keeps_exceptions : of a group, whether what f raises on one of these stands in the place of its result:
         each is told as (True, its result) or (False, its error as plain data).
@@ -118,7 +121,14 @@ def any_call(
             return False, plain(describe(error))
 
     def call(block: Any) -> Packed:
-        value = from_block(block) if is_pickled else block
+        value = block
+        if is_pickled and block.dtype == np.int8:
+            _, values = pickle.loads(block.data)
+            if len(values) > 1:
+                return each_of(call_one, values)
+            value = pickle.loads(values[0])
+        elif is_pickled:
+            value = from_block(block)
         result = [told(one) for one in value] if is_group else call_one(value)
         try:
             return packed_block(result)
@@ -129,52 +139,58 @@ def any_call(
 
 
 def run_call(block: Array) -> Packed:
-    """What the call of a block returns, as `packed_block` has it.
+    """What the call of a block returns, as `packed_block` has it; of several of one function, as `each_of`.
 
-    f may be one that was pickled before: a block as bytes, or the path of its file.
+    These are a pickle of f and of pickles of what it is called with, as integers of 8 bits. f may be one that
+    was pickled before: a block as bytes, or the path of its file.
 
     >>> from polarmap.worker.pytree import to_block
     >>> from_block(np.frombuffer(run_call(to_block((divmod, (7, 2), {}))).data, np.uint8))
     (3, 1)
     """
-    f, args, kwargs = from_block(block)
-    f = loaded(f) if isinstance(f, (bytes, str)) else f
-    return packed_block(f(*args, **kwargs))
+    if block.dtype != np.int8:
+        f, args, kwargs = from_block(block)
+        return packed_block(_function(f)(*args, **kwargs))
+    f, values = pickle.loads(block.data)
+    if len(values) > 1:
+        return each_of(_function(f), values)
+    return packed_block(_function(f)(pickle.loads(values[0])))
 
 
-def in_batches(f: Callable[[Array], Packed]) -> Callable[[Array], Packed]:
-    """f of a block of bytes, or of several that `to_block` has made one of integers of 8 bits.
+def _function(sent: Any) -> Callable[..., Any]:
+    return loaded(sent) if isinstance(sent, (bytes, str)) else sent  # type: ignore[no-any-return]
 
-    Of several, what f returns for each, or raises, as plain data: true and its bytes, or false and its error;
-    of the first ones only, if these take long.
 
-    >>> from polarmap.worker.pytree import to_block
-    >>> both = to_block([to_block((abs, (one,), {})).tobytes() for one in (-3, "x")]).view(np.int8)
-    >>> (is_there, three), (has_returned, error) = from_block(
-    ...     np.frombuffer(in_batches(run_call)(both).data, np.uint8)
-    ... )
-    >>> is_there, from_block(np.frombuffer(three, np.uint8)), has_returned, error[0]
-    (True, 3, False, 'TypeError')
+def each_of(f: Callable[[Any], Any], values: Sequence[bytes]) -> Packed:
+    """What f returns for each value of these pickles, or raises; of the first ones only, if these take long.
+
+    A list of pickles, and errors as plain data by position.
+
+    >>> data = each_of(abs, [pickle.dumps(-3), pickle.dumps("x")]).data
+    >>> (three, _), errors = from_block(np.frombuffer(data, np.uint8))
+    >>> pickle.loads(three), errors[1][0]
+    (3, 'TypeError')
     """
+    process, until = os.getpid(), time.monotonic() + BATCH_MOST_SECONDS
+    errors = dict[int, Any]()
 
-    def told(block: bytes) -> tuple[bool, Any]:
-        try:
-            return True, f(np.frombuffer(block, np.uint8)).data
-        except BaseException as error:
-            return False, plain(describe(error))
-
-    def call(block: Array) -> Packed:
-        if block.dtype != np.int8:
-            return f(block)
-        process, until, ends = os.getpid(), time.monotonic() + BATCH_MOST_SECONDS, []
-        for one in from_block(block.view(np.uint8)):
-            ends.append(told(one))
+    def results() -> Iterator[Any]:
+        for position, value in enumerate(values):
+            result = None
+            try:
+                result = f(pickle.loads(value))
+            except BaseException as error:
+                errors[position] = plain(describe(error))
+            yield result
             # Others may do the rest; in a child that f has forked, its parent does.
             if time.monotonic() > until or os.getpid() != process:
                 break
-        return packed_block(ends)
 
-    return call
+    found = pickles(results())
+    for position, one in enumerate(found):
+        if isinstance(one, Exception):
+            found[position], errors[position] = None, plain(describe(one))
+    return packed_block((found, errors))
 
 
 def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:

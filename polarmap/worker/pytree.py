@@ -5,6 +5,7 @@ A tree is a nest of tuples, lists and dicts. Runs on workers too: imports numpy 
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import os
@@ -12,7 +13,7 @@ import pickle
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,9 @@ import numpy.typing as npt
 from polarmap.worker.private_files import check_private
 
 try:  # which takes what is defined in a function or a notebook
-    from cloudpickle import dumps
+    from cloudpickle import Pickler, dumps
 except ImportError:
-    from pickle import dumps
+    from pickle import Pickler, dumps
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -36,6 +37,7 @@ Structure = tuple[Any, ...]
 
 BESIDE_BYTES = 4096  # from which on a buffer travels beside the pickle
 ALIGNMENT = 64  # bytes, of such buffers
+SMALL_BYTES = 1 << 14  # of the pickle of a value that travels with others
 PYTHON = (bool, int, float, complex, str, bytes)
 REMEDIES = {
     "to_numpy": "use its .to_numpy()",
@@ -257,12 +259,45 @@ def to_block(value: Any) -> Array:
 
 def packed_block(value: Any) -> Packed:
     """The same as it is sent: the arrays of a result are copied once."""
-    if sys.modules.get("numpy") is None:  # f has taken it away, and what it returned may be numpy's
-        sys.modules["numpy"] = np
+    _restore_numpy()
     buffers: list[memoryview] = []
     data = dumps(value, protocol=5, buffer_callback=taking_large(buffers))
     block = bytearray().join(block_of_runs([data, *buffers]))
     return Packed(("array",), (("|u1", (len(block),)),), block)
+
+
+def pickles(values: Iterable[Any], is_small: bool = False) -> list[bytes | Exception | None]:
+    """A pickle of each value, which can be read by itself, or what is raised for it.
+
+    By one pickler: to make one takes longer than to pickle a small value.
+
+    is_small : None for what is large, or has arrays that would travel beside the pickle.
+
+    >>> one, two = pickles(["a", np.zeros(10_000)], is_small=True)
+    >>> pickle.loads(one), two
+    ('a', None)
+    """
+    _restore_numpy()
+    found, buffers, file = list[bytes | Exception | None](), list[memoryview](), io.BytesIO()
+    pickler = Pickler(file, protocol=5, buffer_callback=taking_large(buffers) if is_small else None)
+    for value in values:
+        try:
+            pickler.dump(value)
+            data = file.getvalue()
+            found.append(None if is_small and (buffers or len(data) > SMALL_BYTES) else data)
+        except Exception as error:
+            found.append(error)
+        pickler.clear_memo()
+        file.seek(0)
+        file.truncate()
+        buffers.clear()
+    return found
+
+
+def _restore_numpy() -> None:
+    """f may have taken it away, and what it returned may be numpy's."""
+    if sys.modules.get("numpy") is None:
+        sys.modules["numpy"] = np
 
 
 def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:

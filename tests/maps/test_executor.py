@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,29 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
             for chunksize in (1, 2):
                 list(executor.map(f, range(4), chunksize=chunksize))
         assert len(executor._calls._kinds) == 4
+
+
+def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
+    items: list[Any] = [1, threading.Lock(), np.arange(10_000.0), 3]
+    found = two.map(np.sum, items)
+    assert next(found) == 1
+    with pytest.raises(TypeError, match="pickle"):
+        next(found)
+    assert list(two.map(np.sum, items[2:])) == [49995000.0, 3]
+    with pytest.raises(TypeError, match="pickle"):
+        list(two.map(partial(id, items[1]), [1]))
+
+
+def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(tmp_path: Path) -> None:
+    with Executor(workers=1) as executor:
+        found = executor.map(linger, [tmp_path] * 9000, map(str, range(9000)))
+        assert until((tmp_path / "0 began").exists)
+        executor.shutdown(wait=False, cancel_futures=True)
+        for number in range(9000):
+            touch(tmp_path, f"{number} may end")
+        assert next(found) == "0"
+        with pytest.raises(futures.CancelledError):
+            list(found)
 
 
 def test_a_map_that_times_out_or_raises_cancels_the_rest(tmp_path: Path) -> None:

@@ -1,22 +1,34 @@
-"""Short tasks go to workers together, and each has its own end, whatever becomes of the others."""
+"""Short items go to workers together, and each has its own end, whatever becomes of the others."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
 
 from polarmap import Pool
-from polarmap.blocks.uneven import PartBlocks
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload
+from polarmap.executors.base import Attempt, Failure, Outcome, Payload
 from polarmap.executors.replay import ReplayRun
-from polarmap.run.batches import BATCH_SECONDS, LATE_SECONDS, MOST_BATCHES, BatchedRun, InBatches
-from polarmap.testing import Fault, ReplayExecutor
+from polarmap.run.batches import (
+    BATCH_SECONDS,
+    FIRST_BATCHES,
+    LATE_SECONDS,
+    MOST_BATCHES,
+    Batches,
+    Items,
+    go_together,
+    value_of,
+)
+from polarmap.run.first_results import FirstOfItems
+from polarmap.run.loop import Stopwatch, schedule
+from polarmap.run.tasks import TaskTable
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.worker.block_functions import any_call
-from polarmap.worker.pytree import Array, from_block, to_block
+from polarmap.worker.pytree import pickles, to_block
+
+SECONDS = 0.05  # of a task, where the script does not say otherwise
 
 
 @pytest.fixture(autouse=True)
@@ -24,63 +36,76 @@ def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.run.batches.available_cores", lambda: 1)
 
 
-class Items(PartBlocks):
-    """Numbers, of which nobody wants some any more."""
+class Numbers(Items):
+    """Some, of which nobody wants a few any more."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__([[to_block(number)] for number in range(count)], ("array",))
+    def __init__(self, count: int, kind: str = "kind") -> None:
+        super().__init__(kind, blocks=pickles(range(count)))  # type: ignore[arg-type]
         self.unwanted: set[int] = set()
 
-    def leaves(self, index: int) -> list[Array]:
-        if index in self.unwanted:
-            raise CancelledError
-        return super().leaves(index)
+    def begins(self, numbers: list[int]) -> list[int]:
+        return [number for number in numbers if number not in self.unwanted]
 
 
-def opened(
-    f: Callable[[Any], Any],
-    items: Items,
-    faults: dict[int, Fault] | None = None,
-    seconds: float = 1e-3,
-    script: dict[int, float] | None = None,
-) -> tuple[BatchedRun, list[list[int]]]:
-    """A run of which it is known that tasks take so long, and the tasks of each batch that is handed on.
+class Served:
+    """A map of f of some numbers, of which it is known that each takes so long.
 
-    script : seconds of batches, by number, where they are not those of one.
+    handed : the numbers of each task, in the order in which a run was given them.
+    found : what each number has given, or what is said of its failure.
     """
-    handed: list[list[int]] = []
 
-    class Noting(ReplayExecutor):
-        def open(self, payload: Payload) -> ReplayRun:
-            run, submit = super().open(payload), ReplayRun.submit
+    def __init__(
+        self,
+        f: Callable[[Any], Any],
+        *some: Items,
+        seconds: float | None = 1e-3,
+        script: dict[int, float] | None = None,
+        faults: dict[int, Fault] | None = None,
+        retries: int = 1,
+    ) -> None:
+        self.batches, self.handed = Batches(True, MOST_BATCHES, 1), list[list[int]]()
+        if seconds is not None:
+            self.batches._seconds["kind"] = seconds
+        for items in some:
+            self.batches.append(items, range(len(items.blocks)))
+        self.found: dict[int, Any] = {}
+        self.withdrawn: list[Attempt] = []
+        executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
+        self.run = executor.open(Payload(any_call(f, is_pickled=True), self.batches, faults or {}))
+        self.run.submit, self.run.withdraw = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
+        count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
+        self.need = FirstOfItems(
+            self.batches, count, self._take, self._note, True, str, TaskTable(0), Stopwatch(self.run.now)
+        )
+        self._steps = schedule(self.run, self.batches, retries, self.need)
+        self.step()
 
-            def note(attempts: list[Attempt]) -> None:
-                blocks: Any = payload.blocks
-                handed.extend([task for task, _ in blocks.attempts[number]] for number, _ in attempts)
-                submit(run, attempts)
+    def _submit(self, attempts: list[Attempt]) -> None:
+        self.handed += [list(self.batches.batches[task][1]) for task, _ in attempts]
+        ReplayRun.submit(self.run, attempts)
 
-            run.submit = note  # type: ignore[method-assign, assignment]
-            return run
+    def _take(self, some: Any) -> None:
+        for number, data in some:
+            assert number not in self.found
+            self.found[number] = value_of(data)
 
-    payload = Payload(any_call(f, is_pickled=True), items, faults or {})
-    run = BatchedRun(Noting(dict.fromkeys(range(1000), 0.05) | (script or {})), payload, lambda task: "kind")
-    run._seconds["kind"] = seconds
-    return run, handed
+    def _note(self, outcome: Outcome) -> None:
+        self.found[outcome.task] = str(outcome.failure)
 
+    def step(self) -> None:
+        for outcome in next(self._steps):
+            self.need.add(outcome)
 
-def all_of(run: BatchedRun) -> list[Event]:
-    """What happens until nothing more does."""
-    events: list[Event] = []
-    while run._open or run._news:
-        events += run.wait(10.0)
-    return events
+    def serve(self) -> dict[int, Any]:
+        """What becomes of all."""
+        while not self.need.is_met:
+            self.step()
+        return self.found
 
-
-def ends(events: list[Event]) -> dict[int, Any]:
-    """By task: what was returned, or the words of a failure."""
-    outcomes = [one for one in events if isinstance(one, Outcome)]
-    assert len({one.task for one in outcomes}) == len(outcomes)
-    return {one.task: str(one.failure) if one.failure else from_block(one.leaves[0]) for one in outcomes}
+    def first(self) -> list[list[int]]:
+        """What is handed on before anything has ended."""
+        self.step()
+        return self.handed
 
 
 def negative(number: int) -> Any:
@@ -89,108 +114,116 @@ def negative(number: int) -> Any:
     return threading.Lock() if number == 5 else -number
 
 
-def test_each_task_of_a_batch_has_its_own_end() -> None:
-    run, handed = opened(negative, Items(100))
-    run.submit([(task, 0) for task in range(100)])
-    assert [len(batch) for batch in handed[:3]] == [20, 19, 15]  # a quarter of what waits behind them
-    events = all_of(run)
-    assert [task for batch in handed for task in batch] == list(range(100))
-    found = ends(events)
+def test_each_item_of_a_batch_has_its_own_end_and_those_that_fail_are_tried_again_alone() -> None:
+    served = Served(negative, Numbers(100))
+    assert [len(batch) for batch in served.first()[:3]] == [20, 20, 15]  # a quarter of what waits
+    found = served.serve()
+    again = [[3], [5]]
+    assert [number for batch in served.handed if batch not in again for number in batch] == list(range(100))
+    assert [batch for batch in served.handed if batch in again] == again
     assert found[3] == "ValueError: unlucky"
-    assert "cannot be pickled" in found[5]
-    assert [found[task] for task in range(6, 100)] == [-task for task in range(6, 100)]
-    assert {one.task for one in events if isinstance(one, Began)} == set(range(100))
+    assert (
+        found[5]
+        == "TypeError: f returned a _thread.lock that cannot be pickled: cannot pickle '_thread.lock' object"
+    )
+    assert [found[number] for number in range(6, 100)] == [-number for number in range(6, 100)]
+    table = served.need.as_told()()
+    assert [task.attempts for task in table] == [2 if number in (3, 5) else 1 for number in range(100)]
+    assert table.arrived.keys() == set(range(100)) - {3, 5}
+    assert table[25].seconds == pytest.approx(SECONDS / 20)
 
 
-def test_tasks_go_alone_until_it_is_known_that_they_are_short_and_later_attempts_always_do() -> None:
-    for seconds in (0.0, BATCH_SECONDS):
-        run, handed = opened(abs, Items(40), seconds=seconds)
-        run.submit([(task, 0) for task in range(40)])
-        assert handed == [[task] for task in range(40)]
-    run, handed = opened(abs, Items(40))
-    run.submit([(task, int(task < 20)) for task in range(40)])
-    assert handed[:21] == [*([task] for task in range(20)), [20, 21, 22, 23]]
-    run, handed = opened(abs, Items(40))
-    run._kind_of = lambda task: None if task < 20 else task // 22
-    run.submit([(task, 0) for task in range(40)])
-    assert handed[:20] == [[task] for task in range(20)]
-    assert handed[20] == [20]
-    assert all(len({task // 22 for task in batch}) == 1 for batch in handed)
+def test_items_go_alone_until_it_is_known_that_they_are_short() -> None:
+    for seconds in (None, BATCH_SECONDS):
+        served = Served(abs, Numbers(40), seconds=seconds)
+        served.serve()
+        assert served.handed == [[number] for number in range(40)]
 
 
-def test_how_long_tasks_take_is_learned() -> None:
-    run, handed = opened(abs, Items(2 * MOST_BATCHES), seconds=0.0)
-    run.submit([(task, 0) for task in range(2 * MOST_BATCHES)])
-    assert handed == [[task] for task in range(MOST_BATCHES)]  # the others may turn out to be short
-    all_of(run)
-    assert run._seconds["kind"] == pytest.approx(0.05)  # as the script says
-    assert len(handed) == 2 * MOST_BATCHES
+def test_only_items_of_a_kind_that_are_small_go_together() -> None:
+    large = Numbers(40)
+    large.blocks[4:6] = to_block(4), to_block(5)
+    served = Served(abs, large)
+    first = served.first()
+    assert first[:4] == [[0, 1], [2, 3], [4], [5]]
+    assert served.serve() == {number: number for number in range(40)}
+    served = Served(abs, Numbers(20, "other"), Numbers(20))
+    assert served.first()[:20] == [[number] for number in range(FIRST_BATCHES)]
+
+
+def test_how_long_items_take_is_learned_of_the_first_ones_unless_these_take_long() -> None:
+    served = Served(abs, Numbers(300), seconds=None)
+    assert len(served.first()) == FIRST_BATCHES
+    served.step()
+    at_work = FIRST_BATCHES - 1  # as one has ended; the others may turn out to be short
+    assert len(served.handed) == 1 + FIRST_BATCHES + 2 * at_work
+    served.serve()
+    assert served.batches._seconds["kind"] == pytest.approx(SECONDS)  # as the script says
+    assert served.handed == [[number] for number in range(300)]
+    quick = Served(abs, Numbers(300), seconds=None, script=dict.fromkeys(range(1000), 1e-4))
+    assert list(quick.serve()) == list(range(300))
+    assert len(quick.handed) < 30
+
+
+def test_where_much_waits_a_batch_is_worth_its_way() -> None:
+    served = Served(abs, Numbers(1000), seconds=1e-5)
+    assert [len(batch) for batch in served.first()] == [250, 200, 200, 200, 150]
 
 
 @pytest.mark.parametrize("ends_late", [False, True])
-def test_a_batch_that_takes_long_is_given_up_and_its_tasks_begin_anew_by_themselves(ends_late: bool) -> None:
-    run, handed = opened(negative, Items(40), script={1: LATE_SECONDS * (1.5 if ends_late else 1e6)})
-    withdrawn: list[Attempt] = []
-    run._run.withdraw = withdrawn.extend  # type: ignore[method-assign, assignment]
-    run.submit([(task, 0) for task in range(40)])
-    first, late, last = len(handed[0]), handed[1], len(handed)
-    events = all_of(run)
-    assert withdrawn == [(1, 0)]
-    assert handed[last : last + len(late)] == [[task] for task in late]  # before those that came later
-    assert sorted(ends(events)) == list(range(40))
-    began = {one.task: one.when for one in events if isinstance(one, Began)}
-    assert len(began) == sum(isinstance(one, Began) for one in events) == 40
-    assert began[0] == began[first - 1] == 0.0
-    assert all(began[task] == LATE_SECONDS for task in late)
-    assert not run._began
-    assert not run._alone
+def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themselves(ends_late: bool) -> None:
+    served = Served(negative, Numbers(40), script={1: LATE_SECONDS * (1.5 if ends_late else 1e6)})
+    late, last = served.first()[1], len(served.handed)
+    found = served.serve()
+    assert served.withdrawn == [(1, 0)]
+    alone = [batch for batch in served.handed[last:] if batch[0] in late]
+    assert alone == [[number] for number in late]
+    assert sorted(found) == list(range(40))
+    assert [task.attempts for task in served.need.as_told()()][6:] == [1] * 34
 
 
 def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "polarmap.worker.block_functions.BATCH_MOST_SECONDS", -1.0
     )  # each does the first only
-    run, handed = opened(abs, Items(40))
-    run.submit([(task, 0) for task in range(40)])
-    assert [task for task in handed[0] if task] == list(range(1, len(handed[0])))
-    events = all_of(run)
-    assert ends(events) == {task: task for task in range(40)}
-    assert sorted(one.task for one in events if isinstance(one, Began)) == list(range(40))
+    served = Served(abs, Numbers(40))
+    left = served.first()[0][1:]
+    first = len(served.handed)
+    assert served.serve() == {number: number for number in range(40)}
+    assert set(left) <= {number for batch in served.handed[first:] for number in batch}
+    assert [task.attempts for task in served.need.as_told()()] == [1] * 40
 
 
-def test_tasks_that_are_lost_together_are_lost_each() -> None:
-    run, handed = opened(abs, Items(40), {0: Fault("kill")})
-    run.submit([(task, 0) for task in range(40)])
-    found = ends(all_of(run))
-    assert len(handed[0]) == 9
-    assert [task for task, end in found.items() if "struck by 'kill'" in str(end)] == handed[0]
+def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_each() -> None:
+    served = Served(abs, Numbers(40), faults={0: Fault("kill")})
+    lost = list(served.first()[0])
+    assert served.serve() == {number: number for number in range(40)}
+    assert [batch for batch in served.handed if batch[0] in lost][1:] == [[number] for number in lost]
+    assert [task.attempts for task in served.need.as_told()()] == [2 if n in lost else 1 for n in range(40)]
+    served = Served(abs, Numbers(40), faults={0: Fault("kill")}, retries=0)
+    found = served.serve()
+    assert [number for number, end in found.items() if "struck by 'kill'" in str(end)] == lost
 
 
-def test_what_nobody_waits_for_is_lost_and_others_in_its_batch_go_on() -> None:
-    items = Items(40)
-    items.unwanted = {2, *range(36, 40)}
-    run, handed = opened(abs, items)
-    withdrawn: list[Attempt] = []
-    run._run.withdraw = withdrawn.extend  # type: ignore[method-assign, assignment]
-    run.submit([(task, 0) for task in range(40)])
-    run.withdraw([(0, 0), *((task, 0) for task in handed[1]), (99, 0)])
-    assert withdrawn == [(1, 0)]
-    found = ends(all_of(run))
-    gone = {0, *handed[1], *items.unwanted}
-    assert {task for task, end in found.items() if "nobody waits" in str(end)} == gone
-    assert all(found[task] == task for task in set(range(40)) - gone)
+def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() -> None:
+    items = Numbers(40)
+    items.unwanted = {2, *range(10, 25), *range(36, 40)}
+    served = Served(abs, items)
+    assert served.serve() == {number: number for number in set(range(40)) - items.unwanted}
 
 
-@pytest.mark.parametrize("is_here", [True, False])
-def test_workers_here_are_given_batches_and_no_others(is_here: bool) -> None:
+def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
     with Pool(workers=1) as pool:
-        executor = InBatches(pool if is_here else ReplayExecutor(), lambda task: None)
-        run = executor.open(Payload(any_call(abs, is_pickled=True), Items(3)))
-        assert isinstance(run, BatchedRun) == is_here
-        run.submit([(task, 0) for task in range(3)])
-        found: list[Event] = []
-        while sum(isinstance(one, Outcome) for one in found) < 3:
-            found += run.wait(60.0)
-        run.close()
-        assert ends(found) == {0: 0, 1: 1, 2: 2}
-        assert executor.name == executor._executor.name
+        assert go_together(pool, 1, 1)
+        others: list[Any] = [ReplayExecutor(), FaultyExecutor(pool)]
+        assert not any(go_together(one, 1, 1) for one in others)
+        assert not go_together(pool, 0, 1)
+        assert not go_together(pool, 1, 0)
+
+
+def test_a_part_of_a_task_was_started_as_often() -> None:
+    tasks = TaskTable(1)
+    tasks.start([0], 1.0)
+    tasks.part(0, 7, Failure("lost", "WorkerLost", "gone"), Batches(True, 4, 1)._kind_of(Items("kind")))
+    assert (tasks[7].attempts, tasks.failed) == (1, {7})
+    assert tasks.start([7], 2.0) == [(7, 1)]

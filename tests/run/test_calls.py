@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import partial
@@ -17,7 +18,8 @@ from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.replay import ReplayRun
-from polarmap.run.calls import MOST_KINDS, Call, Calls, function_of
+from polarmap.run.batches import MOST_KINDS
+from polarmap.run.calls import Call, Calls, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import Stopwatch, schedule
 from polarmap.testing import Fault, ReplayExecutor
@@ -55,7 +57,7 @@ class Served:
         """So many calls, which wait from now on."""
         some = [Call(Future(), "f", to_block((abs, (-number,), {}))) for number in range(count)]
         for one in some:
-            self.calls.put(one)
+            self.calls.put(one, [0])
         return some
 
     def step(self) -> None:
@@ -72,7 +74,8 @@ class Served:
     def serve(self) -> Iterator[int]:
         """Until no call waits or is under way."""
         for number in range(2000):
-            if not self.calls._calls:
+            if not self.calls._open:
+                next(self._steps)  # it withdraws what is left of them
                 return
             self.step()
             yield number
@@ -110,7 +113,7 @@ def test_there_are_no_backups_while_other_calls_wait_for_a_worker() -> None:
     most = {True: 1, False: 1}
     for _ in served.serve():
         count = max((task.attempts for task in served.calls.tasks), default=1)
-        others_wait = served.calls._next < served.calls._count
+        others_wait = bool(served.calls._waiting)
         most[others_wait] = max(count, most[others_wait])
     assert most[True] == 1 < most[False]
 
@@ -152,10 +155,10 @@ def test_no_more_is_remembered_than_tells_what_is_late() -> None:
 def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
     served = Served(faults={0: Fault("sleep", 1000.0)}, most=2)
     kinds = served.calls._kinds
-    served.calls.put(Call(Future(), "asleep", to_block((int, (), {}))))
+    served.calls.put(Call(Future(), "asleep", to_block((int, (), {}))), [0])
     for number in range(3 * MOST_KINDS):
-        served.calls.put(Call(Future(), number % 2 or number, to_block((int, (), {}))))
-    while len(served.calls._calls) > 1:
+        served.calls.put(Call(Future(), number % 2 or number, to_block((int, (), {}))), [0])
+    while len(served.calls._open) > 1:
         served.step()
     assert {"asleep", 1} < set(kinds.keys())
     assert len(kinds) <= MOST_KINDS + 1
@@ -249,7 +252,7 @@ def test_calls_that_have_begun_fail_with_their_run_and_others_go_on_in_the_next(
     served.calls._executor = executor
     served.calls._serve()
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
-    assert served.calls._calls
+    assert served.calls._open
     served.calls._serve()
     assert [one.future.result(0) for one in some[2:]] == list(range(2, 9))
 
@@ -262,7 +265,7 @@ def test_all_fail_where_none_is_opened() -> None:
     served.calls._serve()
     assert some[0].future.done()  # nothing else was there when it came
     served.calls._serve()
-    assert not served.calls._calls
+    assert not served.calls._open
     assert [str(one.future.exception(0)) for one in some[:2]] == ["gone"] * 2
     assert len(wait([some[2].future], 0.0).done) == 1
 
@@ -286,7 +289,7 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
 def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it() -> None:
     served = Served()
     for size in (1, 2, 3):
-        served.calls.put(Call(Future(), "f", np.full(size, size - 1, np.uint8)))
+        served.calls.put(Call(Future(), "f", np.full(size, size - 1, np.uint8)), [0])
     served.take()
     blocks: Coded = served.calls
     assert blocks.n == 3
@@ -299,15 +302,15 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
         block = stored.block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
         assert block.source == blocks.source
-    served.calls._let_go(1)
+    served.calls.forget_task(served.calls.tasks, 1)
     with pytest.raises(CancelledError):
         stored.block(blocks, 1)
 
 
 def test_a_call_is_told_once() -> None:
     call = Call(Future(), "f", np.zeros(3, np.uint8))
-    call.fail(ValueError("first"))
-    call.fail(ValueError("second"))
+    call.fail(0, ValueError("first"))
+    call.fail(0, ValueError("second"))
     assert str(call.future.exception()) == "first"
 
 
@@ -337,27 +340,27 @@ def test_a_function_is_the_same_whoever_calls_it() -> None:
 
 
 def test_a_call_may_come_while_a_run_ends() -> None:
-    class Interrupted(dict[int, Call]):
-        """Another thread comes between an iterator and its first item."""
+    class Interrupted(deque[Any]):
+        """Another thread comes while what waits is looked through."""
 
-        def __iter__(self) -> Iterator[int]:
-            first = super().__iter__()
+        def __iter__(self) -> Iterator[Any]:
             if not threads:
-                threads.append(threading.Thread(target=calls.put, args=(late,), daemon=True))
+                threads.append(threading.Thread(target=calls.put, args=(late, [0]), daemon=True))
                 threads[0].start()
                 threads[0].join(0.1)  # it may have to wait
-            return first
+            return super().__iter__()
 
     first, late = (Call(Future(), "f", to_block((abs, (-1,), {}))) for _ in range(2))
     refusing = Mock(open=Mock(side_effect=KeyError("no run")))
     threads, calls = list[threading.Thread](), Calls(refusing, print, 4, 2, 1)
-    calls._calls = Interrupted({0: first})
-    calls._count, calls._is_served = 1, True
-    calls._taken = lambda is_meant: []  # type: ignore[method-assign]
+    calls._is_served = True
+    calls.put(first, [0])
+    calls._waiting = Interrupted(calls._waiting)
     calls._serve()
     threads[0].join(60.0)
     assert not threads[0].is_alive()
-    assert (calls._next, list(dict.keys(calls._calls))) == (0, [0, 1])
+    assert isinstance(first.future.exception(0), KeyError)
+    assert (list(calls._waiting), calls._open) == ([(late, [0])], {late: 1})
 
 
 # --- the thread that drives them -----------------------------------------------------------------
@@ -402,7 +405,7 @@ def call() -> Call:
 def submit(calls: Calls, count: int) -> list[Future[Any]]:
     some = [call() for _ in range(count)]
     for one in some:
-        calls.put(one)
+        calls.put(one, [0])
     return [one.future for one in some]
 
 
@@ -457,7 +460,7 @@ def test_calls_that_no_run_was_given_are_cancelled_and_those_under_way_end_first
     assert len(wait(found, 0.0).done) == 19
     assert all(one.cancelled() for one in found[1:])
     with pytest.raises(RuntimeError, match="after shutdown"):
-        calls.put(call())
+        calls.put(call(), [0])
     assert not closed
     executor.may_open.set()
     assert found[0].result(PATIENCE) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -66,6 +67,9 @@ class Results:
         seconds = iter([0.0])
         self.tasks, self.watch = TaskTable(3), Stopwatch(lambda: next(seconds, 1.0))
         self.tasks.arrived[1] = 0.9
+
+    def as_told(self) -> Callable[[], TaskTable]:
+        return lambda: self.tasks
 
     def early_result(self, task: int) -> Any:
         assert task == 1

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections import OrderedDict, defaultdict, deque
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -28,7 +29,7 @@ from polarmap.worker.block_functions import (
     any_call,
     call_each,
     combination,
-    in_batches,
+    each_of,
     on_sparse_rows,
     run_call,
     sparse_rows,
@@ -377,10 +378,28 @@ def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch() -> None:
             forked.append(os.fork())
         return number
 
-    blocks = [to_block(number).tobytes() for number in range(4)]
-    packed = in_batches(any_call(f, is_pickled=True))(to_block(blocks).view(np.int8))
-    ends = from_block(np.frombuffer(packed.data, np.uint8))
+    ends, _ = received(each_of(f, [pickle.dumps(number) for number in range(4)]))
     if os.getpid() != here:
         os._exit(len(ends))
     _, status = os.waitpid(forked[0], 0)
     assert (len(ends), os.waitstatus_to_exitcode(status)) == (4, 2)
+
+
+def test_several_calls_go_as_pickles_and_one_of_them_alone_gives_what_it_would_in_a_block() -> None:
+    def block(head: Any, *values: Any) -> np.ndarray:
+        return np.frombuffer(pickle.dumps((head, [pickle.dumps(value) for value in values])), np.int8)
+
+    for call, head in (
+        (any_call(abs, is_pickled=True), None),
+        (run_call, abs),
+        (run_call, to_block(abs).tobytes()),
+    ):
+        assert received(call(block(head, -3))) == 3
+        (found, _), errors = received(call(block(head, -3, "x")))
+        assert pickle.loads(found) == 3
+        assert errors[1][:2] == ("TypeError", "bad operand type for abs(): 'str'")
+    (_, found), errors = received(any_call(iter, is_pickled=True)(block(None, map, [1])))
+    assert "'type' object is not iterable" in errors[0][1]
+    assert list(pickle.loads(found)) == [1]
+    _, errors = received(each_of(lambda value: threading.Lock(), [pickle.dumps(1)] * 2))
+    assert all("cannot pickle '_thread.lock' object" in errors[one][1] for one in (0, 1))
