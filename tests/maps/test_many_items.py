@@ -140,3 +140,40 @@ def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None
     assert isinstance(found[700], WorkerLostError)
     assert [one for one in found if one is not found[700]] == [-item for item in range(1000) if item != 700]
     assert found.report.tasks[700].attempts >= 2
+
+
+def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
+    def f(item: int) -> int:
+        if item == 700:
+            raise LookupError("no such item")
+        return -item
+
+    leave_out_others()
+    with Pool(workers=2) as pool:
+        options: dict[str, Any] = {"executor": pool, "timeout": PATIENCE}
+        with pytest.raises(LookupError, match="no such item") as caught:
+            polarmap.hedged_map(f, range(1000), **options)
+        found = polarmap.hedged_map(f, range(1000), return_exceptions=True, **options)
+        with Executor(pool) as executor, pytest.raises(LookupError, match="no such item"):
+            list(executor.map(f, range(1000)))
+    assert caught.value.__notes__ == found[700].__notes__ == ["item 700 of 1000 raised this"]
+    assert found.report.indices("failed") == [700]
+    assert [task.attempts for task in found.report.tasks] == [1 + (item == 700) for item in range(1000)]
+
+
+@pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
+def test_an_item_that_does_not_end_keeps_no_other_short_one_waiting(name: str, tmp_path: Any) -> None:
+    def f(item: int) -> int:
+        if item == 500 and not (tmp_path / "began").exists():
+            (tmp_path / "began").touch()
+            threading.Event().wait(10 * PATIENCE)
+        return -item
+
+    leave_out_others()
+    with Pool(workers=2) as pool:
+        if name == "hedged_map":
+            found = list(polarmap.hedged_map(f, range(1000), executor=pool, timeout=PATIENCE))
+        else:
+            with Executor(pool) as executor:
+                found = list(executor.map(f, range(1000), timeout=PATIENCE))
+    assert found == [-item for item in range(1000)]
