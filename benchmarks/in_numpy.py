@@ -33,7 +33,8 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
 
     def gram(self, weights: np.ndarray) -> Any:
         self.products += 1
-        return np.einsum("ma,m...,mb->ab...", self._A, weights, self._A, optimize=True)
+        pairs = self._A[:, :, np.newaxis] * self._A[:, np.newaxis]
+        return np.tensordot(pairs, weights, (0, 0))
 
 
 def in_numpy(model: Any) -> Any:

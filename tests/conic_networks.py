@@ -10,17 +10,17 @@ from scipy.linalg import block_diag
 from scipy.optimize import minimize
 
 
-def conic_network_objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
-    """The minimum of the problem of a regressor with its gates, by Clarabel."""
+def network_outputs_and_cones(model: Any, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """Of one output: what it is linear in (weights, their norms, intercept), the penalty, and constraints."""
     A, samples = np.column_stack([X, np.ones(len(X))]), len(X)
     patterns = X @ model.gates_ + model.gate_intercepts_ >= 0
     signs = (1,) if model.activation == "gated_relu" else (1, -1)
     pieces = [(sign, open_) for sign in signs for open_ in patterns.T]
     G = np.hstack([sign * open_[:, None] * A for sign, open_ in pieces])
     count, size, width = len(pieces), G.shape[1], A.shape[1]
-    G = np.column_stack([G, np.zeros((samples, count)), np.ones(samples)])  # weights, their norms, intercept
-    P, q = G.T @ G / samples, -G.T @ y / samples
-    q[size : size + count] = model.alpha
+    G = np.column_stack([G, np.zeros((samples, count)), np.ones(samples)])
+    penalty = np.zeros(G.shape[1])
+    penalty[size : size + count] = model.alpha
     cones = []
     for piece in range(count):
         cone = np.zeros((1 + width, G.shape[1]))
@@ -31,7 +31,44 @@ def conic_network_objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
         sides = block_diag(*[(1.0 - 2.0 * open_)[:, None] * A for _, open_ in pieces])
         sides = np.column_stack([sides, np.zeros((len(sides), count + 1))])
         cones.append((sides, np.zeros(len(sides)), "nonnegative"))
-    return conic_minimum(P, q, cones)[1] + float(y @ y) / (2 * samples)
+    return G, penalty, cones
+
+
+def conic_network_objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
+    """The minimum of the problem of a regressor with its gates, by Clarabel."""
+    G, penalty, cones = network_outputs_and_cones(model, X)
+    P, q = G.T @ G / len(X), penalty - G.T @ y / len(X)
+    return conic_minimum(P, q, cones)[1] + float(y @ y) / (2 * len(X))
+
+
+def conic_classifier_objective(model: Any, X: np.ndarray, codes: np.ndarray) -> float:
+    """The minimum of the problem of a classifier of more than two classes with its gates, by Clarabel.
+
+    Losses are t - eta_y of each sample, where sum_k u_k <= 1 and exp(eta_k - t) <= u_k.
+    """
+    G, penalty, of_one = network_outputs_and_cones(model, X)
+    samples, classes = len(X), len(model.classes_)
+    size = G.shape[1] * classes
+    total = size + samples + samples * classes  # weights of each class, t, u
+    q = np.concatenate(
+        [np.tile(penalty, classes), np.full(samples, 1 / samples), np.zeros(samples * classes)]
+    )
+    cones = [(np.eye(1, total, size - 1), np.zeros(1), "zero")]  # an intercept of a softmax is free
+    for code in range(classes):
+        start = code * G.shape[1]
+        q[start : start + G.shape[1]] -= G[codes == code].sum(axis=0) / samples
+        for cone, h, kind in of_one:
+            wide = np.zeros((len(cone), total))
+            wide[:, start : start + G.shape[1]] = cone
+            cones.append((wide, h, kind))
+        for sample in range(samples):
+            wide = np.zeros((3, total))
+            wide[0, start : start + G.shape[1]], wide[0, size + sample] = -G[sample], 1.0
+            wide[2, size + samples + sample * classes + code] = -1.0
+            cones.append((wide, np.array([0.0, 1.0, 0.0]), "exponential"))
+    sums = np.hstack([np.zeros((samples, size + samples)), np.kron(np.eye(samples), np.ones(classes))])
+    cones.append((sums, np.ones(samples), "nonnegative"))
+    return conic_minimum(np.zeros((total, total)), q, cones)[1]
 
 
 def trained_network_objective(X: np.ndarray, y: np.ndarray, alpha: float, units: int, seed: int) -> float:

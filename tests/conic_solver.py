@@ -12,6 +12,7 @@ CONES = {
     "zero": clarabel.ZeroConeT,
     "nonnegative": clarabel.NonnegativeConeT,
     "second order": clarabel.SecondOrderConeT,
+    "exponential": lambda size: clarabel.ExponentialConeT(),
 }
 
 

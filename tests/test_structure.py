@@ -78,8 +78,8 @@ ONLY_FROM = {
         *[
             f"polarmap.models.{name}"
             for name in (
-                *("coded_model", "convex_network", "features", "krylov", "losses"),
-                *("penalized_loss", "penalties", "svm", "whitening"),
+                *("coded_model", "cone_interior_point", "convex_network", "features", "krylov"),
+                *("losses", "penalized_loss", "penalties", "svm", "whitening"),
             )
         ],
     ],

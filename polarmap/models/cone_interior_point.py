@@ -1,20 +1,25 @@
-"""ReLU networks of one output by an interior point: units within their cones, and norms of their weights."""
+"""ReLU networks by an interior point: units within their cones, and norms of their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.codes.dtypes import EPS, Floats
 from polarmap.models.cones import ConeLoss
+from polarmap.models.gates import GatedOperator
 from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import Solution, after_steps
 
-LARGEST_SYSTEM = 2000  # unknowns, of which Newton's systems are solved as dense ones
+LARGEST_SYSTEM = 2000  # unknowns of an output, beyond which gates are coupled by products
+LARGEST_BLOCKS = 30_000_000  # numbers of all systems of a gate and an output, which take three times 240 MB
 SHRINK = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
 BALANCED = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
+INEXACT = 0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
 TO_THE_BOUNDARY = 0.97  # of the way, at the most
 PATIENCE = 8  # iterations that get no closer
 UNUSED = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
@@ -29,10 +34,11 @@ def cone_interior_point(
     max_iter: int,
     callback: Callable[[float, float], None] | None = None,
 ) -> Solution:
-    """Minimize loss(A W) + alpha sum |W_c| over the columns of W with A W in the cones, for one output.
+    """Minimize loss(A W) + alpha sum |W_c| over the columns of W with A W in the cones.
 
     Newton's method for the optimality of W and multipliers of the cones, whose products with the distances
-    are all made equal and ever smaller. An iteration is a product with A, one with A' and Gram matrices of A.
+    are all made equal and ever smaller. An iteration is a product with A, one with A' and Gram matrices of A;
+    where outputs depend on each other, or gates are many, also some ten of both for conjugate gradients.
     Parameters as of `admm`, but the operator is A with a column of ones where units have a bias, and
     has `gram(weights)`.
     """
@@ -49,18 +55,25 @@ class _ConeSteps:
 
     def __init__(self, operator: Any, cones: ConeLoss, alpha: float) -> None:
         self._operator, self._cones, self._alpha, self.count = operator, cones, alpha, 0
-        self._loss, samples = cones.loss, len(cones.patterns)
-        self._open = cones.patterns.astype(np.float64)
+        self._loss, features = cones.loss, operator.shape[1]
+        (samples, self._gates), self._outputs = cones.patterns.shape, cones.loss.shape[1]
+        self._gated = GatedOperator(operator, cones.patterns)
+        # Systems that are solved are Newton's own, or leave out how gates, and outputs, depend on each other.
+        is_small = 2 * features * self._gates <= LARGEST_SYSTEM
+        self._is_direct = is_small and self._loss.has_separate_outputs
+        self._coupled_gates = self._gates if self._is_direct else 1
+        self._open = np.repeat(cones.patterns, self._outputs, axis=1).astype(np.float64)
         self._signs = np.repeat([1.0, -1.0], self._open.shape[1])
-        self._norms = GroupNorms(alpha, np.ones(operator.shape[1]), len(self._signs))
+        self._norms = GroupNorms(alpha, np.ones(features), len(self._signs))
         self._sides = np.tile(2.0 * self._open - 1.0, 2)
-        self._bounds = np.tile(cones.margins > 0, 2)
+        self._bounds = np.tile(np.repeat(cones.margins > 0, self._outputs, axis=1), 2)
         total = self._loss.value(np.zeros(self._loss.shape))
         self._rounding = 16 * EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
         self._product = max(total, self._rounding) / self._bounds.size
         # Where the norms, and the logarithms of the distances, are in balance.
         norms = samples * self._product / alpha
-        self.x = np.tile(norms * cones.interior / np.linalg.norm(cones.interior, axis=0), 2)
+        directions = cones.interior / np.linalg.norm(cones.interior, axis=0)
+        self.x = norms * np.tile(np.repeat(directions, self._outputs, axis=1), 2)
         self._image = np.asarray(operator.matmat(self.x))
         self._distances = np.where(self._bounds, self._sides * self._image, 1.0)
         self._multipliers = np.where(self._bounds, self._product / self._distances, 0.0)
@@ -90,8 +103,8 @@ class _ConeSteps:
         # How alpha w / t changes with what the products aim at.
         faster = (self._product - target) * (1.0 + self._product / roots) / lengths**2 * self.x
         gradient = self._slopes - target * self._push + self._alpha * self.x / lengths + faster
-        system = self._system(lengths, roots)
-        x = -np.linalg.solve(system, gradient.T.reshape(-1)).reshape(gradient.T.shape).T
+        near = self._alpha * min(1.0, self.gap / self._best[0]) if is_balanced else self._residual
+        x = self._newton_step(*self._own_and_blocks(lengths, roots), -gradient, INEXACT * near)
         image = np.asarray(self._operator.matmat(x))
         apart = np.where(self._bounds, self._sides * image, 0.0)
         held = (target - self._multipliers * apart) / self._distances - self._multipliers
@@ -134,11 +147,10 @@ class _ConeSteps:
     def _look(self) -> None:
         """Slopes, by one product, and the bound that they and the multipliers give."""
         outputs = self._cones.outputs(self._image)
-        slope = self._loss.gradient(outputs)
-        mean = outputs + self._loss.intercept(outputs)
-        self._curved = self._loss.hessian_product(mean, np.ones_like(mean))
+        slope, self._curved = self._loss.gradient(outputs), self._loss.curvatures(outputs)
         inward = np.where(self._bounds, self._sides / self._distances, 0.0)
-        columns = self._open * slope, self._sides * self._multipliers, inward, self._open * self._curved
+        of_gates = [self._open * np.tile(each, self._gates) for each in (slope, self._curved)]
+        columns = of_gates[0], self._sides * self._multipliers, inward, of_gates[1]
         product = np.asarray(self._operator.rmatmat(np.hstack(columns)))
         ends = np.cumsum([part.shape[1] for part in columns])[:-1]
         slopes, held, self._push, self._with_intercept = np.split(product, ends, axis=1)
@@ -151,37 +163,83 @@ class _ConeSteps:
         if self.objective < self._best[0]:
             self._best = self.objective, self.x, self._image
 
-    def _system(self, lengths: Floats, roots: Floats) -> Floats:
-        """The second derivatives, of columns one after another: of the loss, the distances and the norms."""
+    def _newton_step(self, own: Floats, blocks: Floats, right: Floats, enough: float) -> Floats:
+        """Where the second derivatives of the objective become `right`, but for an error of norm `enough`."""
+        if self._is_direct:
+            return self._in_columns(np.linalg.solve(blocks, self._in_blocks(right)[..., None]))
+        inverses, shape = np.linalg.inv(blocks), (right.size,) * 2
+
+        def near(v: Floats) -> Floats:
+            rows = self._in_blocks(v.reshape(right.shape))
+            return self._in_columns(inverses @ rows[..., None]).reshape(-1)
+
+        of_loss = self._loss.hessian(self._cones.outputs(self._image))
+        hessian = LinearOperator(shape, partial(self._curved_along, own, of_loss), dtype=np.float64)
+        by_gates = LinearOperator(shape, near, dtype=np.float64)
+        step, _ = cg(hessian, right.reshape(-1), M=by_gates, rtol=0.0, atol=enough, maxiter=right.size)
+        return np.reshape(step, right.shape)
+
+    def _curved_along(self, own: Floats, of_loss: Callable[[Floats], Floats], direction: Floats) -> Floats:
+        """The second derivatives of the objective times a direction, by two products."""
+        columns = direction.reshape(self.x.shape)
+        plus, minus = np.hsplit(columns, 2)
+        outputs = self._gated.matmat((plus - minus).reshape(-1, self._outputs))
+        slopes = self._gated.rmatmat(of_loss(outputs)).reshape(plus.shape)
+        within = (own @ columns.T[..., None])[..., 0].T
+        return np.asarray(within + np.hstack([slopes, -slopes])).reshape(-1)
+
+    def _in_blocks(self, columns: Floats) -> Floats:
+        """(groups of gates, outputs, numbers): a row for each block."""
+        shape = len(columns), 2, -1, self._coupled_gates, self._outputs
+        split = columns.reshape(shape).transpose(2, 4, 1, 3, 0)
+        return split.reshape(*split.shape[:2], -1)
+
+    def _in_columns(self, rows: Any) -> Floats:
+        """What `_in_blocks` makes rows of."""
+        shape = *rows.shape[:2], 2, self._coupled_gates, len(self.x)
+        return np.asarray(rows.reshape(shape).transpose(4, 2, 0, 3, 1).reshape(self.x.shape))
+
+    def _own_and_blocks(self, lengths: Floats, roots: Floats) -> tuple[Floats, Floats]:
+        """Second derivatives: of each column those of distances and norms, and of each block all."""
         features, columns = self.x.shape
         weights = self._multipliers / self._distances
         if not np.array_equal(self._curved, self._coupled_at):
-            first, second = np.triu_indices(self._open.shape[1])
-            pairs = self._curved * self._open[:, first] * self._open[:, second]
-            weights, self._coupled_at = np.hstack([weights, pairs]), self._curved
+            weights, self._coupled_at = np.hstack([weights, self._pair_weights()]), self._curved
         grams = np.moveaxis(np.asarray(self._operator.gram(weights)), 2, 0)
         if len(grams) > columns:
             self._coupling = self._coupled(grams[columns:])
-        blocks = self._coupling.copy().reshape(columns, features, columns, features)
-        each = np.arange(columns)
         along = np.einsum("ac,bc->cab", self.x, self.x) * (self._alpha / (roots * lengths))[:, None, None]
         norms = (np.eye(features) - along) * (self._alpha / lengths)[:, None, None]
-        blocks[each, :, each, :] += grams[:columns] + norms
-        return blocks.reshape(self._coupling.shape)
+        own = grams[:columns] + norms
+        members, outputs = self._coupled_gates, self._outputs
+        groups = self._gates // members
+        blocks = self._coupling.copy()
+        sign, member = np.divmod(np.arange(2 * members), members)
+        of_members = own.reshape(2, groups, members, outputs, features, features).swapaxes(1, 2)
+        blocks[:, :, sign, member, :, sign, member, :] += of_members.reshape(-1, *of_members.shape[2:])
+        return own, blocks.reshape(groups, outputs, *(2 * members * features,) * 2)
+
+    def _pair_weights(self) -> Floats:
+        """Of samples, for the Gram matrices of pairs of gates that are coupled: of pair, group and output."""
+        first, second = np.triu_indices(self._coupled_gates)
+        gates = self._open.reshape(len(self._open), -1, self._coupled_gates, self._outputs)
+        pairs = (gates[:, :, first] * gates[:, :, second]).swapaxes(1, 2)
+        return (pairs * self._curved[:, None, None, :]).reshape(len(pairs), -1)
 
     def _coupled(self, grams: Floats) -> Floats:
-        """The second derivatives of the loss, by Gram matrices of pairs of gates; the intercept follows."""
-        gates, features = self._open.shape[1], self.x.shape[0]
-        first, second = np.triu_indices(gates)
-        whole = np.empty((gates, features, gates, features))
-        whole[first, :, second, :] = grams
-        whole[second, :, first, :] = grams.swapaxes(1, 2)
+        """The second derivatives of the loss, by such Gram matrices; the intercept of each output follows."""
+        members, features = self._coupled_gates, len(self.x)
+        groups, outputs = self._gates // members, self._outputs
+        first, second = np.triu_indices(members)
+        whole = np.empty((groups, outputs, members, features, members, features))
+        pairs = grams.reshape(len(first), groups, outputs, features, features)
+        whole[:, :, first, :, second, :] = pairs
+        whole[:, :, second, :, first, :] = pairs.swapaxes(3, 4)
         if self._loss.fit_intercept:
-            follows = self._with_intercept.T
-            whole -= follows[:, :, None, None] * follows / float(self._curved.sum())
+            follows = self._with_intercept.reshape(features, groups, members, outputs)
+            whole -= np.einsum("agmo,bgno->gomanb", follows, follows / self._curved.sum(axis=0))
         signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
-        coupling: Floats = np.kron(signs, whole.reshape(gates * features, -1))
-        return coupling
+        return np.asarray(np.einsum("st,gomanb->gosmatnb", signs, whole))
 
 
 def _longest(values: Floats, changes: Floats) -> float:

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from polarmap.codes.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor, ProbabilisticClassifier
-from polarmap.models.cone_interior_point import LARGEST_SYSTEM, cone_interior_point
+from polarmap.models.cone_interior_point import LARGEST_BLOCKS, cone_interior_point
 from polarmap.models.cones import ConeLoss, admm
 from polarmap.models.features import ConstantFeature
 from polarmap.models.gates import GatedOperator, Gates, sample_gates
@@ -128,7 +128,7 @@ class ConvexNetwork(CodedModel):
         """(features, signs, gates, outputs), biases in the last row; ReLUs have two signs, gated ones one."""
         signs = 1 if self.activation == "gated_relu" else 2
         shape = (X.shape[1] + loss.fit_intercept, signs, len(gates.offsets), loss.shape[1])
-        if signs == 2 and shape[3] == 1 and not issparse(X) and np.prod(shape) <= LARGEST_SYSTEM:
+        if signs == 2 and 2 * shape[0] * np.prod(shape) <= LARGEST_BLOCKS:
             return self._by_interior_point(X, loss, gates).reshape(shape)
         white = principal_axes(X, loss.weights[:, 0], loss.fit_intercept)
         # Of whitened coefficients z the norm of z / scale is penalized: that of the weights themselves.
@@ -148,7 +148,8 @@ class ConvexNetwork(CodedModel):
         return np.asarray(white @ x.reshape(shape[0], -1)).reshape(shape)
 
     def _by_interior_point(self, X: Any, loss: OutputLoss, gates: Gates) -> Floats:
-        """The weights of a ReLU network of one output."""
+        """The weights of a ReLU network."""
+        X = X.toarray() if issparse(X) else X  # cones have far more numbers: two of a sample for each gate
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
         cones = ConeLoss(loss, gates.patterns, gates.margins, _interior(gates, loss))
         with self._operator(A) as coded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,36 @@ class OutputLoss(WeightedLoss):
 
     conjugate = WeightedLoss._conjugate
 
+    @property
+    def has_separate_outputs(self) -> bool:
+        """Whether the loss is a sum over outputs: a softmax of several is not."""
+        return self.shape[1] == 1 or not isinstance(self.family, Multinomial)
+
+    def hessian(self, eta: Floats) -> Callable[[Floats], Floats]:
+        """Its product with a direction, which the intercept follows."""
+        mean = self.family.mean(eta + self.intercept(eta))
+        moved = np.linalg.pinv(self._intercept_hessian(mean)) if self.fit_intercept else None
+
+        def product(direction: Floats) -> Floats:
+            if moved is not None:
+                change = np.sum(self.weights * self.family.curvature(mean, direction), axis=0)
+                direction = direction - moved @ change
+            return np.asarray(self.weights * self.family.curvature(mean, direction))
+
+        return product
+
+    def curvatures(self, eta: Floats) -> Floats:
+        """Of each sample and output alone, where the intercept stays: the diagonal of the Hessian."""
+        mean = self.family.mean(eta + self.intercept(eta))
+        units = np.eye(mean.shape[1])
+        along = [self.family.curvature(mean, np.broadcast_to(unit, mean.shape)) @ unit for unit in units]
+        return np.asarray(self.weights * np.stack(along, axis=1))
+
+    def _intercept_hessian(self, mean: Floats) -> Floats:
+        """Second derivatives by the intercept: (outputs, outputs)."""
+        units = [np.broadcast_to(unit, mean.shape) for unit in np.eye(mean.shape[1])]
+        return np.stack([np.sum(self.weights * self.family.curvature(mean, unit), axis=0) for unit in units])
+
     def intercept(self, eta: Floats) -> Floats:
         """The c (outputs,) that fits best, by Newton's method from the last one."""
         if not self.fit_intercept:
@@ -283,12 +314,8 @@ class OutputLoss(WeightedLoss):
 
     def _newton_step(self, mean: Floats, slope: Floats, reach: float) -> Floats:
         """No longer than `reach`, by a ridge that vanishes with the slope: a softmax has a flat direction."""
-        columns = [
-            np.sum(self.weights * self.family.curvature(mean, np.broadcast_to(e, mean.shape)), axis=0)
-            for e in np.eye(len(slope))
-        ]
         ridge = float(np.linalg.norm(slope)) / reach
-        return np.asarray(-np.linalg.solve(np.stack(columns) + ridge * np.eye(len(slope)), slope))
+        return np.asarray(-np.linalg.solve(self._intercept_hessian(mean) + ridge * np.eye(len(slope)), slope))
 
     def _shortened(self, eta: Floats, c: Floats, step: Floats, slope: float) -> Floats | None:
         """c after as much of a step as lessens the loss; None where no digit of it can be lessened."""

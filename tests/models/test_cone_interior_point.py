@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conic_networks import conic_network_objective
+from conic_networks import conic_classifier_objective, conic_network_objective
 from plain_networks import PlainClassifier, PlainOperator, PlainRegressor
 from straggling_models import options
 
 from polarmap.convexnn import ConvexMLPRegressor
+from polarmap.models import cone_interior_point as module
 from polarmap.models import convex_network
 from polarmap.models.cone_interior_point import cone_interior_point
 from polarmap.models.cones import ConeLoss
@@ -32,6 +33,27 @@ def test_the_minimum_is_that_of_a_conic_solver_in_thirty_iterations(alpha: float
     assert model.dual_gap_ <= 1e-6 * model.objective_
     assert model.n_iter_ <= 30
     assert model.coefs_[0].shape[1] < 30  # of 40 units
+
+
+@pytest.mark.parametrize("n_gates", [1, 5])
+@pytest.mark.parametrize("alpha", [0.1, 0.01])
+def test_the_minimum_of_several_classes_is_that_of_a_conic_solver(alpha: float, n_gates: int) -> None:
+    codes = np.digitize(Y, [0, 1])
+    model = PlainClassifier(alpha, activation="relu", n_gates=n_gates, tol=1e-7).fit(X, codes)
+    assert model.objective_ == pytest.approx(conic_classifier_objective(model, X, codes), rel=1e-6)
+    assert model.dual_gap_ <= 1e-7 * model.objective_
+    assert model.n_iter_ <= 40
+
+
+@pytest.mark.parametrize("kind", [PlainRegressor, PlainClassifier])
+def test_many_gates_are_coupled_by_conjugate_gradients(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = partial(kind, 0.02, activation="relu", n_gates=20, tol=1e-7)
+    y = Y if kind is PlainRegressor else Y > 0.2
+    direct = make().fit(X, y)
+    monkeypatch.setattr(module, "LARGEST_SYSTEM", 0)
+    found = make().fit(X, y)
+    assert found.objective_ == pytest.approx(direct.objective_, rel=1e-7)
+    assert found.n_iter_ <= direct.n_iter_ + 5
 
 
 @pytest.mark.parametrize("kind", [PlainRegressor, PlainClassifier])
@@ -62,7 +84,7 @@ def test_the_minimum_is_that_of_admm(
 ) -> None:
     make = partial(kind, 0.05, activation="relu", n_gates=6, tol=1e-5, fit_intercept=fit_intercept)
     newton = make().fit(X, y)
-    monkeypatch.setattr(convex_network, "LARGEST_SYSTEM", 0)
+    monkeypatch.setattr(convex_network, "LARGEST_BLOCKS", 0)
     admm = make(max_iter=20_000).fit(X, y)
     assert newton.n_iter_ < 40 < admm.n_iter_
     assert newton.objective_ == pytest.approx(admm.objective_, rel=2e-5)
