@@ -20,6 +20,7 @@ LARGEST_BLOCKS = 30_000_000  # numbers of all systems of a gate and an output, w
 SHRINK = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
 BALANCED = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
 INEXACT = 0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
+CONJUGATE_STEPS = 100  # at the most, where some ten are enough
 TO_THE_BOUNDARY = 0.97  # of the way, at the most
 PATIENCE = 8  # iterations that get no closer
 UNUSED = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
@@ -176,7 +177,7 @@ class _ConeSteps:
         of_loss = self._loss.hessian(self._cones.outputs(self._image))
         hessian = LinearOperator(shape, partial(self._curved_along, own, of_loss), dtype=np.float64)
         by_gates = LinearOperator(shape, near, dtype=np.float64)
-        step, _ = cg(hessian, right.reshape(-1), M=by_gates, rtol=0.0, atol=enough, maxiter=right.size)
+        step, _ = cg(hessian, right.reshape(-1), M=by_gates, rtol=0.0, atol=enough, maxiter=CONJUGATE_STEPS)
         return np.reshape(step, right.shape)
 
     def _curved_along(self, own: Floats, of_loss: Callable[[Floats], Floats], direction: Floats) -> Floats:

@@ -210,8 +210,8 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
         Strength of the weight decay, positive; that of MLPRegressor divided by the number of samples.
     activation : {"gated_relu", "relu"}
         "gated_relu": a unit passes its input on where its gate is open, also at new samples. "relu": where
-        its input is positive; a harder problem. Of one output and dense features, up to 2,000 weights of both
-        signs take some twenty iterations of an interior point method, others hundreds or thousands of ADMM.
+        its input is positive; a harder problem. Up to 2,700 features, divided by the root of gates times
+        outputs, take some tens of iterations of an interior point method, more hundreds or thousands of ADMM.
     n_gates : int
         Or fewer where sampling finds fewer that differ. With an intercept, one lets all samples pass.
     fit_intercept : bool
@@ -242,8 +242,8 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
     objective_, dual_gap_, n_iter_, report_
         As for `polarmap.convex.ElasticNet`.
     gradient_map_ : float
-        Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, of the last step
-        of ADMM times its rho.
+        Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, of what is left of
+        the optimality conditions, or of the last step of ADMM times its rho.
 
     Examples
     --------
