@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import terabyte
-from benchmarks.terabyte import BANDWIDTH, LATENCY, Layout
+from benchmarks.terabyte import BANDWIDTH, DATA, LATENCY, Layout
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "coded-arrays.md"
 
@@ -22,9 +22,10 @@ def test_the_page_has_the_figures_of_the_script() -> None:
 
 
 def test_a_product_by_hand() -> None:
-    """(100, 75): 10,000 workers, 100 parts of 1.6 MB each, 5 % of the workers slow and not waited for."""
-    found = Layout(100, 75).product(operand=0)
-    seconds = 100 * LATENCY + 160e6 / BANDWIDTH + 160e6 / 2e9
+    """(100, 75): 10,000 workers, 100 parts of 2.1 MB each, 5 % of the workers slow and not waited for."""
+    assert round(DATA / 1e12, 2) == 1.58
+    found, block = Layout(100, 75).product(operand=0), DATA / 7500
+    seconds = 100 * LATENCY + block / BANDWIDTH + block / 2e9
     assert found.seconds == pytest.approx(seconds + 1)
     assert found.requests == 1e6
     compute = 10_000 * (seconds + 1) * 1769 / 1024 * 1.66667e-5
@@ -34,7 +35,8 @@ def test_a_product_by_hand() -> None:
 def test_encoding_by_hand() -> None:
     """(100, 75): every worker reads 75 parts and writes 25; slow ones get a copy."""
     found = Layout(100, 75).encode()
-    seconds = 100 * LATENCY + (160e6 + 8 * 75 * 25) / BANDWIDTH + 120e6 / 600e6
+    block = DATA / 7500
+    seconds = 100 * LATENCY + (block + 8 * 75 * 25) / BANDWIDTH + 0.75 * block / 600e6
     assert found.seconds == pytest.approx(2 * seconds + 1)
     assert found.requests == 1e6
     assert found.dollars > 750e3 * 0.4e-6 + 250e3 * 5e-6
