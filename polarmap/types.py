@@ -1,22 +1,32 @@
 """What maps return: results, futures and reports, for annotations and `isinstance`."""
 
-from polarmap.arrays.stored_result import StoredResult
-from polarmap.linalg.products import CodedProduct
-from polarmap.linalg.sketch import SketchEstimate
-from polarmap.maps.gradients import GradientResult
-from polarmap.maps.sums import CodedSum
-from polarmap.report import Report, TaskReport
-from polarmap.run.coded_future import CodedFuture
-from polarmap.run.results import CodedResult
+from __future__ import annotations
 
-__all__ = [
-    "CodedFuture",
-    "CodedProduct",
-    "CodedResult",
-    "CodedSum",
-    "GradientResult",
-    "Report",
-    "SketchEstimate",
-    "StoredResult",
-    "TaskReport",
-]
+import typing
+
+from polarmap import lazy_names
+
+if typing.TYPE_CHECKING:
+    from polarmap.arrays.stored_result import StoredResult as StoredResult
+    from polarmap.linalg.products import CodedProduct as CodedProduct
+    from polarmap.linalg.sketch import SketchEstimate as SketchEstimate
+    from polarmap.maps.gradients import GradientResult as GradientResult
+    from polarmap.maps.sums import CodedSum as CodedSum
+    from polarmap.report import Report as Report
+    from polarmap.report import TaskReport as TaskReport
+    from polarmap.run.coded_future import CodedFuture as CodedFuture
+    from polarmap.run.results import CodedResult as CodedResult
+else:
+    __getattr__, __dir__, __all__ = lazy_names.public_names(
+        "polarmap",
+        {
+            "arrays.stored_result": ["StoredResult"],
+            "linalg.products": ["CodedProduct"],
+            "linalg.sketch": ["SketchEstimate"],
+            "maps.gradients": ["GradientResult"],
+            "maps.sums": ["CodedSum"],
+            "report": ["Report", "TaskReport"],
+            "run.coded_future": ["CodedFuture"],
+            "run.results": ["CodedResult"],
+        },
+    )

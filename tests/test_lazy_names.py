@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +13,7 @@ import pytest
 
 import polarmap
 
-LAZY = [polarmap, polarmap.arrays, polarmap.codes, polarmap.linalg]
+LAZY = [polarmap, polarmap.arrays, polarmap.codes, polarmap.linalg, polarmap.types]
 
 
 @pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
@@ -31,3 +33,10 @@ def test_type_checkers_read_of_the_same_names(package: ModuleType) -> None:
 def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
     with pytest.raises(AttributeError, match="'polarmap' has no attribute 'coded_mop'"):
         _ = polarmap.coded_mop
+
+
+def test_what_needs_no_extra_is_there_without_any() -> None:
+    code = "import sys; sys.modules |= dict.fromkeys(('scipy', 'sklearn', 'pyproximal', 'zarr', 'h5py'))"
+    for name in ("arrays", "cli", "codes", "planning", "testing", "types"):
+        code += f"; import polarmap.{name}"
+    subprocess.run([sys.executable, "-c", code], check=True)
