@@ -216,7 +216,7 @@ def _map(executor: Any, timeout: float) -> Check:
     return Check(
         "coded map",
         "note" if failed else "ok",
-        f"{BLOCKS} blocks on {TASKS} workers ({y.report.executor}), right, in {seconds:.2f} s",
+        f"{BLOCKS} blocks in {TASKS} tasks ({y.report.executor}), right, in {seconds:.2f} s",
         f"{len(failed)} of its workers failed: {failed[0].failures[-1]}" if failed else "",
     )
 

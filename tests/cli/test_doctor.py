@@ -78,7 +78,7 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     assert ran.code == 0, ran.out
     assert ran.out.endswith("\npolarmap works here\n")
     assert "\nok    storage: put, get and delete of 1 KiB" in ran.out
-    assert "\nok    coded map: 4 blocks on 6 workers (lithops/localhost), right" in ran.out
+    assert "\nok    coded map: 4 blocks in 6 tasks (lithops/localhost), right" in ran.out
     assert re.search(rf"kept workers: kept workers on lithops/localhost \(TCP\): {LATER}\n", ran.out)
 
 
