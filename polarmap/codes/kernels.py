@@ -27,7 +27,7 @@ def arikan(x: Array, *, inverse: bool = False, transposed: bool = False) -> Arra
     """
     half, to, added = 1, int(transposed), np.subtract if inverse else np.add
     while half < len(x):
-        pairs = x.reshape(-1, 2, half, x.shape[1])
+        pairs = x.reshape(len(x) // (2 * half), 2, half, x.shape[1])
         added(pairs[:, to], pairs[:, 1 - to], out=pairs[:, to])
         half *= 2
     return x

@@ -152,27 +152,38 @@ class SystematicRecovery(RealRecovery):
         return np.concatenate([-self.through_known(left_over), left_over], axis=1)
 
     def follow(self, former: Recovery) -> None:
-        """Take over the pseudo-inverse of `former`, of fewer results, by an update for each of the others.
+        """Take over the pseudo-inverse of `former`, of fewer results, without a factorization.
 
-        A column that is no longer missing leaves what is orthogonal to it; a row is as Greville (1960) has
-        it; a step of Newton's takes away what they leave of rounding. Not where that is more than it can.
+        Columns that are no longer missing leave what is orthogonal to their rows of it; rows are added as
+        Greville (1960) has it, and a step of Newton's takes away the rounding of both, if it can.
         """
-        solver = vars(former).get("_solver")
-        if not isinstance(former, SystematicRecovery) or solver is None or not np.isfinite(solver).all():
+        known = vars(former)
+        known.pop("weights", None)  # the most memory of a map, and computed again if anybody asks
+        if not isinstance(former, SystematicRecovery) or not np.isfinite(known.get("_solver", np.inf)).all():
             return
         is_known, was_there = np.zeros(self.code.k, bool), np.zeros(self.code.n - self.code.k, bool)
         is_known[self.known] = was_there[former.parity] = True
-        for place in np.flatnonzero(is_known[former.missing])[::-1]:
-            row = solver[place]
-            solver = np.delete(solver, place, axis=0)
-            solver -= np.outer(solver @ row, row / (row @ row))
-        for place in np.flatnonzero(~was_there[self.parity]):
-            row = self.system[place] @ solver
-            column = solver @ row / (1 + row @ row)
-            solver = np.insert(solver - np.outer(column, row), place, column, axis=1)
-        left = np.eye(len(solver)) - solver @ self.system
-        if np.abs(left).max(initial=0) <= FOLLOWED:
-            self._solver = solver + left @ solver
+        gone, new = is_known[former.missing], ~was_there[self.parity]
+        units = np.zeros((int(new.sum()), self.code.n - self.code.k))
+        units[np.arange(len(units)), self.parity[new]] = 1
+        rows = self.code.transposed(units)[:, self.missing]
+        self.system = np.empty((len(self.parity), len(self.missing)), former.system.dtype)
+        self.system[new], self.system[~new] = rows, former.system[:, ~gone]
+        span = np.linalg.qr(former._solver[gone].T)[0]
+        solver = former._solver[~gone]
+        solver -= solver @ span @ span.T
+        made = rows @ solver
+        added = np.linalg.solve(np.eye(len(made)) + made @ made.T, made @ solver.T).T
+        solver -= added @ made
+        found = np.empty((len(self.missing), len(self.parity)))
+        found[:, new], found[:, ~new] = added, solver
+        for start in range(0, len(found), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            missed = np.eye(len(found[part]), len(found), start) - found[part] @ self.system
+            if np.abs(missed).max(initial=0) > FOLLOWED:
+                return
+            found[part] += missed @ found
+        self._solver = found
 
 
 class ButterflyRecovery(SystematicRecovery):
