@@ -22,7 +22,6 @@ class Task:
     began : for each attempt of which the executor has told it, when it came to run.
     returned : whether an attempt ended with a result that was not rejected, or none is wanted any more.
     came : when the latest result came, in seconds after the start of the map.
-    took : seconds from when that attempt began to run until its result was here.
     seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
     backups : how many attempts are in the place of late ones.
@@ -33,7 +32,6 @@ class Task:
     began: dict[int, float] = field(default_factory=dict)
     returned: bool = False
     came: float | None = None
-    took: float | None = None
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
     backups: int = 0
@@ -167,9 +165,9 @@ class TaskTable:
             if task.failures:
                 task.forget_shapes()
             began = task.began.get(outcome.attempt)
-            task.took = outcome.seconds if began is None else elapsed - began
+            took = outcome.seconds if began is None else elapsed - began
             if task.late is not None:
-                task.late.learn(task.took, is_later=outcome.attempt > 0 or index >= task.late.at_once)
+                task.late.learn(took, is_later=outcome.attempt > 0 or index >= task.late.at_once)
         elif outcome.failure is not None and not task.returned:
             task.failures.append(outcome.failure)
             if task.late is not None:
@@ -179,7 +177,7 @@ class TaskTable:
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
         task = self._tasks[index]
-        task.returned, task.took = False, None
+        task.returned = False
         task.failures.append(failure)
         self.arrived.pop(index, None)
         if task.late is not None:

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from functools import lru_cache
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from math import inf
@@ -87,6 +88,8 @@ class ChannelIO(TaskIO):
         self._folders: tuple[str, ...] = ()
         self._files = 0  # that were left in them
         self._blocks = BlockCache(self.read, memory)
+        # What headers of calls say, which is the same in each map of the same blocks.
+        self._stored = lru_cache(256)(lambda header: StoredBlock.parse(pickle.loads(header)))
         self._modules = SentModules()
 
     def serve(self, until: float = inf) -> None:
@@ -168,7 +171,7 @@ class ChannelIO(TaskIO):
         call : its header has the fields of a `StoredBlock`, its data those of a `Fault`, if there is one.
         """
         self._order = call.order
-        block = StoredBlock.parse(pickle.loads(call.header))
+        block = self._stored(bytes(call.header))
         fault = Fault(*pickle.loads(call.data)) if call.data else None
         if self.is_cancelled():  # while it was told ahead, or not read
             return None
