@@ -36,9 +36,8 @@ class Kept(NamedTuple):
 class BlockCache:
     """What workers keep of blocks, by name: the least recently used goes beyond the budget.
 
-    Files of the caller are looked at each time: those that were changed are read anew. Objects are known by
-    their checksums, without which they are fetched for each task. What a driver has, or has put into a
-    private folder, never changes under its name.
+    Files are looked at each time: those that were changed are read anew. Objects are known by their
+    checksums, without which they are fetched for each task. What a driver has never changes under its name.
 
     read : the bytes of a part; DamagedError if they are not what was stored.
     budget : bytes that may be kept.
@@ -70,9 +69,7 @@ class BlockCache:
     def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
         kept = self._kept.get((place, parts))
-        if kept is None:
-            return self._new_buffer(place, parts)
-        if place.kind == "folder" and kept.files != {path: status_of(path) for path in kept.files}:
+        if kept is None or kept.files != {path: status_of(path) for path in kept.files}:
             return self._new_buffer(place, parts)
         with self._lock:
             self._kept.pop((place, parts), None)
