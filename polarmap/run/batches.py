@@ -173,7 +173,7 @@ class Batches(Coded, Policy):
         items, numbers = waiting[0]
         most = self._most_together(items, numbers)
         room, at_work = self._most, len(tasks.running) - len(tasks.unbegun)
-        if self._joins:
+        if self._joins and (most > 1 or items.kind not in self._seconds):  # else they are known to be long
             room = min(room, 2 * at_work + FIRST_BATCHES)
         if len(tasks.running) + len(tasks.held_back) >= room or (most == 1 and self._several):
             return None
