@@ -80,6 +80,10 @@ class CodedBlocks(CodedData):
         rows = (parity[index - self._data_count] for parity in self._all_parity())
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.blocks.layout)]
 
+    def get_ready(self) -> None:
+        """Choose the numbers of the code."""
+        self.code.get_ready()
+
     def release(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""
         with self._encoding:

@@ -103,6 +103,9 @@ class LinearCode(Matrices):
             self._fill_parity(rows, out)
         return out
 
+    def get_ready(self) -> None:
+        """Choose what the parity is made by, where that takes time."""
+
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
         """Put the parity of flat real blocks into `out`, summed in its working dtype."""
         tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)

@@ -95,6 +95,10 @@ class RotationCode(PolarCode):
         """Whether there is a P, and not only the butterflies."""
         return is_formed(self.n, self.k)
 
+    def get_ready(self) -> None:
+        """Choose the angles: that takes some hundredths of a second."""
+        assert self.seed >= 0
+
     @property
     def _block_erasure(self) -> Floats:
         return np.sort(np.broadcast_to(self.erasure, self.n))

@@ -139,6 +139,9 @@ class Coded:
     def found_damaged(self) -> None:
         """A worker has found a block damaged: what is told of where they lie may be out of date."""
 
+    def get_ready(self) -> None:
+        """Make what takes time and the first block that is made needs: workers are coming up meanwhile."""
+
     def release(self) -> None:
         """Every block has been handed on: memory may be freed."""
 

@@ -111,6 +111,8 @@ class PoolRun:
         self._open.update(attempts)
         self._workers.want(len(self._waiting) + len(self._lease.workers))
         self._start_waiting()
+        if not any(worker.process for worker in self._lease.workers.values()):  # they are coming up
+            self._payload.blocks.get_ready()
 
     def wait(self, timeout: float) -> list[Event]:
         """What workers have replied, as soon as any has."""

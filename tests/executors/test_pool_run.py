@@ -124,3 +124,19 @@ def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_an
     assert [one.kind for one in told] == 3 * [MAP, CALL, CALL, CALL, CANCEL]
     assert [bool(one.data) for one in told if one.kind == MAP] == [True, False, True]
     assert len({one.header for one in told if one.kind == CALL}) == 3  # as each block is described
+
+
+def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
+    class Blocks(PartBlocks):
+        times = 0
+
+        def get_ready(self) -> None:
+            Blocks.times += 1
+
+    with Pool(workers=1) as pool:
+        for _ in range(2):
+            blocks = Blocks([[np.ones(3)]], ("array",))
+            with closing(pool.open(Payload(np.negative, blocks))) as run:
+                run.submit([(0, 0)])
+                assert first_ends(run, 1)
+    assert Blocks.times == 1
