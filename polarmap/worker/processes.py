@@ -5,7 +5,6 @@ Runs on workers too: needs the standard library only.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -137,6 +136,8 @@ def exit_when(
 
 def has_lost_parent(parent: int) -> bool:
     """Whether the driver of this process, first a child of `parent`, has ended: a fork server outlives it."""
+    import multiprocessing  # which takes two thousandths of a second
+
     starter = multiprocessing.parent_process()
     return os.getppid() != parent or (starter is not None and not starter.is_alive())
 
