@@ -199,7 +199,8 @@ class RemoteWorkers(WorkerTable):
                 raise ExecutorError(f"no worker of {name} starts: {reason or 'they end'}")
             launched = self._launched.values()
             if launched and not self._workers and all(one.is_missed(now) for one in launched):
-                raise ExecutorError(f"no worker of {name} has called within {START_SECONDS:g} s: {reason}")
+                why = f": {reason}" if reason else ""
+                raise ExecutorError(f"no worker of {name} has called within {START_SECONDS:g} s{why}")
             is_kept = lease.waiting and self._best_free(tuple) is None and self.is_starved(lease)
             self.want(len(self) + 1 if is_kept else 0)
 
