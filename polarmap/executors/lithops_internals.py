@@ -70,17 +70,21 @@ def runner(runtime: str, version: int, is_private: bool) -> str:
 
     is_private : whether the files of Lithops lie in our folder, too.
     """
-    folder = private_folder()
-    place = f'TMPDIR="{folder}" ' if is_private else ""
-    name = f"runner-{crc32(f'{version} {place}{runtime}'.encode())}"
-    paths = absolute_module_path() if runtime == named_for_lithops() else [_lithops_alone()]
-    write_file(str(folder), f"{name}.paths", json.dumps(paths).encode())
+    folder, is_this = private_folder(), runtime == named_for_lithops()
+    script = folder / f"runner-{crc32(f'{version} {is_private} {runtime}'.encode())}"
+    paths = absolute_module_path() if is_this else [_lithops_alone()]
+    write_file(str(folder), f"{script.name}.paths", json.dumps(paths).encode())
     run = (
-        f"import json, sys; paths = json.load(open('{folder}/{name}.paths')); "
+        f"import json, sys; paths = json.load(open('{script}.paths')); "
         f"sys.path[:] = [*paths, *filter(None, sys.path)]; "
         f"from lithops.localhost.v{version}.runner import main; main()"
     )
-    return _script(name, f'shift\n{place}exec "{runtime}" -c "{run}" "$@"')
+    if not script.exists():
+        place = f'TMPDIR="{folder}" ' if is_private else ""
+        program = sys.executable if is_this else runtime
+        script.write_text(f'#!/bin/sh\nshift\n{place}exec "{program}" -c "{run}" "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
 
 
 def _lithops_alone() -> str:
@@ -93,19 +97,8 @@ def _lithops_alone() -> str:
 
 
 def named_for_lithops() -> str:
-    """The path of this interpreter, or of a script that runs it where Lithops refuses such a path."""
-    if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable):
-        return sys.executable
-    return _script("this-python", f'exec "{sys.executable}" "$@"')
-
-
-def _script(name: str, text: str) -> str:
-    """The path of a shell script in our folder."""
-    script = private_folder() / name
-    if not script.exists():
-        script.write_text(f"#!/bin/sh\n{text}\n")
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return str(script)
+    """The path of this interpreter, or a name for it where Lithops refuses such a path."""
+    return sys.executable if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable) else "python-here"
 
 
 # --- configurations and storage ----------------------------------------------------------------

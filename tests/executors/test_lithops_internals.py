@@ -173,11 +173,16 @@ def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
     assert json.loads(said)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert named_for_lithops() == sys.executable
-    monkeypatch.setattr("sys.executable", "/a folder/python")
-    script = Path(named_for_lithops())
+def test_an_interpreter_whose_path_lithops_refuses_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    monkeypatch.setattr("sys.executable", str(python_in(folder)))
+    functions = localhost_functions()
     try:
-        assert '"/a folder/python"' in script.read_text()
+        [future] = functions.map(work, [{"number": 0}])
+        assert until(partial(has_ended, future))
+        assert result_of(future, functions) == 10
     finally:
-        script.unlink()
+        end(functions)
