@@ -57,7 +57,6 @@ class DaskCalls(EngineCalls):
 
     def __init__(self, choice: Any) -> None:
         self._dask = DaskClient(choice)
-        super().__init__()
 
     def gone(self) -> str:
         """Why its client takes no tasks any more."""

@@ -32,6 +32,7 @@ from polarmap.executors.base import (
 from polarmap.executors.block_store import stored_block
 from polarmap.executors.choices import is_of_dask, is_of_ray
 from polarmap.executors.dask import DaskCalls
+from polarmap.executors.engine_calls import end_as
 from polarmap.executors.keys import check_may_leave
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
@@ -40,6 +41,7 @@ from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.io_pools import FolderLink, ThreadLink, kept_block, run_in_pool
 from polarmap.worker.parts import DamagedError
+from polarmap.worker.processes import LIVENESS_SECONDS
 from polarmap.worker.surroundings import available_cores
 
 BROKEN = (
@@ -107,7 +109,10 @@ class FuturesRun:
 
     def wait(self, timeout: float) -> list[Event]:
         """Which attempts were seen to begin, and whose futures are done."""
-        told = self._news(timeout)
+        told = self._news(timeout if self._engine is None else min(timeout, LIVENESS_SECONDS))
+        if self._engine is not None and (reason := self._engine.gone()):
+            for future in list(self._pending.values()):
+                end_as(future, error=RuntimeError(reason))
         return [*self._begun(), *map(self._outcome, told)]
 
     def withdraw(self, attempts: Sequence[Attempt]) -> None:
@@ -127,8 +132,6 @@ class FuturesRun:
         if self._folder is not None:
             remove(Path(self._folder.folder))
         wait_for([future for future in self._pending.values() if not future.cancel()], GRACE_SECONDS)
-        if self._engine is not None:
-            self._engine.close()
         self._pending.clear()
 
     def _future(self, task: int, attempt: int) -> Future[Any]:

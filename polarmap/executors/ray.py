@@ -77,7 +77,6 @@ class RayCalls(EngineCalls):
         self._put: dict[int, tuple[Any, Any]] = {}  # by identity: large arguments of several calls
         self._lock = threading.Lock()
         self._left: list[Any] = []  # tasks for which nobody waits any more
-        super().__init__()
 
     def gone(self) -> str:
         """Why it takes no tasks any more."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -19,18 +20,23 @@ import distributed
 import pytest
 import threadpoolctl
 from dask_executors import dask_executor
+from plain import first_ends
 from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_of
 
 import polarmap
 from polarmap import Pool
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError, NotDecodableError
-from polarmap.executors.base import check_reachable
+from polarmap.executors.base import Payload, check_reachable
 from polarmap.executors.dask import DaskCalls, DaskSite
+from polarmap.executors.futures import FuturesExecutor
 from polarmap.worker.parts import Place
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
 BEGAN: SimpleQueue[int] = SimpleQueue()  # which calls did, in this process: numbers
 RELEASE = threading.Event()
+CLOSED = "its client was closed, or it was shut down"
+BLOCKS = PartBlocks([[A]] * 4, ("array",))
 
 
 # --- single calls, on threads of this process --------------------------------------------------
@@ -70,16 +76,17 @@ def test_equal_calls_run_each(executor: Any) -> None:
     "close", [lambda executor: executor.shutdown(wait=False), lambda executor: executor._client.close()]
 )
 def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close: Any) -> None:
-    calls = DaskCalls(executor)
-    futures = [calls.submit(waits, number) for number in range(4)]
-    for _ in range(2):
-        BEGAN.get(timeout=PATIENCE)
-    close(executor)
-    for future in futures:
-        with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
-            future.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
-        calls.submit(int)
+    with closing(FuturesExecutor(executor).open(Payload(waits, BLOCKS))) as run:
+        run.submit([(task, 0) for task in range(4)])
+        for _ in range(2):
+            BEGAN.get(timeout=PATIENCE)
+        close(executor)
+        failures = [one.failure for one in first_ends(run, 4)]
+        assert {one.message for one in failures if one} == {f"RuntimeError: {CLOSED}"}
+        run.submit([(0, 1)])
+        [ended] = first_ends(run, 1)
+        assert ended.failure is not None
+        assert ended.failure.message == f"RuntimeError: {CLOSED}"
     RELEASE.set()
 
 
@@ -110,8 +117,11 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
         return theirs
 
     monkeypatch.setattr(executor._client, "submit", closes)
-    with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
-        DaskCalls(executor).submit(int)
+    with closing(FuturesExecutor(executor).open(Payload(waits, BLOCKS))) as run:
+        run.submit([(0, 0)])
+        [ended] = first_ends(run, 1)
+        assert ended.failure is not None
+        assert ended.failure.message == f"RuntimeError: {CLOSED}"
 
 
 # --- workers that stay -------------------------------------------------------------------------

@@ -1,23 +1,34 @@
-"""Calls on an engine all end, whatever becomes of it."""
+"""Calls on an engine, and maps of them, end whatever becomes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
+import numpy as np
 import pytest
-from pool_processes import PATIENCE
+from plain import first_ends
 
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.errors import ExecutorError
+from polarmap.executors import futures
+from polarmap.executors.base import Payload
 from polarmap.executors.engine_calls import EngineCalls, end_as
+from polarmap.executors.futures import FuturesExecutor
+
+BLOCKS = PartBlocks([[np.ones(3)]] * 3, ("array",))
 
 
 class Engine(EngineCalls):
     """It answers when it is told to; reason: why it does no more."""
 
-    def __init__(self) -> None:
+    name = "a test"
+
+    def __init__(self, choice: Any = None) -> None:
         self.reason, self.cancelled = "", list[Future[Any]]()
-        super().__init__()
+        made.append(self)
 
     def gone(self) -> str:
         return self.reason
@@ -26,14 +37,11 @@ class Engine(EngineCalls):
         return lambda: self.cancelled.append(ours)
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    one = Engine()
-    yield one
-    one.close()
+made: list[Engine] = []
 
 
-def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not(engine: Engine) -> None:
+def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not() -> None:
+    engine = Engine()
     first, second = engine.submit(int), engine.submit(int)
     end_as(first, 5)
     end_as(first, error=ZeroDivisionError())  # too late
@@ -44,11 +52,19 @@ def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not(en
     assert second.cancelled()
 
 
-def test_all_end_when_the_engine_goes_and_it_takes_no_others(engine: Engine) -> None:
-    future = engine.submit(int)
-    engine.reason = "it was shut down"
-    with pytest.raises(RuntimeError, match="it was shut down"):
-        future.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="it was shut down"):
-        engine.submit(int)
-    assert engine.cancelled == []
+def test_all_end_when_the_engine_goes_and_it_takes_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(futures, "engine_of", lambda choice: Engine)
+    executor: Any = FuturesExecutor("its choice")
+    with closing(executor.open(Payload(np.negative, BLOCKS))) as run:
+        engine = made.pop()
+        run.submit([(0, 0), (1, 0)])
+        assert run.wait(0.0) != []  # nobody knows better than that they have begun
+        engine.reason = "it was shut down"
+        run.submit([(2, 0)])
+        failures = [one.failure for one in first_ends(run, 3)]
+        assert {one.message for one in failures if one} == {"RuntimeError: it was shut down"}
+        assert engine.cancelled == []
+    with closing(executor.open(Payload(np.negative, BLOCKS))) as run:
+        made.pop().reason = "it was shut down"
+        with pytest.raises(ExecutorError, match="a test accepts no tasks: it was shut down"):
+            run.submit([(0, 0)])

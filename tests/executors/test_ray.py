@@ -189,7 +189,6 @@ def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.Mo
     are_left.set()
     assert until(lambda: cancelled == [long])
     assert until(lambda: ray.available_resources().get("CPU") == CPUS)
-    calls.close()
 
 
 @pytest.mark.parametrize("place", [lambda address: address, Pool])
