@@ -71,7 +71,7 @@ def test_nothing_is_said_while_maps_are_called(outputs: dict[str, list[Output]])
 def test_a_report_is_its_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
     found = shown(outputs["report"])
     assert found["text/html"].count("<rect") == 8
-    assert "of 8 results arrived" in found["text/html"]
+    assert "of 8 results were enough" in found["text/html"]
     assert len(found["text/plain"].splitlines()) <= 10
 
 
