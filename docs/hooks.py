@@ -29,8 +29,8 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
     """Say what a block needs that no test has; no links to files that the site does not have."""
     uri = PurePosixPath(page.file.src_uri)
     # Where the page lies in the repository.
-    homes = {"backends": ROOT / uri.parent / uri.stem, "gallery": ROOT / "examples"}
-    home = ROOT if str(uri) in PROJECT else homes.get(uri.parts[0], ROOT / "docs" / uri.parent)
+    home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
+    home = ROOT if str(uri) in PROJECT else home
 
     def on_site(match: re.Match[str]) -> str:
         text, up, path, anchor = match.groups()

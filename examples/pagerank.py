@@ -20,7 +20,7 @@ links = links @ sparse.diags_array(1 / np.maximum(links.sum(axis=0), 1))
 
 # %% [markdown]
 # `code="rotation"` asks for parity blocks. Without it, polarmap would run late tasks of a matrix as sparse
-# as this one a second time: [more](../docs/data.md#sparse-matrices).
+# as this one a second time.
 
 # %%
 ranks, changes = np.full(PAGES, 1 / PAGES), []

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """# %% [markdown]
 # # A line
 #
-# Drawn by [matplotlib](../docs/notebooks.md).
+# Drawn by *matplotlib*.
 
 # %%
 import matplotlib.pyplot as plt
@@ -53,7 +53,7 @@ def test_a_script_becomes_a_page_with_what_its_cells_show(gallery: ModuleType) -
     nbformat.validate(notebook)
     page, pictures = gallery.page_of("line", notebook)
     title, links, code, printed, picture, end = re.split(r"\n\n(?=\[As|```|!\[|The end)", page)
-    assert title == "# A line\n\nDrawn by [matplotlib](../docs/notebooks.md)."
+    assert title == "# A line\n\nDrawn by *matplotlib*."
     assert "(line.ipynb)" in links and "`examples/line.py`" in links
     assert code.startswith("```python\nimport matplotlib") and code.endswith("plt.show()\n```")
     assert (printed, end) == ("```text\none\ntwo\n```", "The end.\n")
