@@ -20,11 +20,9 @@ from polarmap.clouds.prices import Cost
 
 MOST_LINES = 10  # of a report as text
 CHECKS = {
-    "not needed": "not needed",
     "parity": "more results than needed agree",
     "local": "f of a decoded block agrees",
     "earlier": "this f, in an earlier map",
-    "no": "no",
 }
 
 
@@ -222,7 +220,7 @@ class Report:
                 ]
             )
         enough = f"{self.needed} of {self.n} results were enough, {arrived} arrived"
-        if self.estimated:
+        if self.estimated:  # they were not
             enough = f"{arrived} of {self.n} results arrived in time"
         lines = [
             f"done in {self.seconds:.2f} s: {enough} ({self.executor}, {self.code})",
