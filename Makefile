@@ -21,7 +21,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: .venv/.base  ## multiply a matrix by coded map, with two stragglers
-	@$(run) examples/matvec.py
+	@$(run) -m polarmap demo
 
 test: .venv/.test  ## run the whole test suite, JOBS=... tests at a time
 	@$(run) -m pytest $(if $(filter-out 1,$(JOBS)),--numprocesses $(JOBS) --dist worksteal)

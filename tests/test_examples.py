@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
 CNN = ROOT / "examples" / "adversarial_cnn"
 ARGUMENTS = {
-    "matvec.py": ["2000", "48", "2"],  # smaller, and a shorter wait for the uncoded map
     "imagenet_shape.py": ["--scale", "1e-5", "--steps", "3"],
     "adversarial_cnn": ["1"],  # images, of four
 }
