@@ -35,7 +35,7 @@ def undetermined(A, k, lost):
     return mask.reshape(-1, *A.shape[1:])[: len(A)]
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 12), k=st.integers(1, 5), extra=st.integers(1, 4), columns=st.integers(1, 5),
     dtype=st.sampled_from(sorted(TOLERANCE)), data=st.data(),
