@@ -82,6 +82,11 @@ def keep_compiled_modules() -> None:
     sys.dont_write_bytecode = False
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Programs of pages and examples first: one process runs them, and its interpreter imports all once."""
+    items.sort(key=lambda item: "interpreter" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_finish() -> None:
     """One thread for linear algebra, now that its libraries are loaded; not in programs that tests start.
 
