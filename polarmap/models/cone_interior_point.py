@@ -15,8 +15,8 @@ from polarmap.models.gates import GatedOperator
 from polarmap.models.penalties import GroupNorms
 from polarmap.models.proximal_gradient import Solution, after_steps
 
-LARGEST_SYSTEM = 2000  # unknowns of an output, beyond which gates are coupled by products
-LARGEST_BLOCKS = 30_000_000  # numbers of all systems of a gate and an output, which take three times 240 MB
+LARGEST_SYSTEM = 1000  # weights of an output and sign, beyond which gates are coupled by products
+LARGEST_GRAMS = 30_000_000  # numbers in one of each sign, gate and output: 240 MB, and some copies
 SHRINK = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
 BALANCED = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
 INEXACT = 0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
@@ -60,7 +60,7 @@ class _ConeSteps:
         (samples, self._gates), self._outputs = cones.patterns.shape, cones.loss.shape[1]
         self._gated = GatedOperator(operator, cones.patterns)
         # Systems that are solved are Newton's own, or leave out how gates, and outputs, depend on each other.
-        is_small = 2 * features * self._gates <= LARGEST_SYSTEM
+        is_small = features * self._gates <= LARGEST_SYSTEM
         self._is_direct = is_small and self._loss.has_separate_outputs
         self._coupled_gates = self._gates if self._is_direct else 1
         self._open = np.repeat(cones.patterns, self._outputs, axis=1).astype(np.float64)
@@ -105,7 +105,7 @@ class _ConeSteps:
         faster = (self._product - target) * (1.0 + self._product / roots) / lengths**2 * self.x
         gradient = self._slopes - target * self._push + self._alpha * self.x / lengths + faster
         near = self._alpha * min(1.0, self.gap / self._best[0]) if is_balanced else self._residual
-        x = self._newton_step(*self._own_and_blocks(lengths, roots), -gradient, INEXACT * near)
+        x = self._newton_step(self._own_derivatives(lengths, roots), -gradient, INEXACT * near)
         image = np.asarray(self._operator.matmat(x))
         apart = np.where(self._bounds, self._sides * image, 0.0)
         held = (target - self._multipliers * apart) / self._distances - self._multipliers
@@ -164,21 +164,42 @@ class _ConeSteps:
         if self.objective < self._best[0]:
             self._best = self.objective, self.x, self._image
 
-    def _newton_step(self, own: Floats, blocks: Floats, right: Floats, enough: float) -> Floats:
-        """Where the second derivatives of the objective become `right`, but for an error of norm `enough`."""
+    def _newton_step(self, own: Floats, right: Floats, enough: float) -> Floats:
+        """Where the second derivatives of the objective become `right`, but for an error of norm `enough`.
+
+        own : of each column, those of distances and norms.
+        """
+        solved = self._eliminated(own)
         if self._is_direct:
-            return self._in_columns(np.linalg.solve(blocks, self._in_blocks(right)[..., None]))
-        inverses, shape = np.linalg.inv(blocks), (right.size,) * 2
-
-        def near(v: Floats) -> Floats:
-            rows = self._in_blocks(v.reshape(right.shape))
-            return self._in_columns(inverses @ rows[..., None]).reshape(-1)
-
-        of_loss = self._loss.hessian(self._cones.outputs(self._image))
+            return solved(right)
+        shape, of_loss = (right.size,) * 2, self._loss.hessian(self._cones.outputs(self._image))
         hessian = LinearOperator(shape, partial(self._curved_along, own, of_loss), dtype=np.float64)
-        by_gates = LinearOperator(shape, near, dtype=np.float64)
-        step, _ = cg(hessian, right.reshape(-1), M=by_gates, rtol=0.0, atol=enough, maxiter=CONJUGATE_STEPS)
+        near = LinearOperator(shape, lambda v: solved(v.reshape(right.shape)).reshape(-1), dtype=np.float64)
+        step, _ = cg(hessian, right.reshape(-1), M=near, rtol=0.0, atol=enough, maxiter=CONJUGATE_STEPS)
         return np.reshape(step, right.shape)
+
+    def _eliminated(self, own: Floats) -> Callable[[Floats], Floats]:
+        """Solves systems of coupled gates, by the difference of both signs, which the loss sees."""
+        plus, minus = np.split(own, 2)
+        sums, features = plus + minus, len(self.x)
+        inverses = np.linalg.inv(sums)
+        from_plus, from_minus = minus @ inverses, plus @ inverses
+        blocks, gate = self._coupling.copy(), np.arange(self._coupled_gates)
+        shape = len(blocks), self._coupled_gates, self._outputs
+        alone = (from_plus @ plus).reshape(*shape, features, features)
+        blocks[:, :, gate, :, gate, :] += alone.swapaxes(0, 1)
+        systems = blocks.reshape(*blocks.shape[:2], *(self._coupled_gates * features,) * 2)
+        of_sums, of_systems = (_solver(each, self._is_direct) for each in (sums, systems))
+
+        def solved(right: Floats) -> Floats:
+            of_plus, of_minus = np.split(right.T[..., np.newaxis], 2)
+            rows = (from_plus @ of_plus - from_minus @ of_minus).reshape(*shape, features).swapaxes(1, 2)
+            joint = of_systems(rows.reshape(*systems.shape[:3], 1)).reshape(rows.shape).swapaxes(1, 2)
+            apart = joint.reshape(of_plus.shape)
+            x_minus = of_sums(of_plus + of_minus - plus @ apart)
+            return np.concatenate([x_minus + apart, x_minus])[..., 0].T
+
+        return solved
 
     def _curved_along(self, own: Floats, of_loss: Callable[[Floats], Floats], direction: Floats) -> Floats:
         """The second derivatives of the objective times a direction, by two products."""
@@ -189,19 +210,8 @@ class _ConeSteps:
         within = (own @ columns.T[..., None])[..., 0].T
         return np.asarray(within + np.hstack([slopes, -slopes])).reshape(-1)
 
-    def _in_blocks(self, columns: Floats) -> Floats:
-        """(groups of gates, outputs, numbers): a row for each block."""
-        shape = len(columns), 2, -1, self._coupled_gates, self._outputs
-        split = columns.reshape(shape).transpose(2, 4, 1, 3, 0)
-        return split.reshape(*split.shape[:2], -1)
-
-    def _in_columns(self, rows: Any) -> Floats:
-        """What `_in_blocks` makes rows of."""
-        shape = *rows.shape[:2], 2, self._coupled_gates, len(self.x)
-        return np.asarray(rows.reshape(shape).transpose(4, 2, 0, 3, 1).reshape(self.x.shape))
-
-    def _own_and_blocks(self, lengths: Floats, roots: Floats) -> tuple[Floats, Floats]:
-        """Second derivatives: of each column those of distances and norms, and of each block all."""
+    def _own_derivatives(self, lengths: Floats, roots: Floats) -> Floats:
+        """Second derivatives of distances and norms, of each column; also sets those of the loss."""
         features, columns = self.x.shape
         weights = self._multipliers / self._distances
         if not np.array_equal(self._curved, self._coupled_at):
@@ -210,15 +220,9 @@ class _ConeSteps:
         if len(grams) > columns:
             self._coupling = self._coupled(grams[columns:])
         along = np.einsum("ac,bc->cab", self.x, self.x) * (self._alpha / (roots * lengths))[:, None, None]
-        norms = (np.eye(features) - along) * (self._alpha / lengths)[:, None, None]
-        own = grams[:columns] + norms
-        members, outputs = self._coupled_gates, self._outputs
-        groups = self._gates // members
-        blocks = self._coupling.copy()
-        sign, member = np.divmod(np.arange(2 * members), members)
-        of_members = own.reshape(2, groups, members, outputs, features, features).swapaxes(1, 2)
-        blocks[:, :, sign, member, :, sign, member, :] += of_members.reshape(-1, *of_members.shape[2:])
-        return own, blocks.reshape(groups, outputs, *(2 * members * features,) * 2)
+        return np.asarray(
+            grams[:columns] + (np.eye(features) - along) * (self._alpha / lengths)[:, None, None]
+        )
 
     def _pair_weights(self) -> Floats:
         """Of samples, for the Gram matrices of pairs of gates that are coupled: of pair, group and output."""
@@ -239,11 +243,18 @@ class _ConeSteps:
         if self._loss.fit_intercept:
             follows = self._with_intercept.reshape(features, groups, members, outputs)
             whole -= np.einsum("agmo,bgno->gomanb", follows, follows / self._curved.sum(axis=0))
-        signs = np.array([[1.0, -1.0], [-1.0, 1.0]])
-        return np.asarray(np.einsum("st,gomanb->gosmatnb", signs, whole))
+        return whole
 
 
 def _longest(values: Floats, changes: Floats) -> float:
     """How much of the changes keeps positive values positive."""
     falls = changes < 0
     return min(1.0, TO_THE_BOUNDARY * float(np.min(values[falls] / -changes[falls], initial=np.inf)))
+
+
+def _solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
+    """Solves systems, again and again by their inverses, which have fewer digits."""
+    if is_used_once:
+        return partial(np.linalg.solve, systems)
+    inverses: Floats = np.linalg.inv(systems)
+    return lambda right: np.asarray(inverses @ right)

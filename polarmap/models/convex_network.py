@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from polarmap.codes.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor, ProbabilisticClassifier
-from polarmap.models.cone_interior_point import LARGEST_BLOCKS, cone_interior_point
+from polarmap.models.cone_interior_point import LARGEST_GRAMS, cone_interior_point
 from polarmap.models.cones import ConeLoss, admm
 from polarmap.models.features import ConstantFeature
 from polarmap.models.gates import GatedOperator, Gates, sample_gates
@@ -128,7 +128,7 @@ class ConvexNetwork(CodedModel):
         """(features, signs, gates, outputs), biases in the last row; ReLUs have two signs, gated ones one."""
         signs = 1 if self.activation == "gated_relu" else 2
         shape = (X.shape[1] + loss.fit_intercept, signs, len(gates.offsets), loss.shape[1])
-        if signs == 2 and 2 * shape[0] * np.prod(shape) <= LARGEST_BLOCKS:
+        if signs == 2 and shape[0] * np.prod(shape) <= LARGEST_GRAMS:
             return self._by_interior_point(X, loss, gates).reshape(shape)
         white = principal_axes(X, loss.weights[:, 0], loss.fit_intercept)
         # Of whitened coefficients z the norm of z / scale is penalized: that of the weights themselves.
@@ -210,7 +210,7 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
         Strength of the weight decay, positive; that of MLPRegressor divided by the number of samples.
     activation : {"gated_relu", "relu"}
         "gated_relu": a unit passes its input on where its gate is open, also at new samples. "relu": where
-        its input is positive; a harder problem. Up to 2,700 features, divided by the root of gates times
+        its input is positive; a harder problem. Up to 3,800 features, divided by the root of gates times
         outputs, take some tens of iterations of an interior point method, more hundreds or thousands of ADMM.
     n_gates : int
         Or fewer where sampling finds fewer that differ. With an intercept, one lets all samples pass.

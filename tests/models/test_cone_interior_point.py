@@ -84,7 +84,7 @@ def test_the_minimum_is_that_of_admm(
 ) -> None:
     make = partial(kind, 0.05, activation="relu", n_gates=6, tol=1e-5, fit_intercept=fit_intercept)
     newton = make().fit(X, y)
-    monkeypatch.setattr(convex_network, "LARGEST_BLOCKS", 0)
+    monkeypatch.setattr(convex_network, "LARGEST_GRAMS", 0)
     admm = make(max_iter=20_000).fit(X, y)
     assert newton.n_iter_ < 40 < admm.n_iter_
     assert newton.objective_ == pytest.approx(admm.objective_, rel=2e-5)
