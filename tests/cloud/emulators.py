@@ -28,6 +28,7 @@ from servers import BUCKET, KEY, SECRET, S3Server
 import polarmap
 from polarmap.cli import deploy
 from polarmap.cli.doctor import doctor
+from polarmap.cli.run_times import measure
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import Report
 
@@ -125,6 +126,18 @@ def product_despite(faults: Mapping[int, Fault], config: Path, **options: Any) -
     np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
     assert y.report.recovered == tuple(faults)
     return y.report
+
+
+def measured_there(config: Path, folder: Path) -> str:
+    """What `polarmap measure` prints of tasks none of which is lost; `plan` takes what it has written."""
+    file = folder / "times.json"
+    options = ["--tasks", "4", "--seconds", "0.05", "--timeout", "120", "--out", str(file)]
+    ran = CliRunner().invoke(measure, [str(config), *options])
+    assert ran.exit_code == 0, ran.output
+    times = json.loads(file.read_text())
+    assert all(len(times[name]) == 4 and min(times[name]) > 0.01 for name in ("cold", "warm"))
+    assert polarmap.plan(3, file, max_workers=6).n >= 3
+    return str(ran.output)
 
 
 class Image:

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import lithops
 import numpy as np
 import pytest
-from emulators import A, filled_in, product_despite, running, tool_venv
+from emulators import A, filled_in, measured_there, product_despite, running, tool_venv
 from servers import free_ports
 
 import polarmap
@@ -143,6 +143,10 @@ def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
     report = str(product_despite({1: Fault("sleep", 60.0)}, deployed))
     assert "lithops/aws_lambda" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
+
+
+def test_run_times_are_measured_there(deployed: Path, tmp_path: Path) -> None:
+    assert "4 tasks of 0.05 s on lithops/aws_lambda, in a first map" in measured_there(deployed, tmp_path)
 
 
 def test_sleepers_and_killed_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
