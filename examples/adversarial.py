@@ -33,9 +33,8 @@ for x0 in X[1400:1403]:
         return logs[target] - logs[first]
 
     gradient = CodedGradient(margin, blocks=12, tasks=16, executor=late)
-    wins = NonlinearConstraint(margin, 0.05, np.inf, jac=gradient)
-    options = {"bounds": Bounds(0, 1), "constraints": wins, "method": "SLSQP"}
-    x = minimize(lambda x, x0: np.sum((x - x0) ** 2), x0, (x0,), **options).x
+    where = {"bounds": Bounds(0, 1), "constraints": NonlinearConstraint(margin, 0.05, np.inf, jac=gradient)}
+    x = minimize(lambda x, x0: np.sum((x - x0) ** 2), x0, (x0,), "SLSQP", **where).x
     changed = np.linalg.norm(x - x0) / np.linalg.norm(x0)
     print(f"{first} becomes {target}: changed by {changed:.0%}, {gradient.calls} gradients")
     shown.append((x0, x - x0, x, f"{first} → {network.predict(x[None])[0]}"))

@@ -1,7 +1,6 @@
 """Least squares in the shape of ImageNet, 2,013,526 x 196,608 in float32 (1.58 TB), at any scale.
 
-Workers make the matrix, code it, leave it in storage and multiply: it is never in one place. Its rank is 64
-(pictures that mix 64 others), so little travels to make it."""
+Workers make the matrix, of rank 64, code it, leave it in storage and multiply: it is never in one place."""
 
 import argparse
 import tempfile

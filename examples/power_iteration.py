@@ -1,8 +1,6 @@
 """The largest singular value of a stored matrix: encoded once, mapped many times, two stragglers each time.
 
-The matrix lies in a folder and workers are processes of this machine; or
-`power_iteration.py my_lithops.yaml`.
-"""
+The matrix lies in a folder and workers are processes here; or `power_iteration.py my_lithops.yaml`."""
 
 import sys
 import tempfile
@@ -10,14 +8,13 @@ import tempfile
 import numpy as np
 
 import polarmap
+from polarmap.arrays import CodedArray
 from polarmap.testing import Fault, FaultyExecutor
 
 ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 
 
-def multiply(
-    stored: polarmap.arrays.CodedArray, x: np.ndarray, config: str | None, iteration: int
-) -> np.ndarray:
+def multiply(stored: CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:
     """stored @ x, which is linear whatever x is; each time two other workers sleep."""
     sleepers = {(5 * iteration + start) % stored.n: Fault("sleep", 30) for start in (0, 7)}
     options = {"executor": FaultyExecutor(config, sleepers), "retries": 5, "verify": False}
