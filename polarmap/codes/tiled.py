@@ -32,6 +32,8 @@ CONVERTED_BYTES = 4 << 20  # converted for one call of compiled loops, which hav
 # workers keep the cores busy, the wait for it takes tens of milliseconds.
 ONE_THREAD_UP_TO = 1 << 18
 MANY_THREADS_FROM = 1 << 22
+FEWEST_COLUMNS, LONGEST = 64, 1024  # of a product on one thread: of fewer, or of longer rows, it takes longer
+TILES_A_THREAD = 4  # fewer take no longer than another thread takes to begin
 COMPILED_FROM_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
 
 
@@ -73,14 +75,14 @@ def copy(rows: Array, out: Array) -> None:
     over_cores(lambda part: np.copyto(out[part], rows[part]), list(map(slice, bounds[:-1], bounds[1:])))
 
 
-def over_cores(work: Callable[[slice], None], slices: Sequence[slice]) -> None:
-    """Run `work` on every slice, on as many threads as this process may use cores."""
+def over_cores(work: Callable[[slice], None], slices: Sequence[slice], least: int = 1) -> None:
+    """Run `work` on every slice, `least` or more on each of the cores that this process may use."""
 
     def quietly(columns: slice) -> None:
         with ignoring_inf():
             work(columns)
 
-    cores = min(available_cores(), len(slices))
+    cores = min(available_cores(), len(slices) // least)
     if cores <= 1:
         for columns in slices:
             quietly(columns)
@@ -96,14 +98,19 @@ def ignoring_inf() -> np.errstate:
 
 
 def dense(matrix: Floats, rows: Rows, out: Array) -> None:
-    """out = matrix @ rows through BLAS, which brings its own threads."""
+    """out = matrix @ rows through BLAS: rows of one array as they lie, others gathered tile by tile."""
     if out.dtype == matrix.dtype and is_one_array(rows, out.dtype):
         with ignoring_inf():
             matmul(matrix, rows, out)
         return
-    for columns in tiles(out.shape[1], len(rows) + len(out), matrix.itemsize):
-        with ignoring_inf():
-            out[:, columns] = matmul(matrix, gather(rows, columns, matrix.dtype))
+
+    def work(columns: slice) -> None:
+        made = np.empty((len(out), columns.stop - columns.start), matrix.dtype)
+        on_this_thread(matrix, gather(rows, columns, matrix.dtype), made)
+        out[:, columns] = made
+
+    slices = list(tiles(out.shape[1], len(rows) + len(out), matrix.itemsize))
+    over_cores(work, slices, TILES_A_THREAD)
 
 
 def is_one_array(rows: Rows, dtype: DType) -> TypeGuard[Array]:
@@ -117,15 +124,31 @@ def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
     >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
     [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    width = tile.shape[1]
     if out is None:
-        out = np.empty((len(matrix), width), matrix.dtype)
-    step = width
-    if 16 * matrix.size <= ONE_THREAD_UP_TO < matrix.size * width <= MANY_THREADS_FROM:
-        step = ONE_THREAD_UP_TO // matrix.size
-    for start in range(0, width, max(step, 1)):
-        np.matmul(matrix, tile[:, start : start + step], out=out[:, start : start + step])
+        out = np.empty((len(matrix), tile.shape[1]), matrix.dtype)
+    if matrix.size * tile.shape[1] <= MANY_THREADS_FROM:
+        on_this_thread(matrix, tile, out)
+    else:
+        np.matmul(matrix, tile, out=out)
     return out
+
+
+def on_this_thread(matrix: Array, tile: Array, out: Array) -> None:
+    """out = matrix @ tile, in pieces for which OpenBLAS takes no other thread."""
+    length, width = tile.shape
+    if length > LONGEST:
+        rest, half = np.empty_like(out), length // 2
+        on_this_thread(matrix[:, :half], tile[:half], out)
+        on_this_thread(matrix[:, half:], tile[half:], rest)
+        out += rest
+        return
+    entries = ONE_THREAD_UP_TO // max(length, 1)
+    height = max(1, min(len(matrix), entries // min(FEWEST_COLUMNS, max(width, 1))))
+    step = entries // height
+    for top in range(0, len(matrix), height):
+        part = matrix[top : top + height]
+        for start in range(0, width, step):
+            np.matmul(part, tile[:, start : start + step], out=out[top : top + height, start : start + step])
 
 
 def rotation_parity(plan: Rotations, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:

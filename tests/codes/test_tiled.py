@@ -63,16 +63,19 @@ def test_parity_takes_the_compiled_path_for_any_rows(
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize(
-    ("height", "length", "width"), [(8, 24, 100), (8, 24, 5000), (3, 7, 250_000), (300, 60, 40)]
+    ("height", "length", "width"),
+    [(8, 24, 100), (8, 24, 5000), (3, 7, 250_000), (300, 60, 40), (70, 2500, 90)],
 )
 def test_products_of_every_size_are_numpys(height: int, length: int, width: int, dtype: str) -> None:
     stream = np.random.default_rng(0)
     matrix = stream.standard_normal((height, length)).astype(dtype)
     rows = stream.standard_normal((length, width)).astype(dtype)
     out = np.full((height, width), np.nan, dtype)
-    for made in (tiled.matmul(matrix, rows), tiled.matmul(matrix, rows, out)):
+    gathered = np.full((height, width), np.nan, dtype)
+    tiled.dense(matrix, list(rows), gathered)
+    for made in (tiled.matmul(matrix, rows), gathered, tiled.matmul(matrix, rows, out)):
         assert made.dtype == dtype
-        assert np.abs(made - matrix @ rows).max() < 100 * np.finfo(dtype).eps
+        assert np.abs(made - matrix @ rows).max() < 100 * max(1, length // 100) * np.finfo(dtype).eps
     assert out is made
 
 
