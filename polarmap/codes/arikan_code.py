@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from polarmap.codes import kernels, modular, row_operations, tiled
 from polarmap.codes.algebra import Recovery
-from polarmap.codes.cancellation import InactivationRecovery, RankProgress, SequentialRecovery
+from polarmap.codes.cancellation import InactivationRecovery, Progress, RankProgress, SequentialRecovery
 from polarmap.codes.design import UniformStream, butterfly_shape, frozen_inputs
 from polarmap.codes.dtypes import (
     Array,
@@ -28,7 +28,6 @@ from polarmap.codes.dtypes import (
 )
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.row_operations import RowProgram, Step
-from polarmap.codes.sequential import Progress
 from polarmap.errors import CodeError
 
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
