@@ -251,8 +251,7 @@ class PoolRun:
                     attempts.remove(one)
                     self._drop(one)
             if calls:
-                common = [] if worker.map == self._number else self._of_map(worker, calls[0])
-                is_told = worker.link.send(*common, *calls)
+                is_told = worker.link.send(*self._of_map(worker, calls[0]), *calls)
             elif not is_ahead:
                 self._workers.give_back(worker)
         finally:
@@ -264,8 +263,8 @@ class PoolRun:
             worker.map, worker.function = self._number, self._digest  # which need not be told again
             for attempt in attempts:
                 worker.note((self._number, *attempt), self._name(attempt[0]))
-        if is_told and not is_ahead:
-            self._news.append(Began(*attempts[0], worker.since))
+            if not is_ahead:
+                self._news.append(Began(*attempts[0], worker.since))
 
     def _drop(self, attempt: Attempt) -> None:
         """Tell of one that nobody waits for that it is lost."""
@@ -281,6 +280,8 @@ class PoolRun:
 
     def _of_map(self, worker: KeptWorker, call: Message) -> list[Message]:
         """What calls of this map have in common, before the first that a worker is told."""
+        if worker.map == self._number:
+            return []
         if worker.function == self._digest:
             return [Message(MAP, call.order, self._common)]
         modules = [Message(MODULES, call.order, data=self._modules)] if self._modules else []

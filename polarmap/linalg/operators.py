@@ -13,7 +13,7 @@ from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.blocks.sparse import SparseCodedBlocks, as_csr
+from polarmap.blocks.sparse import as_csr
 from polarmap.clouds.extras import needed_by
 from polarmap.codes.dtypes import Array, is_exact
 from polarmap.codes.polar import PolarCode
@@ -23,12 +23,11 @@ from polarmap.linalg import matrices
 from polarmap.linalg.coded_sides import CodedSides
 from polarmap.linalg.gram import FOR_SPARSE, checked_weights, gram_of_pairs
 from polarmap.linalg.layouts import BlockCounts, check_counts, counts_of
-from polarmap.linalg.products import product_map
+from polarmap.linalg.products import product_map, product_of_rows
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import observers_of
 from polarmap.run.reports import LazyReport
-from polarmap.worker.block_products import product_with
 
 with needed_by("CodedOperator", "scipy", "linalg"):
     from scipy.sparse.linalg import LinearOperator
@@ -211,12 +210,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             if operand.size == 0:
                 return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
             coded = self._sides.side(name) if is_exact(dtype) else self._sides.real_side(name)
-            sparse = isinstance(coded, SparseCodedBlocks)
-            rows = coded.blocks.rows if isinstance(coded, SparseCodedBlocks) else coded.layout(0)[0][1][0]
-            f = partial(product_with, operand, dtype.newbyteorder("="), sparse)
-            result, self._report = self._run(f, coded, (rows or 0, *operand.shape[1:]))
+            array, self._report = product_of_rows(coded, operand, dtype, self._run)
             self.products += 1
-            return np.concatenate(list(result))
+            return array
 
 
 def _close(sides: CodedSides, end: Callable[[], None]) -> None:

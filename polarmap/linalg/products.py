@@ -11,7 +11,8 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.codes.dtypes import Array
+from polarmap.blocks.sparse import SparseCodedBlocks
+from polarmap.codes.dtypes import Array, DType
 from polarmap.errors import CodeError
 from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
@@ -163,11 +164,17 @@ def _one_sided(
 ) -> tuple[Array, LazyReport]:
     """data @ factor with data coded by rows."""
     operand = factor[:]
-    dtype = np.result_type(data.dtype, operand.dtype).newbyteorder("=")
-    f = partial(product_with, operand, dtype, False)
-    coded = encode_once(data, *cut, code)
-    result, report = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
-    return np.asarray(result.concatenate()), report
+    dtype = np.result_type(data.dtype, operand.dtype)
+    return product_of_rows(encode_once(data, *cut, code), operand, dtype, run)
+
+
+def product_of_rows(coded: Any, operand: Array, dtype: DType, run: ProductMap) -> tuple[Array, LazyReport]:
+    """What is coded by rows @ operand."""
+    is_sparse = isinstance(coded, SparseCodedBlocks)
+    rows = coded.blocks.rows if is_sparse else coded.layout(0)[0][1][0]
+    f = partial(product_with, operand, dtype.newbyteorder("="), is_sparse)
+    result, report = run(f, coded, (rows, *operand.shape[1:]))
+    return np.concatenate(list(result)), report
 
 
 def _on_grid(
