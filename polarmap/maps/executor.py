@@ -181,7 +181,7 @@ class Executor(WrappedExecutor, futures.Executor):
                     new.append(number)
                 except Exception as error:
                     calls.fail(number, error)
-        self._calls.put(calls, new)
+        self._calls.put(calls, new if len(new) < len(chunks) else range(first, first + len(new)))
         return True
 
     def _sent(self, f: Callable[..., Any], calls: CallsOfMap) -> Callable[..., Any] | str | bytes:

@@ -47,12 +47,12 @@ class Items:
     def __init__(self, kind: Hashable, head: Any = None, blocks: Iterable[bytes | Array] = ()) -> None:
         self.kind, self.head, self.blocks = kind, head, list(blocks)
 
-    def begins(self, numbers: list[int]) -> list[int]:
+    def begins(self, numbers: Sequence[int]) -> Sequence[int]:
         """Those of these that may begin, or have: nobody has cancelled them, and nobody can any more."""
         return numbers
 
 
-Batch = tuple[Items, list[int]]  # some that come together
+Batch = tuple[Items, Sequence[int]]  # some that come together
 
 
 # What became of some items: by number, what each gave, as `value_of` reads it, and why others gave nothing.
@@ -97,11 +97,18 @@ class Batches(Coded, Policy):
         self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
         self._latest_kinds = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
 
-    def append(self, items: Items, numbers: Iterable[int]) -> None:
+    def append(self, items: Items, numbers: Sequence[int]) -> None:
         """Let some of these wait behind those that do."""
-        for may_join, some in groupby(numbers, lambda number: isinstance(items.blocks[number], bytes)):
+
+        def may_join(number: int) -> bool:
+            return isinstance(items.blocks[number], bytes)
+
+        if all(map(may_join, numbers)):  # a range stays one: it is cut in no time
+            self._waiting.append((items, numbers))
+            return
+        for are_small, some in groupby(numbers, may_join):
             found = list(some)
-            self._waiting.extend([(items, found)] if may_join else [(items, [one]) for one in found])
+            self._waiting.extend([(items, found)] if are_small else [(items, [one]) for one in found])
 
     # -- as the blocks of a run ----------------------------------------------------------------
 

@@ -32,13 +32,13 @@ class Call(Items):
         super().__init__(function, blocks=[block])
         self.future, self._is_cancelled = future, False
 
-    def begins(self, numbers: list[int]) -> list[int]:
+    def begins(self, numbers: Sequence[int]) -> Sequence[int]:
         """It, if it may begin, or has: nobody has cancelled it, and nobody can any more."""
         has_begun = self.future.running()
         may_begin = has_begun or (not self._is_cancelled and self.future.set_running_or_notify_cancel())
         return numbers if may_begin else []
 
-    def begun(self, numbers: list[int]) -> list[int]:
+    def begun(self, numbers: Sequence[int]) -> Sequence[int]:
         """It, if it has."""
         return numbers if self.future.running() else []
 
@@ -69,14 +69,14 @@ class CallsOfMap(Items):
         self._ends: dict[int, tuple[bool, Any]] = {}  # that nobody has asked for yet
         self._awaited, self._told = -1, threading.Condition()
 
-    def begins(self, numbers: list[int]) -> list[int]:
+    def begins(self, numbers: Sequence[int]) -> Sequence[int]:
         """Those of these that may begin, or have."""
         if self._is_cancelled:
             return self.begun(numbers)
         self._begun.update(numbers)
         return numbers
 
-    def begun(self, numbers: list[int]) -> list[int]:
+    def begun(self, numbers: Sequence[int]) -> Sequence[int]:
         """Those of these that have."""
         return [number for number in numbers if number in self._begun]
 
@@ -229,7 +229,7 @@ class Calls(Batches, Need):
     def cancel(self, some: Sequence[Calling]) -> None:
         """Cancel those of these that no worker was given."""
 
-        def not_begun(calls: Calling, numbers: list[int]) -> Collection[int]:
+        def not_begun(calls: Calling, numbers: Sequence[int]) -> Collection[int]:
             return set(numbers).difference(calls.begun(numbers)) if calls in some else ()
 
         with self._lock:
@@ -237,7 +237,7 @@ class Calls(Batches, Need):
                 calls.cancel()
             self._taken(not_begun)
 
-    def _taken(self, is_over: Callable[[Any, list[int]], Collection[int]]) -> list[tuple[Any, list[int]]]:
+    def _taken(self, is_over: Callable[[Any, Sequence[int]], Collection[int]]) -> list[tuple[Any, list[int]]]:
         """Those that wait and are over with this."""
         taken, waiting, self._waiting = list[tuple[Any, list[int]]](), self._waiting, deque()
         for calls, numbers in waiting:
