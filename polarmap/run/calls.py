@@ -251,9 +251,9 @@ class Calls(Batches, Need):
     def _are_over(self, calls: Any, count: int) -> None:
         """So many of these are."""
         with self._lock:
-            self._open[calls] -= count
-            if not self._open[calls]:
-                del self._open[calls]
+            left = self._open.pop(calls, 0) - count
+            if left > 0:
+                self._open[calls] = left
 
     def _close_if_over(self) -> None:
         with self._lock:
@@ -294,7 +294,8 @@ class Calls(Batches, Need):
     def _end_run(self, error: BaseException | None = None) -> None:
         """What is left waits for the next; an error of this one ends the calls that have begun, or all."""
         with self._lock:  # others may come in this moment
-            self._waiting.extendleft(reversed([*self.batches.values(), *self._alone]))
+            left = [one for one in (*self.batches.values(), *self._alone) if one[1]]
+            self._waiting.extendleft(reversed(left))
             self._alone.clear()
             for index in self.tasks.known():
                 self.forget_task(self.tasks, index)
@@ -327,7 +328,8 @@ class Calls(Batches, Need):
 
     def add(self, outcome: Outcome) -> None:
         """The first attempt that returns or raises is the end of a call."""
-        ends, failure = self.ended(self.tasks, outcome), outcome.failure
+        with self._lock:
+            ends, failure = self.ended(self.tasks, outcome), outcome.failure
         if ends is None:
             return
         if failure is None or failure.kind == "raised":
@@ -335,8 +337,7 @@ class Calls(Batches, Need):
         calls: Any
         calls, found, failures = ends
         over = [one for one in failures if outcome.failure is None or one[1].kind == "raised"]
-        if found or over:
-            self._are_over(calls, len(found) + len(over))
+        self._are_over(calls, len(found) + len(over))
         for number, raised in over:
             self._fail(calls, number, raised.cause or RuntimeError(str(raised)), is_of_f=True)
         for number, data in found:

@@ -19,7 +19,7 @@ from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, 
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.replay import ReplayRun
 from polarmap.run.batches import MOST_KINDS
-from polarmap.run.calls import Call, Calls, function_of
+from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import Stopwatch, schedule
 from polarmap.testing import Fault, ReplayExecutor
@@ -305,6 +305,21 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
     served.calls.forget_task(served.calls.tasks, 1)
     with pytest.raises(CancelledError):
         stored.block(blocks, 1)
+
+
+def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over() -> None:
+    served, some = Served(), CallsOfMap("f")
+    some.blocks += [to_block((abs, (-number,), {})) for number in range(6)]
+    served.calls.put(some, range(6))
+    served.take()
+    for _ in range(2):  # of a run that looks twice
+        assert block_of(served.calls, 1) is not None
+    served.calls.cancel([some])
+    for _ in range(2):
+        with pytest.raises(CancelledError):
+            block_of(served.calls, 2)
+    list(served.serve())
+    assert (some._ends, some.begun(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
 
 
 def test_a_call_is_told_once() -> None:
