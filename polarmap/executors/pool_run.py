@@ -206,7 +206,7 @@ class PoolRun:
         """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
         waiting, every, taken = len(self._waiting), len(self._workers), len(self._lease.workers)
         left = waiting - (not worker.orders) - (every - taken) - every
-        if left <= 0 or worker.process is None or worker.function != self._digest:
+        if left <= 0 or not every or worker.process is None or worker.function != self._digest:
             return 0
         if not (self._tells_ahead and self._workers.is_alone()):
             return 0

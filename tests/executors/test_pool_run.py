@@ -13,6 +13,7 @@ from worker_sites import ThreadSite, called, pool_of
 
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
+from polarmap.errors import ExecutorError
 from polarmap.executors.base import Payload
 from polarmap.testing import Fault
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
@@ -103,6 +104,24 @@ def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> Non
             outcomes = first_ends(run, 15, PATIENCE)
     assert {one.task for one in outcomes} == set(range(5, 20))
     assert all(one.failure is None for one in outcomes)
+
+
+def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_ended() -> None:
+    blocks = PartBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
+    with Pool(workers=1) as pool, closing(pool.open(Payload(np.negative, blocks))) as run:
+        run.submit([(0, 0)])
+        first_ends(run, 1, PATIENCE)  # its worker has f now
+        table: Any = run._workers
+        take = table.take
+
+        def take_and_end(*given: Any) -> Any:
+            worker = take(*given)
+            table.close()
+            return worker
+
+        table.take = take_and_end
+        with pytest.raises(ExecutorError, match="ended while a map ran"):
+            run.submit([(task, 0) for task in range(1, 9)])
 
 
 def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(
