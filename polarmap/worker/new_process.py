@@ -9,11 +9,13 @@ import base64
 import os
 import shutil
 import socket
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from polarmap.worker.kept_worker import ChannelIO
+from polarmap.worker.processes import END_SECONDS
 from polarmap.worker.stream import worker_stream
 from polarmap.worker.threads import run_on_daemon
 
@@ -34,7 +36,10 @@ def main(connection: int | str, folders: Sequence[str]) -> None:
     else:
         theirs = sockets.fromshare(base64.b64decode(connection))
     with theirs:
-        ChannelIO(worker_stream(theirs)).serve()
+        stream = worker_stream(theirs)
+        ChannelIO(stream).serve()
+        if stream.is_closed():  # the driver is gone: that thread removes its folders, and ends us
+            time.sleep(END_SECONDS)
 
 
 def _end_with_driver(lifeline: int, folders: Sequence[str]) -> None:

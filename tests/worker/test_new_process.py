@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,13 @@ new_process.main(json.loads(sys.argv[1]), [sys.argv[2]])
 """
 
 
-@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize(
+    ("is_shared", "hangs_up"), [(False, False), (True, False), (False, True)], ids=["", "shared", "hung up"]
+)
 def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
-    is_shared: bool, tmp_path: Path
+    is_shared: bool, hangs_up: bool, tmp_path: Path
 ) -> None:
+    """Also if it sees the end of the connection first: a driver that dies closes one after the other."""
     ours, theirs = socket.socketpair()
     (tmp_path / "folder").mkdir()
     number = theirs.fileno()
@@ -38,6 +42,10 @@ def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
         [message], _ = channel.receive(60.0)
         assert message == (PROCESS, (-1, -1, -1), str(process.pid).encode(), b"", False)
         assert process.stdin is not None
+        if hangs_up:
+            ours.shutdown(socket.SHUT_RDWR)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
         process.stdin.close()
         assert process.wait(60.0) == 0
     assert os.listdir(tmp_path) == []
