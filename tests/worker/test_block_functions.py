@@ -369,8 +369,9 @@ def test_numbers_behind_an_odd_number_of_bytes_are_read() -> None:
     np.testing.assert_array_equal(sparse_rows(leaves, scipy.sparse.csr_array, 3).toarray(), matrix.toarray())
 
 
-def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch() -> None:
+def test_a_child_that_f_forks_does_nothing_of_the_rest_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parent goes on: what f does happens once for each."""
+    monkeypatch.setattr("polarmap.worker.block_functions.BATCH_MOST_SECONDS", 60.0)
     here, forked = os.getpid(), list[int]()
 
     def f(number: int) -> int:
