@@ -122,8 +122,7 @@ class MaskedIntegerCode(LinearCode):
 
         def work(columns: slice) -> None:
             tile = np.zeros((length, columns.stop - columns.start), out.dtype)
-            for place, row in zip(self.inputs.tolist(), rows):
-                tile[place] = row[columns]
+            tile[self.inputs] = tiled.gather(rows, columns, out.dtype)
             out[:, columns] = kernels.arikan(tile)[length - self.n :]
 
         tiled.over_cores(work, list(tiled.tiles(out.shape[1], length, 8)))

@@ -157,9 +157,11 @@ class SystematicRecovery(RealRecovery):
         Columns that are no longer missing leave what is orthogonal to their rows of it; rows are added as
         Greville (1960) has it, and a step of Newton's takes away the rounding of both, if it can.
         """
-        known = vars(former)
-        known.pop("weights", None)  # the most memory of a map, and computed again if anybody asks
-        if not isinstance(former, SystematicRecovery) or not np.isfinite(known.get("_solver", np.inf)).all():
+        computed = vars(former)
+        computed.pop("weights", None)  # the most memory of a map, and computed again if anybody asks
+        if not isinstance(former, SystematicRecovery):
+            return
+        if not np.isfinite(computed.get("_solver", np.inf)).all():
             return
         is_known, was_there = np.zeros(self.code.k, bool), np.zeros(self.code.n - self.code.k, bool)
         is_known[self.known] = was_there[former.parity] = True
@@ -180,7 +182,7 @@ class SystematicRecovery(RealRecovery):
         for start in range(0, len(found), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             missed = np.eye(len(found[part]), len(found), start) - found[part] @ self.system
-            if np.abs(missed).max(initial=0) > FOLLOWED:
+            if not np.abs(missed).max(initial=0) <= FOLLOWED:  # nor NaN
                 return
             found[part] += missed @ found
         self._solver = found
