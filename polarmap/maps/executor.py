@@ -20,13 +20,13 @@ from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.owned_folder import disk_folder, remove
-from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.pickling import PickledFunction, pickled_by_value, pickled_with_buffers
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.worker.block_functions import call_each
 from polarmap.worker.parts import write_file
 from polarmap.worker.private_files import check_private
-from polarmap.worker.pytree import Array, pickles, to_block
+from polarmap.worker.pytree import pickles, to_block
 from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
@@ -87,8 +87,8 @@ class Executor(WrappedExecutor, futures.Executor):
             self._max_workers = known or available_cores()  # Dask asks for it
             self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
-            is_away = pool is not None and not pool.is_here
-            self._pickling = pickled_by_value if is_away else contextlib.nullcontext
+            self._is_away = pool is not None and not pool.is_here
+            self._pickling = pickled_by_value if self._is_away else contextlib.nullcontext
             super().__init__(place)
             self._calls = Calls(place, close, most, int(backups), int(retries))
             weakref.finalize(self, self._calls.shut_down).atexit = False
@@ -186,12 +186,12 @@ class Executor(WrappedExecutor, futures.Executor):
 
     def _sent(self, f: Callable[..., Any], calls: CallsOfMap) -> Callable[..., Any] | str | bytes:
         """f of these calls, pickled once, what is large as a file; itself if it does not travel."""
-        with contextlib.suppress(Exception), self._pickling():  # which each call tells
-            block = to_block(f)
-            if self._shares_files and len(block) > FUNCTION_BYTES:
+        with contextlib.suppress(Exception):  # which each call tells
+            pickled = pickled_with_buffers(f, "workers", self._is_away)
+            if self._shares_files and pickled.size > FUNCTION_BYTES:
                 with contextlib.suppress(OSError, ExecutorError):  # no room: it travels with each call
-                    return _file_of(calls, block)
-            return block.tobytes()
+                    return _file_of(calls, pickled)
+            return b"".join(pickled.pieces())
         return f
 
     def open(self, payload: Payload) -> Run:
@@ -214,12 +214,12 @@ class Executor(WrappedExecutor, futures.Executor):
             self._calls.join()
 
 
-def _file_of(owner: object, block: Array) -> str:
-    """The path of a file that holds a block, and is there as long as its owner."""
+def _file_of(owner: object, f: PickledFunction) -> str:
+    """The path of a file that holds a function, and is there as long as its owner."""
     folder = disk_folder()  # which has more room; a new file is in memory at first
     weakref.finalize(owner, remove, folder)
     check_private(str(folder))  # as workers do: not every file system keeps others out
-    write_file(str(folder), "calls/function", block.data)
+    write_file(str(folder), "calls/function", *f.pieces())
     return str(folder / "calls/function")
 
 
