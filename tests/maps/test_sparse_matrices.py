@@ -180,7 +180,7 @@ def test_an_operator_copies_late_tasks(copies: None) -> None:
 
 
 def test_solvers_with_dead_workers() -> None:
-    matrix = scipy.sparse.random_array((120, 6), density=0.2, format="csr", rng=3)
+    matrix = scipy.sparse.random_array((120, 4), density=0.2, format="csr", rng=3)
     b = np.random.default_rng(4).standard_normal(120)
     unlucky = FaultyExecutor(None, {1: Fault("kill"), 4: Fault("sleep", 60.0)})
     with CodedOperator(matrix, blocks=6, tasks=9, executor=unlucky) as operator:
