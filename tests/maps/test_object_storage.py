@@ -13,13 +13,7 @@ from polarmap.arrays.stores import open_store
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.retries import retry_call
 
-
-@pytest.fixture
-def config(s3_server, tmp_path):
-    path = s3_server.config(tmp_path / "lithops.yaml")
-    store = open_store(path)
-    yield path
-    store.delete(store.keys("polarmap/"))
+pytestmark = pytest.mark.parametrize("server", ["s3"], indirect=True)
 
 
 def test_chained_maps_stay_in_the_bucket(config):
@@ -55,7 +49,7 @@ def test_workers_encode_raw_objects_where_they_lie(config):
     store.delete(store.keys("mine/"))
 
 
-def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypatch):
+def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch):
     A = np.random.default_rng(0).standard_normal((60, 30))
     options = {"blocks": 6, "tasks": 8, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
@@ -64,18 +58,18 @@ def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypat
 
     def launch_at_first(seconds):
         if not pauses:
-            s3_server.launch()
+            server.launch()
         pauses.append(seconds)
         time.sleep(seconds)
 
     monkeypatch.setattr("polarmap.worker.retries.sleep", launch_at_first)
-    s3_server.kill()
+    server.kill()
     try:
         y = polarmap.coded_map(np.sum, A, **options)
     finally:
         if not pauses:
-            s3_server.launch()
-        s3_server.wait()
+            server.launch()
+        server.wait()
     assert pauses
     assert sum(y) == pytest.approx(A.sum())
 
