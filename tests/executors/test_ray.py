@@ -51,7 +51,7 @@ def cluster() -> Any:
 
 @pytest.fixture
 def pool(cluster: Any) -> Iterator[Pool]:
-    with Pool(cluster, workers=8) as one:
+    with Pool(cluster, workers=4) as one:
         yield one
 
 
@@ -94,7 +94,7 @@ def test_single_maps_are_tasks_of_ray(cluster: Any, options: dict[str, Any]) -> 
 def test_nobody_waits_for_those_asleep_and_killed_whose_slots_are_free_again(
     cluster: Any, keeps: bool, tmp_path: Path
 ) -> None:
-    executor = Pool(cluster, workers=8) if keeps else ray.remote(num_cpus=0.25)
+    executor = Pool(cluster, workers=5) if keeps else ray.remote(num_cpus=0.25)
     f = partial(sleeps_or_dies, tmp_path, 2)
     y = coded_map(f, A, blocks=4, tasks=8, executor=executor, verify=False)
     np.testing.assert_allclose(y.concatenate(), A @ X)
@@ -124,7 +124,7 @@ def test_every_verb_runs_on_its_actors_which_have_a_name_and_nothing_is_left(clu
 def test_the_rows_of_a_dataset_are_cut_where_they_lie(cluster: Any, keeps: bool) -> None:
     data = pytest.importorskip("ray.data", reason="of ray[data]")
     data.DataContext.get_current().enable_progress_bars = False
-    with Pool(cluster, workers=8) if keeps else nullcontext(cluster) as executor:
+    with Pool(cluster, workers=4) if keeps else nullcontext(cluster) as executor:
         y = coded_map(np.negative, data.from_numpy(A).repartition(5), executor=executor)
         np.testing.assert_allclose(y.concatenate(), -A)
         table = data.from_items([{"a": float(row), "b": 1.0} for row in range(10)])

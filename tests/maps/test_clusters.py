@@ -47,7 +47,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture(scope="module", params=["stay", "tasks"])
 def executor(request: pytest.FixtureRequest, engine: Any) -> Iterator[Any]:
     with ExitStack() as stack:
-        yield stack.enter_context(Pool(engine, workers=8)) if request.param == "stay" else engine
+        yield stack.enter_context(Pool(engine, workers=5)) if request.param == "stay" else engine
 
 
 def first_to_come(folder: Path, name: str) -> bool:
