@@ -92,7 +92,7 @@ class DaskSite(Site):
     choice : a client, or what its `get_executor()` gives
     """
 
-    name = DaskCalls.name
+    name, has_polarmap = DaskCalls.name, True
 
     def __init__(self, choice: Any) -> None:
         self._dask = DaskClient(choice)

@@ -229,7 +229,8 @@ class KeptWorkers:
         check_reachable(payload.output and payload.output.source, "is to stay in", *reach)
         if is_elsewhere:
             check_may_leave(payload, self._name)
-        f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)
+        by_value = self._site is not None and not self._site.has_polarmap
+        f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, by_value)
         modules = {} if self._site is None else self._site.modules(f.pickled)
         with self._lock:
             if self._ended.is_set():

@@ -134,7 +134,7 @@ class RaySite(Site):
     choice : the module, initialized, or what `ray.remote(num_cpus=..., memory=...)` gives
     """
 
-    name = RayCalls.name
+    name, has_polarmap = RayCalls.name, True
 
     def __init__(self, choice: Any) -> None:
         self._cluster, self._token = RayCluster(choice), secrets.token_hex(4)

@@ -17,6 +17,7 @@ from typing import Any
 
 import dask
 import distributed
+import numpy as np
 import pytest
 import threadpoolctl
 from dask_executors import dask_executor
@@ -27,9 +28,11 @@ import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.executors import pool as pools
 from polarmap.executors.base import Payload, check_reachable
 from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.executors.futures import FuturesExecutor
+from polarmap.executors.pickling import pickled_with_buffers as pickled
 from polarmap.worker.parts import Place
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
@@ -151,6 +154,17 @@ def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile_and_a
             assert workers_of(pool) <= set(client.run(os.getpid).values())
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
     assert until(lambda: not any(client.processing().values()))
+
+
+def test_of_polarmap_nothing_travels_to_workers_that_have_it(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(pools, "pickled_with_buffers", lambda *of: sent.append(pickled(*of)) or sent[-1])
+    with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
+        np.testing.assert_allclose(operator @ X, A @ X)
+    assert sent
+    assert max(one.size for one in sent) < 500
 
 
 def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_closed(tmp_path: Path) -> None:
