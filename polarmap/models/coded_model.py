@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from polarmap.blocks.code_choice import CodeName
 from polarmap.codes.checks import is_number
-from polarmap.codes.dtypes import EPS, Array, Floats
+from polarmap.codes.dtypes import Array, Floats
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors import FaultyExecutor
@@ -124,11 +124,9 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         unit : a constant that A has in one column more.
         """
         mean, square = moments(X, shares, self.fit_intercept)
-        constant = square <= (10 * EPS * mean) ** 2
-        square[constant] = 0.0
         diagonal = curvature * square + penalty
         scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-        used = np.where(constant, 0.0, scale)
+        used = np.where(square > 0, scale, 0.0)
         if issparse(X):
             coded = self._operator(X)
             scaled = ScaledOperator(coded, mean, used, root)

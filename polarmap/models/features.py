@@ -12,10 +12,15 @@ from polarmap.codes.dtypes import EPS, Floats
 
 
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
-    """Mean of each feature of X, or zeros, and the mean square of what it deviates from that.
+    """Mean of each feature of X, or zeros, and the mean square of its deviation, 0 where that is rounding.
 
     shares : of the samples; their sum is 1.
     """
+    mean, square = _moments(X, shares, is_centred)
+    return mean, np.where(square <= (10 * EPS * mean) ** 2, 0.0, square)
+
+
+def _moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
     if not issparse(X):
         mean = shares @ X if is_centred else np.zeros(X.shape[1])
         return mean, shares @ (X - mean) ** 2

@@ -49,6 +49,13 @@ def test_sparse_data_have_the_gates_of_dense_ones(fit_intercept: bool) -> None:
     np.testing.assert_allclose(dense.directions, sparse.directions)
 
 
+def test_a_constant_feature_gets_no_slope_that_rounding_makes() -> None:
+    X = np.random.default_rng(0).standard_normal((30, 3))
+    X = np.column_stack([X, np.full(30, 0.1), np.ones(30)])
+    found = sample_gates(X, np.full(30, 1 / 30), 20, True, np.random.RandomState(0))
+    assert np.abs(found.directions).max() < 10
+
+
 def test_products_are_those_of_the_dense_operator() -> None:
     stream = np.random.default_rng(0)
     A, patterns = stream.standard_normal((7, 3)), stream.random((7, 4)) < 0.5
