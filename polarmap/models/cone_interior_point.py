@@ -22,6 +22,7 @@ BALANCED = 0.1  # of alpha: the most that slopes and norms lack of each other wh
 INEXACT = 0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
 CONJUGATE_STEPS = 100  # at the most, where some ten are enough
 TO_THE_BOUNDARY = 0.97  # of the way, at the most
+GROWTH = 0.5  # of the length of a column, by which it changes at the most until slopes are balanced
 PATIENCE = 8  # iterations that get no closer
 UNUSED = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
 
@@ -110,7 +111,9 @@ class _ConeSteps:
         apart = np.where(self._bounds, self._sides * image, 0.0)
         held = (target - self._multipliers * apart) / self._distances - self._multipliers
         held = np.where(self._bounds, held, 0.0)
-        share = min(_longest(self._distances, apart), _longest(self._multipliers, held))
+        growth = float((np.linalg.norm(x, axis=0) / lengths).max())
+        shares = _longest(self._distances, apart), _longest(self._multipliers, held)
+        share = min(*shares, 1.0 if is_balanced else GROWTH / max(GROWTH, growth))
         self.x, self._image = self.x + share * x, self._image + share * image
         self._distances = self._distances + share * apart
         self._multipliers = self._multipliers + share * held

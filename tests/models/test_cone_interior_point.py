@@ -70,6 +70,13 @@ def test_fits_end_where_units_that_are_of_no_use_are_nearly_of_some(kind: Any, a
             assert model.n_iter_ <= 40
 
 
+@pytest.mark.parametrize(("kind", "y"), [(PlainRegressor, Y), (PlainClassifier, np.digitize(Y, [0, 1]))])
+def test_features_that_say_nothing_do_no_harm(kind: Any, y: np.ndarray) -> None:
+    samples = np.column_stack([X, np.ones(40), np.full(40, 0.1), np.zeros(40), X[:, 0]])
+    model = kind(0.03, activation="relu", n_gates=6).fit(samples, y)  # warns if it cannot
+    assert model.dual_gap_ <= 1e-6 * model.objective_
+
+
 def test_a_failing_worker_changes_nothing() -> None:
     model = ConvexMLPRegressor(0.03, activation="relu", n_gates=10, tol=1e-4, **options()).fit(X, Y)
     alone = PlainRegressor(0.03, activation="relu", n_gates=10, tol=1e-4).fit(X, Y)
