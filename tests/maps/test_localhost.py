@@ -46,6 +46,7 @@ def leftovers() -> set[str]:
         for path in found  # of folders, some may be removed meanwhile
         if path.is_file()
         and path.name not in kept
+        and not path.name.startswith("runner-")
         and not path.is_relative_to(SHARED)
         and "pytest-of" not in str(path)
     }

@@ -46,7 +46,7 @@ def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_serv
             time.sleep(0.02)
         lines = psutil.process_iter(["ppid", "cmdline"])  # None of one that nobody has reaped
         ours = [one for one in lines if one.info["ppid"] == os.getpid()]
-        runners = [one for one in ours if "localhost-runner" in str(one.info["cmdline"])]
+        runners = [one for one in ours if "lithops.localhost" in str(one.info["cmdline"])]
         s3_server.kill()
         over.touch()
         psutil.wait_procs(runners, timeout=150)
