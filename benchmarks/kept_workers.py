@@ -59,12 +59,12 @@ def coded(
     x: np.ndarray,
     trouble: Trouble,
     blocks: int = BLOCKS,
-    workers: int = WORKERS,
+    tasks: int = WORKERS,
     executor: Any = None,
 ) -> Iterator[Step]:
     """CodedOperator @ x."""
     unlucky = FaultyExecutor(executor, FAULTS[trouble]) if FAULTS[trouble] else executor
-    with CodedOperator(A, blocks=blocks, tasks=workers, executor=unlucky) as operator:
+    with CodedOperator(A, blocks=blocks, tasks=tasks, executor=unlucky) as operator:
         yield lambda: operator @ x
 
 
