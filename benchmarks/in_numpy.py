@@ -33,8 +33,9 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
 
     def gram(self, weights: np.ndarray) -> Any:
         self.products += 1
-        pairs = self._A[:, :, np.newaxis] * self._A[:, np.newaxis]
-        return np.tensordot(pairs, weights, (0, 0))
+        columns = weights.reshape(len(weights), -1).T
+        found = [self._A.T @ (column[:, np.newaxis] * self._A) for column in columns]
+        return np.stack(found, axis=-1).reshape(*found[0].shape, *weights.shape[1:])
 
 
 def in_numpy(model: Any) -> Any:
