@@ -65,12 +65,13 @@ def test_workers_stay_from_map_to_map(pool: Pool) -> None:
     first = workers_of(pool)
     assert os.getpid() not in first
     assert check(pool).report.executor == "processes here"
-    assert workers_of(pool) & first
+    assert workers_of(pool)
+    assert all(map(runs, first))  # few of them may have been enough for so few items
 
 
 def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None:
     first = workers_of(None)
-    assert workers_of(None) & first
+    assert workers_of(None) and all(map(runs, first))
     polarmap.shutdown()
     assert until(lambda: not any(map(runs, first)))
     assert not workers_of(None) & first
