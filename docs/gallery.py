@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
 from nbclient import NotebookClient
 from nbformat import NotebookNode, v4, writes
 from traitlets.config import Config
@@ -22,6 +21,8 @@ LOG = logging.getLogger("mkdocs.hooks.gallery")
 
 def on_files(files: Any, config: Any) -> Any:
     """Each notebook is a file of the site, with a page and pictures."""
+    from mkdocs.structure.files import File  # the tests of the rest of this file need no mkdocs
+
     notebooks = {path.stem: notebook_of(text) for path, text in scripts().items()}
     LOG.info(f"Executing {len(notebooks)} notebooks")
     asyncio.run(execute(list(notebooks.values())))
