@@ -5,8 +5,8 @@ PYTHON  ?= python3
 BACKEND ?= localhost
 CONFIG  ?= config/$(BACKEND).yaml
 MINUTES ?= 10
-# Two more than there are cores: many tests wait for processes.
-JOBS    ?= $(shell expr `getconf _NPROCESSORS_ONLN` + 2)
+# One more than there are cores: many tests wait for processes.
+JOBS    ?= $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 
 python := .venv/bin/python
 # As in an activated environment: Lithops looks for `python` on PATH.
