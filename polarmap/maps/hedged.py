@@ -115,6 +115,7 @@ def hedged_map(
     options = checked_options(False, None, timeout, retries)
     if not is_count(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
+    backups = int(backups)
     _check_arguments(star, args, kwargs, return_exceptions)
     running = RunningMap(executor)
     items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
@@ -170,18 +171,9 @@ def hedged_map(
             need_of = partial(FirstOfItems, blocks, count, take_data, note, keeps, who)
             report = running.execute(Payload(call, blocks), blocks, options, need_of, observers)[1]
         else:
+            coded = PartBlocks([[part] for part in parts], ("array",))
             report = run_uncoded(
-                *(
-                    running,
-                    call,
-                    PartBlocks([[part] for part in parts], ("array",)),
-                    options,
-                    observers,
-                    note,
-                    who,
-                ),
-                backups=int(backups),
-                keeps_failures=keeps,
+                running, call, coded, options, observers, note, who, backups=backups, keeps_failures=keeps
             )
         return CodedResult([values[index] for index in range(len(items))], report)
 
