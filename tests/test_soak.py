@@ -57,11 +57,11 @@ def test_a_case_is_run_again_by_its_number() -> None:
 
 
 def test_a_hang_is_found_and_the_next_cases_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(watch.LIMIT, "processes", 1e-6)  # which takes a while to start some
-    tally = watch.watch([a_map("threads"), a_map("processes"), a_map("threads")], keep_going=True)
+    monkeypatch.setitem(watch.LIMIT, "pool", 1e-6)  # whose workers take a while to start
+    tally = watch.watch([a_map("threads"), a_map("pool"), a_map("threads")], keep_going=True)
     assert [found.kind for found in tally.findings] == ["hang"]
     assert sum(tally.counts.values()) == 3
-    assert f"again: make soak CASE={a_map('processes')}" in str(tally.findings[0])
+    assert f"again: make soak CASE={a_map('pool')}" in str(tally.findings[0])
 
 
 def run_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> str:
