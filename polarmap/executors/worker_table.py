@@ -375,12 +375,12 @@ class WorkerTable:
         """One that has done one of these tasks, else one that runs already, as far as there is one."""
         free = [one for one in self._workers.values() if one.lease is None]
         names = tasks() if len(free) > 1 else ()
-        best, worker = (False, False), free[0] if free else None
-        for one in free:
-            fit = not one.done.keys().isdisjoint(names), one.process is not None
-            if fit > best:
-                best, worker = fit, one
-        return worker
+
+        def fit(one: KeptWorker) -> tuple[bool, bool]:
+            return not one.done.keys().isdisjoint(names), one.process is not None
+
+        best = next((one for one in free if all(fit(one))), None)
+        return best or max(free, key=fit, default=None)
 
     def _abandoned(self) -> list[KeptWorker]:
         """Those at tasks of maps that have ended, the one that is so for longest first."""

@@ -97,8 +97,10 @@ class ThreadLimits:
         if is_new or limit < self._limit:
             self._limit = min(limit, self._limit)
             for library in self._of_process:
-                before = self._before.setdefault(library.filepath, library.num_threads)
-                _set_threads(library, min(self._limit, before))
+                number = library.num_threads
+                if number > self._limit:
+                    self._before.setdefault(library.filepath, number)
+                    _set_threads(library, self._limit)
 
     def _restore(self) -> None:
         limit, self._limit = self._limit, NO_LIMIT
