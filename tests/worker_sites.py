@@ -17,6 +17,7 @@ from polarmap.executors.block_store import BlockStore
 from polarmap.executors.lithops import InBucket
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
+from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, stay_on_thread
 from polarmap.worker.stream import Stream, connected
 
@@ -40,7 +41,7 @@ def serving_by_storage(storage: Any) -> Life:
 
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         with closing(channel_to(address, number, storage)) as channel:
-            ChannelIO(channel, storage, address.memory).serve()
+            ChannelIO(channel, storage, BlockCache(address.memory)).serve()
 
     return life
 

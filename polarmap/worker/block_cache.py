@@ -24,6 +24,7 @@ KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a 
 LOOK_SECONDS = 1.0  # between looks whether files of what is kept are gone
 
 Function = Callable[[Any], Any]
+ReadPart = Callable[[Place, Part], Any]  # DamagedError if the bytes are not what was stored
 
 
 class Kept(NamedTuple):
@@ -39,12 +40,11 @@ class BlockCache:
     Files are looked at each time: those that were changed are read anew. Objects are known by their
     checksums, without which they are fetched for each task. What a driver has never changes under its name.
 
-    read : the bytes of a part; DamagedError if they are not what was stored.
     budget : bytes that may be kept.
     """
 
-    def __init__(self, read: Callable[[Place, Part], Any], budget: int = KEPT_BYTES) -> None:
-        self._read, self._budget = read, budget
+    def __init__(self, budget: int = KEPT_BYTES) -> None:
+        self._budget = budget
         self._kept: dict[tuple[Place, tuple[Part, ...]], Kept] = {}
         self._lock = threading.Lock()  # of what is kept: threads may load at the same time
         self.reads = 0  # parts that were mapped or read, for tests
@@ -52,12 +52,13 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def load(self, block: StoredBlock, structure: Structure, is_private: bool = False) -> Any:
-        """A block, read-only where it is kept; `is_private`: one that may be written into.
+    def load(self, block: StoredBlock, structure: Structure, read: ReadPart, is_private: bool = False) -> Any:
+        """A block, read-only where it is kept; DamagedError if it is not as it was stored.
 
-        DamagedError if it is not as it was stored.
+        read : the bytes of a part.
+        is_private : one that may be written into.
         """
-        return load_block(block, structure, self._buffer, is_private)
+        return load_block(block, structure, partial(self._buffer, read), is_private)
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
@@ -66,26 +67,26 @@ class BlockCache:
             for key in [key for key, one in self._kept.items() if not all(map(exists, one.files))]:
                 del self._kept[key]
 
-    def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _buffer(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
         kept = self._kept.get((place, parts))
         if kept is None or kept.files != {path: status_of(path) for path in kept.files}:
-            return self._new_buffer(place, parts)
+            return self._new_buffer(read, place, parts)
         with self._lock:
             self._kept.pop((place, parts), None)
             self._kept[place, parts] = kept  # behind those that were used before
         return kept.buffer
 
-    def _new_buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _new_buffer(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
         """The same, read now; kept if it can be told whether it has changed."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         has_checksums = all(part.crc32 is not None for part in stored)
         if not stored or (place.kind == "bucket" and not has_checksums):
-            return self._joined(place, parts)
+            return self._joined(read, place, parts)
         is_file = place.kind in ("folder", "private")
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         files = {path: status_of(path) for path in paths}
-        kept = Kept(memoryview(self._joined(place, parts)).toreadonly(), files)
+        kept = Kept(memoryview(self._joined(read, place, parts)).toreadonly(), files)
         with self._lock:
             self._kept.pop((place, parts), None)
             if len(kept.buffer) <= self._budget:
@@ -94,10 +95,10 @@ class BlockCache:
                 del self._kept[next(iter(self._kept))]
         return kept.buffer
 
-    def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _joined(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
         self.reads += len(parts)
-        return joined(self._read, place, parts)
+        return joined(read, place, parts)
 
 
 def load_block(
@@ -116,7 +117,7 @@ def load_block(
     return unflatten(structure, leaves)
 
 
-def joined(read: Callable[[Place, Part], Any], place: Place, parts: tuple[Part, ...]) -> Any:
+def joined(read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
     """The bytes of parts in a row: a copy of several, one as it is read."""
     if len(parts) == 1:
         return read(place, parts[0])

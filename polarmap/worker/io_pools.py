@@ -115,14 +115,14 @@ def _machine(folder: str) -> tuple[str, int, int]:
 @cache
 def pool_blocks() -> BlockCache:
     """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
-    blocks = BlockCache(TaskIO().read)
+    blocks = BlockCache()
     run_on_daemon(partial(_let_go, blocks))
     return blocks
 
 
 def kept_block(block: StoredBlock, structure: Structure, is_private: bool) -> Any:
     """A stored block, which this process keeps for a while."""
-    return pool_blocks().load(block, structure, is_private)
+    return pool_blocks().load(block, structure, TaskIO().read, is_private)
 
 
 def _let_go(blocks: BlockCache) -> None:

@@ -21,8 +21,9 @@ from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from math import inf
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
-from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
+from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place
@@ -59,7 +60,7 @@ class ChannelIO(TaskIO):
     """What connects the tasks of a worker that stays with their driver.
 
     storage : a `lithops.Storage`, for what lies in buckets.
-    memory : bytes of blocks that are kept.
+    blocks : that are kept, also by others in this process; None: by itself.
     limited : within which tasks run in a process that others use, too; None: nobody does.
     place : how the engine that has started the worker calls it, for reports.
     """
@@ -68,7 +69,7 @@ class ChannelIO(TaskIO):
         self,
         channel: Channel,
         storage: Any = None,
-        memory: int = KEPT_BYTES,
+        blocks: BlockCache | None = None,
         limited: Callable[[], AbstractContextManager[Any]] | None = None,
         place: str = "",
     ) -> None:
@@ -87,7 +88,7 @@ class ChannelIO(TaskIO):
         self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
         self._files = 0  # that were left in them
-        self._blocks = BlockCache(self.read, memory)
+        self._blocks = BlockCache() if blocks is None else blocks
         # What headers of calls say, which is the same in each map of the same blocks.
         self._stored = lru_cache(256)(lambda header: StoredBlock.parse(pickle.loads(header)))
         self._modules = SentModules()
@@ -196,7 +197,7 @@ class ChannelIO(TaskIO):
         f, structure = self._f
         assert ticket.block is not None
         try:
-            block = self._blocks.load(ticket.block, structure, ticket.attempt > 0)
+            block = self._blocks.load(ticket.block, structure, self.read, ticket.attempt > 0)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
@@ -357,15 +358,21 @@ def stay(address: DriverAddress, number: int, seconds: float, storage: Any, plac
     with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed))
         with ThreadLimits().of_process(address.threads):
-            ChannelIO(channel, storage, address.memory, place=place).serve(until)
+            ChannelIO(channel, storage, BlockCache(address.memory), place=place).serve(until)
+
+
+# Blocks of workers on threads of this process, by the key of their driver.
+_kept_together = WeakValueDictionary[bytes, BlockCache]()
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: str = "") -> None:
     """The same on a thread of a process that others use, too: it ends between two tasks only.
 
-    What others may use of the cores is theirs again when a task ends, or the driver is gone.
+    What others may use of the cores is theirs again when a task ends, or the driver is gone. Workers of one
+    driver on threads of one process keep blocks together.
     """
     address = DriverAddress(*fields)
+    blocks = _kept_together.setdefault(address.key, BlockCache(address.memory))
     until = time.monotonic() + seconds
     limit, lock = ExitStack(), threading.Lock()
 
@@ -383,7 +390,7 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: 
 
     with closing(channel_to(address, number, None)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed, lift))
-        ChannelIO(channel, None, address.memory, limited, place).serve(until)
+        ChannelIO(channel, None, blocks, limited, place).serve(until)
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

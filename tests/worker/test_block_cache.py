@@ -38,7 +38,7 @@ class Blocks:
     def __init__(self, place: Place, budget: int = 1 << 40) -> None:
         self.place, self.storage = place, DictStorage()
         self.read = TaskIO(self.storage).read
-        self.cache = BlockCache(self.read, budget)
+        self.cache = BlockCache(budget)
 
     def write(self, key: str, data: bytes) -> None:
         write_object(self.place, key, data, self.storage)
@@ -59,11 +59,14 @@ class Blocks:
         return StoredBlock(self.place, tuple(parts), layout_of(leaves))
 
 
-def load(cache: BlockCache, block: StoredBlock, is_private: bool = False) -> Any:
-    """Its array, or a tuple of its arrays."""
+def load(
+    blocks: Blocks, block: StoredBlock, is_private: bool = False, cache: BlockCache | None = None
+) -> Any:
+    """Its array, or a tuple of its arrays; by their own cache unless another is named."""
     count = len(block.layout)
     structure = ("array",) if count == 1 else (tuple, (), (("array",),) * count)
-    return cache.load(block, structure, is_private)
+    own = blocks.cache if cache is None else cache
+    return own.load(block, structure, blocks.read, is_private)
 
 
 def place(kind: str, folder: Path) -> Place:
@@ -92,13 +95,13 @@ def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
 ) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
     block, whole = blocks.block(*arrays), np.concatenate(arrays)
-    first = load(blocks.cache, block)
+    first = load(blocks, block)
     assert not first.flags.writeable
     for _ in range(2):
-        own = load(blocks.cache, block, is_private=True)
+        own = load(blocks, block, is_private=True)
         np.testing.assert_array_equal(own, whole)
         own[...] = 0
-        found = load(blocks.cache, block)
+        found = load(blocks, block)
         np.testing.assert_array_equal(found, whole)
         assert np.shares_memory(first, found)
     assert (blocks.cache.reads, len(blocks.cache)) == (count, 1)
@@ -113,7 +116,7 @@ def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
     for one in range(2):
         for other in range(2):
             pair = blocks.block(of=[rows[one], columns[other]])
-            found = load(blocks.cache, pair._replace(parts=(parts[f"r{one}"], parts[f"c{other}"])))
+            found = load(blocks, pair._replace(parts=(parts[f"r{one}"], parts[f"c{other}"])))
             np.testing.assert_array_equal(found, (rows[one], columns[other]))
     assert blocks.cache.reads == len(blocks.cache) == 4
 
@@ -123,13 +126,13 @@ def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
         blocks = Blocks(place(kind, tmp_path), 2 * BYTES)
         stored = {name: blocks.block(numbers(seed), name=name) for seed, name in enumerate("abc")}
         for name in "abacab":
-            load(blocks.cache, stored[name])
+            load(blocks, stored[name])
         # a and b are kept, a is used, c takes the place of b, a is used, b takes the place of c.
         assert (blocks.cache.reads, len(blocks.cache)) == (4, 2)
         large = blocks.block(numbers(rows=3 * ROWS), name="large")  # is not kept, and pushes nothing out
-        assert load(blocks.cache, large).shape == (3 * ROWS, 2)
+        assert load(blocks, large).shape == (3 * ROWS, 2)
         for name in "ab":
-            load(blocks.cache, stored[name])
+            load(blocks, stored[name])
         assert blocks.cache.reads == 5
 
 
@@ -137,15 +140,15 @@ def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> Non
     blocks = Blocks(place("bucket", tmp_path))
     for value in (1.0, 2.0):
         data = np.full(100, value)
-        np.testing.assert_array_equal(load(blocks.cache, blocks.block(data, check=False)), data)
-        np.testing.assert_array_equal(load(blocks.cache, blocks.block(data, name="known")), data)
+        np.testing.assert_array_equal(load(blocks, blocks.block(data, check=False)), data)
+        np.testing.assert_array_equal(load(blocks, blocks.block(data, name="known")), data)
     assert len(blocks.cache) == 2  # of other bytes under the same name
 
 
 def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
     block = StoredBlock(MESSAGE, (), (("<f8", (3,)),), np.arange(3.0).tobytes())
     for _ in range(2):
-        found = load(files.cache, block)
+        found = load(files, block)
         assert found.tolist() == [0.0, 1.0, 2.0]
         found[...] = 7.0
 
@@ -154,7 +157,7 @@ def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
     data = numbers()
     block = blocks.block(data)
     zeros = (*block.parts, Part("", BYTES))
-    found = load(blocks.cache, block._replace(parts=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
+    found = load(blocks, block._replace(parts=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
     np.testing.assert_array_equal(found, np.concatenate([data, np.zeros_like(data)]))
 
 
@@ -169,23 +172,23 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
     is_file = blocks.place.kind == "folder"  # elsewhere nothing changes in its place
     for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"35 of \d+ bytes")):
         for is_loaded in {False, is_file}:
-            cache = BlockCache(blocks.read)
+            cache = BlockCache()
             if is_loaded:
-                load(cache, block)
+                load(blocks, block, cache=cache)
             blocks.write(key, bytes(data))
             with pytest.raises(DamagedError, match=f"{key} (is|has) ({message})"):
-                load(cache, block)
+                load(blocks, block, cache=cache)
             blocks.write(key, stored)  # as it was
-            np.testing.assert_array_equal(load(cache, block), whole)
+            np.testing.assert_array_equal(load(blocks, block, cache=cache), whole)
     remove_parts(blocks.place, block.parts[-1:], blocks.storage)
     with pytest.raises(DamagedError, match=f"{key} is missing"):
-        load(cache if is_file else BlockCache(blocks.read), block)
+        load(blocks, block, cache=cache if is_file else BlockCache())
 
 
 @pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])
 def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files: Blocks, at: int) -> None:
     block, path = files.block(numbers()), Path(files.place.place) / "x0"
-    load(files.cache, block)
+    load(files, block)
     before, data = path.stat(), bytearray(path.read_bytes())
     data[at] ^= 1
     while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
@@ -194,7 +197,7 @@ def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     with pytest.raises(DamagedError, match="corrupt"):
-        load(files.cache, block)
+        load(files, block)
 
 
 def test_f_that_writes_gets_copies_from_then_on() -> None:
@@ -227,6 +230,6 @@ def test_other_errors_of_f_are_its_own() -> None:
 
 def test_arrays_without_bytes_need_no_parts(files: Blocks) -> None:
     block = StoredBlock(files.place, (), (("<f8", (0, 2)),))
-    assert load(files.cache, block).shape == (0, 2)
+    assert load(files, block).shape == (0, 2)
     parts, layout = (Part("a", 8), Part("b", 8)), (("<f8", (0,)), ("<f8", ()), ("<f8", (0,)), ("<f8", ()))
     assert runs(parts, layout) == [(parts[:1], layout[:3]), (parts[1:], layout[3:])]

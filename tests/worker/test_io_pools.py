@@ -87,20 +87,22 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch
     blocks = io_pools.pool_blocks()
     assert blocks is not until_now
     with ThreadPoolExecutor(8) as threads:  # at the same time
-        loaded = list(threads.map(lambda _: blocks.load(stored, ("array",)), range(160)))
+        loaded = list(
+            threads.map(lambda _: io_pools.kept_block(stored, ("array",), is_private=False), range(160))
+        )
     for one in loaded:
         np.testing.assert_array_equal(one, VALUES)
         assert not one.flags.writeable
     assert len(blocks) == 1
     reads = blocks.reads
-    blocks.load(stored, ("array",))
+    io_pools.kept_block(stored, ("array",), is_private=False)
     assert blocks.reads == reads <= 8  # at most once on each thread
     assert until(lambda: io_pools.pool_blocks() is not blocks)
 
 
 def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> None:
     blocks = io_pools.pool_blocks()
-    blocks.load(stored, ("array",))
+    io_pools.kept_block(stored, ("array",), is_private=False)
     child = os.fork()
     if not child:
         os._exit(len(io_pools.pool_blocks()))
@@ -111,7 +113,7 @@ def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> Non
 def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: StoredBlock, tmp_path: Path) -> None:
     io_pools.pool_blocks.cache_clear()
     blocks = io_pools.pool_blocks()
-    blocks.load(stored, ("array",))
+    io_pools.kept_block(stored, ("array",), is_private=False)
     (tmp_path / "block").unlink()
     assert until(lambda: not len(blocks))
     assert until(lambda: io_pools.pool_blocks() is not blocks)
