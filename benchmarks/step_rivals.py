@@ -92,10 +92,13 @@ def dask(
 @contextmanager
 def dask_here(slots: int) -> Iterator[Any]:
     """A client of a process for each core, which have so many threads together."""
+    import dask.config
     from distributed import Client, LocalCluster
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with (
+        # Else a process is given up that is away, for whatever time, 15 s after it was killed before.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
         LocalCluster(
             n_workers=CORES,
             threads_per_worker=-(-slots // CORES),

@@ -28,6 +28,7 @@ from polarmap.worker.pytree import layout_bytes
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
 TRANSFERS = 16  # objects written at once
+MOVED_BYTES = 1e8  # of blocks in a second over a usual network
 
 
 class StoredPieces:
@@ -59,6 +60,13 @@ class StoredPieces:
         if self._source is None or self._source == MESSAGE:
             return id(coded), task
         return self._orders.get(task) or self.order(coded, task)
+
+    def moving_seconds(self, coded: Coded) -> float:
+        """For how long a block is about on its way to a worker that does not have it; 0 if it maps a file."""
+        kind = (self._source or self._place).kind
+        return (
+            0.0 if kind in ("message", "private", "folder") else layout_bytes(coded.layout(0)) / MOVED_BYTES
+        )
 
     def order(self, coded: Coded, task: int) -> bytes:
         """What the worker of a task reads, as it is told: the fields of a `StoredBlock`, pickled."""

@@ -76,6 +76,7 @@ class PoolRun:
         self._shared: set[Attempt] = set()  # that two workers were told of
         self._woken = WakeSignal()
         self._news: list[Event] = []  # that are told with the next outcomes
+        self._moved = time.monotonic()  # when tasks came, or any ended
         self._stored = blocks.of(payload)
         # Of tasks, to later maps of the same blocks.
         self._name = lru_cache(REMEMBERED)(partial(self._stored.name, payload.blocks))
@@ -109,6 +110,7 @@ class PoolRun:
         self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
         self._waiting += attempts
         self._open.update(attempts)
+        self._moved = time.monotonic()
         self._workers.want(len(self._waiting) + len(self._lease.workers))
         self._start_waiting()
         if not any(worker.process for worker in self._lease.workers.values()):  # they are coming up
@@ -151,6 +153,7 @@ class PoolRun:
             is_over = ended or (None in readable and self._woken.clear()) or time.monotonic() >= deadline
             if ended:
                 self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
+                self._moved = time.monotonic()
             elif may_start and not is_over:
                 self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
                 self._workers.look(self._lease, len(self._waiting) + len(self._behind()))
@@ -179,28 +182,38 @@ class PoolRun:
 
     def _start_waiting(self) -> None:
         """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
+        held = self._held()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
+            if held and held.issuperset(self._names(self._waiting)) and self._is_patient():
+                attempts = []
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
                 break
             if attempts is self._waiting:
-                self._start_next(worker)
+                self._start_next(worker, held)
             else:
                 self._shared.add(attempts[0])
                 self._start(worker, [attempts[0]])
         self._workers.flush()
 
+    def _held(self) -> set[Hashable]:
+        """Tasks that wait, and whose block none has that is free now, but one that will be."""
+        return self._workers.held_tasks(partial(self._names, self._waiting))
+
+    def _is_patient(self) -> bool:
+        """Whether blocks would take longer to a free worker than those that have them have said nothing."""
+        return time.monotonic() < self._moved + self._stored.moving_seconds(self._payload.blocks)
+
     def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:
         """The first tasks of these, in the form that means the same to later maps."""
         return [self._name(task) for task, _ in itertools.islice(attempts, self._looked_at)]
 
-    def _start_next(self, worker: KeptWorker) -> None:
+    def _start_next(self, worker: KeptWorker, held: set[Hashable]) -> None:
         """Tell a worker of its next tasks, unless it was told of as many as it may be."""
         more = 1 + self._ahead(worker) - len(worker.orders)
         if more > 0:
-            stuck = self._workers.abandoned_tasks()
-            self._start(worker, [self._next(worker, stuck) for _ in range(more)])
+            self._start(worker, [self._next(worker, held) for _ in range(more)])
 
     def _ahead(self, worker: KeptWorker) -> int:
         """Of how many tasks beyond one a worker may be told: others get one first, and the last ones last."""
@@ -226,15 +239,15 @@ class PoolRun:
         """Whether its end is to come, and no second worker was told of it."""
         return attempt in self._open and attempt not in self._shared
 
-    def _next(self, worker: KeptWorker, stuck: set[Hashable]) -> Attempt:
-        """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
+    def _next(self, worker: KeptWorker, held: set[Hashable]) -> Attempt:
+        """The next attempt for a worker: one whose block it has, else the first that no other holds."""
         chosen = None
         for position, (task, _) in enumerate(itertools.islice(self._waiting, self._looked_at)):
             name = self._name(task)
-            if name in worker.done and name not in stuck:
+            if name in worker.done:
                 chosen = position
                 break
-            if chosen is None and name not in stuck:
+            if chosen is None and name not in held:
                 chosen = position
         found = self._waiting[chosen or 0]
         del self._waiting[chosen or 0]
@@ -320,7 +333,7 @@ class PoolRun:
             order, _ = worker.orders[0]
             if self._is_for_one(order[1:]):
                 self._news.append(Began(*order[1:], worker.since))
-            self._start_next(worker)
+            self._start_next(worker, self._held())
         return told
 
     def _send_part(self, worker: KeptWorker, need: Message) -> bool:

@@ -198,8 +198,7 @@ class RemoteWorkers(WorkerTable):
                 raise ExecutorError(f"{name} starts no worker: {gone}")
             if not self._workers and self._failed.count >= FAILURES:
                 raise ExecutorError(f"no worker of {name} starts: {reason or 'they end'}")
-            launched = self._launched.values()
-            if launched and not self._workers and all(one.is_missed(now) for one in launched):
+            if self._launched and not self._workers and now > lease.since + START_SECONDS:
                 why = f": {reason}" if reason else ""
                 raise ExecutorError(f"no worker of {name} has called within {START_SECONDS:g} s{why}")
             is_kept = lease.waiting and self._best_free(tuple) is None and self.is_starved(lease)

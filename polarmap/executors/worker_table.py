@@ -294,13 +294,16 @@ class WorkerTable:
         self._check_open()
         return "its worker process ended without reporting" + (worker.place and f" ({worker.place})")
 
-    def abandoned_tasks(self) -> set[Hashable]:
-        """What workers still do for maps that have ended."""
+    def held_tasks(self, tasks: Callable[[], Collection[Hashable]]) -> set[Hashable]:
+        """Those of these that no free worker has done before, but one that is still at an abandoned task."""
         with self._lock:
             if not self._abandoned():
                 return set()
             self._review()
-            return {task for worker in self._abandoned() for _, task in worker.orders}
+            abandoned = [one.done for one in self._abandoned()]
+            free = [one.done for one in self._workers.values() if one.lease is None]
+            held = {task for task in tasks() if any(task in done for done in abandoned)}
+            return {task for task in held if not any(task in done for done in free)}
 
     def is_starved(self, lease: Lease) -> bool:
         """Whether no task of its run is under way, and none of others was started or ended for long."""

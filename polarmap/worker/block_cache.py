@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from math import prod
@@ -51,6 +52,17 @@ class BlockCache:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @contextmanager
+    def with_room(self, size: int) -> Iterator[None]:
+        """Keep so many bytes more, within."""
+        with self._lock:
+            self._budget += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._budget -= size
 
     def load(self, block: StoredBlock, structure: Structure, read: ReadPart, is_private: bool = False) -> Any:
         """A block, read-only where it is kept; DamagedError if it is not as it was stored.

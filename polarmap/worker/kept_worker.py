@@ -372,7 +372,7 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: 
     driver on threads of one process keep blocks together.
     """
     address = DriverAddress(*fields)
-    blocks = _kept_together.setdefault(address.key, BlockCache(address.memory))
+    blocks = _kept_together.setdefault(address.key, BlockCache(0))
     until = time.monotonic() + seconds
     limit, lock = ExitStack(), threading.Lock()
 
@@ -388,8 +388,9 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: 
         finally:
             lift()
 
-    with closing(channel_to(address, number, None)) as channel, ExitStack() as watched:
-        watched.callback(exit_when(channel.is_closed, lift))
+    with closing(channel_to(address, number, None)) as channel, ExitStack() as stack:
+        stack.callback(exit_when(channel.is_closed, lift))
+        stack.enter_context(blocks.with_room(address.memory))
         ChannelIO(channel, None, blocks, limited, place).serve(until)
 
 

@@ -92,7 +92,7 @@ class Kind:
                 return stored.part(coded, part.key)
             return self.read(place, part)
 
-        return [BlockCache(read).load(stored.block(coded, task), coded.structure)]
+        return [BlockCache().load(stored.block(coded, task), coded.structure, read)]
 
     def read(self, place: Place, part: Part) -> Any:
         return read_part(place, part, self.storage) if self.kind == "bucket" else read_private(place, part)

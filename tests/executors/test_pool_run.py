@@ -14,11 +14,14 @@ from worker_sites import ThreadSite, called, pool_of
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
+from polarmap.executors import block_store
 from polarmap.executors.base import Payload
+from polarmap.executors.block_store import StoredPieces
 from polarmap.testing import Fault
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0
+BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
 
 
 def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
@@ -159,3 +162,50 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
                 run.submit([(0, 0)])
                 assert first_ends(run, 1)
     assert Blocks.times == 1
+
+
+def both_at_once(block: Any) -> Any:
+    BOTH.wait()
+    return block
+
+
+def behind_the_gate(block: Any) -> Any:
+    if not block[0]:
+        GATE.wait(PATIENCE)
+    return block
+
+
+@pytest.mark.parametrize("is_near", [False, True])
+def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_wait(
+    is_near: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, part = list[str](), StoredPieces.part
+    monkeypatch.setattr(
+        StoredPieces, "part", lambda self, coded, key: (asked.append(key), part(self, coded, key))[1]
+    )
+    monkeypatch.setattr(block_store, "MOVED_BYTES", 1e12 if is_near else 1e-3)
+    blocks = PartBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
+    GATE.clear()
+
+    def run_until(f: Any, tasks: list[int], enough: int) -> None:
+        with closing(pool.open(Payload(f, blocks))) as run:
+            run.submit([(task, 0) for task in tasks])
+            ended = 0
+            while ended < enough:
+                ended += len(ends(run.wait(PATIENCE)))
+
+    with pool_of(ThreadSite(), workers=2) as pool:
+        run_until(both_at_once, [0, 1], 2)  # each has one block
+        run_until(behind_the_gate, [0, 1], 1)  # the first is still at its task
+        if is_near:
+            run_until(np.negative, [0], 1)
+            GATE.set()
+        else:
+            with closing(pool.open(Payload(np.negative, blocks))) as run:
+                run.submit([(0, 0)])
+                assert run.wait(0.2) == []
+                GATE.set()
+                events: list[Any] = []
+                while not ends(events):
+                    events += run.wait(PATIENCE)
+    assert len(asked) == 2

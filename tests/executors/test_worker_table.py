@@ -130,12 +130,24 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
-    assert table.abandoned_tasks() == set()
+    assert table.held_tasks(lambda: ["task", "other"]) == set()
     table.leave(lease)
-    assert table.abandoned_tasks() == {"task"}
+    assert table.held_tasks(lambda: ["task", "other"]) == {"task"}
     table.links[0].deliver(frame(Message(kind, TOLD)))
-    assert table.abandoned_tasks() == set()
+    assert table.held_tasks(lambda: ["task", "other"]) == set()
     assert (taken(table, opened(table)) is worker) == (kind in (END, LEFT))
+
+
+def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
+    lease, other = opened(table), opened(table)
+    taken(table, lease).note(TOLD, "task")
+    free = taken(table, other)
+    for task in ("task", "other"):
+        free.note(TOLD, task)
+    table.leave(lease)
+    assert table.held_tasks(lambda: ["task"]) == {"task"}
+    table.give_back(free)
+    assert table.held_tasks(lambda: ["task", "other"]) == set()
 
 
 @pytest.mark.parametrize("said", [Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")])
@@ -145,7 +157,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
     worker.note(TOLD, "task")
     table.leave(lease)
     table.links[0].deliver(frame(said))
-    assert table.abandoned_tasks() == {"task"}
+    assert table.held_tasks(lambda: ["task", "other"]) == {"task"}
     assert worker.lease is lease
     assert table.abandoned[-1] == [0]
 
@@ -155,7 +167,7 @@ def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> Non
     taken(table, lease)
     table.leave(lease)
     table.links[0].hang_up()
-    table.abandoned_tasks()
+    table.held_tasks(lambda: ["task", "other"])
     assert len(table) == 0
     assert table.gone == [0]
 
@@ -166,7 +178,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
         taken(table, lease)
     for turn in (2, 0, 1):
         table.leave(leases[turn])
-        table.abandoned_tasks()
+        table.held_tasks(lambda: ["task", "other"])
     assert table.abandoned[-1] == [2, 0, 1]
 
 
