@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.choices import is_of_dask, is_of_ray
-from polarmap.executors.dask import DaskClient
+from polarmap.executors.dask import SCHEDULER_SECONDS, DaskClient
 from polarmap.executors.ray import RayCluster
 
 
@@ -62,8 +63,8 @@ class DaskFutures:
     kind = "dask"
 
     def __init__(self, choice: Any) -> None:
-        dask = DaskClient(choice)
-        self._client, self._options = dask.client, dask.options
+        self._dask = DaskClient(choice)
+        self._client, self._options = self._dask.client, self._dask.options
 
     def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
         """Futures of a task, or of the items that it gives."""
@@ -100,13 +101,17 @@ class DaskFutures:
         return CutData(self, [[one] for one in pieces], data.shape[0])
 
     def names(self, references: Sequence[Any]) -> list[Any]:
-        """The keys of futures, once there is something behind each."""
+        """The keys of futures, once there is something behind each; ExecutorError if its scheduler goes."""
         import distributed
 
         wait: Any = distributed.wait
         with self._client.as_current():
-            wait(list(references))
-        return [one.key for one in references]
+            while True:
+                with suppress(TimeoutError):
+                    wait(list(references), timeout=SCHEDULER_SECONDS)
+                    return [one.key for one in references]
+                if reason := self._dask.gone():
+                    raise ExecutorError(f"no data of Dask: {reason}")
 
 
 class RayObjects:

@@ -15,7 +15,8 @@ from pool_processes import until
 import polarmap
 from polarmap import CodedOperator, Pool, coded_map
 from polarmap.codes import PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors import cluster_data
 from polarmap.executors.cluster_data import DaskFutures, cut_on_cluster
 from polarmap.testing import Fault, FaultyExecutor
 
@@ -121,6 +122,21 @@ def test_data_and_parity_are_gone_when_nobody_has_them(client: Any, executor: An
 def test_futures_are_blocks(executor: Any, client: Any) -> None:
     data = client.scatter([A[:31], A[31:]], hash=False)
     np.testing.assert_allclose(coded_map(product, data, executor=executor).concatenate(), 2 * A @ X)
+
+
+def test_who_waits_for_data_hears_that_their_scheduler_is_gone(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, gate = DaskFutures(client), distributed.Event("gate", client=client)
+    monkeypatch.setattr(cluster_data, "SCHEDULER_SECONDS", 0.05)
+    [pending] = data.call(gate.wait)
+    reasons = ["its scheduler is gone", ""]
+    monkeypatch.setattr(data._dask, "gone", reasons.pop)
+    try:
+        with pytest.raises(ExecutorError, match="no data of Dask: its scheduler is gone"):
+            data.names([pending])
+    finally:
+        gate.set()
 
 
 def test_options_for_tasks_are_those_of_the_tasks_that_code(client: Any) -> None:
