@@ -113,23 +113,25 @@ def residual(
     rtol: float | None = None,
     precision: DType | None = None,
     error: float = 0.0,
+    terms: float = 0.0,
 ) -> Residual:
     """Evaluate the left-over equations on the arrived flat blocks of one leaf.
 
-    `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one, and
-    `error` what each entry may be off by anyway.
+    `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one,
+    `error` what each entry may be off by anyway, and `terms` how large the absolute terms are together of
+    which an entry is the sum, if that is known: rounding is a share of these, too.
     """
     if dtype.kind == "c":
         real = real_dtype(dtype)
         halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
-        found = residual(recovery, halves, real, rtol, precision, error)
+        found = residual(recovery, halves, real, rtol, precision, error, terms)
         return found._replace(broken=np.unique(found.broken // 2))
     received = [rows[int(index)] for index in recovery.arrived]
     checks = recovery.checks_of(dtype)
     if is_exact(checks.dtype):
         return _integer_residual(checks, received, dtype)
     sized = _sized(dtype, precision)
-    largest = largest_magnitude(received)
+    largest = max(largest_magnitude(received), terms)
     floor = max(noise(sized) * largest, error)
     return _real_residual(checks, received, max(tolerance(sized), rtol or 0.0), floor, largest)
 

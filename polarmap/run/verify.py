@@ -47,6 +47,7 @@ class Verifier:
         self._measured: Recovery | None = None  # of the results whose equations were evaluated last
         self.suspects: set[int] | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
+        self._terms = 0.0  # of which rounding is a share, too, where equations do not hold else
         self.evaluated: dict[int, list[Array]] = {}
         self.residual: float | None = None
         self.broken = False
@@ -150,6 +151,7 @@ class Verifier:
             missed = {block: distances[leaf] + hidden + rounding for block, distances in checked.items()}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
             largest = equations.largest_magnitude([leaves[leaf] for leaves in self._word.decoded])
+            largest = max(largest, self._terms)
             if largest:  # parity results may be larger than those that are wanted
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
                 halves = 0.5 * float(np.abs(recovery.weights).sum(axis=1).max()) + 0.5 if is_whole else 0.0
@@ -165,8 +167,21 @@ class Verifier:
         return float(np.linalg.norm(recovery.weights, axis=1).max())
 
     def _largest(self, leaf: int) -> float:
-        """The largest number of a leaf in any result."""
-        return equations.largest_magnitude([one.leaves[leaf] for one in self._word.results.values()])
+        """The number of which rounding of a leaf is a share: the largest in any result, or of its terms."""
+        largest = equations.largest_magnitude([one.leaves[leaf] for one in self._word.results.values()])
+        return max(largest, self._terms)
+
+    def _terms_here(self) -> float:
+        """How large the sums of absolute terms are whose sums are results: those may cancel to rounding.
+
+        Evaluated on the block that is made of most data blocks; 0 where nothing is known of f.
+        """
+        word, (index, _) = self._word, self.most_mixed
+        magnitude = word.options.known.magnitude
+        if magnitude is None:
+            return 0.0
+        run = LocalRun(self._coded.on_blocks(magnitude), partial(block_here, self._coded, index), index)
+        return equations.largest_magnitude(run.leaves_within(word.time_here) or [np.zeros(0)])
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -266,7 +281,11 @@ class Verifier:
                 continue
             rows = recovery.checkable(arrived)
             precision = self._word.precision(dtype)
-            found = equations.residual(recovery, rows, dtype, self._word.options.rtol, precision, error)
+            measure = partial(equations.residual, recovery, rows, dtype, self._word.options.rtol, precision)
+            found = measure(error)
+            if len(found.broken) and not is_exact(dtype):
+                self._terms = self._terms or self._terms_here()
+                found = measure(error, self._terms) if self._terms else found
             if not found.finite:
                 raise NotFiniteError
             self._residuals.append(found.relative)

@@ -27,6 +27,21 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
     assert equations.culprits(decoder.recovery, rows, broken, data.dtype) == [7]
 
 
+def test_what_sums_of_large_terms_are_off_by_breaks_an_equation_only_beyond_their_rounding() -> None:
+    code = PolarCode(9, 6)
+    data = 1e-9 * np.random.default_rng(0).standard_normal((6, 3))
+    mixed = np.concatenate([data, code.parity(data)])
+    recovery = code.recovery(np.ones(9, bool), exact=False)
+    terms = 1e3  # 2.3e-10 is 1024 roundings of these
+    for deviation, alone, known in ((0.0, 0, 0), (1e-11, 1, 0), (1e-9, 1, 1)):
+        rows = dict(enumerate(mixed.copy()))
+        rows[2][1] += deviation
+        assert len(equations.residual(recovery, rows, data.dtype).broken) == alone
+        found = equations.residual(recovery, rows, data.dtype, terms=terms)
+        assert len(found.broken) == known
+        assert known or found.relative <= deviation / terms + 1e-24
+
+
 @pytest.mark.parametrize("code", [PolarCode(12, 8, "arikan"), MaskedIntegerCode(16, 6, 1)], ids=repr)
 @pytest.mark.parametrize("dtype", ["i8", "u2"])
 @pytest.mark.parametrize("deviation", [1, 6, 1 << 15])

@@ -224,6 +224,27 @@ def test_garbage_is_unmasked_by_left_over_results() -> None:
     assert "contradicts" in coded.report.tasks[2].failures[0]
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.sets(st.integers(0, N - 1), max_size=2),
+    st.integers(0, 18),
+    st.booleans(),
+)
+def test_sums_that_cancel_to_rounding_are_neither_lies_nor_warned_of(
+    dtype: str, lost: set[int], power: int, is_sparse: bool
+) -> None:
+    A = matrix((2000, 13), dtype)
+    basis, _ = np.linalg.qr(A)
+    b = matrix((2000,), dtype, 2)
+    b = (b - basis @ (basis.conj().T @ b) + 10.0**-power * A[:, 0]).astype(dtype)
+    with operator(csr_array(A) if is_sparse else A, losing(*lost), verify=True) as coded:
+        found = coded.H @ b
+    roundings = 10 * (1 + coded.report.amplification)
+    allowed = roundings * np.finfo(dtype).eps * np.abs(A).T @ np.abs(b)
+    assert (np.abs(found - A.conj().T @ b) <= allowed).all()
+
+
 def test_no_result_is_awaited_only_to_verify_a_product() -> None:
     late = {2: math.inf} | dict.fromkeys(range(7, N), 500.0)
     coded = operator(TALL, ReplayExecutor(late))
