@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import Site
+from polarmap.executors.tcp import are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
 
@@ -99,7 +101,9 @@ class DaskSite(Site):
         self._futures: dict[int, Any] = {}
         try:
             self._check()
-            self.workers = sum(self._dask.client.nthreads().values()) or None
+            threads = self._dask.client.nthreads()
+            self.workers = sum(threads.values()) or None
+            self.is_near = are_own([urlsplit(address).hostname for address in threads])
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 

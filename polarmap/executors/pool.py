@@ -212,7 +212,8 @@ class KeptWorkers:
 
             self.workers = RemoteWorkers(site, most, listens, memory, threads)
             try:
-                self._blocks = self._in_folders(memory) if site.shares_files else site.block_store()
+                is_here = site.shares_files or site.is_near
+                self._blocks = self._in_folders(memory) if is_here else site.block_store()
             except BaseException:
                 self.workers.close()
                 raise
@@ -235,7 +236,9 @@ class KeptWorkers:
         with self._lock:
             if self._ended.is_set():
                 return None
-            return PoolRun(payload, f, modules, self.workers, self._blocks, self._folders)
+            shares_files = self._site is None or self._site.shares_files
+            folders = self._folders if shares_files else []
+            return PoolRun(payload, f, modules, self.workers, self._blocks, folders)
 
     def close(self) -> None:
         """End the workers, remove all files; who comes second waits until that is done."""

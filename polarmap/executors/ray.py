@@ -15,6 +15,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import Site
+from polarmap.executors.tcp import are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay
 from polarmap.worker.threads import run_on_daemon
@@ -139,6 +140,8 @@ class RaySite(Site):
     def __init__(self, choice: Any) -> None:
         self._cluster, self._token = RayCluster(choice), secrets.token_hex(4)
         self.workers = int(self._cluster.ray.cluster_resources().get("CPU", 0)) or None
+        nodes = [node for node in self._cluster.ray.nodes() if node["Alive"]]
+        self.is_near = are_own([node["NodeManagerAddress"] for node in nodes])
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the end of its work
 
     def gone(self) -> str:

@@ -35,6 +35,7 @@ class Site:
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
     shares_files : whether its workers are on this machine, and share its files.
+    is_near : whether they are, as far as it is known now: they map blocks, and ask for what they do not find.
     has_polarmap : whether they can import this package; else what they need of it travels with each f.
     reach : `away` and `storage` of its workers, as `check_reachable` takes them.
     bucket, prefix : of what workers and driver leave for each other; None where there is no storage.
@@ -45,7 +46,7 @@ class Site:
     name: str
     seconds = inf
     workers: int | None = None
-    shares_files = has_polarmap = False
+    shares_files = is_near = has_polarmap = False
     reach = "", ""
     bucket: str | None = None
     prefix = ""

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from polarmap.errors import CodeError
@@ -114,6 +114,11 @@ def _socket_at(host: str, port: int) -> socket.socket:
         if error.errno not in (errno.EADDRNOTAVAIL, *FOREIGN):
             raise
         return socket.create_server(("", port), backlog=MOST_STRANGERS)
+
+
+def are_own(hosts: Collection[str | None]) -> bool:
+    """Whether there are any, and all are addresses of this machine."""
+    return bool(hosts) and set(hosts) <= {*own_addresses(), "localhost", "::1"}
 
 
 def own_addresses() -> list[str]:

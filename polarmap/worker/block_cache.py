@@ -97,7 +97,8 @@ class BlockCache:
             return self._joined(read, place, parts)
         is_file = place.kind in ("folder", "private")
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
-        files = {path: status_of(path) for path in paths}
+        # None of what the driver has sent, where its folder is on another machine.
+        files = {path: status for path in paths if (status := status_of(path))}
         kept = Kept(memoryview(self._joined(read, place, parts)).toreadonly(), files)
         with self._lock:
             self._kept.pop((place, parts), None)

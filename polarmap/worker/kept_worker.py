@@ -27,7 +27,7 @@ from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBloc
 from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.private_files import check_private, make_private, read_private
+from polarmap.worker.private_files import check_private, has_folder, make_private, read_private
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.processes import exit_when
 from polarmap.worker.program import TaskIO, run_task
@@ -216,13 +216,13 @@ class ChannelIO(TaskIO):
 
     def read_stored(self, place: Place, part: Part) -> Any:
         """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
-        if place.kind == "private":
+        if place.kind == "private" and has_folder(place, part):
             return read_private(place, part)
         if place.kind in ("dask", "ray"):  # whose workers have polarmap: it need not travel
             from polarmap.worker.engine_parts import read_from_engine
 
             return read_from_engine(place, part)
-        if place.kind != "driver":
+        if place.kind not in ("driver", "private"):
             return super().read_stored(place, part)
         self._tell(Message(NEED, self._order, part.key.encode()))
         while True:

@@ -51,6 +51,11 @@ def write_private(path: str, *buffers: Any) -> None:
     write_file(folder, name, *buffers)
 
 
+def has_folder(source: Place, part: Part) -> bool:
+    """Whether the folder below which such a file lies is on this machine."""
+    return os.path.isdir(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
+
+
 def read_private(source: Place, part: Part) -> bytes | memoryview:
     """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
     try:

@@ -35,11 +35,11 @@ from pool_processes import (
 from worker_sites import ThreadSite, pool_of
 
 import polarmap
-from polarmap import Pool
+from polarmap import CodedOperator, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
-from polarmap.executors.block_store import InFolders
+from polarmap.executors.block_store import InFolders, StoredPieces
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.surroundings import available_cores
@@ -427,6 +427,27 @@ def test_folders_are_made_only_where_workers_share_them(
             assert site.is_closed
         else:
             check(pool)
+
+
+@pytest.mark.parametrize("is_where_they_are", [True, False])
+def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to_be_elsewhere(
+    is_where_they_are: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, part = list[str](), StoredPieces.part
+    monkeypatch.setattr(
+        StoredPieces, "part", lambda self, coded, key: (sent.append(key), part(self, coded, key))[1]
+    )
+    if not is_where_they_are:
+        monkeypatch.setattr("polarmap.worker.kept_worker.has_folder", lambda place, part: False)
+    site = ThreadSite()
+    site.is_near = True
+    A = np.random.default_rng(0).standard_normal((4000, 20))
+    with pool_of(site, workers=2) as pool, CodedOperator(A, blocks=4, tasks=6, executor=pool) as operator:
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ np.ones(20), A.sum(axis=1), atol=1e-12)
+            np.testing.assert_allclose(operator.T @ np.ones(4000), A.sum(axis=0), atol=1e-11)
+    assert bool(sent) != is_where_they_are
+    assert len(sent) == len(set(sent))  # kept where they were sent
 
 
 # --- leases and bills ------------------------------------------------------------------------------
