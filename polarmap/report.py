@@ -85,8 +85,9 @@ class Report:
         Largest factor by which decoding multiplies the relative error of results.
     error_bound
         Of the blocks, relative to the largest number of a leaf: what rounding is amplified to,
-        or more where one worker may have deviated by more without showing in the checks. Integers that f
-        made of floats are taken to be rounded. 0 when nothing was decoded, or integers exactly.
+        or more where one worker may have deviated by more without showing in the checks. Of products
+        whose terms cancel: relative to the largest number where they do not. Integers that f made of floats
+        are taken to be rounded. 0 when nothing was decoded, or integers exactly.
     residual
         Largest relative residual of the left-over parity equations, None if none was checked.
     verified

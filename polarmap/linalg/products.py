@@ -27,7 +27,7 @@ from polarmap.worker.block_products import product_of_pair, product_with
 from polarmap.worker.pytree import Shape
 
 # f, coded blocks, the shape of what f returns -> its results, and their report.
-ProductMap = Callable[[partial[Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
+ProductMap = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
 class CodedProduct(NamedTuple):
@@ -192,7 +192,7 @@ def _on_grid(
 
 
 def product_of_pairs(
-    f: partial[Array], coded: CodedPairs, shape: Shape, run: ProductMap
+    f: Callable[[Any], Array], coded: CodedPairs, shape: Shape, run: ProductMap
 ) -> tuple[Array, LazyReport]:
     """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding.
 
@@ -207,12 +207,6 @@ def product_of_pairs(
     return whole, report
 
 
-def product_of_absolutes(f: partial[Array], block: Any) -> Array:
-    """What f, one of the products of blocks, would give if no number were negative."""
-    factors = [np.abs(one) if isinstance(one, np.ndarray) else one for one in f.args]
-    return np.abs(f.func(*factors, tuple(map(abs, block)) if isinstance(block, tuple) else abs(block)))
-
-
 def product_map(executor: Any, options: MapOptions, observers: Callable[[], Observers]) -> ProductMap:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
@@ -224,12 +218,12 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
     starts = dict[tuple[int, Shape], ParityStart]()  # of coded blocks, by id, and results
     learns = shares_cores(executor) and options.schedule == "upfront"
 
-    def run(f: partial[Array], coded: Any, shape: Shape) -> tuple[CodedResult[Array], LazyReport]:
+    def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> tuple[CodedResult[Array], LazyReport]:
         start = starts.get((id(coded), shape))
         if start is None:
-            start = starts[id(coded), shape] = ParityStart(options)
-        known = KnownFunction(True, None, shape, True, partial(product_of_absolutes, f))
-        of_this = replace(start.options, known=known)
+            known = KnownFunction(fits=True, shape=shape, row_by_row=True)
+            start = starts[id(coded), shape] = ParityStart(replace(options, known=known))
+        of_this = start.options
         running, blocks = prepared(coded, CodeOptions(), executor, of_this)
         word, report = run_coded(running, f, blocks, of_this, observers())
         if learns:

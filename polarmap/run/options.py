@@ -57,7 +57,6 @@ class KnownFunction:
     errors: Errors | None = None  # it is linear up to these
     shape: tuple[int, ...] | None = None  # of the array that it returns
     row_by_row: bool = False  # it gives one row of each result for each row of its block
-    magnitude: Callable[[Any], npt.NDArray[Any]] | None = None  # of a block: the sums of its absolute terms
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cached_property, partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from polarmap.executors.base import Failure
 from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.received import NotFiniteError, Received, kind_of
 from polarmap.run.trusted import LINEAR
+from polarmap.worker.pytree import flatten, unflatten
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
 NOT_LINEAR = (
@@ -47,7 +48,8 @@ class Verifier:
         self._measured: Recovery | None = None  # of the results whose equations were evaluated last
         self.suspects: set[int] | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
-        self._terms = 0.0  # of which rounding is a share, too, where equations do not hold else
+        # Of each leaf: of what rounding is a share, too, where equations do not hold else.
+        self._terms: list[float] = []
         self.evaluated: dict[int, list[Array]] = {}
         self.residual: float | None = None
         self.broken = False
@@ -151,7 +153,7 @@ class Verifier:
             missed = {block: distances[leaf] + hidden + rounding for block, distances in checked.items()}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
             largest = equations.largest_magnitude([leaves[leaf] for leaves in self._word.decoded])
-            largest = max(largest, self._terms)
+            largest = max([largest, *self._terms[leaf : leaf + 1]])
             if largest:  # parity results may be larger than those that are wanted
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
                 halves = 0.5 * float(np.abs(recovery.weights).sum(axis=1).max()) + 0.5 if is_whole else 0.0
@@ -169,19 +171,28 @@ class Verifier:
     def _largest(self, leaf: int) -> float:
         """The number of which rounding of a leaf is a share: the largest in any result, or of its terms."""
         largest = equations.largest_magnitude([one.leaves[leaf] for one in self._word.results.values()])
-        return max(largest, self._terms)
+        return max([largest, *self._terms[leaf : leaf + 1]])
 
-    def _terms_here(self) -> float:
-        """How large the sums of absolute terms are whose sums are results: those may cancel to rounding.
+    def _terms_here(self) -> list[float]:
+        """Of each leaf of an f of ours how large it is where the terms do not cancel whose sums results are.
 
-        Evaluated on the block that is made of most data blocks; 0 where nothing is known of f.
+        It is evaluated here, on the block that is made of most data blocks, with other signs. Of any other f
+        it is not known whether it rounds as much as that by itself.
         """
-        word, (index, _) = self._word, self.most_mixed
-        magnitude = word.options.known.magnitude
-        if magnitude is None:
-            return 0.0
-        run = LocalRun(self._coded.on_blocks(magnitude), partial(block_here, self._coded, index), index)
-        return equations.largest_magnitude(run.leaves_within(word.time_here) or [np.zeros(0)])
+        if not self._word.options.known.fits:
+            return []
+        index, _ = self.most_mixed
+        run = LocalRun(self._word.f, partial(self._of_other_signs, index), index)
+        return [equations.largest_magnitude([leaf]) for leaf in run.leaves_within(self._word.time_here) or []]
+
+    def _of_other_signs(self, index: int) -> Any:
+        """A coded block whose numbers have signs at random; those that are exact, as indices, stay."""
+        leaves, structure = flatten(block_here(self._coded, index))
+        stream = np.random.default_rng(0)
+        for leaf in leaves:
+            if not is_exact(leaf.dtype):
+                leaf *= stream.choice(np.array([-1, 1], leaf.dtype), leaf.shape)
+        return unflatten(structure, leaves)
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -275,7 +286,7 @@ class Verifier:
         broken = False
         suspects: set[int] | None = None
         self._residuals = []
-        for arrived, dtype, error in zip(leaves, self._word.dtypes(), self._errors()):
+        for leaf, (arrived, dtype, error) in enumerate(zip(leaves, self._word.dtypes(), self._errors())):
             if error == np.inf:
                 self._residuals.append(None)
                 continue
@@ -285,7 +296,7 @@ class Verifier:
             found = measure(error)
             if len(found.broken) and not is_exact(dtype):
                 self._terms = self._terms or self._terms_here()
-                found = measure(error, self._terms) if self._terms else found
+                found = measure(error, self._terms[leaf]) if self._terms else found
             if not found.finite:
                 raise NotFiniteError
             self._residuals.append(found.relative)
