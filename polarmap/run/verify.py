@@ -174,12 +174,12 @@ class Verifier:
         return max([largest, *self._terms[leaf : leaf + 1]])
 
     def _terms_here(self) -> list[float]:
-        """Of each leaf of an f of ours how large it is where the terms do not cancel whose sums results are.
+        """How large a product is, which is an f of ours, where the terms do not cancel whose sums it is.
 
-        It is evaluated here, on the block that is made of most data blocks, with other signs. Of any other f
-        it is not known whether it rounds as much as that by itself.
+        It is evaluated here, on the block that is made of most data blocks, with other signs. Of what
+        others' functions do it is not known whether they round as much as that by themselves.
         """
-        if not self._word.options.known.fits:
+        if not self._word.options.known.row_by_row:
             return []
         index, _ = self.most_mixed
         run = LocalRun(self._word.f, partial(self._of_other_signs, index), index)
