@@ -212,8 +212,10 @@ class KeptWorkers:
 
             self.workers = RemoteWorkers(site, most, listens, memory, threads)
             try:
-                is_here = site.shares_files or site.is_near
-                self._blocks = self._in_folders(memory) if is_here else site.block_store()
+                if site.shares_files or site.is_near:
+                    self._blocks = self._in_folders(memory * (most or site.workers or 1))
+                else:
+                    self._blocks = site.block_store()
             except BaseException:
                 self.workers.close()
                 raise
