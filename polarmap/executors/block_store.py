@@ -62,11 +62,9 @@ class StoredPieces:
         return self._orders.get(task) or self.order(coded, task)
 
     def moving_seconds(self, coded: Coded) -> float:
-        """For how long a block is about on its way to a worker that does not have it; 0 if it maps a file."""
-        kind = (self._source or self._place).kind
-        return (
-            0.0 if kind in ("message", "private", "folder") else layout_bytes(coded.layout(0)) / MOVED_BYTES
-        )
+        """About how long a block takes to a worker that does not have it; 0 where it is a file here."""
+        is_here = (self._source or self._place).kind in ("message", "private", "folder")
+        return 0.0 if is_here else layout_bytes(coded.layout(0)) / MOVED_BYTES
 
     def order(self, coded: Coded, task: int) -> bytes:
         """What the worker of a task reads, as it is told: the fields of a `StoredBlock`, pickled."""

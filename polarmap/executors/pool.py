@@ -213,7 +213,8 @@ class KeptWorkers:
             self.workers = RemoteWorkers(site, most, listens, memory, threads)
             try:
                 if site.shares_files or site.is_near:
-                    self._blocks = self._in_folders(memory * (most or site.workers or 1))
+                    count = 1 if site.shares_files else most or site.workers or 1
+                    self._blocks = self._in_folders(memory * count)
                 else:
                     self._blocks = site.block_store()
             except BaseException:

@@ -185,7 +185,7 @@ class PoolRun:
         held = self._held()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
-            if held and held.issuperset(self._names(self._waiting)) and self._is_patient():
+            if held and self._waiting and held.issuperset(self._names(self._waiting)) and self._is_patient():
                 attempts = []
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
