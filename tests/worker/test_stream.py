@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -83,6 +84,21 @@ def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() ->
         with pytest.raises(FrameError):
             list(Frames(Seal(b"key")).of(sent))
     assert list(Frames(Seal(b"key")).of(first + second)) == SENT[3:5]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1 << 20, 1 << 23])
+def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut: int) -> None:
+    data = memoryview(bytes(range(256)) * (1 << 15))
+    expected = Seal(b"key").tag((data,))
+    tracemalloc.start()
+    try:
+        assert Seal(b"key").tag((data[:cut], data[cut:])) == expected
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 20
+    few = data[: 1 << 10].tobytes()
+    assert expected != Seal(b"key").tag((few,)) == Seal(b"key").tag((few[:9], few[9:]))
 
 
 # --- both ends of a socket -------------------------------------------------------------------------
