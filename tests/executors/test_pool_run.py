@@ -18,6 +18,7 @@ from polarmap.executors import block_store
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.testing import Fault
+from polarmap.worker import kept_worker
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0
@@ -162,6 +163,19 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
                 run.submit([(0, 0)])
                 assert first_ends(run, 1)
     assert Blocks.times == 1
+
+
+def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
+    kept = PartBlocks([[np.zeros(3)]], ("array",))
+    with pool_of(ThreadSite(), workers=1) as pool:
+        for _ in range(4):
+            for blocks in (kept, PartBlocks([[np.ones(3)]], ("array",))):
+                with closing(pool.open(Payload(np.negative, blocks))) as run:
+                    run.submit([(0, 0)])
+                    assert first_ends(run, 1)
+                    [cache] = kept_worker._kept_together.values()
+                    assert len(cache) <= 2
+        assert cache.reads == 5
 
 
 def both_at_once(block: Any) -> Any:
