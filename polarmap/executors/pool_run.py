@@ -186,7 +186,7 @@ class PoolRun:
         held = self._held()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
-            if held and held.issuperset(self._names(self._waiting)) and self._is_patient():
+            if held and self._are_all_in(held) and self._is_patient():
                 attempts = []
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
@@ -202,8 +202,12 @@ class PoolRun:
         """Tasks that wait, and whose block none has that is free now, but one that will be."""
         return self._workers.held_tasks(partial(self._names, self._waiting))
 
+    def _are_all_in(self, held: set[Hashable]) -> bool:
+        """Whether every task that waits is one of these."""
+        return len(self._waiting) <= self._looked_at and held.issuperset(self._names(self._waiting))
+
     def _is_patient(self) -> bool:
-        """Whether blocks would take longer to a free worker than those that have them have said nothing."""
+        """Whether a block would take longer to a free worker than nothing has ended, or come to be done."""
         return time.monotonic() < self._moved + self._stored.moving_seconds(self._payload.blocks)
 
     def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:
