@@ -242,6 +242,22 @@ def test_a_worker_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
         assert not link.send(Message(CALL, data=bytes(10**8)))
 
 
+def test_a_worker_that_reads_no_more_is_given_up_however_much_is_left() -> None:
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor() as pool, closing(Stream(ours, patience=0.1)) as link, theirs:
+        is_told = pool.submit(link.send, Message(CALL, data=bytes(10**8)))
+        assert theirs.recv(1 << 10)
+        assert not is_told.result(10.0)
+
+
+def test_a_worker_that_reads_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SLOWEST", 1e9)
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor() as pool, theirs, closing(Stream(ours, patience=0.1)) as link:
+        pool.submit(lambda: all(iter(lambda: theirs.recv(1), b"")))
+        assert not link.send(Message(CALL, data=bytes(10**8)))
+
+
 def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
     pair: tuple[Stream, Stream],
 ) -> None:
