@@ -25,7 +25,7 @@ def stored(folder: Path, data: np.ndarray) -> StoredBlock:
 
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:
     """Of a map with one task, f of an array of one number; the folders are for large results."""
-    header = pickle.dumps(([*map(str, folders or [block])], None, None, b""))
+    header = pickle.dumps(([*map(str, folders or [block])], None, None, b"", None, ()))
     of_map = Message(MAP, (number, 0, 0), header, to_block((f, ("array",))).tobytes())
     return [of_map, Message(CALL, (number, 0, 0), pickle.dumps(plain(stored(block, np.zeros(1)))))]
 

@@ -29,6 +29,12 @@ SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes lon
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
 TRANSFERS = 16  # objects written at once
 MOVED_BYTES = 1e8  # of blocks in a second over a usual network
+KEPT_BY_NUMBER = (
+    "driver",
+    "private",
+    "dask",
+    "ray",
+)  # places of what stays with workers when it is gone there
 
 
 class StoredPieces:
@@ -43,11 +49,17 @@ class StoredPieces:
         That the pieces weigh when all are stored, at most; 0 while none is.
     users : int
         Maps that use it now.
+    number : int
+        Of these blocks, which no others of the store have.
+    kept_as : int or None
+        The number by which workers keep what they have asked for until these blocks are gone; None: the
+        bytes are also others', or are seen to go.
     """
 
     def __init__(self, coded: Coded, place: Place, storing: BlockStore, number: int) -> None:
         self.blocks, self._source = weakref.ref(coded), coded.source
-        self._place, self._storing, self._number = place, storing, number
+        self._place, self._storing, self.number = place, storing, number
+        self.kept_as = number if (self._source or place).kind in KEPT_BY_NUMBER else None
         self.roots, self.bytes, self.users = list[str](), 0, 0
         self._lock = threading.RLock()
         tasks = range(coded.n if self._source is None else 0)
@@ -58,7 +70,7 @@ class StoredPieces:
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
         if self._source is None or self._source == MESSAGE:
-            return id(coded), task
+            return self.number, task
         return self._orders.get(task) or self.order(coded, task)
 
     def moving_seconds(self, coded: Coded) -> float:
@@ -136,7 +148,7 @@ class StoredPieces:
         first = {piece: task for task in reversed(range(coded.n)) for piece in coded.pieces(task)}
         size = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
         with storing.lock:  # until others can see that the room is taken
-            self.bytes, self.roots = size, storing.roots(self._number, size)
+            self.bytes, self.roots = size, storing.roots(self.number, size)
         if storing.is_mapped:
             weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
             storing.remove_unneeded()  # at once: what has made way is in memory
@@ -218,6 +230,11 @@ class BlockStore:
             self._stored[name] = found
             found.users += 1
             return found
+
+    def in_use(self) -> tuple[int, ...]:
+        """The numbers of all blocks that have not gone."""
+        with self.lock:
+            return tuple([one.number for one in self._stored.values()])
 
     def done(self, stored: StoredPieces) -> None:
         """A map does not need them any more; later ones may."""

@@ -89,7 +89,8 @@ class PoolRun:
         self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
         around = workers.surroundings(f.pickled)
-        common = self._folders, payload.output, payload.encryption, around
+        numbers = self._stored.kept_as, blocks.in_use()
+        common = self._folders, payload.output, payload.encryption, around, *numbers
         self._common = pickle.dumps(plain(common), pickle.HIGHEST_PROTOCOL)
         self._modules = pickle.dumps(modules) if modules else b""
         try:
@@ -185,7 +186,7 @@ class PoolRun:
         held = self._held()
         while True:
             attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
-            if held and self._waiting and held.issuperset(self._names(self._waiting)) and self._is_patient():
+            if held and self._are_all_in(held) and self._is_patient():
                 attempts = []
             worker = self._workers.take(self._lease, len(attempts), partial(self._names, attempts))
             if worker is None:
@@ -201,8 +202,12 @@ class PoolRun:
         """Tasks that wait, and whose block none has that is free now, but one that will be."""
         return self._workers.held_tasks(partial(self._names, self._waiting))
 
+    def _are_all_in(self, held: set[Hashable]) -> bool:
+        """Whether tasks wait, and every one of them is one of these."""
+        return 0 < len(self._waiting) <= self._looked_at and held.issuperset(self._names(self._waiting))
+
     def _is_patient(self) -> bool:
-        """Whether blocks would take longer to a free worker than those that have them have said nothing."""
+        """Whether a block would take longer to a free worker than nothing has ended, or come to be done."""
         return time.monotonic() < self._moved + self._stored.moving_seconds(self._payload.blocks)
 
     def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
@@ -29,10 +29,15 @@ ReadPart = Callable[[Place, Part], Any]  # DamagedError if the bytes are not wha
 
 
 class Kept(NamedTuple):
-    """Bytes in memory, read-only, and the status of the files that they are of, by path, as it was then."""
+    """Bytes in memory, read-only.
+
+    files : the status of those that they are of, by path, as it was then.
+    number : of the latest blocks whose bytes they are, until these are gone; None: as long as there is room.
+    """
 
     buffer: memoryview
     files: dict[str, tuple[int, ...]]
+    number: int | None
 
 
 class BlockCache:
@@ -63,33 +68,51 @@ class BlockCache:
         finally:
             with self._lock:
                 self._budget -= size
+                self._make_room()
 
-    def load(self, block: StoredBlock, structure: Structure, read: ReadPart, is_private: bool = False) -> Any:
+    def load(
+        self,
+        block: StoredBlock,
+        structure: Structure,
+        read: ReadPart,
+        is_private: bool = False,
+        number: int | None = None,
+    ) -> Any:
         """A block, read-only where it is kept; DamagedError if it is not as it was stored.
 
         read : the bytes of a part.
         is_private : one that may be written into.
+        number : of the blocks of which it is one; None if it does not go with them.
         """
-        return load_block(block, structure, partial(self._buffer, read), is_private)
+        return load_block(block, structure, partial(self._buffer, read, number), is_private)
 
-    def forget_removed(self) -> None:
-        """Let go of memory whose files have been removed."""
+    def forget_removed(self, numbers: Collection[int] = ()) -> None:
+        """Let go of bytes whose files have been removed, or whose blocks have: `numbers` are those that are.
+
+        A higher one than these is of blocks that are newer than what is told here.
+        """
         exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
+        latest = max(numbers, default=-1)
+
+        def is_removed(one: Kept) -> bool:
+            is_old = one.number is not None and one.number < latest and one.number not in numbers
+            return is_old or not all(map(exists, one.files))
+
         with self._lock:
-            for key in [key for key, one in self._kept.items() if not all(map(exists, one.files))]:
+            for key in [key for key, one in self._kept.items() if is_removed(one)]:
                 del self._kept[key]
 
-    def _buffer(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _buffer(self, read: ReadPart, number: int | None, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
         kept = self._kept.get((place, parts))
         if kept is None or kept.files != {path: status_of(path) for path in kept.files}:
-            return self._new_buffer(read, place, parts)
+            return self._new_buffer(read, number, place, parts)
         with self._lock:
             self._kept.pop((place, parts), None)
-            self._kept[place, parts] = kept  # behind those that were used before
+            self._kept[place, parts] = kept._replace(number=number)  # behind those that were used before
         return kept.buffer
 
-    def _new_buffer(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _new_buffer(self, read: ReadPart, number: int | None, place: Place, parts: tuple[Part, ...]) -> Any:
         """The same, read now; kept if it can be told whether it has changed."""
         stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
         has_checksums = all(part.crc32 is not None for part in stored)
@@ -99,14 +122,18 @@ class BlockCache:
         paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
         # None of what the driver has sent, where its folder is on another machine.
         files = {path: status for path in paths if (status := status_of(path))}
-        kept = Kept(memoryview(self._joined(read, place, parts)).toreadonly(), files)
+        kept = Kept(memoryview(self._joined(read, place, parts)).toreadonly(), files, number)
         with self._lock:
             self._kept.pop((place, parts), None)
             if len(kept.buffer) <= self._budget:
                 self._kept[place, parts] = kept
-            while sum(len(one.buffer) for one in self._kept.values()) > self._budget:
-                del self._kept[next(iter(self._kept))]
+            self._make_room()
         return kept.buffer
+
+    def _make_room(self) -> None:
+        """Let go of what was used least recently, until the rest is within the budget; `_lock` is held."""
+        while sum(len(one.buffer) for one in self._kept.values()) > self._budget:
+            del self._kept[next(iter(self._kept))]
 
     def _joined(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""

@@ -84,6 +84,7 @@ class ChannelIO(TaskIO):
         self._heard = deque[Message]()  # while it was at a task
         self._order = -1, -1, -1  # that map, its task and attempt
         self._of_map: tuple[OutputSpec | None, Any] = None, None  # output and encryption of its tasks
+        self._number: int | None = None  # by which its blocks are kept
         self._pickled: bytes | str = b""
         self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
@@ -143,8 +144,9 @@ class ChannelIO(TaskIO):
 
         message : of its first task. Its header has folders for large results, none where driver and worker
             share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
-            `Surroundings`, pickled, none if they are the worker's own. Its data are f and the structure of
-            blocks as `to_block` makes bytes of them, none if they are those of the last map.
+            `Surroundings`, pickled, none if they are the worker's own; the number by which its blocks are
+            kept, and those of all that its driver has. Its data are f and the structure of blocks as
+            `to_block` makes bytes of them, none if they are those of the last map.
         """
         self._order, self._f = message.order, None
         self.map, *_ = message.order
@@ -152,7 +154,7 @@ class ChannelIO(TaskIO):
             self._tell(Message(UNFIT, self._order, changed.encode()))
             return False
         self._is_used = True
-        self._folders, output, encryption, around = pickle.loads(message.header)
+        self._folders, output, encryption, around, self._number, numbers = pickle.loads(message.header)
         if around != self._told_around:
             self._told_around, self._around = around, Surroundings(*pickle.loads(around))
             self._seen = None
@@ -160,7 +162,7 @@ class ChannelIO(TaskIO):
         if seen_now() != self._seen:
             self._around.take_over()
             self._seen = seen_now()
-        self._blocks.forget_removed()
+        self._blocks.forget_removed(numbers)
         if message.data:
             data = bytes(message.data)
             self._pickled = os.fsdecode(data) if message.is_file else data
@@ -197,7 +199,7 @@ class ChannelIO(TaskIO):
         f, structure = self._f
         assert ticket.block is not None
         try:
-            block = self._blocks.load(ticket.block, structure, self.read, ticket.attempt > 0)
+            block = self._blocks.load(ticket.block, structure, self.read, ticket.attempt > 0, self._number)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:

@@ -15,6 +15,7 @@ import struct
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from math import inf
 from typing import NamedTuple
 
 from polarmap.worker.polling import HUNG_UP, POLLIN, Poll, ready
@@ -79,9 +80,14 @@ class Seal:
 
     def tag(self, parts: Iterable[bytes | bytearray | memoryview]) -> bytes:
         """The tag of the next message, whose bytes are these in a row."""
-        counted = b"".join((self._count.to_bytes(8, "big"), *parts))
+        counted = self._count.to_bytes(8, "big"), *parts
         self._count += 1
-        return hmac.digest(self._key, counted, "sha256")  # hmac.new takes ten calls for each
+        if sum(map(len, counted)) < INLINE_BYTES:  # else it is as slow, copies all, and refuses 2 GiB
+            return hmac.digest(self._key, b"".join(counted), "sha256")
+        code = hmac.new(self._key, digestmod="sha256")
+        for part in counted:
+            code.update(part)
+        return code.digest()
 
 
 class Seals(NamedTuple):
@@ -138,8 +144,8 @@ class Stream:
     """One end of a stream socket over which messages travel.
 
     seals : of the two directions; None where nobody else can write to it.
-    patience : seconds that the other end may take to read what it waits for, and one more for each SLOWEST
-        bytes; None: as long as it takes.
+    patience : seconds in which the other end may read nothing of what it waits for, and that it may take for
+        all of it, with one more for each SLOWEST bytes; None: as long as it takes.
     """
 
     def __init__(
@@ -172,15 +178,17 @@ class Stream:
 
     def _send_rest(self, data: memoryview) -> bool:
         """The same of what did not fit into the buffer of the socket."""
+        until = inf if self._patience is None else time.monotonic() + self._patience + len(data) / SLOWEST
         try:
-            self._connection.settimeout(self._patience and self._patience + len(data) / SLOWEST)
-            self._connection.sendall(data)
+            self._connection.settimeout(self._patience)
+            while data and time.monotonic() < until:
+                data = data[self._connection.send(data) :]
         except OSError:
             return False
         finally:
             with contextlib.suppress(OSError):  # it is closed
                 self._connection.setblocking(False)
-        return True
+        return not data
 
     def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
         """What the other end has said since the last time, and whether it will say more.

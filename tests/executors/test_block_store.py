@@ -146,6 +146,19 @@ def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: K
     assert place.left() == (0 if place.kind == "driver" else N)
 
 
+def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
+    names = list[Any]()
+    for _ in range(20):
+        coded = blocks()
+        stored = place.store.of(told(coded))
+        names.append(stored.name(coded, 0))
+        assert place.store.in_use() == (stored.number,)
+        assert (stored.kept_as is None) == (place.kind == "bucket")  # whose objects are known by checksums
+        place.store.done(stored)
+        del coded  # later ones are often in the same place in memory
+    assert len(set(names)) == 20
+
+
 @pytest.mark.parametrize("key", [None, Encryption.new(bytes(range(32)))])
 def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()

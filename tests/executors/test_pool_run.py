@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import closing
 from typing import Any
 
@@ -14,10 +15,11 @@ from worker_sites import ThreadSite, called, pool_of
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
-from polarmap.executors import block_store
+from polarmap.executors import block_store, pool_run
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.testing import Fault
+from polarmap.worker import kept_worker
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0
@@ -63,7 +65,7 @@ def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(fare
         blocks = PartBlocks([[np.ones(3)]], ("array",))
         with closing(pool.open(Payload(np.negative, blocks))) as run:
             run.submit([(0, 0)])
-            while not run.wait(PATIENCE):
+            while not run.wait(0.01):  # that a task has begun is told when anybody asks
                 pass
         assert has_said.wait(PATIENCE)
         with closing(pool.open(Payload(np.negative, blocks))) as run:
@@ -164,15 +166,39 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
     assert Blocks.times == 1
 
 
+def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
+    kept = PartBlocks([[np.zeros(3)]], ("array",))
+    with pool_of(ThreadSite(), workers=1) as pool:
+        for _ in range(4):
+            for blocks in (kept, PartBlocks([[np.ones(3)]], ("array",))):
+                with closing(pool.open(Payload(np.negative, blocks))) as run:
+                    run.submit([(0, 0)])
+                    assert first_ends(run, 1)
+                    [cache] = kept_worker._kept_together.values()
+                    assert len(cache) <= 2
+        assert cache.reads == 5
+
+
 def both_at_once(block: Any) -> Any:
     BOTH.wait()
     return block
 
 
 def behind_the_gate(block: Any) -> Any:
+    BOTH.wait()  # a worker that has not begun is free at once when its map is over
     if not block[0]:
         GATE.wait(PATIENCE)
     return block
+
+
+def run_until(pool: Any, f: Any, blocks: PartBlocks, enough: int, tasks: int = 2) -> None:
+    """A map that is over when so many of its tasks have ended."""
+    with closing(pool.open(Payload(f, blocks))) as run:
+        run.submit([(task, 0) for task in range(tasks)])
+        ended, until = 0, time.monotonic() + PATIENCE
+        while ended < enough:
+            ended += len(ends(run.wait(until - time.monotonic())))
+            assert time.monotonic() < until
 
 
 @pytest.mark.parametrize("is_near", [False, True])
@@ -187,18 +213,11 @@ def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_
     blocks = PartBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
     GATE.clear()
 
-    def run_until(f: Any, tasks: list[int], enough: int) -> None:
-        with closing(pool.open(Payload(f, blocks))) as run:
-            run.submit([(task, 0) for task in tasks])
-            ended = 0
-            while ended < enough:
-                ended += len(ends(run.wait(PATIENCE)))
-
     with pool_of(ThreadSite(), workers=2) as pool:
-        run_until(both_at_once, [0, 1], 2)  # each has one block
-        run_until(behind_the_gate, [0, 1], 1)  # the first is still at its task
+        run_until(pool, both_at_once, blocks, 2)  # each has one block
+        run_until(pool, behind_the_gate, blocks, 1)  # the first is still at its task
         if is_near:
-            run_until(np.negative, [0], 1)
+            run_until(pool, np.negative, blocks, 1, tasks=1)
             GATE.set()
         else:
             with closing(pool.open(Payload(np.negative, blocks))) as run:
@@ -209,3 +228,17 @@ def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_
                 while not ends(events):
                     events += run.wait(PATIENCE)
     assert len(asked) == 2
+
+
+def test_no_worker_is_idle_for_a_block_while_there_are_tasks_that_nobody_has_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_run, "LOOKED_AT", 1)
+    monkeypatch.setattr(block_store, "MOVED_BYTES", 1e-3)
+    blocks = PartBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
+    GATE.clear()
+    with pool_of(ThreadSite(), workers=2) as pool:
+        run_until(pool, both_at_once, blocks, 2)
+        run_until(pool, behind_the_gate, blocks, 1)
+        run_until(pool, np.negative, blocks, 2)
+        GATE.set()

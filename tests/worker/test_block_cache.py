@@ -136,6 +136,27 @@ def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
         assert blocks.cache.reads == 5
 
 
+def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
+    blocks = Blocks(place("bucket", tmp_path), BYTES)
+    with blocks.cache.with_room(BYTES):
+        for seed, name in enumerate("ab"):
+            load(blocks, blocks.block(numbers(seed), name=name))
+        assert len(blocks.cache) == 2
+    assert len(blocks.cache) == 1
+
+
+def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> None:
+    blocks = Blocks(place("bucket", tmp_path))
+    stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
+    for number, block in stored.items():
+        blocks.cache.load(block, ("array",), blocks.read, number=number)
+    blocks.cache.load(stored[2], ("array",), blocks.read, number=4)  # later ones have the same bytes
+    for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
+        blocks.cache.forget_removed(numbers_of_all)
+        assert len(blocks.cache) == left  # 5 is of a map that began after the others were told
+    assert blocks.cache.reads == 5
+
+
 def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path))
     for value in (1.0, 2.0):

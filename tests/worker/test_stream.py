@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -83,6 +84,21 @@ def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() ->
         with pytest.raises(FrameError):
             list(Frames(Seal(b"key")).of(sent))
     assert list(Frames(Seal(b"key")).of(first + second)) == SENT[3:5]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1 << 20, 1 << 23])
+def test_a_tag_is_of_all_bytes_however_they_are_cut_and_copies_none_of_many(cut: int) -> None:
+    data = memoryview(bytes(range(256)) * (1 << 15))
+    expected = Seal(b"key").tag((data,))
+    tracemalloc.start()
+    try:
+        assert Seal(b"key").tag((data[:cut], data[cut:])) == expected
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 20
+    few = data[: 1 << 10].tobytes()
+    assert expected != Seal(b"key").tag((few,)) == Seal(b"key").tag((few[:9], few[9:]))
 
 
 # --- both ends of a socket -------------------------------------------------------------------------
@@ -223,6 +239,22 @@ def test_a_worker_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stream, "SLOWEST", 1e9)
     ours, theirs = socket.socketpair()
     with theirs, closing(Stream(ours, patience=0.1)) as link:
+        assert not link.send(Message(CALL, data=bytes(10**8)))
+
+
+def test_a_worker_that_reads_no_more_is_given_up_however_much_is_left() -> None:
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor() as pool, closing(Stream(ours, patience=0.1)) as link, theirs:
+        is_told = pool.submit(link.send, Message(CALL, data=bytes(10**8)))
+        assert theirs.recv(1 << 10)
+        assert not is_told.result(10.0)
+
+
+def test_a_worker_that_reads_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SLOWEST", 1e9)
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor() as pool, theirs, closing(Stream(ours, patience=0.1)) as link:
+        pool.submit(lambda: all(iter(lambda: theirs.recv(1), b"")))
         assert not link.send(Message(CALL, data=bytes(10**8)))
 
 
