@@ -29,12 +29,7 @@ SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes lon
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
 TRANSFERS = 16  # objects written at once
 MOVED_BYTES = 1e8  # of blocks in a second over a usual network
-KEPT_BY_NUMBER = (
-    "driver",
-    "private",
-    "dask",
-    "ray",
-)  # places of what stays with workers when it is gone there
+KEPT_BY_NUMBER = ("driver", "private", "dask", "ray")  # places of what workers keep until they are told
 
 
 class StoredPieces:
