@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dask_executors import dask_executor
-from lingering import linger, touch
+from mapped_functions import linger, touch
 from plain import process_pool
 from pool_processes import descendants, runs, starts_threads_at_exit, until
 
