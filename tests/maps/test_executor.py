@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dask_executors import dask_executor
+from mapped_functions import linger, touch
 from plain import process_pool
 from pool_processes import descendants, runs, starts_threads_at_exit, until
 
@@ -62,18 +63,6 @@ def executor(kind: str) -> Iterator[Executor]:
 def two() -> Iterator[Executor]:
     with Executor(workers=2) as one:
         yield one
-
-
-def touch(folder: Path, name: str) -> None:
-    (folder / name).touch()
-
-
-def linger(folder: Path, name: str) -> str:
-    """Begin, and wait for the file that lets it end."""
-    touch(folder, f"{name} began")
-    while not (folder / f"{name} may end").exists():
-        time.sleep(0.005)
-    return name
 
 
 # --- what calls give ---------------------------------------------------------------------------------
@@ -196,12 +185,16 @@ def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) 
         list(two.map(partial(id, items[1]), [1]))
 
 
-def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(tmp_path: Path) -> None:
+def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that its pool has, of which one runs and one is told ahead, and those that it has not yet."""
+    monkeypatch.setattr("polarmap.maps.executor.MOST_CALLS", 40)
     with Executor(workers=1) as executor:
-        found = executor.map(linger, [tmp_path] * 9000, map(str, range(9000)))
+        found = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
         assert until((tmp_path / "0 began").exists)
         executor.shutdown(wait=False, cancel_futures=True)
-        for number in range(9000):
+        for number in range(90):
             touch(tmp_path, f"{number} may end")
         assert next(found) == "0"
         with pytest.raises(futures.CancelledError):
@@ -457,10 +450,10 @@ def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
 
 def test_dask_computes_on_it(two: Executor) -> None:
     import dask
-    import dask.array
 
+    halves = [dask.delayed(sum)(range(start, start + 50)) for start in (0, 50)]
     with dask.config.set(scheduler="threads", pool=two):
-        assert dask.array.arange(100, chunks=10).sum().compute() == 4950
+        assert dask.delayed(sum)(halves).compute() == 4950
 
 
 def test_a_map_runs_where_it_does(executor: Executor) -> None:

@@ -34,11 +34,13 @@ def called(row):
     with polarmap.Executor(workers=1) as executor:
         return float(sum(executor.map(np.negative, row)))
 
+def every(row):  # on one worker, which starts workers of its own once
+    return [f(row) for f in (mapped, hedged, submitted, summed, sloped, called)]
+
 if __name__ == "__main__":
     rows = list(np.arange(8.0).reshape(2, 4))
+    assert list(polarmap.hedged_map(every, rows[1:], timeout={PATIENCE})) == [6 * [-22.0]]
     with polarmap.Executor() as executor:
-        for f in (mapped, hedged, submitted, summed, sloped, called):
-            assert list(polarmap.hedged_map(f, rows[1:], timeout={PATIENCE})) == [-22.0], f
         assert executor.submit(mapped, rows[1]).result({PATIENCE}) == -22.0
     total = polarmap.coded_map(mapped, rows, tasks=3, timeout={PATIENCE})
     assert np.allclose(list(total), [-6.0, -22.0])

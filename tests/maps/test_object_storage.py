@@ -18,11 +18,11 @@ pytestmark = pytest.mark.parametrize("server", ["s3"], indirect=True)
 
 def test_chained_maps_stay_in_the_bucket(config):
     A, B = np.random.default_rng(0).standard_normal((2, 600, 30))
-    coded = polarmap.encode(A, blocks=6, tasks=8, name="A", storage=config)
+    coded = polarmap.encode(A, blocks=2, tasks=4, name="A", storage=config)
     assert coded.executor == config  # no executor needs to be named
     first = polarmap.coded_map(lambda block: block @ B[:30], coded, out=Stored("AB"), timeout=100)
     first.array.repair()  # else what had not arrived of it counts among the two losses it can bear
-    faulty = FaultyExecutor(None, {2: Fault("sleep", 600), 3: Fault("kill")})
+    faulty = FaultyExecutor(None, {0: Fault("sleep", 600), 1: Fault("kill")})
     second = polarmap.coded_map(
         lambda block: 2 * block, first, out=Stored("AB2"), executor=faulty, timeout=100
     )
@@ -36,13 +36,13 @@ def test_chained_maps_stay_in_the_bucket(config):
 
 def test_workers_encode_raw_objects_where_they_lie(config):
     """Objects that are pieces of a block."""
-    A, rows = np.random.default_rng(0).standard_normal((120, 50)), 10
-    store, keys = open_store(config), [f"mine/{index}" for index in range(120 // rows)]
+    A, rows = np.random.default_rng(0).standard_normal((60, 50)), 10
+    store, keys = open_store(config), [f"mine/{index}" for index in range(60 // rows)]
     for index, key in enumerate(keys):
         store.put(key, A[rows * index : rows * (index + 1)].tobytes())
     raw = polarmap.arrays.RawObjects(keys, A.shape, A.dtype, rows=rows)
-    coded = polarmap.encode(raw, blocks=6, tasks=8, name="A", storage=config, executor=config)
-    assert {part.key.split("/")[0] for index in range(6) for part in coded.stored(index)} == {"mine"}
+    coded = polarmap.encode(raw, blocks=3, tasks=5, name="A", storage=config, executor=config)
+    assert {part.key.split("/")[0] for index in range(3) for part in coded.stored(index)} == {"mine"}
     assert coded.check().ok
     store.delete(["mine/3", "mine/4"])
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
@@ -51,7 +51,7 @@ def test_workers_encode_raw_objects_where_they_lie(config):
 
 def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch):
     A = np.random.default_rng(0).standard_normal((60, 30))
-    options = {"blocks": 6, "tasks": 8, "executor": config, "timeout": 100}
+    options = {"blocks": 2, "tasks": 3, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
     monkeypatch.setattr(retry_call, "__defaults__", (90.0,))  # a busy machine starts it slowly
     pauses = []

@@ -53,37 +53,35 @@ def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
         assert len(workers()) <= 32
 
 
-def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Pool) -> None:
+def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Pool, tmp_path: Path) -> None:
     """The others' results are whole, and what it has written goes with the map."""
-    wide, killed = np.ones((5, 200_000)), []
-    expected = A @ wide
+    wide, mark = np.ones((5, 50_000)), tmp_path / "killed"
 
-    def kill_who_writes() -> None:
-        while not killed:
-            for worker in workers():
-                if writes(worker):
-                    os.kill(worker, signal.SIGKILL)
-                    killed.append(worker)
-                    return
-            time.sleep(0.001)  # the driver and its workers have the cores meanwhile
+    def is_writing() -> bool:
+        try:
+            return any("/map-" in os.readlink(path) for path in Path("/proc/self/fd").iterdir())
+        except OSError:  # one of them is closed just now
+            return False
 
-    check(pool)  # there are workers
-    with ThreadPoolExecutor(1) as watcher:
-        watched = watcher.submit(kill_who_writes)
-        while not killed:
-            found = polarmap.coded_map(lambda block: block @ wide, A, blocks=6, tasks=8, executor=pool)
-            np.testing.assert_allclose(found.concatenate(), expected)
-        watched.result(PATIENCE)
+    def kill_once_it_writes() -> None:
+        while not is_writing():
+            pass
+        mark.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def f(block: Any) -> Any:
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / f"{turn}").touch(exist_ok=False)
+            threading.Thread(target=kill_once_it_writes, daemon=True).start()
+        return block @ wide
+
+    turn = 0
+    while not mark.exists():  # it may have written all before it was seen
+        turn += 1
+        found = polarmap.coded_map(f, A, blocks=6, tasks=8, executor=pool)
+        np.testing.assert_allclose(found.concatenate(), A @ wide)
     assert not [path for folder in folders() for path in folder.glob("map-*")]
-    assert until(lambda: not runs(killed[0]))
-
-
-def writes(worker: int) -> bool:
-    """Whether it has a file open for its result."""
-    try:
-        return any("/map-" in os.readlink(path) for path in Path(f"/proc/{worker}/fd").iterdir())
-    except OSError:
-        return False
+    assert until(lambda: not runs(int(mark.read_text())))
 
 
 @pytest.mark.parametrize("continued", ["at once", "in the next map", "when its place is taken"])

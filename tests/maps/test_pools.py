@@ -13,11 +13,22 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import threadpoolctl
+from mapped_functions import (
+    Summary,
+    blas_threads,
+    both,
+    double,
+    summary,
+    tells_threads,
+    wait_for,
+    waits_at,
+    writes,
+)
 from plain import assert_same, plain_map, process_pool
 
 from polarmap import CodedOperator, coded_map, encode
@@ -31,11 +42,6 @@ N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
 POOLS = ["threads", "processes", "dask"]
 PATIENCE = 50.0  # seconds until a test gives up; none should come near
-
-
-class Summary(NamedTuple):
-    rows: Any
-    total: Any
 
 
 @pytest.fixture(autouse=True)
@@ -96,26 +102,6 @@ def coded(f: Callable[[Any], Any], pool: Any, data: Any = DATA, **options: Any) 
     return coded_map(f, data, executor=pool, **defaults | options)
 
 
-def double(block: Any) -> Any:
-    return 2 * block + 1
-
-
-def summary(block: Any) -> Any:
-    return {"summary": Summary(block @ np.ones(5), float(block.sum())), "pair": [block.T, block[0, 0]]}
-
-
-def wait_for(gate: Path) -> None:
-    while not gate.exists():
-        time.sleep(0.01)
-
-
-def waits_at(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
-    """double, but blocks with these corners wait for the gate."""
-    if block[0, 0] in corners:
-        wait_for(gate)
-    return double(block)
-
-
 def corners_of(*indices: int) -> tuple[float, ...]:
     return tuple(float(DATA[3 * index, 0]) for index in indices)
 
@@ -126,10 +112,6 @@ def corners_of(*indices: int) -> tuple[float, ...]:
 def scaled_by(scale: int) -> Callable[[Any], Any]:
     weights = np.arange(5.0)
     return lambda block: scale * (block @ weights)
-
-
-def both(block: dict[str, Any]) -> Any:
-    return block["x"] * 2, block["pair"].total + block["pair"].rows.sum()
 
 
 BYTES = np.random.default_rng(0).integers(0, 256, (24, 7), dtype=np.uint8)
@@ -206,11 +188,6 @@ def reads() -> int:
     return io_pools.pool_blocks().reads
 
 
-def writes(block: np.ndarray) -> np.ndarray:
-    block *= 2
-    return block + 1
-
-
 @pytest.mark.parametrize("pool", ["processes", "dask"], indirect=True)
 @pytest.mark.parametrize("kind", ["memory", "folder"])
 def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
@@ -224,19 +201,6 @@ def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
 
 
 # --- threads of BLAS ---------------------------------------------------------------------------
-
-
-def blas_threads(_: Any = None) -> int:
-    """Of this process; with a product that has BLAS loaded."""
-    np.ones((2, 2)) @ np.ones(2)
-    found = threadpoolctl.threadpool_info()
-    return max(int(one["num_threads"]) for one in found if one["user_api"] == "blas")
-
-
-def tells_threads(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
-    """waits_at, with the threads of BLAS as all numbers of the result."""
-    threads = blas_threads()
-    return np.full_like(waits_at(gate, corners, block), threads)
 
 
 def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Executor, gate: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mapped_functions import looks_up
 from plain import executor_of_kind, frames_of_ours
 
 import polarmap
@@ -21,14 +22,6 @@ from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 PATIENCE = 100.0
 ROWS = np.arange(24.0).reshape(8, 3)
 SIZES: dict[str, Any] = {"blocks": 4, "tasks": 6}
-
-
-def looks_up(block: Any) -> Any:
-    return there(block)
-
-
-def there(block: Any) -> Any:
-    raise KeyError("column")
 
 
 @pytest.fixture(scope="module", params=["replay", "default", "threads", "processes"])
