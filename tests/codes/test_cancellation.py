@@ -93,7 +93,8 @@ def test_what_the_genie_gets_through_is_decoded(n: int, k: int, levels: int | No
     for arrived in oracles.patterns(n):
         through = oracles.sequential_decodable(code, arrived) or arrived[:k].all()
         assert code.decodable(arrived) == through
-        assert optimal.decodable(arrived) == (oracles.gf2_decodable(check, arrived) or arrived[:k].all())
+        if levels:
+            assert optimal.decodable(arrived) == (oracles.gf2_decodable(check, arrived) or arrived[:k].all())
         if through:
             assert optimal.decodable(arrived)
             assert code.decode(received(coded, arrived)).tolist() == data.tolist()

@@ -64,7 +64,7 @@ KERNELS = ["rotation", "arikan"]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("sizes", [((3, 2), (3, 2)), ((5, 3), (2, 1)), ((2, 1), (4, 3))])
+@pytest.mark.parametrize("sizes", [((3, 2), (3, 2)), ((4, 2), (2, 1)), ((2, 1), (4, 3))])
 def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
     code, exact = grid(*sizes, kernel), kernel == "arikan"
     combinations = combinations_of(code)
