@@ -9,8 +9,9 @@ import pytest
 import scipy.sparse
 from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
-from straggling_models import Straggling, assert_same_model, options
+from straggling_models import assert_same_model, options
 
+from benchmarks.in_numpy import in_numpy
 from polarmap import CodedOperator
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
@@ -112,7 +113,7 @@ def test_convex_models_of_sparse_features_are_those_of_dense_ones(
     model: Any, y: Any, fit_intercept: bool
 ) -> None:
     chosen = {"tol": 1e-10, "max_iter": 500, "fit_intercept": fit_intercept}
-    model.set_params(blocks=2, executor=Straggling(), **chosen)
+    model = in_numpy(model).set_params(**chosen)
     dense = X[:40].toarray()
     coef, predicted = model.fit(dense, y[:40]).coef_, model.predict(dense)
     again = model.fit(X[:40], y[:40])
