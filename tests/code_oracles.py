@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -55,23 +54,6 @@ def gf2_decodable(check: Array, arrived: Array) -> bool:
             if rows[below, step]:
                 rows[below] ^= rows[step]
     return True
-
-
-def fraction_solve(check: Array, arrived: Array, coded: Sequence[int]) -> dict[int, Fraction]:
-    """The lost coordinates in rational arithmetic; assumes that they are determined."""
-    lost, kept = np.flatnonzero(~arrived), np.flatnonzero(arrived)
-    table = [
-        [Fraction(int(row[j])) for j in lost] + [-sum(int(row[j]) * int(coded[j]) for j in kept)]
-        for row in check
-    ]
-    for step in range(len(lost)):
-        pivot = next(i for i in range(step, len(table)) if table[i][step])
-        table[step], table[pivot] = table[pivot], table[step]
-        table[step] = [value / table[step][step] for value in table[step]]
-        for i, row in enumerate(table):
-            if i != step and row[step]:
-                table[i] = [a - row[step] * b for a, b in zip(row, table[step], strict=True)]
-    return {int(j): table[i][-1] for i, j in enumerate(lost)}
 
 
 def polar_check(code: PolarCode) -> Array:

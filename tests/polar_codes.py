@@ -13,7 +13,7 @@ from polarmap.codes import Decoder, PolarCode
 
 INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
-SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
+SIZES += [(9, 2), (9, 6), (10, 5), (10, 8)]  # most of twice as many leaves are not sent
 by_size = pytest.mark.parametrize(("n", "k"), SIZES)  # so small that all patterns of arrivals are tried
 sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
 shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)

@@ -76,7 +76,9 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def coefficients(self) -> Array:
-        """P, shape (n - k, k): small numbers, int64."""
+        """P, shape (n - k, k): small numbers, int64; row by row where it has fewer rows than columns."""
+        if self.n - self.k < self.k:
+            return self.transposed(np.eye(self.n - self.k)).astype(np.int64, order="C")  # exact: sums of few
         return self.columns(np.arange(self.k))
 
     def columns(self, blocks: Indices) -> Array:

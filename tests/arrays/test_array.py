@@ -70,7 +70,6 @@ def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_wa
     np.testing.assert_array_equal(pickle.loads(before), A)
 
 
-@pytest.mark.every_store
 @pytest.mark.parametrize("shape", [(42,), (36, 3), (27, 2, 0), (90, 1_500), (8, 40_000)])
 def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, shape, monkeypatch):
     A, reads, get = random_array(shape), [], type(store).get

@@ -109,7 +109,6 @@ def test_repair_of_what_is_whole_changes_nothing(store):
     assert objects(store) == before
 
 
-@pytest.mark.every_store
 def test_each_stripe_bears_its_own_losses(store):
     A = random_array((8, 50_000))
     coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=MIB)
@@ -122,7 +121,6 @@ def test_each_stripe_bears_its_own_losses(store):
     assert coded.check().ok
 
 
-@pytest.mark.every_store
 def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
     coded = polarmap.encode(random_array((12, 7)), blocks=4, tasks=6, name="a", storage=store)
     for index in (0, 1, 5):
@@ -220,6 +218,7 @@ def error_of_rounding(code, lost, blocks):
     return 2 * np.finfo(blocks[0].dtype).eps * float(largest) * (1 + abs(weights).sum(axis=1).max())
 
 
+@pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
 def test_late_and_failing_workers_are_replaced(store, executor):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)

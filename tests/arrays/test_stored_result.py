@@ -95,6 +95,7 @@ def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
+@pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
 def test_numbers_stay_and_are_mapped_by_any_workers(A, tmp_path, executor):
     y = polarmap.coded_map(
         np.sum, A, blocks=6, tasks=8, out=Stored("y", tmp_path), executor=executor, timeout=60

@@ -24,8 +24,15 @@ def saved(folder, A):
     return folder / "A.npy"
 
 
-@pytest.mark.parametrize("dtype", ["f8", "u1"])
-def test_workers_store_what_the_driver_would(tmp_path, store, executor, dtype):
+def test_workers_store_what_the_driver_would(tmp_path, store, executor):
+    check_workers(tmp_path, store, executor, "f8")
+
+
+def test_workers_store_integers_as_the_driver_would(tmp_path, store, threads):
+    check_workers(tmp_path, store, threads, "u1")
+
+
+def check_workers(tmp_path, store, executor, dtype):
     rng = np.random.default_rng(0)
     A = (100 * rng.random((4003, 70))).astype(dtype)
     options = {"blocks": 12, "tasks": 16, "memory": MIB}

@@ -64,7 +64,7 @@ KERNELS = ["rotation", "arikan"]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("sizes", [((3, 2), (3, 2)), ((5, 3), (2, 1)), ((2, 1), (4, 3))])
+@pytest.mark.parametrize("sizes", [((3, 2), (3, 2)), ((4, 2), (2, 1)), ((2, 1), (4, 3))])
 def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
     code, exact = grid(*sizes, kernel), kernel == "arikan"
     combinations = combinations_of(code)
@@ -95,9 +95,9 @@ def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
             by_lines.add([index])
             if decoder.add(index):
                 break
-            if decoder.count >= code.k:
-                assert rank(combinations[decoder.arrived], exact) < code.k
         assert rank(combinations[decoder.arrived], exact) == code.k
+        before = decoder.arrived & (np.arange(code.n) != index)
+        assert rank(combinations[before], exact) < code.k  # the less so with even fewer
         only_jointly += not by_lines.is_complete
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
         found = decoder.recovery.recover(rows, data.dtype)

@@ -24,8 +24,8 @@ def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.
     return {t: (coded[i].conj().T @ coded[j]).reshape(-1) for t, (i, j) in enumerate(code.cells.tolist())}
 
 
-def is_determined(code: SymmetricProductCode, arrived: np.ndarray) -> bool:
-    """Whether A' A follows: rank of the equations for every entry of its upper triangle of blocks."""
+def equations_of(code: SymmetricProductCode) -> np.ndarray:
+    """Every entry of each block as a sum of entries of the upper triangle of A' A: (n, SIDE^2, unknowns)."""
     generator = np.concatenate([np.eye(code.factor.k), code.factor.coefficients])
     k = code.factor.k
     # Unknowns: entry (p, q) of x_ab, (a, p) <= (b, q) in lexicographic order.
@@ -34,25 +34,27 @@ def is_determined(code: SymmetricProductCode, arrived: np.ndarray) -> bool:
         for other in np.ndindex(k, SIDE):
             number[one, other] = number.get((other, one), len(set(number.values())))
     rows = []
-    for i, j in code.cells[arrived].tolist():
+    count = len(set(number.values()))
+    for i, j in code.cells.tolist():
         for p, q in np.ndindex(SIDE, SIDE):
-            row = np.zeros(len(set(number.values())))
+            row = np.zeros(count)
             for a, b in np.ndindex(k, k):
                 row[number[(a, p), (b, q)]] += generator[i, a] * generator[j, b]
             rows.append(row)
-    return bool(np.linalg.matrix_rank(np.array(rows), tol=1e-9) == len(set(number.values())))
+    return np.array(rows).reshape(code.n, SIDE**2, count)
 
 
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 2)])
 def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
     code = SymmetricProductCode(PolarCode(*sizes))
-    data = squares(code)
+    data, sums = squares(code), equations_of(code)
     for pattern in range(1 << code.n):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
         if arrived.sum() < code.k:
             continue
         plan = code.recovery(arrived, exact=False)
-        assert (plan.deficit == 0 or not len(plan.missing)) == is_determined(code, arrived), arrived
+        rank = np.linalg.matrix_rank(np.concatenate(sums[arrived]), tol=1e-9)
+        assert (plan.deficit == 0 or not len(plan.missing)) == (rank == sums.shape[-1]), arrived
         if plan.deficit == 0:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
             found = plan.recover(rows, np.dtype(float))

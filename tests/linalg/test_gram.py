@@ -75,8 +75,8 @@ def test_garbage_is_found_and_left_out() -> None:
     assert report.indices("failed") == [1, 2] and "contradicts" in report.tasks[2].failures[0]
 
 
-def test_stragglers_and_dead_processes_on_localhost() -> None:
-    executor = FaultyExecutor("localhost", {0: Fault("sleep", 60), 4: Fault("kill")})
+def test_stragglers_and_dead_processes() -> None:
+    executor = FaultyExecutor(None, {0: Fault("sleep", 60), 4: Fault("kill")})
     array, report = coded_gram(TALL, WEIGHTS, blocks=4, tasks=6, executor=executor, timeout=60)
     assert_close(array, TALL.T @ (WEIGHTS[:, None] * TALL), 1e-9)
     assert 0 in report.recovered

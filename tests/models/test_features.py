@@ -9,8 +9,9 @@ import pytest
 import scipy.sparse
 from scipy.sparse.linalg import aslinearoperator
 from sklearn import linear_model
-from straggling_models import Straggling, assert_same_model, options
+from straggling_models import assert_same_model, options
 
+from benchmarks.in_numpy import in_numpy
 from polarmap import CodedOperator
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
@@ -86,10 +87,12 @@ def test_models_of_sparse_features_are_scikit_learns(model: Any, oracle: Any, y:
     assert_same_model(model, oracle.fit(X, y, weights), X)
 
 
-@pytest.mark.parametrize("kind", [scipy.sparse.csc_matrix, scipy.sparse.coo_array])
 @pytest.mark.parametrize(
-    ("model", "y"),
-    [(Ridge(), TARGET), (LogisticRegression(), LABELS), (PoissonRegression(), LABELS)],
+    ("model", "y", "kind"),
+    [
+        (Ridge(), TARGET, scipy.sparse.coo_array),
+        (LogisticRegression(), LABELS, scipy.sparse.csc_matrix),
+    ],
     ids=lambda one: type(one).__name__,
 )
 def test_any_sparse_format_will_do(model: Any, y: Any, kind: Any) -> None:
@@ -110,7 +113,7 @@ def test_convex_models_of_sparse_features_are_those_of_dense_ones(
     model: Any, y: Any, fit_intercept: bool
 ) -> None:
     chosen = {"tol": 1e-10, "max_iter": 500, "fit_intercept": fit_intercept}
-    model.set_params(blocks=2, executor=Straggling(), **chosen)
+    model = in_numpy(model).set_params(**chosen)
     dense = X[:40].toarray()
     coef, predicted = model.fit(dense, y[:40]).coef_, model.predict(dense)
     again = model.fit(X[:40], y[:40])

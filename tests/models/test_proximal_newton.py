@@ -17,6 +17,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
 from straggling_models import standardized
 
+from benchmarks.in_numpy import in_numpy
 from polarmap.convex import (
     ElasticNet,
     ElasticNetPenalty,
@@ -33,7 +34,6 @@ from polarmap.glm import LogisticRegression, Ridge
 from polarmap.models import proximal_newton as module
 from polarmap.models import svm
 from polarmap.models.proximal_newton import QuadraticModel, proximal_newton
-from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
 A = STREAM.standard_normal((40, 6))
@@ -158,7 +158,7 @@ def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
 def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = CANCER[::4, ::5], LABELS[::4]
-    model = clone(model).set_params(blocks=2, executor=ReplayExecutor(), tol=1e-7)
+    model = in_numpy(model).set_params(tol=1e-7)
     objective, steps = model.fit(X, y).objective_, model.n_iter_
     assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
     for one in (module, svm):

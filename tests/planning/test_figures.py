@@ -17,7 +17,6 @@ from polarmap.planning import (
     plot_polarization,
     plot_runtimes,
     stragglers,
-    training_trace,
 )
 
 DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
@@ -28,7 +27,6 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     [
         [1.0, 1.2, 1.1, 5.0],
         [2.0],
-        training_trace(),
         Pareto(1.0, 1.0),
         Failing(ShiftedExponential(0.0, 1.0), 0.3),
         Empirical([1.0, 2.0, 3.0], ended=[True, True, False]),
@@ -66,7 +64,6 @@ def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: P
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert labels == ["frontier", "plain map, 8 workers", f"plan, {chosen.n} workers"]
     assert len(figure.axes[0].lines[0].get_xdata()) == len(chosen.frontier)
-    rendered(figure, tmp_path)
 
 
 def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render(tmp_path: Path) -> None:
