@@ -60,6 +60,7 @@ def pytest_configure() -> None:
     say_when_ended()
     # What each process of a pool imports, its main module (pytest) among it: once, and not in each.
     multiprocessing.set_forkserver_preload(["pytest", "polarmap.worker.io_pools", "distributed"])
+    gc.disable()  # until all is imported and collected, of which next to nothing is garbage
 
 
 def say_when_ended() -> None:
@@ -96,6 +97,7 @@ def pytest_collection_finish() -> None:
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
+    gc.enable()
     gc.freeze()  # modules and tests stay: else each collection of garbage goes through half a million objects
 
 

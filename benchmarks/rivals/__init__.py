@@ -59,4 +59,4 @@ def arrival_orders(n: int, count: int, seed: int = 0) -> Array:
 
 def compiled(loops: Callable[..., Any]) -> Callable[..., Any]:
     """Plain loops, compiled where numba is there."""
-    return numba.njit(nogil=True)(loops) if numba is not None else loops
+    return numba.njit(nogil=True, cache=True)(loops) if numba is not None else loops

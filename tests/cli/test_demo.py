@@ -29,7 +29,7 @@ def test_ctrl_c_ends_the_workers_too() -> None:
         start_new_session=True,
     ) as process:
         while process.poll() is None and len(descendants(process.pid)) < 4:
-            time.sleep(0.01)
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error.strip()) == (130, b"", INTERRUPTED)

@@ -336,10 +336,10 @@ def keys_of(server: S3Server) -> list[str]:
 
 def test_results_of_any_size_come_past_late_and_dead_workers_and_nothing_stays(s3_server, config):
     A = np.random.default_rng(0).standard_normal((480, 240))
-    lost = {2: Fault("sleep", 600), 5: Fault("kill", attempts=9)}
+    lost = {1: Fault("sleep", 600), 3: Fault("kill", attempts=9)}
     for other, options in ((np.ones((240, 100)), {"retries": 0}), (np.ones(240), {"schedule": "on_demand"})):
         y = polarmap.coded_map(
-            lambda block, other=other: block @ other, A, blocks=6, tasks=9, timeout=90,
+            lambda block, other=other: block @ other, A, blocks=4, tasks=7, timeout=90,
             executor=FaultyExecutor(config, lost), **options,
         )  # fmt: skip
         np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)

@@ -158,8 +158,7 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
     assert not isinstance(storage.storage_handler, theirs.StorageBackend)  # others get theirs again
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("is_other", [False, True])
+@pytest.mark.parametrize(("version", "is_other"), [(1, True), (2, False)])
 def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
     version: int, is_other: bool, tmp_path: Path
 ) -> None:
