@@ -340,6 +340,26 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert len(titles) == len(set(titles)) > 40
 
 
+def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(tmp_path: Path) -> None:
+    griffe = pytest.importorskip("griffe", reason="comes with the extra dev")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "__init__.py").write_text(
+        "MEMORY = 256 << 20\n\n\n"
+        "def f(A, memory: int = MEMORY, retries: int = 1, timeout: float | None = None):\n"
+        '    """F.\n\n    Parameters\n    ----------\n'
+        "    A : array-like (M, N)\n        Of numbers.\n"
+        "    memory : int\n        Bytes.\n"
+        '    retries, timeout\n        As for g.\n    """\n',
+        encoding="utf-8",
+    )
+    extensions = griffe.load_extensions("dataclasses", str(ROOT / "docs" / "reference_values.py"))
+    some = griffe.load("some", search_paths=[tmp_path], extensions=extensions, docstring_parser="numpy")
+    shown = [(one.name, str(one.annotation), one.value) for one in some["f"].docstring.parsed[1].value]
+    assert shown[0] == ("A", "array-like (M, N)", None)
+    assert shown[1][:2] == ("memory", "int") and str(shown[1][2]) == "256 << 20"
+    assert shown[2] == ("retries, timeout", "None", None) and len(shown) == 3
+
+
 def described() -> set[str]:
     """What pages of the reference describe, with the module it is taken from."""
     texts = [page.read_text(encoding="utf-8") for page in SITE if page.parent.name == "reference"]
