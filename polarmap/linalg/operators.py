@@ -125,7 +125,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     @property
     def report(self) -> Report | None:
-        """Of the last product, None before the first."""
+        """The report of the last product; None before the first."""
         return None if self._report is None else self._report.made
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ class Plan(MapPlan):
     expected, uncoded
         What to expect of it, and of a plain map: seconds and worker-seconds.
     frontier
-        The options than which none is both faster (by the objective; p99 for "cost") and cheaper.
+        The options that no other beats in both time (the objective; p99 for "cost") and price.
     worker
         What the tasks run on, if that was said.
     schedule, upfront
@@ -300,7 +300,7 @@ def plan(
 
 
 def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:
-    """The options than which none is both faster and cheaper, from the cheapest to the fastest.
+    """The options that no other beats in both time and price, from the cheapest to the fastest.
 
     Examples
     --------
