@@ -85,10 +85,10 @@ def coded_map(
     Parameters
     ----------
     f : callable
-        Linear or affine in its block, or polynomial of `degree`; deterministic. Of arrays, or of nested
-        tuples, lists or dicts of arrays.
+        Linear or affine in its block, or polynomial of `degree`; deterministic. It takes and returns
+        arrays, or tuples, lists or dicts of them.
     data : array-like, or sequence of blocks
-        An array, table, tensor or .npy file is cut along its first axis; a sequence has the blocks.
+        An array, table, tensor or .npy file is cut along its first axis; a sequence gives the blocks.
     blocks : int, optional
         k. By default near 24, or the length of a sequence.
     tasks : int, optional
