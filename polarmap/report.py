@@ -68,11 +68,11 @@ class Report:
     Attributes
     ----------
     n, k
-        Workers and data blocks.
+        Coded tasks and data blocks.
     code, executor
         What coded and what ran it.
     tasks
-        One TaskReport per worker, by index.
+        One TaskReport for each coded task, by index.
     needed
         How many results had arrived when they were determined.
     recovered
@@ -182,7 +182,7 @@ class Report:
         Returns
         -------
         str
-            `tasks` is a list of objects, one per worker, `cost` an object or null. Numbers that are not
+            `tasks` is a list of objects, one per task, `cost` an object or null. Numbers that are not
             finite are null.
 
         Examples

@@ -96,16 +96,15 @@ def apply(
     ----------
     f : callable
         Takes an array of shape (rows, *sizes of `dim`) and returns one of shape (rows, ...). Each row is one
-        place along all other dimensions; that of the result depends on it alone, linearly. f is picklable.
+        place along all other dimensions; that of the result depends on it alone, linearly.
     obj : DataArray or Dataset
-        What dask or a file holds is computed once, together, before the map. Variables of a Dataset go
-        through one map; those without any dimension of `dim` are kept as they are.
+        What dask or a file holds is computed once, before the map. Variables of a Dataset go through one
+        map; those without any dimension of `dim` stay as they are.
     dim : name or names
         The dimensions that f works along, which are not cut.
     output_dims : name, names or mapping from names to coordinates, optional
-        The dimensions of f's results behind the rows. Those of a mapping get these coordinates (None:
-        as if there were a name only). By default a result of as many axes as `dim` has its names, and
-        one without any has none of them.
+        The dimensions of f's results behind the rows, and their coordinates. By default a result of as many
+        axes as `dim` has its names, and one without any has none of them.
     skipna : bool
         f is an average over the entries that are not NaN: f of the data with 0 in place of NaN,
         divided by f of the mask (1 where there is data), NaN where the latter is 0.
@@ -117,16 +116,15 @@ def apply(
     Returns
     -------
     DataArray or Dataset
-        With names, attributes and coordinates of `obj`, but for coordinates along dimensions that are
-        gone, changed their size or got a new coordinate. Dimensions of `obj` keep their order, new ones
-        come last.
+        With names, attributes and coordinates of `obj`, where they still fit. Dimensions of `obj` keep
+        their order, new ones come last.
     Report
         With `return_report`, in a tuple behind the other.
 
     Warns
     -----
     RuntimeWarning
-        As for `coded_map`; f raised here, so that it could not be checked that it acts on each row by itself.
+        As for `coded_map`; or f raised here, where it is checked that it acts on each row by itself.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 Every ```python block of a page runs by itself, without the names of those before it, in an empty folder
 that the blocks of a page share. A block that needs an account or a server says so behind the fence,
 ```python notest="needs an AWS account", and is only compiled. With notest="starts a cluster of Ray", or of
-Dask, `make test-engines` runs it, with the names of those before it.
+Dask, `make test-engines` runs it.
 
 A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
 numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
@@ -76,7 +76,7 @@ def blocks(page: Path) -> Iterator[Block]:
     assert fence is None, f"{page.name}: the block of line {start} does not end"
 
 
-def script(page: Path, *, notest: str = "nothing", forget: str = FORGET) -> str:
+def script(page: Path, *, notest: str = "nothing") -> str:
     """The Python blocks, each on its lines of the page, where tracebacks point; its names end with it.
 
     notest : what the fences say of those that are there besides the others.
@@ -86,7 +86,7 @@ def script(page: Path, *, notest: str = "nothing", forget: str = FORGET) -> str:
         if block.language == "python" and (notest in block.rest or not block.rest):
             lines += [""] * (block.start - len(lines)) + block.lines
             end = END + str(end_of(block)) + END
-            lines.append(f"__import__('builtins').print({end!r}, flush=True); {forget}")
+            lines.append(f"__import__('builtins').print({end!r}, flush=True); {FORGET}")
     return "\n".join(lines) + "\n"
 
 
@@ -152,7 +152,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, interpreter: Interpreter)
 @pytest.mark.engines
 def test_blocks_that_start_a_cluster_run(tmp_path: Path) -> None:
     page, program = ROOT / "docs" / "cluster.md", tmp_path / "cluster_md.py"
-    program.write_text(script(page, notest="starts a cluster", forget=""), encoding="utf-8")
+    program.write_text(script(page, notest="starts a cluster"), encoding="utf-8")
     with ray_clusters.ends_with_it(importlib.import_module("ray")):
         done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
@@ -338,6 +338,26 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(named) == sorted(there)
     titles = re.findall(r"^ +- ([^:]+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert len(titles) == len(set(titles)) > 40
+
+
+def test_the_reference_shows_types_as_written_and_one_entry_for_one_description(tmp_path: Path) -> None:
+    griffe = pytest.importorskip("griffe", reason="comes with the extra dev")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "__init__.py").write_text(
+        "MEMORY = 256 << 20\n\n\n"
+        "def f(A, memory: int = MEMORY, retries: int = 1, timeout: float | None = None):\n"
+        '    """F.\n\n    Parameters\n    ----------\n'
+        "    A : array-like (M, N)\n        Of numbers.\n"
+        "    memory : int\n        Bytes.\n"
+        '    retries, timeout\n        As for g.\n    """\n',
+        encoding="utf-8",
+    )
+    extensions = griffe.load_extensions("dataclasses", str(ROOT / "docs" / "reference_values.py"))
+    some = griffe.load("some", search_paths=[tmp_path], extensions=extensions, docstring_parser="numpy")
+    shown = [(one.name, str(one.annotation), one.value) for one in some["f"].docstring.parsed[1].value]
+    assert shown[0] == ("A", "array-like (M, N)", None)
+    assert shown[1][:2] == ("memory", "int") and str(shown[1][2]) == "256 << 20"
+    assert shown[2] == ("retries, timeout", "None", None) and len(shown) == 3
 
 
 def described() -> set[str]:

@@ -17,7 +17,7 @@ matplotlib.rcParams["svg.fonttype"] = "none"
 from matplotlib import pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
-DATA, PARITY, LOST, INK = "#4477aa", "#ccbb44", "#bbbbbb", "#333333"
+DATA, PARITY, LOST, INK = "#4477aa", "#ccbb44", "#888888", "#333333"
 BLOCKS, WORKERS, SLOW = 6, 8, (1, 4)
 
 

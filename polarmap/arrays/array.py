@@ -162,7 +162,7 @@ class CodedArray:
                     return found
 
     def repair(self, *, executor: Any = None) -> Audit:
-        """Rebuild damaged parts from the good ones, of which nothing is touched.
+        """Rebuild damaged parts from the good ones, which stay as they are.
 
         Integers come back bit for bit, floating numbers to rounding (with new checksums).
 

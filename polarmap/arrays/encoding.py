@@ -44,8 +44,8 @@ def encode(
 
     The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
     added. The data blocks are a Zarr v3 array, which other libraries open too (`CodedArray.zarr`).
-    A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding is cut
-    short, nothing can be opened, and the next call with the same arguments goes on where it stopped.
+    They are read and encoded in stripes. If encoding is cut short, nothing can be opened, and the next call
+    with the same arguments goes on where it stopped.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class ZarrObjects:
     prefix: str
 
     def open_in(self, store: Store) -> StoredRows:
-        """As a source for `encode`."""
+        """The `Source` that reads these chunks in `store`."""
         given: Any = self.prefix
         prefix = check_key(given.rstrip("/") if isinstance(given, str) else given)
         for file, read in ((".zarray", _second_format), ("zarr.json", _third_format)):

@@ -201,7 +201,7 @@ class MapSize:
 
 
 def check(worker: Worker, asked: MapSize) -> None:
-    """Refuse a map that cannot work there, before anything is stored or started.
+    """Refuse a map that its backend cannot run, before anything is stored or started.
 
     Raises
     ------

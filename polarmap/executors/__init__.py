@@ -28,7 +28,7 @@ BLOCKS_PER_CORE = 3
 
 @dataclass(frozen=True)
 class FaultyExecutor:
-    """An executor with misfortunes injected, for tests, demonstrations and benchmarks.
+    """An executor whose tasks sleep, fail or die as you say, for tests, demonstrations and benchmarks.
 
     Parameters
     ----------

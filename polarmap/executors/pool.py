@@ -37,38 +37,34 @@ BLOCK_BYTES = 2**30  # that blocks in memory may take by default
 class Pool:
     """Workers that stay from map to map: an executor for every verb.
 
-    The first map starts them; a later one finds them, and the blocks of data that it shares with an earlier
-    map. Maps without `executor` run on a pool that all of a process share, so that one of your own is for
-    other places and options.
+    The first map starts them; later maps find them, and the blocks of data that they share. Maps without
+    `executor` share one pool: make your own for other places and options.
 
     Parameters
     ----------
     executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
-        None: processes of this machine. "localhost", a Lithops configuration, or an executor that was made
-        of one: functions of Lithops, which are paid as long as they stay. A Dask client, or what its
-        `get_executor()` gives with options for tasks: threads of the workers of its cluster. `ray`, which
-        has been initialized, `ray.remote(num_cpus=..., memory=...)`, or "ray://host:port", to which this
-        process connects unless it is connected: its actors. The executor itself stays free for others.
+        None: processes of this machine. "localhost", a Lithops configuration or executor: functions of
+        Lithops, which are paid as long as they stay. A Dask client, or its `get_executor()` with options:
+        threads of its cluster. `ray`, `ray.remote(...)` with options, or "ray://host:port": actors.
     workers : int, optional
-        Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
-        (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the
-        cluster threads. Maps of several threads share them.
+        Tasks at a time. By default here as many as keep the cores busy, elsewhere as many as a map has
+        tasks, or the cluster threads.
     idle : float
         Seconds without a map after which the workers end; the next map starts others.
     memory : int
         Bytes that blocks may take between maps: here of memory, beyond which they lie on disk; elsewhere
         of each worker, of whose memory they take half at most.
     threads : int
-        That each worker may use for linear algebra: with more than one, workers of one machine take
-        the cores from each other unless they are few.
+        That each worker may use for linear algebra: with more than one, many workers of one machine take
+        the cores from each other.
     listen : bool or "host:port"
-        Whether workers elsewhere may call this process by TCP, those on this machine at 127.0.0.1 only; both
-        sides prove that they have a key. An address: where they are to call, if it is not one of this
-        machine by way of a tunnel to the same port here. False: they talk by way of the storage of their
-        configuration, as do those that do not reach this process; on Dask and Ray maps are tasks of theirs.
+        Whether workers may call this process by TCP (here at 127.0.0.1 only); both sides prove that they
+        have a key. An address: where they call, such as a tunnel to the same port here. False: they talk
+        through the storage of their configuration, as do those that cannot call; on Dask and Ray maps are
+        tasks of the engine.
     fork : bool, optional
-        Whether worker processes of this machine are forked by one that has imported numpy, in milliseconds;
-        else each is an interpreter that is started anew. None: where that is safe, on Linux.
+        Whether worker processes here are forked, in milliseconds, or new interpreters. None: forked where
+        that is safe, on Linux.
 
     Attributes
     ----------

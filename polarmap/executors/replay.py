@@ -25,7 +25,7 @@ GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as w
 
 
 class ReplayExecutor:
-    """Runs f in this process and lets each result arrive when the script says.
+    """Runs f in this process, and lets each result arrive after as many virtual seconds as you say.
 
     Of the faults, "sleep" delays the arrival, "kill" and "exit" lose the task, the others do as they say.
 

@@ -36,22 +36,18 @@ with needed_by("CodedOperator", "scipy", "linalg"):
 class CodedOperator(LinearOperator):  # type: ignore[misc]
     """A matrix whose products with vectors and matrices survive stragglers and dead workers.
 
-    A `scipy.sparse.linalg.LinearOperator`: `svds`, `eigsh`, `lsqr`, `lsmr`, `cg`, `gmres` and
-    all else that takes one run on it unchanged. A x is one coded map over k blocks of rows of A,
-    A' y one over k blocks of columns (the result is a concatenation, not a sum, so its blocks obey
-    the same parity equations). Each side is cut and encoded with its first product and kept for the
-    next ones: by workers that stay, else in memory, or stored where the workers of a
-    `lithops.FunctionExecutor` read it. `close()`, or leaving the `with` block, removes it.
+    A `scipy.sparse.linalg.LinearOperator`: `svds`, `lsqr`, `cg` and all else that takes one run on it
+    unchanged. A x is one coded map over k blocks of rows of A, A' y one over k blocks of columns. Each side
+    is encoded with its first product and kept for the next ones. `close()`, or leaving the `with` block,
+    removes it.
 
     Parameters
     ----------
     A : array-like (M, N)
-        numpy, memmap, zarr, h5py, a table, a tensor or the path of a .npy file: float16/32/64,
-        complex64/128 or integers, all finite. Or a matrix of scipy.sparse, whose blocks stay sparse:
-        where parity would cost too much there is none, and late tasks get copies
-        (`report.code_reason`). A pool's
-        blocks are views of it where possible, so it must not change while the operator is in use.
-        Or a `CodedArray`, which is used as it is for A x.
+        Finite floats, complex numbers or integers: numpy, memmap, zarr, h5py, a table, a tensor or the path
+        of a .npy file. Or a matrix of scipy.sparse, which stays sparse; where parity would cost too much
+        late tasks get copies (`report.code_reason`). Or a `CodedArray`, as it is for A x. It must not
+        change while the operator is in use.
     transposed : CodedArray (N, M), optional
         The transpose, for A' y, where it is in storage already.
     blocks : int, optional
@@ -60,11 +56,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     tasks : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`, but no bar by default. The executor is used for every product: a pool or a
-        `lithops.FunctionExecutor` stays open, a Lithops configuration gets workers that stay. A product is
-        linear, so verify="auto" checks no more than what arrives anyway: left-over results.
-        verify=True waits for one whenever something has to be decoded, which shows up a worker
-        that returns garbage.
+        As for `coded_map`, but no bar by default. A Lithops configuration gets workers that stay. A product
+        is linear, so verify="auto" checks no more than what arrives anyway; verify=True waits for one
+        result more whenever something is decoded, which shows a worker that returns garbage.
 
     Attributes
     ----------
@@ -76,7 +70,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     ------
     CodeError
         A that is no finite matrix of numbers; sizes that cannot be; a vector with NaN or inf; a
-        real vector where integers of A are so large that their parity blocks wrap modulo 2^64.
+        real vector where parity blocks of integers wrap modulo 2^64.
 
     Examples
     --------
@@ -131,7 +125,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     @property
     def report(self) -> Report | None:
-        """Of the last product, None before the first."""
+        """The report of the last product; None before the first."""
         return None if self._report is None else self._report.made
 
     def close(self) -> None:

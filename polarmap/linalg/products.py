@@ -71,14 +71,12 @@ def coded_matmul(
     blocks : int or pair of ints, optional
         k; for a grid (k_A, k_B).
     tasks : int or pair of ints, optional
-        n; for a grid (n_A, n_B). A single number for a grid is the most tasks it may have, 32
-        by default, and the grid is chosen.
+        n; for a grid (n_A, n_B), or the most tasks it may have, 32 by default.
     code : {"auto", "rotation", "arikan"}
         "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
     executor, verify, rtol, timeout, retries, progress : optional
         As for `coded_map`, but verify="auto" awaits no result, as products are linear: it compares what
-        arrives beyond need. verify=True waits for one whenever something has to be decoded. On a grid the
-        k_A k_B data tasks come first, row by row, then the others.
+        arrives beyond need. On a grid the data tasks come first, row by row.
 
     Returns
     -------

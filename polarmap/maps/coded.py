@@ -79,49 +79,45 @@ def coded_map(
 ) -> PreparedMap[CodedResult[T]]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
 
-    The data is cut into k blocks, n - k parity blocks are added, n tasks each apply f to one, and the k
-    results are returned as soon as those that have arrived determine them. The pages on data, reliability
-    and how many workers say more.
+    n tasks apply f to k blocks of the data and n - k parity blocks. The k results are returned as soon as
+    those that have arrived determine them.
 
     Parameters
     ----------
     f : callable
-        Linear or affine in its block, or polynomial of `degree`, and deterministic; arrays, or nested
-        tuples, lists or dicts of arrays, in and out.
+        Linear or affine in its block, or polynomial of `degree`; deterministic. It takes and returns
+        arrays, or tuples, lists or dicts of them.
     data : array-like, or sequence of blocks
-        What is an array, a table, a tensor or the path of a .npy file is cut along its first axis; a last
-        block that is not full ends with rows of zeros. A sequence gives the blocks, all of one shape.
+        An array, table, tensor or .npy file is cut along its first axis; a sequence gives the blocks.
     blocks : int, optional
-        k. By default the length of a sequence; of an array a number near 24 that divides the rows.
+        k. By default near 24, or the length of a sequence.
     tasks : int, optional
         n. By default a third more than the results needed.
     code : {"auto", "rotation", "arikan"}, Masked or a code
-        "auto": "arikan" for integers, "rotation" for floats. `Masked`: workers do not see the data.
+        "auto": arikan for integers, rotation for floats.
     degree : int
         Of f as a polynomial in its block. About degree * k results are needed.
     schedule : {"upfront", "on_demand"} or Plan
-        "on_demand": parity tasks start where others are late or have failed. A `Plan` also sets blocks,
-        tasks and code.
+        "on_demand": parity tasks start when others are late. A `Plan` sets blocks, tasks and code.
     executor : optional
-        None: processes here, which stay. A `Pool`, any `concurrent.futures.Executor`, a Dask client, `ray`
-        or "ray://host:port", a `lithops.FunctionExecutor`, "localhost" (Lithops), or a path of its
-        configuration.
+        None: processes here. A `Pool`, any `concurrent.futures.Executor`, a Dask client, `ray`, a
+        `lithops.FunctionExecutor`, or the path of a Lithops configuration.
     out : Stored, optional
         Results stay in storage, as a coded array.
     verify : {"auto", True, False}
-        "auto": check that f is linear when it is new. True: in every map. False: never.
+        Check that f is linear: when f is new, always, never.
     rtol : float, optional
-        Relative error accepted from decoding: 1e-10, 1e-4, 0.1 for float64, float32, float16.
+        Relative error accepted from decoding, by default 1e-10 for float64.
     timeout : float, optional
         Seconds. By default the executor's own limit of a task.
     on_timeout : {"raise", "estimate"}
-        "estimate": return what there is by then, and estimates of the rest with their errors.
+        "estimate": return estimates of what has not arrived.
     retries : int
-        How often a failed task is started again when its result is needed.
+        How often a failed task is started again.
     key : str or bytes, optional
-        Encrypt what is stored on the way: "env:NAME", "file:PATH", or 32 bytes.
+        Encrypt what is stored on the way: "env:NAME", "file:PATH" or 32 bytes.
     progress : bool, optional
-        Show a bar; by default when standard error is a terminal.
+        Show a bar; by default on a terminal.
 
     Returns
     -------
@@ -131,29 +127,26 @@ def coded_map(
     Warns
     -----
     RuntimeWarning
-        Results could not be verified, or are less accurate than `rtol`; f is not linear, or the data holds
-        NaN, and nothing was lost this time.
+        Results are not verified or not accurate, or f is not linear but nothing was lost.
 
     Raises
     ------
     CodeError, ExecutorError
         Arguments that cannot be.
     NotLinearError
-        The results contradict each other, and one is missing.
+        Results contradict each other, and one is missing.
     NotDecodableError, CodedTimeoutError
-        Too few results, and nothing more can arrive; or `timeout` passed.
+        Too few results have arrived.
     Exception
-        What f raised, where no result can come of it.
+        What f raised in too many tasks.
 
     Examples
     --------
     >>> import numpy as np, polarmap
-    >>> from concurrent.futures import ThreadPoolExecutor
-    >>> A = np.arange(24.0).reshape(8, 3)
-    >>> with ThreadPoolExecutor(4) as pool:
-    ...     y = polarmap.coded_map(lambda block: block @ np.ones(3), A, blocks=4, executor=pool)
+    >>> A = np.arange(12.0).reshape(4, 3)
+    >>> y = polarmap.coded_map(lambda block: block.sum(axis=1), A, blocks=2)
     >>> y.concatenate().round(9).tolist()
-    [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
+    [3.0, 12.0, 21.0, 30.0]
     """
     check_function(f)
     options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule, key)

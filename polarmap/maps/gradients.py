@@ -84,8 +84,7 @@ def coded_gradient(
     """The gradient of f at x from function values alone, without waiting for stragglers.
 
     Each worker evaluates [f(x + hz) - f(x - hz)] / 2h along coded directions z (Bartan and Pilanci,
-    arXiv 1907.05984). Up to O(h^2) that is linear in z, so the parity equations of the directions
-    hold for the slopes, and any that are missing follow from those that arrived.
+    arXiv 1907.05984). Up to O(h^2) that is linear in z, so missing slopes follow from those that arrived.
 
     Parameters
     ----------
@@ -98,20 +97,17 @@ def coded_gradient(
         Base directions, each of the shape of x; by default the d coordinates. With fewer than
         d independent ones the result is the projection of the gradient on their span.
     h : float, optional
-        Length of a step in units of `scale`, whatever the norm of a direction. By default eps^(1/3),
-        6e-6, for "central" and eps^(1/2), 1.5e-8, for "forward". For an f that computes in float32
-        use 5e-3 (3e-4), for a noisy one more.
+        Length of a step in units of `scale`, whatever the norm of a direction: by default 6e-6, or 1.5e-8
+        for "forward". For an f that computes in float32 use 5e-3 (3e-4), for a noisy one more.
     scale : float or array-like of the shape of x, optional
         Over which lengths f changes; max(1, |x|), coordinate by coordinate, by default.
     scheme : {"central", "forward"}
         "central": 2 evaluations per direction, error O(h^2). "forward": [f(x + hz) - f(x)] / h, 1 per
-        direction and 2 per worker, error O(h), 8 digits at best; its check finds garbage, but takes
-        kinks and noise for curvature.
+        direction and 2 per worker, error O(h), 8 digits at best; kinks and noise pass its check.
     blocks, tasks, code : optional
         k, n and the code as for `coded_map`: the directions are cut into k blocks.
     executor, verify, timeout, retries, progress : optional
-        As for `coded_map`. What the parity equations may be off by allows for the truncation
-        and rounding errors of the slopes.
+        As for `coded_map`.
     rtol : float, optional
         Relative error accepted from decoding; by default 1,000 times that of a slope, which is about
         h^2 + eps / h, or h + eps / h for "forward".

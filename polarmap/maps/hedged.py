@@ -52,51 +52,45 @@ def hedged_map(
 ) -> PreparedMap[CodedResult[T]]:
     """Map any f over anything; what is late gets a backup, and the first result of each counts.
 
-    For functions that no code commutes with. A straggler costs the time by which it is known to be late,
-    a little more than others take, plus one more run, where a coded map does not wait for it at all.
+    For functions that no code commutes with. A straggler costs the time until it is known to be late, and
+    one more run.
 
     Parameters
     ----------
     f : callable
-        Any function. Both copies of a late task may run to their end, so it should have no side effects
-        that are not to happen twice.
+        Any function. A late task may run twice: f should have no side effects that must not.
     data : array-like, sequence or iterable
-        An array is cut along its first axis into nearly equal blocks, without padding; a data frame by
-        rows into data frames; a tensor is read as numpy. Of a sequence or
-        an iterator each item is a task: whatever can be pickled, as strings, paths, data frames, sparse
-        matrices, objects of your own.
+        An array or data frame is cut by rows into nearly equal blocks; a tensor is read as numpy. Of a
+        sequence or an iterator each item is a task: whatever can be pickled.
     star : bool
         Each item is a tuple of arguments: f(*item) in place of f(item).
     args, kwargs : sequence and dict, optional
-        Further arguments of every call, behind those of the item. They travel with f.
+        Further arguments of every call, behind those of the item.
     blocks : int, optional
-        k: into how many tasks. By default each item of a sequence is one; an array is cut into 24 (or its
-        number of rows if that is smaller). With fewer tasks than items each calls f on neighbouring items
-        in turn, which is faster where f is short; results stay one per item. Many short tasks go to a
-        worker of this machine together anyway, each of which counts by itself.
+        How many tasks: by default one for each item of a sequence, 24 for an array. With fewer tasks than
+        items each calls f on neighbouring items in turn; there is still a result for each item.
     executor, timeout, retries, progress : optional
         As for `coded_map`.
     backups : int
-        How many a task may get once it is late: when it has run longer than eleven in twelve tasks are
-        expected to, as those tell that have returned (`polarmap.planning.LatenessRule`), and longer
-        than 0.1 s. A backup may become late itself.
+        How many a task may get. It is late when it has run longer than eleven in twelve are expected to
+        (`polarmap.planning.LatenessRule`), and longer than 0.1 s.
     return_exceptions : bool
-        As in `asyncio.gather`: what f raised on an item, or a `WorkerLostError`, stands in the place of its
-        result, and the other items go on. By default the first exception ends the map.
+        What f raised on an item, or a `WorkerLostError`, stands in the place of its result, and the other
+        items go on. By default the first exception ends the map.
 
     Returns
     -------
     CodedResult
-        What f returned for each, None too: it was pickled on the worker, large arrays as raw bytes beside,
-        and is unpickled here. Its report has the shape of a coded map's: nothing is ever recovered by
-        decoding, and `attempts` of a task counts its backups.
+        What f returned for each. In its report, `attempts` of a task counts its backups.
 
     Raises
     ------
     Exception
-        What f raised on an item that it does not return for, after `retries`; a note tells the item.
-    CodeError, NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `coded_map`; every task has to return. CodeError for an item that cannot be pickled.
+        What f raised on an item, after `retries`; a note names the item.
+    CodeError
+        Arguments that cannot be, or an item that cannot be pickled.
+    NotDecodableError, CodedTimeoutError, ExecutorError
+        As for `coded_map`; every task has to return.
 
     Examples
     --------

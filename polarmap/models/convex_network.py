@@ -196,13 +196,9 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
 
     Minimizes the mean of |y - f(x)|^2 / 2 + alpha / 2 (sum of the squares of all weights and biases but the
     output's) over networks f whose units lie behind gates D_i, half-spaces drawn at random, each of
-    which lets a part of the samples pass. That is a convex problem: with A = [X, 1],
-
-        min over v_i, c: mean of |y - c - sum_i D_i A v_i|^2 / 2 + alpha sum_i |v_i|,
-
-    each |v_i| twice the weight decay of the unit that v_i becomes (Pilanci and Ergen, 2020, arXiv
-    2002.10553; Mishkin, Sahiner and Pilanci, 2022, arXiv 2202.01331). For ReLU units v_i is the difference
-    of two vectors with (2 D_i - 1) A v >= 0. Several targets have units of their own.
+    which lets a part of the samples pass. That is a convex problem in vectors v_i, one for each gate
+    (Pilanci and Ergen, 2020, arXiv 2002.10553; Mishkin, Sahiner and Pilanci, 2022, arXiv 2202.01331).
+    Several targets have units of their own.
 
     Parameters
     ----------
@@ -210,8 +206,7 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
         Strength of the weight decay, positive; that of MLPRegressor divided by the number of samples.
     activation : {"gated_relu", "relu"}
         "gated_relu": a unit passes its input on where its gate is open, also at new samples. "relu": where
-        its input is positive; a harder problem. Up to 3,800 features, divided by the root of gates times
-        outputs, take some tens of iterations of an interior point method, more hundreds or thousands of ADMM.
+        its input is positive; a harder problem.
     n_gates : int
         Or fewer where sampling finds fewer that differ. With an intercept, one lets all samples pass.
     fit_intercept : bool

@@ -30,7 +30,7 @@ Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the
 
 
 class BackupRule(NamedTuple):
-    """When others start backups: the moment a task has run longer than `slow` times the usual time.
+    """When cubed and Spark start backups: when a task has run longer than `slow` times the usual time.
 
     Attributes
     ----------

@@ -116,7 +116,7 @@ class Empirical(Distribution):
 
     @classmethod
     def from_csv(cls, file: str | PathLike[str] | Iterable[str], column: str) -> Empirical:
-        """The column of a csv file (path or lines) that its first row names so; empty fields are an error."""
+        """A column of a csv file (path or lines), by its name in the first row; empty fields are an error."""
         if isinstance(file, (str, PathLike)):
             with open(file, newline="", encoding="utf-8-sig") as lines:
                 return cls.from_csv(lines, column)

@@ -56,7 +56,7 @@ class Plan(MapPlan):
     expected, uncoded
         What to expect of it, and of a plain map: seconds and worker-seconds.
     frontier
-        The options than which none is both faster (by the objective; p99 for "cost") and cheaper.
+        The options that no other beats in both time (the objective; p99 for "cost") and price.
     worker
         What the tasks run on, if that was said.
     schedule, upfront
@@ -199,10 +199,9 @@ def plan(
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
-    More workers are hardly ever slower. This takes the knee between waiting and paying: workers are added as
-    long as they save a larger share of the time than they add to the worker-seconds. With `slack`, the
-    cheapest whose objective is within it of the best there is; for "cost", the one with the smallest p99
-    whose cost is within `slack` (0.05 by default) of the least.
+    Workers are added as long as they save a larger share of the time than they add to the worker-seconds.
+    With `slack`, the plan is the cheapest whose objective is within it of the best; for "cost", the one with
+    the smallest p99 whose cost is within `slack` (0.05 by default) of the least.
 
     Parameters
     ----------
@@ -210,7 +209,7 @@ def plan(
         Data blocks.
     runtimes : Distribution, run times in seconds, or reports of coded maps
         Of one task, as a caller sees it; see `Empirical`. Where workers are not alike: a sequence of
-        Distributions, one for each worker that there is. The plan says which of them to use.
+        Distributions, one for each worker.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         Completion time in the mean or at a quantile, or worker-seconds.
     max_workers : int, optional
@@ -222,7 +221,7 @@ def plan(
     code : {"rotation", "sequential", "optimal", "integers"}
         As the scheme of `completion_time`; "rotation" is exact and quick.
     slack : float, optional
-        Relative loss accepted in the objective, instead of the knee.
+        Relative loss accepted in the objective.
     max_failure_probability : float
         Largest accepted probability that too many tasks never end.
     trials, seed : int
@@ -231,11 +230,10 @@ def plan(
         What the tasks will run on: it bounds the workers and the seconds of a task, and says what it costs.
     schedule : {"upfront", "on_demand", "auto"}
         Whether all workers start at once, or some only when tasks are late; "auto" compares both.
-        For the rotation code. Simulated, at least 2,000 jobs for each size of the head start.
+        For the rotation code; simulated.
     task_price : float, optional
-        Seconds that a task takes beside its computation: about 0.001 on processes of this machine, some
-        hundredths where tasks go through a bucket. Then the workers of the plan stay: up to 32 times as many
-        blocks, whose tasks are so much shorter, are tried on them. For the rotation code and schedule
+        Seconds that a task takes beside its computation: about 0.001 here, some hundredths through a bucket.
+        Then up to 32 times as many blocks are tried on workers that stay. For the rotation code and schedule
         "upfront"; simulated. By default every worker takes one task.
 
     Returns
@@ -264,11 +262,6 @@ def plan(
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
     >>> small = plan(24, distribution, task_price=0.001)
-    >>> print(small)
-    keep 29 workers, and give them 928 tasks one by one, for 768 blocks (rotation code), chosen for p99
-                    n    mean s     p50 s     p99 s  worker-s
-      plain        24      2.98      1.48      6.93     28.51
-       plan   29 x 32     0.963     0.959      1.04     27.94
     >>> small.n, small.k, small.workers_at_a_time
     (928, 768, 29)
     """
@@ -307,7 +300,7 @@ def plan(
 
 
 def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:
-    """The options than which none is both faster and cheaper, from the cheapest to the fastest.
+    """The options that no other beats in both time and price, from the cheapest to the fastest.
 
     Examples
     --------

@@ -64,7 +64,7 @@ class LatenessRule:
     min_seconds: float = 0.0
 
     def late_after(self, durations: Sequence[float], late: int = 0) -> float:
-        """Seconds after which the oldest of the tasks that are not late yet is.
+        """After how many seconds the task is late that has run longest and is not late yet.
 
         With a distribution, its quantile at 11/12 (of few tasks: at 1 - 2 / tasks, or the median), of
         the tasks that end. Without, the same quantile of the shifted exponential distribution that has
