@@ -52,14 +52,16 @@ def write_private(path: str, *buffers: Any) -> None:
 
 
 def has_folder(source: Place, part: Part) -> bool:
-    """Whether the folder below which such a file lies is on this machine."""
-    return os.path.isdir(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
+    """Whether the folder below which such a file lies is on this machine, and of this user alone."""
+    try:
+        check_private(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
+    except OSError:
+        return False
+    return True
 
 
 def read_private(source: Place, part: Part) -> bytes | memoryview:
     """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
-    try:
-        check_private(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
-    except OSError:
-        raise missing(part) from None
+    if not has_folder(source, part):
+        raise missing(part)
     return read_file(source.place, part)
