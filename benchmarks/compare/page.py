@@ -57,7 +57,9 @@ def fastest_table(codes: dict[Size, list[Measured]], jobs: Jobs) -> str:
                     min((mean, scheme) for scheme, mean in means.items() if is_ours(scheme) == mine)
                     for mine in (False, True)
                 )
-                row.append(f"{short(theirs[1])} {number(theirs[0])}, **{short(ours[1])}** {number(ours[0])}")
+                row.append(
+                    f"{short(theirs[1])} {number(theirs[0])}<br>**{short(ours[1])}** {number(ours[0])}"
+                )
             rows.append(row)
     return table(["blocks", *names], rows)
 
