@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.polling import POLLIN, Poll, ready
-from polarmap.worker.stream import CANCEL, FAREWELLS, PROCESS, REPLIES, Message
+from polarmap.worker.stream import CANCEL, END, FAREWELLS, LAST, PROCESS, REPLIES, Message
 
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link
@@ -107,10 +107,6 @@ class KeptWorker:
         if not self.orders:
             self.since = time.monotonic()
         self.orders.append((order, task))
-        self.done.pop(task, None)
-        self.done[task] = None
-        if len(self.done) > REMEMBERED:
-            del self.done[next(iter(self.done))]
 
     def receive(self) -> tuple[list[Message], bool]:
         """What it has said of its task since the last time, and whether it will say more.
@@ -127,12 +123,20 @@ class KeptWorker:
                 kept.append(message)
                 self.is_leaving |= message.kind in FAREWELLS
                 if message.kind in REPLIES:
-                    self.orders.popleft()
+                    _, task = self.orders.popleft()
                     self.since = time.monotonic()
+                    if message.kind in (END, LAST):  # else it may not have looked at its block
+                        self._note_done(task)
             else:
                 self.link.hang_up()
                 return kept, False
         return kept, is_there
+
+    def _note_done(self, task: Hashable) -> None:
+        self.done.pop(task, None)
+        self.done[task] = None
+        if len(self.done) > REMEMBERED:
+            del self.done[next(iter(self.done))]
 
 
 class WorkerTable:
@@ -295,14 +299,15 @@ class WorkerTable:
         return "its worker process ended without reporting" + (worker.place and f" ({worker.place})")
 
     def held_tasks(self, tasks: Callable[[], Collection[Hashable]]) -> set[Hashable]:
-        """Those of these that no free worker has done before, but one that is still at an abandoned task."""
+        """Those of these whose block no free worker has, but one that is still at an abandoned task."""
         with self._lock:
             if not self._abandoned():
                 return set()
             self._review()
-            abandoned = [one.done for one in self._abandoned()]
+            abandoned = self._abandoned()
+            under_way = {one.orders[0][1] for one in abandoned if one.orders}
             free = [one.done for one in self._workers.values() if one.lease is None]
-            held = {task for task in tasks() if any(task in done for done in abandoned)}
+            held = {one for one in tasks() if one in under_way or any(one in each.done for each in abandoned)}
             return {task for task in held if not any(task in done for done in free)}
 
     def is_starved(self, lease: Lease) -> bool:

@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,7 +22,7 @@ from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import GRACE_SECONDS, REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.stream import END, LAST, LEFT, NEED, PROCESS, UNFIT, Message, frame
 
-TOLD = (3, 1, 0)  # map, task and attempt
+TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # map, task and attempt
 CORES = 2
 
 
@@ -72,6 +72,13 @@ def table_of(is_here: bool, most: int) -> WorkerTable:
     return Here(most) if is_here else Table(most)
 
 
+def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
+    """A worker has been told of a task, and has told its end."""
+    worker.note(order, task)
+    worker.link.deliver(frame(Message(END, order)))
+    worker.receive()
+
+
 @pytest.fixture
 def table() -> Iterator[Table]:
     one = Table()
@@ -93,7 +100,7 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
     workers = [taken(table, lease) for _ in range(3)]
     for number, worker in enumerate(workers):
         worker.process = number
-        worker.note((0, number, 0), ("blocks", number))
+        do(worker, (0, number, 0), ("blocks", number))
         table.give_back(worker)
     for number in (1, 0, 2):
         assert taken(table, lease, ("blocks", number)) is workers[number]
@@ -104,7 +111,7 @@ def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_
 ) -> None:
     first, second = opened(table), opened(table)
     _, able = taken(table, first), taken(table, first, "b")
-    able.note((0, 0, 0), "b")
+    do(able, (0, 0, 0), "b")
     for worker in list(first.workers.values()):
         table.give_back(worker)
     table.leave(first)
@@ -115,8 +122,8 @@ def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_
 def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker = KeptWorker(0, ObjectLink(0, 0, lambda *_: None))
     for task in range(REMEMBERED + 10):
-        worker.note((0, task, 0), task)
-        worker.note((0, task, 1), 0)
+        do(worker, (0, task, 0), task)
+        do(worker, (0, task, 1), 0)
     assert len(worker.done) == REMEMBERED
     assert 0 in worker.done
     assert 1 not in worker.done
@@ -143,11 +150,25 @@ def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
     taken(table, lease).note(TOLD, "task")
     free = taken(table, other)
     for task in ("task", "other"):
-        free.note(TOLD, task)
+        do(free, TOLD, task)
     table.leave(lease)
     assert table.held_tasks(lambda: ["task"]) == {"task"}
     table.give_back(free)
     assert table.held_tasks(lambda: ["task", "other"]) == set()
+
+
+def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> None:
+    lease = opened(table)
+    worker = taken(table, lease)
+    do(worker, TOLD, "done")
+    worker.note(TOLD, "task")
+    worker.note(AHEAD, "ahead")
+    table.leave(lease)
+    assert table.held_tasks(lambda: ["done", "task", "ahead"]) == {"done", "task"}
+    for order in (TOLD, AHEAD):
+        table.links[0].deliver(frame(Message(LEFT, order)))
+    assert taken(table, opened(table)) is worker
+    assert list(worker.done) == ["done"]
 
 
 @pytest.mark.parametrize("said", [Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")])
