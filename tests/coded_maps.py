@@ -18,7 +18,7 @@ DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
 WHOLE = np.random.default_rng(0).integers(-99, 99, (3 * K, 5))
 FLOATS = np.random.default_rng(0).standard_normal((48, 3))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
-VIRTUAL_SECONDS = 1000.0  # a limit on the virtual clock, so that a missing arrival fails the test
+VIRTUAL_SECONDS = 200.0  # a limit on the virtual clock, so that a missing arrival fails the test
 LOST_DATA = dict.fromkeys([1, 4], math.inf)
 
 

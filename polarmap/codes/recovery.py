@@ -257,20 +257,27 @@ def left_null(matrix: Floats, solver: Floats, most: int) -> Floats:
 
 
 def worst_amplification(coefficients: Floats, arrived: Indices) -> float:
-    """The largest amplification when exactly the blocks `arrived` have, for a code [P, -I]."""
+    """The largest amplification when exactly the blocks of a row of `arrived` have, for a code [P, -I].
+
+    In each row, which is ascending, equally many are data blocks, and as many parity blocks as are missing.
+    """
     k = coefficients.shape[1]
-    known = arrived[arrived < k]
-    is_missing = np.ones(k, bool)
-    is_missing[known] = False
-    missing = np.flatnonzero(is_missing)
-    if not len(missing):
-        return 0.0
-    rows = arrived[arrived >= k] - k
-    solver = left_inverse(coefficients[np.ix_(rows, missing)])
-    if not np.isfinite(solver).all():
+    known, rows = np.split(arrived, [np.searchsorted(arrived[0], k)], axis=1)
+    is_missing = np.ones((len(arrived), k), bool)
+    np.put_along_axis(is_missing, known, False, axis=1)
+    missing = np.nonzero(is_missing)[1].reshape(len(arrived), -1)
+    rows = rows[:, :, np.newaxis] - k
+    systems = coefficients[rows, missing[:, np.newaxis]]
+    try:
+        solvers = np.linalg.inv(systems)
+    except np.linalg.LinAlgError:
         return np.inf
-    weights = np.concatenate([solver, solver @ coefficients[np.ix_(rows, known)]], axis=1)
-    return float(np.linalg.norm(weights, axis=1).max())
+    condition = np.linalg.norm(systems, axis=(1, 2)) * np.linalg.norm(solvers, axis=(1, 2))
+    if not (condition * SINGULAR <= np.sqrt(missing.shape[1])).all():
+        return np.inf
+    through_known = solvers @ coefficients[rows, known[:, np.newaxis]]
+    weights = np.concatenate([solvers, through_known], axis=2)
+    return float(np.linalg.norm(weights, axis=2).max(initial=0))
 
 
 def loss_amplification(orthonormal: Floats, lost: Indices, wanted: int) -> float:

@@ -145,14 +145,20 @@ def normalized(plan: Rotations, k: int) -> Rotations:
     what tells the parity blocks apart: there it stays as it is. Where P is not formed, to unit norm on
     average: a group of orthogonal butterflies gives each row k / size.
     """
-    if not is_formed(k + len(plan.rows), k):
+    if is_formed(k + len(plan.rows), k):
+        scale, shift = normalization(rotation_coefficients(plan, k))
+    else:
         mean = kernels.rotation_parity(np.ones((k, 1)), plan)[:, 0] / k
         scale = 1 / np.sqrt(k / plan.size - k * mean**2)
-    else:
-        raw = rotation_coefficients(plan, k)
-        mean = raw.mean(axis=1)
-        scale = 1 / np.linalg.norm(raw - mean[:, None], axis=1) if k > 2 else np.ones(len(raw))
-    return replace(plan, scale=scale, shift=1 / k - scale * mean)
+        shift = 1 / k - scale * mean
+    return replace(plan, scale=scale, shift=shift)
+
+
+def normalization(raw: Floats) -> tuple[Floats, Floats]:
+    """The scale and the shift of each row of P, of which this is R."""
+    k, mean = raw.shape[1], raw.mean(axis=1)
+    scale = 1 / np.linalg.norm(raw - mean[:, None], axis=1) if k > 2 else np.ones(len(raw))
+    return scale, 1 / k - scale * mean
 
 
 def rotation_coefficients(plan: Rotations, k: int, data: Indices | None = None) -> Floats:
@@ -172,11 +178,15 @@ def rotation_coefficients(plan: Rotations, k: int, data: Indices | None = None) 
 @lru_cache(maxsize=256)
 def best_seed(n: int, k: int) -> int:
     """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
-    patterns = subsets(n, k, PATTERNS)
+    alike: dict[int, list[Indices]] = {}  # patterns, by how many data blocks have arrived
+    for arrived in subsets(n, k, PATTERNS):
+        alike.setdefault(int(np.searchsorted(arrived, k)), []).append(arrived)
+    patterns = [np.stack(alike[count]) for count in sorted(alike)]
     best, least = 0, inf
     for seed in range(SEEDS):
-        coefficients = rotation_coefficients(normalized(rotations(n, k, seed), k), k)
-        worst = 0.0
+        raw = rotation_coefficients(rotations(n, k, seed), k)
+        scale, shift = normalization(raw)
+        coefficients, worst = scale[:, None] * raw + shift[:, None], 0.0
         for arrived in patterns:
             worst = max(worst, worst_amplification(coefficients, arrived))
             if worst >= least:  # no better than one before, whatever the other patterns give

@@ -71,7 +71,7 @@ def test_worst_amplification_is_the_decoders() -> None:
     for seed in range(20):
         arrived = np.sort(np.random.default_rng(seed).permutation(12)[:8])
         decoder = arrive(code, arrived)
-        expected = worst_amplification(code.coefficients, arrived)
+        expected = worst_amplification(code.coefficients, arrived[np.newaxis])
         assert decoder.amplification == pytest.approx(expected)
 
 

@@ -66,7 +66,7 @@ def test_large_codes_of_few_blocks_of_a_kind_are_as_accurate_as_small_ones(n: in
 def test_no_seed_loses_fewer_digits_than_the_best() -> None:
     patterns = subsets(6, 4, most=64)
     worst = [
-        max(worst_amplification(PolarCode(6, 4, seed=seed).coefficients, one) for one in patterns)
+        max(worst_amplification(PolarCode(6, 4, seed=seed).coefficients, one[np.newaxis]) for one in patterns)
         for seed in range(SEEDS)
     ]
     assert worst[best_seed(6, 4)] == min(worst)

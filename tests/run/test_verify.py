@@ -173,7 +173,7 @@ def lied_to(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return coded(f, data, blocks=k, tasks=n, executor=executor), liar
+            return coded(f, data, blocks=k, tasks=n, executor=executor, timeout=60), liar
         except (NotLinearError, NotDecodableError, CodedTimeoutError):
             return None, liar
 

@@ -12,7 +12,7 @@ from coded_maps import losing
 from plain import assert_same, plain_map
 
 from polarmap import coded_map
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.testing import ReplayExecutor
 
 LARGE = np.random.default_rng(0).integers(-(2**62), 2**62, (6, 3))
@@ -91,10 +91,12 @@ def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -
         lost = dict.fromkeys(
             stream.permutation(k + spare)[: stream.integers(1, spare + 1)].tolist(), math.inf
         )
-        options = {"blocks": k, "tasks": k + spare, "verify": stream.choice([True, False]).item()}
+        # A minute and no more: of a lost task, nothing is heard for hours of looks.
+        options = {"blocks": k, "tasks": k + spare, "timeout": 60}
+        options["verify"] = stream.choice([True, False]).item()
         try:
             result = coded_map(f, data, executor=ReplayExecutor(seconds | lost), **options)
-        except (CodeError, NotDecodableError, NotLinearError):
+        except (CodeError, CodedTimeoutError, NotDecodableError, NotLinearError):
             continue
         except TypeError as error:  # of data tasks, too: of more than may be missing
             fit = all(-(2**63) <= one < 2**64 for one in plain_map(f, data, k))
