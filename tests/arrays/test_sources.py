@@ -213,8 +213,9 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path):
 FOUR_OF_SIX = OPTIONS | {"blocks": 4, "tasks": 6}
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "c8", "i2"])
-@pytest.mark.parametrize("rows", [1, 2, 6, 12, 24])
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [*((rows, "f8") for rows in (1, 2, 6, 12, 24)), (6, "f4"), (1, "c8"), (12, "i2")]
+)
 def test_only_parity_is_stored(store, rows, dtype):
     A = random_array((24, 50), dtype)
     source = put_rows(store, A, rows, b"head")
