@@ -5,7 +5,7 @@ Projections and proximal operators are those of pyproximal.
 
 from polarmap.clouds.extras import needed_by
 
-with needed_by("polarmap.convex", "pyproximal, scipy and scikit-learn", "convex"):
+with needed_by("polarmap.convex", "scipy and scikit-learn", "convex"):
     from polarmap.models.losses import LogisticLoss, SquaredLoss
     from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearOnBox
     from polarmap.models.projections import l1_ball, simplex

@@ -2,7 +2,7 @@
 
 from polarmap.clouds.extras import needed_by
 
-with needed_by("polarmap.convexnn", "pyproximal, scipy and scikit-learn", "convex"):
+with needed_by("polarmap.convexnn", "scipy and scikit-learn", "convex"):
     from polarmap.models.convex_network import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 
 __all__ = ["ConvexMLPClassifier", "ConvexMLPRegressor", "TwoLayerNetwork"]

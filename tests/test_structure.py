@@ -239,6 +239,7 @@ STEPS = [
     "from polarmap.executors import choices as c\n"
     "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_ray, c.is_of_lithops)]",
     "import polarmap.glm",
+    "import polarmap.convex, polarmap.convexnn",
 ]
 
 
@@ -270,6 +271,11 @@ def test_asking_what_an_executor_is_imports_nothing(loaded: list[set[str]]) -> N
 
 def test_models_of_the_extra_glm_need_no_other_extra(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[3] <= {"scipy", "sklearn"}
+
+
+def test_convex_models_import_no_more_than_what_has_a_penalty_of_it_asks_for(loaded: list[set[str]]) -> None:
+    """pyproximal takes as long to import as all else."""
+    assert HEAVY & loaded[4] <= {"scipy", "sklearn"}
 
 
 @pytest.mark.parametrize("package", [name for name, path in modules().items() if path.stem == "__init__"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyproximal
 
+from polarmap.clouds.extras import needed_by
 from polarmap.codes.dtypes import EPS
 from polarmap.errors import ModelError
 
@@ -22,7 +22,9 @@ def simplex(size: int, total: float = 1.0) -> Any:
     [0.5, 0.5, 0.0]
     """
     _check_sizes(size, total=total)
-    return pyproximal.Simplex(size, total, maxiter=BISECTIONS, xtol=EPS * total)
+    with needed_by("simplex", "pyproximal", "convex"):  # it takes half of what importing the models takes
+        from pyproximal import Simplex
+    return Simplex(size, total, maxiter=BISECTIONS, xtol=EPS * total)
 
 
 def l1_ball(size: int, radius: float) -> Any:
@@ -34,7 +36,9 @@ def l1_ball(size: int, radius: float) -> Any:
     [1.0, 0.0]
     """
     _check_sizes(size, radius=radius)
-    return pyproximal.L1Ball(size, radius, maxiter=BISECTIONS, xtol=EPS * radius)
+    with needed_by("l1_ball", "pyproximal", "convex"):
+        from pyproximal import L1Ball
+    return L1Ball(size, radius, maxiter=BISECTIONS, xtol=EPS * radius)
 
 
 def _check_sizes(size: int, **positive: float) -> None:

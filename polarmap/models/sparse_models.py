@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyproximal
 
+from polarmap.clouds.extras import needed_by
 from polarmap.codes.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor
@@ -140,7 +140,9 @@ class NonNegativeLeastSquares(SparseLinearModel):
     """
 
     def _penalty(self, scales: Floats) -> Any:
-        return pyproximal.Box(lower=0.0)
+        with needed_by("NonNegativeLeastSquares", "pyproximal", "convex"):
+            from pyproximal import Box
+        return Box(lower=0.0)
 
 
 @dataclass(eq=False, repr=False)

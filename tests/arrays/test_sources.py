@@ -185,7 +185,7 @@ def peak():
         return [1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM")][0]
 
 folder, rows = sys.argv[1], int(sys.argv[2])
-memory = 48 << 20
+memory = 16 << 20
 warm = np.ones((640, 5_000))
 polarmap.encode(warm, name="warm", storage=folder, memory=memory)
 base = peak()
@@ -199,7 +199,7 @@ print((peak() - base) / memory, A.nbytes / memory, len(coded.stored(0)))
 
 
 def test_memory_does_not_grow_with_the_matrix(tmp_path):
-    command = [sys.executable, "-c", PEAK, str(tmp_path), "8000"]
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "2700"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     above, size, stripes = map(float, run.stdout.split())
     assert size > 6
@@ -213,8 +213,9 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path):
 FOUR_OF_SIX = OPTIONS | {"blocks": 4, "tasks": 6}
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "c8", "i2"])
-@pytest.mark.parametrize("rows", [1, 2, 6, 12, 24])
+@pytest.mark.parametrize(
+    ("rows", "dtype"), [*((rows, "f8") for rows in (1, 2, 6, 12, 24)), (6, "f4"), (1, "c8"), (12, "i2")]
+)
 def test_only_parity_is_stored(store, rows, dtype):
     A = random_array((24, 50), dtype)
     source = put_rows(store, A, rows, b"head")

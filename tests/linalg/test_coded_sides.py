@@ -67,8 +67,9 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
     assert stored() == []
 
 
-def test_what_is_stored_goes_with_the_operator() -> None:
-    coded = operator(TALL, "localhost", timeout=60)
+def test_what_is_stored_goes_with_the_operator(tmp_path: Any) -> None:
+    np.save(tmp_path / "A.npy", TALL)
+    coded = CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, tasks=N, timeout=60)
     coded @ np.ones(13)
     assert len(stored()) == OBJECTS
     del coded

@@ -36,7 +36,7 @@ def test_the_numbers_of_the_literature() -> None:
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-@pytest.mark.parametrize(("n", "k"), [(12, 9), (12, 12), (100, 90)])
+@pytest.mark.parametrize(("n", "k"), [(12, 9), (12, 12)])
 def test_kth_arrivals_of_simulated_jobs(distribution: Distribution, n: int, k: int) -> None:
     arrivals = distribution.sample(np.random.default_rng(7), (n, 20_000))
     mean, paid, never = brute_force(np.sort(arrivals, axis=0)[k - 1], arrivals)
