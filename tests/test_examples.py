@@ -90,17 +90,17 @@ def test_the_attack_changes_the_class_and_little_else(
     assert cnn["training"].accuracy(kernels, images, labels) > 0.6
     late = FaultyExecutor(ReplayExecutor({2: math.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
     least_change = cnn["least_change"].least_change
-    for image in images[:2]:
-        margin = cnn["margin"].margin_of(kernels, image)
-        gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=late)
-        changed = least_change(margin, gradient, image)
-        before, after = (cnn["network"].forward(kernels, x[None])[-1].argmax() for x in (image, changed))
-        assert before != after
-        assert changed.min() >= 0
-        assert changed.max() <= 1
-        exact = least_change(margin, lambda x, image=image: margin_gradient(cnn, kernels, image, x), image)
-        np.testing.assert_allclose(changed, exact, atol=1e-5)
-        assert np.linalg.norm(changed - image) < 0.1 * np.linalg.norm(image)
+    image = images[0]
+    margin = cnn["margin"].margin_of(kernels, image)
+    gradient = CodedGradient(margin, scheme="forward", blocks=24, tasks=32, executor=late)
+    changed = least_change(margin, gradient, image)
+    before, after = (cnn["network"].forward(kernels, x[None])[-1].argmax() for x in (image, changed))
+    assert before != after
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    exact = least_change(margin, lambda x: margin_gradient(cnn, kernels, image, x), image)
+    np.testing.assert_allclose(changed, exact, atol=1e-5)
+    assert np.linalg.norm(changed - image) < 0.1 * np.linalg.norm(image)
 
 
 def test_an_image_whose_margin_does_not_move_is_given_up(cnn: dict[str, ModuleType]) -> None:
