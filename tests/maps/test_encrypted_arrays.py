@@ -242,7 +242,6 @@ def unharmed(store, coded):
     return []
 
 
-@pytest.mark.every_store
 @pytest.mark.parametrize("tamper", [unharmed, swapped, replayed, forged])
 def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
     coded = polarmap.encode(A, storage=store, **OPTIONS)

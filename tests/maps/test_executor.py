@@ -48,14 +48,13 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+# Calls go one way to all pools of processes here, whoever has made them.
+WAYS = [kind for kind in KINDS if kind not in ("workers", "pool")]
 
 
-@pytest.fixture(scope="module")
-def executor(kind: str) -> Iterator[Executor]:
-    with ExitStack() as stack, KINDS[kind](stack) as one:
+@pytest.fixture(scope="module", params=WAYS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with ExitStack() as stack, KINDS[request.param](stack) as one:
         yield one
 
 
@@ -339,6 +338,7 @@ def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
 # --- its life ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_after_shutdown_nothing_is_taken_and_nothing_left(kind: str) -> None:
     before = set(threading.enumerate())
     with ExitStack() as stack:

@@ -160,7 +160,11 @@ def run_script(
 
 
 def workers_are_gone(folder: Path) -> bool:
-    """Seen twice: while one looks, a worker may fork who ends it and removes what it has left."""
+    """Seen twice: while one looks, a worker may fork who ends it and removes what it has left.
+
+    Not sooner than those have ended who are there at first: to look through all processes takes its time.
+    """
+    psutil.wait_procs(workers_of(folder), timeout=60.0)
     return not workers_of(folder) and not workers_of(folder)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coded_maps import losing
+from own_class import Mine
 from plain import assert_same, executor_of_kind, plain_map
 
 from polarmap import coded_map, hedged_map
@@ -47,14 +48,6 @@ def test_ragged_lists_are_results_like_others() -> None:
 
     result = coded_map(f, MATRIX, blocks=13, executor=ReplayExecutor({1: math.inf}), timeout=100)
     assert_same(result, plain_map(f, MATRIX, 13), 1e-9)
-
-
-class Mine(Exception):  # noqa: N818
-    """A class of the caller's."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.more = {"answer": 42}
 
 
 @pytest.mark.parametrize("kind", ["default", "threads", "processes", "dask", "replay"])
