@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from linalg.test_operators import TALL, K, N, assert_close, operator
-from scipy.sparse.linalg import lsqr
 
 from polarmap import CodedOperator, encode
 from polarmap.codes import PolarCode
@@ -60,10 +59,10 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
     b = np.random.default_rng(9).standard_normal(50)
     faults = {0: Fault("sleep", 60), 3: Fault("kill")}
     with operator(TALL, FaultyExecutor("localhost", faults), timeout=60) as coded:
-        found = lsqr(coded, b, iter_lim=1)[0]
+        assert_close(coded.rmatvec(b), TALL.T @ b, 1e-9)
+        assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-9)
         assert coded.report.tasks[0].arrived is None
-        assert len(stored()) == 2 * OBJECTS  # both sides, once for all products
-    np.testing.assert_allclose(found, lsqr(TALL, b, iter_lim=1)[0], rtol=1e-9)
+        assert len(stored()) == 2 * OBJECTS  # both sides
     assert stored() == []
 
 

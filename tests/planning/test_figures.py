@@ -33,9 +33,9 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     ],
     ids=repr,
 )
-def test_run_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
-    rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
-    rendered(plot_polarization(distribution, depths=(0, 2)), tmp_path)
+def test_run_times_and_polarization_render(distribution: object) -> None:
+    rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)))
+    rendered(plot_polarization(distribution, depths=(0, 2)))
 
 
 def test_run_times_hold_all_tasks_that_are_drawn() -> None:
@@ -66,8 +66,8 @@ def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: P
     assert len(figure.axes[0].lines[0].get_xdata()) == len(chosen.frontier)
 
 
-def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render(tmp_path: Path) -> None:
-    rendered(plan(8, DISTRIBUTION, max_workers=8).plot(), tmp_path)
-    rendered(plan(8, Failing(DISTRIBUTION, 0.02), max_workers=16).plot(), tmp_path)
+def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render() -> None:
+    rendered(plan(8, DISTRIBUTION, max_workers=8).plot())
+    rendered(plan(8, Failing(DISTRIBUTION, 0.02), max_workers=16).plot())
     never = plan(8, Failing(DISTRIBUTION, 0.2), "cost", max_workers=8, max_failure_probability=1.0)
-    rendered(never.plot(), tmp_path)  # one job in a hundred is never complete: there is no p99
+    rendered(never.plot())  # one job in a hundred is never complete: there is no p99

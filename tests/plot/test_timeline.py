@@ -55,7 +55,7 @@ def test_a_timeline_shows_every_task_and_both_moments(tmp_path: Path) -> None:
     assert report.seconds in moments
     assert any("arrival 6 of 9, 1.2" in text or "arrival 6 of 9, 1.5" in text for text in texts(figure))
     assert {"data (6)", "parity (3)"} <= set(texts(figure))
-    rendered(figure, tmp_path)
+    rendered(figure)
 
 
 ODD = {
@@ -71,9 +71,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_reports_render(name: str, tmp_path: Path) -> None:
+def test_odd_reports_render(name: str) -> None:
     figure = ODD[name].plot()
-    rendered(figure, tmp_path)
+    rendered(figure)
     assert figure.get_size_inches()[1] <= 9
     axes = figure.axes[0]
     assert axes.get_xlabel() == "seconds since the start of the map"
@@ -86,7 +86,7 @@ def test_the_number_of_attempts_is_shown() -> None:
     assert sum("attempts" in text for text in texts(draw_timeline(report))) == len(retried)
 
 
-def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> None:
+def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
     seconds = {0: 9.0, **{index: 1.0 + index / 100 for index in range(1, 9)}}
     report = report_of(seconds, schedule="on_demand", verify=False)
     figure = report.plot()
@@ -99,7 +99,7 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> N
     assert set(range(9)) - starts.keys() == launched.keys() - late.keys()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert ("not started" in labels) == (len(late) < 3)
-    rendered(figure, tmp_path)
+    rendered(figure)
 
 
 def drawn(report: Report) -> ElementTree.Element:
