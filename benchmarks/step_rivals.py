@@ -102,7 +102,7 @@ def dask_here(slots: int) -> Iterator[Any]:
         LocalCluster(
             n_workers=CORES,
             threads_per_worker=-(-slots // CORES),
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,

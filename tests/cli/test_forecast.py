@@ -12,11 +12,11 @@ from polarmap.planning import ShiftedExponential, cold_starts, completion_time, 
 
 
 def test_plan_is_that_of_the_library(polarmap: Run) -> None:
-    expected = plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=36)
-    arguments = ["plan", "--k", 24, *DISTRIBUTION, "--max-workers", 36]
+    expected = plan(8, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=12)
+    arguments = ["plan", "--k", 8, *DISTRIBUTION, "--max-workers", 12]
     assert polarmap(*arguments).out == f"{expected}\n"
     found = polarmap(*arguments, "--json").json["plan"]
-    assert (found["n"], found["k"], found["objective"]) == (expected.n, 24, "p99")
+    assert (found["n"], found["k"], found["objective"]) == (expected.n, 8, "p99")
     assert found["expected"]["p99"] == expected.expected.p99
     assert len(found["frontier"]) == len(expected.frontier)
 

@@ -54,6 +54,13 @@ def pool() -> Iterator[Pool]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Pool]:
+    """For tests that leave it as they find it."""
+    with Pool() as one:
+        yield one
+
+
 def product(block: Any) -> Any:
     return block @ X
 
@@ -61,11 +68,11 @@ def product(block: Any) -> Any:
 # --- what it does ----------------------------------------------------------------------------------
 
 
-def test_workers_stay_from_map_to_map(pool: Pool) -> None:
-    first = workers_of(pool)
+def test_workers_stay_from_map_to_map(shared: Pool) -> None:
+    first = workers_of(shared)
     assert os.getpid() not in first
-    assert check(pool).report.executor == "processes here"
-    assert workers_of(pool)
+    assert check(shared).report.executor == "processes here"
+    assert workers_of(shared)
     assert all(map(runs, first))  # few of them may have been enough for so few items
 
 
@@ -78,16 +85,16 @@ def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None
     check()
 
 
-def test_blocks_may_consist_of_classes_that_no_module_has(pool: Pool) -> None:
+def test_blocks_may_consist_of_classes_that_no_module_has(shared: Pool) -> None:
     local = namedtuple("local", "a b")  # type: ignore[misc]
     data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
-    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=pool)
+    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, tasks=6, executor=shared)
     for number, one in enumerate(found):
         assert type(one) is local
         np.testing.assert_allclose(one.a, 2 * data[number].a)
 
 
-def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(pool: Pool) -> None:
+def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Pool) -> None:
     blocks = PartBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
 
     def spoil(block: Any) -> Any:
@@ -96,7 +103,7 @@ def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(pool: Pool
         return before
 
     for _ in range(3):
-        with closing(pool.open(Payload(spoil, blocks))) as run:
+        with closing(shared.open(Payload(spoil, blocks))) as run:
             run.submit([(task, 0) for task in range(4)])
             for outcome in first_ends(run, 4):
                 np.testing.assert_array_equal(outcome.leaves[0], blocks.leaves(outcome.task)[0])
@@ -125,17 +132,17 @@ def test_workers_are_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert found == (str(tmp_path), "yes", "3")
 
 
-def test_workers_do_not_draw_the_same_numbers(pool: Pool) -> None:
+def test_workers_do_not_draw_the_same_numbers(shared: Pool) -> None:
     def draw(block: Any) -> Any:
         time.sleep(0.2)
         return float(os.getpid()), float(np.random.random())  # noqa: NPY002
 
-    drawn = dict(polarmap.hedged_map(draw, [X] * 8, executor=pool))
+    drawn = dict(polarmap.hedged_map(draw, [X] * 8, executor=shared))
     assert len(drawn) > 1
     assert len(set(drawn.values())) == len(drawn)
 
 
-def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool, tmp_path: Path) -> None:
+def test_tasks_that_sleep_do_not_keep_others_from_starting(shared: Pool, tmp_path: Path) -> None:
     def nap(item: int) -> int:
         """Until more others sleep than there would be if four did at a time."""
         (tmp_path / str(item)).touch()
@@ -144,7 +151,7 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool, tmp_path:
             time.sleep(0.05)
         return len(os.listdir(tmp_path))
 
-    assert min(polarmap.hedged_map(nap, range(32), executor=pool, backups=0)) >= 8
+    assert min(polarmap.hedged_map(nap, range(32), executor=shared, backups=0)) >= 8
 
 
 # --- mistakes --------------------------------------------------------------------------------------
@@ -171,20 +178,20 @@ def test_a_closed_pool_says_so(pool: Pool) -> None:
         check(pool)
 
 
-def test_an_f_that_does_not_travel_is_named(pool: Pool) -> None:
+def test_an_f_that_does_not_travel_is_named(shared: Pool) -> None:
     lock = threading.Lock()
     with pytest.raises(CodeError, match="pickled for processes here"):
-        polarmap.coded_map(lambda block: (lock, block)[1], A, executor=pool)
-    check(pool)
+        polarmap.coded_map(lambda block: (lock, block)[1], A, executor=shared)
+    check(shared)
 
 
 # --- what may happen to it -------------------------------------------------------------------------
 
 
-def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(pool: Pool) -> None:
+def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(shared: Pool) -> None:
     for _ in range(30):
-        check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
-    assert len(workers_of(pool)) <= 8
+        check(FaultyExecutor(shared, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
+    assert len(workers_of(shared)) <= 8
     assert len(descendants(os.getpid())) < 40
 
 
@@ -464,15 +471,15 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
     monkeypatch.setattr("polarmap.executors.lithops.HERE_SECONDS", 5.0)
     monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.1)
     seen: list[set[int]] = []
-    with Pool(YAML, workers=4) as pool:
+    with Pool(YAML, workers=2) as pool:
         deadline = time.monotonic() + 60.0
         while not seen or seen[0] & seen[-1]:  # until none of the first is left
             assert time.monotonic() < deadline
-            results = polarmap.hedged_map(nap, [X] * 4, executor=pool)
+            results = polarmap.hedged_map(nap, [X] * 2, executor=pool)
             seen.append({process for process, _ in results})
             for _, block in results:
                 np.testing.assert_array_equal(block, X)
-    assert max(map(len, seen)) <= 4
+    assert max(map(len, seen)) <= 2
 
 
 @pytest.mark.parametrize("threads", [1, 2])
