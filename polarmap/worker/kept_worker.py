@@ -62,7 +62,7 @@ class ChannelIO(TaskIO):
     storage : a `lithops.Storage`, for what lies in buckets.
     blocks : that are kept, also by others in this process; None: by itself.
     limited : within which tasks run in a process that others use, too; None: nobody does.
-    place : how the engine that has started the worker calls it, for reports.
+    place : how the engine that has started the worker calls it, for reports; None: its driver has, beside it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ChannelIO(TaskIO):
         storage: Any = None,
         blocks: BlockCache | None = None,
         limited: Callable[[], AbstractContextManager[Any]] | None = None,
-        place: str = "",
+        place: str | None = None,
     ) -> None:
         super().__init__(storage)
         self._channel, self._limited, self._place = channel, limited or nullcontext, place
@@ -100,7 +100,7 @@ class ChannelIO(TaskIO):
         until : on the monotonic clock.
         """
         with contextlib.suppress(ConnectionError):
-            self._tell(Message(PROCESS, header=str(os.getpid()).encode(), data=self._place.encode()))
+            self._tell(Message(PROCESS, header=str(os.getpid()).encode(), data=(self._place or "").encode()))
             while time.monotonic() < until:
                 if not self._heard:
                     self._hear(None if until == inf and not len(self._blocks) else LOOK_SECONDS)
@@ -218,7 +218,7 @@ class ChannelIO(TaskIO):
 
     def read_stored(self, place: Place, part: Part) -> Any:
         """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
-        if place.kind == "private" and has_folder(place, part):
+        if place.kind == "private" and (self._place is None or has_folder(place, part)):
             return read_private(place, part)
         if place.kind in ("dask", "ray"):  # whose workers have polarmap: it need not travel
             from polarmap.worker.engine_parts import read_from_engine
