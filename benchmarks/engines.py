@@ -96,7 +96,8 @@ def coded(cluster: Any, iteration: Iteration, misfortunes: Misfortunes) -> Itera
             iteration.matrix, blocks=BLOCKS, tasks=WORKERS, executor=FaultyExecutor(pool, faults), retries=3
         ) as operator,
     ):
-        while (kept := pool._kept) is None or len(kept.workers) < WORKERS:  # all have started
+        iteration.coded(operator, iteration.start)
+        while (kept := pool._kept) is None or len(kept.workers) < operator.report.n:  # all have started
             iteration.coded(operator, iteration.start)
         yield step
 

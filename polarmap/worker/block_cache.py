@@ -95,8 +95,9 @@ class BlockCache:
         latest = max(numbers, default=-1)
 
         def is_removed(one: Kept) -> bool:
-            is_old = one.number is not None and one.number < latest and one.number not in numbers
-            return is_old or not all(map(exists, one.files))
+            if numbers and one.number is not None:  # which is known without a look at every file
+                return one.number < latest and one.number not in numbers
+            return not all(map(exists, one.files))
 
         with self._lock:
             for key in [key for key, one in self._kept.items() if is_removed(one)]:
