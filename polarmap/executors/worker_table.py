@@ -253,9 +253,13 @@ class WorkerTable:
                     self._call_next(lease)
 
     def remove(self, worker: KeptWorker) -> None:
-        """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
+        """It is gone, or is to go; ExecutorError if that is because another thread has ended them all.
+
+        Others of its process or machine may have gone with it.
+        """
         with self._lock:
             self._remove(worker)
+            self._review()
             self._check_open()
 
     def pause(self, lease: Lease) -> None:
@@ -399,11 +403,11 @@ class WorkerTable:
     def _review(self, seconds: float = 0.0) -> None:
         """Take back those that come to the end of an abandoned task by now, or one within so many seconds.
 
-        Let go of those that do not.
+        Let go of those that do not, and of free ones that are gone.
         """
-        abandoned = self._abandoned()
-        heard = set(ready([worker.link for worker in abandoned], POLLIN, seconds))
-        for worker in [one for one in abandoned if one.link in heard]:
+        unused = [one for one in list(self._workers.values()) if one.lease is None] + self._abandoned()
+        heard = set(ready([worker.link for worker in unused], POLLIN, seconds))
+        for worker in [one for one in unused if one.link in heard]:
             _, is_there = worker.receive()
             if worker.is_leaving or not is_there:
                 self._remove(worker)

@@ -193,6 +193,18 @@ def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> Non
     assert table.gone == [0]
 
 
+def test_free_workers_that_have_gone_with_another_are_removed_with_it(table: Table) -> None:
+    lease = opened(table)
+    gone, *free = (taken(table, lease) for _ in range(3))
+    for worker in free:
+        table.give_back(worker)
+    for link in table.links:
+        link.hang_up()
+    table.remove(gone)
+    assert len(table) == 0
+    assert sorted(table.gone) == [0, 1, 2]
+
+
 def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     leases = [opened(table) for _ in range(3)]
     for lease in leases:
