@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pickle
 import shutil
@@ -208,7 +207,7 @@ class BlockStore:
         self.place, self._prefix = Place("driver", prefix), prefix
         self.lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._removing = threading.Lock()
-        self._numbers = itertools.count()
+        self.next_number = 0  # of the next blocks that come
         # By the identity of the blocks, and by place: with a key each map has its own. The latest used last.
         self._stored: dict[tuple[int, Place], StoredPieces] = {}
         self.unneeded: list[str] = []
@@ -221,7 +220,8 @@ class BlockStore:
             name = id(coded), place
             found = self._stored.pop(name, None)
             if found is None:
-                found = StoredPieces(coded, place, self, next(self._numbers))
+                found = StoredPieces(coded, place, self, self.next_number)
+                self.next_number += 1
             self._stored[name] = found
             found.users += 1
             return found

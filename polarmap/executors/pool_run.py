@@ -89,7 +89,8 @@ class PoolRun:
         self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
         around = workers.surroundings(f.pickled)
-        numbers = self._stored.kept_as, blocks.in_use()
+        until = blocks.next_number  # first: what comes meanwhile is not told to have gone
+        numbers = self._stored.kept_as, (*blocks.in_use(), until)
         common = self._folders, payload.output, payload.encryption, around, *numbers
         self._common = pickle.dumps(plain(common), pickle.HIGHEST_PROTOCOL)
         self._modules = pickle.dumps(modules) if modules else b""

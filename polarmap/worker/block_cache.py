@@ -87,9 +87,10 @@ class BlockCache:
         return load_block(block, structure, partial(self._buffer, read, number), is_private)
 
     def forget_removed(self, numbers: Collection[int] = ()) -> None:
-        """Let go of bytes whose files have been removed, or whose blocks have: `numbers` are those that are.
+        """Let go of bytes whose files have been removed, or whose blocks have gone.
 
-        A higher one than these is of blocks that are newer than what is told here.
+        numbers : those of blocks that have not, and a last one, from which on others are newer than what is
+            told here.
         """
         exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
         latest = max(numbers, default=-1)

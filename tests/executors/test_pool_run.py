@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from contextlib import closing
@@ -177,6 +178,12 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
                     [cache] = kept_worker._kept_together.values()
                     assert len(cache) <= 2
         assert cache.reads == 5
+        del blocks, run  # the newest
+        gc.collect()
+        with closing(pool.open(Payload(np.negative, kept))) as run:
+            run.submit([(0, 0)])
+            assert first_ends(run, 1)
+        assert (len(cache), cache.reads) == (1, 5)
 
 
 def both_at_once(block: Any) -> Any:
