@@ -13,7 +13,7 @@ from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors.block_store import BlockStore
+from polarmap.executors.block_store import BlockStore, StoredPieces
 from polarmap.executors.lithops import InBucket
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
@@ -53,6 +53,15 @@ def pool_of(site: Site, **options: Any) -> Iterator[Pool]:
         patched.setattr("polarmap.executors.pool._place", lambda choice: (site.name, None, lambda: site))
         with Pool(Path("threads.yaml"), **options) as pool:
             yield pool
+
+
+def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the parts that a driver sends to its workers from now on."""
+    sent, part = list[str](), StoredPieces.part
+    monkeypatch.setattr(
+        StoredPieces, "part", lambda self, coded, key: (sent.append(key), part(self, coded, key))[1]
+    )
+    return sent
 
 
 class ThreadSite(Site):

@@ -118,8 +118,8 @@ def residual(
     """Evaluate the left-over equations on the arrived flat blocks of one leaf.
 
     `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one,
-    `error` what each entry may be off by anyway, and `terms` how large the absolute terms are together of
-    which an entry is the sum, if that is known: rounding is a share of these, too.
+    `error` what each entry may be off by anyway, and `terms` how large entries are where the terms do not
+    cancel whose sums they are, if that is known: rounding is a share of that, too.
     """
     if dtype.kind == "c":
         real = real_dtype(dtype)

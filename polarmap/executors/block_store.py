@@ -46,8 +46,8 @@ class StoredPieces:
     number : int
         Of these blocks, which no others of the store have.
     kept_as : int or None
-        The number by which workers keep what they have asked for until these blocks are gone; None: the
-        bytes are also others', or are seen to go.
+        The number by which workers keep their bytes until these blocks are gone; None: the bytes are also
+        others'.
     """
 
     def __init__(self, coded: Coded, place: Place, storing: BlockStore, number: int) -> None:

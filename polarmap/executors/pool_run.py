@@ -208,7 +208,7 @@ class PoolRun:
         return 0 < len(self._waiting) <= self._looked_at and held.issuperset(self._names(self._waiting))
 
     def _is_patient(self) -> bool:
-        """Whether a block would take longer to a free worker than nothing has ended, or come to be done."""
+        """Whether a task has come or ended within the time that a block takes to a free worker."""
         return time.monotonic() < self._moved + self._stored.moving_seconds(self._payload.blocks)
 
     def _names(self, attempts: Iterable[Attempt]) -> list[Hashable]:

@@ -152,8 +152,7 @@ class Verifier:
             rounding = 0.0 if is_whole else self.amplification * hidden  # of decoded blocks
             missed = {block: distances[leaf] + hidden + rounding for block, distances in checked.items()}
             unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
-            largest = equations.largest_magnitude([leaves[leaf] for leaves in self._word.decoded])
-            largest = max([largest, *self._terms[leaf : leaf + 1]])
+            largest = self._scale(leaf, [leaves[leaf] for leaves in self._word.decoded])
             if largest:  # parity results may be larger than those that are wanted
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
                 halves = 0.5 * float(np.abs(recovery.weights).sum(axis=1).max()) + 0.5 if is_whole else 0.0
@@ -169,9 +168,12 @@ class Verifier:
         return float(np.linalg.norm(recovery.weights, axis=1).max())
 
     def _largest(self, leaf: int) -> float:
-        """The number of which rounding of a leaf is a share: the largest in any result, or of its terms."""
-        largest = equations.largest_magnitude([one.leaves[leaf] for one in self._word.results.values()])
-        return max([largest, *self._terms[leaf : leaf + 1]])
+        """The number of which rounding of a leaf is a share in the results."""
+        return self._scale(leaf, [one.leaves[leaf] for one in self._word.results.values()])
+
+    def _scale(self, leaf: int, arrays: list[Array]) -> float:
+        """The largest number in these arrays of a leaf, or where its terms do not cancel if that is known."""
+        return max([equations.largest_magnitude(arrays), *self._terms[leaf : leaf + 1]])
 
     def _terms_here(self) -> list[float]:
         """How large a product is, which is an f of ours, where the terms do not cancel whose sums it is.

@@ -32,14 +32,14 @@ from pool_processes import (
     until,
     workers_of,
 )
-from worker_sites import ThreadSite, pool_of
+from worker_sites import ThreadSite, pool_of, sent_parts
 
 import polarmap
 from polarmap import CodedOperator, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
-from polarmap.executors.block_store import InFolders, StoredPieces
+from polarmap.executors.block_store import InFolders
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.surroundings import available_cores
@@ -440,10 +440,7 @@ def test_folders_are_made_only_where_workers_share_them(
 def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to_be_elsewhere(
     is_where_they_are: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent, part = list[str](), StoredPieces.part
-    monkeypatch.setattr(
-        StoredPieces, "part", lambda self, coded, key: (sent.append(key), part(self, coded, key))[1]
-    )
+    sent = sent_parts(monkeypatch)
     if not is_where_they_are:
         monkeypatch.setattr("polarmap.worker.kept_worker.has_folder", lambda place, part: False)
     site = ThreadSite()

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends, first_ends
-from worker_sites import ThreadSite, called, pool_of
+from worker_sites import ThreadSite, called, pool_of, sent_parts
 
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors import block_store, pool_run
 from polarmap.executors.base import Payload
-from polarmap.executors.block_store import StoredPieces
 from polarmap.testing import Fault
 from polarmap.worker import kept_worker
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
@@ -212,10 +211,7 @@ def run_until(pool: Any, f: Any, blocks: PartBlocks, enough: int, tasks: int = 2
 def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_wait(
     is_near: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, part = list[str](), StoredPieces.part
-    monkeypatch.setattr(
-        StoredPieces, "part", lambda self, coded, key: (asked.append(key), part(self, coded, key))[1]
-    )
+    asked = sent_parts(monkeypatch)
     monkeypatch.setattr(block_store, "MOVED_BYTES", 1e12 if is_near else 1e-3)
     blocks = PartBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
     GATE.clear()
