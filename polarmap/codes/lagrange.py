@@ -5,7 +5,7 @@
 w(z) passes through the k data blocks at k of the points and the parity blocks are its values at the
 others (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(w(z)) is a function of the same
 kind but `degree` times the order: the unknowns are its coefficients in a basis that is orthonormal
-on the points, and as many of its values as there are coefficients determine them all.
+on the points. With K coefficients, any K values determine them all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from polarmap.errors import CodeError, without_our_frames
 
 MAX_POINTS = 2048  # the decision to decode takes n^3 steps
 EXACT_UP_TO = 64  # coded blocks: the amplification of the decoder itself is cheap
-PHASES = 16  # tried for the top frequency of an even number of blocks
 PATTERNS = 64  # of losses looked at for an amplification, and as many again of neighbouring losses
 RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
 
@@ -52,10 +51,10 @@ class LagrangeCode(LinearCode):
         homogeneous or not, in real and imaginary parts for complex blocks.
     points : {"auto", "circle", "chebyshev"}
         "circle": w is a trigonometric polynomial, the points are spread evenly over the circle (real
-        values at the n-th roots of unity). Needs degree (k - 1) + 1 results for odd k and degree k for
-        even k. "chebyshev": w is a polynomial, the points are Chebyshev's; degree (k - 1) + 1 results
-        for every k, but lost neighbours cost the square of what they cost on the circle. "auto": the
-        circle where its results fit.
+        values at the n-th roots of unity). Any degree (k - 1) + 1 results suffice for odd k, any
+        degree * k results for even k. "chebyshev": w is a polynomial, the points are Chebyshev's. Any
+        degree (k - 1) + 1 results suffice for every k, but the loss of neighbouring points costs the
+        square of what it costs on the circle. "auto": the circle if n exceeds its number of results.
 
     Examples
     --------
@@ -98,7 +97,7 @@ class LagrangeCode(LinearCode):
 
     @property
     def recovery_threshold(self) -> int:
-        """How many results determine those of the data blocks: as many as f(w(z)) has coefficients."""
+        """The number of results, of any tasks, that determine those of the data blocks."""
         return recovery_threshold(self.k, self.degree, self.points)
 
     @property
@@ -175,19 +174,20 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _phase(self) -> float:
-        """The phase of the top frequency, when k is even: the one by which interpolation overshoots least."""
+        """The phase of the top frequency for even k: no set of degree * k results is singular.
+
+        A trigonometric polynomial of order m = degree * k / 2 with zeros at 2m angles has the top
+        frequency cos(m angle - sum / 2) up to a factor, where sum is the sum of the angles. It is one of
+        the functions f(w) may be only if sum = degree * k * phase modulo 2 pi. Sums are multiples of
+        2 pi / n here. An odd multiple of pi / n on the right is as far from all of them as can be.
+        Among the odd multiples, interpolation between the data blocks overshoots least at the one next
+        to k * phase = pi + their sum.
+        """
         if self.k % 2:
             return 0.0
-
-        def overshoot(phase: float) -> float:
-            basis = circle_basis(self._angles, self.k, 1, phase)
-            try:
-                return float(np.abs(np.linalg.solve(basis[: self.k].T, basis.T)).sum(axis=0).max())
-            except np.linalg.LinAlgError:  # the top frequency is zero at all data
-                return np.inf
-
-        step = 2 * np.pi / PHASES / self.k
-        return min((multiple * step for multiple in range(PHASES)), key=overshoot)
+        # The unit is pi / (n degree), so that integers decide: all machines choose the same phase.
+        farthest_from_data = self.degree * (2 * int(self.order[: self.k].sum()) + self.n)
+        return (farthest_from_data | 1) * np.pi / (self.n * self.degree * self.k)
 
 
 class LagrangeRecovery(LinearRecovery):
@@ -223,7 +223,7 @@ def circle_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
 
 
 def recovery_threshold(k: int, degree: int, points: str) -> int:
-    """How many results determine those of k blocks.
+    """Return how many results, of any tasks, determine those of k blocks.
 
     >>> [recovery_threshold(k, 2, "circle") for k in (3, 4, 5)], recovery_threshold(4, 2, "chebyshev")
     ([5, 8, 9], 7)

@@ -96,7 +96,7 @@ def coded_map(
     code : {"auto", "rotation", "arikan"}, Masked or a code
         "auto": arikan for integers, rotation for floats.
     degree : int
-        Of f as a polynomial in its block. About degree * k results are needed.
+        The degree of f as a polynomial in its block. Any degree * k results suffice.
     schedule : {"upfront", "on_demand"} or Plan
         "on_demand": parity tasks start when others are late. A `Plan` sets blocks, tasks and code.
     executor : optional

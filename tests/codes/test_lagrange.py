@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polarmap.blocks.code_choice import third_more
 from polarmap.codes import LagrangeCode
 from polarmap.codes.lagrange import largest_k, recovery_threshold
 from polarmap.errors import CodeError
@@ -75,6 +76,45 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
         assert found.worst == pytest.approx(worst, rel=1e-6)
     else:  # neighbours are the worst patterns there are, or nearly so
         assert found.worst >= 0.5 * worst
+
+
+DEFAULT_SIZES = [
+    (third_more(recovery_threshold(k, degree, "circle")), k, degree)
+    for degree in range(2, 8)
+    for k in range(2, 9)
+    if third_more(recovery_threshold(k, degree, "circle")) <= 20
+]
+
+
+def all_monomials(coded: np.ndarray, degree: int) -> np.ndarray:
+    """Return the products of `degree` entries of each row, one column for each choice of entries."""
+    choices = combinations_with_replacement(range(coded.shape[1]), degree)
+    return np.stack([coded[:, list(choice)].prod(axis=1) for choice in choices], axis=1)
+
+
+@pytest.mark.parametrize(("n", "k", "degree"), DEFAULT_SIZES)
+def test_any_degree_times_k_results_determine_all_of_the_default_sizes(n: int, k: int, degree: int) -> None:
+    code = LagrangeCode(n, k, degree, "circle")
+    products = all_monomials(coded_blocks(code, np.eye(k)), degree)  # rows sum to one: lower degrees too
+    left, values, _ = np.linalg.svd(products, full_matrices=False)
+    rank = int((values > 1e-12 * values[0]).sum())
+    assert rank == (degree + 1 if k == 2 else code.recovery_threshold)
+    results = left[np.array([*combinations(range(n), code.recovery_threshold)]), :rank]
+    assert np.linalg.svd(results, compute_uv=False)[:, -1].min() > 1e-4
+    amplifications = np.linalg.norm(left[:k, :rank] @ np.linalg.pinv(results), axis=2).max(axis=1)
+    assert np.quantile(amplifications, 0.95) < 100
+
+
+@pytest.mark.parametrize("n", [7, 8, 33, 64, 96, 255, 512])
+@pytest.mark.parametrize(("k", "degree"), [(2, 3), (4, 1), (6, 2), (16, 3)])
+def test_no_sum_of_angles_is_near_that_of_a_singular_set(n: int, k: int, degree: int) -> None:
+    if n <= degree * k:
+        pytest.skip("n is too small for k and degree")
+    code = LagrangeCode(n, k, degree, "circle")
+    steps = degree * k * code._phase * n / (2 * np.pi)  # in which the sum of a set is an integer
+    assert steps % 1 == pytest.approx(0.5)
+    data = np.linalg.cond(code._basis(1)[:k])
+    assert data < 4
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,18 @@ def test_results_beyond_the_needed_are_awaited_where_decoding_is_inaccurate() ->
 
 def cube(block: np.ndarray) -> np.ndarray:
     return block**3
+
+
+@pytest.mark.parametrize(("blocks", "degree", "f"), [(4, 3, cube), (6, 2, np.square)])
+@pytest.mark.parametrize("lost", [(3, 11, 14, 15), (0, 1, 2, 3), (1, 3, 8, 13)])
+def test_any_degree_times_k_results_are_enough_for_an_even_number_of_blocks(
+    blocks: int, degree: int, f: Callable[[np.ndarray], np.ndarray], lost: tuple[int, ...]
+) -> None:
+    A = np.random.default_rng(0).standard_normal((24, 4))
+    killing = FaultyExecutor(ReplayExecutor(), {task: Fault("kill") for task in lost})
+    result = coded_map(f, A, blocks=blocks, tasks=16, degree=degree, retries=0, executor=killing)
+    assert_same(result, plain_map(f, A, blocks), rtol=1e-9)
+    assert result.report.recovered == tuple(task for task in lost if task < blocks)
 
 
 @pytest.mark.parametrize("lost", [(0,), (1, 3)])
