@@ -127,7 +127,7 @@ class PolarCode(SystematicCode):
             design_share(decoder) * (n - k) / n if erasure is None else _checked_erasure(erasure, self.n)
         )
         self.levels = self._checked_levels(levels)
-        self._seed = seed
+        self._seed, self._erasure_option = seed, erasure
         self.name = f"{self.kernel} code" + ", sequential decoder" * (decoder == "sequential")
 
     def __repr__(self) -> str:
@@ -139,6 +139,41 @@ class PolarCode(SystematicCode):
         if levels is not None:
             raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
         return (self.n - 1).bit_length()
+
+    def resized(self, n: int, k: int) -> PolarCode:
+        """Return a code with other numbers of blocks and the same options.
+
+        Parameters
+        ----------
+        n, k : int
+            The numbers of coded blocks and of data blocks, as for `PolarCode`.
+
+        Returns
+        -------
+        PolarCode
+            Options that were left out get their defaults for the new numbers.
+
+        Raises
+        ------
+        CodeError
+            If `erasure` has one probability for each worker, or `levels` does not fit the new numbers.
+
+        Examples
+        --------
+        >>> PolarCode(32, 24, kernel="arikan", decoder="sequential").resized(14, 10)
+        PolarCode(14, 10, kernel='arikan', decoder='sequential')
+        """
+        if (n, k) == (self.n, self.k):
+            return self
+        if not isinstance(self.erasure, float):
+            raise CodeError(
+                f"erasure has one probability for each of {self.n} workers, so that {self!r} cannot be used "
+                f"for {n} coded blocks. Pass a PolarCode({n}, {k}, ...), or a single number as erasure."
+            )
+        levels = self.levels if self.levels < min(self.n - 1, n - 1).bit_length() else None
+        return type(self)(
+            n, k, self.kernel, self.decoder, self._erasure_option, seed=self._seed, levels=levels
+        )
 
     @property
     def rate(self) -> float:

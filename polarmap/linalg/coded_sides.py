@@ -101,6 +101,7 @@ class CodedSides:
         there = data_beside(self._executor, matrix, k)
         if there is None:
             return None
+        code = _resized(code, k + parity, k)
         coded = encoded_there(there, CodeOptions(k, k + parity, code), None)
         if coded.unprotected_warning:
             raise CodeError(f"A has no parity: {coded.unprotected_warning}")
@@ -111,6 +112,9 @@ class CodedSides:
         sizes, code = (PAIRED, "rotation") if is_paired else (self._sizes, self._code)
         k = min(sizes.k, int(length))
         n = k + math.ceil((sizes.n - sizes.k) * k / sizes.k)
-        if isinstance(code, PolarCode) and k < code.k:
-            code = "arikan" if code.kernel == "arikan" else "rotation"
-        return k, n, code
+        return k, n, _resized(code, n, k)
+
+
+def _resized(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
+    """Return the caller's code with the numbers of blocks of a side; a name stands for every size."""
+    return code.resized(n, k) if isinstance(code, PolarCode) else code

@@ -234,7 +234,11 @@ def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
 def _sizes(blocks: int | None, tasks: int | None, code: CodeName | PolarCode, usual: int) -> BlockCounts:
     """As asked for; `usual`: k if neither is."""
     if isinstance(code, PolarCode):
-        blocks = code.k if blocks is None else blocks
-        tasks = code.n if tasks is None else tasks
+        if blocks not in (None, code.k) or tasks not in (None, code.n):
+            raise CodeError(
+                f"blocks={blocks} and tasks={tasks} do not match code={code!r}. Leave blocks and tasks out, "
+                "or pass a code of these numbers."
+            )
+        blocks, tasks = code.k, code.n
     counts = counts_of(blocks, tasks, usual)
     return check_counts(counts, "A", counts.k)

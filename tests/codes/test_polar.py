@@ -219,6 +219,25 @@ def test_decodable_refuses_what_is_no_mask() -> None:
             PolarCode(6, 4).decodable(arrived)
 
 
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+def test_a_resized_code_has_the_same_options(kernel: str) -> None:
+    given = {"kernel": kernel, "seed": 3, "erasure": 0.2}
+    found, expected = PolarCode(32, 24, **given).resized(14, 10), PolarCode(14, 10, **given)
+    assert np.array_equal(found.coefficients, expected.coefficients)
+    assert found.erasure == 0.2
+    assert PolarCode(32, 24, kernel).resized(14, 10).erasure == PolarCode(14, 10, kernel).erasure
+
+
+def test_levels_of_a_resized_code() -> None:
+    code = PolarCode(64, 48, "arikan", levels=3)
+    assert code.resized(32, 24).levels == 3
+    assert code.resized(128, 96).levels == 3
+    assert code.resized(8, 6).levels == 3
+    assert PolarCode(64, 48, "arikan").resized(128, 96).levels == 7
+    with pytest.raises(CodeError, match="levels=3 makes 8 butterflies"):
+        code.resized(64, 60)
+
+
 @pytest.mark.parametrize(("kernel", "decoder"), [("rotation", "optimal"), ("arikan", "sequential")])
 def test_copies_are_the_same_code(kernel: str, decoder: str) -> None:
     code = PolarCode(20, 14, kernel, decoder, erasure=0.2, seed=3)

@@ -14,6 +14,8 @@ from polarmap import CodedOperator, encode
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import storage_beside
+from polarmap.linalg.coded_sides import CodedSides
+from polarmap.linalg.layouts import BlockCounts
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
@@ -45,6 +47,40 @@ def test_code_of_the_callers_own() -> None:
     assert (coded.report.k, coded.report.n, coded.report.code) == (14, 18, "arikan code")
     coded.rmatvec(np.ones(50))
     assert (coded.report.k, coded.report.n, coded.report.code) == (13, 17, "arikan code")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel": "arikan", "decoder": "sequential", "erasure": 0.1},
+        {"kernel": "arikan", "decoder": "sequential"},
+        {"kernel": "arikan", "levels": 3},
+        {"kernel": "rotation", "seed": 7},
+    ],
+)
+def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, Any]) -> None:
+    sides = CodedSides(np.ones((10, 48)), ReplayExecutor(), BlockCounts(24, 32), PolarCode(32, 24, **options))
+    expected = PolarCode(14, 10, **options)
+    found = sides.side("rows").code
+    assert isinstance(found, PolarCode)
+    assert (found.n, found.k, found.kernel, found.decoder) == (14, 10, expected.kernel, expected.decoder)
+    assert (found.erasure, found.seed, found.levels) == (expected.erasure, expected.seed, expected.levels)
+    assert np.array_equal(found.coefficients, expected.coefficients)
+    assert sides.side("columns").code.n == 32
+
+
+def test_a_side_too_small_for_a_code_of_unequal_workers_is_refused() -> None:
+    code = PolarCode(32, 24, erasure=np.linspace(0.1, 0.4, 32))
+    coded = CodedOperator(np.ones((48, 10)), code=code, executor=ReplayExecutor())
+    coded @ np.ones(10)
+    with pytest.raises(CodeError, match=r"erasure has one probability for each of 32 workers.*\(14, 10"):
+        coded.rmatvec(np.ones(48))
+
+
+@pytest.mark.parametrize("counts", [{"blocks": 10}, {"tasks": 16}, {"blocks": 30, "tasks": 32}])
+def test_counts_that_contradict_the_callers_code_are_refused(counts: dict[str, int]) -> None:
+    with pytest.raises(CodeError, match=r"do not match code=PolarCode\(32, 24"):
+        CodedOperator(np.ones((48, 10)), code=PolarCode(32, 24), executor=ReplayExecutor(), **counts)
 
 
 OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says that it is one of Zarr
