@@ -30,10 +30,16 @@ BLOCKS_PER_CORE = 3
 class FaultyExecutor:
     """An executor whose tasks sleep, fail or die as you say, for tests, demonstrations and benchmarks.
 
+    In every other respect it does what the executor does that it wraps: maps are cut into as many blocks,
+    and short items are batched.
+
     Parameters
     ----------
     executor : whatever `coded_map` accepts
     faults : mapping from task index to Fault
+        The task of a coded block, of an item or block of `hedged_map`, or of a call of a
+        `polarmap.Executor`, all counted from 0. If an item travels in a batch, "sleep", "exit" and "kill"
+        strike the whole batch. An item with "raise" or "garbage" is a batch of its own.
 
     Examples
     --------
@@ -58,11 +64,11 @@ class WithFaults(WrappedExecutor):
 
     def __init__(self, executor: MapExecutor, faults: Mapping[int, Fault]) -> None:
         super().__init__(executor)
-        self._faults = faults
+        self.wrapped, self.faults = executor, faults
 
     def open(self, payload: Payload) -> Run:
         """A run of the executor underneath, which is told of the faults."""
-        return self._executor.open(replace(payload, faults={**self._faults, **payload.faults}))
+        return self._executor.open(replace(payload, faults={**self.faults, **payload.faults}))
 
 
 def _check_fault(fault: Fault) -> None:
@@ -108,14 +114,44 @@ def executor_of(choice: Any) -> MapExecutor:
     return FuturesExecutor(choice)
 
 
+def without_faults(executor: Any) -> Any:
+    """Return the executor that a FaultyExecutor wraps, however deep; return any other executor itself.
+
+    Whatever depends on the kind of an executor is decided by this one, so that fault injection changes
+    nothing else.
+
+    >>> without_faults(FaultyExecutor(FaultyExecutor("localhost"))), without_faults(None)
+    ('localhost', None)
+    """
+    while isinstance(executor, (FaultyExecutor, WithFaults)):
+        executor = executor.executor if isinstance(executor, FaultyExecutor) else executor.wrapped
+    return executor
+
+
+def with_faults_of(choice: Any, executor: Any) -> Any:
+    """Return `executor`, wrapped like `choice`, which may be a FaultyExecutor.
+
+    >>> with_faults_of(FaultyExecutor(None), "localhost"), with_faults_of(None, "localhost")
+    (FaultyExecutor(executor='localhost', faults={}), 'localhost')
+    """
+    if isinstance(choice, FaultyExecutor):
+        return replace(choice, executor=with_faults_of(choice.executor, executor))
+    return executor
+
+
+def injected_faults(executor: MapExecutor) -> Mapping[int, Fault]:
+    """Return the faults that an executor injects, by task."""
+    if isinstance(executor, WithFaults):
+        return {**injected_faults(executor.wrapped), **executor.faults}
+    return {}
+
+
 def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
     """The same for many maps, and what ends it: a Lithops configuration gets workers that stay."""
-    if isinstance(choice, FaultyExecutor):
-        inner, close = keep_open(choice.executor)
-        return replace(choice, executor=inner), close
-    if is_path(choice):
-        pool = Pool(choice)
-        return pool, pool.close
+    inner = without_faults(choice)
+    if is_path(inner):
+        pool = Pool(inner)
+        return with_faults_of(choice, pool), pool.close
     executor_of(choice)  # or its error
     return choice, lambda: None
 
@@ -123,8 +159,7 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
 def storage_beside(choice: Any, data: Any) -> Any:
     """Where the workers of an executor read what stays for many maps: a folder here or the storage of
     a Lithops configuration; None if blocks travel with each task, or stay with the workers."""
-    if isinstance(choice, FaultyExecutor):
-        return storage_beside(choice.executor, data)
+    choice = without_faults(choice)
     if choice is None or isinstance(choice, Pool):
         if _is_in_memory(data):
             return None
@@ -136,8 +171,7 @@ def storage_beside(choice: Any, data: Any) -> Any:
 
 def data_beside(choice: Any, data: Any, blocks: int | None) -> CutData | None:
     """Data that lie on the cluster of an executor, as so many blocks; None for all other data."""
-    if isinstance(choice, FaultyExecutor):
-        return data_beside(choice.executor, data, blocks)
+    choice = without_faults(choice)
     choice = choice.executor if isinstance(choice, Pool) else choice
     if not (is_of_dask(choice) or is_of_ray(choice)):
         return None
@@ -156,6 +190,7 @@ def usual_blocks(choice: Any, most: int) -> int:
 
 def shares_cores(choice: Any) -> bool:
     """Whether the tasks of an executor are known to share the cores of this machine."""
+    choice = without_faults(choice)
     return choice is None or (isinstance(choice, Pool) and choice.is_here)
 
 

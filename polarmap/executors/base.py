@@ -136,6 +136,11 @@ class Coded:
         """The leaves of a piece."""
         return self.leaves(number)
 
+    def fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
+        """Return which of the `faults`, by task, an attempt is to suffer."""
+        fault = faults.get(task)
+        return fault if fault is not None and attempt < fault.attempts else None
+
     def found_damaged(self) -> None:
         """A worker has found a block damaged: what is told of where they lie may be out of date."""
 
@@ -166,9 +171,8 @@ class Payload:
     encryption: Encryption | None = None
 
     def fault(self, task: int, attempt: int) -> Fault | None:
-        """What an attempt is to suffer."""
-        fault = self.faults.get(task)
-        return fault if fault is not None and attempt < fault.attempts else None
+        """Return the fault that an attempt is to suffer."""
+        return self.blocks.fault(self.faults, task, attempt) if self.faults else None
 
     def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
         """What the worker of an attempt is told; `block`: what it is to read."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from polarmap.codes.checks import checked_count, is_count
 from polarmap.codes.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors import FaultyExecutor, WithFaults, executor_of
+from polarmap.executors import executor_of, with_faults_of, without_faults
 from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
 from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.fork_server import FUNCTION_BYTES
@@ -81,7 +81,8 @@ class Executor(WrappedExecutor, futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_count(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            place, known, pool, close = _place(executor, workers)
+            inner, known, pool, close = _place(without_faults(executor), workers)
+            place = executor_of(with_faults_of(executor, inner))
             # What another executor was given cannot be taken back: one call more than it has workers.
             most = MOST_CALLS if pool is not None or known is None else known + 1
             self._max_workers = known or available_cores()  # Dask asks for it
@@ -227,9 +228,6 @@ def _place(
     choice: Any, workers: int | None
 ) -> tuple[MapExecutor, int | None, Pool | None, Callable[[], None]]:
     """Where the caller means: calls at a time, if that is known; its pool, if it has one; what ends it."""
-    if isinstance(choice, FaultyExecutor):
-        executor, known, pool, close = _place(choice.executor, workers)
-        return WithFaults(executor, choice.faults), known, pool, close
     if choice is None or is_for_lithops(choice) or is_of_dask(choice) or is_of_ray(choice):
         is_shared = choice is None and workers is None
         pool = default_pool if is_shared else Pool(choice, workers)

@@ -19,6 +19,7 @@ from polarmap.errors import (
     WorkerLostError,
     raised_by,
 )
+from polarmap.executors import injected_faults
 from polarmap.executors.base import Outcome, Payload, failure_of
 from polarmap.run.batches import MOST_BATCHES, Batches, Items, go_together, value_of
 from polarmap.run.first_results import FirstOfItems, run_uncoded
@@ -160,7 +161,7 @@ def hedged_map(
             take(zip(spans[outcome.task], values_of(outcome)))
 
         if are_many and is_pickled:
-            blocks = Batches(True, count, backups)
+            blocks = Batches(True, count, backups, injected_faults(running.executor))
             blocks.append(Items(None, blocks=parts), range(count))
             need_of = partial(FirstOfItems, blocks, count, take_data, note, keeps, who)
             report = running.execute(Payload(call, blocks), blocks, options, need_of, observers)[1]

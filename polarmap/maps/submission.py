@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.executors import FaultyExecutor
+from polarmap.executors import without_faults
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
@@ -94,8 +94,7 @@ def _as_it_is(data: Any) -> Any:
 
 def _is_elsewhere(executor: Any) -> bool:
     """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
-    if isinstance(executor, FaultyExecutor):
-        return _is_elsewhere(executor.executor)
+    executor = without_faults(executor)
     return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
 
 

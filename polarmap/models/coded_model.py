@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from polarmap.codes.checks import is_number
 from polarmap.codes.dtypes import Array, Floats
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
-from polarmap.executors import FaultyExecutor
+from polarmap.executors import with_faults_of, without_faults
 from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
@@ -279,11 +279,8 @@ class StrandedExecutor:
 
 def _picklable(executor: Any) -> Any:
     """What is pickled in the place of an executor: what describes it, if anything does."""
-    if executor is None or isinstance(executor, (str, os.PathLike, StrandedExecutor)):
-        return executor
-    if not isinstance(executor, (FaultyExecutor, Pool)):
-        return StrandedExecutor(type(executor).__name__)
-    inner = _picklable(executor.executor)
-    if isinstance(inner, StrandedExecutor) or isinstance(executor, Pool):
-        return inner
-    return replace(executor, executor=inner)
+    inner = without_faults(executor)
+    found = _picklable(inner.executor) if isinstance(inner, Pool) else inner
+    if found is None or isinstance(found, (str, os.PathLike)):
+        return with_faults_of(executor, found)
+    return found if isinstance(found, StrandedExecutor) else StrandedExecutor(type(found).__name__)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 import weakref
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from itertools import groupby
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from polarmap.executors import without_faults
 from polarmap.executors.base import Attempt, Coded, Failure, MapExecutor, Outcome, failure_of, read_only
 from polarmap.executors.pool import Pool
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
@@ -20,7 +23,7 @@ from polarmap.run.loop import Need, Policy
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.block_functions import BATCH_MOST_SECONDS
-from polarmap.worker.messages import Error
+from polarmap.worker.messages import Error, Fault
 from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Array, from_block
 from polarmap.worker.surroundings import available_cores
@@ -33,6 +36,8 @@ LATE_SECONDS = 4 * BATCH_MOST_SECONDS  # after which the items of one are given 
 MOST_TOGETHER = 1024  # items: each waits for those before it, and is late where one of these is
 MOST_KINDS = 64  # of items of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
+OWN_FAULTS = "raise", "garbage"  # that strike an item and not the whole batch
+NO_FAULTS: Mapping[int, Fault] = MappingProxyType({})
 ENDLESS = LatenessRule(1, min_seconds=BACKUP_SECONDS)  # no item is late before
 
 
@@ -46,10 +51,16 @@ class Items:
 
     def __init__(self, kind: Hashable, head: Any = None, blocks: Iterable[bytes | Array] = ()) -> None:
         self.kind, self.head, self.blocks = kind, head, list(blocks)
+        # How much larger the number of an item is among all of a `Batches`: (first item, difference).
+        self.offsets = list[tuple[int, int]]()
 
     def begins(self, numbers: Sequence[int]) -> Sequence[int]:
         """Those of these that may begin, or have: nobody has cancelled them, and nobody can any more."""
         return numbers
+
+    def position(self, number: int) -> int:
+        """Return the number of an item among all items of a `Batches`, in the order of submission."""
+        return number + self.offsets[bisect_right(self.offsets, (number, inf)) - 1][1]
 
 
 Batch = tuple[Items, Sequence[int]]  # some that come together
@@ -72,6 +83,7 @@ class Batches(Coded, Policy):
     joins : whether short ones go together.
     most : items that its run is given at a time, where they do not.
     backups : that a late one may get.
+    faults : injected into items, which are counted in the order of submission.
 
     Attributes
     ----------
@@ -81,8 +93,11 @@ class Batches(Coded, Policy):
 
     structure, source = ("array",), MESSAGE
 
-    def __init__(self, joins: bool, most: int, backups: int) -> None:
+    def __init__(self, joins: bool, most: int, backups: int, faults: Mapping[int, Fault] = NO_FAULTS) -> None:
         Policy.__init__(self, 0)
+        self._submitted = 0
+        self._travel_alone = {position for position, fault in faults.items() if fault.kind in OWN_FAULTS}
+        self._suffered: dict[int, set[Attempt]] = {}  # by the position of an item that has a fault
         self._joins, self._most = joins, MOST_BATCHES if joins else most
         self._waiting = deque[Batch]()
         self._alone = deque[Batch]()  # that go first, and by themselves
@@ -99,6 +114,10 @@ class Batches(Coded, Policy):
 
     def append(self, items: Items, numbers: Sequence[int]) -> None:
         """Let some of these wait behind those that do."""
+        offset = self._submitted - numbers[0]
+        if not items.offsets or items.offsets[-1][1] != offset:
+            items.offsets.append((numbers[0], offset))
+        self._submitted += numbers[-1] + 1 - numbers[0]
 
         def may_join(number: int) -> bool:
             return isinstance(items.blocks[number], bytes)
@@ -134,6 +153,23 @@ class Batches(Coded, Policy):
         if isinstance(blocks[0], np.ndarray):
             return read_only(blocks[0])
         return np.frombuffer(pickle.dumps((items.head, blocks), pickle.HIGHEST_PROTOCOL), np.int8)
+
+    def fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
+        """Return the fault that an attempt at a batch is to suffer: the first that one of its items has left.
+
+        Attempts are counted for each item, because an item may go from one task to another.
+        """
+        items, numbers = self.batches.get(task) or (None, ())
+        if items is None:
+            return None
+        for position in map(items.position, numbers):
+            if (fault := faults.get(position)) is None:
+                continue
+            suffered = self._suffered.setdefault(position, set())
+            if (task, attempt) in suffered or len(suffered) < fault.attempts:
+                suffered.add((task, attempt))
+                return fault
+        return None
 
     # -- as the policy of a schedule -----------------------------------------------------------
 
@@ -185,6 +221,8 @@ class Batches(Coded, Policy):
         if len(tasks.running) + len(tasks.held_back) >= room or (most == 1 and self._several):
             return None
         waiting.popleft()
+        if self._travel_alone:
+            most = self._most_without_fault(items, numbers[:most])
         if len(numbers) > most:
             waiting.appendleft((items, numbers[most:]))
         return items, numbers[:most]
@@ -196,6 +234,11 @@ class Batches(Coded, Policy):
             return 1
         share = max(len(numbers) // (BATCHES_PER_CORE * available_cores()), int(WORTH_SECONDS / seconds))
         return max(1, min(MOST_TOGETHER, int(BATCH_SECONDS / seconds), share))
+
+    def _most_without_fault(self, items: Items, numbers: Sequence[int]) -> int:
+        """Return how many of these items may share a batch: an item that is to fail by itself is alone."""
+        found = (turn for turn, number in enumerate(numbers) if items.position(number) in self._travel_alone)
+        return max(1, next(found, len(numbers)))
 
     def _kind_of(self, items: Items) -> LateAttempts[Attempt]:
         """The attempts at items of a kind, which is the latest now."""
@@ -262,6 +305,7 @@ class Batches(Coded, Policy):
 
 def go_together(executor: MapExecutor, backups: int, retries: int) -> bool:
     """Whether short items do: on processes here, if each that is lost or late with others is tried again."""
+    executor = without_faults(executor)
     return isinstance(executor, Pool) and executor.is_here and backups > 0 and retries > 0
 
 

@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from polarmap.errors import WorkerLostError, hide_our_frames
+from polarmap.executors import injected_faults
 from polarmap.executors.base import MapExecutor, Outcome, Payload, Run
 from polarmap.run.batches import Batches, Items, go_together, value_of
 from polarmap.run.loop import Need, Stopwatch, schedule
@@ -162,7 +163,8 @@ class Calls(Batches, Need):
         self, executor: MapExecutor, close: Callable[[], None], most: int, backups: int, retries: int
     ) -> None:
         self._executor, self._close = executor, close
-        self._options, self._retries = (go_together(executor, backups, retries), most, backups), retries
+        joins = go_together(executor, backups, retries)
+        self._options, self._retries = (joins, most, backups, injected_faults(executor)), retries
         self._is_shut_down = False
         self.forget()
         _of_executors.add(self)

@@ -18,7 +18,7 @@ from polarmap.codes.linear import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.executors import FaultyExecutor, data_beside
+from polarmap.executors import data_beside, with_faults_of, without_faults
 from polarmap.executors.base import Function, Payload
 from polarmap.executors.keys import check_key_of_map
 from polarmap.run.codeword import Codeword
@@ -157,10 +157,8 @@ def prepared(
 
 def _executor(choice: Any, data: Any) -> Any:
     """Where a stored array's workers can read it, when the caller does not say."""
-    if choice is None:
-        return getattr(data, "executor", None)
-    if isinstance(choice, FaultyExecutor) and choice.executor is None:
-        return FaultyExecutor(_executor(None, data), choice.faults)
+    if without_faults(choice) is None:
+        return with_faults_of(choice, getattr(data, "executor", None))
     return choice
 
 

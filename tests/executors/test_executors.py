@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,18 @@ import numpy as np
 import pytest
 from plain import ends
 
+import polarmap
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.executors import executor_of, keep_open, storage_beside
+from polarmap.executors import (
+    executor_of,
+    injected_faults,
+    keep_open,
+    shares_cores,
+    storage_beside,
+    usual_blocks,
+    with_faults_of,
+    without_faults,
+)
 from polarmap.executors.base import MapExecutor, Payload
 from polarmap.executors.owned_folder import private_folder
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -72,6 +83,23 @@ def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() 
         run.submit([(task, 0) for task in range(4)])
         failures = [outcome.failure for _ in range(4) for outcome in ends(run.wait(9.0))]
     assert [failure and failure.kind for failure in failures] == ["raised", "lost", "lost", None]
+
+
+@pytest.mark.parametrize("choice", [None, "localhost", polarmap.Pool(), Pool(), ReplayExecutor()])
+def test_fault_injection_answers_as_the_executor_that_it_wraps(choice: Any) -> None:
+    faulty, data = FaultyExecutor(FaultyExecutor(choice, {0: Fault("kill")}), {1: Fault("raise")}), np.ones(3)
+    assert without_faults(faulty) is choice
+    assert type(without_faults(executor_of(faulty))) is type(executor_of(choice))
+    for question in (shares_cores, partial(usual_blocks, most=1000), partial(storage_beside, data=data)):
+        assert question(faulty) == question(choice)
+    other = with_faults_of(faulty, "localhost")
+    assert (without_faults(other), other.faults, other.executor.faults) == (
+        "localhost",
+        {1: Fault("raise")},
+        {0: Fault("kill")},
+    )
+    assert injected_faults(executor_of(faulty)) == {0: Fault("kill"), 1: Fault("raise")}
+    assert injected_faults(ReplayExecutor()) == {}
 
 
 def test_its_name_is_that_of_the_executor_underneath_at_any_time() -> None:

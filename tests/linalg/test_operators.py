@@ -56,6 +56,15 @@ def threads() -> Iterator[Executor]:
         yield pool
 
 
+def test_fault_injection_changes_no_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.executors.available_cores", lambda: 2)
+    A = random_matrix((96, 4), "float64")
+    with CodedOperator(A) as plain, CodedOperator(A, executor=FaultyExecutor(None)) as faulty:
+        assert plain @ np.ones(4) == pytest.approx(faulty @ np.ones(4))
+        counts = [(one.report.k, one.report.n) for one in (plain, faulty)]
+    assert counts == [(6, 8), (6, 8)]
+
+
 # --- products ------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from pool_processes import leave_out_others
 import polarmap
 from polarmap import Executor, Pool
 from polarmap.errors import WorkerLostError
+from polarmap.run.batches import Batches
+from polarmap.testing import Fault, FaultyExecutor
 
 PATIENCE = 60.0
 
@@ -140,6 +142,41 @@ def test_an_item_that_ends_its_worker_takes_no_other_short_one_with_it() -> None
     assert isinstance(found[700], WorkerLostError)
     assert [one for one in found if one is not found[700]] == [-item for item in range(1000) if item != 700]
     assert found.report.tasks[700].attempts >= 2
+
+
+@pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
+@pytest.mark.parametrize("kind", ["kill", "exit", "raise"])
+def test_faults_strike_items_while_short_ones_are_batched(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = dict[int, int]()  # of the batch in which each item travelled first
+    next_batch = Batches._next_batch
+
+    def noted(batches: Batches, tasks: Any) -> Any:
+        batch = next_batch(batches, tasks)
+        for number in batch[1] if batch else ():
+            sizes.setdefault(number, len(batch[1]))
+        return batch
+
+    monkeypatch.setattr(Batches, "_next_batch", noted)
+    leave_out_others()
+    with Pool(workers=2) as pool:
+        faulty = FaultyExecutor(pool, {700: Fault(kind)})
+        if name == "hedged_map":
+            result = polarmap.hedged_map(identity, range(1000), executor=faulty, timeout=PATIENCE)
+            assert list(result) == list(range(1000))
+            assert result.report.tasks[700].attempts >= 2
+        else:
+            with Executor(faulty) as executor:
+                found = executor.map(identity, range(1000), timeout=PATIENCE)
+                if kind == "raise":  # which is as if f had raised: only lost calls are started again
+                    assert [next(found) for _ in range(700)] == list(range(700))
+                    with pytest.raises(RuntimeError, match="injected fault"):
+                        next(found)
+                else:
+                    assert list(found) == list(range(1000))
+    assert (sizes[700] == 1) == (kind == "raise")
+    assert max(sizes.values()) > 1
 
 
 def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from polarmap import Pool
+from polarmap.executors import executor_of
 from polarmap.executors.base import Attempt, Failure, Outcome, Payload
 from polarmap.executors.replay import ReplayRun
 from polarmap.run.batches import (
@@ -63,7 +64,7 @@ class Served:
         faults: dict[int, Fault] | None = None,
         retries: int = 1,
     ) -> None:
-        self.batches, self.handed = Batches(True, MOST_BATCHES, 1), list[list[int]]()
+        self.batches, self.handed = Batches(True, MOST_BATCHES, 1, faults or {}), list[list[int]]()
         if seconds is not None:
             self.batches._seconds["kind"] = seconds
         for items in some:
@@ -214,10 +215,53 @@ def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() ->
 def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
     with Pool(workers=1) as pool:
         assert go_together(pool, 1, 1)
-        others: list[Any] = [ReplayExecutor(), FaultyExecutor(pool)]
-        assert not any(go_together(one, 1, 1) for one in others)
+        assert go_together(executor_of(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
+        others: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
+        assert not any(go_together(executor_of(one), 1, 1) for one in others)
         assert not go_together(pool, 0, 1)
         assert not go_together(pool, 1, 0)
+
+
+def test_a_fault_strikes_the_batch_of_its_item_once() -> None:
+    served = Served(abs, Numbers(40), faults={15: Fault("kill")})
+    batch = next(batch for batch in served.first() if 15 in batch)
+    assert len(batch) > 1
+    assert served.serve() == {number: number for number in range(40)}
+    table = served.need.as_told()()
+    struck = [number for number, task in enumerate(table) if task.failures]
+    assert struck == batch
+    assert served.handed.count([15]) == 1
+
+
+def test_a_batch_that_was_given_up_leaves_no_fault_for_its_items() -> None:
+    faults = {15: Fault("sleep", 10 * LATE_SECONDS)}
+    served = Served(abs, Numbers(40), faults=faults)
+    assert served.serve() == {number: number for number in range(40)}
+    assert served.run.now() < 5 * LATE_SECONDS
+    assert served.handed.count([15]) == 1
+
+
+@pytest.mark.parametrize("kind", ["raise", "garbage"])
+def test_an_item_that_is_to_fail_by_itself_travels_alone(kind: str) -> None:
+    faults = {number: Fault(kind) for number in (0, 15, 16, 39)}
+    batches = Batches(True, MOST_BATCHES, 1, faults)
+    batches._seconds["kind"] = 1e-3
+    batches.append(Numbers(40), range(40))
+    sent = [list(batch[1]) for batch in iter(lambda: batches._next_batch(TaskTable(0)), None)]
+    assert [batch for batch in sent if faults.keys() & set(batch)] == [[0], [15], [16], [39]]
+    assert [number for batch in sent for number in batch] == list(range(40))
+    assert max(map(len, sent)) > 1
+
+
+def test_faults_count_items_in_the_order_of_submission() -> None:
+    batches, first, second = Batches(True, MOST_BATCHES, 1), Numbers(6), Numbers(2)
+    batches.append(first, range(3))
+    batches.append(second, [0])
+    batches.append(first, [3])
+    batches.append(first, [5])  # the item before does not travel
+    batches.append(second, [1])
+    assert [first.position(number) for number in (0, 1, 2, 3, 5)] == [0, 1, 2, 4, 5]
+    assert [second.position(number) for number in (0, 1)] == [3, 6]
 
 
 def test_a_part_of_a_task_was_started_as_often() -> None:
