@@ -291,6 +291,60 @@ def test_no_module_has_a_shapeless_name() -> None:
     assert parts & SHAPELESS_NAMES == set()
 
 
+# --- asserts, which `python -O` leaves out ------------------------------------------------------
+
+PURE_FUNCTIONS = {"callable", "isinstance", "issubclass", "len"}
+PURE_NODES = (
+    *(ast.BoolOp, ast.Compare, ast.Constant, ast.Name, ast.Tuple, ast.UnaryOp),
+    *(ast.boolop, ast.cmpop, ast.expr_context, ast.unaryop),
+)
+
+
+@cache
+def computed_attributes() -> frozenset[str]:
+    """Return the names of all properties and cached properties of the package, whatever their class."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in modules().values())
+    functions = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return frozenset(
+        function.name
+        for function in functions
+        if any(ast.unparse(decorator).endswith("property") for decorator in function.decorator_list)
+    )
+
+
+def is_pure(node: ast.AST) -> bool:
+    """Return whether evaluating a part of an expression, without its own parts, changes nothing.
+
+    Names, constants, comparisons, plain attributes and a few built-in functions are pure. An attribute is
+    plain if no class of the package has a property of that name.
+    """
+    if isinstance(node, ast.Attribute):
+        return node.attr not in computed_attributes()
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in PURE_FUNCTIONS and not node.keywords
+    return isinstance(node, PURE_NODES)
+
+
+def impure_asserts(source: str) -> list[str]:
+    """Return the conditions of all assert statements that may have a side effect."""
+    asserts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+    return [ast.unparse(one.test) for one in asserts if not all(map(is_pure, ast.walk(one.test)))]
+
+
+def test_no_assert_has_a_side_effect() -> None:
+    found = {module: impure_asserts(path.read_text(encoding="utf-8")) for module, path in modules().items()}
+    assert {module: conditions for module, conditions in found.items() if conditions} == {}
+
+
+@pytest.mark.parametrize(
+    "condition", ["self.seed >= 0", "x.pop()", "(y := x)", "x[0]", "f(x)", "len(x.steps)", "all(x)", "x + 1"]
+)
+def test_an_assert_with_a_call_or_a_property_is_found(condition: str) -> None:
+    assert impure_asserts(f"assert {condition}") == [ast.unparse(ast.parse(condition).body[0].value)]  # type: ignore[attr-defined]
+    pure = "x is not None and isinstance(x, (A, b.C)) and not 1 < len(x.leaves_of_it)"
+    assert impure_asserts(f"assert {pure}, {condition}") == []
+
+
 # --- tests mirror the package ------------------------------------------------------------------
 
 

@@ -210,9 +210,10 @@ def without_padding(
     """Results without the rows that come from padding, of the leaves that have one row per row."""
     if not any(rows):
         return list(results)
-    assert blocks.rows is not None
-    total = blocks.k * blocks.rows - blocks.padding
-    counts = [min(max(total - index * blocks.rows, 0), blocks.rows) for index in range(blocks.k)]
+    block_rows = blocks.rows
+    assert block_rows is not None
+    total = blocks.k * block_rows - blocks.padding
+    counts = [min(max(total - index * block_rows, 0), block_rows) for index in range(blocks.k)]
     return [
         [leaf[:count] if cut else leaf for leaf, cut in zip(leaves, rows, strict=True)]
         for leaves, count in zip(results, counts, strict=True)

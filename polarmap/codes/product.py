@@ -193,7 +193,7 @@ class ProductRecovery(RealRecovery):
         if self.steps is None or self.exact:
             return self.joint.weights
         out = np.empty((len(self.missing), len(self.arrived)))
-        self._recover_by_lines(dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
+        self._recover_by_lines(self.steps, dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
         return out
 
     @property
@@ -217,16 +217,15 @@ class ProductRecovery(RealRecovery):
         """Put the missing blocks into `out`, line by line or by all equations at once."""
         is_rounded = is_exact(out.dtype) and not self.exact
         if self.steps is not None and not is_rounded:
-            self._recover_by_lines(rows, out)
+            self._recover_by_lines(self.steps, rows, out)
         elif self.exact:
             self.joint.fill(rows, out)
         else:
             super().fill(rows, out)
 
-    def _recover_by_lines(self, rows: Results, out: Array) -> None:
-        assert self.steps is not None
+    def _recover_by_lines(self, steps: Sequence[tuple[LineStep, Places]], rows: Results, out: Array) -> None:
         received = {int(index): rows[int(index)] for index in self.arrived}
-        values = replay(self.steps, received, out.dtype)
+        values = replay(steps, received, out.dtype)
         for target, index in zip(out, self.missing.tolist()):
             target[:] = values[index]
 

@@ -96,8 +96,8 @@ class RotationCode(PolarCode):
         return is_formed(self.n, self.k)
 
     def get_ready(self) -> None:
-        """Choose the angles: that takes some hundredths of a second."""
-        assert self.seed >= 0
+        """Choose the angles, which takes a few hundredths of a second."""
+        _ = self.seed  # Reading the property makes the choice.
 
     @property
     def _block_erasure(self) -> Floats:

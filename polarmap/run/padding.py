@@ -90,9 +90,10 @@ class PaddingRows:
     @property
     def _counts(self) -> tuple[int, int]:
         """Rows that f is evaluated on, no more than a block has: not one, which numpy may squeeze."""
-        assert self._blocks.rows is not None
-        few = min(2, self._blocks.rows - 1)
-        return few, min(few + 2, self._blocks.rows)
+        rows = self._blocks.rows
+        assert rows is not None
+        few = min(2, rows - 1)
+        return few, min(few + 2, rows)
 
     def _some_rows(self) -> tuple[Any, Any]:
         """A few rows of a data block and some more, which would show; made up where they lie in storage."""
@@ -108,9 +109,9 @@ class PaddingRows:
         return unflatten(structure, first), unflatten(structure, leaves)
 
     def _warn(self) -> None:
-        blocks = self._blocks
-        assert blocks.rows is not None
-        total = blocks.k * blocks.rows - blocks.padding
+        blocks, rows = self._blocks, self._blocks.rows
+        assert rows is not None
+        total = blocks.k * rows - blocks.padding
         counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"
         warn(
             f"{total} rows do not divide into {blocks.k} blocks: f saw {blocks.padding} rows of zeros at the "
