@@ -229,6 +229,19 @@ def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
     assert used <= SPREADS_OVER_CORES.get(module, set())
 
 
+@pytest.mark.parametrize("module", modules())
+def test_only_mathematics_runs_on_threads_that_a_program_waits_for_at_its_end(module: str) -> None:
+    """A thread that waits for a storage or a socket, which may hang, must be a daemon."""
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = {"Thread": list[ast.Call](), "ThreadPoolExecutor": list[ast.Call]()}
+    for call in calls:
+        made.get(ast.unparse(call.func).rpartition(".")[2], []).append(call)
+    assert not made["ThreadPoolExecutor"] or module in SPREADS_OVER_CORES
+    for call in made["Thread"]:
+        assert "daemon=True" in {ast.unparse(one) for one in call.keywords}, ast.unparse(call)
+
+
 HEAVY = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed", "dask", "yaml"}
 HEAVY |= {"opentelemetry", "ray", "IPython", "xarray", "pyproximal", "cryptography"}
 

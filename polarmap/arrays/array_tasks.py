@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from polarmap.arrays.reading import whole_before
-from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
+from polarmap.arrays.stores import PartStore
 from polarmap.codes.dtypes import Array
 from polarmap.codes.uncoded import BACKUPS, Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
+from polarmap.executors.transfers import Transfers, in_parallel
 from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, RunningMap, counting
@@ -69,23 +71,29 @@ class TaskRunner:
             self._run_elsewhere(f, tasks, take, output)
 
     def _run_here(self, f: Function, tasks: Coded, take: Take, put: Put) -> None:
-        storing: list[tuple[int, list[Future[Part]], Array]] = []  # of the task before
+        storing: list[tuple[int, Transfers[Any, Part], Array]] = []  # of the task before
 
-        def finish(task: int, sent: list[Future[Part]], note: Array) -> None:
-            take(task, [one.result() for one in sent], note)
+        def finish() -> None:
+            task, parts, note = storing[0]
+            take(task, parts.results(), note)
+            storing.clear()
             show(task + 1)
 
-        pool = ThreadPoolExecutor(TRANSFERS)
+        def stop() -> None:
+            for _, parts, _ in storing:
+                parts.stop()
+
         with contextlib.ExitStack() as stack:
-            stack.callback(pool.shutdown, cancel_futures=True)
+            stack.callback(stop)
             show = stack.enter_context(counting(self._observers, tasks.n))
             for task in range(tasks.n):
                 with whole_before():
                     *arrays, note = f(block_of(tasks, task))
                 if storing:
-                    finish(*storing.pop())
-                storing.append((task, [pool.submit(put, task, *one) for one in enumerate(arrays)], note))
-            finish(*storing.pop())
+                    finish()
+                puts = [partial(put, task, number, array) for number, array in enumerate(arrays)]
+                storing.append((task, Transfers(operator.call, puts), note))
+            finish()
 
     def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, output: OutputSpec | None) -> None:
         def ended(outcome: Outcome) -> None:

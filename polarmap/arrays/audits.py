@@ -15,9 +15,10 @@ import numpy as np
 from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.manifest import Manifest, array_prefix
 from polarmap.arrays.reading import StoredBlocks, decoder_of
-from polarmap.arrays.stores import PartStore, in_parallel
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
 from polarmap.codes.dtypes import Array
+from polarmap.executors.transfers import in_parallel
 from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part

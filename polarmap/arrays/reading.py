@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -14,13 +13,14 @@ import numpy as np
 
 from polarmap.arrays.generations import parsed, read_current
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.stores import TRANSFERS, PartStore, in_parallel
+from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.codes.decoder import Decoder
 from polarmap.codes.dtypes import Array, Indices, default_rtol, epsilon, is_exact
 from polarmap.codes.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError, StorageError
+from polarmap.executors.transfers import TRANSFERS, in_parallel
 from polarmap.storage import Store
 from polarmap.worker.parts import DamagedError, Part
 from polarmap.worker.pytree import Layout, Structure
@@ -118,28 +118,30 @@ class StoredBlocks(CodedData):
             return row is not None
 
         is_file = self.part_store.place.kind == "folder"
-        with ThreadPoolExecutor(min(TRANSFERS, self.n)) as pool:
-            each = map if is_file or len(wanted) == 1 else pool.map  # a thread takes longer than a file
-            for (target, stripe, block, columns), is_good in zip(wanted, each(read, wanted)):
-                if not is_good:
-                    target[:] = self._decoded(stripe, block, columns, pool)
+        # No more parts than there are blocks are in memory at a time. To start a thread takes longer than to
+        # read a file.
+        several = partial(in_parallel, max_threads=min(TRANSFERS, self.n))
+        each = map if is_file or len(wanted) == 1 else several
+        for (target, stripe, block, columns), is_good in zip(wanted, each(read, wanted)):
+            if not is_good:
+                target[:] = self._decoded(stripe, block, columns)
         return out
 
-    def _decoded(self, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor) -> Array:
+    def _decoded(self, stripe: int, block: int, columns: slice) -> Array:
         """Some columns of one damaged part of a data block, from parts of other blocks."""
         manifest, k, good = self.manifest, self.code.k, dict[int, Array]()
         decoder = decoder_of(manifest, strict=True)
         others = [other for other in range(self.n) if other != block]
         while others and not (decoder.ready and is_finite(good.values())):
             lot, others = others[:k], others[k:]
-            for index, row in self.good_parts(stripe, lot, pool).items():
+            for index, row in self.good_parts(stripe, lot).items():
                 good[index] = row[columns]
                 decoder.add(index)
         return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
 
-    def good_parts(self, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor) -> dict[int, Array]:
+    def good_parts(self, stripe: int, blocks: Sequence[int]) -> dict[int, Array]:
         """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
-        rows = pool.map(partial(self._good_part, stripe), blocks)
+        rows = in_parallel(partial(self._good_part, stripe), blocks)
         return {block: row for block, row in zip(blocks, rows) if row is not None}
 
     def _good_part(self, stripe: int, block: int) -> Array | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.reading import StoredBlocks, decode_blocks
-from polarmap.arrays.stores import TRANSFERS
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import repair_zarr
 from polarmap.codes import modular
@@ -98,8 +96,7 @@ class _Repair:
     def _decoded(self, stripe: int, kept: Collection[int]) -> dict[int, Array]:
         """By block the damaged parts of a stripe, decoded entry by entry, and good ones of blocks `kept`."""
         manifest, code = self._manifest, self._manifest.code
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            good = self._stored.good_parts(stripe, range(code.n), pool)
+        good = self._stored.good_parts(stripe, range(code.n))
         bad = [block for block in range(code.n) if block not in good]
         rebuilt = {block: good[block] for block in kept if block in good}
         lost = [block for block in bad if block < code.k]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +17,6 @@ from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, get_part, put_parts
 from polarmap.worker.parts import Part, Place, missing
-
-TRANSFERS = 8  # objects read or written at once
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def open_store(choice: Any) -> Store:
@@ -55,12 +49,6 @@ def place_of(store: Store) -> Place:
     if isinstance(store, ObjectStore):
         return Place("bucket", store.bucket, store.backend)
     return Place("driver", store.name)
-
-
-def in_parallel(transfer: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """What a transfer gives for each item, several of them at once."""
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        return list(pool.map(transfer, items))
 
 
 class PartStore:

@@ -13,11 +13,12 @@ from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, manifest_key
 from polarmap.arrays.reading import whole_before
-from polarmap.arrays.stores import PartStore, in_parallel
+from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.codes.dtypes import Array
 from polarmap.errors import StorageError
+from polarmap.executors.transfers import in_parallel
 from polarmap.storage import Store
 from polarmap.worker.messages import OutputSpec
 from polarmap.worker.parts import Part

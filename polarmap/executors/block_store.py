@@ -9,7 +9,6 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Failure, Payload
+from polarmap.executors.transfers import in_parallel
 from polarmap.worker.encryption import as_stored
 from polarmap.worker.messages import StoredBlock, plain
 from polarmap.worker.parts import MESSAGE, Part, Place
@@ -98,8 +98,7 @@ class StoredPieces:
                 return
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
             self._find_room(coded)
-            with ThreadPoolExecutor(TRANSFERS) as pool:
-                self._parts |= zip(new, pool.map(partial(self._store, coded), new))
+            self._parts |= zip(new, in_parallel(partial(self._store, coded), new, TRANSFERS))
 
     def block(self, coded: Coded, task: int) -> StoredBlock:
         """What the worker of a task gets; stored now if it is not yet."""

@@ -10,11 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import WakeSignal
+from polarmap.executors.transfers import in_parallel
 from polarmap.worker.objects import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,
@@ -215,26 +215,25 @@ class ObjectLinks:
     def _carry(self) -> None:
         """Hand on what workers say until all is closed; look ever less until something is said."""
         pause = 0.0
-        with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
-            while not self._is_closed.is_set():
-                began, heard = time.monotonic(), 0
-                try:
-                    if began >= self._next_sign:
-                        self._put_orders()  # again, if the storage was killed and has forgotten them
-                        self._next_sign = began + BEAT_SECONDS
-                        self._hang_up_on_silent()
-                    self._flush()
-                    heard = self._take(pool.map)
-                except Exception:  # the storage is away: that nothing was heard says nothing of the workers
-                    for link in list(self._links.values()):
-                        link.heard = time.monotonic()
-                pause = next_pause(0.0 if heard else pause, time.monotonic() - began)
-                if self._expected.wait(pause):
-                    self._expected.clear()
-                    pause = 0.0
-                    self._is_closed.wait(FIRST_POLL_SECONDS)  # nobody replies before
+        while not self._is_closed.is_set():
+            began, heard = time.monotonic(), 0
+            try:
+                if began >= self._next_sign:
+                    self._put_orders()  # again, if the storage was killed and has forgotten them
+                    self._next_sign = began + BEAT_SECONDS
+                    self._hang_up_on_silent()
+                self._flush()
+                heard = self._take()
+            except Exception:  # the storage is away: that nothing was heard says nothing of the workers
+                for link in list(self._links.values()):
+                    link.heard = time.monotonic()
+            pause = next_pause(0.0 if heard else pause, time.monotonic() - began)
+            if self._expected.wait(pause):
+                self._expected.clear()
+                pause = 0.0
+                self._is_closed.wait(FIRST_POLL_SECONDS)  # nobody replies before
 
-    def _take(self, each: Callable[..., Any]) -> int:
+    def _take(self) -> int:
         """Read all replies there are, and remove them; how many there were."""
         self._writes += 1
         found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
@@ -242,7 +241,8 @@ class ObjectLinks:
         new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))
         count = sum(said.size > 0 for said, _ in new)
         self._reads += count
-        contents = list(each(self._content, new))  # all before any is told: so all are answered at once
+        # All are read before any is delivered, so that all are answered at once.
+        contents = in_parallel(self._content, new, TRANSFERS)
         written, waiting = list[str](), set[int]()  # numbers of workers whose next reply is not whole yet
         for (said, key), data in zip(new, contents):
             if said.number in waiting or len(data) != said.size:

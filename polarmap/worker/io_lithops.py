@@ -5,7 +5,6 @@ Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from polarmap.worker.block_cache import joined, load_block
 from polarmap.worker.messages import Ticket
-from polarmap.worker.parts import is_missing
+from polarmap.worker.parts import drop_inherited_connections, is_missing
 from polarmap.worker.processes import END_SECONDS, end_job, exit_when, is_alive
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.pytree import Structure
@@ -54,7 +53,7 @@ class LithopsIO(TaskIO):
     def run(self, ticket: Ticket) -> tuple[bytes, bytes] | None:
         """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
         os.nice(self._address["nice"])
-        _drop_inherited_connections(self.storage)
+        drop_inherited_connections(self.storage)
         if self._driver is None:
             exit_when(self.is_cancelled)
         else:
@@ -103,9 +102,3 @@ def delete_below(storage: Any, bucket: str, prefix: str) -> int:
     if keys:
         storage.delete_objects(bucket, keys)
     return len(keys)
-
-
-def _drop_inherited_connections(storage: Any) -> None:
-    """Forget keep-alive sockets opened before the fork: since Lithops 3.8 the parent uses them too."""
-    with contextlib.suppress(AttributeError):
-        storage.get_client()._endpoint.http_session._manager.clear()

@@ -26,7 +26,7 @@ from weakref import WeakValueDictionary
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.messages import Fault, OutputSpec, StoredBlock, Ticket, UnfitError
 from polarmap.worker.objects import ObjectChannel
-from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.parts import DamagedError, Part, Place, drop_inherited_connections
 from polarmap.worker.private_files import check_private, has_folder, make_private, read_private
 from polarmap.worker.process_state import ProcessState, is_for_want
 from polarmap.worker.processes import exit_when
@@ -356,6 +356,7 @@ def make_kept_task(address: DriverAddress) -> Callable[..., None]:
 def stay(address: DriverAddress, number: int, seconds: float, storage: Any, place: str = "") -> None:
     """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
     until = time.monotonic() + seconds
+    drop_inherited_connections(storage)
     os.environ.update(limiting_variables(address.threads))
     with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed))

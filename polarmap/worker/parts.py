@@ -156,3 +156,13 @@ def remove_parts(place: Place, parts: Iterable[Part], storage: Any = None) -> No
 def is_missing(error: Exception) -> bool:
     """Whether a storage says that there is no such object; Lithops has one error for all of them."""
     return type(error).__name__ == "StorageNoSuchKeyError"
+
+
+def drop_inherited_connections(storage: Any) -> None:
+    """Drop the keep-alive connections of a `lithops.Storage`, so that requests open new ones.
+
+    Since Lithops 3.8 a task runs in a process that was forked of one that goes on to use these connections.
+    Requests of both on one connection get each other's answers.
+    """
+    with contextlib.suppress(AttributeError):  # only clients of S3 are known to need it
+        storage.get_client()._endpoint.http_session._manager.clear()

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_storage import DictStorage
+from servers import Server
 from stored_calls import Bomb, orders_of
 
+from polarmap.executors.lithops_jobs import open_storage
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.tcp import WorkerListener
 from polarmap.worker import kept_worker
@@ -140,6 +142,28 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
         monkeypatch.setenv(name, "9")
     stay(address(bucket="b")._replace(threads=3), 1, 0.01, storage)
     assert {os.environ[name] for name in THREAD_LIMITS} == {"3"}
+
+
+def test_a_worker_opens_connections_of_its_own_to_the_storage(
+    monkeypatch: pytest.MonkeyPatch, s3_server: Server, tmp_path: Path
+) -> None:
+    """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
+    monkeypatch.setattr(kept_worker, "exit_when", lambda is_over: lambda: None)
+    storage = open_storage(s3_server.config(tmp_path / "s3.yaml"))
+    keys = ObjectKeys("polarmap/pool-1")
+    storage.put_object(storage.bucket, keys.orders, pickle.dumps(tuple(Orders(1, {}, {}))))
+    inherited = ports_of(storage)
+    stay(address(bucket=storage.bucket), 1, 0.01, storage)
+    used = ports_of(storage)
+    assert [keys.said(key).number for key in storage.list_keys(storage.bucket, keys.replies)] == [1]
+    assert inherited and used and not inherited & used
+
+
+def ports_of(storage: Any) -> set[int]:
+    """The ports here of the connections that a client of S3 keeps open."""
+    pools = storage.get_client()._endpoint.http_session._manager.pools
+    connections = [one for key in list(pools.keys()) for one in pools[key].pool.queue]
+    return {one.sock.getsockname()[1] for one in connections if one is not None and one.sock is not None}
 
 
 # --- tasks -----------------------------------------------------------------------------------------

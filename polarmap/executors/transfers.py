@@ -1,0 +1,138 @@
+"""Transfers between this process and a storage, several at a time, on daemon threads.
+
+A storage may hang. Neither Ctrl-C nor the exit of the interpreter waits for a thread of this module, while
+`concurrent.futures.ThreadPoolExecutor` joins its threads in both cases.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from polarmap.worker.threads import run_on_daemon
+
+TRANSFERS = 8  # that run at the same time, unless the caller chooses another number
+# A wait without a timeout misses Ctrl-C that is pressed just before it begins, and on Windows any.
+INTERRUPT_SECONDS = 1.0
+GRACE_SECONDS = 5.0  # that an error or Ctrl-C waits for running transfers, which may hang
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Transfers(Generic[T, R]):
+    """A function that is being called with each of several items, on a bounded number of threads.
+
+    An item is dropped as soon as its call has ended.
+
+    Parameters
+    ----------
+    transfer : called with one item, on a daemon thread.
+    items : started in this order.
+    max_threads : calls that run at the same time, at most.
+
+    Examples
+    --------
+    >>> Transfers(str.upper, ["a", "b"]).results()
+    ['A', 'B']
+    """
+
+    def __init__(self, transfer: Callable[[T], R], items: Iterable[T], max_threads: int = TRANSFERS) -> None:
+        self._transfer, self._waiting = transfer, deque(enumerate(items))
+        self._results, self._errors = dict[int, R](), dict[int, BaseException]()
+        self._lock, self._threads = threading.Lock(), 0  # that run transfers
+        self._settled, self._idle = threading.Event(), threading.Event()
+        self._start(min(max_threads, len(self._waiting)))
+
+    def results(self) -> list[R]:
+        """Block until all calls have returned, and return their results in the order of the items.
+
+        If calls fail, no further one is started, and the error of the first item that failed is raised once
+        the running calls have ended, or after GRACE_SECONDS: what they still do would otherwise come after
+        what the caller does about the error.
+        """
+        try:
+            while not self._settled.wait(INTERRUPT_SECONDS):
+                pass
+        finally:
+            self.stop()
+        error = self._first_error()
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback refers to this frame
+        return [self._results[index] for index in range(len(self._results))]
+
+    def stop(self) -> None:
+        """Start no further call, and wait up to GRACE_SECONDS for those that are running."""
+        with self._lock:
+            self._waiting.clear()
+        self._idle.wait(GRACE_SECONDS)
+
+    def _start(self, count: int) -> None:
+        """Start this many threads; fewer if the system has no more."""
+        self._threads = max(1, count)
+        for started in range(count):
+            try:
+                run_on_daemon(self._run)
+            except RuntimeError:
+                if not started:
+                    raise
+                for _ in range(count - started):
+                    self._leave()
+                return
+        if not count:
+            self._leave()
+
+    def _run(self) -> None:
+        """Make calls until no item is waiting."""
+        while (numbered := self._next()) is not None:
+            index, item = numbered
+            try:
+                result = self._transfer(item)
+            except BaseException as error:  # is raised by whoever asks for the results
+                self._fail(index, error)
+            else:
+                self._results[index] = result
+                del result
+            del numbered, item
+        self._leave()
+
+    def _next(self) -> tuple[int, T] | None:
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
+    def _fail(self, index: int, error: BaseException) -> None:
+        with self._lock:
+            self._errors[index] = error
+            self._waiting.clear()
+        self._settled.set()
+
+    def _leave(self) -> None:
+        """Count one thread less; the last one tells that all calls have ended."""
+        with self._lock:
+            self._threads -= 1
+            is_last = not self._threads
+        if is_last:
+            self._settled.set()
+            self._idle.set()
+
+    def _first_error(self) -> BaseException | None:
+        """Return the error of the first item that failed, and forget all errors, or None."""
+        with self._lock:
+            errors, self._errors = self._errors, {}
+        return errors[min(errors)] if errors else None
+
+
+def in_parallel(transfer: Callable[[T], R], items: Iterable[T], max_threads: int = TRANSFERS) -> list[R]:
+    """Call `transfer` with each item, several at a time, and return the results in the order of the items.
+
+    See `Transfers` for what happens when a call fails or hangs.
+
+    >>> in_parallel(len, ["a", "bc"])
+    [1, 2]
+    """
+    return Transfers(transfer, items, max_threads).results()

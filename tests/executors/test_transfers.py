@@ -1,0 +1,206 @@
+"""Transfers: bounded, in order, with errors raised, and never what a program waits for at its end."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+import hanging_store
+import pytest
+
+from polarmap.executors import transfers
+from polarmap.executors.transfers import Transfers, in_parallel
+
+SECONDS = 30.0
+
+
+class Item:
+    """Something that a weak reference can refer to."""
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 40])
+def test_results_come_in_the_order_of_the_items(count: int) -> None:
+    last_first = [threading.Event() for _ in range(count)]
+
+    def transfer(number: int) -> int:
+        """Return once the next item has ended, of each two."""
+        if number % 2 == 0 and number + 1 < count:
+            assert last_first[number + 1].wait(SECONDS)
+        last_first[number].set()
+        return number * number
+
+    assert in_parallel(transfer, iter(range(count)), 4) == [number * number for number in range(count)]
+
+
+def test_no_more_run_at_the_same_time_than_allowed_and_all_on_daemon_threads() -> None:
+    lock, running, most, are_daemons = threading.Lock(), [0], [0], set[bool]()
+    full = threading.Barrier(3)
+
+    def transfer(number: int) -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+            are_daemons.add(threading.current_thread().daemon)
+        full.wait(SECONDS)
+        with lock:
+            running[0] -= 1
+
+    in_parallel(transfer, range(30), 3)
+    assert (most[0], running[0], are_daemons) == (3, 0, {True})
+
+
+def test_the_error_of_the_first_item_that_failed_is_raised_and_no_further_item_is_started() -> None:
+    started, both = list[int](), threading.Barrier(2)
+
+    def transfer(number: int) -> None:
+        started.append(number)
+        both.wait(SECONDS)
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match=r"^0$"):
+        in_parallel(transfer, range(10), 2)
+    assert sorted(started) == [0, 1]
+
+
+def test_an_error_is_raised_once_running_transfers_have_ended() -> None:
+    """A caller that removes what was stored would else leave what is stored after that."""
+    failed, stored = threading.Event(), list[int]()
+
+    def transfer(number: int) -> None:
+        if number:
+            failed.set()
+            raise ValueError(number)
+        assert failed.wait(SECONDS)
+        stored.append(number)
+
+    with pytest.raises(ValueError, match="1"):
+        in_parallel(transfer, [0, 1])
+    assert stored == [0]
+
+
+def test_an_error_is_raised_though_another_transfer_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "GRACE_SECONDS", 0.0)
+    hangs, go_on = threading.Event(), threading.Event()
+
+    def transfer(number: int) -> None:
+        if not number:
+            hangs.set()
+            go_on.wait(SECONDS)
+        else:
+            assert hangs.wait(SECONDS)
+            raise ValueError(number)
+
+    try:
+        with pytest.raises(ValueError, match="1"):
+            in_parallel(transfer, [0, 1])
+    finally:
+        go_on.set()
+
+
+def test_an_error_is_not_kept_in_a_cycle_of_references() -> None:
+    item, failed = Item(), list[weakref.ref[Item]]()
+
+    def transfer(one: Item) -> None:
+        raise ValueError(one)
+
+    failed.append(weakref.ref(item))
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="Item"):
+            in_parallel(transfer, [item])
+        del item
+        assert failed[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_an_item_is_dropped_when_its_transfer_has_ended() -> None:
+    first, second_runs, go_on = Item(), threading.Event(), threading.Event()
+    is_gone = weakref.ref(first)
+
+    def transfer(item: Item | None) -> None:
+        if item is None:
+            second_runs.set()
+            assert go_on.wait(SECONDS)
+
+    running = Transfers(transfer, [first, None], 1)
+    del first
+    try:
+        assert second_runs.wait(SECONDS)
+        assert is_gone() is None
+    finally:
+        go_on.set()
+    running.results()
+
+
+def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
+    runs, go_on, started = threading.Event(), threading.Event(), list[int]()
+
+    def transfer(number: int) -> None:
+        started.append(number)
+        runs.set()
+        assert go_on.wait(SECONDS)
+
+    running = Transfers(transfer, range(5), 1)
+    assert runs.wait(SECONDS)
+    threading.Thread(target=go_on.set, daemon=True).start()
+    running.stop()
+    assert started == [0]
+
+
+@pytest.mark.parametrize("possible", [0, 2])
+def test_threads_that_cannot_be_started_are_done_without(
+    monkeypatch: pytest.MonkeyPatch, possible: int
+) -> None:
+    real, left = transfers.run_on_daemon, [possible]
+
+    def start(call: object) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        real(call)
+
+    monkeypatch.setattr(transfers, "run_on_daemon", start)
+    if possible:
+        assert in_parallel(str, range(5)) == ["0", "1", "2", "3", "4"]
+    else:
+        with pytest.raises(RuntimeError, match="can't start"):
+            in_parallel(str, range(5))
+
+
+# What a program writes to stderr.
+ENDINGS = {"return": "", "raise": "my own", "interrupt": "KeyboardInterrupt", "fail": "the disk is full"}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("work", hanging_store.WORKS)
+def test_a_program_ends_while_its_store_hangs(tmp_path: Path, work: str, ending: str) -> None:
+    command = [sys.executable, hanging_store.__file__, str(tmp_path), work, ending]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ENDINGS[ending] in run.stderr
+    assert (run.returncode == 0) == (ending == "return")
+
+
+def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
+    program = (
+        "import threading\n"
+        "from memory_storage import DictStorage\n"
+        "from polarmap.executors.objects import ObjectLinks\n"
+        "from polarmap.worker.objects import ObjectChannel\n"
+        "from polarmap.worker.stream import PROCESS, Message\n"
+        "hangs = threading.Event()\n"
+        "class Hanging(DictStorage):\n"
+        "    def get_object(self, *arguments):\n"
+        "        hangs.set()\n"
+        "        threading.Event().wait()\n"
+        "storage = Hanging()\n"
+        "links = ObjectLinks(storage, 'pool', print)\n"
+        "ObjectChannel(storage, 'b', 'pool', 0).send(Message(PROCESS, header=b'0'))\n"
+        "assert hangs.wait(30)\n"
+    )
+    tests = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], timeout=100, check=True, cwd=tests)
