@@ -78,12 +78,12 @@ class Layout:
         return self._estimate([step], 1.0, 1.0)
 
     def plain_product(self, with_backups: bool) -> Estimate:
-        """A x without a code, by those workers that hold data, each in one object."""
-        step = Step(1, self.block + ITEMSIZE * COLUMNS, 0, 0, self.block / MEMORY_SPEED)
-        workers = WORKERS * self.k // self.n
+        """Estimate A x without a code: all workers hold data, each a smaller block in one object."""
+        block = DATA / WORKERS
+        step = Step(1, block + ITEMSIZE * COLUMNS, 0, 0, block / MEMORY_SPEED)
         if with_backups:
-            return self._with_backups([step], workers)
-        return self._estimate([step], FACTOR, 1 - SLOW + SLOW * FACTOR, workers)
+            return self._with_backups([step])
+        return self._estimate([step], FACTOR, 1 - SLOW + SLOW * FACTOR)
 
     def repair(self) -> Estimate:
         """A map reads all parts and compares checksums, another reads them again and rebuilds lost ones."""
@@ -94,21 +94,21 @@ class Layout:
         rebuild = Step(there, read + weights, self.lost, self.lost * self.part, read / self.rebuilding)
         return self._with_backups([check, rebuild])
 
-    def _with_backups(self, steps: list[Step], workers: int = WORKERS) -> Estimate:
-        """Maps without spare tasks: a slow one gets a copy when it has taken as long as others take."""
-        return self._estimate(steps, 2.0, 1 - SLOW + SLOW * 3, workers)
+    def _with_backups(self, steps: list[Step]) -> Estimate:
+        """Estimate maps without spare tasks: a slow task gets a copy once it takes longer than the others."""
+        return self._estimate(steps, 2.0, 1 - SLOW + SLOW * 3)
 
-    def _estimate(self, steps: list[Step], wait: float, paid: float, workers: int = WORKERS) -> Estimate:
+    def _estimate(self, steps: list[Step], wait: float, paid: float) -> Estimate:
         """`wait`, `paid`: what is waited for, and paid of each worker, in times of one that is not slow."""
         write, read = STORAGE["aws_s3"]
         seconds = dollars = requests = 0.0
         for step in steps:
             each = step.seconds(self.bandwidth)
-            bill = cost(LAMBDA, [paid * each] * workers, wait * each + AROUND_SECONDS)
+            bill = cost(LAMBDA, [paid * each] * WORKERS, wait * each + AROUND_SECONDS)
             assert bill is not None
             seconds += wait * each + AROUND_SECONDS
-            dollars += bill.total + workers * (step.gets * read + step.puts * write)
-            requests += workers * (step.gets + step.puts)
+            dollars += bill.total + WORKERS * (step.gets * read + step.puts * write)
+            requests += WORKERS * (step.gets + step.puts)
         return Estimate(seconds, dollars, requests)
 
 

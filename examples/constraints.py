@@ -1,6 +1,6 @@
 """Convex problems whose workers die: sparse coefficients, a portfolio.
 
-python examples/constraints.py"""
+python examples/constraints.py (needs the extra `convex`)"""
 
 from concurrent.futures import ThreadPoolExecutor
 

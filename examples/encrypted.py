@@ -1,4 +1,6 @@
-"""Data that the storage should not see: encrypted, tampered with, mapped all the same."""
+"""Data that the storage should not see: encrypted, tampered with, mapped all the same.
+
+It needs the extra `crypto`."""
 
 from __future__ import annotations
 

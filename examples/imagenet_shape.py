@@ -1,6 +1,6 @@
 """Least squares in the shape of ImageNet, 2,013,526 x 196,608 in float32 (1.58 TB), at any scale.
 
-Workers make the matrix, of rank 64, code it, leave it in storage and multiply: it is never in one place."""
+Workers make, code and store the matrix, of rank 64: it is never in one place. Needs the extra `linalg`."""
 
 import argparse
 import tempfile

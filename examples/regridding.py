@@ -1,6 +1,6 @@
 """Conservative regridding of daily fields from 2 x 2.5 to 3 x 4 degrees, with two dead workers.
 
-python examples/regridding.py [days, 120]"""
+python examples/regridding.py [days, 120] (needs the extra `xarray`)"""
 
 import sys
 

@@ -21,11 +21,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from configparser import ConfigParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import numpy as np
+import page_needs
 import pytest
 import ray_clusters
 import yaml
@@ -34,10 +35,12 @@ from programs import Interpreter
 import polarmap
 from benchmarks import iterations
 from benchmarks.pages import tables_of
+from polarmap import cli
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*sorted(ROOT.glob("*.md")), *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
 SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
@@ -45,6 +48,7 @@ SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$")
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
 OUTPUT, ONE_RUN = ' title="Output"', ' title="Output of one run"'
+NOT_COMMANDS = {"task", "encryption"}  # words behind `polarmap` in names of Dask tasks and of a format
 END = "\N{END OF TRANSMISSION}"  # printed behind each block, with the line it ends on
 FORGET = "[globals().pop(name) for name in [*globals()] if name[:2] != '__']"
 MEASURED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
@@ -242,17 +246,11 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
 
 
-def extras() -> set[str]:
-    setup = ConfigParser(interpolation=None)
-    setup.read(ROOT / "setup.cfg")
-    return set(setup["options.extras_require"])
-
-
 @pages
 def test_make_commands_name_targets(page: Path) -> None:
     named = [word for first, *rest in commands(page) if first == "make" for word in rest if "=" not in word]
-    known = make_targets()
-    assert [word for word in named if word not in known and not word.startswith("test-")] == []
+    files = {path.stem.replace("test_", "test-", 1) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(named) - make_targets() - files == set()
 
 
 @pages
@@ -272,7 +270,118 @@ def test_python_commands_name_files_and_modules(page: Path) -> None:
 @pages
 def test_install_commands_name_extras(page: Path) -> None:
     named = re.findall(r"(?:polarmap|'\.|\s\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
-    assert {extra for some in named for extra in some.split(",")} <= extras()
+    assert {extra for some in named for extra in some.split(",")} <= page_needs.extras()
+
+
+@pages
+def test_pages_name_the_extras_that_their_python_blocks_need(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert page_needs.needed_by_code(script(page)) - page_needs.installed_by(text) == set()
+
+
+@pages
+def test_pages_name_the_extras_that_their_commands_need(page: Path) -> None:
+    installed = page_needs.installed_by(page.read_text(encoding="utf-8"))
+    missing = {}
+    for first, *rest in commands(page):
+        if first in ("python", "python3") and rest[0] == "-m" and rest[1].startswith("benchmarks"):
+            missing[rest[1]] = page_needs.needed_by_benchmark(rest[1]) - installed
+        elif first in ("python", "python3") and rest[0].startswith("examples/"):
+            missing[rest[0]] = page_needs.needed_by_example(ROOT / rest[0]) - installed
+    assert {name: some for name, some in missing.items() if some} == {}
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_name_the_extras_that_they_need(example: Path) -> None:
+    """In their docstring, or those that are notebooks on the page of the gallery."""
+    main = example / "__main__.py" if example.is_dir() else example
+    text = main.read_text(encoding="utf-8")
+    if text.startswith("# %%"):
+        text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert page_needs.needed_by_example(example) - page_needs.installed_by(text) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("import scipy", {"scipy"}),
+        ("import sklearn.datasets", {"sklearn"}),
+        ("from polarmap import CodedOperator", {"scipy"}),
+        ("import polarmap\nwith polarmap.CodedOperator(A) as operator: pass", {"scipy"}),
+        ("from polarmap.glm import Ridge", {"scipy", "sklearn"}),
+        ("import polarmap\npolarmap.xr.apply", {"xarray"}),
+        ("import os, numpy, polarmap\npolarmap.coded_map\nX.glm", set()),
+        ("def f():\n    import scipy\ntry:\n    import numba\nexcept ImportError:\n    pass", set()),
+    ],
+)
+def test_needs_of_code_are_found(text: str, missing: set[str]) -> None:
+    assert page_needs.needed_by_code(text) - page_needs.installed_by("") == missing
+
+
+def test_what_texts_say_to_install_is_found() -> None:
+    base = page_needs.installed_by("")
+    assert base >= {"numpy", "lithops", "click"} and "scipy" not in base
+    assert page_needs.installed_by("`pip install '.[glm,plot]'`") - base == {
+        *("scipy", "sklearn", "joblib", "matplotlib")
+    }
+    assert page_needs.installed_by("with the extras\n`xarray`, `dask` and `plot`") - base == {
+        *("xarray", "pandas", "distributed", "dask", "matplotlib")
+    }
+    assert page_needs.installed_by("pip install pandas polars") - base == {"pandas", "polars"}
+
+
+def polarmap_commands(page: Path) -> Iterator[list[str]]:
+    """Yield the arguments of `polarmap` in each command line of a page that has no placeholders."""
+    for words in commands(page):
+        is_module = words[1:3] == ["-m", "polarmap"]
+        if words[0] == "polarmap" or is_module:
+            ends = [index for index, word in enumerate(words) if word in ("&&", "|", ">", "\\")]
+            arguments = words[3 if is_module else 1 : min(ends, default=len(words))]
+            if not any(word in NOT_COMMANDS or word.isupper() or "..." in word for word in arguments):
+                yield arguments
+
+
+@pages
+def test_command_lines_of_polarmap_can_be_parsed(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them, with an empty file for each that it names: the command, its options and their values."""
+    monkeypatch.chdir(tmp_path)
+    wrong = {}
+    for words in polarmap_commands(page) if page.name != "CHANGELOG.md" else ():  # it names earlier options
+        for name in words:
+            if re.search(r"\.(yaml|json|npy)$", name):
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).touch()
+        try:
+            parse(words)
+        except click.UsageError as error:
+            wrong[" ".join(words)] = error.format_message()
+    assert wrong == {}
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line of polarmap without running it; click.UsageError if it is wrong."""
+    command: click.Command = cli.commands
+    name = "polarmap"
+    while isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        if not words or words[0].startswith("-"):  # such as --help
+            command.make_context(name, words or ["--help"], resilient_parsing=True)
+            return
+        found, inner, words = command.resolve_command(context, list(words))
+        assert inner is not None
+        name, command = str(found), inner
+    if words:  # else the page only names the command
+        command.make_context(name, words)
+
+
+@pytest.mark.parametrize(
+    "words", ["nothing", "doctor --config there.yaml", "plan --k 2 --times", "list --all", "config shows"]
+)
+def test_command_lines_that_are_wrong_are_found(words: str) -> None:
+    with pytest.raises(click.UsageError):
+        parse(words.split())
 
 
 # --- numbers of README ---------------------------------------------------------------------------

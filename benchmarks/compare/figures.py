@@ -10,14 +10,14 @@ import numpy as np
 
 from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
+from polarmap.codes.dtypes import Floats
 from polarmap.planning import (
     Completion,
+    Empirical,
     ShiftedExponential,
     plan,
     plot_polarization,
     plot_runtimes,
-    stragglers,
-    training_trace,
 )
 from polarmap.plot import canvas
 
@@ -66,9 +66,22 @@ def draw(
     draw_jobs(jobs, next(iter(measured)), folder / "compare-jobs.png")
     draw_arrivals(measured, folder / "compare-arrivals.png")
     draw_elastic(crowd, folder / "elastic.png")
-    plot_runtimes(training_trace(), folder / "run-times.png")
     plot_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
-    plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)).plot(folder / "frontier.png")
+    draw_plan(folder)
+
+
+def example_seconds() -> Floats:
+    """Return the run times of docs/how-many-workers.md, with the lines that the page shows."""
+    rng = np.random.default_rng(0)
+    seconds = np.concatenate([rng.gamma(40, 0.05, 385), 5 * rng.gamma(40, 0.05, 15)])
+    return seconds
+
+
+def draw_plan(folder: Path) -> None:
+    """Draw the figures of docs/how-many-workers.md: its run times, and the frontier of its plan."""
+    seconds = example_seconds()
+    plot_runtimes(seconds, folder / "run-times.png")
+    plan(24, Empirical(seconds)).plot(folder / "frontier.png")
 
 
 def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, path: Path) -> None:

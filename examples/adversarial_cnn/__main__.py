@@ -1,4 +1,6 @@
-"""Images that a convolutional network takes for others: the least change, found from its scores alone."""
+"""Images that a convolutional network takes for others: the least change, found from its scores alone.
+
+It needs the extras `linalg` and `plot`."""
 
 from __future__ import annotations
 

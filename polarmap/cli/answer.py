@@ -13,10 +13,19 @@ from typing import Any, NamedTuple
 import click
 
 from polarmap.errors import PolarmapError
+from polarmap.executors.choices import is_localhost
 from polarmap.report import json_value
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)  # an argument or option that names one
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)  # one that is written
+
+
+class ConfigurationFile(click.Path):
+    """A click type for a Lithops configuration: an existing file, or "localhost" as for `executor=`."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Return "localhost" as it is, and the path of any other file, which must exist."""
+        return value if is_localhost(value) else super().convert(value, parameter, context)
 
 
 class Answer(NamedTuple):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from polarmap.cli.answer import FILE, NEW_FILE, Answer, answering
+from polarmap.cli.answer import NEW_FILE, Answer, ConfigurationFile, answering
 from polarmap.planning import plot_runtimes
 from polarmap.planning.measurement import measure as measured
 from polarmap.planning.measurement import nearest_law
 
 
 @answering("measure")
-@click.argument("config", type=FILE, required=False)
+@click.argument("config", type=ConfigurationFile(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option(
     "--tasks", type=click.IntRange(1), default=200, show_default=True, help="As a map of yours has."
 )
@@ -32,14 +32,18 @@ from polarmap.planning.measurement import nearest_law
     help="Draw how the times of the second map spread to FILE (.png, .svg, .pdf).",
 )
 def measure(
-    config: Path | None,
+    config: Path | str | None,
     tasks: int,
     seconds: float,
     timeout: float | None,
     out: Path | None,
     picture: Path | None,
 ) -> Answer:
-    """Tell how long tasks take on CONFIG, or here: cold and warm."""
+    """Measure how long tasks take, on cold and then on warm workers.
+
+    CONFIG is the path of a Lithops configuration, or "localhost" for Lithops on this machine. Without it,
+    tasks run in worker processes of this machine.
+    """
     executor = None if config is None else str(config)
     found = measured(executor, tasks=tasks, seconds=seconds, timeout=timeout)
     text = str(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,27 @@ def test_embeddings_decode_any_k_and_commute_with_products() -> None:
         garbled = np.full_like(results, np.nan)
         garbled[order[:9]] = results[order[:9]]
         np.testing.assert_allclose(code.plan(order[:9]).recover(garbled), halves, atol=1e-9)
+
+
+def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
+    """Ten samples of 20 orders of arrival, decoded; digits are those of the relative error in the 2-norm."""
+    code = embedding.Embedding(256, 192)
+    data = np.random.default_rng(0).standard_normal((192, 16))
+    coded = code.encode(data)
+
+    def digits(order: np.ndarray) -> float:
+        found = code.plan(order[:192]).recover(coded)
+        return float(-np.log10(np.linalg.norm(found - data) / np.linalg.norm(data)))
+
+    samples = [[digits(order) for order in arrival_orders(256, 20, seed)] for seed in range(10)]
+    page = " ".join((Path(__file__).parents[2] / "docs" / "comparison-codes.md").read_text().split())
+    said = re.search(
+        r"256 blocks keep (\d) to (\d) digits in the median and (\d) to (\d) in the worst of 20", page
+    )
+    assert said is not None
+    low, high, least, most = map(int, said.groups())
+    assert low <= np.median(samples) <= high + 1
+    assert least - 1 <= np.median(np.min(samples, axis=1)) <= most + 1
 
 
 @pytest.mark.parametrize("code", [fountain.LT(40, K, 0.1, 0.5), staircase.Staircase(N, K)])

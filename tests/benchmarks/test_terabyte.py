@@ -32,6 +32,15 @@ def test_a_product_by_hand() -> None:
     assert found.dollars == pytest.approx(compute + 1e6 * 0.4e-6, rel=0.15)  # and calls, marks, looks
 
 
+def test_a_product_without_a_code_by_hand() -> None:
+    """All 10,000 workers hold data, as the page says, and the slow ones take five times as long."""
+    found, block = Layout(100, 75).plain_product(with_backups=False), DATA / 10_000
+    seconds = LATENCY + (block + 4 * 196_608) / BANDWIDTH + block / 2e9
+    assert found.seconds == pytest.approx(5 * seconds + 1)
+    assert found.requests == 10_000
+    assert f"{block / 1e6:.0f} MB" in PAGE.read_text() and f"{DATA / 7500 / 1e6:.0f} MB" in PAGE.read_text()
+
+
 def test_encoding_by_hand() -> None:
     """(100, 75): every worker reads 75 parts and writes 25; slow ones get a copy."""
     found = Layout(100, 75).encode()

@@ -23,3 +23,10 @@ def test_what_is_measured_can_be_planned_with(polarmap: Run, tmp_path: Path) -> 
 def test_programs_get_all_times(polarmap: Run) -> None:
     ran = polarmap("measure", "--tasks", 2, "--seconds", 0.01, "--json")
     assert len(ran.json["cold"]) == len(ran.json["warm"]) == 2
+
+
+def test_localhost_is_lithops_on_this_machine_as_for_maps(polarmap: Run) -> None:
+    ran = polarmap("measure", "localhost", "--tasks", 2, "--seconds", 0.01)
+    assert ran.code == 0, ran.err
+    assert "2 tasks of 0.01 s on localhost" in ran.out
+    assert polarmap("measure", "nowhere.yaml").code == 2
