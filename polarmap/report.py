@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from html import escape
 from math import inf, isfinite
 from os import PathLike, fspath
@@ -26,6 +27,19 @@ CHECKS = {
 }
 
 
+class TaskState(StrEnum):
+    """The states of an attempt, and of a task: that of its result, else of its latest attempt."""
+
+    HELD_BACK = "held back"  # not submitted
+    QUEUED = "queued"  # submitted, and no worker is known to have started it
+    RUNNING = "running"  # a worker has started it
+    ARRIVED = "arrived"  # its result counts
+    SURPLUS = "surplus"  # its result arrived and was not needed
+    FAILED = "failed"  # it raised, was lost, or its result was rejected
+    CANCELLED = "cancelled"  # it was withdrawn before a worker started it
+    ABANDONED = "abandoned"  # it was running when its result was no longer needed
+
+
 @dataclass(frozen=True)
 class TaskReport:
     """One task: what it was, what became of it, when.
@@ -35,10 +49,11 @@ class TaskReport:
     index
         Position in the codeword; data below k.
     state
-        "used" (its result was decoded from or returned), "surplus" (arrived, only checked),
-        "abandoned" (still running when the results were determined), "failed" or "not started"
-        (held back and never needed). In the report of a future that is not done also "arrived" and
-        "running".
+        "arrived" (its result was returned or decoded from), "surplus" (its result arrived and was only
+        checked), "failed" (it raised, was lost, or its result was rejected), "abandoned" (it was running when
+        its result was no longer needed), "cancelled" (no worker had started it by then) or "held back" (it
+        was never submitted). In the report of a future that is not done also "queued" (submitted, and no
+        worker is known to have started it) and "running".
     arrived
         Seconds after the start of the map, None if it never did.
     seconds
@@ -50,6 +65,9 @@ class TaskReport:
     launched
         Seconds after the start of the map when it was first handed out; 0 but for tasks that
         were held back, None if it never was.
+    began
+        Seconds after the start of the map when a worker began its first attempt, None if none is known to
+        have begun. From `launched` to `began` the task was queued.
     """
 
     index: int
@@ -59,6 +77,7 @@ class TaskReport:
     attempts: int
     failures: tuple[str, ...] = ()
     launched: float | None = 0.0
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,12 +167,15 @@ class Report:
         return tuple(index for index, error in enumerate(self.errors) if error > 0)
 
     def indices(self, state: str) -> list[int]:
-        """The tasks in a state: "used", "surplus", "abandoned", "failed" or "not started"."""
+        """Return the numbers of the tasks in a state, which is one of those of `TaskReport.state`."""
         return [task.index for task in self.tasks if task.state == state]
 
     @property
     def late(self) -> tuple[int, ...]:
-        """The tasks that had not returned when the results were determined, or that got a backup."""
+        """The tasks that ran when the results were determined, or that got a backup.
+
+        A task that still waited for a worker then is not late.
+        """
         arrivals = sorted(task.arrived for task in self.tasks if task.arrived is not None)
         determined = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
         return tuple(task.index for task in self.tasks if _is_late(task, determined))
@@ -190,7 +212,7 @@ class Report:
         >>> import json, polarmap
         >>> report = polarmap.coded_map(abs, [1.0, 2.0], executor=polarmap.testing.ReplayExecutor()).report
         >>> json.loads(report.to_json())["tasks"][0]["state"]
-        'used'
+        'arrived'
         """
         return json.dumps(json_value(self), indent=indent)
 
@@ -236,12 +258,14 @@ class Report:
             later = [task.index for task in self.tasks if task.launched]
             lines.append(
                 f"tasks started once others were late: {listed(later)}; "
-                f"not started: {listed(self.indices('not started'))}"
+                f"held back: {listed(self.indices('held back'))}"
             )
         if self.unchecked:
             lines.append(f"results that the check does not involve: {listed(self.unchecked)}")
         if abandoned := self.indices("abandoned"):
             lines.append(f"abandoned tasks, no longer needed: {listed(abandoned)}")
+        if cancelled := self.indices("cancelled"):
+            lines.append(f"tasks cancelled before they started: {listed(cancelled)}")
         if failed := self.indices("failed"):
             lines.append(f"failed tasks: {listed(failed)}")
         return "\n".join(lines + self._failures()[: MOST_LINES - len(lines)])

@@ -22,7 +22,7 @@ from polarmap.executors.base import Event, Outcome, Payload, Run
 from polarmap.executors.replay import ReplayRun
 from polarmap.testing import ReplayExecutor
 
-STATES = ("used", "surplus", "abandoned", "failed", "not started")
+STATES = ("arrived", "surplus", "abandoned", "cancelled", "failed", "held back")
 ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry
 
 

@@ -21,7 +21,7 @@ DATA = np.random.default_rng(0).standard_normal((40, 3))
 
 def report(**changes: Any) -> Report:
     """Four data and two parity tasks: one was lost and decoded, one still runs."""
-    used = [TaskReport(index, "used", 1.0 + index, 0.5, 1) for index in (0, 2, 3, 4)]
+    used = [TaskReport(index, "arrived", 1.0 + index, 0.5, 1) for index in (0, 2, 3, 4)]
     failed = TaskReport(1, "failed", None, None, 2, ("OSError: disk", "WorkerLost: it was killed"))
     values: dict[str, Any] = {
         "n": 6,
@@ -54,7 +54,7 @@ def test_text_says_what_happened_line_by_line() -> None:
 
 
 def test_text_of_an_uneventful_map_is_short() -> None:
-    used = tuple(TaskReport(index, "used", 1.0, 0.5, 1) for index in range(4))
+    used = tuple(TaskReport(index, "arrived", 1.0, 0.5, 1) for index in range(4))
     text = str(report(tasks=used, recovered=(), error_bound=0.0, verified="not needed"))
     assert len(text.splitlines()) == 2
     assert text.splitlines()[1] == "decoded blocks: none; checked: not needed"
@@ -106,6 +106,7 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
         "attempts": 2,
         "failures": ["OSError: disk", "WorkerLost: it was killed"],
         "launched": 0.0,
+        "began": None,
     }
     assert (found["n"], found["recovered"], found["errors"]) == (6, [1], [0.0, None])
     assert found["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}
@@ -126,7 +127,7 @@ def test_numpy_numbers_and_paths_become_json() -> None:
 def test_late_is_who_had_not_returned_when_the_results_were_determined() -> None:
     assert report().late == (5,)
     late = TaskReport(5, "surplus", 5.5, 0.5, 1)
-    backed = TaskReport(0, "used", 1.0, 0.5, 2)
+    backed = TaskReport(0, "arrived", 1.0, 0.5, 2)
     assert report(tasks=(*report().tasks[:5], late)).late == (5,)
     assert report(tasks=(backed, *report().tasks[1:])).late == (0, 5)
     assert report(needed=0).late == (5,)
@@ -138,7 +139,7 @@ def test_every_task_is_in_one_state() -> None:
     result = coded_map(
         np.sum, DATA, blocks=20, tasks=32, executor=FaultyExecutor(ReplayExecutor(late), faults)
     )
-    states = ["used", "surplus", "abandoned", "failed"]
+    states = ["arrived", "surplus", "abandoned", "failed"]
     assert sorted(index for state in states for index in result.report.indices(state)) == list(range(32))
     assert {1, 2} == set(result.report.indices("failed"))
     assert {3, 7} <= set(result.report.indices("abandoned"))

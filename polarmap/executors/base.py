@@ -82,11 +82,16 @@ class Outcome(NamedTuple):
 
 
 class Began(NamedTuple):
-    """An attempt has come to run: when, on the clock of its run."""
+    """An attempt has come to run: when, on the clock of its run.
+
+    is_certain : whether a worker is known to have started it. If not, the attempt was handed to a worker that
+        has not confirmed it yet: it may become late, and counts as queued. A certain event may follow.
+    """
 
     task: int
     attempt: int
     when: float
+    is_certain: bool = True
 
 
 Event = Began | Outcome
@@ -233,6 +238,13 @@ class Run(Protocol):
         """Let the `wait` that another thread is in return soon, whether anything ended or not.
 
         If none is, the next one does. Any thread may call it at any time, also when the run is closed.
+        """
+        ...
+
+    def stop(self) -> list[Began]:
+        """Start no further attempt, and return which have begun since the last `wait`.
+
+        Called once at the end of a map, before `close`: what has not begun by then is cancelled.
         """
         ...
 

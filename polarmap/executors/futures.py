@@ -85,9 +85,11 @@ class FuturesRun:
         self._pool = pool if self._engine is None else self._engine
         self._told: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
-        self._unbegun: dict[Attempt, Future[Any]] = {}
+        self._unbegun: dict[Attempt, Future[Any]] = {}  # that are not known to have begun
+        self._has_seen_mark = False  # of an attempt that has begun
+        self._assumed: set[Attempt] = set()  # of these, that are taken to have been handed to a worker
         self._accepts = False  # whether the pool has taken a task
-        # Of other pools nobody knows when a task begins: they are taken to have room.
+        # Other pools do not tell when a worker gets a task: they are taken to have room.
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         if self._shares_memory:
@@ -125,6 +127,21 @@ class FuturesRun:
         """Let something be in the queue that is waited for."""
         self._told.put(None)
 
+    def stop(self) -> list[Began]:
+        """Cancel what is queued, and return which attempts have begun since the last `wait`.
+
+        Workers of an engine that have left no mark at all are on other machines, which cannot see the folder:
+        what they were handed counts as begun.
+        """
+        began = self._begun(all_of_them=True)
+        for attempt, future in self._unbegun.items():
+            if not future.cancel():
+                self._link(*attempt).cancel()
+        began += self._begun(all_of_them=True)
+        if not (self._tells or self._has_seen_mark):
+            began += [Began(*attempt, time.monotonic()) for attempt in self._unbegun]
+        return began
+
     def close(self) -> None:
         """Cancel what is queued, leave what runs, which lifts what limits this process's libraries."""
         for link in self._links.values():
@@ -154,26 +171,27 @@ class FuturesRun:
             return self._folder._replace(attempt=f"{task}-{attempt}")
         return self._links.setdefault((task, attempt), ThreadLink())
 
-    def _begun(self) -> list[Began]:
-        """The attempts that have begun, or were seen to run, since the last time."""
-        began = []
-        for unbegun, future in self._unbegun.items():
-            when = self._start(unbegun, future)
-            if when is not None:
-                began.append(Began(*unbegun, when))
-            elif not future.done():  # nor have those behind it: pools take tasks in their order
-                break
-        for task, attempt, _ in began:
-            del self._unbegun[task, attempt]
-        return began
+    def _begun(self, all_of_them: bool = False) -> list[Began]:
+        """Return the attempts that have begun since the last time, or that an engine was handed.
 
-    def _start(self, attempt: Attempt, future: Future[Any]) -> float | None:
-        """When an attempt began, or now if it runs now; None before, and if nobody saw it."""
-        link = self._links.get(attempt)
-        if link is not None:
-            return link.began
-        is_running = future.running() if self._tells else not future.done()
-        return time.monotonic() if is_running else None
+        all_of_them : whether to look beyond the first attempt that waits for a worker of a pool. Pools take
+            tasks in their order.
+        """
+        began, started = list[Began](), list[Attempt]()
+        for attempt, future in self._unbegun.items():
+            when = self._link(*attempt).start_seen()
+            if when is not None:
+                self._has_seen_mark = True
+                started.append(attempt)
+                began.append(Began(*attempt, when))
+            elif self._tells and not (all_of_them or future.done()):
+                break
+            elif not self._tells and attempt not in self._assumed:
+                self._assumed.add(attempt)
+                began.append(Began(*attempt, time.monotonic(), is_certain=False))
+        for attempt in started:
+            del self._unbegun[attempt]
+        return began
 
     def _news(self, timeout: float) -> list[Ended]:
         """What was told by now, or first within `timeout` seconds."""
@@ -211,6 +229,7 @@ class FuturesRun:
         attempt, future = ended
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)
+        self._assumed.discard(attempt)
         try:
             error = future.exception()
         except CancelledError:

@@ -127,6 +127,15 @@ class LithopsRun:
         self._is_woken = True
         self._jobs.wake()
 
+    def stop(self) -> list[Began]:
+        """Return the attempts that Lithops has seen begin by now.
+
+        With "localhost" also those that it has not: each has had a process of its own since it was submitted.
+        """
+        now = time.monotonic()
+        begun = self._jobs.begun(counts_unseen=self._jobs.is_private)
+        return [Began(task, attempt, now) for task, attempt in begun]
+
     def close(self) -> Stay | None:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
         with contextlib.suppress(Exception):

@@ -138,9 +138,13 @@ class Jobs:
         """Let a wait end, this or the next one."""
         self._news.set()
 
-    def begun(self) -> list[Any]:
-        """The tasks that came to run since the last look; on a cloud that is at once, as far as is known."""
-        found = [key for key in self._unbegun if not self.is_here or self.running[key].running]
+    def begun(self, counts_unseen: bool = False) -> list[Any]:
+        """The tasks that came to run since the last look; on a cloud that is at once, as far as is known.
+
+        counts_unseen : whether to count tasks that Lithops has not seen begin.
+        """
+        counts_all = counts_unseen or not self.is_here
+        found = [key for key in self._unbegun if counts_all or self.running[key].running]
         self._unbegun.difference_update(found)
         return found
 

@@ -163,6 +163,31 @@ class PoolRun:
             if is_over:
                 return ended
 
+    def stop(self) -> list[Began]:
+        """Drop what waits, and return which attempts have begun since the last `wait`.
+
+        A worker may have ended the task that it was known to be at, and begun another that it was told ahead.
+        """
+        self._waiting.clear()
+        for descriptor, _ in self._lease.poll.poll(0):
+            worker = self._lease.workers.get(descriptor)
+            if worker is not None:
+                self._hear_out(worker)
+        news, self._news = self._news, []
+        return [event for event in news if isinstance(event, Began)]
+
+    def _hear_out(self, worker: KeptWorker) -> None:
+        """Take the messages of a worker that nobody waits for, and note which attempts it has begun."""
+        orders = [order for order, _ in worker.orders]
+        _, is_there = worker.receive()
+        if worker.process is not None:
+            begun = orders[: len(orders) - len(worker.orders) + 1]
+            self._news += [Began(*order[1:], worker.since) for order in begun]
+        if worker.is_leaving or not is_there:
+            self._workers.remove(worker)
+        elif not worker.orders:
+            self._workers.give_back(worker)
+
     def wake(self) -> None:
         """Let the descriptor be readable that is polled besides those of workers."""
         self._woken.set()
@@ -283,7 +308,8 @@ class PoolRun:
             for attempt in attempts:
                 worker.note((self._number, *attempt), self._name(attempt[0]))
             if not is_ahead:
-                self._news.append(Began(*attempts[0], worker.since))
+                is_up = worker.process is not None
+                self._news.append(Began(*attempts[0], worker.since, is_certain=is_up))
 
     def _drop(self, attempt: Attempt) -> None:
         """Tell of one that nobody waits for that it is lost."""
@@ -308,8 +334,11 @@ class PoolRun:
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""
+        coming_up = worker.orders[0][0] if worker.process is None and worker.orders else None
         said, is_there = worker.receive()
         outcomes, is_fit = list[Outcome](), True
+        if coming_up is not None and worker.process is not None:
+            self._news.append(Began(*coming_up[1:], time.monotonic()))
         for message in said:
             try:
                 if message.kind == NEED:

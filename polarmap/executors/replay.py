@@ -66,7 +66,7 @@ class ReplayRun:
         self._payload = replace(payload, encryption=None)  # nothing of it travels
         # A heap: when, which, and what tells of it then.
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
-        self._began: list[Event] = []  # that are told next
+        self._began: list[Began] = []  # that are told next
 
     def now(self) -> float:
         """The virtual clock."""
@@ -84,7 +84,7 @@ class ReplayRun:
         told, self._began = self._began, []
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
-            return told
+            return list(told)
         self._now, _, _, outcome = heapq.heappop(self._arrivals)
         return [*told, outcome()]
 
@@ -93,6 +93,11 @@ class ReplayRun:
 
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
+
+    def stop(self) -> list[Began]:
+        """Return the attempts that were submitted since the last `wait`: each begins at once."""
+        told, self._began = self._began, []
+        return told
 
     def close(self) -> Stay | None:
         """Forget what has not arrived."""

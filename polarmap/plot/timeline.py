@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECODED = "decoded from others"
+CANCELLED = "cancelled before it started"
+UNSTARTED = "cancelled", "queued", "held back"  # states of tasks without a bar
 MOST_LABELLED = 48  # tasks that get a line of their own number
 
 
@@ -31,8 +33,8 @@ class BarStyle(NamedTuple):
 
 
 STYLES = {
-    "used": BarStyle("used", canvas.BLUE, canvas.BLUE, "", canvas.BLUE),
-    "parity": BarStyle("used, parity", canvas.ORANGE, canvas.ORANGE, "", canvas.ORANGE),
+    "arrived": BarStyle("arrived", canvas.BLUE, canvas.BLUE, "", canvas.BLUE),
+    "parity": BarStyle("arrived, parity", canvas.ORANGE, canvas.ORANGE, "", canvas.ORANGE),
     "surplus": BarStyle("surplus", "white", canvas.BLUE, "////", canvas.SKY),
     "abandoned": BarStyle("abandoned", "white", canvas.GREY, "....", f"{canvas.GREY}66"),
     "failed": BarStyle("failed", "white", canvas.VERMILLION, "xxxx", canvas.VERMILLION),
@@ -54,6 +56,7 @@ def draw_timeline(report: Any, path: canvas.Path | None = None) -> Figure:
     end, bars = _bars_of(report)
     _draw_bars(axes, bars)
     _mark_unstarted(axes, report, end)
+    _mark_cancelled(axes, report)
     _mark_tasks(axes, report, end)
     _mark_moments(axes, report, end)
     _arrange(axes, report, end)
@@ -62,19 +65,21 @@ def draw_timeline(report: Any, path: canvas.Path | None = None) -> Figure:
 
 
 def _bars_of(report: Any) -> tuple[float, list[Bar]]:
-    """The second at which a timeline ends, and a bar for each task that was handed out."""
+    """Return the second at which a timeline ends, and a bar for each task that may have begun."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     end = max([report.seconds, *arrivals]) or 1.0
-    return end, [_bar_of(task, report, end) for task in report.tasks if task.launched is not None]
+    begun = [task for task in report.tasks if task.launched is not None and task.state not in UNSTARTED]
+    return end, [_bar_of(task, report, end) for task in begun]
 
 
 def _bar_of(task: Any, report: Any, end: float) -> Bar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     until = end if task.arrived is None else task.arrived
-    start = launched = task.launched or 0.0
+    launched = task.launched or 0.0
+    start = launched if task.began is None else max(launched, task.began)
     if task.arrived is not None and task.seconds is not None:
         start = max(launched, until - task.seconds)
-    is_parity = task.state == "used" and task.index >= report.k
+    is_parity = task.state == "arrived" and task.index >= report.k
     return Bar(task.index, "parity" if is_parity else task.state, start, until)
 
 
@@ -109,7 +114,23 @@ def _mark_unstarted(axes: Axes, report: Any, end: float) -> None:
     """Draw a dotted line for tasks that were held back and not needed."""
     held = [task.index for task in report.tasks if task.launched is None]
     if held:
-        axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="not started")
+        axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="held back")
+
+
+def _mark_cancelled(axes: Axes, report: Any) -> None:
+    """Draw a hollow mark for tasks that were submitted and that no worker had started."""
+    tasks = [task for task in report.tasks if task.state == "cancelled"]
+    if tasks:
+        axes.plot(
+            [task.launched or 0.0 for task in tasks],
+            [task.index for task in tasks],
+            "o",
+            color=canvas.GREY,
+            markerfacecolor="none",
+            markersize=4.5,
+            label=CANCELLED,
+            clip_on=False,
+        )
 
 
 def _mark_tasks(axes: Axes, report: Any, end: float) -> None:
@@ -195,7 +216,7 @@ ROW = 6.0  # pixels of a task, if there are few
 
 
 def timeline_html(report: Any, text: str) -> str:
-    """What a notebook shows of a report: its text as it is, and a bar for each task that was started.
+    """What a notebook shows of a report: its text as it is, and a bar for each task that has begun.
 
     In HTML without scripts and styles of others, readable on light and dark pages.
     """
@@ -222,6 +243,13 @@ def _shapes(report: Any, bars: list[Bar], row: float, end: float) -> Iterator[st
             f'width="{max(1.0, scale * (bar.end - bar.start)):.1f}" height="{0.8 * row:.1f}" '
             f'fill="{styles[bar.style].html}"><title>{escape(_said(tasks[bar.task]))}</title></rect>'
         )
+    for task in report.tasks:
+        if task.state == "cancelled":
+            yield (
+                f'<circle cx="{scale * (task.launched or 0.0) + 3:.1f}" cy="{row * (task.index + 0.4):.1f}" '
+                f'r="{min(2.5, 0.4 * row):.1f}" fill="none" stroke="{canvas.GREY}">'
+                f"<title>{escape(_said(task))}</title></circle>"
+            )
     for index in report.recovered:
         yield (
             f'<circle cx="{WIDTH + 10}" cy="{row * (index + 0.4):.1f}" r="{min(3.0, 0.4 * row):.1f}" '
@@ -238,6 +266,8 @@ def _legend(bars: list[Bar], report: Any) -> Iterator[str]:
     """A coloured square and a name for each state that occurs, and for what was decoded."""
     for style in _styles(bars).values():
         yield f'<span style="color:{style.html}">&#9632;</span> {escape(style.label)}'
+    if report.indices("cancelled"):
+        yield f'<span style="color:{canvas.GREY}">&#9675;</span> {CANCELLED}'
     if report.recovered:
         yield f'<span style="color:{canvas.GREEN}">&#9679;</span> decoded'
 

@@ -24,6 +24,8 @@ from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observer, Observers, RunningMap
 from polarmap.worker.processes import END_SECONDS
 
+REFRESH_SECONDS = 0.1  # that a report of a map that runs may wait for news of which tasks have begun
+
 R = TypeVar("R")
 
 
@@ -202,6 +204,8 @@ class FutureMap(Observer, Generic[R]):
         self._stream = EstimateStream()
         self._early: set[int] = set()  # blocks whose results were handed out before the others'
         self.has_begun = False
+        self._thread = 0  # the identifier of the thread on which the map runs
+        self._has_looked = threading.Event()  # set whenever the map has looked at its tasks
 
     def start(self) -> CodedFuture[R]:
         """The future of the map, which begins as soon as a thread is free."""
@@ -215,9 +219,19 @@ class FutureMap(Observer, Generic[R]):
         return future
 
     def report(self) -> Report | None:
-        """What has happened so far; any thread may ask."""
+        """Return what has happened so far; any thread may ask."""
+        self._refresh()
         running = self._running
         return self._report if running is None else running.report()
+
+    def _refresh(self) -> None:
+        """Let the map note which tasks have begun: it is told so when a task ends or it is woken."""
+        running = self._running
+        is_open = running is not None and running.need is not None and os.getpid() == self._owner
+        if is_open and threading.get_ident() != self._thread:
+            self._has_looked.clear()
+            self._wake()
+            self._has_looked.wait(REFRESH_SECONDS)
 
     def keep(self, future: Future[Any]) -> None:
         """Go on until this future is done, whether somebody has it or not."""
@@ -284,6 +298,7 @@ class FutureMap(Observer, Generic[R]):
 
     def looked(self, arrived: int) -> None:
         """Where a map may be called off: from the first look on it may be woken."""
+        self._has_looked.set()
         self._check()
         running = self._running
         need = None if running is None else running.need
@@ -307,6 +322,7 @@ class FutureMap(Observer, Generic[R]):
 
     def _run(self) -> None:
         """Run the map, and fulfil the futures that are still there."""
+        self._thread = threading.get_ident()
         try:
             self._check()
             self.has_begun = True

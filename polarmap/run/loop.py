@@ -188,8 +188,8 @@ def schedule(
                 last_news = now
                 outcomes.append(event)
                 tasks.note(event, now)
-            elif policy.late is not None:
-                tasks.note_began(event.task, event.attempt, event.when - watch.began)
+            else:
+                tasks.note_began(event.task, event.attempt, event.when - watch.began, event.is_certain)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))

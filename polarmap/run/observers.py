@@ -22,7 +22,8 @@ COUNTERS = {
     "tasks": ("{task}", "tasks that were started"),
     "late": ("{task}", "tasks that had not returned when the results were determined, or got a backup"),
     "decoded": ("{block}", "data blocks that were decoded rather than received"),
-    "abandoned": ("{task}", "tasks that still ran when the map returned"),
+    "abandoned": ("{task}", "tasks that a worker was running when the map returned"),
+    "cancelled": ("{task}", "tasks that no worker had started when the map returned"),
     "seconds": ("s", "from the call of a map to its results"),
     "dollars": ("USD", "estimated cost at list prices, where they are known"),
 }
@@ -189,6 +190,7 @@ def numbers_of(report: Report) -> dict[str, float]:
         "late": len(report.late),
         "decoded": len(report.recovered),
         "abandoned": len(report.indices("abandoned")),
+        "cancelled": len(report.indices("cancelled")),
         "seconds": report.seconds,
         "dollars": 0.0 if report.cost is None else report.cost.total,
     }

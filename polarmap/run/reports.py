@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
-from polarmap.report import Report, TaskReport
-from polarmap.run.tasks import TaskTable
+from polarmap.report import Report, TaskReport, TaskState
+from polarmap.run.tasks import Task, TaskTable
 from polarmap.worker.processes import LIVENESS_SECONDS
 
 
@@ -30,46 +30,42 @@ class LazyReport:
 
 def report_so_far(facts: Mapping[str, Any], tasks: TaskTable) -> Report:
     """That of a map which goes on, or has not begun; `facts`: the other fields."""
-    return Report(**facts, tasks=_task_reports(tasks, (), "arrived", "running"), is_final=False)
+    return Report(**facts, tasks=_task_reports(tasks), is_final=False)
 
 
 def final_report(
     facts: Mapping[str, Any],
     table: Callable[[], TaskTable],
-    surplus: Collection[int],
     worker: Worker | None,
     stay: Stay | None,
 ) -> Report:
     """That of a map which is over.
 
     table : makes that of its tasks.
-    surplus : tasks whose results were of no use.
     worker, stay : what tasks were given, and what workers that stay have cost, if that is known.
     """
-    reports = _task_reports(table(), surplus, "used", "abandoned")
+    reports = _task_reports(table())
     paid = None if worker is None else cost_of(worker, reports, facts["seconds"], stay)
     return Report(**facts, tasks=reports, cost=paid)
 
 
-def _task_reports(tasks: TaskTable, surplus: Collection[int], came: str, runs: str) -> tuple[TaskReport, ...]:
-    """What has become of each task; of a map that goes on, another thread may be noting more.
+def _task_reports(tasks: TaskTable) -> tuple[TaskReport, ...]:
+    """Return what has become of each task. While a map runs, its thread may be changing the table."""
+    return tuple(_task_report(index, task) for index, task in enumerate(tasks))
 
-    came, runs : the states of tasks whose results came, but for `surplus`, and of those that still run.
-    """
-    running, here = set(tasks.running), dict(tasks.arrived)
-    states = dict.fromkeys(running, runs) | dict.fromkeys(here, came)
-    states |= dict.fromkeys(here.keys() & surplus, "surplus")
-    return tuple(
-        TaskReport(
-            index=index,
-            state=states.get(index, "failed" if task.submitted else "not started"),
-            arrived=here.get(index),
-            seconds=task.seconds if index in here else None,
-            attempts=len(task.submitted),
-            failures=tuple(dict.fromkeys(map(str, tuple(task.failures)))),
-            launched=task.submitted[0] if task.submitted else None,
-        )
-        for index, task in enumerate(tasks)
+
+def _task_report(index: int, task: Task) -> TaskReport:
+    state = task.state
+    has_result = state in (TaskState.ARRIVED, TaskState.SURPLUS)
+    return TaskReport(
+        index=index,
+        state=str(state),
+        arrived=task.came if has_result else None,
+        seconds=task.seconds if has_result else None,
+        attempts=len(task.submitted),
+        failures=tuple(dict.fromkeys(map(str, tuple(task.failures)))),
+        launched=task.submitted[0] if task.submitted else None,
+        began=task.first_start,
     )
 
 

@@ -79,6 +79,7 @@ class RunningMap:
                 one.started(indices, elapsed)
 
         key = payload.blocks.key if options.key is None else options.key
+        tasks = TaskTable(payload.blocks.n, policy.late)
         try:
             for one in observers:
                 one.began(self)
@@ -86,7 +87,6 @@ class RunningMap:
                 payload = with_key(payload, key)
             self.run = run = self.executor.open(payload)
             try:
-                tasks = TaskTable(payload.blocks.n, policy.late)
                 self.need = need = need_of(tasks, Stopwatch(run.now, options.timeout))
                 for one in observers:
                     one.looked(0)
@@ -101,8 +101,11 @@ class RunningMap:
                     if need.step():
                         break
                 ended = need.watch.elapsed
+                for task, attempt, when, is_certain in run.stop():
+                    tasks.note_began(task, attempt, when - need.watch.began, is_certain)
             finally:
                 stay = run.close()
+                tasks.end()
             report = self._ended(need, need.told(ended), stay)
             final = report.made if observers else None
         except BaseException as error:
@@ -120,7 +123,8 @@ class RunningMap:
         """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
         need.tasks.forget_exceptions()
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
-        known = facts | told, need.as_told(), need.surplus, self.executor.worker, stay
+        need.tasks.note_surplus(need.surplus)
+        known = facts | told, need.as_told(), self.executor.worker, stay
         return LazyReport(partial(final_report, *known))
 
     def wake(self) -> None:

@@ -5,12 +5,16 @@ Knows no codes and no results.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from polarmap.errors import raised_by
 from polarmap.executors.base import Attempt, Failure, Outcome
+from polarmap.report import TaskState
 from polarmap.run.lateness import LateAttempts
+
+# States of attempts that decide the state of a task without a result, the first one that any of them has.
+PRECEDENCE = TaskState.RUNNING, TaskState.QUEUED, TaskState.ABANDONED, TaskState.CANCELLED
 
 
 @dataclass(slots=True)
@@ -19,8 +23,11 @@ class Task:
 
     late : which of its attempts are late, among those of tasks of its kind; None if nobody wants to know.
     submitted : for each attempt, the second of the map in which it was handed out.
-    began : for each attempt of which the executor has told it, when it came to run.
-    returned : whether an attempt ended with a result that was not rejected, or none is wanted any more.
+    states : for each attempt, its state, which `TaskTable` changes.
+    began : for each attempt that the executor has handed to a worker, when: it becomes late from then on.
+    started : for each attempt that a worker is known to have started, when.
+    returned : whether an attempt ended with a result that was not rejected.
+    returned_attempt : the attempt whose result came last, -1 if there is none.
     came : when the latest result came, in seconds after the start of the map.
     seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
@@ -29,8 +36,11 @@ class Task:
 
     late: LateAttempts[Attempt] | None = None
     submitted: list[float] = field(default_factory=list)
+    states: list[TaskState] = field(default_factory=list)
     began: dict[int, float] = field(default_factory=dict)
+    started: dict[int, float] = field(default_factory=dict)
     returned: bool = False
+    returned_attempt: int = -1
     came: float | None = None
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
@@ -40,6 +50,29 @@ class Task:
     def attempts(self) -> int:
         """How often it was started."""
         return len(self.submitted)
+
+    @property
+    def state(self) -> TaskState:
+        """The state of the result, if there is one, else of the attempts."""
+        states = self.states
+        if self.returned:
+            return states[self.returned_attempt]
+        if not states:
+            return TaskState.HELD_BACK
+        return next((state for state in PRECEDENCE if state in states), TaskState.FAILED)
+
+    @property
+    def first_start(self) -> float | None:
+        """When a worker started the first attempt, None if that is not known.
+
+        The worker itself measured how long its task took, which bounds when it started. That is all that is
+        known where an executor does not tell, and better where it was slow to tell.
+        """
+        told = self.started.get(0)
+        if self.returned_attempt or self.came is None or not self.seconds:
+            return told
+        measured = max(self.submitted[0], self.came - self.seconds)
+        return measured if told is None else min(told, measured)
 
     @property
     def last_failure(self) -> Failure | None:
@@ -110,7 +143,9 @@ class TaskTable:
 
     def part(self, index: int, new: int, failure: Failure, late: LateAttempts[Attempt]) -> None:
         """A part of a task has failed, and is a task of its own, which was started as often."""
-        self._tasks[new] = Task(late, list(self._tasks[index].submitted), failures=[failure])
+        submitted = list(self._tasks[index].submitted)
+        states = [TaskState.FAILED] * len(submitted)
+        self._tasks[new] = Task(late, submitted, states, failures=[failure])
         self.failed.add(new)
 
     def regrouped(self, parts: Mapping[int, Sequence[int]], n: int) -> TaskTable:
@@ -133,34 +168,34 @@ class TaskTable:
         for index in indices:
             submitted = self._tasks[index].submitted
             attempts.append((index, len(submitted)))
-            self.running.setdefault(index, set()).add(len(submitted))
             submitted.append(elapsed)
-        self.unbegun.update(indices)
-        self.failed.difference_update(indices)
-        self.held_back.difference_update(indices)
+        self._move(attempts, TaskState.QUEUED)
         return attempts
 
-    def note_began(self, index: int, attempt: int, when: float) -> None:
-        """Note when an attempt began to run; what is told of it later makes no difference."""
+    def note_began(self, index: int, attempt: int, when: float, is_certain: bool = True) -> None:
+        """Note when an attempt began to run, as `Began` tells; what is told of it later is ignored."""
         task = self._tasks.get(index)
-        if task is not None and attempt in self.running.get(index, ()) and attempt not in task.began:
+        if task is None or attempt not in self.running.get(index, ()):
+            return
+        if attempt not in task.began:
             task.began[attempt] = when
             if task.late is not None and not task.returned:
                 task.late.begin((index, attempt), when)
             if attempt == len(task.submitted) - 1:
                 self.unbegun.discard(index)
+        if is_certain and attempt not in task.started:
+            task.started[attempt] = when
+            self._move([(index, attempt)], TaskState.RUNNING)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt."""
         index, task = outcome.task, self._tasks.get(outcome.task)
         if task is None:  # it was forgotten
             return
-        if index in self.running:
-            self.running[index].discard(outcome.attempt)
-        if outcome.attempt == len(task.submitted) - 1:
-            self.unbegun.discard(index)
+        state = TaskState.SURPLUS if outcome.failure is None else TaskState.FAILED
         if outcome.failure is None and not task.returned:
-            task.returned, task.seconds = True, outcome.seconds
+            state = TaskState.ARRIVED
+            task.returned, task.returned_attempt, task.seconds = True, outcome.attempt, outcome.seconds
             task.came = self.arrived[index] = elapsed
             if task.failures:
                 task.forget_shapes()
@@ -172,7 +207,7 @@ class TaskTable:
             task.failures.append(outcome.failure)
             if task.late is not None:
                 task.late.end((index, outcome.attempt))
-        self._place(index)
+        self._move([(index, outcome.attempt)], state)
 
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
@@ -183,7 +218,7 @@ class TaskTable:
         if task.late is not None:
             for attempt in task.began.keys() & self.running.get(index, ()):  # they are of use again
                 task.late.begin((index, attempt), task.began[attempt])
-        self._place(index)
+        self._move([(index, task.returned_attempt)], TaskState.FAILED)
 
     def accept(self, index: int) -> None:
         """The result that came stands, though it was rejected for its shape."""
@@ -191,7 +226,19 @@ class TaskTable:
         assert task.came is not None
         task.returned, self.arrived[index] = True, task.came
         task.forget_shapes()
-        self._place(index)
+        self._move([(index, task.returned_attempt)], TaskState.ARRIVED)
+
+    def end(self) -> None:
+        """Note that the map is over: attempts that run are abandoned, and those that do not are cancelled."""
+        for index, attempts in list(self.running.items()):
+            for attempt in list(attempts):
+                is_running = self._tasks[index].states[attempt] is TaskState.RUNNING
+                self._move([(index, attempt)], TaskState.ABANDONED if is_running else TaskState.CANCELLED)
+
+    def note_surplus(self, indices: Iterable[int]) -> None:
+        """Note that the results of these tasks, as far as they have any, were not needed."""
+        returned = [index for index in indices if self._tasks[index].returned]
+        self._move([(index, self._tasks[index].returned_attempt) for index in returned], TaskState.SURPLUS)
 
     def forget_exceptions(self) -> None:
         """Keep of failures what is said of them: exceptions hold frames, and so what the caller had there."""
@@ -218,12 +265,32 @@ class TaskTable:
                     return raised_by(f"task {index} of {len(self._tasks)}", failure.cause)
         return None
 
-    def _place(self, index: int) -> None:
-        """Keep the sets true of a task that has changed."""
+    def _move(self, attempts: Iterable[Attempt], state: TaskState) -> None:
+        """Change the state of attempts, and the sets that follow from states: nothing else changes states."""
+        for index, attempt in attempts:
+            states = self._tasks[index].states
+            if state is TaskState.QUEUED:
+                states.append(state)
+                self.running.setdefault(index, set()).add(attempt)
+                self.unbegun.add(index)
+                self.failed.discard(index)
+                self.held_back.discard(index)
+                continue
+            states[attempt] = state
+            if state is not TaskState.RUNNING:
+                self._take_out(index, attempt)
+
+    def _take_out(self, index: int, attempt: int) -> None:
+        """Keep the sets true of a task of which an attempt has ended, or changed its end."""
         task = self._tasks[index]
+        if attempt == len(task.submitted) - 1:
+            self.unbegun.discard(index)
         if task.late is not None and task.returned:
-            for attempt in task.began:
-                task.late.end((index, attempt))
-        if not self.running.get(index):
+            for begun in task.began:
+                task.late.end((index, begun))
+        left = self.running.get(index)
+        if left is not None:
+            left.discard(attempt)
+        if not left:
             self.running.pop(index, None)
             (self.failed.discard if task.returned else self.failed.add)(index)

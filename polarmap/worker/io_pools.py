@@ -26,6 +26,7 @@ from polarmap.worker.stream import Message
 from polarmap.worker.threads import limits, run_on_daemon
 
 POLL_SECONDS = 0.02  # between looks at files that driver and workers of one machine share
+MARK = ".began"  # how the file ends that tells the driver that an attempt has begun
 KEPT_SECONDS = 60.0  # for which stored blocks are kept
 
 Function = Callable[[Any], Any]
@@ -48,6 +49,10 @@ class ThreadLink:
         self._is_cancelled = True
         self._end.put(None)
 
+    def start_seen(self) -> float | None:
+        """Return when the attempt began, on the monotonic clock; None before."""
+        return self.began
+
     def is_cancelled(self) -> bool:
         """Whether nobody waits any more."""
         return self._is_cancelled
@@ -55,6 +60,9 @@ class ThreadLink:
     def reply_of(self, call: Call) -> Message | None:
         """What a call on a daemon thread returns; None as soon as nobody waits any more."""
         self.began = time.monotonic()
+        if self._is_cancelled:  # the driver may have looked a moment before, and seen that it had not begun
+            self.began = None
+            return None
         run_on_daemon(lambda: self._end.put(call()))
         return self._end.get()
 
@@ -81,6 +89,19 @@ class FolderLink(NamedTuple):
         with contextlib.suppress(OSError):
             open(os.path.join(self.folder, self.attempt), "x").close()
 
+    def start_seen(self) -> float | None:
+        """Return when the attempt began, on the monotonic clock; None if its worker has not left a mark."""
+        try:
+            marked = os.stat(os.path.join(self.folder, self.attempt + MARK)).st_mtime
+        except OSError:
+            return None
+        return time.monotonic() - max(0.0, time.time() - marked)
+
+    def mark_start(self) -> None:
+        """Leave a mark for the driver; nothing on another machine, which cannot see the folder."""
+        with contextlib.suppress(OSError):
+            open(os.path.join(self.folder, self.attempt + MARK), "x").close()
+
     def is_cancelled(self) -> bool:
         """Whether the folder is gone; on another machine, which cannot see it, nobody knows."""
         try:
@@ -92,6 +113,9 @@ class FolderLink(NamedTuple):
 
     def reply_of(self, call: Call) -> Message | None:
         """What a call on a daemon thread returns; None once the folder, or the parent, is gone."""
+        self.mark_start()
+        if self.is_cancelled():  # after the mark: a driver that looks later sees it, one before has cancelled
+            return None
         end: SimpleQueue[Message | None] = SimpleQueue()
         run_on_daemon(lambda: end.put(call()))
         parent = os.getppid()

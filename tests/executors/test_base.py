@@ -137,7 +137,10 @@ def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor
 def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
     kind: Kind, executor: MapExecutor
 ) -> None:
-    """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted."""
+    """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted.
+
+    That it was handed to a worker may be told before that, at most once, too.
+    """
     faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
     attempts = [(task, 0) for task in range(N)] + [(0, 1), (1, 1), (0, 7), (3, 2)]
     events: list[Event] = []
@@ -152,8 +155,9 @@ def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
     assert sorted(outcome[:2] for outcome in ends(events)) == sorted(attempts)
     for outcome in ends(events):
         assert_as_its_fault_says(outcome, faults.get(outcome.task) if outcome.attempt == 0 else None)
-    began = [event[:2] for event in events if isinstance(event, Began)]
-    assert len(began) == len(set(began))
+    seen = [event for event in events if isinstance(event, Began)]
+    assert len(seen) == len({(*event[:2], event.is_certain) for event in seen})
+    began = [event[:2] for event in seen]
     assert set(began) <= set(attempts)
     order = [event[:2] for event in events]
     assert all(isinstance(events[order.index(one)], Began) for one in began)
@@ -186,8 +190,9 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
         events += run.wait(0.02)
     [outcome] = ends(events)
     assert_right(outcome)
-    [when] = [event.when for event in events if isinstance(event, Began) and event.task == 0]
-    assert opened - 0.1 <= when <= run.now() + 0.1  # files have coarser clocks
+    times = [event.when for event in events if isinstance(event, Began) and event.task == 0]
+    assert 1 <= len(times) <= 2
+    assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # files have coarser clocks
     run.submit([(0, 1)])
     assert_right(ended(run, 0)[0], attempt=1)
     run.close()

@@ -44,7 +44,8 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
         pool.run(2)
         pool.run(0)
         events = run.wait(1.0)
-        assert [event.task for event in events if isinstance(event, Began)] == [1]  # nobody knows better
+        began = [event for event in events if isinstance(event, Began)]
+        assert [(event.task, event.is_certain) for event in began] == [(0, True), (1, False), (2, True)]
         assert [outcome.task for outcome in ends(events)] == [2, 0]
         for outcome in ends(events):
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
@@ -85,3 +86,26 @@ def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
             assert run.wait(0.0) == []
             gate.set()
             assert [type(event) for event in run.wait(60.0)] == [Began, Outcome]
+
+
+def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
+    """Where they see no folder of the driver's, nobody knows better; here their marks tell."""
+    for marks, expected in ((False, {0, 1}), (True, {0})):
+        pool = ManualPool()
+        with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+            run.submit([(0, 0), (1, 0)])
+            assert [event.is_certain for event in run.wait(0.0)] == [False, False]
+            if marks:
+                run._link(0, 0).mark_start()
+            assert {event.task for event in run.stop()} == expected
+
+
+def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gate.wait, 60)
+        with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+            run.submit([(0, 0), (1, 0)])
+            assert run.stop() == []
+            gate.set()
+    assert run._links[0, 0].began is None

@@ -47,7 +47,7 @@ def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> 
     result = hedged_map(twin, iter(everything()), executor=FaultyExecutor(None, faults), timeout=60)
     assert_everything(result)
     assert result.report.tasks[6].attempts >= 2
-    assert result.report.tasks[6].state == "used"
+    assert result.report.tasks[6].state == "arrived"
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)

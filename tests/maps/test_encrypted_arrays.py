@@ -252,7 +252,7 @@ def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
         y = polarmap.coded_map(product, coded, executor=pool, verify=False, retries=0)
     np.testing.assert_allclose(y.concatenate(), scale * A.sum(axis=1), rtol=1e-10, atol=1e-10)
     assert coded.check().blocks == bad
-    used = {task.index for task in y.report.tasks if task.state in ("used", "surplus")}
+    used = {task.index for task in y.report.tasks if task.state in ("arrived", "surplus")}
     assert not used & set(bad)
     assert set(failed(y.report)) <= set(bad)
     coded.repair()
@@ -354,7 +354,7 @@ def test_functions_of_lithops_find_the_key_in_their_environment(config):
     swapped(store, coded)
     y = polarmap.coded_map(product, coded, retries=0)
     np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
-    assert not {0, 3} & {task.index for task in y.report.tasks if task.state in ("used", "surplus")}
+    assert not {0, 3} & {task.index for task in y.report.tasks if task.state in ("arrived", "surplus")}
     with pytest.raises(ExecutorError, match=r"key= is the key itself, .* pass key='env:NAME'"):
         polarmap.coded_map(product, polarmap.open_coded("a", config, key=KEY))
 

@@ -77,7 +77,7 @@ def test_a_failed_attempt_waits_for_the_backup_that_runs() -> None:
     result = hedged_map(summary, DATA, blocks=4, executor=executor, backups=1, retries=0)
     assert_equal(result, 4)
     task = result.report.tasks[2]
-    assert (task.attempts, task.state, task.arrived) == (2, "used", pytest.approx(2.6))
+    assert (task.attempts, task.state, task.arrived) == (2, "arrived", pytest.approx(2.6))
     assert task.failures == ("RuntimeError: injected fault",)
 
 
@@ -102,7 +102,7 @@ def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> Non
     # Half are on time: after 2 s or less it is known what is late, after 2.58 x the second between the
     # fastest and the median at most; or the median itself was late.
     assert result.report.seconds <= 2 + 2.58 + 2 + 0.5
-    assert all(task.state == "used" for task in result.report.tasks)
+    assert all(task.state == "arrived" for task in result.report.tasks)
 
 
 # --- the simulation that plans go by -----------------------------------------------------------
@@ -217,7 +217,7 @@ def test_exceptions_stand_in_the_place_of_results() -> None:
         assert isinstance(error, LookupError)
         assert (str(error), error.__notes__) == ("no b", [f"item {index} of 4 raised this"])
     report = result.report
-    assert (report.indices("used"), report.indices("failed"), report.is_final) == ([0, 2], [1, 3], True)
+    assert (report.indices("arrived"), report.indices("failed"), report.is_final) == ([0, 2], [1, 3], True)
 
 
 def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say() -> None:

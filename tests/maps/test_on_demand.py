@@ -50,10 +50,10 @@ def test_parity_is_neither_started_nor_encoded_while_data_tasks_are_on_time() ->
     assert coded(executor=ReplayExecutor()).report.encode_seconds > 0  # to see whether f is linear, once
     result = coded(executor=ReplayExecutor())
     assert_same(result, plain_map(product, DATA, K))
-    assert states(result.report) == {"used": list(range(K)), "not started": list(range(K, N))}
+    assert states(result.report) == {"arrived": list(range(K)), "held back": list(range(K, N))}
     assert result.report.encode_seconds == 0
     assert [task.attempts for task in result.report.tasks] == [1] * K + [0] * (N - K)
-    assert "not started: 24, 25" in str(result.report)
+    assert "held back: 24, 25" in str(result.report)
 
 
 def test_as_many_parity_tasks_are_started_as_data_tasks_are_late() -> None:
@@ -63,7 +63,7 @@ def test_as_many_parity_tasks_are_started_as_data_tasks_are_late() -> None:
     report = result.report
     assert report.recovered == (5, 9)
     assert states(report)["abandoned"] == [5, 9]
-    assert states(report)["not started"] == list(range(K + 2, N))
+    assert states(report)["held back"] == list(range(K + 2, N))
     # the twelfth of 24 takes 1.13 s, the fastest 1: late are those beyond 1.13 + 0.13 log2(6) = 1.47
     launched = [report.tasks[task].launched for task in (24, 25)]
     assert launched == pytest.approx([1.466] * 2, abs=0.01)
@@ -117,7 +117,7 @@ def test_what_decodes_too_inaccurately_starts_another() -> None:
     executor = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     report = coded(executor=executor, rtol=3e-15, verify=False).report
     assert report.error_bound <= 3e-15
-    assert len(report.indices("used")) > K
+    assert len(report.indices("arrived")) > K
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")
@@ -250,7 +250,7 @@ def test_a_queue_is_not_lateness() -> None:
     with ThreadPoolExecutor(2) as pool:
         result = coded(copied, blocks=8, tasks=12, executor=FaultyExecutor(pool, slow(range(8))))
     assert_same(result, cut(DATA, 8), 1e-11)
-    assert len(result.report.indices("not started")) >= 2
+    assert len(result.report.indices("held back")) >= 2
 
 
 def slow(tasks: Sequence[int]) -> Mapping[int, Fault]:

@@ -43,7 +43,7 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     assert launched[made.upfront : 3] == pytest.approx(
         [max(late, 1.1 * DISTRIBUTION.quantile(0.5))] * (3 - made.upfront)
     )
-    assert result.report.indices("not started") == [11]
+    assert result.report.indices("held back") == [11]
 
 
 def test_a_plan_of_small_blocks_is_a_map_of_as_many_tasks_on_workers_that_stay() -> None:
@@ -61,14 +61,14 @@ def test_a_plan_without_a_code_is_a_plain_map() -> None:
     assert made.code == "uncoded"
     result = coded_map(np.sin, DATA, schedule=made, executor=ReplayExecutor())
     assert_same(result, [np.sin(block) for block in cut(DATA, 8)])
-    assert states(result.report) == {"used": list(range(8))}
+    assert states(result.report) == {"arrived": list(range(8))}
 
 
 def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12)
     sizes = {"blocks": made.k, "tasks": made.n}
     report = coded_map(np.copy, DATA, **sizes, schedule="on_demand", executor=ReplayExecutor()).report
-    assert len(report.indices("not started")) == made.n - 8
+    assert len(report.indices("held back")) == made.n - 8
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def report(*tasks: TaskReport) -> Report:
 
 def test_reports_censor_what_they_abandon() -> None:
     seen = report(
-        TaskReport(0, "used", 1.0, 0.5, 1),
-        TaskReport(1, "used", 3.0, 2.5, 1),
+        TaskReport(0, "arrived", 1.0, 0.5, 1),
+        TaskReport(1, "arrived", 3.0, 2.5, 1),
         TaskReport(2, "abandoned", None, None, 1),
         TaskReport(3, "failed", None, None, 2),
     )
@@ -71,8 +71,8 @@ def test_reports_censor_what_they_abandon() -> None:
 
 
 def test_a_task_abandoned_early_counts_as_running_no_longer_than_it_was_seen() -> None:
-    first = report(TaskReport(0, "used", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
-    second = report(TaskReport(0, "used", 1.0, 1.0, 1), TaskReport(1, "used", 2.0, 2.0, 1))
+    first = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
+    second = report(TaskReport(0, "arrived", 1.0, 1.0, 1), TaskReport(1, "arrived", 2.0, 2.0, 1))
     distribution = Empirical.from_reports([first, second])  # 1, 1, 1+, 2
     np.testing.assert_allclose(distribution.cdf([1.0, 2.0]), [0.5, 1.0])
 

@@ -19,9 +19,11 @@ from polarmap.types import Report, TaskReport
 
 
 def invented(states: list[str], k: int, seconds: float = 2.0) -> Report:
-    arrived = {"used": 1.0, "surplus": 1.5}
+    arrived = {"arrived": 1.0, "surplus": 1.5}
     tasks = tuple(
         TaskReport(index, state, arrived.get(state), arrived.get(state), 1)
+        if state != "held back"
+        else TaskReport(index, state, None, None, 0, launched=None)
         for index, state in enumerate(states)
     )
     return Report(len(states), k, "rotation", "replay", tasks, k, seconds=seconds)
@@ -48,9 +50,9 @@ def test_a_timeline_shows_every_task_and_both_moments(tmp_path: Path) -> None:
     assert (tmp_path / "timeline.png").stat().st_size > 5000
     drawn = bars(figure)
     assert sorted(round(task) for some in drawn.values() for task, _, _ in some) == list(range(9))
-    assert [round(task) for task, _, _ in drawn["used, parity"]] == [6, 7, 8]
+    assert [round(task) for task, _, _ in drawn["arrived, parity"]] == [6, 7, 8]
     assert [round(task) for task, _, _ in drawn["failed"]] == [2]
-    assert {round(task): end for task, _, end in drawn["used"]}[1] == pytest.approx(1.5)
+    assert {round(task): end for task, _, end in drawn["arrived"]}[1] == pytest.approx(1.5)
     moments = sorted(line.get_xdata()[0] for line in figure.axes[0].lines if len(set(line.get_xdata())) == 1)
     assert report.seconds in moments
     assert any("arrival 6 of 9, 1.2" in text or "arrival 6 of 9, 1.5" in text for text in texts(figure))
@@ -62,11 +64,11 @@ ODD = {
     "no parity used": report_of({6: 5.0, 7: 5.0, 8: 5.0}),
     "all failed": invented(["failed"] * 4, 3),
     "all abandoned": invented(["abandoned"] * 4, 3),
-    "one block": invented(["used", "surplus"], 1),
+    "one block": invented(["arrived", "surplus"], 1),
     "nothing took any time": invented(["failed"] * 3, 2, seconds=0.0),
-    "a state of the future": invented(["used", "used", "postponed"], 2),
-    "an early result": invented(["used", "surplus", "surplus"], 1, seconds=1e-9),
-    "many": invented(["used"] * 700 + ["abandoned"] * 300, 700),
+    "a state of the future": invented(["arrived", "arrived", "postponed"], 2),
+    "an early result": invented(["arrived", "surplus", "surplus"], 1, seconds=1e-9),
+    "many": invented(["arrived"] * 700 + ["abandoned"] * 300, 700),
 }
 
 
@@ -98,7 +100,7 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all() -> None:
     assert {index: starts[index] for index in late} == pytest.approx(late)
     assert set(range(9)) - starts.keys() == launched.keys() - late.keys()
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert ("not started" in labels) == (len(late) < 3)
+    assert ("held back" in labels) == (len(late) < 3)
     rendered(figure)
 
 
@@ -134,11 +136,11 @@ def test_colours_say_what_became_of_tasks() -> None:
 
 
 def test_a_state_that_is_not_known_here_has_a_colour_and_a_name_of_its_own() -> None:
-    report = invented(["used", "surplus", "later"], 2)
+    report = invented(["arrived", "surplus", "later"], 2)
     faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
     assert faces == [canvas.BLUE, canvas.SKY, canvas.GREY]
     legend = "".join(ElementTree.fromstring(report._repr_html_()).find("div").itertext())
-    assert "used" in legend and "surplus" in legend and "later" in legend
+    assert "arrived" in legend and "surplus" in legend and "later" in legend
 
 
 def test_the_text_of_the_report_stands_above_it() -> None:
@@ -166,3 +168,25 @@ def test_an_empty_map_and_one_that_goes_on_are_shown_too() -> None:
     future.result(60)
     blank = future._map._prepared.running.report()
     assert ElementTree.fromstring(blank._repr_html_()).text == str(blank)
+
+
+def test_tasks_that_no_worker_has_started_have_a_hollow_mark_and_no_bar() -> None:
+    report = invented(["arrived", "abandoned", "cancelled", "held back"], 1)
+    assert "tasks cancelled before they started: 2" in str(report)
+    figure = report.plot()
+    rendered(figure)
+    assert sorted(round(task) for some in bars(figure).values() for task, _, _ in some) == [0, 1]
+    [mark] = [line for line in figure.axes[0].lines if line.get_label() == "cancelled before it started"]
+    assert (mark.get_ydata()[0], mark.get_markerfacecolor()) == (2, "none")
+    picture = drawn(report)
+    titles = [bar.find("title").text for bar in picture.iter("rect")]
+    assert titles == ["task 0: arrived, 1 s", "task 1: abandoned"]
+    [circle] = picture.iter("circle")
+    assert (circle.get("fill"), circle.find("title").text) == ("none", "task 2: cancelled")
+
+
+def test_the_bar_of_a_task_that_was_queued_begins_when_its_worker_did() -> None:
+    task = TaskReport(0, "abandoned", None, None, 1, began=1.5)
+    report = Report(1, 1, "rotation", "replay", (task,), 1, seconds=2.0)
+    [(_, start, end)] = bars(report.plot())["abandoned"]
+    assert (start, end) == (1.5, 2.0)

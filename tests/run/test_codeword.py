@@ -33,7 +33,7 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
     assert report.needed == K
     assert report.recovered == tuple(sorted(set(range(K)) - set(order[:K])))
     assert report.verified == ("no" if report.recovered else "not needed")
-    assert states(report) == {"used": sorted(order[:K]), "abandoned": sorted(order[K:])}
+    assert states(report) == {"arrived": sorted(order[:K]), "abandoned": sorted(order[K:])}
 
 
 def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pyt
     report = result.report
     assert (report.verified, report.seconds, report.needed, report.recovered) == ("not needed", 1.0, K, ())
     assert (report.amplification, report.error_bound, report.residual) == (0, 0, None)
-    assert states(report) == {"used": list(range(K)), "abandoned": list(range(K, N))}
+    assert states(report) == {"arrived": list(range(K)), "abandoned": list(range(K, N))}
 
 
 def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> None:
@@ -53,7 +53,7 @@ def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> N
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
     assert (report.verified, report.needed, report.recovered) == ("not needed", K, ())
-    assert states(report) == {"used": list(range(K)), "surplus": [8], "abandoned": [9, 10, 11]}
+    assert states(report) == {"arrived": list(range(K)), "surplus": [8], "abandoned": [9, 10, 11]}
 
 
 def test_results_that_arrived_are_the_bits_of_a_plain_map() -> None:

@@ -172,6 +172,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
         "polarmap.late": 1,
         "polarmap.decoded": 2,
         "polarmap.abandoned": 1,
+        "polarmap.cancelled": 0,
         "polarmap.seconds": report.seconds,
         "polarmap.dollars": 0.0,
         "polarmap.verified": report.verified,
@@ -190,6 +191,7 @@ def test_counters_add_up_over_maps(memory: Memory) -> None:
         "late": 2,
         "decoded": 1,
         "abandoned": 1,
+        "cancelled": 0,
         "seconds": pytest.approx(sum(report.seconds for report in reports)),
         "dollars": 0.0,
     }

@@ -85,7 +85,7 @@ def test_what_happens_is_told_where_it_happens() -> None:
     assert diary.states[0] == ["arrived", "running", "running", "running"]
     assert diary.states[1] == ["arrived", "failed", "running", "running"]
     assert diary.states[-1] == ["arrived", "arrived", "arrived", "running"]
-    assert [task.state for task in result.report.tasks] == ["used", "used", "used", "abandoned"]
+    assert [task.state for task in result.report.tasks] == ["arrived", "arrived", "arrived", "abandoned"]
 
 
 def test_results_of_any_function_are_told_one_by_one() -> None:
@@ -121,7 +121,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     need = FirstResults(print, False, str, TaskTable(4), Stopwatch(run.now))
     running.run, running.need = run, need
     need.tasks.start([0, 1], 0.0)
-    assert [task.state for task in running.report().tasks] == ["running"] * 2 + ["not started"] * 2
+    assert [task.state for task in running.report().tasks] == ["queued"] * 2 + ["held back"] * 2
     running.run = running.need = None
     running.wake()
     assert running.report() == blank

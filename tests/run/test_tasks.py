@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from polarmap.executors.base import Failure, Outcome
+from polarmap.report import TaskState
 from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.tasks import TaskTable
 
@@ -152,3 +153,52 @@ def test_who_looks_for_late_attempts_is_told_of_those_whose_results_are_wanted()
     assert told.run == {(0, 1)}
     tasks.accept(0)
     assert told.run == set()
+
+
+def states_of(tasks: TaskTable) -> list[str]:
+    return [str(task.state) for task in tasks]
+
+
+def test_each_task_has_the_state_of_its_result_or_of_its_attempts() -> None:
+    tasks = TaskTable(6)
+    tasks.start(range(5), 0.0)
+    assert states_of(tasks) == ["queued"] * 5 + ["held back"]
+    for index in range(4):
+        tasks.note_began(index, 0, 0.5)
+    tasks.note_began(4, 0, 0.6, is_certain=False)  # no worker has confirmed it
+    assert states_of(tasks) == ["running"] * 4 + ["queued", "held back"]
+    tasks.note(ended(0, 0), 1.0)
+    tasks.note(ended(1, 0), 1.0)
+    tasks.note(ended(2, 0, LOST), 1.0)
+    assert states_of(tasks) == ["arrived", "arrived", "failed", "running", "queued", "held back"]
+    tasks.reject(0, ODD)
+    tasks.start([2], 2.0)
+    assert states_of(tasks) == ["failed", "arrived", "queued", "running", "queued", "held back"]
+    tasks.accept(0)
+    tasks.end()
+    tasks.note_surplus([1, 3])
+    assert states_of(tasks) == ["arrived", "surplus", "cancelled", "abandoned", "cancelled", "held back"]
+    assert tasks[2].states == [TaskState.FAILED, TaskState.CANCELLED]
+
+
+def test_of_two_attempts_the_result_of_the_first_to_end_counts() -> None:
+    tasks = TaskTable(1)
+    for attempt in range(2):
+        tasks.start([0], float(attempt))
+        tasks.note_began(0, attempt, float(attempt))
+    tasks.note(ended(0, 1), 2.0)
+    assert (states_of(tasks), tasks[0].states) == (["arrived"], [TaskState.RUNNING, TaskState.ARRIVED])
+    tasks.note(ended(0, 0), 3.0)
+    tasks.end()
+    assert (states_of(tasks), tasks[0].states) == (["arrived"], [TaskState.SURPLUS, TaskState.ARRIVED])
+
+
+def test_a_task_starts_when_its_worker_did_even_if_that_was_told_late() -> None:
+    tasks = TaskTable(4)
+    tasks.start(range(4), 0.0)
+    for index, when in ((0, 1.0), (1, 4.5)):
+        tasks.note_began(index, 0, when)
+    tasks.note_began(2, 0, 0.0, is_certain=False)
+    for index in range(3):
+        tasks.note(ended(index, 0), 5.0)  # of which the worker spent 2 s on each
+    assert [task.first_start for task in tasks] == [1.0, 3.0, 3.0, None]
