@@ -6,8 +6,10 @@ And what is asked of every cloud: a configuration as a user fills it in, and a p
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -67,6 +69,44 @@ def system_tool(name: str, package: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed (Debian: apt-get install --no-install-recommends {package})")
     return path
+
+
+def debian_folder(package: str, needed: str) -> Path:
+    """The folder into which a Debian package has been unpacked, once, without being installed.
+
+    Needs apt, but no root rights, and no list of packages that somebody has fetched. Skips where the
+    package cannot be had.
+
+    needed : a pattern of the names of packages to unpack, among `package` and all that it depends on.
+    """
+    folder = VENVS / package
+    root, stamp, state = folder / "root", folder / "unpacked", folder / "apt"
+    if stamp.exists():
+        return root
+    shutil.rmtree(folder, ignore_errors=True)
+    (state / "lists" / "partial").mkdir(parents=True)
+    root.mkdir()
+    options = [f"Dir::State={state}", f"Dir::Cache={state}", "Dir::State::status=/dev/null"]
+    options += [f"APT::Sandbox::User={getpass.getuser()}"]
+    apt = ["apt-get", *(f"--option={one}" for one in options)]
+    try:
+        _output([*apt, "update"], state)
+        plan = _output([*apt, "install", "--simulate", "--no-install-recommends", package], state)
+        names = re.findall(rf"^Inst ({needed}) ", plan, re.MULTILINE)
+        _output([*apt, "download", *names], state)
+        for file in state.glob("*.deb"):
+            _output(["dpkg-deb", "--extract", str(file), str(root)], state)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()[-300:]
+        pytest.skip(f"cannot download {package} (Debian: apt-get install {package}): {reason}")
+    shutil.rmtree(state)
+    stamp.touch()
+    return root
+
+
+def _output(command: Sequence[str], folder: Path) -> str:
+    """What a command that runs in a folder prints; CalledProcessError if it fails."""
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ for ever, for a coded map it is an erasure.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,25 +20,49 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from emulators import WIDE, A, listens, running, system_tool
+from emulators import WIDE, A, debian_folder, listens, running
 from servers import Server, free_ports
 
 import polarmap
 
 WORKERS = 8
+SYSTEM_PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])
+
+
+def linked_programs(folder: Path) -> tuple[Path, Path]:
+    """The folders with the programs of Erlang and with those of RabbitMQ, installed or else downloaded.
+
+    Both are reached by way of a link, as neither can be started where a name has a space, and Debian's `erl`
+    only where it was installed.
+    """
+    is_installed = shutil.which("rabbitmq-server", path=SYSTEM_PATH) is not None
+    root = folder / "root"
+    root.symlink_to("/" if is_installed else debian_folder("rabbitmq-server", r"(?:erlang|rabbitmq)-\S+"))
+    found = [*root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")]
+    erlang = [*root.glob("usr/lib/erlang/erts-*/bin")]
+    if not found or not erlang:
+        pytest.skip("RabbitMQ is installed, but not in /usr/lib/rabbitmq, where Debian has its programs")
+    erl = folder / "bin" / "erl"
+    erl.parent.mkdir()
+    erl.write_text(
+        f"#!/bin/sh\nexport ROOTDIR={root}/usr/lib/erlang BINDIR={erlang[0]} EMU=beam PROGNAME=erl\n"
+        'exec "$BINDIR/erlexec" "$@"\n'
+    )
+    erl.chmod(0o755)
+    return erl.parent, found[0]
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """RabbitMQ on loopback, everything it writes in a folder of ours."""
-    server = Path(system_tool("rabbitmq-server", "rabbitmq-server")).resolve().parent
-    programs = next(Path("/usr/lib/rabbitmq").glob("lib/rabbitmq_server-*/sbin"), server)
     folder = tmp_path_factory.mktemp("rabbit")
+    erlang, programs = linked_programs(folder)
     port, mapper, distribution = free_ports(3)
     loopback = "{inet_dist_use_interface,{127,0,0,1}}"
     (folder / "advanced.config").write_text(f"[{{kernel, [{loopback}]}}].\n")
     env = {
         "HOME": str(folder),
+        "PATH": os.pathsep.join([str(erlang), os.environ["PATH"]]),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_EPMD_PORT": str(mapper),
         "RABBITMQ_NODENAME": f"polarmap{port}@localhost",
@@ -54,7 +79,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     with (
         running(
-            ["epmd", "-address", "127.0.0.1", "-port", mapper], folder / "epmd.log", lambda: listens(mapper)
+            [folder / "root/usr/bin/epmd", "-address", "127.0.0.1", "-port", mapper],
+            folder / "epmd.log",
+            lambda: listens(mapper),
         ),
         running([programs / "rabbitmq-server"], folder / "log", lambda: takes_messages(port), env, folder),
     ):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from plain import ends, first_ends
-from worker_sites import ThreadSite, called, pool_of, sent_parts
+from worker_sites import ThreadSite, called, honest, pool_of, sent_parts
 
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
@@ -20,6 +20,7 @@ from polarmap.executors import block_store, pool_run
 from polarmap.executors.base import Payload
 from polarmap.testing import Fault
 from polarmap.worker import kept_worker
+from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0
@@ -167,14 +168,25 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
 
 
 def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
+    """Workers of other pools on threads of this process, which may outlive their tests, keep their own."""
     kept = PartBlocks([[np.zeros(3)]], ("array",))
-    with pool_of(ThreadSite(), workers=1) as pool:
+    keys = list[bytes]()  # of the driver that each worker belongs to
+
+    def noting_the_key(address: DriverAddress, number: int, seconds: float) -> None:
+        keys.append(address.key)
+        honest(address, number, seconds)
+
+    places = [ThreadSite(default=noting_the_key) for _ in range(2)]
+    with pool_of(places[0], workers=1) as other, pool_of(places[1], workers=1) as pool:
+        with closing(other.open(Payload(np.negative, kept))) as run:
+            run.submit([(0, 0)])
+            assert first_ends(run, 1)
         for _ in range(4):
             for blocks in (kept, PartBlocks([[np.ones(3)]], ("array",))):
                 with closing(pool.open(Payload(np.negative, blocks))) as run:
                     run.submit([(0, 0)])
                     assert first_ends(run, 1)
-                    [cache] = kept_worker._kept_together.values()
+                    cache = kept_worker._kept_together[keys[1]]
                     assert len(cache) <= 2
         assert cache.reads == 5
         del blocks, run  # the newest
@@ -183,6 +195,8 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
         assert (len(cache), cache.reads) == (1, 5)
+        assert len(set(keys)) == 2
+        assert kept_worker._kept_together[keys[0]].reads == 1
 
 
 def both_at_once(block: Any) -> Any:
