@@ -34,8 +34,11 @@ from programs import Interpreter
 
 import polarmap
 from benchmarks import iterations
+from benchmarks.compare import figures
 from benchmarks.pages import tables_of
-from polarmap import cli
+from polarmap import cli, planning
+from polarmap.codes import equations
+from polarmap.linalg.sketch import SketchEstimate
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -427,6 +430,50 @@ def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
     assert found is not None
     assert 100 / float(found[1].replace(",", "")) == pytest.approx(share["float64"])
     assert (float(found[2]), float(found[3])) == (share["float32"], share["float16"])
+
+
+def test_deviations_in_reliability_are_those_that_the_check_lets_pass() -> None:
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    found = re.search(r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page)
+    assert found is not None
+    double = np.dtype(np.float64)
+    assert float(found[1]) == pytest.approx(equations.tolerance(double), rel=0.05)
+    assert float(found[2]) == pytest.approx(equations.noise(double), rel=0.05)
+
+
+def words_of(name: str) -> str:
+    """Return a page of docs/ as one line."""
+    return " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split())
+
+
+def test_the_bound_of_the_theory_page_is_that_of_a_plain_recursion() -> None:
+    shares = np.array([np.exp(1 - 1.1 * (1 + np.log(2)))])  # late at 1.1 times the median of 1 + Exp(1)
+    for _ in range(14):
+        shares = np.concatenate([shares**2, 2 * shares - shares**2])
+    bound = np.sort(shares)[: len(shares) // 2].sum()
+    assert f"n = 2^14, k = n / 2: late with probability {bound:.3g} at most" in words_of("theory.md")
+
+
+def test_the_sketching_page_names_fields_of_estimates() -> None:
+    page = words_of("sketching.md")
+    named = re.findall(r"`(\w+)`", page[page.index("Each `SketchEstimate`") : page.index("Late workers get")])
+    assert set(named[1:]) == set(SketchEstimate.__dataclass_fields__)
+
+
+def test_the_rule_of_thumb_for_workers_is_what_plan_recommends() -> None:
+    found = re.search(
+        r"adds (\d+) to (\d+) tasks to 24 blocks and (\d+) to (\d+)", words_of("how-many-workers.md")
+    )
+    assert found is not None
+    runtimes = planning.stragglers(planning.ShiftedExponential(2.0, 0.3), share=0.02, factor=5.0)
+    plans = [polarmap.plan(k, runtimes, objective) for k in (24, 768) for objective in ("cost", "p99")]
+    assert [plan.n - plan.k for plan in plans] == list(map(int, found.groups()))
+
+
+def test_the_figures_of_the_plan_page_are_drawn_from_its_data() -> None:
+    source = inspect.getsource(figures.example_seconds)
+    lines = [line.strip() for line in source.splitlines() if re.match(r"    (rng|seconds) = ", line)]
+    assert len(lines) == 2 and words_of("how-many-workers.md").count(" ".join(lines)) == 2
 
 
 # --- the site ------------------------------------------------------------------------------------

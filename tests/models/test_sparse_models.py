@@ -198,3 +198,16 @@ def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
     assert not model.coef_.any() and model.gradient_map_ < 1e-12
     model = NonNegativeLeastSquares(**HERE).fit(X, np.full(len(X), stream.random()))
     assert np.abs(model.coef_).max() < 1e-12 and model.gradient_map_ < 1e-12
+
+
+@pytest.mark.parametrize("weights", [None, np.random.default_rng(3).uniform(0.5, 2.0, len(LABELS))])
+def test_objectives_have_the_scale_that_the_page_says(weights: np.ndarray | None) -> None:
+    """The mean of (y - Xw - c)^2 / 2; logistic losses and penalty divided by C times the sum of weights."""
+    share = np.ones(len(LABELS)) if weights is None else weights
+    squares = NonNegativeLeastSquares(**HERE).fit(CANCER, 1.0 * LABELS, sample_weight=weights)
+    rest = LABELS - CANCER @ squares.coef_ - squares.intercept_
+    assert squares.objective_ == pytest.approx(np.average(rest**2, weights=share) / 2)
+    model = SparseLogisticRegression(C=0.3, **HERE).fit(CANCER, LABELS, sample_weight=weights)
+    losses = np.logaddexp(0, (1 - 2 * LABELS) * model.decision_function(CANCER))
+    whole = 0.3 * share @ losses + np.abs(model.coef_).sum()
+    assert model.objective_ == pytest.approx(whole / (0.3 * share.sum()))

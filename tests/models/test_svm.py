@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from sklearn.exceptions import ConvergenceWarning
 from straggling_models import options, standardized
 
 from benchmarks.in_numpy import in_numpy
-from polarmap.convex import LinearSVC
+from polarmap import CodedOperator
+from polarmap.convex import LinearSVC, SparseLogisticRegression
+from polarmap.models.coded_model import CodedModel
 from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = standardized(load_breast_cancer)
@@ -109,3 +113,30 @@ def test_features_that_leave_no_digits_are_told_and_the_objective_is_true(C: flo
         model = LinearSVC(C, **HERE).fit(far, LABELS)
     assert model.objective_ == pytest.approx(objective(model, far, LABELS, C), rel=1e-2)
     assert model.dual_gap_ > 1e-6 * model.objective_
+
+
+def test_products_on_breast_cancer_are_as_many_as_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs" / "convex.md").read_text(encoding="utf-8").split())
+    said = re.search(
+        r"standardized features, `LinearSVC\(1\)` takes (\d+) products and "
+        r"`SparseLogisticRegression\(1\)` takes (\d+)\."
+        r".*takes (\d+) products if they are scaled to the range from 0 to 1, and (\d+) if",
+        page,
+    )
+    assert said is not None
+    X, y = load_breast_cancer(return_X_y=True)
+    standard, unit = (X - X.mean(axis=0)) / X.std(axis=0), (X - X.min(axis=0)) / np.ptp(X, axis=0)
+    operators = list[CodedOperator]()
+
+    def kept(self: Any, A: Any) -> CodedOperator:
+        operators.append(operator(self, A))
+        return operators[-1]
+
+    operator = CodedModel._operator
+    monkeypatch.setattr(CodedModel, "_operator", kept)
+    LinearSVC(1.0, **HERE).fit(standard, y)
+    SparseLogisticRegression(1.0, **HERE).fit(standard, y)
+    for features in (unit, X):
+        LinearSVC(1.0, **HERE).fit(features, y)
+    counted = [one.products for one in operators]
+    assert counted == [pytest.approx(int(number), abs=6) for number in said.groups()]
