@@ -26,10 +26,12 @@ from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.shortfall import NOT_FINITE, late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
+from polarmap.run.wrapping import WrappedParityError
 from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
 
 MOST_TRIALS = 4  # decodings of which it is remembered whether they are possible
+LASTING_REFUSALS = NotLinearError, WrappedParityError  # each ends a map whose data tasks do not all report
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
@@ -42,7 +44,7 @@ class Codeword(Received):
 
     Attributes
     ----------
-    refusal : NotFiniteError, NotLinearError or None
+    refusal : NotFiniteError, NotLinearError, WrappedParityError or None
         Why nothing can be decoded from these results, so that every data task has to report.
     """
 
@@ -56,8 +58,8 @@ class Codeword(Received):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
-        self.refusal: NotFiniteError | NotLinearError | None = None
-        self._refused: Recovery | None = None  # of the results that contradict each other
+        self.refusal: NotFiniteError | NotLinearError | WrappedParityError | None = None
+        self._refused: Recovery | None = None  # the decoding that was refused, which a further result changes
         self.padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
@@ -90,13 +92,13 @@ class Codeword(Received):
     def _verdict(self) -> str | None:
         """How the results were verified, once they are determined and that is settled.
 
-        Results that contradict each other are looked at again with every further one: it may tell who
-        is to blame.
+        Results that contradict each other, or do not determine an integer, are looked at again with every
+        further one: it may tell who is to blame, or determine the integer.
         """
         if not self.results:
             return None
         decoder = self.decoder
-        if isinstance(self.refusal, NotLinearError) and self._refused is not decoder.recovery:
+        if isinstance(self.refusal, LASTING_REFUSALS) and self._refused is not decoder.recovery:
             self.refusal = None
         if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
             return None
@@ -113,6 +115,10 @@ class Codeword(Received):
             if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
                 raise
             self.refusal, self._refused = error, self.decoder.recovery
+        except WrappedParityError as error:
+            if not len(decoder.code.systematic):
+                raise
+            self.refusal, self._refused = error, decoder.recovery
         return None
 
     def _as_a_plain_map(self) -> str | None:
@@ -314,8 +320,8 @@ class Codeword(Received):
         self.give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
 
     def give_up(self, error: Exception) -> NoReturn:
-        """Raise this error; or that f is not linear, where a linear f would have been done by now."""
-        if isinstance(self.refusal, NotLinearError):
+        """Raise this error, or the refusal to decode results that would have been enough otherwise."""
+        if isinstance(self.refusal, LASTING_REFUSALS):
             error = self.refusal
         raise error from self.tasks.first_cause
 
