@@ -54,7 +54,10 @@ class Executor(WrappedExecutor, futures.Executor):
     backups : int
         How many a call may get. With 0 no call is begun twice unless its worker is lost.
     retries : int
-        How often a call is started again whose worker was lost.
+        How often a call is started again whose worker was lost. Short calls of `map` travel together: if
+        their worker is lost, each of them is started again alone, and that loss counts for none. A call that
+        ends its worker every time raises `WorkerLostError`, and has ended at most `retries` + 2 workers by
+        then, plus one for each of its backups.
 
     Raises
     ------

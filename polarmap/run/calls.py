@@ -357,7 +357,7 @@ class Calls(Batches, Need):
         """Whether no call is under way, once those have failed that were lost too often."""
         for index in sorted(self.tasks.failed):
             task = self.tasks[index]
-            if task.attempts > self._retries and task.last_failure is not None:
+            if task.own_attempts > self._retries and task.last_failure is not None:
                 calls: Any
                 calls, [number] = self.batches[index]
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
