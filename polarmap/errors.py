@@ -78,11 +78,15 @@ BETWEEN = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextl
 
 def raised_by(who: str, error: BaseException) -> BaseException:
     """An exception of f with a note of what raised it."""
-    note = who + RAISED_THIS
+    add_note(error, who + RAISED_THIS)
+    return error
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception of the caller's, unless it has that note already."""
     with contextlib.suppress(Exception):  # of notes of the caller's own kind
         if note not in getattr(error, "__notes__", ()):  # f may raise one object again and again
             error.add_note(note)
-    return error
 
 
 class _WithoutOurFrames:

@@ -24,7 +24,7 @@ from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
-from polarmap.run.shortfall import NOT_FINITE, late, not_finite, too_few
+from polarmap.run.shortfall import NOT_FINITE, late, not_finite, raised_too_often, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.run.wrapping import WrappedParityError
 from polarmap.worker.messages import StoredOutput
@@ -298,6 +298,9 @@ class Codeword(Received):
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
         if self.takes_less():
             return
+        error = raised_too_often(self.tasks, self.would_be_met)
+        if error is not None and self.refusal is None:
+            raise error
         text = too_few(self.tasks, self.threshold)
         if self.refusal is not None:
             text = not_finite(self.tasks, self.threshold, self.data_count)

@@ -53,6 +53,11 @@ class Task:
         """Why it gave nothing, as last said."""
         return self.failures[-1] if self.failures else None
 
+    @property
+    def last_raised(self) -> Failure | None:
+        """The last failure that f raised, whatever became of later attempts; None if it never raised."""
+        return next((one for one in reversed(self.failures) if one.kind == "raised"), None)
+
     def forget_shapes(self) -> None:
         """A result has come: that others had a wrong shape makes no difference, unless it has one, too."""
         self.failures = [one for one in self.failures if one.kind != "shape"]
