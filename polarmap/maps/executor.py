@@ -41,7 +41,8 @@ class Executor(WrappedExecutor, futures.Executor):
     what it would in a `ProcessPoolExecutor`; besides, a call whose worker dies is started again, and one
     that is late, by what calls of its function took before, gets a backup as soon as no other call waits:
     the first to return counts. Arguments and results are pickled (with cloudpickle: functions may be
-    defined anywhere). As `executor=` of a map it is where it runs itself.
+    defined anywhere). If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
+    `FunctionExitError`. As `executor=` of a map it is where it runs itself.
 
     Parameters
     ----------
@@ -164,7 +165,7 @@ class Executor(WrappedExecutor, futures.Executor):
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
-        calls = CallsOfMap((function_of(fn), chunksize))
+        calls = CallsOfMap(function_of(fn), chunksize)
         calls.head = self._sent(partial(call_each, fn), calls)
         self._put(calls, list(itertools.islice(chunks, buffersize)))
         # Where none is to come, an iterator keeps no executor alive.

@@ -92,6 +92,8 @@ def hedged_map(
     ------
     Exception
         What f raised on an item, after `retries`; a note names the item.
+    FunctionExitError
+        f raised what would end the calling program or loop, such as SystemExit or StopIteration.
     CodeError
         Arguments that cannot be, or an item that cannot be pickled.
     NotDecodableError, CodedTimeoutError, ExecutorError

@@ -127,13 +127,9 @@ def with_other_failures(error: BaseException, failure: Failure, tasks: TaskTable
 
 
 def as_raised(who: str, failure: Failure) -> BaseException:
-    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing.
-
-    In our words, too, what would end a generator of ours, or of whoever has called.
-    """
+    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing."""
     assert failure.cause is not None
-    is_ours = type(failure.cause).__module__.startswith("polarmap.worker.")
-    if not (is_ours or isinstance(failure.cause, StopIteration)):
+    if not type(failure.cause).__module__.startswith("polarmap.worker."):
         return raised_by(who, failure.cause)
     error = NotDecodableError(f"{who} failed: {failure}")
     error.__cause__ = failure.cause
