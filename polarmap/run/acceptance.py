@@ -5,7 +5,6 @@ from __future__ import annotations
 from polarmap.errors import CodeError, warn
 from polarmap.run.local_run import LocalRun
 from polarmap.run.verify import Verifier
-from polarmap.run.wrapping import WrappedParityError
 from polarmap.worker.parts import DamagedError
 
 AT_ONE_LOOK = 100  # blocks on which a quick f is evaluated here before results are taken again
@@ -18,11 +17,11 @@ class Acceptance(Verifier):
     def verified(self) -> str | None:
         """How results were verified of which some have to be decoded; None as long as that is not settled.
 
-        WrappedParityError where only the missing data tasks themselves can give their results.
+        CodeError where only the missing data tasks themselves can give their results.
         """
         word = self._word
         if word.why_not_protected:
-            raise WrappedParityError(f"a result is missing and cannot be decoded: {word.why_not_protected}")
+            raise CodeError(f"a result is missing and cannot be decoded: {word.why_not_protected}")
         if word.options.verify is False:
             return "no"
         how = self._checked()

@@ -15,7 +15,7 @@ from polarmap.blocks.equal import without_padding
 from polarmap.codes.algebra import Recovery
 from polarmap.codes.decoder import Decoder
 from polarmap.codes.dtypes import Array, is_exact
-from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import read_only
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.loop import Stopwatch
@@ -26,12 +26,11 @@ from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.shortfall import NOT_FINITE, late, not_finite, raised_too_often, too_few
 from polarmap.run.tasks import TaskTable
-from polarmap.run.wrapping import WrappedParityError
 from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
 
 MOST_TRIALS = 4  # decodings of which it is remembered whether they are possible
-LASTING_REFUSALS = NotLinearError, WrappedParityError  # each ends a map whose data tasks do not all report
+LASTING_REFUSALS = NotLinearError, CodeError  # each ends a map whose data tasks do not all report
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
@@ -44,7 +43,7 @@ class Codeword(Received):
 
     Attributes
     ----------
-    refusal : NotFiniteError, NotLinearError, WrappedParityError or None
+    refusal : NotFiniteError, NotLinearError, CodeError or None
         Why nothing can be decoded from these results, so that every data task has to report.
     """
 
@@ -58,7 +57,7 @@ class Codeword(Received):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
-        self.refusal: NotFiniteError | NotLinearError | WrappedParityError | None = None
+        self.refusal: NotFiniteError | NotLinearError | CodeError | None = None
         self._refused: Recovery | None = None  # the decoding that was refused, which a further result changes
         self.padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
@@ -115,10 +114,10 @@ class Codeword(Received):
             if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
                 raise
             self.refusal, self._refused = error, self.decoder.recovery
-        except WrappedParityError as error:
-            if not len(decoder.code.systematic):
+        except CodeError as error:  # parity of integers that wraps does not determine what is missing
+            if not (len(self.decoder.missing) and len(decoder.code.systematic)):
                 raise
-            self.refusal, self._refused = error, decoder.recovery
+            self.refusal, self._refused = error, self.decoder.recovery
         return None
 
     def _as_a_plain_map(self) -> str | None:

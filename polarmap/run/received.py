@@ -222,7 +222,7 @@ class Received(Need):
     def decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way.
 
-        WrappedParityError for Python integers that parity does not determine.
+        CodeError for Python integers that parity does not determine.
         """
         if not len(self.decoder.missing):
             self.decoded = [self.results[index].leaves for index in range(self._code.wanted)]

@@ -12,10 +12,6 @@ from polarmap.codes.dtypes import EPS, Array, DType, is_exact
 from polarmap.errors import CodeError
 
 
-class WrappedParityError(CodeError):
-    """Parity of 64-bit integers, which wraps modulo 2^64, does not determine a missing result."""
-
-
 def why_not_protected(coded: CodedData, made: Sequence[DType]) -> str:
     """Why parity is of no use for an f that makes results of these dtypes, and what to do; "" where it is.
 
@@ -37,7 +33,7 @@ def unwrapped(
 ) -> list[Array]:
     """Python integers, which do not wrap, from what they are modulo 2^64 and from what they are about.
 
-    WrappedParityError for one that may be another that is the same modulo 2^64. Of those from 2^63 on, or
+    CodeError for one that may be another that is the same modulo 2^64. Of those from 2^63 on, or
     negative, one is certain if a result of a data block lies on that side: else f may add up in 64 bits,
     with a sign or without one.
 
@@ -59,7 +55,7 @@ def unwrapped(
         exact -= (not is_low and exact - near > 1 << 63) << 64
         fits = not may_wrap and abs(exact - near) <= off
         if not (fits and (is_low or (exact < 0) in sides)) and not (is_low and are_small):
-            raise WrappedParityError(
+            raise CodeError(
                 "f returns Python integers, and a lost one may be off by 2^64, modulo which parity of the "
                 "data is decoded: return numpy integers, as in numpy.int64(total)"
             )
