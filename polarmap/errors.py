@@ -7,6 +7,7 @@ PolarmapError
 ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
 │   └── WorkerLostError  (BrokenExecutor)  each worker that began a call was lost
 ├── LimitError           (ValueError)    a block or time the backend does not allow
+├── FunctionExitError    (RuntimeError)  f raised what would end its caller without a message
 ├── NotLinearError       (ValueError)    the results break the parity equations
 ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
 ├── CodedTimeoutError    (TimeoutError)  the deadline passed first
@@ -51,6 +52,14 @@ class LimitError(PolarmapError, ValueError):
     """More than a worker, a call or an object of this backend can hold."""
 
 
+class FunctionExitError(PolarmapError, RuntimeError):
+    """f raised SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration or the like on a worker.
+
+    Raised again in the caller's process, such an exception would end the program, a loop or a generator
+    without a message. It is the `__cause__` of this error.
+    """
+
+
 class NotLinearError(PolarmapError, ValueError):
     """f is not linear or affine in its block, or a worker returned garbage."""
 
@@ -77,12 +86,37 @@ BETWEEN = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextl
 
 
 def raised_by(who: str, error: BaseException) -> BaseException:
-    """An exception of f with a note of what raised it."""
-    note = who + RAISED_THIS
+    """Add a note of what raised it to an exception of f, and return what is to be raised for it."""
+    to_raise = replace_exit(who, error)
+    if to_raise is error:
+        add_note(error, who + RAISED_THIS)
+    return to_raise
+
+
+def replace_exit(who: str, error: BaseException) -> BaseException:
+    """Return what is to be raised in the caller's process for an exception that f raised on a worker.
+
+    This is the exception itself, or a FunctionExitError in the place of one that would end its caller: what
+    is not an Exception, and what ends loops.
+    """
+    if isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration)):
+        return error
+    name, text = type(error).__name__, ""
+    with contextlib.suppress(Exception):  # of a __str__ of the caller's own
+        text = f": {error}" if str(error) else ""
+    replacement = FunctionExitError(
+        f"{who} raised {name}{text}. This error replaces it, because {name} would end the calling program, "
+        "loop or generator without a message. Let f return, or raise another exception"
+    )
+    replacement.__cause__ = error
+    return replacement
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception of the caller's, unless it has that note already."""
     with contextlib.suppress(Exception):  # of notes of the caller's own kind
         if note not in getattr(error, "__notes__", ()):  # f may raise one object again and again
             error.add_note(note)
-    return error
 
 
 class _WithoutOurFrames:

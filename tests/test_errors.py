@@ -17,6 +17,7 @@ BUILTINS = {
     "ExecutorError": RuntimeError,
     "WorkerLostError": BrokenExecutor,
     "LimitError": ValueError,
+    "FunctionExitError": RuntimeError,
     "NotLinearError": ValueError,
     "NotDecodableError": RuntimeError,
     "CodedTimeoutError": TimeoutError,

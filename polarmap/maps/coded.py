@@ -138,7 +138,8 @@ def coded_map(
     NotDecodableError, CodedTimeoutError
         Too few results have arrived.
     Exception
-        What f raised in too many tasks.
+        What f raised in too many tasks; a `FunctionExitError` in the place of SystemExit, StopIteration and
+        the like.
 
     Examples
     --------

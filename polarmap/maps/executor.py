@@ -41,7 +41,8 @@ class Executor(WrappedExecutor, futures.Executor):
     what it would in a `ProcessPoolExecutor`; besides, a call whose worker dies is started again, and one
     that is late, by what calls of its function took before, gets a backup as soon as no other call waits:
     the first to return counts. Arguments and results are pickled (with cloudpickle: functions may be
-    defined anywhere). As `executor=` of a map it is where it runs itself.
+    defined anywhere). If a call raises `SystemExit`, `StopIteration` or the like, its future holds a
+    `FunctionExitError`. As `executor=` of a map it is where it runs itself.
 
     Parameters
     ----------
@@ -54,7 +55,10 @@ class Executor(WrappedExecutor, futures.Executor):
     backups : int
         How many a call may get. With 0 no call is begun twice unless its worker is lost.
     retries : int
-        How often a call is started again whose worker was lost.
+        How often a call is started again whose worker was lost. Short calls of `map` travel together: if
+        their worker is lost, each of them is started again alone, and that loss counts for none. A call that
+        ends its worker every time raises `WorkerLostError`, and has ended at most `retries` + 2 workers by
+        then, plus one for each of its backups.
 
     Raises
     ------
@@ -162,7 +166,7 @@ class Executor(WrappedExecutor, futures.Executor):
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
-        calls = CallsOfMap((function_of(fn), chunksize))
+        calls = CallsOfMap(function_of(fn), chunksize)
         calls.head = self._sent(partial(call_each, fn), calls)
         self._put(calls, list(itertools.islice(chunks, buffersize)))
         # Where none is to come, an iterator keeps no executor alive.

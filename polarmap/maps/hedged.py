@@ -70,8 +70,13 @@ def hedged_map(
     blocks : int, optional
         How many tasks: by default one for each item of a sequence, 24 for an array. With fewer tasks than
         items each calls f on neighbouring items in turn; there is still a result for each item.
-    executor, timeout, retries, progress : optional
+    executor, timeout, progress : optional
         As for `coded_map`.
+    retries : int
+        How often an item is tried again on which f raised, or whose worker was lost. Short items travel
+        together: if their worker is lost, each of them is started again alone, and that loss counts for
+        none. An item that ends its worker every time ends at most `retries` + 2 of them, plus one for each
+        backup.
     backups : int
         How many a task may get. It is late when it has run longer than eleven in twelve are expected to
         (`polarmap.planning.LatenessRule`), and longer than 0.1 s.
@@ -88,6 +93,8 @@ def hedged_map(
     ------
     Exception
         What f raised on an item, after `retries`; a note names the item.
+    FunctionExitError
+        f raised what would end the calling program or loop, such as SystemExit or StopIteration.
     CodeError
         Arguments that cannot be, or an item that cannot be pickled.
     NotDecodableError, CodedTimeoutError, ExecutorError

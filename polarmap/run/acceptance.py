@@ -15,7 +15,10 @@ class Acceptance(Verifier):
     """The checks that results have to pass, and how long more is waited for that would tell."""
 
     def verified(self) -> str | None:
-        """How results were verified of which some have to be decoded; None as long as that is not settled."""
+        """How results were verified of which some have to be decoded; None as long as that is not settled.
+
+        CodeError where only the missing data tasks themselves can give their results.
+        """
         word = self._word
         if word.why_not_protected:
             raise CodeError(f"a result is missing and cannot be decoded: {word.why_not_protected}")

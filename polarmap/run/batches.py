@@ -74,7 +74,9 @@ class Batches(Coded, Policy):
     """Items as the tasks of a run: which start when, alone or together; and their blocks.
 
     First attempts at items of a kind go together once it is known that these are short, if workers are
-    processes here. Each has its own end; one that is lost with others is started again by itself. A batch
+    processes here. Each has its own end; one that is lost with others is started again by itself, and the
+    loss does not count against its retries. So an item that kills its worker each time kills one worker with
+    a batch and then one with each attempt of its own. A batch
     that takes long is given up, and its items begin anew, each by itself: one that sleeps, or waits for
     another, holds up none behind it. Else those are started once more that are late, if none waits.
 
@@ -266,7 +268,7 @@ class Batches(Coded, Policy):
             return None
         if failure is not None:
             for number in numbers if len(numbers) > 1 else ():
-                self.part(tasks, index, number, failure)
+                self.part(tasks, index, number, failure, is_shared=True)
             return items, (), [(number, failure) for number in numbers if len(numbers) == 1]
         if len(numbers) == 1:
             self._learn(items.kind, outcome.seconds)
@@ -280,10 +282,16 @@ class Batches(Coded, Policy):
         found = zip(numbers, data)
         return items, [pair for one, pair in enumerate(found) if one not in errors], failures
 
-    def part(self, tasks: TaskTable, index: int, number: int, failure: Failure) -> None:
-        """An item has failed that was not alone in its task: it is a task of its own from now on."""
+    def part(
+        self, tasks: TaskTable, index: int, number: int, failure: Failure, is_shared: bool = False
+    ) -> None:
+        """Make an item that failed, and was not alone in its task, a task of its own.
+
+        is_shared : whether all items of the task failed with it. The attempt then does not count against its
+            retries, as any of the others may have killed the worker.
+        """
         items, numbers = self.batches[index]
-        tasks.part(index, self._number, failure, self._kind_of(items))
+        tasks.part(index, self._number, failure, self._kind_of(items), is_shared)
         self.batches[self._number] = items, [number]
         self._number += 1
         self.batches[index] = items, [one for one in numbers if one != number]

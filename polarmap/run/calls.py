@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from math import inf
 from typing import Any
 
-from polarmap.errors import WorkerLostError, hide_our_frames
+from polarmap.errors import WorkerLostError, hide_our_frames, replace_exit
 from polarmap.executors import injected_faults
 from polarmap.executors.base import MapExecutor, Outcome, Payload, Run
 from polarmap.run.batches import Batches, Items, go_together, value_of
@@ -49,6 +49,10 @@ class Call(Items):
             self._is_cancelled = True
             self.future.set_running_or_notify_cancel()  # which tells who waits for it
 
+    def name_of(self, number: int) -> str:
+        """Return the words by which an error names it."""
+        return f"a call of {_name_of_function(self.kind)}"
+
     def return_(self, number: int, value: Any) -> None:
         """Its result is there."""
         with suppress(InvalidStateError):  # somebody else has set it
@@ -63,8 +67,9 @@ class Call(Items):
 class CallsOfMap(Items):
     """Calls of one function whose results are asked for in their order, each of a list."""
 
-    def __init__(self, function: Hashable) -> None:
-        super().__init__(function)
+    def __init__(self, function: Hashable, chunksize: int = 1) -> None:
+        super().__init__((function, chunksize))
+        self._function, self._chunksize = function, chunksize
         self._is_cancelled = False
         self._begun = set[int]()
         self._ends: dict[int, tuple[bool, Any]] = {}  # that nobody has asked for yet
@@ -86,6 +91,13 @@ class CallsOfMap(Items):
         self._is_cancelled = True
         with self._told:
             self._told.notify_all()
+
+    def name_of(self, number: int) -> str:
+        """Return the words by which an error names one of them, which may be several calls of the caller."""
+        first, name = number * self._chunksize, _name_of_function(self._function)
+        if self._chunksize == 1:
+            return f"call {first} of map({name})"
+        return f"one of calls {first} to {first + self._chunksize - 1} of map({name})"
 
     def return_(self, number: int, value: Any) -> None:
         """A result is there."""
@@ -341,12 +353,13 @@ class Calls(Batches, Need):
         over = [one for one in failures if outcome.failure is None or one[1].kind == "raised"]
         self._are_over(calls, len(found) + len(over))
         for number, raised in over:
-            self._fail(calls, number, raised.cause or RuntimeError(str(raised)), is_of_f=True)
+            error = replace_exit(calls.name_of(number), raised.cause or RuntimeError(str(raised)))
+            self._fail(calls, number, error, is_of_f=True)
         for number, data in found:
             try:
                 value = value_of(data)
-            except BaseException as error:
-                self._fail(calls, number, error)
+            except BaseException as error_:
+                self._fail(calls, number, replace_exit(f"the result of {calls.name_of(number)}", error_))
             else:
                 calls.return_(number, value)
 
@@ -359,7 +372,7 @@ class Calls(Batches, Need):
         """Whether no call is under way, once those have failed that were lost too often."""
         for index in sorted(self.tasks.failed):
             task = self.tasks[index]
-            if task.attempts > self._retries and task.last_failure is not None:
+            if task.own_attempts > self._retries and task.last_failure is not None:
                 calls: Any
                 calls, [number] = self.batches[index]
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
@@ -395,6 +408,16 @@ def function_of(f: Callable[..., Any]) -> Hashable:
         return code  # type: ignore[no-any-return]
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return getattr(named, "__module__", None), named.__qualname__
+
+
+def _name_of_function(function: Hashable) -> str:
+    """Return the name of a function of which `function_of` told.
+
+    >>> _name_of_function(function_of(_name_of_function)), _name_of_function(function_of(str.upper))
+    ('_name_of_function', 'str.upper')
+    """
+    name = function[1] if isinstance(function, tuple) else getattr(function, "co_qualname", function)
+    return str(name)
 
 
 _of_executors: weakref.WeakSet[Calls] = weakref.WeakSet()

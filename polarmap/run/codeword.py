@@ -15,7 +15,7 @@ from polarmap.blocks.equal import without_padding
 from polarmap.codes.algebra import Recovery
 from polarmap.codes.decoder import Decoder
 from polarmap.codes.dtypes import Array, is_exact
-from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import read_only
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.loop import Stopwatch
@@ -24,12 +24,13 @@ from polarmap.run.padding import PaddingRows
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
-from polarmap.run.shortfall import NOT_FINITE, late, not_finite, too_few
+from polarmap.run.shortfall import NOT_FINITE, late, not_finite, raised_too_often, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
 
 MOST_TRIALS = 4  # decodings of which it is remembered whether they are possible
+LASTING_REFUSALS = NotLinearError, CodeError  # each ends a map whose data tasks do not all report
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
@@ -42,7 +43,7 @@ class Codeword(Received):
 
     Attributes
     ----------
-    refusal : NotFiniteError, NotLinearError or None
+    refusal : NotFiniteError, NotLinearError, CodeError or None
         Why nothing can be decoded from these results, so that every data task has to report.
     """
 
@@ -56,8 +57,8 @@ class Codeword(Received):
         watch: Stopwatch,
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
-        self.refusal: NotFiniteError | NotLinearError | None = None
-        self._refused: Recovery | None = None  # of the results that contradict each other
+        self.refusal: NotFiniteError | NotLinearError | CodeError | None = None
+        self._refused: Recovery | None = None  # the decoding that was refused, which a further result changes
         self.padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
@@ -90,13 +91,13 @@ class Codeword(Received):
     def _verdict(self) -> str | None:
         """How the results were verified, once they are determined and that is settled.
 
-        Results that contradict each other are looked at again with every further one: it may tell who
-        is to blame.
+        Results that contradict each other, or do not determine an integer, are looked at again with every
+        further one: it may tell who is to blame, or determine the integer.
         """
         if not self.results:
             return None
         decoder = self.decoder
-        if isinstance(self.refusal, NotLinearError) and self._refused is not decoder.recovery:
+        if isinstance(self.refusal, LASTING_REFUSALS) and self._refused is not decoder.recovery:
             self.refusal = None
         if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
             return None
@@ -111,6 +112,10 @@ class Codeword(Received):
             self.refusal = error
         except NotLinearError as error:
             if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
+                raise
+            self.refusal, self._refused = error, self.decoder.recovery
+        except CodeError as error:  # parity of integers that wraps does not determine what is missing
+            if not (len(self.decoder.missing) and len(decoder.code.systematic)):
                 raise
             self.refusal, self._refused = error, self.decoder.recovery
         return None
@@ -292,6 +297,9 @@ class Codeword(Received):
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
         if self.takes_less():
             return
+        error = raised_too_often(self.tasks, self.would_be_met)
+        if error is not None and self.refusal is None:
+            raise error
         text = too_few(self.tasks, self.threshold)
         if self.refusal is not None:
             text = not_finite(self.tasks, self.threshold, self.data_count)
@@ -314,8 +322,8 @@ class Codeword(Received):
         self.give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
 
     def give_up(self, error: Exception) -> NoReturn:
-        """Raise this error; or that f is not linear, where a linear f would have been done by now."""
-        if isinstance(self.refusal, NotLinearError):
+        """Raise this error, or the refusal to decode results that would have been enough otherwise."""
+        if isinstance(self.refusal, LASTING_REFUSALS):
             error = self.refusal
         raise error from self.tasks.first_cause
 

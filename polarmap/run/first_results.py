@@ -15,7 +15,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.policies import with_backups
 from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers, RunningMap
-from polarmap.run.shortfall import as_raised, too_few
+from polarmap.run.shortfall import as_raised, too_few, with_other_failures
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.messages import OutputSpec
 from polarmap.worker.pytree import Array
@@ -77,12 +77,14 @@ class FirstResults(Need):
     def settle_for_less(self) -> None:
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
         for index in sorted(self.tasks.failed):
-            failure, task = self.tasks[index].last_failure, self._told_as(index)
+            failed, task = self.tasks[index], self._told_as(index)
+            failure = failed.last_raised or failed.last_failure
             if self._keeps_failures:
                 self.tasks.failed.discard(index)
-                self._count(Outcome(task, self.tasks[index].attempts - 1, [], (), failure, 0.0))
+                self._count(Outcome(task, failed.attempts - 1, [], (), failure, 0.0))
             elif failure is not None and failure.cause is not None:
-                raise as_raised(self._who(task), failure)
+                error = as_raised(self._who(task), failure)
+                raise with_other_failures(error, failure, self.as_told()())
         if self.tasks.failed:
             tasks = self.as_told()()
             raise NotDecodableError(too_few(tasks, self.threshold)) from tasks.first_cause

@@ -217,7 +217,7 @@ def schedule(
         if tasks.failed:
             need.check_failures()
             is_stuck = is_over or not need.is_within_reach()
-        again = sorted(index for index in tasks.failed if tasks[index].attempts <= retries)
+        again = sorted(index for index in tasks.failed if tasks[index].own_attempts <= retries)
         may_stall = bool(again) and not tasks.held_back  # failed tasks start again while others are late
         is_idle = may_stall and now >= last_news + STALL_SECONDS
         if again and (is_stuck or is_idle):

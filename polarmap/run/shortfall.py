@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Collection
 
-from polarmap.errors import NotDecodableError, raised_by
+from polarmap.errors import NotDecodableError, add_note, raised_by
 from polarmap.executors.base import Failure
-from polarmap.run.tasks import TaskTable
+from polarmap.run.tasks import Task, TaskTable
 
 NOT_FINITE = "NaN or inf, which parity carries into every block that is decoded"
 
@@ -46,10 +47,17 @@ def _still_run(tasks: TaskTable) -> str:
 
 
 def _failures(tasks: TaskTable) -> str:
-    others = (task for index, task in enumerate(tasks) if index not in tasks.arrived)
-    last = [str(task.last_failure) for task in others if task.last_failure is not None]
-    parts = [f"{_tasks(count)}: {text}" for text, count in Counter(last).most_common(3)]
-    return "; failed " + "; ".join(parts) if parts else ""
+    counted = _counted_failures(tasks)
+    return f"; failed {counted}" if counted else ""
+
+
+def _counted_failures(tasks: TaskTable, without: str | None = None) -> str:
+    """Count the tasks without a result by their last failure that has another text than `without`."""
+    counts = Counter[str]()
+    for index, task in enumerate(tasks):
+        texts = [] if index in tasks.arrived else [str(one) for one in task.failures]
+        counts.update([text for text in texts if text != without][-1:])
+    return "; ".join(f"{_tasks(count)}: {text}" for text, count in counts.most_common(3))
 
 
 def _tasks(count: int) -> str:
@@ -57,25 +65,71 @@ def _tasks(count: int) -> str:
 
 
 def raised_everywhere(tasks: TaskTable, needed: int) -> BaseException | None:
-    """What f raised, if it was the same in more tasks than may be missing and none has returned."""
-    firsts = [] if tasks.arrived else [task.failures[0] for task in tasks if task.failures]
+    """Return what f raised, if it was the same in more tasks than may be missing and none has returned.
+
+    Attempts whose worker was lost tell nothing of f: they are counted in a note.
+    """
+    if tasks.arrived:
+        return None
+    firsts = [_first_of_f(task) for task in tasks if task.failures]
+    failures = [one for one in firsts if one is not None]
     count = max(len(tasks), needed)  # of which some may not be made yet
-    if len(firsts) <= max(count - needed, count // 4, 1):
+    if len(failures) <= max(count - needed, count // 4, 1):
         return None
-    if len({(one.kind, str(one)) for one in firsts}) > 1 or firsts[0].cause is None:
+    if len({(one.kind, str(one)) for one in failures}) > 1 or failures[0].cause is None:
         return None
-    who = f"f fails everywhere: each of the first {len(firsts)} of {count} tasks to end"
-    return as_raised(who, firsts[0])
+    who = f"f fails everywhere: each of the first {len(failures)} of {count} tasks to end"
+    return with_other_failures(as_raised(who, failures[0]), failures[0], tasks)
+
+
+def _first_of_f(task: Task) -> Failure | None:
+    """The first failure of a task that tells something of f."""
+    return next((one for one in task.failures if one.kind != "lost"), None)
+
+
+def raised_too_often(tasks: TaskTable, would_suffice: Callable[[set[int]], bool]) -> BaseException | None:
+    """Return what f raised in most tasks, if that explains why a map has failed, and None otherwise.
+
+    It does if the map would have failed without any other failure. It also does if nothing has arrived and
+    the lost workers alone would not have made the map fail.
+
+    would_suffice : whether results of these tasks would be enough.
+    """
+    raised: dict[int, Failure] = {}
+    for index, task in enumerate(tasks):
+        if index not in tasks.arrived and (failure := task.last_raised) is not None:
+            raised[index] = failure
+    if not raised or not _is_due_to(raised.keys(), tasks, would_suffice):
+        return None
+    texts = {index: str(failure) for index, failure in raised.items()}
+    [(usual, _)] = Counter(texts.values()).most_common(1)
+    first = next(index for index, text in texts.items() if text == usual)
+    count = f"{len(raised)} of {len(tasks)} tasks"
+    who = f"f raised in {count}, and the others do not determine the results: task {first}"
+    return with_other_failures(as_raised(who, raised[first]), raised[first], tasks)
+
+
+def _is_due_to(raised: Collection[int], tasks: TaskTable, would_suffice: Callable[[set[int]], bool]) -> bool:
+    """Return whether a map failed because f raised in these tasks, rather than because workers were lost."""
+    every = set(range(len(tasks)))
+    if not would_suffice(every.difference(raised)):
+        return True
+    lost = tasks.failed.difference(raised)
+    return not tasks.arrived and would_suffice(every - lost)
+
+
+def with_other_failures(error: BaseException, failure: Failure, tasks: TaskTable) -> BaseException:
+    """Add a note to what f raised in some tasks that counts how others failed, and return it."""
+    others = _counted_failures(tasks, without=str(failure))
+    if others:
+        add_note(error, f"other failures: {others}")
+    return error
 
 
 def as_raised(who: str, failure: Failure) -> BaseException:
-    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing.
-
-    In our words, too, what would end a generator of ours, or of whoever has called.
-    """
+    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing."""
     assert failure.cause is not None
-    is_ours = type(failure.cause).__module__.startswith("polarmap.worker.")
-    if not (is_ours or isinstance(failure.cause, StopIteration)):
+    if not type(failure.cause).__module__.startswith("polarmap.worker."):
         return raised_by(who, failure.cause)
     error = NotDecodableError(f"{who} failed: {failure}")
     error.__cause__ = failure.cause

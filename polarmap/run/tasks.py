@@ -32,6 +32,7 @@ class Task:
     seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
     backups : how many attempts are in the place of late ones.
+    n_shared_losses : how many attempts were lost as parts of a batch, which any item of it may have caused.
     """
 
     late: LateAttempts[Attempt] | None = None
@@ -45,6 +46,7 @@ class Task:
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
     backups: int = 0
+    n_shared_losses: int = 0
 
     @property
     def attempts(self) -> int:
@@ -75,9 +77,19 @@ class Task:
         return measured if told is None else min(told, measured)
 
     @property
+    def own_attempts(self) -> int:
+        """The number of attempts that count against `retries`: all but those lost with a batch."""
+        return len(self.submitted) - self.n_shared_losses
+
+    @property
     def last_failure(self) -> Failure | None:
         """Why it gave nothing, as last said."""
         return self.failures[-1] if self.failures else None
+
+    @property
+    def last_raised(self) -> Failure | None:
+        """The last failure that f raised, whatever became of later attempts; None if it never raised."""
+        return next((one for one in reversed(self.failures) if one.kind == "raised"), None)
 
     def forget_shapes(self) -> None:
         """A result has come: that others had a wrong shape makes no difference, unless it has one, too."""
@@ -141,11 +153,17 @@ class TaskTable:
         for some in (self.failed, self.held_back, self.unbegun):
             some.discard(index)
 
-    def part(self, index: int, new: int, failure: Failure, late: LateAttempts[Attempt]) -> None:
-        """A part of a task has failed, and is a task of its own, which was started as often."""
+    def part(
+        self, index: int, new: int, failure: Failure, late: LateAttempts[Attempt], is_shared: bool = False
+    ) -> None:
+        """A part of a task has failed, and is a task of its own, which was started as often.
+
+        is_shared : whether all of the task failed with it, so that the failure may be due to another part.
+        """
         submitted = list(self._tasks[index].submitted)
         states = [TaskState.FAILED] * len(submitted)
-        self._tasks[new] = Task(late, submitted, states, failures=[failure])
+        task = self._tasks[new] = Task(late, submitted, states, failures=[failure])
+        task.n_shared_losses = task.attempts if is_shared else 0
         self.failed.add(new)
 
     def regrouped(self, parts: Mapping[int, Sequence[int]], n: int) -> TaskTable:

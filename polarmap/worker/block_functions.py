@@ -117,7 +117,7 @@ def any_call(
             return call_one(value)
         try:
             return True, call_one(value)
-        except Exception as error:
+        except BaseException as error:  # sys.exit on one item is not to end the others
             return False, plain(describe(error))
 
     def call(block: Any) -> Packed:

@@ -18,6 +18,7 @@ import ray_clusters
 
 import polarmap
 from polarmap import CodedOperator, Pool, coded_gradient, coded_map, coded_sum, hedged_map
+from polarmap.errors import FunctionExitError
 from polarmap.glm import Ridge
 
 pytestmark = [
@@ -65,6 +66,20 @@ def sleeps_or_dies(folder: Path, block: np.ndarray) -> np.ndarray:
     if first_to_come(folder, "third"):
         os.kill(os.getpid(), signal.SIGKILL)
     return block @ np.arange(6.0)
+
+
+def test_what_would_end_the_driver_is_an_error(executor: Any) -> None:
+    def f(item: Any) -> Any:
+        raise SystemExit(3)
+
+    for verb, options in ((coded_map, {"blocks": 2, "tasks": 3}), (hedged_map, {"blocks": 2})):
+        with pytest.raises(FunctionExitError, match=r"of [23] .*raised SystemExit: 3"):
+            verb(f, A, executor=executor, retries=0, timeout=SLOW, **options)
+    with polarmap.Executor(executor) as calls:
+        with pytest.raises(FunctionExitError, match="raised SystemExit: 3"):
+            calls.submit(f, 1).result(SLOW)
+        with pytest.raises(FunctionExitError, match="raised SystemExit: 3"):
+            list(calls.map(f, range(3), timeout=SLOW))
 
 
 def test_nobody_waits_for_those_asleep_or_killed(executor: Any, tmp_path: Path) -> None:

@@ -179,6 +179,35 @@ def test_faults_strike_items_while_short_ones_are_batched(
     assert max(sizes.values()) > 1
 
 
+@pytest.mark.parametrize("name", ["hedged_map", "Executor.map"])
+def test_an_item_uses_up_its_retries_only_by_losses_of_its_own(name: str, tmp_path: Any) -> None:
+    """Items of one batch end their workers, one of them each time: it alone fails, and ends few workers."""
+    doomed, n_deaths = 705, {700: 1, 701: 1, 703: 1, 705: 99}
+
+    def f(item: int) -> int:
+        if item in n_deaths:
+            with open(tmp_path / str(item), "a") as log:
+                log.write(".")
+            if len((tmp_path / str(item)).read_text()) <= n_deaths[item]:
+                os._exit(1)
+        return -item
+
+    leave_out_others()
+    found = list[Any]()
+    with Pool(workers=2) as pool:
+        if name == "hedged_map":
+            options: dict[str, Any] = {"executor": pool, "timeout": PATIENCE, "return_exceptions": True}
+            found = list(polarmap.hedged_map(f, range(1000), **options))
+            assert isinstance(found.pop(doomed), WorkerLostError)
+        else:
+            with Executor(pool) as executor, pytest.raises(WorkerLostError):
+                found.extend(executor.map(f, range(1000), timeout=PATIENCE))
+    assert found == [-item for item in range(1000) if item != doomed][: len(found)]
+    assert len(found) == (999 if name == "hedged_map" else doomed)
+    retries, workers_lost = 1, {item: len((tmp_path / str(item)).read_text()) for item in n_deaths}
+    assert retries + 1 <= workers_lost[doomed] <= retries + 2
+
+
 def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
     def f(item: int) -> int:
         if item == 700:

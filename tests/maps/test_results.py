@@ -13,7 +13,7 @@ from own_class import Mine
 from plain import assert_same, executor_of_kind, plain_map
 
 from polarmap import coded_map, hedged_map
-from polarmap.errors import CodeError, NotDecodableError
+from polarmap.errors import CodeError, FunctionExitError
 from polarmap.testing import ReplayExecutor
 
 STREAM = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
     with executor_of_kind(kind, 2) as executor:
         for error in (Mine("a", 3), Local("b"), KeyError("c"), StopIteration(4)):
             would_end_generators = isinstance(error, StopIteration)
-            told = caught(error, NotDecodableError if would_end_generators else type(error))
+            told = caught(error, FunctionExitError if would_end_generators else type(error))
             cause = told.__cause__ if would_end_generators else told
             assert type(cause) is type(error)
             assert cause.args == error.args

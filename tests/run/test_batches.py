@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -71,8 +72,9 @@ class Served:
             self.batches.append(items, range(len(items.blocks)))
         self.found: dict[int, Any] = {}
         self.withdrawn: list[Attempt] = []
+        self.faults = faults or {}
         executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
-        self.run = executor.open(Payload(any_call(f, is_pickled=True), self.batches, faults or {}))
+        self.run = executor.open(Payload(any_call(f, is_pickled=True), self.batches, self.faults))
         self.run.submit, self.run.withdraw = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
         self.need = FirstOfItems(
@@ -200,9 +202,35 @@ def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_eac
     assert served.serve() == {number: number for number in range(40)}
     assert [batch for batch in served.handed if batch[0] in lost][1:] == [[number] for number in lost]
     assert [task.attempts for task in served.need.as_told()()] == [2 if n in lost else 1 for n in range(40)]
-    served = Served(abs, Numbers(40), faults={0: Fault("kill")}, retries=0)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2])
+def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int) -> None:
+    unlucky, doomed = 3, 5
+    n_losses_left = Counter({unlucky: retries, doomed: 99})
+    killed = list[list[int]]()
+
+    class Killing(Served):
+        """A worker dies of a batch with both items, and later of each of them alone."""
+
+        def _submit(self, attempts: list[Attempt]) -> None:
+            for task, attempt in attempts:
+                numbers = list(self.batches.batches[task][1])
+                is_lost_alone = len(numbers) == 1 and n_losses_left[numbers[0]] > 0
+                if {unlucky, doomed} < set(numbers) or is_lost_alone:
+                    killed.append(numbers)
+                    self.faults[task] = Fault("kill", attempts=attempt + 1)
+                if is_lost_alone:
+                    n_losses_left[numbers[0]] -= 1
+            super()._submit(attempts)
+
+    served = Killing(abs, Numbers(40), retries=retries)
     found = served.serve()
-    assert [number for number, end in found.items() if "struck by 'kill'" in str(end)] == lost
+    assert {number for number, end in found.items() if end != number} == {doomed}
+    assert "struck by 'kill'" in found[doomed]
+    assert sorted(killed[1:]) == [[unlucky]] * retries + [[doomed]] * (retries + 1)
+    attempts = {number: task.attempts for number, task in enumerate(served.need.as_told()())}
+    assert attempts[unlucky] == attempts[doomed] == 2 + retries
 
 
 def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from contextlib import nullcontext
+from typing import Any
 
+import numpy as np
 import pytest
+from coded_maps import DATA, failing_on, faulty
+from plain import AlteringReplay
 from run.test_policies import Wanted, lost, returned
 
-from polarmap.executors.base import Failure
+from polarmap import coded_map, hedged_map
+from polarmap.errors import NotDecodableError
+from polarmap.executors.base import Failure, Outcome
 from polarmap.run.shortfall import late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
+from polarmap.testing import Fault
+
+KILLED_ONCE, KILLED_ALWAYS = Fault("kill"), Fault("kill", attempts=99)
 
 
 def needing(count: int, n: int) -> Wanted:
@@ -48,3 +59,76 @@ def test_what_f_raises_everywhere_is_raised_before_all_have_said_so(
     with pytest.raises(KeyError) if raises else nullcontext() as raised:
         need.check_failures()
     assert raises == (raised is not None and raised.value is error)
+
+
+def test_lost_workers_do_not_hide_what_f_raises_everywhere() -> None:
+    need, error = needing(6, 8), KeyError("x")
+    for index in (0, 1):
+        need.tasks.note(lost(index), 1.0)
+    for index in (2, 3, 4):
+        need.check_failures()
+        need.tasks.note(lost(index)._replace(failure=Failure("raised", "KeyError", "x", error)), 1.0)
+    with pytest.raises(KeyError) as raised:
+        need.check_failures()
+    assert raised.value.__notes__ == [
+        "f fails everywhere: each of the first 3 of 8 tasks to end raised this",
+        "other failures: 2 tasks: WorkerLost",
+    ]
+
+
+def raise_key_error(block: Any) -> Any:
+    raise KeyError("column")
+
+
+def raise_key_error_of_block(block: Any) -> Any:
+    raise KeyError(float(np.sum(block)))
+
+
+@pytest.mark.parametrize("f", [raise_key_error, raise_key_error_of_block])
+@pytest.mark.parametrize(("k", "n"), [(2, 3), (4, 6), (24, 32)])
+def test_what_f_raises_is_raised_whichever_worker_is_lost_and_whichever_sleeps(
+    f: Any, k: int, n: int
+) -> None:
+    """Nothing of it may depend on the order in which tasks end."""
+    pairs = list(itertools.permutations(range(n), 2))
+    for turn, (killed, sleeper) in enumerate(pairs[:: max(1, len(pairs) // 40)]):
+        fault = KILLED_ALWAYS if turn % 2 else KILLED_ONCE
+        seconds = {task: 1 + 0.1 * ((7 * task + turn) % n) for task in range(n)}
+        for slow in ({}, {sleeper: math.inf}):
+            executor = faulty({killed: fault}, seconds | slow)
+            with pytest.raises(KeyError) as raised:
+                coded_map(f, DATA, blocks=k, tasks=n, executor=executor, timeout=60)
+            assert any(note.endswith(" raised this") for note in raised.value.__notes__)
+
+
+def test_the_note_of_what_f_raises_counts_what_else_failed() -> None:
+    faults = {8: KILLED_ALWAYS, 9: Fault("raise", attempts=99)}
+    with pytest.raises(ValueError, match="no such block") as raised:
+        coded_map(failing_on(1, 2, 3, 4, 5), DATA, blocks=8, tasks=12, executor=faulty(faults))
+    first, second = raised.value.__notes__
+    told = "f raised in 6 of 12 tasks, and the others do not determine the results"
+    assert first == f"{told}: task 1 raised this"
+    assert second.startswith("other failures: ")
+    assert "1 task: WorkerLost" in second
+    assert "1 task: RuntimeError: injected fault" in second
+
+
+def test_what_only_lost_workers_explain_is_not_blamed_on_f() -> None:
+    lost_for_good = dict.fromkeys(range(6, 11), KILLED_ALWAYS)
+    with pytest.raises(NotDecodableError, match="5 tasks: WorkerLost") as raised:
+        coded_map(failing_on(1, 2), DATA, blocks=8, tasks=12, executor=faulty(lost_for_good))
+    assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_a_lost_worker_does_not_hide_what_f_has_raised_on_the_same_item() -> None:
+    class SecondAttemptsLost(AlteringReplay):
+        def altered(self, outcome: Outcome) -> Outcome:
+            return lost(outcome.task, 1) if outcome.attempt == 1 else outcome
+
+    options: dict[str, Any] = {"executor": SecondAttemptsLost(), "backups": 0}
+    items = [1, 2, 0, 3]
+    with pytest.raises(ZeroDivisionError, match="item 2 of 4 raised this"):
+        hedged_map((6).__floordiv__, items, **options)
+    found = hedged_map((6).__floordiv__, items, return_exceptions=True, **options)
+    assert isinstance(found[2], ZeroDivisionError)
+    assert [found[0], found[1], found[3]] == [6, 3, 2]

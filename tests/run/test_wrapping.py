@@ -13,9 +13,13 @@ from plain import assert_same, plain_map
 
 from polarmap import coded_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.testing import ReplayExecutor
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 LARGE = np.random.default_rng(0).integers(-(2**62), 2**62, (6, 3))
+
+
+def minus_the_sum(block: np.ndarray) -> int:
+    return -int(block.astype(object).sum())
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -44,6 +48,34 @@ def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[in
         assert_same(coded_map(f, small, executor=losing(*lost), **options), plain_map(f, small, 3), 1e-9)
         with pytest.raises(CodeError, match="modulo 2"):
             coded_map(f, data, executor=losing(*lost), **options)
+
+
+@pytest.mark.filterwarnings("ignore:all data tasks reported")
+@pytest.mark.parametrize("verify", [False, "auto"])
+@pytest.mark.parametrize("late", [(0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("data", [LARGE, LARGE.astype("u8")], ids=["int64", "uint64"])
+def test_late_data_tasks_are_waited_for_where_wrapped_parity_cannot_replace_them(
+    data: np.ndarray, late: tuple[int, ...], verify: Any
+) -> None:
+    options = {"blocks": 3, "tasks": 7, "verify": verify}
+    seconds = {task: 5.0 + task for task in late}
+    for faults in ({}, {late[0]: Fault("kill")}):  # a task whose worker was lost gets its further attempt
+        executor = FaultyExecutor(ReplayExecutor(seconds), faults)
+        for f, some in ((lambda block: block @ np.ones(3), data), (minus_the_sum, data // 16)):
+            result = coded_map(f, some, executor=executor, **options)
+            assert_same(result, plain_map(f, some, 3))
+
+
+@pytest.mark.parametrize(
+    ("f", "data", "why"),
+    [
+        (lambda block: block @ np.ones(3), LARGE, "f turns int64 blocks into float64"),
+        (minus_the_sum, np.array([[-(2**62)], [5], [-(2**61)], [7]]), "f returns Python integers"),
+    ],
+)
+def test_a_deadline_tells_why_a_late_data_task_was_waited_for(f: Any, data: np.ndarray, why: str) -> None:
+    with pytest.raises(CodeError, match=why):
+        coded_map(f, data, blocks=len(data), tasks=2 * len(data), executor=losing(0), timeout=9)
 
 
 def test_floats_of_wrapped_integers_are_warned_of_while_nothing_is_lost() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from polarmap.run.trusted import TRUSTED
 from soak.arrays import draw_array
 from soak.changes import draw_data
+from soak.deaths import draw_deaths
 from soak.draws import Draw
 from soak.faults import SHARES, Pools
 from soak.maps import draw_map
@@ -23,6 +24,7 @@ KINDS_OF_POOL = {
     "change of data": 30,
     "nested map": 10,
     "large map": 10,
+    "deaths in batches": 10,
 }
 DRAW = {
     "map": draw_map,
@@ -34,6 +36,7 @@ DRAW = {
     "fork": draw_forks,
     "nested map": draw_nested,
     "large map": draw_many,
+    "deaths in batches": draw_deaths,
 }
 
 
