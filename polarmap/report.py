@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
+from itertools import accumulate
 from math import inf, isfinite
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,9 @@ class Report:
     cost
         Estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
         that stay, all that they have cost since the map before: the seconds while they were idle, too.
+    cores
+        Number of cores of this machine, where the tasks ran on it and shared them; None elsewhere, and where
+        polarmap does not know.
     """
 
     n: int
@@ -160,6 +164,15 @@ class Report:
     is_final: bool = True
     code_reason: str = ""
     error_p90: float = 0.0
+    cores: int | None = None
+
+    @property
+    def most_at_once(self) -> int:
+        """The largest number of tasks that are known to have run at the same time."""
+        begun = [task for task in self.tasks if task.began is not None]
+        ends = ((self.seconds if task.arrived is None else task.arrived, -1) for task in begun)
+        starts = ((task.began or 0.0, 1) for task in begun)
+        return max(accumulate(step for _, step in sorted([*starts, *ends])), default=0)
 
     @property
     def estimated(self) -> tuple[int, ...]:

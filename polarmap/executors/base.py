@@ -328,11 +328,16 @@ class MapExecutor(Protocol):
         ...
 
 
+def runs_here(executor: MapExecutor) -> bool:
+    """Return whether the tasks of an executor share the cores of this machine, as far as is known."""
+    return bool(getattr(executor, "is_here", False))  # executors of the user's own need not say
+
+
 class WrappedExecutor:
     """An executor that is the same as another one but for the runs that it opens."""
 
     def __init__(self, executor: MapExecutor) -> None:
-        self._executor, self.worker = executor, executor.worker
+        self._executor, self.worker, self.is_here = executor, executor.worker, runs_here(executor)
 
     @property
     def name(self) -> str:

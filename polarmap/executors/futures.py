@@ -64,6 +64,7 @@ class FuturesExecutor:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self.is_here = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         engine = engine_of(pool)
         self.name = engine.name if engine is not None else type(pool).__name__
 

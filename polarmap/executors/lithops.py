@@ -55,6 +55,7 @@ class LithopsExecutor:
         if not is_localhost(choice):
             config = read_configuration(choice) if is_path(choice) else choice.config
             self.name, self.worker = f"lithops/{config['lithops']['backend']}", worker_of(config)
+        self.is_here = self.name in ("localhost", "lithops/localhost")
 
     def open(self, payload: Payload) -> LithopsRun:
         """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""

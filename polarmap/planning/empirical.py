@@ -10,11 +10,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from importlib import resources
 from math import inf
 from os import PathLike
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,35 @@ from polarmap.planning.distributions import (
     ShiftedExponential,
     checked_observations,
 )
-from polarmap.report import Report
+from polarmap.report import Report, TaskReport
 
+UNSTARTED = "cancelled", "queued"  # states of tasks that were submitted and tell nothing
 ROUNDING = 1e-12  # of a cumulated probability: a quantile at an edge takes the step below it
+
+
+class SharedCores(NamedTuple):
+    """Cores of one machine that tasks shared while their run times were observed.
+
+    Attributes
+    ----------
+    cores
+        Number of cores.
+    most_at_once
+        Largest number of tasks that ran at the same time.
+    """
+
+    cores: int
+    most_at_once: int
+
+    def __str__(self) -> str:
+        means = "more workers than cores would only wait for each other here"
+        if self.most_at_once > self.cores:
+            means = (
+                "where they compute, their times include waiting for a core, which more workers make longer"
+            )
+        return (
+            f"up to {self.most_at_once} tasks ran at once on the {self.cores} cores of this machine: {means}"
+        )
 
 
 class Empirical(Distribution):
@@ -43,6 +70,8 @@ class Empirical(Distribution):
         task that never ended.
     ended : boolean array-like (m,), optional
         False for right-censored times. By default all ended.
+    shared_cores : SharedCores, optional
+        The cores that the tasks shared, if they ran on one machine.
 
     Attributes
     ----------
@@ -51,6 +80,12 @@ class Empirical(Distribution):
     failure_probability : float
         Probability beyond the last run time that ended. The data say nothing of when, if ever,
         that part ends; `with_tail` extrapolates.
+    tail : float
+        Mean time that tasks spend beyond the median, if they do: the scale of `with_tail`.
+    completed
+        Number of tasks that ended.
+    shared_cores
+        The cores that the tasks shared, if they ran on this machine; else None.
 
     Examples
     --------
@@ -60,8 +95,14 @@ class Empirical(Distribution):
     [0.333, 1.0]
     """
 
-    def __init__(self, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> None:
-        seen, done = checked_observations(times, ended)
+    def __init__(
+        self,
+        times: npt.ArrayLike,
+        ended: npt.ArrayLike | None = None,
+        shared_cores: SharedCores | None = None,
+    ) -> None:
+        self.seen, self.done = seen, done = checked_observations(times, ended)
+        self.completed, self.shared_cores = int(done.sum()), shared_cores
         self.values, masses, self.failure_probability = product_limit(seen, done)
         self.masses = masses / masses.sum()
         self.observed = len(seen)
@@ -71,7 +112,7 @@ class Empirical(Distribution):
         self._below = np.append(0.0, upwards)
         self._above = np.append(downwards, 0.0)
         self._areas = np.append(np.cumsum((self.masses * self.values)[::-1])[::-1], 0.0)
-        self._tail = _mean_excess(seen, done)
+        self.tail = _mean_excess(seen, done)
 
     def __repr__(self) -> str:
         beyond = f", {self.failure_probability:.2g} beyond" if self.failure_probability else ""
@@ -85,34 +126,35 @@ class Empirical(Distribution):
         """The tasks of one or more `CodedResult.report`.
 
         Abandoned tasks are right-censored at the last arrival of their map (less the median start-up, by
-        the worker's clock): they were still running then. Failed ones are inf.
+        the worker's clock): they were still running then. Failed ones are inf. Tasks that no worker has
+        started tell nothing, and are left out.
 
         Parameters
         ----------
         clock : {"arrived", "seconds"}
-            "arrived": from the start of the map, or of the task if it was held back, with everything a
-            caller waits for (encoding, start-up, queues). "seconds": what the worker spent; arrivals
-            that do not say are left out.
+            "arrived": from when a worker began the task until its result was here. What is not known to have
+            begun counts from when it was submitted. "seconds": what the worker spent; arrivals that do not
+            say are left out.
         """
         if clock not in ("arrived", "seconds"):
             raise CodeError(f"clock must be 'arrived' or 'seconds', not {clock!r}")
         times: list[float] = []
         ended: list[bool] = []
-        for report in [reports] if isinstance(reports, Report) else reports:
+        every = [reports] if isinstance(reports, Report) else list(reports)
+        for report in every:
             last = _last_seen(report, clock)
             for task in report.tasks:
-                if task.launched is None:
+                if task.launched is None or task.state in UNSTARTED:
                     continue
-                late = task.launched if clock == "arrived" else 0.0
                 if task.arrived is None:
-                    times.append(inf if task.state == "failed" else max(0.0, last - task.launched))
+                    times.append(inf if task.state == "failed" else max(0.0, last - start_of(task)))
                     ended.append(False)
-                elif (took := task.arrived - late if clock == "arrived" else task.seconds) is not None:
-                    times.append(took)
+                elif clock == "arrived" or task.seconds is not None:
+                    times.append(task.arrived - start_of(task) if clock == "arrived" else task.seconds or 0.0)
                     ended.append(True)
         if not times:
             raise CodeError("no reports given, or none that holds a run time")
-        return cls(times, ended)
+        return cls(times, ended, shared_cores_of(every))
 
     @classmethod
     def from_csv(cls, file: str | PathLike[str] | Iterable[str], column: str) -> Empirical:
@@ -137,11 +179,19 @@ class Empirical(Distribution):
         """
         try:
             with open(path, encoding="utf-8") as file:
-                found = [inf if one is None else one for one in json.load(file)[times]]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+                saved = json.load(file)
+            found = [inf if one is None else one for one in saved[times]]
+            shared = SharedCores(**saved["shared_cores"]) if saved.get("shared_cores") else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             what = f"{os.fspath(path)!r} holds no {times!r} times of `polarmap measure`"
             raise CodeError(f"{what}: {type(error).__name__}: {error}") from None
-        return cls(found)
+        return cls(found, shared_cores=shared)
+
+    def resampled(self, stream: np.random.Generator) -> Empirical | None:
+        """Return a bootstrap resample of the observations, or None if no task in it ended."""
+        chosen = stream.integers(len(self.seen), size=len(self.seen))
+        done = self.done[chosen]
+        return Empirical(self.seen[chosen], done) if done.any() else None
 
     def with_tail(self) -> Distribution:
         """The same with an exponential tail in place of `failure_probability`, fitted beyond the median.
@@ -155,11 +205,11 @@ class Empirical(Distribution):
         """
         if not self.failure_probability:
             return self
-        if not self._tail > 0:
+        if not self.tail > 0:
             raise CodeError("no task ended beyond the median: nothing tells how the tail goes on")
         seen = copy(self)  # of the tasks that end
         seen.failure_probability = 0.0
-        tail = ShiftedExponential(float(self.values[-1]), self._tail)
+        tail = ShiftedExponential(float(self.values[-1]), self.tail)
         return Mixture([seen, tail], [1 - self.failure_probability, self.failure_probability])
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
@@ -196,14 +246,25 @@ def product_limit(seen: Floats, done: Mask) -> tuple[Floats, Floats, float]:
     return values, before * counts / at_risk, float(survival[-1])
 
 
+def start_of(task: TaskReport) -> float:
+    """Return the second of its map in which a task began, or was submitted if that is all that is known."""
+    return (task.launched or 0.0) if task.began is None else task.began
+
+
+def shared_cores_of(reports: Sequence[Report]) -> SharedCores | None:
+    """Return the cores that the tasks of maps on this machine shared; None if no map ran here."""
+    here = [(report.cores, report.most_at_once) for report in reports if report.cores is not None]
+    return SharedCores(max(cores for cores, _ in here), max(most for _, most in here)) if here else None
+
+
 def _last_seen(report: Report, clock: str) -> float:
-    """For how long a task of this map is known to have run when the map was over."""
+    """In which second of this map its tasks are known to have run still, by one clock or the other."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     last = max(arrivals, default=0.0)
     if clock == "arrived":
         return last
     starts = [
-        task.arrived - task.seconds - (task.launched or 0.0)
+        task.arrived - task.seconds - start_of(task)
         for task in report.tasks
         if task.arrived is not None and task.seconds is not None
     ]
@@ -229,15 +290,22 @@ def as_runtimes(given: object) -> Distribution:
     >>> as_runtimes([1.0, 3.0]).mean()
     2.0
     """
+    return observed_runtimes(given)[0]
+
+
+def observed_runtimes(given: object) -> tuple[Distribution, Empirical | None]:
+    """Return the distribution as `as_runtimes` does, and the observations of which it is made, if known."""
     if isinstance(given, Distribution):
-        return given
+        return given, given if isinstance(given, Empirical) else None
     if isinstance(given, (str, PathLike)):
-        return Empirical.from_json(given)
+        observed = Empirical.from_json(given)
+        return observed, observed
     items = [given] if isinstance(given, Report) else list(_iterated(given))
     if items and all(isinstance(item, Report) for item in items):
-        distribution = Empirical.from_reports([item for item in items if isinstance(item, Report)])
-        return distribution.with_tail()
-    return Empirical(np.array(items, dtype=object))
+        observed = Empirical.from_reports([item for item in items if isinstance(item, Report)])
+        return observed.with_tail(), observed
+    observed = Empirical(np.array(items, dtype=object))
+    return observed, observed
 
 
 def training_trace() -> Empirical:

@@ -19,6 +19,8 @@ from polarmap.codes.checks import checked_count, is_number
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Pareto, ShiftedExponential
+from polarmap.planning.empirical import SharedCores, shared_cores_of, start_of
+from polarmap.report import TaskReport
 from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import checked_options
 from polarmap.run.prepared_map import observers_of
@@ -34,7 +36,7 @@ LAWS: dict[str, type[ShiftedExponential] | type[Pareto]] = {
 
 
 class Measurement(NamedTuple):
-    """Seconds from the start of each task until its result was here.
+    """Seconds from when a worker began each task until its result was here.
 
     Attributes
     ----------
@@ -43,12 +45,15 @@ class Measurement(NamedTuple):
         That a task computes on an idle core of the machine that asked.
     cold, warm : lists of float
         Of the tasks of the first map, and of the second; inf for those that were lost.
+    shared_cores : SharedCores or None
+        The cores that the tasks shared, if they ran on this machine.
     """
 
     executor: str
     seconds: float
     cold: list[float]
     warm: list[float]
+    shared_cores: SharedCores | None = None
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -62,10 +67,13 @@ class Measurement(NamedTuple):
             back, law = [one for one in times if one < inf], nearest_law(times)
             at = "".join(f"{one:9.3g}" for one in np.quantile(back, [0.5, 0.9, 0.99, 1.0])) if back else ""
             yield f"{name:6}{len(times) - len(back):6}{at:36}   {_said(law)}".rstrip()
+        if self.shared_cores is not None:
+            yield str(self.shared_cores)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON, which `polarmap.plan` and `polarmap plan --times` take."""
         fields = self._asdict() | {name: _finite(getattr(self, name)) for name in ("cold", "warm")}
+        fields["shared_cores"] = self.shared_cores and self.shared_cores._asdict()
         Path(path).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
@@ -77,10 +85,11 @@ def measure(
     timeout: float | None = None,
     progress: bool | None = None,
 ) -> Measurement:
-    """Run tasks that compute for so long, twice, and tell when each result was back.
+    """Run tasks that compute for so long, twice, and tell how long each took.
 
-    No task is started twice. What a caller waits for is counted, queues and the start of workers too: let
-    `tasks` be as many as your maps have at a time.
+    No task is started twice. Times count from when a worker began the task, not from when the task was
+    submitted: waiting for a worker is not counted. A cloud function begins when it is called, so its cold
+    start is counted. Let `tasks` be as many as your maps have at a time.
 
     Parameters
     ----------
@@ -116,17 +125,21 @@ def measure(
         raise CodeError(f"seconds must be a positive number, not {seconds!r}")
     f = partial(repeated_sorts, max(1, round(seconds * _sorts_per_second())))
     blocks = PartBlocks([[np.zeros(1)]] * count, ("array",))
-    found = []
+    reports = []
     for _ in range(2):
         running = RunningMap(executor)
         running.expect(Uncoded(count))
-        report = run_uncoded(
+        made = run_uncoded(
             running, f, blocks, options, observers_of(progress), lambda outcome: None, keeps_failures=True
         ).made
-        found.append(
-            [inf if one.arrived is None else one.arrived - (one.launched or 0) for one in report.tasks]
-        )
-    return Measurement(report.executor, float(seconds), *found)
+        reports.append(made)
+    cold, warm = ([_seconds_of(task) for task in report.tasks] for report in reports)
+    return Measurement(reports[0].executor, float(seconds), cold, warm, shared_cores_of(reports))
+
+
+def _seconds_of(task: TaskReport) -> float:
+    """Return how long a task took since its worker began it, inf if it was lost."""
+    return inf if task.arrived is None else task.arrived - start_of(task)
 
 
 def nearest_law(times: list[float]) -> ShiftedExponential | Pareto | None:

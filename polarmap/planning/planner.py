@@ -21,9 +21,10 @@ from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import decoder_of
 from polarmap.planning.distributions import Distribution, Scaled
-from polarmap.planning.empirical import as_runtimes
+from polarmap.planning.empirical import SharedCores, observed_runtimes
 from polarmap.planning.figures import draw_frontier
 from polarmap.planning.objective import Objective
+from polarmap.planning.sampling_error import FEW_TASKS, SizeRange, bootstrap_sizes
 from polarmap.planning.small_blocks import check_task_price
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
@@ -69,6 +70,12 @@ class Plan(MapPlan):
         all are alike.
     erasure
         For which the arikan code of these workers is designed, (n,): `PolarCode(erasure=)`.
+    completed
+        Number of completed tasks whose run times were observed; None of a distribution without observations.
+    size_range
+        Of fewer than 20 completed tasks: between which numbers of workers the recommendation may lie.
+    shared_cores
+        The cores of this machine that the observed tasks shared; None where they did not run here.
     """
 
     n: int
@@ -84,6 +91,9 @@ class Plan(MapPlan):
     runtimes: Distribution | None = None
     workers: tuple[int, ...] = ()
     erasure: tuple[float, ...] = ()
+    completed: int | None = None
+    size_range: SizeRange | None = None
+    shared_cores: SharedCores | None = None
 
     @property
     def workers_at_a_time(self) -> int:
@@ -146,6 +156,13 @@ class Plan(MapPlan):
     def _remarks(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""
         lines = []
+        if self.size_range is not None:
+            lines += [
+                f"from {self.completed} completed tasks: {self.size_range}",
+                "to know more, pass the reports of more maps, or those times that `polarmap measure` writes",
+            ]
+        if self.shared_cores is not None:
+            lines.append(str(self.shared_cores))
         if self.n == self.k:
             lines.append(f"a plain map will do: {self._alternative()}")
         if self.cost is not None and self.uncoded_cost is not None:
@@ -174,10 +191,15 @@ class Plan(MapPlan):
     def _workers(self) -> str:
         if self.schedule == "on_demand":
             later = self.n - self.k - self.upfront
-            return f"start {self.k + self.upfront} workers, and up to {later} on demand,"
+            return f"start {self._count(self.k + self.upfront)} workers, and up to {later} on demand,"
         if self.expected.pieces > 1:
-            return f"keep {self.workers_at_a_time} workers, and give them {self.n} tasks one by one,"
-        return f"start {self.n} workers" + (", those in plan.workers," if self.workers else "")
+            count = self._count(self.workers_at_a_time)
+            return f"keep {count} workers, and give them {self.n} tasks one by one,"
+        return f"start {self._count(self.n)} workers" + (", those in plan.workers," if self.workers else "")
+
+    def _count(self, workers: int) -> str:
+        """Return a number of workers as text, as a range if few tasks were observed."""
+        return str(workers) if self.size_range is None else self.size_range.counts
 
 
 def plan(
@@ -208,8 +230,9 @@ def plan(
     k : int
         Data blocks.
     runtimes : Distribution, run times in seconds, or reports of coded maps
-        Of one task, as a caller sees it; see `Empirical`. Where workers are not alike: a sequence of
-        Distributions, one for each worker.
+        Of one task, from when a worker begins it until its result is here; see `Empirical`. Where workers are
+        not alike: a sequence of Distributions, one for each worker. Of fewer than 20 completed tasks the plan
+        shows a range of workers, which holds 90 % of the recommendations for bootstrap resamples.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         Completion time in the mean or at a quantile, or worker-seconds.
     max_workers : int, optional
@@ -267,7 +290,7 @@ def plan(
     """
     with without_our_frames:
         each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
-        distribution = as_runtimes(runtimes) if each is None else each.together
+        distribution, observed = observed_runtimes(runtimes) if each is None else (each.together, None)
         most = _most_workers(k, max_workers, worker, distribution, each)
         _checked_size("trials", trials)
         aim = Objective(objective, slack, deadline, budget, max_failure_probability)
@@ -281,7 +304,10 @@ def plan(
             small = aim.possible([chosen, *_in_small_blocks(chosen, distribution, task_price, trials, seed)])
             possible, chosen = possible + small, min(small, key=aim.value)
         workers, erasure = _placed(each, chosen)
-        pieces = chosen.pieces
+        pieces, few = chosen.pieces, None
+        if observed is not None and observed.completed < FEW_TASKS:
+            has_tail = distribution is not observed
+            few = bootstrap_sizes(observed, _sizes(k, most), aim, _starts(chosen)[0], seed, has_tail)
         return Plan(
             n=chosen.n * pieces,
             k=k * pieces,
@@ -296,6 +322,9 @@ def plan(
             runtimes=distribution if pieces == 1 else Scaled(distribution, 1 / pieces, task_price or 0.0),
             workers=workers,
             erasure=erasure,
+            completed=None if observed is None else observed.completed,
+            size_range=few,
+            shared_cores=None if observed is None else observed.shared_cores,
         )
 
 

@@ -13,7 +13,7 @@ from polarmap.clouds import limits
 from polarmap.clouds.prices import Stay
 from polarmap.codes.linear import LinearCode
 from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run
+from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run, runs_here
 from polarmap.executors.keys import with_key
 from polarmap.report import Report
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
@@ -21,6 +21,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.reports import LazyReport, final_report, report_so_far
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import layout_bytes
+from polarmap.worker.surroundings import available_cores
 
 N = TypeVar("N", bound=Need)
 
@@ -123,6 +124,8 @@ class RunningMap:
         """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
         need.tasks.forget_exceptions()
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
+        if runs_here(self.executor):
+            facts["cores"] = available_cores()
         need.tasks.note_surplus(need.surplus)
         known = facts | told, need.as_told(), self.executor.worker, stay
         return LazyReport(partial(final_report, *known))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import polarmap
 from polarmap.errors import CodeError
+from polarmap.executors.base import Began, Event, Outcome, Payload
+from polarmap.executors.replay import ReplayRun
 from polarmap.planning import (
     Empirical,
     ShiftedExponential,
     as_runtimes,
 )
+from polarmap.planning.empirical import SharedCores
 from polarmap.report import Report, TaskReport
+from polarmap.testing import ReplayExecutor
+from polarmap.worker.surroundings import available_cores
 
 
 @settings(max_examples=60)
@@ -105,3 +112,75 @@ def test_columns_of_csv_files(tmp_path: Path) -> None:
 def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: str) -> None:
     with pytest.raises(CodeError, match=says):
         build()
+
+
+# --- queues and cores are no stragglers -------------------------------------------------------------
+
+
+class TwoSlots(ReplayExecutor):
+    """Tasks of exactly one second, two at a time: the others wait, as for the cores of a laptop."""
+
+    is_here = True
+
+    def open(self, payload: Payload) -> ReplayRun:
+        return RunInSlots({}, payload)
+
+
+class RunInSlots(ReplayRun):
+    def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
+        for turn, (task, attempt) in enumerate(attempts):
+            began = float(turn // 2)
+            self._seconds = {task: 1.0 + began}
+            super().submit([(task, attempt)])
+            self._began[-1] = Began(task, attempt, began)
+
+    def wait(self, timeout: float) -> list[Event]:
+        events = super().wait(timeout)
+        self._began = [one for one in events if isinstance(one, Began) and one.when > self.now()]
+        return [one for one in events if one not in self._began]
+
+    def stop(self) -> list[Began]:
+        return [one for one in super().stop() if one.when <= self.now()]
+
+    def _outcome(self, ticket: Any, seconds: float) -> Outcome:
+        return super()._outcome(ticket, seconds)._replace(seconds=1.0)
+
+
+def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
+    options: dict[str, Any] = {"blocks": 24, "tasks": 32, "verify": False, "executor": TwoSlots()}
+    y = polarmap.coded_map(np.negative, np.ones((24, 2)), **options)
+    assert len(y.report.indices("cancelled")) == 6
+    assert [task.began for task in y.report.tasks[:5]] == [0.0, 0.0, 1.0, 1.0, 2.0]
+    assert Empirical.from_reports(y.report).quantile(1.0) == 1.0
+    found = polarmap.plan(24, [y.report])
+    assert (found.n, found.code) == (24, "uncoded")
+    assert "a plain map will do" in str(found)
+    measured = polarmap.planning.measure(TwoSlots(), tasks=6, seconds=0.001)
+    assert measured.warm == [1.0] * 6
+
+
+def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machine(tmp_path: Path) -> None:
+    cores = available_cores()
+    measured = polarmap.planning.measure(TwoSlots(), tasks=6, seconds=0.001)
+    assert measured.shared_cores == (cores, 2)
+    assert (
+        str(measured).splitlines()[-1].startswith(f"up to 2 tasks ran at once on the {cores} cores of this")
+    )
+    measured.save(tmp_path / "times.json")
+    found = polarmap.plan(2, tmp_path / "times.json")
+    assert found.shared_cores == (cores, 2)
+    assert str(measured.shared_cores) in str(found).splitlines()
+    crowded, roomy = str(SharedCores(2, 3)), str(SharedCores(4, 3))
+    assert "include waiting for a core" in crowded
+    assert "include waiting for a core" not in roomy
+    elsewhere = polarmap.planning.measure(ReplayExecutor(), tasks=6, seconds=0.001)
+    assert elsewhere.shared_cores is None
+
+
+def test_tasks_that_no_worker_has_started_tell_nothing() -> None:
+    begun = TaskReport(0, "arrived", 3.0, 1.0, 1, began=2.0)
+    late = TaskReport(1, "abandoned", None, None, 1, began=1.0)
+    never = TaskReport(2, "cancelled", None, None, 1)
+    found = Empirical.from_reports(report(begun, late, never))
+    assert (found.seen.tolist(), found.done.tolist()) == ([1.0, 2.0], [True, False])
+    assert Empirical.from_reports(report(begun, late, never), "seconds").seen.tolist() == [1.0, 2.0]
