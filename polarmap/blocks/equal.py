@@ -26,7 +26,11 @@ class Blocks:
         Rows of zeros that fill up the last block of an array whose rows do not divide.
     rows : int or None
         Rows per block of an array that was cut, None for a sequence.
+    is_filled_with_zeros : bool
+        Whether the rows that fill up the last block are known to be zeros.
     """
+
+    is_filled_with_zeros = True
 
     def __init__(
         self,

@@ -148,11 +148,16 @@ class Padding:
             if found is None:
                 return (PaddingEffect.CHANGES,) * len(shapes)
             self._effects = found
-        rows = (self._blocks.rows,)
         return tuple(
-            PaddingEffect.CHANGES if one is PaddingEffect.ADDS_ROWS and shape[:1] != rows else one
+            one if self._holds(one, shape) else PaddingEffect.CHANGES
             for one, shape in zip(self._effects, shapes)
         )
+
+    def _holds(self, effect: PaddingEffect, shape: Shape) -> bool:
+        """Return whether what was found of f on a few rows is true of results of this shape in this map."""
+        if effect is PaddingEffect.ADDS_ROWS:
+            return shape[:1] == (self._blocks.rows,)
+        return self._blocks.is_filled_with_zeros
 
     def _found(self, precision: Precision, count: int) -> tuple[PaddingEffect, ...] | None:
         """Return the effect on each of so many arrays; None if f has not been evaluated so far."""

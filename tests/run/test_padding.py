@@ -287,6 +287,17 @@ def test_a_stored_array_is_mapped_as_an_array_is(tmp_path: Path, lost: tuple[int
         assert_same(coded_map(f, array, executor=executor), plain(f, DATA, 15), 1e-11)
 
 
+@pytest.mark.parametrize("lost", [(), (0,), (LAST,), (3, LAST)])
+def test_rows_that_fill_up_a_stored_result_need_not_be_zeros(tmp_path: Path, lost: tuple[int, ...]) -> None:
+    stored = coded_map(
+        lambda block: block + 7, DATA, **SIZES, out=Stored("y", str(tmp_path)), executor=losing()
+    )
+    executor = faulty({task: Fault("kill") for task in lost})
+    for f in (total, twice, mean):
+        result = coded_map(f, stored, executor=executor)
+        assert_same(result, plain(f, DATA + 7, 15), 1e-11)
+
+
 def test_a_deadline_leaves_a_right_last_block_or_says_that_it_is_not() -> None:
     options = {**SIZES, "on_timeout": "estimate", "timeout": 10.0}
     slow = dict.fromkeys([0, 1, 2, 3, 4, 5], math.inf)

@@ -12,7 +12,6 @@ import numpy as np
 from plain import cut_rows
 
 import polarmap
-from polarmap.errors import NotDecodableError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from soak import oracle
 from soak.draws import Draw
@@ -84,7 +83,7 @@ class RowsCase:
             return
         if error is not None:
             is_awaited = way == "last never" and LINEAR.get(f) == "zeros matter"
-            if is_awaited and isinstance(error, NotDecodableError):
+            if is_awaited and type(error).__name__ in oracle.SHORT:
                 return  # nobody has evaluated f on these rows
             raise Finding("innocent failure", f"{what}: {type(error).__name__}: {error}") from error
         if told:
