@@ -119,7 +119,13 @@ class Report:
         Results that were handed out, or that decoded blocks are made of, and that no check
         involved ("parity" or "local"): garbage from one of these workers would have passed.
     padding
-        Rows of zeros added to the data so that it cuts into equal blocks.
+        Rows of zeros that fill up the last block, where the rows of the data do not divide.
+    last_block
+        How the result of a block with `padding` came about: "own rows" (its worker evaluated f on its rows
+        of data alone), "awaited" (the same, but the map had to wait for that worker, or its task got further
+        attempts, because rows of zeros change the result of f), "rows cut off" (f gives one row for each row,
+        and those of zeros were cut off), "zeros ignored" (they make no difference to f) or "estimated" (after
+        a deadline, where they do make one). Empty without padding.
     errors
         After a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
         the root mean square over its entries in that of the results, or inf where all that arrived was
@@ -164,6 +170,7 @@ class Report:
     is_final: bool = True
     code_reason: str = ""
     error_p90: float = 0.0
+    last_block: str = ""
     cores: int | None = None
 
     @property
@@ -265,6 +272,11 @@ class Report:
         lines += self._estimated_line()
         if self.code_reason:
             lines.append(self.code_reason)
+        if self.last_block == "awaited":
+            lines.append(
+                f"block {self.k - 1} could not be decoded, as rows of zeros, of which it has {self.padding}, "
+                f"change the result of f: attempts {self.tasks[self.k - 1].attempts}"
+            )
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.schedule == "on_demand":

@@ -32,22 +32,22 @@ def frames_of_ours(error: BaseException) -> int:
 
 
 def cut(data: np.ndarray, k: int) -> list[np.ndarray]:
-    """k equal blocks of an array, the last filled up with rows of zeros."""
+    """k equal blocks of an array, the last filled up with rows of zeros: what is coded."""
     rows = -(-len(data) // k)
     padding = np.zeros((rows * k - len(data), *data.shape[1:]), data.dtype)
     return list(np.concatenate([data, padding]).reshape(k, rows, *data.shape[1:]))
 
 
+def cut_rows(data: np.ndarray, k: int) -> list[np.ndarray]:
+    """Blocks of ceil(rows / k) rows of an array, of which the last may be shorter: what f is applied to."""
+    rows = -(-len(data) // k)
+    return [data[start : start + rows] for start in range(0, len(data), rows)]
+
+
 def plain_map(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
     """[f(block) for block in blocks]."""
-    blocks = cut(data, k) if isinstance(data, np.ndarray) else data
+    blocks = cut_rows(data, k) if isinstance(data, np.ndarray) else data
     return [f(block) for block in blocks]
-
-
-def without_padding(results: Iterable[Any], data: np.ndarray, k: int) -> list[Any]:
-    """Results with one row for each row of a block, without those of the rows of zeros."""
-    rows = -(-len(data) // k)
-    return [one[: max(0, len(data) - turn * rows)] for turn, one in enumerate(results)]
 
 
 def assert_same(results: Iterable[Any], expected: Iterable[Any], rtol: float = 0.0) -> None:

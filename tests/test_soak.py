@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from soak import oracle, watch
-from soak.cases import KINDS, KINDS_OF_POOL, Named
+from soak.cases import KINDS, KINDS_OF_POOL, KINDS_OF_REPLAY, Named
 from soak.draws import Draw
 from soak.faults import SHARES, Faults, Pools
 from soak.maps import draw_map
@@ -111,7 +111,8 @@ def test_every_kind_is_drawn() -> None:
     drawn = [Named(seed) for seed in range(3_000)]
     assert {one.executor for one in drawn} == set(SHARES)
     assert {one.kind for one in drawn if one.executor == "pool"} == set(KINDS_OF_POOL)
-    assert {one.kind for one in drawn if one.executor == "replay"} == set(KINDS)
+    assert {one.kind for one in drawn if one.executor == "replay"} == set(KINDS_OF_REPLAY)
+    assert {one.kind for one in drawn if one.executor == "threads"} == set(KINDS)
 
 
 def test_every_code_is_drawn() -> None:

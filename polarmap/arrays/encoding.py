@@ -42,10 +42,11 @@ def encode(
 ) -> PreparedMap[CodedArray]:
     """Encode an array once and keep it in storage.
 
-    The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
-    added. The data blocks are a Zarr v3 array, which other libraries open too (`CodedArray.zarr`).
-    They are read and encoded in stripes. If encoding is cut short, nothing can be opened, and the next call
-    with the same arguments goes on where it stopped.
+    The rows are cut into k blocks of ceil(rows / k) rows, none of which is empty, and n - k parity blocks
+    are added. Data blocks are stored as they are, the last one filled up with rows of zeros if need be. They
+    are a Zarr v3 array, which other libraries open too (`CodedArray.zarr`). They are read and encoded in
+    stripes. If encoding is cut short, nothing can be opened, and the next call with the same arguments goes
+    on where it stopped.
 
     Parameters
     ----------

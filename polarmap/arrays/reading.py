@@ -156,6 +156,8 @@ class StoredBlocks(CodedData):
 class _DataBlocks(Blocks):
     """What is known of the data blocks without reading them."""
 
+    is_filled_with_zeros = False  # of results that a map has stored: f of rows of zeros
+
     def __init__(self, coded: StoredBlocks, manifest: Manifest) -> None:
         structure: Structure = ("numpy",) if manifest.scalars else ("array",)
         rows = None if manifest.scalars else manifest.rows

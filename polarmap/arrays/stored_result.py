@@ -23,6 +23,7 @@ from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.run.codeword import Codeword
 from polarmap.run.options import MapOptions
+from polarmap.run.padding import PaddingEffect
 from polarmap.run.prepared_map import PreparedMap, prepared, run_coded
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
@@ -151,7 +152,7 @@ def prepared_to_storage(
         with Generation(parts, name) as generation:
             output = OutputSpec(parts.place, f"{generation.prefix}result", items)
             word, report = run_coded(running, f, coded, options, observers, sampled, output)
-            padding = coded.blocks.padding if any(word.padding_rows) else 0
+            padding = coded.blocks.padding if PaddingEffect.ADDS_ROWS in word.padding_effects else 0
             made = _manifest(name, code, word, padding, output)
             if key is None:
                 whole = (made.rows, *made.shape[1:])

@@ -15,6 +15,7 @@ from polarmap.blocks.equal import (
     DEFAULT_BLOCKS,
     Blocks,
     check_array,
+    check_filled,
     cut_array,
     cut_sequence,
     default_block_count,
@@ -98,7 +99,10 @@ def choose_polar_code(
 
 
 def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """k for so many rows: near 24, or as many as the tasks carry; CodeError if there are fewer rows."""
+    """Return k for `total` rows: near 24, or as many as the tasks carry.
+
+    CodeError for a number of the caller's that would leave a block without rows.
+    """
     _, tasks, code, degree = options
     blocks = options.k
     if blocks is None and tasks is None:
@@ -109,6 +113,7 @@ def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]
         blocks = default_block_count(total, most, most)
     if blocks > total:
         raise CodeError(f"blocks={blocks} is more than the {total} rows of the data; use blocks <= {total}")
+    check_filled(total, blocks)
     return blocks
 
 

@@ -23,10 +23,14 @@ class Blocks:
     structure : Structure
         Of every block.
     padding : int
-        Rows of zeros added to the end of an array so that it cuts into equal blocks.
+        Rows of zeros that fill up the last block of an array whose rows do not divide.
     rows : int or None
         Rows per block of an array that was cut, None for a sequence.
+    is_filled_with_zeros : bool
+        Whether the rows that fill up the last block are known to be zeros.
     """
+
+    is_filled_with_zeros = True
 
     def __init__(
         self,
@@ -37,6 +41,11 @@ class Blocks:
     ) -> None:
         self._leaves, self.structure = leaves, structure
         self.k, self.padding, self.rows = len(leaves), padding, rows
+
+    @property
+    def short_block(self) -> tuple[int, int] | None:
+        """The number of the block that rows of zeros fill up, and how many rows of data it has."""
+        return None if self.rows is None or not self.padding else (self.k - 1, self.rows - self.padding)
 
     @cached_property
     def dtypes(self) -> list[np.dtype[Any]]:
@@ -61,11 +70,16 @@ class Blocks:
                 found = max(found, int(array.max()), -int(array.min()))
         return found
 
-    def heads(self, few: int, more: int) -> tuple[list[Array], list[Array]]:
-        """The first rows of a block, and some more of which the others are not zero, if there are any."""
-        others = ((index, leaf[few:more]) for index in range(self.k) for leaf in self.leaves(index))
-        leaves = self.leaves(next((index for index, rest in others if rest.any()), 0))
-        return [leaf[:few].copy() for leaf in leaves], [leaf[:more].copy() for leaf in leaves]
+    def rows_to_try(self, count: int) -> list[Array]:
+        """Return so many rows on which f can be tried: the first ones of a block."""
+        return [leaf[:count].copy() for leaf in self.leaves(0)]
+
+    def cut_rows(self, leaves: Sequence[Array], rows: int, filled_to: int) -> list[Array]:
+        """Return copies of the first `rows` rows of leaves of a block, filled up with rows of zeros."""
+        padding = filled_to - rows
+        return [
+            np.concatenate([leaf[:rows], np.zeros((padding, *leaf.shape[1:]), leaf.dtype)]) for leaf in leaves
+        ]
 
     def stacked(self, leaf: int) -> Array | list[Array]:
         """Leaf number `leaf` of all blocks as k flat rows: one array if memory allows a view."""
@@ -158,18 +172,58 @@ def dividing_counts(total: int, near: int) -> list[int]:
     return below[-1:] + above[:1]
 
 
-def default_block_count(total: int, wanted: int, most: int | None = None) -> int:
-    """How many blocks to cut so many rows into: where there is one within a quarter, a number that divides.
+def most_filled_blocks(total: int, most: int) -> int:
+    """Return the largest number of blocks, at most `most`, of which none is empty.
 
-    >>> [default_block_count(total, 24) for total in (2000, 1200, 2003, 10)]
-    [25, 24, 24, 10]
-    >>> default_block_count(2000, 24, most=24)
-    20
+    Blocks have ceil(total / blocks) rows each, but for the last one.
+
+    >>> most_filled_blocks(25, 24), most_filled_blocks(25, 25), most_filled_blocks(10, 6)
+    (13, 25, 5)
+    """
+    rows = -(-total // most)
+    return -(-total // rows)
+
+
+def fewest_filled_blocks(total: int, fewest: int) -> int:
+    """Return the smallest number of blocks, at least `fewest`, of which none is empty.
+
+    >>> fewest_filled_blocks(25, 24), fewest_filled_blocks(25, 10), fewest_filled_blocks(10, 6)
+    (25, 13, 10)
+    """
+    while most_filled_blocks(total, fewest) < fewest:
+        fewest += 1
+    return fewest
+
+
+def check_filled(total: int, blocks: int) -> None:
+    """Raise CodeError if blocks of ceil(total / blocks) rows would leave some of them empty."""
+    below = most_filled_blocks(total, blocks)
+    if below == blocks:
+        return
+    rows, above = -(-total // blocks), fewest_filled_blocks(total, blocks)
+    raise CodeError(
+        f"blocks={blocks} does not fit {total} rows: blocks of {rows} rows each would leave {blocks - below} "
+        f"of them empty. Use blocks={below} or blocks={above}"
+    )
+
+
+def default_block_count(total: int, wanted: int, most: int | None = None) -> int:
+    """Return how many blocks to cut `total` rows into, none of which is empty.
+
+    A number that divides the rows, if there is one within a quarter of `wanted`, else the nearest one.
+
+    >>> [default_block_count(total, 24) for total in (2000, 1200, 2003, 10, 31)]
+    [25, 24, 24, 10, 31]
+    >>> default_block_count(2000, 24, most=24), default_block_count(31, 24, most=24)
+    (20, 16)
     """
     wanted = min(wanted, total)
-    most = wanted + wanted // 4 if most is None else most
-    near = [count for count in range(-(-3 * wanted // 4), most + 1) if total % count == 0]
-    return min(near, key=lambda count: (abs(count - wanted), -count), default=wanted)
+    limit = wanted + wanted // 4 if most is None else most
+    near = [count for count in range(-(-3 * wanted // 4), limit + 1) if total % count == 0]
+    if not near:
+        near = [most_filled_blocks(total, wanted)]
+        near += [fewest_filled_blocks(total, wanted)] if most is None else []
+    return min(near, key=lambda count: (abs(count - wanted), -count))
 
 
 def check_array(data: Any, name: str = "data") -> None:
@@ -202,22 +256,6 @@ def check_class_and_dtype(data: Any, name: str = "data") -> None:
         )
     if isinstance(data, np.ndarray) and kind not in (np.ndarray, np.memmap, np.matrix):
         raise CodeError(f"{name} is a {kind.__name__}, and f would see arrays: use numpy.asarray({name})")
-
-
-def without_padding(
-    results: Sequence[list[Array]], blocks: Blocks, rows: Sequence[bool]
-) -> list[list[Array]]:
-    """Results without the rows that come from padding, of the leaves that have one row per row."""
-    if not any(rows):
-        return list(results)
-    block_rows = blocks.rows
-    assert block_rows is not None
-    total = blocks.k * block_rows - blocks.padding
-    counts = [min(max(total - index * block_rows, 0), block_rows) for index in range(blocks.k)]
-    return [
-        [leaf[:count] if cut else leaf for leaf, cut in zip(leaves, rows, strict=True)]
-        for leaves, count in zip(results, counts, strict=True)
-    ]
 
 
 def concatenate(results: Sequence[Any], axis: int) -> Any:

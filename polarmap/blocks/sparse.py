@@ -19,6 +19,7 @@ from polarmap.worker.pytree import Layout, layout_of
 # What a task costs whatever its block holds, in nonzeros that a product goes through meanwhile
 # (benchmarks/sparse.py).
 TASK_NONZEROS = 400_000
+TRIED_COLUMNS = 3  # in which rows that are made up have entries
 MOST_WORK = 1.6  # times what tasks cost whose parity blocks are like data blocks, that a coded map may cost
 
 
@@ -70,13 +71,19 @@ class SparseBlocks(Blocks):
         """How many entries each block stores, explicit zeros among them."""
         return [len(data) for data, _, _ in self._leaves]
 
-    def heads(self, few: int, more: int) -> tuple[list[Array], list[Array]]:
-        """The first rows of a block, and some more of which the others have nonzeros, if there are any."""
-        counts = ((index, leaves[2]) for index, leaves in enumerate(self._leaves))
-        index = next((index for index, indptr in counts if indptr[few] < indptr[more]), 0)
-        begin = index * (self.rows or 0)
-        first, second = (_rows(self.matrix, begin, begin + count) for count in (few, more))
-        return [leaf.copy() for leaf in first], [leaf.copy() for leaf in second]
+    def rows_to_try(self, count: int) -> list[Array]:
+        """Return so many rows on which f can be tried: made up, as rows of the matrix may have no entries."""
+        matrix, width = self.matrix, min(TRIED_COLUMNS, self.matrix.shape[1])
+        data = np.resize(np.arange(1, 8), count * width).astype(matrix.dtype)
+        indices = np.tile(np.arange(width, dtype=matrix.indices.dtype), count)
+        return [data, indices, width * np.arange(count + 1, dtype=matrix.indptr.dtype)]
+
+    def cut_rows(self, leaves: Sequence[Array], rows: int, filled_to: int) -> list[Array]:
+        """Return copies of the first `rows` rows of leaves of a block, filled up with rows of zeros."""
+        data, indices, indptr = leaves
+        entries = slice(int(indptr[rows]))
+        ends = np.pad(indptr[: rows + 1], (0, filled_to - rows), mode="edge")
+        return [data[entries].copy(), indices[entries].copy(), ends]
 
 
 class SparseCodedBlocks(CodedBlocks):

@@ -49,12 +49,21 @@ class Failure(NamedTuple):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
+class Result(NamedTuple):
+    """A result of f: its arrays, and the structure that they make up."""
+
+    leaves: list[Array]
+    structure: Structure
+
+
 class Outcome(NamedTuple):
     """What became of one attempt of a task: its result, or a failure and no leaves.
 
     leaves, structure : the arrays of the result, and how they make it up.
     seconds : that the worker spent; 0 if unknown.
     stored : where the result lies in storage, if the arrays are only a sample of it.
+    unpadded : f of the rows of data alone, if the block was filled up with rows of zeros. Then there is no
+        structure if f raised an exception of the whole block.
     """
 
     task: int
@@ -64,6 +73,7 @@ class Outcome(NamedTuple):
     failure: Failure | None
     seconds: float
     stored: StoredOutput | None = None
+    unpadded: Result | None = None
 
     @property
     def shapes(self) -> list[Shape]:
@@ -166,6 +176,8 @@ class Payload:
     output : where results stay, of which only samples then travel; None: they travel whole.
     low_priority : tasks that give way to others, where they share a machine's cores.
     encryption : of blocks from memory, where they are stored, and of replies; None: there is none.
+    short_block : the task whose block rows of zeros fill up, and its rows of data, if its worker evaluates f
+        on these alone, too; else None.
     """
 
     f: Function
@@ -174,6 +186,11 @@ class Payload:
     output: OutputSpec | None = None
     low_priority: Collection[int] = ()
     encryption: Encryption | None = None
+    short_block: tuple[int, int] | None = None
+
+    def rows_of_data(self, task: int) -> int | None:
+        """Return the rows of data on which this task evaluates f as well; None if that is not needed."""
+        return self.short_block[1] if self.short_block is not None and self.short_block[0] == task else None
 
     def fault(self, task: int, attempt: int) -> Fault | None:
         """Return the fault that an attempt is to suffer."""
@@ -181,7 +198,8 @@ class Payload:
 
     def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
         """What the worker of an attempt is told; `block`: what it is to read."""
-        return Ticket(task, attempt, block, self.fault(task, attempt), self.output, self.encryption)
+        fault, rows = self.fault(task, attempt), self.rows_of_data(task)
+        return Ticket(task, attempt, block, fault, self.output, self.encryption, rows)
 
     def outcome(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
         """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.
@@ -192,20 +210,22 @@ class Payload:
             if self.encryption is not None:
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
             reply = header if isinstance(header, Reply) else pickle.loads(header)
-            error, seconds, structure, layout, stored = reply
+            error, seconds, structure, layout, stored, unpadded = reply
             if error is not None:
                 failure = failure_of(Error(*error))
                 if failure.kind == "damaged":
                     self.blocks.found_damaged()
                 return Outcome(task, attempt, [], (), failure, seconds)
-            leaves = unpacked(layout, data)
+            leaves, result = unpacked(layout + (unpadded[1] if unpadded else ()), data), None
+            if unpadded is not None:
+                leaves, result = leaves[: len(layout)], Result(leaves[len(layout) :], unpadded[0])
             if stored is not None:
                 stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
         except DamagedError as error:
             return lost(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
             return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
-        return Outcome(task, attempt, leaves, structure, None, seconds, stored)
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored, result)
 
 
 class Run(Protocol):

@@ -318,10 +318,12 @@ class PoolRun:
 
     def _call(self, task: int, attempt: int) -> Message:
         """What a worker is told for an attempt."""
-        fault = self._payload.fault(task, attempt)
-        block = self._stored.order(self._payload.blocks, task)
-        order = self._number, task, attempt
-        return Message(CALL, order, block, b"" if fault is None else pickle.dumps(tuple(fault)))
+        payload = self._payload
+        fault = payload.fault(task, attempt)
+        rows = None if payload.short_block is None else payload.rows_of_data(task)
+        block = self._stored.order(payload.blocks, task)
+        order, is_usual = (self._number, task, attempt), fault is None and rows is None
+        return Message(CALL, order, block, b"" if is_usual else pickle.dumps((fault and tuple(fault), rows)))
 
     def _of_map(self, worker: KeptWorker, call: Message) -> list[Message]:
         """What calls of this map have in common, before the first that a worker is told."""

@@ -11,6 +11,7 @@ from polarmap.arrays.encoding import encode
 from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse, encoded_there
 from polarmap.blocks.coded import CodedData
+from polarmap.blocks.equal import most_filled_blocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.codes.dtypes import is_exact
 from polarmap.codes.polar import PolarCode
@@ -97,20 +98,18 @@ class CodedSides:
             return None
         matrix = self._matrix if name == "rows" else self._matrix.T
         k, n, code = self._counts(matrix.shape[0], name == "paired columns")
-        parity, k = n - k, -(-matrix.shape[0] // -(-matrix.shape[0] // k))  # none of which is empty
         there = data_beside(self._executor, matrix, k)
         if there is None:
             return None
-        code = _resized(code, k + parity, k)
-        coded = encoded_there(there, CodeOptions(k, k + parity, code), None)
+        coded = encoded_there(there, CodeOptions(k, n, code), None)
         if coded.unprotected_warning:
             raise CodeError(f"A has no parity: {coded.unprotected_warning}")
         return coded
 
     def _counts(self, length: int, is_paired: bool) -> tuple[int, int, CodeName | PolarCode]:
-        """k, n and the code of a side of so many rows."""
+        """k, n and the code of a side of so many rows, in blocks of which none is empty."""
         sizes, code = (PAIRED, "rotation") if is_paired else (self._sizes, self._code)
-        k = min(sizes.k, int(length))
+        k = most_filled_blocks(int(length), min(sizes.k, int(length)))
         n = k + math.ceil((sizes.n - sizes.k) * k / sizes.k)
         return k, n, _resized(code, n, k)
 

@@ -110,7 +110,7 @@ def gram_of_pairs(
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
-    check_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
+    k, n = check_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = matrices.CheckedMatrix(matrix, "A", matrices.factor_dtype(matrix.dtype, dtype))
     factor = encode_once(matrices.TransposedMatrix(data), k, n, "auto")
     return CodedPairs(factor, factor, triangle=not is_exact(dtype))

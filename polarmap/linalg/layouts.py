@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from polarmap.blocks.code_choice import third_more
+from polarmap.blocks.equal import most_filled_blocks
 from polarmap.codes.checks import checked_count, is_one_of
 from polarmap.codes.polar import MAX_N
 from polarmap.errors import CodeError
@@ -76,12 +77,18 @@ def paired_tasks(k: int) -> int:
 
 
 def check_counts(cut: BlockCounts, side: str, length: int) -> BlockCounts:
-    """The same; CodeError for more blocks than a side has rows or columns, and for no parity."""
+    """Return counts of which no block is empty: fewer blocks, with more of parity for them, if need be.
+
+    CodeError for more blocks than a side has rows or columns, and for no parity.
+
+    >>> check_counts(BlockCounts(24, 32), "rows", 25), check_counts(BlockCounts(5, 7), "rows", 10)
+    (BlockCounts(k=13, n=32), BlockCounts(k=5, n=7))
+    """
     if cut.k > length:
         raise CodeError(f"blocks={cut.k} is more than the {length} {side}; use blocks <= {length}")
     if cut.n <= cut.k:
         raise CodeError(f"tasks={cut.n} leaves no parity for {cut.k} blocks of {side}: use tasks > {cut.k}")
-    return cut
+    return cut._replace(k=most_filled_blocks(length, cut.k))
 
 
 def _one_factor_coded(side: str, shape: Shape, blocks: Counts, tasks: Counts) -> ProductLayout:
@@ -114,7 +121,7 @@ def _both_factors_coded(shape: Shape, blocks: Counts, tasks: Counts, itemsize: i
 def _of_tasks(n: int, length: int) -> BlockCounts:
     """A side of a grid: an eighth of it for parity, and no more blocks than rows."""
     parity = max(1, round(n / 8))
-    k = max(1, min(n - parity, length))
+    k = most_filled_blocks(length, max(1, min(n - parity, length)))
     return BlockCounts(k, min(n, k + parity))
 
 

@@ -51,8 +51,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     transposed : CodedArray (N, M), optional
         The transpose, for A' y, where it is in storage already.
     blocks : int, optional
-        k; by default 24, on workers of this machine three for each core if that is less. A side of
-        fewer rows or columns is cut into as many blocks as it has.
+        k; by default 24, on workers of this machine three for each core if that is less. A side that
+        cannot fill so many blocks of equally many rows or columns is cut into fewer.
     tasks : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional

@@ -88,9 +88,10 @@ def coded_map(
         Linear or affine in its block, or polynomial of `degree`; deterministic. It takes and returns
         arrays, or tuples, lists or dicts of them.
     data : array-like, or sequence of blocks
-        An array, table, tensor or .npy file is cut along its first axis; a sequence gives the blocks.
+        An array, table, tensor or .npy file is cut along its first axis into blocks of ceil(rows / k) rows,
+        of which the last may be shorter; a sequence gives the blocks.
     blocks : int, optional
-        k. By default near 24, or the length of a sequence.
+        k. By default near 24, or the length of a sequence. No block may be empty.
     tasks : int, optional
         n. By default a third more than the results needed.
     code : {"auto", "rotation", "arikan"}, Masked or a code

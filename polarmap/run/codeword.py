@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import without_padding
 from polarmap.codes.algebra import Recovery
 from polarmap.codes.decoder import Decoder
 from polarmap.codes.dtypes import Array, is_exact
@@ -20,11 +19,11 @@ from polarmap.executors.base import read_only
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.padding import PaddingRows
+from polarmap.run.padding import Padding, PaddingEffect
 from polarmap.run.received import NotFiniteError, Received
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
-from polarmap.run.shortfall import NOT_FINITE, late, not_finite, raised_too_often, too_few
+from polarmap.run.shortfall import NOT_FINITE, as_raised, late, not_finite, raised_too_often, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
@@ -39,7 +38,8 @@ class Codeword(Received):
 
     Parameters
     ----------
-    f, driver_f : what workers call, and what f is on the driver.
+    padding : of the last block; None if there is none.
+    driver_f : what f is on the driver.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Codeword(Received):
 
     def __init__(
         self,
-        f: Callable[[Any], Any],
+        padding: Padding | None,
         driver_f: Callable[[Any], Any],
         coded: CodedData,
         options: MapOptions,
@@ -59,7 +59,10 @@ class Codeword(Received):
         super().__init__(driver_f, coded, options, tasks, watch)
         self.refusal: NotFiniteError | NotLinearError | CodeError | None = None
         self._refused: Recovery | None = None  # the decoding that was refused, which a further result changes
-        self.padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
+        self.padding = padding
+        if padding is not None:
+            padding.begin()
+        self._was_awaited = False  # the task of the block that is filled up, when the others were determined
         self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
         self._has_warned = False
         self._trials: dict[Any, bool] = {}  # of what decodings were tried, and whether they are possible
@@ -72,10 +75,7 @@ class Codeword(Received):
         if self._is_accuracy_hopeless():
             self.accept()
         self.verification = self.verification or self._verdict()
-        padding = self.padding
-        if self.verification is None or (
-            padding is not None and not padding.is_over(self.watch.elapsed, self.surplus_wait)
-        ):
+        if self.verification is None or not self._has_result_of_short_block():
             return False
         self.warn_if_inaccurate()
         return True
@@ -97,6 +97,8 @@ class Codeword(Received):
         if not self.results:
             return None
         decoder = self.decoder
+        if len(decoder.missing) and self.has_all_data(self.results):
+            return self._as_a_plain_map_without_padding()
         if isinstance(self.refusal, LASTING_REFUSALS) and self._refused is not decoder.recovery:
             self.refusal = None
         if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
@@ -141,21 +143,113 @@ class Codeword(Received):
                 self.refusal = error
         return "not needed"
 
+    def _as_a_plain_map_without_padding(self) -> str:
+        """Take the results of all data tasks, of which one has no result of its block with rows of zeros."""
+        self.decoded = [getattr(self.results.get(index), "leaves", []) for index in range(self._code.wanted)]
+        if self.options.verify is True:
+            warn("f could not be verified: it raised an exception, or gave another shape, of rows of zeros")
+        return "not needed"
+
     @cached_property
     def checks(self) -> Acceptance:
         """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
         # Without a circle: the blocks are to be gone as soon as their map is over.
         return Acceptance(weakref.proxy(self))
 
-    @cached_property
-    def padding_rows(self) -> tuple[bool, ...]:
-        """For each leaf of the results, whether rows of it that come from padding are to be cut off."""
+    # -- the block that rows of zeros fill up -----------------------------------------------
+
+    @property
+    def padding_effects(self) -> tuple[PaddingEffect, ...]:
+        """What rows of zeros do to each array of the results; nothing where there are none."""
         if self.padding is None:
             return ()
-        shapes = [leaf.shape for leaf in self.decoded[0]]
-        for stored in self.stored.values():  # of which what is received are samples
-            shapes = [shape for _, shape in stored.layout]
-        return self.padding.found(self.precision, shapes)
+        first = self._any_received
+        shapes = first.shapes if first.stored is None else [shape for _, shape in first.stored.layout]
+        return self.padding.effects(self.precision, shapes)
+
+    def _has_result_of_short_block(self) -> bool:
+        """Return whether the result of the block that is filled up is here, or can be decoded.
+
+        CodeError if it can be neither.
+        """
+        padding = self.padding
+        if padding is None or self.unpadded is not None:
+            return True
+        if not padding.is_over(self.watch.elapsed, self.surplus_wait):
+            return False
+        effects = self.padding_effects
+        padding.refuse_to_decode(effects)
+        self._was_awaited = self._was_awaited or PaddingEffect.CHANGES in effects
+        return PaddingEffect.CHANGES not in effects
+
+    @property
+    def awaited_task(self) -> int | None:
+        """The task of the block that is filled up, if only its result is missing, which cannot be decoded."""
+        padding = self.padding
+        if padding is None or self.unpadded is not None or not padding.is_evaluated_apart:
+            return None
+        if self.ready_at is None or (self.refusal is not None and self.verification is None):
+            return None
+        is_known = padding.is_over(self.watch.elapsed, self.surplus_wait)
+        return padding.task if is_known and PaddingEffect.CHANGES in self.padding_effects else None
+
+    def worth_retrying(self, failed: Collection[int]) -> Collection[int]:
+        """Return which failed tasks may be started again: the awaited one alone, if there is one."""
+        awaited = self.awaited_task
+        return failed if awaited is None else [index for index in failed if index == awaited]
+
+    def _give_up_on_short_block(self, task: int) -> NoReturn:
+        """Raise what f raised of the rows of that block, or that its task was lost too often."""
+        assert self.padding is not None
+        failure = self.tasks[task].last_failure
+        what = f"task {task} of {self._code.n}: {self.padding.described}"
+        if failure is not None and failure.kind == "raised":
+            raise as_raised(what, failure)
+        self.give_up(
+            NotDecodableError(
+                f"{what}. Rows of zeros change the result of f, so this one cannot be decoded, and its task "
+                f"failed: {failure}. Raise retries=, or {self.padding.advice.lower()}"
+            )
+        )
+
+    def _result_of_short_block(
+        self, leaves: list[Array], as_seen: Callable[[Array], Array] | None = None
+    ) -> Any:
+        """Return the result of the block that is filled up; `leaves`: those of its result with padding."""
+        if self.unpadded is not None:
+            own = self.unpadded.leaves if as_seen is None else list(map(as_seen, self.unpadded.leaves))
+            return unflatten(self.unpadded.structure, own)
+        assert self.padding is not None
+        return unflatten(self.structure, self.padding.without_rows(leaves, self.padding_effects))
+
+    def _unchecked(self) -> tuple[int, ...]:
+        """Return the results that no check involves, among them that without padding if none does."""
+        found, padding = self.checks.unchecked(), self.padding
+        if padding is None or self.unpadded is None or padding.task in found:
+            return found
+        symbol = self.results.get(padding.task)
+        is_seen = symbol is not None and padding.fits(
+            self.precision, symbol.leaves, self.unpadded.leaves, self.padding_effects
+        )
+        return found if is_seen else tuple(sorted({*found, padding.task}))
+
+    def _how_short_block_came(self) -> str:
+        """Return the field of the report that tells it."""
+        if self.padding is None:
+            return ""
+        if self.unpadded is not None:
+            return "awaited" if self._was_awaited else "own rows"
+        if PaddingEffect.CHANGES in self.padding_effects:
+            return "estimated"
+        return "rows cut off" if PaddingEffect.ADDS_ROWS in self.padding_effects else "zeros ignored"
+
+    def _note_padding(self) -> None:
+        """Remember what rows of zeros do to f."""
+        if self.padding is not None:
+            outcome = self.results.get(self.padding.task)
+            self.padding.note(self.precision, outcome and outcome.leaves, self.unpadded)
+
+    # ---------------------------------------------------------------------------------------
 
     @property
     def stored(self) -> dict[int, StoredOutput]:
@@ -170,6 +264,8 @@ class Codeword(Received):
         It may be decoded from still: nobody is to write to it.
         """
         received, k = self.results.get(task), len(self._code.systematic)
+        if self.unpadded is not None and task == k - 1:
+            return lambda: self._result_of_short_block([], read_only)
         if received is None or task >= k or (self.coded.blocks.padding and task == k - 1):
             return None
         structure, leaves = received.structure, received.leaves
@@ -177,22 +273,30 @@ class Codeword(Received):
 
     def result(self, report: LazyReport) -> CodedResult[Any]:
         """What was decoded, as the caller of the map gets it."""
-        return self.result_of(self.decoded, self.padding_rows, report)
+        return self.result_of(self.decoded, report)
 
     def result_of(
-        self, results: list[list[Array]], rows: tuple[bool, ...], report: LazyReport
+        self,
+        results: list[list[Array]],
+        report: LazyReport,
+        as_seen: Callable[[Array], Array] | None = None,
     ) -> CodedResult[Any]:
-        """Results of data blocks as the caller gets them; `rows`: of which leaves those of padding go."""
+        """Return results of data blocks as the caller gets them, each array `as_seen`, without padding."""
         structure = self.structure
-        whole = without_padding(results, self.coded.blocks, rows)
-        return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
+        if as_seen is not None:
+            results = [list(map(as_seen, leaves)) for leaves in results]
+        whole = results if self.padding is None else results[: self.padding.task]
+        found = [unflatten(structure, leaves) for leaves in whole]
+        if self.padding is not None:
+            found.append(self._result_of_short_block(results[-1], as_seen))
+        return CodedResult(found, report)
 
     @property
     def is_finite(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
         if isinstance(self.refusal, NotFiniteError):
             return False
-        if self._has_all_data(self.results):
+        if self.has_all_data(self.results):
             return True
         leaves = (leaf for one in self.results.values() for leaf in one.leaves)
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
@@ -207,7 +311,7 @@ class Codeword(Received):
 
     def accuracy(self) -> dict[str, Any]:
         """Fields of the report: which results were decoded, and how accurately."""
-        recovered = self.decoder.missing.tolist()
+        recovered = self.recovered
         if not recovered:
             return {}
         exact = self.decoder.exact and all(map(is_exact, self.dtypes()))
@@ -217,11 +321,19 @@ class Codeword(Received):
             "error_bound": self.checks.error_bound(),
         }
 
+    @property
+    def recovered(self) -> list[int]:
+        """The data blocks whose results are not those of their tasks."""
+        missing: list[int] = self.decoder.missing.tolist()
+        own = None if self.unpadded is None else len(self._code.systematic) - 1
+        return [index for index in missing if index != own]
+
     def told(self, ended: float) -> dict[str, Any]:
         """Fields of the report of a map that was over in second `ended`."""
         waited, is_checked = 0.0, self.verification in ("parity", "local")
         if self.verification not in ("not needed", "no"):
             waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
+        self._note_padding()
         return {
             "needed": self.needed,
             "encode_seconds": self.coded.encode_seconds - self._earlier_encoding,
@@ -229,7 +341,8 @@ class Codeword(Received):
             "surplus_seconds": waited,
             "residual": self.checks.residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
-            "unchecked": self.checks.unchecked() if is_checked else (),
+            "unchecked": self._unchecked() if is_checked else (),
+            "last_block": self._how_short_block_came(),
             **self.accuracy(),
         }
 
@@ -244,7 +357,7 @@ class Codeword(Received):
     def is_met(self) -> bool:
         """Whether no more results are needed."""
         is_determined = self.ready_at is not None and self.refusal is None
-        return self.verification is not None or is_determined
+        return (self.verification is not None or is_determined) and self.awaited_task is None
 
     @property
     def is_protected(self) -> bool:
@@ -257,9 +370,9 @@ class Codeword(Received):
         Where nothing can be decoded every data task has to report.
         """
         if self.refusal is not None:
-            return self._has_all_data(tasks)
+            return self.has_all_data(tasks)
         if not self.results or len(tasks) < self.threshold:
-            return len(tasks) >= self.threshold or self._has_all_data(tasks)
+            return len(tasks) >= self.threshold or self.has_all_data(tasks)
         limit = self.decoder.max_amplification if accurately else inf
         key = frozenset(tasks), self.decoder.exact, limit
         if key not in self._trials:  # a trial costs as much as decoding
@@ -271,14 +384,14 @@ class Codeword(Received):
             self._trials[key] = trial.ready
         return self._trials[key]
 
-    def _has_all_data(self, tasks: Collection[int]) -> bool:
-        return len(self._code.systematic) > 0 and set(tasks).issuperset(self._code.systematic)
-
     def is_within_reach(self, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back would do.
 
         Results that look odd now may turn out to be the usual ones.
         """
+        awaited = self.awaited_task
+        if awaited is not None:
+            return awaited in self.tasks.coming
         coming = self.tasks.coming | self.tasks.held_back
         groups = [coming | group.keys() for group in self._groups.values()] or [coming]
         return any(self.would_be_met(group, accurately) for group in groups)
@@ -295,6 +408,8 @@ class Codeword(Received):
 
     def settle_for_less(self) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
+        if (awaited := self.awaited_task) is not None:
+            self._give_up_on_short_block(awaited)
         if self.takes_less():
             return
         error = raised_too_often(self.tasks, self.would_be_met)
@@ -313,7 +428,9 @@ class Codeword(Received):
     def time_is_over(self) -> None:
         """Say what was missing."""
         why = ""
-        if not self.is_protected:
+        if self.awaited_task is not None and self.padding is not None:
+            why = f"; task {self.padding.task} has to return, as {self.padding.described}"
+        elif not self.is_protected:
             why = f"; results contain {NOT_FINITE}"
         elif self.ready_at is not None:
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"

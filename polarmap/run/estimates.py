@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import inf
+from math import inf, isinf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.loop import Need
+from polarmap.run.padding import PaddingEffect
 from polarmap.run.received import Received, kinds_of
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
@@ -162,7 +163,18 @@ class UntilDeadline(Codeword):
             self.give_up(CodedTimeoutError(f"no result arrived within {limit}: nothing to estimate from"))
         if not self.is_finite:
             self.give_up(NotDecodableError(not_finite(self.tasks, self.threshold, self.data_count)))
-        found = estimate(self)
+        if self.verification is not None:  # but for the block that rows of zeros fill up
+            found = Estimate(self.decoded, (0.0,) * self._code.wanted, 0.0)
+        else:
+            found = estimate(self)
+        if self.padding is not None and self.unpadded is None:
+            self.padding.wait(self.time_here)
+        found = _of_short_block(self, found)
+        if self.padding is not None and isinf(found.errors[self.padding.task]):
+            warn(
+                f"{self.padding.described}; its task has not returned in time, and rows of zeros change the "
+                f"result of f, so its estimate may be far off. {self.padding.advice}"
+            )
         if self.refusal is not None or self.checks.contradicts():
             missing = set(self.decoder.missing.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
@@ -172,7 +184,8 @@ class UntilDeadline(Codeword):
                 "or a worker returned garbage"
             )
             warn(f"{broken}; what is decoded or estimated may be far off")
-        self.decoded, self.verification, self._found = found.results, "no", found
+        self.decoded, self._found = found.results, found
+        self.verification = self.verification or "no"
         self.needed = self.needed or len(self.tasks.arrived)
 
     def accuracy(self) -> dict[str, Any]:
@@ -180,7 +193,7 @@ class UntilDeadline(Codeword):
         found = self._found
         if found is None:
             return super().accuracy()
-        recovered = [index for index in self.decoder.missing.tolist() if found.errors[index] == 0]
+        recovered = [index for index in self.recovered if found.errors[index] == 0]
         errors = found.errors if any(found.errors) else ()
         return {"recovered": tuple(recovered), "errors": errors, "error_p90": found.error_p90}
 
@@ -203,15 +216,29 @@ def estimate_so_far(word: Need, report: Report) -> CodedResult[Any] | None:
     if not word.is_finite or word.why_not_protected:
         return None
     padding = word.padding
-    if padding is not None and not padding.is_known:
+    if padding is not None and word.unpadded is None and not padding.is_known:
         return None
-    found = estimate(word)
-    rows = padding.are_rows(word.precision, [one.shape for one in found.results[0]]) if padding else ()
+    found = _of_short_block(word, estimate(word))
     errors = found.errors if any(found.errors) else ()
-    # What has arrived may be decoded from still: nobody is to write to it.
-    results = [list(map(read_only, leaves)) for leaves in found.results]
     with_errors = partial(replace, report, errors=errors, error_p90=found.error_p90)
-    return word.result_of(results, rows, LazyReport(with_errors))
+    # What has arrived may be decoded from still: nobody is to write to it.
+    return word.result_of(found.results, LazyReport(with_errors), read_only)
+
+
+def _of_short_block(word: Codeword, found: Estimate) -> Estimate:
+    """Return estimates with the error of the block that rows of zeros fill up.
+
+    There is none once its task has returned. It is unknown if rows of zeros change the result of f.
+    """
+    if word.padding is None:
+        return found
+    errors, task = list(found.errors), word.padding.task
+    if word.unpadded is not None:
+        errors[task] = 0.0
+    elif PaddingEffect.CHANGES in word.padding_effects:
+        errors[task] = inf
+        found = found._replace(error_p90=inf)
+    return found._replace(errors=tuple(errors))
 
 
 # --- for whoever waits for one -----------------------------------------------------------------

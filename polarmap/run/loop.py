@@ -98,6 +98,15 @@ class Need(ABC):
         """How long the loop may look away, because something else than a task is waited for."""
         return inf
 
+    @property
+    def awaited_task(self) -> int | None:
+        """The task whose own result is needed while all others are determined; None if there is none."""
+        return None
+
+    def worth_retrying(self, failed: Collection[int]) -> Collection[int]:
+        """Return which failed tasks may be started again."""
+        return failed
+
     def check_failures(self) -> None:
         """Raise what f raises, if it is found to do so everywhere."""
         error = raised_everywhere(self.tasks, self.threshold)
@@ -217,7 +226,7 @@ def schedule(
         if tasks.failed:
             need.check_failures()
             is_stuck = is_over or not need.is_within_reach()
-        again = sorted(index for index in tasks.failed if tasks[index].own_attempts <= retries)
+        again = sorted(one for one in need.worth_retrying(tasks.failed) if tasks[one].own_attempts <= retries)
         may_stall = bool(again) and not tasks.held_back  # failed tasks start again while others are late
         is_idle = may_stall and now >= last_news + STALL_SECONDS
         if again and (is_stuck or is_idle):

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from math import inf
 
+from polarmap.codes.uncoded import BACKUPS
 from polarmap.executors.base import Attempt
 from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, backup_lateness
 from polarmap.run.loop import Need, Policy
@@ -59,6 +60,41 @@ class OnDemand(Policy):
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
         return self.late.next_seconds(bool(tasks.unbegun), now) if self._left else inf
+
+
+class WithBackupsOf(Policy):
+    """Another policy, and backups of one task for as long as the map waits for nothing but its result.
+
+    Parameters
+    ----------
+    policy : Policy
+        What starts all other tasks.
+    n : int
+        The number of tasks.
+    task : int
+        It evaluates f on its block and on some rows of it, so it is late after twice the time of the others.
+    """
+
+    def __init__(self, policy: Policy, n: int, task: int) -> None:
+        super().__init__(0)
+        self.first, self._policy, self._task = policy.first, policy, task
+        self.late = policy.late or LateAttempts(backup_lateness(n))
+
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        """Return what the other policy starts; the awaited task if its latest attempt is late."""
+        if need.awaited_task != self._task:
+            return self._policy.due(tasks, need, now)
+        task, running = tasks[self._task], tasks.running.get(self._task)
+        began = task.began.get(max(running)) if running else None
+        assert self.late is not None
+        if began is None or task.backups >= BACKUPS or now < began + 2 * self.late.late_after():
+            return ()
+        task.backups += 1
+        return (self._task,)
+
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        """Return the seconds of the other policy: a map that awaits a task looks often."""
+        return self._policy.wait_seconds(tasks, now)
 
 
 def with_backups(n: int, most: int) -> Policy:

@@ -25,7 +25,7 @@ from polarmap.run.codeword import Codeword
 from polarmap.run.lateness import ParityRule
 from polarmap.run.loop import Policy
 from polarmap.run.options import MapOptions
-from polarmap.run.policies import OnDemand, with_backups
+from polarmap.run.policies import OnDemand, WithBackupsOf, with_backups
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observer, Observers, RunningMap
@@ -179,14 +179,23 @@ def run_coded(
     running.check_limits(coded, coded.blocks.rows)
     f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
-    payload = Payload(f, coded, output=output, low_priority=parity)
+    short, padding = coded.blocks.short_block, None
+    if short is not None:
+        from polarmap.run.padding import Padding  # which few maps need
+
+        padding = Padding(f, coded, options, is_stored=output is not None)
+        short = short if padding.is_evaluated_apart else None
+    payload = Payload(f, coded, output=output, low_priority=parity, short_block=short)
     kind = Codeword
     if options.estimates:
         from polarmap.run.estimates import UntilDeadline  # which few maps need
 
         kind = UntilDeadline
-    need_of = functools.partial(kind, f, driver_f, coded, options)
-    return running.execute(payload, _policy(coded.code, options), options, need_of, observers)
+    need_of = functools.partial(kind, padding, driver_f, coded, options)
+    policy = _policy(coded.code, options)
+    if short is not None and not isinstance(coded.code, Uncoded):
+        policy = WithBackupsOf(policy, coded.n, short[0])
+    return running.execute(payload, policy, options, need_of, observers)
 
 
 def _policy(code: LinearCode, options: MapOptions) -> Policy:

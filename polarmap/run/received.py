@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
@@ -15,7 +15,7 @@ from polarmap.codes.decoder import Decoder
 from polarmap.codes.dtypes import Array, DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.codes.tiled import ignoring_inf
 from polarmap.errors import CodeError
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.base import Failure, Outcome, Result
 from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
@@ -45,7 +45,7 @@ def kinds_of(structure: Structure) -> list[str]:
     return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
-def is_well_formed(result: Outcome) -> bool:
+def is_well_formed(result: Outcome | Result) -> bool:
     """Whether numbers are single ones: what says otherwise has not come from f."""
     kinds = kinds_of(result.structure)
     return all(one.size == 1 for one, kind in zip(result.leaves, kinds) if kind in ("python", "numpy"))
@@ -73,6 +73,8 @@ class Received(Need):
         Whether they are taken although more would have to come for the accuracy asked for.
     verification : str or None
         How the results were verified, once they are accepted: they stay as they are then.
+    unpadded : Result or None
+        That of the block which rows of zeros fill up, evaluated without these, once its task returned it.
     decoded : list of lists of arrays
         The results of the k data tasks, flat; of the last time they were decoded, empty before.
     decode_seconds : float
@@ -93,6 +95,7 @@ class Received(Need):
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}  # by kind
         self.results: dict[int, Outcome] = {}
+        self.unpadded: Result | None = None
         self.decoder: Decoder
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -106,13 +109,20 @@ class Received(Need):
     def add(self, outcome: Outcome) -> None:
         """Take in a result, unless others are accepted; failures are in the table of tasks."""
         index = outcome.task
+        if outcome.unpadded is not None and self.unpadded is None:
+            if not is_well_formed(outcome.unpadded):  # it cannot have come from f
+                self._reject_shape(index, "returned several numbers where one is due")
+                return
+            self.unpadded = outcome.unpadded
         if outcome.failure is not None or index in self.results or self.verification is not None:
+            return
+        if outcome.unpadded is not None and not outcome.structure:  # f raised an exception of rows of zeros
+            self._note_all_data()
             return
         kind, shape = (repr(outcome.structure), kind_of(outcome.leaves)), self.options.known.shape
         if kind not in self._groups and not (is_well_formed(outcome) and shape in (None, *outcome.shapes)):
             due = "a number" if shape is None else f"shape {shape}"
-            message = f"returned {outcome.returned} where {due} is due"
-            self.tasks.reject(index, Failure("shape", "WrongShape", message))
+            self._reject_shape(index, f"returned {outcome.returned} where {due} is due")
             return
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
@@ -124,6 +134,16 @@ class Received(Need):
             self._follow(group)
         else:
             self._reject_odd(outcome)
+
+    def _reject_shape(self, index: int, message: str) -> None:
+        """Let a result be a failure of its task, because of its shape."""
+        self._forget_unpadded(index)
+        self.tasks.reject(index, Failure("shape", "WrongShape", message))
+
+    def _forget_unpadded(self, index: int) -> None:
+        """Forget the result without padding of a task, as what the task has returned is rejected."""
+        if self.coded.blocks.short_block is not None and index == self.coded.blocks.short_block[0]:
+            self.unpadded = None
 
     def _overrules(self, group: dict[int, Outcome]) -> bool:
         """Whether these results are followed rather than those so far: if they are more.
@@ -141,6 +161,7 @@ class Received(Need):
     def drop(self, index: int, failure: Failure) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
         del self.results[index]
+        self._forget_unpadded(index)
         self.tasks.reject(index, failure)
         self._restart_decoder()
 
@@ -274,6 +295,9 @@ class Received(Need):
 
     def _reject_odd(self, result: Outcome) -> None:
         index, usual = result.task, self._any_received
+        if result.unpadded is not None and self.unpadded is not None:  # rows of zeros may explain its shape
+            self._note_all_data()
+            return
         message = f"returned {result.returned}, others {usual.returned}"
         if index >= len(self._code.systematic) and result.shapes == usual.shapes:
             data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
@@ -281,7 +305,7 @@ class Received(Need):
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
                 "result; convert the data, or what f combines it with, so that both have one"
             )
-        self.tasks.reject(index, Failure("shape", "WrongShape", message))
+        self._reject_shape(index, message)
 
     @property
     def _any_received(self) -> Outcome:
@@ -307,6 +331,19 @@ class Received(Need):
             self.ready_at, self.needed = self.watch.elapsed, self.decoder.count
         if self.determined_at is None and self.decoder.is_determined:
             self.determined_at = self.watch.elapsed
+        if self.unpadded is not None:
+            self._note_all_data()
+
+    def _note_all_data(self) -> None:
+        """Note that nothing has to be decoded: also where f raised an exception of the rows of zeros only."""
+        if self.ready_at is None and self.has_all_data(self.results):
+            self.ready_at, self.needed = self.watch.elapsed, len(self.tasks.arrived)
+
+    def has_all_data(self, tasks: Collection[int]) -> bool:
+        """Return whether results of these tasks, and that without padding, are those of all data tasks."""
+        systematic = self._code.systematic
+        known = set(tasks) if self.unpadded is None else {*tasks, len(systematic) - 1}
+        return len(systematic) > 0 and known.issuperset(systematic)
 
     def accept(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""

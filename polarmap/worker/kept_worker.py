@@ -171,15 +171,17 @@ class ChannelIO(TaskIO):
     def _reply(self, call: Message) -> Message | None:
         """The reply of a task; None if nobody waits for it.
 
-        call : its header has the fields of a `StoredBlock`, its data those of a `Fault`, if there is one.
+        call : its header has the fields of a `StoredBlock`; its data, if there is any, those of a `Fault`, or
+            None, and `rows` of the ticket.
         """
         self._order = call.order
         block = self._stored(bytes(call.header))
-        fault = Fault(*pickle.loads(call.data)) if call.data else None
+        fault, rows = pickle.loads(call.data) if call.data else (None, None)
+        fault = fault and Fault(*fault)
         if self.is_cancelled():  # while it was told ahead, or not read
             return None
         with self._limited():
-            return run_task(Ticket(*call.order[1:], block, fault, *self._of_map), self)
+            return run_task(Ticket(*call.order[1:], block, fault, *self._of_map, rows), self)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f, made once in each map, and the block.

@@ -109,6 +109,8 @@ class Ticket(NamedTuple):
     fault : that this attempt suffers.
     output : where to store the result instead of sending it.
     encryption : its fields, of replies.
+    rows : how many rows of a block come from the data, if rows of zeros fill it up and f is to be evaluated
+        without these, too; else None.
     """
 
     task: int
@@ -117,13 +119,14 @@ class Ticket(NamedTuple):
     fault: Fault | None
     output: OutputSpec | None
     encryption: Any = None
+    rows: int | None = None
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> Ticket:
         """One from what `plain` made of it."""
-        task, attempt, block, fault, output, encryption = fields
+        task, attempt, block, fault, output, *rest = fields
         block, fault = block and StoredBlock.parse(block), fault and Fault(*fault)
-        return cls(task, attempt, block, fault, output and OutputSpec.parse(output), encryption)
+        return cls(task, attempt, block, fault, output and OutputSpec.parse(output), *rest)
 
 
 class Error(NamedTuple):
@@ -144,6 +147,8 @@ class Reply(NamedTuple):
 
     seconds : that the worker spent.
     stored : layout and parts of the result, if it stays in storage and a sample of it travels.
+    unpadded : of a block that rows of zeros fill up, the structure and layout of f without these rows. Its
+        bytes follow those of f of the whole block, which has no structure if f raised an exception.
     """
 
     error: Error | None
@@ -151,6 +156,7 @@ class Reply(NamedTuple):
     structure: Structure = ()
     layout: Layout = ()
     stored: tuple[Layout, tuple[Part, ...]] | None = None
+    unpadded: tuple[Structure, Layout] | None = None
 
 
 def pickled(value: Any) -> bytes:

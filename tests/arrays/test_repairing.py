@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap.arrays.manifest import manifest_key
+from polarmap.blocks.equal import most_filled_blocks
 from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -187,7 +188,7 @@ def test_a_repair_cut_short_changes_nothing(store):
 )  # fmt: skip
 def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtype, key, data):
     folder = tmp_path_factory.mktemp("store")
-    A, k = random_array((rows, 40 * columns), dtype), min(k, rows)
+    A, k = random_array((rows, 40 * columns), dtype), most_filled_blocks(rows, min(k, rows))
     polarmap.encode(A, blocks=k, tasks=k + extra, name="a", storage=folder, key=key)
     coded = polarmap.open_coded("a", folder, key=key)
     np.testing.assert_array_equal(coded[:], A)

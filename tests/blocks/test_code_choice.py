@@ -40,7 +40,7 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (MATRIX, CodeOptions(5, degree=2), "LagrangeCode(12, 5, degree=2, points='circle')"),
         (np.ones((60, 2)), CodeOptions(degree=2), "LagrangeCode(54, 20, degree=2, points='circle')"),
         (MATRIX, CodeOptions(6, code=Masked(2)), "MaskedCode(11, 6, 2, noise=100)"),
-        (MATRIX, CodeOptions(10, code=Masked(2)), "MaskedCode(16, 10, 2, noise=100)"),
+        (MATRIX, CodeOptions(9, code=Masked(2)), "MaskedCode(15, 9, 2, noise=100)"),
         (MATRIX.astype(int), CodeOptions(6, code=Masked()), "MaskedIntegerCode(10, 6, 1)"),
     ],
 )

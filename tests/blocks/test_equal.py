@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map, printed, without_padding
+from plain import assert_same, cut, plain_map, printed
 
 from polarmap import coded_map
+from polarmap.blocks.equal import check_filled, default_block_count
+from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.testing import FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
@@ -75,7 +78,7 @@ def halved(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> Co
     ],
 )
 def test_any_layout_and_byte_order(data: np.ndarray) -> None:
-    result = coded_map(same, data, blocks=6, executor=ReplayExecutor({2: math.inf}), timeout=100)
+    result = coded_map(same, data, blocks=5, executor=ReplayExecutor({2: math.inf}), timeout=100)
     assert result.report.recovered == (2,)
     joined = result.concatenate()
     assert joined.dtype == data.dtype.newbyteorder("=")
@@ -247,31 +250,48 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
     rows: int, k: int, tail: tuple[int, ...], dtype: str
 ) -> None:
     k = min(k, rows)
+    k = -(-rows // -(-rows // k))  # no block is empty
     data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
     result = halved(data, k, tasks=2 * k + 1)
     assert len(result) == k
     assert result.report.padding == -(-rows // k) * k - rows
     np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)
-    expected = plain_map(lambda block: block * 0.5, data, k)
-    assert_same(result, without_padding(expected, data, k), 1e-3)
+    assert_same(result, plain_map(lambda block: block * 0.5, data, k), 1e-3)
 
 
-def test_results_of_filler_rows_are_cut_off_only_from_row_by_row_functions() -> None:
-    data = MATRIX[:10]
-    by_row = coded_map(lambda block: block @ np.ones(5) + 1, data, blocks=4, executor=ReplayExecutor())
-    np.testing.assert_allclose(by_row.concatenate(), data @ np.ones(5) + 1)
-    assert [len(block) for block in by_row] == [3, 3, 3, 1]
-    with pytest.warns(RuntimeWarning, match="10 rows do not divide into 4 blocks: f saw 2 rows of zeros"):
-        sums = coded_map(lambda block: block.sum(axis=0), data, blocks=4, executor=ReplayExecutor())
-    assert sums.report.padding == 2
-    assert sums.concatenate().shape == (4 * 5,)
-    np.testing.assert_allclose(np.sum(list(sums), axis=0), data.sum(axis=0))
+def test_no_block_is_empty() -> None:
+    for total in range(1, 201):
+        for wanted in (2, 3, 7, 24, 32):
+            for most in (None, wanted):
+                k = default_block_count(total, wanted, most)
+                assert -(-total // -(-total // k)) == k
+                assert k <= (most or max(total, 2 * wanted))
+        for k in range(1, total + 1):
+            if -(-total // -(-total // k)) == k:
+                check_filled(total, k)
+                continue
+            with pytest.raises(CodeError, match=f"blocks={k} does not fit {total} rows") as caught:
+                check_filled(total, k)
+            below, above = map(int, re.findall(r"(?<=[er] blocks=)\d+", str(caught.value)))
+            assert below < k < above <= total
+            assert not any(-(-total // -(-total // one)) == one for one in range(below + 1, above))
+            check_filled(total, below)
+            check_filled(total, above)
 
 
-def test_whole_blocks_of_filler_are_cut_off_too() -> None:
-    result = halved(MATRIX[:25], 24)
-    assert result.report.padding == 23
-    np.testing.assert_allclose(result.concatenate(), MATRIX[:25] * 0.5)
+@pytest.mark.parametrize(("total", "k"), [(25, 24), (10, 6), (4, 3)])
+def test_a_number_of_blocks_of_which_some_would_be_empty_is_refused(total: int, k: int) -> None:
+    code = PolarCode(k + 2, k)
+    for options in ({"blocks": k}, {"blocks": k, "tasks": 2 * k}, {"code": code}):
+        with pytest.raises(CodeError, match=f"blocks={k} does not fit {total} rows.* Use blocks="):
+            coded_map(same, MATRIX[:total], executor=ReplayExecutor(), **options)
+
+
+def test_small_arrays_have_no_empty_blocks_by_default() -> None:
+    for total in range(1, 27):
+        result = coded_map(same, MATRIX[:total], executor=ReplayExecutor())
+        assert all(len(one) for one in result)
+        np.testing.assert_array_equal(result.concatenate(), MATRIX[:total])
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

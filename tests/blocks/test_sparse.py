@@ -103,11 +103,17 @@ def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
     assert len(unsorted.data) == 3  # the caller's
 
 
-def test_heads_show_the_rows_that_follow() -> None:
-    rows = np.zeros((12, 3))
-    rows[10] = 1.0  # the third of its block
-    few, more = SparseBlocks(scipy.sparse.csr_array(rows), 3).heads(2, 4)
-    assert len(few[0]) == 0 and len(more[0]) == 3 and (len(few[2]), len(more[2])) == (3, 5)
+def test_f_is_tried_on_rows_that_have_entries() -> None:
+    blocks = SparseBlocks(scipy.sparse.csr_array((12, 2)), 3)
+    leaves = blocks.rows_to_try(4)
+    assert scipy.sparse.csr_array(tuple(leaves), (4, 2)).toarray().tolist() == [
+        [1, 2],
+        [3, 4],
+        [5, 6],
+        [7, 1],
+    ]
+    filled = scipy.sparse.csr_array(tuple(blocks.cut_rows(leaves, 2, 4)), (4, 2))
+    assert filled.toarray().tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
 
 
 def test_what_costs_less_is_chosen_and_why_is_said() -> None:

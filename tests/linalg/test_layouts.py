@@ -32,14 +32,17 @@ def test_choice_is_the_cheapest_by_the_formula() -> None:
 
 def test_sizes_left_open_are_filled_in() -> None:
     shape = (100, 100, 100)
-    assert layouts.choose_layout("rows", shape, None, None, 8) == ProductLayout(BlockCounts(24, 32), None)
+    assert layouts.choose_layout("rows", shape, None, None, 8) == ProductLayout(BlockCounts(20, 32), None)
+    assert layouts.choose_layout("rows", (96, 9, 9), None, None, 8) == ProductLayout(
+        BlockCounts(24, 32), None
+    )
     assert layouts.choose_layout("rows", shape, 6, None, 8) == ProductLayout(BlockCounts(6, 8), None)
     assert layouts.choose_layout("columns", shape, None, 8, 8) == ProductLayout(None, BlockCounts(6, 8))
     assert layouts.choose_layout("auto", shape, (7, 3), None, 8) == ProductLayout(
         BlockCounts(7, 8), BlockCounts(3, 4)
     )
     assert layouts.choose_layout("grid", shape, None, (8, 16), 8) == ProductLayout(
-        BlockCounts(7, 8), BlockCounts(14, 16)
+        BlockCounts(7, 8), BlockCounts(13, 15)
     )
     assert layouts.choose_layout("grid", (3, 9, 2), None, (8, 16), 8) == ProductLayout(
         BlockCounts(3, 4), BlockCounts(2, 4)

@@ -192,7 +192,7 @@ def test_report_is_of_the_last_product() -> None:
     assert (coded.report.n, coded.report.k, coded.report.recovered) == (N, K, (1, 4))
     assert coded.report.padding == 4
     coded.rmatvec(np.ones(50))
-    assert coded.report.padding == 5 and coded.products == 2
+    assert (coded.report.k, coded.report.padding, coded.products) == (5, 2, 2)
 
 
 def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,12 @@ from soak.faults import SHARES, Pools
 from soak.maps import draw_map
 from soak.oracle import Finding
 from soak.products import draw_product
+from soak.rows import draw_rows
 from soak.sums import draw_hedged, draw_sum
 from soak.unruly import draw_forks, draw_many, draw_nested
 
 KINDS = {"map": 70, "array": 8, "product": 10, "sum": 6, "hedged": 6}
+KINDS_OF_REPLAY = KINDS | {"rows": 2}  # on a virtual clock, as one case is several hundred maps
 # On workers that stay, on this machine.
 KINDS_OF_POOL = {
     "map": 30,
@@ -32,6 +34,7 @@ DRAW = {
     "product": draw_product,
     "sum": draw_sum,
     "hedged": draw_hedged,
+    "rows": draw_rows,
     "change of data": draw_data,
     "fork": draw_forks,
     "nested map": draw_nested,
@@ -46,7 +49,8 @@ class Named:
     def __init__(self, seed: int) -> None:
         self._draw = Draw(seed)
         self.executor: str = self._draw.pick(SHARES)
-        self.kind: str = self._draw.pick(KINDS_OF_POOL if self.executor == "pool" else KINDS)
+        kinds = {"pool": KINDS_OF_POOL, "replay": KINDS_OF_REPLAY}.get(self.executor, KINDS)
+        self.kind: str = self._draw.pick(kinds)
 
     def drawn(self) -> Any:
         """The case itself: prints what it is, and runs."""

@@ -130,7 +130,12 @@ class OddReplay(AlteringReplay):
         change = ODD.get(self._odd.get(outcome.task, ""))
         if outcome.failure is not None or change is None:
             return outcome
-        return outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
+        found = outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
+        own = outcome.unpadded
+        if own is None or change is _longer:  # what has another shape is told by the block with its padding
+            return found
+        leaves = [change(self._seed + outcome.task, leaf) for leaf in own.leaves]
+        return found._replace(unpadded=own._replace(leaves=leaves))
 
 
 # --- executors ----------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""Arrays of 1 to 200 rows, most of which do not divide into blocks, against f of their rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from plain import cut_rows
+
+import polarmap
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+from soak import oracle
+from soak.draws import Draw
+from soak.faults import Pools
+from soak.oracle import Finding
+
+MOST_ROWS = 200
+ROUNDING = 1e-10  # times the largest number: of what is decoded
+COUNTS = (None, 2, 3, 6, 7, 13, 24, 32)  # of blocks
+WAYS = ("nothing lost", "first lost", "last lost once", "last late", "first and parity lost", "last never")
+
+
+def means(block: Any) -> Any:
+    return block.mean(axis=0)
+
+
+def medians(block: Any) -> Any:
+    return np.median(block, axis=0)
+
+
+def sums(block: Any) -> Any:
+    return block.sum(axis=0)
+
+
+def each_row(block: Any) -> Any:
+    return 3 * block - 1
+
+
+def centred(block: Any) -> Any:
+    return block - block.mean(axis=0)
+
+
+LINEAR = {means: "zeros matter", sums: "decodable", each_row: "decodable", centred: "zeros matter"}
+FUNCTIONS: tuple[Callable[[Any], Any], ...] = (*LINEAR, medians)
+
+
+@dataclass
+class RowsCase:
+    """One number of rows: maps of all functions over all numbers of blocks, with and without losses."""
+
+    seed: int
+    total: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.total} rows of {self.dtype}, {len(FUNCTIONS)} functions, blocks {COUNTS}, {WAYS}"
+
+    def run(self, pools: Pools) -> str:
+        """The verdict in a word; a Finding for what must not be."""
+        stream = np.random.default_rng(self.seed)
+        data = (10 * stream.standard_normal((self.total, 2)) + 30).astype(self.dtype)
+        for k, f, way in self._maps():
+            self._check(data, k, f, way)
+        return "right"
+
+    def _maps(self) -> Iterator[tuple[int | None, Callable[[Any], Any], str]]:
+        for k, f, way in product(COUNTS, FUNCTIONS, WAYS):
+            if (k is None or k <= self.total) and (f in LINEAR or way == "nothing lost"):
+                yield k, f, way
+
+    def _check(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> None:
+        """Compare one map with f of the rows of each block; refused numbers of blocks leave one empty."""
+        is_filled = k is None or len(cut_rows(data, k)) == k
+        result, error, told = oracle.called(lambda: self._map(data, k, f, way))
+        what = f"{self.total} rows, {k} blocks, {f.__name__}, {way}"
+        if not is_filled:
+            if error is None or "empty" not in str(error):
+                raise Finding("no error", f"{what}: {result}")
+            return
+        if error is not None:
+            is_awaited = way == "last never" and LINEAR.get(f) == "zeros matter"
+            if is_awaited and type(error).__name__ in oracle.SHORT:
+                return  # nobody has evaluated f on these rows
+            raise Finding("innocent failure", f"{what}: {type(error).__name__}: {error}") from error
+        if told:
+            raise Finding("foreign warning", f"{what}: {told}")
+        self._compare(data, f, result, what)
+
+    def _map(self, data: np.ndarray, k: int | None, f: Callable[[Any], Any], way: str) -> Any:
+        """A map on a virtual clock, in which tasks fare in this way."""
+        count = k or len(polarmap.coded_map(each_row, data, executor=ReplayExecutor(), verify=False))
+        last, seconds, faults = count - 1, {}, {}
+        if way.startswith("first"):
+            seconds[0] = math.inf
+        if way == "first and parity lost":
+            seconds[count + 1] = math.inf
+        if way == "last lost once":
+            faults[last] = Fault("kill")
+        if way == "last late":
+            faults[last] = Fault("sleep", 5000.0)
+        if way == "last never":
+            seconds[last] = math.inf
+        executor = FaultyExecutor(ReplayExecutor(seconds), faults)
+        options = {"blocks": count, "tasks": 2 * count + 2} if k is not None else {}
+        verify = "auto" if f in LINEAR else False
+        return polarmap.coded_map(f, data, executor=executor, timeout=1000.0, verify=verify, **options)
+
+    def _compare(self, data: np.ndarray, f: Callable[[Any], Any], result: Any, what: str) -> None:
+        expected = [f(block) for block in cut_rows(data, len(result))]
+        if len(expected) != len(result):
+            raise Finding("wrong structure", f"{what}: {len(result)} results of {len(expected)} blocks")
+        limit = [ROUNDING * max(map(oracle.largest, [data, *expected]))]
+        for index, (found, wanted) in enumerate(zip(result, expected)):
+            if index in result.report.recovered:
+                oracle.check_close(found, wanted, limit, f"{what}: result {index}")
+            else:
+                oracle.check_equal(found, wanted, f"{what}: result {index}")
+
+
+def draw_rows(draw: Draw, executor: str) -> RowsCase:
+    return RowsCase(draw.seed, draw.number(1, MOST_ROWS), draw.pick(["f8", "i8", "c16"]))
