@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import re
 import sys
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import CodeType, ModuleType
+from collections.abc import Iterable, Iterator, Sequence
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
+from polarmap.executors.module_state import state_of
+from polarmap.worker.module_state import CACHED_FUNCTION, Item, code_with_its_file, process_mark, restore
 from polarmap.worker.pytree import block_of_runs, taking_large
+
+REACHING = (FunctionType, type, ModuleType, CACHED_FUNCTION)  # that lead from f to what it reaches
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
@@ -42,17 +47,26 @@ class PickledFunction(NamedTuple):
         return block_of_runs([self.pickled, *self.buffers])
 
 
-def pickled(f: Any, place: str, by_value: bool = False, beside: Callable[[Any], Any] | None = None) -> bytes:
-    """f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
+def pickled(f: Any, place: str, by_value: bool = False, beside: list[memoryview] | None = None) -> bytes:
+    """Return f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
+
+    What f reaches in modules of the caller's travels too, as it is now.
 
     by_value : what runs on workers travels along.
-    beside : takes the buffers that travel beside the pickle; by default none do.
+    beside : gets the buffers that travel beside the pickle; None: there are none.
     """
     try:
-        file = io.BytesIO()
         with pickled_by_value() if by_value else contextlib.nullcontext():
-            _Pickler(file, protocol=5, buffer_callback=beside).dump(f)
-        return file.getvalue()
+            buffers: list[memoryview] = []
+            data, reached = _dumped(f, None if beside is None else buffers)
+            state = state_of(reached)
+            if state:
+                sent = SentFunction(None, state, data, buffers)
+                buffers = []
+                data, _ = _dumped(sent, None if beside is None else buffers)
+        if beside is not None:
+            beside += buffers
+        return data
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
 
@@ -60,7 +74,46 @@ def pickled(f: Any, place: str, by_value: bool = False, beside: Callable[[Any], 
 def pickled_with_buffers(f: Any, place: str, by_value: bool) -> PickledFunction:
     """The same with large arrays beside the pickle."""
     buffers: list[memoryview] = []
-    return PickledFunction(pickled(f, place, by_value, taking_large(buffers)), buffers)
+    return PickledFunction(pickled(f, place, by_value, buffers), buffers)
+
+
+def copied(f: Any, place: str) -> Any:
+    """Return f as a worker would get it now, whatever becomes of what it reaches; CodeError as `pickled`."""
+    try:
+        data, reached = _dumped(f, None)
+        call, state = pickle.loads(data), state_of(reached)
+        return SentFunction(call, state, data, []) if state else call
+    except Exception as error:
+        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+
+
+class SentFunction:
+    """A function with the state of the caller's modules as it was: on a worker f alone is left.
+
+    Parameters
+    ----------
+    call : the function in this process, if it is called here.
+    state : what it reaches in modules of the caller's.
+    data, buffers : its pickle, and what travels beside that.
+    """
+
+    def __init__(self, call: Any, state: Sequence[Item], data: bytes, buffers: Sequence[memoryview]) -> None:
+        self._call, self._sent = call, (process_mark(), list(map(tuple, state)), data)
+        self._buffers = buffers
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._call(*arguments, **named)
+
+    def __reduce__(self) -> Any:
+        return restore, (*self._sent, *map(pickle.PickleBuffer, self._buffers))
+
+
+def _dumped(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
+    """Return a pickle, and the functions, classes and modules in the value; large buffers are appended."""
+    file = io.BytesIO()
+    pickler = _Pickler(file, protocol=5, buffer_callback=None if buffers is None else taking_large(buffers))
+    pickler.dump(value)
+    return file.getvalue(), pickler.reached
 
 
 def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
@@ -78,19 +131,29 @@ def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
     return {name for name in names & sys.modules.keys() if name.partition(".")[0] in roots}
 
 
-def _code_with_its_file(code: CodeType) -> Any:
-    """What makes such code again, with the name of its file, which cloudpickle leaves out since 3.1."""
-    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    file = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
-    return make, tuple([file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts])
-
-
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """One whose functions raise errors with tracebacks that name their lines."""
+    """A pickler whose functions raise errors with tracebacks that name their lines.
+
+    Attributes
+    ----------
+    reached : list
+        The functions, classes and modules that it has pickled.
+    """
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: _code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
+        {CodeType: code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
     )
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.reached: list[Any] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return what is pickled in place of a value; only for functions and classes cloudpickle has any."""
+        if isinstance(value, REACHING):
+            self.reached.append(value)
+            return super().reducer_override(value)
+        return NotImplemented
 
 
 @contextlib.contextmanager
