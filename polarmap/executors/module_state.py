@@ -23,6 +23,7 @@ from polarmap.worker.module_state import (
     CACHED_FUNCTION,
     CLASS,
     CODE,
+    MAIN,
     OPAQUE,
     RECORD,
     Item,
@@ -34,7 +35,6 @@ from polarmap.worker.module_state import (
 DYNAMIC = {"__import__", "attrgetter", "eval", "exec", "getattr", "globals", "locals", "vars"} | {
     *("__dict__", "__globals__", "import_module", "modules")
 }
-MAIN = ("__main__", "__mp_main__")
 IMMUTABLE = (int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType)
 REMEMBERED = 64  # states of different functions
 OF_MODULES = {
@@ -93,16 +93,22 @@ def _travels_by_value(name: str) -> bool:
     return any(".".join(parts[:count]) in registered for count in range(1, len(parts) + 1))
 
 
+def own(reached: Iterable[Any]) -> list[Any]:
+    """Return those of some functions, classes and modules that are of modules of the caller's."""
+    found = []
+    for one in reached:
+        name = one.__name__ if isinstance(one, types.ModuleType) else getattr(one, "__module__", None)
+        if _known.get(name, True) and _is_own(name):
+            found.append(one)
+    return found
+
+
 def state_of(reached: Sequence[Any]) -> list[Item]:
     """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
 
     reached : what a pickler of f has come across. The state is described anew where something has changed.
     """
-    for one in reached:
-        name = one.__name__ if isinstance(one, types.ModuleType) else getattr(one, "__module__", None)
-        if _known.get(name, True) and _is_own(name):
-            break
-    else:
+    if not own(reached):
         return []
     # A function that travels by value may be made anew for each map: its code is the same.
     held = [getattr(one, "__code__", one) for one in reached]

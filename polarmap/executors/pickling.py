@@ -14,12 +14,13 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
+import numpy as np
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
-from polarmap.executors.module_state import state_of
-from polarmap.worker.module_state import CACHED_FUNCTION, Item, code_with_its_file, process_mark, restore
-from polarmap.worker.pytree import block_of_runs, taking_large
+from polarmap.executors.module_state import own, state_of
+from polarmap.worker.module_state import CACHED_FUNCTION, Item, code_with_its_file, process_mark, restore, take_over
+from polarmap.worker.pytree import block_of_runs, pickles, taking_large
 
 REACHING = (FunctionType, type, ModuleType, CACHED_FUNCTION)  # that lead from f to what it reaches
 
@@ -56,19 +57,44 @@ def pickled(f: Any, place: str, by_value: bool = False, beside: list[memoryview]
     beside : gets the buffers that travel beside the pickle; None: there are none.
     """
     try:
-        with pickled_by_value() if by_value else contextlib.nullcontext():
-            buffers: list[memoryview] = []
-            data, reached = _dumped(f, None if beside is None else buffers)
-            state = state_of(reached)
-            if state:
-                sent = SentFunction(None, state, data, buffers)
-                buffers = []
-                data, _ = _dumped(sent, None if beside is None else buffers)
-        if beside is not None:
-            beside += buffers
-        return data
+        return _with_state(f, by_value, beside)
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+
+
+def _with_state(value: Any, by_value: bool, beside: list[memoryview] | None) -> bytes:
+    """The same, with the error of the pickler."""
+    with pickled_by_value() if by_value else contextlib.nullcontext():
+        buffers: list[memoryview] | None = None if beside is None else []
+        data, reached = _dumped(value, buffers)
+        state = state_of(reached)
+        if state:
+            sent = SentFunction(None, state, data, buffers or [])
+            buffers = None if beside is None else []
+            data, _ = _dumped(sent, buffers)
+    if beside is not None:
+        beside += buffers or []
+    return data
+
+
+def call_block(call: Any, by_value: bool) -> Any:
+    """Return the block of a call as `to_block` makes one, with what it reaches in modules of the caller's."""
+    buffers: list[memoryview] = []
+    pieces = PickledFunction(_with_state(call, by_value, buffers), buffers).pieces()
+    return np.frombuffer(bytearray().join(pieces), np.uint8)
+
+
+def pickles_of(values: Iterable[Any]) -> list[bytes | Exception | None]:
+    """Return `pickles(values, is_small=True)`, None also for what reaches modules of the caller's."""
+    return pickles(values, True, _Pickler, own)
+
+
+def block_of_item(value: Any, reached: list[Any]) -> Any:
+    """Return `to_block(value)`, and append what of modules of the caller's the value is made of."""
+    buffers: list[memoryview] = []
+    data, found = _dumped(value, buffers)
+    reached += own(found)
+    return np.frombuffer(bytearray().join(PickledFunction(data, buffers).pieces()), np.uint8)
 
 
 def pickled_with_buffers(f: Any, place: str, by_value: bool) -> PickledFunction:
@@ -106,6 +132,19 @@ class SentFunction:
 
     def __reduce__(self) -> Any:
         return restore, (*self._sent, *map(pickle.PickleBuffer, self._buffers))
+
+
+class SentState:
+    """What f reaches in modules of the caller's, as it is now: a worker that loads this takes it over."""
+
+    def __init__(self, f: Any) -> None:
+        reached: list[Any] = []
+        with contextlib.suppress(Exception):  # of an f that does not travel, which its run tells
+            _, reached = _dumped(f, [])
+        self._sent = process_mark(), list(map(tuple, state_of(reached)))
+
+    def __reduce__(self) -> Any:
+        return take_over, self._sent
 
 
 def _dumped(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:

@@ -15,6 +15,7 @@ from polarmap.executors import FaultyExecutor
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.pickling import copied
 from polarmap.executors.pool import Pool
+from polarmap.maps.executor import Executor
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap, observers_of
 
@@ -95,6 +96,8 @@ def _is_elsewhere(executor: Any) -> bool:
     """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
     if isinstance(executor, FaultyExecutor):
         return _is_elsewhere(executor.executor)
+    if isinstance(executor, Executor):
+        return _is_elsewhere(executor.choice)
     return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
 
 

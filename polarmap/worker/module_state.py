@@ -27,7 +27,7 @@ import pickle
 import random
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ from polarmap.worker.pytree import Pickler
 
 DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
+MAIN = ("__main__", "__mp_main__")  # the driver's program, which no worker can import
 MISSING = "<missing>"  # stands for the value of a name that is not there
 LARGE_BYTES = 1 << 24  # more is compared, and not sent
 RECORD = "__polarmap_state__"  # the name, in a module, of what a driver has said of it
@@ -159,13 +160,13 @@ class StatePickler(Pickler):  # type: ignore[misc]
 
     def _function_parts(self, function: Any) -> Any:
         self.reached.append(function)
-        if function is not self._root and is_named(function):
+        if function is not self._root and is_named(function) and function.__module__ not in MAIN:
             return super().reducer_override(function)  # by name, unless its module travels by value
         if not isinstance(function, types.FunctionType):
             parts = function.__wrapped__, function.cache_parameters()
             return (types.SimpleNamespace, (), parts) if self._is_compared else (make_cached_function, parts)
         module = function.__globals__.get("__name__")
-        if vars(sys.modules.get(module, types)) is not function.__globals__ or module == "__main__":
+        if vars(sys.modules.get(module, types)) is not function.__globals__ or module in MAIN:
             return super().reducer_override(function)
         state = _state_of(function)
         if self._is_compared:
@@ -231,11 +232,13 @@ class Description(NamedTuple):
 
 def describe_value(module: str, path: str, value: Any) -> Description:
     """Return what is compared of a value, which is an attribute of a module, and its pickle if it is small."""
-    is_its_own = getattr(value, "__module__", None) == module and is_named(value, path)
-    if is_its_own and isinstance(value, type):
+    root = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if getattr(root, "__module__", None) != module or not is_named(root, path):
+        root = None
+    elif isinstance(root, type):
         return Description(CLASS, _outline(value), "\n".join(_attributes(value)).encode(), [value])
-    is_function = isinstance(value, (types.FunctionType, CACHED_FUNCTION))
-    root = value if is_its_own and is_function else None
+    elif not isinstance(root, (types.FunctionType, CACHED_FUNCTION)):
+        root = None
     if type(value) is np.ndarray and value.nbytes > LARGE_BYTES and not value.dtype.hasobject:
         data = hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16)
         return Description(DATA, repr((value.dtype, value.shape)).encode() + data.digest(), None, [])
@@ -249,8 +252,7 @@ def describe_value(module: str, path: str, value: Any) -> Description:
             return Description(CODE if root else DATA, _digest(data), payload, pickler.reached)
     except Exception:  # of pickle, or of the caller's classes
         if root is not None:
-            code = getattr(root, "__wrapped__", root).__code__ if root is not value else _code_of(root)
-            return Description(CODE, read_code(code).digest.encode(), None, pickler.reached)
+            return Description(CODE, read_code(_code_of(root)).digest.encode(), None, pickler.reached)
     kind = type(value)
     return Description(
         OPAQUE, f"{kind.__module__}.{kind.__qualname__}".encode(), None, [kind, *pickler.reached]
@@ -396,16 +398,16 @@ def _remove_others(kind: type, names: Sequence[str]) -> None:
 
 def _set(owner: Any, name: str, old: Any, new: Any) -> None:
     """Let an attribute have a new value; a function keeps its identity where that is possible."""
-    if isinstance(old, CACHED_FUNCTION) and isinstance(new, CACHED_FUNCTION):
-        if old.cache_parameters() == new.cache_parameters() and _fill(old.__wrapped__, new.__wrapped__):
-            return
-    elif _fill(old, new):
-        return
-    setattr(owner, name, new)
+    if not _fill(old, new):
+        setattr(owner, name, new)
 
 
 def _fill(old: Any, new: Any) -> bool:
     """Give a function the code and state of another one; False if that is impossible."""
+    if type(old) is type(new) and isinstance(old, (staticmethod, classmethod)):
+        return _fill(old.__func__, new.__func__)
+    if isinstance(old, CACHED_FUNCTION) and isinstance(new, CACHED_FUNCTION):
+        return old.cache_parameters() == new.cache_parameters() and _fill(old.__wrapped__, new.__wrapped__)
     if not (isinstance(old, types.FunctionType) and isinstance(new, types.FunctionType)):
         return False
     if old.__globals__ is not new.__globals__ or len(old.__closure__ or ()) != len(new.__closure__ or ()):
@@ -418,15 +420,10 @@ def _fill(old: Any, new: Any) -> bool:
 def _clear_caches(items: Sequence[Item]) -> None:
     """Clear the caches of functions: their entries may depend on what has changed."""
     for item in items:
-        for one in _cached_in(_found(item)[1]):
-            one.cache_clear()
-
-
-def _cached_in(value: Any) -> Iterator[Any]:
-    """Yield the function with a cache that a value is or wraps."""
-    value = getattr(value, "__func__", value)
-    if isinstance(value, CACHED_FUNCTION):
-        yield value
+        value = _found(item)[1]
+        value = getattr(value, "__func__", value)
+        if isinstance(value, CACHED_FUNCTION):
+            value.cache_clear()
 
 
 def _refusal(item: Item, value: Any) -> str:
