@@ -105,8 +105,8 @@ def any_parts(
 
     Arrays stand for themselves, where all are, as those that an array was cut into: nothing is copied.
 
-    reached : gets the classes and functions of the caller's modules that the values are made of, which f is to
-        bring along.
+    reached : gets the classes and functions of the caller's modules that the values are made of. f is to
+        bring them along.
     together : whether what is small may travel with others, and is a pickle.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]

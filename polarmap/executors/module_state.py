@@ -1,32 +1,39 @@
 """What f reaches in modules of the caller's, as it is on the driver now: it travels with f.
 
 Code names what it reaches: globals, attributes of modules and of classes. What it names while it runs
-(`getattr`, `globals()`) may be anything in the modules that it reaches. Modules of Python, of installed libraries
-and of polarmap are the same on workers, and so are modules that cloudpickle sends by value.
+(`getattr`, `globals()`) may be anything in the modules that it reaches. Modules of Python, of installed
+libraries and of polarmap are left out, and so are those that cloudpickle sends by value.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import random
 import site
 import sys
 import sysconfig
+import threading
 import types
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import cloudpickle
 
+from polarmap.errors import CodeError
 from polarmap.worker.module_state import (
     CACHED_FUNCTION,
     CLASS,
-    CODE,
     MAIN,
     OPAQUE,
     RECORD,
+    REMEDY,
+    Description,
     Item,
+    attributes_of,
     describe_value,
     read_code,
 )
@@ -35,7 +42,10 @@ from polarmap.worker.module_state import (
 DYNAMIC = {"__import__", "attrgetter", "eval", "exec", "getattr", "globals", "locals", "vars"} | {
     *("__dict__", "__globals__", "import_module", "modules")
 }
-IMMUTABLE = (int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType)
+IMMUTABLE = {int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType}
+CONTAINERS = {dict, list, set, OrderedDict, defaultdict, deque}
+# Any two of a type are as good as each other.
+HAVE_NO_STATE = {type(threading.Lock()), type(threading.RLock()), random.Random}
 REMEMBERED = 64  # states of different functions
 OF_MODULES = {
     "__builtins__",
@@ -78,7 +88,7 @@ _known: dict[str, bool] = {}  # whether a module of this name is the caller's
 
 def _is_own(name: Any) -> bool:
     """Tell whether a module is the caller's, and imported by workers."""
-    known = _known.get(name)
+    known: bool | None = _known.get(name)
     if known is None:
         if name not in sys.modules:
             return False
@@ -89,15 +99,16 @@ def _is_own(name: Any) -> bool:
 def _travels_by_value(name: str) -> bool:
     """Tell whether cloudpickle sends a module by value, as the caller has asked for."""
     registered = cloudpickle.list_registry_pickle_by_value()
-    parts = name.split(".")
-    return any(".".join(parts[:count]) in registered for count in range(1, len(parts) + 1))
+    while name and name not in registered:
+        name = name.rpartition(".")[0]
+    return bool(name)
 
 
 def own(reached: Iterable[Any]) -> list[Any]:
     """Return those of some functions, classes and modules that are of modules of the caller's."""
     found = []
     for one in reached:
-        name = one.__name__ if isinstance(one, types.ModuleType) else getattr(one, "__module__", None)
+        name: Any = one.__name__ if type(one) is types.ModuleType else getattr(one, "__module__", None)
         if _known.get(name, True) and _is_own(name):
             found.append(one)
     return found
@@ -151,6 +162,7 @@ class _Walk:
                 self._visit(self._queue.pop())
         self._sizes += [(vars(one), len(vars(one))) for one in self._modules.values()]
         self.state = [self._item(*name, *known) for name, known in self._values.items()]
+        self._values.clear()
 
     def is_current(self) -> bool:
         """Tell whether nothing has changed: what cannot change in place is the same object."""
@@ -195,7 +207,7 @@ class _Walk:
             return
         self._modules.setdefault(module, sys.modules[module])
         self._assigned.setdefault(module, set()).update(code.assigned)
-        first, _, rest = getattr(value, "__qualname__", "").partition(".")
+        first, _, _ = getattr(value, "__qualname__", "").partition(".")
         names = {first, *code.names} if value.__module__ == module and "<" not in first else code.names
         for name in sorted(names & function.__globals__.keys()):
             self._add(module, name, function.__globals__, function.__globals__[name])
@@ -223,9 +235,8 @@ class _Walk:
             return
         self._add(module, kind.__qualname__, namespace, kind)
         self._sizes.append((vars(kind), len(vars(kind))))
-        for name in describe_value(module, kind.__qualname__, kind).payload.decode().split("\n"):
-            if name:
-                self._add(module, f"{kind.__qualname__}.{name}", vars(kind), vars(kind)[name])
+        for name in attributes_of(kind):
+            self._add(module, f"{kind.__qualname__}.{name}", vars(kind), vars(kind)[name])
 
     def _add_attributes_of_modules(self) -> bool:
         """Add what any code names of every module reached; whether that leads on."""
@@ -243,23 +254,64 @@ class _Walk:
         self._values[module, path] = described, value
         self._queue += described.reached
         self._bound.append((namespace, path.rpartition(".")[2], value))
-        if described.kind == CODE and isinstance(value, types.FunctionType):
+        kind = type(value)
+        if kind is types.FunctionType:
             self._codes.append((value, value.__code__, value.__defaults__))
-            is_fixed = not (value.__closure__ or value.__kwdefaults__ or value.__dict__)
-        else:
-            is_fixed = described.kind == CLASS or isinstance(value, IMMUTABLE)
-        if not is_fixed:
+        if not (described.kind == CLASS or kind in IMMUTABLE or _is_fixed(value, described)):
             self._mutable.append((module, path, value, described.fingerprint))
-        if described.kind == OPAQUE and _is_own(type(value).__module__) and id(value) not in self._seen:
-            self._seen.add(id(value))
-            for name, one in list(getattr(value, "__dict__", {}).items()):
-                if name.isidentifier():
-                    self._add(module, f"{path}.{name}", vars(value), one)
+        if described.kind == OPAQUE:
+            self._add_opaque(module, path, value)
 
-    def _item(self, module: str, path: str, described: Any, value: Any) -> Item:
+    def _add_opaque(self, module: str, path: str, value: Any) -> None:
+        """Add the attributes of an instance of a class of the caller's that cannot be pickled as a whole."""
+        if not _is_own(type(value).__module__) or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        namespace = getattr(value, "__dict__", {})
+        self._sizes.append((namespace, len(namespace)))
+        for name, one in list(namespace.items()):
+            if name.isidentifier():
+                self._add(module, f"{path}.{name}", namespace, one)
+
+    def _item(self, module: str, path: str, described: Description, value: Any) -> Item:
         is_assigned = path in self._assigned.get(module, ())
-        is_empty = isinstance(value, (dict, list, set, OrderedDict)) and not value
+        is_empty = type(value) in CONTAINERS and not value
+        if described.kind == OPAQUE and not is_assigned:
+            _check_is_the_first(module, path, value)
         return Item(module, path, *described[:3], is_assigned or is_empty)
 
 
+def _check_is_the_first(module: str, path: str, value: Any) -> None:
+    """Raise CodeError if what cannot be sent is another object than that with which the module was imported.
+
+    An object counts as that if the first map found it there.
+    """
+    if type(value) in HAVE_NO_STATE or type(value).__module__.startswith("numpy.random"):
+        return
+    version = getattr(sys.modules[module], "__spec__", None)  # `importlib.reload` makes another one
+    seen, first = _first_seen.get((module, path), (None, None))
+    if first is None or seen is not version:
+        try:
+            first = weakref.ref(value)
+        except TypeError:
+            first = partial(lambda same: same, value)
+        _first_seen[module, path] = version, first
+    elif first() is not value:
+        raise CodeError(
+            f"f reaches {module}.{path}, which is another {type(value).__name__} than before, and cannot be "
+            f"sent to workers. {REMEDY.format(module)}"
+        )
+
+
+def _is_fixed(value: Any, described: Description) -> bool:
+    """Tell whether a function or class is the same as long as it is the same object with the same code."""
+    if not isinstance(value, types.FunctionType):
+        return isinstance(value, type) and not described.has_code
+    if not described.has_code:
+        return True
+    held = value.__closure__ or value.__kwdefaults__ or value.__dict__
+    return not held and all(type(one) in IMMUTABLE for one in value.__defaults__ or ())
+
+
+_first_seen: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
 _walks: dict[tuple[int, ...], _Walk] = {}

@@ -19,7 +19,14 @@ import numpy as np
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
 from polarmap.executors.module_state import own, state_of
-from polarmap.worker.module_state import CACHED_FUNCTION, Item, code_with_its_file, process_mark, restore, take_over
+from polarmap.worker.module_state import (
+    CACHED_FUNCTION,
+    Item,
+    code_with_its_file,
+    process_mark,
+    restore,
+    take_over,
+)
 from polarmap.worker.pytree import block_of_runs, pickles, taking_large
 
 REACHING = (FunctionType, type, ModuleType, CACHED_FUNCTION)  # that lead from f to what it reaches
@@ -49,15 +56,18 @@ class PickledFunction(NamedTuple):
 
 
 def pickled(f: Any, place: str, by_value: bool = False, beside: list[memoryview] | None = None) -> bytes:
-    """Return f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
+    """Return f, and what comes with it, as bytes for a worker elsewhere; CodeError if it does not travel.
 
     What f reaches in modules of the caller's travels too, as it is now.
 
+    place : where f is to go, for the error.
     by_value : what runs on workers travels along.
     beside : gets the buffers that travel beside the pickle; None: there are none.
     """
     try:
         return _with_state(f, by_value, beside)
+    except CodeError:
+        raise
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
 
@@ -109,6 +119,8 @@ def copied(f: Any, place: str) -> Any:
         data, reached = _dumped(f, None)
         call, state = pickle.loads(data), state_of(reached)
         return SentFunction(call, state, data, []) if state else call
+    except CodeError:
+        raise
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
 

@@ -20,7 +20,13 @@ from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.owned_folder import disk_folder, remove
-from polarmap.executors.pickling import PickledFunction, call_block, pickled_by_value, pickled_with_buffers, pickles_of
+from polarmap.executors.pickling import (
+    PickledFunction,
+    call_block,
+    pickled_by_value,
+    pickled_with_buffers,
+    pickles_of,
+)
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.worker.block_functions import call_each
@@ -175,7 +181,7 @@ class Executor(WrappedExecutor, futures.Executor):
             for number, (chunk, small) in enumerate(zip(chunks, pickles_of(chunks)), first):
                 try:
                     is_alone = callable(calls.head) or not isinstance(small, bytes)
-                    call = calls.head, (chunk,), {}
+                    call: Any = calls.head, (chunk,), {}
                     block: Any = call_block(call, self._is_away) if is_alone else small
                     calls.blocks[number] = block
                     new.append(number)

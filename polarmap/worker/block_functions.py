@@ -102,7 +102,7 @@ def any_call(
     is_group : whether the value of a block is a list of what f is called with, one after the other.
     keeps_exceptions : of a group, whether what f raises on one of these stands in the place of its result:
         each is told as (True, its result) or (False, its error as plain data).
-    kinds : classes and functions that values are made of. f brings them along, with the state of their modules.
+    kinds : classes and functions that values are made of. f brings along the state of their modules.
 
     >>> from polarmap.worker.pytree import to_block
     >>> call = any_call(dict.get, args=("a",), is_pickled=True)

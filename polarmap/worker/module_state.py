@@ -1,8 +1,9 @@
 """The state of the caller's modules: how it is described on the driver, and taken over on a worker.
 
 A worker imports a module once, and finds in it what the file said then. The driver may have set
-`mymodel.SCALE = 3.0` since, or have reloaded the module. So the driver describes whatever f reaches in modules
-of the caller's, and f travels with that. Before f is loaded, a worker compares each item with its own:
+`mymodel.SCALE = 3.0` since, or have reloaded the module. So the driver describes whatever f reaches in
+modules of the caller's, and f travels with that. Before f is loaded, a worker compares each item with its
+own:
 
 - Data, and attributes of classes and of instances, that differ are set.
 - Functions that differ get the driver's code, in place, so that all who hold them call the new code.
@@ -32,13 +33,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.worker.pytree import Pickler
+try:  # without which no function of the caller's is loaded
+    from cloudpickle import Pickler
+except ImportError:
+    from pickle import Pickler
+
 
 DATA, CODE, CLASS, OPAQUE = "data", "code", "class", "opaque"
 CACHED_FUNCTION: Any = type(functools.lru_cache(len))
 MAIN = ("__main__", "__mp_main__")  # the driver's program, which no worker can import
+REMEDY = (
+    "Pass it to f as an argument, or let the module travel with f: cloudpickle.register_pickle_by_value({})"
+)
 MISSING = "<missing>"  # stands for the value of a name that is not there
-LARGE_BYTES = 1 << 24  # more is compared, and not sent
+LARGE_BYTES = 1 << 24  # larger arrays are compared, and not sent
+MOST_BYTES = 1 << 20  # of the pickle of any other value, of which a larger one is neither compared nor sent
+CHUNK_BYTES = 1 << 12  # of a large array, for each of its checksums
 RECORD = "__polarmap_state__"  # the name, in a module, of what a driver has said of it
 # Attributes of classes that say nothing of what their instances do.
 SELDOM_READ = {"__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__"} | {
@@ -113,7 +123,7 @@ def _spelled(constant: Any) -> str:
 
 
 def code_with_its_file(code: types.CodeType) -> Any:
-    """Return what makes such code again, with the name of its file, which cloudpickle leaves out since 3.1."""
+    """Return what makes such code again, with the name of its file, which cloudpickle 3.1 leaves out."""
     make, parts = Pickler.dispatch_table[types.CodeType](code)
     file = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
     return make, tuple([file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts])
@@ -154,8 +164,8 @@ class StatePickler(Pickler):  # type: ignore[misc]
             return self._function_parts(value)
         if isinstance(value, (type, types.ModuleType)):
             self.reached.append(value)
-        if isinstance(value, random.Random) or type(value).__module__.startswith("numpy.random"):
-            raise pickle.PicklingError("each process draws its own random numbers")
+        if isinstance(value, (random.Random, io.IOBase)) or type(value).__module__.startswith("numpy.random"):
+            raise pickle.PicklingError("each process has open files and random numbers of its own")
         return super().reducer_override(value)
 
     def _function_parts(self, function: Any) -> Any:
@@ -165,7 +175,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
         if not isinstance(function, types.FunctionType):
             parts = function.__wrapped__, function.cache_parameters()
             return (types.SimpleNamespace, (), parts) if self._is_compared else (make_cached_function, parts)
-        module = function.__globals__.get("__name__")
+        module = str(function.__globals__.get("__name__"))
         if vars(sys.modules.get(module, types)) is not function.__globals__ or module in MAIN:
             return super().reducer_override(function)
         state = _state_of(function)
@@ -177,7 +187,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
 
 def _state_of(function: types.FunctionType) -> tuple[Any, ...]:
     """Return what a function holds besides its code and globals."""
-    contents = []
+    contents = list[tuple[Any, ...]]()
     for cell in function.__closure__ or ():
         try:
             contents.append((cell.cell_contents,))
@@ -222,41 +232,76 @@ def is_named(value: Any, path: str | None = None) -> bool:
 
 
 class Description(NamedTuple):
-    """What a value is, as `Item` has it; what it holds of functions, classes and modules."""
+    """What a value is, as `Item` has it.
+
+    reached : the functions, classes and modules that it holds.
+    has_code : whether it holds functions that do not go by name.
+    """
 
     kind: str
     fingerprint: bytes
     payload: bytes | None
     reached: Sequence[Any]
+    has_code: bool
+
+
+class _BoundedFile(io.BytesIO):
+    """A file that takes so many bytes and no more, so that nothing large is pickled to its end."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._left = size
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            raise pickle.PicklingError("it is too large to be sent")
+        return super().write(data)
 
 
 def describe_value(module: str, path: str, value: Any) -> Description:
-    """Return what is compared of a value, which is an attribute of a module, and its pickle if it is small."""
-    root = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
-    if getattr(root, "__module__", None) != module or not is_named(root, path):
-        root = None
-    elif isinstance(root, type):
-        return Description(CLASS, _outline(value), "\n".join(_attributes(value)).encode(), [value])
-    elif not isinstance(root, (types.FunctionType, CACHED_FUNCTION)):
-        root = None
-    if type(value) is np.ndarray and value.nbytes > LARGE_BYTES and not value.dtype.hasobject:
-        data = hashlib.blake2b(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data, digest_size=16)
-        return Description(DATA, repr((value.dtype, value.shape)).encode() + data.digest(), None, [])
-    file = io.BytesIO()
-    pickler = StatePickler(file, root, is_compared=True)
+    """Return what is compared of the value of a name in a module, and its pickle if it is small."""
+    pickler, root = None, None
     try:
+        root = _root_of(module, path, value)
+        if isinstance(root, type):
+            return Description(CLASS, _outline(root), "\n".join(attributes_of(root)).encode(), [root], False)
+        is_array = type(value) is np.ndarray and not value.dtype.hasobject
+        if is_array and value.nbytes > LARGE_BYTES:
+            return Description(DATA, _checksum(value), None, [], False)
+        file = _BoundedFile(2 * LARGE_BYTES if is_array else MOST_BYTES)
+        pickler = StatePickler(file, root, is_compared=True)
         pickler.dump(value)
         data = file.getvalue()
-        if len(data) <= LARGE_BYTES:
-            payload = _sent(value, root) if pickler.has_code else data
-            return Description(CODE if root else DATA, _digest(data), payload, pickler.reached)
+        payload = _sent(value, root) if pickler.has_code else data
+        return Description(CODE if root else DATA, _digest(data), payload, pickler.reached, pickler.has_code)
     except Exception:  # of pickle, or of the caller's classes
-        if root is not None:
-            return Description(CODE, read_code(_code_of(root)).digest.encode(), None, pickler.reached)
-    kind = type(value)
-    return Description(
-        OPAQUE, f"{kind.__module__}.{kind.__qualname__}".encode(), None, [kind, *pickler.reached]
-    )
+        reached = [] if pickler is None else pickler.reached
+        if root is not None and not isinstance(root, type):
+            return Description(CODE, read_code(_code_of(root)).digest.encode(), None, reached, True)
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        return Description(OPAQUE, name.encode(), None, [kind, *reached], False)
+
+
+def _root_of(module: str, path: str, value: Any) -> Any:
+    """Return the function or class of which a value is the definition; None of any other value."""
+    is_method = type(value) in (staticmethod, classmethod)
+    root = value.__func__ if is_method else value
+    kind = type(root)
+    if kind in (types.FunctionType, CACHED_FUNCTION) or issubclass(kind, type):
+        return root if root.__module__ == module and is_named(root, path) else None
+    return None
+
+
+def _checksum(array: Any) -> bytes:
+    """Return what changes with an array, as soon as it is read once."""
+    words = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    whole = len(words) // CHUNK_BYTES * CHUNK_BYTES
+    sums = words[:whole].view(np.uint64).reshape(-1, CHUNK_BYTES // 8).sum(axis=1, dtype=np.uint64)
+    sample = words[:: len(words) >> 16]
+    data = repr((array.dtype, array.shape)).encode() + b"".join(map(bytes, (sums, sample, words[whole:])))
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _digest(data: bytes) -> bytes:
@@ -282,7 +327,7 @@ def _outline(kind: type) -> bytes:
     return "\n".join(names).encode()
 
 
-def _attributes(kind: type) -> list[str]:
+def attributes_of(kind: type) -> list[str]:
     """Return the names of the attributes of a class that can be set, in their order."""
     made = types.MemberDescriptorType, types.GetSetDescriptorType
     return [
@@ -391,7 +436,7 @@ def _found(item: Item) -> tuple[Any, Any]:
 
 def _remove_others(kind: type, names: Sequence[str]) -> None:
     """Remove the attributes of a class that the driver's has not."""
-    for name in set(_attributes(kind)).difference(names):
+    for name in set(attributes_of(kind)).difference(names):
         with contextlib.suppress(AttributeError, TypeError):
             delattr(kind, name)
 
@@ -430,7 +475,6 @@ def _refusal(item: Item, value: Any) -> str:
     """Return what is said of an item that differs."""
     found = "has no such attribute" if value is MISSING else f"has {type(value).__name__} {value!r:.80}"
     return (
-        f"f reaches {item.module}.{item.path}, which differs between this program and its workers, and cannot "
-        f"be sent to them: a worker {found}. Pass it to f as an argument, or let the module travel with f: "
-        f"cloudpickle.register_pickle_by_value({item.module})"
+        f"f reaches {item.module}.{item.path}, which differs between this program and its workers, and "
+        f"cannot be sent to them: a worker {found}. {REMEDY.format(item.module)}"
     )

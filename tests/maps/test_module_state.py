@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests import module_states
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,11 @@ def run(command: list[str], modules: Path) -> Any:
     """What a program has printed last, of JSON."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MODULES_OF_USER": str(modules)}
     program = subprocess.run(
-        [sys.executable, "-W", "ignore", *command], capture_output=True, text=True, timeout=300, env=environment
+        [sys.executable, "-W", "ignore", *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
     assert not program.returncode, program.stderr[-3000:]
     return json.loads(program.stdout.splitlines()[-1])
@@ -133,33 +138,36 @@ def error_of(f):
         return factor(f)
     except polarmap.errors.PolarmapError as error:
         return str(error)
-told["same"] = factor(opaque.f)
+told["same"] = [factor(f) for f in (opaque.f, opaque.g, opaque.h)]
 opaque.connection = (number for number in range(3))
-told["other"] = error_of(opaque.f)
+told["opaque.connection"] = error_of(opaque.f)
 opaque.connection = None
 opaque.held.lock = threading.Lock()
-told["inside"] = error_of(opaque.g)
+told["opaque.held.lock"] = error_of(opaque.g)
+opaque.generator = (number for number in range(3))
+told["opaque.generator"] = error_of(opaque.h)
 cloudpickle.register_pickle_by_value(opaque)
 opaque.SCALE = 3.0
 told["by value"] = factor(opaque.f)
 """
     source = """
 import threading
-lock, connection, SCALE = threading.Lock(), None, 2.0
+lock, connection, generator, SCALE = threading.Lock(), None, (n for n in ()), 2.0
 class Held:
     def __init__(self): self.key, self.lock = threading.Lock(), None
 held = Held()
 def f(b): return b * SCALE if connection is None else b
-def g(b): return b if held.lock is None else b * 2
-def with_lock(b):
-    with lock: return b
+def g(b): return b * SCALE if held.lock is None else b
+def h(b):
+    with lock: return b * SCALE if generator else b
 """
     found = run_program(text, tmp_path, opaque=source)
-    assert found.pop("same") == [2.0]
+    assert found.pop("same") == [[2.0]] * 3
     assert found.pop("by value") == [3.0]
-    assert "opaque.connection" in found["other"]
-    assert "opaque.held.lock" in found["inside"]
-    assert all("cloudpickle.register_pickle_by_value(opaque)" in error for error in found.values())
+    assert len(found) == 3
+    for name, error in found.items():
+        assert name in error
+        assert "cloudpickle.register_pickle_by_value(opaque)" in error
 
 
 CACHES = """
