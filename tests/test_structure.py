@@ -60,6 +60,7 @@ ONLY_FROM = {
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
         *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.messages"),
+        *("polarmap.executors.module_state", "polarmap.worker.module_state"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": [

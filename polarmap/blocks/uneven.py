@@ -16,7 +16,8 @@ from polarmap.codes.dtypes import Array
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.errors import CodeError
 from polarmap.executors.base import Coded
-from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming, pickles, to_block
+from polarmap.executors.pickling import block_of_item, pickles_of
+from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming
 
 
 def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structure]:
@@ -97,11 +98,15 @@ def neighbours(items: Sequence[Any], count: int) -> list[list[Any]]:
     return [list(items[low:high]) for low, high in _ranges(len(items), count)]
 
 
-def any_parts(items: Sequence[Any], name: str = "item", together: bool = False) -> tuple[Sequence[Any], bool]:
+def any_parts(
+    items: Sequence[Any], reached: list[Any], name: str = "item", together: bool = False
+) -> tuple[Sequence[Any], bool]:
     """What stands for each of these values: an array, and whether `to_block` made it.
 
     Arrays stand for themselves, where all are, as those that an array was cut into: nothing is copied.
 
+    reached : gets the classes and functions of the caller's modules that the values are made of. f is to
+        bring them along.
     together : whether what is small may travel with others, and is a pickle.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
@@ -109,12 +114,12 @@ def any_parts(items: Sequence[Any], name: str = "item", together: bool = False) 
         return items, False
     parts = list[Array | bytes]()
     for index, (item, small) in enumerate(
-        zip(items, pickles(items, True) if together else itertools.repeat(None))
+        zip(items, pickles_of(items) if together else itertools.repeat(None))
     ):
         try:
             if isinstance(small, Exception):
                 raise small
-            parts.append(to_block(item) if small is None else small)
+            parts.append(block_of_item(item, reached) if small is None else small)
         except Exception as error:
             raise CodeError(
                 f"{name} {index} of data, {naming(item)}, cannot be sent: {type(error).__name__}: {error}; "

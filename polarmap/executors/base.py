@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodeError, ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.messages import (
     Error,
@@ -26,6 +26,7 @@ from polarmap.worker.messages import (
     Ticket,
     UnfitError,
 )
+from polarmap.worker.module_state import ModuleStateError
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.pytree import Layout, Shape, Structure, layout_of, unflatten, unpacked
 
@@ -406,6 +407,8 @@ def check_reachable(source: Place | None, use: str = "lies in", away: str = "", 
 def failure_of(error: Error) -> Failure:
     """A worker's error, with the exception itself."""
     cause = error.exception if isinstance(error.exception, BaseException) else _rebuilt(error)
+    if isinstance(cause, ModuleStateError):
+        cause = CodeError(error.message)
     if isinstance(cause, DamagedError):
         return Failure("damaged", error.type, error.message)
     if isinstance(cause, UnfitError):

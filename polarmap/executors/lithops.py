@@ -22,7 +22,7 @@ from polarmap.executors.lithops_internals import LostError, look_seldom, module_
 from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.owned_folder import private_folder
-from polarmap.executors.pickling import pickled
+from polarmap.executors.pickling import SentState, pickled
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
 from polarmap.worker.kept_worker import DriverAddress, make_kept_task
@@ -77,6 +77,7 @@ class LithopsRun:
 
     def __init__(self, jobs: Jobs, payload: Payload) -> None:
         self._jobs, self._payload = jobs, payload
+        self._state = SentState(payload.f)
         self._storage = jobs.functions.storage
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storing = InBucket(self._storage, self._prefix)
@@ -104,7 +105,7 @@ class LithopsRun:
             nice = PARITY_NICE if task in gives_way else 0
             items[task, attempt] = {"fields": (fields, {**address, "nice": nice})}
         try:
-            self._jobs.start(functions, make_task(self._payload.f, coded.structure), items)
+            self._jobs.start(functions, make_task(self._payload.f, coded.structure, self._state), items)
         except ExecutorError:
             pickled(self._payload.f, self._jobs.name)  # the likely reason, in plain words
             raise

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import re
 import sys
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import CodeType, ModuleType
+from collections.abc import Iterable, Iterator, Sequence
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
+import numpy as np
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import block_of_runs, taking_large
+from polarmap.executors.module_state import own, state_of
+from polarmap.worker.module_state import (
+    CACHED_FUNCTION,
+    Item,
+    code_with_its_file,
+    process_mark,
+    restore,
+    take_over,
+)
+from polarmap.worker.pytree import block_of_runs, pickles, taking_large
+
+REACHING = (FunctionType, type, ModuleType, CACHED_FUNCTION)  # that lead from f to what it reaches
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
@@ -42,25 +55,116 @@ class PickledFunction(NamedTuple):
         return block_of_runs([self.pickled, *self.buffers])
 
 
-def pickled(f: Any, place: str, by_value: bool = False, beside: Callable[[Any], Any] | None = None) -> bytes:
-    """f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
+def pickled(f: Any, place: str, by_value: bool = False, beside: list[memoryview] | None = None) -> bytes:
+    """Return f, and what comes with it, as bytes for a worker elsewhere; CodeError if it does not travel.
 
+    What f reaches in modules of the caller's travels too, as it is now.
+
+    place : where f is to go, for the error.
     by_value : what runs on workers travels along.
-    beside : takes the buffers that travel beside the pickle; by default none do.
+    beside : gets the buffers that travel beside the pickle; None: there are none.
     """
     try:
-        file = io.BytesIO()
-        with pickled_by_value() if by_value else contextlib.nullcontext():
-            _Pickler(file, protocol=5, buffer_callback=beside).dump(f)
-        return file.getvalue()
+        return _with_state(f, by_value, beside)
+    except CodeError:
+        raise
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+
+
+def _with_state(value: Any, by_value: bool, beside: list[memoryview] | None) -> bytes:
+    """The same, with the error of the pickler."""
+    with pickled_by_value() if by_value else contextlib.nullcontext():
+        buffers: list[memoryview] | None = None if beside is None else []
+        data, reached = _dumped(value, buffers)
+        state = state_of(reached)
+        if state:
+            sent = SentFunction(None, state, data, buffers or [])
+            buffers = None if beside is None else []
+            data, _ = _dumped(sent, buffers)
+    if beside is not None:
+        beside += buffers or []
+    return data
+
+
+def call_block(call: Any, by_value: bool) -> Any:
+    """Return the block of a call as `to_block` makes one, with what it reaches in modules of the caller's."""
+    buffers: list[memoryview] = []
+    pieces = PickledFunction(_with_state(call, by_value, buffers), buffers).pieces()
+    return np.frombuffer(bytearray().join(pieces), np.uint8)
+
+
+def pickles_of(values: Iterable[Any]) -> list[bytes | Exception | None]:
+    """Return `pickles(values, is_small=True)`, None also for what reaches modules of the caller's."""
+    return pickles(values, True, _Pickler, own)
+
+
+def block_of_item(value: Any, reached: list[Any]) -> Any:
+    """Return `to_block(value)`, and append what of modules of the caller's the value is made of."""
+    buffers: list[memoryview] = []
+    data, found = _dumped(value, buffers)
+    reached += own(found)
+    return np.frombuffer(bytearray().join(PickledFunction(data, buffers).pieces()), np.uint8)
 
 
 def pickled_with_buffers(f: Any, place: str, by_value: bool) -> PickledFunction:
     """The same with large arrays beside the pickle."""
     buffers: list[memoryview] = []
-    return PickledFunction(pickled(f, place, by_value, taking_large(buffers)), buffers)
+    return PickledFunction(pickled(f, place, by_value, buffers), buffers)
+
+
+def copied(f: Any, place: str) -> Any:
+    """Return f as a worker would get it now, whatever becomes of what it reaches; CodeError as `pickled`."""
+    try:
+        data, reached = _dumped(f, None)
+        call, state = pickle.loads(data), state_of(reached)
+        return SentFunction(call, state, data, []) if state else call
+    except CodeError:
+        raise
+    except Exception as error:
+        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+
+
+class SentFunction:
+    """A function with the state of the caller's modules as it was: on a worker f alone is left.
+
+    Parameters
+    ----------
+    call : the function in this process, if it is called here.
+    state : what it reaches in modules of the caller's.
+    data, buffers : its pickle, and what travels beside that.
+    """
+
+    def __init__(self, call: Any, state: Sequence[Item], data: bytes, buffers: Sequence[memoryview]) -> None:
+        self._call, self._sent = call, (process_mark(), list(map(tuple, state)), data)
+        self._buffers = buffers
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._call(*arguments, **named)
+
+    def __reduce__(self) -> Any:
+        return restore, (*self._sent, *map(pickle.PickleBuffer, self._buffers))
+
+
+class SentState:
+    """What f reaches in modules of the caller's, as it is now: a worker that loads this takes it over."""
+
+    def __init__(self, f: Any) -> None:
+        reached: list[Any] = []
+        with contextlib.suppress(Exception):  # of an f that does not travel, which its run tells
+            _, reached = _dumped(f, [])
+        self._sent = process_mark(), list(map(tuple, state_of(reached)))
+
+    def __reduce__(self) -> Any:
+        return take_over, self._sent
+
+
+def _dumped(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
+    """Return a pickle, and the functions, classes and modules in the value; large buffers are appended."""
+    file = io.BytesIO()
+    pickler = _Pickler(file, protocol=5, buffer_callback=None if buffers is None else taking_large(buffers))
+    pickler.dump(value)
+    return file.getvalue(), pickler.reached
 
 
 def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
@@ -78,19 +182,29 @@ def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
     return {name for name in names & sys.modules.keys() if name.partition(".")[0] in roots}
 
 
-def _code_with_its_file(code: CodeType) -> Any:
-    """What makes such code again, with the name of its file, which cloudpickle leaves out since 3.1."""
-    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
-    file = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
-    return make, tuple([file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts])
-
-
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """One whose functions raise errors with tracebacks that name their lines."""
+    """A pickler whose functions raise errors with tracebacks that name their lines.
+
+    Attributes
+    ----------
+    reached : list
+        The functions, classes and modules that it has pickled.
+    """
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: _code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
+        {CodeType: code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
     )
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.reached: list[Any] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return what is pickled in place of a value; only for functions and classes cloudpickle has any."""
+        if isinstance(value, REACHING):
+            self.reached.append(value)
+            return super().reducer_override(value)
+        return NotImplemented
 
 
 @contextlib.contextmanager

@@ -20,13 +20,18 @@ from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.keys import check_may_be_copied
 from polarmap.executors.owned_folder import disk_folder, remove
-from polarmap.executors.pickling import PickledFunction, pickled_by_value, pickled_with_buffers
+from polarmap.executors.pickling import (
+    PickledFunction,
+    call_block,
+    pickled_by_value,
+    pickled_with_buffers,
+    pickles_of,
+)
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.worker.block_functions import call_each
 from polarmap.worker.parts import write_file
 from polarmap.worker.private_files import check_private
-from polarmap.worker.pytree import pickles, to_block
 from polarmap.worker.surroundings import available_cores
 
 T = TypeVar("T")
@@ -89,6 +94,7 @@ class Executor(WrappedExecutor, futures.Executor):
             place = executor_of(with_faults_of(executor, inner))
             # What another executor was given cannot be taken back: one call more than it has workers.
             most = MOST_CALLS if pool is not None or known is None else known + 1
+            self.choice = executor
             self._max_workers = known or available_cores()  # Dask asks for it
             self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
@@ -120,8 +126,7 @@ class Executor(WrappedExecutor, futures.Executor):
         """
         future: futures.Future[T] = futures.Future()
         try:
-            with self._pickling():
-                block = to_block((fn, args, kwargs))
+            block = call_block((fn, args, kwargs), self._is_away)
         except Exception as error:
             self._calls.check_open()
             future.set_running_or_notify_cancel()
@@ -178,10 +183,11 @@ class Executor(WrappedExecutor, futures.Executor):
         first, new = len(calls.blocks), list[int]()
         calls.blocks += [b""] * len(chunks)
         with self._pickling():
-            for number, (chunk, small) in enumerate(zip(chunks, pickles(chunks, is_small=True)), first):
+            for number, (chunk, small) in enumerate(zip(chunks, pickles_of(chunks)), first):
                 try:
                     is_alone = callable(calls.head) or not isinstance(small, bytes)
-                    block: Any = to_block((calls.head, (chunk,), {})) if is_alone else small
+                    call: Any = calls.head, (chunk,), {}
+                    block: Any = call_block(call, self._is_away) if is_alone else small
                     calls.blocks[number] = block
                     new.append(number)
                 except Exception as error:

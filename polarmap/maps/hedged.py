@@ -131,9 +131,10 @@ def hedged_map(
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
     are_many = not is_group and count > MOST_BATCHES and go_together(running.executor, backups, retries)
-    parts, is_pickled = any_parts(groups, "block" if is_group else "item", are_many)
+    reached = list[Any]()
+    parts, is_pickled = any_parts(groups, reached, "block" if is_group else "item", are_many)
     keeps = bool(return_exceptions)
-    call = any_call(f, star, args, kwargs, is_pickled, is_group, keeps)
+    call = any_call(f, star, args, kwargs, is_pickled, is_group, keeps, reached)
 
     def who(task: int) -> str:
         return _items(spans[task], len(items))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -14,8 +13,9 @@ import numpy as np
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors import without_faults
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.pickling import pickled
+from polarmap.executors.pickling import copied
 from polarmap.executors.pool import Pool
+from polarmap.maps.executor import Executor
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap, observers_of
 
@@ -95,12 +95,14 @@ def _as_it_is(data: Any) -> Any:
 def _is_elsewhere(executor: Any) -> bool:
     """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
     executor = without_faults(executor)
+    if isinstance(executor, Executor):
+        return _is_elsewhere(executor.choice)
     return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
 
 
 def _as_it_travels(f: Any) -> Any:
     """f as a worker would get it; itself if it cannot travel, which the map tells."""
     try:
-        return pickle.loads(pickled(f, "its workers"))
+        return copied(f, "its workers")
     except Exception:
         return f

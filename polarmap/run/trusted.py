@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import builtins
-import dis
 import functools
 import hashlib
 import operator
-import os
 import pickle
-import site
 import sys
-import sysconfig
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-LINEAR = "linear or affine in its block"
-# What reaches things by names that are made while it runs.
-DYNAMIC = {"__import__", "attrgetter", "eval", "exec", "getattr", "globals", "locals", "vars"} | {
-    *("__dict__", "__globals__", "import_module", "modules")
-}
-# Attributes of classes that say nothing of what their instances do.
-SELDOM_READ = {"__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__"} | {
-    *("__firstlineno__", "__module__", "__static_attributes__", "__weakref__", "_abc_impl")
-}
+from polarmap.executors.module_state import DYNAMIC, is_installed, is_library
+from polarmap.worker.module_state import SELDOM_READ, read_code
 
+LINEAR = "linear or affine in its block"
 
 TRUSTED: dict[str, Any] = {}  # what maps of this process found
 
@@ -86,15 +76,6 @@ def fingerprint(f: Any) -> str | None:
         return None
 
 
-class _Code(NamedTuple):
-    """What a function does, and the names by which it reaches more."""
-
-    digest: str
-    names: frozenset[str]
-    attributes: frozenset[str]
-    imports: frozenset[str]
-
-
 class _Part:
     """Stands in a pickle for what pickle itself would keep by name, or not at all."""
 
@@ -117,7 +98,7 @@ class _Reached(pickle.Pickler):
         for kinds, parts in _PARTS:
             if isinstance(value, kinds):
                 return _Part, (), parts(self, value)
-        if _is_library(type(value).__module__):
+        if is_library(type(value).__module__):
             return NotImplemented
         return _Part, (), self._parts_of_instance(value)
 
@@ -128,10 +109,10 @@ class _Reached(pickle.Pickler):
         return type(array), array.dtype.descr, array.shape, data.hexdigest()
 
     def _parts_of_function(self, f: types.FunctionType) -> Any:
-        parts = [_read(f.__code__).digest, f.__closure__, f.__defaults__, f.__kwdefaults__, f.__dict__]
-        if _is_installed(f.__code__.co_filename):
+        parts = [read_code(f.__code__).digest, f.__closure__, f.__defaults__, f.__kwdefaults__, f.__dict__]
+        if is_installed(f.__code__.co_filename):
             return parts
-        code = _read(f.__code__)
+        code = read_code(f.__code__)
         if DYNAMIC & (code.names | code.attributes):
             raise pickle.PicklingError(f"{f.__qualname__} reaches things by names that code makes")
         self._attributes |= code.attributes
@@ -143,7 +124,7 @@ class _Reached(pickle.Pickler):
         return [*parts, *map(sys.modules.get, sorted(named))]
 
     def _parts_of_code(self, code: types.CodeType) -> Any:
-        return _read(code).digest
+        return read_code(code).digest
 
     def _parts_of_cell(self, cell: types.CellType) -> Any:
         try:
@@ -162,7 +143,7 @@ class _Reached(pickle.Pickler):
 
     def _parts_of_class(self, value: type) -> Any:
         name = value.__module__, value.__qualname__
-        if _is_library(value.__module__):
+        if is_library(value.__module__):
             return name
         read = {key: one for key, one in vars(value).items() if key not in SELDOM_READ}
         return name, type(value), value.__bases__, read
@@ -212,7 +193,7 @@ class _Reached(pickle.Pickler):
         try:
             self.dump(value)
         except Exception:
-            if not (_is_library(module) and _is_library(getattr(value, "__module__", ""))):
+            if not (is_library(module) and is_library(getattr(value, "__module__", ""))):
                 raise
 
 
@@ -232,23 +213,6 @@ _PARTS: list[tuple[tuple[Any, ...], Callable[[_Reached, Any], Any]]] = [
 ]
 
 
-@functools.lru_cache(maxsize=1000)
-def _read(code: types.CodeType) -> _Code:
-    """Instructions, names and constants; lambdas inside included."""
-    inner = [_read(one) for one in code.co_consts if isinstance(one, types.CodeType)]
-    constants = [one for one in code.co_consts if not isinstance(one, types.CodeType)]
-    variables = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
-    said = repr((code.co_code, code.co_flags, variables, constants, [one.digest for one in inner]))
-    named: dict[str, set[str]] = {"names": set(), "attributes": set(), "imports": set()}
-    for one in dis.get_instructions(code):
-        if one.opcode in dis.hasname:
-            is_global = "GLOBAL" in one.opname or one.opname.endswith("_NAME")
-            kind = "imports" if one.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
-            named[kind].add(one.argval)
-    sets = {kind: frozenset(own.union(*(getattr(one, kind) for one in inner))) for kind, own in named.items()}
-    return _Code(hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest(), **sets)
-
-
 def _c_base(kind: type) -> type:
     """The first of its bases whose instances are made in C."""
     for base in kind.__mro__:
@@ -256,25 +220,3 @@ def _c_base(kind: type) -> type:
         if isinstance(made_by, types.BuiltinFunctionType) and made_by.__self__ is base:
             return base
     return object
-
-
-@functools.cache
-def _installed_folders() -> tuple[str, ...]:
-    """What the names of files begin with that are not the caller's."""
-    ours = os.path.dirname(os.path.dirname(__file__))
-    known = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    known |= {ours, *site.getsitepackages(), site.getusersitepackages()}
-    return ("<frozen", *(os.path.join(folder, "") for folder in known))
-
-
-def _is_installed(file: str) -> bool:
-    """Whether a file of code belongs to Python, to an installed library or to polarmap."""
-    return file.startswith(_installed_folders())
-
-
-def _is_library(name: str) -> bool:
-    """Whether a module does, by its name."""
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if file is None:
-        return name in sys.builtin_module_names or name in sys.stdlib_module_names
-    return _is_installed(file) and name != "__main__"

@@ -89,6 +89,7 @@ def any_call(
     is_pickled: bool = False,
     is_group: bool = False,
     keeps_exceptions: bool = False,
+    kinds: Sequence[Any] = (),
 ) -> Callable[[Any], Packed]:
     """f as workers call it, with what a block stands for; its result as `packed_block` has it.
 
@@ -101,6 +102,7 @@ def any_call(
     is_group : whether the value of a block is a list of what f is called with, one after the other.
     keeps_exceptions : of a group, whether what f raises on one of these stands in the place of its result:
         each is told as (True, its result) or (False, its error as plain data).
+    kinds : classes and functions that values are made of. f brings along the state of their modules.
 
     >>> from polarmap.worker.pytree import to_block
     >>> call = any_call(dict.get, args=("a",), is_pickled=True)
@@ -135,6 +137,8 @@ def any_call(
         except Exception as error:
             raise TypeError(f"f returned {naming(result)} that cannot be pickled: {error}") from error
 
+    if kinds:
+        call.kinds = list(dict.fromkeys(kinds))  # type: ignore[attr-defined]
     return call
 
 

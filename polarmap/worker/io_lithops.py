@@ -26,11 +26,18 @@ STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where n
 Function = Callable[[Any], Any]
 
 
-def make_task(f: Function, structure: Structure) -> Callable[..., tuple[bytes, bytes] | None]:
-    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it."""
+def make_task(
+    f: Function, structure: Structure, state: Any = None
+) -> Callable[..., tuple[bytes, bytes] | None]:
+    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it.
+
+    state : is loaded before f.
+    """
+    sent = state, f
 
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         ticket, address = fields
+        _, f = sent
         return LithopsIO(f, structure, storage, address).run(Ticket.parse(ticket))
 
     return task

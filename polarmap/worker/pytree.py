@@ -266,12 +266,18 @@ def packed_block(value: Any) -> Packed:
     return Packed(("array",), (("|u1", (len(block),)),), block)
 
 
-def pickles(values: Iterable[Any], is_small: bool = False) -> list[bytes | Exception | None]:
+def pickles(
+    values: Iterable[Any],
+    is_small: bool = False,
+    pickler_type: Any = Pickler,
+    select: Callable[[list[Any]], Any] | None = None,
+) -> list[bytes | Exception | None]:
     """A pickle of each value, which can be read by itself, or what is raised for it.
 
     By one pickler: to make one takes longer than to pickle a small value.
 
     is_small : None for what is large, or has arrays that would travel beside the pickle.
+    pickler_type, select : None also for what makes `select` return anything of the pickler's list `reached`.
 
     >>> one, two = pickles(["a", np.zeros(10_000)], is_small=True)
     >>> pickle.loads(one), two
@@ -279,12 +285,16 @@ def pickles(values: Iterable[Any], is_small: bool = False) -> list[bytes | Excep
     """
     _restore_numpy()
     found, buffers, file = list[bytes | Exception | None](), list[memoryview](), io.BytesIO()
-    pickler = Pickler(file, protocol=5, buffer_callback=taking_large(buffers) if is_small else None)
+    pickler = pickler_type(file, protocol=5, buffer_callback=taking_large(buffers) if is_small else None)
+    reached: list[Any] = pickler.reached if select is not None else []
     for value in values:
+        reached.clear()
         try:
             pickler.dump(value)
             data = file.getvalue()
-            found.append(None if is_small and (buffers or len(data) > SMALL_BYTES) else data)
+            is_alone = is_small and (buffers or len(data) > SMALL_BYTES)
+            is_alone = is_alone or (select is not None and reached and select(reached))
+            found.append(None if is_alone else data)
         except Exception as error:
             found.append(error)
         pickler.clear_memo()

@@ -1,0 +1,317 @@
+"""What f reaches in modules of the caller's, as it is on the driver now: it travels with f.
+
+Code names what it reaches: globals, attributes of modules and of classes. What it names while it runs
+(`getattr`, `globals()`) may be anything in the modules that it reaches. Modules of Python, of installed
+libraries and of polarmap are left out, and so are those that cloudpickle sends by value.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import site
+import sys
+import sysconfig
+import threading
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import cloudpickle
+
+from polarmap.errors import CodeError
+from polarmap.worker.module_state import (
+    CACHED_FUNCTION,
+    CLASS,
+    MAIN,
+    OPAQUE,
+    RECORD,
+    REMEDY,
+    Description,
+    Item,
+    attributes_of,
+    describe_value,
+    read_code,
+)
+
+# What reaches things by names that are made while it runs.
+DYNAMIC = {"__import__", "attrgetter", "eval", "exec", "getattr", "globals", "locals", "vars"} | {
+    *("__dict__", "__globals__", "import_module", "modules")
+}
+IMMUTABLE = {int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType}
+CONTAINERS = {dict, list, set, OrderedDict, defaultdict, deque}
+# Any two of a type are as good as each other.
+HAVE_NO_STATE = {type(threading.Lock()), type(threading.RLock()), random.Random}
+REMEMBERED = 64  # states of different functions
+OF_MODULES = {
+    "__builtins__",
+    "__cached__",
+    "__doc__",
+    "__file__",
+    "__loader__",
+    "__name__",
+    "__package__",
+} | {*("__path__", "__spec__", "__annotations__", "__getattr__", "__dir__", RECORD)}
+
+
+@functools.cache
+def _installed_folders() -> tuple[str, ...]:
+    """Return what the names of files begin with that are not the caller's."""
+    ours = os.path.dirname(os.path.dirname(__file__))
+    known = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    known |= {ours, *site.getsitepackages(), site.getusersitepackages()}
+    return ("<frozen", *(os.path.join(folder, "") for folder in known))
+
+
+def is_installed(file: str) -> bool:
+    """Tell whether a file of code belongs to Python, to an installed library or to polarmap."""
+    if file.startswith(_installed_folders()):
+        return True
+    folders = file.replace("\\", "/").split("/")  # of another environment, which PYTHONPATH may name
+    return "site-packages" in folders or "dist-packages" in folders
+
+
+def is_library(name: str) -> bool:
+    """Tell whether a module does, by its name."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return name in sys.builtin_module_names or name in sys.stdlib_module_names
+    return is_installed(file) and name not in MAIN
+
+
+_known: dict[str, bool] = {}  # whether a module of this name is the caller's
+
+
+def _is_own(name: Any) -> bool:
+    """Tell whether a module is the caller's, and imported by workers."""
+    known: bool | None = _known.get(name)
+    if known is None:
+        if name not in sys.modules:
+            return False
+        known = _known[name] = name not in MAIN and not is_library(name)
+    return known and not _travels_by_value(name)
+
+
+def _travels_by_value(name: str) -> bool:
+    """Tell whether cloudpickle sends a module by value, as the caller has asked for."""
+    registered = cloudpickle.list_registry_pickle_by_value()
+    while name and name not in registered:
+        name = name.rpartition(".")[0]
+    return bool(name)
+
+
+def own(reached: Iterable[Any]) -> list[Any]:
+    """Return those of some functions, classes and modules that are of modules of the caller's."""
+    found = []
+    for one in reached:
+        name: Any = one.__name__ if type(one) is types.ModuleType else getattr(one, "__module__", None)
+        if _known.get(name, True) and _is_own(name):
+            found.append(one)
+    return found
+
+
+def state_of(reached: Sequence[Any]) -> list[Item]:
+    """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
+
+    reached : what a pickler of f has come across. The state is described anew where something has changed.
+    """
+    if not own(reached):
+        return []
+    # A function that travels by value may be made anew for each map: its code is the same.
+    held = [getattr(one, "__code__", one) for one in reached]
+    key = tuple(map(id, held))
+    walk = _walks.get(key)
+    if walk is None or not walk.is_current():
+        if len(_walks) >= REMEMBERED:
+            _walks.clear()
+        walk = _walks[key] = _Walk(reached, held)
+    return walk.state
+
+
+class _Walk:
+    """The state that functions, classes and modules reach, and what tells whether it has changed since.
+
+    Parameters
+    ----------
+    reached : where it begins.
+    held : is kept, so that no other object gets the identity of one of these.
+
+    Attributes
+    ----------
+    state : list of Item
+    """
+
+    def __init__(self, reached: Sequence[Any], held: Sequence[Any]) -> None:
+        self._held = held
+        self._values: dict[tuple[str, str], tuple[Any, Any]] = {}  # description and value of each name
+        self._queue, self._seen = list(reached), set[int]()
+        self._attributes = set[str]()  # that code names, of whatever
+        self._assigned: dict[str, set[str]] = {}  # globals and attributes that functions of a module assign
+        self._modules: dict[str, types.ModuleType] = {}
+        self._is_dynamic = False
+        self._bound: list[tuple[Any, str, Any]] = []  # namespace, name and value
+        self._sizes: list[tuple[Any, int]] = []  # of namespaces
+        self._codes: list[tuple[Any, Any, Any]] = []  # function, code and defaults
+        self._mutable: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
+        while self._queue or self._add_attributes_of_modules():
+            if self._queue:
+                self._visit(self._queue.pop())
+        self._sizes += [(vars(one), len(vars(one))) for one in self._modules.values()]
+        self.state = [self._item(*name, *known) for name, known in self._values.items()]
+        self._values.clear()
+
+    def is_current(self) -> bool:
+        """Tell whether nothing has changed: what cannot change in place is the same object."""
+        for namespace, name, value in self._bound:
+            if namespace.get(name) is not value:
+                return False
+        for namespace, size in self._sizes:
+            if len(namespace) != size:
+                return False
+        for function, code, defaults in self._codes:
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+        for module, path, value, fingerprint in self._mutable:
+            if describe_value(module, path, value).fingerprint != fingerprint:
+                return False
+        return True
+
+    def _visit(self, value: Any) -> None:
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, types.ModuleType):
+            if _is_own(value.__name__):
+                self._modules[value.__name__] = value
+        elif isinstance(value, type):
+            self._visit_class(value)
+        else:
+            self._visit_function(value)
+
+    def _visit_function(self, value: Any) -> None:
+        """Add the globals that code names, if they are those of a module of the caller's."""
+        function = value
+        while isinstance(function, CACHED_FUNCTION):
+            function = function.__wrapped__
+        if not isinstance(function, types.FunctionType) or is_library(function.__module__ or ""):
+            return
+        code, module = read_code(function.__code__), str(function.__globals__.get("__name__"))
+        self._attributes |= code.attributes
+        self._is_dynamic |= bool(DYNAMIC & (code.names | code.attributes))
+        self._visit_imports(function, code.imports)
+        if not _is_own(module) or vars(sys.modules[module]) is not function.__globals__:
+            return
+        self._modules.setdefault(module, sys.modules[module])
+        self._assigned.setdefault(module, set()).update(code.assigned)
+        first, _, _ = getattr(value, "__qualname__", "").partition(".")
+        names = {first, *code.names} if value.__module__ == module and "<" not in first else code.names
+        for name in sorted(names & function.__globals__.keys()):
+            self._add(module, name, function.__globals__, function.__globals__[name])
+
+    def _visit_imports(self, function: types.FunctionType, names: Iterable[str]) -> None:
+        package = str(function.__globals__.get("__package__") or "").split(".")
+        places = [".".join(package[:depth]) + "." for depth in range(len(package) + 1)]
+        for name in sorted({(place + one).strip(".") for one in names for place in places}):
+            parts = name.split(".")
+            found = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & sys.modules.keys()
+            self._queue += [sys.modules[one] for one in sorted(found)]
+
+    def _visit_class(self, kind: type) -> None:
+        """Add the attributes of a class of the caller's, and those of its bases."""
+        self._queue += [*kind.__bases__, type(kind)]
+        module = kind.__module__
+        if not _is_own(module) or "<" in kind.__qualname__:
+            return
+        found: Any = sys.modules[module]
+        for name in kind.__qualname__.split("."):
+            namespace, found = vars(found), vars(found).get(name)
+            if not isinstance(found, type):
+                return
+        if found is not kind:
+            return
+        self._add(module, kind.__qualname__, namespace, kind)
+        self._sizes.append((vars(kind), len(vars(kind))))
+        for name in attributes_of(kind):
+            self._add(module, f"{kind.__qualname__}.{name}", vars(kind), vars(kind)[name])
+
+    def _add_attributes_of_modules(self) -> bool:
+        """Add what any code names of every module reached; whether that leads on."""
+        for module, value in list(self._modules.items()):
+            names = vars(value).keys() - OF_MODULES
+            for name in sorted(names if self._is_dynamic else names & self._attributes):
+                self._add(module, name, vars(value), vars(value)[name])
+        return bool(self._queue)
+
+    def _add(self, module: str, path: str, namespace: Any, value: Any) -> None:
+        """Add a name of a module, or of a class or instance in it."""
+        if (module, path) in self._values or path in OF_MODULES:
+            return
+        described = describe_value(module, path, value)
+        self._values[module, path] = described, value
+        self._queue += described.reached
+        self._bound.append((namespace, path.rpartition(".")[2], value))
+        kind = type(value)
+        if kind is types.FunctionType:
+            self._codes.append((value, value.__code__, value.__defaults__))
+        if not (described.kind == CLASS or kind in IMMUTABLE or _is_fixed(value, described)):
+            self._mutable.append((module, path, value, described.fingerprint))
+        if described.kind == OPAQUE:
+            self._add_opaque(module, path, value)
+
+    def _add_opaque(self, module: str, path: str, value: Any) -> None:
+        """Add the attributes of an instance of a class of the caller's that cannot be pickled as a whole."""
+        if not _is_own(type(value).__module__) or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        namespace = getattr(value, "__dict__", {})
+        self._sizes.append((namespace, len(namespace)))
+        for name, one in list(namespace.items()):
+            if name.isidentifier():
+                self._add(module, f"{path}.{name}", namespace, one)
+
+    def _item(self, module: str, path: str, described: Description, value: Any) -> Item:
+        is_assigned = path in self._assigned.get(module, ())
+        is_empty = type(value) in CONTAINERS and not value
+        if described.kind == OPAQUE and not is_assigned:
+            _check_is_the_first(module, path, value)
+        return Item(module, path, *described[:3], is_assigned or is_empty)
+
+
+def _check_is_the_first(module: str, path: str, value: Any) -> None:
+    """Raise CodeError if what cannot be sent is another object than that with which the module was imported.
+
+    An object counts as that if the first map found it there.
+    """
+    if type(value) in HAVE_NO_STATE or type(value).__module__.startswith("numpy.random"):
+        return
+    version = getattr(sys.modules[module], "__spec__", None)  # `importlib.reload` makes another one
+    seen, first = _first_seen.get((module, path), (None, None))
+    if first is None or seen is not version:
+        try:
+            first = weakref.ref(value)
+        except TypeError:
+            first = partial(lambda same: same, value)
+        _first_seen[module, path] = version, first
+    elif first() is not value:
+        raise CodeError(
+            f"f reaches {module}.{path}, which is another {type(value).__name__} than before, and cannot be "
+            f"sent to workers. {REMEDY.format(module)}"
+        )
+
+
+def _is_fixed(value: Any, described: Description) -> bool:
+    """Tell whether a function or class is the same as long as it is the same object with the same code."""
+    if not isinstance(value, types.FunctionType):
+        return isinstance(value, type) and not described.has_code
+    if not described.has_code:
+        return True
+    held = value.__closure__ or value.__kwdefaults__ or value.__dict__
+    return not held and all(type(one) in IMMUTABLE for one in value.__defaults__ or ())
+
+
+_first_seen: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
+_walks: dict[tuple[int, ...], _Walk] = {}
