@@ -67,6 +67,7 @@ class ElasticNet(SparseLinearModel):
     coef_ : (features,) or (targets, features)
     intercept_ : float or (targets,)
     objective_ : float
+        The minimum found: the weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
     dual_gap_ : float or None
         objective_ is at most that far above its minimum; None with alpha=0.
     gradient_map_ : float
