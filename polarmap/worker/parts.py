@@ -164,5 +164,20 @@ def drop_inherited_connections(storage: Any) -> None:
     Since Lithops 3.8 a task runs in a process that was forked of one that goes on to use these connections.
     Requests of both on one connection get each other's answers.
     """
-    with contextlib.suppress(AttributeError):  # only clients of S3 are known to need it
-        storage.get_client()._endpoint.http_session._manager.clear()
+    for find_pools in _CONNECTION_POOLS:
+        with contextlib.suppress(AttributeError):  # another client, or one that has no connection yet
+            for pool in find_pools(storage.get_client()):
+                pool.clear()
+
+
+def _pools_of_session(session: Any) -> list[Any]:
+    """The connection pools of a `requests.Session`."""
+    return [adapter.poolmanager for adapter in session.adapters.values()]
+
+
+# Where clients of storages keep their connections. Clients for Redis notice a fork themselves.
+_CONNECTION_POOLS: tuple[Callable[[Any], list[Any]], ...] = (
+    lambda client: [client._endpoint.http_session._manager],  # S3 and IBM Cloud
+    lambda client: _pools_of_session(client._http),  # Google Cloud
+    lambda client: _pools_of_session(client._pipeline._transport.session),  # Azure
+)

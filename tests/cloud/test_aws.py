@@ -140,7 +140,7 @@ def test_the_layer_holds_the_versions_of_this_process(deployed: Path) -> None:
 
 
 def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
-    report = str(product_despite({1: Fault("sleep", 60.0)}, deployed))
+    report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/aws_lambda" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
 

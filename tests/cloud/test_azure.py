@@ -23,6 +23,7 @@ from emulators import (
     VENVS,
     Image,
     deployed_mapped_and_removed,
+    drops_its_connections,
     filled_in,
     listens,
     product_despite,
@@ -186,9 +187,13 @@ def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None
 
 
 def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
-    report = str(product_despite({1: Fault("sleep", 60.0)}, deployed))
+    report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/azure_functions" in report and "abandoned tasks" in report
     assert "cost at list prices: $" in report
+
+
+def test_a_worker_drops_the_connections_that_it_inherits(deployed: Path, azurite: Azurite) -> None:
+    drops_its_connections(deployed, azurite.blob)
 
 
 def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path, azurite: Azurite) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators import filled_in, measured_there, product_despite, running, tool_venv
+from emulators import drops_its_connections, filled_in, measured_there, product_despite, running, tool_venv
 from servers import free_ports
 
 from polarmap.cli import deploy
@@ -146,13 +146,17 @@ def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None
 
 
 def test_a_small_map_waits_for_no_sleeper(deployed: Path) -> None:
-    report = str(product_despite({1: Fault("sleep", 60.0)}, deployed))
+    report = str(product_despite({1: Fault("sleep", 600.0)}, deployed, tasks=7))
     assert "lithops/gcp_functions" in report
     assert "cost at list prices: $" in report
 
 
 def test_run_times_are_measured_there(deployed: Path, tmp_path: Path) -> None:
     assert "4 tasks of 0.05 s on lithops/gcp_functions, in a first map" in measured_there(deployed, tmp_path)
+
+
+def test_a_worker_drops_the_connections_that_it_inherits(deployed: Path, storage: str) -> None:
+    drops_its_connections(deployed, int(storage.rpartition(":")[2]))
 
 
 def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:

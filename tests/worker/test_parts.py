@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import threading
 import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +23,7 @@ from polarmap.worker.parts import (
     DamagedError,
     Part,
     Place,
+    drop_inherited_connections,
     is_missing,
     read_file,
     read_part,
@@ -125,3 +131,54 @@ def test_a_range_behind_the_end_is_damage() -> None:
 def test_only_a_missing_object_is_missing() -> None:
     assert is_missing(StorageNoSuchKeyError())
     assert not is_missing(KeyError("x"))
+
+
+class PortOfClient(BaseHTTPRequestHandler):
+    """Answers with the port that a request came from, and keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        answer = str(self.client_address[1]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PortOfClient) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "client_with",
+    [
+        lambda session: SimpleNamespace(_http=session),
+        lambda session: SimpleNamespace(
+            _pipeline=SimpleNamespace(_transport=SimpleNamespace(session=session))
+        ),
+    ],
+    ids=["Google", "Azure"],
+)
+def test_inherited_connections_are_not_used(url: str, client_with: Callable[[Any], Any]) -> None:
+    """Those of a client of S3 are tested with a worker that stays, and the others with real clients."""
+    import requests
+
+    with requests.Session() as session:
+        storage = SimpleNamespace(get_client=lambda: client_with(session))
+        inherited = [session.get(url).text for _ in range(2)]
+        drop_inherited_connections(storage)
+        assert inherited[0] == inherited[1] != session.get(url).text
+
+
+@pytest.mark.parametrize("storage", [None, DictStorage(), SimpleNamespace(get_client=dict)])
+def test_a_storage_without_connections_has_none_to_drop(storage: Any) -> None:
+    drop_inherited_connections(storage)
