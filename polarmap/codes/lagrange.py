@@ -174,18 +174,19 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _phase(self) -> float:
-        """The phase of the top frequency for even k: no set of degree * k results is singular.
+        """The phase of the top frequency for even k, with which any degree * k results decode.
 
-        A trigonometric polynomial of order m = degree * k / 2 with zeros at 2m angles has the top
-        frequency cos(m angle - sum / 2) up to a factor, where sum is the sum of the angles. It is one of
-        the functions f(w) may be only if sum = degree * k * phase modulo 2 pi. Sums are multiples of
-        2 pi / n here. An odd multiple of pi / n on the right is as far from all of them as can be.
-        Among the odd multiples, interpolation between the data blocks overshoots least at the one next
-        to k * phase = pi + their sum.
+        A set of m = degree * k results does not decode if a function of the basis vanishes at all of its
+        angles. A trigonometric polynomial of order m / 2 with these zeros has the top frequency
+        cos(m / 2 angle - S / 2), up to a factor, where S is the sum of the angles. The basis holds
+        cos(m / 2 (angle - phase)) alone. Hence a set does not decode if and only if S = m phase modulo
+        2 pi. S is a multiple of 2 pi / n, and an odd multiple of pi / n is as far from all of them as can
+        be. Among these, the phase is the one next to k phase = pi + the sum of the angles of the data
+        blocks, because there the interpolation between the data blocks overshoots least.
         """
         if self.k % 2:
             return 0.0
-        # The unit is pi / (n degree), so that integers decide: all machines choose the same phase.
+        # Count k phase in units of pi / (n degree): integers decide, so that all machines agree.
         farthest_from_data = self.degree * (2 * int(self.order[: self.k].sum()) + self.n)
         return (farthest_from_data | 1) * np.pi / (self.n * self.degree * self.k)
 

@@ -56,9 +56,11 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     tasks : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`, but no bar by default. A Lithops configuration gets workers that stay. A product
-        is linear, so verify="auto" checks no more than what arrives anyway; verify=True waits for one
-        result more whenever something is decoded, which shows a worker that returns garbage.
+        As for `coded_map`, but no bar by default. A `PolarCode` sets `blocks` and `tasks`. A side with
+        fewer blocks has a code of its own size with the same options. A Lithops configuration gets workers
+        that stay. A product is linear, so verify="auto" checks no more than what arrives anyway;
+        verify=True waits for one result more whenever something is decoded, which shows a worker that
+        returns garbage.
 
     Attributes
     ----------
@@ -236,8 +238,8 @@ def _sizes(blocks: int | None, tasks: int | None, code: CodeName | PolarCode, us
     if isinstance(code, PolarCode):
         if blocks not in (None, code.k) or tasks not in (None, code.n):
             raise CodeError(
-                f"blocks={blocks} and tasks={tasks} do not match code={code!r}. Leave blocks and tasks out, "
-                "or pass a code of these numbers."
+                f"blocks={blocks} and tasks={tasks} must match code={code!r}. Leave blocks and tasks out, or "
+                "pass a code with these numbers."
             )
         blocks, tasks = code.k, code.n
     counts = counts_of(blocks, tasks, usual)

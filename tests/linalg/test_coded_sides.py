@@ -83,7 +83,7 @@ def test_a_side_too_small_for_a_code_of_unequal_workers_is_refused() -> None:
 
 @pytest.mark.parametrize("counts", [{"blocks": 10}, {"tasks": 16}, {"blocks": 30, "tasks": 32}])
 def test_counts_that_contradict_the_callers_code_are_refused(counts: dict[str, int]) -> None:
-    with pytest.raises(CodeError, match=r"do not match code=PolarCode\(32, 24"):
+    with pytest.raises(CodeError, match=r"must match code=PolarCode\(32, 24"):
         CodedOperator(np.ones((48, 10)), code=PolarCode(32, 24), executor=ReplayExecutor(), **counts)
 
 
