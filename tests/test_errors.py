@@ -49,6 +49,19 @@ def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> N
     assert error.__doc__
 
 
+def test_an_exit_is_replaced_whatever_its_words_do() -> None:
+    class MuteExit(BaseException):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    error = MuteExit()
+    found = errors.raised_by("task 3 of 4", error)
+    assert str(found).startswith("task 3 of 4 raised MuteExit. This error replaces it")
+    assert found.__cause__ is error
+    ordinary = KeyError("x")
+    assert errors.raised_by("task 3 of 4", ordinary) is ordinary
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

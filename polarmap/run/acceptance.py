@@ -17,7 +17,7 @@ class Acceptance(Verifier):
     def verified(self) -> str | None:
         """How results were verified of which some have to be decoded; None as long as that is not settled.
 
-        CodeError where only the missing data tasks themselves can give their results.
+        Raises CodeError if parity cannot replace the missing results, so that their own tasks have to report.
         """
         word = self._word
         if word.why_not_protected:

@@ -127,7 +127,10 @@ def with_other_failures(error: BaseException, failure: Failure, tasks: TaskTable
 
 
 def as_raised(who: str, failure: Failure) -> BaseException:
-    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing."""
+    """Return what to raise for a failure: what f raised, or a NotDecodableError if f could not be called.
+
+    A key that is missing on the worker, for example, keeps it from calling f.
+    """
     assert failure.cause is not None
     if not type(failure.cause).__module__.startswith("polarmap.worker."):
         return raised_by(who, failure.cause)

@@ -156,7 +156,7 @@ class TaskTable:
     def part(
         self, index: int, new: int, failure: Failure, late: LateAttempts[Attempt], is_shared: bool = False
     ) -> None:
-        """A part of a task has failed, and is a task of its own, which was started as often.
+        """Make a part of a task that failed a task of its own, which was started as often.
 
         is_shared : whether all of the task failed with it, so that the failure may be due to another part.
         """
