@@ -225,6 +225,7 @@ class Codeword(Received):
             "residual": self.checks.residual if "checks" in vars(self) else None,
             "verified": str(self.verification),
             "unchecked": self.checks.unchecked() if is_checked else (),
+            "evaluated_here": tuple(self.evaluated_here),
             **self.accuracy(),
         }
 
