@@ -145,6 +145,8 @@ class Report:
     cores
         Number of cores of this machine, where the tasks ran on it and shared them; None elsewhere, and where
         polarmap does not know.
+    evaluated_here
+        Coded blocks on which f was evaluated by this process, to check results, once for each time.
     """
 
     n: int
@@ -172,6 +174,7 @@ class Report:
     error_p90: float = 0.0
     last_block: str = ""
     cores: int | None = None
+    evaluated_here: tuple[int, ...] = ()
 
     @property
     def most_at_once(self) -> int:

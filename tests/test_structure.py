@@ -72,6 +72,7 @@ ONLY_FROM = {
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.run.observers"],
     "tqdm": ["polarmap.run.observers"],
+    "IPython": ["polarmap.run.observers"],  # only in a notebook, which has it
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.codes.kernels_numba"],
     "scipy": [

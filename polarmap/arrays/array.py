@@ -175,7 +175,7 @@ class CodedArray:
         Returns
         -------
         Audit
-            What had been damaged and is whole again.
+            What had been damaged and is whole again; its text names what was rebuilt.
 
         Raises
         ------

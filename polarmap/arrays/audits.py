@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
@@ -59,6 +59,8 @@ class Audit:
         Stripes of which too few parts are good: repair() cannot rebuild these.
     zarr
         Other objects of the Zarr array that are not what was stored, or should not be there: key and kind.
+    is_repaired
+        Whether all that was found has been rebuilt since, as by `repair()`.
     """
 
     name: str
@@ -67,10 +69,11 @@ class Audit:
     damaged: tuple[Damage, ...]
     lost: tuple[int, ...]
     zarr: tuple[tuple[str, str], ...] = ()
+    is_repaired: bool = field(default=False, compare=False)
 
     @property
     def ok(self) -> bool:
-        """Whether every part is what was stored."""
+        """Whether every part was what had been stored when the array was checked."""
         return not (self.damaged or self.zarr)
 
     @property
@@ -85,12 +88,14 @@ class Audit:
         kinds = Counter(damage.kind for damage in self.damaged)
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
         if self.damaged:
-            head += f"; {counts}, in blocks {self.blocks}"
+            head += f"; {'rebuilt ' * self.is_repaired}{counts}, in blocks {self.blocks}"
         if self.zarr:
-            head += f"; {len(self.zarr)} other objects of the Zarr array are wrong"
+            are_wrong = "were wrong and are replaced" if self.is_repaired else "are wrong"
+            head += f"; {len(self.zarr)} other objects of the Zarr array {are_wrong}"
         end = f"stripes {list(self.lost)} are lost" if self.lost else "repair() can rebuild them"
-        lines = [f"block {one.block}, part {one.stripe}: {one.kind} ({one.key})" for one in self.damaged]
-        lines += [f"{kind} ({key})" for key, kind in self.zarr]
+        end, was = ("all parts are good now", "was ") if self.is_repaired else (end, "")
+        lines = [f"block {one.block}, part {one.stripe}: {was}{one.kind} ({one.key})" for one in self.damaged]
+        lines += [f"{was}{kind} ({key})" for key, kind in self.zarr]
         if len(lines) > SHOWN:
             lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
         return "\n  ".join([f"{head}; {end}", *lines]) + ">"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from polarmap.worker.parts import Part
 
 
 def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
-    """Rebuild every damaged part; the new manifest and what had been damaged.
+    """Rebuild every damaged part; return the new manifest, and what was damaged and is repaired.
 
     New parts go to new keys and the manifest is replaced last, so that a repair that is cut short or fails
     changes nothing. `before` is the manifest as it lies in storage.
@@ -36,7 +37,7 @@ def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[M
     runner = TaskRunner(stored.part_store, executor, observers_of(None))
     with Generation(stored.part_store, manifest.name) as generation:
         repaired = _Repair(runner, generation, stored).of(found)
-        return generation.publish(repaired, before), found
+        return generation.publish(repaired, before), replace(found, is_repaired=True)
 
 
 class _Repair:

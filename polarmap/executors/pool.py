@@ -133,6 +133,17 @@ class Pool:
             return self._tasks.name
         return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
 
+    def __repr__(self) -> str:
+        kept = self._kept
+        if self._is_closed:
+            state = "closed"
+        elif kept is None or not len(kept.workers):
+            state = "no workers running"
+        else:
+            state = f"{len(kept.workers)} workers running, {kept.workers.count_busy()} busy"
+        most = "" if self.workers is None else f", at most {self.workers}"
+        return f"<Pool: {self.name}, {state}{most}>"
+
     def open(self, payload: Payload) -> Run:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         with self._lock:

@@ -167,6 +167,10 @@ class WorkerTable:
     def __len__(self) -> int:
         return len(self._workers)
 
+    def count_busy(self) -> int:
+        """Return the number of workers that are at a task, also at one that nobody waits for any more."""
+        return sum(worker.lease is not None for worker in list(self._workers.values()))
+
     def surroundings(self, pickled: bytes) -> bytes:
         """The `Surroundings` that workers are to find around a function, pickled; empty for what is there."""
         return b""

@@ -46,7 +46,8 @@ class GradientResult:
     evaluations
         Evaluations of f by the workers whose results arrived.
     evaluations_started
-        Those that were handed out: to workers that were late or lost and in further attempts, too.
+        All evaluations that were started: also those of workers that were late or lost, of further attempts,
+        and on the driver, which checks results. Tasks that no worker had started are not counted.
     report
         Who arrived when, what was decoded.
     """
@@ -59,7 +60,8 @@ class GradientResult:
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.gradient.shape)) or "1"
-        return f"<GradientResult of shape {shape}, {self.evaluations} evaluations>"
+        counts = f"{self.evaluations} evaluations of f count, {self.evaluations_started} were started"
+        return f"<GradientResult of shape {shape}, {counts}>"
 
 
 @verb
@@ -180,7 +182,7 @@ class CodedGradient:
     Attributes
     ----------
     calls, evaluations, evaluations_started : int
-        Gradients so far, evaluations of f for them on workers that were heard, and on all workers.
+        Gradients so far, evaluations of f for them on workers that were heard, and all that were started.
     report : Report or None
         Of the last gradient.
 
@@ -226,15 +228,17 @@ def _prepare(
 
 
 def _count_evaluations(report: Report, count: int, scheme: str) -> tuple[int, int]:
-    """Evaluations of f by the workers that were heard, and by all attempts that were started."""
-    heard = started = 0
-    for task in report.tasks:
+    """Return how often f was evaluated by the workers that were heard, and how often in all."""
+
+    def evaluations(index: int) -> int:
         # Data blocks may hold one direction less than parity blocks.
-        directions = -(-(count - task.index * (task.index < report.k)) // report.k)
-        evaluations = 2 * directions if scheme == "central" else directions + 2
-        heard += evaluations * (task.arrived is not None)
-        started += evaluations * task.attempts
-    return heard, started
+        directions = -(-(count - index * (index < report.k)) // report.k)
+        return 2 * directions if scheme == "central" else directions + 2
+
+    heard = sum(evaluations(task.index) for task in report.tasks if task.arrived is not None)
+    attempts = {task.index: task.attempts - (task.state == "cancelled") for task in report.tasks}
+    started = sum(evaluations(index) * times for index, times in attempts.items())
+    return heard, started + sum(map(evaluations, report.evaluated_here))
 
 
 def _checked_point(x: Any) -> Floats:

@@ -50,14 +50,10 @@ class SharedCores(NamedTuple):
     most_at_once: int
 
     def __str__(self) -> str:
-        means = "more workers than cores would only wait for each other here"
+        means = "more workers than cores would wait for each other"
         if self.most_at_once > self.cores:
-            means = (
-                "where they compute, their times include waiting for a core, which more workers make longer"
-            )
-        return (
-            f"up to {self.most_at_once} tasks ran at once on the {self.cores} cores of this machine: {means}"
-        )
+            means = "their times include waiting, and more workers wait longer"
+        return f"up to {self.most_at_once} tasks at once shared the {self.cores} cores here: {means}"
 
 
 class Empirical(Distribution):

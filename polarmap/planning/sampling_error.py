@@ -44,8 +44,8 @@ class SizeRange(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.counts} workers ({COVERAGE:.0%} percentile bootstrap); up to {self.unseen:.0%} of all "
-            "tasks may be slow without one having been seen"
+            f"{self.counts} workers ({COVERAGE:.0%} percentile bootstrap); slow tasks of up to "
+            f"{self.unseen:.0%} may be unseen"
         )
 
     @property

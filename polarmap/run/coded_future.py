@@ -106,6 +106,17 @@ class CodedFuture(WatchedFuture[R]):
         super().__init__(reference, map_)
         self.blocks: tuple[Future[Any], ...] = tuple(WatchedFuture(reference, map_) for _ in range(blocks))
 
+    def __repr__(self) -> str:
+        """Return the state, without waiting for anything."""
+        if self.cancelled():
+            state = "cancelled"
+        elif self.done():
+            error = Future.exception(self)
+            state = "done" if error is None else f"failed with {type(error).__name__}"
+        else:
+            state = "running" if self.running() else "pending"
+        return f"<CodedFuture: {state}{self._map.counts()}>"
+
     @property
     def report(self) -> Report | None:
         """What has happened so far, or in all; None where nothing is known before the map begins."""
@@ -223,6 +234,15 @@ class FutureMap(Observer, Generic[R]):
         self._refresh()
         running = self._running
         return self._report if running is None else running.report()
+
+    def counts(self) -> str:
+        """Return how many results have arrived and are needed, as it is known without waking the map."""
+        running = self._running
+        report = self._report if running is None else running.report()
+        if report is None:
+            return ""
+        arrived = sum(task.arrived is not None for task in report.tasks)
+        return f", {arrived} of {report.n} results arrived, {report.needed} needed"
 
     def _refresh(self) -> None:
         """Let the map note which tasks have begun: it is told so when a task ends or it is woken."""

@@ -343,6 +343,7 @@ class Codeword(Received):
             "verified": str(self.verification),
             "unchecked": self._unchecked() if is_checked else (),
             "last_block": self._how_short_block_came(),
+            "evaluated_here": tuple(self.evaluated_here),
             **self.accuracy(),
         }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import time
-import warnings
 from collections.abc import Collection
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from polarmap.executors.base import Outcome
@@ -75,16 +76,47 @@ class ProgressBar(Observer):
         self._bar.set_description_str(text)
 
     def _new_bar(self, bar_format: str, **options: Any) -> Any:
-        """A bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
-        if self._is_in_notebook:
-            with warnings.catch_warnings():  # of ipywidgets that is missing: then the bar is text
-                warnings.simplefilter("ignore")
-                from tqdm.auto import tqdm
+        """Return a bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
+        if self._is_in_notebook and has_widgets():
+            from tqdm.auto import tqdm as widget
 
-                return tqdm(bar_format=bar_format, **options)
+            return widget(bar_format=bar_format, **options)
         from tqdm import tqdm
 
-        return tqdm(bar_format=bar_format.replace("{bar}", "{bar:20}"), **options)
+        file = DisplayedLine() if self._is_in_notebook else None
+        return tqdm(bar_format=bar_format.replace("{bar}", "{bar:20}"), file=file, **options)
+
+
+def has_widgets() -> bool:
+    """Return whether ipywidgets is there to show a bar in a notebook."""
+    return find_spec("ipywidgets") is not None
+
+
+class DisplayedLine(io.TextIOBase):
+    """A file whose latest line a notebook shows in one place.
+
+    Exported notebooks would keep every line that is printed.
+    """
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self._place: Any = None
+
+    def write(self, text: str) -> int:
+        """Show a line in place of the one before; nothing is left of it if it is empty."""
+        line = text.replace("\r", "").rstrip()
+        data = {"text/plain": line}
+        if text == "\n":  # the end of a line that stays
+            return len(text)
+        if self._place is not None:
+            self._place.update(data, raw=True)
+        elif line:
+            import IPython.display as shown
+
+            display: Any = shown.display
+            self._place = display(data, raw=True, display_id=True)
+        return len(text)
 
 
 class MapLog(Observer):

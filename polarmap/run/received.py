@@ -90,6 +90,7 @@ class Received(Need):
     ) -> None:
         super().__init__(tasks, watch)
         self.f, self.coded, self._code, self.options = f, coded, coded.code, options
+        self.evaluated_here: list[int] = []  # coded blocks, once for each time that f ran on the driver
         is_ours = options.known.fits or options.verify is False  # nobody asks
         self.trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
@@ -222,11 +223,16 @@ class Received(Need):
         if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
             return received.dtypes
         if self._model is None:
-            run = LocalRun(self.f, partial(block_here, self.coded, 0, of_data=True))
+            run = self.run_here(partial(block_here, self.coded, 0, of_data=True), 0)
             self._model = run.leaves_within(self.time_here) or []
         if [leaf.shape for leaf in self._model] != received.shapes:
             return received.dtypes
         return [leaf.dtype for leaf in self._model]
+
+    def run_here(self, block: Callable[[], Any], index: int) -> LocalRun:
+        """Start to evaluate f on coded block `index` on the driver; `block` makes it."""
+        self.evaluated_here.append(index)
+        return LocalRun(self.f, block, index)
 
     @property
     def structure(self) -> Structure:

@@ -184,7 +184,7 @@ class Verifier:
         if not self._word.options.known.row_by_row:
             return []
         index, _ = self.most_mixed
-        run = LocalRun(self._word.f, partial(self._of_other_signs, index), index)
+        run = self._word.run_here(partial(self._of_other_signs, index), index)
         return [equations.largest_magnitude([leaf]) for leaf in run.leaves_within(self._word.time_here) or []]
 
     def _of_other_signs(self, index: int) -> Any:
@@ -206,9 +206,8 @@ class Verifier:
         is_over = run is not None and run.index in self.evaluated and not self.is_telling
         if run is None or run.index not in self._recovery.missing or is_over:
             index = self._most_telling()
-            run = self._local = LocalRun(
-                self._word.f, partial(block_here, self._coded, index, of_data=True), index
-            )
+            block = partial(block_here, self._coded, index, of_data=True)
+            run = self._local = self._word.run_here(block, index)
         if not run.is_running and run.leaves is not None:
             usual = self._word.structure
             is_alike = usual[0] == "sample" or repr(run.structure) == repr(usual)  # of what is stored
@@ -232,7 +231,7 @@ class Verifier:
     def parity_run(self) -> LocalRun:
         """f of the parity block that is made of most data blocks, on a thread: under way, or ended."""
         index, _ = self.most_mixed
-        return LocalRun(self._word.f, partial(block_here, self._coded, index), index)
+        return self._word.run_here(partial(block_here, self._coded, index), index)
 
     def parity_fits(self, leaves: list[Array]) -> bool:
         """Whether f of that parity block, evaluated here, is what the results of all data tell."""
@@ -313,7 +312,7 @@ class Verifier:
 
     def convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        run = LocalRun(self._word.f, partial(block_here, self._coded, index))
+        run = self._word.run_here(partial(block_here, self._coded, index), index)
         own = run.leaves_within(self._word.time_here)
         if own is not None and self._agrees(own, self._word.results[index].leaves):
             self.blame_f(f"f of block {index} does not fit the parity equations")

@@ -70,8 +70,15 @@ def check_repair(store, dtype, executor):
     np.testing.assert_allclose(coded[:], A, rtol=tolerance, atol=tolerance)
     assert objects(store) == before
 
-    assert coded.repair(executor=executor) == found
+    repaired = coded.repair(executor=executor)
+    assert repaired == found
     assert coded.check().ok
+    text = repr(repaired)
+    assert "; rebuilt " in text
+    assert "all parts are good now" in text
+    assert "3 other objects of the Zarr array were wrong and are replaced" in text
+    assert all(f"block {block}, part {part}: was {kind}" in text for (block, part), kind in hurt.items())
+    assert "repair() can rebuild" not in text
     again = polarmap.open_coded("a", store)
     assert again.check(executor=executor).ok
     np.testing.assert_allclose(again[:], A, rtol=tolerance, atol=tolerance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import threading
 import time
@@ -494,3 +495,17 @@ def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_t
     with Pool(YAML, workers=2, threads=threads) as pool:
         found = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
     assert {number for numbers in found for number in numbers} == {min(threads, os.cpu_count() or 1)}
+
+
+def test_a_pool_prints_where_its_workers_are_and_how_many() -> None:
+    with Pool(workers=2) as pool:
+        assert repr(pool) == "<Pool: processes here, no workers running, at most 2>"
+        polarmap.hedged_map(abs, [1, 2, 3], executor=pool)
+        found = re.fullmatch(
+            r"<Pool: processes here, (\d) workers running, (\d) busy, at most 2>", repr(pool)
+        )
+        assert found is not None
+        assert 1 <= int(found[1]) <= 2
+        assert int(found[2]) <= int(found[1])
+    assert repr(pool) == "<Pool: processes here, closed, at most 2>"
+    assert repr(Pool()) == "<Pool: processes here, no workers running>"

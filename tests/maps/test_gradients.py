@@ -140,9 +140,29 @@ def test_evaluations_are_counted() -> None:
 def test_evaluations_of_a_further_attempt_were_started_too() -> None:
     again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})  # without its second attempt only three report
     gradient = CodedGradient(curved, blocks=4, tasks=6, executor=again)
-    gradient(point(12))
-    gradient(point(12))
-    assert gradient.evaluations_started == 2 * (7 * 2 * 3)
+    here = 0
+    for _ in range(2):
+        gradient(point(12))
+        assert gradient.report is not None
+        here += len(gradient.report.evaluated_here)
+    assert here >= 1  # on the driver, to check that f is smooth
+    assert gradient.evaluations_started == 2 * (7 * 2 * 3) + here * 2 * 3
+
+
+def test_every_call_of_f_is_counted_also_on_the_driver() -> None:
+    """Six directions on each of eight tasks; two never report, and the driver checks a decoded block."""
+    calls = []
+
+    def f(x: Any) -> Any:
+        calls.append(1)
+        return curved(x)
+
+    found = coded_gradient(f, point(18), blocks=6, tasks=8, executor=losing(2, 5))
+    assert found.report.verified == "local"
+    assert found.evaluations == 6 * 6
+    assert found.evaluations_started == 8 * 6 + 6
+    assert len(calls) == found.evaluations + 6
+    assert repr(found) == "<GradientResult of shape 18, 36 evaluations of f count, 54 were started>"
 
 
 # --- the check -----------------------------------------------------------------------------------
@@ -291,4 +311,5 @@ def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:
 
 def test_a_gradient_prints_one_line() -> None:
     found = coded_gradient(np.sum, np.ones(8), executor=ReplayExecutor())
-    assert repr(found) == f"<GradientResult of shape 8, {found.evaluations} evaluations>"
+    counts = f"{found.evaluations} evaluations of f count, {found.evaluations_started} were started"
+    assert repr(found) == f"<GradientResult of shape 8, {counts}>"

@@ -43,12 +43,16 @@ Output = dict[str, Any]
 @pytest.fixture(scope="module")
 def outputs() -> dict[str, list[Output]]:
     """What each cell shows."""
+    return outputs_of(CELLS)
+
+
+def outputs_of(sources: dict[str, str]) -> dict[str, list[Output]]:
     cells = [
-        nbformat.v4.new_code_cell(source, id=f"cell-{place}") for place, source in enumerate(CELLS.values())
+        nbformat.v4.new_code_cell(source, id=f"cell-{place}") for place, source in enumerate(sources.values())
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    return {name: cell.outputs for name, cell in zip(CELLS, notebook.cells)}
+    return {name: cell.outputs for name, cell in zip(sources, notebook.cells)}
 
 
 def shown(outputs: list[Output]) -> dict[str, str]:
@@ -105,3 +109,41 @@ def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
 
 def test_there_is_no_bar_where_none_is_wanted(outputs: dict[str, list[Output]]) -> None:
     assert outputs["no bar"] == []
+
+
+WITHOUT_WIDGETS = {
+    "setup": """
+import sys
+sys.modules["ipywidgets"] = None  # as if it were not installed
+import numpy as np, polarmap, polarmap.run.observers
+polarmap.run.observers.NOTEBOOK_SECONDS = 0.0
+from concurrent.futures import ThreadPoolExecutor
+def f(block):
+    import time
+    time.sleep(0.2)
+    return block
+""",
+    "bar": """
+with ThreadPoolExecutor(2) as pool:
+    polarmap.coded_map(f, np.eye(24), blocks=24, tasks=32, executor=pool);
+""",
+    "stripes": """
+from polarmap.run.running_map import counting
+with counting((polarmap.run.observers.ProgressBar(True),), 30) as show:
+    for done in range(1, 31):
+        f(None)
+        show(done)
+""",
+}
+
+
+def test_a_notebook_without_widgets_has_one_line_for_a_bar_at_most() -> None:
+    """Though the bar has changed some thirty times: what is printed would all be kept."""
+    found = outputs_of(WITHOUT_WIDGETS)
+    assert found["setup"] == []
+    for name, ends in (("bar", ""), ("stripes", "30/30 stripes")):
+        assert [output["output_type"] for output in found[name]] == ["display_data"]
+        text = found[name][0]["data"]["text/plain"]
+        assert len(text.splitlines()) <= 1
+        assert ends in text
+    assert found["bar"][0]["data"]["text/plain"] == ""

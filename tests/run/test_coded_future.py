@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
+import numpy as np
 import pytest
 
+import polarmap
 from polarmap.codes import PolarCode
 from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
@@ -208,3 +211,47 @@ def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
     assert futures[1].result(SECONDS) == ["zero", "one"]
     with pytest.raises(CancelledError):
         futures[0].result(SECONDS)
+
+
+def test_a_future_prints_its_state_and_how_many_results_are_there() -> None:
+    options: dict[str, Any] = {"blocks": 3, "tasks": 4}
+    future = polarmap.submit(polarmap.coded_map, np.negative, np.eye(6), executor=ReplayExecutor(), **options)
+    future.result(SECONDS)
+    report = future.report
+    assert report is not None
+    arrived = sum(task.arrived is not None for task in report.tasks)
+    assert repr(future) == f"<CodedFuture: done, {arrived} of 4 results arrived, 3 needed>"
+    gate = threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        waiting = polarmap.submit(
+            polarmap.coded_map,
+            lambda block: gate.wait(SECONDS) and block,
+            np.eye(6),
+            executor=pool,
+            **options,
+        )
+        try:
+            deadline = time.monotonic() + SECONDS
+            while "running" not in repr(waiting) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert repr(waiting).startswith("<CodedFuture: running")
+            assert report_of(waiting).needed == 3
+            assert repr(waiting) == "<CodedFuture: running, 0 of 4 results arrived, 3 needed>"
+            waiting.cancel()
+            assert repr(waiting).startswith("<CodedFuture: cancelled")
+        finally:
+            gate.set()
+    failed = polarmap.submit(polarmap.coded_map, failing, np.eye(6), executor=ReplayExecutor(), **options)
+    assert isinstance(failed.exception(SECONDS), KeyError)
+    assert repr(failed).startswith("<CodedFuture: failed with KeyError")
+
+
+def report_of(future: CodedFuture[Any]) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while (report := future.report) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return report
+
+
+def failing(block: Any) -> Any:
+    raise KeyError("none")
