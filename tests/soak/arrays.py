@@ -221,6 +221,7 @@ def draw_array(draw: Draw, executor: str) -> ArrayCase:
     dtype = draw.dtype()
     k, spare = draw.number(1, 9), draw.number(1, 5)
     rows = k * draw.number(1, 4) + draw.number(0, k - 1)
+    k = -(-rows // -(-rows // k))  # no block is empty
     wide = 700 if draw.chance(0.1) else draw.number(1, 5)
     A, layout = draw.laid_out(draw.values((rows, wide), dtype))
     if dtype.kind in "fc" and layout != "read-only" and draw.chance(0.05):

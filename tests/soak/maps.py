@@ -287,8 +287,12 @@ class Judge:
     def _check_concatenated(self) -> None:
         if any(isinstance(one, (dict, list, tuple)) for one in self.expected):
             return
-        joined = self.result.concatenate()
         arrays = [np.asarray(one) for one in self.found]
+        if len({one.shape[1:] for one in arrays}) > 1:  # of a short block, which numpy does not join either
+            return
+        if self.case.is_short and self.report.errors and np.isinf(self.report.errors[-1]):
+            return
+        joined = self.result.concatenate()
         wanted = np.stack(arrays) if arrays[0].ndim == 0 else np.concatenate(arrays)
         if joined.shape[0] != sum(len(np.atleast_1d(one)) for one in self.expected):
             raise Finding("wrong concatenation", f"{joined.shape} from results of {self.expected[0].shape}")

@@ -50,14 +50,15 @@ FUNCTIONS: tuple[Callable[[Any], Any], ...] = (*LINEAR, medians)
 
 @dataclass
 class RowsCase:
-    """One number of rows: maps of all functions over all numbers of blocks, with and without losses."""
+    """One number of rows: maps of all functions over some numbers of blocks, with and without losses."""
 
     seed: int
     total: int
     dtype: str
+    counts: tuple[int | None, ...] = COUNTS
 
     def __str__(self) -> str:
-        return f"{self.total} rows of {self.dtype}, {len(FUNCTIONS)} functions, blocks {COUNTS}, {WAYS}"
+        return f"{self.total} rows of {self.dtype}, {len(FUNCTIONS)} functions, blocks {self.counts}, {WAYS}"
 
     def run(self, pools: Pools) -> str:
         """The verdict in a word; a Finding for what must not be."""
@@ -68,7 +69,7 @@ class RowsCase:
         return "right"
 
     def _maps(self) -> Iterator[tuple[int | None, Callable[[Any], Any], str]]:
-        for k, f, way in product(COUNTS, FUNCTIONS, WAYS):
+        for k, f, way in product(self.counts, FUNCTIONS, WAYS):
             if (k is None or k <= self.total) and (f in LINEAR or way == "nothing lost"):
                 yield k, f, way
 
@@ -122,4 +123,5 @@ class RowsCase:
 
 
 def draw_rows(draw: Draw, executor: str) -> RowsCase:
-    return RowsCase(draw.seed, draw.number(1, MOST_ROWS), draw.pick(["f8", "i8", "c16"]))
+    total, dtype = draw.number(1, MOST_ROWS), draw.pick(["f8", "i8", "c16"])
+    return RowsCase(draw.seed, total, dtype, (None, *draw.some(COUNTS[1:], 2)))
