@@ -200,15 +200,16 @@ class Codeword(Received):
 
     def _give_up_on_short_block(self, task: int) -> NoReturn:
         """Raise what f raised of the rows of that block, or that its task was lost too often."""
-        assert self.padding is not None
+        padding = self.padding
+        assert padding is not None
         failure = self.tasks[task].last_failure
-        what = f"task {task} of {self._code.n}: {self.padding.described}"
+        what = f"task {task} of {self._code.n}: {padding.described}"
         if failure is not None and failure.kind == "raised":
             raise as_raised(what, failure)
         self.give_up(
             NotDecodableError(
                 f"{what}. Rows of zeros change the result of f, so this one cannot be decoded, and its task "
-                f"failed: {failure}. Raise retries=, or {self.padding.advice.lower()}"
+                f"failed: {failure}. Raise retries=, or {padding.advice.lower()}"
             )
         )
 
@@ -219,8 +220,9 @@ class Codeword(Received):
         if self.unpadded is not None:
             own = self.unpadded.leaves if as_seen is None else list(map(as_seen, self.unpadded.leaves))
             return unflatten(self.unpadded.structure, own)
-        assert self.padding is not None
-        return unflatten(self.structure, self.padding.without_rows(leaves, self.padding_effects))
+        padding = self.padding
+        assert padding is not None
+        return unflatten(self.structure, padding.without_rows(leaves, self.padding_effects))
 
     def _unchecked(self) -> tuple[int, ...]:
         """Return the results that no check involves, among them that without padding if none does."""

@@ -86,8 +86,9 @@ class WithBackupsOf(Policy):
             return self._policy.due(tasks, need, now)
         task, running = tasks[self._task], tasks.running.get(self._task)
         began = task.began.get(max(running)) if running else None
-        assert self.late is not None
-        if began is None or task.backups >= BACKUPS or now < began + 2 * self.late.late_after():
+        late = self.late
+        assert late is not None
+        if began is None or task.backups >= BACKUPS or now < began + 2 * late.late_after():
             return ()
         task.backups += 1
         return (self._task,)
