@@ -155,7 +155,7 @@ class _Walk:
         self._is_dynamic = False
         self._bound: list[tuple[Any, str, Any]] = []  # namespace, name and value
         self._sizes: list[tuple[Any, int]] = []  # of namespaces
-        self._codes: list[tuple[Any, Any, Any]] = []  # function, code and defaults
+        self._codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
         self._mutable: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
         while self._queue or self._add_attributes_of_modules():
             if self._queue:
@@ -172,8 +172,10 @@ class _Walk:
         for namespace, size in self._sizes:
             if len(namespace) != size:
                 return False
-        for function, code, defaults in self._codes:
-            if function.__code__ is not code or function.__defaults__ is not defaults:
+        for function, code, defaults, by_name, size in self._codes:
+            if function.__code__ is not code or len(function.__dict__) != size:
+                return False
+            if function.__defaults__ is not defaults or function.__kwdefaults__ is not by_name:
                 return False
         for module, path, value, fingerprint in self._mutable:
             if describe_value(module, path, value).fingerprint != fingerprint:
@@ -256,7 +258,8 @@ class _Walk:
         self._bound.append((namespace, path.rpartition(".")[2], value))
         kind = type(value)
         if kind is types.FunctionType:
-            self._codes.append((value, value.__code__, value.__defaults__))
+            defaults = value.__defaults__, value.__kwdefaults__
+            self._codes.append((value, value.__code__, *defaults, len(value.__dict__)))
         if not (described.kind == CLASS or kind in IMMUTABLE or _is_fixed(value, described)):
             self._mutable.append((module, path, value, described.fingerprint))
         if described.kind == OPAQUE:

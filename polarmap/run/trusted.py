@@ -1,4 +1,13 @@
-"""What functions were found to be (linear, acting on rows): only the first map of each has to find out."""
+"""What functions were found to be (linear, acting on rows): only the first map of each has to find out.
+
+The rule: a later map trusts what was found of f if all that f can reach is the same by value, with nothing
+left out. f reaches its code, constants, closure, defaults and globals, what its code names of classes,
+instances and modules, and how numpy treats errors of floating numbers (`numpy.errstate`). Functions of
+installed libraries count by their code, and by the globals of the library that they and the functions they
+call name. Classes of installed libraries, and objects in C, count by their names. If f reaches a value that
+cannot be compared entirely (a lock, a generator, names that code makes), f is not trusted, and every map is
+verified.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +19,7 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -19,6 +29,9 @@ from polarmap.executors.module_state import DYNAMIC, is_installed, is_library
 from polarmap.worker.module_state import SELDOM_READ, read_code
 
 LINEAR = "linear or affine in its block"
+
+OF_MEMMAP = {"_mmap", "filename", "mode", "offset"}
+_DISPATCHER: Any = type(np.sum) if hasattr(np.sum, "_implementation") else type(None)  # of functions of numpy
 
 TRUSTED: dict[str, Any] = {}  # what maps of this process found
 
@@ -59,10 +72,7 @@ def _key(f: Any, what: str, dtypes: Sequence[np.dtype[Any]]) -> str | None:
 
 
 def fingerprint(f: Any) -> str | None:
-    """A digest of all that f can reach; None if some of that cannot be compared.
-
-    That is its code, constants, closure, defaults and globals, and what it names of classes, instances and
-    modules. Installed libraries count by name, but for what f names of their modules.
+    """Return a digest of all that f can reach, by the rule above; None if some of that cannot be compared.
 
     >>> def power(p): return lambda block: block ** p
     >>> fingerprint(power(1)) == fingerprint(power(1)), fingerprint(power(1)) == fingerprint(power(2))
@@ -89,6 +99,7 @@ class _Reached(pickle.Pickler):
         self._modules: dict[str, types.ModuleType] = {}
         self._attributes = {"__getattr__"}  # that code names, of whatever
         self.dump(f)
+        self.dump(tuple(np.geterr().values()))
         self._dump_attributes_of_modules()
 
     def reducer_override(self, value: Any) -> Any:
@@ -103,15 +114,16 @@ class _Reached(pickle.Pickler):
         return _Part, (), self._parts_of_instance(value)
 
     def _parts_of_array(self, array: npt.NDArray[Any]) -> Any:
+        held = _held_by_array(array)
         if array.dtype.hasobject or type(array) not in (np.ndarray, np.memmap, np.matrix):
-            return type(array), array.__reduce__()
+            return type(array), array.__reduce__(), held
         data = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return type(array), array.dtype.descr, array.shape, data.hexdigest()
+        return type(array), array.dtype.descr, array.shape, data.hexdigest(), held
 
     def _parts_of_function(self, f: types.FunctionType) -> Any:
         parts = [read_code(f.__code__).digest, f.__closure__, f.__defaults__, f.__kwdefaults__, f.__dict__]
         if is_installed(f.__code__.co_filename):
-            return parts
+            return parts + [(name, namespace.get(name)) for name, namespace in _globals_of_library(f)]
         code = read_code(f.__code__)
         if DYNAMIC & (code.names | code.attributes):
             raise pickle.PicklingError(f"{f.__qualname__} reaches things by names that code makes")
@@ -151,6 +163,10 @@ class _Reached(pickle.Pickler):
     def _parts_of_module(self, module: types.ModuleType) -> Any:
         self._modules[module.__name__] = module
         return module.__name__
+
+    def _parts_of_context(self, variable: ContextVar[Any]) -> Any:
+        is_of_errors = variable.name == "numpy.ufunc.extobj"  # which the fingerprint has already
+        return variable.name, None if is_of_errors else variable.get(None)
 
     def _parts_of_ufunc(self, value: np.ufunc) -> Any:
         if getattr(np, value.__name__, None) is not value:
@@ -210,7 +226,59 @@ _PARTS: list[tuple[tuple[Any, ...], Callable[[_Reached, Any], Any]]] = [
     ((types.ModuleType,), _Reached._parts_of_module),
     ((types.MappingProxyType,), lambda _, value: dict(value)),
     ((np.ufunc,), _Reached._parts_of_ufunc),
+    ((ContextVar,), _Reached._parts_of_context),
+    ((_DISPATCHER,), lambda _, value: (value.__name__, getattr(value, "_implementation", None))),
 ]
+
+
+def _held_by_array(array: npt.NDArray[Any]) -> Any:
+    """Return what an array of a subclass, or its dtype, holds besides its data; () of any other."""
+    metadata = array.dtype.metadata
+    if type(array) is np.ndarray and metadata is None:
+        return ()
+    held = dict(getattr(array, "__dict__", {}))
+    if type(array) is np.memmap:  # says where its data are
+        held = {name: value for name, value in held.items() if name not in OF_MEMMAP}
+    slots = [
+        (name, getattr(array, name, None))
+        for kind in type(array).__mro__
+        for name, one in vars(kind).items()
+        if isinstance(one, types.MemberDescriptorType)
+    ]
+    return held, slots, metadata and dict(metadata)
+
+
+class _Namespace:
+    """The globals of a module, which a cache can hold."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self.get = names.get
+
+
+@functools.lru_cache(maxsize=1000)
+def _globals_of_library(f: types.FunctionType) -> tuple[tuple[str, _Namespace], ...]:
+    """Return the names of data that a function of a library, or one that it calls, reads; where each is."""
+    found: dict[tuple[int, str], tuple[str, _Namespace]] = {}
+    functions, seen = [f], set[int]()
+    while functions:
+        function: Any = functions.pop()
+        function = getattr(function, "_implementation", function)  # of numpy's own kind of function
+        if not isinstance(function, types.FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        code, names = read_code(function.__code__), function.__globals__
+        places = [(names, code.names & names.keys())]
+        for module in {id(one): one for one in map(names.get, code.names)}.values():
+            if isinstance(module, types.ModuleType) and module is not sys:
+                places.append((vars(module), code.attributes & vars(module).keys()))
+        for namespace, named in places:
+            for name in named:
+                value = namespace[name]
+                if callable(value):
+                    functions.append(value)
+                elif not (isinstance(value, types.ModuleType) or name.startswith("__")):
+                    found[id(namespace), name] = name, _Namespace(namespace)
+    return tuple(found[key] for key in sorted(found, key=lambda key: (key[1], key[0])))
 
 
 def _c_base(kind: type) -> type:

@@ -52,7 +52,7 @@ CHUNK_BYTES = 1 << 12  # of a large array, for each of its checksums
 RECORD = "__polarmap_state__"  # the name, in a module, of what a driver has said of it
 # Attributes of classes that say nothing of what their instances do.
 SELDOM_READ = {"__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__"} | {
-    *("__firstlineno__", "__module__", "__static_attributes__", "__weakref__", "_abc_impl")
+    *("__firstlineno__", "__module__", "__slotnames__", "__static_attributes__", "__weakref__", "_abc_impl")
 }
 
 

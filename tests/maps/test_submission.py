@@ -386,6 +386,34 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return begin
 
 
+@pytest.mark.parametrize("make", [polarmap.Pool, polarmap.Executor], ids=["pool", "executor"])
+def test_f_is_taken_as_it_is_when_submit_returns(
+    make: Callable[..., Any], held_back: Callable[[], None]
+) -> None:
+    """With an Executor, workers got what f held when the map began: 5 of 5 runs."""
+    weights = np.ones(3)
+    with make(workers=2) as executor:
+        future = polarmap.submit(polarmap.coded_map, lambda b: b @ weights, A, blocks=4, executor=executor)
+        weights.fill(-1)
+        held_back()
+        np.testing.assert_allclose(future.result(SECONDS).concatenate(), A.sum(axis=1), atol=1e-9)
+
+
+def test_an_executor_on_threads_shares_f_with_its_caller(
+    held_back: Callable[[], None], threads: ThreadPoolExecutor
+) -> None:
+    lock = threading.Lock()  # which no process could get
+
+    def f(block: Any) -> Any:
+        with lock:
+            return -block
+
+    with polarmap.Executor(threads) as executor:
+        future = polarmap.submit(polarmap.coded_map, f, A, blocks=4, executor=executor)
+        held_back()
+        np.testing.assert_allclose(future.result(SECONDS).concatenate(), -A, atol=1e-9)
+
+
 class Rows:
     """A sequence of the caller's own."""
 

@@ -10,6 +10,7 @@ import math
 import operator
 import os
 import sys
+import tempfile
 import threading
 import types
 import weakref
@@ -258,6 +259,39 @@ class Holder:
         return self.own
 
 
+class OwnArray(np.ndarray):
+    p = 1
+
+
+class SlottedArray(np.ndarray):
+    __slots__ = ("p",)
+
+
+def getattr_p(one: Any) -> int:
+    try:
+        return int(one.p)
+    except AttributeError:
+        return 1
+
+
+def noted(array: Any) -> Any:
+    array.p = 1
+    return array
+
+
+def memory_map() -> Any:
+    with tempfile.TemporaryFile() as file:
+        return noted(np.memmap(file, float, "w+", shape=(5,)))
+
+
+def module_of_library(source: str) -> Any:
+    """A module whose file is where libraries are installed."""
+    module = module_of("")
+    module.__file__ = f"{os.path.dirname(np.__file__)}/../reached.py"
+    exec(compile(source, module.__file__, "exec"), module.__dict__)
+    return module
+
+
 UNPATCHED: list[tuple[Any, str, Any]] = []
 
 
@@ -319,6 +353,42 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], tuple[Callable[[Any]
     "enum": (
         lambda: enum.Enum("Numbers", {"ONE": 1}),
         lambda one: (lambda b: b**one.ONE.value, setter(one.ONE, "_value_")),
+    ),
+    "attribute of an array": (
+        lambda: np.ones(5).view(OwnArray),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "attribute of an array of objects": (
+        lambda: np.array([1], object).view(OwnArray),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "slot of an array": (
+        lambda: np.ones(5).view(SlottedArray),
+        lambda one: (lambda b: b ** getattr_p(one), setter(one, "p")),
+    ),
+    "attribute of a matrix": (
+        lambda: noted(np.ones((5, 5)).view(np.matrix)),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "attribute of a record array": (
+        lambda: noted(np.ones(5).view(np.recarray)),
+        lambda one: (lambda b: b**one.p, setter(one, "p")),
+    ),
+    "attribute of a memory map": (memory_map, lambda one: (lambda b: b**one.p, setter(one, "p"))),
+    "global of an installed package": (
+        lambda: module_of_library("options = {'p': 1}\ndef helper(b): return b ** options['p']"),
+        lambda module: (module.helper, item(module.options, "p")),
+    ),
+    "global that an installed package rebinds": (
+        lambda: module_of_library("p = 1\ndef deep(): return p\ndef helper(b): return b ** deep()"),
+        lambda module: (lambda b: module.helper(b), setter(module, "p")),
+    ),
+    "errors of numpy": (
+        int,
+        lambda _: (
+            lambda b: b ** (1 if np.geterr()["under"] == "ignore" else 2),
+            lambda p: np.seterr(under="ignore" if p == 1 else "warn"),
+        ),
     ),
     "memory of a view": (
         lambda: np.ones((5, 2))[:, 0],

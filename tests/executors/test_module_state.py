@@ -1,0 +1,131 @@
+"""What f reaches in modules of a user's own."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap.errors import CodeError
+from polarmap.executors import module_state
+from polarmap.executors.module_state import is_library, own, state_of
+from polarmap.worker.module_state import describe_value
+
+NAME = "module_that_is_reached"
+SOURCE = """
+import functools, threading
+import numpy as np
+number, unused, array, cache = 2.0, 3.0, np.ones(3), {}
+model = None
+opened = (item for item in ())
+class Base:
+    rate = 2.0
+class Kind(Base):
+    lock = None
+    def method(self, b): return b * number
+class Client:
+    def __init__(self): self.lock, self.address = threading.Lock(), "a"
+client = Client()
+def helper(b, factor=1.0): return b * number
+def f(b): return helper(b) + array[0]
+def fills(b):
+    global model
+    model = cache
+def connects(b): return client.address
+def reads(b): return opened
+def dynamic(b): return globals()[b]
+def shadows(b): return max(b)
+"""
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    made = types.ModuleType(NAME)
+    monkeypatch.setitem(sys.modules, NAME, made)
+    exec(SOURCE, vars(made))
+    yield made
+    for known in (module_state._walks, module_state._known, module_state._first_seen):
+        known.clear()
+
+
+def paths(*reached: Any) -> set[str]:
+    return {item.path for item in state_of(reached)}
+
+
+def test_installed_modules_are_nobody_s_own(module: Any) -> None:
+    assert (
+        is_library("numpy") and is_library("sys") and is_library("polarmap.errors") and is_library("_pytest")
+    )
+    assert not is_library(NAME)
+    assert own([np.sum, functools.partial, np, module, module.f]) == [module, module.f]
+
+
+def test_all_that_code_names_is_reached_and_nothing_else(module: Any) -> None:
+    assert paths(module.f) == {"f", "helper", "number", "array"}
+    assert paths(module.Kind) == {"Kind", "Kind.lock", "Kind.method", "number", "Base", "Base.rate"}
+    assert {"client", "client.lock", "client.address", "Client.__init__"} <= paths(module.connects)
+    assert {"number", "unused", "array"} <= paths(module.dynamic)
+
+
+def test_names_of_modules_that_a_program_names_are_reached(module: Any) -> None:
+    names = {"__name__": "__main__", "m": module}
+    program: Any = types.FunctionType(compile("m.number", "program", "eval"), names)
+    assert paths(program, module) == {"number"}
+
+
+def test_what_functions_fill_in_is_known(module: Any) -> None:
+    found = {item.path: item.may_be_filled for item in state_of([module.fills, module.f])}
+    assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "number": lambda m: setattr(m, "number", 3.0),
+    "array": lambda m: m.array.fill(3),
+    "function": lambda m: setattr(m, "helper", m.f),
+    "code": lambda m: setattr(m.helper, "__code__", (lambda b: b).__code__),
+    "defaults": lambda m: setattr(m.helper, "__defaults__", (7.0,)),
+    "attribute of a function": lambda m: setattr(m.helper, "told", 7),
+    "attribute of a base": lambda m: setattr(m.Base, "rate", 3.0),
+    "new attribute": lambda m: setattr(m.Kind, "rate", 3.0),
+    "name that was a builtin": lambda m: setattr(m, "max", min),
+    "attribute of an opaque instance": lambda m: setattr(m.client, "address", "b"),
+    "new attribute of an opaque instance": lambda m: setattr(m.client, "other", "b"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_state_is_looked_at_anew_in_each_map(name: str, module: Any) -> None:
+    reached = [module.f, module.Kind, module.connects, module.shadows]
+    before = state_of(reached)
+    assert state_of(reached) is before
+    CHANGES[name](module)
+    assert state_of(reached) != before
+    assert state_of(reached) is state_of(reached)
+
+
+def test_nothing_is_described_again_where_nothing_can_have_changed(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = [module.helper, module.Kind]
+    state_of(reached)
+    told = list[str]()
+
+    def describe(module: str, path: str, value: Any) -> Any:
+        told.append(path)
+        return describe_value(module, path, value)
+
+    monkeypatch.setattr(module_state, "describe_value", describe)
+    assert state_of(reached) is state_of(reached)
+    assert told == []
+
+
+def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
+    state_of([module.reads])
+    module.opened = (item for item in ())
+    with pytest.raises(CodeError, match=rf"{NAME}\.opened, which is another generator than before"):
+        state_of([module.reads])

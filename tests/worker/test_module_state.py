@@ -1,0 +1,167 @@
+"""How the state of a user's modules is described, and taken over by another process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap.worker.module_state import (
+    CLASS,
+    CODE,
+    DATA,
+    LARGE_BYTES,
+    OPAQUE,
+    Item,
+    ModuleStateError,
+    describe_value,
+    process_mark,
+    read_code,
+    take_over,
+)
+
+NAME = "module_of_a_user"
+DRIVER = -1, "another process"
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """What makes the module anew, as its driver or a worker has it."""
+
+    def make_module(source: str) -> Any:
+        module = types.ModuleType(NAME)
+        monkeypatch.setitem(sys.modules, NAME, module)
+        exec(source, vars(module))
+        return module
+
+    return make_module
+
+
+def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
+    """What a driver says of these names, as it travels."""
+    found = []
+    for path in paths:
+        value: Any = module
+        for name in path.split("."):
+            value = vars(value)[name]
+        kind, fingerprint, payload, *_ = describe_value(NAME, path, value)
+        found.append(tuple(Item(NAME, path, kind, fingerprint, payload, False)))
+    return pickle.loads(pickle.dumps(found))
+
+
+def test_code_counts_by_what_it_does() -> None:
+    one = compile("def f(x):\n    return x in {'a', 'b', 'c'}", "one.py", "exec")
+    other = compile("\n\ndef f(x):\n    return x in {'c', 'b', 'a'}", "other.py", "exec")
+    third = compile("def f(x):\n    return x in {'a', 'b', 'd'}", "one.py", "exec")
+    assert read_code(one).digest == read_code(other).digest != read_code(third).digest
+
+
+def test_names_that_a_function_assigns_are_told() -> None:
+    code = compile("def f():\n    global a, b\n    a = b\n    del c.d", "one.py", "exec")
+    assert read_code(code).assigned == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "kind"),
+    [
+        ("a = [1]", "a", DATA),
+        ("def a(): pass", "a", CODE),
+        ("class a: pass", "a", CLASS),
+        ("import threading; a = threading.Lock()", "a", OPAQUE),
+        ("import numpy; a = numpy.random.default_rng()", "a", OPAQUE),
+        ("import sys; a = sys.stderr", "a", OPAQUE),
+        ("a = list(range(10**6))", "a", OPAQUE),
+        ("def b(): pass\na = b", "a", DATA),
+    ],
+)
+def test_what_a_value_is(source: str, path: str, kind: str, make: Callable[[str], Any]) -> None:
+    assert describe_value(NAME, path, vars(make(source))[path]).kind == kind
+
+
+@pytest.mark.parametrize("change", [lambda a: a.fill(3), lambda a: a.__setitem__(777, 1), np.random.shuffle])
+def test_a_large_array_is_compared_and_not_sent(change: Callable[[Any], Any]) -> None:
+    array = np.arange(LARGE_BYTES // 8 + 5.0)
+    before = describe_value(NAME, "a", array)
+    assert before == describe_value(NAME, "a", array.copy())
+    change(array)
+    after = describe_value(NAME, "a", array)
+    assert before.payload is after.payload is None
+    assert before.fingerprint != after.fingerprint
+
+
+def test_functions_keep_their_identity(make: Callable[[str], Any]) -> None:
+    source = "import functools\ndef plain(b): return b * {0}\n@functools.cache\ndef cached(): return {0}"
+    source += "\nclass Kind:\n    @staticmethod\n    def method(b): return b * {0}\n    rate = {0}\n"
+    source += "held = [plain]"
+    told = items(make(source.format(3)), "held", "Kind", "Kind.method", "Kind.rate", "plain", "cached")
+    worker = make(source.format(2))
+    before = dict(vars(worker))
+    assert worker.cached() == 2
+    take_over(DRIVER, told)
+    assert all(vars(worker)[name] is before[name] for name in ("plain", "cached", "Kind", "held"))
+    assert (worker.plain(1), worker.held[0](1), worker.Kind.method(1), worker.Kind.rate) == (3, 3, 3, 3)
+    assert worker.cached() == 3
+
+
+def test_attributes_of_a_class_that_the_driver_has_not_are_removed(make: Callable[[str], Any]) -> None:
+    told = items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
+    worker = make("class Kind:\n    a = 1\n    def __len__(self): return 3")
+    take_over(DRIVER, told)
+    assert not hasattr(worker.Kind, "__len__")
+
+
+def test_the_driver_itself_is_left_alone(make: Callable[[str], Any]) -> None:
+    told = items(make("a = 3"), "a")
+    module = make("a = 2")
+    take_over(process_mark(), told)
+    assert module.a == 2
+    take_over(DRIVER, told)
+    assert module.a == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_process_that_was_forked_is_another_one() -> None:
+    mark = process_mark()
+    child = os.fork()
+    if not child:
+        os._exit(process_mark() == mark)
+    assert os.waitpid(child, 0)[1] == 0
+    assert process_mark() == mark
+
+
+def test_what_the_process_has_filled_in_stays_until_something_changes(make: Callable[[str], Any]) -> None:
+    cache, scale = items(make("cache, scale = {}, 2"), "cache", "scale")
+    worker = make("cache, scale = {}, 2")
+    cache = *cache[:-1], True
+    take_over(DRIVER, [cache, scale])
+    worker.cache["a"] = 1
+    worker.scale = 7
+    take_over(DRIVER, [cache, scale])
+    assert (worker.cache, worker.scale) == ({"a": 1}, 2)
+    (other,) = items(types.SimpleNamespace(scale=3), "scale")
+    take_over(DRIVER, [cache, other])
+    assert (worker.cache, worker.scale) == ({}, 3)
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), functools.partial(print, threading.Lock())])
+def test_what_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) -> None:
+    driver = make("a = None")
+    driver.a = value
+    told = items(driver, "a")
+    make("a = None")
+    with pytest.raises(ModuleStateError, match=rf"{NAME}\.a, .*register_pickle_by_value\({NAME}\)"):
+        take_over(DRIVER, told)
+
+
+def test_a_module_that_is_not_there_is_told_by_f_if_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = pickle.dumps(3)
+    take_over(DRIVER, [("no_such_module", "a", DATA, hashlib.sha256(payload).digest(), payload, False)])
