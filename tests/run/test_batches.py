@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -207,28 +206,15 @@ def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_eac
 @pytest.mark.parametrize("retries", [0, 1, 2])
 def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int) -> None:
     unlucky, doomed = 3, 5
-    n_losses_left = Counter({unlucky: retries, doomed: 99})
-    killed = list[list[int]]()
-
-    class Killing(Served):
-        """A worker dies of a batch with both items, and later of each of them alone."""
-
-        def _submit(self, attempts: list[Attempt]) -> None:
-            for task, attempt in attempts:
-                numbers = list(self.batches.batches[task][1])
-                is_lost_alone = len(numbers) == 1 and n_losses_left[numbers[0]] > 0
-                if {unlucky, doomed} < set(numbers) or is_lost_alone:
-                    killed.append(numbers)
-                    self.faults[task] = Fault("kill", attempts=attempt + 1)
-                if is_lost_alone:
-                    n_losses_left[numbers[0]] -= 1
-            super()._submit(attempts)
-
-    served = Killing(abs, Numbers(40), retries=retries)
+    # The first fault strikes the batch that holds both items. Each fault after it strikes an item that is alone.
+    faults = {unlucky: Fault("kill", attempts=1 + retries), doomed: Fault("kill", attempts=99)}
+    served = Served(abs, Numbers(40), faults=faults, retries=retries)
     found = served.serve()
     assert {number for number, end in found.items() if end != number} == {doomed}
     assert "struck by 'kill'" in found[doomed]
-    assert sorted(killed[1:]) == [[unlucky]] * retries + [[doomed]] * (retries + 1)
+    [batch, *others] = [numbers for numbers in served.handed if {unlucky, doomed} & set(numbers)]
+    assert {unlucky, doomed} < set(batch)
+    assert sorted(others) == [[unlucky]] * (retries + 1) + [[doomed]] * (retries + 1)
     attempts = {number: task.attempts for number, task in enumerate(served.need.as_told()())}
     assert attempts[unlucky] == attempts[doomed] == 2 + retries
 
