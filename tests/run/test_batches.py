@@ -206,7 +206,7 @@ def test_items_that_are_lost_together_are_tried_again_by_themselves_and_told_eac
 @pytest.mark.parametrize("retries", [0, 1, 2])
 def test_a_loss_with_others_uses_up_no_retry_and_a_loss_alone_does(retries: int) -> None:
     unlucky, doomed = 3, 5
-    # The first fault strikes the batch that holds both items. Each fault after it strikes an item that is alone.
+    # The first fault strikes the batch that holds both items. All later ones strike an item that is alone.
     faults = {unlucky: Fault("kill", attempts=1 + retries), doomed: Fault("kill", attempts=99)}
     served = Served(abs, Numbers(40), faults=faults, retries=retries)
     found = served.serve()
