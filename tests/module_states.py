@@ -56,6 +56,7 @@ class Slots:
     __slots__ = ("value",)
     def __init__(self): self.value = 2.0
 
+HELD = {"lock": threading.Lock(), "value": 2.0}
 config, plain, slots = Config(), Plain(), Slots()
 
 def decorate(function):
@@ -89,6 +90,7 @@ def with_decorated(b): return decorated(b)
 def cached(b): return b * table()
 def rate(b): return b * Config.rate
 def value(b): return b * config.value
+def held(b): return b * HELD["value"]
 def of_plain(b): return b * plain.value
 def of_slots(b): return b * slots.value
 def of_new(b): return b * Plain().value
@@ -165,6 +167,7 @@ def cases() -> dict[str, tuple[Function, Change]]:
         "cached function": (m.cached, lambda to: [number(to), m.table.cache_clear()]),
         "attribute of a base class": (m.rate, attribute(m.Base, "rate")),
         "attribute of an instance with a lock": (m.value, attribute(m.config, "value")),
+        "dict with a lock": (m.held, lambda to: operator.setitem(m.HELD, "value", to)),
         "attribute of an instance": (m.of_plain, attribute(m.plain, "value")),
         "slot of an instance": (m.of_slots, attribute(m.slots, "value")),
         "default of a dataclass": (m.of_new, lambda to: setattr(m.Plain.__init__, "__defaults__", (to,))),

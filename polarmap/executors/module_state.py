@@ -256,24 +256,27 @@ class _Walk:
         self._values[module, path] = described, value
         self._queue += described.reached
         self._bound.append((namespace, path.rpartition(".")[2], value))
-        kind = type(value)
-        if kind is types.FunctionType:
-            defaults = value.__defaults__, value.__kwdefaults__
-            self._codes.append((value, value.__code__, *defaults, len(value.__dict__)))
-        if not (described.kind == CLASS or kind in IMMUTABLE or _is_fixed(value, described)):
+        for one in _functions_of(value):
+            defaults = one.__defaults__, one.__kwdefaults__
+            self._codes.append((one, one.__code__, *defaults, len(one.__dict__)))
+        is_fixed = (
+            described.kind in (CLASS, OPAQUE) or type(value) in IMMUTABLE or _is_fixed(value, described)
+        )
+        if not is_fixed:
             self._mutable.append((module, path, value, described.fingerprint))
         if described.kind == OPAQUE:
             self._add_opaque(module, path, value)
 
     def _add_opaque(self, module: str, path: str, value: Any) -> None:
-        """Add the attributes of an instance of a class of the caller's that cannot be pickled as a whole."""
-        if not _is_own(type(value).__module__) or id(value) in self._seen:
+        """Add the attributes of an instance, or the items of a dict, that cannot be pickled as a whole."""
+        is_dict = type(value) is dict
+        if not (is_dict or _is_own(type(value).__module__)) or id(value) in self._seen:
             return
         self._seen.add(id(value))
-        namespace = getattr(value, "__dict__", {})
+        namespace = value if is_dict else getattr(value, "__dict__", {})
         self._sizes.append((namespace, len(namespace)))
         for name, one in list(namespace.items()):
-            if name.isidentifier():
+            if isinstance(name, str) and name.isidentifier():
                 self._add(module, f"{path}.{name}", namespace, one)
 
     def _item(self, module: str, path: str, described: Description, value: Any) -> Item:
@@ -306,14 +309,25 @@ def _check_is_the_first(module: str, path: str, value: Any) -> None:
         )
 
 
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """Return the functions that a function, method or property consists of."""
+    kind = type(value)
+    if kind is property:
+        parts = [value.fget, value.fset, value.fdel]
+    else:
+        parts = [value.__func__ if kind in (staticmethod, classmethod) else value]
+    return [one for one in parts if type(one) is types.FunctionType]
+
+
 def _is_fixed(value: Any, described: Description) -> bool:
     """Tell whether a function or class is the same as long as it is the same object with the same code."""
-    if not isinstance(value, types.FunctionType):
-        return isinstance(value, type) and not described.has_code
-    if not described.has_code:
-        return True
-    held = value.__closure__ or value.__kwdefaults__ or value.__dict__
-    return not held and all(type(one) in IMMUTABLE for one in value.__defaults__ or ())
+    functions = _functions_of(value)
+    if not (described.has_code and functions):
+        return not described.has_code and (bool(functions) or issubclass(type(value), type))
+    return not any(
+        one.__closure__ or one.__kwdefaults__ or one.__dict__ or not IMMUTABLE.issuperset(kinds)
+        for one, kinds in [(one, map(type, one.__defaults__ or ())) for one in functions]
+    )
 
 
 _first_seen: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object

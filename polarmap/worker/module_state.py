@@ -430,8 +430,13 @@ def _found(item: Item) -> tuple[Any, Any]:
     owner: Any = sys.modules[item.module]
     *outer, name = item.path.split(".")
     for one in outer:
-        owner = getattr(owner, "__dict__", {}).get(one)
-    return owner, getattr(owner, "__dict__", {}).get(name, MISSING)
+        owner = _names_of(owner).get(one)
+    return owner, _names_of(owner).get(name, MISSING)
+
+
+def _names_of(owner: Any) -> Any:
+    """Return what a module, a class, an instance or a dict has by name."""
+    return owner if type(owner) is dict else getattr(owner, "__dict__", {})
 
 
 def _remove_others(kind: type, names: Sequence[str]) -> None:
@@ -443,7 +448,11 @@ def _remove_others(kind: type, names: Sequence[str]) -> None:
 
 def _set(owner: Any, name: str, old: Any, new: Any) -> None:
     """Let an attribute have a new value; a function keeps its identity where that is possible."""
-    if not _fill(old, new):
+    if _fill(old, new):
+        return
+    if type(owner) is dict:
+        owner[name] = new
+    else:
         setattr(owner, name, new)
 
 
