@@ -244,7 +244,7 @@ def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[st
         sizes = (4, 6), (8, 10), (5, 7)
         futures = [
             polarmap.submit(
-                polarmap.coded_map, np.negative, np.eye(8), blocks=k, tasks=n, executor=pool, progress=True
+                polarmap.coded_map, np.negative, np.eye(40), blocks=k, tasks=n, executor=pool, progress=True
             )
             for k, n in sizes
         ]
