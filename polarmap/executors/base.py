@@ -28,7 +28,7 @@ from polarmap.worker.messages import (
 )
 from polarmap.worker.module_state import ModuleStateError
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.pytree import Layout, Shape, Structure, layout_of, unflatten, unpacked
+from polarmap.worker.pytree import BOTH, Layout, Shape, Structure, layout_of, unflatten, unpacked
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -211,22 +211,23 @@ class Payload:
             if self.encryption is not None:
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
             reply = header if isinstance(header, Reply) else pickle.loads(header)
-            error, seconds, structure, layout, stored, unpadded = reply
+            error, seconds, structure, layout, stored = reply
             if error is not None:
                 failure = failure_of(Error(*error))
                 if failure.kind == "damaged":
                     self.blocks.found_damaged()
                 return Outcome(task, attempt, [], (), failure, seconds)
-            leaves, result = unpacked(layout + (unpadded[1] if unpadded else ()), data), None
-            if unpadded is not None:
-                leaves, result = leaves[: len(layout)], Result(leaves[len(layout) :], unpadded[0])
+            leaves, unpadded = unpacked(layout, data), None
+            if structure[:1] == (BOTH,):  # of a block that rows of zeros fill up
+                _, count, structure, own = structure
+                leaves, unpadded = leaves[:count], Result(leaves[count:], own)
             if stored is not None:
                 stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
         except DamagedError as error:
             return lost(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
             return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
-        return Outcome(task, attempt, leaves, structure, None, seconds, stored, result)
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored, unpadded)
 
 
 class Run(Protocol):

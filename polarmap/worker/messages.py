@@ -29,13 +29,13 @@ def plain(message: Any) -> Any:
 
 
 class StoredBlock(NamedTuple):
-    """A block as its worker gets it: in storage, or in the message.
+    """A block as its worker gets it: in storage, or in the message."""
 
-    source : where its parts lie.
-    parts : whose bytes in a row are the block; none in a message.
-    layout : dtype and shape of each of its arrays.
-    data : the bytes themselves, in a message.
-    """
+    # Docstrings travel with the tasks of Lithops, comments do not.
+    # source : where its parts lie.
+    # parts : whose bytes in a row are the block; none in a message.
+    # layout : dtype and shape of each of its arrays.
+    # data : the bytes themselves, in a message.
 
     source: Place
     parts: tuple[Part, ...]
@@ -66,14 +66,13 @@ class Fault(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """Where each task stores its result, of which only a sample then travels.
+    """Where each task stores its result, of which only a sample then travels."""
 
-    source : a folder or bucket.
-    prefix : of the keys; an array of a result is the object `prefix/task-attempt/number`.
-    items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
-        numbers of one array only.
-    arrays : how many a result consists of.
-    """
+    # source : a folder or bucket.
+    # prefix : of the keys; an array of a result is the object `prefix/task-attempt/number`.
+    # items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
+    #     numbers of one array only.
+    # arrays : how many a result consists of.
 
     source: Place
     prefix: str
@@ -103,15 +102,13 @@ class StoredOutput(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """What a worker is told of one attempt of a task, a few hundred bytes.
+    """What a worker is told of one attempt of a task, a few hundred bytes."""
 
-    block : what to read; None if the block comes with the ticket.
-    fault : that this attempt suffers.
-    output : where to store the result instead of sending it.
-    encryption : its fields, of replies.
-    rows : how many rows of a block come from the data, if rows of zeros fill it up and f is to be evaluated
-        without these, too; else None.
-    """
+    # block : what to read; None if the block comes with the ticket.
+    # fault : that this attempt suffers.
+    # output : where to store the result instead of sending it.
+    # encryption : its fields, of replies.
+    # rows : of data, if rows of zeros fill the block up and f is to be evaluated without these, too.
 
     task: int
     attempt: int
@@ -143,20 +140,16 @@ class UnfitError(Exception):
 
 
 class Reply(NamedTuple):
-    """What a task reports: of a result, whose bytes travel beside, or of an error.
+    """What a task reports: of a result, whose bytes travel beside, or of an error."""
 
-    seconds : that the worker spent.
-    stored : layout and parts of the result, if it stays in storage and a sample of it travels.
-    unpadded : of a block that rows of zeros fill up, the structure and layout of f without these rows. Its
-        bytes follow those of f of the whole block, which has no structure if f raised an exception.
-    """
+    # seconds : that the worker spent.
+    # stored : layout and parts of the result, if it stays in storage and a sample of it travels.
 
     error: Error | None
     seconds: float
     structure: Structure = ()
     layout: Layout = ()
     stored: tuple[Layout, tuple[Part, ...]] | None = None
-    unpadded: tuple[Structure, Layout] | None = None
 
 
 def pickled(value: Any) -> bytes:

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from polarmap.worker.encryption import encrypted_reply, get_part, put_parts
 from polarmap.worker.messages import Fault, OutputSpec, Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
-from polarmap.worker.pytree import Packed, pack, pack_leaves, unpacked
+from polarmap.worker.pytree import BOTH, Packed, flatten, pack, pack_leaves, unflatten, unpacked
 from polarmap.worker.stream import END, Message
 
 SAMPLE = 256  # numbers of a result that travel when it stays in storage
@@ -70,11 +71,8 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
 
     try:
         f, block = io.load(ticket)
-        if ticket.rows is not None:
-            both = results_with_and_without_padding(f, block, ticket.rows, ticket.fault)
-            del f, block
-            return told(*joint_reply(*both, time.time() - started))
-        result, stored = result_of(f, block, ticket.fault), None
+        rows, fault, stored = ticket.rows, ticket.fault, None
+        result = both_results(f, block, rows, fault) if rows else result_of(f, block, fault)
         del f, block  # what is stored and sent may need their room
         if ticket.output is not None:
             if io.is_cancelled():
@@ -110,43 +108,18 @@ def result_of(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -
     return corrupted(packed) if kind == "garbage" else packed
 
 
-def results_with_and_without_padding(
-    f: Callable[[Any], Any], block: Any, rows: int, fault: Fault | None = None
-) -> tuple[Packed, Packed]:
-    """Return f of a block that rows of zeros fill up, and f of its first `rows` rows, those of the data.
-
-    Only the second is a result that the caller of the map asked for. If f raises an exception of the rows of
-    zeros, the first one is packed as nothing, without a structure.
-    """
-    unpadded = result_of(f, first_rows(block, rows), fault)
-    again = fault if fault is not None and fault.kind == "garbage" else None  # a task sleeps once
-    try:
-        return result_of(f, block, again), unpadded
-    except Exception:
-        return Packed((), (), b""), unpadded
-
-
-def first_rows(block: Any, rows: int) -> Any:
-    """Return the first rows of an array, or of the three arrays of sparse rows in CSR form.
-
-    An array that f may change is copied, because f is called with the whole block afterwards.
-
-    >>> first_rows(np.eye(3), 2).tolist()
-    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-    """
-    if isinstance(block, tuple):  # rows of zeros have no entries
-        *entries, indptr = block
-        parts = (*entries, indptr[: rows + 1])
-        return tuple([part.copy() if part.flags.writeable else part for part in parts])
-    part = block[:rows]
-    return part.copy() if part.flags.writeable else part
-
-
-def joint_reply(padded: Packed, unpadded: Packed, seconds: float) -> tuple[Reply, bytes]:
-    """Return the reply with both results of a block that rows of zeros fill up, and its bytes."""
-    told = unpadded.structure, unpadded.layout
-    reply = Reply(None, seconds, padded.structure, padded.layout, unpadded=told)
-    return reply, b"".join([padded.data, unpadded.data])
+def both_results(f: Callable[[Any], Any], block: Any, rows: int, fault: Fault | None) -> Packed:
+    """Return f of a block that rows of zeros fill up, and f of its first rows, packed together."""
+    # Only the second is a result that the caller of the map asked for. Its arrays come last. If f raises an
+    # exception of the rows of zeros, the first has no arrays and no structure.
+    leaves, structure = flatten(block)
+    leaves[-1] = leaves[-1][: rows + (len(leaves) > 1)]  # of sparse rows the last array is `indptr`
+    own = result_of(f, unflatten(structure, [leaf.copy() for leaf in leaves]), fault)
+    first = Packed((), (), b"")
+    with suppress(Exception):
+        first = result_of(f, block, fault if fault and fault.kind == "garbage" else None)
+    told = (BOTH, len(first.layout), first.structure, own.structure)
+    return Packed(told, first.layout + own.layout, b"".join([first.data, own.data]))
 
 
 def corrupted(result: Packed) -> Packed:

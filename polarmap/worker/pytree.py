@@ -35,6 +35,9 @@ Layout = tuple[tuple[Any, Shape], ...]  # of each leaf dtype (its string, unless
 # string; (type, keys, children) for a container. Plain tuples, so that any pickle carries them.
 Structure = tuple[Any, ...]
 
+# Begins the structure of two results in one: (BOTH, the number of arrays of the first one, its structure, the
+# structure of the second one).
+BOTH = "both"
 BESIDE_BYTES = 4096  # from which on a buffer travels beside the pickle
 ALIGNMENT = 64  # bytes, of such buffers
 SMALL_BYTES = 1 << 14  # of the pickle of a value that travels with others
