@@ -12,6 +12,7 @@ from soak.faults import SHARES, Pools
 from soak.maps import draw_map
 from soak.oracle import Finding
 from soak.products import draw_product
+from soak.states import draw_state
 from soak.sums import draw_hedged, draw_sum
 from soak.unruly import draw_forks, draw_many, draw_nested
 
@@ -23,6 +24,7 @@ KINDS_OF_POOL = {
     "change of data": 30,
     "nested map": 10,
     "large map": 10,
+    "state of modules": 20,
 }
 DRAW = {
     "map": draw_map,
@@ -34,6 +36,7 @@ DRAW = {
     "fork": draw_forks,
     "nested map": draw_nested,
     "large map": draw_many,
+    "state of modules": draw_state,
 }
 
 
