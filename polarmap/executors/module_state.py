@@ -7,6 +7,7 @@ libraries and of polarmap are left out, and so are those that cloudpickle sends 
 
 from __future__ import annotations
 
+import dis
 import functools
 import os
 import random
@@ -19,7 +20,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 
@@ -35,7 +36,7 @@ from polarmap.worker.module_state import (
     Item,
     attributes_of,
     describe_value,
-    read_code,
+    digest_code,
 )
 
 # What reaches things by names that are made while it runs.
@@ -56,6 +57,32 @@ OF_MODULES = {
     "__name__",
     "__package__",
 } | {*("__path__", "__spec__", "__annotations__", "__getattr__", "__dir__", RECORD)}
+
+
+class Code(NamedTuple):
+    """What a function does, the names by which it reaches more, and the globals that it assigns."""
+
+    digest: str
+    names: frozenset[str]
+    attributes: frozenset[str]
+    imports: frozenset[str]
+    assigned: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1000)
+def read_code(code: types.CodeType) -> Code:
+    """Return the digest and the names of code, and of what is inside."""
+    inner = [read_code(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    found: dict[str, set[str]] = {"names": set(), "attributes": set(), "imports": set(), "assigned": set()}
+    for one in dis.get_instructions(code):
+        if one.opcode in dis.hasname:
+            is_global = "GLOBAL" in one.opname or one.opname.endswith("_NAME")
+            kind = "imports" if one.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
+            found[kind].add(one.argval)
+            if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                found["assigned"].add(one.argval)
+    sets = {kind: frozenset(own.union(*(getattr(one, kind) for one in inner))) for kind, own in found.items()}
+    return Code(digest_code(code), **sets)
 
 
 @functools.cache
@@ -114,16 +141,19 @@ def own(reached: Iterable[Any]) -> list[Any]:
     return found
 
 
-def state_of(reached: Sequence[Any]) -> list[Item]:
+def state_of(reached: Sequence[Any], by_value: bool = False) -> list[Item]:
     """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
 
-    reached : what a pickler of f has come across. The state is described anew where something has changed.
+    The state is described anew where something has changed.
+
+    reached : what a pickler of f has come across.
+    by_value : whether what runs on workers travels with it.
     """
     if not own(reached):
         return []
     # A function that travels by value may be made anew for each map: its code is the same.
     held = [getattr(one, "__code__", one) for one in reached]
-    key = tuple(map(id, held))
+    key = by_value, *map(id, held)
     walk = _walks.get(key)
     if walk is None or not walk.is_current():
         if len(_walks) >= REMEMBERED:
@@ -331,4 +361,4 @@ def _is_fixed(value: Any, described: Description) -> bool:
 
 
 _first_seen: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
-_walks: dict[tuple[int, ...], _Walk] = {}
+_walks: dict[tuple[bool | int, ...], _Walk] = {}

@@ -13,7 +13,7 @@ import pytest
 
 from polarmap.errors import CodeError
 from polarmap.executors import module_state
-from polarmap.executors.module_state import is_library, own, state_of
+from polarmap.executors.module_state import is_library, own, read_code, state_of
 from polarmap.worker.module_state import describe_value
 
 NAME = "module_that_is_reached"
@@ -129,3 +129,8 @@ def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
     module.opened = (item for item in ())
     with pytest.raises(CodeError, match=rf"{NAME}\.opened, which is another generator than before"):
         state_of([module.reads])
+
+
+def test_names_that_a_function_assigns_are_told() -> None:
+    code = compile("def f():\n    global a, b\n    a = b\n    del c.d", "one.py", "exec")
+    assert read_code(code).assigned == {"a"}
