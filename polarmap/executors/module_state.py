@@ -37,6 +37,7 @@ from polarmap.worker.module_state import (
     attributes_of,
     describe_value,
     digest_code,
+    is_named,
 )
 
 # What reaches things by names that are made while it runs.
@@ -178,7 +179,7 @@ class _Walk:
     def __init__(self, reached: Sequence[Any], held: Sequence[Any]) -> None:
         self._held = held
         self._values: dict[tuple[str, str], tuple[Any, Any]] = {}  # description and value of each name
-        self._queue, self._seen = list(reached), set[int]()
+        self._queue, self._seen = list[Any](), set[int]()
         self._attributes = set[str]()  # that code names, of whatever
         self._assigned: dict[str, set[str]] = {}  # globals and attributes that functions of a module assign
         self._modules: dict[str, types.ModuleType] = {}
@@ -187,6 +188,11 @@ class _Walk:
         self._sizes: list[tuple[Any, int]] = []  # of namespaces
         self._codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
         self._mutable: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
+        for one in reached:
+            if isinstance(one, types.FunctionType) and not is_named(one):
+                self._note_names(one)  # it travels with the globals that it names
+            else:
+                self._queue.append(one)
         while self._queue or self._add_attributes_of_modules():
             if self._queue:
                 self._visit(self._queue.pop())
@@ -231,10 +237,7 @@ class _Walk:
             function = function.__wrapped__
         if not isinstance(function, types.FunctionType) or is_library(function.__module__ or ""):
             return
-        code, module = read_code(function.__code__), str(function.__globals__.get("__name__"))
-        self._attributes |= code.attributes
-        self._is_dynamic |= bool(DYNAMIC & (code.names | code.attributes))
-        self._visit_imports(function, code.imports)
+        code, module = self._note_names(function), str(function.__globals__.get("__name__"))
         if not _is_own(module) or vars(sys.modules[module]) is not function.__globals__:
             return
         self._modules.setdefault(module, sys.modules[module])
@@ -243,6 +246,15 @@ class _Walk:
         names = {first, *code.names} if value.__module__ == module and "<" not in first else code.names
         for name in sorted(names & function.__globals__.keys()):
             self._add(module, name, function.__globals__, function.__globals__[name])
+
+    def _note_names(self, function: types.FunctionType) -> Code:
+        """Note what code names of whatever modules are reached."""
+        code = read_code(function.__code__)
+        if not is_library(function.__module__ or ""):
+            self._attributes |= code.attributes
+            self._is_dynamic |= bool(DYNAMIC & (code.names | code.attributes))
+            self._visit_imports(function, code.imports)
+        return code
 
     def _visit_imports(self, function: types.FunctionType, names: Iterable[str]) -> None:
         package = str(function.__globals__.get("__package__") or "").split(".")

@@ -78,6 +78,13 @@ def test_names_of_modules_that_a_program_names_are_reached(module: Any) -> None:
     assert paths(program, module) == {"number"}
 
 
+def test_a_function_that_travels_whole_needs_no_module(module: Any) -> None:
+    exec("def make(): return lambda b: helper(b) * number * unused", vars(module))
+    made = module.make()
+    assert paths(made) == set()
+    assert paths(made, module.helper) == {"helper", "number"}
+
+
 def test_what_functions_fill_in_is_known(module: Any) -> None:
     found = {item.path: item.may_be_filled for item in state_of([module.fills, module.f])}
     assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
