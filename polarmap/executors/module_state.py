@@ -294,6 +294,10 @@ class _Walk:
         """Add a name of a module, or of a class or instance in it."""
         if (module, path) in self._values or path in OF_MODULES:
             return
+        if isinstance(value, (types.FunctionType, type, types.ModuleType)):
+            home = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+            if str(home).partition(".")[0] == "polarmap":  # workers may have another copy of it
+                return
         described = describe_value(module, path, value)
         self._values[module, path] = described, value
         self._queue += described.reached
