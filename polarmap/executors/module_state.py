@@ -7,6 +7,7 @@ libraries and of polarmap are left out, and so are those that cloudpickle sends 
 
 from __future__ import annotations
 
+import dis
 import functools
 import os
 import random
@@ -19,7 +20,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 
@@ -35,7 +36,8 @@ from polarmap.worker.module_state import (
     Item,
     attributes_of,
     describe_value,
-    read_code,
+    digest_code,
+    is_named,
 )
 
 # What reaches things by names that are made while it runs.
@@ -56,6 +58,32 @@ OF_MODULES = {
     "__name__",
     "__package__",
 } | {*("__path__", "__spec__", "__annotations__", "__getattr__", "__dir__", RECORD)}
+
+
+class Code(NamedTuple):
+    """What a function does, the names by which it reaches more, and the globals that it assigns."""
+
+    digest: str
+    names: frozenset[str]
+    attributes: frozenset[str]
+    imports: frozenset[str]
+    assigned: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1000)
+def read_code(code: types.CodeType) -> Code:
+    """Return the digest and the names of code, and of what is inside."""
+    inner = [read_code(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    found: dict[str, set[str]] = {"names": set(), "attributes": set(), "imports": set(), "assigned": set()}
+    for one in dis.get_instructions(code):
+        if one.opcode in dis.hasname:
+            is_global = "GLOBAL" in one.opname or one.opname.endswith("_NAME")
+            kind = "imports" if one.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
+            found[kind].add(one.argval)
+            if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                found["assigned"].add(one.argval)
+    sets = {kind: frozenset(own.union(*(getattr(one, kind) for one in inner))) for kind, own in found.items()}
+    return Code(digest_code(code), **sets)
 
 
 @functools.cache
@@ -114,16 +142,19 @@ def own(reached: Iterable[Any]) -> list[Any]:
     return found
 
 
-def state_of(reached: Sequence[Any]) -> list[Item]:
+def state_of(reached: Sequence[Any], by_value: bool = False) -> list[Item]:
     """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
 
-    reached : what a pickler of f has come across. The state is described anew where something has changed.
+    The state is described anew where something has changed.
+
+    reached : what a pickler of f has come across.
+    by_value : whether what runs on workers travels with it.
     """
     if not own(reached):
         return []
     # A function that travels by value may be made anew for each map: its code is the same.
     held = [getattr(one, "__code__", one) for one in reached]
-    key = tuple(map(id, held))
+    key = by_value, *map(id, held)
     walk = _walks.get(key)
     if walk is None or not walk.is_current():
         if len(_walks) >= REMEMBERED:
@@ -148,7 +179,7 @@ class _Walk:
     def __init__(self, reached: Sequence[Any], held: Sequence[Any]) -> None:
         self._held = held
         self._values: dict[tuple[str, str], tuple[Any, Any]] = {}  # description and value of each name
-        self._queue, self._seen = list(reached), set[int]()
+        self._queue, self._seen = list[Any](), set[int]()
         self._attributes = set[str]()  # that code names, of whatever
         self._assigned: dict[str, set[str]] = {}  # globals and attributes that functions of a module assign
         self._modules: dict[str, types.ModuleType] = {}
@@ -157,6 +188,11 @@ class _Walk:
         self._sizes: list[tuple[Any, int]] = []  # of namespaces
         self._codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
         self._mutable: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
+        for one in reached:
+            if isinstance(one, types.FunctionType) and not is_named(one):
+                self._note_names(one)  # it travels with the globals that it names
+            else:
+                self._queue.append(one)
         while self._queue or self._add_attributes_of_modules():
             if self._queue:
                 self._visit(self._queue.pop())
@@ -201,10 +237,7 @@ class _Walk:
             function = function.__wrapped__
         if not isinstance(function, types.FunctionType) or is_library(function.__module__ or ""):
             return
-        code, module = read_code(function.__code__), str(function.__globals__.get("__name__"))
-        self._attributes |= code.attributes
-        self._is_dynamic |= bool(DYNAMIC & (code.names | code.attributes))
-        self._visit_imports(function, code.imports)
+        code, module = self._note_names(function), str(function.__globals__.get("__name__"))
         if not _is_own(module) or vars(sys.modules[module]) is not function.__globals__:
             return
         self._modules.setdefault(module, sys.modules[module])
@@ -213,6 +246,15 @@ class _Walk:
         names = {first, *code.names} if value.__module__ == module and "<" not in first else code.names
         for name in sorted(names & function.__globals__.keys()):
             self._add(module, name, function.__globals__, function.__globals__[name])
+
+    def _note_names(self, function: types.FunctionType) -> Code:
+        """Note what code names of whatever modules are reached."""
+        code = read_code(function.__code__)
+        if not is_library(function.__module__ or ""):
+            self._attributes |= code.attributes
+            self._is_dynamic |= bool(DYNAMIC & (code.names | code.attributes))
+            self._visit_imports(function, code.imports)
+        return code
 
     def _visit_imports(self, function: types.FunctionType, names: Iterable[str]) -> None:
         package = str(function.__globals__.get("__package__") or "").split(".")
@@ -252,6 +294,10 @@ class _Walk:
         """Add a name of a module, or of a class or instance in it."""
         if (module, path) in self._values or path in OF_MODULES:
             return
+        if isinstance(value, (types.FunctionType, type, types.ModuleType)):
+            home = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+            if str(home).partition(".")[0] == "polarmap":  # workers may have another copy of it
+                return
         described = describe_value(module, path, value)
         self._values[module, path] = described, value
         self._queue += described.reached
@@ -331,4 +377,4 @@ def _is_fixed(value: Any, described: Description) -> bool:
 
 
 _first_seen: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
-_walks: dict[tuple[int, ...], _Walk] = {}
+_walks: dict[tuple[bool | int, ...], _Walk] = {}

@@ -77,7 +77,7 @@ def _with_state(value: Any, by_value: bool, beside: list[memoryview] | None) -> 
     with pickled_by_value() if by_value else contextlib.nullcontext():
         buffers: list[memoryview] | None = None if beside is None else []
         data, reached = _dumped(value, buffers)
-        state = state_of(reached)
+        state = state_of(reached, by_value)
         if state:
             sent = SentFunction(None, state, data, buffers or [])
             buffers = None if beside is None else []

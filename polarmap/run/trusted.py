@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.executors.module_state import DYNAMIC, is_installed, is_library
-from polarmap.worker.module_state import SELDOM_READ, read_code
+from polarmap.executors.module_state import DYNAMIC, is_installed, is_library, read_code
+from polarmap.worker.module_state import SELDOM_READ
 
 LINEAR = "linear or affine in its block"
 

@@ -18,7 +18,6 @@ Runs on workers too: imports numpy and cloudpickle at most.
 from __future__ import annotations
 
 import contextlib
-import dis
 import functools
 import hashlib
 import importlib
@@ -78,36 +77,16 @@ class Item(NamedTuple):
     may_be_filled: bool
 
 
-class Code(NamedTuple):
-    """What a function does, the names by which it reaches more, and the globals that it assigns."""
-
-    digest: str
-    names: frozenset[str]
-    attributes: frozenset[str]
-    imports: frozenset[str]
-    assigned: frozenset[str]
-
-
-@functools.lru_cache(maxsize=1000)
-def read_code(code: types.CodeType) -> Code:
-    """Return the digest of instructions, names and constants, and the names, of code and of what is inside.
+def digest_code(code: types.CodeType) -> str:
+    """Return a digest of instructions, names and constants, of code and of what is inside.
 
     It is the same in every process with this version of Python, and wherever the file is.
     """
-    inner = [read_code(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    inner = [digest_code(one) for one in code.co_consts if isinstance(one, types.CodeType)]
     constants = [_spelled(one) for one in code.co_consts if not isinstance(one, types.CodeType)]
     variables = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
-    text = repr((code.co_code, code.co_flags, variables, constants, [one.digest for one in inner]))
-    found: dict[str, set[str]] = {"names": set(), "attributes": set(), "imports": set(), "assigned": set()}
-    for one in dis.get_instructions(code):
-        if one.opcode in dis.hasname:
-            is_global = "GLOBAL" in one.opname or one.opname.endswith("_NAME")
-            kind = "imports" if one.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
-            found[kind].add(one.argval)
-            if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                found["assigned"].add(one.argval)
-    sets = {kind: frozenset(own.union(*(getattr(one, kind) for one in inner))) for kind, own in found.items()}
-    return Code(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), **sets)
+    text = repr((code.co_code, code.co_flags, variables, constants, inner))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _spelled(constant: Any) -> str:
@@ -158,7 +137,7 @@ class StatePickler(Pickler):  # type: ignore[misc]
         """Return what is pickled in place of a value."""
         if isinstance(value, types.CodeType):
             self.has_code = True
-            digest = read_code(value).digest
+            digest = digest_code(value)
             return (str, (digest,)) if self._is_compared else code_with_its_file(value)
         if isinstance(value, (types.FunctionType, CACHED_FUNCTION)):
             return self._function_parts(value)
@@ -278,7 +257,7 @@ def describe_value(module: str, path: str, value: Any) -> Description:
     except Exception:  # of pickle, or of the caller's classes
         reached = [] if pickler is None else pickler.reached
         if root is not None and not isinstance(root, type):
-            return Description(CODE, read_code(_code_of(root)).digest.encode(), None, reached, True)
+            return Description(CODE, digest_code(_code_of(root)).encode(), None, reached, True)
         kind = type(value)
         name = f"{kind.__module__}.{kind.__qualname__}"
         return Description(OPAQUE, name.encode(), None, [kind, *reached], False)

@@ -13,7 +13,7 @@ import pytest
 
 from polarmap.errors import CodeError
 from polarmap.executors import module_state
-from polarmap.executors.module_state import is_library, own, state_of
+from polarmap.executors.module_state import is_library, own, read_code, state_of
 from polarmap.worker.module_state import describe_value
 
 NAME = "module_that_is_reached"
@@ -78,6 +78,13 @@ def test_names_of_modules_that_a_program_names_are_reached(module: Any) -> None:
     assert paths(program, module) == {"number"}
 
 
+def test_a_function_that_travels_whole_needs_no_module(module: Any) -> None:
+    exec("def make(): return lambda b: helper(b) * number * unused", vars(module))
+    made = module.make()
+    assert paths(made) == set()
+    assert paths(made, module.helper) == {"helper", "number"}
+
+
 def test_what_functions_fill_in_is_known(module: Any) -> None:
     found = {item.path: item.may_be_filled for item in state_of([module.fills, module.f])}
     assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
@@ -129,3 +136,8 @@ def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
     module.opened = (item for item in ())
     with pytest.raises(CodeError, match=rf"{NAME}\.opened, which is another generator than before"):
         state_of([module.reads])
+
+
+def test_names_that_a_function_assigns_are_told() -> None:
+    code = compile("def f():\n    global a, b\n    a = b\n    del c.d", "one.py", "exec")
+    assert read_code(code).assigned == {"a"}

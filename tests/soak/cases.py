@@ -14,6 +14,7 @@ from soak.maps import draw_map
 from soak.oracle import Finding
 from soak.products import draw_product
 from soak.rows import draw_rows
+from soak.states import draw_state
 from soak.sums import draw_hedged, draw_sum
 from soak.unruly import draw_forks, draw_many, draw_nested
 
@@ -27,6 +28,7 @@ KINDS_OF_POOL = {
     "nested map": 10,
     "large map": 10,
     "deaths in batches": 10,
+    "state of modules": 20,
 }
 DRAW = {
     "map": draw_map,
@@ -40,6 +42,7 @@ DRAW = {
     "nested map": draw_nested,
     "large map": draw_many,
     "deaths in batches": draw_deaths,
+    "state of modules": draw_state,
 }
 
 

@@ -6,10 +6,12 @@ import functools
 import hashlib
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,8 @@ from polarmap.worker.module_state import (
     Item,
     ModuleStateError,
     describe_value,
+    digest_code,
     process_mark,
-    read_code,
     take_over,
 )
 
@@ -62,12 +64,7 @@ def test_code_counts_by_what_it_does() -> None:
     one = compile("def f(x):\n    return x in {'a', 'b', 'c'}", "one.py", "exec")
     other = compile("\n\ndef f(x):\n    return x in {'c', 'b', 'a'}", "other.py", "exec")
     third = compile("def f(x):\n    return x in {'a', 'b', 'd'}", "one.py", "exec")
-    assert read_code(one).digest == read_code(other).digest != read_code(third).digest
-
-
-def test_names_that_a_function_assigns_are_told() -> None:
-    code = compile("def f():\n    global a, b\n    a = b\n    del c.d", "one.py", "exec")
-    assert read_code(code).assigned == {"a"}
+    assert digest_code(one) == digest_code(other) != digest_code(third)
 
 
 @pytest.mark.parametrize(
@@ -165,3 +162,26 @@ def test_what_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) 
 def test_a_module_that_is_not_there_is_told_by_f_if_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     payload = pickle.dumps(3)
     take_over(DRIVER, [("no_such_module", "a", DATA, hashlib.sha256(payload).digest(), payload, False)])
+
+
+def test_all_of_it_travels_to_workers_that_have_no_polarmap(tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.py").write_text("a, held = 2, [1]\ndef helper(b): return b * a\n")
+    (tmp_path / "driver.py").write_text(f"""
+import sys
+import {NAME} as module
+from polarmap.executors.pickling import pickled
+module.a, module.helper.__defaults__ = 3, (1.0,)
+pickled(lambda: module.helper(), "here")
+sys.stdout.buffer.write(pickled(lambda: module.helper(), "there", by_value=True))
+""")
+    worker = "import pickle, sys; sys.modules['polarmap'] = None; print(pickle.load(sys.stdin.buffer)())"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]),
+    }
+    program = [sys.executable, str(tmp_path / "driver.py")]
+    data = subprocess.run(program, env=environment, capture_output=True, check=True, timeout=60).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", worker], env=environment, input=data, capture_output=True, timeout=60
+    )
+    assert found.stdout.strip() == b"3.0", found.stderr.decode()
