@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import os
 import random
 import site
@@ -257,12 +258,16 @@ class _Walk:
         return code
 
     def _visit_imports(self, function: types.FunctionType, names: Iterable[str]) -> None:
+        """Add the modules that code imports, absolutely or relative to its package.
+
+        The packages around a module are added too, but not those that only a relative import would pass.
+        """
         package = str(function.__globals__.get("__package__") or "").split(".")
-        places = [".".join(package[:depth]) + "." for depth in range(len(package) + 1)]
-        for name in sorted({(place + one).strip(".") for one in names for place in places}):
-            parts = name.split(".")
-            found = {".".join(parts[:count]) for count in range(1, len(parts) + 1)} & sys.modules.keys()
-            self._queue += [sys.modules[one] for one in sorted(found)]
+        places = [package[:depth] for depth in range(len(package) + 1)]
+        for place, name in itertools.product(places, sorted(names)):
+            parts = [*place, *filter(None, name.split("."))]
+            prefixes = {".".join(parts[:count]) for count in range(len(place) + bool(name), len(parts) + 1)}
+            self._queue += [sys.modules[one] for one in sorted(prefixes & sys.modules.keys())]
 
     def _visit_class(self, kind: type) -> None:
         """Add the attributes of a class of the caller's, and those of its bases."""

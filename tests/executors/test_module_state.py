@@ -85,6 +85,15 @@ def test_a_function_that_travels_whole_needs_no_module(module: Any) -> None:
     assert paths(made, module.helper) == {"helper", "number"}
 
 
+def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> None:
+    """A function that imports a library, and names what it needs by `vars`, needs nothing of its own package."""
+    namespace = {"__name__": "absent", "__package__": NAME}
+    exec("def imports(b):\n    import concurrent.futures, sys\n    return vars(sys)", namespace)
+    exec("def relative(b):\n    from . import number\n    return number", namespace)
+    assert module_state._Walk([namespace["imports"]], []).state == []
+    assert [item.path for item in module_state._Walk([namespace["relative"]], []).state] == ["number"]
+
+
 def test_what_functions_fill_in_is_known(module: Any) -> None:
     found = {item.path: item.may_be_filled for item in state_of([module.fills, module.f])}
     assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
