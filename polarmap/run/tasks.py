@@ -248,10 +248,14 @@ class TaskTable:
 
     def end(self) -> None:
         """Note that the map is over: attempts that run are abandoned, and those that do not are cancelled."""
-        for index, attempts in list(self.running.items()):
-            for attempt in list(attempts):
-                is_running = self._tasks[index].states[attempt] is TaskState.RUNNING
-                self._move([(index, attempt)], TaskState.ABANDONED if is_running else TaskState.CANCELLED)
+        abandoned, cancelled = list[Attempt](), list[Attempt]()
+        for index, attempts in self.running.items():
+            states = self._tasks[index].states
+            for attempt in attempts:
+                is_running = states[attempt] is TaskState.RUNNING
+                (abandoned if is_running else cancelled).append((index, attempt))
+        self._move(abandoned, TaskState.ABANDONED)
+        self._move(cancelled, TaskState.CANCELLED)
 
     def note_surplus(self, indices: Iterable[int]) -> None:
         """Note that the results of these tasks, as far as they have any, were not needed."""
@@ -286,29 +290,25 @@ class TaskTable:
     def _move(self, attempts: Iterable[Attempt], state: TaskState) -> None:
         """Change the state of attempts, and the sets that follow from states: nothing else changes states."""
         for index, attempt in attempts:
-            states = self._tasks[index].states
+            task = self._tasks[index]
             if state is TaskState.QUEUED:
-                states.append(state)
+                task.states.append(state)
                 self.running.setdefault(index, set()).add(attempt)
                 self.unbegun.add(index)
                 self.failed.discard(index)
                 self.held_back.discard(index)
                 continue
-            states[attempt] = state
-            if state is not TaskState.RUNNING:
-                self._take_out(index, attempt)
-
-    def _take_out(self, index: int, attempt: int) -> None:
-        """Keep the sets true of a task of which an attempt has ended, or changed its end."""
-        task = self._tasks[index]
-        if attempt == len(task.submitted) - 1:
-            self.unbegun.discard(index)
-        if task.late is not None and task.returned:
-            for begun in task.began:
-                task.late.end((index, begun))
-        left = self.running.get(index)
-        if left is not None:
-            left.discard(attempt)
-        if not left:
-            self.running.pop(index, None)
-            (self.failed.discard if task.returned else self.failed.add)(index)
+            task.states[attempt] = state
+            if state is TaskState.RUNNING:
+                continue
+            if attempt == len(task.submitted) - 1:
+                self.unbegun.discard(index)
+            if task.late is not None and task.returned:
+                for begun in task.began:
+                    task.late.end((index, begun))
+            left = self.running.get(index)
+            if left is not None:
+                left.discard(attempt)
+            if not left:
+                self.running.pop(index, None)
+                (self.failed.discard if task.returned else self.failed.add)(index)
