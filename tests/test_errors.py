@@ -81,7 +81,7 @@ def test_an_exit_is_replaced_whatever_its_words_do() -> None:
         ({"blocks": 3, "tasks": 3}, "tasks=3 leaves no parity for 3 blocks: use tasks > 3"),
         ({"tasks": 1}, "tasks=1 leaves no parity for 1 blocks: use tasks > 1"),
         ({"code": PolarCode(8, 4), "blocks": 3}, "does not fit 3 blocks on 8 tasks"),
-        ({"code": PolarCode(8, 4), "tasks": 9}, "does not fit 4 blocks on 9 tasks"),
+        ({"code": PolarCode(8, 3), "tasks": 9}, "does not fit 3 blocks on 9 tasks"),
         ({"code": PolarCode(9, 7)}, "blocks=7 is more than the 6 rows"),
         ({"blocks": 2, "tasks": 10**6}, "1000000"),
     ],

@@ -13,6 +13,7 @@ from polarmap.errors import ExecutorError
 from polarmap.worker.private_files import PRIVATE, make_private
 from polarmap.worker.processes import ProcessIdentity, sweep
 
+REMOVE_TRIES = 10  # of a folder in which a worker may make a file meanwhile
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
 
 _made: set[tuple[int, Path]] = set()  # by which process
@@ -63,8 +64,21 @@ def _folder_of(process: int) -> Path:
 def remove(folder: Path) -> None:
     """Remove such a folder, if this process has made it."""
     if (os.getpid(), folder) in _made:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(str(folder))
         _made.discard((os.getpid(), folder))
+
+
+def remove_tree(folder: str) -> None:
+    """Remove a folder to which a worker may still be writing."""
+    for _ in range(REMOVE_TRIES):
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            return
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return
 
 
 @atexit.register

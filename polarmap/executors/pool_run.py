@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import pickle
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, WakeSignal, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.fork_server import FUNCTION_BYTES
+from polarmap.executors.owned_folder import remove_tree
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
@@ -201,7 +201,7 @@ class PoolRun:
         self._waiting.clear()
         try:
             for folder in self._folders:
-                _remove(folder)
+                remove_tree(folder)
         finally:  # an interrupt here leaves files until the workers end
             self._blocks.done(self._stored)
             self._woken.close()
@@ -422,16 +422,3 @@ class PoolRun:
             except OSError as error:
                 failed = error
         raise failed
-
-
-def _remove(folder: str) -> None:
-    """Remove a folder, to which a worker may be writing."""
-    for _ in range(10):
-        try:
-            os.rmdir(folder)
-        except FileNotFoundError:
-            return
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            return

@@ -90,15 +90,15 @@ def _first_of_f(task: Task) -> Failure | None:
 def raised_too_often(tasks: TaskTable, would_suffice: Callable[[set[int]], bool]) -> BaseException | None:
     """Return what f raised in most tasks, if that explains why a map has failed, and None otherwise.
 
-    It does if the map would have failed without any other failure. It also does if nothing has arrived and
-    the lost workers alone would not have made the map fail.
+    It does if nothing has arrived, and either the map would have failed without any other failure, or the
+    lost workers alone would not have made it fail.
 
     would_suffice : whether results of these tasks would be enough.
     """
-    raised: dict[int, Failure] = {}
-    for index, task in enumerate(tasks):
-        if index not in tasks.arrived and (failure := task.last_raised) is not None:
-            raised[index] = failure
+    if tasks.arrived:
+        return None
+    found = ((index, task.last_raised) for index, task in enumerate(tasks))
+    raised = {index: failure for index, failure in found if failure is not None}
     if not raised or not _is_due_to(raised.keys(), tasks, would_suffice):
         return None
     texts = {index: str(failure) for index, failure in raised.items()}
@@ -114,8 +114,7 @@ def _is_due_to(raised: Collection[int], tasks: TaskTable, would_suffice: Callabl
     every = set(range(len(tasks)))
     if not would_suffice(every.difference(raised)):
         return True
-    lost = tasks.failed.difference(raised)
-    return not tasks.arrived and would_suffice(every - lost)
+    return would_suffice(every - tasks.failed.difference(raised))
 
 
 def with_other_failures(error: BaseException, failure: Failure, tasks: TaskTable) -> BaseException:

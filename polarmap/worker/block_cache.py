@@ -202,12 +202,7 @@ class OnReadOnlyBlocks:
 
 
 def runs(parts: tuple[Part, ...], layout: Layout) -> list[tuple[tuple[Part, ...], Layout]]:
-    """Parts in groups, as small as can be, that no array of a block crosses, each with its arrays.
-
-    >>> (a, b, c), arrays = (Part("a", 8), Part("b", 8), Part("c", 4)), (("<f8", (2,)), ("<f4", ()))
-    >>> runs((a, b, c), arrays) == [((a, b), arrays[:1]), ((c,), arrays[1:])]
-    True
-    """
+    """Return parts in groups, as small as can be, that no array of a block crosses, each with its arrays."""
     if len(parts) < 2:
         return [(parts, layout)]
     ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))

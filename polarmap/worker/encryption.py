@@ -154,12 +154,11 @@ def as_stored(place: Place, part: Part, *runs: Any) -> Sequence[Any]:
 
 
 def get_part(place: Place, part: Part, read: Reader) -> Any:
-    """The bytes of a part, decrypted where its place says so; DamagedError if they are not what was put.
+    """Return the bytes of a part, decrypted if its place says so; DamagedError if they are not what was put.
 
-    A tag says more than a CRC-32, which is looked at only to tell damage from forgery.
-
-    read : bytes of an object as they lie there, fewer if it is shorter; DamagedError if there is none.
+    read : returns stored bytes, fewer if the object is shorter; DamagedError if there is none.
     """
+    # A tag says more than a CRC-32, which is compared only to tell damage from forgery.
     if not (part.key and part.size):
         return bytes(part.size)
     if place.encryption is None:
@@ -191,10 +190,7 @@ def put_parts(place: Place, key: str, data: Any, size: int, write: Callable[[str
 
 
 def encrypted_reply(message: Message, encryption: Fields) -> Message:
-    """A reply of which nothing but its kind and its attempt can be seen.
-
-    Where that fails, which is where the key is not there, one that says so.
-    """
+    """Return a reply of which only kind and attempt can be seen, or one that tells why that is impossible."""
     try:
         data = WITH_KEY + encrypt(encryption, _name(*message.order[1:]), frame(message))
     except Exception as error:

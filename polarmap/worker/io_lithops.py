@@ -76,10 +76,7 @@ class LithopsIO(TaskIO):
         return self._f, load_block(ticket.block, self._structure, partial(joined, self.read))
 
     def is_cancelled(self) -> bool:
-        """Whether the driver here has died, which else kills its workers, or the liveness key is gone.
-
-        A storage that cannot be asked says nothing.
-        """
+        """Whether the driver on this machine has died, or the liveness key was deleted."""
         if self._driver is not None:
             return not is_alive(self._driver)
         try:
@@ -101,10 +98,8 @@ class LithopsIO(TaskIO):
 
 
 def delete_below(storage: Any, bucket: str, prefix: str) -> int:
-    """Ask for what lies below a prefix to be deleted; how many objects that were.
-
-    S3 answers with those that it did not delete, of which Lithops says nothing: so ask until there are none.
-    """
+    """Delete all objects below a prefix, and return how many there were."""
+    # S3 answers with those that it did not delete, and Lithops ignores that: ask until there are none.
     keys = storage.list_keys(bucket, prefix)
     if keys:
         storage.delete_objects(bucket, keys)

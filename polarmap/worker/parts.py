@@ -11,6 +11,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -24,13 +25,12 @@ READ_ONLY: dict[str, int] = (
 
 
 class Part(NamedTuple):
-    """A run of bytes of one object.
+    """A range of bytes of one object.
 
-    key : of the object in its bucket, or its path below a folder; empty for zeros that lie nowhere.
+    key : the name in a bucket or the path below a folder; empty for zeros, which are not stored.
     size : in bytes.
-    crc32 : `zlib.crc32` of the bytes, or None if they are only being written now; in the manifest of
-        an array, None if they were never written.
-    offset : where in the object they begin.
+    crc32 : `zlib.crc32` of the bytes; None before they are written.
+    offset : of the first byte in the object.
     """
 
     key: str
@@ -159,25 +159,12 @@ def is_missing(error: Exception) -> bool:
 
 
 def drop_inherited_connections(storage: Any) -> None:
-    """Drop the keep-alive connections of a `lithops.Storage`, so that requests open new ones.
-
-    Since Lithops 3.8 a task runs in a process that was forked of one that goes on to use these connections.
-    Requests of both on one connection get each other's answers.
-    """
-    for find_pools in _CONNECTION_POOLS:
-        with contextlib.suppress(AttributeError):  # another client, or one that has no connection yet
-            for pool in find_pools(storage.get_client()):
-                pool.clear()
-
-
-def _pools_of_session(session: Any) -> list[Any]:
-    """The connection pools of a `requests.Session`."""
-    return [adapter.poolmanager for adapter in session.adapters.values()]
-
-
-# Where clients of storages keep their connections. Clients for Redis notice a fork themselves.
-_CONNECTION_POOLS: tuple[Callable[[Any], list[Any]], ...] = (
-    lambda client: [client._endpoint.http_session._manager],  # S3 and IBM Cloud
-    lambda client: _pools_of_session(client._http),  # Google Cloud
-    lambda client: _pools_of_session(client._pipeline._transport.session),  # Azure
-)
+    """Drop the keep-alive connections of a `lithops.Storage`, so that requests open new ones."""
+    # Since Lithops 3.8 a task runs in a process that was forked of one that goes on to use these connections.
+    # Requests of both on one connection get each other's answers. Clients for Redis notice a fork themselves.
+    with contextlib.suppress(AttributeError):  # no storage, another client, or one without a connection
+        storage.get_client()._endpoint.http_session._manager.clear()  # S3 and IBM Cloud
+    for session in ("_http", "_pipeline._transport.session"):  # Google Cloud, Azure
+        with contextlib.suppress(AttributeError):
+            for adapter in attrgetter(session)(storage.get_client()).adapters.values():
+                adapter.poolmanager.clear()

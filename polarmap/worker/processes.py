@@ -114,9 +114,9 @@ def sweep(places: Iterable[str]) -> None:
 def exit_when(
     is_cancelled: Callable[[], bool], end: Callable[[], object] = lambda: os._exit(0)
 ) -> Callable[[], None]:
-    """End this process as soon as this is so, looked at by a thread until what is returned is called.
+    """Poll a condition on a thread, and end this process, or call `end`, while it holds.
 
-    end : what is done instead, as long as it is so.
+    Returns a function that ends the polling.
     """
     is_over = threading.Event()
 
@@ -143,10 +143,8 @@ def has_lost_parent(parent: int) -> bool:
 
 
 def end_job(remove_all: Callable[[], None], seconds: float) -> None:
-    """Kill this whole job and only then remove what is left of it, which its processes write to.
-
-    By a child in a process group of its own, which outlives the job for so long at most, and does only that.
-    """
+    """Kill this whole job, and only then remove what its processes have written."""
+    # A child in a process group of its own does both. It outlives the job for `seconds` at most.
     group = os.getpgrp()
     with warnings.catch_warnings():  # Python warns of forking beside threads: the child uses none
         warnings.simplefilter("ignore")

@@ -25,11 +25,10 @@ SAMPLE = 256  # numbers of a result that travel when it stays in storage
 
 
 class TaskIO:
-    """What connects a task with the driver that waits for it.
+    """A connection between a task and its driver."""
 
-    map : number of the map whose tasks these are, where there are several.
-    storage : a `lithops.Storage`, for what lies in buckets.
-    """
+    # map : the number of the map that the task belongs to, where there are several.
+    # storage : a `lithops.Storage`, to read from buckets and write to them.
 
     map = -1
 
@@ -133,11 +132,9 @@ def corrupted(result: Packed) -> Packed:
 def store_result(
     result: Packed, ticket: Ticket, output: OutputSpec, io: TaskIO
 ) -> tuple[Packed, tuple[Part, ...]]:
-    """Store a result, each of its arrays as an object; its sample, and the parts, whose bytes in a row it is.
-
-    The sample is a linear function of the result, the same one for every task: what is true of the
-    results by linearity can be verified on it. Its structure tells that of the result.
-    """
+    """Store each array of a result as an object, and return a sample and the parts that hold its bytes."""
+    # The sample is the same linear function of every result, so that linearity can be verified on samples.
+    # Its structure tells that of the result.
     _check_is_arrays(result, output.arrays)
     parts: list[Part] = []
     samples = []

@@ -152,11 +152,7 @@ def _kind(leaf: Any, where: str) -> str:
 
 
 def naming(value: Any) -> str:
-    """What a value is, for an error.
-
-    >>> naming(None), naming(OrderedDict()), naming((1, 2))
-    ('None', 'a collections.OrderedDict', 'a tuple')
-    """
+    """Return what a value is, for an error."""
     if value is None:
         return "None"
     kind = type(value)
@@ -231,11 +227,7 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> Packed:
 
 
 def layout_of(leaves: Sequence[Array]) -> Layout:
-    """Dtype and shape of each leaf; a dtype whose string does not say it all stands for itself.
-
-    >>> layout_of([np.zeros(2), np.zeros(3, [("x", "i4")])])
-    (('<f8', (2,)), (dtype([('x', '<i4')]), (3,)))
-    """
+    """Return dtype and shape of each leaf; a dtype whose string does not say it all stands for itself."""
     return tuple([(_spelled(leaf.dtype), leaf.shape) for leaf in leaves])
 
 

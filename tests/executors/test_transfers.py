@@ -145,9 +145,16 @@ def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
         runs.set()
         assert go_on.wait(SECONDS)
 
+    class WaitedFor(threading.Event):
+        """Is waited for once nothing more will be started: only then may the running transfer end."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            go_on.set()
+            return super().wait(timeout)
+
     running = Transfers(transfer, range(5), 1)
     assert runs.wait(SECONDS)
-    threading.Thread(target=go_on.set, daemon=True).start()
+    running._idle = WaitedFor()
     running.stop()
     assert started == [0]
 

@@ -69,7 +69,7 @@ def test_what_calls_of_an_executor_raise_shows_none(executor: Any) -> None:
 
 
 def failing() -> FaultyExecutor:
-    return FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3, 6), Fault("kill", attempts=9)))
+    return FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3, 6), Fault("raise", attempts=9)))
 
 
 def losing_one() -> FaultyExecutor:

@@ -102,15 +102,21 @@ def test_what_f_raises_is_raised_whichever_worker_is_lost_and_whichever_sleeps(
 
 
 def test_the_note_of_what_f_raises_counts_what_else_failed() -> None:
-    faults = {8: KILLED_ALWAYS, 9: Fault("raise", attempts=99)}
+    faults = {0: Fault("raise", attempts=99)} | dict.fromkeys(range(8, 12), KILLED_ALWAYS)
     with pytest.raises(ValueError, match="no such block") as raised:
-        coded_map(failing_on(1, 2, 3, 4, 5), DATA, blocks=8, tasks=12, executor=faulty(faults))
+        coded_map(failing_on(*range(1, 8)), DATA, blocks=8, tasks=12, executor=faulty(faults))
     first, second = raised.value.__notes__
-    told = "f raised in 6 of 12 tasks, and the others do not determine the results"
+    told = "f raised in 8 of 12 tasks, and the others do not determine the results"
     assert first == f"{told}: task 1 raised this"
     assert second.startswith("other failures: ")
-    assert "1 task: WorkerLost" in second
+    assert "4 tasks: WorkerLost" in second
     assert "1 task: RuntimeError: injected fault" in second
+
+
+def test_what_f_raises_is_the_cause_where_some_tasks_have_returned() -> None:
+    with pytest.raises(NotDecodableError, match="5 tasks: ValueError: no such block") as raised:
+        coded_map(failing_on(1, 2, 3, 4, 5), DATA, blocks=8, tasks=12, executor=faulty({}), retries=0)
+    assert isinstance(raised.value.__cause__, ValueError)
 
 
 def test_what_only_lost_workers_explain_is_not_blamed_on_f() -> None:

@@ -254,3 +254,5 @@ def test_arrays_without_bytes_need_no_parts(files: Blocks) -> None:
     assert load(files, block).shape == (0, 2)
     parts, layout = (Part("a", 8), Part("b", 8)), (("<f8", (0,)), ("<f8", ()), ("<f8", (0,)), ("<f8", ()))
     assert runs(parts, layout) == [(parts[:1], layout[:3]), (parts[1:], layout[3:])]
+    (a, b, c), arrays = (Part("a", 8), Part("b", 8), Part("c", 4)), (("<f8", (2,)), ("<f4", ()))
+    assert runs((a, b, c), arrays) == [((a, b), arrays[:1]), ((c,), arrays[1:])]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plain import assert_same
 
-from polarmap.worker.pytree import Packed, flatten, pack, unflatten, unpacked
+from polarmap.worker.pytree import Packed, flatten, layout_of, naming, pack, unflatten, unpacked
 
 
 class Point(NamedTuple):
@@ -113,3 +114,16 @@ def test_leaves_are_let_go_with_the_tree() -> None:
         assert [one() for one in held] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_layout_has_dtypes_as_strings_where_these_say_it_all() -> None:
+    records = np.dtype([("x", "i4")])
+    assert layout_of([np.zeros(2), np.zeros(3, records)]) == (("<f8", (2,)), (records, (3,)))
+
+
+def test_errors_name_what_a_value_is() -> None:
+    assert [naming(None), naming(OrderedDict()), naming((1, 2))] == [
+        "None",
+        "a collections.OrderedDict",
+        "a tuple",
+    ]
