@@ -361,10 +361,19 @@ def drop_packets(connection: socket.socket, is_dropped: bool) -> None:
 
 
 @contextlib.contextmanager
-def slow_links(on_connect: Callable[[SlowLink], None] | None = None) -> Iterator[SlowLinks]:
-    """Let the workers of the next pool call a proxy, which forwards to where the pool listens."""
+def slow_links(
+    on_connect: Callable[[SlowLink], None] | None = None, is_near: bool = False
+) -> Iterator[SlowLinks]:
+    """Let the workers of the next pool call a proxy, which forwards to where the pool listens.
+
+    Parameters
+    ----------
+    is_near : whether workers of Dask on this machine may map blocks from shared memory; else blocks are sent.
+    """
     links = SlowLinks(on_connect=on_connect)
     with contextlib.closing(links), pytest.MonkeyPatch.context() as patched:
+        if not is_near:
+            patched.setattr("polarmap.executors.dask.are_own", lambda hosts: False)
         listener_type = remote_workers.WorkerListener
         patched.setattr(remote_workers, "WorkerListener", partial(_listen_behind, links, listener_type))
         yield links
