@@ -42,6 +42,7 @@ from polarmap.executors import remote_workers
 
 BUFFER_BYTES = 64 << 10  # data waiting for transmission per direction; beyond it, the sender has to wait
 WINDOW_BYTES = 4 << 20  # data that may be on its way per direction
+SEGMENT_BYTES = 1448  # data in a packet of Ethernet
 CHUNK_BYTES = 16 << 10  # the most that is read at a time
 # Linux: socket options, from asm-generic/socket.h, and the filter program `ret #0`, which drops each packet.
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
@@ -210,7 +211,7 @@ class SlowLinks:
         self.target, self.on_connect = target, on_connect
         self._links: list[SlowLink] = []
         self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)  # inherited if accepted
+        limit_buffers(self._listener)  # which accepted sockets inherit
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(256)
         self.endpoint: tuple[str, int] = self._listener.getsockname()
@@ -285,7 +286,7 @@ class SlowLinks:
                 assert self.target is not None, "no target yet"
                 target = socket.socket()
                 link.sockets.append(target)
-                target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+                limit_buffers(target)
                 target.connect(self.target)
                 target.setblocking(False)
                 for connection in link.sockets:
@@ -347,6 +348,13 @@ def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
             for connection in link.sockets:
                 connection.close()
             link.sockets.clear()
+
+
+def limit_buffers(connection: socket.socket) -> None:
+    """Let the kernel buffer as little as on a network: packets of loopback would make buffers of megabytes."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    if sys.platform == "linux":
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
 
 
 def drop_packets(connection: socket.socket, is_dropped: bool) -> None:
