@@ -19,7 +19,7 @@ class Maps:
     """Maps on a pool or on the client of a Dask cluster; each returns its seconds, and what went wrong."""
 
     def __init__(self, scheduler: str) -> None:
-        self.client = distributed.Client(scheduler)
+        self.client = distributed.Client(scheduler, timeout=120)  # which may start later
         self.pool: polarmap.Pool | None = None
         self._stream = np.random.default_rng(0)
 

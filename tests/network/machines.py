@@ -21,7 +21,8 @@ NEEDED = ("ip", "unshare", "nsenter")
 SUBNET = "10.77.0"
 # The first process of a machine. It ends when its standard input does, and everything on the machine with it.
 FIRST_PROCESS = """
-hostname {name} && mount -t tmpfs tmpfs /dev/shm && ip link set lo up && echo ready && cat >/dev/null
+hostname {name} && mount -t tmpfs tmpfs /dev/shm && ip link set lo up &&
+mount --bind {hosts} /etc/hosts && mount --bind /dev/null /etc/resolv.conf && echo ready && cat >/dev/null
 """
 CONFIGURE = """
 ip link set eth0 address 02:00:00:00:00:{number:02x} && ip link set eth0 mtu 1500 up &&
@@ -37,16 +38,18 @@ class Machine:
     name : the host name.
     number : the last byte of the address.
     folder : for temporary files and the home directory.
+    hosts : a file with the addresses of all machines. There is no name server, for which programs would wait.
     """
 
-    def __init__(self, name: str, number: int, folder: Path) -> None:
+    def __init__(self, name: str, number: int, folder: Path, hosts: Path) -> None:
         self.name, self.number, self.folder = name, number, folder
-        self.address = f"{SUBNET}.{number}"
+        self.address = address_of(number)
         self.cable: Cable
+        self._started = list[subprocess.Popen[str]]()
         (folder / "tmp").mkdir(parents=True)
         (folder / "home").mkdir()
         kinds = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        script = FIRST_PROCESS.format(name=name)
+        script = FIRST_PROCESS.format(name=name, hosts=hosts)
         self._holder = subprocess.Popen(
             ["unshare", *kinds, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -66,7 +69,9 @@ class Machine:
             "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # may stop CPython 3.11 (gh-106883)
         }
         environment = {**os.environ, **folders, **settings}
-        return subprocess.Popen([*enter, *command], env=environment, text=True, **options)
+        process = subprocess.Popen([*enter, *command], env=environment, text=True, **options)
+        self._started.append(process)
+        return process
 
     def run(self, script: str) -> None:
         """Run shell commands on this machine; CalledProcessError if they fail."""
@@ -94,7 +99,8 @@ class Machine:
     def close(self) -> None:
         """End all processes of this machine."""
         self._holder.kill()  # its child is killed with it, and that ends the others
-        self._holder.wait()
+        for process in (self._holder, *self._started):
+            process.wait()
         for stream in (self._holder.stdin, self._holder.stdout):
             if stream is not None:
                 stream.close()
@@ -105,10 +111,12 @@ class Network:
 
     def __init__(self, names: Iterable[str], folder: Path) -> None:
         self.switch, self.machines = Switch(), dict[str, Machine]()
-        self._folder = folder
+        hosts, numbers = folder / "hosts", {name: number for number, name in enumerate(names, 1)}
+        lines = [f"{address_of(number)} {name}" for name, number in numbers.items()]
+        hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         try:
-            for number, name in enumerate(names, 1):
-                machine = self.machines[name] = Machine(name, number, folder / name)
+            for name, number in numbers.items():
+                machine = self.machines[name] = Machine(name, number, folder / name, hosts)
                 machine.cable = self.switch.plug_in(number, machine.process)
                 machine.run(CONFIGURE.format(number=number, address=machine.address))
             self.switch.start()
@@ -155,6 +163,11 @@ def missing_rights() -> str:
             return ""
     except (OSError, subprocess.SubprocessError) as error:
         return f"the system makes no network namespaces: {error}"
+
+
+def address_of(number: int) -> str:
+    """Return the address of the machine with this number."""
+    return f"{SUBNET}.{number}"
 
 
 def command_line(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -161,13 +162,13 @@ def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="python -m network.table", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="maps per row (5)")
-    parser.add_argument("--only", default="", help="measure rows with this text in their name")
+    parser.add_argument("--only", default="", help="measure rows whose name has this regular expression")
     parser.add_argument("--steps", type=int, default=50, help="steps per latency (50); 0: none")
     asked = parser.parse_args()
     if reason := missing_rights():
         raise SystemExit(reason)
     print(f"{BLOCKS} of {TASKS} tasks suffice; {MACHINES} machines; {asked.runs} runs per row.", flush=True)
-    found = [row for row in rows() if asked.only in row.name]
+    found = [row for row in rows() if re.search(asked.only, row.name)]
     for row in found:
         began = time.monotonic()
         with dask_network() as cluster:

@@ -49,7 +49,6 @@ def net() -> Iterator[Network]:
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
         yield one
-    server.wait(10.0)
     server.stdout.close()
     assert not any(thread.name == "switch" for thread in threading.enumerate())
 
