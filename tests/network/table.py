@@ -161,22 +161,23 @@ def latencies() -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="python -m network.table", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="maps per row (5)")
+    parser.add_argument("--runs", type=int, default=5, help="maps per row (5); 0: no rows, only steps")
     parser.add_argument("--only", default="", help="measure rows whose name has this regular expression")
     parser.add_argument("--steps", type=int, default=50, help="steps per latency (50); 0: none")
     asked = parser.parse_args()
     if reason := missing_rights():
         raise SystemExit(reason)
     print(f"{BLOCKS} of {TASKS} tasks suffice; {MACHINES} machines; {asked.runs} runs per row.", flush=True)
-    found = [row for row in rows() if re.search(asked.only, row.name)]
+    found = [row for row in rows() if asked.runs and re.search(asked.only, row.name)]
     for row in found:
         began = time.monotonic()
         with dask_network() as cluster:
             for is_disturbed in [False] * asked.runs + [True] * asked.runs:
                 row.take(cluster, is_disturbed)
         print(row.line(), f"({time.monotonic() - began:.0f} s)", flush=True)
-    print()
-    print_table(found)
+    if found:
+        print()
+        print_table(found)
     if asked.steps and not asked.only:
         print_steps(asked.steps)
 
