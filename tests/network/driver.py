@@ -31,7 +31,7 @@ class Maps:
         """Make a pool, and run a small map on it, so that its workers have called."""
         self.close_pool()
         self.pool = polarmap.Pool(self.client, workers=TASKS, **options)
-        return self.run(100)
+        return self.run(100, task_seconds=0.1)
 
     def close_pool(self) -> dict[str, Any]:
         """Close the pool, if there is one."""
@@ -50,10 +50,12 @@ class Maps:
         tasks: int = TASKS,
         blocks: int = BLOCKS,
         on_client: bool = False,
+        task_seconds: float = 0.0,
     ) -> dict[str, Any]:
         """Run a map of new data: blocks of so many bytes, and results of about as many as asked for.
 
         is_on_cluster : whether the data is a `dask.array`; on_client : whether it runs without a pool.
+        task_seconds : that each task takes at least: then each worker has one, and none has several.
         """
         columns = max(1, block_bytes // 80)
         data = self._stream.standard_normal((10 * blocks, columns))
@@ -65,11 +67,16 @@ class Maps:
 
             source = dask.array.from_array(data, chunks=(10, columns)).persist()
             distributed.wait(source)
+
+        def f(block: Any) -> Any:
+            time.sleep(task_seconds)
+            return np.repeat(block.sum(axis=1, keepdims=True), copies, axis=1)
+
         began, error, right = time.monotonic(), "", False
         executor = self.client if on_client else self.pool
         try:
             result = polarmap.coded_map(
-                lambda block: np.repeat(block.sum(axis=1, keepdims=True), copies, axis=1),
+                f,
                 source,
                 blocks=blocks,
                 tasks=tasks,

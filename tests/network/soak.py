@@ -98,6 +98,7 @@ def draw_case(seed: int, n_machines: int) -> Case:
     random = Random(seed)
     size = random.choices(list(SHARES), list(SHARES.values()))[0]
     options = {"block_bytes": SIZES[size], "timeout": TIMEOUT, "on_client": random.random() < 0.2}
+    options["task_seconds"] = random.choice([0.0, 0.0, 0.1])
     if random.random() < 0.2:
         options["result_bytes"] = random.choice([100_000, 1_000_000])
     machines = random.sample(range(n_machines), random.choice([0, 1, 1, MOST_FAULTS]))

@@ -94,6 +94,7 @@ def rows() -> list[Row]:
     def blocks(megabytes: int, **options: Any) -> dict[str, Any]:
         return {"block_bytes": megabytes * MEGABYTE, **options}
 
+    brief = {"block_bytes": 8000, "task_seconds": 0.2}
     results = {"block_bytes": 8000, "result_bytes": 8 * MEGABYTE}
     return [
         Row("pool: 4 MB blocks, 20 Mbit/s", "0.9 s", blocks(4), rate=20 * MEGABIT),
@@ -106,7 +107,7 @@ def rows() -> list[Row]:
             blocks(8, timeout=5.0),
             rate=4 * MEGABIT,
         ),
-        Row("pool: two of four machines cut between maps", "12 s", {"block_bytes": 8000}, n_cut=2),
+        Row("pool: two of four machines cut between maps", "12 s", brief, n_cut=2),
         Row("client: 8 MB results, 20 Mbit/s", "3.5 s", results, rate=20 * MEGABIT, has_pool=False),
         Row(
             "client: new map of a dask.array, a machine cut",
