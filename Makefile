@@ -5,6 +5,7 @@ PYTHON  ?= python3
 BACKEND ?= localhost
 CONFIG  ?= config/$(BACKEND).yaml
 MINUTES ?= 10
+MAPS    ?= 1000
 # One more than there are cores: many tests wait for processes.
 JOBS    ?= $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 
@@ -15,7 +16,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-engines cloud-test soak lint bench compare runtime smoke package docs venv interpreter clean
+.PHONY: help demo test test-engines test-network soak-engines cloud-test soak lint bench compare runtime smoke package docs venv interpreter clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +34,12 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 
 test-engines: .venv/.engines-test  ## run the tests that start clusters of Ray, which make test leaves out
 	@$(run) -m pytest -m engines tests/executors tests/maps tests/test_docs.py
+
+test-network: .venv/.test  ## run tests/network on machines made of Linux namespaces, as root
+	@$(run) -m pytest -m network tests/network
+
+soak-engines: .venv/.test  ## run MAPS=1000 maps on Dask in such a network, with slow, cut and killed machines
+	@PYTHONPATH=tests $(run) -m network.soak --maps $(MAPS) $(SEED:%=--seed %)
 
 soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \

@@ -122,11 +122,11 @@ SPREADS_OVER_CORES = {"polarmap.codes.tiled": {"concurrent"}}
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 # Folders of tests/ whose files need not be called like a module.
-WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
+WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "network"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
     *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],
-    *["session", "soak", "structure", "texts"],
+    *["session", "slow_links", "soak", "structure", "texts"],
 }
 
 # --- imports -----------------------------------------------------------------------------------

@@ -1,0 +1,184 @@
+"""Machines of namespaces, joined by a switch: `with network(["driver", "a", "b"]) as net: ...`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from network.switch import Cable, Switch
+
+TESTS = Path(__file__).resolve().parents[1]
+NEEDED = ("ip", "unshare", "nsenter")
+SUBNET = "10.77.0"
+# The first process of a machine. It ends when its standard input does, and everything on the machine with it.
+FIRST_PROCESS = """
+hostname {name} && mount -t tmpfs tmpfs /dev/shm && ip link set lo up &&
+mount --bind {hosts} /etc/hosts && mount --bind /dev/null /etc/resolv.conf && echo ready && cat >/dev/null
+"""
+CONFIGURE = """
+ip link set eth0 address 02:00:00:00:00:{number:02x} && ip link set eth0 mtu 1500 up &&
+ip address add {address}/24 dev eth0 && ip route add default via {address}
+"""
+
+
+class Machine:
+    """A set of namespaces with an address, a host name, a /dev/shm and a folder for temporary files.
+
+    Parameters
+    ----------
+    name : the host name.
+    number : the last byte of the address.
+    folder : for temporary files and the home directory.
+    hosts : a file with the addresses of all machines. There is no name server, for which programs would wait.
+    """
+
+    def __init__(self, name: str, number: int, folder: Path, hosts: Path) -> None:
+        self.name, self.number, self.folder = name, number, folder
+        self.address = address_of(number)
+        self.cable: Cable
+        self._started = list[subprocess.Popen[str]]()
+        (folder / "tmp").mkdir(parents=True)
+        (folder / "home").mkdir()
+        kinds = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        script = FIRST_PROCESS.format(name=name, hosts=hosts)
+        self._holder = subprocess.Popen(
+            ["unshare", *kinds, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != "ready\n":
+            self.close()
+            raise PermissionError(f"no namespaces can be made for {name}")
+        holder = self._holder.pid
+        self.process = int(Path(f"/proc/{holder}/task/{holder}/children").read_text().split()[0])
+
+    def popen(self, command: Iterable[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a process on this machine."""
+        enter = ["nsenter", "-t", str(self.process), "--net", "--mount", "--uts", "--ipc", "--pid"]
+        folders = {"TMPDIR": str(self.folder / "tmp"), "HOME": str(self.folder / "home")}
+        settings = {
+            "PYTHONPATH": str(TESTS),
+            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",  # may stop CPython 3.11 (gh-106883)
+        }
+        environment = {**os.environ, **folders, **settings}
+        process = subprocess.Popen([*enter, *command], env=environment, text=True, **options)
+        self._started.append(process)
+        return process
+
+    def run(self, script: str) -> None:
+        """Run shell commands on this machine; CalledProcessError if they fail."""
+        process = self.popen(["sh", "-ec", script])
+        if process.wait(30.0):
+            raise subprocess.CalledProcessError(process.returncode, script)
+
+    def processes(self, text: str = "") -> list[int]:
+        """Return the processes on this machine whose command line has `text` in it."""
+        namespace, found = os.readlink(f"/proc/{self.process}/ns/pid"), []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(path / "ns/pid") == namespace and text.encode() in command_line(path):
+                    found.append(int(path.name))
+        return [one for one in found if one != self.process]
+
+    def kill(self, text: str) -> int:
+        """Kill the processes whose command line has `text` in it, and return their number."""
+        found = self.processes(text)
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return len(found)
+
+    def close(self) -> None:
+        """End all processes of this machine."""
+        self._holder.kill()  # its child is killed with it, and that ends the others
+        for process in (self._holder, *self._started):
+            process.wait()
+        for stream in (self._holder.stdin, self._holder.stdout):
+            if stream is not None:
+                stream.close()
+
+
+class Network:
+    """Machines by name, and the switch between them."""
+
+    def __init__(self, names: Iterable[str], folder: Path) -> None:
+        self.switch, self.machines = Switch(), dict[str, Machine]()
+        hosts, numbers = folder / "hosts", {name: number for number, name in enumerate(names, 1)}
+        lines = [f"{address_of(number)} {name}" for name, number in numbers.items()]
+        hosts.write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+        try:
+            for name, number in numbers.items():
+                machine = self.machines[name] = Machine(name, number, folder / name, hosts)
+                machine.cable = self.switch.plug_in(number, machine.process)
+                machine.run(CONFIGURE.format(number=number, address=machine.address))
+            self.switch.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __getitem__(self, name: str) -> Machine:
+        return self.machines[name]
+
+    def restore(self) -> None:
+        """Make all cables perfect again."""
+        for machine in self.machines.values():
+            machine.cable.configure()
+
+    def close(self) -> None:
+        """End all machines."""
+        for machine in self.machines.values():
+            machine.close()
+        self.switch.close()
+
+
+@contextlib.contextmanager
+def network(names: Iterable[str]) -> Iterator[Network]:
+    """Make machines with these host names, and end them."""
+    folder = Path(tempfile.mkdtemp(prefix="network-"))
+    try:
+        with contextlib.closing(Network(names, folder)) as one:
+            yield one
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def missing_rights() -> str:
+    """Return why no network can be made here; empty if it can."""
+    if sys.platform != "linux":
+        return "network namespaces need Linux"
+    if lacking := [name for name in NEEDED if shutil.which(name) is None]:
+        return f"these programs are missing: {', '.join(lacking)} (Debian: iproute2, util-linux)"
+    if os.geteuid():
+        return "network namespaces need the rights of root"
+    try:
+        with network(["trial"]):
+            return ""
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the system makes no network namespaces: {error}"
+
+
+def address_of(number: int) -> str:
+    """Return the address of the machine with this number."""
+    return f"{SUBNET}.{number}"
+
+
+def command_line(path: Path) -> bytes:
+    """Return the command of a process, its arguments separated by spaces."""
+    return (path / "cmdline").read_bytes().replace(b"\0", b" ")
+
+
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
+    """Poll until the condition is true; TimeoutError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not true after {seconds:g} s")
+        time.sleep(0.002)
