@@ -312,6 +312,28 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
         assert min(carried[2:]) > BLOCK_BYTES > 2 * max(carried[:2])
 
 
+def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map() -> None:
+    large, blocks = np.zeros(BLOCK_BYTES // 8), PartBlocks([[np.ones(3)]] * 4, ("array",))
+    payload = Payload(lambda block: block + large[0], blocks)
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        before = [link.bytes_to_caller for link in links]
+        for link in links.first(2):
+            link.rate = SLOW
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            assert [one.failure for one in first_ends(run, 2, PATIENCE)] == [None, None]
+        assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
+        links.restore()
+        table = run._workers  # type: ignore[attr-defined]
+        assert until(lambda: not table.count_busy())  # what was on its way to them has been written
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            outcomes = first_ends(run, 4, PATIENCE)
+        assert [one.failure for one in outcomes] == [None] * 4
+        assert len(links) == 4
+        assert min(link.bytes_to_caller - before[link.index] for link in links) > BLOCK_BYTES
+
+
 def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
     with slowed_pool(ThreadSite(), 4) as (pool, links):
         for link in links:
