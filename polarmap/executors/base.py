@@ -279,6 +279,15 @@ class Run(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockSender(Protocol):
+    """A run that sends the blocks to its workers itself, over connections that may be slow."""
+
+    def count_receiving(self) -> int:
+        """Return the number of workers that have not been sent all that their task needs."""
+        ...
+
+
 class WakeSignal:
     """A descriptor by which one thread ends the `wait` of another: readable from `set` to `clear`.
 

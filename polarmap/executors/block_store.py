@@ -105,10 +105,14 @@ class StoredPieces:
         with self._lock:
             return self._new_block(coded, task) if self._source is None else stored_block(coded, task)
 
-    def part(self, coded: Coded, key: str) -> bytes:
-        """The bytes of a piece as a worker gets them that asks for this key."""
+    def part(self, coded: Coded, key: str) -> bytes | memoryview:
+        """Return the bytes of a piece as a worker gets them that asks for this key.
+
+        A piece that is one array is not copied: many workers may be sent theirs at the same time.
+        """
         buffers = _buffers(coded, int(key.rpartition("/")[2]))
-        return b"".join(as_stored(self._place, Part(key, sum(map(len, buffers))), *buffers))
+        stored = as_stored(self._place, Part(key, sum(map(len, buffers))), *buffers)
+        return stored[0] if len(stored) == 1 else b"".join(stored)
 
     def store_if_damaged(self, coded: Coded, task: int, failure: Failure) -> None:
         """A block that its worker found damaged is stored anew when it is asked for again."""

@@ -50,7 +50,11 @@ class ObjectLink:
         Signs of life after a message that has not come.
     is_there : bool
         Whether it may say more.
+    has_unsent : bool
+        False: messages that wait are those of `ObjectLinks`, and no socket has to be writable for them.
     """
+
+    has_unsent = False
 
     def __init__(
         self, number: int, instance: int, post: Callable[[ObjectLink, Message | None], None]
@@ -84,6 +88,18 @@ class ObjectLink:
         for message in messages:
             self._post(self, message)
         return self.is_there
+
+    def flush(self) -> bool:
+        """Return whether the worker will be told: `ObjectLinks` writes the messages."""
+        return self.is_there
+
+    def drop_unsent(self) -> list[Message]:
+        """Return no messages: the storage has them all."""
+        return []
+
+    def is_stalled(self) -> bool:
+        """Return False: `ObjectLinks` hangs up on a worker that is silent for too long."""
+        return False
 
     def receive(self) -> tuple[list[Message], bool]:
         """What it has said since the last time, and whether it will say more."""

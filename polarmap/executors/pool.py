@@ -26,7 +26,7 @@ from polarmap.executors.tcp import checked_endpoint
 from polarmap.executors.worker_processes import FORKS, WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
 from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import Endpoint
+from polarmap.worker.stream import TCP_TIMEOUT, Endpoint
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site
@@ -65,6 +65,9 @@ class Pool:
     fork : bool, optional
         Whether worker processes here are forked, in milliseconds, or new interpreters. None: forked where
         that is safe, on Linux.
+    tcp_timeout : float
+        Seconds after which a worker elsewhere is lost if its machine or network is silent. The worker ends
+        within that time as well. Pass more for a network with longer outages.
 
     Attributes
     ----------
@@ -99,11 +102,12 @@ class Pool:
         threads: int = 1,
         listen: bool | str = True,
         fork: bool | None = None,
+        tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
         with without_our_frames:
             for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
                 checked_count(name, count)
-            for name, number in {"idle": idle, "memory": memory}.items():
+            for name, number in {"idle": idle, "memory": memory, "tcp_timeout": tcp_timeout}.items():
                 if not is_positive(number):
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
             if not isinstance(listen, (bool, str)):
@@ -115,7 +119,8 @@ class Pool:
                 )
             self._name, self.worker, new_site = _place(executor)
             self.executor, self.workers, self.is_here = executor, workers, executor is None
-            options = float(idle), int(memory), threads, listens, FORKS if fork is None else fork
+            forks, seconds = FORKS if fork is None else fork, float(tcp_timeout)
+            options = float(idle), int(memory), threads, listens, forks, seconds
             self._start = partial(KeptWorkers, self._name, new_site, workers, *options)
             is_of_engine = is_of_dask(executor) or is_of_ray(executor)
             self._tasks = _executor_of_tasks(executor) if is_of_engine and listen is False else None
@@ -192,7 +197,7 @@ class KeptWorkers:
     ----------
     name : of the pool.
     new_site : what makes the place where they are started; None: they are processes of this machine.
-    most, idle, memory, threads, listens, forks : as `Pool` was told.
+    most, idle, memory, threads, listens, forks, tcp_timeout : as `Pool` was told.
     """
 
     def __init__(
@@ -205,6 +210,7 @@ class KeptWorkers:
         threads: int,
         listens: bool | Endpoint,
         forks: bool,
+        tcp_timeout: float,
     ) -> None:
         self._name, self._idle = name, idle
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
@@ -217,7 +223,7 @@ class KeptWorkers:
         else:
             from polarmap.executors.remote_workers import RemoteWorkers
 
-            self.workers = RemoteWorkers(site, most, listens, memory, threads)
+            self.workers = RemoteWorkers(site, most, listens, memory, threads, tcp_timeout)
             try:
                 if site.shares_files or site.is_near:
                     count = 1 if site.shares_files else most or site.workers or 1

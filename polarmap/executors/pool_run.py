@@ -29,7 +29,7 @@ from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.messages import plain
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.polling import POLLIN
+from polarmap.worker.polling import POLLIN, POLLOUT
 from polarmap.worker.private_files import check_private, write_private
 from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
 
@@ -149,9 +149,11 @@ class PoolRun:
             may_start = bool(self._waiting or self._behind())
             step = min(rest, self._look_seconds) if may_start else rest
             found = self._lease.poll.poll(None if step == inf else 1000 * step)
-            readable = [self._lease.workers.get(descriptor) for descriptor, _ in found]
+            readable = [self._lease.workers.get(one) for one, event in found if event != POLLOUT]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
+            if self._lease.receiving:
+                ended += self._write(deadline)
             is_over = ended or (None in readable and self._woken.clear()) or time.monotonic() >= deadline
             if ended:
                 self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
@@ -162,6 +164,23 @@ class PoolRun:
             self._start_waiting()
             if is_over:
                 return ended
+
+    def _write(self, deadline: float) -> list[Outcome]:
+        """Write what links take of the messages that wait, and return the tasks of workers that are lost."""
+        lost_tasks: list[Outcome] = []
+        for worker in list(self._lease.receiving):
+            if not worker.write():
+                worker.link.hang_up()
+                lost_tasks += self._heard(worker)
+            elif not worker.link.has_unsent:
+                self._lease.watch(worker)
+            if time.monotonic() >= deadline:  # what it takes to write all may be long
+                break
+        return lost_tasks
+
+    def count_receiving(self) -> int:
+        """Return the number of workers that have not been sent all that their task needs."""
+        return len(self._lease.receiving)
 
     def stop(self) -> list[Began]:
         """Drop what waits, and return which attempts have begun since the last `wait`.
@@ -296,6 +315,8 @@ class PoolRun:
                     self._drop(one)
             if calls:
                 is_told = worker.link.send(*self._of_map(worker, calls[0]), *calls)
+                if worker.link.has_unsent:
+                    self._lease.watch(worker)
             elif not is_ahead:
                 self._workers.give_back(worker)
         finally:
@@ -377,6 +398,8 @@ class PoolRun:
         """Send the part of a block that a worker asks for; whether it is there to take it."""
         data = self._stored.part(self._payload.blocks, need.header.decode())
         is_told = worker.link.send(Message(PART, need.order, need.header, data))
+        if worker.link.has_unsent:
+            self._lease.watch(worker)
         self._workers.flush()
         return is_told
 

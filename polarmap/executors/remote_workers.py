@@ -18,7 +18,7 @@ from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.retries import AWAY_SECONDS
-from polarmap.worker.stream import Endpoint
+from polarmap.worker.stream import TCP_TIMEOUT, Endpoint
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
@@ -151,10 +151,17 @@ class RemoteWorkers(WorkerTable):
     listens : whether workers may call on a socket, and where; else by way of the site's storage only.
     memory : bytes of blocks that each worker may keep.
     threads : that each may use for linear algebra.
+    tcp_timeout : seconds of silence after which the connection to a worker is lost, at both ends.
     """
 
     def __init__(
-        self, site: Site, most: int | None, listens: bool | Endpoint, memory: int, threads: int
+        self,
+        site: Site,
+        most: int | None,
+        listens: bool | Endpoint,
+        memory: int,
+        threads: int,
+        tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
         super().__init__(most if most is not None else site.workers)
         self._site = site
@@ -170,13 +177,13 @@ class RemoteWorkers(WorkerTable):
             self._objects = site.object_links(self._join)
             if listens:
                 at = listens if isinstance(listens, tuple) else None
-                self._listener = WorkerListener(key, self._join, site.shares_files, at)
+                self._listener = WorkerListener(key, self._join, site.shares_files, at, tcp_timeout)
         except Exception as error:
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error
         endpoints = () if self._listener is None else self._listener.endpoints
         memory = memory if site.limits is None else min(memory, kept_bytes(site.limits))
-        self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads)
+        self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads, tcp_timeout)
 
     def want(self, count: int) -> None:
         """Start as many workers as are missing of the `count` that would be of use now."""

@@ -13,7 +13,15 @@ from polarmap.errors import CodeError
 from polarmap.executors.base import WakeSignal
 from polarmap.worker.polling import POLLIN, ready
 from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import ANSWER_SECONDS, Endpoint, Stream, admit_worker, shut, stay_awake
+from polarmap.worker.stream import (
+    ANSWER_SECONDS,
+    TCP_TIMEOUT,
+    Endpoint,
+    Stream,
+    admit_worker,
+    shut,
+    stay_awake,
+)
 from polarmap.worker.threads import run_on_daemon
 
 FOREIGN = (socket.EAI_NONAME, socket.EAI_AGAIN)  # of names that only workers know
@@ -29,6 +37,7 @@ class WorkerListener:
     join : told of each worker.
     is_local : whether only workers on this machine can call.
     at : where workers are to call, whatever is between them and the same port of this machine.
+    tcp_timeout : seconds of silence after which a connection is lost.
     """
 
     def __init__(
@@ -37,8 +46,9 @@ class WorkerListener:
         join: Callable[[int, Stream, str], None],
         is_local: bool,
         at: Endpoint | None = None,
+        tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
-        self._key, self._join = key, join
+        self._key, self._join, self._tcp_timeout = key, join, tcp_timeout
         hosts = ["127.0.0.1"] if is_local else own_addresses()
         if at is None:
             self._socket = socket.create_server((hosts[0] if is_local else "", 0), backlog=MOST_STRANGERS)
@@ -85,11 +95,11 @@ class WorkerListener:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
             stack.callback(self._strangers.pop, connection)
-            stay_awake(connection)
+            stay_awake(connection, self._tcp_timeout)
             number, seals = admit_worker(connection, self._key)
             stack.pop_all()
             del self._strangers[connection]
-            self._join(number, Stream(connection, seals), "TCP")
+            self._join(number, Stream(connection, seals, self._tcp_timeout), "TCP")
 
 
 def checked_endpoint(address: str) -> Endpoint:

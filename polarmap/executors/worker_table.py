@@ -24,8 +24,19 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.worker.polling import POLLIN, Poll, ready
-from polarmap.worker.stream import CANCEL, END, FAREWELLS, LAST, PROCESS, REPLIES, Message
+from polarmap.worker.polling import POLLIN, POLLOUT, Poll, ready
+from polarmap.worker.stream import (
+    CALL,
+    CANCEL,
+    END,
+    FAREWELLS,
+    LAST,
+    MAP,
+    MODULES,
+    PROCESS,
+    REPLIES,
+    Message,
+)
 
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link
@@ -44,6 +55,7 @@ class Lease:
     wake : lets the run look whether it may start a task.
     workers : that are at its tasks, also after its end, by the descriptors of their links.
     poll : of these descriptors, and of what else the run waits for.
+    receiving : the workers whose link has messages that are not written yet.
     waiting : tasks that it would start.
     is_listening : whether it starts tasks as soon as it is woken.
     since : when a task of it started or ended last, or it began to wait, on the monotonic clock.
@@ -54,11 +66,18 @@ class Lease:
     wake: Callable[[], None]
     workers: dict[int, KeptWorker] = field(default_factory=dict)
     poll: Any = field(default_factory=Poll)
+    receiving: set[KeptWorker] = field(default_factory=set)
     waiting: int = 0
     is_listening: bool = False
     since: float = field(default_factory=time.monotonic)
     was_idle: bool = False
     ended: float | None = None
+
+    def watch(self, worker: KeptWorker) -> None:
+        """Poll the link of a worker for replies, and for room to write as long as messages for it wait."""
+        has_unsent = worker.link.has_unsent
+        (self.receiving.add if has_unsent else self.receiving.discard)(worker)
+        self.poll.register(worker.descriptor, POLLIN | POLLOUT if has_unsent else POLLIN)
 
 
 @dataclass(eq=False)
@@ -131,6 +150,26 @@ class KeptWorker:
                 self.link.hang_up()
                 return kept, False
         return kept, is_there
+
+    def cancel(self) -> bool:
+        """Cancel the tasks of the worker. Return False if it has none, and nothing is on its way to it.
+
+        Messages that wait are dropped. No reply is to come of a task whose call was among them.
+        """
+        link = self.link
+        if link.has_unsent:
+            for message in link.drop_unsent():
+                if message.kind in (MAP, MODULES):
+                    self.map, self.function = -1, None
+                elif message.kind == CALL:
+                    self.orders = deque([one for one in self.orders if one[0] != message.order])
+        if self.orders:
+            link.send(Message(CANCEL, self.orders[0][0]))
+        return bool(self.orders or link.has_unsent)
+
+    def write(self) -> bool:
+        """Write what the link takes of the messages that wait. Return False if the worker is lost."""
+        return self.link.flush() and not self.link.is_stalled()
 
     def _note_done(self, task: Hashable) -> None:
         self.done.pop(task, None)
@@ -238,6 +277,8 @@ class WorkerTable:
             worker.lease, worker.descriptor = lease, worker.link.fileno()
             lease.workers[worker.descriptor] = worker
             lease.poll.register(worker.descriptor, POLLIN)
+            if worker.link.has_unsent:
+                lease.watch(worker)
             self._changed = lease.since = time.monotonic()
             return worker
 
@@ -250,6 +291,7 @@ class WorkerTable:
                 return
             if lease.workers.pop(worker.descriptor, None) is not None:
                 lease.poll.unregister(worker.descriptor)
+            lease.receiving.discard(worker)
             worker.lease = None  # at last: an interrupt before leaves it abandoned
             if lease.ended is None:
                 self._changed = lease.since = worker.since
@@ -284,11 +326,11 @@ class WorkerTable:
             if self._leases:  # what the others need beyond is seen when they leave cores idle
                 self._limit = max(self._under_way(), self._first_limit())
                 self._call_next()
-            for worker in lease.workers.values():
+            for worker in list(lease.workers.values()):
                 if self._is_closed:
                     worker.link.close()
-                elif worker.orders:
-                    worker.link.send(Message(CANCEL, worker.orders[0][0]))
+                elif worker.orders and not worker.cancel():
+                    self.give_back(worker)
             for worker in self._workers.values() if self.are_near else ():
                 if worker.lease is None and worker.map == number:
                     worker.link.send(Message(CANCEL, (number, -1, -1)))
@@ -296,10 +338,10 @@ class WorkerTable:
     def abandon(self, worker: KeptWorker) -> None:
         """Nobody waits for its task any more: it is left as if its map had ended."""
         with self._lock:
-            orders = worker.orders.copy()
+            is_busy, orders = worker.cancel(), worker.orders.copy()
             self.give_back(worker)
-            worker.orders, worker.lease = orders, Lease(lambda: None, ended=time.monotonic())
-            worker.link.send(Message(CANCEL, orders[0][0]))
+            if is_busy:
+                worker.orders, worker.lease = orders, Lease(lambda: None, ended=time.monotonic())
 
     def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""
@@ -411,11 +453,13 @@ class WorkerTable:
         """
         unused = [one for one in list(self._workers.values()) if one.lease is None] + self._abandoned()
         heard = set(ready([worker.link for worker in unused], POLLIN, seconds))
-        for worker in [one for one in unused if one.link in heard]:
-            _, is_there = worker.receive()
+        for worker in [one for one in unused if one.link in heard or one.link.has_unsent]:
+            is_there = not worker.link.has_unsent or worker.write()
+            if is_there and worker.link in heard:
+                _, is_there = worker.receive()
             if worker.is_leaving or not is_there:
                 self._remove(worker)
-            elif not worker.orders:
+            elif not (worker.orders or worker.link.has_unsent):
                 self.give_back(worker)
         self._give_up()
 

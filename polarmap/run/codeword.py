@@ -428,8 +428,8 @@ class Codeword(Received):
         may_come = self.tasks.coming and self.is_within_reach(accurately=False)
         return bool(may_come) or (self.refusal is None and self.accept())
 
-    def time_is_over(self) -> None:
-        """Say what was missing."""
+    def time_is_over(self, n_receiving: int = 0) -> None:
+        """Raise CodedTimeoutError, which tells what was missing."""
         why = ""
         if self.awaited_task is not None and self.padding is not None:
             why = f"; task {self.padding.task} has to return, as {self.padding.described}"
@@ -439,7 +439,7 @@ class Codeword(Received):
             why = "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         elif len(self.results) >= self.threshold:
             why = "; they do not determine the rest, or not as accurately as rtol asks for"
-        self.give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why)))
+        self.give_up(CodedTimeoutError(late(self.tasks, self.threshold, self.watch.limit, why, n_receiving)))
 
     def give_up(self, error: Exception) -> NoReturn:
         """Raise this error, or the refusal to decode results that would have been enough otherwise."""

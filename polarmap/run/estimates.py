@@ -202,7 +202,7 @@ class UntilDeadline(Codeword):
         if not (self.takes_less() or self.results):
             super().settle_for_less()
 
-    def time_is_over(self) -> None:
+    def time_is_over(self, n_receiving: int = 0) -> None:
         """The next look makes estimates."""
 
 

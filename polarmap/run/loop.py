@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Attempt, Event, Outcome, Run
+from polarmap.executors.base import Attempt, BlockSender, Event, Outcome, Run
 from polarmap.run.lateness import LateAttempts
 from polarmap.run.shortfall import late, raised_everywhere
 from polarmap.run.tasks import TaskTable
@@ -113,10 +113,10 @@ class Need(ABC):
         if error is not None:
             raise error
 
-    def time_is_over(self) -> None:
-        """Raise CodedTimeoutError."""
+    def time_is_over(self, n_receiving: int = 0) -> None:
+        """Raise CodedTimeoutError, which tells how many workers are still being sent their block."""
         tasks = self.as_told()()
-        told = late(tasks, self.threshold, self.watch.limit)
+        told = late(tasks, self.threshold, self.watch.limit, n_receiving=n_receiving)
         raise CodedTimeoutError(told) from tasks.first_cause
 
     def step(self) -> bool:
@@ -217,7 +217,7 @@ def schedule(
             run.withdraw(tasks.unwanted)
             tasks.unwanted = []
         if now >= watch.limit:
-            need.time_is_over()
+            need.time_is_over(run.count_receiving() if isinstance(run, BlockSender) else 0)
         may_stall = False
         if need.is_met:
             continue

@@ -12,9 +12,17 @@ from polarmap.run.tasks import Task, TaskTable
 NOT_FINITE = "NaN or inf, which parity carries into every block that is decoded"
 
 
-def late(tasks: TaskTable, needed: int, seconds: float, why: str = "") -> str:
-    """The time is over; `why` what arrived does not do."""
-    return f"{_counted(tasks, needed)} within {seconds:g} s, {_still_run(tasks)}{why}{_failures(tasks)}"
+def late(tasks: TaskTable, needed: int, seconds: float, why: str = "", n_receiving: int = 0) -> str:
+    """Return the text of an error for a map whose time is over.
+
+    why : the reason why the results that arrived do not suffice, if there is one.
+    n_receiving : the number of workers that are still being sent their block.
+    """
+    slow = ""
+    if n_receiving:
+        slow = f" ({n_receiving} worker{'s were' if n_receiving > 1 else ' was'} still receiving a block)"
+    still = f"{_still_run(tasks)}{slow}"
+    return f"{_counted(tasks, needed)} within {seconds:g} s, {still}{why}{_failures(tasks)}"
 
 
 def not_finite(tasks: TaskTable, needed: int, data: int) -> str:

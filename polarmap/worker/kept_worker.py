@@ -43,6 +43,7 @@ from polarmap.worker.stream import (
     NEED,
     PART,
     PROCESS,
+    TCP_TIMEOUT,
     UNFIT,
     Endpoint,
     Message,
@@ -334,6 +335,7 @@ class DriverAddress(NamedTuple):
     bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
     memory : bytes of blocks that the worker may keep.
     threads : that its libraries for linear algebra may use.
+    tcp_timeout : seconds of silence after which the connection is lost.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -342,6 +344,7 @@ class DriverAddress(NamedTuple):
     prefix: str
     memory: int
     threads: int
+    tcp_timeout: float = TCP_TIMEOUT
 
 
 def make_kept_task(address: DriverAddress) -> Callable[..., None]:
@@ -401,7 +404,7 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:
     """The best channel that works from here; ConnectionError if none does."""
-    channel = connected(address.endpoints, address.key, number)
+    channel = connected(address.endpoints, address.key, number, address.tcp_timeout)
     if channel is not None:
         return channel
     if address.bucket is None:

@@ -509,3 +509,9 @@ def test_a_pool_prints_where_its_workers_are_and_how_many() -> None:
         assert int(found[2]) <= int(found[1])
     assert repr(pool) == "<Pool: processes here, closed, at most 2>"
     assert repr(Pool()) == "<Pool: processes here, no workers running>"
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), "11", None])
+def test_the_time_after_which_a_connection_is_lost_is_a_number_above_0(seconds: Any) -> None:
+    with pytest.raises(CodeError, match="tcp_timeout must be a number above 0"):
+        Pool(tcp_timeout=seconds)

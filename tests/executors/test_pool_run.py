@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from plain import ends, first_ends
+from pool_processes import until
+from slow_links import SlowLinks, slow_links
 from worker_sites import ThreadSite, called, honest, pool_of, sent_parts
 
-from polarmap import Pool
+from polarmap import Pool, coded_map
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import block_store, pool_run
 from polarmap.executors.base import Payload
 from polarmap.testing import Fault
 from polarmap.worker import kept_worker
-from polarmap.worker.kept_worker import DriverAddress
+from polarmap.worker.kept_worker import DriverAddress, channel_to
 from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
 
 PATIENCE = 30.0
@@ -259,3 +264,120 @@ def test_no_worker_is_idle_for_a_block_while_there_are_tasks_that_nobody_has_loo
         run_until(pool, behind_the_gate, blocks, 1)
         run_until(pool, np.negative, blocks, 2)
         GATE.set()
+
+
+# --- slow and silent connections ------------------------------------------------------------------
+
+only_linux_cuts = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a cut link acknowledges data")
+BLOCK_BYTES, SLOW = 2_000_000, 20_000.0  # a block takes 100 s at this rate, in bytes per second
+
+
+def large_blocks(count: int) -> PartBlocks:
+    """Blocks of one array each, which have to be sent to workers."""
+    return PartBlocks([[np.full(BLOCK_BYTES // 8, float(task))] for task in range(count)], ("array",))
+
+
+@contextmanager
+def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tuple[Pool, SlowLinks]]:
+    """A pool whose workers have all called, and are free, through a proxy."""
+    blocks = PartBlocks([[np.ones(3)] for _ in range(n_workers)], ("array",))
+    with slow_links() as links, pool_of(site, workers=n_workers, **options) as pool:
+        with closing(pool.open(Payload(np.negative, blocks))) as run:
+            run.submit([(task, 0) for task in range(n_workers)])
+            first_ends(run, n_workers, PATIENCE)
+            table = run._workers
+        assert until(lambda: len(table) == n_workers)
+        yield pool, links
+        links.restore()
+
+
+def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> None:
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        before = [link.bytes_to_caller for link in links]
+        for link in links.first(2):
+            link.rate = SLOW
+        blocks = large_blocks(4)
+        with closing(pool.open(Payload(lambda block: float(block[0]), blocks))) as run:
+            run.submit([(task, 0) for task in range(4)])
+            outcomes = first_ends(run, 2, PATIENCE)
+            assert [one.failure for one in outcomes] == [None, None]
+            assert run.count_receiving() == 2  # type: ignore[attr-defined]
+        for link in links.first(2):  # fast enough for what was on its way, and for the cancellation
+            link.rate = 50 * SLOW
+        with closing(pool.open(Payload(np.negative, PartBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
+            run.submit([(task, 0) for task in range(4)])
+            assert [one.failure for one in first_ends(run, 4, PATIENCE)] == [None] * 4
+        carried = [link.bytes_to_caller - start for link, start in zip(links, before)]
+        assert len(links) == 4  # no worker was lost
+        assert min(carried[2:]) > BLOCK_BYTES > 2 * max(carried[:2])
+
+
+def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map() -> None:
+    large, blocks = np.zeros(BLOCK_BYTES // 8), PartBlocks([[np.ones(3)]] * 4, ("array",))
+    payload = Payload(lambda block: block + large[0], blocks)
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        before = [link.bytes_to_caller for link in links]
+        for link in links.first(2):
+            link.rate = SLOW
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            assert [one.failure for one in first_ends(run, 2, PATIENCE)] == [None, None]
+        assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
+        links.restore()
+        table = run._workers  # type: ignore[attr-defined]
+        assert until(lambda: not table.count_busy())  # what was on its way to them has been written
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            outcomes = first_ends(run, 4, PATIENCE)
+        assert [one.failure for one in outcomes] == [None] * 4
+        assert len(links) == 4
+        assert min(link.bytes_to_caller - before[link.index] for link in links) > BLOCK_BYTES
+
+
+def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        for link in links:
+            link.rate = SLOW
+        data, began = np.ones((3, BLOCK_BYTES // 8)), time.monotonic()
+        with pytest.raises(CodedTimeoutError, match=r"4 tasks still run \(4 workers were still receiving"):
+            coded_map(np.sum, data, blocks=3, tasks=4, executor=pool, timeout=1.0)
+        assert time.monotonic() - began < BLOCK_BYTES / SLOW / 2
+
+
+@only_linux_cuts
+def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -> None:
+    with slowed_pool(ThreadSite(), 2, tcp_timeout=1.0) as (pool, links):
+        for link in links:
+            link.rate = SLOW
+        with closing(pool.open(Payload(lambda block: float(block[0]), large_blocks(2)))) as run:
+            run.submit([(0, 0), (1, 0)])
+            while run.count_receiving() < 2:  # type: ignore[attr-defined]
+                run.wait(0.01)
+            for link in links.first(2):
+                link.cut()
+            assert [one.failure.kind for one in first_ends(run, 2, PATIENCE) if one.failure] == ["lost"] * 2
+
+
+@only_linux_cuts
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_worker_notices_a_silent_connection_on_which_its_reply_is_on_its_way(size: int) -> None:
+    has_called, is_cut, ended = threading.Event(), threading.Event(), Future[bool]()
+
+    def replying(address: DriverAddress, number: int, seconds: float) -> None:
+        with closing(channel_to(address, number, None)) as channel:
+            has_called.set()
+            is_cut.wait(PATIENCE)
+            is_told = channel.send(Message(END, data=bytes(size)))
+            ended.set_result(is_told == (size < 1000) and until(channel.is_closed))
+
+    site, blocks = ThreadSite({0: replying}), PartBlocks([[np.ones(3)]], ("array",))
+    with (
+        slow_links() as links,
+        pool_of(site, workers=1, tcp_timeout=1.0) as pool,
+        closing(pool.open(Payload(np.negative, blocks))) as run,
+    ):
+        run.submit([(0, 0)])
+        assert has_called.wait(PATIENCE)
+        links[0].cut()
+        is_cut.set()
+        assert ended.result(PATIENCE)

@@ -60,7 +60,7 @@ class Here(WorkerProcesses):
 
     def _another(self) -> KeptWorker:
         number = next(self._numbers)
-        worker = KeptWorker(number, Mock(fileno=lambda: number))
+        worker = KeptWorker(number, Mock(fileno=lambda: number, has_unsent=False))
         self._workers[worker.number] = worker
         return worker
 

@@ -35,6 +35,9 @@ def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None
     tasks.note(lost(1), 1.0)
     failed = "; failed 1 task: WorkerLost"
     assert late(tasks, 4, 2.5) == f"1 of 4 needed results arrived within 2.5 s, 2 tasks still run{failed}"
+    slow = " (2 workers were still receiving a block)"
+    assert late(tasks, 4, 2.5, n_receiving=2).endswith(f"2 tasks still run{slow}{failed}")
+    assert "(1 worker was still receiving a block)" in late(tasks, 4, 2.5, n_receiving=1)
     assert too_few(tasks, 4) == (f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}")
     tasks.note(lost(2), 1.0)
     assert too_few(tasks, 4).startswith("only 2 of 4 needed results can arrive: 1 did, 1 task still")

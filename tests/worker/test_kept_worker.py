@@ -46,6 +46,7 @@ from polarmap.worker.stream import (
     LEFT,
     PART,
     PROCESS,
+    BlockingStream,
     Message,
     Seal,
     Seals,
@@ -87,7 +88,7 @@ def endpoints(joined: Queue[Any]) -> Iterator[Any]:
 
 def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
     expected = [
-        (address(*endpoints, bucket="b"), Stream),
+        (address(*endpoints, bucket="b"), BlockingStream),
         (address(nobody(), bucket="b"), ObjectChannel),
         (address(bucket="b"), ObjectChannel),
     ]

@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stored_calls import NONSENSE, nonsense
 
 from polarmap.worker import stream
 from polarmap.worker.stream import (
     CALL,
+    CANCEL,
     END,
     NONCE_BYTES,
     NUMBER_BYTES,
+    PART,
     PREFIX,
     PROOF_BYTES,
     TAG_BYTES,
@@ -133,6 +138,15 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Stream, Stream]]:
         yield link, channel
 
 
+def sent_whole(end: Stream, *messages: Message) -> bool:
+    """Send messages, and write them until nothing waits."""
+    is_there = end.send(*messages)
+    while is_there and end.has_unsent:
+        assert ready([end], select.POLLOUT, 10.0)
+        is_there = end.flush()
+    return is_there
+
+
 def readable(end: Stream) -> bool:
     return bool(ready([end], select.POLLIN, 0.0))
 
@@ -186,7 +200,7 @@ def test_a_large_message_comes_in_pieces(pair: tuple[Stream, Stream]) -> None:
     message = Message(END, (1, 2, 0), b"", os.urandom(5_000_000))
     for one, other in (pair, pair[::-1]):
         with ThreadPoolExecutor() as pool:
-            is_told = pool.submit(one.send, message)
+            is_told = pool.submit(sent_whole, one, message)
             found: list[Message] = []
             while not found:
                 said, is_there = other.receive(10.0)
@@ -235,27 +249,170 @@ def test_who_hangs_up_is_seen_by_both(pair: tuple[Stream, Stream]) -> None:
     assert link.receive() == channel.receive(None) == ([], False)
 
 
-def test_a_worker_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "SLOWEST", 1e9)
-    ours, theirs = socket.socketpair()
-    with theirs, closing(Stream(ours, patience=0.1)) as link:
-        assert not link.send(Message(CALL, data=bytes(10**8)))
+# --- what a socket does not take at once -----------------------------------------------------------
 
 
-def test_a_worker_that_reads_no_more_is_given_up_however_much_is_left() -> None:
-    ours, theirs = socket.socketpair()
-    with ThreadPoolExecutor() as pool, closing(Stream(ours, patience=0.1)) as link, theirs:
-        is_told = pool.submit(link.send, Message(CALL, data=bytes(10**8)))
-        assert theirs.recv(1 << 10)
-        assert not is_told.result(10.0)
+def small_buffers() -> tuple[socket.socket, socket.socket]:
+    """A pair of sockets between which little is on its way."""
+    ends = socket.socketpair()
+    for end in ends:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, 1)
+    return ends
 
 
-def test_a_worker_that_reads_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "SLOWEST", 1e9)
-    ours, theirs = socket.socketpair()
-    with ThreadPoolExecutor() as pool, theirs, closing(Stream(ours, patience=0.1)) as link:
-        pool.submit(lambda: all(iter(lambda: theirs.recv(1), b"")))
-        assert not link.send(Message(CALL, data=bytes(10**8)))
+def received(end: Stream, other: Stream, count: int) -> list[Message]:
+    """Receive so many messages at one end, while the other writes what waits."""
+    found: list[Message] = []
+    while len(found) < count:
+        assert other.flush()
+        said, is_there = end.receive(0.0 if other.has_unsent else 10.0)
+        assert is_there
+        found += said
+    return found
+
+
+sizes = st.integers(0, 40).map(lambda size: 7 * size)
+messages = st.lists(st.tuples(sizes, sizes, st.booleans()), min_size=1, max_size=6)
+
+
+@given(messages=messages, is_sealed=st.booleans(), chunk=st.integers(1, 100))
+def test_messages_of_any_size_arrive_in_order_through_small_buffers(
+    messages: list[tuple[int, int, bool]], is_sealed: bool, chunk: int
+) -> None:
+    ours, theirs = small_buffers()
+    expected = [
+        Message(CALL, (1, number, 0), os.urandom(header), memoryview(os.urandom(data)), is_file)
+        for number, (header, data, is_file) in enumerate(messages)
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(stream, "CHUNK_BYTES", chunk)
+        with (
+            closing(Stream(ours, seals(b"1", b"2") if is_sealed else None)) as link,
+            closing(Stream(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
+        ):
+            assert link.send(*expected[:1]) and link.send(*expected[1:])
+            assert received(other, link, len(expected)) == expected
+            assert not link.has_unsent
+
+
+@given(
+    before=st.integers(0, 3), size=st.integers(0, 10**6), n_read=st.integers(0, 30), is_sealed=st.booleans()
+)
+@settings(deadline=None)
+def test_messages_that_are_dropped_never_arrive_and_later_ones_do(
+    before: int, size: int, n_read: int, is_sealed: bool
+) -> None:
+    ours, theirs = small_buffers()
+    with (
+        closing(Stream(ours, seals(b"1", b"2") if is_sealed else None)) as link,
+        closing(Stream(theirs, seals(b"2", b"1") if is_sealed else None)) as other,
+    ):
+        sent = [Message(PART, (1, number, 0), b"key", bytes(size)) for number in range(before + 1)]
+        assert link.send(*sent)
+        found: list[Message] = []
+        for _ in range(n_read):
+            found += other.receive(0.0)[0]
+            assert link.flush()
+        dropped = link.drop_unsent()
+        last = Message(CANCEL, (1, 0, 0))
+        assert link.send(last)
+        while last not in found:
+            found += received(other, link, 1)
+        kept = [one for one in sent if one not in dropped]
+        assert found == [*kept, last]
+        assert dropped == sent[len(kept) :]
+
+
+def test_a_cancellation_is_not_dropped() -> None:
+    ours, theirs = small_buffers()
+    with closing(Stream(ours)) as link, closing(Stream(theirs)) as other:
+        cancel, part = Message(CANCEL, (1, 2, 0)), Message(PART, (2, 0, 0), data=bytes(10**6))
+        assert link.send(Message(CALL, (1, 2, 0), bytes(10**5)), cancel, part)
+        assert [one.kind for one in link.drop_unsent()] == [PART]
+        assert received(other, link, 2)[-1] == cancel
+
+
+def test_what_waits_is_a_reference_to_the_data_of_the_sender() -> None:
+    data = memoryview(bytes(10**7))
+    pairs = [small_buffers() for _ in range(20)]
+    links = [Stream(ours, seals(b"1", b"2")) for ours, _ in pairs]
+    tracemalloc.start()
+    try:
+        assert all(link.send(Message(PART, data=data)) for link in links)
+        assert all(link.flush() for link in links)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        for link, (_, theirs) in zip(links, pairs):
+            link.close()
+            theirs.close()
+    assert most < len(links) * 3 * stream.CHUNK_BYTES
+
+
+def test_an_end_that_reads_nothing_is_stalled_after_the_timeout_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(stream.time, "monotonic", lambda: now[0])
+    ours, theirs = small_buffers()
+    with theirs, closing(Stream(ours, timeout=3.0)) as link:
+        assert not link.is_stalled()
+        assert link.send(Message(CALL, data=bytes(10**6)))
+        now[0] += 2.9
+        assert not link.is_stalled()
+        theirs.recv(10**5)
+        assert link.flush()  # a byte is written
+        now[0] += 2.9
+        assert link.flush() and not link.is_stalled()
+        now[0] += 0.2
+        assert link.flush() and link.is_stalled()
+
+
+def test_a_worker_sends_all_of_a_message_before_it_goes_on() -> None:
+    ours, theirs = small_buffers()
+    message = Message(END, data=bytes(10**6))
+    with (
+        ThreadPoolExecutor() as pool,
+        closing(Stream(ours)) as link,
+        closing(worker_stream(theirs)) as channel,
+    ):
+        is_told = pool.submit(channel.send, message)
+        assert received(link, link, 1) == [message]
+        assert is_told.result(10.0)
+        assert not channel.has_unsent
+
+
+@pytest.mark.parametrize("flags", [stream.IS_CONTINUED, stream.IS_CONTINUED | stream.HAS_MORE])
+def test_a_frame_that_continues_nothing_or_another_message_is_refused(flags: int) -> None:
+    rest = frame(SENT[3], None, flags)
+    for before in (b"", frame(SENT[3]), frame(SENT[4], None, stream.HAS_MORE)):
+        frames = Frames()
+        list(frames.of(before))
+        with pytest.raises(FrameError, match="was not begun"):
+            list(frames.of(rest))
+
+
+@pytest.mark.parametrize("timeout", [0.1, 1.0, 11.0, 60.0])
+def test_the_system_notices_silence_within_the_timeout(timeout: float) -> None:
+    with socket.socket() as connection:
+        stream.stay_awake(connection, timeout)
+        for name, value in (("TCP_NODELAY", 1), ("TCP_USER_TIMEOUT", 1000 * timeout)):
+            if hasattr(socket, name):
+                assert connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
+    for system in ("linux", "darwin", "win32"):
+        options = list(stream.tcp_options(timeout, system).values())
+        idle, interval, count = options[:3]
+        assert abs(idle + interval * count - timeout) <= max(4.0, 0.15 * timeout)  # whole seconds
+    for name, number in {
+        "TCP_KEEPIDLE": 4,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 6,
+        "TCP_USER_TIMEOUT": 18,
+    }.items():
+        if sys.platform == "linux":
+            assert number == getattr(socket, name)
+            assert number in stream.tcp_options(timeout, "linux")
 
 
 def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
