@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -30,6 +31,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import pool as pools
 from polarmap.executors.base import Payload, check_reachable
+from polarmap.executors.cluster_data import DaskFutures
 from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.pickling import pickled_with_buffers as pickled
@@ -125,6 +127,78 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
         [ended] = first_ends(run, 1)
         assert ended.failure is not None
         assert ended.failure.message == f"RuntimeError: {CLOSED}"
+
+
+# --- results that travel slowly -----------------------------------------------------------------
+
+
+class SlowSender:
+    """A cluster of two workers, one of which sends no result before `release`.
+
+    Attributes
+    ----------
+    slow, fast : what `get_executor` of a client gives for each of the workers.
+    asked : the keys of the results for which the slow worker was asked.
+    """
+
+    def __init__(self, cluster: Any, client: Any) -> None:
+        slow, fast = cluster.workers.values()
+        self.slow = client.get_executor(workers=[slow.address])
+        self.fast = client.get_executor(workers=[fast.address])
+        self.cluster, self.asked = cluster, SimpleQueue[str]()
+        self._gate, self._send = asyncio.Event(), slow.handlers["get_data"]
+        slow.handlers["get_data"] = self._get_data
+
+    async def _get_data(self, comm: Any, keys: Any, **options: Any) -> Any:
+        for key in keys:
+            self.asked.put(str(key))
+        await self._gate.wait()
+        return await self._send(comm, keys=keys, **options)
+
+    def release(self) -> None:
+        self.cluster.loop.add_callback(self._gate.set)
+
+
+@pytest.fixture(params=[False, True])
+def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
+    """Results are fetched by way of the scheduler, or directly from the workers."""
+    sizes: dict[str, Any] = OPTIONS | {"n_workers": 2, "processes": False}
+    with (
+        distributed.LocalCluster(**sizes) as cluster,
+        distributed.Client(cluster, set_as_default=False, direct_to_workers=request.param) as client,
+    ):
+        found = SlowSender(cluster, client)
+        yield found
+        found.release()
+
+
+def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
+    """Dask fetches five groups of results at a time, each of those that are asked for together."""
+    calls, late = DaskCalls(sender.slow), []
+    for number in range(6):
+        late.append(calls.submit(abs, -number))
+        assert sender.asked.get(timeout=PATIENCE)
+    assert DaskCalls(sender.fast).submit(abs, -7).result(PATIENCE) == 7
+    data = DaskFutures(sender.fast)
+    assert data.fetch(data.call(divmod, 7, 2, outputs=2)) == [3, 1]
+    assert not any(future.done() for future in late)
+    sender.release()
+    assert [future.result(PATIENCE) for future in late] == list(range(6))
+
+
+def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_nothing(
+    sender: SlowSender, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = DaskCalls(sender.slow).submit(abs, -3)
+    key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
+    assert call.cancel()
+    assert (
+        DaskCalls(sender.fast).submit(int).result(PATIENCE) == 0
+    )  # the scheduler has heard what came before
+    assert key in tasks
+    sender.release()
+    assert until(lambda: key not in tasks)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 # --- workers that stay -------------------------------------------------------------------------
