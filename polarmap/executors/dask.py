@@ -21,6 +21,7 @@ from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
 
 SCHEDULER_SECONDS = 5.0  # that a client may be without its scheduler: it tries for longer to find it
+RECONNECT_POLL_SECONDS = 0.1  # between two looks whether a client has found its scheduler again
 
 
 class DaskClient:
@@ -50,12 +51,20 @@ class DaskClient:
             return "its client was closed, or it was shut down"
         return "its scheduler is gone" if now > self._seen + SCHEDULER_SECONDS else ""
 
+    async def wait_for_scheduler(self) -> None:
+        """Wait while the client looks for its scheduler, until it has found it or is taken to be gone.
+
+        Dask cancels all futures at once when it loses the connection. Only later is it known why.
+        """
+        while not (self.is_connected() or self.gone()):
+            await asyncio.sleep(RECONNECT_POLL_SECONDS)
+
     async def fetch(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
         """Wait for a Dask future and return its result, or raise what its task has raised.
 
-        Dask's own way, `await future`, fetches all results that are asked for at about the same time together,
-        and only five such groups at a time. A slow machine thus delays the results of all others. Here, each
-        result is fetched by itself. Must be called on the event loop of the client.
+        Dask's own way, `await future`, fetches all results together that are asked for at about the same
+        time, and only five such groups at a time. A slow machine thus delays the results of all others. Here,
+        each result is fetched by itself. Must be called on the event loop of the client.
 
         Parameters
         ----------
@@ -127,6 +136,7 @@ class DaskCalls(EngineCalls):
             result = await self._dask.fetch(theirs, lambda: not ours.done())
         except BaseException as error:
             why = error
+            await self._dask.wait_for_scheduler()
             if reason := self.gone():  # which cancels all, and is told in one way
                 why = RuntimeError(reason)
             elif theirs.cancelled():  # of which Dask's text differs from call to call
@@ -156,6 +166,7 @@ class DaskSite(Site):
     """
 
     name, has_polarmap = DaskCalls.name, True
+    without_connections = "pass executor=client to the map, whose tasks then are tasks of Dask"
 
     def __init__(self, choice: Any) -> None:
         self._dask = DaskClient(choice)
@@ -165,6 +176,7 @@ class DaskSite(Site):
             threads = self._dask.client.nthreads()
             self.workers = sum(threads.values()) or None
             self.is_near = are_own([urlsplit(address).hostname for address in threads])
+            self.driver_host = urlsplit(self._dask.client.scheduler_comm.comm.local_address).hostname or ""
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 

@@ -50,7 +50,11 @@ class ObjectLink:
         Signs of life after a message that has not come.
     is_there : bool
         Whether it may say more.
+    failure : None
+        A link by way of a storage has no connection that could fail.
     """
+
+    failure = None
 
     def __init__(
         self, number: int, instance: int, post: Callable[[ObjectLink, Message | None], None]

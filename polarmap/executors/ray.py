@@ -15,7 +15,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import Site
-from polarmap.executors.tcp import are_own
+from polarmap.executors.tcp import address_towards, are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay
 from polarmap.worker.threads import run_on_daemon
@@ -57,6 +57,13 @@ class RayCluster:
     def gone(self) -> str:
         """Why it takes nothing any more; empty if it does."""
         return "" if self.ray.is_initialized() else "it was shut down"
+
+    def driver_host(self) -> str:
+        """Return the address of this machine in connections to the head node; empty if it is not known."""
+        with suppress(Exception):  # a Ray client has no such address
+            host, _, _ = self.ray.get_runtime_context().gcs_address.rpartition(":")
+            return address_towards(host)
+        return ""
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -136,12 +143,14 @@ class RaySite(Site):
     """
 
     name, has_polarmap = RayCalls.name, True
+    without_connections = "pass executor=ray to the map, whose tasks then are tasks of Ray"
 
     def __init__(self, choice: Any) -> None:
         self._cluster, self._token = RayCluster(choice), secrets.token_hex(4)
         self.workers = int(self._cluster.ray.cluster_resources().get("CPU", 0)) or None
         nodes = [node for node in self._cluster.ray.nodes() if node["Alive"]]
         self.is_near = are_own([node["NodeManagerAddress"] for node in nodes])
+        self.driver_host = self._cluster.driver_host()
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the end of its work
 
     def gone(self) -> str:

@@ -146,7 +146,14 @@ class Stream:
     seals : of the two directions; None where nobody else can write to it.
     patience : seconds in which the other end may read nothing of what it waits for, and that it may take for
         all of it, with one more for each SLOWEST bytes; None: as long as it takes.
+
+    Attributes
+    ----------
+    failure : OSError or None
+        The error by which the connection has failed; None if the other end has closed it, or nobody has.
     """
+
+    failure: OSError | None = None
 
     def __init__(
         self,
@@ -208,7 +215,8 @@ class Stream:
                 size = READ_BYTES
         except BlockingIOError:
             return said, True
-        except OSError:
+        except OSError as error:
+            self.failure = error
             self.hang_up()  # what follows nonsense is none of our messages
             return said, False
 
