@@ -126,7 +126,7 @@ class PoolRun:
         finally:
             self._workers.pause(self._lease)
         news, self._news = self._news, []
-        if not ended and (reason := self._workers.shortage()):
+        if self._waiting and not ended and (reason := self._workers.shortage()):
             news.append(NoWorkers(reason))
         return [*news, *ended]
 

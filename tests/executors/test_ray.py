@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,8 @@ from ray_clusters import CPUS
 import polarmap
 from polarmap import Pool, coded_map
 from polarmap.errors import ExecutorError
-from polarmap.executors.ray import RayCalls, RayCluster, RaySite
+from polarmap.executors.ray import RayCalls, RayCluster, RaySite, drop_native_trace
+from polarmap.executors.tcp import are_own
 from polarmap.worker.kept_worker import DriverAddress
 
 try:
@@ -229,3 +230,35 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
     with pytest.raises(ExecutorError, match=r"ray\.init"):
         RaySite(ray)
     assert not ray.is_initialized()
+
+
+def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed(
+    cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    said = (
+        "[2026-12-01 08:00:00,000 C 71 71] (raylet) node_manager.cc:519: GCS consider this node to be dead."
+    )
+    trace = [
+        "*** StackTrace Information ***",
+        "/ray/core/src/ray/raylet/raylet(+0x5c0a2a) [0x55d3a86b5a2a] ray::operator<<()",
+        "[2026-12-01 08:00:00,000 E 71 71] logging.cc:474: *** SIGABRT received on cpu 1 ***",
+        "[2026-12-01 08:00:00,000 E 71 71] logging.cc:474:     @     0x7f1cb004bd70  (unknown)  (unknown)",
+        "PC: @     0x7f1cb0181ad8  (unknown)  (unknown)",
+    ]
+    RaySite(ray).close()
+    RaySite(ray).close()  # once is enough
+    batch = {"ip": "10.0.0.1", "is_err": True, "job": None, "localhost": "10.0.0.2"}
+    dispatcher.emit({**batch, "pid": "raylet", "lines": [trace[0], said, *trace[1:]]})
+    dispatcher.emit({**batch, "pid": 72, "lines": ["user code: 5 @ 0x1"]})
+    printed = capsys.readouterr().err
+    assert "consider this node to be dead" in printed
+    assert "user code: 5 @ 0x1" in printed
+    assert not any(line in printed for line in trace)
+    assert sum(handler is drop_native_trace for _, handler in dispatcher.handlers) == 1
+
+
+def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
+    with closing(RaySite(ray)) as site:
+        assert are_own([site.driver_host])
