@@ -105,7 +105,16 @@ class Began(NamedTuple):
     is_certain: bool = True
 
 
-Event = Began | Outcome
+class NoWorkers(NamedTuple):
+    """No worker has been there yet that could run the tasks of a map. Repeated until one is there.
+
+    reason : what is known of the cause, and what the user can do about it.
+    """
+
+    reason: str
+
+
+Event = Began | Outcome | NoWorkers
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # else who has SIGPIPE end the process dies where none listens
 Attempt = tuple[int, int]  # the number of a task, and how often it was started before
 

@@ -77,9 +77,8 @@ class DaskFutures:
         return [submit(operator.getitem, whole, item, key=f"{name}-{item}", **options) for item in items]
 
     def fetch(self, references: Sequence[Any]) -> list[Any]:
-        """The results of futures."""
-        found: list[Any] = self._client.gather(list(references))
-        return found
+        """Return the results of futures."""
+        return self._dask.fetch_all(references)
 
     def cut(self, data: Any, blocks: int | None) -> CutData | None:
         """A list of futures, or the rows of a `dask.array` or Dask DataFrame."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +21,7 @@ from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
 
 SCHEDULER_SECONDS = 5.0  # that a client may be without its scheduler: it tries for longer to find it
+RECONNECT_POLL_SECONDS = 0.1  # between two looks whether a client has found its scheduler again
 
 
 class DaskClient:
@@ -47,6 +51,60 @@ class DaskClient:
             return "its client was closed, or it was shut down"
         return "its scheduler is gone" if now > self._seen + SCHEDULER_SECONDS else ""
 
+    async def wait_for_scheduler(self) -> None:
+        """Wait while the client looks for its scheduler, until it has found it or is taken to be gone.
+
+        Dask cancels all futures at once when it loses the connection. Only later is it known why.
+        """
+        while not (self.is_connected() or self.gone()):
+            await asyncio.sleep(RECONNECT_POLL_SECONDS)
+
+    async def fetch(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
+        """Wait for a Dask future and return its result, or raise what its task has raised.
+
+        Dask's own way, `await future`, fetches all results together that are asked for at about the same
+        time, and only five such groups at a time. A slow machine thus delays the results of all others. Here,
+        each result is fetched by itself. Must be called on the event loop of the client.
+
+        Parameters
+        ----------
+        future : distributed.Future
+        is_wanted : called once the result exists. If it returns False, the result is not fetched, and
+            CancelledError is raised.
+        """
+        await future.exception()
+        if future.status == "finished" and not is_wanted():
+            raise CancelledError("nobody waits for this result any more")
+        if future.status == "finished":
+            key, client = future.key, self.client
+            if client.direct_to_workers:
+                data = await _from_workers(client, key)
+            else:
+                response = await client.scheduler.gather(keys=[key])
+                data = response.get("data", {})
+            if key in data:
+                return data[key]
+        return await future  # raises what the task has raised, or waits until a lost result is computed again
+
+    def fetch_all(self, futures: Sequence[Any]) -> list[Any]:
+        """Return the results of several futures, each fetched by itself; raise the first exception."""
+
+        async def fetch_each() -> list[Any]:
+            return await asyncio.gather(*map(self.fetch, futures))
+
+        found: list[Any] = self.client.sync(fetch_each)
+        return found
+
+
+async def _from_workers(client: Any, key: Any) -> Mapping[Any, Any]:
+    """Return the result of a finished task by its key, read from its worker; nothing if no worker has it."""
+    from distributed.utils_comm import gather_from_workers
+
+    workers = await client.scheduler.who_has(keys=[key])
+    data, *_ = await gather_from_workers(workers, rpc=client.rpc)
+    found: Mapping[Any, Any] = data
+    return found
+
 
 class DaskCalls(EngineCalls):
     """Calls on a Dask client.
@@ -69,14 +127,16 @@ class DaskCalls(EngineCalls):
         theirs = client.submit(call, *arguments, **{"pure": False, "key": name, **self._dask.options})
         self._dask.executor._futures.add(theirs)  # which its shutdown cancels
         client.loop.add_callback(self._pass_on, theirs, ours)
-        return lambda: theirs.cancel()
+        # Only the fetch holds the Dask future: the cluster discards a result once it has been fetched.
+        return partial(client.loop.add_callback, _cancel_unfinished, weakref.ref(theirs))
 
     async def _pass_on(self, theirs: Any, ours: Future[Any]) -> None:
         """Let the future of ours end as Dask's does."""
         try:
-            result = await theirs
+            result = await self._dask.fetch(theirs, lambda: not ours.done())
         except BaseException as error:
             why = error
+            await self._dask.wait_for_scheduler()
             if reason := self.gone():  # which cancels all, and is told in one way
                 why = RuntimeError(reason)
             elif theirs.cancelled():  # of which Dask's text differs from call to call
@@ -84,6 +144,17 @@ class DaskCalls(EngineCalls):
             end_as(ours, error=why)
         else:
             end_as(ours, result)
+
+
+async def _cancel_unfinished(reference: weakref.ref[Any]) -> None:
+    """Cancel the task of a Dask future unless it has finished. Must be called on the client's event loop.
+
+    The result of a finished task may be on its way. If it were discarded now, its worker might not find it,
+    and Dask would print "Couldn't gather keys". It is discarded anyway once the future is gone.
+    """
+    future = reference()
+    if future is not None and future.status != "finished":
+        await future.cancel()
 
 
 class DaskSite(Site):
@@ -95,6 +166,7 @@ class DaskSite(Site):
     """
 
     name, has_polarmap = DaskCalls.name, True
+    without_connections = "pass executor=client to the map, whose tasks then are tasks of Dask"
 
     def __init__(self, choice: Any) -> None:
         self._dask = DaskClient(choice)
@@ -104,6 +176,7 @@ class DaskSite(Site):
             threads = self._dask.client.nthreads()
             self.workers = sum(threads.values()) or None
             self.is_near = are_own([urlsplit(address).hostname for address in threads])
+            self.driver_host = urlsplit(self._dask.client.scheduler_comm.comm.local_address).hostname or ""
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 

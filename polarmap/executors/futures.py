@@ -32,7 +32,6 @@ from polarmap.executors.base import (
 from polarmap.executors.block_store import stored_block
 from polarmap.executors.choices import is_of_dask, is_of_ray
 from polarmap.executors.dask import DaskCalls
-from polarmap.executors.engine_calls import end_as
 from polarmap.executors.keys import check_may_leave
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
@@ -113,10 +112,19 @@ class FuturesRun:
     def wait(self, timeout: float) -> list[Event]:
         """Which attempts were seen to begin, and whose futures are done."""
         told = self._news(timeout if self._engine is None else min(timeout, LIVENESS_SECONDS))
-        if self._engine is not None and (reason := self._engine.gone()):
-            for future in list(self._pending.values()):
-                end_as(future, error=RuntimeError(reason))
+        if self._engine is not None and self._pending and (reason := self._engine.gone()):
+            told = self._results_before_end(told, reason)
         return [*self._begun(), *map(self._outcome, told)]
+
+    def _results_before_end(self, told: list[Ended], reason: str) -> list[Ended]:
+        """Return those that ended with a result before the engine was gone; ExecutorError if none did."""
+        results = [one for one in told if not (one[1].cancelled() or one[1].exception())]
+        if not results:
+            raise ExecutorError(f"{self._name} runs no tasks: {reason}")
+        for one in told:
+            if one not in results:
+                self._told.put(one)
+        return results
 
     def withdraw(self, attempts: Sequence[Attempt]) -> None:
         """Those that have begun are told, on threads and in processes that see their folder."""

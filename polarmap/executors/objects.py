@@ -52,9 +52,12 @@ class ObjectLink:
         Whether it may say more.
     has_unsent : bool
         False: messages that wait are those of `ObjectLinks`, and no socket has to be writable for them.
+    failure : None
+        A link by way of a storage has no connection that could fail.
     """
 
     has_unsent = False
+    failure = None
 
     def __init__(
         self, number: int, instance: int, post: Callable[[ObjectLink, Message | None], None]

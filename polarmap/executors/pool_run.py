@@ -20,7 +20,7 @@ import numpy as np
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, WakeSignal, lost
+from polarmap.executors.base import Attempt, Began, Event, NoWorkers, Outcome, Payload, WakeSignal, lost
 from polarmap.executors.block_store import BlockStore
 from polarmap.executors.fork_server import FUNCTION_BYTES
 from polarmap.executors.owned_folder import remove_tree
@@ -126,6 +126,8 @@ class PoolRun:
         finally:
             self._workers.pause(self._lease)
         news, self._news = self._news, []
+        if self._waiting and not ended and (reason := self._workers.shortage()):
+            news.append(NoWorkers(reason))
         return [*news, *ended]
 
     def withdraw(self, attempts: Sequence[Attempt]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -15,11 +16,14 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import Site
-from polarmap.executors.tcp import are_own
+from polarmap.executors.tcp import address_towards, are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay
 from polarmap.worker.threads import run_on_daemon
 
+TRACE_FILTER = "polarmap_native_traces"  # the name of a handler for lines that Ray prints
+# Lines of a stack trace of C++: its title, a frame of glog, and a frame of absl.
+NATIVE_TRACE = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
 PUT_BYTES = 1 << 16  # of an argument: a larger one travels once to each node
 
 
@@ -41,6 +45,7 @@ class RayCluster:
             raise ExecutorError(
                 "Ray is not initialized: call ray.init(), with the address of a cluster, before"
             )
+        hide_native_traces()
         # Private to Ray, which has no other way to ask and go on at once.
         self._shutdown_lock: Any = getattr(ray._private.worker, "_connect_or_shutdown_lock", nullcontext())
         self.remote: Callable[[Any], Any] = ray.remote if choice is ray else choice
@@ -58,6 +63,13 @@ class RayCluster:
         """Why it takes nothing any more; empty if it does."""
         return "" if self.ray.is_initialized() else "it was shut down"
 
+    def driver_host(self) -> str:
+        """Return the address of this machine in connections to the head node; empty if it is not known."""
+        with suppress(Exception):  # a Ray client has no such address
+            host, _, _ = self.ray.get_runtime_context().gcs_address.rpartition(":")
+            return address_towards(host)
+        return ""
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Nobody shuts it down meanwhile, or Ray would start one of its own; RuntimeError if it is gone."""
@@ -65,6 +77,24 @@ class RayCluster:
             if reason := self.gone():
                 raise RuntimeError(reason)
             yield
+
+
+def hide_native_traces() -> None:
+    """Keep Ray from printing native stack traces of its raylets in this process, as far as it can be told.
+
+    A raylet that was cut off ends with one, which Ray would print here. Other lines are printed as before.
+    """
+    with suppress(AttributeError, ImportError):  # of a Ray that hands lines on in another way
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+        if (TRACE_FILTER, drop_native_trace) not in dispatcher.handlers:
+            dispatcher.handlers = [(TRACE_FILTER, drop_native_trace), *dispatcher.handlers]
+
+
+def drop_native_trace(batch: dict[str, Any]) -> None:
+    """Remove native stack traces from lines that Ray is about to print, if they are those of a raylet."""
+    if batch.get("pid") == "raylet":
+        batch["lines"] = [line for line in batch.get("lines", ()) if not NATIVE_TRACE.search(line)]
 
 
 class RayCalls(EngineCalls):
@@ -136,12 +166,14 @@ class RaySite(Site):
     """
 
     name, has_polarmap = RayCalls.name, True
+    without_connections = "pass executor=ray to the map, whose tasks then are tasks of Ray"
 
     def __init__(self, choice: Any) -> None:
         self._cluster, self._token = RayCluster(choice), secrets.token_hex(4)
         self.workers = int(self._cluster.ray.cluster_resources().get("CPU", 0)) or None
         nodes = [node for node in self._cluster.ray.nodes() if node["Alive"]]
         self.is_near = are_own([node["NodeManagerAddress"] for node in nodes])
+        self.driver_host = self._cluster.driver_host()
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the end of its work
 
     def gone(self) -> str:

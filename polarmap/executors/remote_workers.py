@@ -18,7 +18,7 @@ from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.retries import AWAY_SECONDS
-from polarmap.worker.stream import TCP_TIMEOUT, Endpoint
+from polarmap.worker.stream import TCP_TIMEOUT, Endpoint, FrameError
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
@@ -41,6 +41,9 @@ class Site:
     bucket, prefix : of what workers and driver leave for each other; None where there is no storage.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
     limits : what each worker is given, as far as that is known.
+    driver_host : the address of this machine in the engine's own connection, which workers try first; empty
+        if it is not known.
+    without_connections : what a user can do if workers cannot connect to this process.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Site:
     prefix = ""
     look_seconds = inf
     limits: Worker | None = None
+    driver_host = ""
+    without_connections = "pass listen=False, so that messages travel by way of the storage"
 
     def object_links(self, join: Join) -> ObjectLinks | None:
         """What reports workers to `join` that do not call by TCP; None where there is no storage."""
@@ -177,7 +182,9 @@ class RemoteWorkers(WorkerTable):
             self._objects = site.object_links(self._join)
             if listens:
                 at = listens if isinstance(listens, tuple) else None
-                self._listener = WorkerListener(key, self._join, site.shares_files, at, tcp_timeout)
+                self._listener = WorkerListener(
+                    key, self._join, site.shares_files, at, tcp_timeout, site.driver_host
+                )
         except Exception as error:
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error
@@ -223,6 +230,28 @@ class RemoteWorkers(WorkerTable):
             self._seconds, self._started, self._asked = 0.0, 0, now
         writes, reads = (0, 0) if self._objects is None else self._objects.requests(seconds)
         return Stay(seconds, started, writes + round(listings), reads)
+
+    def shortage(self) -> str:
+        """Return where workers were to connect if none has ever done so, and what to do; empty if one has."""
+        if self.channel:
+            return ""
+        said = f"no worker of {self._site.name} has connected to this process yet"
+        if self._listener is None:
+            return f"{said} by way of its storage"
+        hosts = " or ".join(f"{host}:{port}" for host, port in self._listener.endpoints)
+        cause = "Either none has started, or a firewall is in between"
+        advice = "name an address that workers reach in Pool(listen='host:port')"
+        return f"{said}, at {hosts}. {cause}: {advice}, or {self._site.without_connections}"
+
+    def ending(self, worker: KeptWorker) -> str:
+        """Return how a worker has ended that is gone; ExecutorError if that is because all were ended."""
+        ended, error = super().ending(worker), worker.link.failure
+        if isinstance(error, FrameError) or error is None:
+            return ended
+        place = worker.place and f" ({worker.place})"
+        if isinstance(error, ConnectionResetError):  # also where a process is killed that has not read all
+            return f"the connection to its worker was reset, which has ended or is out of reach{place}"
+        return f"the connection to its worker was lost: {error.strerror or error}{place}"
 
     def flush(self, may_wait: bool = True) -> None:
         """Send all messages that wait to be sent."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from polarmap.errors import CodeError
@@ -38,6 +39,7 @@ class WorkerListener:
     is_local : whether only workers on this machine can call.
     at : where workers are to call, whatever is between them and the same port of this machine.
     tcp_timeout : seconds of silence after which a connection is lost.
+    first_host : the address of this machine that workers try first; empty: that of its default route.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class WorkerListener:
         is_local: bool,
         at: Endpoint | None = None,
         tcp_timeout: float = TCP_TIMEOUT,
+        first_host: str = "",
     ) -> None:
         self._key, self._join, self._tcp_timeout = key, join, tcp_timeout
-        hosts = ["127.0.0.1"] if is_local else own_addresses()
+        hosts = ["127.0.0.1"] if is_local else with_first(first_host, own_addresses())
         if at is None:
-            self._socket = socket.create_server((hosts[0] if is_local else "", 0), backlog=MOST_STRANGERS)
+            self._socket = _socket_for(hosts)
         else:
             self._socket = _socket_at(*at)
         port = self._socket.getsockname()[1]
@@ -115,6 +118,40 @@ def checked_endpoint(address: str) -> Endpoint:
     return host, int(port)
 
 
+def with_first(host: str, hosts: Sequence[str]) -> list[str]:
+    """Return addresses with one of them first, unless that is empty or none by which others reach a machine.
+
+    >>> with_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"]), with_first("127.0.0.1", ["192.0.2.1"])
+    (['10.0.0.1', '192.0.2.1'], ['192.0.2.1'])
+    """
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        if not (address.is_loopback or address.is_unspecified):
+            return list(dict.fromkeys([host, *hosts]))
+    return list(hosts)
+
+
+def _socket_for(hosts: Sequence[str]) -> socket.socket:
+    """Return a socket that listens at a free port of these addresses, all of this machine."""
+    if len(hosts) == 1:
+        return socket.create_server((hosts[0], 0), backlog=MOST_STRANGERS)
+    if any(":" in host for host in hosts) and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=MOST_STRANGERS
+        )
+    return socket.create_server(("", 0), backlog=MOST_STRANGERS)
+
+
+def address_towards(host: str) -> str:
+    """Return the address of this machine that connections to a host come from; empty if there is none."""
+    with contextlib.suppress(OSError):
+        family, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    return ""
+
+
 def _socket_at(host: str, port: int) -> socket.socket:
     """It listens at this address; at all of this machine if it is another's, as that of a tunnel is."""
     try:
@@ -133,10 +170,7 @@ def are_own(hosts: Collection[str | None]) -> bool:
 
 def own_addresses() -> list[str]:
     """Addresses of this machine at which others may reach it, and itself."""
-    found = []
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: which address would be used to go there?
-        found.append(probe.getsockname()[0])
+    found = [address for address in [address_towards("192.0.2.1")] if address]  # of the default route
     with contextlib.suppress(OSError):
         found += [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
     return list(dict.fromkeys([*found, "127.0.0.1"]))

@@ -220,6 +220,10 @@ class WorkerTable:
     def look(self, lease: Lease, queued: int) -> None:
         """See, where there is no news, whether more tasks could run of so many that might start."""
 
+    def shortage(self) -> str:
+        """Return why no worker has been there yet, and what to do; empty if one has, or can start at once."""
+        return ""
+
     def flush(self, may_wait: bool = True) -> None:
         """Let all that was said be on its way; what cannot be told at once later, unless it may wait."""
 

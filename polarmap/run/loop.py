@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Attempt, BlockSender, Event, Outcome, Run
+from polarmap.executors.base import Attempt, BlockSender, Event, NoWorkers, Outcome, Run
 from polarmap.run.lateness import LateAttempts
 from polarmap.run.shortfall import late, raised_everywhere
 from polarmap.run.tasks import TaskTable
@@ -191,12 +191,14 @@ def schedule(
 
     def note(events: Sequence[Event]) -> list[Outcome]:
         nonlocal last_news
-        now, outcomes = watch.elapsed, []
+        now, outcomes, tasks.shortage = watch.elapsed, [], ""
         for event in events:
             if isinstance(event, Outcome):
                 last_news = now
                 outcomes.append(event)
                 tasks.note(event, now)
+            elif isinstance(event, NoWorkers):
+                tasks.shortage = event.reason
             else:
                 tasks.note_began(event.task, event.attempt, event.when - watch.began, event.is_certain)
         return outcomes

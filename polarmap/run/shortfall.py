@@ -50,8 +50,25 @@ def _counted(tasks: TaskTable, needed: int) -> str:
 
 
 def _still_run(tasks: TaskTable) -> str:
-    count = len(tasks.coming)
-    return f"{_tasks(count)} still run{'s' * (count == 1)}"
+    """Count the tasks whose results may come: those that run, and those that no worker has begun.
+
+    An executor that tells of no begin at all is taken to run what it was given.
+    """
+    coming = [tasks[index] for index in tasks.coming]
+    n_queued = sum(not task.began for task in coming)
+    if tasks.shortage:
+        return f"{_tasks(n_queued)} {_are(n_queued)} queued: {tasks.shortage}"
+    if not any(task.began for task in tasks):
+        n_queued = 0
+    count = len(coming) - n_queued
+    said = [f"{_tasks(count)} still run{'s' * (count == 1)}"] if count or not n_queued else []
+    if n_queued:
+        said.append(f"{n_queued if said else _tasks(n_queued)} {_are(n_queued)} queued")
+    return ", ".join(said)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _failures(tasks: TaskTable) -> str:

@@ -113,7 +113,11 @@ class TaskTable:
         Tasks of which the executor has not told when their latest attempt, which has not ended, began.
     unwanted : list of (task, attempt)
         Attempts at tasks that were forgotten, of which the executor is to be told.
+    shortage : str
+        Why no worker is there for any task, as `NoWorkers` tells it; empty if one is, or it is not known.
     """
+
+    shortage = ""
 
     def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
         self._tasks = {index: Task(late) for index in range(n)}
@@ -169,6 +173,7 @@ class TaskTable:
     def regrouped(self, parts: Mapping[int, Sequence[int]], n: int) -> TaskTable:
         """The same of n tasks, of which each of these consists of some."""
         table = TaskTable(n)
+        table.shortage = self.shortage
         for index, numbers in parts.items():
             task = self._tasks[index]
             seconds = None if task.seconds is None else task.seconds / len(numbers)

@@ -192,9 +192,12 @@ class Stream:
     ----------
     has_unsent : bool
         Whether messages wait, so that `flush` is to be called once the socket is writable.
+    failure : OSError or None
+        The error by which the connection has failed; None if the other end has closed it, or nobody has.
     """
 
     has_unsent = False
+    failure: OSError | None = None
 
     def __init__(
         self, connection: socket.socket, seals: Seals | None = None, timeout: float = TCP_TIMEOUT
@@ -303,7 +306,8 @@ class Stream:
                 size = READ_BYTES
         except BlockingIOError:
             return said, True
-        except OSError:
+        except OSError as error:
+            self.failure = error
             self.hang_up()  # what follows nonsense is none of our messages
             return said, False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -27,12 +28,14 @@ from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_
 import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import pool as pools
 from polarmap.executors.base import Payload, check_reachable
+from polarmap.executors.cluster_data import DaskFutures
 from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.pickling import pickled_with_buffers as pickled
+from polarmap.executors.tcp import own_addresses
 from polarmap.worker.parts import Place
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
@@ -84,12 +87,9 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
         for _ in range(2):
             BEGAN.get(timeout=PATIENCE)
         close(executor)
-        failures = [one.failure for one in first_ends(run, 4)]
-        assert {one.message for one in failures if one} == {f"RuntimeError: {CLOSED}"}
         run.submit([(0, 1)])
-        [ended] = first_ends(run, 1)
-        assert ended.failure is not None
-        assert ended.failure.message == f"RuntimeError: {CLOSED}"
+        with pytest.raises(ExecutorError, match=f"^Dask runs no tasks: {CLOSED}$"):
+            first_ends(run, 5)
     RELEASE.set()
 
 
@@ -122,9 +122,80 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
     monkeypatch.setattr(executor._client, "submit", closes)
     with closing(FuturesExecutor(executor).open(Payload(waits, BLOCKS))) as run:
         run.submit([(0, 0)])
-        [ended] = first_ends(run, 1)
-        assert ended.failure is not None
-        assert ended.failure.message == f"RuntimeError: {CLOSED}"
+        with pytest.raises(ExecutorError, match=f"^Dask runs no tasks: {CLOSED}$"):
+            first_ends(run, 1)
+
+
+# --- results that travel slowly -----------------------------------------------------------------
+
+
+class SlowSender:
+    """A cluster of two workers, one of which sends no result before `release`.
+
+    Attributes
+    ----------
+    slow, fast : what `get_executor` of a client gives for each of the workers.
+    asked : the keys of the results for which the slow worker was asked.
+    """
+
+    def __init__(self, cluster: Any, client: Any) -> None:
+        slow, fast = cluster.workers.values()
+        self.slow = client.get_executor(workers=[slow.address])
+        self.fast = client.get_executor(workers=[fast.address])
+        self.cluster, self.asked = cluster, SimpleQueue[str]()
+        self._gate, self._send = asyncio.Event(), slow.handlers["get_data"]
+        slow.handlers["get_data"] = self._get_data
+
+    async def _get_data(self, comm: Any, keys: Any, **options: Any) -> Any:
+        for key in keys:
+            self.asked.put(str(key))
+        await self._gate.wait()
+        return await self._send(comm, keys=keys, **options)
+
+    def release(self) -> None:
+        self.cluster.loop.add_callback(self._gate.set)
+
+
+@pytest.fixture(params=[False, True])
+def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
+    """Results are fetched by way of the scheduler, or directly from the workers."""
+    sizes: dict[str, Any] = OPTIONS | {"n_workers": 2, "processes": False}
+    with (
+        distributed.LocalCluster(**sizes) as cluster,
+        distributed.Client(cluster, set_as_default=False, direct_to_workers=request.param) as client,
+    ):
+        found = SlowSender(cluster, client)
+        yield found
+        found.release()
+
+
+def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
+    """Dask fetches five groups of results at a time, each of those that are asked for together."""
+    calls, late = DaskCalls(sender.slow), []
+    for number in range(6):
+        late.append(calls.submit(abs, -number))
+        assert sender.asked.get(timeout=PATIENCE)
+    assert DaskCalls(sender.fast).submit(abs, -7).result(PATIENCE) == 7
+    data = DaskFutures(sender.fast)
+    assert data.fetch(data.call(divmod, 7, 2, outputs=2)) == [3, 1]
+    assert not any(future.done() for future in late)
+    sender.release()
+    assert [future.result(PATIENCE) for future in late] == list(range(6))
+
+
+def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_nothing(
+    sender: SlowSender, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = DaskCalls(sender.slow).submit(abs, -3)
+    key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
+    assert call.cancel()
+    assert (
+        DaskCalls(sender.fast).submit(int).result(PATIENCE) == 0
+    )  # the scheduler has heard what came before
+    assert key in tasks
+    sender.release()
+    assert until(lambda: key not in tasks)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 # --- workers that stay -------------------------------------------------------------------------
@@ -305,6 +376,22 @@ def test_workers_that_reach_no_driver_are_one_error_that_says_what_they_tried_an
         assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+def test_a_map_to_which_no_worker_connects_names_the_address_and_what_to_do(client: Any) -> None:
+    said = r"no worker of Dask has connected .* at 198\.51\.100\.1:18735\. .*listen=.*executor=client"
+    with Pool(client, listen="198.51.100.1:18735") as pool, pytest.raises(CodedTimeoutError, match=said):
+        check(pool, timeout=0.5)
+
+
+def test_workers_first_try_the_address_from_which_the_client_has_called_its_scheduler() -> None:
+    host, sizes = own_addresses()[0], OPTIONS | {"n_workers": 1, "processes": False}
+    with (
+        distributed.LocalCluster(**sizes, host=host, protocol="tcp://") as cluster,
+        distributed.Client(cluster.scheduler_address, set_as_default=False) as client,
+        closing(DaskSite(client)) as site,
+    ):
+        assert site.driver_host == host
+
+
 def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
     class Gone:
         status = "finished"
@@ -346,7 +433,7 @@ def test_a_cluster_whose_scheduler_dies_in_a_map_is_one_clear_error_soon(
         running = threads.submit(polarmap.hedged_map, hang, [A] * 2, executor=executor)
         assert until(lambda: any(client.processing().values()))
         cluster.close()
-        with pytest.raises((ExecutorError, NotDecodableError), match="its scheduler is gone"):
+        with pytest.raises(ExecutorError, match=r"^Dask (starts|runs) no \w+: its scheduler is gone"):
             running.result(10.0)
         if keeps:
             with pytest.raises(ExecutorError, match="its scheduler is"), Pool(client) as other:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,9 @@ from ray_clusters import CPUS
 
 import polarmap
 from polarmap import Pool, coded_map
-from polarmap.errors import ExecutorError, NotDecodableError
-from polarmap.executors.ray import RayCalls, RayCluster, RaySite
+from polarmap.errors import ExecutorError
+from polarmap.executors.ray import RayCalls, RayCluster, RaySite, drop_native_trace, hide_native_traces
+from polarmap.executors.tcp import are_own
 from polarmap.worker.kept_worker import DriverAddress
 
 try:
@@ -222,10 +223,41 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
         assert began.wait(SLOW)
         assert until(lambda: ray.available_resources().get("CPU", 0) < CPUS or ray.util.list_named_actors())
         ray.shutdown()
-        with pytest.raises((ExecutorError, NotDecodableError), match="it was shut down"):
+        with pytest.raises(ExecutorError, match=r"^Ray (starts|runs) no \w+: it was shut down"):
             running.result(PATIENCE)
     with pytest.raises(ExecutorError, match=r"ray\.init"):
         coded_map(np.negative, A, executor=ray)
     with pytest.raises(ExecutorError, match=r"ray\.init"):
         RaySite(ray)
     assert not ray.is_initialized()
+
+
+def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None:
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    told = (
+        "[2026-12-01 08:00:00,000 C 71 71] (raylet) node_manager.cc:519: GCS consider this node to be dead."
+    )
+    trace = [
+        "*** StackTrace Information ***",
+        "/ray/core/src/ray/raylet/raylet(+0x5c0a2a) [0x55d3a86b5a2a] ray::operator<<()",
+        "[2026-12-01 08:00:00,000 E 71 71] logging.cc:474: *** SIGABRT received on cpu 1 ***",
+        "[2026-12-01 08:00:00,000 E 71 71] logging.cc:474:     @     0x7f1cb004bd70  (unknown)  (unknown)",
+        "PC: @     0x7f1cb0181ad8  (unknown)  (unknown)",
+    ]
+    printed: list[dict[str, Any]] = []
+    dispatcher.add_handler("a test", printed.append)  # comes later, as the one that prints
+    try:
+        for _ in range(2):
+            hide_native_traces()
+        dispatcher.emit({"pid": "raylet", "lines": [trace[0], told, *trace[1:]]})
+        dispatcher.emit({"pid": 72, "lines": trace})
+    finally:
+        dispatcher.remove_handler("a test")
+    assert [batch["lines"] for batch in printed] == [[told], trace]
+    assert sum(handler is drop_native_trace for _, handler in dispatcher.handlers) == 1
+
+
+def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
+    with closing(RaySite(ray)) as site:
+        assert are_own([site.driver_host])

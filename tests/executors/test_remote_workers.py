@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import threading
 import time
@@ -21,17 +22,18 @@ from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers, worker_table
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
+from polarmap.executors.tcp import own_addresses
 from polarmap.executors.worker_table import Lease
 from polarmap.worker import objects
 from polarmap.worker.messages import OutputSpec, Reply
 from polarmap.worker.parts import Place
 from polarmap.worker.retries import AWAY_SECONDS
-from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
+from polarmap.worker.stream import END, LEFT, NEED, PROCESS, FrameError, Message
 
 
 @pytest.fixture
@@ -291,6 +293,52 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
     assert site.launches == []
 
 
+def test_workers_try_the_address_of_the_connection_to_the_engine_first(site: ThreadSite) -> None:
+    for host, expected in {"192.0.2.77": ["192.0.2.77"], "127.0.0.1": [], "unix": [], "": []}.items():
+        site.driver_host = host
+        with closing(made(site)) as workers:
+            assert [host for host, _ in workers._address.endpoints] == [*expected, *own_addresses()]
+
+
+class BrokenSocket:
+    """A socket of which nothing can be read but an error."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def recv(self, size: int) -> bytes:
+        raise self.error
+
+    def shutdown(self, how: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "was lost: Connection timed out"),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), "was lost: No route to host"),
+        (ConnectionResetError(errno.ECONNRESET, "Reset"), "was reset, which has ended or is out of reach"),
+        (FrameError("a message was changed on its way"), ""),
+    ],
+)
+def test_a_connection_that_is_lost_is_no_process_that_has_ended(
+    workers: RemoteWorkers, error: OSError, said: str
+) -> None:
+    started(workers, 1)
+    worker = taken(workers, opened(workers))
+    worker.place = "rack 7"
+    channel: Any = worker.link
+    connection, channel._connection = channel._connection, BrokenSocket(error)
+    assert worker.receive() == ([], False)
+    ended = f"the connection to its worker {said} (rack 7)"
+    assert workers.ending(worker) == (
+        ended if said else "its worker process ended without reporting (rack 7)"
+    )
+    connection.close()
+
+
 # --- whole maps ----------------------------------------------------------------------------------
 
 
@@ -312,6 +360,18 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
             assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
         assert pool.name == "threads (objects)"
     assert not any(key.endswith("orders") for _, key in site.storage.objects)
+
+
+def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
+    site.default = lambda *arguments: None
+    site.ended = lambda may_ask=True: {}  # type: ignore[method-assign]
+    hosts = r"[\d.]+:\d+ or 127\.0\.0\.1:\d+"
+    said = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
+    with (
+        pool_of(site, workers=8) as pool,
+        pytest.raises(CodedTimeoutError, match=said + r"Pool\(listen='host:port'\)"),
+    ):
+        polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=pool, timeout=0.1)
 
 
 def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> None:

@@ -39,6 +39,10 @@ def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None
     assert late(tasks, 4, 2.5, n_receiving=2).endswith(f"2 tasks still run{slow}{failed}")
     assert "(1 worker was still receiving a block)" in late(tasks, 4, 2.5, n_receiving=1)
     assert too_few(tasks, 4) == (f"only 3 of 4 needed results can arrive: 1 did, 2 tasks still run{failed}")
+    tasks.note_began(2, 0, 1.0)
+    assert "2.5 s, 1 task still runs, 1 is queued; failed" in late(tasks, 4, 2.5)
+    tasks.note_began(3, 0, 1.0)
+    assert "2.5 s, 2 tasks still run; failed" in late(tasks, 4, 2.5)
     tasks.note(lost(2), 1.0)
     assert too_few(tasks, 4).startswith("only 2 of 4 needed results can arrive: 1 did, 1 task still")
     tasks.note(lost(3), 1.0)
@@ -141,3 +145,15 @@ def test_a_lost_worker_does_not_hide_what_f_has_raised_on_the_same_item() -> Non
     found = hedged_map((6).__floordiv__, items, return_exceptions=True, **options)
     assert isinstance(found[2], ZeroDivisionError)
     assert [found[0], found[1], found[3]] == [6, 3, 2]
+
+
+def test_tasks_that_no_worker_has_begun_are_queued() -> None:
+    tasks = needing(3, 3).tasks
+    tasks.note_began(0, 0, 1.0)
+    tasks.note(returned(0), 1.0)
+    assert "2.5 s, 2 tasks are queued" in late(tasks, 3, 2.5)
+    tasks.shortage = "nobody is there"
+    assert "2.5 s, 2 tasks are queued: nobody is there" in late(tasks, 3, 2.5)
+    assert "2 tasks are queued: nobody is there" in late(
+        tasks.regrouped({n: [n] for n in range(3)}, 3), 3, 2.5
+    )
