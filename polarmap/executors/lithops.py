@@ -196,7 +196,9 @@ class LithopsSite(Site):
         self._is_used = True
         return links
 
-    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+    ) -> None:
         """Start one job."""
         items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}
         functions = self._jobs.functions_for_next(len(workers))

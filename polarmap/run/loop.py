@@ -198,7 +198,8 @@ def schedule(
                 outcomes.append(event)
                 tasks.note(event, now)
             else:
-                tasks.note_began(event.task, event.attempt, event.when - watch.began, event.is_certain)
+                when = event.when - watch.began
+                tasks.note_began(event.task, event.attempt, when, event.is_certain, event.host)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))
