@@ -183,7 +183,7 @@ class Report:
     last_block: str = ""
     cores: int | None = None
     evaluated_here: tuple[int, ...] = ()
-    workers_on: Mapping[str, int] = field(default_factory=dict)
+    workers_on: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def most_at_once(self) -> int:

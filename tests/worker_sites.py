@@ -134,6 +134,7 @@ class MachineSite(ThreadSite):
         self.known, self.reachable = list(machines), set(machines)
         self.withdrawn: list[int] = []
         self.placed: dict[int, str] = {}
+        self.placements: list[list[str]] = []
         self.links: dict[int, Stream] = {}
 
     def machines(self) -> list[str]:
@@ -146,6 +147,7 @@ class MachineSite(ThreadSite):
         self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
     ) -> None:
         self.placed |= machines
+        self.placements.append(list(machines.values()))
         able = {one: end for one, end in workers.items() if machines.get(one, "") in {"", *self.reachable}}
         super().launch(address, able, machines)
 

@@ -215,12 +215,12 @@ class Payload:
             if self.encryption is not None:
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
             reply = header if isinstance(header, Reply) else pickle.loads(header)
-            error, seconds, structure, layout, stored = reply
+            error, seconds, structure, layout, stored, host = reply
             if error is not None:
                 failure = failure_of(Error(*error))
                 if failure.kind == "damaged":
                     self.blocks.found_damaged()
-                return Outcome(task, attempt, [], (), failure, seconds)
+                return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded = unpacked(layout, data), None
             if structure[:1] == (BOTH,):  # of a block that rows of zeros fill up
                 _, count, structure, own = structure
@@ -231,7 +231,7 @@ class Payload:
             return lost(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
             return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
-        return Outcome(task, attempt, leaves, structure, None, seconds, stored, unpadded)
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored, unpadded, host)
 
 
 class Run(Protocol):

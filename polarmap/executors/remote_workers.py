@@ -320,7 +320,16 @@ class RemoteWorkers(WorkerTable):
             ]
             if not free:
                 return
-            self._remove(max(free, key=lambda one: (counts[one.machine], -self._ends(one))))
+            dropped = max(free, key=lambda one: (counts[one.machine], -self._ends(one)))
+            self._remove(dropped)
+            self._unreachable.pop(dropped.machine, None)
+
+    def _remove(self, worker: KeptWorker) -> None:
+        """Remove a worker: if it was the last one of its machine, that may be cut off."""
+        super()._remove(worker)
+        is_last = not any(one.machine == worker.machine for one in self._workers.values())
+        if is_last and worker.machine in self._machines:
+            self._unreachable.setdefault(worker.machine, time.monotonic() + PROBE_SECONDS)
 
     def _best_free(
         self, tasks: Callable[[], Collection[Hashable]], lease: Lease | None = None

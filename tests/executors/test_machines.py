@@ -162,6 +162,7 @@ def test_workers_move_to_a_machine_that_has_come_back(workers: RemoteWorkers, si
     assert settles(workers, dict.fromkeys("abcd", 8))
     site.lose("d")
     assert settles(workers, {"a": 11, "b": 11, "c": 10})
+    assert all(machines.count("d") < 2 for machines in site.placements[1:])  # to see whether it is back
     site.reachable.add("d")
     assert settles(workers, dict.fromkeys("abcd", 8))
 
@@ -179,8 +180,8 @@ def test_a_machine_that_the_engine_has_forgotten_gets_no_workers_until_it_is_lis
     assert settles(workers, dict.fromkeys("abcd", 2))
 
 
+@pytest.mark.parametrize("site", [MachineSite("a", "b", "c")])
 def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkers, site: MachineSite) -> None:
-    site.known.remove("d")
     workers.want(12)
     assert settles(workers, dict.fromkeys("abc", 4))
     lease = opened(workers)
@@ -188,6 +189,7 @@ def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkers, site: Mach
     for number, worker in enumerate(busy):
         worker.note((0, number, 0), number)
     site.known.append("d")
+    site.reachable.add("d")
     assert settles(workers, {"a": 4, "b": 4, "c": 4, "d": 3})  # those on d are free, and stay
     assert all(worker in workers._workers.values() for worker in busy)
     for worker in busy:
