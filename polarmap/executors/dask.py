@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
-from polarmap.executors.remote_workers import Site
+from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.executors.tcp import are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
@@ -139,7 +139,7 @@ class DaskSite(Site):
                 future.cancel()
 
     def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
     ) -> None:
         """Start one task for each, at a worker of Dask on its machine, and elsewhere if that is gone.
 

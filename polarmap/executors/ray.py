@@ -15,7 +15,7 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
-from polarmap.executors.remote_workers import Site
+from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.executors.tcp import are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay
@@ -181,7 +181,7 @@ class RaySite(Site):
                 self._end(number)
 
     def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
     ) -> None:
         """Start an actor for each, on its machine, or where Ray spreads it to."""
         try:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from types import MappingProxyType
 
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
@@ -35,6 +36,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is 
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
 PROBE_SECONDS = 5.0  # between two tries to start a worker on a machine where none has started
+NO_MACHINES: Mapping[int, str] = MappingProxyType({})
 GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
 
 
@@ -70,7 +72,7 @@ class Site:
         return None
 
     def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
     ) -> None:
         """Start these, each for so many seconds; ExecutorError if that is impossible.
 
