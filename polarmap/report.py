@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from html import escape
 from itertools import accumulate
@@ -69,6 +70,9 @@ class TaskReport:
     began
         Seconds after the start of the map when a worker began its first attempt, None if none is known to
         have begun. From `launched` to `began` the task was queued.
+    host
+        Name of the machine whose worker ran the task, with its address if the engine tells machines apart by
+        that. None on this machine, and where it is not known.
     """
 
     index: int
@@ -79,6 +83,7 @@ class TaskReport:
     failures: tuple[str, ...] = ()
     launched: float | None = 0.0
     began: float | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,9 @@ class Report:
         polarmap does not know.
     evaluated_here
         Coded blocks on which f was evaluated by this process, to check results, once for each time.
+    workers_on
+        The number of workers that the pool had on each machine when the map ended, by `TaskReport.host`.
+        Empty for workers of this machine, and where machines are not known.
     """
 
     n: int
@@ -175,6 +183,7 @@ class Report:
     last_block: str = ""
     cores: int | None = None
     evaluated_here: tuple[int, ...] = ()
+    workers_on: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def most_at_once(self) -> int:
@@ -273,6 +282,7 @@ class Report:
             f"decoded blocks: {self.decoding}; checked: {self.check}",
         ]
         lines += self._estimated_line()
+        lines += self._machine_lines()
         if self.code_reason:
             lines.append(self.code_reason)
         if self.last_block == "awaited":
@@ -308,9 +318,49 @@ class Report:
             known += f", of all blocks together {self.error_p90:.2g} at most in nine of ten cases"
         return [f"estimated blocks: {listed(self.estimated)}, {known}"]
 
+    def _machine_lines(self) -> list[str]:
+        """Return how many workers run on how many machines, and whether one machine has too many tasks."""
+        counts = list(self.workers_on.values())
+        verb = "runs" if sum(counts) == 1 else "run"
+        workers, machines = counted(sum(counts), "worker"), counted(len(counts), "machine")
+        spread = f"{workers} {verb} on {machines}" if counts else ""
+        risk = too_many_on_machine([task.host for task in self.tasks], self.n, self.k)
+        return [line for line in (spread, risk) if line]
+
     def _failures(self) -> list[str]:
         """A line for each of the first tasks that failed."""
-        return [f"  task {task.index}: {task.failures[-1]}" for task in self.tasks if task.failures][:5]
+        failed = [task for task in self.tasks if task.failures]
+        return [f"  task {one.index}{_at(one.host)}: {one.failures[-1]}" for one in failed[:5]]
+
+
+def _at(host: str | None) -> str:
+    return f" on {host}" if host else ""
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> counted(1, "worker"), counted(2, "worker")
+    ('1 worker', '2 workers')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def too_many_on_machine(hosts: Sequence[str | None], n: int, k: int) -> str:
+    """Return a sentence if one machine of several runs more tasks than may be missing, and "" otherwise.
+
+    hosts : of the tasks.
+
+    >>> too_many_on_machine(["a", "a", "b"], 3, 2)
+    'one machine runs 2 of 3 tasks; only 1 may be missing (a)'
+    """
+    counts = Counter(host for host in hosts if host)
+    if not n > k or len(counts) < 2:
+        return ""
+    [(host, largest)] = counts.most_common(1)
+    if largest <= n - k:
+        return ""
+    return f"one machine runs {largest} of {n} tasks; only {n - k} may be missing ({host})"
 
 
 def _is_late(task: TaskReport, determined: float) -> bool:

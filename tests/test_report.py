@@ -60,6 +60,22 @@ def test_text_of_an_uneventful_map_is_short() -> None:
     assert text.splitlines()[1] == "decoded blocks: none; checked: not needed"
 
 
+def test_text_says_how_many_machines_there_are_and_if_one_has_too_many_tasks() -> None:
+    hosts = ["a", "b", "a", "a", "c", None]
+    tasks = [TaskReport(index, "arrived", 1.0, 0.5, 1, host=host) for index, host in enumerate(hosts)]
+    one = report(tasks=tuple(tasks), workers_on={"a": 2, "b": 2, "c": 1})
+    assert str(one).splitlines()[2:] == [
+        "5 workers run on 3 machines",
+        "one machine runs 3 of 6 tasks; only 2 may be missing (a)",
+    ]
+    assert hash(one) == hash(dataclasses.replace(one))
+    assert "only" not in str(dataclasses.replace(one, k=3))
+    assert "only" not in str(dataclasses.replace(one, k=6))  # without a code none may be missing anyway
+    assert "1 worker runs on 1 machine" in str(report(workers_on={"a": 1}))
+    failed = TaskReport(1, "failed", None, None, 1, ("WorkerLost: it was killed",), host="a")
+    assert "  task 1 on a: WorkerLost: it was killed" in str(report(tasks=(failed,)))
+
+
 def test_text_does_not_say_that_results_were_enough_for_estimates() -> None:
     first, *lines = str(report(errors=(0.0, 0.1, 0.0, 0.0))).splitlines()
     assert first == "done in 5.25 s: 4 of 6 results arrived in time (replay, rotation code)"
@@ -107,6 +123,7 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
         "failures": ["OSError: disk", "WorkerLost: it was killed"],
         "launched": 0.0,
         "began": None,
+        "host": None,
     }
     assert (found["n"], found["recovered"], found["errors"]) == (6, [1], [0.0, None])
     assert found["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}

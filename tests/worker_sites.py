@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ class ThreadSite(Site):
     def block_store(self) -> BlockStore:
         return BlockStore(self.prefix) if self.storage is None else InBucket(self.storage, self.prefix)
 
-    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+    ) -> None:
         self.launches.append(list(workers))
         if self.refusal is not None:
             raise self.refusal
@@ -115,3 +118,52 @@ class ThreadSite(Site):
         self.is_closed = True
         for thread in self.threads.values():
             thread.join(10.0)
+
+
+class MachineSite(ThreadSite):
+    """Threads that claim to run on machines.
+
+    reachable : those of the `known` machines on which workers start; elsewhere they wait for ever.
+    withdrawn : workers of which the start was cancelled.
+    """
+
+    place_seconds = 0.2
+
+    def __init__(self, *machines: str) -> None:
+        super().__init__()
+        self.known, self.reachable = list(machines), set(machines)
+        self.withdrawn: list[int] = []
+        self.placed: dict[int, str] = {}
+        self.placements: list[list[str]] = []
+        self.links: dict[int, Stream] = {}
+
+    def machines(self) -> list[str]:
+        return self.known
+
+    def withdraw(self, workers: Collection[int]) -> None:
+        self.withdrawn += workers
+
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+    ) -> None:
+        self.placed |= machines
+        self.placements.append(list(machines.values()))
+        able = {one: end for one, end in workers.items() if machines.get(one, "") in {"", *self.reachable}}
+        super().launch(address, able, machines)
+
+    def live(self, life: Life, address: DriverAddress, number: int, seconds: float) -> None:
+        machine = self.placed.get(number, "")
+        super().live(lambda *of: self.serve(*of, machine), address, number, seconds)
+
+    def serve(self, address: DriverAddress, number: int, seconds: float, machine: str) -> None:
+        """What workers of Dask do, on a connection that `lose` cuts."""
+        with closing(called(address, number)) as channel:
+            self.links[number] = channel
+            ChannelIO(channel, None, BlockCache(0), contextlib.nullcontext, "place", machine).serve()
+
+    def lose(self, machine: str) -> None:
+        """Cut a machine off: its workers are gone, and none starts there."""
+        self.reachable.discard(machine)
+        for number, where in self.placed.items():
+            if where == machine and number in self.links:
+                self.links[number].hang_up()

@@ -65,6 +65,7 @@ class Outcome(NamedTuple):
     stored : where the result lies in storage, if the arrays are only a sample of it.
     unpadded : f of the rows of data alone, if the block was filled up with rows of zeros. Then there is no
         structure if f raised an exception of the whole block.
+    host : the name of the worker's machine; empty if it is not known, or is the driver's.
     """
 
     task: int
@@ -75,6 +76,7 @@ class Outcome(NamedTuple):
     seconds: float
     stored: StoredOutput | None = None
     unpadded: Result | None = None
+    host: str = ""
 
     @property
     def shapes(self) -> list[Shape]:
@@ -97,12 +99,14 @@ class Began(NamedTuple):
 
     is_certain : whether a worker is known to have started it. If not, the attempt was handed to a worker that
         has not confirmed it yet: it may become late, and counts as queued. A certain event may follow.
+    host : the name of the worker's machine; empty if it is not known, or is the driver's.
     """
 
     task: int
     attempt: int
     when: float
     is_certain: bool = True
+    host: str = ""
 
 
 class NoWorkers(NamedTuple):
@@ -220,12 +224,12 @@ class Payload:
             if self.encryption is not None:
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
             reply = header if isinstance(header, Reply) else pickle.loads(header)
-            error, seconds, structure, layout, stored = reply
+            error, seconds, structure, layout, stored, host = reply
             if error is not None:
                 failure = failure_of(Error(*error))
                 if failure.kind == "damaged":
                     self.blocks.found_damaged()
-                return Outcome(task, attempt, [], (), failure, seconds)
+                return Outcome(task, attempt, [], (), failure, seconds, host=host)
             leaves, unpadded = unpacked(layout, data), None
             if structure[:1] == (BOTH,):  # of a block that rows of zeros fill up
                 _, count, structure, own = structure
@@ -236,7 +240,7 @@ class Payload:
             return lost(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
             return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
-        return Outcome(task, attempt, leaves, structure, None, seconds, stored, unpadded)
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored, unpadded, host)
 
 
 class Run(Protocol):
@@ -373,6 +377,11 @@ def runs_here(executor: MapExecutor) -> bool:
     return bool(getattr(executor, "is_here", False))  # executors of the user's own need not say
 
 
+def workers_on(executor: MapExecutor) -> dict[str, int]:
+    """Return the number of workers that an executor has on each machine; empty if it does not know."""
+    return dict(getattr(executor, "workers_on", {}))  # executors of the user's own need not say
+
+
 class WrappedExecutor:
     """An executor that is the same as another one but for the runs that it opens."""
 
@@ -383,6 +392,11 @@ class WrappedExecutor:
     def name(self) -> str:
         """That of the executor underneath, which may change: a pool learns how its workers call it."""
         return self._executor.name
+
+    @property
+    def workers_on(self) -> dict[str, int]:
+        """The number of workers on each machine."""
+        return workers_on(self._executor)
 
 
 def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:

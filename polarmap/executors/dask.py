@@ -6,7 +6,8 @@ import asyncio
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from functools import partial
@@ -15,11 +16,13 @@ from urllib.parse import urlsplit
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
-from polarmap.executors.remote_workers import Site
+from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.executors.tcp import are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
 
+ASK_SECONDS = 5.0  # between two requests for the cluster's workers, and until one is given up
+PLACING_OPTIONS = {"workers", "resources"}  # of tasks, by which a user chooses where they run
 SCHEDULER_SECONDS = 5.0  # that a client may be without its scheduler: it tries for longer to find it
 RECONNECT_POLL_SECONDS = 0.1  # between two looks whether a client has found its scheduler again
 
@@ -167,15 +170,18 @@ class DaskSite(Site):
 
     name, has_polarmap = DaskCalls.name, True
     without_connections = "pass executor=client to the map, whose tasks then are tasks of Dask"
+    place_seconds = 10.0
 
     def __init__(self, choice: Any) -> None:
         self._dask = DaskClient(choice)
         self._futures: dict[int, Any] = {}
+        self._started_at: dict[int, str] = {}  # at which worker of Dask each was started
         try:
             self._check()
-            threads = self._dask.client.nthreads()
-            self.workers = sum(threads.values()) or None
-            self.is_near = are_own([urlsplit(address).hostname for address in threads])
+            self._threads: dict[str, int] = self._dask.client.nthreads()  # of each of its workers
+            self._asked = time.monotonic()  # for them
+            self.workers = sum(self._threads.values()) or None
+            self.is_near = are_own([machine_of(address) for address in self._threads])
             self.driver_host = urlsplit(self._dask.client.scheduler_comm.comm.local_address).hostname or ""
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
@@ -184,15 +190,40 @@ class DaskSite(Site):
         """Why its client takes no tasks any more."""
         return self._dask.gone()
 
-    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
-        """Start one task for each, which Dask spreads over the cluster.
+    def machines(self) -> list[str]:
+        """Return the hosts in the addresses of Dask's workers; empty if the options of tasks choose workers.
 
-        Not at workers that we name: for one that dies meanwhile Dask would wait for ever.
+        Dask is asked every few seconds.
+        """
+        if PLACING_OPTIONS & self._dask.options.keys():
+            return []
+        if time.monotonic() > self._asked + ASK_SECONDS and self._dask.is_connected():
+            with suppress(Exception):  # the scheduler may be busy, or gone: they may be as they were
+                client: Any = self._dask.client
+                self._threads = client.sync(client.scheduler.ncores, callback_timeout=ASK_SECONDS)
+            self._asked = time.monotonic()
+        return list(dict.fromkeys(map(machine_of, self._threads)))
+
+    def withdraw(self, workers: Collection[int]) -> None:
+        """Cancel tasks that Dask has not started."""
+        for number in workers:
+            self._started_at.pop(number, None)
+            if (future := self._futures.pop(number, None)) is not None:
+                future.cancel()
+
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    ) -> None:
+        """Start one task for each, at a worker of Dask on its machine, and elsewhere if that is gone.
+
+        Dask goes on waiting for a worker that has gone while no other was there, or that is out of reach:
+        `withdraw` is for these.
         """
         try:
             self._check()
             for number, seconds in workers.items():
                 options = {"pure": False, "key": f"polarmap-worker-{number}-{uuid.uuid4()}"}
+                options |= self._placing_options(number, machines.get(number))
                 self._futures[number] = self._dask.client.submit(
                     stay_on_dask, tuple(address), number, seconds, **options | self._dask.options
                 )
@@ -205,6 +236,7 @@ class DaskSite(Site):
         for number, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):
                 del self._futures[number]
+                self._started_at.pop(number, None)
                 found[number] = _ending(future, may_ask)
         return found
 
@@ -219,10 +251,29 @@ class DaskSite(Site):
                 wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
 
+    def _placing_options(self, number: int, machine: str | None) -> dict[str, Any]:
+        """Return the options of a task for the worker of Dask that has the fewest of ours for each thread."""
+        addresses = [one for one in self._threads if machine_of(one) == machine]
+        if not addresses:
+            return {}
+        counts = Counter(self._started_at.values())
+        chosen = min(addresses, key=lambda one: (counts[one] + 1) / max(1, self._threads[one]))
+        self._started_at[number] = chosen
+        return {"workers": [chosen], "allow_other_workers": True}
+
     def _check(self) -> None:
         """ConnectionError at once where the scheduler is away."""
         if not self._dask.is_connected():
             raise ConnectionError(self.gone() or "its scheduler is away")
+
+
+def machine_of(address: str) -> str:
+    """Return the host in the address of a worker of Dask, which tells its machine from others.
+
+    >>> machine_of("tcp://10.0.0.3:41234"), machine_of("inproc://10.0.0.3/12/4")
+    ('10.0.0.3', '10.0.0.3')
+    """
+    return urlsplit(address).hostname or address
 
 
 def _ending(future: Any, may_ask: bool) -> str:
@@ -245,9 +296,10 @@ def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> str:
     leave: Any = distributed.secede
     worker: Any = distributed.get_worker
     place = f"Dask worker {worker().name} at {worker().address}"
+    machine = urlsplit(worker().address).hostname or ""
     leave()
     try:
-        stay_on_thread(address, number, seconds, place)
+        stay_on_thread(address, number, seconds, place, machine)
     except ConnectionError as error:
         return f"ConnectionError: {error}"
     return "finished"

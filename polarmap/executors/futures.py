@@ -248,7 +248,8 @@ class FuturesRun:
         sent = future.result()
         if sent is None:
             return lost(*attempt, f"somebody removed {self._folder and self._folder.folder}")
-        return self._payload.outcome(*attempt, sent.header, sent.data)
+        outcome = self._payload.outcome(*attempt, sent.header, sent.data)
+        return outcome if self._engine is not None else outcome._replace(host="")  # of this machine
 
 
 def engine_of(pool: Any) -> type[DaskCalls | RayCalls] | None:

@@ -23,7 +23,7 @@ from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import SentState, pickled
-from polarmap.executors.remote_workers import Site
+from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
 from polarmap.worker.kept_worker import DriverAddress, make_kept_task
 from polarmap.worker.messages import plain
@@ -196,7 +196,9 @@ class LithopsSite(Site):
         self._is_used = True
         return links
 
-    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    ) -> None:
         """Start one job."""
         items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}
         functions = self._jobs.functions_for_next(len(workers))

@@ -138,6 +138,12 @@ class Pool:
             return self._tasks.name
         return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
 
+    @property
+    def workers_on(self) -> dict[str, int]:
+        """The number of workers on each machine, by host name; empty for processes of this machine."""
+        kept = self._kept
+        return {} if kept is None else kept.workers.count_by_host()
+
     def __repr__(self) -> str:
         kept = self._kept
         if self._is_closed:

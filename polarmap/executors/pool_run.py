@@ -82,6 +82,8 @@ class PoolRun:
         self._name = lru_cache(REMEMBERED)(partial(self._stored.name, payload.blocks))
         self._lease = self._workers.open(self._woken.set)
         self._lease.poll.register(self._woken, POLLIN)
+        if not workers.are_near:
+            self._lease.n_tasks = payload.blocks.n
         self._owner = os.getpid()
         # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
         # reads no block that is longer than the buffer of its socket.
@@ -203,7 +205,7 @@ class PoolRun:
         _, is_there = worker.receive()
         if worker.process is not None:
             begun = orders[: len(orders) - len(worker.orders) + 1]
-            self._news += [Began(*order[1:], worker.since) for order in begun]
+            self._news += [Began(*order[1:], worker.since, True, worker.host) for order in begun]
         if worker.is_leaving or not is_there:
             self._workers.remove(worker)
         elif not worker.orders:
@@ -332,7 +334,7 @@ class PoolRun:
                 worker.note((self._number, *attempt), self._name(attempt[0]))
             if not is_ahead:
                 is_up = worker.process is not None
-                self._news.append(Began(*attempts[0], worker.since, is_certain=is_up))
+                self._news.append(Began(*attempts[0], worker.since, is_up, worker.host))
 
     def _drop(self, attempt: Attempt) -> None:
         """Tell of one that nobody waits for that it is lost."""
@@ -363,7 +365,7 @@ class PoolRun:
         said, is_there = worker.receive()
         outcomes, is_fit = list[Outcome](), True
         if coming_up is not None and worker.process is not None:
-            self._news.append(Began(*coming_up[1:], time.monotonic()))
+            self._news.append(Began(*coming_up[1:], time.monotonic(), True, worker.host))
         for message in said:
             try:
                 if message.kind == NEED:
@@ -382,7 +384,7 @@ class PoolRun:
         told = []
         for one in outcomes:
             if (one.task, one.attempt) in self._open:  # its end has not been told
-                told.append(one)
+                told.append(one._replace(host=worker.host) if worker.host else one)
                 self._open.remove((one.task, one.attempt))
                 is_fit &= one.failure is None or one.failure.kind != "lost"
         if not (is_there and is_fit):
@@ -392,7 +394,7 @@ class PoolRun:
         elif outcomes:  # it is at the next one that it was told ahead
             order, _ = worker.orders[0]
             if self._is_for_one(order[1:]):
-                self._news.append(Began(*order[1:], worker.since))
+                self._news.append(Began(*order[1:], worker.since, True, worker.host))
             self._start_next(worker, self._held())
         return told
 

@@ -6,7 +6,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,12 +16,14 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.engine_calls import EngineCalls, end_as
-from polarmap.executors.remote_workers import Site
+from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.executors.tcp import address_towards, are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.kept_worker import DriverAddress, stay
 from polarmap.worker.threads import run_on_daemon
 
+ASK_SECONDS = 5.0  # between two requests for the cluster's nodes
+PLACED_ANYWHERE = {"num_cpus", "memory", "runtime_env", "name"}  # options that every node can meet
 TRACE_FILTER = "polarmap_native_traces"  # the name of a handler for lines that Ray prints
 # Lines of a stack trace of C++: its title, a frame of glog, and a frame of absl.
 NATIVE_TRACE = re.compile(r"^\W*\*\*\* |\*\*\* (StackTrace|SIG)|\[0x[0-9a-f]+\]|(^|\s)@ +0x[0-9a-f]+")
@@ -69,6 +72,16 @@ class RayCluster:
             host, _, _ = self.ray.get_runtime_context().gcs_address.rpartition(":")
             return address_towards(host)
         return ""
+
+    def machines_of_nodes(self) -> dict[str, str]:
+        """Return the address of the machine of each node that is alive and has CPUs, by the node's id."""
+        nodes = [one for one in self.ray.nodes() if one["Alive"] and one["Resources"].get("CPU")]
+        return {one["NodeID"]: one["NodeManagerAddress"] for one in nodes}
+
+    def has_placing_options(self) -> bool:
+        """Return whether the options of `ray.remote` say more of where tasks may run than CPUs and memory."""
+        options = getattr(self.remote, "keywords", {}).get("options", {})
+        return not PLACED_ANYWHERE.issuperset(options)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -167,26 +180,48 @@ class RaySite(Site):
 
     name, has_polarmap = RayCalls.name, True
     without_connections = "pass executor=ray to the map, whose tasks then are tasks of Ray"
+    place_seconds = 20.0  # in which a node starts several processes, also if its cores are busy
 
     def __init__(self, choice: Any) -> None:
         self._cluster, self._token = RayCluster(choice), secrets.token_hex(4)
         self.workers = int(self._cluster.ray.cluster_resources().get("CPU", 0)) or None
-        nodes = [node for node in self._cluster.ray.nodes() if node["Alive"]]
-        self.is_near = are_own([node["NodeManagerAddress"] for node in nodes])
+        self._nodes = self._cluster.machines_of_nodes()
+        self._asked = time.monotonic()  # for them
+        self.is_near = are_own(list(self._nodes.values()))
         self.driver_host = self._cluster.driver_host()
+        self._started_on: dict[int, str] = {}  # on which node each actor was started
         self._actors: dict[int, tuple[Any, Future[Any]]] = {}  # and the end of its work
 
     def gone(self) -> str:
         """Why it takes no actors any more."""
         return self._cluster.gone()
 
-    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
-        """Start an actor for each."""
+    def machines(self) -> list[str]:
+        """Return the addresses of Ray's nodes; empty if the options of actors choose nodes."""
+        if self._cluster.has_placing_options():
+            return []
+        if time.monotonic() > self._asked + ASK_SECONDS:
+            with suppress(Exception), self._cluster.kept():  # of a Ray that was shut down
+                self._nodes = self._cluster.machines_of_nodes()
+            self._asked = time.monotonic()
+        return list(dict.fromkeys(self._nodes.values()))
+
+    def withdraw(self, workers: Collection[int]) -> None:
+        """Kill actors that have not called."""
+        for number in workers:
+            if number in self._actors:
+                self._end(number)
+
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    ) -> None:
+        """Start an actor for each, on its machine, or where Ray spreads it to."""
         try:
             make = self._cluster.remote(PolarmapWorker)
             for number, seconds in workers.items():
                 name = f"polarmap worker {number} of pool {self._token}"
-                options = make.options(name=name, scheduling_strategy="SPREAD", max_restarts=0)
+                strategy = self._strategy(number, machines.get(number))
+                options = make.options(name=name, scheduling_strategy=strategy, max_restarts=0)
                 with self._cluster.kept():
                     actor = options.remote()
                     self._actors[number] = actor, actor.stay.remote(tuple(address), number, seconds).future()
@@ -211,8 +246,22 @@ class RaySite(Site):
         for number in list(self._actors):
             self._end(number)
 
+    def _strategy(self, number: int, machine: str | None) -> Any:
+        """Return the scheduling strategy for an actor on a machine, on its node that has the fewest of ours.
+
+        Ray chooses another node if that one is gone, or has no room.
+        """
+        nodes = [node for node, address in self._nodes.items() if address == machine]
+        if not nodes:
+            return "SPREAD"
+        counts = Counter(self._started_on.values())
+        chosen = self._started_on[number] = min(nodes, key=counts.__getitem__)
+        strategies: Any = self._cluster.ray.util.scheduling_strategies
+        return strategies.NodeAffinitySchedulingStrategy(chosen, soft=True)
+
     def _end(self, number: int) -> None:
         """Kill an actor, which may have ended."""
+        self._started_on.pop(number, None)
         actor, _ = self._actors.pop(number)
         with suppress(Exception), self._cluster.kept():  # of a Ray that was shut down
             self._cluster.ray.kill(actor)
@@ -227,4 +276,6 @@ class PolarmapWorker:
 
         context: Any = ray.get_runtime_context()
         place = f"Ray actor {context.get_actor_name()!r} on node {context.get_node_id()[:12]}"
-        stay(DriverAddress(*address), number, seconds, None, place)
+        util: Any = ray.util
+        machine = str(util.get_node_ip_address())
+        stay(DriverAddress(*address), number, seconds, None, place, machine)

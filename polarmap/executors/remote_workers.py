@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from types import MappingProxyType
 
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore
+from polarmap.executors.machines import (
+    best_worker,
+    choose_machines,
+    largest_share,
+    may_lose_worker,
+    underfull_machines,
+)
 from polarmap.executors.objects import Join, Link, ObjectLinks
 from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
@@ -25,6 +35,8 @@ FAILURES = 3  # of launches, one after the other, before a map fails for which n
 FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
+PROBE_SECONDS = 5.0  # between two tries to start a worker on a machine where none has started
+NO_MACHINES: Mapping[int, str] = MappingProxyType({})
 GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
 
 
@@ -44,6 +56,7 @@ class Site:
     driver_host : the address of this machine in the engine's own connection, which workers try first; empty
         if it is not known.
     without_connections : what a user can do if workers cannot connect to this process.
+    place_seconds : in which a worker that was started on a machine calls, unless the machine is unreachable.
     """
 
     name: str
@@ -57,14 +70,31 @@ class Site:
     limits: Worker | None = None
     driver_host = ""
     without_connections = "pass listen=False, so that messages travel by way of the storage"
+    place_seconds = START_SECONDS
 
     def object_links(self, join: Join) -> ObjectLinks | None:
         """What reports workers to `join` that do not call by TCP; None where there is no storage."""
         return None
 
-    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
-        """Start these, each for so many seconds; ExecutorError if that is impossible."""
+    def launch(
+        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    ) -> None:
+        """Start these, each for so many seconds; ExecutorError if that is impossible.
+
+        machines : where to start them, by number; the site chooses for those that are left out, and if a
+            machine is gone.
+        """
         raise NotImplementedError
+
+    def machines(self) -> Sequence[str]:
+        """Return the addresses of the machines that can run workers now; empty if the site chooses them.
+
+        Called without a lock, on a thread that may wait for the answer.
+        """
+        return ()
+
+    def withdraw(self, workers: Collection[int]) -> None:
+        """Cancel the start of workers that have not called."""
 
     def ended(self, may_ask: bool = True) -> dict[int, str]:
         """Those that have ended since the last time, and why, as far as that was told.
@@ -99,11 +129,15 @@ class StartedWorker:
 
     began : when; ends : when it ends by itself.
     has_called : whether it was ever there.
+    machine : where it was to be started; empty if the site chose.
+    is_extra : whether it was started beyond the number that is wanted, to take the place of another one.
     """
 
     began: float
     ends: float
     has_called: bool = False
+    machine: str = ""
+    is_extra: bool = False
 
     def is_missed(self, now: float) -> bool:
         """Whether it has not called for so long that it is not counted on."""
@@ -173,6 +207,9 @@ class RemoteWorkers(WorkerTable):
         self._wanted = 0
         self._launched: dict[int, StartedWorker] = {}  # by number, until they are known to have ended
         self._refused, self._failed = Backoff(), Backoff()  # launches by the site, and of which nothing came
+        self._machines = tuple(site.machines())
+        self._unreachable: dict[str, float] = {}  # machines where none has started: when to try again
+        self._moved = Backoff()  # workers, to machines that have too few
         self._seconds, self._started = 0.0, 0  # not accounted for, of workers that are gone, and starts
         self._asked = time.monotonic()  # what is to be paid
         key = secrets.token_bytes(32)
@@ -260,12 +297,16 @@ class RemoteWorkers(WorkerTable):
 
     def tend(self) -> None:
         """Renew workers that will end soon, forget those that have ended."""
+        machines = tuple(self._site.machines())  # without the lock, too
         with self._lock:
             if self._is_closed:
                 return
+            self._machines = machines
             self._note_ended()
             self._review()
+            self._withdraw_unreached()
             self._start_missing()
+            self._move_to_underfull()
         self._site.remove_left()  # without the lock: no map waits for a storage that does not answer
 
     def close(self) -> None:
@@ -296,7 +337,49 @@ class RemoteWorkers(WorkerTable):
     def _give_up(self) -> None:
         """Let free workers go whose time is over, or that are more than were ever wanted: who ends first."""
         self._drop(len(self._workers), self._ends, time.monotonic())
-        self._drop(len(self._workers) - self._stuck() - self._wanted, self._ends)
+        surplus = self._surplus()
+        if len(self._machines) < 2:
+            self._drop(surplus, self._ends)
+        else:
+            self._drop_where_too_many(surplus)
+
+    def _surplus(self) -> int:
+        """Return how many more workers there are than are wanted; less than 0 if some are missing."""
+        return len(self._workers) - self._stuck() - self._wanted
+
+    def _drop_where_too_many(self, surplus: int) -> None:
+        """Let free workers go, as long as there are too many and their machine has no fewer than others."""
+        for _ in range(surplus):
+            counts = Counter(worker.machine for worker in self._workers.values())
+            free = [
+                one
+                for one in self._workers.values()
+                if one.lease is None and may_lose_worker(one.machine, self._machines, counts)
+            ]
+            if not free:
+                return
+            dropped = max(free, key=lambda one: (counts[one.machine], -self._ends(one)))
+            self._remove(dropped)
+            self._unreachable.pop(dropped.machine, None)
+
+    def _remove(self, worker: KeptWorker) -> None:
+        """Remove a worker: if it was the last one of its machine, that may be cut off."""
+        super()._remove(worker)
+        is_last = not any(one.machine == worker.machine for one in self._workers.values())
+        if is_last and worker.machine in self._machines:
+            self._unreachable.setdefault(worker.machine, time.monotonic() + PROBE_SECONDS)
+
+    def _best_free(
+        self, tasks: Callable[[], Collection[Hashable]], lease: Lease | None = None
+    ) -> KeptWorker | None:
+        """Return the free worker for the next task: see `best_worker`."""
+        if lease is None or not lease.n_tasks or len(self._machines) < 2:
+            return super()._best_free(tasks)
+        free = [one for one in self._workers.values() if one.lease is None]
+        if len(free) < 2:
+            return free[0] if free else None
+        share = largest_share(lease.n_tasks, len({one.machine for one in self._workers.values()}))
+        return best_worker(free, frozenset(tasks()), lease.n_tasks_on, share)
 
     def _join(self, number: int, link: Link, channel: str) -> None:
         """Take a worker that has called into the table."""
@@ -315,7 +398,8 @@ class RemoteWorkers(WorkerTable):
             elif old is not None:
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
             self._failed, self.channel = Backoff(), channel
-            self._workers[number] = KeptWorker(number, link)
+            self._workers[number] = KeptWorker(number, link, machine=launch.machine)
+            self._unreachable.pop(launch.machine, None)
             for lease in self._open():
                 if lease.waiting:
                     lease.wake()
@@ -345,16 +429,78 @@ class RemoteWorkers(WorkerTable):
     def _starting(self) -> int:
         """How many workers were started, have not called, and may soon."""
         now = time.monotonic()
-        return sum(not (one.has_called or one.is_missed(now)) for one in self._launched.values())
+        launched = self._launched.values()
+        return sum(not (one.has_called or one.is_extra or one.is_missed(now)) for one in launched)
 
     def _launch(self, count: int) -> None:
-        now, workers = time.monotonic(), {}
-        for number in itertools.islice(self._numbers, count):
+        """Start workers, on the machines that have the fewest if the site does not choose these."""
+        reachable = [one for one in self._machines if one not in self._unreachable]
+        machines = reachable if len(self._machines) > 1 else []
+        self._launch_on(choose_machines(count, machines, self._count_by_machine()) or [""] * count)
+
+    def _launch_on(self, machines: Sequence[str], is_extra: bool = False) -> None:
+        """Start a worker on each of these machines; the site chooses the machine where the name is empty."""
+        now, workers, launched = time.monotonic(), {}, {}
+        for number, machine in zip(itertools.islice(self._numbers, len(machines)), machines, strict=True):
             share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
             workers[number] = share * self._site.seconds
-        self._site.launch(self._address, workers)  # who calls before it returns waits for our lock
-        self._launched |= {number: StartedWorker(now, now + seconds) for number, seconds in workers.items()}
-        self._started += count
+            launched[number] = StartedWorker(now, now + workers[number], machine=machine, is_extra=is_extra)
+        where = {number: one.machine for number, one in launched.items() if one.machine}
+        self._site.launch(self._address, workers, where)  # who calls before it returns waits for our lock
+        self._launched |= launched
+        self._started += len(launched)
+
+    def _count_by_machine(self) -> Counter[str]:
+        """Return how many workers each machine has, including those that are being started there."""
+        counts = Counter(worker.machine for worker in self._workers.values())
+        counts.update(one.machine for one in self._launched.values() if not one.has_called)
+        return counts
+
+    def _withdraw_unreached(self) -> None:
+        """Cancel the start of workers on machines from which none has called in time, or that are gone.
+
+        Others are started elsewhere, as the engine may let a task wait forever for a machine that is cut off.
+        """
+        now, reached = time.monotonic(), {worker.machine for worker in self._workers.values()}
+        waiting = {
+            number: one
+            for number, one in self._launched.items()
+            if one.machine and not one.has_called and one.machine not in reached
+        }
+        late = [
+            number
+            for number, one in waiting.items()
+            if one.machine not in self._machines or now > one.began + self._site.place_seconds
+        ]
+        for number in late:
+            self._unreachable[self._launched[number].machine] = now + PROBE_SECONDS
+            self._end(number)
+        if late:
+            self._site.withdraw(late)
+
+    def _move_to_underfull(self) -> None:
+        """Start workers on machines that have too few: `_give_up` then lets as many go elsewhere.
+
+        Of a machine that could not be reached, one worker finds out whether it can be reached again.
+        """
+        now, counts = time.monotonic(), self._count_by_machine()
+        if len(self._machines) < 2 or not self._workers or not self._refused.is_due():
+            return
+        due = [one for one in self._machines if now > self._unreachable.get(one, inf) and not counts[one]]
+        reachable = [one for one in self._machines if one not in self._unreachable]
+        surplus = max(0, self._surplus()) + sum(
+            one.is_extra and not one.has_called and one.machine in reachable
+            for one in self._launched.values()
+        )
+        underfull = underfull_machines(reachable, counts, surplus) if len(reachable) > 1 else []
+        if not (underfull or surplus):
+            self._moved = Backoff()
+        elif underfull and self._moved.is_due():
+            due += underfull
+            self._moved.note_failure("workers are not spread evenly")
+        if due:
+            with contextlib.suppress(ExecutorError):  # enough workers are there: later is early enough
+                self._launch_on(due, is_extra=True)
 
     def _note_ended(self) -> None:
         """Forget those whose end was told."""

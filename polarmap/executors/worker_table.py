@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from math import inf
@@ -41,7 +41,7 @@ from polarmap.worker.stream import (
 if TYPE_CHECKING:
     from polarmap.executors.objects import Link
 
-PLACE_BYTES = 200  # of what a worker says that its engine calls it
+PLACE_BYTES = 500  # the longest description of its machine, host and place that is read from a worker
 REMEMBERED = 1024  # tasks of each worker
 GRACE_SECONDS = 1.0  # that a map waits for tasks of others, and workers may take for what nobody waits for
 
@@ -61,6 +61,8 @@ class Lease:
     since : when a task of it started or ended last, or it began to wait, on the monotonic clock.
     was_idle : whether cores were idle when it looked last.
     ended : when it did; None: it has not.
+    n_tasks : the number of tasks of the run; 0 if it does not matter on which machines they run.
+    n_tasks_on : the number of tasks that each machine has been given, for workers whose machine is known.
     """
 
     wake: Callable[[], None]
@@ -72,6 +74,8 @@ class Lease:
     since: float = field(default_factory=time.monotonic)
     was_idle: bool = False
     ended: float | None = None
+    n_tasks: int = 0
+    n_tasks_on: dict[str, int] = field(default_factory=dict)
 
     def watch(self, worker: KeptWorker) -> None:
         """Poll the link of a worker for replies, and for room to write as long as messages for it wait."""
@@ -90,6 +94,9 @@ class KeptWorker:
         to later maps of the same blocks.
     since : when it began with the first of them, or else became free, on the monotonic clock.
     process, place : its number on its machine, and how its engine calls it, as soon as it has said so.
+    machine : the address of its machine, or until the worker has said that, where it was started; empty if
+        the engine has no addresses.
+    host : the name of its machine, for reports; empty until the worker has said that, and on the driver's.
     map : of which it was told last, by number.
     function : digest of the one that it has.
     took : seconds of the latest task of which it has told.
@@ -105,6 +112,8 @@ class KeptWorker:
     since: float = inf
     process: int | None = None
     place: str = ""
+    machine: str = ""
+    host: str = ""
     map: int = -1
     function: bytes | None = None
     took: float = inf
@@ -126,6 +135,8 @@ class KeptWorker:
         if not self.orders:
             self.since = time.monotonic()
         self.orders.append((order, task))
+        if self.machine and self.lease is not None:
+            self.lease.n_tasks_on[self.machine] = self.lease.n_tasks_on.get(self.machine, 0) + 1
 
     def receive(self) -> tuple[list[Message], bool]:
         """What it has said of its task since the last time, and whether it will say more.
@@ -137,7 +148,8 @@ class KeptWorker:
         for message in said:
             if message.kind == PROCESS and message.header.isdigit():
                 self.process = int(message.header)
-                self.place = bytes(message.data[:PLACE_BYTES]).decode(errors="replace")
+                if message.data:
+                    self._note_whereabouts(bytes(message.data[:PLACE_BYTES]).decode(errors="replace"))
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
                 self.is_leaving |= message.kind in FAREWELLS
@@ -170,6 +182,12 @@ class KeptWorker:
     def write(self) -> bool:
         """Write what the link takes of the messages that wait. Return False if the worker is lost."""
         return self.link.flush() and not self.link.is_stalled()
+
+    def _note_whereabouts(self, text: str) -> None:
+        """Note the machine, the host name and the place that the worker has told, a line each."""
+        machine, host, self.place = [*text.split("\n", 2), "", ""][:3]
+        self.machine = machine
+        self.host = host if machine in ("", host) else f"{host} ({machine})"
 
     def _note_done(self, task: Hashable) -> None:
         self.done.pop(task, None)
@@ -209,6 +227,10 @@ class WorkerTable:
     def count_busy(self) -> int:
         """Return the number of workers that are at a task, also at one that nobody waits for any more."""
         return sum(worker.lease is not None for worker in list(self._workers.values()))
+
+    def count_by_host(self) -> dict[str, int]:
+        """Return how many workers run on each host, by the names in reports, as far as these are known."""
+        return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def surroundings(self, pickled: bytes) -> bytes:
         """The `Surroundings` that workers are to find around a function, pickled; empty for what is there."""
@@ -272,10 +294,10 @@ class WorkerTable:
                 may_take = waiting > 0 and len(lease.workers) < self._limit
             if not may_take:
                 return None
-            worker = self._best_free(tasks)
+            worker = self._best_free(tasks, lease)
             if worker is None:
                 self._review()
-                worker = self._best_free(tasks) or self._another()
+                worker = self._best_free(tasks, lease) or self._another()
             if worker is None:
                 return None
             worker.lease, worker.descriptor = lease, worker.link.fileno()
@@ -433,8 +455,13 @@ class WorkerTable:
             first.wake()
         return first
 
-    def _best_free(self, tasks: Callable[[], Collection[Hashable]]) -> KeptWorker | None:
-        """One that has done one of these tasks, else one that runs already, as far as there is one."""
+    def _best_free(
+        self, tasks: Callable[[], Collection[Hashable]], lease: Lease | None = None
+    ) -> KeptWorker | None:
+        """Return a free worker that has done one of these tasks, else one that is up, else any or None.
+
+        lease : of the map that is to use the worker, where tables spread its tasks over machines.
+        """
         free = [one for one in self._workers.values() if one.lease is None]
         names = tasks() if len(free) > 1 else ()
 

@@ -225,6 +225,10 @@ def plan(
     With `slack`, the plan is the cheapest whose objective is within it of the best; for "cost", the one with
     the smallest p99 whose cost is within `slack` (0.05 by default) of the least.
 
+    The plan assumes that workers fail and are late independently of each other, but workers of one machine
+    fail together. On a cluster of m machines, choose n so that n - k >= ceil(n / m): then all tasks of one
+    machine may be missing. On four machines that means 32 tasks for 24 blocks.
+
     Parameters
     ----------
     k : int

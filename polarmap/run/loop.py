@@ -200,7 +200,8 @@ def schedule(
             elif isinstance(event, NoWorkers):
                 tasks.shortage = event.reason
             else:
-                tasks.note_began(event.task, event.attempt, event.when - watch.began, event.is_certain)
+                when = event.when - watch.began
+                tasks.note_began(event.task, event.attempt, when, event.is_certain, event.host)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))

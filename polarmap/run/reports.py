@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
+from logging import getLogger
 from typing import Any
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
-from polarmap.report import Report, TaskReport, TaskState
+from polarmap.report import Report, TaskReport, TaskState, too_many_on_machine
 from polarmap.run.tasks import Task, TaskTable
 from polarmap.worker.processes import LIVENESS_SECONDS
+
+LOG = getLogger("polarmap")
 
 
 class LazyReport:
@@ -66,7 +69,20 @@ def _task_report(index: int, task: Task) -> TaskReport:
         failures=tuple(dict.fromkeys(map(str, tuple(task.failures)))),
         launched=task.submitted[0] if task.submitted else None,
         began=task.first_start,
+        host=task.host,
     )
+
+
+def warn_of_machine(tasks: TaskTable, n: int, k: int) -> None:
+    """Log that a machine runs more tasks of a map than may be missing, once in this process for each text."""
+    found = too_many_on_machine([task.host for task in tasks], n, k) if len(tasks) == n else ""
+    if found:
+        _warn_once(found)
+
+
+@lru_cache(256)
+def _warn_once(text: str) -> None:
+    LOG.warning("%s", text)
 
 
 def cost_of(worker: Worker, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None) -> Cost | None:

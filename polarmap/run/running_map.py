@@ -13,12 +13,12 @@ from polarmap.clouds import limits
 from polarmap.clouds.prices import Stay
 from polarmap.codes.linear import LinearCode
 from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run, runs_here
+from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run, runs_here, workers_on
 from polarmap.executors.keys import with_key
 from polarmap.report import Report
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.options import MapOptions
-from polarmap.run.reports import LazyReport, final_report, report_so_far
+from polarmap.run.reports import LazyReport, final_report, report_so_far, warn_of_machine
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import layout_bytes
 from polarmap.worker.surroundings import available_cores
@@ -102,8 +102,8 @@ class RunningMap:
                     if need.step():
                         break
                 ended = need.watch.elapsed
-                for task, attempt, when, is_certain in run.stop():
-                    tasks.note_began(task, attempt, when - need.watch.began, is_certain)
+                for task, attempt, when, is_certain, host in run.stop():
+                    tasks.note_began(task, attempt, when - need.watch.began, is_certain, host)
             finally:
                 stay = run.close()
                 tasks.end()
@@ -126,6 +126,9 @@ class RunningMap:
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
         if runs_here(self.executor):
             facts["cores"] = available_cores()
+        if need.tasks.has_hosts:  # of workers elsewhere
+            facts["workers_on"] = workers_on(self.executor)
+            warn_of_machine(need.tasks, self._facts["n"], self._facts["k"])
         need.tasks.note_surplus(need.surplus)
         known = facts | told, need.as_told(), self.executor.worker, stay
         return LazyReport(partial(final_report, *known))

@@ -9,6 +9,7 @@ from polarmap.errors import NotDecodableError, add_note, raised_by
 from polarmap.executors.base import Failure
 from polarmap.run.tasks import Task, TaskTable
 
+MAX_HOSTS = 5  # that an error names
 NOT_FINITE = "NaN or inf, which parity carries into every block that is decoded"
 
 
@@ -73,7 +74,17 @@ def _are(count: int) -> str:
 
 def _failures(tasks: TaskTable) -> str:
     counted = _counted_failures(tasks)
-    return f"; failed {counted}" if counted else ""
+    return f"; failed {counted}{_failed_hosts(tasks)}" if counted else ""
+
+
+def _failed_hosts(tasks: TaskTable) -> str:
+    """Return the machines on which the tasks without a result failed, at most five, as part of a sentence."""
+    failed = [task for index, task in enumerate(tasks) if task.failures and index not in tasks.arrived]
+    hosts = [host for host, _ in Counter(task.host for task in failed if task.host).most_common()]
+    if not hosts:
+        return ""
+    more = f" and {len(hosts) - MAX_HOSTS} more" if len(hosts) > MAX_HOSTS else ""
+    return f" (on {', '.join(hosts[:MAX_HOSTS])}{more})"
 
 
 def _counted_failures(tasks: TaskTable, without: str | None = None) -> str:

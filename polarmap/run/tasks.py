@@ -33,6 +33,7 @@ class Task:
     failures : why attempts gave nothing, and why results were rejected.
     backups : how many attempts are in the place of late ones.
     n_shared_losses : how many attempts were lost as parts of a batch, which any item of it may have caused.
+    hosts : for each attempt whose worker's machine is known, its host name; None if there is none.
     """
 
     late: LateAttempts[Attempt] | None = None
@@ -47,6 +48,14 @@ class Task:
     failures: list[Failure] = field(default_factory=list)
     backups: int = 0
     n_shared_losses: int = 0
+    hosts: dict[int, str] | None = None
+
+    @property
+    def host(self) -> str | None:
+        """The machine of the attempt that returned a result, else of the latest one; None if unknown."""
+        if not self.hosts:
+            return None
+        return self.hosts.get(self.returned_attempt if self.returned else max(self.hosts))
 
     @property
     def attempts(self) -> int:
@@ -115,9 +124,12 @@ class TaskTable:
         Attempts at tasks that were forgotten, of which the executor is to be told.
     shortage : str
         Why no worker is there for any task, as `NoWorkers` tells it; empty if one is, or it is not known.
+    has_hosts : bool
+        Whether the machine of any worker is known.
     """
 
     shortage = ""
+    has_hosts = False
 
     def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
         self._tasks = {index: Task(late) for index in range(n)}
@@ -195,11 +207,15 @@ class TaskTable:
         self._move(attempts, TaskState.QUEUED)
         return attempts
 
-    def note_began(self, index: int, attempt: int, when: float, is_certain: bool = True) -> None:
+    def note_began(
+        self, index: int, attempt: int, when: float, is_certain: bool = True, host: str = ""
+    ) -> None:
         """Note when an attempt began to run, as `Began` tells; what is told of it later is ignored."""
         task = self._tasks.get(index)
         if task is None or attempt not in self.running.get(index, ()):
             return
+        if host:
+            self._note_host(task, attempt, host)
         if attempt not in task.began:
             task.began[attempt] = when
             if task.late is not None and not task.returned:
@@ -215,6 +231,8 @@ class TaskTable:
         index, task = outcome.task, self._tasks.get(outcome.task)
         if task is None:  # it was forgotten
             return
+        if outcome.host:
+            self._note_host(task, outcome.attempt, outcome.host)
         state = TaskState.SURPLUS if outcome.failure is None else TaskState.FAILED
         if outcome.failure is None and not task.returned:
             state = TaskState.ARRIVED
@@ -231,6 +249,11 @@ class TaskTable:
             if task.late is not None:
                 task.late.end((index, outcome.attempt))
         self._move([(index, outcome.attempt)], state)
+
+    def _note_host(self, task: Task, attempt: int, host: str) -> None:
+        """Note on which machine an attempt runs, or ran."""
+        self.has_hosts = True
+        task.hosts = {**(task.hosts or {}), attempt: host}
 
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""

@@ -181,7 +181,9 @@ class PoolIO(TaskIO):
 
     def header(self, reply: Reply) -> Any:
         """A reply as it travels beside the bytes of its result: to another thread as it is."""
-        return reply if isinstance(self._link, ThreadLink) else super().header(reply)
+        if isinstance(self._link, ThreadLink):
+            return reply
+        return super().header(reply._replace(host=socket.gethostname()))
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""

@@ -64,6 +64,7 @@ class ChannelIO(TaskIO):
     blocks : that are kept, also by others in this process; None: by itself.
     limited : within which tasks run in a process that others use, too; None: nobody does.
     place : how the engine that has started the worker calls it, for reports; None: its driver has, beside it.
+    machine : the address by which the engine tells the worker's machine from others; empty if it has none.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class ChannelIO(TaskIO):
         blocks: BlockCache | None = None,
         limited: Callable[[], AbstractContextManager[Any]] | None = None,
         place: str | None = None,
+        machine: str = "",
     ) -> None:
         super().__init__(storage)
+        self._machine = machine
         self._channel, self._limited, self._place = channel, limited or nullcontext, place
         self._around = Surroundings.of_this_process()
         self._told_around = b""  # what the driver has said of them last, if anything
@@ -101,7 +104,7 @@ class ChannelIO(TaskIO):
         until : on the monotonic clock.
         """
         with contextlib.suppress(ConnectionError):
-            self._tell(Message(PROCESS, header=str(os.getpid()).encode(), data=(self._place or "").encode()))
+            self._tell(Message(PROCESS, header=str(os.getpid()).encode(), data=self._whereabouts()))
             while time.monotonic() < until:
                 if not self._heard:
                     self._hear(None if until == inf and not len(self._blocks) else LOOK_SECONDS)
@@ -109,6 +112,15 @@ class ChannelIO(TaskIO):
                     self._blocks.forget_removed()
                 elif not self.run(self._heard.popleft()):
                     return
+
+    def _whereabouts(self) -> bytes:
+        """Return the machine, the host name and the place of this worker, a line each.
+
+        The result is empty beside the driver, which knows them.
+        """
+        if self._place is None:
+            return b""
+        return "\n".join([self._machine, socket.gethostname(), self._place]).encode()
 
     def _tell(self, message: Message) -> None:
         """A message to the driver; ConnectionError if it is gone."""
@@ -358,7 +370,9 @@ def make_kept_task(address: DriverAddress) -> Callable[..., None]:
     return task
 
 
-def stay(address: DriverAddress, number: int, seconds: float, storage: Any, place: str = "") -> None:
+def stay(
+    address: DriverAddress, number: int, seconds: float, storage: Any, place: str = "", machine: str = ""
+) -> None:
     """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
     until = time.monotonic() + seconds
     drop_inherited_connections(storage)
@@ -366,14 +380,16 @@ def stay(address: DriverAddress, number: int, seconds: float, storage: Any, plac
     with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed))
         with ThreadLimits().of_process(address.threads):
-            ChannelIO(channel, storage, BlockCache(address.memory), place=place).serve(until)
+            ChannelIO(channel, storage, BlockCache(address.memory), None, place, machine).serve(until)
 
 
 # Blocks of workers on threads of this process, by the key of their driver.
 _kept_together = WeakValueDictionary[bytes, BlockCache]()
 
 
-def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: str = "") -> None:
+def stay_on_thread(
+    fields: tuple[Any, ...], number: int, seconds: float, place: str = "", machine: str = ""
+) -> None:
     """The same on a thread of a process that others use, too: it ends between two tasks only.
 
     What others may use of the cores is theirs again when a task ends, or the driver is gone. Workers of one
@@ -399,7 +415,7 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float, place: 
     with closing(channel_to(address, number, None)) as channel, ExitStack() as stack:
         stack.callback(exit_when(channel.is_closed, lift))
         stack.enter_context(blocks.with_room(address.memory))
-        ChannelIO(channel, None, blocks, limited, place).serve(until)
+        ChannelIO(channel, None, blocks, limited, place, machine).serve(until)
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

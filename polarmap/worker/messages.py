@@ -144,12 +144,14 @@ class Reply(NamedTuple):
 
     # seconds : that the worker spent.
     # stored : layout and parts of the result, if it stays in storage and a sample of it travels.
+    # host : name of the worker's machine, if the driver cannot know it otherwise.
 
     error: Error | None
     seconds: float
     structure: Structure = ()
     layout: Layout = ()
     stored: tuple[Layout, tuple[Part, ...]] | None = None
+    host: str = ""
 
 
 def pickled(value: Any) -> bytes:

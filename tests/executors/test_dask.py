@@ -7,8 +7,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -406,6 +410,13 @@ def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
     site.close()
 
 
+def test_the_report_of_a_map_on_the_tasks_of_the_cluster_names_machines(client: Any) -> None:
+    report = check(client).report
+    returned = [task for task in report.tasks if task.arrived is not None]
+    assert {task.host for task in returned} == {socket.gethostname()}
+    assert report.workers_on == {}
+
+
 def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:
     with Pool(client, listen=False) as pool:
         assert check(pool).report.executor == pool.name == "Dask"
@@ -456,3 +467,64 @@ def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
     assert site.workers == 8
     assert site.modules(b"") == {}
     site.close()
+
+
+# --- machines ----------------------------------------------------------------------------------
+
+
+class Machines:
+    """A scheduler, and processes of workers that have addresses of their own on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "scheduler.json"
+        self.processes = dict[str, subprocess.Popen[bytes]]()
+        self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        assert until(self.file.exists)
+
+    def _start(self, kind: str, *options: str, host: str = "scheduler") -> None:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--scheduler-file", str(self.file)]
+        command += ["--no-dashboard", *options]
+        self.processes[host] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def start(self, host: str) -> None:
+        options = ["--nthreads", "4", "--no-nanny", "--memory-limit", "0", "--local-directory"]
+        self._start("worker", *options, str(self.file.parent), "--host", host, host=host)
+
+    def kill(self, host: str) -> None:
+        self.processes[host].kill()
+        self.processes[host].wait(PATIENCE)
+
+    def close(self) -> None:
+        for host in list(self.processes):
+            self.kill(host)
+
+
+def spread(pool: Pool) -> dict[str, int]:
+    """The number of workers that each machine has, by address."""
+    return {host.rpartition("(")[2].rstrip(")"): count for host, count in pool.workers_on.items()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a machine has one address of its own")
+def test_workers_are_spread_over_machines_and_again_after_one_has_gone_and_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polarmap.executors.dask.ASK_SECONDS", 0.5)
+    hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    with closing(Machines(tmp_path)) as machines:
+        for host in hosts:
+            machines.start(host)
+        with (
+            distributed.Client(scheduler_file=str(machines.file), set_as_default=False) as client,
+            Pool(client, workers=12) as pool,
+        ):
+            client.wait_for_workers(3, PATIENCE)
+            report = check(pool, tasks=12).report
+            assert until(lambda: spread(pool) == dict.fromkeys(hosts, 4))
+            report = check(pool, tasks=12).report
+            assert max(Counter(task.host for task in report.tasks).values()) == 4
+            machines.kill(hosts[2])
+            check(pool, tasks=12)
+            assert until(lambda: spread(pool) == dict.fromkeys(hosts[:2], 6))
+            machines.start(hosts[2])
+            assert until(lambda: spread(pool) == dict.fromkeys(hosts, 4))
+            assert "12 workers run on 3 machines" in str(check(pool, tasks=12).report)

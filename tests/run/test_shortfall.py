@@ -51,6 +51,17 @@ def test_what_came_and_what_runs_is_counted_and_the_failures_are_named() -> None
     assert not_finite(tasks, 4, 1).endswith(f"not all data tasks reported: 1 of 4{failed}")
 
 
+def test_the_machines_of_failed_tasks_are_named_five_at_most() -> None:
+    tasks = needing(12, 12).tasks
+    for index in range(8):
+        tasks.note(lost(index)._replace(host=f"node{index // 2}"), 1.0)
+    assert too_few(tasks, 12).endswith("failed 8 tasks: WorkerLost (on node0, node1, node2, node3)")
+    for index in range(8, 12):
+        tasks.note(lost(index)._replace(host=f"node{index}"), 1.0)
+    told = "(on node0, node1, node2, node3, node8 and 3 more)"
+    assert too_few(tasks, 12).endswith(f"failed 12 tasks: WorkerLost {told}")
+
+
 @pytest.mark.parametrize(
     ("spare", "returns", "raises"), [(2, False, True), (3, False, False), (2, True, False)]
 )

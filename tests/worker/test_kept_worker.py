@@ -127,7 +127,9 @@ def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any]
         number, link, channel = joined.get(timeout=30.0)
         assert (number, channel) == (5, "TCP")
         said, is_there = link.receive(30.0)
-        assert (said, is_there) == ([Message(PROCESS, header=str(worker.pid).encode())], True)
+        whereabouts = f"\n{socket.gethostname()}\n".encode()
+        told = Message(PROCESS, header=str(worker.pid).encode(), data=whereabouts)
+        assert (said, is_there) == ([told], True)
         link.close()
         assert worker.wait(10.0) == 0
 
