@@ -351,7 +351,7 @@ def move_bytes(link: SlowLink, found: dict[object, int]) -> None:
 
 
 def limit_buffers(connection: socket.socket) -> None:
-    """Limit what the kernel buffers to what it would on a network, where packets are smaller."""
+    """Let the kernel buffer as little as on a network: loopback has larger packets, thus larger buffers."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
     if sys.platform == "linux":
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)

@@ -91,7 +91,6 @@ class DaskNetwork:
         for machine in self.workers:
             self.start_worker(machine)
         self.driver = Driver(net["driver"], self.scheduler)
-        self.wait_for_workers()
 
     def start_worker(self, machine: Machine) -> None:
         """Start a Dask worker with its nanny, which restarts the worker if it ends."""
@@ -100,15 +99,24 @@ class DaskNetwork:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", self.scheduler, *options]
         machine.popen(command, **SILENT)
 
-    def wait_for_workers(self, seconds: float = 120.0) -> None:
-        """Wait until all workers are there; TimeoutError if they are not."""
-        found: dict[str, Any] = {}
+    def wait_for_workers(self, patience: float = 20.0) -> None:
+        """Wait until all workers are there. Those that are not after `patience` seconds are started again."""
+        missing = list(self.workers)
 
         def are_all_there() -> bool:
-            found.update(self.driver.call("count_workers"))
-            return bool(found["count"] == len(self.workers))
+            names = self.driver.call("worker_names")["names"]
+            missing[:] = [machine for machine in self.workers if machine.name not in names]
+            return not missing
 
-        wait_until(are_all_there, seconds)
+        for seconds in (patience, 120.0):
+            with contextlib.suppress(TimeoutError):
+                wait_until(are_all_there, seconds)
+                return
+            for machine in missing:
+                machine.kill("dask_worker")
+                machine.kill("multiprocessing")
+                self.start_worker(machine)
+        wait_until(are_all_there, 120.0)
 
     def new_driver(self) -> Driver:
         """End the driver and start another one."""
@@ -123,6 +131,7 @@ def dask_network(machines: int = MACHINES) -> Iterator[DaskNetwork]:
     with network(["driver", "scheduler", *(f"worker-{i + 1}" for i in range(machines))]) as net:
         cluster = DaskNetwork(net)
         try:
+            cluster.wait_for_workers(240.0)
             yield cluster
         finally:
             for machine in net.machines.values():

@@ -23,9 +23,10 @@ class Maps:
         self.pool: polarmap.Pool | None = None
         self._stream = np.random.default_rng(0)
 
-    def count_workers(self) -> dict[str, Any]:
-        """Return how many Dask workers the scheduler knows."""
-        return {"count": len(self.client.scheduler_info(n_workers=-1)["workers"])}
+    def worker_names(self) -> dict[str, Any]:
+        """Return the names of the Dask workers that the scheduler knows."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return {"names": [worker["name"] for worker in workers]}
 
     def open_pool(self, **options: Any) -> dict[str, Any]:
         """Make a pool, and run a small map on it, so that its workers have called."""

@@ -181,4 +181,4 @@ def wait_until(condition: Any, seconds: float = 60.0) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not true after {seconds:g} s")
-        time.sleep(0.002)
+        time.sleep(0.005)

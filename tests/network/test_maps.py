@@ -48,20 +48,6 @@ def test_a_machine_that_is_cut_between_maps_is_not_awaited(cluster: DaskNetwork)
     assert cluster.workers[0].cable.is_cut  # until now
 
 
-def test_a_machine_that_is_cut_for_a_while_is_used_again(cluster: DaskNetwork) -> None:
-    machine = cluster.workers[0]
-    machine.cable.configure(is_cut=True)
-    check(cluster.driver.call("run", block_bytes=SMALL))
-    machine.cable.configure()
-    before = machine.cable.up.n_bytes
-
-    def is_used() -> bool:
-        check(cluster.driver.call("run", block_bytes=SMALL))
-        return machine.cable.up.n_bytes > before + 10_000
-
-    wait_until(is_used, 90.0)
-
-
 def test_large_results_of_a_slow_machine_are_not_awaited(cluster: DaskNetwork) -> None:
     machine = cluster.workers[0]
     machine.cable.configure(rate=8e6)
