@@ -181,7 +181,11 @@ class KeptWorker:
 
     def write(self) -> bool:
         """Write what the link takes of the messages that wait. Return False if the worker is lost."""
-        return self.link.flush() and not self.link.is_stalled()
+        link = self.link
+        if link.flush() and not link.is_stalled():
+            return True
+        link.failure = link.failure or TimeoutError("it took no further byte of its block")
+        return False
 
     def _note_whereabouts(self, text: str) -> None:
         """Note the machine, the host name and the place that the worker has told, a line each."""

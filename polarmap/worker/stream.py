@@ -249,7 +249,8 @@ class Stream:
                 self._frame, written = self._frame[sent:], written + sent
         except BlockingIOError:
             pass
-        except OSError:
+        except OSError as error:
+            self.failure = error
             return False
         if written:
             self._moved = time.monotonic()

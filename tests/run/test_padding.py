@@ -19,6 +19,7 @@ from polarmap import coded_map
 from polarmap.arrays import Stored
 from polarmap.codes import Masked
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.run.local_run import LocalRun
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
@@ -224,8 +225,17 @@ def test_garbage_from_the_last_worker_is_not_handed_out() -> None:
 
 
 def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class FinishedRun(LocalRun):
+        """Has ended before the map goes on, which would not wait for it."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            assert self.leaves_within(60.0) is not None
+
+    monkeypatch.setattr("polarmap.run.padding.LocalRun", FinishedRun)
+
     def f(block: np.ndarray) -> np.ndarray:
         place = "worker" if threading.current_thread() is threading.main_thread() else "here"
         print(place, len(block))
