@@ -35,11 +35,11 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 test-engines: .venv/.engines-test  ## run the tests that start clusters of Ray, which make test leaves out
 	@$(run) -m pytest -m engines tests/executors tests/maps tests/test_docs.py
 
-test-network: .venv/.test  ## run tests/network on machines made of Linux namespaces, as root
-	@$(run) -m pytest -m network tests/network
+test-network: .venv/.test  ## run tests/testbed on machines made of Linux namespaces, as root
+	@$(run) -m pytest -m network tests/testbed
 
 soak-engines: .venv/.test  ## run MAPS=1000 maps on Dask in such a network, with slow, cut and killed machines
-	@PYTHONPATH=tests $(run) -m network.soak --maps $(MAPS) $(SEED:%=--seed %)
+	@PYTHONPATH=tests $(run) -m testbed.soak --maps $(MAPS) $(SEED:%=--seed %)
 
 soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \

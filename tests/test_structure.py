@@ -122,7 +122,7 @@ SPREADS_OVER_CORES = {"polarmap.codes.tiled": {"concurrent"}}
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 # Folders of tests/ whose files need not be called like a module.
-WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "network"}
+WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks", "testbed"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {
     *["docs", "examples", "gallery", "makefile", "other_systems", "packaging", "recipes"],

@@ -1,4 +1,4 @@
-"""python -m network.soak: random maps on Dask while machines are throttled, cut and killed."""
+"""python -m testbed.soak: random maps on Dask while machines are throttled, cut and killed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from network.cluster import DaskNetwork, dask_network
-from network.machines import Machine, missing_rights
+from testbed.cluster import DaskNetwork, dask_network
+from testbed.machines import Machine, missing_rights
 
 TIMEOUT = 60.0  # seconds that a map may take; then it raises an error
 PATIENCE = 30.0  # seconds after that until the map is said to hang
@@ -168,7 +168,7 @@ def soak(cluster: DaskNetwork, seed: int, n_maps: int, deadline: float) -> Tally
 
 def main() -> None:
     """Soak as the arguments say."""
-    parser = argparse.ArgumentParser(prog="python -m network.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m testbed.soak", description=__doc__)
     parser.add_argument("--maps", type=int, default=1000, help="how many (1000)")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="end after so many, at the latest"

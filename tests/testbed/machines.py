@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from network.switch import Cable, Switch
+from testbed.switch import Cable, Switch
 
 TESTS = Path(__file__).resolve().parents[1]
 NEEDED = ("ip", "unshare", "nsenter")

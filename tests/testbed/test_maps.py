@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from network.cluster import DaskNetwork, dask_network
-from network.machines import missing_rights, wait_until
+from testbed.cluster import DaskNetwork, dask_network
+from testbed.machines import missing_rights, wait_until
 
 pytestmark = pytest.mark.network
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from network.machines import Machine, Network, missing_rights, network
+from testbed.machines import Machine, Network, missing_rights, network
 
 pytestmark = pytest.mark.network
 

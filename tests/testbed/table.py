@@ -1,4 +1,4 @@
-"""python -m network.table: measure maps while machines are slow or cut, beside full speed."""
+"""python -m testbed.table: measure maps while machines are slow or cut, beside full speed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from network.cluster import BLOCKS, MACHINES, TASKS, DaskNetwork, dask_network
-from network.machines import missing_rights, wait_until
+from testbed.cluster import BLOCKS, MACHINES, TASKS, DaskNetwork, dask_network
+from testbed.machines import missing_rights, wait_until
 
 MEGABYTE, MEGABIT = 10**6, 10**6
 Reply = dict[str, Any]
@@ -22,7 +22,7 @@ class Row:
 
     name : what is slow or cut.
     aim : the seconds that the map may take.
-    options : of the map: keywords of `network.driver.Maps.run`.
+    options : of the map: keywords of `testbed.driver.Maps.run`.
     rate : of the first machine's cable in bits per second; inf: it is not slow.
     n_cut : the number of machines that are cut before the map begins.
     is_cut_later : whether the first machine is cut while its blocks travel.
@@ -161,7 +161,7 @@ def latencies() -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure what the arguments ask for."""
-    parser = argparse.ArgumentParser(prog="python -m network.table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m testbed.table", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="maps per row (5); 0: no rows, only steps")
     parser.add_argument("--only", default="", help="measure rows whose name has this regular expression")
     parser.add_argument("--steps", type=int, default=50, help="steps per latency (50); 0: none")

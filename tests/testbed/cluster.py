@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from network.machines import Machine, Network, network, wait_until
+from testbed.machines import Machine, Network, network, wait_until
 
 MACHINES, THREADS = 4, 8  # of workers, and on each
 TASKS, BLOCKS = 32, 24  # of a map: the tasks of one machine may be missing
@@ -21,14 +21,14 @@ SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": s
 
 
 class Driver:
-    """A process that runs maps when it is told to by lines of JSON; see `network.driver`."""
+    """A process that runs maps when it is told to by lines of JSON; see `testbed.driver`."""
 
     def __init__(self, machine: Machine, scheduler: str) -> None:
         self.machine = machine
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._log = (machine.folder / "driver.log").open("w+")
         self._process = machine.popen(
-            [sys.executable, "-m", "network.driver", scheduler], stderr=self._log, **pipes
+            [sys.executable, "-m", "testbed.driver", scheduler], stderr=self._log, **pipes
         )
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -40,7 +40,7 @@ class Driver:
         self._replies.put(None)
 
     def start(self, name: str, **arguments: Any) -> None:
-        """Begin a call of a function of `network.driver.Maps`."""
+        """Begin a call of a function of `testbed.driver.Maps`."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"name": name, "arguments": arguments}) + "\n")
         self._process.stdin.flush()
@@ -56,7 +56,7 @@ class Driver:
         return reply
 
     def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Call a function of `network.driver.Maps`."""
+        """Call a function of `testbed.driver.Maps`."""
         self.start(name, **arguments)
         return self.result()
 

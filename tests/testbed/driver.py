@@ -1,4 +1,4 @@
-"""python -m network.driver SCHEDULER: runs maps that lines of JSON on the standard input ask for."""
+"""python -m testbed.driver SCHEDULER: runs maps that lines of JSON on the standard input ask for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import distributed
 import numpy as np
 
 import polarmap
-from network.cluster import BLOCKS, TASKS
+from testbed.cluster import BLOCKS, TASKS
 
 
 class Maps:
