@@ -144,7 +144,7 @@ class FuturesRun:
         """
         began = self._begun(all_of_them=True)
         for attempt, future in self._unbegun.items():
-            if not future.cancel():
+            if not (future.cancel() and self._tells):  # an engine may start a task before it hears of that
                 self._link(*attempt).cancel()
         began += self._begun(all_of_them=True)
         if not (self._tells or self._has_seen_mark):
