@@ -375,7 +375,8 @@ def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its
     signal.close()
     other, end = os.pipe()
     try:
-        assert number in (other, end)
+        if number not in (other, end):
+            pytest.skip("a thread of another test has opened a file in between, which got the number")
         signal.set()
         signal.clear()
         assert not select.select([other], [], [], 0.0)[0]
