@@ -39,6 +39,8 @@ CodeName = Literal["auto", "rotation", "arikan"]
 NAMES = ("auto", "rotation", "arikan")
 
 REMEMBERED_N = 2048  # codes of up to so large n are kept: the coefficients of 16 take 128 MB at most
+# Numbers of data blocks of which an arikan code with a third more tasks leaves one without a parity check:
+UNCHECKED_BLOCK_COUNTS = (2, 5)
 
 
 class CodeOptions(NamedTuple):
@@ -140,7 +142,7 @@ def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> L
         needed = recovery_threshold(k, degree, "circle")
         chosen = LagrangeCode(tasks or third_more(needed), k, degree)
     else:
-        chosen = _polar(k, dtypes, tasks or third_more(k), code)
+        chosen = _polar(k, dtypes, tasks, code)
     for dtype in dtypes:
         chosen.parity_dtype(dtype)
     return chosen
@@ -149,6 +151,15 @@ def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> L
 def third_more(needed: int) -> int:
     """How many coded blocks there are by default for so many that are needed."""
     return needed + math.ceil(needed / 3)
+
+
+def default_tasks(k: int, kernel: str) -> int:
+    """Return the default number of coded blocks for k data blocks; any one of these may be lost.
+
+    >>> default_tasks(24, "arikan"), default_tasks(5, "arikan"), default_tasks(5, "rotation")
+    (32, 8, 7)
+    """
+    return third_more(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
 
 
 def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: Masked) -> LinearCode:
@@ -166,9 +177,10 @@ def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: Ma
     return MaskedIntegerCode(tasks or tasks_for(k, t), k, t)
 
 
-def _polar(k: int, dtypes: Sequence[np.dtype[Any]], n: int, kernel: str) -> PolarCode:
+def _polar(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, kernel: str) -> PolarCode:
     if kernel == "auto":
         kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
+    n = tasks or default_tasks(k, kernel)
     if n <= k:
         raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
     return _made(n, k, kernel) if n <= REMEMBERED_N else PolarCode(n, k, kernel=kernel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from polarmap.blocks.code_choice import third_more
+from polarmap.blocks.code_choice import default_tasks
 from polarmap.blocks.equal import most_filled_blocks
 from polarmap.codes.checks import checked_count, is_one_of
 from polarmap.codes.polar import MAX_N
@@ -62,13 +62,15 @@ def task_seconds(layout: ProductLayout, shape: Shape, itemsize: int) -> float:
 def counts_of(blocks: Any, tasks: Any, usual: int, most: float = math.inf) -> BlockCounts:
     """As asked for: three blocks for four workers or the usual number, at most so many; n a third more.
 
+    Counts with one task more where integers need it, as the dtype is not known here.
+
     >>> counts_of(None, None, 24), counts_of(None, 8, 24), counts_of(5, None, 24)
-    (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=7))
+    (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8))
     """
     n = None if tasks is None else checked_count("tasks", tasks)
     usual = usual if n is None else max(1, 3 * n // 4)
     k = int(min(usual, most)) if blocks is None else checked_count("blocks", blocks)
-    return BlockCounts(k, third_more(k) if n is None else n)
+    return BlockCounts(k, default_tasks(k, "arikan") if n is None else n)
 
 
 def paired_tasks(k: int) -> int:

@@ -81,6 +81,11 @@ class Need(ABC):
         return len(self.tasks.arrived)
 
     @property
+    def counted(self) -> Collection[int]:
+        """The tasks whose results count towards what is needed."""
+        return self.tasks.arrived.keys()
+
+    @property
     def is_protected(self) -> bool:
         """Whether tasks that are held back would help."""
         return True

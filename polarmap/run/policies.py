@@ -45,10 +45,11 @@ class OnDemand(Policy):
         if not late and tasks.running and self._counts_decide and not tasks.failed:
             return ()
         on_time = tasks.running.keys() - {index for index, _ in late}
-        returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
+        ended = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
+        returned = ended - (len(tasks.arrived) - len(need.counted))
         count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
         if not (self._counts_decide and on_time):  # sparse codes, poor conditioning
-            counted = on_time.union(tasks.arrived)
+            counted = on_time.union(need.counted)
             is_possible = len(counted) + count >= self._rule.recovery_threshold
             while is_possible and count < len(self._left):
                 if need.would_be_met(counted.union(self._left[:count])):

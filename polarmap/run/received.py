@@ -345,6 +345,15 @@ class Received(Need):
         if self.ready_at is None and self.has_all_data(self.results):
             self.ready_at, self.needed = self.watch.elapsed, len(self.tasks.arrived)
 
+    @property
+    def counted(self) -> Collection[int]:
+        """The tasks whose results can be decoded from.
+
+        Not among them is a task of the short block that has returned the result of its own rows, but none of
+        the usual shape with the rows of zeros.
+        """
+        return self.results.keys()
+
     def has_all_data(self, tasks: Collection[int]) -> bool:
         """Return whether results of these tasks, and that without padding, are those of all data tasks."""
         systematic = self._code.systematic

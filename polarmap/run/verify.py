@@ -11,6 +11,7 @@ import numpy as np
 from polarmap.codes import equations
 from polarmap.codes.algebra import Recovery
 from polarmap.codes.dtypes import Array, DType, Mask, default_rtol, epsilon, is_exact
+from polarmap.codes.masked import MaskedCode
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
@@ -45,6 +46,9 @@ class Verifier:
     def __init__(self, word: Received) -> None:
         self._word, self._coded = word, word.coded
         self._local: LocalRun | None = None
+        self._reflected: tuple[int, LocalRun] | None = (
+            None  # the task behind which `_local`'s block is mirrored
+        )
         self._measured: Recovery | None = None  # of the results whose equations were evaluated last
         self.suspects: set[int] | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
@@ -208,17 +212,49 @@ class Verifier:
             index = self._most_telling()
             block = partial(block_here, self._coded, index, of_data=True)
             run = self._local = self._word.run_here(block, index)
-        if not run.is_running and run.leaves is not None:
+            self._reflected = self._reflect(index)
+        is_over = not run.is_running and not (self._reflected and self._reflected[1].is_running)
+        if is_over and run.leaves is not None:
             usual = self._word.structure
             is_alike = usual[0] == "sample" or repr(run.structure) == repr(usual)  # of what is stored
             self.evaluated[run.index] = run.leaves if is_alike else []  # agrees with nothing
         return run
 
+    def _reflect(self, index: int) -> tuple[int, LocalRun] | None:
+        """Start f on the mirror image of a coded block behind a data block, if all coded blocks have noise.
+
+        With much noise all coded blocks may lie on the same side of a kink, as of |x|, on which f is linear.
+        The image of one of them lies on the other side. An affine f of it is twice f of the data block less
+        f of the coded block.
+        """
+        if not (isinstance(self._coded.code, MaskedCode) and self._word.structure[0] != "sample"):
+            return None
+        task = min(self._word.results)
+
+        def image() -> Any:
+            mirror, structure = flatten(block_here(self._coded, index, of_data=True))
+            noisy, _ = flatten(block_here(self._coded, task))
+            return unflatten(structure, [2 * one - other for one, other in zip(mirror, noisy)])
+
+        return task, self._word.run_here(image, task)
+
     def differing_here(self) -> list[int]:
         """The decoded blocks that are not what f gave of them here."""
         results, missing = self._word.decode(), self._recovery.missing
         here = [(index, own) for index, own in self.evaluated.items() if index in missing]
-        return [index for index, own in here if not self._agrees(own, results[index], decoded=True)]
+        differing = [index for index, own in here if not self._agrees(own, results[index], decoded=True)]
+        return differing or self._differing_image(results)
+
+    def _differing_image(self, results: list[list[Array]]) -> list[int]:
+        """Return the block evaluated last if f of the image behind it is not what its result implies."""
+        if self._local is None or self._reflected is None:
+            return []
+        (task, run), index = self._reflected, self._local.index
+        if run.leaves is None or index not in self.evaluated or task not in self._word.results:
+            return []
+        pairs = zip(results[index], self._word.results[task].leaves)
+        implied = [2 * own - other for own, other in pairs]
+        return [] if self._agrees(run.leaves, implied, decoded=True) else [index]
 
     def _distances(self, index: int) -> list[float]:
         """How far a decoded block is from what f gave here, by leaf, as a share of the largest number."""

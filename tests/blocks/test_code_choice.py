@@ -48,6 +48,15 @@ def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptio
     assert repr(choose_code(data, options)[1]) == expected
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_any_one_block_may_be_lost_by_default(dtype: type) -> None:
+    for k in [*range(1, 65), 200, 768]:
+        _, code = choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
+        checks = np.asarray(code.parity_check)[:, :k]
+        has_unit = checks % 2 != 0 if code.carries_integers else checks != 0  # only odd ones have an inverse
+        assert has_unit.any(axis=0).all(), (k, code)
+
+
 def test_masked_data_is_masked() -> None:
     assert isinstance(encoded(MATRIX, CodeOptions(6, code=Masked()), None), MaskedBlocks)
 

@@ -146,6 +146,23 @@ def test_only_what_is_lost_is_decoded(f: Callable[[Any], Any], lost: tuple[int, 
     assert result.report.last_block == "own rows"
 
 
+@pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
+@pytest.mark.parametrize("shape", ["raises", "is odd"])
+def test_a_last_block_without_a_symbol_counts_as_lost_for_the_others(schedule: str, shape: str) -> None:
+    def total_of_true_rows(block: np.ndarray) -> np.ndarray:
+        """Sum the rows; of a row of zeros return something else, or raise."""
+        if not block.any(axis=1).all():
+            if shape == "raises":
+                raise ValueError("no row may be zero")
+            return np.zeros(17)
+        return block.sum(axis=0)
+
+    executor = faulty({2: Fault("kill"), 5: Fault("kill")})
+    result = coded_map(total_of_true_rows, DATA, **SIZES, schedule=schedule, executor=executor)
+    assert_same(result, plain(total_of_true_rows, DATA, 15), 1e-11)
+    assert result.report.last_block == "own rows"
+
+
 # --- the last task is lost ----------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,14 @@ class ProductCase:
         return oracle.is_determined(self.code, lost)
 
 
+def _code_of(method: str, length: int, k: int, n: int, kernel: str) -> PolarCode:
+    """The code of a factor of this length, of whose blocks none is empty: fewer than k if need be."""
+    filled = max(count for count in range(1, k + 1) if math.ceil(length / math.ceil(length / count)) == count)
+    if method.startswith("operator"):  # with as large a share of parity
+        n = filled + math.ceil((n - k) * filled / k)
+    return PolarCode(n, filled, kernel=kernel)
+
+
 def draw_product(draw: Draw, executor: str) -> ProductCase:
     method = draw.pick({"rows": 3, "columns": 2, "grid": 3, "gram": 3, "operator": 2, "operator'": 1})
     if executor == "localhost" or (executor == "processes" and draw.chance(0.5)):
@@ -139,11 +148,12 @@ def draw_product(draw: Draw, executor: str) -> ProductCase:
         tasks, spare = workers[0] * workers[1], 1
     else:
         right, _ = draw.laid_out(draw.values((m if method == "operator'" else length, n), other))
-        k = draw.number(1, {"rows": m, "columns": n, "operator": m, "operator'": length}[method])
+        long = {"rows": m, "columns": n, "operator": m, "operator'": length}[method]
+        k = draw.number(1, long)
         spare = draw.number(1, 4)
         coded = other if method == "columns" else dtype
         workers = tasks = k + spare
-        code = PolarCode(tasks, k, kernel="arikan" if coded.kind in "iu" else "rotation")
+        code = _code_of(method, long, k, tasks, "arikan" if coded.kind in "iu" else "rotation")
     options = {"timeout": PATIENCE[executor], "blocks": k, "tasks": workers}
     if draw.chance(0.3):
         options["verify"] = True

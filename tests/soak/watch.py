@@ -114,7 +114,7 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         answer = self._answer()
-        left: list[str] = ["the process did not end"] if answer is None else answer["left"]
+        left: list[str] = [f"the process did not end\n{self.said()}"] if answer is None else answer["left"]
         if self._process.wait() and answer is not None:
             left.append("the interpreter did not exit")
         left += [
