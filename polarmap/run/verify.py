@@ -46,9 +46,7 @@ class Verifier:
     def __init__(self, word: Received) -> None:
         self._word, self._coded = word, word.coded
         self._local: LocalRun | None = None
-        self._reflected: tuple[int, LocalRun] | None = (
-            None  # the task behind which `_local`'s block is mirrored
-        )
+        self._reflected: tuple[int, LocalRun] | None = None  # a task, and f of its block's mirror image
         self._measured: Recovery | None = None  # of the results whose equations were evaluated last
         self.suspects: set[int] | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
