@@ -73,11 +73,19 @@ def _threads() -> list[str]:
 
 def _processes() -> list[str]:
     """Children of ours, but for those that the standard library keeps until its end."""
-    lines = {one.pid: " ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
+    lines = {one.pid: _command(one) for one in psutil.Process().children(recursive=True)}
     kept = ("resource_tracker", "forkserver")
     return [
         f"{pid}: {line}" for pid, line in lines.items() if line and not any(word in line for word in kept)
     ]
+
+
+def _command(process: psutil.Process) -> str:
+    """The command line of a process; empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
 
 
 if __name__ == "__main__":
