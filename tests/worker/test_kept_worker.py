@@ -80,11 +80,21 @@ def joined() -> Queue[Any]:
 @pytest.fixture
 def endpoints(joined: Queue[Any]) -> Iterator[Any]:
     """Where the driver listens."""
-    listener = WorkerListener(KEY, lambda *who: joined.put(who), is_local=True)
+    lock, is_over = threading.Lock(), threading.Event()
+
+    def join(number: int, link: Any, channel: str) -> None:
+        with lock:
+            joined.put((number, link, channel))
+            if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
+                link.close()
+
+    listener = WorkerListener(KEY, join, is_local=True)
     yield listener.endpoints
     listener.close()
-    while not joined.empty():
-        joined.get()[1].close()
+    with lock:
+        is_over.set()
+        while not joined.empty():
+            joined.get()[1].close()
 
 
 def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
