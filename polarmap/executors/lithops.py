@@ -140,6 +140,7 @@ class LithopsRun:
 
     def close(self) -> Stay | None:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
+        self._storing.close()
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, f"{self._prefix}/{ALIVE}")
         remove_objects(self._storage, [f"{self._prefix}/", *self._jobs.close()])
@@ -221,6 +222,7 @@ class LithopsSite(Site):
 
     def close(self) -> None:
         """Kill what Lithops can kill, remove all objects."""
+        self._blocks.close()
         left = self._jobs.close()
         if self._is_used:
             remove_objects(self.storage, [f"{self.prefix}/", *left, *self._blocks.unneeded])
@@ -252,17 +254,30 @@ class InBucket(BlockStore):
     def __init__(self, storage: Any, prefix: str) -> None:
         super().__init__(prefix)
         self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Let nothing stay that is stored from now on: the caller removes what is stored by now."""
+        self._is_closed = True
 
     def put(self, key: str, buffers: Sequence[Any]) -> int:
-        """An object."""
+        """Store an object. Raises ExecutorError if the storage refuses it, or if this store is closed."""
         bucket, data = self._storage.bucket, b"".join(buffers)
+        self._check_open()
         try:
             retry_call(partial(self._storage.put_object, bucket, key, data))
         except Exception as error:
             raise ExecutorError(
                 f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
+        if self._is_closed:  # since the request was made: whoever removes all objects may have been sooner
+            delete_below(self._storage, bucket, key)
+        self._check_open()
         return zlib.crc32(data)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
     def remove(self, roots: Sequence[str]) -> None:
         """Their objects."""

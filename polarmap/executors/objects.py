@@ -133,8 +133,8 @@ class ObjectLinks:
     def __init__(self, storage: Any, prefix: str, join: Join) -> None:
         self._storage, self._keys, self._join = storage, ObjectKeys(prefix), join
         self._links: dict[int, ObjectLink] = {}
-        # A run that is closed by its destructor may post and flush at any moment, within either.
-        self._lock, self._putting = threading.RLock(), threading.Lock()
+        # A destructor may close a run or a pool at any moment, also within either lock.
+        self._lock, self._putting = threading.RLock(), threading.RLock()
         self._beat, self._next_sign = 0, 0.0
         self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._data: dict[bytes, Any] = {}  # of messages, by digest
@@ -175,12 +175,18 @@ class ObjectLinks:
             link.hang_up()
 
     def close(self) -> None:
-        """Workers end, and are not listened to any more; the site removes what they have said."""
+        """Let the workers end, and store nothing from now on. The site removes their replies."""
         self._is_closed.set()
         self._expected.set()
         self._thread.join(AWAY_SECONDS)  # a storage may not answer
-        with contextlib.suppress(Exception):
-            self._storage.delete_object(self._storage.bucket, self._keys.orders)
+        # The thread of a map may be storing orders: an object that arrived later would stay for ever.
+        is_free = self._putting.acquire(timeout=AWAY_SECONDS)
+        try:
+            with contextlib.suppress(Exception):
+                self._storage.delete_object(self._storage.bucket, self._keys.orders)
+        finally:
+            if is_free:
+                self._putting.release()
 
     def _post(self, link: ObjectLink, message: Message | None) -> None:
         """A message for a worker, which goes when `flush` is called; None: the worker is let go."""
@@ -205,6 +211,8 @@ class ObjectLinks:
 
     def _put_orders(self) -> None:
         with self._putting:  # the latest is the last that is put
+            if self._is_closed.is_set():  # a map that goes on for a moment must not store them again
+                return
             with self._lock:
                 links = list(self._links.values())  # who is not among them is let go
                 messages = {link.number: list(link.unread) for link in links if link.is_there}

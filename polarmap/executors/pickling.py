@@ -19,6 +19,7 @@ import numpy as np
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
 from polarmap.executors.module_state import own, state_of
+from polarmap.worker.messages import Fault
 from polarmap.worker.module_state import (
     CACHED_FUNCTION,
     Item,
@@ -33,6 +34,7 @@ REACHING = (FunctionType, type, ModuleType, CACHED_FUNCTION)  # that lead from f
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
+_without_docstrings = set[ModuleType]()
 
 # What multiprocessing calls the main program in a child that it spawned: no worker can import that.
 sys.modules.setdefault("__mp_main__", sys.modules["__main__"])  # as it does: cloudpickle is to know of it
@@ -209,12 +211,17 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def pickled_by_value() -> Iterator[None]:
-    """Let what runs on the worker travel whole: a worker needs numpy, not polarmap.
+    """Let the modules of `polarmap.worker` travel by value: a worker needs numpy, not polarmap.
 
-    cloudpickle's register is one for all threads: the last to leave takes the entry out.
+    cloudpickle's register is one for all threads: the last to leave takes the entry out. The docstrings of
+    these modules do not travel. They are removed in this process, too.
     """
     global _pickling
     with _registering:
+        for module in list(vars(worker_package).values()):
+            if isinstance(module, ModuleType) and module not in _without_docstrings:
+                _without_docstrings.add(module)
+                _remove_docstrings(module, module.__name__)
         _pickling += 1
         cloudpickle.register_pickle_by_value(worker_package)
     try:
@@ -224,3 +231,24 @@ def pickled_by_value() -> Iterator[None]:
             _pickling -= 1
             if not _pickling:
                 cloudpickle.unregister_pickle_by_value(worker_package)
+
+
+def _remove_docstrings(owner: Any, module: str) -> None:
+    """Remove the docstrings of the functions and classes that a module or class of the worker defines."""
+    # cloudpickle takes the docstring of a function from the function and from its code. The lines of
+    # tracebacks are in another table of the code.
+    for value in list(vars(owner).values()):
+        if isinstance(value, property):
+            value.__doc__ = None
+        value = getattr(value, "fget", None) or getattr(value, "__func__", value)  # of properties and methods
+        if value is Fault or getattr(value, "__module__", None) != module:  # users read that of Fault
+            continue
+        if isinstance(value, type):
+            value.__doc__ = None
+            _remove_docstrings(value, module)
+        while isinstance(value, FunctionType):
+            code = value.__code__
+            if value.__doc__ is not None and code.co_consts[:1] == (value.__doc__,):
+                value.__code__ = code.replace(co_consts=("", *code.co_consts[1:]))
+            value.__doc__ = None
+            value = getattr(value, "__wrapped__", None)

@@ -83,8 +83,10 @@ class WorkerListener:
     def _listen(self) -> None:
         while self._over not in ready([self._over, self._socket], POLLIN, None):
             try:
-                connection, _ = self._socket.accept()
-                run_on_daemon(partial(self._admit, connection))
+                with contextlib.ExitStack() as stack:
+                    connection = stack.enter_context(self._socket.accept()[0])
+                    run_on_daemon(partial(self._admit, connection))
+                    stack.pop_all()  # the other thread closes it
             except BlockingIOError:  # whoever called has gone again
                 continue
             except (OSError, RuntimeError):  # no descriptor or thread is free

@@ -44,13 +44,17 @@ def make_task(
 
 
 class LithopsIO(TaskIO):
-    """What connects a task of Lithops with its driver."""
+    """The connection between a task of Lithops and its driver.
 
-    # Docstrings travel with the task, comments do not. `structure` is that of the blocks. `address` has by
-    # name: `bucket` and `prefix` of the objects that the driver leaves for its tasks; `nice`, how much the
-    # task gives way to others on its machine. Where that is the driver's, whoever notices that it died
-    # removes what it has left: `driver`, its process; `scratch`, its temporary folder, if all objects lie
-    # there, else None; `jobs`, what the keys of Lithops' own objects begin with.
+    Parameters
+    ----------
+    f, structure : the function, and the structure of its blocks.
+    storage : a `lithops.Storage`.
+    address : by name: `bucket` and `prefix` of the objects that the driver stores for its tasks, and `nice`,
+        by how much the task lowers its priority. On the driver's machine also what a task removes if the
+        driver has died: `driver`, its process number; `scratch`, its temporary folder if all objects are
+        stored there, else None; `jobs`, the prefixes of Lithops' own objects.
+    """
 
     def __init__(self, f: Function, structure: Structure, storage: Any, address: Mapping[str, Any]) -> None:
         super().__init__(storage)

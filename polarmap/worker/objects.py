@@ -144,19 +144,21 @@ class ObjectChannel:
         return True
 
     def is_closed(self) -> bool:
-        """Whether the driver is gone; looks, and gives it a sign of life, every BEAT_SECONDS."""
+        """Return whether the driver is gone. Look, and store a heartbeat for it, every BEAT_SECONDS."""
         if time.monotonic() < self._next_sign:
             return False
         self._next_sign = time.monotonic() + BEAT_SECONDS
+        if not self._look():
+            return True
         with contextlib.suppress(Exception):  # the storage is away: the next one may reach it
             self._put(b"", self._sent)
-        return not self._look()
+        return False
 
     def close(self) -> None:
-        """Nothing is held that is to be closed."""
+        """Do nothing: the channel holds no connection of its own."""
 
     def _look(self) -> bool:
-        """Read what the driver tells all workers; whether it is there, and has not let this one go."""
+        """Read the orders, and return whether the driver is there and has not let this worker go."""
         now = self._read_at = time.monotonic()
         try:
             read = bytes(self._storage.get_object(self._bucket, self._keys.orders))
@@ -164,6 +166,7 @@ class ObjectChannel:
                 self._read, self._orders, self._changed_at = read, Orders(*pickle.loads(read)), now
         except Exception as error:  # half an object; or the storage is away for a moment
             if is_missing(error):
+                self._remove_replies()
                 return False
         has_orders = self._number in self._orders.messages
         self._is_known |= has_orders
@@ -186,6 +189,13 @@ class ObjectChannel:
             message = message._replace(data=data)
         self._latest, self._pause = count, 0.0
         return message
+
+    def _remove_replies(self) -> None:
+        """Remove the replies of this worker. The driver has cleaned up and removes no later ones."""
+        prefix = f"{self._keys.replies}{self._number:d}-{self._instance:d}-"
+        with contextlib.suppress(Exception):  # the next look tries again, if there is any
+            if keys := self._storage.list_keys(self._bucket, prefix):
+                self._storage.delete_objects(self._bucket, keys)
 
     def _put(self, data: bytes, sent: int) -> None:
         """One object more: a message, or a sign of life if it is empty."""

@@ -1,7 +1,8 @@
 """Lithops' own aws_lambda backend against ministack: deploy, run, lose workers, delete.
 
-Nothing of Lithops is replaced but one host name: `AWSLambdaBackend.invoke` posts to
-lambda.<region>.amazonaws.com whatever AWS_ENDPOINT_URL says.
+Two things of Lithops are replaced. `AWSLambdaBackend.invoke` posts to lambda.<region>.amazonaws.com whatever
+AWS_ENDPOINT_URL says. The function that builds a layer may take 120 s, and boto3 calls it again after 60 s:
+on a busy machine, several would write to one folder, as the emulator's functions share their file system.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -18,7 +19,7 @@ from urllib.request import urlopen
 import lithops
 import numpy as np
 import pytest
-from emulators import A, filled_in, measured_there, product_despite, running, tool_venv
+from emulators import VENVS, A, filled_in, measured_there, product_despite, running, tool_venv
 from servers import free_ports
 
 import polarmap
@@ -28,6 +29,7 @@ from polarmap.testing import Fault
 
 MINISTACK = "ministack==1.5.33"
 BUCKET = "polarmap-test"
+BUILD_SECONDS = 500  # that pip may take for the layer
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -50,6 +52,8 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "TMPDIR": str(folder),
+        "PIP_CACHE_DIR": str(VENVS / "pip-cache"),
+        "PIP_NO_COMPILE": "1",
     }
     with (
         running([tools / "ministack"], folder / "log", lambda: answers(address), env, folder),
@@ -93,12 +97,27 @@ class Redirected:
         return self._session.send(request)
 
 
+def patiently(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `BaseClient._make_api_call` that gives the function which builds a layer more time."""
+
+    def patient(client: Any, operation: str, parameters: dict[str, Any]) -> Any:
+        if operation == "CreateFunction" and "layer_builder" in parameters["FunctionName"]:
+            parameters = {**parameters, "Timeout": BUILD_SECONDS}
+        return call(client, operation, parameters)
+
+    return patient
+
+
 @pytest.fixture(scope="module")
 def deployed(cloud: str, config: Path) -> Iterator[Path]:
     """The configuration, its runtime deployed as `polarmap deploy` does and removed as `undeploy` does."""
+    from botocore.client import BaseClient
+    from botocore.config import Config
     from lithops.serverless.backends.aws_lambda import aws_lambda
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Config.OPTION_DEFAULTS, "read_timeout", BUILD_SECONDS)
+        patch.setattr(BaseClient, "_make_api_call", patiently(BaseClient._make_api_call))
         session = aws_lambda.URLLib3Session
         patch.setattr(aws_lambda, "URLLib3Session", lambda: Redirected(session(), cloud))
         patch.setattr(deploy, "LAMBDA_OLD_PYTHON", (3, 0))  # this machine is no Amazon Linux 2

@@ -285,6 +285,24 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
         assert jobs() <= others  # what others left may vanish meanwhile
 
 
+def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = LithopsSite("localhost")
+    site.object_links(lambda number, link, channel: None).close()
+    put, key = site.storage.put_object, f"{site.prefix}/blocks/0/0"
+
+    def put_late(*arguments: Any) -> None:
+        site.close()
+        put(*arguments)
+
+    monkeypatch.setattr(site.storage, "put_object", put_late)
+    for _ in range(2):
+        with contextlib.suppress(ExecutorError):
+            site.block_store().put(key, [b"block"])
+    assert list(site.storage.list_keys(site.bucket, f"{site.prefix}/")) == []
+
+
 def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
     known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
     assert seconds_of(known) == 900.0 - SPARE_SECONDS

@@ -309,6 +309,36 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
     assert not any("/data/" in key for key in side.left())
 
 
+def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(side: Side) -> None:
+    side.worker(0)
+    side.all.close()
+    side.links[0].close()
+    side.all.flush()
+    assert ObjectKeys(side.prefix).orders not in side.left()
+
+
+def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side: Side) -> None:
+    side.worker(0)
+    is_storing, go, put = threading.Event(), threading.Event(), side.storage.put_object
+
+    def put_slowly(bucket: str, key: str, data: bytes) -> None:
+        is_storing.set()
+        assert go.wait(30.0)
+        put(bucket, key, data)
+
+    side.storage.put_object = put_slowly
+    with ThreadPoolExecutor(2) as others:
+        telling = others.submit(side.tell, 0, call(1))
+        assert is_storing.wait(10.0)
+        closing = others.submit(side.all.close)
+        assert until(lambda: not side.all._thread.is_alive())
+        assert not until(closing.done, 0.1)
+        go.set()
+        telling.result(10.0)
+        closing.result(10.0)
+    assert ObjectKeys(side.prefix).orders not in side.left()
+
+
 def test_requests_are_counted(side: Side) -> None:
     worker = side.worker(0)
     worker.send(ended(1))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import pickle
 import sys
 import traceback
-from types import ModuleType
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
 
 import cloudpickle
 import pytest
 
+import polarmap.worker
 from polarmap.executors.pickling import modules_named, pickled, pickled_by_value
+from polarmap.testing import Fault
+from polarmap.worker.kept_worker import DriverAddress, make_kept_task
+from polarmap.worker.retries import retry_call
 
 
 def test_a_function_comes_back_and_a_traceback_names_its_line() -> None:
@@ -52,3 +61,54 @@ def test_the_last_to_leave_takes_the_entry_out() -> None:
             pass
         assert "polarmap.worker" in cloudpickle.list_registry_pickle_by_value()
     assert "polarmap.worker" not in cloudpickle.list_registry_pickle_by_value()
+
+
+WORKER_FILES = sorted(Path(polarmap.worker.__file__).parent.glob("[a-z]*.py"))
+
+
+def first_lines_of_docstrings(file: Path) -> Iterator[str]:
+    kinds = ast.FunctionDef, ast.ClassDef
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, kinds) and node.name != "Fault" and (found := ast.get_docstring(node)):
+            yield found.splitlines()[0]
+
+
+def sent_worker() -> bytes:
+    """The program of a persistent worker, with all other modules of workers loaded."""
+    for file in WORKER_FILES:
+        importlib.import_module(f"polarmap.worker.{file.stem}")
+    with pickled_by_value():
+        return cloudpickle.dumps(make_kept_task(DriverAddress((), b"", None, "", 1, 1)))
+
+
+def test_docstrings_of_the_worker_do_not_travel() -> None:
+    lines = [line for file in WORKER_FILES for line in first_lines_of_docstrings(file)]
+    assert len(lines) > 200
+    program = sent_worker()
+    assert [line for line in lines if line.encode() in program] == []
+
+
+def test_docstrings_that_a_user_reads_stay() -> None:
+    def f(block: float) -> float:
+        """Return the block."""
+        return block
+
+    with pickled_by_value():
+        assert pickle.loads(pickled(f, "a cloud", by_value=True)).__doc__ == "Return the block."
+    assert Fault.__doc__
+
+
+def code_within(code: CodeType) -> dict[str, CodeType]:
+    inner = [one for one in code.co_consts if isinstance(one, CodeType)]
+    return {name: one for code in inner for name, one in {code.co_name: code, **code_within(code)}.items()}
+
+
+def test_lines_in_tracebacks_of_the_worker_are_those_of_its_files() -> None:
+    sent_worker()
+    sent: Any = pickle.loads(pickled(retry_call, "a cloud", by_value=True))
+    assert sent is not retry_call
+    file = Path(sys.modules[retry_call.__module__].__file__ or "")
+    of_file = code_within(compile(file.read_text(), str(file), "exec"))["retry_call"]
+    assert list(sent.__code__.co_lines()) == list(of_file.co_lines())
+    assert sent.__code__.co_filename == str(file)
+    assert sent.__doc__ is None

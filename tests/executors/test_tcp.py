@@ -107,6 +107,22 @@ def test_who_says_nothing_does_not_keep_others_waiting(
         assert silent[0].recv(1) == b""  # the one that came first was let go
 
 
+def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_admitted(
+    listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tcp, "run_on_daemon", refuse)
+        with called(listener) as stranger:
+            assert stranger.recv(1) == b""
+    channel = connected(listener.endpoints, KEY, 7)
+    assert channel is not None
+    assert crowd.one() == (7, "TCP")
+    channel.close()
+
+
 @pytest.mark.parametrize("says", [b"", b"."])
 def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch

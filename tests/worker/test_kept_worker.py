@@ -23,6 +23,7 @@ from memory_storage import DictStorage
 from servers import Server
 from stored_calls import Bomb, orders_of
 
+from polarmap.executors.lithops import remove_objects
 from polarmap.executors.lithops_jobs import open_storage
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.tcp import WorkerListener
@@ -79,11 +80,21 @@ def joined() -> Queue[Any]:
 @pytest.fixture
 def endpoints(joined: Queue[Any]) -> Iterator[Any]:
     """Where the driver listens."""
-    listener = WorkerListener(KEY, lambda *who: joined.put(who), is_local=True)
+    lock, is_over = threading.Lock(), threading.Event()
+
+    def join(number: int, link: Any, channel: str) -> None:
+        with lock:
+            joined.put((number, link, channel))
+            if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
+                link.close()
+
+    listener = WorkerListener(KEY, join, is_local=True)
     yield listener.endpoints
     listener.close()
-    while not joined.empty():
-        joined.get()[1].close()
+    with lock:
+        is_over.set()
+        while not joined.empty():
+            joined.get()[1].close()
 
 
 def test_the_best_channel_that_works_is_taken(endpoints: Any) -> None:
@@ -156,9 +167,12 @@ def test_a_worker_opens_connections_of_its_own_to_the_storage(
     keys = ObjectKeys("polarmap/pool-1")
     storage.put_object(storage.bucket, keys.orders, pickle.dumps(tuple(Orders(1, {}, {}))))
     inherited = ports_of(storage)
-    stay(address(bucket=storage.bucket), 1, 0.01, storage)
-    used = ports_of(storage)
-    assert [keys.said(key).number for key in storage.list_keys(storage.bucket, keys.replies)] == [1]
+    try:
+        stay(address(bucket=storage.bucket), 1, 0.01, storage)
+        used = ports_of(storage)
+        assert [keys.said(key).number for key in storage.list_keys(storage.bucket, keys.replies)] == [1]
+    finally:  # other tests of the session find the bucket empty
+        remove_objects(storage, [f"{keys.prefix}/"])
     assert inherited and used and not inherited & used
 
 

@@ -106,6 +106,28 @@ def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: Ob
     assert channel.is_closed()
 
 
+@pytest.mark.parametrize("notices", ["receive", "is_closed"])
+def test_a_worker_whose_driver_is_gone_leaves_no_replies(
+    driver: Driver, channel: ObjectChannel, notices: str
+) -> None:
+    """A cloud does not kill a worker that is at a task when its pool is closed."""
+    other = ObjectChannel(driver.storage, "b", KEYS.prefix, 71)
+    other.send(Message(END))
+    driver.storage.delete_object("b", KEYS.orders)
+    channel._next_sign = 0.0
+    channel.send(Message(END))
+    assert channel.receive(1.0) == GONE if notices == "receive" else channel.is_closed()
+    assert [said.number for said, _ in driver.heard()] == [71]
+
+
+def test_a_worker_whose_driver_is_there_leaves_its_replies(driver: Driver, channel: ObjectChannel) -> None:
+    channel.send(Message(END))
+    driver.put(w8=[])
+    assert channel.receive(0.0) == NOTHING
+    channel.close()
+    assert [said.number for said, _ in driver.heard()] == [7]
+
+
 def test_a_driver_whose_object_does_not_change_is_gone(
     driver: Driver, channel: ObjectChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
