@@ -294,7 +294,12 @@ class Run(Protocol):
 
 @runtime_checkable
 class BlockSender(Protocol):
-    """A run that sends the blocks to its workers itself, over connections that may be slow."""
+    """A run that sends or stores the blocks for its workers itself, which may take long.
+
+    deadline : when its map must be over, by the clock of the run; set before the first task is submitted.
+    """
+
+    deadline: float
 
     def count_receiving(self) -> int:
         """Return the number of workers that have not been sent all that their task needs."""

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,11 @@ class StoredPieces:
                     self._orders[task] = found
             return found
 
-    def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
+    def prepare(self, coded: Coded, tasks: Sequence[int], deadline: float = inf) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
 
-        Others are stored when they are asked for, so that the first worker begins at once.
+        Others are stored when they are asked for, so that the first worker begins at once. TimeoutError at
+        the deadline, on the monotonic clock: a storage may hang.
         """
         if self._source is not None or not self._storing.is_parallel:
             return
@@ -98,7 +100,7 @@ class StoredPieces:
                 return
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
             self._find_room(coded)
-            self._parts |= zip(new, in_parallel(partial(self._store, coded), new, TRANSFERS))
+            self._parts |= zip(new, in_parallel(partial(self._store, coded), new, TRANSFERS, deadline))
 
     def block(self, coded: Coded, task: int) -> StoredBlock:
         """What the worker of a task gets; stored now if it is not yet."""

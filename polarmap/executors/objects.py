@@ -1,4 +1,4 @@
-"""The driver's ends of channels by way of a storage, and the thread that carries what is said there."""
+"""The driver's ends of channels by way of a storage, and the threads that write and read messages there."""
 
 from __future__ import annotations
 
@@ -122,7 +122,9 @@ Join = Callable[[int, Link, str], None]  # with the number of a worker, its link
 
 
 class ObjectLinks:
-    """The links of a pool that go by way of a storage, with the thread that carries their messages.
+    """The links of a pool that go by way of a storage, with the threads that carry their messages.
+
+    Maps never wait for the storage, which may hang: one thread writes what they say, another one reads.
 
     Parameters
     ----------
@@ -135,28 +137,31 @@ class ObjectLinks:
         self._links: dict[int, ObjectLink] = {}
         # A destructor may close a run or a pool at any moment, also within either lock.
         self._lock, self._putting = threading.RLock(), threading.RLock()
-        self._beat, self._next_sign = 0, 0.0
+        self._beat, self._next_sign = 0, time.monotonic() + BEAT_SECONDS
         self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._data: dict[bytes, Any] = {}  # of messages, by digest
         self._stored = set[bytes]()  # of them, in objects of their own
         self._is_new = False
-        self._expected, self._is_closed = threading.Event(), threading.Event()
+        self._posted, self._expected, self._is_closed = [threading.Event() for _ in range(3)]
+        self._failure: Exception | None = None  # of the thread that writes, since it has succeeded last
         self._seen: set[str] = set()
         self._put_orders()
-        self._thread = threading.Thread(target=self._carry, name="polarmap-objects", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=target, name=f"polarmap-objects-{target.__name__}", daemon=True)
+            for target in (self._write, self._carry)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def flush(self, may_wait: bool = True) -> None:
-        """Let all that was said be on its way; ExecutorError if the storage is away for long.
+    def flush(self) -> None:
+        """Have the messages written that wait, without waiting for the storage.
 
-        may_wait : False: it is left to the thread that listens to workers.
+        ExecutorError if the storage refuses them, or has been away for AWAY_SECONDS.
         """
-        if not may_wait:
-            self._expected.set()
-            return
-        try:
-            retry_call(self._flush)
-        except Exception as error:
+        if self._is_new:
+            self._posted.set()
+        error, self._failure = self._failure, None  # once: the next map may reach the storage
+        if error is not None:
             raise ExecutorError(f"workers cannot be told: {type(error).__name__}: {error}") from error
 
     def requests(self, seconds: float) -> tuple[int, int]:
@@ -176,11 +181,14 @@ class ObjectLinks:
 
     def close(self) -> None:
         """Let the workers end, and store nothing from now on. The site removes their replies."""
-        self._is_closed.set()
-        self._expected.set()
-        self._thread.join(AWAY_SECONDS)  # a storage may not answer
-        # The thread of a map may be storing orders: an object that arrived later would stay for ever.
-        is_free = self._putting.acquire(timeout=AWAY_SECONDS)
+        deadline = time.monotonic() + AWAY_SECONDS  # a storage may not answer
+        for event in (self._is_closed, self._posted, self._expected):
+            event.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():  # a destructor runs on any thread
+                thread.join(max(0.0, deadline - time.monotonic()))
+        # Orders may still be on their way into the storage: an object that arrived later would stay for ever.
+        is_free = self._putting.acquire(timeout=max(0.0, deadline - time.monotonic()))
         try:
             with contextlib.suppress(Exception):
                 self._storage.delete_object(self._storage.bucket, self._keys.orders)
@@ -203,10 +211,20 @@ class ObjectLinks:
                 link.unread.append((link.count, tuple(message._replace(data=b"")), digest))
             self._is_new = True
 
-    def _flush(self) -> None:
-        """Send what was posted, in one object; what cannot be sent now stays for the next time."""
-        if self._is_new:
-            self._put_orders()
+    def _write(self) -> None:
+        """Write what was posted, and a sign of life now and then, until all is closed."""
+        while not self._is_closed.is_set():
+            self._posted.wait(max(0.0, self._next_sign - time.monotonic()))
+            self._posted.clear()
+            if self._is_closed.is_set() or not (self._is_new or time.monotonic() >= self._next_sign):
+                continue
+            try:
+                # A sign of life writes all anew: a storage that was killed may have forgotten it.
+                retry_call(self._put_orders)
+                self._failure = None
+            except Exception as error:  # what was posted stays for the next time
+                self._failure = error if self._is_new else None
+            self._next_sign = time.monotonic() + BEAT_SECONDS
             self._expected.set()
 
     def _put_orders(self) -> None:
@@ -236,21 +254,20 @@ class ObjectLinks:
                 self._stored.discard(digest)
 
     def _put(self, key: str, data: bytes) -> None:
-        self._writes += 1
+        with self._lock:
+            self._writes += 1
         self._storage.put_object(self._storage.bucket, key, data)
 
     def _carry(self) -> None:
         """Hand on what workers say until all is closed; look ever less until something is said."""
-        pause = 0.0
+        pause, next_review = 0.0, 0.0
         while not self._is_closed.is_set():
             began, heard = time.monotonic(), 0
             try:
-                if began >= self._next_sign:
-                    self._put_orders()  # again, if the storage was killed and has forgotten them
-                    self._next_sign = began + BEAT_SECONDS
-                    self._hang_up_on_silent()
-                self._flush()
                 heard = self._take()
+                if began >= next_review:
+                    next_review = began + BEAT_SECONDS
+                    self._hang_up_on_silent()
             except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                 for link in list(self._links.values()):
                     link.heard = time.monotonic()
@@ -262,7 +279,8 @@ class ObjectLinks:
 
     def _take(self) -> int:
         """Read all replies there are, and remove them; how many there were."""
-        self._writes += 1
+        with self._lock:
+            self._writes += 1
         found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
         self._seen &= found  # others are removed by now
         new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))

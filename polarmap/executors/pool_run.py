@@ -57,6 +57,7 @@ class PoolRun:
     # Of maps: no two have the same, so that what is removed by its name is of this one.
     _numbers = itertools.count(int.from_bytes(os.urandom(6), "big"))
     now = staticmethod(time.monotonic)
+    deadline = inf  # when its map must be over
     _owner = -1  # the process to which it belongs, as soon as there is anything to close
 
     def __init__(
@@ -109,11 +110,20 @@ class PoolRun:
         self.close()
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
-        """Let them wait for a worker; those that can start now do."""
-        self._blocks.remove_unneeded()
-        self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
-        self._waiting += attempts
+        """Let them wait for a worker; those that can start now do.
+
+        None starts if the time of the map is over before their blocks are stored.
+        """
+        if (
+            self._blocks.is_mapped
+        ):  # files here; of a storage that may hang, a thread removes what is unneeded
+            self._blocks.remove_unneeded()
         self._open.update(attempts)
+        try:
+            self._stored.prepare(self._payload.blocks, [task for task, _ in attempts], self.deadline)
+        except TimeoutError:
+            return
+        self._waiting += attempts
         self._moved = time.monotonic()
         self._workers.want(len(self._waiting) + len(self._lease.workers))
         self._start_waiting()
@@ -220,7 +230,8 @@ class PoolRun:
         if os.getpid() != self._owner or self._lease.ended is not None:
             return None
         self._workers.leave(self._lease, self._number)
-        self._workers.flush(may_wait=False)
+        with contextlib.suppress(ExecutorError):  # what waits is sent later, or its workers end
+            self._workers.flush()
         self._waiting.clear()
         try:
             for folder in self._folders:

@@ -290,10 +290,10 @@ class RemoteWorkers(WorkerTable):
             return f"the connection to its worker was reset, which has ended or is out of reach{place}"
         return f"the connection to its worker was lost: {error.strerror or error}{place}"
 
-    def flush(self, may_wait: bool = True) -> None:
+    def flush(self) -> None:
         """Send all messages that wait to be sent."""
         if self._objects is not None:
-            self._objects.flush(may_wait)
+            self._objects.flush()
 
     def tend(self) -> None:
         """Renew workers that will end soon, forget those that have ended."""

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import ipaddress
 import socket
+import struct
+import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -25,7 +27,11 @@ from polarmap.worker.stream import (
 )
 from polarmap.worker.threads import run_on_daemon
 
+with contextlib.suppress(ImportError):  # on Windows
+    import fcntl
+
 FOREIGN = (socket.EAI_NONAME, socket.EAI_AGAIN)  # of names that only workers know
+GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)  # SIOCGIFADDR of the system
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
 
 
@@ -166,13 +172,31 @@ def _socket_at(host: str, port: int) -> socket.socket:
 
 
 def are_own(hosts: Collection[str | None]) -> bool:
-    """Whether there are any, and all are addresses of this machine."""
-    return bool(hosts) and set(hosts) <= {*own_addresses(), "localhost", "::1"}
+    """Return whether there are any hosts, and all of them are addresses of this machine.
+
+    Debian gives the host name the address 127.0.1.1.
+    """
+    return bool(hosts) and set(hosts) <= {*own_addresses(), "localhost", "127.0.1.1", "::1"}
 
 
 def own_addresses() -> list[str]:
-    """Addresses of this machine at which others may reach it, and itself."""
-    found = [address for address in [address_towards("192.0.2.1")] if address]  # of the default route
-    with contextlib.suppress(OSError):
-        found += [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
-    return list(dict.fromkeys([*found, "127.0.0.1"]))
+    """Return the IPv4 addresses of this machine, that of the default route first and that of loopback last.
+
+    No name server is asked on Linux and macOS: without a network, its answer would be awaited for long.
+    """
+    default = [address for address in [address_towards("192.0.2.1")] if address]
+    found = [one for one in _interface_addresses() if not ipaddress.ip_address(one).is_loopback]
+    return list(dict.fromkeys([*default, *found, "127.0.0.1"]))
+
+
+def _interface_addresses() -> list[str]:
+    """Return the IPv4 address of each network interface, or what the host name stands for on Windows."""
+    found = list[str]()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if GET_ADDRESS is None:
+            return [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # the interface has no IPv4 address
+                request = struct.pack("40s", name.encode()[:15])
+                found.append(socket.inet_ntoa(fcntl.ioctl(probe.fileno(), GET_ADDRESS, request)[20:24]))
+    return found

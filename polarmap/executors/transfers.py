@@ -7,8 +7,10 @@ A storage may hang. Neither Ctrl-C nor the exit of the interpreter waits for a t
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Generic, TypeVar
 
 from polarmap.worker.threads import run_on_daemon
@@ -46,18 +48,25 @@ class Transfers(Generic[T, R]):
         self._settled, self._idle = threading.Event(), threading.Event()
         self._start(min(max_threads, len(self._waiting)))
 
-    def results(self) -> list[R]:
+    def results(self, deadline: float = inf) -> list[R]:
         """Block until all calls have returned, and return their results in the order of the items.
 
         If calls fail, no further one is started, and the error of the first item that failed is raised once
         the running calls have ended, or after GRACE_SECONDS: what they still do would otherwise come after
         what the caller does about the error.
+
+        Parameters
+        ----------
+        deadline : when to raise TimeoutError, whatever calls still run; on the monotonic clock.
         """
+        grace = GRACE_SECONDS
         try:
-            while not self._settled.wait(INTERRUPT_SECONDS):
-                pass
+            while not self._settled.wait(max(0.0, min(INTERRUPT_SECONDS, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    grace = 0.0
+                    raise TimeoutError("transfers have not ended in time")
         finally:
-            self.stop()
+            self.stop(grace)
         error = self._first_error()
         try:
             if error is not None:
@@ -66,11 +75,11 @@ class Transfers(Generic[T, R]):
             del error  # its traceback refers to this frame
         return [self._results[index] for index in range(len(self._results))]
 
-    def stop(self) -> None:
-        """Start no further call, and wait up to GRACE_SECONDS for those that are running."""
+    def stop(self, grace: float | None = None) -> None:
+        """Start no further call, and wait up to `grace` seconds, or GRACE_SECONDS, for those that run."""
         with self._lock:
             self._waiting.clear()
-        self._idle.wait(GRACE_SECONDS)
+        self._idle.wait(GRACE_SECONDS if grace is None else grace)
 
     def _start(self, count: int) -> None:
         """Start this many threads; fewer if the system has no more."""
@@ -127,12 +136,14 @@ class Transfers(Generic[T, R]):
         return errors[min(errors)] if errors else None
 
 
-def in_parallel(transfer: Callable[[T], R], items: Iterable[T], max_threads: int = TRANSFERS) -> list[R]:
+def in_parallel(
+    transfer: Callable[[T], R], items: Iterable[T], max_threads: int = TRANSFERS, deadline: float = inf
+) -> list[R]:
     """Call `transfer` with each item, several at a time, and return the results in the order of the items.
 
-    See `Transfers` for what happens when a call fails or hangs.
+    See `Transfers` for what happens when a call fails or hangs, and at the deadline.
 
     >>> in_parallel(len, ["a", "bc"])
     [1, 2]
     """
-    return Transfers(transfer, items, max_threads).results()
+    return Transfers(transfer, items, max_threads).results(deadline)

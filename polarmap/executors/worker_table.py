@@ -250,8 +250,8 @@ class WorkerTable:
         """Return why no worker has been there yet, and what to do; empty if one has, or can start at once."""
         return ""
 
-    def flush(self, may_wait: bool = True) -> None:
-        """Let all that was said be on its way; what cannot be told at once later, unless it may wait."""
+    def flush(self) -> None:
+        """Send all messages that wait to be sent, without waiting; ExecutorError if that is impossible."""
 
     def tend(self) -> None:
         """What is to be done now and then while no map runs; what raises an error is tried again."""

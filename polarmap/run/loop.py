@@ -209,6 +209,8 @@ def schedule(
                 tasks.note_began(event.task, event.attempt, when, event.is_certain, event.host)
         return outcomes
 
+    if watch.limit < inf and isinstance(run, BlockSender):
+        run.deadline = run.now() + watch.remaining
     run.submit(tasks.start(policy.first, 0.0))
     while True:
         wait = min(tick, need.look_seconds(), watch.remaining)

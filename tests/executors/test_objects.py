@@ -50,6 +50,13 @@ class Side:
         """What is told to workers."""
         return Orders(*pickle.loads(self.storage.get_object("b", ObjectKeys(self.prefix).orders)))
 
+    def has_stored_all(self) -> bool:
+        """Return whether the orders are in the storage, and nobody stores any."""
+        if self.all._is_new or not self.all._putting.acquire(blocking=False):
+            return False
+        self.all._putting.release()
+        return not self.all._is_new
+
     def left(self) -> list[str]:
         return self.storage.list_keys("b", self.prefix)
 
@@ -62,8 +69,11 @@ class Side:
         return one
 
     def tell(self, number: int, message: Message) -> None:
-        assert self.links[number].send(message)
+        link = self.links[number]
+        assert link.send(message)
         self.all.flush()
+        told = link.count, tuple(message._replace(data=b""))
+        assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
 
     def heard(self, number: int, count: int = 1) -> list[Any]:
         """So many messages of a worker; its first tells its process."""
@@ -179,6 +189,7 @@ def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None
     side.storage.put_object("b", key, before)
     assert worker.receive(0.0) == ([], True)
     side.all._next_sign = 0.0
+    side.all._posted.set()
     assert received(worker) == [call(1)]
 
 
@@ -218,7 +229,7 @@ def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
     def away(bucket: str, prefix: str) -> list[str]:
         raise ConnectionError("away")
 
-    side.storage.list_keys, side.all._next_sign = away, since + 6000.0
+    side.storage.list_keys = away
     link.heard = since
     assert until(lambda: link.heard > since)
     side.storage.list_keys = list_keys
@@ -230,14 +241,36 @@ def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: p
     monkeypatch.setattr(objects, "retry_call", lambda request: retry_call(request, 0.1))
     side.worker(0)
 
-    def away() -> None:
+    def away(*args: Any) -> None:
         raise ConnectionError("away")
 
-    side.all._flush = away
+    put, side.storage.put_object = side.storage.put_object, away
     assert side.links[0].send(call(1))
-    side.all.flush(may_wait=False)
+    side.all.flush()  # does not wait for the storage
+    assert until(lambda: side.all._failure is not None)
     with pytest.raises(ExecutorError, match="cannot be told: ConnectionError: away"):
         side.all.flush()
+    side.storage.put_object = put
+    side.tell(0, call(2))
+    side.all.flush()
+
+
+def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
+    worker, goes_on = side.worker(0), threading.Event()
+    put = side.storage.put_object
+
+    def hanging(*args: Any) -> None:
+        assert goes_on.wait(60.0)
+        put(*args)
+
+    side.storage.put_object = hanging
+    assert side.links[0].send(call(1))
+    side.all.flush()
+    assert side.links[0].send(call(2))
+    side.all.flush()
+    side.storage.put_object = put
+    goes_on.set()
+    assert received(worker, 2) == [call(1), call(2)]
 
 
 def test_objects_of_others_stop_nothing(side: Side) -> None:
@@ -298,6 +331,7 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
         for number in range(2):
             assert side.links[number].send(call(1, f))
         side.all.flush()
+        assert until(lambda: side.has_stored_all())
         assert len(side.storage.get_object("b", "polarmap/pool-1/orders")) < 10_000
         assert len([key for key in side.left() if "/data/" in key]) == 1
         for number, worker in enumerate(workers):
@@ -306,7 +340,7 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
             side.heard(number, 2 if f is large[0] else 1)
     for number in range(2):
         side.tell(number, call(2, b"small"))
-    assert not any("/data/" in key for key in side.left())
+    assert until(lambda: not any("/data/" in key for key in side.left()))
 
 
 def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(side: Side) -> None:
@@ -327,14 +361,14 @@ def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side
         put(bucket, key, data)
 
     side.storage.put_object = put_slowly
-    with ThreadPoolExecutor(2) as others:
-        telling = others.submit(side.tell, 0, call(1))
+    with ThreadPoolExecutor(1) as others:
+        assert side.links[0].send(call(1))
+        side.all.flush()
         assert is_storing.wait(10.0)
         closing = others.submit(side.all.close)
-        assert until(lambda: not side.all._thread.is_alive())
+        assert until(side.all._is_closed.is_set)
         assert not until(closing.done, 0.1)
         go.set()
-        telling.result(10.0)
         closing.result(10.0)
     assert ObjectKeys(side.prefix).orders not in side.left()
 

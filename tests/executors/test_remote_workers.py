@@ -362,6 +362,31 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
     assert not any(key.endswith("orders") for _, key in site.storage.objects)
 
 
+@pytest.mark.parametrize("hangs", ["blocks", "orders"])
+def test_a_timeout_is_kept_while_the_storage_hangs(
+    site: ThreadSite, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    """Blocks of new data are stored, and messages are written."""
+    storage = site.storage = DictStorage()
+    site.bucket, site.default = "b", serving_by_storage(storage)
+    monkeypatch.setattr(objects, "LAST_POLL_SECONDS", 0.05)
+    goes_on, put = threading.Event(), storage.put_object
+
+    def hanging(bucket: str, key: str, data: bytes) -> None:
+        if key.startswith(f"{site.prefix}/{hangs}"):
+            assert goes_on.wait(60.0)
+        put(bucket, key, data)
+
+    with pool_of(site, workers=8, listen=False) as pool:
+        check(pool)
+        monkeypatch.setattr(storage, "put_object", hanging)
+        with pytest.raises(CodedTimeoutError):
+            check(pool, timeout=0.3)
+        assert not goes_on.is_set()
+        goes_on.set()
+        check(pool)
+
+
 def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
     site.default = lambda *arguments: None
     site.ended = lambda may_ask=True: {}  # type: ignore[method-assign]

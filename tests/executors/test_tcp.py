@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import select
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from queue import Queue
+from typing import Any
 
 import pytest
 from pool_processes import code_of_child
@@ -199,6 +202,23 @@ def test_a_forked_process_lets_go_of_it(listener: WorkerListener, crowd: Crowd) 
 
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="Windows knows its own name")
+def test_own_addresses_ask_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_names(host: str, *args: Any, **options: Any) -> Any:
+        ipaddress.ip_address(host)  # ValueError for a name, which a name server may take long to find
+        return look_up(host, *args, **options)
+
+    look_up, addresses = socket.getaddrinfo, own_addresses()
+    monkeypatch.setattr(socket, "getaddrinfo", without_names)
+    assert own_addresses() == addresses
+
+
+def test_own_addresses_are_known_without_a_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = own_addresses()
+    monkeypatch.setattr("polarmap.executors.tcp.address_towards", lambda host: "")
+    assert set(own_addresses()) == set(addresses)
 
 
 def test_own_addresses_are_those_of_this_machine() -> None:

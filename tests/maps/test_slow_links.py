@@ -18,12 +18,13 @@ from slow_links import SlowLinks, slow_links
 
 import polarmap
 from polarmap import Pool
-from polarmap.errors import PolarmapError
+from polarmap.errors import CodedTimeoutError, PolarmapError
 
 # As on four machines of 8 threads: 24 results of 32 suffice, so that those of 8 workers may be missing.
 TASKS, BLOCKS, MISSING = 32, 24, 8
 RESULT_BYTES = 400_000
 SLOW = 20_000.0  # bytes per second: a result takes 20 s
+BLOCK_BYTES = 2_000_000  # of a large block, which takes 100 s
 A = np.random.default_rng(0).standard_normal((BLOCKS * 4, 100))
 
 
@@ -137,3 +138,51 @@ def test_more_cut_links_than_may_be_missing_are_an_error_in_time(pool: Pool, lin
         link.cut()
     with pytest.raises(PolarmapError):
         check_map(pool, timeout=1.0)
+
+
+# --- while large blocks are sent ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((BLOCKS * 10, BLOCK_BYTES // 80))
+
+
+def map_large(pool: Pool, large: np.ndarray, **options: Any) -> None:
+    options = {"blocks": BLOCKS, "tasks": TASKS, "timeout": PATIENCE, **options}
+    result = polarmap.coded_map(lambda block: block.sum(axis=1), large, executor=pool, **options)
+    np.testing.assert_allclose(result.concatenate(), large.sum(axis=1), atol=1e-6)
+
+
+def test_large_blocks_on_slow_links_are_not_awaited(pool: Pool, links: SlowLinks, large: np.ndarray) -> None:
+    slow = links.first(MISSING)
+    for link in slow:
+        link.rate = SLOW
+    before = [link.bytes_to_caller for link in slow]
+    map_large(pool, large)
+    assert max(link.bytes_to_caller - n for link, n in zip(slow, before)) < BLOCK_BYTES / 2
+
+
+def test_links_cut_while_blocks_travel_are_not_awaited(
+    pool: Pool, links: SlowLinks, large: np.ndarray
+) -> None:
+    silent = links.first(MISSING)
+    for link in silent:  # first, so that their blocks are under way when the links are cut
+        link.rate = SLOW
+    before = [link.bytes_to_caller for link in silent]
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(map_large, pool, large)
+        assert until(lambda: any(link.bytes_to_caller - n > 10_000 for link, n in zip(silent, before)))
+        for link in silent:
+            link.cut()
+        future.result()
+    assert all(link.is_cut or link.is_closed for link in silent)
+
+
+def test_a_timeout_is_kept_while_no_block_arrives(pool: Pool, links: SlowLinks, large: np.ndarray) -> None:
+    for link in links:
+        link.rate = SLOW
+    before = [link.bytes_to_caller for link in links]
+    with pytest.raises(CodedTimeoutError, match="32 workers were still receiving a block"):
+        map_large(pool, large, timeout=1.0)
+    assert max(link.bytes_to_caller - n for link, n in zip(links, before)) < BLOCK_BYTES / 2
