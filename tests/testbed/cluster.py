@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 from testbed.machines import Machine, Network, network, wait_until
@@ -21,13 +20,7 @@ RAY_FOLDER = "/dev/shm/ray"  # of each machine, with a short path: sockets are i
 RAY_STORE_BYTES = 512 << 20  # of the shared memory of each node
 # On a busy machine, processes of Ray take longer to start than Ray waits.
 RAY_PATIENCE = ("RAY_agent_register_timeout_ms=300000", "RAY_worker_register_timeout_seconds=300")
-# If a raylet has to wait until its agents have chosen ports, it aborts after 15 s.
-RAY_PORTS = tuple(
-    f"--{name}-port={port}"
-    for port, name in enumerate(
-        ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent"), 7001
-    )
-)
+RAY_STARTS = 5  # of a node, at most
 RAY_IS_UP = "This command will now block forever"  # what a node prints once it has started
 # Standard output of processes that nobody reads.
 SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -202,14 +195,6 @@ class RayNetwork(EngineNetwork):
             if is_head:
                 place = ["--head", "--port", str(RAY_PORT), "--include-dashboard", "false"]
             self._start_node(machine, *place, "--num-cpus", "0")
-            wait_until(partial(self._is_up, machine), 300.0)
-
-    def _is_up(self, machine: Machine) -> bool:
-        """Return whether the node of a machine has started; ChildProcessError if it has ended."""
-        said = (machine.folder / "ray.log").read_text()
-        if self.processes[machine.name].poll() is not None:
-            raise ChildProcessError(f"no Ray node starts on {machine.name}:\n{said}")
-        return RAY_IS_UP in said
 
     def start_worker(self, machine: Machine) -> None:
         self._start_node(machine, "--address", self.address, "--num-cpus", str(THREADS))
@@ -221,14 +206,24 @@ class RayNetwork(EngineNetwork):
         return machine.kill("ray::")
 
     def _start_node(self, machine: Machine, *options: str) -> None:
-        """Start a Ray node in the foreground; it ends with its machine."""
+        """Start a Ray node, which ends with its machine, and wait until it has started.
+
+        A raylet aborts if its agents take more than 15 s to start: then it is tried again.
+        """
         options += ("--node-ip-address", machine.address, "--node-name", machine.name, "--block")
         options += ("--object-store-memory", str(RAY_STORE_BYTES), "--temp-dir", RAY_FOLDER)
-        options += ("--disable-usage-stats", *RAY_PORTS)
-        with (machine.folder / "ray.log").open("w") as log:
-            streams = {**SILENT, "stdout": log, "stderr": log}
-            command = [sys.executable, "-m", "testbed.ray_node", "start", *options]
-            self.processes[machine.name] = machine.popen(["env", *RAY_PATIENCE, *command], **streams)
+        options += ("--disable-usage-stats",)
+        command = ["env", *RAY_PATIENCE, sys.executable, "-m", "testbed.ray_node", "start", *options]
+        log = machine.folder / "ray.log"
+        for _ in range(RAY_STARTS):
+            with log.open("w") as output:
+                process = machine.popen(command, **{**SILENT, "stdout": output, "stderr": output})
+            self.processes[machine.name] = process
+            wait_until(lambda one=process: RAY_IS_UP in log.read_text() or one.poll() is not None, 300.0)
+            if process.poll() is None:
+                return
+            machine.kill("ray")
+        raise ChildProcessError(f"no Ray node starts on {machine.name}:\n{log.read_text()}")
 
 
 @contextlib.contextmanager
