@@ -38,8 +38,8 @@ test-engines: .venv/.engines-test  ## run the tests that start clusters of Ray, 
 test-network: .venv/.test  ## run tests/testbed on machines made of Linux namespaces, as root
 	@$(run) -m pytest -m network tests/testbed
 
-soak-engines: .venv/.test  ## run MAPS=1000 maps on Dask in such a network, with slow, cut and killed machines
-	@PYTHONPATH=tests $(run) -m testbed.soak --maps $(MAPS) $(SEED:%=--seed %)
+soak-engines: .venv/.test  ## run MAPS=1000 maps on ENGINE=dask or ray in such a network, with slow, cut and killed machines
+	@PYTHONPATH=tests $(run) -m testbed.soak --maps $(MAPS) $(SEED:%=--seed %) $(ENGINE:%=--engine %)
 
 soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
 	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \

@@ -22,7 +22,7 @@ from polarmap import Pool, coded_map
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import block_store, pool_run
-from polarmap.executors.base import Payload
+from polarmap.executors.base import Began, Payload
 from polarmap.testing import Fault
 from polarmap.worker import kept_worker
 from polarmap.worker.kept_worker import DriverAddress, channel_to
@@ -71,7 +71,7 @@ def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(fare
         blocks = PartBlocks([[np.ones(3)]], ("array",))
         with closing(pool.open(Payload(np.negative, blocks))) as run:
             run.submit([(0, 0)])
-            while not run.wait(0.01):  # that a task has begun is told when anybody asks
+            while not any(isinstance(one, Began) for one in run.wait(0.01)):
                 pass
         assert has_said.wait(PATIENCE)
         with closing(pool.open(Payload(np.negative, blocks))) as run:

@@ -1,4 +1,4 @@
-"""A driver, a Dask scheduler and Dask workers, each on a machine of its own."""
+"""A driver and an engine, Dask or Ray, each part of which is on a machine of its own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from testbed.machines import Machine, Network, network, wait_until
 
 MACHINES, THREADS = 4, 8  # of workers, and on each
 TASKS, BLOCKS = 32, 24  # of a map: the tasks of one machine may be missing
-PORT = 8786
+DASK_PORT, RAY_PORT = 8786, 6379
+RAY_FOLDER = "/dev/shm/ray"  # of each machine, with a short path: sockets are in it
+RAY_STORE_BYTES = 512 << 20  # of the shared memory of each node
+# On a busy machine, processes of Ray take longer to start than Ray waits.
+RAY_PATIENCE = ("RAY_agent_register_timeout_ms=300000", "RAY_worker_register_timeout_seconds=300")
+RAY_STARTS = 5  # of a node, at most
+RAY_IS_UP = "This command will now block forever"  # what a node prints once it has started
 # Standard output of processes that nobody reads.
 SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -23,12 +29,12 @@ SILENT = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": s
 class Driver:
     """A process that runs maps when it is told to by lines of JSON; see `testbed.driver`."""
 
-    def __init__(self, machine: Machine, scheduler: str) -> None:
+    def __init__(self, machine: Machine, engine: str, address: str) -> None:
         self.machine = machine
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._log = (machine.folder / "driver.log").open("w+")
         self._process = machine.popen(
-            [sys.executable, "-m", "testbed.driver", scheduler], stderr=self._log, **pipes
+            [sys.executable, "-m", "testbed.driver", engine, address], stderr=self._log, **pipes
         )
         self._replies: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -78,58 +84,155 @@ class Driver:
             self._process.wait()
 
 
-class DaskNetwork:
-    """A network with a Dask cluster in it. The workers are on machines worker-1 to worker-4."""
+class EngineNetwork:
+    """A network with a cluster of an engine in it. The workers are on machines worker-1 to worker-4."""
+
+    engine: str  # as `testbed.driver` calls it
+    patience = 20.0  # seconds in which workers come back by themselves
+    address: str  # of the cluster, for drivers
 
     def __init__(self, net: Network) -> None:
         self.net = net
-        self.scheduler = f"tcp://{net['scheduler'].address}:{PORT}"
+        self.processes = dict[str, subprocess.Popen[str]]()  # started last, by the name of their machine
         self.workers = [machine for name, machine in net.machines.items() if name.startswith("worker")]
-        address = net["scheduler"].address
-        command = ["distributed.cli.dask_scheduler", "--host", address, "--port", str(PORT), "--no-dashboard"]
-        self._scheduler = net["scheduler"].popen([sys.executable, "-m", *command], **SILENT)
+        self.start_head()
         for machine in self.workers:
             self.start_worker(machine)
-        self.driver = Driver(net["driver"], self.scheduler)
+        self.driver = self._started_driver()
+
+    def start_head(self) -> None:
+        """Start what schedules tasks."""
+        raise NotImplementedError
 
     def start_worker(self, machine: Machine) -> None:
-        """Start a Dask worker with its nanny, which restarts the worker if it ends."""
-        options = ["--host", machine.address, "--name", machine.name, "--nthreads", str(THREADS)]
-        options += ["--memory-limit", "0", "--no-dashboard", "--local-directory", str(machine.folder / "tmp")]
-        command = [sys.executable, "-m", "distributed.cli.dask_worker", self.scheduler, *options]
-        machine.popen(command, **SILENT)
+        """Start what runs tasks on a machine."""
+        raise NotImplementedError
 
-    def wait_for_workers(self, patience: float = 20.0) -> None:
+    def end_worker(self, machine: Machine) -> None:
+        """Kill all that runs tasks on a machine."""
+        raise NotImplementedError
+
+    def kill_tasks(self, machine: Machine) -> int:
+        """Kill the processes in which tasks run, which the engine replaces, and return their number."""
+        raise NotImplementedError
+
+    def restart_workers(self) -> None:
+        """Start again what has ended by itself, as after a cut."""
+        for machine in self.workers:
+            if self.processes[machine.name].poll() is not None:
+                self.start_worker(machine)
+
+    def wait_for_workers(self, patience: float | None = None) -> None:
         """Wait until all workers are there. Those that are not after `patience` seconds are started again."""
         missing = list(self.workers)
 
         def are_all_there() -> bool:
+            self.restart_workers()
             names = self.driver.call("worker_names")["names"]
             missing[:] = [machine for machine in self.workers if machine.name not in names]
             return not missing
 
-        for seconds in (patience, 120.0):
+        for seconds in (patience or self.patience, 120.0):
             with contextlib.suppress(TimeoutError):
                 wait_until(are_all_there, seconds)
                 return
             for machine in missing:
-                machine.kill("dask_worker")
-                machine.kill("multiprocessing")
+                self.end_worker(machine)
                 self.start_worker(machine)
         wait_until(are_all_there, 120.0)
 
     def new_driver(self) -> Driver:
         """End the driver and start another one."""
         self.driver.close()
-        self.driver = Driver(self.net["driver"], self.scheduler)
+        self.driver = self._started_driver()
         return self.driver
+
+    def _started_driver(self) -> Driver:
+        return Driver(self.net["driver"], self.engine, self.address)
+
+
+class DaskNetwork(EngineNetwork):
+    """Dask: the scheduler is on a machine of its own."""
+
+    engine = "dask"
+
+    def start_head(self) -> None:
+        machine = self.net["scheduler"]
+        self.address = f"tcp://{machine.address}:{DASK_PORT}"
+        options = ["--host", machine.address, "--port", str(DASK_PORT), "--no-dashboard"]
+        machine.popen([sys.executable, "-m", "distributed.cli.dask_scheduler", *options], **SILENT)
+
+    def start_worker(self, machine: Machine) -> None:
+        """Start a Dask worker with its nanny, which restarts the worker if it ends."""
+        options = ["--host", machine.address, "--name", machine.name, "--nthreads", str(THREADS)]
+        options += ["--memory-limit", "0", "--no-dashboard", "--local-directory", str(machine.folder / "tmp")]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", self.address, *options]
+        self.processes[machine.name] = machine.popen(command, **SILENT)
+
+    def end_worker(self, machine: Machine) -> None:
+        machine.kill("dask_worker")
+        self.kill_tasks(machine)
+
+    def kill_tasks(self, machine: Machine) -> int:
+        return machine.kill("multiprocessing")
+
+
+class RayNetwork(EngineNetwork):
+    """Ray: the head node is on the machine of the scheduler if there is one, else on that of the driver.
+
+    Each driver needs a node beside it. Neither node runs tasks.
+    """
+
+    engine = "ray"
+    patience = 120.0
+
+    def start_head(self) -> None:
+        machines = [self.net.machines[name] for name in ("scheduler", "driver") if name in self.net.machines]
+        self.address = f"{machines[0].address}:{RAY_PORT}"
+        for machine in machines:
+            is_head = machine is machines[0]
+            place = ["--address", self.address]
+            if is_head:
+                place = ["--head", "--port", str(RAY_PORT), "--include-dashboard", "false"]
+            self._start_node(machine, *place, "--num-cpus", "0")
+
+    def start_worker(self, machine: Machine) -> None:
+        self._start_node(machine, "--address", self.address, "--num-cpus", str(THREADS))
+
+    def end_worker(self, machine: Machine) -> None:
+        machine.kill("ray")
+
+    def kill_tasks(self, machine: Machine) -> int:
+        return machine.kill("ray::")
+
+    def _start_node(self, machine: Machine, *options: str) -> None:
+        """Start a Ray node, which ends with its machine, and wait until it has started.
+
+        A raylet aborts if its agents take more than 15 s to start: then it is tried again.
+        """
+        options += ("--node-ip-address", machine.address, "--node-name", machine.name, "--block")
+        options += ("--object-store-memory", str(RAY_STORE_BYTES), "--temp-dir", RAY_FOLDER)
+        options += ("--disable-usage-stats",)
+        command = ["env", *RAY_PATIENCE, sys.executable, "-m", "testbed.ray_node", "start", *options]
+        log = machine.folder / "ray.log"
+        for _ in range(RAY_STARTS):
+            with log.open("w") as output:
+                process = machine.popen(command, **{**SILENT, "stdout": output, "stderr": output})
+            self.processes[machine.name] = process
+            wait_until(lambda one=process: RAY_IS_UP in log.read_text() or one.poll() is not None, 300.0)
+            if process.poll() is None:
+                return
+            machine.kill("ray")
+        raise ChildProcessError(f"no Ray node starts on {machine.name}:\n{log.read_text()}")
 
 
 @contextlib.contextmanager
-def dask_network(machines: int = MACHINES) -> Iterator[DaskNetwork]:
-    """Start a driver, a scheduler and so many machines with a Dask worker each."""
-    with network(["driver", "scheduler", *(f"worker-{i + 1}" for i in range(machines))]) as net:
-        cluster = DaskNetwork(net)
+def engine_network(
+    kind: type[EngineNetwork], names: Iterable[str], in_two_networks: Collection[str] = ()
+) -> Iterator[EngineNetwork]:
+    """Start machines with these names, and an engine on them."""
+    with network(names, in_two_networks) as net:
+        cluster = kind(net)
         try:
             cluster.wait_for_workers(240.0)
             yield cluster
@@ -137,3 +240,18 @@ def dask_network(machines: int = MACHINES) -> Iterator[DaskNetwork]:
             for machine in net.machines.values():
                 machine.close()  # first, so that the driver waits for nobody
             cluster.driver.close()
+
+
+def worker_names(count: int = MACHINES) -> list[str]:
+    """Return the names of so many machines of workers."""
+    return [f"worker-{number + 1}" for number in range(count)]
+
+
+def dask_network(count: int = MACHINES) -> contextlib.AbstractContextManager[EngineNetwork]:
+    """Start a driver, a scheduler and so many machines with a Dask worker each."""
+    return engine_network(DaskNetwork, ["driver", "scheduler", *worker_names(count)])
+
+
+def ray_network(count: int = MACHINES) -> contextlib.AbstractContextManager[EngineNetwork]:
+    """Start a driver with the head node of Ray, and so many machines with another node each."""
+    return engine_network(RayNetwork, ["driver", *worker_names(count)])

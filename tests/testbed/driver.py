@@ -1,14 +1,15 @@
-"""python -m testbed.driver SCHEDULER: runs maps that lines of JSON on the standard input ask for."""
+"""python -m testbed.driver dask|ray ADDRESS: runs maps that lines of JSON on the standard input ask for."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-import distributed
 import numpy as np
 
 import polarmap
@@ -16,23 +17,52 @@ from testbed.cluster import BLOCKS, TASKS
 
 
 class Maps:
-    """Maps on a pool or on the client of a Dask cluster; each returns its seconds, and what went wrong."""
+    """Maps on a pool or on the engine itself; each returns its seconds, and what went wrong.
 
-    def __init__(self, scheduler: str) -> None:
-        self.client = distributed.Client(scheduler, timeout=120)  # which may start later
+    Parameters
+    ----------
+    engine : a Dask client, or the module `ray`; what maps take as `executor=`.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
         self.pool: polarmap.Pool | None = None
         self._stream = np.random.default_rng(0)
+        self._kept: tuple[Any, Any] | None = None  # an array, and what keeps it on the cluster
 
     def worker_names(self) -> dict[str, Any]:
-        """Return the names of the Dask workers that the scheduler knows."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return {"names": [worker["name"] for worker in workers]}
+        """Return the names of the machines whose workers the engine knows."""
+        raise NotImplementedError
+
+    def keep_on_cluster(self, data: Any, rows: int) -> Any:
+        """Store an array on the cluster, in blocks of so many rows, and return what a map takes for it."""
+        raise NotImplementedError
+
+    def run_tasks(self, f: Callable[[Any], Any], blocks: list[Any]) -> None:
+        """Run f on each block by tasks of the engine alone, and wait for all results."""
+        raise NotImplementedError
 
     def open_pool(self, **options: Any) -> dict[str, Any]:
         """Make a pool, and run a small map on it, so that its workers have called."""
         self.close_pool()
-        self.pool = polarmap.Pool(self.client, workers=TASKS, **options)
+        self.pool = polarmap.Pool(self.engine, **{"workers": TASKS, **options})
         return self.run(100, task_seconds=0.1)
+
+    def workers_on(self) -> dict[str, Any]:
+        """Return how many workers of the pool run on each host."""
+        return {"workers": {} if self.pool is None else self.pool.workers_on}
+
+    def hosts(self) -> dict[str, Any]:
+        """Return the addresses of this process that workers of the pool try, in their order."""
+        assert self.pool is not None
+        workers: Any = self.pool._kept and self.pool._kept.workers
+        return {"hosts": [host for host, _ in workers._address.endpoints]}
+
+    def keep(self, block_bytes: int) -> dict[str, Any]:
+        """Store an array of as many blocks as maps have on the cluster, for the next map."""
+        data = self._stream.standard_normal((10 * BLOCKS, max(1, block_bytes // 80)))
+        self._kept = data, self.keep_on_cluster(data, 10)
+        return {"seconds": 0.0}
 
     def close_pool(self) -> dict[str, Any]:
         """Close the pool, if there is one."""
@@ -47,7 +77,7 @@ class Maps:
         block_bytes: int,
         result_bytes: int = 0,
         timeout: float | None = 200.0,
-        is_on_cluster: bool = False,
+        is_kept: bool = False,
         tasks: int = TASKS,
         blocks: int = BLOCKS,
         on_client: bool = False,
@@ -55,26 +85,23 @@ class Maps:
     ) -> dict[str, Any]:
         """Run a map of new data: blocks of so many bytes, and results of about as many as asked for.
 
-        is_on_cluster : whether the data is a `dask.array`; on_client : whether it runs without a pool.
+        is_kept : whether the data is what `keep` has stored; on_client : whether the map runs without a pool.
         task_seconds : that each task takes at least: then each worker has one, and none has several.
         """
-        columns = max(1, block_bytes // 80)
-        data = self._stream.standard_normal((10 * blocks, columns))
+        if is_kept:
+            assert self._kept is not None
+            (data, source), self._kept = self._kept, None
+        else:
+            source = data = self._stream.standard_normal((10 * blocks, max(1, block_bytes // 80)))
         copies = max(1, result_bytes // 80)
         want = np.repeat(data.sum(axis=1, keepdims=True), copies, axis=1)
-        source: Any = data
-        if is_on_cluster:
-            import dask.array
-
-            source = dask.array.from_array(data, chunks=(10, columns)).persist()
-            distributed.wait(source)
 
         def f(block: Any) -> Any:
             time.sleep(task_seconds)
             return np.repeat(block.sum(axis=1, keepdims=True), copies, axis=1)
 
-        began, error, right = time.monotonic(), "", False
-        executor = self.client if on_client else self.pool
+        began, error, right, hosts = time.monotonic(), "", False, set[str]()
+        executor = self.engine if on_client else self.pool
         try:
             result = polarmap.coded_map(
                 f,
@@ -86,9 +113,16 @@ class Maps:
             )
             seconds = time.monotonic() - began
             right = bool(np.allclose(result.concatenate(), want, rtol=1e-8, atol=1e-6))
+            hosts = {one.host for one in result.report.tasks if one.arrived is not None and one.host}
         except Exception as caught:
             seconds, error = time.monotonic() - began, f"{type(caught).__name__}: {caught}"
-        return {"seconds": seconds, "error": error, "is_right": right, "memory": memory_bytes()}
+        return {
+            "seconds": seconds,
+            "error": error,
+            "is_right": right,
+            "hosts": sorted(hosts),  # of the results that have arrived
+            "memory": memory_bytes(),
+        }
 
     def steps(self, block_bytes: int, count: int, engine_alone: bool = False) -> dict[str, Any]:
         """Return the seconds of each of so many maps of the same data, after one that does not count."""
@@ -99,8 +133,7 @@ class Maps:
             x = np.full(data.shape[1], number, float)
             began = time.monotonic()
             if engine_alone:
-                futures = self.client.map(lambda block, x=x: block @ x, parts, pure=False)
-                self.client.gather(futures)
+                self.run_tasks(lambda block, x=x: block @ x, parts)
             else:
                 polarmap.coded_map(
                     lambda block, x=x: block @ x,
@@ -114,6 +147,60 @@ class Maps:
         return {"seconds": seconds[1:]}
 
 
+class DaskMaps(Maps):
+    """Maps on a Dask cluster, by the address of its scheduler."""
+
+    def __init__(self, address: str) -> None:
+        import distributed
+
+        super().__init__(distributed.Client(address, timeout=120))  # the scheduler may start later
+
+    def worker_names(self) -> dict[str, Any]:
+        workers = self.engine.scheduler_info(n_workers=-1)["workers"].values()
+        return {"names": [worker["name"] for worker in workers]}
+
+    def keep_on_cluster(self, data: Any, rows: int) -> Any:
+        import dask.array
+        import distributed
+
+        source = dask.array.from_array(data, chunks=(rows, data.shape[1])).persist()
+        distributed.wait(source)
+        return source
+
+    def run_tasks(self, f: Callable[[Any], Any], blocks: list[Any]) -> None:
+        self.engine.gather(self.engine.map(f, blocks, pure=False))
+
+
+class RayMaps(Maps):
+    """Maps on a Ray cluster, by the address of its head node; a node must be on this machine."""
+
+    def __init__(self, address: str) -> None:
+        import ray
+
+        # Ray looks for its node at the address of the default route, which may lead elsewhere.
+        own = {"_node_ip_address": socket.gethostbyname(socket.gethostname())}
+        deadline = time.monotonic() + 120.0
+        while not ray.is_initialized():
+            try:
+                ray.init(address=address, log_to_driver=False, **own)
+            except ConnectionError:  # the node beside this process is starting
+                if time.monotonic() > deadline:
+                    raise
+        super().__init__(ray)
+
+    def worker_names(self) -> dict[str, Any]:
+        return {"names": [node["NodeName"] for node in self.engine.nodes() if node["Alive"]]}
+
+    def keep_on_cluster(self, data: Any, rows: int) -> Any:
+        references = [self.engine.put(part) for part in np.split(data, len(data) // rows)]
+        self.engine.wait(references, num_returns=len(references), fetch_local=False)
+        return references
+
+    def run_tasks(self, f: Callable[[Any], Any], blocks: list[Any]) -> None:
+        task = self.engine.remote(f)
+        self.engine.get([task.remote(block) for block in blocks])
+
+
 def memory_bytes() -> int:
     """Return the resident memory of this process."""
     with open("/proc/self/statm") as statistics:
@@ -124,7 +211,8 @@ def main() -> None:
     """Answer each line; what libraries print goes to the standard error."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    maps = Maps(sys.argv[1])
+    engine, address = sys.argv[1:]
+    maps = DaskMaps(address) if engine == "dask" else RayMaps(address)
     for line in sys.stdin:
         asked = json.loads(line)
         try:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from testbed.switch import Cable, Switch
 
 TESTS = Path(__file__).resolve().parents[1]
 NEEDED = ("ip", "unshare", "nsenter")
-SUBNET = "10.77.0"
+SUBNET, OTHER_SUBNET = "10.77.0", "10.78.0"
 # The first process of a machine. It ends when its standard input does, and everything on the machine with it.
 FIRST_PROCESS = """
 hostname {name} && mount -t tmpfs tmpfs /dev/shm && ip link set lo up &&
@@ -28,6 +28,13 @@ CONFIGURE = """
 ip link set eth0 address 02:00:00:00:00:{number:02x} && ip link set eth0 mtu 1500 up &&
 ip address add {address}/24 dev eth0 && ip route add default via {address}
 """
+# Another network, which no other machine reaches. The default route leads there, as to the internet.
+CONFIGURE_OTHER = """
+echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore && ip link set eth1 address 02:00:00:00:00:{number:02x} &&
+ip link set eth1 up && ip address add {subnet}.{number}/24 dev eth1 &&
+ip route replace default via {subnet}.254 dev eth1
+"""
+OTHER_NUMBER = 100  # is added to the number of a machine, in the other network
 
 
 class Machine:
@@ -107,9 +114,14 @@ class Machine:
 
 
 class Network:
-    """Machines by name, and the switch between them."""
+    """Machines by name, and the switch between them.
 
-    def __init__(self, names: Iterable[str], folder: Path) -> None:
+    Parameters
+    ----------
+    in_two_networks : the names of machines whose default route leads to another network.
+    """
+
+    def __init__(self, names: Iterable[str], folder: Path, in_two_networks: Collection[str] = ()) -> None:
         self.switch, self.machines = Switch(), dict[str, Machine]()
         hosts, numbers = folder / "hosts", {name: number for number, name in enumerate(names, 1)}
         lines = [f"{address_of(number)} {name}" for name, number in numbers.items()]
@@ -119,6 +131,9 @@ class Network:
                 machine = self.machines[name] = Machine(name, number, folder / name, hosts)
                 machine.cable = self.switch.plug_in(number, machine.process)
                 machine.run(CONFIGURE.format(number=number, address=machine.address))
+                if name in in_two_networks:
+                    self.switch.plug_in(number + OTHER_NUMBER, machine.process, "eth1")
+                    machine.run(CONFIGURE_OTHER.format(number=number + OTHER_NUMBER, subnet=OTHER_SUBNET))
             self.switch.start()
         except BaseException:
             self.close()
@@ -140,11 +155,11 @@ class Network:
 
 
 @contextlib.contextmanager
-def network(names: Iterable[str]) -> Iterator[Network]:
-    """Make machines with these host names, and end them."""
+def network(names: Iterable[str], in_two_networks: Collection[str] = ()) -> Iterator[Network]:
+    """Make machines with these host names, and end them. See `Network`."""
     folder = Path(tempfile.mkdtemp(prefix="network-"))
     try:
-        with contextlib.closing(Network(names, folder)) as one:
+        with contextlib.closing(Network(names, folder, in_two_networks)) as one:
             yield one
     finally:
         shutil.rmtree(folder, ignore_errors=True)

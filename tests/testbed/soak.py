@@ -1,4 +1,4 @@
-"""python -m testbed.soak: random maps on Dask while machines are throttled, cut and killed."""
+"""python -m testbed.soak: random maps on Dask or Ray while machines are throttled, cut and killed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from testbed.cluster import DaskNetwork, dask_network
-from testbed.machines import Machine, missing_rights
+from testbed.cluster import EngineNetwork, dask_network, ray_network
+from testbed.machines import missing_rights
 
 TIMEOUT = 60.0  # seconds that a map may take; then it raises an error
 PATIENCE = 30.0  # seconds after that until the map is said to hang
@@ -36,10 +36,11 @@ class Fault:
     seconds: float
     options: dict[str, Any] = field(default_factory=dict)
 
-    def events(self, machine: Machine) -> list[Event]:
+    def events(self, cluster: EngineNetwork) -> list[Event]:
         """Return what is to be done, and how many seconds after the start of the map."""
+        machine = cluster.workers[self.machine]
         if self.kind == "kill":
-            return [(self.begin, lambda: machine.kill("multiprocessing"))]
+            return [(self.begin, lambda: cluster.kill_tasks(machine))]
         cable, end = machine.cable, self.begin + self.seconds
         return [(self.begin, lambda: cable.configure(**self.options)), (end, cable.configure)]
 
@@ -118,10 +119,10 @@ def draw_fault(random: Random, machine: int) -> Fault:
     return Fault(kind, machine, begin, random.choice([0.3, 3.0, 15.0]), options.get(kind, {}))
 
 
-def run_case(cluster: DaskNetwork, case: Case) -> tuple[str, dict[str, Any]]:
+def run_case(cluster: EngineNetwork, case: Case) -> tuple[str, dict[str, Any]]:
     """Run a map while its faults happen, then restore the network; return a verdict and the reply."""
     events = sorted(
-        (event for fault in case.faults for event in fault.events(cluster.workers[fault.machine])),
+        (event for fault in case.faults for event in fault.events(cluster)),
         key=lambda event: event[0],
     )
     began = time.monotonic()
@@ -138,7 +139,7 @@ def run_case(cluster: DaskNetwork, case: Case) -> tuple[str, dict[str, Any]]:
     return "hang", {}
 
 
-def replies(cluster: DaskNetwork, deadline: float) -> Iterator[dict[str, Any] | None]:
+def replies(cluster: EngineNetwork, deadline: float) -> Iterator[dict[str, Any] | None]:
     """Yield None every few milliseconds until the driver replies, then the reply; end at the deadline."""
     while time.monotonic() < deadline:
         try:
@@ -147,13 +148,14 @@ def replies(cluster: DaskNetwork, deadline: float) -> Iterator[dict[str, Any] | 
             yield None
 
 
-def soak(cluster: DaskNetwork, seed: int, n_maps: int, deadline: float) -> Tally:
+def soak(cluster: EngineNetwork, seed: int, n_maps: int, deadline: float) -> Tally:
     """Run cases with this seed and the next ones."""
     tally = Tally()
     cluster.driver.call("open_pool")
     for number in range(seed, seed + n_maps):
         if time.monotonic() > deadline:
             break
+        cluster.restart_workers()
         case = draw_case(number, len(cluster.workers))
         verdict, reply = run_case(cluster, case)
         tally.note(case, verdict, reply)
@@ -174,10 +176,11 @@ def main() -> None:
         "--minutes", type=float, default=float("inf"), help="end after so many, at the latest"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the first map; the next ones count up (1)")
+    parser.add_argument("--engine", choices=["dask", "ray"], default="dask", help="dask (the default) or ray")
     asked = parser.parse_args()
     if reason := missing_rights():
         raise SystemExit(reason)
-    with dask_network() as cluster:
+    with (dask_network if asked.engine == "dask" else ray_network)() as cluster:
         deadline = time.monotonic() + 60 * asked.minutes
         tally = soak(cluster, asked.seed, asked.maps, deadline)
     print(f"\n{tally.table()}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from testbed.cluster import BLOCKS, MACHINES, TASKS, DaskNetwork, dask_network
+from testbed.cluster import BLOCKS, MACHINES, TASKS, EngineNetwork, dask_network, ray_network
 from testbed.machines import missing_rights, wait_until
 
 MEGABYTE, MEGABIT = 10**6, 10**6
@@ -26,7 +29,9 @@ class Row:
     rate : of the first machine's cable in bits per second; inf: it is not slow.
     n_cut : the number of machines that are cut before the map begins.
     is_cut_later : whether the first machine is cut while its blocks travel.
-    has_pool : whether the map runs on a pool; else with `executor=client`.
+    cut_seconds : after which cut machines are reached again.
+    has_pool : whether the map runs on a pool; else as tasks of the engine.
+    start : starts the machines and the engine.
     """
 
     name: str
@@ -35,12 +40,14 @@ class Row:
     rate: float = float("inf")
     n_cut: int = 0
     is_cut_later: bool = False
+    cut_seconds: float = 240.0
     has_pool: bool = True
+    start: Callable[[], AbstractContextManager[EngineNetwork]] = dask_network
     seconds: list[float] = field(default_factory=list)
     undisturbed: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def prepare(self, cluster: DaskNetwork) -> None:
+    def prepare(self, cluster: EngineNetwork) -> None:
         """Restore the network, and make a new pool or warm up the client."""
         cluster.net.restore()
         cluster.wait_for_workers()
@@ -50,10 +57,12 @@ class Row:
             cluster.driver.call("close_pool")
             cluster.driver.call("run", block_bytes=100, on_client=True)
 
-    def measure(self, cluster: DaskNetwork, is_disturbed: bool) -> Reply:
+    def measure(self, cluster: EngineNetwork, is_disturbed: bool) -> Reply:
         """Run one map. Its options may ask for a timeout: then an error is what is measured."""
         machines = cluster.workers[: max(1, self.n_cut)]
         options = self.options if self.has_pool else {**self.options, "on_client": True}
+        if self.options.get("is_kept"):
+            cluster.driver.call("keep", block_bytes=self.options["block_bytes"])
         if not is_disturbed:
             return cluster.driver.call("run", **options)
         for machine in machines:
@@ -64,9 +73,12 @@ class Row:
             wanted = before + 0.3 * self.options["block_bytes"] * TASKS / MACHINES
             wait_until(lambda: machines[0].cable.down.n_bytes > wanted)
             machines[0].cable.configure(is_cut=True)
+        with contextlib.suppress(TimeoutError):
+            return cluster.driver.result(self.cut_seconds)
+        cluster.net.restore()
         return cluster.driver.result()
 
-    def take(self, cluster: DaskNetwork, is_disturbed: bool) -> None:
+    def take(self, cluster: EngineNetwork, is_disturbed: bool) -> None:
         """Measure once and keep the seconds."""
         self.prepare(cluster)
         reply = self.measure(cluster, is_disturbed)
@@ -112,10 +124,21 @@ def rows() -> list[Row]:
         Row(
             "client: new map of a dask.array, a machine cut",
             "15 s",
-            blocks(1, is_on_cluster=True),
+            blocks(1, is_kept=True),
             n_cut=1,
             has_pool=False,
         ),
+        *ray_rows(brief),
+    ]
+
+
+def ray_rows(options: dict[str, Any]) -> list[Row]:
+    """Return the rows that are measured on Ray."""
+    cut: dict[str, Any] = {"cut_seconds": 40.0, "start": ray_network}
+    return [
+        Row("Ray, pool: a node cut for 40 s", "15 s", options, n_cut=1, **cut),
+        Row("Ray, pool: two nodes cut for 40 s", "15 s", options, n_cut=2, **cut),
+        Row("Ray, tasks: a node cut for 40 s", "15 s", options, n_cut=1, has_pool=False, **cut),
     ]
 
 
@@ -127,10 +150,10 @@ def print_table(found: list[Row]) -> None:
         print(row.line())
 
 
-def print_steps(count: int) -> None:
-    """Print the milliseconds of steps of 24 blocks of 80 kB for some latencies, beside the engine alone."""
-    print("\n| each cable | polarmap: median, 90 %, ms | Dask alone |\n|---|--:|--:|")
-    with dask_network() as cluster:
+def print_steps(start: Callable[[], AbstractContextManager[EngineNetwork]], count: int) -> None:
+    """Print the milliseconds of steps of 24 blocks of 80 kB for each latency, beside the engine alone."""
+    with start() as cluster:
+        print(f"\n| each cable | polarmap: median, 90 %, ms | {cluster.engine} alone |\n|---|--:|--:|")
         for name, options in latencies().items():
             cluster.net.restore()
             cluster.driver.call("open_pool")
@@ -172,15 +195,15 @@ def main() -> None:
     found = [row for row in rows() if asked.runs and re.search(asked.only, row.name)]
     for row in found:
         began = time.monotonic()
-        with dask_network() as cluster:
+        with row.start() as cluster:
             for is_disturbed in [False] * asked.runs + [True] * asked.runs:
                 row.take(cluster, is_disturbed)
         print(row.line(), f"({time.monotonic() - began:.0f} s)", flush=True)
     if found:
         print()
         print_table(found)
-    if asked.steps and not asked.only:
-        print_steps(asked.steps)
+    for start in (dask_network, ray_network) if asked.steps and not asked.only else ():
+        print_steps(start, asked.steps)
 
 
 if __name__ == "__main__":
