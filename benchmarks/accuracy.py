@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap.codes import PolarCode
-from polarmap.codes.dtypes import default_rtol, epsilon
+from polarmap.dtypes import default_rtol, machine_epsilon
 
 SIZES = {(8, 6): 4000, (16, 12): 20_000, (32, 24): 20_000, (64, 48): 20_000, (128, 96): 8000}
 FLOATS = ("float64", "float32", "float16")
@@ -23,8 +23,8 @@ def amplifications(code: PolarCode, arrivals: int, count: int) -> np.ndarray:
     found = np.full(count, np.inf)
     for turn in range(count):
         arrived = np.isin(np.arange(code.n), stream.permutation(code.n)[:arrivals])
-        plan = code.recovery(arrived, exact=False)
-        if plan.deficit == 0:
+        plan = code.make_decoder(arrived, modular=False)
+        if plan.rank_deficit == 0:
             found[turn] = plan.amplification
     return found
 
@@ -32,7 +32,7 @@ def amplifications(code: PolarCode, arrivals: int, count: int) -> np.ndarray:
 def beyond_rtol(n: int, k: int, count: int) -> Iterator[list[object]]:
     """Per cent of patterns for each dtype, of k results and of one and two more."""
     code = PolarCode(n, k)
-    limits = [default_rtol(np.dtype(name)) / epsilon(np.dtype(name)) for name in FLOATS]
+    limits = [default_rtol(np.dtype(name)) / machine_epsilon(np.dtype(name)) for name in FLOATS]
     for more in range(3):
         found = amplifications(code, k + more, count)
         shares = [f"{100 * np.mean(found > limit):.2f}" for limit in limits]

@@ -21,7 +21,7 @@ import cloudpickle
 import numpy as np
 
 from benchmarks import one_thread_of_blas
-from polarmap.codes import Decoder, PolarCode
+from polarmap.codes import ArrivalTracker, PolarCode
 
 TOLD = 2  # orders that a worker has at most: the one that it is at, and the next
 LENGTH = struct.Struct("<q")
@@ -57,7 +57,7 @@ class BareSockets:
     def map(self, f: Callable[[Any], np.ndarray]) -> np.ndarray:
         """The results of f, a linear function, of all blocks of data."""
         self._maps += 1
-        pickled, decoder, results = cloudpickle.dumps(f), Decoder(self._code), dict[int, np.ndarray]()
+        pickled, decoder, results = cloudpickle.dumps(f), ArrivalTracker(self._code), dict[int, np.ndarray]()
         tasks, unaware = deque(range(self._code.n)), set(self._workers)
 
         def order(place: int) -> None:
@@ -70,7 +70,7 @@ class BareSockets:
 
         for place in list(self._workers) * TOLD:
             order(place)
-        while not decoder.ready:
+        while not decoder.is_ready:
             for place, _ in self._poll.poll():
                 worker = self._workers[place]
                 for number, task, result in received(worker.socket, worker.unread):

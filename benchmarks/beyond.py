@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap import coded_map
-from polarmap.codes import LagrangeCode, Masked, MaskedCode
+from polarmap.codes import LagrangeCode, SecretSharing, SecretSharingCode
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.testing import ReplayExecutor
 
@@ -27,14 +27,14 @@ def polynomials(orders: int) -> Iterator[list[object]]:
             needed = LagrangeCode(2000, k, degree, points).recovery_threshold
             code = LagrangeCode(needed + -(-needed // 3), k, degree, points)
             spare = code.n - needed
-            half, full = code.amplification((spare + 1) // 2), code.amplification(spare)
+            half, full = code.summarize_amplification((spare + 1) // 2), code.summarize_amplification(spare)
             awaited = [first_recovery(code, seed, TEN_DIGITS)[0] for seed in range(orders)]
             yield [
                 *[degree, k, points, code.n, needed, _short(code.norm_inf), _short(half.median)],
                 *[
-                    _short(half.worst),
+                    _short(half.max),
                     _short(full.median),
-                    _short(full.worst),
+                    _short(full.max),
                     f"{np.mean(awaited) - needed:.1f}",
                 ],
             ]
@@ -45,8 +45,8 @@ def first_recovery(code: Any, seed: int, limit: float = np.inf) -> tuple[int, An
     arrived = np.zeros(code.n, bool)
     for index in np.random.default_rng(seed).permutation(code.n):
         arrived[index] = True
-        plan = code.recovery(arrived, exact=False)
-        if not plan.deficit and plan.amplification <= limit:
+        plan = code.recovery(arrived, modular=False)
+        if not plan.rank_deficit and plan.amplification <= limit:
             break
     return int(arrived.sum()), plan
 
@@ -56,7 +56,7 @@ def sums(orders: int) -> Iterator[list[object]]:
     for n, tolerate in SUMS:
         code = GradientCode(n, tolerate)
         needed, plans = zip(*(first_recovery(code, seed) for seed in range(orders)))
-        worst, sizes = max(plan.amplification for plan in plans), "+".join(map(str, code.sizes))
+        worst, sizes = max(plan.amplification for plan in plans), "+".join(map(str, code.group_sizes))
         yield [n, tolerate, sizes, n - tolerate, f"{np.mean(needed):.1f}", _short(worst)]
 
 
@@ -64,26 +64,26 @@ def private(rows: int) -> Iterator[list[object]]:
     """What t workers learn at most, what one shows in fact, and the digits that decoding loses."""
     for n, k, t in PRIVATE:
         for noise in (10.0, 100.0, 1000.0):
-            code = MaskedCode(n, k, t, noise)
+            code = SecretSharingCode(n, k, t, noise)
             yield [
                 *[n, k, t, f"{noise:g}", _short(code.leakage()), _short(code.leakage(correlated=True))],
                 *[_short(correlation(code)), f"{digits_lost(code, rows):.1f}"],
             ]
 
 
-def correlation(code: MaskedCode) -> float:
+def correlation(code: SecretSharingCode) -> float:
     """Of what the worst worker sees with the best linear guess at the data."""
-    signal = (code.coefficients[:, : code.k] ** 2).sum(axis=1).max()
+    signal = (code.encoding_matrix[:, : code.k] ** 2).sum(axis=1).max()
     return float(np.sqrt(signal / (signal + code.noise**2)))
 
 
-def digits_lost(code: MaskedCode, rows: int) -> float:
+def digits_lost(code: SecretSharingCode, rows: int) -> float:
     """Decimal digits of a product with a matrix, the last workers missing, in float64."""
     rng = np.random.default_rng(0)
     A, w = rng.standard_normal((code.k * rows, 20)), rng.standard_normal(20)
     late = dict.fromkeys(range(code.recovery_threshold + 1, code.n), 9.0)
     result = coded_map(
-        lambda block: block @ w, A, blocks=code.k, tasks=code.n, code=Masked(code.t, code.noise),
+        lambda block: block @ w, A, blocks=code.k, tasks=code.n, code=SecretSharing(code.n_colluders, code.noise),
         executor=ReplayExecutor(late), verify=False, rtol=1e-6,
     )  # fmt: skip
     error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import Row, in_turns, milliseconds
-from polarmap.codes import Decoder, PolarCode
+from polarmap.codes import ArrivalTracker, PolarCode
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -65,26 +65,26 @@ def rows(case: Case, repeats: int) -> Iterator[Row]:
     """Encoding and recovery, of floats beside what BLAS takes, too."""
     code = PolarCode(case.n, case.k, "rotation" if case.dtype == "float64" else "arikan")
     data = some_data(case.k, case.dtype, case.size)
-    coded = np.concatenate([data, code.parity(data)])
+    coded = np.concatenate([data, code.encode_parity(data)])
     copies, parity = np.zeros_like(coded), coded[case.k :].copy()
-    decoder, arrived = Decoder(code, exact=data.dtype.kind != "f"), {}
+    decoder, arrived = ArrivalTracker(code, modular=data.dtype.kind != "f"), {}
     for index in arrivals(case.n, case.share):
         decoder.add(index)
         arrived[index] = coded[index]
-    missing = decoder.missing
-    assert np.allclose(decoder.recovery.recover(arrived, data.dtype), data[missing], rtol=0, atol=1e-6)
+    missing = decoder.missing_indices
+    assert np.allclose(decoder.decoder.decode(arrived, data.dtype), data[missing], rtol=0, atol=1e-6)
     actions: list[Callable[[], object]] = [
         lambda: np.copyto(copies, coded),
         lambda: np.copyto(copies[: case.k], data),
-        lambda: code.parity(data, out=parity),
-        lambda: code.parity(data),
-        lambda: decoder.recovery.recover(arrived, data.dtype),
+        lambda: code.encode_parity(data, out=parity),
+        lambda: code.encode_parity(data),
+        lambda: decoder.decoder.decode(arrived, data.dtype),
     ]
     if data.dtype.kind == "f":
         weights = np.random.default_rng(1).standard_normal((len(missing), len(arrived)))
         out = np.zeros((len(missing), data.shape[1]))
         actions += [
-            lambda: np.matmul(code.coefficients, data, out=parity),
+            lambda: np.matmul(code.encoding_matrix, data, out=parity),
             lambda: np.matmul(weights, coded[: len(arrived)], out=out),
         ]
     of_n, of_k, encode, anew, recover, *blas = map(milliseconds, in_turns(actions, repeats))
@@ -120,13 +120,13 @@ def planning(n: int, k: int, kernel: str, decoder: str, target: str, repeats: in
 
 def zeros(code: PolarCode, count: int) -> np.ndarray:
     """Blocks of a single number each."""
-    return np.zeros((count, 1), int if code.carries_integers else float)
+    return np.zeros((count, 1), int if code.supports_integers else float)
 
 
 def planned(code: PolarCode, order: list[int]) -> float:
     """Seconds from the first arrival to the decoded blocks of a single number, decision included."""
     start = perf_counter()
-    decoder, one = Decoder(code, exact=code.carries_integers), zeros(code, 1)[0]
+    decoder, one = ArrivalTracker(code, modular=code.supports_integers), zeros(code, 1)[0]
     assert any(decoder.add(index) for index in order)
-    decoder.recovery.recover(dict.fromkeys(decoder.recovery.arrived.tolist(), one), one.dtype)
+    decoder.decoder.decode(dict.fromkeys(decoder.decoder.arrived_indices.tolist(), one), one.dtype)
     return perf_counter() - start

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap.codes import PolarCode
-from polarmap.codes.estimation import estimator
+from polarmap.codes.block_prediction import make_block_predictor
 from polarmap.errors import NotDecodableError
 from polarmap.linalg import sketched_gram, sketched_lstsq
 from polarmap.linalg.sketch import SketchEstimate
@@ -61,10 +61,14 @@ def ratios_of(code: PolarCode, make: Make, count: int, stream: np.random.Generat
     coded, ratios = code.encode(data), []
     for _ in range(ORDERS):
         arrived = np.isin(np.arange(code.n), stream.permutation(code.n)[:count])
-        how = estimator(code, arrived, float(np.finfo(float).eps))
+        how = make_block_predictor(code, arrived, float(np.finfo(float).eps))
         received = coded[arrived]
-        error = np.linalg.norm(how.weights @ received - data[how.missing]) / np.sqrt(data.shape[1])
-        said = how.scatter(received) * np.linalg.norm(how.errors) * how.error_ratio_p90(received)
+        error = np.linalg.norm(how.weights @ received - data[how.missing_indices]) / np.sqrt(data.shape[1])
+        said = (
+            how.compute_block_std(received)
+            * np.linalg.norm(how.error_stds)
+            * how.compute_error_ratio_p90(received)
+        )
         ratios.append(float(said / error))
     return ratios
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import polarmap
 from benchmarks import is_quick, show
-from polarmap.codes import tiled
+from polarmap.codes import tiling
 from polarmap.testing import Fault, FaultyExecutor
 
 MIB, COLUMNS = 1 << 20, 2_000
@@ -27,11 +27,11 @@ def peak() -> float:
 
 def peak_with_libraries() -> float:
     """What a map of next to no data takes that loads all libraries, the compiled loops too."""
-    least, tiled.COMPILED_FROM_BYTES = tiled.COMPILED_FROM_BYTES, 0
+    least, tiling.MIN_COMPILED_BYTES = tiling.MIN_COMPILED_BYTES, 0
     polarmap.coded_map(
         lambda block: block, np.ones((48, 2)), executor=polarmap.testing.ReplayExecutor({2: np.inf})
     )
-    tiled.COMPILED_FROM_BYTES = least
+    tiling.MIN_COMPILED_BYTES = least
     polarmap.coded_map(lambda block: block, np.ones((48, 2)))
     return peak()
 

@@ -20,7 +20,7 @@ from benchmarks import in_turns, is_quick, seconds_of, show
 from polarmap import CodedOperator, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
 from polarmap.codes import PolarCode
-from polarmap.codes.uncoded import BACKUPS, Uncoded
+from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.linalg.products import product_map
 from polarmap.run.options import checked_options
 from polarmap.testing import Fault, FaultyExecutor
@@ -43,7 +43,7 @@ def products(A: Any, pool: Any, repeats: int) -> tuple[Any, ...]:
     """What decides, and the seconds of a product: scipy's, coded, copies; the last two with sleepers."""
     x, blocks = np.ones(A.shape[1]), SparseBlocks(A, K)
     coded = SparseCodedBlocks(blocks, PolarCode(N, K), keep=True)
-    copies = SparseCodedBlocks(blocks, Uncoded(K, BACKUPS), keep=True)
+    copies = SparseCodedBlocks(blocks, Uncoded(K, DEFAULT_BACKUPS), keep=True)
     late = FaultyExecutor(pool, LATE)
     actions: list[Callable[[], Any]] = [lambda: A @ x]
     actions += [product(one, x, executor) for executor in (pool, late) for one in (coded, copies)]

@@ -44,6 +44,6 @@ y.report.plot()
 
 # %%
 lambdas = Worker("aws_lambda", "aws_s3", memory=1769)
-seconds = planning.stragglers(planning.ShiftedExponential(2.0, 0.3), 0.03, 5.0)
-plan = polarmap.plan(24, seconds, worker=lambdas)
+seconds = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), 0.03, 5.0)
+plan = polarmap.plan(24, seconds, worker_spec=lambdas)
 print(f"{plan.n} functions for {plan.k} blocks: {plan.cost}")

@@ -17,11 +17,11 @@ from polarmap.testing import Fault, FaultyExecutor
 
 # %%
 late = FaultyExecutor(None, {task: Fault("sleep", seconds=0.1 + 0.01 * task) for task in (3, 17)})
-measured = planning.measure(late, tasks=40, seconds=0.005)
+measured = planning.measure(late, tasks=40, task_seconds=0.005)
 print(measured)
 
 # %%
-planning.plot_runtimes(measured.warm)
+planning.plot_run_times(measured.warm)
 
 # %% [markdown]
 # On a cloud that runs 24 tasks at once, with such times, in seconds:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import polarmap
-from polarmap.codes import Masked
+from polarmap.codes import SecretSharing
 from polarmap.testing import Fault, FaultyExecutor
 
 
@@ -19,9 +19,9 @@ def main() -> None:
         for noise in (10, 100, 1000):
             result = polarmap.coded_map(
                 lambda block: block @ w, A, blocks=7, tasks=12,
-                code=Masked(colluders=2, noise=noise), executor=pool,
+                code=SecretSharing(n_colluders=2, noise=noise), executor=pool,
             )  # fmt: skip
-            bits = polarmap.codes.MaskedCode(12, 7, 2, noise).leakage()
+            bits = polarmap.codes.SecretSharingCode(12, 7, 2, noise).leakage()
             error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()
             print(f"{noise:5}  {bits:13.1g}  {error:.1g}")
 

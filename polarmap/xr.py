@@ -11,9 +11,9 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
 from polarmap.blocks.equal import rows_of_block
 from polarmap.clouds.extras import needed_by
-from polarmap.codes.dtypes import Array, check_dtype, epsilon
-from polarmap.codes.linear import LinearCode
-from polarmap.codes.masked import Masked
+from polarmap.codes.linear_code import LinearCode
+from polarmap.codes.secret_sharing import SecretSharing
+from polarmap.dtypes import Array, check_dtype, machine_epsilon
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedOptions
 from polarmap.report import Report
@@ -76,7 +76,7 @@ def apply(
     return_report: bool = False,
     blocks: int | None = None,
     tasks: int | None = None,
-    code: CodeName | LinearCode | Masked = "auto",
+    code: CodeName | LinearCode | SecretSharing = "auto",
     degree: int = 1,
     schedule: ScheduleName | Plan = "upfront",
     executor: Any = None,
@@ -330,7 +330,7 @@ def _without_noise(weights: Array, report: Report) -> Array:
     rows = -(-len(weights) // report.k)
     decoded = np.isin(np.arange(len(weights)) // rows, report.recovered)
     size = np.abs(weights)
-    rounding = ROUNDINGS * epsilon(weights.dtype) * report.amplification
+    rounding = ROUNDINGS * machine_epsilon(weights.dtype) * report.amplification
     noise = (size <= rounding * size.max(initial=0)).T & decoded
     return np.where(noise.T, weights.dtype.type(0), weights)
 
@@ -392,7 +392,7 @@ def _check_rows(
 def _are_close(alone: Array, whole: Array) -> bool:
     """Whether the first rows are the same but for rounding, which is far below what mixing them makes."""
     largest = float(np.abs(whole[np.isfinite(whole)]).max(initial=0))
-    error = float(np.sqrt(max(epsilon(whole.dtype), 1e-15))) * largest
+    error = float(np.sqrt(max(machine_epsilon(whole.dtype), 1e-15))) * largest
     return bool(np.allclose(alone, whole[: len(alone)], rtol=0, atol=error, equal_nan=True))
 
 

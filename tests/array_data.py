@@ -51,7 +51,7 @@ def losses(code, count):
     for lost in itertools.combinations(range(code.n), count):
         mask = np.ones(code.n, bool)
         mask[list(lost)] = False
-        if code.decodable(mask) and lost[0] < code.k <= lost[-1]:
+        if code.is_decodable(mask) and lost[0] < code.k <= lost[-1]:
             return lost
     raise AssertionError(code)
 

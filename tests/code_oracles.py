@@ -64,7 +64,7 @@ def polar_check(code: PolarCode) -> Array:
     inverse = np.eye(math.ceil(code.n / 2**code.levels), dtype=int)
     for _ in range(code.levels):
         inverse = np.kron(np.array([[1, -1], [0, 1]]), inverse)
-    return inverse[np.ix_(code.frozen, code.order)]
+    return inverse[np.ix_(code.frozen_set, code.codeword_positions)]
 
 
 def genie_determined(known: list[bool]) -> list[bool]:
@@ -84,11 +84,11 @@ def sequential_decodable(code: PolarCode, arrived: Array) -> bool:
     length = count * 2**code.levels
     known = [False] * length
     for index in np.flatnonzero(arrived):
-        known[code.order[index]] = True
+        known[code.codeword_positions[index]] = True
     determined = [False] * length
     for butterfly in range(count):
         determined[butterfly::count] = genie_determined(known[butterfly::count])
-    must = set(range(length - code.n, length)) - {int(i) for i in code.frozen}
+    must = set(range(length - code.n, length)) - {int(i) for i in code.frozen_set}
     return all(determined[i] for i in must)
 
 

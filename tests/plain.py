@@ -17,7 +17,7 @@ import numpy as np
 from dask_executors import dask_executor
 
 import polarmap
-from polarmap.codes import Decoder, PolarCode
+from polarmap.codes import ArrivalTracker, PolarCode
 from polarmap.executors.base import Event, Outcome, Payload, Run
 from polarmap.executors.replay import ReplayRun
 from polarmap.testing import ReplayExecutor
@@ -108,10 +108,10 @@ def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bo
     """A random order of `count` tasks that decodes well, up to two data tasks being left out."""
     while True:
         order = stream.permutation(code.n)[:count].tolist()
-        decoder = Decoder(code, exact=exact, max_amplification=50)
+        decoder = ArrivalTracker(code, modular=exact, max_amplification=50)
         for index in order:
             decoder.add(index)
-        if decoder.ready and len(decoder.missing) >= min(2, code.n - count):
+        if decoder.is_ready and len(decoder.missing_indices) >= min(2, code.n - count):
             return order
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from polarmap.codes import Decoder, PolarCode
+from polarmap.codes import ArrivalTracker, PolarCode
 
 INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
 SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
@@ -33,9 +33,9 @@ def received(coded: np.ndarray, arrived: np.ndarray) -> dict[int, np.ndarray]:
     return {int(index): coded[index] for index in np.flatnonzero(arrived)}
 
 
-def arrive(code: PolarCode, order: np.ndarray, **options: float) -> Decoder:
+def arrive(code: PolarCode, order: np.ndarray, **options: float) -> ArrivalTracker:
     """A decoder that was told of arrivals in `order` until it was ready."""
-    decoder = Decoder(code, **options)
+    decoder = ArrivalTracker(code, **options)
     for index in order.tolist():
         if decoder.add(index):
             break

@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 
-from polarmap.codes import Decoder, PolarCode, modular
+from polarmap.codes import ArrivalTracker, PolarCode, modular_decoders
 from polarmap.codes.product import ProductCode
 
 
@@ -15,15 +15,15 @@ def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation"
 
 
 def generator(code: PolarCode) -> np.ndarray:
-    return np.concatenate([np.eye(code.k, dtype=code.coefficients.dtype), code.coefficients])
+    return np.concatenate([np.eye(code.k, dtype=code.encoding_matrix.dtype), code.encoding_matrix])
 
 
 def combinations_of(code: ProductCode) -> np.ndarray:
     """Every block as a sum of the data blocks, from Kronecker's product."""
-    whole = np.kron(generator(code.left), generator(code.right))
-    rows, columns = code.cells.T
-    assert (code.cells[: code.k] < [code.left.k, code.right.k]).all()
-    return whole[rows * code.right.n + columns]
+    whole = np.kron(generator(code.column_code), generator(code.row_code))
+    rows, columns = code.grid_coordinates.T
+    assert (code.grid_coordinates[: code.k] < [code.column_code.k, code.row_code.k]).all()
+    return whole[rows * code.row_code.n + columns]
 
 
 def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
@@ -40,11 +40,15 @@ def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
 
 
 def rank(rows: np.ndarray, exact: bool) -> int:
-    return len(modular.independent_rows(rows)) if exact else int(np.linalg.matrix_rank(rows, tol=1e-9))
+    return (
+        len(modular_decoders.find_independent_rows(rows))
+        if exact
+        else int(np.linalg.matrix_rank(rows, tol=1e-9))
+    )
 
 
-def decoded(code: ProductCode, arrived: np.ndarray, exact: bool) -> Decoder:
-    decoder = Decoder(code, exact=exact, max_amplification=inf)
+def decoded(code: ProductCode, arrived: np.ndarray, exact: bool) -> ArrivalTracker:
+    decoder = ArrivalTracker(code, modular=exact, max_amplification=inf)
     for index in np.flatnonzero(arrived):
         decoder.add(int(index))
     return decoder

@@ -8,20 +8,20 @@ import numpy as np
 
 from polarmap.planning import (
     Distribution,
-    Failing,
+    FailureProne,
     LatenessRule,
     Pareto,
     ShiftedExponential,
-    cold_starts,
-    training_trace,
+    load_training_trace,
+    with_cold_starts,
 )
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "exponential": ShiftedExponential(1.0, 1.0),
     "pareto": Pareto(1.0, 2.5),
-    "trace": training_trace(),
-    "cold": cold_starts(ShiftedExponential(1.0, 0.2), 0.05, 4.0),
-    "failing": Failing(cold_starts(training_trace(), 0.05, 3.0), 0.02),
+    "trace": load_training_trace(),
+    "cold": with_cold_starts(ShiftedExponential(1.0, 0.2), 0.05, 4.0),
+    "failing": FailureProne(with_cold_starts(load_training_trace(), 0.05, 3.0), 0.02),
 }
 
 

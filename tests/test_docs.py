@@ -37,7 +37,7 @@ from benchmarks import iterations
 from benchmarks.compare import figures
 from benchmarks.pages import tables_of
 from polarmap import cli, planning
-from polarmap.codes import equations
+from polarmap.codes import error_detection
 from polarmap.linalg.sketch import SketchEstimate
 
 ROOT = Path(__file__).parents[1]
@@ -441,8 +441,8 @@ def test_deviations_in_reliability_are_those_that_the_check_lets_pass() -> None:
     found = re.search(r"about (\S+) of the largest value that .*?, plus (\S+) of the largest number", page)
     assert found is not None
     double = np.dtype(np.float64)
-    assert float(found[1]) == pytest.approx(equations.tolerance(double), rel=0.05)
-    assert float(found[2]) == pytest.approx(equations.noise(double), rel=0.05)
+    assert float(found[1]) == pytest.approx(error_detection.violation_tolerance(double), rel=0.05)
+    assert float(found[2]) == pytest.approx(error_detection.rounding_level(double), rel=0.05)
 
 
 def words_of(name: str) -> str:
@@ -469,7 +469,7 @@ def test_the_rule_of_thumb_for_workers_is_what_plan_recommends() -> None:
         r"adds (\d+) to (\d+) tasks to 24 blocks and (\d+) to (\d+)", words_of("how-many-workers.md")
     )
     assert found is not None
-    runtimes = planning.stragglers(planning.ShiftedExponential(2.0, 0.3), share=0.02, factor=5.0)
+    runtimes = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), fraction=0.02, factor=5.0)
     plans = [polarmap.plan(k, runtimes, objective) for k in (24, 768) for objective in ("cost", "p99")]
     assert [plan.n - plan.k for plan in plans] == list(map(int, found.groups()))
 

@@ -74,7 +74,7 @@ ONLY_FROM = {
     "tqdm": ["polarmap.run.observers"],
     "IPython": ["polarmap.run.observers"],  # only in a notebook, which has it
     "xarray": ["polarmap.xr"],
-    "numba": ["polarmap.codes.kernels_numba"],
+    "numba": ["polarmap.codes.transforms_numba"],
     "scipy": [
         *["polarmap.linalg.operators", "polarmap.linalg.sketch", "polarmap.blocks.sparse"],
         *[
@@ -96,7 +96,7 @@ ONLY_FROM = {
         *("polarmap.report", "polarmap.planning.planner"),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
-    "polarmap.codes.kernels_numba": ["polarmap.codes.kernels", "polarmap.codes.tiled"],
+    "polarmap.codes.transforms_numba": ["polarmap.codes.transforms", "polarmap.codes.tiling"],
     "polarmap.maps.coded": [
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor")],
@@ -117,7 +117,7 @@ CLOCKS_AND_IO = {
     *["http", "io", "logging", "os", "pathlib", "select", "shutil", "socket", "tempfile", "urllib"],
     *["random", "secrets"],
 }
-SPREADS_OVER_CORES = {"polarmap.codes.tiled": {"concurrent"}}
+SPREADS_OVER_CORES = {"polarmap.codes.tiling": {"concurrent"}}
 
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap.blocks.equal import most_filled_blocks
-from polarmap.codes import Masked
+from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.xr import apply
@@ -300,7 +300,7 @@ def test_nothing_failing_is_a_plain_call_bit_for_bit_and_everything_failing_an_e
     "options",
     [
         {"schedule": "on_demand", "blocks": 6, "tasks": 9},
-        {"code": Masked(1, noise=10), "tasks": 9, "rtol": 1e-8},
+        {"code": SecretSharing(1, noise=10), "tasks": 9, "rtol": 1e-8},
         {"code": polarmap.codes.PolarCode(9, 6)},
         {"code": "rotation", "tasks": 9, "verify": True, "progress": False},
         {},

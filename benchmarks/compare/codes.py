@@ -24,7 +24,7 @@ from benchmarks.rivals import (
     staircase,
 )
 from polarmap.codes import PolarCode
-from polarmap.codes.design import power_of_two_above
+from polarmap.codes.polar_construction import next_power_of_two
 from polarmap.planning import ArrivalsNeeded
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated
@@ -106,7 +106,7 @@ def compile_loops() -> None:
     for make, _, is_integer in contestants(Size(*WARM, 1, 1, 1), 2):
         code = make()
         [order] = arrival_orders(code.n, 1)
-        code.plan(order[: code.needed(order[None])[0]]).recover(code.encode(some_data(code, 2, is_integer)))
+        code.plan(order[: code.needed(order[None])[0]]).decode(code.encode(some_data(code, 2, is_integer)))
 
 
 def measure(
@@ -122,7 +122,7 @@ def measure(
     data = some_data(code, width, is_integer)
     encode_seconds, coded = processor_seconds(lambda: code.encode(data), min)
     plan_seconds, plan = processor_seconds(lambda: code.plan(arrived), median)
-    decode_seconds, found = processor_seconds(lambda: plan.recover(coded), min)
+    decode_seconds, found = processor_seconds(lambda: plan.decode(coded), min)
     patterns = [
         orders[i][: arrivals[i]] for i in np.flatnonzero(decodes)[: size.patterns if count > 1 else 1]
     ]
@@ -137,7 +137,7 @@ def measure(
         float((arrivals[decodes] - code.k).mean()),
         code.encode_operations,
         encode_seconds / data.nbytes,
-        plan.operations,
+        plan.operation_table,
         plan_seconds,
         decode_seconds / data.nbytes,
         spread(factors) if factors else None,
@@ -159,7 +159,7 @@ def counted(arrivals: Array, n: int) -> ArrivalsNeeded:
 def amplification(code: Rival, arrived: Array, rng: np.random.Generator) -> float:
     """log10 of the largest error of a data block, one per unit of relative error of what arrived."""
     noise = rng.standard_normal((code.n, NOISE)) * code.norms[:, None]
-    errors = code.plan(arrived).recover(noise)
+    errors = code.plan(arrived).decode(noise)
     return float(np.log10(np.sqrt((errors**2).mean(axis=1)).max()))
 
 
@@ -172,7 +172,7 @@ def partly_polarized(size: Size) -> Iterator[Measured]:
 
     None of small codes, whose butterflies would hardly be more than a parity check.
     """
-    most = power_of_two_above(size.n).bit_length() - 1
+    most = next_power_of_two(size.n).bit_length() - 1
     for levels in (most - 2, most // 2) if most >= LEAST_LEVELS else ():
         for decoder, orders in (("sequential", size.orders), ("optimal", size.few)):
             code = PolarCode(size.n, size.k, "arikan", decoder, levels=levels)

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.rivals import Array
 from polarmap.codes import PolarCode
-from polarmap.planning import Distribution, ShiftedExponential, sequential_finish
+from polarmap.planning import Distribution, ShiftedExponential, sequential_decoding_times
 
 BLOCKS, WORKERS = 500, 1500
 RUNTIMES: Distribution = ShiftedExponential(1.0, 1.0)
@@ -45,7 +45,7 @@ def elastic(rate: float, trials: int) -> list[Elastic]:
     code = PolarCode(WORKERS, BLOCKS, "arikan", "sequential")
     moments = {
         "coded, rotation": np.partition(arrivals, BLOCKS - 1, axis=1)[:, BLOCKS - 1],
-        "coded, polar sequential": sequential_finish(code, np.ascontiguousarray(arrivals.T)),
+        "coded, polar sequential": sequential_decoding_times(code, np.ascontiguousarray(arrivals.T)),
     }
     coded = [
         Elastic(scheme, rate, lost, time, paid_until(joined, ends, time)) for scheme, time in moments.items()

@@ -10,14 +10,14 @@ import numpy as np
 
 from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.planning import (
     Completion,
     Empirical,
     ShiftedExponential,
     plan,
     plot_polarization,
-    plot_runtimes,
+    plot_run_times,
 )
 from polarmap.plot import canvas
 
@@ -80,7 +80,7 @@ def example_seconds() -> Floats:
 def draw_plan(folder: Path) -> None:
     """Draw the figures of docs/how-many-workers.md: its run times, and the frontier of its plan."""
     seconds = example_seconds()
-    plot_runtimes(seconds, folder / "run-times.png")
+    plot_run_times(seconds, folder / "run-times.png")
     plan(24, Empirical(seconds)).plot(folder / "frontier.png")
 
 
@@ -95,7 +95,7 @@ def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, p
             if label is not None and np.isfinite(found.p99):
                 _, marker, color, filled = JOBS[label]
                 look = {"color": color, "markerfacecolor": color if filled else "white", "label": label}
-                point = [found.paid / schemes["uncoded"].paid], [found.p99]
+                point = [found.worker_seconds / schemes["uncoded"].worker_seconds], [found.p99]
                 one.plot(*point, marker, ms=13 if marker == "*" else 8.5, markeredgewidth=1.4, **look)
         one.set_ylim(bottom=0)
         canvas.titled(one, name, "worker-seconds, relative to a plain map", "99 % quantile, seconds")

@@ -18,20 +18,20 @@ from polarmap.planning import (
     Distribution,
     Pareto,
     ShiftedExponential,
-    completion_after,
+    completion_from_arrivals,
     completion_time,
+    load_training_trace,
     simulate_backups,
-    stragglers,
-    training_trace,
+    with_stragglers,
 )
-from polarmap.planning.backups import CUBED
-from polarmap.planning.completion import completion_of_jobs
+from polarmap.planning.backups import CUBED_RULE
+from polarmap.planning.completion import summarize_jobs
 
 DISTRIBUTIONS: dict[str, Distribution] = {
-    "2 % stragglers at 5x": stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),
+    "2 % stragglers at 5x": with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),
     "shifted exponential 1 + Exp(1)": ShiftedExponential(1.0, 1.0),
     "heavy tail, Pareto(2.5)": Pareto(1.0, 2.5),
-    "real trace of a training job": training_trace(),
+    "real trace of a training job": load_training_trace(),
 }
 PIECES = (4, 16)  # times as many blocks on workers that stay
 TASK_PRICE = 0.001  # seconds, of each of their tasks
@@ -43,7 +43,7 @@ def schemes(size: Size, runtimes: Distribution, codes: list[Measured], trials: i
     n, k = size.n, size.k
 
     def found(name: str, scheme: str, tasks: int = n, **options: float) -> Completion:
-        taken = completion_time(tasks, k, scheme, runtimes, trials=trials, **options)  # type: ignore[arg-type]
+        taken = completion_time(tasks, k, scheme, runtimes, n_trials=trials, **options)  # type: ignore[arg-type]
         return taken._replace(scheme=name)
 
     yield found("uncoded", "uncoded", k)
@@ -53,14 +53,14 @@ def schemes(size: Size, runtimes: Distribution, codes: list[Measured], trials: i
     yield found("backup tasks (Spark 4)", "backup-spark", k)
     yield tuned_backups(size, runtimes, trials)
     for code in codes:
-        yield completion_after(code.needed, code.n, k, runtimes, code.name)
+        yield completion_from_arrivals(code.needed, code.n, k, runtimes, code.name)
     yield found("on demand", "on_demand")
     few = max(1, (n - k) // 4)
-    yield found(f"{few} upfront, rest on demand", "on_demand", upfront=few)
+    yield found(f"{few} upfront, rest on demand", "on_demand", n_upfront_parity=few)
     for pieces in PIECES:
         if pieces * n <= MAX_N:
             name = f"{pieces}x as many blocks"
-            yield found(name, "small_blocks", pieces=pieces, task_price=TASK_PRICE)
+            yield found(name, "small_blocks", tasks_per_worker=pieces, task_overhead=TASK_PRICE)
 
 
 def tuned_backups(size: Size, runtimes: Distribution, trials: int) -> Completion:
@@ -76,9 +76,9 @@ def with_backups(slow: float, size: Size, runtimes: Distribution, trials: int) -
     jobs = simulate_backups(
         runtimes.sample(rng, (trials, k)),
         lambda late: runtimes.sample(rng, late.sum()),
-        CUBED._replace(slow=slow),
+        CUBED_RULE._replace(slowdown=slow),
     )
-    return completion_of_jobs(f"backup tasks (tuned: {slow:g} x)", k, k, jobs)
+    return summarize_jobs(f"backup tasks (tuned: {slow:g} x)", k, k, jobs)
 
 
 # --- coding and transfer -------------------------------------------------------------------------
@@ -112,8 +112,8 @@ def beside_tasks(job: Completion, codes: dict[str, Measured], size: int) -> Whol
     """
     late = "on demand" in job.scheme
     code = codes["rotation"] if late else codes.get(job.scheme)
-    sent = job.started if late else float(job.k if code is None else job.n)
-    transfer = 2 * size / WORKER + (sent + job.arrivals) * size / DRIVER
+    sent = job.n_tasks_started if late else float(job.k if code is None else job.n)
+    transfer = 2 * size / WORKER + (sent + job.n_results_awaited) * size / DRIVER
     if code is None:
         return Whole(0.0, transfer, 0.0)
     data = job.k * size

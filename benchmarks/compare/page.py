@@ -71,11 +71,11 @@ def short(scheme: str) -> str:
 
 def whole_means(some: list[Measured], jobs: dict[str, Completion], block: int) -> dict[str, float]:
     """Mean seconds with coding and transfer, of what is affordable; of k blocks only."""
-    by_name, most = {code.name: code for code in some}, AFFORDABLE * jobs["uncoded"].paid
+    by_name, most = {code.name: code for code in some}, AFFORDABLE * jobs["uncoded"].worker_seconds
     return {
         scheme: job.mean + beside_tasks(job, by_name, block).seconds
         for scheme, job in jobs.items()
-        if job.pieces == 1 and not job.failure_probability and job.paid <= most
+        if job.tasks_per_worker == 1 and not job.failure_probability and job.worker_seconds <= most
     }
 
 
@@ -111,7 +111,7 @@ def job_tables(size: Size, codes: list[Measured], jobs: Jobs) -> str:
     for name in names:
         schemes = jobs[size, name]
         header = ["seconds", "mean", "median", "99 %", "cost", "arrivals", "fails"]
-        text = table(header, [job_row(one, schemes["uncoded"].paid) for one in schemes.values()])
+        text = table(header, [job_row(one, schemes["uncoded"].worker_seconds) for one in schemes.values()])
         summary = f'<details markdown="1"><summary>Arrivals alone: {name}</summary>'
         parts += [summary, text, "</details>"]
     return "\n\n".join(parts)
@@ -138,7 +138,13 @@ def bold(scheme: str) -> str:
 def job_row(one: Completion, cost: float) -> list[str]:
     times = [number(time) for time in (one.mean, one.p50, one.p99)]
     failing = f"{one.failure_probability:.2g}" if one.failure_probability else "0"
-    return [bold(one.scheme), *times, f"{one.paid / cost:.3f}", f"{one.arrivals:,.1f}", failing]
+    return [
+        bold(one.scheme),
+        *times,
+        f"{one.worker_seconds / cost:.3f}",
+        f"{one.n_results_awaited:,.1f}",
+        failing,
+    ]
 
 
 def code_table(size: Size, some: list[Measured], extra: list[list[str]]) -> str:
@@ -149,7 +155,7 @@ def code_table(size: Size, some: list[Measured], extra: list[list[str]]) -> str:
 
 
 def code_row(code: Measured) -> list[str]:
-    failing = 1 - code.needed.weights.sum()
+    failing = 1 - code.needed.probabilities.sum()
     factors = ["exact", "exact"] if code.amplification is None else [power(x) for x in code.amplification]
     return [
         bold(code.name),

@@ -20,7 +20,7 @@ class Decoding(Protocol):
 
     operations: float
 
-    def recover(self, blocks: Array) -> Array:
+    def decode(self, blocks: Array) -> Array:
         """The data (k, b) from coded blocks (n, b), of which only those that arrived are read."""
         ...
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.rivals import Array, Rival
-from polarmap.codes.tiled import over_cores, tiles
+from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 LARGEST_CONDITION = 1e6  # of a check that is inverted
 
@@ -51,7 +51,7 @@ class Interpolated:
         self._inverse = np.linalg.inv(self._check) if np.linalg.cond(check) < LARGEST_CONDITION else None
         self.operations = 2 * code.encode_operations + 4.0 * check.size
 
-    def recover(self, blocks: Array) -> Array:
+    def decode(self, blocks: Array) -> Array:
         code, data = self._code, np.empty((self._code.k, blocks.shape[1]))
 
         def work(some: Array) -> Array:
@@ -79,4 +79,4 @@ def over_halves(rows: Array, out: Array, work: Callable[[Array], Array]) -> None
         done = work(rows[:, columns] + 1j * rows[:, upper])
         out[:, columns], out[:, upper] = done.real, done.imag
 
-    over_cores(on, list(tiles(half, 8 * len(rows), 8)))
+    parallel_for(on, list(iter_column_tiles(half, 8 * len(rows), 8)))

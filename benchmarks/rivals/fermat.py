@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.rivals import Array, Rival, compiled
-from polarmap.codes.design import power_of_two_above
-from polarmap.codes.tiled import over_cores, tiles
+from polarmap.codes.polar_construction import next_power_of_two
+from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 P = 65537
 GENERATOR = 3
@@ -26,7 +26,7 @@ class Fermat(Rival):
     name = "Fermat transform"
 
     def __init__(self, n: int, k: int) -> None:
-        self.n, self.k, self.size = n, k, power_of_two_above(n)
+        self.n, self.k, self.size = n, k, next_power_of_two(n)
         self.points = powers(pow(GENERATOR, (P - 1) // self.size, P), self.size)[:n]
         self.norms = np.ones(n)
         # Interpolation: transforms of 1, 2 and 2 times the size; evaluation: one. Each has log2 of its size
@@ -73,10 +73,10 @@ class Interpolation:
         def work(columns: slice) -> None:
             out[:, columns] = self._extend(received[:, columns])
 
-        over_cores(work, list(tiles(received.shape[1], 4 * code.size, 8)))
+        parallel_for(work, list(iter_column_tiles(received.shape[1], 4 * code.size, 8)))
         return out
 
-    def recover(self, blocks: Array) -> Array:
+    def decode(self, blocks: Array) -> Array:
         return self.extend(blocks[self.arrived])[: self.code.k]
 
     def _extend(self, received: Array) -> Array:

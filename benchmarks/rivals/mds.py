@@ -12,17 +12,17 @@ import numpy as np
 
 from benchmarks.rivals import Array, Rival
 from benchmarks.rivals.polar import Planned
-from polarmap.codes.linear import SystematicCode
+from polarmap.codes.linear_code import SystematicCode
 
 
 class Dense(SystematicCode):
     """[I; P] for any P, whose missing data are the least-squares solution of the parity that arrived."""
 
-    name, assumption = "dense", "linear"
-    coefficients = np.empty((0, 0))
+    name, requirement = "dense", "linear"
+    encoding_matrix = np.empty((0, 0))
 
     def __init__(self, P: Array) -> None:
-        self.coefficients = P
+        self.encoding_matrix = P
         self.n, self.k = sum(P.shape), P.shape[1]
 
 
@@ -34,17 +34,17 @@ class Gaussian(Rival):
     def __init__(self, n: int, k: int) -> None:
         self.n, self.k, self.norms = n, k, np.ones(n)
         P = np.random.default_rng(0).standard_normal((n - k, k))
-        self.coefficients = P / np.linalg.norm(P, axis=1, keepdims=True)
+        self.encoding_matrix = P / np.linalg.norm(P, axis=1, keepdims=True)
         self.encode_operations = 2.0 * k * (n - k)
 
     def encode(self, data: Array) -> Array:
         coded = np.empty((self.n, data.shape[1]))
         coded[: self.k] = data
-        np.matmul(self.coefficients, data, out=coded[self.k :])
+        np.matmul(self.encoding_matrix, data, out=coded[self.k :])
         return coded
 
     def plan(self, arrived: Array) -> Planned:
-        return Planned(Dense(self.coefficients), arrived, exact=False)
+        return Planned(Dense(self.encoding_matrix), arrived, exact=False)
 
 
 # Of codes whose data and parity are the values of one polynomial of degree below k: equally spaced, and the

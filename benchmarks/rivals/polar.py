@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rivals import Array, Rival
-from polarmap.codes import Decoder, PolarCode
-from polarmap.codes.cancellation import InactivationRecovery
-from polarmap.codes.design import power_of_two_above
-from polarmap.codes.rotation_code import DENSE_UP_TO, SyndromeRecovery
-from polarmap.planning.decodability import optimal_ranks, sequential_finish
+from polarmap.codes import ArrivalTracker, PolarCode
+from polarmap.codes.polar_construction import next_power_of_two
+from polarmap.codes.rotation_code import MAX_DENSE_ROWS, SyndromeDecoder
+from polarmap.codes.successive_cancellation import InactivationDecoder
+from polarmap.planning.decodability import count_arrivals_needed, sequential_decoding_times
 
 
 class Polar(Rival):
@@ -30,20 +30,20 @@ class Polar(Rival):
 
     @cached_property
     def norms(self) -> Array:
-        return np.append(np.ones(self.k), np.linalg.norm(self.code.coefficients.astype(float), axis=1))
+        return np.append(np.ones(self.k), np.linalg.norm(self.code.encoding_matrix.astype(float), axis=1))
 
     def needed(self, orders: Array) -> Array:
         if self.code.decoder == "sequential":
             ranks = np.ascontiguousarray(np.argsort(orders, axis=1).T.astype(np.int32) + 1)
-            return sequential_finish(self.code, ranks)
+            return sequential_decoding_times(self.code, ranks)
         if self.code.kernel == "rotation":
             return np.array([self._arrivals(order.tolist()) for order in orders])
-        return optimal_ranks(self.code, orders, exact=self._integers)
+        return count_arrivals_needed(self.code, orders, modular=self._integers)
 
     def _arrivals(self, order: list[int]) -> int:
-        decoder = Decoder(self.code)
+        decoder = ArrivalTracker(self.code)
         assert any(decoder.add(index) for index in order)
-        return decoder.count
+        return decoder.n_arrived
 
     def encode(self, data: Array) -> Array:
         return self.code.encode(data)
@@ -60,35 +60,39 @@ class Planned:
         here[arrived] = True
         self._recovery = plan = code.recovery(here, exact)
         self._k = code.k
-        if isinstance(plan, InactivationRecovery):
-            self.operations = float(sum(len(step.target) for step in plan.steps if np.any(step.factor)))
-        elif isinstance(plan, SyndromeRecovery):
-            assert not plan.deficit  # which solves for the missing blocks
-            self.operations = _encode_operations(code) + 2.0 * len(plan.missing) * len(plan.parity)
+        if isinstance(plan, InactivationDecoder):
+            self.operations = float(
+                sum(len(step.target_rows) for step in plan.operation_batches if np.any(step.factor))
+            )
+        elif isinstance(plan, SyndromeDecoder):
+            assert not plan.rank_deficit  # which solves for the missing blocks
+            self.operations = _encode_operations(code) + 2.0 * len(plan.missing_indices) * len(
+                plan.arrived_parity_indices
+            )
         else:
             self.operations = 2.0 * len(plan.missing) * len(plan.arrived)
-            if not plan.exact:
+            if not plan.modular:
                 _ = plan.weights
 
-    def recover(self, blocks: Array) -> Array:
+    def decode(self, blocks: Array) -> Array:
         plan = self._recovery
         data = blocks[: self._k].copy()
         rows = {index: blocks[index] for index in plan.arrived.tolist()}
-        data[plan.missing] = plan.recover(rows, blocks.dtype)
+        data[plan.missing] = plan.decode(rows, blocks.dtype)
         return data
 
 
 def _levels(code: PolarCode) -> str:
-    count = code.butterflies[1]
-    return f", {code.levels} of {power_of_two_above(code.n).bit_length() - 1} levels" if count > 1 else ""
+    count = code.transform_shape[1]
+    return f", {code.levels} of {next_power_of_two(code.n).bit_length() - 1} levels" if count > 1 else ""
 
 
 def _encode_operations(code: PolarCode) -> float:
     k, r = code.k, code.n - code.k
     if code.kernel == "arikan":  # two butterflies of additions
-        return float(code.length * code.levels)
-    if min(k, r) <= DENSE_UP_TO:
+        return float(code.mother_length * code.levels)
+    if min(k, r) <= MAX_DENSE_ROWS:
         return 2.0 * k * r
-    size = max(16, power_of_two_above(min(k, r)))
+    size = max(16, next_power_of_two(min(k, r)))
     groups = -(-k // size) + -(-r // size)
     return groups * 3.0 * size * (size.bit_length() - 1) + k + 2 * r  # four products, two sums a pair

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.rivals import Array, Rival, arrival_orders, compiled
-from polarmap.codes.recovery import left_inverse
-from polarmap.codes.tiled import over_cores, tiles
+from polarmap.codes.real_decoders import left_inverse
+from polarmap.codes.tiling import iter_column_tiles, parallel_for
 
 EXACT_NORMS = 1024
 
@@ -142,7 +142,7 @@ class Plan:
             additions[self._first[1]].sum() + additions[self._again[1]].sum() + 2 * self._solver.size
         )
 
-    def recover(self, blocks: Array) -> Array:
+    def decode(self, blocks: Array) -> Array:
         """The blocks wanted, (wanted, b)."""
         found = np.empty((len(self._wanted), blocks.shape[1]))
         rows = self._graph.blocks + len(self._rest)
@@ -157,7 +157,7 @@ class Plan:
                 _replay(*self._again, *self._graph[:3], tile)
             found[:, columns] = tile[self._wanted]
 
-        over_cores(work, list(tiles(blocks.shape[1], 2 * rows, 8)))
+        parallel_for(work, list(iter_column_tiles(blocks.shape[1], 2 * rows, 8)))
         return found
 
 
@@ -188,7 +188,7 @@ class SparseCode(Rival):
         return np.array([self.decoder.needed(self.coded[order], self.k) for order in orders])
 
     def encode(self, data: Array) -> Array:
-        return self._encoding.recover(data)
+        return self._encoding.decode(data)
 
     def plan(self, arrived: Array) -> Plan:
         plan = self.decoder.plan(self.coded[arrived], arrived, self.data)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from polarmap.planning import ShiftedExponential, completion_time, polarize, step_times, stragglers
+from polarmap.planning import ShiftedExponential, completion_time, polarize, virtual_medians, with_stragglers
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "polarmap"  # the same file from every run
@@ -70,7 +70,7 @@ def pipeline() -> None:
 
 def completion() -> None:
     """The distribution of the completion time, by scheme."""
-    distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    distribution = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     rng = np.random.default_rng(0)
     times = np.sort(distribution.sample(rng, (5_000, 32)), axis=1)
     plain = np.sort(distribution.sample(rng, (5_000, 24)).max(axis=1))
@@ -135,7 +135,7 @@ def polarization_rate() -> None:
     distribution = ShiftedExponential(1.0, 1.0)
     shares = np.linspace(0, 0.995, 400)
     for depth, colour in ((3, LOST), (6, PARITY), (12, DATA)):
-        steps = np.sort(step_times(distribution, depth))
+        steps = np.sort(virtual_medians(distribution, depth))
         right.step(
             np.arange(1, steps.size + 1) / steps.size,
             steps,

@@ -14,7 +14,7 @@ from polarmap.arrays.audits import Audit
 from polarmap.arrays.manifest import Manifest, check_name, manifest_key
 from polarmap.arrays.reading import StoredBlocks
 from polarmap.arrays.stores import open_store
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, without_our_frames
 from polarmap.executors.keys import readable_key
 from polarmap.storage import Store

@@ -13,8 +13,8 @@ import numpy as np
 
 from polarmap.arrays.reading import whole_before
 from polarmap.arrays.stores import PartStore
-from polarmap.codes.dtypes import Array
-from polarmap.codes.uncoded import BACKUPS, Uncoded
+from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
+from polarmap.dtypes import Array
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
@@ -109,8 +109,10 @@ class TaskRunner:
         with_note = output and output._replace(arrays=output.arrays + 1)
         options = replace(SETTINGS, key=self.parts.key)
         running = RunningMap(self._executor)
-        running.expect(Uncoded(tasks.n, BACKUPS))
-        run_uncoded(running, f, tasks, options, self._observers, ended, backups=BACKUPS, output=with_note)
+        running.expect(Uncoded(tasks.n, DEFAULT_BACKUPS))
+        run_uncoded(
+            running, f, tasks, options, self._observers, ended, backups=DEFAULT_BACKUPS, output=with_note
+        )
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """The whole note of a task, read from storage where only a sample of it came with the reply."""

@@ -17,7 +17,7 @@ from polarmap.arrays.manifest import Manifest, array_prefix
 from polarmap.arrays.reading import StoredBlocks, decoder_of
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.executors.transfers import in_parallel
 from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
@@ -195,7 +195,9 @@ def _lost(manifest: Manifest, damaged: Iterable[Damage]) -> tuple[int, ...]:
     """The stripes that have lost so many blocks that they cannot be decoded."""
     everything = set(range(manifest.code.n))
     lost = lost_blocks(damaged).items()
-    return tuple(stripe for stripe, bad in sorted(lost) if not decoder_of(manifest, everything - bad).ready)
+    return tuple(
+        stripe for stripe, bad in sorted(lost) if not decoder_of(manifest, everything - bad).is_ready
+    )
 
 
 def lost_blocks(damaged: Iterable[Damage]) -> dict[int, set[int]]:

@@ -14,12 +14,12 @@ from polarmap.arrays.stores import PartStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
-from polarmap.codes.checks import checked_count
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.keys import readable_key
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
+from polarmap.validation import check_positive_int
 
 MEMORY = 256 << 20
 LEAST_MEMORY = 1 << 20
@@ -106,7 +106,7 @@ def encode(
         check_name(name)
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
-        if checked_count("memory", memory) < LEAST_MEMORY:
+        if check_positive_int("memory", memory) < LEAST_MEMORY:
             raise CodeError(
                 f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
             )

@@ -18,11 +18,11 @@ from typing import Any
 
 from polarmap.arrays.manifest import MANIFESTS, Manifest, array_prefix, manifest_key
 from polarmap.arrays.stores import PartStore
-from polarmap.codes.checks import is_number
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
 from polarmap.storage.folder import STALE_SECONDS, FolderStore
+from polarmap.validation import is_real_number
 from polarmap.worker.parts import Part
 from polarmap.worker.processes import ProcessIdentity
 
@@ -229,4 +229,4 @@ def _may_be_running(generation: str, note: Mapping[str, Any]) -> bool:
     if ProcessIdentity.parse(str(note.get("owner"))).is_on_this_machine():
         return _is_running(generation, note)
     told = note.get("time")
-    return is_number(told) and time.time() - told < STALE_SECONDS
+    return is_real_number(told) and time.time() - told < STALE_SECONDS

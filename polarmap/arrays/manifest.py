@@ -377,7 +377,7 @@ def rebuild_code(fields: Mapping[str, Any]) -> PolarCode:
 def probe(code: PolarCode) -> list[float]:
     """The first four and the last four parity values of the data x_j = j mod 7."""
     values = (np.arange(code.k) % 7).astype(np.float64)[:, None]
-    parity: list[float] = code.parity(values)[:, 0].tolist()
+    parity: list[float] = code.encode_parity(values)[:, 0].tolist()
     return parity[:4] + parity[-4:]
 
 

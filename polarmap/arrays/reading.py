@@ -16,9 +16,9 @@ from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import PartStore
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
-from polarmap.codes.decoder import Decoder
-from polarmap.codes.dtypes import Array, Indices, default_rtol, epsilon, is_exact
-from polarmap.codes.tiled import ignoring_inf
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.tiling import ignore_nonfinite
+from polarmap.dtypes import Array, Indices, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.executors.transfers import TRANSFERS, in_parallel
 from polarmap.storage import Store
@@ -132,7 +132,7 @@ class StoredBlocks(CodedData):
         manifest, k, good = self.manifest, self.code.k, dict[int, Array]()
         decoder = decoder_of(manifest, strict=True)
         others = [other for other in range(self.n) if other != block]
-        while others and not (decoder.ready and is_finite(good.values())):
+        while others and not (decoder.is_ready and is_finite(good.values())):
             lot, others = others[:k], others[k:]
             for index, row in self.good_parts(stripe, lot).items():
                 good[index] = row[columns]
@@ -188,12 +188,12 @@ def whole_before() -> Iterator[None]:
         raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
 
 
-def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = False) -> Decoder:
+def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = False) -> ArrivalTracker:
     """A decoder of a stripe with `blocks`; if `strict`, it asks for more rather than lose digits."""
     dtype = manifest.dtype
-    exact = is_exact(dtype)
-    limit = default_rtol(dtype) / epsilon(dtype) if strict and not exact else np.inf
-    decoder = Decoder(manifest.code, exact=exact, max_amplification=limit)
+    exact = is_integer_dtype(dtype)
+    limit = default_rtol(dtype) / machine_epsilon(dtype) if strict and not exact else np.inf
+    decoder = ArrivalTracker(manifest.code, modular=exact, max_amplification=limit)
     for block in blocks:
         decoder.add(block)
     return decoder
@@ -201,7 +201,7 @@ def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = Fa
 
 def is_finite(rows: Iterable[Array]) -> bool:
     """Whether no array of `rows` has NaN or inf."""
-    return all(is_exact(row.dtype) or bool(np.isfinite(row).all()) for row in rows)
+    return all(is_integer_dtype(row.dtype) or bool(np.isfinite(row).all()) for row in rows)
 
 
 def decode_blocks(
@@ -213,14 +213,14 @@ def decode_blocks(
     and inf count as erasures of single entries. NotDecodableError names what is not determined.
     """
     decoder = decoder_of(manifest, good)
-    if not decoder.ready:
+    if not decoder.is_ready:
         code = manifest.code
         raise NotDecodableError(
             f"stripe {stripe} of the coded array {manifest.name!r} is lost: {len(good)} of its "
             f"{code.n} parts are good and do not determine the {code.k} data blocks"
         )
     places = np.array(wanted, np.intp)
-    with ignoring_inf():
+    with ignore_nonfinite():
         rows = _decoded(decoder, manifest, good, places)
         if not is_finite([*good.values(), rows]):
             first = places[:, None] * prod(manifest.block_shape) + manifest.bounds[stripe] + start
@@ -230,10 +230,12 @@ def decode_blocks(
     return dict(zip(places.tolist(), rows))
 
 
-def _decoded(decoder: Decoder, manifest: Manifest, good: Mapping[int, Array], wanted: Indices) -> Array:
-    recovery = decoder.recovery
-    rows = recovery.recover(dict(good), manifest.dtype.newbyteorder("="))
-    return rows if len(rows) == len(wanted) else rows[np.searchsorted(recovery.missing, wanted)]
+def _decoded(
+    decoder: ArrivalTracker, manifest: Manifest, good: Mapping[int, Array], wanted: Indices
+) -> Array:
+    recovery = decoder.decoder
+    rows = recovery.decode(dict(good), manifest.dtype.newbyteorder("="))
+    return rows if len(rows) == len(wanted) else rows[np.searchsorted(recovery.missing_indices, wanted)]
 
 
 def _decode_spoiled(
@@ -248,7 +250,7 @@ def _decode_spoiled(
     for columns, blocks in _alike(good, rows):
         some = {block: good[block][columns] for block in blocks}
         decoder, positions = decoder_of(manifest, some), first + columns
-        if decoder.ready:
+        if decoder.is_ready:
             rows[:, columns] = _decoded(decoder, manifest, some, wanted)
         else:
             rows[:, columns] = np.nan

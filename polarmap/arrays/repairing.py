@@ -15,8 +15,8 @@ from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.reading import StoredBlocks, decode_blocks
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import repair_zarr
-from polarmap.codes import modular
-from polarmap.codes.dtypes import Array, is_exact
+from polarmap.codes import modular_decoders
+from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.prepared_map import observers_of
 from polarmap.worker.messages import OutputSpec
@@ -85,7 +85,11 @@ class _Repair:
                 found[stripes[task]] = dict(zip([*kept, *lost], parts))
             self._generation.heartbeat()
 
-        multiply = modular.matmul if runner.is_here and is_exact(manifest.dtype) else np.matmul
+        multiply = (
+            modular_decoders.matmul_mod64
+            if runner.is_here and is_integer_dtype(manifest.dtype)
+            else np.matmul
+        )
         sums = weighted_sums(weights[:, is_read], list(map(dtype_of, lost)), multiply)
         f = rebuilder(sums, list(map(blocks.index, kept)))
         parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
@@ -103,7 +107,9 @@ class _Repair:
         lost = [block for block in bad if block < code.k]
         rebuilt |= decode_blocks(manifest, stripe, lost, good) if lost else {}
         if max(bad, default=0) >= code.k:
-            parity = code.parity([(rebuilt if block in bad else good)[block] for block in range(code.k)])
+            parity = code.encode_parity(
+                [(rebuilt if block in bad else good)[block] for block in range(code.k)]
+            )
             rebuilt |= {block: parity[block - code.k] for block in bad if block >= code.k}
         return {block: row.astype(manifest.dtype_of(block), copy=False) for block, row in rebuilt.items()}
 

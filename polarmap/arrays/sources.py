@@ -17,10 +17,10 @@ from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.blocks.array_like import read_data
 from polarmap.blocks.equal import check_array
-from polarmap.codes.checks import is_count
-from polarmap.codes.dtypes import Array, check_dtype
+from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_key
+from polarmap.validation import is_nonnegative_int
 from polarmap.worker.parts import Part, Place
 
 
@@ -151,10 +151,10 @@ class RawObjects:
         shape: Any = self.shape
         if isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence):
             raise CodeError(f"keys must be a sequence of keys, not {keys!r:.100}")
-        if not isinstance(shape, (tuple, list)) or not all(map(is_count, shape)):
+        if not isinstance(shape, (tuple, list)) or not all(map(is_nonnegative_int, shape)):
             raise CodeError(f"shape must be a tuple of integers, not {shape!r:.100}")
         for name, value, least in (("rows", self.rows, 1), ("offset", self.offset, 0)):
-            if not is_count(value) or value < least:
+            if not is_nonnegative_int(value) or value < least:
                 raise CodeError(f"{name} must be an integer of at least {least}, not {value!r:.100}")
         try:
             np.dtype(self.dtype)

@@ -18,8 +18,8 @@ from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
-from polarmap.codes.dtypes import is_exact
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.run.codeword import Codeword
 from polarmap.run.options import MapOptions
@@ -197,7 +197,9 @@ def _check_dtypes(code: PolarCode, dtype: np.dtype[Any], stored: Mapping[int, St
     dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
     for index, one in stored.items():
         found, wanted = np.dtype(one.layout[0][0]), dtypes[index]
-        alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
+        alike = (
+            found.itemsize == wanted.itemsize == 8 and is_integer_dtype(found) and is_integer_dtype(wanted)
+        )
         if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
             raise CodeError(
                 f"results cannot be kept as a coded array: that of block {index} is {found.str} where "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.executors.keys import new_encryption
 from polarmap.storage import Store

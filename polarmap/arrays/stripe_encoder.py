@@ -18,7 +18,7 @@ from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.weighted_sums import weighted_sums, weights_of
 from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
@@ -112,7 +112,7 @@ class StripeEncoder:
 
         count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
         output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
-        parity: Callable[[Any], Any] = code.parity
+        parity: Callable[[Any], Any] = code.encode_parity
         if not self._runner.is_here:
             weights = weights_of(code, plan.dtype, range(code.k, code.n))
             parity = weighted_sums(weights, [plan.parity_dtype] * len(weights))

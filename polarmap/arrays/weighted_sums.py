@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes import modular
-from polarmap.codes.decoder import Decoder
-from polarmap.codes.dtypes import Array, is_exact
+from polarmap.codes import modular_decoders
+from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import Array, is_integer_dtype
 
 TILE = 1 << 17  # numbers of all rows together that are multiplied at a time
 
@@ -20,23 +20,23 @@ def weights_of(code: PolarCode, dtype: np.dtype[Any], lost: Sequence[int]) -> Ar
 
     dtype : of the data.
     """
-    exact, there = is_exact(dtype), np.setdiff1d(np.arange(code.n), lost)
+    exact, there = is_integer_dtype(dtype), np.setdiff1d(np.arange(code.n), lost)
     data, parity = (
         np.array([one for one in lost if (one < code.k) == is_data], np.intp) for is_data in (True, False)
     )
     weights = np.zeros((len(lost), len(there)), np.uint64 if exact else np.float64)
     if len(data):
-        decoder = Decoder(code, exact=exact)
+        decoder = ArrivalTracker(code, modular=exact)
         for block in there.tolist():
             decoder.add(block)
-        recovery = decoder.recovery
-        of_integers = recovery.integer_weights()
+        recovery = decoder.decoder
+        of_integers = recovery.compute_modular_weights()
         weights[: len(data)] = recovery.weights if of_integers is None else of_integers
     if len(parity):
-        P = code.coefficients[parity - code.k]
+        P = code.encoding_matrix[parity - code.k]
         known = there[there < code.k]
         weights[len(data) :, : len(known)] = P[:, known].astype(weights.dtype)
-        multiply = modular.matmul if exact else np.matmul
+        multiply = modular_decoders.matmul_mod64 if exact else np.matmul
         weights[len(data) :] += multiply(P[:, data], weights[: len(data)])
     return weights
 

@@ -16,7 +16,7 @@ from polarmap.arrays.reading import whole_before
 from polarmap.arrays.stores import PartStore
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import StorageError
 from polarmap.executors.transfers import in_parallel
 from polarmap.storage import Store

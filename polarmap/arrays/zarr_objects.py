@@ -14,7 +14,7 @@ import numpy as np
 
 from polarmap.arrays.manifest import consistent
 from polarmap.arrays.sources import StoredRows
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage import Store, check_key
 

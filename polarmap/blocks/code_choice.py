@@ -22,15 +22,24 @@ from polarmap.blocks.equal import (
 )
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
-from polarmap.codes.checks import checked_count, is_one_of
-from polarmap.codes.dtypes import default_rtol, epsilon, is_exact
-from polarmap.codes.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
-from polarmap.codes.linear import LinearCode
-from polarmap.codes.masked import Masked, MaskedCode
-from polarmap.codes.masked_integers import MaskedIntegerCode, blocks_for, tasks_for
+from polarmap.codes.integer_secret_sharing import (
+    IntegerSecretSharingCode,
+    compute_max_data_blocks,
+    compute_min_tasks,
+)
+from polarmap.codes.lagrange import (
+    LagrangeCode,
+    compute_max_k,
+    compute_max_well_conditioned_k,
+    compute_recovery_threshold,
+)
+from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import MAX_N, PolarCode
+from polarmap.codes.secret_sharing import SecretSharing, SecretSharingCode
 from polarmap.codes.uncoded import Uncoded
+from polarmap.dtypes import default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
+from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:
     from polarmap.executors.cluster_data import CutData
@@ -48,7 +57,7 @@ class CodeOptions(NamedTuple):
 
     blocks: int | None = None
     tasks: int | None = None
-    code: CodeName | LinearCode | Masked = "auto"
+    code: CodeName | LinearCode | SecretSharing = "auto"
     degree: int = 1
 
     @property
@@ -59,11 +68,11 @@ class CodeOptions(NamedTuple):
     def checked(self) -> CodeOptions:
         """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
         blocks, tasks, code, degree = self
-        degree = checked_count("degree", degree)
+        degree = check_positive_int("degree", degree)
         if isinstance(code, LinearCode):
             if degree not in (1, code.degree):
                 raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
-        elif not (isinstance(code, Masked) or is_one_of(code, NAMES)):
+        elif not (isinstance(code, SecretSharing) or is_choice(code, NAMES)):
             raise CodeError(
                 "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), "
                 f"not {code!r}"
@@ -71,8 +80,8 @@ class CodeOptions(NamedTuple):
         elif degree > 1 and code != "auto":
             what = f"the {code} kernel" if isinstance(code, str) else repr(code)
             raise CodeError(f"{what} carries linear f only: leave degree={degree} or the code out")
-        blocks = None if blocks is None else checked_count("blocks", blocks)
-        tasks = None if tasks is None else checked_count("tasks", tasks)
+        blocks = None if blocks is None else check_positive_int("blocks", blocks)
+        tasks = None if tasks is None else check_positive_int("tasks", tasks)
         return CodeOptions(blocks, tasks, code, degree)
 
 
@@ -85,7 +94,7 @@ def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> t
     else:
         cut = cut_sequence(data, options.k)
     chosen = _code_of(cut.k, cut.dtypes, options)
-    if isinstance(chosen, (LagrangeCode, MaskedCode)) and chosen is not options.code:
+    if isinstance(chosen, (LagrangeCode, SecretSharingCode)) and chosen is not options.code:
         _check_accuracy(chosen, cut, rtol)
     return cut, chosen
 
@@ -94,7 +103,7 @@ def choose_polar_code(
     total: int, dtype: np.dtype[Any], blocks: int | None, tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
     """The code for an array of `total` rows that is not to be cut yet."""
-    if not (isinstance(code, PolarCode) or is_one_of(code, NAMES)):
+    if not (isinstance(code, PolarCode) or is_choice(code, NAMES)):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
     options = CodeOptions(blocks, tasks, code).checked()
     return cast(PolarCode, _code_of(block_count(total, options, [dtype]), [dtype], options))
@@ -108,7 +117,7 @@ def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]
     _, tasks, code, degree = options
     blocks = options.k
     if blocks is None and tasks is None:
-        is_plain = degree == 1 and not isinstance(code, Masked)  # others lose digits as k grows
+        is_plain = degree == 1 and not isinstance(code, SecretSharing)  # others lose digits as k grows
         blocks = default_block_count(total, DEFAULT_BLOCKS, None if is_plain else DEFAULT_BLOCKS)
     elif blocks is None:
         most = _most_blocks(cast(int, tasks), code, degree, dtypes)
@@ -122,11 +131,11 @@ def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]
 def _most_blocks(tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
     """As many as leave about a quarter of the results of so many tasks spare."""
     needed = 3 * min(tasks, MAX_N) // 4
-    if not isinstance(code, Masked):
-        return max(1, largest_k(needed, degree))
-    if any(map(is_exact, dtypes)):
-        return blocks_for(tasks, int(code.colluders))
-    return max(1, needed - int(code.colluders))
+    if not isinstance(code, SecretSharing):
+        return max(1, compute_max_k(needed, degree))
+    if any(map(is_integer_dtype, dtypes)):
+        return compute_max_data_blocks(tasks, int(code.n_colluders))
+    return max(1, needed - int(code.n_colluders))
 
 
 def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
@@ -136,10 +145,10 @@ def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> L
         if (code.n, code.k) != (tasks or code.n, k):
             raise CodeError(f"{code!r} does not fit {k} blocks on {tasks or code.n} tasks")
         chosen = code
-    elif isinstance(code, Masked):
+    elif isinstance(code, SecretSharing):
         chosen = _masked(k, dtypes, tasks, code)
     elif degree > 1:
-        needed = recovery_threshold(k, degree, "circle")
+        needed = compute_recovery_threshold(k, degree, "circle")
         chosen = LagrangeCode(tasks or third_more(needed), k, degree)
     else:
         chosen = _polar(k, dtypes, tasks, code)
@@ -162,24 +171,24 @@ def default_tasks(k: int, kernel: str) -> int:
     return third_more(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
 
 
-def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: Masked) -> LinearCode:
+def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: SecretSharing) -> LinearCode:
     """Noise over the reals for floating data, modulo 2^64 for integers."""
-    t = int(code.colluders)
-    exact = [is_exact(dtype) for dtype in dtypes]
+    t = int(code.n_colluders)
+    exact = [is_integer_dtype(dtype) for dtype in dtypes]
     if not any(exact):
-        return MaskedCode(tasks or third_more(k + t), k, t, code.noise)
+        return SecretSharingCode(tasks or third_more(k + t), k, t, code.noise)
     if not all(exact):
         listed = " and ".join(sorted({str(dtype) for dtype in dtypes}))
         raise CodeError(
             f"{code!r} masks integers modulo 2^64 and floats over the reals, not {listed} of one block "
             "together: convert the integers with .astype(float)"
         )
-    return MaskedIntegerCode(tasks or tasks_for(k, t), k, t)
+    return IntegerSecretSharingCode(tasks or compute_min_tasks(k, t), k, t)
 
 
 def _polar(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, kernel: str) -> PolarCode:
     if kernel == "auto":
-        kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
+        kernel = "arikan" if any(is_integer_dtype(dtype) for dtype in dtypes) else "rotation"
     n = tasks or default_tasks(k, kernel)
     if n <= k:
         raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
@@ -192,20 +201,20 @@ def _made(n: int, k: int, kernel: str) -> PolarCode:
     return PolarCode(n, k, kernel=kernel)
 
 
-def _check_accuracy(code: LagrangeCode | MaskedCode, blocks: Blocks, rtol: float | None) -> None:
+def _check_accuracy(code: LagrangeCode | SecretSharingCode, blocks: Blocks, rtol: float | None) -> None:
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
-    inexact = [dtype for dtype in blocks.dtypes if not is_exact(dtype)]
-    limits = [(default_rtol(one) if rtol is None else rtol) / epsilon(one) for one in inexact]
+    inexact = [dtype for dtype in blocks.dtypes if not is_integer_dtype(dtype)]
+    limits = [(default_rtol(one) if rtol is None else rtol) / machine_epsilon(one) for one in inexact]
     limit = min(limits, default=np.inf)
-    if code.is_reliable(limit):
+    if code.is_well_conditioned(limit):
         return
     lost = (code.n - code.recovery_threshold + 1) // 2
     if isinstance(code, LagrangeCode):
-        fits = largest_reliable_k(code.n, code.degree, limit)
+        fits = compute_max_well_conditioned_k(code.n, code.degree, limit)
         advice = f"blocks={fits} is the most that {code.n} tasks carry" if fits else "raise rtol"
         raise CodeError(
             f"with {lost} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} blocks "
-            f"would multiply errors by {code.amplification(lost).ninety:.2g}, and rtol permits {limit:.2g}: "
+            f"would multiply errors by {code.summarize_amplification(lost).p90:.2g}, and rtol permits {limit:.2g}: "
             + advice
         )
     raise CodeError(
@@ -223,7 +232,7 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
         return encode_sparse(data, options, parity_for=parity_for)
     if not hasattr(data, "coded_blocks"):
         blocks, code = choose_code(data, options, rtol)
-        if isinstance(code, (MaskedCode, MaskedIntegerCode)):
+        if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
             return MaskedBlocks(blocks, code)
         return CodedBlocks(blocks, code)
     coded: CodedData = data.coded_blocks()
@@ -231,7 +240,7 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
     left = asked._replace(
         blocks=None if asked.blocks == coded.code.k else asked.blocks,
         tasks=None if asked.tasks == coded.n else asked.tasks,
-        code="auto" if asked.code == coded.code.option else asked.code,
+        code="auto" if asked.code == coded.code.option_name else asked.code,
     )
     if left != CodeOptions():
         raise CodeError(
@@ -247,7 +256,7 @@ def encoded_there(cut: CutData, options: CodeOptions, rtol: float | None) -> Cod
 
     blocks, options = ClusterBlocks(cut), options.checked()
     code = _code_of(blocks.k, blocks.dtypes, options)
-    if isinstance(code, (MaskedCode, MaskedIntegerCode)):
+    if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
         raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
     if isinstance(code, LagrangeCode) and code is not options.code:
         _check_accuracy(code, blocks, rtol)
@@ -285,7 +294,7 @@ def encode_once(data: Any, blocks: int | None, tasks: int | None, code: CodeName
 
 def check_not_masked(code: object) -> None:
     """CodeError for a code that mixes data with noise, where matrices are coded once for many products."""
-    if isinstance(code, (Masked, MaskedCode, MaskedIntegerCode)):
+    if isinstance(code, (SecretSharing, SecretSharingCode, IntegerSecretSharingCode)):
         raise CodeError(
             f"{code!r} masks the data of one coded_map: use coded_map(lambda block: block @ x, A, code=...)"
         )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.equal import Blocks
-from polarmap.codes.dtypes import Array, real_dtype
-from polarmap.codes.linear import LinearCode
+from polarmap.codes.linear_code import LinearCode
+from polarmap.dtypes import Array, real_dtype
 from polarmap.executors.base import Coded
 from polarmap.worker.pytree import Layout
 
@@ -41,7 +41,7 @@ class CodedData(Coded):
 
     def __init__(self, code: LinearCode, blocks: Blocks) -> None:
         self.code, self.blocks = code, blocks
-        self.n, self.structure, self._data_count = code.n, blocks.structure, len(code.systematic)
+        self.n, self.structure, self._data_count = code.n, blocks.structure, len(code.systematic_indices)
 
     def coded_blocks(self) -> CodedData:
         """As `coded_map` asks for data that is encoded already."""
@@ -82,7 +82,7 @@ class CodedBlocks(CodedData):
 
     def get_ready(self) -> None:
         """Choose the numbers of the code."""
-        self.code.get_ready()
+        self.code.prepare()
 
     def release(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""
@@ -103,7 +103,7 @@ class CodedBlocks(CodedData):
 
     def _parity_of(self, leaf: int) -> Array:
         """The coded blocks that are no data blocks, flat."""
-        return self.code.parity(self.blocks.stacked(leaf))
+        return self.code.encode_parity(self.blocks.stacked(leaf))
 
     def _nonfinite_warning(self, parity: Sequence[Array]) -> str:
         """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""

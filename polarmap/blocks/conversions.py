@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import naming
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.array_like import is_array, numpy_dtype, read_leaf
-from polarmap.codes.dtypes import Array, check_dtype
+from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import Layout, Structure, flatten, is_masked, layout_of, unflatten
 

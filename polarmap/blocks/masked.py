@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import Blocks
-from polarmap.codes.dtypes import Array, real_dtype, working_dtype
-from polarmap.codes.masked import MaskedCode
-from polarmap.codes.masked_integers import MaskedIntegerCode
+from polarmap.codes.integer_secret_sharing import IntegerSecretSharingCode
+from polarmap.codes.secret_sharing import SecretSharingCode
+from polarmap.dtypes import Array, accumulator_dtype, real_dtype
 
 
 class MaskedBlocks(CodedBlocks):
@@ -20,20 +20,20 @@ class MaskedBlocks(CodedBlocks):
     They are held to the end of the map: made again, they would be others.
     """
 
-    code: MaskedCode | MaskedIntegerCode
+    code: SecretSharingCode | IntegerSecretSharingCode
 
-    def __init__(self, blocks: Blocks, code: MaskedCode | MaskedIntegerCode) -> None:
+    def __init__(self, blocks: Blocks, code: SecretSharingCode | IntegerSecretSharingCode) -> None:
         super().__init__(blocks, code, keep=True)
 
     def _parity_of(self, leaf: int) -> Array:
         rows = list(self.blocks.stacked(leaf))
-        if isinstance(self.code, MaskedIntegerCode):
+        if isinstance(self.code, IntegerSecretSharingCode):
             dtype = self.code.parity_dtype(rows[0].dtype)
             rows = [row.astype(dtype, copy=False) for row in rows]
-            masks = uniform_noise(rows[0].size, self.code.noise_blocks, dtype)
+            masks = uniform_noise(rows[0].size, self.code.n_noise_blocks, dtype)
         else:
-            masks = noise_like(rows, self.code.t, self.code.deviation)
-        return self.code.parity([*rows, *masks])
+            masks = noise_like(rows, self.code.n_colluders, self.code.noise_std)
+        return self.code.encode_parity([*rows, *masks])
 
 
 def uniform_noise(
@@ -52,7 +52,7 @@ def noise_like(rows: list[Array], count: int, deviation: float) -> list[Array]:
     """
     stream = np.random.default_rng()
     real = real_dtype(rows[0].dtype)
-    working = working_dtype(real)
+    working = accumulator_dtype(real)
     parts = [row.view(real) for row in rows]
     with np.errstate(all="ignore"):  # NaN and inf show up in the results
         square = np.mean([np.mean(np.square(part, dtype=np.float64)) if part.size else 0.0 for part in parts])

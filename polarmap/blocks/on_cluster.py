@@ -12,8 +12,8 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.coded import CodedData, nonfinite_warning
 from polarmap.blocks.equal import Blocks
-from polarmap.codes.dtypes import Array, check_dtype
-from polarmap.codes.linear import LinearCode
+from polarmap.codes.linear_code import LinearCode
+from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
 from polarmap.worker.parts import Part, Place
@@ -168,7 +168,7 @@ def stripes_of(block: Array, count: int) -> Any:
 
 def parity_of(code: LinearCode, *stripes: Array) -> Any:
     """The same stripe of each of the blocks that are no data blocks."""
-    return _items(list(code.parity(stripes)))
+    return _items(list(code.encode_parity(stripes)))
 
 
 def joined(shape: tuple[int, ...], *stripes: Array) -> Array:

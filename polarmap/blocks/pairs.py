@@ -8,10 +8,10 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
-from polarmap.codes.dtypes import Array
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.product import ProductCode
 from polarmap.codes.symmetric import SymmetricProductCode
+from polarmap.dtypes import Array
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout, Structure
 
@@ -43,17 +43,17 @@ class CodedPairs(CodedData):
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of the two blocks of a pair."""
-        row, column = self.code.cells[index].tolist()
+        row, column = self.code.grid_coordinates[index].tolist()
         return self.left.layout(row) + self.right.layout(column)
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """What both blocks consist of at their source."""
-        row, column = self.code.cells[index].tolist()
+        row, column = self.code.grid_coordinates[index].tolist()
         return self.left.parts(row) + self.right.parts(column)
 
     def pieces(self, index: int) -> tuple[int, int]:
         """The row of the grid, and behind all rows its column."""
-        row, column = self.code.cells[index].tolist()
+        row, column = self.code.grid_coordinates[index].tolist()
         return row, self._shift + column
 
     def piece(self, number: int) -> list[Array]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedBlocks, is_finite, nonfinite_warning
 from polarmap.blocks.equal import Blocks
-from polarmap.codes.dtypes import Array, check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.uncoded import BACKUPS, Uncoded
+from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
+from polarmap.dtypes import Array, accumulator_dtype, check_dtype, is_integer_dtype, real_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.block_functions import on_sparse_rows
 from polarmap.worker.pytree import Layout, layout_of
@@ -98,7 +98,7 @@ class SparseCodedBlocks(CodedBlocks):
         self, blocks: SparseBlocks, code: PolarCode | Uncoded, code_reason: str = "", keep: bool = False
     ) -> None:
         super().__init__(blocks, code, keep)
-        self._coefficients, self.code_reason = code.coefficients, code_reason
+        self._coefficients, self.code_reason = code.encoding_matrix, code_reason
         self._layouts: list[Layout] = []  # of parity blocks, once these were made
 
     def on_blocks(self, f: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -130,7 +130,7 @@ class SparseCodedBlocks(CodedBlocks):
     def _nonfinite_warning(self, parity: Sequence[Any]) -> str:
         """What is said of NaN and inf in parity blocks; nothing without any."""
         dtype = self.blocks.matrix.dtype
-        if is_exact(dtype) or all(is_finite(one.data.view(real_dtype(dtype))) for one in parity[0]):
+        if is_integer_dtype(dtype) or all(is_finite(one.data.view(real_dtype(dtype))) for one in parity[0]):
             return ""
         return _describe_nonfinite(self.blocks)
 
@@ -141,10 +141,10 @@ def parity_rows(blocks: SparseBlocks, coefficients: Array, dtype: np.dtype[Any])
     Its pattern is the union of theirs. Integers are added up modulo 2^64, others in the working dtype.
     """
     matrix = blocks.matrix
-    if is_exact(dtype):
+    if is_integer_dtype(dtype):
         made = _combined(_with_data(matrix, _words(matrix.data)), _words(coefficients))
         return _with_data(made, made.data.view(np.int64).astype(dtype))
-    working = np.result_type(working_dtype(real_dtype(dtype)), dtype)
+    working = np.result_type(accumulator_dtype(real_dtype(dtype)), dtype)
     made = _combined(
         _with_data(matrix, matrix.data.astype(working, copy=False)), coefficients.astype(working)
     )
@@ -175,13 +175,13 @@ def work_of_coding(data: Sequence[int], parity: Sequence[int]) -> float:
 
 def cheaper(blocks: SparseBlocks, code: PolarCode) -> tuple[PolarCode | Uncoded, str]:
     """The code, or none with copies of late tasks, whichever costs less; and why, in a sentence."""
-    data, parity = blocks.nonzeros, parity_nonzeros(blocks, code.coefficients)
+    data, parity = blocks.nonzeros, parity_nonzeros(blocks, code.encoding_matrix)
     work, mean, largest = work_of_coding(data, parity), sum(data) / len(data), max(parity)
     times = f", {largest / mean:.3g} times those of a data block" if mean else ""
     why = f"a parity block has {largest:,} nonzeros{times}, by which all tasks cost {work:.2f} times as much"
     if work <= MOST_WORK:
         return code, f"coded: {why}"
-    return Uncoded(blocks.k, BACKUPS), f"copies of late tasks: {why}, more than {MOST_WORK:g}"
+    return Uncoded(blocks.k, DEFAULT_BACKUPS), f"copies of late tasks: {why}, more than {MOST_WORK:g}"
 
 
 def _rows(matrix: Any, begin: int, end: int) -> list[Array]:

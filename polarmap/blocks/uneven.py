@@ -12,8 +12,8 @@ from polarmap.blocks.array_like import as_array_like, is_array, read_leaf
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import frame_rows, is_frame
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, check_class_and_dtype
-from polarmap.codes.dtypes import Array
 from polarmap.codes.gradient_coding import GradientCode
+from polarmap.dtypes import Array
 from polarmap.errors import CodeError
 from polarmap.executors.base import Coded
 from polarmap.executors.pickling import block_of_item, pickles_of
@@ -169,7 +169,7 @@ class SharedParts(CodedData):
         if self.count % n:
             raise CodeError(f"tasks={n} does not divide the {self.count} parts")
         code, self._each = GradientCode(n, tolerate), self.count // n
-        kinds = (structure,) * ((code.tolerate + 1) * self._each)
+        kinds = (structure,) * ((code.max_stragglers + 1) * self._each)
         unmixed = Blocks([[]] * self.count, (tuple, (), (("array",), (list, (), kinds))))
         super().__init__(code, unmixed)
 
@@ -179,7 +179,7 @@ class SharedParts(CodedData):
 
     def pieces(self, index: int) -> Sequence[int]:
         """Pieces below `count` are the parts, the others the coefficients of the workers."""
-        values = np.flatnonzero(self.code.generator[index])
+        values = np.flatnonzero(self.code.generator_matrix[index])
         parts = (values[:, None] * self._each + np.arange(self._each)).ravel()
         return (self.count + index, *parts.tolist())
 
@@ -187,6 +187,6 @@ class SharedParts(CodedData):
         """The leaves of a part, or a worker's coefficients."""
         if number < self.count:
             return self._parts[number]
-        row = self.code.generator[number - self.count]
+        row = self.code.generator_matrix[number - self.count]
         row = np.repeat(row[row != 0], self._each)
-        return [row.astype(np.int64) if self.code.is_repetition else row]
+        return [row.astype(np.int64) if self.code.is_fractional_repetition else row]

@@ -21,14 +21,14 @@ from polarmap.planning import (
     SCHEMES,
     Distribution,
     Empirical,
-    Failing,
-    cold_starts,
+    FailureProne,
     completion_time,
-    stragglers,
-    training_trace,
+    load_training_trace,
+    with_cold_starts,
+    with_stragglers,
 )
 from polarmap.planning import plan as plan_workers
-from polarmap.planning.measurement import LAWS
+from polarmap.planning.measurement import DISTRIBUTION_FAMILIES
 from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import json_value
@@ -58,8 +58,8 @@ OPTIONS = (
     click.option("--failing", type=SHARE, metavar="SHARE", help="Some tasks never end."),
 )
 DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
-    **{name: (2, law) for name, law in LAWS.items()},
-    "training-trace": (0, training_trace),
+    **{name: (2, law) for name, law in DISTRIBUTION_FAMILIES.items()},
+    "training-trace": (0, load_training_trace),
 }
 
 
@@ -80,10 +80,10 @@ def of_runtimes(function: Callable[..., Answer]) -> Callable[..., Answer]:
             raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
         runtimes = read_times(times, column) if times is not None else named_distribution(str(named))
         if slow is not None:
-            runtimes = stragglers(runtimes, *slow)
+            runtimes = with_stragglers(runtimes, *slow)
         if cold is not None:
-            runtimes = cold_starts(runtimes, *cold)
-        return function(runtimes=runtimes if failing is None else Failing(runtimes, failing), **rest)
+            runtimes = with_cold_starts(runtimes, *cold)
+        return function(runtimes=runtimes if failing is None else FailureProne(runtimes, failing), **rest)
 
     for option in reversed(OPTIONS):
         option(with_distribution)
@@ -184,10 +184,10 @@ def plan(config: Path | None, picture: Path | None, **options: Any) -> Answer:
     """Recommend how many workers to start for k blocks."""
     worker = None if config is None else _worker(config)
     k, runtimes, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
-    chosen = plan_workers(k, runtimes, objective, worker=worker, **options)
+    chosen = plan_workers(k, runtimes, objective, worker_spec=worker, **options)
     if picture is not None:
         chosen.plot(picture)
-    fields = {**json_value(replace(chosen, runtimes=None)), "runtimes": repr(chosen.runtimes)}
+    fields = {**json_value(replace(chosen, run_times=None)), "runtimes": repr(chosen.run_times)}
     data = {"plan": fields, "cost": chosen.cost, "uncoded_cost": chosen.uncoded_cost}
     return Answer(data, str(chosen))
 
@@ -223,7 +223,7 @@ def simulate(
     """Compare plain maps, copies, backup tasks and codes."""
     coded = third_more(k) if n is None else n
     options = [
-        completion_time(_workers(scheme, coded, k), k, scheme, runtimes, trials=trials, seed=seed)
+        completion_time(_workers(scheme, coded, k), k, scheme, runtimes, n_trials=trials, seed=seed)
         for scheme in schemes
     ]
     return Answer({"k": k, "n": coded, "completions": options}, "\n".join(map(str, options)))

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from polarmap.cli.answer import NEW_FILE, Answer, ConfigurationFile, answering
-from polarmap.planning import plot_runtimes
+from polarmap.planning import plot_run_times
+from polarmap.planning.measurement import fit_closest_family
 from polarmap.planning.measurement import measure as measured
-from polarmap.planning.measurement import nearest_law
 
 
 @answering("measure")
@@ -45,11 +45,11 @@ def measure(
     tasks run in worker processes of this machine.
     """
     executor = None if config is None else str(config)
-    found = measured(executor, tasks=tasks, seconds=seconds, timeout=timeout)
+    found = measured(executor, tasks=tasks, task_seconds=seconds, timeout=timeout)
     text = str(found)
     if out is not None:
         found.save(out)
         text += f"\npolarmap plan --k 24 --times {out}"
     if picture is not None:
-        plot_runtimes(found.warm, picture, fitted=nearest_law(found.warm))
+        plot_run_times(found.warm, picture, fitted_distribution=fit_closest_family(found.warm))
     return Answer(found._asdict(), text)

@@ -1,6 +1,6 @@
 """The mathematics: polar codes over the reals. No I/O, clock, thread or executor.
 
-`polar` says C x = 0, `algebra` what follows where results are missing, `recovery` how they are found.
+`polar` says C x = 0, `base` what follows where results are missing, `real_decoders` how they are found.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from polarmap import lazy_names
 from polarmap.codes import arikan_code, rotation_code  # noqa: F401  each tells PolarCode of its kernel
 
 if typing.TYPE_CHECKING:
-    from polarmap.codes.decoder import Decoder as Decoder
+    from polarmap.codes.arrival_tracker import ArrivalTracker as ArrivalTracker
+    from polarmap.codes.integer_secret_sharing import IntegerSecretSharingCode as IntegerSecretSharingCode
     from polarmap.codes.lagrange import LagrangeCode as LagrangeCode
-    from polarmap.codes.masked import Masked as Masked
-    from polarmap.codes.masked import MaskedCode as MaskedCode
-    from polarmap.codes.masked_integers import MaskedIntegerCode as MaskedIntegerCode
     from polarmap.codes.polar import PolarCode as PolarCode
+    from polarmap.codes.secret_sharing import SecretSharing as SecretSharing
+    from polarmap.codes.secret_sharing import SecretSharingCode as SecretSharingCode
 else:
     __getattr__, __dir__, __all__ = lazy_names.public_names(
         __name__,
         {
-            "decoder": ["Decoder"],
+            "arrival_tracker": ["ArrivalTracker"],
             "lagrange": ["LagrangeCode"],
-            "masked": ["Masked", "MaskedCode"],
-            "masked_integers": ["MaskedIntegerCode"],
+            "secret_sharing": ["SecretSharing", "SecretSharingCode"],
+            "integer_secret_sharing": ["IntegerSecretSharingCode"],
             "polar": ["PolarCode"],
         },
     )

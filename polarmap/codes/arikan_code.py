@@ -11,218 +11,255 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import kernels, modular, row_operations, tiled
-from polarmap.codes.algebra import Recovery
-from polarmap.codes.cancellation import InactivationRecovery, Progress, RankProgress, SequentialRecovery
-from polarmap.codes.design import UniformStream, butterfly_shape, frozen_inputs
-from polarmap.codes.dtypes import (
+from polarmap.codes import modular_decoders, row_program, tiling, transforms
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.polar_construction import SplitMix64, choose_frozen_set, compute_transform_shape
+from polarmap.codes.row_program import RowOperationBatch, RowProgram
+from polarmap.codes.successive_cancellation import (
+    CancellationTracker,
+    InactivationDecoder,
+    RankTracker,
+    SuccessiveCancellationDecoder,
+)
+from polarmap.dtypes import (
     Array,
     DType,
     Floats,
     Indices,
     Mask,
-    is_exact,
+    accumulator_dtype,
     is_integer,
+    is_integer_dtype,
     parity_dtype,
-    working_dtype,
 )
-from polarmap.codes.polar import PolarCode
-from polarmap.codes.row_operations import RowProgram, Step
 from polarmap.errors import CodeError
 
 # Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
 # (benchmarks/coding.py).
-DENSE_EXACT_UP_TO = 16
+MAX_BLAS_INTEGER_ROWS = 16
 
 
 class ArikanCode(PolarCode):
     """x = B v, whose inputs v are zero on the frozen set: positions on butterflies of 2^levels leaves."""
 
-    kernel = option = "arikan"
-    carries_integers, is_mds = True, False
-    _decoders = "optimal", "sequential"
+    kernel = option_name = "arikan"
+    supports_integers, is_mds = True, False
+    _supported_decoders = "optimal", "sequential"
 
     @property
-    def butterflies(self) -> tuple[int, int]:
+    def transform_shape(self) -> tuple[int, int]:
         """The size of a butterfly, 2^levels, and how many lie side by side; one of all levels."""
-        return butterfly_shape(self.n, self.levels)
+        return compute_transform_shape(self.n, self.levels)
 
     @property
-    def length(self) -> int:
+    def mother_length(self) -> int:
         """Leaves of all butterflies, of which the first length - n are not sent."""
-        size, count = self.butterflies
-        return size * count
+        size, n_transforms = self.transform_shape
+        return size * n_transforms
 
     @cached_property
-    def frozen(self) -> Indices:
-        """Inputs of the butterflies, of `length` in all, that are frozen: n - k of them, ascending."""
-        return frozen_inputs(self.n, self.k, self._leaf_erasure, self.levels)
+    def frozen_set(self) -> Indices:
+        """Inputs of the butterflies, of `mother_length` in all, that are frozen: n - k of them, ascending."""
+        return choose_frozen_set(self.n, self.k, self._position_erasure, self.levels)
 
     @property
-    def frozen_mask(self) -> Mask:
+    def zero_input_mask(self) -> Mask:
         """Which inputs of the butterflies are frozen or punctured, (size, butterflies)."""
-        mask = np.zeros(self.butterflies, bool)
-        mask.flat[self.frozen] = True
-        mask.flat[: self.length - self.n] = True
+        mask = np.zeros(self.transform_shape, bool)
+        mask.flat[self.frozen_set] = True
+        mask.flat[: self.mother_length - self.n] = True
         return mask
 
     @cached_property
-    def order(self) -> Indices:
+    def codeword_positions(self) -> Indices:
         """The leaf of the butterflies on which each coded block sits, data blocks first."""
-        is_parity = np.zeros(self.length, bool)
-        is_parity[self.frozen] = True
-        sent = np.arange(self.length - self.n, self.length)
-        return np.concatenate([sent[~is_parity[sent]], self.frozen])
+        parity_mask = np.zeros(self.mother_length, bool)
+        parity_mask[self.frozen_set] = True
+        sent_positions = np.arange(self.mother_length - self.n, self.mother_length)
+        return np.concatenate([sent_positions[~parity_mask[sent_positions]], self.frozen_set])
 
     @cached_property
-    def coefficients(self) -> Array:
+    def encoding_matrix(self) -> Array:
         """P, shape (n - k, k): small numbers, int64; row by row where it has fewer rows than columns."""
         if self.n - self.k < self.k:
-            return self.transposed(np.eye(self.n - self.k)).astype(np.int64, order="C")  # exact: sums of few
-        return self.columns(np.arange(self.k))
+            return self.left_multiply(np.eye(self.n - self.k)).astype(
+                np.int64, order="C"
+            )  # exact: sums of few
+        return self.encoding_columns(np.arange(self.k))
 
-    def columns(self, blocks: Indices) -> Array:
+    def encoding_columns(self, block_indices: Indices) -> Array:
         """The columns of P of some data blocks, by the butterflies."""
-        units = np.zeros((self.k, len(blocks)), np.int64)
-        units[blocks, np.arange(len(blocks))] = 1
-        columns = np.empty((self.n - self.k, len(blocks)), np.int64)
-        self._transform(units, columns)
+        unit_vectors = np.zeros((self.k, len(block_indices)), np.int64)
+        unit_vectors[block_indices, np.arange(len(block_indices))] = 1
+        columns = np.empty((self.n - self.k, len(block_indices)), np.int64)
+        self._encode_by_transform(unit_vectors, columns)
         return columns
 
-    def transposed(self, combinations: Floats) -> Floats:
+    def left_multiply(self, weights: Floats) -> Floats:
         """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
-        leaves = np.zeros((self.length, len(combinations)))
-        leaves[self.order[self.k :]] = combinations.T
-        side_by_side = leaves.reshape(self.butterflies[0], -1)
-        kernels.arikan(side_by_side, transposed=True)
-        leaves[self.frozen_mask.reshape(-1)] = 0
-        kernels.arikan(side_by_side, inverse=True, transposed=True)
-        return leaves[self.order[: self.k]].T
+        table = np.zeros((self.mother_length, len(weights)))
+        table[self.codeword_positions[self.k :]] = weights.T
+        stacked_table = table.reshape(self.transform_shape[0], -1)
+        transforms.arikan_transform(stacked_table, transpose=True)
+        table[self.zero_input_mask.reshape(-1)] = 0
+        transforms.arikan_transform(stacked_table, inverse=True, transpose=True)
+        return table[self.codeword_positions[: self.k]].T
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """The dtype of the parity blocks of data of `dtype`: wider, for integers."""
-        checked = super().parity_dtype(dtype)
-        is_widest = not is_exact(checked) or checked.itemsize == 8
-        return checked if is_widest else parity_dtype(checked, self.norm_inf)
+        data_dtype = super().parity_dtype(dtype)
+        is_widest = not is_integer_dtype(data_dtype) or data_dtype.itemsize == 8
+        return data_dtype if is_widest else parity_dtype(data_dtype, self.norm_inf)
 
     @cached_property
     def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a parity block."""
-        is_data = np.zeros(self.length)
-        is_data[self.order[: self.k]] = 1
-        columns = is_data.reshape(self.butterflies)
-        sums = kernels.arikan_sums(np.where(self.frozen_mask, 0.0, 1.0), columns)
-        return int(sums.reshape(-1)[self.order[self.k :]].max())
+        data_indicator = np.zeros(self.mother_length)
+        data_indicator[self.codeword_positions[: self.k]] = 1
+        column_weights = data_indicator.reshape(self.transform_shape)
+        row_sums = transforms.arikan_abs_row_sums(np.where(self.zero_input_mask, 0.0, 1.0), column_weights)
+        return int(row_sums.reshape(-1)[self.codeword_positions[self.k :]].max())
 
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
         if self.decoder == "sequential":
-            return SequentialRecovery(self, arrived, self.order, self.frozen_mask, exact)
-        return self._inactivation(arrived) if exact else super().recovery(arrived, exact)
+            return SuccessiveCancellationDecoder(
+                self, arrived_mask, self.codeword_positions, self.zero_input_mask, modular
+            )
+        return (
+            self._make_inactivation_decoder(arrived_mask)
+            if modular
+            else super().make_decoder(arrived_mask, modular)
+        )
 
-    def _inactivation(self, arrived: Mask) -> InactivationRecovery:
-        return InactivationRecovery(self, arrived, self.order, self.frozen_mask)
+    def _make_inactivation_decoder(self, arrived_mask: Mask) -> InactivationDecoder:
+        return InactivationDecoder(self, arrived_mask, self.codeword_positions, self.zero_input_mask)
 
-    def progress(self, exact: bool) -> Callable[[int], bool] | None:
+    def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
         """What is told of every arrival, and says when they determine all blocks; None of floats by rank."""
         if self.decoder == "sequential":
-            progress, order = Progress(self.frozen_mask), self.order
-            return lambda index: progress.arrive(int(order[index]))
-        return RankProgress(self.n, self.k, self._inactivation).arrive if exact else None
+            tracker, positions = CancellationTracker(self.zero_input_mask), self.codeword_positions
+            return lambda block_index: tracker.add(int(positions[block_index]))
+        return RankTracker(self.n, self.k, self._make_inactivation_decoder).add if modular else None
 
-    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
-        if self._is_dense_exact(rows[0].dtype):
-            tiled.dense(self.coefficients.astype(np.float64), rows, out)
-        elif out.shape[1] < row_operations.WIDE:
-            self._transform(rows, out)
+    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        if self._prefers_blas(blocks[0].dtype):
+            tiling.dense_matmul(self.encoding_matrix.astype(np.float64), blocks, out)
+        elif out.shape[1] < row_program.MIN_WIDE_COLUMNS:
+            self._encode_by_transform(blocks, out)
         else:
-            self._additions.run(rows, out)
+            self._encoding_program.run(blocks, out)
 
-    def _transform(self, rows: tiled.Rows, out: Array) -> None:
+    def _encode_by_transform(self, blocks: tiling.FlatBlocks, out: Array) -> None:
         """out = P rows by inverse(T), freeze, T (Arikan 2011, systematic), in the working dtype."""
-        working, (data, parity) = working_dtype(out.dtype), np.split(self.order, [self.k])
+        sum_dtype, (data_positions, parity_positions) = (
+            accumulator_dtype(out.dtype),
+            np.split(self.codeword_positions, [self.k]),
+        )
 
-        def work(columns: slice) -> None:
-            leaves = np.zeros((self.length, columns.stop - columns.start), working)
-            leaves[data] = tiled.gather(rows, columns, working)
-            side_by_side = leaves.reshape(self.butterflies[0], -1)
-            kernels.arikan(side_by_side, inverse=True)
-            leaves[self.frozen] = 0
-            leaves[: self.length - self.n] = 0
-            kernels.arikan(side_by_side)
-            out[:, columns] = leaves[parity]
+        def encode_tile(columns: slice) -> None:
+            table = np.zeros((self.mother_length, columns.stop - columns.start), sum_dtype)
+            table[data_positions] = tiling.gather_columns(blocks, columns, sum_dtype)
+            stacked_table = table.reshape(self.transform_shape[0], -1)
+            transforms.arikan_transform(stacked_table, inverse=True)
+            table[self.frozen_set] = 0
+            table[: self.mother_length - self.n] = 0
+            transforms.arikan_transform(stacked_table)
+            out[:, columns] = table[parity_positions]
 
-        tiled.over_cores(work, list(tiled.tiles(out.shape[1], self.length, working.itemsize)))
+        tiling.parallel_for(
+            encode_tile, list(tiling.iter_column_tiles(out.shape[1], self.mother_length, sum_dtype.itemsize))
+        )
 
     @cached_property
-    def _additions(self) -> RowProgram:
+    def _encoding_program(self) -> RowProgram:
         """The additions of rows that make the parity; listing them takes a third of a narrow encode."""
-        data, parity = np.split(self.order, [self.k])
-        return RowProgram(encoding_steps(self.frozen_mask, data), self.length + 1, data, parity)
+        data_positions, parity_positions = np.split(self.codeword_positions, [self.k])
+        return RowProgram(
+            build_encoding_operations(self.zero_input_mask, data_positions),
+            self.mother_length + 1,
+            data_positions,
+            parity_positions,
+        )
 
-    def _is_dense_exact(self, dtype: DType) -> bool:
+    def _prefers_blas(self, dtype: DType) -> bool:
         """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
-        if not is_exact(dtype) or dtype.itemsize != 4 or min(self.k, self.n - self.k) > DENSE_EXACT_UP_TO:
+        if (
+            not is_integer_dtype(dtype)
+            or dtype.itemsize != 4
+            or min(self.k, self.n - self.k) > MAX_BLAS_INTEGER_ROWS
+        ):
             return False
-        return self.norm_inf << 32 < modular.EXACT
+        return self.norm_inf << 32 < modular_decoders.MAX_EXACT_FLOAT64
 
     @cached_property
-    def _leaf_erasure(self) -> float | Floats:
+    def _position_erasure(self) -> float | Floats:
         """The erasure probability of the leaves that are sent, of which N / 2 are paired with the others."""
         if isinstance(self.erasure, float):
             return self.erasure
         worst_first = np.sort(self.erasure)[::-1]
         if self.decoder == "sequential":
             return worst_first
-        return worst_first[UniformStream(self.n, self.k).permutation(self.n)]
+        return worst_first[SplitMix64(self.n, self.k).permutation(self.n)]
 
     @property
-    def _block_erasure(self) -> Floats:
-        leaves = np.broadcast_to(self._leaf_erasure, self.n)
-        return np.asarray(leaves[self.order - (self.length - self.n)])
+    def _block_erasure_probabilities(self) -> Floats:
+        position_erasure = np.broadcast_to(self._position_erasure, self.n)
+        return np.asarray(position_erasure[self.codeword_positions - (self.mother_length - self.n)])
 
-    def _checked_levels(self, levels: object) -> int:
-        most = super()._checked_levels(None)
+    def _check_levels(self, levels: object) -> int:
+        max_levels = super()._check_levels(None)
         if levels is None:
-            return most
-        if not is_integer(levels) or not 1 <= levels <= most:  # type: ignore[operator]
-            raise CodeError(f"levels must be an integer from 1 to {most} for n = {self.n}, not {levels!r}")
-        found: int = int(levels)  # type: ignore[call-overload]
-        least = min(self.k, self.n - self.k)
-        fits = next(some for some in range(found, most + 1) if butterfly_shape(self.n, some)[1] <= least)
-        if fits > found:
-            size, count = butterfly_shape(self.n, found)
+            return max_levels
+        if not is_integer(levels) or not 1 <= levels <= max_levels:  # type: ignore[operator]
             raise CodeError(
-                f"levels={found} makes {count} butterflies of {size} blocks, each with a data block and a "
-                f"parity block of its own, and there are {self.k} and {self.n - self.k}: use levels={fits} "
+                f"levels must be an integer from 1 to {max_levels} for n = {self.n}, not {levels!r}"
+            )
+        n_levels: int = int(levels)  # type: ignore[call-overload]
+        max_transforms = min(self.k, self.n - self.k)
+        feasible_levels = next(
+            candidate_levels
+            for candidate_levels in range(n_levels, max_levels + 1)
+            if compute_transform_shape(self.n, candidate_levels)[1] <= max_transforms
+        )
+        if feasible_levels > n_levels:
+            size, n_transforms = compute_transform_shape(self.n, n_levels)
+            raise CodeError(
+                f"levels={n_levels} makes {n_transforms} butterflies of {size} blocks, each with a data block and a "
+                f"parity block of its own, and there are {self.k} and {self.n - self.k}: use levels={feasible_levels} "
                 "or more"
             )
-        return found
+        return n_levels
 
 
-def encoding_steps(frozen: Mask, data: Indices) -> list[Step]:
-    """Inverse(T), freeze, T, on the leaves, of which `data` are given: row N is zero.
+def build_encoding_operations(zero_input_mask: Mask, data_positions: Indices) -> list[RowOperationBatch]:
+    """Inverse(T), freeze, T, on the leaves, of which `data_positions` are given: row N is zero.
 
     Sums of nothing but zeros are left out.
 
-    >>> [step.factor for step in encoding_steps(np.array([[True], [False]]), np.array([1]))]
+    >>> [step.factor for step in build_encoding_operations(np.array([[True], [False]]), np.array([1]))]
     [-1, -1, 1, 0]
     """
-    size, length = len(frozen), frozen.size
-    is_zero = np.ones(length, bool)
-    is_zero[data] = False
-    steps = []
-    halves = [frozen.shape[1] << level for level in range(size.bit_length() - 1)]
+    size, length = len(zero_input_mask), zero_input_mask.size
+    zero_mask = np.ones(length, bool)
+    zero_mask[data_positions] = False
+    batches = []
+    half_sizes = [zero_input_mask.shape[1] << level for level in range(size.bit_length() - 1)]
     for sign in (-1, 1):
-        for half in halves:
+        for half in half_sizes:
             upper, lower = np.arange(length).reshape(-1, 2, half).swapaxes(0, 1).reshape(2, -1)
-            adds = ~is_zero[lower]
-            upper, lower = upper[adds], lower[adds]
-            new, zero = is_zero[upper], np.full(len(upper), length)
-            first = lower if sign > 0 else zero  # a copy is quicker than a sum with zero
-            steps.append(Step(upper[~new], upper[~new], lower[~new], sign))
-            steps.append(Step(upper[new], first[new], lower[new], min(sign, 0)))
-            is_zero[upper] = False
+            addend_mask = ~zero_mask[lower]
+            upper, lower = upper[addend_mask], lower[addend_mask]
+            unset_mask, zero_rows = zero_mask[upper], np.full(len(upper), length)
+            sources = lower if sign > 0 else zero_rows  # a copy is quicker than a sum with zero
+            batches.append(
+                RowOperationBatch(upper[~unset_mask], upper[~unset_mask], lower[~unset_mask], sign)
+            )
+            batches.append(
+                RowOperationBatch(upper[unset_mask], sources[unset_mask], lower[unset_mask], min(sign, 0))
+            )
+            zero_mask[upper] = False
         if sign < 0:
-            is_zero |= frozen.reshape(-1)
-    return steps
+            zero_mask |= zero_input_mask.reshape(-1)
+    return batches

@@ -13,17 +13,17 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from polarmap.codes import tiled
-from polarmap.codes.algebra import Recovery, Results
-from polarmap.codes.design import UniformStream, subsets
-from polarmap.codes.dtypes import Array, Floats, Indices, Mask, is_exact, is_integer
-from polarmap.codes.linear import LinearCode
-from polarmap.codes.recovery import RealRecovery
+from polarmap.codes import tiling
+from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.linear_code import LinearCode
+from polarmap.codes.polar_construction import SplitMix64, sample_subsets
+from polarmap.codes.real_decoders import RealDecoder
+from polarmap.dtypes import Array, Floats, Indices, Mask, is_integer, is_integer_dtype
 from polarmap.errors import CodeError
 
-SEEDS, PATTERNS = 16, 64  # tried for a cyclic group, and the most patterns of losses each is tried on
-SPANNED = 1e-8  # the largest entry by which a combination of arrived rows may miss the all-ones vector
-INDEPENDENT = 1e-10  # singular values below this share of the largest are rounding
+N_SEEDS, MAX_PATTERNS = 16, 64  # tried for a cyclic group, and the most patterns of losses each is tried on
+SPAN_TOL = 1e-8  # the largest entry by which a combination of arrived rows may miss the all-ones vector
+RANK_TOL = 1e-10  # singular values below this share of the largest are rounding
 
 
 class GradientCode(LinearCode):
@@ -37,214 +37,231 @@ class GradientCode(LinearCode):
     ----------
     n : int
         Workers, and values that are summed.
-    tolerate : int
+    max_stragglers : int
         s, the workers that may be missing, 0 <= s < n.
 
     Examples
     --------
-    >>> GradientCode(6, 2).sizes, GradientCode(8, 2).sizes
+    >>> GradientCode(6, 2).group_sizes, GradientCode(8, 2).group_sizes
     ((3, 3), (5, 3))
-    >>> GradientCode(4, 1).generator.tolist()[:2]
+    >>> GradientCode(4, 1).generator_matrix.tolist()[:2]
     [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     """
 
-    assumption = "deterministic"
+    requirement = "deterministic"
     is_mds = False
-    wanted = 1  # the sum
+    n_targets = 1  # the sum
 
-    def __init__(self, n: int, tolerate: int) -> None:
-        for name, value, least in (("n", n, 1), ("tolerate", tolerate, 0)):
-            if not is_integer(value) or value < least:
-                raise CodeError(f"{name} must be an integer of at least {least}, not {value!r}")
-        if tolerate >= n:
-            raise CodeError(f"{n} workers cannot tolerate that {tolerate} are missing: at most {n - 1}")
+    def __init__(self, n: int, max_stragglers: int) -> None:
+        for name, value, min_value in (("n", n, 1), ("tolerate", max_stragglers, 0)):
+            if not is_integer(value) or value < min_value:
+                raise CodeError(f"{name} must be an integer of at least {min_value}, not {value!r}")
+        if max_stragglers >= n:
+            raise CodeError(f"{n} workers cannot tolerate that {max_stragglers} are missing: at most {n - 1}")
         self.n = self.k = int(n)
-        self.tolerate = int(tolerate)
-        self.sizes = group_sizes(self.n, self.tolerate)
-        kinds = dict.fromkeys("repetition" if m == self.tolerate + 1 else "cyclic" for m in self.sizes)
-        self.name = f"gradient code, {' and '.join(kinds)}, tolerates {self.tolerate}"
+        self.max_stragglers = int(max_stragglers)
+        self.group_sizes = choose_group_sizes(self.n, self.max_stragglers)
+        group_kinds = dict.fromkeys(
+            "repetition" if size == self.max_stragglers + 1 else "cyclic" for size in self.group_sizes
+        )
+        self.name = f"gradient code, {' and '.join(group_kinds)}, tolerates {self.max_stragglers}"
 
     def __repr__(self) -> str:
-        return f"GradientCode({self.n}, {self.tolerate})"
+        return f"GradientCode({self.n}, {self.max_stragglers})"
 
     @property
-    def is_repetition(self) -> bool:
+    def is_fractional_repetition(self) -> bool:
         """Whether all coefficients are one, so that integers stay integers."""
-        return max(self.sizes) == self.tolerate + 1
+        return max(self.group_sizes) == self.max_stragglers + 1
 
     @property
     def recovery_threshold(self) -> int:
         """The fewest results that can determine the sum: every value is in one of them."""
-        return sum(-(-size // (self.tolerate + 1)) for size in self.sizes)
+        return sum(-(-size // (self.max_stragglers + 1)) for size in self.group_sizes)
 
     @property
-    def targets(self) -> Floats:
+    def target_matrix(self) -> Floats:
         """T = 1', shape (1, n)."""
         return np.ones((1, self.n))
 
     @property
-    def coefficients(self) -> Floats:
+    def encoding_matrix(self) -> Floats:
         """E = I: data is sent as it is."""
         return np.eye(self.n)
 
     @property
     def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a worker."""
-        return float(np.abs(self.generator).sum(axis=1).max())
+        return float(np.abs(self.generator_matrix).sum(axis=1).max())
 
     @cached_property
-    def generator(self) -> Floats:
+    def generator_matrix(self) -> Floats:
         """B, shape (n, n): worker i returns the combination B_i of all values, s + 1 of them not zero."""
         matrix = np.zeros((self.n, self.n))
-        for first, size in self.groups:
-            matrix[first : first + size, first : first + size] = group_matrix(size, self.tolerate)
+        for first_worker, size in self.groups:
+            matrix[first_worker : first_worker + size, first_worker : first_worker + size] = (
+                make_group_matrix(size, self.max_stragglers)
+            )
         return matrix
 
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
+    def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
         """No block is a mixture: workers get their values' arguments and mix what f makes of them."""
         raise CodeError(f"{self!r} mixes results, not blocks")
 
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to combine the results of the workers of the mask `arrived` into the sum."""
-        return GradientRecovery(self, arrived)
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to combine the results of the workers of the mask `arrived_mask` into the sum."""
+        return GradientDecoder(self, arrived_mask)
 
     @property
     def groups(self) -> list[tuple[int, int]]:
         """First worker and size of each group."""
-        firsts = np.cumsum((0, *self.sizes[:-1])).tolist()
-        return list(zip(firsts, self.sizes, strict=True))
+        first_workers = np.cumsum((0, *self.group_sizes[:-1])).tolist()
+        return list(zip(first_workers, self.group_sizes, strict=True))
 
 
-class GradientRecovery(RealRecovery):
-    """The combination of arrived results that is the sum; `deficit` is 1 while there is none."""
+class GradientDecoder(RealDecoder):
+    """The combination of arrived results that is the sum; `rank_deficit` is 1 while there is none."""
 
     code: GradientCode
-    rounds = False  # integers come from repetition and are added up as such
+    rounds_integers = False  # integers come from repetition and are added up as such
 
     @cached_property
-    def deficit(self) -> int:
+    def rank_deficit(self) -> int:
         """At least so many arrivals are needed still."""
-        few = self.code.recovery_threshold - len(self.arrived)
-        return few if few > 0 else int(not np.isfinite(self.weights).all())
+        n_lacking = self.code.recovery_threshold - len(self.arrived_indices)
+        return n_lacking if n_lacking > 0 else int(not np.isfinite(self.weights).all())
 
     @cached_property
     def weights(self) -> Floats:
         """The sum = weights @ received, (1, arrived); inf if it is not determined."""
-        weights = np.zeros((1, len(self.arrived)))
+        weights = np.zeros((1, len(self.arrived_indices)))
         if not self._is_covered():
             return np.full_like(weights, np.inf)
-        for first, size in self.code.groups:
-            rows = np.flatnonzero((self.arrived >= first) & (self.arrived < first + size))
-            solved = _group_weights(size, self.code.tolerate, self.arrived[rows] - first)
-            if solved is None:
+        for first_worker, size in self.code.groups:
+            arrived_positions = np.flatnonzero(
+                (self.arrived_indices >= first_worker) & (self.arrived_indices < first_worker + size)
+            )
+            group_weights = _compute_group_weights(
+                size, self.code.max_stragglers, self.arrived_indices[arrived_positions] - first_worker
+            )
+            if group_weights is None:
                 return np.full_like(weights, np.inf)
-            weights[0, rows] = solved
+            weights[0, arrived_positions] = group_weights
         return weights
 
     def _is_covered(self) -> bool:
         """Whether enough of every group arrived for each of its values to be in one of them."""
-        sizes = np.array(self.code.sizes)
-        group = np.searchsorted(np.cumsum(sizes), self.arrived, side="right")
-        counts = np.bincount(group, minlength=len(sizes))
-        return bool((counts * (self.code.tolerate + 1) >= sizes).all())
+        sizes = np.array(self.code.group_sizes)
+        group_indices = np.searchsorted(np.cumsum(sizes), self.arrived_indices, side="right")
+        n_arrived_by_group = np.bincount(group_indices, minlength=len(sizes))
+        return bool((n_arrived_by_group * (self.code.max_stragglers + 1) >= sizes).all())
 
     @cached_property
-    def _null(self) -> Floats:
-        rows = self.code.generator[self.arrived]
-        vectors, values, _ = np.linalg.svd(rows)
-        return np.asarray(vectors[:, int((values > INDEPENDENT * values[0]).sum()) :])
+    def _left_null_space(self) -> Floats:
+        arrived_generator = self.code.generator_matrix[self.arrived_indices]
+        left_vectors, singular_values, _ = np.linalg.svd(arrived_generator)
+        return np.asarray(left_vectors[:, int((singular_values > RANK_TOL * singular_values[0]).sum()) :])
 
     @property
-    def surplus(self) -> int:
+    def n_redundant_checks(self) -> int:
         """Equations that the results must satisfy among themselves."""
-        return int(self._null.shape[1])
+        return int(self._left_null_space.shape[1])
 
-    def equations(self, most: int) -> Floats:
-        """Up to `most` of these equations, orthonormal."""
-        return self._null[:, :most].T
+    def compute_parity_checks(self, max_checks: int) -> Floats:
+        """Up to `max_checks` of these equations, orthonormal."""
+        return self._left_null_space[:, :max_checks].T
 
-    def fill(self, rows: Results, out: Array) -> None:
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Put the sum into `out`, (1, b)."""
-        if not is_exact(out.dtype):
-            super().fill(rows, out)
+        if not is_integer_dtype(out.dtype):
+            super().decode_into(received, out)
             return
         out[:] = 0  # integers come from repetition: weights are 0 and 1
-        for index in self.arrived[self.weights[0] != 0]:
-            out[0] += rows[int(index)].astype(out.dtype, copy=False)
+        for worker_index in self.arrived_indices[self.weights[0] != 0]:
+            out[0] += received[int(worker_index)].astype(out.dtype, copy=False)
 
 
-def group_sizes(n: int, tolerate: int) -> tuple[int, ...]:
+def choose_group_sizes(n: int, max_stragglers: int) -> tuple[int, ...]:
     """Sizes of groups, each at least s + 1: what is left over is spread in pairs, then singly.
 
     Larger by an even number, a cyclic group has the better conditioned matrix.
 
-    >>> group_sizes(23, 5)
+    >>> choose_group_sizes(23, 5)
     (8, 8, 7)
     """
-    size = tolerate + 1
-    groups, left = divmod(n, size)
-    sizes = [size] * groups
-    for turn in range(left // 2):
-        sizes[turn % groups] += 2
-    if left % 2:
-        sizes[(left // 2) % groups] += 1
+    size = max_stragglers + 1
+    n_groups, n_extra = divmod(n, size)
+    sizes = [size] * n_groups
+    for pair_index in range(n_extra // 2):
+        sizes[pair_index % n_groups] += 2
+    if n_extra % 2:
+        sizes[(n_extra // 2) % n_groups] += 1
     return tuple(sizes)
 
 
 @lru_cache(maxsize=256)
-def group_matrix(size: int, tolerate: int) -> Floats:
+def make_group_matrix(size: int, max_stragglers: int) -> Floats:
     """B of one group, (size, size): all ones, or cyclic with s + 1 coefficients of mean square 1.
 
     Results of a cyclic one lie in the null space of an H (s, size) with H 1 = 0: the highest s
     frequencies where they are real (cyclic MDS codes of Raviv et al. 2018, arXiv 1707.03858), else
     the best of some pseudo-random ones.
     """
-    if size == tolerate + 1:
+    if size == max_stragglers + 1:
         return np.ones((size, size))
-    if (size - tolerate) % 2:
-        return _cyclic(_highest_frequencies(size, tolerate))
-    lost = subsets(size, tolerate, PATTERNS)
+    if (size - max_stragglers) % 2:
+        return _make_cyclic_matrix(_make_highest_frequency_checks(size, max_stragglers))
+    erasure_patterns = sample_subsets(size, max_stragglers, MAX_PATTERNS)
 
-    def worst(matrix: Floats) -> float:
-        found = [_ones_from(np.delete(matrix, one, axis=0)) for one in lost]
-        return max(np.inf if weights is None else float(np.linalg.norm(weights)) for weights in found)
+    def max_weight_norm(matrix: Floats) -> float:
+        pattern_weights = [
+            _solve_for_sum_weights(np.delete(matrix, erased, axis=0)) for erased in erasure_patterns
+        ]
+        return max(
+            np.inf if weights is None else float(np.linalg.norm(weights)) for weights in pattern_weights
+        )
 
-    return min((_cyclic(_random_checks(size, tolerate, seed)) for seed in range(SEEDS)), key=worst)
+    return min(
+        (_make_cyclic_matrix(_make_random_checks(size, max_stragglers, seed)) for seed in range(N_SEEDS)),
+        key=max_weight_norm,
+    )
 
 
-def _highest_frequencies(size: int, count: int) -> Floats:
-    phases = np.outer(np.arange((size - count + 1) // 2, size // 2 + 1), np.arange(size)) * (2 * np.pi / size)
+def _make_highest_frequency_checks(size: int, n_checks: int) -> Floats:
+    phases = np.outer(np.arange((size - n_checks + 1) // 2, size // 2 + 1), np.arange(size)) * (
+        2 * np.pi / size
+    )
     waves = np.concatenate([np.cos(phases), np.sin(phases)])
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])  # the sine of the highest of all is zero
 
 
-def _random_checks(size: int, count: int, seed: int) -> Floats:
-    normal = UniformStream(size, count, seed).normal(count, size)
+def _make_random_checks(size: int, n_checks: int, seed: int) -> Floats:
+    normal = SplitMix64(size, n_checks, seed).standard_normal(n_checks, size)
     return np.asarray(normal - normal.mean(axis=1, keepdims=True))
 
 
-def _cyclic(checks: Floats) -> Floats:
+def _make_cyclic_matrix(checks: Floats) -> Floats:
     """Row i lives on columns i..i+s and is orthogonal to all `checks` (s, size)."""
-    count, size = checks.shape
+    n_checks, size = checks.shape
     matrix = np.zeros((size, size))
     for row in range(size):
-        columns = (row + np.arange(count + 1)) % size
-        null = np.linalg.svd(checks[:, columns])[2][-1]
-        matrix[row, columns] = null * (np.copysign(1, null.sum()) * np.sqrt(count + 1))
+        columns = (row + np.arange(n_checks + 1)) % size
+        null_vector = np.linalg.svd(checks[:, columns])[2][-1]
+        matrix[row, columns] = null_vector * (np.copysign(1, null_vector.sum()) * np.sqrt(n_checks + 1))
     return matrix
 
 
-def _group_weights(size: int, tolerate: int, arrived: Indices) -> Floats | None:
+def _compute_group_weights(size: int, max_stragglers: int, arrived_indices: Indices) -> Floats | None:
     """How to combine what arrived of one group into its sum; None if that is not determined."""
-    if size > tolerate + 1:
-        return _ones_from(group_matrix(size, tolerate)[arrived])
-    return np.eye(1, len(arrived))[0] if len(arrived) else None  # the first is as good as any
+    if size > max_stragglers + 1:
+        return _solve_for_sum_weights(make_group_matrix(size, max_stragglers)[arrived_indices])
+    return np.eye(1, len(arrived_indices))[0] if len(arrived_indices) else None  # the first is as good as any
 
 
-def _ones_from(rows: Floats) -> Floats | None:
-    """The shortest combination of `rows` that is the all-ones vector, if there is one."""
-    if not len(rows):
+def _solve_for_sum_weights(arrived_rows: Floats) -> Floats | None:
+    """The shortest combination of `arrived_rows` that is the all-ones vector, if there is one."""
+    if not len(arrived_rows):
         return None
-    ones = np.ones(rows.shape[1])
-    weights = np.asarray(np.linalg.lstsq(rows.T, ones, rcond=INDEPENDENT)[0], np.float64)
-    return weights if np.abs(weights @ rows - ones).max() <= SPANNED else None
+    all_one_vector = np.ones(arrived_rows.shape[1])
+    weights = np.asarray(np.linalg.lstsq(arrived_rows.T, all_one_vector, rcond=RANK_TOL)[0], np.float64)
+    return weights if np.abs(weights @ arrived_rows - all_one_vector).max() <= SPAN_TOL else None

@@ -15,26 +15,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes.algebra import Recovery
-from polarmap.codes.checks import checked_count, is_one_of
-from polarmap.codes.design import subsets
-from polarmap.codes.dtypes import Floats, Indices, Mask, is_integer
-from polarmap.codes.linear import LinearCode
-from polarmap.codes.recovery import LinearRecovery, loss_amplification
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.linear_code import LinearCode
+from polarmap.codes.polar_construction import sample_subsets
+from polarmap.codes.real_decoders import PseudoInverseDecoder, compute_erasure_amplification
+from polarmap.dtypes import Floats, Indices, Mask, is_integer
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.validation import check_positive_int, is_choice
 
 MAX_POINTS = 2048  # the decision to decode takes n^3 steps
-EXACT_UP_TO = 64  # coded blocks: the amplification of the decoder itself is cheap
-PATTERNS = 64  # of losses looked at for an amplification, and as many again of neighbouring losses
-RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
+MAX_EXACT_AMPLIFICATION_N = 64  # coded blocks: the amplification of the decoder itself is cheap
+MAX_PATTERNS = 64  # of losses looked at for an amplification, and as many again of neighbouring losses
+RELIABLE_QUANTILE = (
+    0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
+)
 
 
-class Amplification(NamedTuple):
+class AmplificationSummary(NamedTuple):
     """By how much decoding multiplies the relative error of results, over patterns of so many losses."""
 
     median: float
-    ninety: float
-    worst: float
+    p90: float
+    max: float
 
 
 class LagrangeCode(LinearCode):
@@ -60,37 +62,43 @@ class LagrangeCode(LinearCode):
     --------
     >>> code = LagrangeCode(8, 3, degree=2)
     >>> blocks = np.array([[1.0], [2.0], [4.0]])
-    >>> coded = np.concatenate([blocks, code.parity(blocks)])
+    >>> coded = np.concatenate([blocks, code.encode_parity(blocks)])
     >>> squares = coded**2
-    >>> recovery = code.recovery(np.arange(8) >= 3, exact=False)
-    >>> recovery.recover(dict(enumerate(squares)), np.dtype(float)).round(9).ravel().tolist()
+    >>> recovery = code.make_decoder(np.arange(8) >= 3, modular=False)
+    >>> recovery.decode(dict(enumerate(squares)), np.dtype(float)).round(9).ravel().tolist()
     [1.0, 4.0, 16.0]
     """
 
-    no_integers = (
+    integer_error_template = (
         "polynomials of {dtype} blocks cannot be coded exactly: convert the data with .astype(float) and "
         "round the results, which is exact while they stay below 2^53 * rtol"
     )
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         with without_our_frames:
-            n, k, degree = checked_count("n", n), checked_count("k", k), checked_count("degree", degree)
-            if not is_one_of(points, ("auto", "circle", "chebyshev")):
+            n, k, degree = (
+                check_positive_int("n", n),
+                check_positive_int("k", k),
+                check_positive_int("degree", degree),
+            )
+            if not is_choice(points, ("auto", "circle", "chebyshev")):
                 raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
             if points == "auto":
-                points = "circle" if n > recovery_threshold(k, degree, "circle") else "chebyshev"
+                points = "circle" if n > compute_recovery_threshold(k, degree, "circle") else "chebyshev"
             self.n, self.k, self.degree, self.points = n, k, degree, points
-            needed = self.recovery_threshold
+            threshold = self.recovery_threshold
             if n > MAX_POINTS:
                 raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
-            if n <= needed:
-                fits = largest_k(n - 1, degree, points)
+            if n <= threshold:
+                feasible_k = compute_max_k(n - 1, degree, points)
                 raise CodeError(
-                    f"f of degree {degree} on k = {k} blocks needs {needed} results and a spare one: "
-                    f"with k = {k} use n > {needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
+                    f"f of degree {degree} on k = {k} blocks needs {threshold} results and a spare one: "
+                    f"with k = {k} use n > {threshold}"
+                    + f", or with n = {n} use k <= {feasible_k}"
+                    * (feasible_k > 0)
                 )
         self.name = f"Lagrange, degree {self.degree} on the {self.points} points"
-        self.assumption = f"a polynomial of degree {self.degree} or less in its block"
+        self.requirement = f"a polynomial of degree {self.degree} or less in its block"
 
     def __repr__(self) -> str:
         return f"LagrangeCode({self.n}, {self.k}, degree={self.degree}, points={self.points!r})"
@@ -98,40 +106,40 @@ class LagrangeCode(LinearCode):
     @property
     def recovery_threshold(self) -> int:
         """The number of results, of any tasks, that determine those of the data blocks."""
-        return recovery_threshold(self.k, self.degree, self.points)
+        return compute_recovery_threshold(self.k, self.degree, self.points)
 
     @property
-    def systematic(self) -> Indices:
+    def systematic_indices(self) -> Indices:
         """The coded blocks that are data blocks untouched: 0..k-1."""
         return np.arange(self.k)
 
     @cached_property
-    def order(self) -> Indices:
+    def node_indices(self) -> Indices:
         """The point at which each coded block sits: the data spread evenly, then the others."""
-        data = ((np.arange(self.k) + 0.5) * self.n / self.k - 0.5).round().astype(np.intp)
-        return np.concatenate([data, np.setdiff1d(np.arange(self.n), data)])
+        data_nodes = ((np.arange(self.k) + 0.5) * self.n / self.k - 0.5).round().astype(np.intp)
+        return np.concatenate([data_nodes, np.setdiff1d(np.arange(self.n), data_nodes)])
 
     @cached_property
-    def generator(self) -> Floats:
+    def generator_matrix(self) -> Floats:
         """Results = generator @ unknowns, shape (n, recovery_threshold): orthonormal columns."""
-        return np.asarray(np.linalg.qr(self._basis(self.degree))[0])
+        return np.asarray(np.linalg.qr(self._evaluate_basis(self.degree))[0])
 
     @property
-    def targets(self) -> Floats:
+    def target_matrix(self) -> Floats:
         """T: the values at the points of the data blocks."""
-        return self.generator[: self.k]
+        return self.generator_matrix[: self.k]
 
     @cached_property
-    def coefficients(self) -> Floats:
+    def encoding_matrix(self) -> Floats:
         """Parity blocks = coefficients @ data blocks, shape (n - k, k); rows sum to one."""
-        basis = self._basis(1)
-        return np.asarray(np.linalg.solve(basis[: self.k].T, basis[self.k :].T).T)
+        data_basis = self._evaluate_basis(1)
+        return np.asarray(np.linalg.solve(data_basis[: self.k].T, data_basis[self.k :].T).T)
 
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the results of missing data blocks from those of the mask `arrived`."""
-        return LagrangeRecovery(self, arrived)
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the results of missing data blocks from those of the mask `arrived_mask`."""
+        return LagrangeDecoder(self, arrived_mask)
 
-    def amplification(self, losses: int) -> Amplification:
+    def summarize_amplification(self, n_erasures: int) -> AmplificationSummary:
         """What decoding does to the relative error of results when so many are lost.
 
         Over all patterns where they are few, else over neighbouring points, which are the worst, and
@@ -139,41 +147,51 @@ class LagrangeCode(LinearCode):
 
         Examples
         --------
-        >>> LagrangeCode(24, 9, 2).amplification(2)  # doctest: +ELLIPSIS
+        >>> LagrangeCode(24, 9, 2).summarize_amplification(2)  # doctest: +ELLIPSIS
         Amplification(median=1.55..., ninety=1.62..., worst=3.59...)
         """
-        spare = self.n - self.recovery_threshold
-        if not is_integer(losses) or not 0 < losses <= spare:
-            raise CodeError(f"{self!r} bears between 1 and {spare} losses, not {losses!r}")
-        sample = subsets(self.n, losses, PATTERNS)
-        found = [loss_amplification(self.generator, lost, self.k) for lost in sample]
-        edge = [loss_amplification(self.generator, lost, self.k) for lost in self._neighbours(losses)]
-        median, ninety = np.quantile(found, [0.5, RELIABLE], method="inverted_cdf")
-        return Amplification(float(median), float(ninety), max(found + edge))
+        max_erasures = self.n - self.recovery_threshold
+        if not is_integer(n_erasures) or not 0 < n_erasures <= max_erasures:
+            raise CodeError(f"{self!r} bears between 1 and {max_erasures} losses, not {n_erasures!r}")
+        erasure_patterns = sample_subsets(self.n, n_erasures, MAX_PATTERNS)
+        sampled_amplifications = [
+            compute_erasure_amplification(self.generator_matrix, erased_indices, self.k)
+            for erased_indices in erasure_patterns
+        ]
+        burst_amplifications = [
+            compute_erasure_amplification(self.generator_matrix, erased_indices, self.k)
+            for erased_indices in self._list_burst_patterns(n_erasures)
+        ]
+        median, p90 = np.quantile(sampled_amplifications, [0.5, RELIABLE_QUANTILE], method="inverted_cdf")
+        return AmplificationSummary(
+            float(median), float(p90), max(sampled_amplifications + burst_amplifications)
+        )
 
-    def is_reliable(self, limit: float) -> bool:
-        """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
-        return self.amplification((self.n - self.recovery_threshold + 1) // 2).ninety <= limit
+    def is_well_conditioned(self, max_amplification: float) -> bool:
+        """Whether nine in ten ways to lose half of the spare results stay within `max_amplification`."""
+        return (
+            self.summarize_amplification((self.n - self.recovery_threshold + 1) // 2).p90 <= max_amplification
+        )
 
-    def _neighbours(self, count: int) -> list[Indices]:
-        place = np.argsort(self.order)
-        starting_points = self.n if self.points == "circle" else self.n - count + 1
-        starts = np.unique(np.linspace(0, starting_points - 1, PATTERNS).astype(int))
-        return [place[(start + np.arange(count)) % self.n] for start in starts]
+    def _list_burst_patterns(self, n_erasures: int) -> list[Indices]:
+        blocks_by_node = np.argsort(self.node_indices)
+        n_start_nodes = self.n if self.points == "circle" else self.n - n_erasures + 1
+        start_nodes = np.unique(np.linspace(0, n_start_nodes - 1, MAX_PATTERNS).astype(int))
+        return [blocks_by_node[(start_node + np.arange(n_erasures)) % self.n] for start_node in start_nodes]
 
-    def _basis(self, degree: int) -> Floats:
+    def _evaluate_basis(self, degree: int) -> Floats:
         """The functions that w (degree 1) or f(w) is made of, at the points, in the order of blocks."""
         if self.points == "chebyshev":
-            angles = (2 * self.order + 1) * (np.pi / (2 * self.n))
+            angles = (2 * self.node_indices + 1) * (np.pi / (2 * self.n))
             return np.asarray(np.cos(np.outer(angles, np.arange(degree * (self.k - 1) + 1))))
-        return circle_basis(self._angles, self.k, degree, self._phase)
+        return trigonometric_basis(self._node_angles, self.k, degree, self._top_frequency_phase)
 
     @property
-    def _angles(self) -> Floats:
-        return np.asarray(self.order * (2 * np.pi / self.n), np.float64)
+    def _node_angles(self) -> Floats:
+        return np.asarray(self.node_indices * (2 * np.pi / self.n), np.float64)
 
     @cached_property
-    def _phase(self) -> float:
+    def _top_frequency_phase(self) -> float:
         """The phase of the top frequency for even k, with which any degree * k results decode.
 
         A set of m = degree * k results does not decode if a function of the basis vanishes at all of its
@@ -187,65 +205,77 @@ class LagrangeCode(LinearCode):
         if self.k % 2:
             return 0.0
         # Count k phase in units of pi / (n degree): integers decide, so that all machines agree.
-        farthest_from_data = self.degree * (2 * int(self.order[: self.k].sum()) + self.n)
+        farthest_from_data = self.degree * (2 * int(self.node_indices[: self.k].sum()) + self.n)
         return (farthest_from_data | 1) * np.pi / (self.n * self.degree * self.k)
 
 
-class LagrangeRecovery(LinearRecovery):
+class LagrangeDecoder(PseudoInverseDecoder):
     """A recovery that tells the accuracy of decoding by what is lost: in large codes the cheaper way."""
 
     @cached_property
     def amplification(self) -> float:
         """The largest 2-norm of a row of `weights`."""
-        if self.code.n <= EXACT_UP_TO or not len(self.missing):
+        if self.code.n <= MAX_EXACT_AMPLIFICATION_N or not len(self.missing_indices):
             return super().amplification
-        lost = np.setdiff1d(np.arange(self.code.n), self.arrived)
-        return loss_amplification(self.code.generator, lost, len(self.missing) + len(self.known))
+        erased_indices = np.setdiff1d(np.arange(self.code.n), self.arrived_indices)
+        return compute_erasure_amplification(
+            self.code.generator_matrix,
+            erased_indices,
+            len(self.missing_indices) + len(self.arrived_data_indices),
+        )
 
     @property
-    def _lack(self) -> int:
-        return super()._lack if self.code.n <= EXACT_UP_TO else int(not np.isfinite(self.amplification))
+    def _system_rank_deficit(self) -> int:
+        return (
+            super()._system_rank_deficit
+            if self.code.n <= MAX_EXACT_AMPLIFICATION_N
+            else int(not np.isfinite(self.amplification))
+        )
 
 
-def circle_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
+def trigonometric_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
     """Trigonometric polynomials that products of `degree` of those for k blocks are made of.
 
     For odd k all of order (k - 1) / 2; for even k, of order k / 2, the top frequency has one phase only.
 
-    >>> circle_basis(np.zeros(1), 4, 2, 0.0).shape
+    >>> trigonometric_basis(np.zeros(1), 4, 2, 0.0).shape
     (1, 8)
     """
-    full = degree * (k - 1) // 2 if k % 2 else degree * k // 2 - 1
-    phases = np.outer(angles, np.arange(1, full + 1))
+    n_full_frequencies = degree * (k - 1) // 2 if k % 2 else degree * k // 2 - 1
+    phases = np.outer(angles, np.arange(1, n_full_frequencies + 1))
     basis = [np.ones((len(angles), 1)), np.sqrt(2) * np.cos(phases), np.sqrt(2) * np.sin(phases)]
     if k % 2 == 0:
         basis.append(np.sqrt(2) * np.cos(degree * k / 2 * (angles - phase))[:, None])
     return np.concatenate(basis, axis=1)
 
 
-def recovery_threshold(k: int, degree: int, points: str) -> int:
+def compute_recovery_threshold(k: int, degree: int, points: str) -> int:
     """Return how many results, of any tasks, determine those of k blocks.
 
-    >>> [recovery_threshold(k, 2, "circle") for k in (3, 4, 5)], recovery_threshold(4, 2, "chebyshev")
+    >>> [compute_recovery_threshold(k, 2, "circle") for k in (3, 4, 5)], compute_recovery_threshold(4, 2, "chebyshev")
     ([5, 8, 9], 7)
     """
     return degree * k if points == "circle" and k % 2 == 0 else degree * (k - 1) + 1
 
 
-def largest_k(results: int, degree: int, points: str = "chebyshev") -> int:
+def compute_max_k(n_results: int, degree: int, points: str = "chebyshev") -> int:
     """The largest k for which so many results suffice; 0 if there is none.
 
-    >>> largest_k(8, 2), largest_k(9, 2, "circle")
+    >>> compute_max_k(8, 2), compute_max_k(9, 2, "circle")
     (4, 5)
     """
-    most = (results - 1) // degree + 1 if results > 0 else 0
-    return max(k for k in (most, most - 1, 0) if k <= 0 or recovery_threshold(k, degree, points) <= results)
+    upper_bound = (n_results - 1) // degree + 1 if n_results > 0 else 0
+    return max(
+        k
+        for k in (upper_bound, upper_bound - 1, 0)
+        if k <= 0 or compute_recovery_threshold(k, degree, points) <= n_results
+    )
 
 
 @lru_cache(maxsize=64)
-def largest_reliable_k(n: int, degree: int, limit: float) -> int:
+def compute_max_well_conditioned_k(n: int, degree: int, max_amplification: float) -> int:
     """The largest k that n workers carry reliably within an amplification; 0 if none."""
-    for k in range(largest_k(n - 1, degree), 0, -1):
-        if LagrangeCode(n, k, degree).is_reliable(limit):
+    for k in range(compute_max_k(n - 1, degree), 0, -1):
+        if LagrangeCode(n, k, degree).is_well_conditioned(max_amplification):
             return k
     return 0

@@ -20,23 +20,23 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes import tiled
-from polarmap.codes.checks import is_number, is_one_of
-from polarmap.codes.decoder import Decoder
-from polarmap.codes.dtypes import Array, Floats, Indices, check_dtype, is_exact, is_integer
-from polarmap.codes.linear import SystematicCode
+from polarmap.codes import tiling
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.linear_code import SystematicCode
+from polarmap.dtypes import Array, Floats, Indices, check_dtype, is_integer, is_integer_dtype
 from polarmap.errors import CodeError, NotDecodableError, without_our_frames
+from polarmap.validation import is_choice, is_real_number
 
 MAX_N = 1 << 16
 # An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
 # below (planning.arrivals_needed with both).
-OPTIMAL_SHARE = 0.25
+OPTIMAL_DESIGN_FRACTION = 0.25
 
 
-def design_share(decoder: str) -> float:
+def get_design_erasure_fraction(decoder: str) -> float:
     """The share of the n - k losses that can be made up for at which a decoder's code is designed."""
-    return 1.0 if decoder == "sequential" else OPTIMAL_SHARE
+    return 1.0 if decoder == "sequential" else OPTIMAL_DESIGN_FRACTION
 
 
 class PolarCode(SystematicCode):
@@ -63,7 +63,7 @@ class PolarCode(SystematicCode):
     erasure : float or array-like (n,), optional
         Erasure probability for which the arikan frozen set is chosen. By default (n - k) / n, which
         suits the sequential decoder, and a quarter of it for the optimal one. An array has one for each
-        worker, where they are not alike: `assignment` then says who gets which block.
+        worker, where they are not alike: `worker_indices` then says who gets which block.
     seed : int, optional
         Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
         amplification it gives; 0 above.
@@ -76,28 +76,28 @@ class PolarCode(SystematicCode):
     --------
     >>> code = PolarCode(6, 4)
     >>> coded = code.encode(np.arange(8.0).reshape(4, 2))
-    >>> np.allclose(code.parity_check @ coded, 0)
+    >>> np.allclose(code.parity_check_matrix @ coded, 0)
     True
     >>> code.decode({0: coded[0], 2: coded[2], 4: coded[4], 5: coded[5]}).round(9).tolist()
     [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
     """
 
-    assumption = "linear or affine in its block"
+    requirement = "linear or affine in its block"
 
     kernel: ClassVar[str] = "rotation"
-    _decoders: ClassVar[tuple[str, ...]] = ("optimal",)
-    _of_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
+    _supported_decoders: ClassVar[tuple[str, ...]] = ("optimal",)
+    _classes_by_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls._of_kernel.setdefault(cls.kernel, cls)
+        cls._classes_by_kernel.setdefault(cls.kernel, cls)
 
-    def __new__(cls, n: int, k: int, kernel: str | None = None, *others: Any, **options: Any) -> PolarCode:
+    def __new__(cls, n: int, k: int, kernel: str | None = None, *args: Any, **kwargs: Any) -> PolarCode:
         """One of the class of its kernel."""
         kernel = cls.kernel if kernel is None else kernel
-        if not is_one_of(kernel, tuple(cls._of_kernel)):
+        if not is_choice(kernel, tuple(cls._classes_by_kernel)):
             raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
         if cls is PolarCode:
-            return super().__new__(cls._of_kernel[kernel])
+            return super().__new__(cls._classes_by_kernel[kernel])
         if kernel != cls.kernel:
             raise CodeError(f"{cls.__name__} has kernel={cls.kernel!r}, not {kernel!r}: use PolarCode")
         return super().__new__(cls)
@@ -115,32 +115,34 @@ class PolarCode(SystematicCode):
         seed: int | None = None,
         levels: int | None = None,
     ) -> None:
-        _check_sizes(n, k)
-        if not is_one_of(decoder, ("optimal", "sequential")):
+        _check_code_size(n, k)
+        if not is_choice(decoder, ("optimal", "sequential")):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
-        if decoder not in self._decoders:
+        if decoder not in self._supported_decoders:
             raise CodeError(f"decoder={decoder!r} needs kernel='arikan'")
         if seed is not None and not (is_integer(seed) and 0 <= seed < 1 << 64):
             raise CodeError(f"seed must be an integer of at least 0 and below 2^64, not {seed!r}")
         self.n, self.k, self.decoder = int(n), int(k), decoder
         self.erasure = (
-            design_share(decoder) * (n - k) / n if erasure is None else _checked_erasure(erasure, self.n)
+            get_design_erasure_fraction(decoder) * (n - k) / n
+            if erasure is None
+            else _check_erasure(erasure, self.n)
         )
-        self.levels = self._checked_levels(levels)
+        self.levels = self._check_levels(levels)
         self._seed, self._erasure_option = seed, erasure
         self.name = f"{self.kernel} code" + ", sequential decoder" * (decoder == "sequential")
 
     def __repr__(self) -> str:
-        levels = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
-        return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels})"
+        levels_text = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
+        return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels_text})"
 
-    def _checked_levels(self, levels: object) -> int:
+    def _check_levels(self, levels: object) -> int:
         """How many levels the butterflies have: all, log2 of the next power of two."""
         if levels is not None:
             raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
         return (self.n - 1).bit_length()
 
-    def resized(self, n: int, k: int) -> PolarCode:
+    def with_sizes(self, n: int, k: int) -> PolarCode:
         """Return a code with other numbers of blocks and the same options.
 
         Parameters
@@ -160,7 +162,7 @@ class PolarCode(SystematicCode):
 
         Examples
         --------
-        >>> PolarCode(32, 24, kernel="arikan", decoder="sequential").resized(14, 10)
+        >>> PolarCode(32, 24, kernel="arikan", decoder="sequential").with_sizes(14, 10)
         PolarCode(14, 10, kernel='arikan', decoder='sequential')
         """
         if (n, k) == (self.n, self.k):
@@ -181,7 +183,7 @@ class PolarCode(SystematicCode):
         return self.k / self.n
 
     @property
-    def frozen(self) -> Indices:
+    def frozen_set(self) -> Indices:
         """Inputs of the transform that are frozen to zero, ascending; n - k of them.
 
         arikan: positions on the butterflies, which are rows of `length` inputs. rotation: the transform is
@@ -190,12 +192,12 @@ class PolarCode(SystematicCode):
         raise NotImplementedError
 
     @property
-    def order(self) -> Indices:
+    def codeword_positions(self) -> Indices:
         """arikan: the leaf of the butterflies on which each coded block sits, data blocks first."""
         return np.arange(self.n)
 
     @cached_property
-    def assignment(self) -> Indices:
+    def worker_indices(self) -> Indices:
         """The worker of each coded block, (n,): worker i is the one with the i-th `erasure`.
 
         Block i is for worker i where all are alike. With the rotation kernel the data blocks go to the
@@ -205,17 +207,19 @@ class PolarCode(SystematicCode):
 
         Examples
         --------
-        >>> PolarCode(6, 4, erasure=[0.3, 0.1, 0.1, 0.3, 0.1, 0.1]).assignment.tolist()
+        >>> PolarCode(6, 4, erasure=[0.3, 0.1, 0.1, 0.3, 0.1, 0.1]).worker_indices.tolist()
         [1, 2, 4, 5, 0, 3]
         """
         if isinstance(self.erasure, float):
             return np.arange(self.n)
-        found = np.empty(self.n, np.intp)
-        found[np.argsort(-self._block_erasure, kind="stable")] = np.argsort(-self.erasure, kind="stable")
-        return found
+        worker_indices = np.empty(self.n, np.intp)
+        worker_indices[np.argsort(-self._block_erasure_probabilities, kind="stable")] = np.argsort(
+            -self.erasure, kind="stable"
+        )
+        return worker_indices
 
     @property
-    def _block_erasure(self) -> Floats:
+    def _block_erasure_probabilities(self) -> Floats:
         """The erasure probability of each coded block."""
         raise NotImplementedError
 
@@ -225,21 +229,21 @@ class PolarCode(SystematicCode):
         return self._seed or 0
 
     @property
-    def coefficients(self) -> Array:
+    def encoding_matrix(self) -> Array:
         """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
         raise NotImplementedError
 
     @property
-    def parity_check(self) -> Array:
+    def parity_check_matrix(self) -> Array:
         """C = [P, -I], shape (n - k, n): C x = 0 for every codeword x."""
         return np.concatenate(
-            [self.coefficients, -np.eye(self.n - self.k, dtype=self.coefficients.dtype)], axis=1
+            [self.encoding_matrix, -np.eye(self.n - self.k, dtype=self.encoding_matrix.dtype)], axis=1
         )
 
     @cached_property
     def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a parity block, rounded up."""
-        return int(np.ceil(np.abs(self.coefficients).sum(axis=1).max()))
+        return int(np.ceil(np.abs(self.encoding_matrix).sum(axis=1).max()))
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.
@@ -255,32 +259,34 @@ class PolarCode(SystematicCode):
             The data blocks, then the parity blocks. Integers come back in a dtype wide enough
             for the parity blocks.
         """
-        data = _as_block(blocks)
-        if data.ndim == 0 or len(data) != self.k:
-            raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
-        rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
-        coded = np.empty((self.n, rows.shape[1]), self.parity_dtype(rows.dtype))
-        tiled.copy(rows, coded[: self.k])
-        self.parity(rows, out=coded[self.k :])
-        return coded.reshape((self.n, *data.shape[1:]))
+        data_blocks = _to_block_array(blocks)
+        if data_blocks.ndim == 0 or len(data_blocks) != self.k:
+            raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data_blocks.shape}")
+        flat_blocks = data_blocks.reshape(self.k, -1).astype(
+            check_dtype(data_blocks.dtype, "the data"), copy=False
+        )
+        coded = np.empty((self.n, flat_blocks.shape[1]), self.parity_dtype(flat_blocks.dtype))
+        tiling.parallel_copy(flat_blocks, coded[: self.k])
+        self.encode_parity(flat_blocks, out=coded[self.k :])
+        return coded.reshape((self.n, *data_blocks.shape[1:]))
 
-    def decodable(self, arrived: npt.ArrayLike, exact: bool | None = None) -> bool:
+    def is_decodable(self, arrived_mask: npt.ArrayLike, modular: bool | None = None) -> bool:
         """Whether a set of arrivals determines all k data blocks.
 
         Parameters
         ----------
-        arrived : boolean array (n,)
-        exact : bool, optional
+        arrived_mask : boolean array (n,)
+        modular : bool, optional
             Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
             arikan kernel.
         """
-        mask = _as_block(arrived)
-        if mask.shape != (self.n,) or mask.dtype != bool:
+        checked_mask = _to_block_array(arrived_mask)
+        if checked_mask.shape != (self.n,) or checked_mask.dtype != bool:
             raise CodeError(f"arrived must be a boolean mask of length {self.n}")
-        decoder = Decoder(self, exact=self.carries_integers if exact is None else exact)
-        for index in np.flatnonzero(mask):
-            decoder.add(int(index))
-        return decoder.ready
+        tracker = ArrivalTracker(self, modular=self.supports_integers if modular is None else modular)
+        for block_index in np.flatnonzero(checked_mask):
+            tracker.add(int(block_index))
+        return tracker.is_ready
 
     def decode(self, blocks: Mapping[int, npt.ArrayLike]) -> Array:
         """The k data blocks from any decodable set of coded blocks.
@@ -309,27 +315,29 @@ class PolarCode(SystematicCode):
         [[2, 3], [5, 7]]
         """
         with without_our_frames:
-            arrays = _checked_blocks(self, blocks)
-            first = next(iter(arrays.values()))
-            dtype = check_dtype(first.dtype, "a block")
-            decoder = Decoder(self, exact=is_exact(dtype) and self.carries_integers)
-            for index in arrays:
-                decoder.add(index)
-            if not decoder.ready:
+            block_arrays = _check_blocks(self, blocks)
+            first_block = next(iter(block_arrays.values()))
+            dtype = check_dtype(first_block.dtype, "a block")
+            tracker = ArrivalTracker(self, modular=is_integer_dtype(dtype) and self.supports_integers)
+            for block_index in block_arrays:
+                tracker.add(block_index)
+            if not tracker.is_ready:
                 raise NotDecodableError(
-                    f"{len(arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
-                    f"at least {max(1, self.k - len(arrays))} more needed"
+                    f"{len(block_arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
+                    f"at least {max(1, self.k - len(block_arrays))} more needed"
                 )
-            rows = {index: array.reshape(-1) for index, array in arrays.items()}
-            result = np.empty((self.k, first.size), dtype)
-            for index, row in rows.items():
-                if index < self.k:
-                    result[index] = row
-            result[decoder.missing] = decoder.recovery.recover(rows, dtype)
-            return result.reshape((self.k, *first.shape))
+            received = {
+                block_index: block_array.reshape(-1) for block_index, block_array in block_arrays.items()
+            }
+            result = np.empty((self.k, first_block.size), dtype)
+            for block_index, block in received.items():
+                if block_index < self.k:
+                    result[block_index] = block
+            result[tracker.missing_indices] = tracker.decoder.decode(received, dtype)
+            return result.reshape((self.k, *first_block.shape))
 
 
-def _check_sizes(n: int, k: int) -> None:
+def _check_code_size(n: int, k: int) -> None:
     for name, value in (("n", n), ("k", k)):
         if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
@@ -337,56 +345,64 @@ def _check_sizes(n: int, k: int) -> None:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_N}, not n = {n}, k = {k}")
 
 
-def _checked_erasure(erasure: object, n: int) -> float | Floats:
+def _check_erasure(erasure: object, n: int) -> float | Floats:
     """One probability for all workers, or one for each, (n,)."""
-    if is_number(erasure):
+    if is_real_number(erasure):
         if not 0 < erasure < 1:
             raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
         return float(erasure)
     try:
-        given = np.asarray(erasure)
+        raw_values = np.asarray(erasure)
     except ValueError:  # lists of different lengths
-        given = np.empty((), object)
-    if given.ndim != 1 or given.dtype.kind not in "iuf":
+        raw_values = np.empty((), object)
+    if raw_values.ndim != 1 or raw_values.dtype.kind not in "iuf":
         raise CodeError(
             "erasure must be a number strictly between 0 and 1, or a list with one for each of the "
             f"n = {n} workers, not {erasure!r:.100}"
         )
-    if len(given) != n:
+    if len(raw_values) != n:
         raise CodeError(
-            f"erasure has {len(given)} probabilities, and there are n = {n} workers: give one for each"
+            f"erasure has {len(raw_values)} probabilities, and there are n = {n} workers: give one for each"
         )
-    values = given.astype(np.float64)
-    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
-    if len(wrong):
-        raise CodeError(f"erasure[{wrong[0]}] must lie between 0 and 1, not at {values[wrong[0]]:g}")
+    values = raw_values.astype(np.float64)
+    invalid_indices = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(invalid_indices):
+        raise CodeError(
+            f"erasure[{invalid_indices[0]}] must lie between 0 and 1, not at {values[invalid_indices[0]]:g}"
+        )
     values.flags.writeable = False
     return values
 
 
-def _checked_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
+def _check_blocks(code: PolarCode, blocks: Mapping[int, npt.ArrayLike]) -> dict[int, Array]:
     """The blocks as arrays by position, ascending; CodeError if they do not fit each other."""
     if not isinstance(blocks, Mapping):
         raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
-    for index in blocks:
-        if not is_integer(index) or not 0 <= index < code.n:
-            raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
-    arrays = {index: _as_block(block) for index, block in sorted(blocks.items())}
-    if not arrays:
+    for block_index in blocks:
+        if not is_integer(block_index) or not 0 <= block_index < code.n:
+            raise CodeError(f"positions run from 0 to {code.n - 1}, not {block_index!r}")
+    block_arrays = {block_index: _to_block_array(block) for block_index, block in sorted(blocks.items())}
+    if not block_arrays:
         raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
-    first, model = next(iter(arrays.items()))
-    for index, array in arrays.items():
+    first_index, first_block = next(iter(block_arrays.items()))
+    for block_index, block_array in block_arrays.items():
         # Integer parity blocks are wider than integer data blocks; all else is alike.
-        is_wider = first < code.k <= index and array.dtype.kind == "i" and model.dtype.kind in "iu"
-        if array.shape != model.shape or (array.dtype != model.dtype and not is_wider):
+        is_wider = (
+            first_index < code.k <= block_index
+            and block_array.dtype.kind == "i"
+            and first_block.dtype.kind in "iu"
+        )
+        if block_array.shape != first_block.shape or (
+            block_array.dtype != first_block.dtype and not is_wider
+        ):
             raise CodeError(
-                f"block {index} is {array.dtype} of shape {array.shape}, "
-                f"block {first} {model.dtype} of shape {model.shape}"
+                f"block {block_index} is {block_array.dtype} of shape {block_array.shape}, "
+                f"block {first_index} {first_block.dtype} of shape {first_block.shape}"
             )
-    return arrays
+    return block_arrays
 
 
-def _as_block(block: npt.ArrayLike) -> Array:
+def _to_block_array(block: npt.ArrayLike) -> Array:
     """An argument of a caller's as a contiguous array of numbers."""
     try:
         return np.asarray(block, order="C")

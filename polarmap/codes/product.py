@@ -14,23 +14,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.codes import tiled
-from polarmap.codes.algebra import Recovery, Results
-from polarmap.codes.dtypes import Array, DType, Floats, Indices, Mask, Words, is_exact, working_dtype
-from polarmap.codes.linear import SystematicCode
-from polarmap.codes.modular import ModularRecovery, matmul
+from polarmap.codes import tiling
+from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.linear_code import SystematicCode
+from polarmap.codes.modular_decoders import ModularSystematicDecoder, matmul_mod64
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.recovery import RealRecovery, SystematicRecovery
+from polarmap.codes.real_decoders import RealDecoder, SystematicDecoder
+from polarmap.dtypes import (
+    Array,
+    DType,
+    Floats,
+    Indices,
+    Mask,
+    UInt64Array,
+    accumulator_dtype,
+    is_integer_dtype,
+)
 from polarmap.errors import CodeError
 
-Places = set[int]
+BlockIndices = set[int]
 
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
 # Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
-JOINT_FLOPS = 3e8
+MAX_JOINT_FLOPS = 3e8
 # Recovered times received blocks up to which they are combined at once: more accurate than line by
 # line, and slower from about here on.
-JOINT_WEIGHTS = 1 << 18
+MAX_JOINT_WEIGHTS = 1 << 18
 
 
 class ProductCode(SystematicCode):
@@ -40,9 +49,9 @@ class ProductCode(SystematicCode):
 
     Parameters
     ----------
-    left : PolarCode
+    column_code : PolarCode
         Of the columns of the grid (of A, cut by rows).
-    right : PolarCode
+    row_code : PolarCode
         Of its rows (of B, cut by columns).
 
     Raises
@@ -55,64 +64,68 @@ class ProductCode(SystematicCode):
     >>> code = ProductCode(PolarCode(3, 2), PolarCode(4, 3))
     >>> code.n, code.k
     (12, 6)
-    >>> code.cells[:7].tolist()
+    >>> code.grid_coordinates[:7].tolist()
     [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [0, 3]]
     """
 
-    assumption = "a product of two blocks"
+    requirement = "a product of two blocks"
     is_mds = False
 
-    def __init__(self, left: PolarCode, right: PolarCode) -> None:
-        self.left, self.right = left, right
-        self.n, self.k = left.n * right.n, left.k * right.k
+    def __init__(self, column_code: PolarCode, row_code: PolarCode) -> None:
+        self.column_code, self.row_code = column_code, row_code
+        self.n, self.k = column_code.n * row_code.n, column_code.k * row_code.k
         if self.n > MAX_TASKS:
             raise CodeError(
-                f"a grid of {left.n} x {right.n} is more than {MAX_TASKS} tasks: use fewer workers"
+                f"a grid of {column_code.n} x {row_code.n} is more than {MAX_TASKS} tasks: use fewer workers"
             )
-        if "sequential" in (left.decoder, right.decoder):
+        if "sequential" in (column_code.decoder, row_code.decoder):
             raise CodeError("a grid is decoded by decoder='optimal' only")
-        if left.kernel != right.kernel:
-            raise CodeError(f"both codes of a grid need one kernel, not {left.kernel!r} and {right.kernel!r}")
-        self.kernel = left.kernel
-        self.name = f"{self.kernel} grid {self.left.n} x {self.right.n}"
-        self.carries_integers = self.left.carries_integers
+        if column_code.kernel != row_code.kernel:
+            raise CodeError(
+                f"both codes of a grid need one kernel, not {column_code.kernel!r} and {row_code.kernel!r}"
+            )
+        self.kernel = column_code.kernel
+        self.name = f"{self.kernel} grid {self.column_code.n} x {self.row_code.n}"
+        self.supports_integers = self.column_code.supports_integers
 
     def __repr__(self) -> str:
-        return f"ProductCode({self.left!r}, {self.right!r})"
+        return f"ProductCode({self.column_code!r}, {self.row_code!r})"
 
     @cached_property
-    def cells(self) -> Indices:
+    def grid_coordinates(self) -> Indices:
         """Row and column of every block on the grid, (n, 2)."""
-        rows, columns = np.divmod(np.arange(self.n), self.right.n)
-        is_parity = (rows >= self.left.k) | (columns >= self.right.k)
-        order = np.argsort(is_parity, kind="stable")
+        rows, columns = np.divmod(np.arange(self.n), self.row_code.n)
+        parity_mask = (rows >= self.column_code.k) | (columns >= self.row_code.k)
+        order = np.argsort(parity_mask, kind="stable")
         return np.stack([rows[order], columns[order]], axis=1)
 
     @cached_property
-    def places(self) -> Indices:
-        """The number of the block in every cell, (n_A, n_B); the inverse of `cells`."""
-        numbers = np.empty((self.left.n, self.right.n), np.intp)
-        numbers[self.cells[:, 0], self.cells[:, 1]] = np.arange(self.n)
-        return numbers
+    def block_grid(self) -> Indices:
+        """The number of the block in every cell, (n_A, n_B); the inverse of `grid_coordinates`."""
+        block_indices = np.empty((self.column_code.n, self.row_code.n), np.intp)
+        block_indices[self.grid_coordinates[:, 0], self.grid_coordinates[:, 1]] = np.arange(self.n)
+        return block_indices
 
     @cached_property
-    def coefficients(self) -> Array:
+    def encoding_matrix(self) -> Array:
         """P, shape (n - k, k): parity blocks from data blocks."""
-        rows, columns = self.cells[self.k :].T
-        product = np.einsum("pa,pb->pab", self.left.generator[rows], self.right.generator[columns])
+        rows, columns = self.grid_coordinates[self.k :].T
+        product = np.einsum(
+            "pa,pb->pab", self.column_code.generator_matrix[rows], self.row_code.generator_matrix[columns]
+        )
         return np.asarray(product.reshape(len(rows), -1))
 
     @property
     def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a block."""
-        return self.left.norm_inf * self.right.norm_inf
+        return self.column_code.norm_inf * self.row_code.norm_inf
 
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return ProductRecovery(self, arrived, exact)
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        return ProductDecoder(self, arrived_mask, modular)
 
 
-class ProductRecovery(RealRecovery):
+class ProductDecoder(RealDecoder):
     """How to recover the missing data blocks of one arrival pattern on a grid.
 
     A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
@@ -125,216 +138,256 @@ class ProductRecovery(RealRecovery):
 
     code: ProductCode
 
-    def __init__(self, code: ProductCode, arrived: Mask, exact: bool) -> None:
-        super().__init__(code, arrived)
-        self.exact = exact
-        self.joint = ModularRecovery(code, arrived) if exact else SystematicRecovery(code, arrived)
+    def __init__(self, code: ProductCode, arrived_mask: Mask, modular: bool) -> None:
+        super().__init__(code, arrived_mask)
+        self.modular = modular
+        self.joint = (
+            ModularSystematicDecoder(code, arrived_mask) if modular else SystematicDecoder(code, arrived_mask)
+        )
 
     @cached_property
-    def deficit(self) -> int:
+    def rank_deficit(self) -> int:
         """0 when the data are determined, else how many arrivals are still needed at the least."""
-        few = self.code.k - len(self.arrived)
-        if few > 0:
-            return few
-        if self._could_be_by_lines and self.by_lines.is_complete:
+        n_lacking = self.code.k - len(self.arrived_indices)
+        if n_lacking > 0:
+            return n_lacking
+        if self._may_decode_iteratively and self.iterative.is_complete:
             return 0
-        return self.joint.deficit if self._is_worth_solving else 1
+        return self.joint.rank_deficit if self._is_joint_tractable else 1
 
     @cached_property
-    def by_lines(self) -> RowColumnDecoder:
+    def iterative(self) -> IterativeDecoder:
         """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
-        made = RowColumnDecoder(self.code, self.exact)
-        made.add(self.arrived)
-        return made
+        iterative_decoder = IterativeDecoder(self.code, self.modular)
+        iterative_decoder.add(self.arrived_indices)
+        return iterative_decoder
 
     @cached_property
-    def _counted(self) -> Mask:
+    def _counting_closure(self) -> Mask:
         """Cells that follow line by line if any k known blocks of a line determine it."""
-        left, right = self.code.left, self.code.right
-        known = np.zeros((left.n, right.n), bool)
-        known[tuple(self.code.cells[self.arrived].T)] = True
-        before = -1
-        while (count := int(known.sum())) > before:
-            before = count
-            known[:, known.sum(axis=0) >= left.k] = True
-            known[known.sum(axis=1) >= right.k] = True
-        return known
+        column_code, row_code = self.code.column_code, self.code.row_code
+        known_mask = np.zeros((column_code.n, row_code.n), bool)
+        known_mask[tuple(self.code.grid_coordinates[self.arrived_indices].T)] = True
+        previous_count = -1
+        while (n_known := int(known_mask.sum())) > previous_count:
+            previous_count = n_known
+            known_mask[:, known_mask.sum(axis=0) >= column_code.k] = True
+            known_mask[known_mask.sum(axis=1) >= row_code.k] = True
+        return known_mask
 
     @property
-    def _could_be_by_lines(self) -> bool:
-        return bool(self._counted[: self.code.left.k, : self.code.right.k].all())
+    def _may_decode_iteratively(self) -> bool:
+        return bool(self._counting_closure[: self.code.column_code.k, : self.code.row_code.k].all())
 
     @cached_property
-    def _is_worth_solving(self) -> bool:
+    def _is_joint_tractable(self) -> bool:
         """Whether the joint equations could have one solution, and are few enough.
 
         The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
         every known cell among these takes away one at most.
         """
-        unknown, grid = ~self._counted, self.code
-        rows, columns = int(unknown.any(axis=1).sum()), int(unknown.any(axis=0).sum())
-        free = max(0, rows - grid.left.n + grid.left.k) * max(0, columns - grid.right.n + grid.right.k)
-        if free > rows * columns - int(unknown.sum()):
+        unknown_mask, product_code = ~self._counting_closure, self.code
+        n_rows, n_columns = int(unknown_mask.any(axis=1).sum()), int(unknown_mask.any(axis=0).sum())
+        n_free_dimensions = max(0, n_rows - product_code.column_code.n + product_code.column_code.k) * max(
+            0, n_columns - product_code.row_code.n + product_code.row_code.k
+        )
+        if n_free_dimensions > n_rows * n_columns - int(unknown_mask.sum()):
             return False
-        return len(self.joint.parity) * len(self.missing) ** 2 <= JOINT_FLOPS
+        return len(self.joint.arrived_parity_indices) * len(self.missing_indices) ** 2 <= MAX_JOINT_FLOPS
 
     @cached_property
-    def steps(self) -> Sequence[tuple[LineStep, Places]] | None:
+    def line_decodings(self) -> Sequence[tuple[LineDecoding, BlockIndices]] | None:
         """The lines to decode one after another; None to solve all equations at once."""
-        if not self.exact and len(self.missing) * len(self.arrived) <= JOINT_WEIGHTS:
+        if not self.modular and len(self.missing_indices) * len(self.arrived_indices) <= MAX_JOINT_WEIGHTS:
             return None
-        if not (self._could_be_by_lines and self.by_lines.is_complete):
+        if not (self._may_decode_iteratively and self.iterative.is_complete):
             return None
-        return steps_towards(self.by_lines.steps, set(self.missing.tolist()))
+        return select_required_decodings(self.iterative.line_decodings, set(self.missing_indices.tolist()))
 
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
-        if self.steps is None or self.exact:
+        if self.line_decodings is None or self.modular:
             return self.joint.weights
-        out = np.empty((len(self.missing), len(self.arrived)))
-        self._recover_by_lines(self.steps, dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
+        out = np.empty((len(self.missing_indices), len(self.arrived_indices)))
+        self._decode_iteratively(
+            self.line_decodings,
+            dict(zip(self.arrived_indices.tolist(), np.eye(len(self.arrived_indices)))),
+            out,
+        )
         return out
 
     @property
-    def surplus(self) -> int:
+    def n_redundant_checks(self) -> int:
         """Equations left over."""
-        return self.joint.surplus
+        return self.joint.n_redundant_checks
 
-    def equations(self, most: int) -> Floats:
-        """Up to `most` equations on the arrived blocks, (s, arrived)."""
-        return self.joint.equations(most)
+    def compute_parity_checks(self, max_checks: int) -> Floats:
+        """Up to `max_checks` equations on the arrived blocks, (s, arrived)."""
+        return self.joint.compute_parity_checks(max_checks)
 
-    def integer_weights(self) -> Words | None:
+    def compute_modular_weights(self) -> UInt64Array | None:
         """The weights of integers modulo 2^64, all equations taken at once."""
-        return self.joint.integer_weights()
+        return self.joint.compute_modular_weights()
 
-    def integer_checks(self) -> Words | None:
+    def compute_modular_checks(self) -> UInt64Array | None:
         """The equations of integers modulo 2^64."""
-        return self.joint.integer_checks()
+        return self.joint.compute_modular_checks()
 
-    def fill(self, rows: Results, out: Array) -> None:
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Put the missing blocks into `out`, line by line or by all equations at once."""
-        is_rounded = is_exact(out.dtype) and not self.exact
-        if self.steps is not None and not is_rounded:
-            self._recover_by_lines(self.steps, rows, out)
-        elif self.exact:
-            self.joint.fill(rows, out)
+        is_rounded = is_integer_dtype(out.dtype) and not self.modular
+        if self.line_decodings is not None and not is_rounded:
+            self._decode_iteratively(self.line_decodings, received, out)
+        elif self.modular:
+            self.joint.decode_into(received, out)
         else:
-            super().fill(rows, out)
+            super().decode_into(received, out)
 
-    def _recover_by_lines(self, steps: Sequence[tuple[LineStep, Places]], rows: Results, out: Array) -> None:
-        received = {int(index): rows[int(index)] for index in self.arrived}
-        values = replay(steps, received, out.dtype)
-        for target, index in zip(out, self.missing.tolist()):
-            target[:] = values[index]
+    def _decode_iteratively(
+        self,
+        line_decodings: Sequence[tuple[LineDecoding, BlockIndices]],
+        received: ReceivedBlocks,
+        out: Array,
+    ) -> None:
+        arrived_blocks = {
+            int(block_index): received[int(block_index)] for block_index in self.arrived_indices
+        }
+        known_blocks = decode_lines(line_decodings, arrived_blocks, out.dtype)
+        for target, block_index in zip(out, self.missing_indices.tolist()):
+            target[:] = known_blocks[block_index]
 
 
 # --- rows and columns, in turns, until nothing more is gained -------------------------------------
 
 
-class LineStep(NamedTuple):
-    """One line of the grid decoded: from the cells of it that `recovery` has as arrived, all of them.
+class LineDecoding(NamedTuple):
+    """One line of the grid decoded: from the cells of it that `decoder` has as arrived, all of them.
 
-    places : the numbers of the blocks along the line.
+    block_indices : the numbers of the blocks along the line.
     code : of which the line is a codeword.
     """
 
-    places: Indices
+    block_indices: Indices
     code: PolarCode
-    recovery: Recovery
+    decoder: ErasureDecoder
 
     @property
-    def fresh(self) -> Indices:
+    def newly_known(self) -> Indices:
         """The cells of the line that this makes known."""
-        return np.setdiff1d(np.arange(len(self.places)), self.recovery.arrived)
+        return np.setdiff1d(np.arange(len(self.block_indices)), self.decoder.arrived_indices)
 
 
-class RowColumnDecoder:
+class IterativeDecoder:
     """Which cells of a grid are determined by lines that decode, one after another.
 
     Attributes
     ----------
-    known : boolean array (n_A, n_B)
+    known_mask : boolean array (n_A, n_B)
         Cells that arrived or follow.
-    steps : list of LineStep
+    line_decodings : list of LineStep
         In an order in which each finds its cells known.
     """
 
-    def __init__(self, code: ProductCode, exact: bool) -> None:
-        self._code, self._exact = code, exact
-        self.known = np.zeros((code.left.n, code.right.n), bool)
-        self.steps: list[LineStep] = []
+    def __init__(self, code: ProductCode, modular: bool) -> None:
+        self._code, self._modular = code, modular
+        self.known_mask = np.zeros((code.column_code.n, code.row_code.n), bool)
+        self.line_decodings: list[LineDecoding] = []
 
     @property
     def is_complete(self) -> bool:
         """Whether all data cells are known."""
-        return bool(self.known[: self._code.left.k, : self._code.right.k].all())
+        return bool(self.known_mask[: self._code.column_code.k, : self._code.row_code.k].all())
 
-    def add(self, blocks: Sequence[int] | Indices) -> None:
+    def add(self, block_indices: Sequence[int] | Indices) -> None:
         """Note the arrival of blocks, and what follows from it: columns first, then rows, in turns."""
-        rows, columns = self._code.cells[blocks].T
-        self.known[rows, columns] = True
-        changed = [set(columns.tolist()), set(rows.tolist())]  # columns and rows to look at
+        rows, columns = self._code.grid_coordinates[block_indices].T
+        self.known_mask[rows, columns] = True
+        changed_lines = [set(columns.tolist()), set(rows.tolist())]  # columns and rows to look at
         axis = 0
-        while changed[0] or changed[1]:
-            for line in sorted(changed[axis]):
-                changed[1 - axis].update(self._decode(axis, line))
-            changed[axis] = set()
+        while changed_lines[0] or changed_lines[1]:
+            for line_index in sorted(changed_lines[axis]):
+                changed_lines[1 - axis].update(self._decode_line(axis, line_index))
+            changed_lines[axis] = set()
             axis = 1 - axis
 
-    def _decode(self, axis: int, line: int) -> list[int]:
-        """Decode column (axis 0) or row `line` if it can be; the cells of it that were not known."""
-        known = self.known[:, line] if axis == 0 else self.known[line]
-        code = self._code.right if axis else self._code.left
-        if known.all() or known.sum() < code.k:
+    def _decode_line(self, axis: int, line_index: int) -> list[int]:
+        """Decode column (axis 0) or row `line_index` if it can be; the cells of it that were not known."""
+        known_mask = self.known_mask[:, line_index] if axis == 0 else self.known_mask[line_index]
+        code = self._code.row_code if axis else self._code.column_code
+        if known_mask.all() or known_mask.sum() < code.k:
             return []
-        recovery = code.recovery(known.copy(), self._exact)
-        if recovery.deficit:
+        decoder = code.make_decoder(known_mask.copy(), self._modular)
+        if decoder.rank_deficit:
             return []
-        places = self._code.places[:, line] if axis == 0 else self._code.places[line]
-        step = LineStep(places, code, recovery)
-        self.steps.append(step)
-        known[:] = True
-        return [int(cell) for cell in step.fresh]
+        line_blocks = self._code.block_grid[:, line_index] if axis == 0 else self._code.block_grid[line_index]
+        decoding = LineDecoding(line_blocks, code, decoder)
+        self.line_decodings.append(decoding)
+        known_mask[:] = True
+        return [int(position) for position in decoding.newly_known]
 
 
-def steps_towards(steps: Sequence[LineStep], missing: Places) -> list[tuple[LineStep, Places]]:
-    """The steps on the way to the `missing` blocks, each with the blocks that are wanted of it."""
-    wanted, chosen = set(missing), []
-    for step in reversed(steps):
-        found = wanted & set(step.places[step.fresh].tolist())
-        if found:
-            chosen.append((step, found))
-            wanted |= set(step.places[step.recovery.arrived].tolist())
-    return chosen[::-1]
+def select_required_decodings(
+    line_decodings: Sequence[LineDecoding], missing_indices: BlockIndices
+) -> list[tuple[LineDecoding, BlockIndices]]:
+    """The steps on the way to the `missing_indices` blocks, each with the blocks that are wanted of it."""
+    required_blocks, selected = set(missing_indices), []
+    for decoding in reversed(line_decodings):
+        recovered_blocks = required_blocks & set(decoding.block_indices[decoding.newly_known].tolist())
+        if recovered_blocks:
+            selected.append((decoding, recovered_blocks))
+            required_blocks |= set(decoding.block_indices[decoding.decoder.arrived_indices].tolist())
+    return selected[::-1]
 
 
-def replay(steps: Sequence[tuple[LineStep, Places]], rows: Results, dtype: DType) -> dict[int, Array]:
-    """All flat blocks, the ones given and those that `steps` recover; sums as `dtype` demands."""
-    working = working_dtype(dtype)
-    values = dict(rows)
-    for step, wanted in steps:
-        line = {int(cell): values[int(step.places[cell])] for cell in step.recovery.arrived}
-        line |= dict(zip(step.recovery.missing.tolist(), step.recovery.recover(line, working)))
-        parity = [cell for cell in step.fresh.tolist() if cell >= step.code.k]
-        parity = [cell for cell in parity if int(step.places[cell]) in wanted]
-        line |= dict(zip(parity, _parity(step.code, parity, line, working)))
-        values |= {int(step.places[cell]): line[cell] for cell in step.fresh.tolist() if cell in line}
-    return values
+def decode_lines(
+    line_decodings: Sequence[tuple[LineDecoding, BlockIndices]], received: ReceivedBlocks, dtype: DType
+) -> dict[int, Array]:
+    """All flat blocks, the ones given and those that `line_decodings` recover; sums as `dtype` demands."""
+    sum_dtype = accumulator_dtype(dtype)
+    known_blocks = dict(received)
+    for decoding, required_blocks in line_decodings:
+        line_blocks = {
+            int(position): known_blocks[int(decoding.block_indices[position])]
+            for position in decoding.decoder.arrived_indices
+        }
+        line_blocks |= dict(
+            zip(decoding.decoder.missing_indices.tolist(), decoding.decoder.decode(line_blocks, sum_dtype))
+        )
+        parity_positions = [
+            position for position in decoding.newly_known.tolist() if position >= decoding.code.k
+        ]
+        parity_positions = [
+            position
+            for position in parity_positions
+            if int(decoding.block_indices[position]) in required_blocks
+        ]
+        line_blocks |= dict(
+            zip(
+                parity_positions, _encode_line_parity(decoding.code, parity_positions, line_blocks, sum_dtype)
+            )
+        )
+        known_blocks |= {
+            int(decoding.block_indices[position]): line_blocks[position]
+            for position in decoding.newly_known.tolist()
+            if position in line_blocks
+        }
+    return known_blocks
 
 
-def _parity(code: PolarCode, cells: Sequence[int], line: Results, dtype: DType) -> Array:
-    """The parity blocks `cells` of a line whose data is known."""
-    coefficients = code.coefficients[[cell - code.k for cell in cells]]
-    data = [line[cell] for cell in range(code.k)]
-    out = np.empty((len(cells), data[0].size), dtype)
-    if not cells:
+def _encode_line_parity(
+    code: PolarCode, positions: Sequence[int], line_blocks: ReceivedBlocks, dtype: DType
+) -> Array:
+    """The parity blocks `positions` of a line whose data is known."""
+    parity_matrix = code.encoding_matrix[[position - code.k for position in positions]]
+    data_blocks = [line_blocks[position] for position in range(code.k)]
+    out = np.empty((len(positions), data_blocks[0].size), dtype)
+    if not positions:
         return out
-    if not is_exact(dtype):
-        tiled.product(coefficients.astype(np.float64), data, out)
+    if not is_integer_dtype(dtype):
+        tiling.combine_rows(parity_matrix.astype(np.float64), data_blocks, out)
         return out
-    for columns in tiled.tiles(out.shape[1], len(data) + len(out), 8):
-        tile = tiled.gather(data, columns, np.int64)
-        out[:, columns] = matmul(coefficients, tile).astype(dtype)
+    for columns in tiling.iter_column_tiles(out.shape[1], len(data_blocks) + len(out), 8):
+        tile = tiling.gather_columns(data_blocks, columns, np.int64)
+        out[:, columns] = matmul_mod64(parity_matrix, tile).astype(dtype)
     return out

@@ -18,179 +18,208 @@ from math import inf
 
 import numpy as np
 
-from polarmap.codes import kernels, tiled
-from polarmap.codes.algebra import Recovery, Results
-from polarmap.codes.design import Rotations, rotations, subsets
-from polarmap.codes.dtypes import Array, Floats, Indices, Mask, is_exact, working_dtype
-from polarmap.codes.linear import SystematicCode
+from polarmap.codes import tiling, transforms
+from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
-from polarmap.codes.recovery import ButterflyRecovery, is_formed, worst_amplification
+from polarmap.codes.polar_construction import RotationNetwork, make_rotation_network, sample_subsets
+from polarmap.codes.real_decoders import (
+    ImplicitSystematicDecoder,
+    compute_max_amplification,
+    has_dense_parity_matrix,
+)
+from polarmap.dtypes import Array, Floats, Indices, Mask, accumulator_dtype, is_integer_dtype
 
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/coding.py): of rows in
 # one array, and of others, which are gathered for it; and up to this many the butterfly in numpy.
-DENSE_UP_TO, DENSE_UP_TO_GATHERED = 32, 12
-DENSE_UP_TO_UNCOMPILED = 512
+MAX_DENSE_ROWS, MAX_DENSE_ROWS_GATHERED = 32, 12
+MAX_DENSE_ROWS_UNCOMPILED = 512
 # Blocks of which the angles are chosen: seeds tried, and the most arrival patterns each is tried on.
-BEST_SEED_UP_TO, SEEDS, PATTERNS = 64, 8, 64
+MAX_SEED_SEARCH_N, N_SEEDS, MAX_PATTERNS = 64, 8, 64
 SYNDROME_BYTES = 64 << 20  # of parity computed at a time
 
 
 class RotationCode(PolarCode):
     """x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen."""
 
-    kernel = option = "rotation"
-    no_integers = (
+    kernel = option_name = "rotation"
+    integer_error_template = (
         "the rotation kernel cannot carry {dtype} blocks: use kernel='arikan' for exact integers, or convert "
         "them to a floating dtype"
     )
 
     @property
-    def frozen(self) -> Indices:
+    def frozen_set(self) -> Indices:
         """Inputs of the transform that are frozen to zero, ascending; n - k of them."""
         return np.arange(self.k, self.n)
 
     @cached_property
     def seed(self) -> int:
         """The seed of the rotation angles in use."""
-        if self._seed is not None or self.n > BEST_SEED_UP_TO:
+        if self._seed is not None or self.n > MAX_SEED_SEARCH_N:
             return self._seed or 0
-        return best_seed(self.n, self.k)
+        return select_seed(self.n, self.k)
 
     @cached_property
-    def coefficients(self) -> Array:
+    def encoding_matrix(self) -> Array:
         """P, shape (n - k, k), float64."""
-        return rotation_coefficients(self.rotations, self.k)
+        return compute_rotation_parity_matrix(self.network, self.k)
 
-    def columns(self, blocks: Indices) -> Array:
+    def encoding_columns(self, block_indices: Indices) -> Array:
         """The columns of P of some data blocks, by the butterflies."""
-        return rotation_coefficients(self.rotations, self.k, blocks)
+        return compute_rotation_parity_matrix(self.network, self.k, block_indices)
 
-    def transposed(self, combinations: Floats) -> Floats:
+    def left_multiply(self, weights: Floats) -> Floats:
         """Combinations (rows) of the parity blocks as they are made of data blocks, by the butterflies."""
-        mixed = np.empty((len(combinations), self.k))
+        products = np.empty((len(weights), self.k))
 
-        def work(rows: slice) -> None:
-            parity = np.ascontiguousarray(combinations[rows].T)
-            mixed[rows] = kernels.rotation_parity_transposed(parity, self.rotations, self.k).T
+        def multiply_rows(row_slice: slice) -> None:
+            parity_weights = np.ascontiguousarray(weights[row_slice].T)
+            products[row_slice] = transforms.apply_rotation_parity_adjoint(
+                parity_weights, self.network, self.k
+            ).T
 
-        tiled.over_cores(work, list(tiled.tiles(len(combinations), 3 * self.rotations.size, 8)))
-        return mixed
+        tiling.parallel_for(
+            multiply_rows, list(tiling.iter_column_tiles(len(weights), 3 * self.network.size, 8))
+        )
+        return products
 
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        if exact or self._is_formed:
-            return super().recovery(arrived, exact)
-        return SyndromeRecovery(self, arrived)
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        if modular or self._has_dense_parity_matrix:
+            return super().make_decoder(arrived_mask, modular)
+        return SyndromeDecoder(self, arrived_mask)
 
-    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
-        working, fast = working_dtype(out.dtype), tiled.compiled_loops(rows, out.dtype)
-        most = DENSE_UP_TO if tiled.is_one_array(rows, working) else DENSE_UP_TO_GATHERED
-        if min(self.n - self.k, self.k) <= (most if fast else DENSE_UP_TO_UNCOMPILED) and self._is_formed:
-            tiled.dense(self.coefficients.astype(working, copy=False), rows, out)
+    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        sum_dtype, compiled = accumulator_dtype(out.dtype), tiling.load_compiled_transforms(blocks, out.dtype)
+        max_dense_rows = (
+            MAX_DENSE_ROWS if tiling.is_contiguous_array(blocks, sum_dtype) else MAX_DENSE_ROWS_GATHERED
+        )
+        if (
+            min(self.n - self.k, self.k) <= (max_dense_rows if compiled else MAX_DENSE_ROWS_UNCOMPILED)
+            and self._has_dense_parity_matrix
+        ):
+            tiling.dense_matmul(self.encoding_matrix.astype(sum_dtype, copy=False), blocks, out)
         else:
-            tiled.rotation_parity(self.rotations, rows, out, fast)
+            tiling.encode_rotation_parity_tiled(self.network, blocks, out, compiled)
 
     @cached_property
-    def _is_formed(self) -> bool:
+    def _has_dense_parity_matrix(self) -> bool:
         """Whether there is a P, and not only the butterflies."""
-        return is_formed(self.n, self.k)
+        return has_dense_parity_matrix(self.n, self.k)
 
-    def get_ready(self) -> None:
+    def prepare(self) -> None:
         """Choose the angles, which takes a few hundredths of a second."""
         _ = self.seed  # Reading the property makes the choice.
 
     @property
-    def _block_erasure(self) -> Floats:
+    def _block_erasure_probabilities(self) -> Floats:
         return np.sort(np.broadcast_to(self.erasure, self.n))
 
     @cached_property
-    def rotations(self) -> Rotations:
+    def network(self) -> RotationNetwork:
         """The butterflies that P is made of."""
-        return normalized(rotations(self.n, self.k, self.seed), self.k)
+        return normalize_network(make_rotation_network(self.n, self.k, self.seed), self.k)
 
 
-class SyndromeRecovery(ButterflyRecovery):
+class SyndromeDecoder(ImplicitSystematicDecoder):
     """Missing blocks from the syndrome of what arrived, by least squares."""
 
     code: SystematicCode
 
-    def fill(self, rows: Results, out: Array) -> None:
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
         """Put the missing results into `out`: the parity of the known ones, what it lacks, the solution."""
-        working = np.dtype(np.float64) if is_exact(out.dtype) else working_dtype(out.dtype)
-        solver = self._solver.astype(working, copy=False)
-        step = max(64, SYNDROME_BYTES // ((self.code.n - self.code.k) * working.itemsize))
-        for start in range(0, out.shape[1], step):
-            columns = slice(start, min(out.shape[1], start + step))
-            with tiled.ignoring_inf():
-                found = tiled.matmul(solver, self._syndrome(rows, columns, working))
-            out[:, columns] = np.rint(found) if is_exact(out.dtype) else found
+        sum_dtype = np.dtype(np.float64) if is_integer_dtype(out.dtype) else accumulator_dtype(out.dtype)
+        pseudo_inverse = self._pseudo_inverse.astype(sum_dtype, copy=False)
+        batch_width = max(64, SYNDROME_BYTES // ((self.code.n - self.code.k) * sum_dtype.itemsize))
+        for start in range(0, out.shape[1], batch_width):
+            columns = slice(start, min(out.shape[1], start + batch_width))
+            with tiling.ignore_nonfinite():
+                decoded = tiling.matmul(pseudo_inverse, self._compute_syndrome(received, columns, sum_dtype))
+            out[:, columns] = np.rint(decoded) if is_integer_dtype(out.dtype) else decoded
 
-    def _syndrome(self, rows: Results, columns: slice, working: np.dtype[np.floating]) -> Array:
+    def _compute_syndrome(
+        self, received: ReceivedBlocks, columns: slice, sum_dtype: np.dtype[np.floating]
+    ) -> Array:
         """What the parity that arrived has beyond that of the known data, missing blocks taken as zero."""
-        zero = np.zeros(columns.stop - columns.start, working)
-        data = [zero] * self.code.k
-        for index in self.known.tolist():
-            data[index] = rows[index][columns].astype(working, copy=False)
-        received = [rows[int(index) + self.code.k] for index in self.parity]
-        syndrome = tiled.gather(received, columns, working)
-        syndrome -= self.code.parity(data)[self.parity]
+        zero_block = np.zeros(columns.stop - columns.start, sum_dtype)
+        data_blocks = [zero_block] * self.code.k
+        for block_index in self.arrived_data_indices.tolist():
+            data_blocks[block_index] = received[block_index][columns].astype(sum_dtype, copy=False)
+        parity_blocks = [
+            received[int(block_index) + self.code.k] for block_index in self.arrived_parity_indices
+        ]
+        syndrome = tiling.gather_columns(parity_blocks, columns, sum_dtype)
+        syndrome -= self.code.encode_parity(data_blocks)[self.arrived_parity_indices]
         return syndrome
 
 
-def normalized(plan: Rotations, k: int) -> Rotations:
-    """`plan` with scale and shift such that every row of P sums to one.
+def normalize_network(network: RotationNetwork, k: int) -> RotationNetwork:
+    """`network` with scale and shift such that every row of P sums to one.
 
     The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
     blocks carry the same weight. With k = 2 the rest has one direction only and its length is
     what tells the parity blocks apart: there it stays as it is. Where P is not formed, to unit norm on
     average: a group of orthogonal butterflies gives each row k / size.
     """
-    if is_formed(k + len(plan.rows), k):
-        scale, shift = normalization(rotation_coefficients(plan, k))
+    if has_dense_parity_matrix(k + len(network.kept_rows), k):
+        scale, shift = compute_row_normalization(compute_rotation_parity_matrix(network, k))
     else:
-        mean = kernels.rotation_parity(np.ones((k, 1)), plan)[:, 0] / k
-        scale = 1 / np.sqrt(k / plan.size - k * mean**2)
+        mean = transforms.encode_rotation_parity(np.ones((k, 1)), network)[:, 0] / k
+        scale = 1 / np.sqrt(k / network.size - k * mean**2)
         shift = 1 / k - scale * mean
-    return replace(plan, scale=scale, shift=shift)
+    return replace(network, scale=scale, shift=shift)
 
 
-def normalization(raw: Floats) -> tuple[Floats, Floats]:
+def compute_row_normalization(unscaled_matrix: Floats) -> tuple[Floats, Floats]:
     """The scale and the shift of each row of P, of which this is R."""
-    k, mean = raw.shape[1], raw.mean(axis=1)
-    scale = 1 / np.linalg.norm(raw - mean[:, None], axis=1) if k > 2 else np.ones(len(raw))
+    k, mean = unscaled_matrix.shape[1], unscaled_matrix.mean(axis=1)
+    scale = (
+        1 / np.linalg.norm(unscaled_matrix - mean[:, None], axis=1)
+        if k > 2
+        else np.ones(len(unscaled_matrix))
+    )
     return scale, 1 / k - scale * mean
 
 
-def rotation_coefficients(plan: Rotations, k: int, data: Indices | None = None) -> Floats:
-    """P, or its columns of some `data` blocks, by transforming the identity tile by tile."""
-    chosen = np.arange(k) if data is None else data
-    coefficients = np.empty((len(plan.rows), len(chosen)))
+def compute_rotation_parity_matrix(
+    network: RotationNetwork, k: int, block_indices: Indices | None = None
+) -> Floats:
+    """P, or its columns of some `block_indices` blocks, by transforming the identity tile by tile."""
+    column_indices = np.arange(k) if block_indices is None else block_indices
+    parity_matrix = np.empty((len(network.kept_rows), len(column_indices)))
 
-    def work(columns: slice) -> None:
+    def transform_columns(columns: slice) -> None:
         identity = np.zeros((k, columns.stop - columns.start))
-        identity[chosen[columns], np.arange(identity.shape[1])] = 1.0
-        coefficients[:, columns] = kernels.rotation_parity(identity, plan)
+        identity[column_indices[columns], np.arange(identity.shape[1])] = 1.0
+        parity_matrix[:, columns] = transforms.encode_rotation_parity(identity, network)
 
-    tiled.over_cores(work, list(tiled.tiles(len(chosen), 3 * plan.size, 8)))
-    return coefficients
+    tiling.parallel_for(
+        transform_columns, list(tiling.iter_column_tiles(len(column_indices), 3 * network.size, 8))
+    )
+    return parity_matrix
 
 
 @lru_cache(maxsize=256)
-def best_seed(n: int, k: int) -> int:
+def select_seed(n: int, k: int) -> int:
     """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
-    alike: dict[int, list[Indices]] = {}  # patterns, by how many data blocks have arrived
-    for arrived in subsets(n, k, PATTERNS):
-        alike.setdefault(int(np.searchsorted(arrived, k)), []).append(arrived)
-    patterns = [np.stack(alike[count]) for count in sorted(alike)]
-    best, least = 0, inf
-    for seed in range(SEEDS):
-        raw = rotation_coefficients(rotations(n, k, seed), k)
-        scale, shift = normalization(raw)
-        coefficients, worst = scale[:, None] * raw + shift[:, None], 0.0
-        for arrived in patterns:
-            worst = max(worst, worst_amplification(coefficients, arrived))
-            if worst >= least:  # no better than one before, whatever the other patterns give
+    patterns_by_n_data: dict[int, list[Indices]] = {}  # patterns, by how many data blocks have arrived
+    for arrived_indices in sample_subsets(n, k, MAX_PATTERNS):
+        patterns_by_n_data.setdefault(int(np.searchsorted(arrived_indices, k)), []).append(arrived_indices)
+    patterns = [np.stack(patterns_by_n_data[n_data]) for n_data in sorted(patterns_by_n_data)]
+    best_seed, min_amplification = 0, inf
+    for seed in range(N_SEEDS):
+        unscaled_matrix = compute_rotation_parity_matrix(make_rotation_network(n, k, seed), k)
+        scale, shift = compute_row_normalization(unscaled_matrix)
+        parity_matrix, max_amplification = scale[:, None] * unscaled_matrix + shift[:, None], 0.0
+        for arrived_indices in patterns:
+            max_amplification = max(
+                max_amplification, compute_max_amplification(parity_matrix, arrived_indices)
+            )
+            if (
+                max_amplification >= min_amplification
+            ):  # no better than one before, whatever the other patterns give
                 break
         else:
-            best, least = seed, worst
-    return best
+            best_seed, min_amplification = seed, max_amplification
+    return best_seed

@@ -13,12 +13,12 @@ from math import isqrt
 
 import numpy as np
 
-from polarmap.codes.algebra import Recovery, Results
-from polarmap.codes.dtypes import Array, DType, Floats, Indices, Mask
-from polarmap.codes.linear import SystematicCode
+from polarmap.codes.base import ErasureDecoder, ReceivedBlocks
+from polarmap.codes.linear_code import SystematicCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.product import ProductCode
-from polarmap.codes.recovery import SystematicRecovery
+from polarmap.codes.real_decoders import SystematicDecoder
+from polarmap.dtypes import Array, DType, Floats, Indices, Mask
 from polarmap.errors import CodeError
 
 
@@ -31,63 +31,71 @@ class SymmetricProductCode(SystematicCode):
 
     Parameters
     ----------
-    factor : PolarCode
+    line_code : PolarCode
         Of the columns of A; the rotation kernel.
-    side : int, optional
+    n_block_rows : int, optional
         Rows and columns of a block, whose entries may be arrays; without it these are numbers.
 
     Examples
     --------
     >>> code = SymmetricProductCode(PolarCode(4, 3))
-    >>> code.n, code.k, code.cells[:7].tolist()
+    >>> code.n, code.k, code.grid_coordinates[:7].tolist()
     (10, 6, [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2], [0, 3]])
     """
 
-    assumption = "a product of one block's transpose and another"
-    no_integers = "a triangle of {dtype} products cannot be decoded exactly: use the whole grid"
+    requirement = "a product of one block's transpose and another"
+    integer_error_template = "a triangle of {dtype} products cannot be decoded exactly: use the whole grid"
     is_mds = False
 
-    def __init__(self, factor: PolarCode, side: int | None = None) -> None:
-        if factor.kernel != "rotation":
+    def __init__(self, line_code: PolarCode, n_block_rows: int | None = None) -> None:
+        if line_code.kernel != "rotation":
             raise CodeError("a triangle of products is coded with the rotation kernel only")
-        self.factor, self.kernel, self.side = factor, factor.kernel, side
-        self.whole = ProductCode(factor, factor)
-        self.n, self.k = factor.n * (factor.n + 1) // 2, factor.k * (factor.k + 1) // 2
-        self.name = f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
+        self.line_code, self.kernel, self.n_block_rows = line_code, line_code.kernel, n_block_rows
+        self.full_grid = ProductCode(line_code, line_code)
+        self.n, self.k = line_code.n * (line_code.n + 1) // 2, line_code.k * (line_code.k + 1) // 2
+        self.name = f"{self.kernel} triangle of {self.line_code.n} x {self.line_code.n}"
 
     def __repr__(self) -> str:
-        return f"SymmetricProductCode({self.factor!r})"
+        return f"SymmetricProductCode({self.line_code!r})"
 
     @property
     def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a block."""
-        return self.whole.norm_inf
+        return self.full_grid.norm_inf
 
     @cached_property
-    def cells(self) -> Indices:
+    def grid_coordinates(self) -> Indices:
         """Row and column of every block on the grid, (n, 2)."""
-        cells = self.whole.cells
-        return cells[cells[:, 0] <= cells[:, 1]]
+        full_coordinates = self.full_grid.grid_coordinates
+        return full_coordinates[full_coordinates[:, 0] <= full_coordinates[:, 1]]
 
     @cached_property
-    def places(self) -> Indices:
+    def grid_blocks(self) -> Indices:
         """The numbers on the whole grid of a block and of its transpose, (n, 2)."""
-        rows, columns = self.cells.T
-        return np.stack([self.whole.places[rows, columns], self.whole.places[columns, rows]], axis=1)
+        rows, columns = self.grid_coordinates.T
+        return np.stack(
+            [self.full_grid.block_grid[rows, columns], self.full_grid.block_grid[columns, rows]], axis=1
+        )
 
     @cached_property
-    def coefficients(self) -> Floats:
+    def encoding_matrix(self) -> Floats:
         """Parity from data, (n - k, k), of the symmetric parts x_ij + x_ji."""
-        data, parity = self.places[: self.k], self.places[self.k :, 0] - self.whole.k
-        both = self.whole.coefficients[parity]
-        return np.asarray(both[:, data[:, 0]] + both[:, data[:, 1]] * (data[:, 0] != data[:, 1]))
+        data_blocks, parity_rows = (
+            self.grid_blocks[: self.k],
+            self.grid_blocks[self.k :, 0] - self.full_grid.k,
+        )
+        full_parity_matrix = self.full_grid.encoding_matrix[parity_rows]
+        return np.asarray(
+            full_parity_matrix[:, data_blocks[:, 0]]
+            + full_parity_matrix[:, data_blocks[:, 1]] * (data_blocks[:, 0] != data_blocks[:, 1])
+        )
 
-    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
-        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return SymmetricProductRecovery(self, arrived)
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        return SymmetricProductDecoder(self, arrived_mask)
 
 
-class SymmetricProductRecovery(SystematicRecovery):
+class SymmetricProductDecoder(SystematicDecoder):
     """How to recover the missing data blocks of one arrival pattern on the triangle.
 
     The whole grid is recovered from the arrivals and their transposes. Left-over equations are those
@@ -96,16 +104,16 @@ class SymmetricProductRecovery(SystematicRecovery):
 
     code: SymmetricProductCode
 
-    def __init__(self, code: SymmetricProductCode, arrived: Mask) -> None:
-        super().__init__(code, arrived)
-        mask = np.zeros(code.whole.n, bool)
-        mask[code.places[arrived]] = True
-        self._grid = code.whole.recovery(mask, exact=False)
+    def __init__(self, code: SymmetricProductCode, arrived_mask: Mask) -> None:
+        super().__init__(code, arrived_mask)
+        grid_mask = np.zeros(code.full_grid.n, bool)
+        grid_mask[code.grid_blocks[arrived_mask]] = True
+        self._grid_decoder = code.full_grid.make_decoder(grid_mask, modular=False)
 
     @cached_property
-    def deficit(self) -> int:
+    def rank_deficit(self) -> int:
         """0 when the data are determined, else how many arrivals are still needed at the least."""
-        return -(-self._grid.deficit // 2)
+        return -(-self._grid_decoder.rank_deficit // 2)
 
     @cached_property
     def weights(self) -> Floats:
@@ -113,36 +121,53 @@ class SymmetricProductRecovery(SystematicRecovery):
 
         The entries of a block and of its transpose have errors of their own.
         """
-        whole = self._grid.weights[self._wanted] ** 2
-        where = np.zeros((len(whole), self.code.whole.n))
-        where[:, self._grid.arrived] = whole
-        here, there = self.code.places[self.arrived].T
-        return np.asarray(np.sqrt(where[:, here] + where[:, there] * (here != there)))
+        squared_weights = self._grid_decoder.weights[self._grid_rows] ** 2
+        squared_by_block = np.zeros((len(squared_weights), self.code.full_grid.n))
+        squared_by_block[:, self._grid_decoder.arrived_indices] = squared_weights
+        block_positions, transpose_positions = self.code.grid_blocks[self.arrived_indices].T
+        return np.asarray(
+            np.sqrt(
+                squared_by_block[:, block_positions]
+                + squared_by_block[:, transpose_positions] * (block_positions != transpose_positions)
+            )
+        )
 
     @property
-    def _wanted(self) -> Indices:
+    def _grid_rows(self) -> Indices:
         """The rows that recover our missing blocks among those of the whole grid."""
-        return np.asarray(np.searchsorted(self._grid.missing, self.code.places[self.missing, 0]))
+        return np.asarray(
+            np.searchsorted(
+                self._grid_decoder.missing_indices, self.code.grid_blocks[self.missing_indices, 0]
+            )
+        )
 
-    def recover(self, rows: Results, dtype: DType) -> Array:
+    def decode(self, received: ReceivedBlocks, dtype: DType) -> Array:
         """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
-        whole = {}
-        for index in self.arrived.tolist():
-            here, there = self.code.places[index].tolist()
-            whole[there] = transposed(rows[index], self.code.side)
-            whole[here] = rows[index]
-        return self._grid.recover(whole, dtype)[self._wanted]
+        grid_blocks = {}
+        for block_index in self.arrived_indices.tolist():
+            block_position, transpose_position = self.code.grid_blocks[block_index].tolist()
+            grid_blocks[transpose_position] = conjugate_transpose(
+                received[block_index], self.code.n_block_rows
+            )
+            grid_blocks[block_position] = received[block_index]
+        return self._grid_decoder.decode(grid_blocks, dtype)[self._grid_rows]
 
-    def checkable(self, rows: Results) -> Results:
+    def compute_check_operands(self, received: ReceivedBlocks) -> ReceivedBlocks:
         """x + x' of each block x that arrived: twice its symmetric part."""
-        return {index: row + transposed(row, self.code.side) for index, row in rows.items()}
+        return {
+            block_index: block + conjugate_transpose(block, self.code.n_block_rows)
+            for block_index, block in received.items()
+        }
 
 
-def transposed(row: Array, side: int | None = None) -> Array:
-    """The conjugate transpose of a flat block of so many rows and columns; of one of numbers without `side`.
+def conjugate_transpose(block: Array, n_block_rows: int | None = None) -> Array:
+    """The conjugate transpose of a flat block of so many rows and columns; of one of numbers without
+    `n_block_rows`.
 
-    >>> transposed(np.array([1, 2j, 3, 4]))
+    >>> conjugate_transpose(np.array([1, 2j, 3, 4]))
     array([1.-0.j, 3.-0.j, 0.-2.j, 4.-0.j])
     """
-    side = side or isqrt(row.size)
-    return np.ascontiguousarray(row.reshape(side, side, -1).swapaxes(0, 1).conj()).reshape(-1)
+    n_block_rows = n_block_rows or isqrt(block.size)
+    return np.ascontiguousarray(block.reshape(n_block_rows, n_block_rows, -1).swapaxes(0, 1).conj()).reshape(
+        -1
+    )

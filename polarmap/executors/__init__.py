@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polarmap.codes.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
 from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_dask, is_of_ray, is_path
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
+from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 from polarmap.worker.messages import FAULTS, Fault
 from polarmap.worker.surroundings import available_cores
 
@@ -54,7 +54,7 @@ class FaultyExecutor:
         if not isinstance(self.faults, Mapping):
             raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
         for task, fault in self.faults.items():
-            if not is_count(task) or not isinstance(fault, Fault):
+            if not is_nonnegative_int(task) or not isinstance(fault, Fault):
                 raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
             _check_fault(fault)
 
@@ -73,13 +73,13 @@ class WithFaults(WrappedExecutor):
 
 def _check_fault(fault: Fault) -> None:
     """Raise CodeError for a fault that no worker could have."""
-    if not is_one_of(fault.kind, FAULTS):
+    if not is_choice(fault.kind, FAULTS):
         raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
-    if not is_number(fault.seconds) or fault.seconds < 0:
+    if not is_real_number(fault.seconds) or fault.seconds < 0:
         raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
     if fault.kind == "sleep" and not fault.seconds:
         raise CodeError("a Fault that sleeps needs its seconds, as Fault('sleep', seconds=30)")
-    if not is_count(fault.attempts):
+    if not is_nonnegative_int(fault.attempts):
         raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
 
 

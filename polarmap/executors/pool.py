@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.limits import Worker
-from polarmap.codes.checks import checked_count, is_positive
-from polarmap.codes.dtypes import is_integer
+from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
 from polarmap.executors.block_store import BlockStore, InFolders
@@ -25,6 +24,7 @@ from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.tcp import checked_endpoint
 from polarmap.executors.worker_processes import FORKS, WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
+from polarmap.validation import check_positive_int, is_positive_number
 from polarmap.worker.processes import LIVENESS_SECONDS
 from polarmap.worker.stream import TCP_TIMEOUT, Endpoint
 
@@ -106,9 +106,9 @@ class Pool:
     ) -> None:
         with without_our_frames:
             for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
-                checked_count(name, count)
+                check_positive_int(name, count)
             for name, number in {"idle": idle, "memory": memory, "tcp_timeout": tcp_timeout}.items():
-                if not is_positive(number):
+                if not is_positive_number(number):
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
             if not isinstance(listen, (bool, str)):
                 raise CodeError(f"listen must be True, False, or 'host:port', not {listen!r:.100}")

@@ -75,7 +75,7 @@ class RayCluster:
 
     def machines_of_nodes(self) -> dict[str, str]:
         """Return the address of the machine of each node that is alive and has CPUs, by the node's id."""
-        nodes = [one for one in self.ray.nodes() if one["Alive"] and one["Resources"].get("CPU")]
+        nodes = [one for one in self.ray.make_logit_nodes() if one["Alive"] and one["Resources"].get("CPU")]
         return {one["NodeID"]: one["NodeManagerAddress"] for one in nodes}
 
     def has_placing_options(self) -> bool:

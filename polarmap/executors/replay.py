@@ -13,10 +13,10 @@ import numpy as np
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
-from polarmap.codes.checks import is_number
-from polarmap.codes.dtypes import is_integer
+from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
+from polarmap.validation import is_real_number
 from polarmap.worker.io_pools import PoolIO, ThreadLink
 from polarmap.worker.messages import Fault, Ticket
 from polarmap.worker.program import run_task
@@ -128,4 +128,4 @@ class ReplayRun:
 
 
 def _is_arrival(task: object, seconds: object) -> bool:
-    return is_integer(task) and is_number(seconds) and bool(seconds >= 0)
+    return is_integer(task) and is_real_number(seconds) and bool(seconds >= 0)

@@ -13,8 +13,8 @@ from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, enco
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import most_filled_blocks
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.codes.dtypes import is_exact
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.executors import data_beside, storage_beside
 from polarmap.executors.keys import check_may_be_copied
@@ -47,7 +47,7 @@ class CodedSides:
     def real_side(self, name: str) -> Coded:
         """A side for products with real numbers; CodeError if its parity may have wrapped."""
         coded, dtype = self.side(name), self._matrix.dtype
-        if is_exact(dtype) and dtype.itemsize == 8:
+        if is_integer_dtype(dtype) and dtype.itemsize == 8:
             if name not in self._largest:
                 self._largest[name] = coded.coded_blocks().blocks.largest(0)
             matrices.check_no_wrap(dtype, self._largest[name], coded.code.norm_inf, "A")
@@ -116,4 +116,4 @@ class CodedSides:
 
 def _resized(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
     """Return the caller's code with the numbers of blocks of a side; a name stands for every size."""
-    return code.resized(n, k) if isinstance(code, PolarCode) else code
+    return code.with_sizes(n, k) if isinstance(code, PolarCode) else code

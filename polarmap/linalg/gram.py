@@ -9,8 +9,7 @@ import numpy as np
 
 from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.codes.checks import checked_count
-from polarmap.codes.dtypes import Array, DType, is_exact
+from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.layouts import PAIRED, BlockCounts, check_counts, paired_tasks
@@ -19,6 +18,7 @@ from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers
+from polarmap.validation import check_positive_int
 from polarmap.worker.block_products import gram_of_pair
 
 FOR_SPARSE = "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
@@ -84,8 +84,8 @@ def coded_gram(
         matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
         w = None if weights is None else checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
-        k = min(PAIRED.k, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
-        n = paired_tasks(k) if tasks is None else checked_count("tasks", tasks)
+        k = min(PAIRED.k, matrix.shape[1]) if blocks is None else check_positive_int("blocks", blocks)
+        n = paired_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
         coded = _coded(matrix, dtype, k, n)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         array, report = gram_of_pairs(coded, matrix.shape[1], w, dtype, run)
@@ -103,7 +103,7 @@ def gram_of_pairs(
     """
     f, several = partial(gram_of_pair, w, dtype.newbyteorder("=")), () if w is None else w.shape[1:]
     array, report = product_of_pairs(f, coded, (columns, columns, *several), run)
-    if not is_exact(dtype):
+    if not is_integer_dtype(dtype):
         _mirror(array, coded.layout(0)[0][1][0])
     return array, report
 
@@ -113,7 +113,7 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     k, n = check_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = matrices.CheckedMatrix(matrix, "A", matrices.factor_dtype(matrix.dtype, dtype))
     factor = encode_once(matrices.TransposedMatrix(data), k, n, "auto")
-    return CodedPairs(factor, factor, triangle=not is_exact(dtype))
+    return CodedPairs(factor, factor, triangle=not is_integer_dtype(dtype))
 
 
 def checked_weights(weights: Any, rows: int, most: int = 1) -> Array:

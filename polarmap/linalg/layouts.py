@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from polarmap.blocks.code_choice import default_tasks
 from polarmap.blocks.equal import most_filled_blocks
-from polarmap.codes.checks import checked_count, is_one_of
 from polarmap.codes.polar import MAX_N
 from polarmap.errors import CodeError
+from polarmap.validation import check_positive_int, is_choice
 
 TASKS = 32
 BYTES_PER_SECOND = 5e7  # between a cloud function of one core and its storage
@@ -37,7 +37,7 @@ class ProductLayout(NamedTuple):
 
 def choose_layout(method: str, shape: Shape, blocks: Counts, tasks: Counts, itemsize: int) -> ProductLayout:
     """The layout that `method` means, or the cheapest; CodeError where there is none."""
-    if not is_one_of(method, ("auto", "rows", "columns", "grid")):
+    if not is_choice(method, ("auto", "rows", "columns", "grid")):
         raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
     if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(tasks))):
         return _both_factors_coded(shape, blocks, tasks, itemsize)
@@ -67,9 +67,9 @@ def counts_of(blocks: Any, tasks: Any, usual: int, most: float = math.inf) -> Bl
     >>> counts_of(None, None, 24), counts_of(None, 8, 24), counts_of(5, None, 24)
     (BlockCounts(k=24, n=32), BlockCounts(k=6, n=8), BlockCounts(k=5, n=8))
     """
-    n = None if tasks is None else checked_count("tasks", tasks)
+    n = None if tasks is None else check_positive_int("tasks", tasks)
     usual = usual if n is None else max(1, 3 * n // 4)
-    k = int(min(usual, most)) if blocks is None else checked_count("blocks", blocks)
+    k = int(min(usual, most)) if blocks is None else check_positive_int("blocks", blocks)
     return BlockCounts(k, default_tasks(k, "arikan") if n is None else n)
 
 
@@ -108,7 +108,7 @@ def _both_factors_coded(shape: Shape, blocks: Counts, tasks: Counts, itemsize: i
     if blocks is not None or _is_pair(tasks):
         rows = check_counts(_asked_for(blocks, tasks, 0, shape[0]), "rows", shape[0])
         return ProductLayout(rows, check_counts(_asked_for(blocks, tasks, 1, shape[2]), "columns", shape[2]))
-    total = TASKS if tasks is None else checked_count("tasks", tasks)
+    total = TASKS if tasks is None else check_positive_int("tasks", tasks)
     if total > MAX_N:
         raise CodeError(f"a grid has at most {MAX_N} tasks, not tasks={total}")
     if total < 4:
@@ -132,10 +132,10 @@ def _asked_for(blocks: Counts, tasks: Counts, side: int, length: int) -> BlockCo
     for name, counts in (("blocks", blocks), ("tasks", tasks)):
         if counts is not None and not (_is_pair(counts) and len(counts) == 2):  # type: ignore[arg-type]
             raise CodeError(f"{name} of a grid must be a pair (for A, for B), not {counts!r}")
-    n = checked_count("tasks", tasks[side]) if tasks else None  # type: ignore[index]
+    n = check_positive_int("tasks", tasks[side]) if tasks else None  # type: ignore[index]
     if blocks is None:
         return _of_tasks(n or 0, length)
-    k = checked_count("blocks", blocks[side])  # type: ignore[index]
+    k = check_positive_int("blocks", blocks[side])  # type: ignore[index]
     return BlockCounts(k, n or paired_tasks(k))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import is_array, read_data
 from polarmap.blocks.equal import refuse_masked_and_sparse
-from polarmap.codes.dtypes import Array, DType, check_dtype, is_exact, real_dtype
+from polarmap.dtypes import Array, DType, check_dtype, is_integer_dtype, real_dtype
 from polarmap.errors import CodeError
 
 
@@ -40,7 +40,7 @@ class CheckedMatrix:
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
         part = np.asarray(self._matrix[index], self.dtype)
         check_finite(part, self._name)
-        if is_exact(part.dtype) and part.size:
+        if is_integer_dtype(part.dtype) and part.size:
             self.largest = max(self.largest, int(part.max()), -int(part.min()))
         return part
 
@@ -79,7 +79,7 @@ def check_two_axes(matrix: Any, name: str) -> Any:
 
 def factor_dtype(dtype: DType, product: DType) -> DType:
     """In which a factor of `dtype` is coded, so that no parity is coarser than the product."""
-    if is_exact(product):
+    if is_integer_dtype(product):
         return dtype
     return product if dtype.kind == "c" else real_dtype(product)
 
@@ -108,7 +108,7 @@ def check_finite(array: Array, name: str) -> None:
 
 def check_no_wrap(dtype: DType, largest: int, growth: float, name: str) -> None:
     """CodeError where parity of 64-bit integers may have wrapped, which real products do not undo."""
-    if is_exact(dtype) and dtype.itemsize == 8 and largest * growth >= 1 << 63:
+    if is_integer_dtype(dtype) and dtype.itemsize == 8 and largest * growth >= 1 << 63:
         raise CodeError(
             f"{name} holds integers up to {largest:.2g}, whose parity blocks do not fit 64 bits: for a real "
             f"product use {name}.astype(float)"

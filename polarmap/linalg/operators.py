@@ -15,8 +15,8 @@ from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.blocks.sparse import as_csr
 from polarmap.clouds.extras import needed_by
-from polarmap.codes.dtypes import Array, is_exact
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
 from polarmap.linalg import matrices
@@ -163,7 +163,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         """
         with without_our_frames:
             self._check_open()
-            if self._sides.is_sparse or is_exact(self.dtype):
+            if self._sides.is_sparse or is_integer_dtype(self.dtype):
                 raise CodeError(f"a Gram matrix is of dense real or complex numbers: use {FOR_SPARSE}")
             w = checked_weights(weights, self.shape[0], most=2)
             dtype = np.result_type(self.dtype, w.dtype)
@@ -205,7 +205,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             dtype = np.result_type(self.dtype, operand.dtype)
             if operand.size == 0:
                 return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
-            coded = self._sides.side(name) if is_exact(dtype) else self._sides.real_side(name)
+            coded = self._sides.side(name) if is_integer_dtype(dtype) else self._sides.real_side(name)
             array, self._report = product_of_rows(coded, operand, dtype, self._run)
             self.products += 1
             return array

@@ -40,9 +40,9 @@ class ParityStart:
         """Those of the next product: where parity need not start with the data, it does on demand."""
         return self._with_it if self._with_data or not self._took else self._later
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
         """The seconds that no task should take, of any share."""
-        return np.full(below.shape, LEEWAY * self._took)
+        return np.full(cdf.shape, LEEWAY * self._took)
 
     def learn(self, took: float, needed_parity: bool) -> None:
         """Take in after how many seconds the last result of the latest product came that it used.

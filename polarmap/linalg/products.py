@@ -12,7 +12,7 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
-from polarmap.codes.dtypes import Array, DType
+from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
 from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
@@ -199,7 +199,7 @@ def product_of_pairs(
     (_, (height, *_)), (_, (width, *_)) = coded.layout(0)
     result, report = run(f, coded, (height, width, *shape[2:]))
     whole = np.empty(shape, result[0].dtype)
-    for (row, column), block in zip(coded.code.cells.tolist(), result):
+    for (row, column), block in zip(coded.code.grid_coordinates.tolist(), result):
         target = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]
         target[:] = block[: target.shape[0], : target.shape[1]]
     return whole, report
@@ -226,7 +226,9 @@ def product_map(executor: Any, options: MapOptions, observers: Callable[[], Obse
         word, report = run_coded(running, f, blocks, of_this, observers())
         if learns:
             used = word.tasks.arrived.keys() - word.surplus
-            start.learn(max(map(word.tasks.arrived.__getitem__, used)), bool(len(word.decoder.missing)))
+            start.learn(
+                max(map(word.tasks.arrived.__getitem__, used)), bool(len(word.decoder.missing_indices))
+            )
         return word.result(report), report
 
     return run

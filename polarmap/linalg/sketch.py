@@ -20,13 +20,13 @@ import numpy as np
 
 from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.clouds.extras import needed_by
-from polarmap.codes.checks import checked_count
-from polarmap.codes.dtypes import Array
-from polarmap.codes.estimation import f_quantile_p90
+from polarmap.codes.block_prediction import f_quantile_p90
+from polarmap.dtypes import Array
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
 from polarmap.maps.hedged import hedged_map
 from polarmap.maps.submission import submit
+from polarmap.validation import check_positive_int
 
 with needed_by("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
@@ -266,7 +266,7 @@ def _checked(A: Any) -> Array:
 
 
 def _count(tasks: int | None, rows: int) -> int:
-    count = min(DEFAULT_BLOCKS, rows) if tasks is None else checked_count("tasks", tasks)
+    count = min(DEFAULT_BLOCKS, rows) if tasks is None else check_positive_int("tasks", tasks)
     if count > rows:
         raise CodeError(f"tasks={count} is more than the {rows} rows of A; use tasks <= {rows}")
     return count

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.codes.linear import LinearCode
-from polarmap.codes.masked import Masked
+from polarmap.codes.linear_code import LinearCode
+from polarmap.codes.secret_sharing import SecretSharing
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,
@@ -31,7 +31,7 @@ class SharedOptions(TypedDict, total=False):
 
     blocks: int | None
     tasks: int | None
-    code: CodeName | LinearCode | Masked
+    code: CodeName | LinearCode | SecretSharing
     degree: int
     schedule: ScheduleName | Plan
     executor: Any
@@ -64,7 +64,7 @@ def coded_map(
     *,
     blocks: int | None = None,
     tasks: int | None = None,
-    code: CodeName | LinearCode | Masked = "auto",
+    code: CodeName | LinearCode | SecretSharing = "auto",
     degree: int = 1,
     schedule: ScheduleName | Plan = "upfront",
     executor: Any = None,

@@ -11,8 +11,7 @@ from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
 
-from polarmap.codes.checks import checked_count, is_count
-from polarmap.codes.dtypes import is_integer
+from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import executor_of, with_faults_of, without_faults
 from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
@@ -29,6 +28,7 @@ from polarmap.executors.pickling import (
 )
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
+from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.block_functions import call_each
 from polarmap.worker.parts import write_file
 from polarmap.worker.private_files import check_private
@@ -86,9 +86,9 @@ class Executor(WrappedExecutor, futures.Executor):
     ) -> None:
         with without_our_frames:
             if workers is not None:
-                checked_count("workers", workers)
+                check_positive_int("workers", workers)
             for name, count in {"backups": backups, "retries": retries}.items():
-                if not is_count(count):
+                if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
             inner, known, pool, close = _place(without_faults(executor), workers)
             place = executor_of(with_faults_of(executor, inner))

@@ -11,9 +11,8 @@ import numpy as np
 
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.codes.checks import is_one_of, is_positive
-from polarmap.codes.dtypes import EPS, Floats
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.slopes import (
     count_blocks,
@@ -26,10 +25,11 @@ from polarmap.report import Report
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.running_map import Observers
+from polarmap.validation import is_choice, is_positive_number
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
-DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}
+DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
 MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
 
 
@@ -144,14 +144,14 @@ def coded_gradient(
         step = _checked_step(h, scheme)
         check_function(f)
         options = checked_options(verify, rtol, timeout, retries)
-        error = step**2 + EPS / step if scheme == "central" else step + EPS / step
+        error = step**2 + FLOAT64_EPS / step if scheme == "central" else step + FLOAT64_EPS / step
         amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
         base = None if directions is None else _checked_directions(directions, point)
         count = point.size if base is None else len(base)
         k = count_blocks(blocks, tasks, code, count)
         data, task = _prepare(f, point, unit, step, scheme, base, k)
         known = KnownFunction(errors=partial(slope_errors, step, scheme))
-        options = replace(options, rtol=amplification * EPS, known=known)
+        options = replace(options, rtol=amplification * FLOAT64_EPS, known=known)
         try:
             sizes = CodeOptions(k, tasks, code)
             mapped = prepared_blocks(task, data, sizes, executor, options).run(observers)
@@ -260,11 +260,11 @@ def _checked_scale(scale: Any, x: Floats) -> Floats:
 
 
 def _checked_step(h: Any, scheme: Any) -> float:
-    if not is_one_of(scheme, tuple(DEFAULT_STEP)):
+    if not is_choice(scheme, tuple(DEFAULT_STEP)):
         raise CodeError(f"scheme must be 'central' or 'forward', not {scheme!r}")
     if h is None:
         return DEFAULT_STEP[scheme]
-    if not is_positive(h):
+    if not is_positive_number(h):
         raise CodeError(f"h must be a positive number, not {h!r}")
     return float(h)
 

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
-from polarmap.codes.checks import checked_count, is_count
-from polarmap.codes.uncoded import BACKUPS, Uncoded
+from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.errors import (
     CodeError,
     NotDecodableError,
@@ -28,6 +27,7 @@ from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers, RunningMap
+from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.block_functions import any_call
 from polarmap.worker.messages import Error
 from polarmap.worker.pytree import Array, naming
@@ -45,7 +45,7 @@ def hedged_map(
     kwargs: Mapping[str, Any] | None = None,
     blocks: int | None = None,
     executor: Any = None,
-    backups: int = BACKUPS,
+    backups: int = DEFAULT_BACKUPS,
     timeout: float | None = None,
     retries: int = 1,
     return_exceptions: bool = False,
@@ -115,15 +115,15 @@ def hedged_map(
     """
     check_function(f)
     options = checked_options(False, None, timeout, retries)
-    if not is_count(backups):
+    if not is_nonnegative_int(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     backups = int(backups)
     _check_arguments(star, args, kwargs, return_exceptions)
     running = RunningMap(executor)
-    items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
+    items = cut_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
     count = len(items) if blocks is None else min(blocks, len(items))
     is_group = count < len(items)
-    running.expect(Uncoded(count, backups=1))
+    running.expect(Uncoded(count, max_backups=1))
     if not items:
         nothing = partial(replace, running.report(), verified="not needed", is_final=True)
         return PreparedMap(lambda observers: CodedResult([], LazyReport(nothing)), running)

@@ -9,8 +9,8 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.codes.dtypes import Array, Floats
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import Array, Floats
 from polarmap.errors import CodeError
 from polarmap.worker.finite_differences import Sizes
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.uneven import SharedParts, cut_parts
-from polarmap.codes.checks import checked_count
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, run_coded, verb
 from polarmap.run.running_map import Observers, RunningMap
+from polarmap.validation import check_positive_int
 from polarmap.worker.block_functions import combination
 
 Array = npt.NDArray[Any]
@@ -109,7 +109,7 @@ def coded_sum(
         options = checked_options("auto", rtol, timeout, retries)
         options = replace(options, known=KnownFunction(fits=True))
         running = RunningMap(executor)
-        n = None if tasks is None else checked_count("tasks", tasks)
+        n = None if tasks is None else check_positive_int("tasks", tasks)
         shares = SharedParts(*cut_parts(parts, n), n, tolerate)
         combined = combination(f)
         running.expect(shares.code)

@@ -16,9 +16,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from polarmap.blocks.code_choice import CodeName
-from polarmap.codes.checks import is_number
-from polarmap.codes.dtypes import Array, Floats
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors import with_faults_of, without_faults
 from polarmap.executors.keys import check_may_be_copied
@@ -28,6 +27,7 @@ from polarmap.models.features import ConstantFeature, ScaledOperator, moments
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.losses import Bernoulli, Family, Multinomial
 from polarmap.models.proximal_gradient import Solution
+from polarmap.validation import is_real_number
 
 
 @dataclass(eq=False, repr=False)
@@ -77,7 +77,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         for name, bound in least.items():
             value = getattr(self, name)
             is_habit = name == "verbose" and isinstance(value, bool)  # of scikit-learn's users
-            if not (is_number(value) or is_habit) or not value >= bound:
+            if not (is_real_number(value) or is_habit) or not value >= bound:
                 raise ModelError(f"{name} must be a number, {bound:g} or more, not {value!r}")
 
     def _check_choice(self, name: str, choices: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.cones import ConeLoss
 from polarmap.models.gates import GatedOperator
 from polarmap.models.penalties import GroupNorms
@@ -70,7 +70,7 @@ class _ConeSteps:
         self._sides = np.tile(2.0 * self._open - 1.0, 2)
         self._bounds = np.tile(np.repeat(cones.margins > 0, self._outputs, axis=1), 2)
         total = self._loss.value(np.zeros(self._loss.shape))
-        self._rounding = 16 * EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
+        self._rounding = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
         self._product = max(total, self._rounding) / self._bounds.size
         # Where the norms, and the logarithms of the distances, are in balance.
         norms = samples * self._product / alpha

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.models.losses import OutputLoss
 from polarmap.models.proximal_gradient import Solution, after_steps
 

@@ -13,7 +13,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from polarmap.codes.dtypes import Array, Floats
+from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor, ProbabilisticClassifier
 from polarmap.models.cone_interior_point import LARGEST_GRAMS, cone_interior_point

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 
 
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
@@ -17,7 +17,7 @@ def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
     shares : of the samples; their sum is 1.
     """
     mean, square = _moments(X, shares, is_centred)
-    return mean, np.where(square <= (10 * EPS * mean) ** 2, 0.0, square)
+    return mean, np.where(square <= (10 * FLOAT64_EPS * mean) ** 2, 0.0, square)
 
 
 def _moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
@@ -33,7 +33,7 @@ def _moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
     if is_centred:
         mean += np.bincount(which, weights * columns.data, features)
     zeros = 1.0 - np.bincount(which, weights, features)
-    zeros[zeros <= EPS * columns.shape[0]] = 0.0  # rounding: no sample is one
+    zeros[zeros <= FLOAT64_EPS * columns.shape[0]] = 0.0  # rounding: no sample is one
     square = np.bincount(which, weights * (columns.data - mean[which]) ** 2, features) + zeros * mean**2
     return mean, np.asarray(square, np.float64)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.models.features import MatrixOperator, moments
 
 ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up

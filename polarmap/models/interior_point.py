@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.penalties import LinearOnBox
 from polarmap.models.proximal_gradient import Solution, after_steps
 
@@ -57,7 +57,7 @@ class _InteriorSteps:
         self._lower, self._upper, self._slope = (
             part.reshape(shape) for part in (penalty.lower, penalty.upper, penalty.slope)
         )
-        middle, room = (self._lower + self._upper) / 2, EPS * float((self._upper - self._lower).max())
+        middle, room = (self._lower + self._upper) / 2, FLOAT64_EPS * float((self._upper - self._lower).max())
         image, curved = self._products(middle)
         # The shortest way down from 0 along that to the middle.
         fall, square = -np.sum(self._slope * middle, axis=0), np.sum(image**2, axis=0)
@@ -102,7 +102,7 @@ class _InteriorSteps:
 
     def _is_near(self, tol: float) -> bool:
         """By the gap, or where it is no more than rounding."""
-        rounding = 16 * EPS * float(np.sum(np.abs(self._slope * self.x)))
+        rounding = 16 * FLOAT64_EPS * float(np.sum(np.abs(self._slope * self.x)))
         return self.gap <= max(tol * abs(self.objective), rounding)
 
     def step(self) -> None:
@@ -164,7 +164,7 @@ class _InteriorSteps:
         systems = np.tile(one, (self.x.shape[1], 1, 1))
         for column in np.flatnonzero(late & weights.any(axis=0)):
             gram = self._operator.gram(weights[:, column])
-            systems[column] = max(1.0, EPS * float(np.trace(gram))) * one + gram
+            systems[column] = max(1.0, FLOAT64_EPS * float(np.trace(gram))) * one + gram
         return systems
 
     def _predicted(self, systems: Floats, weights: Floats) -> Floats:

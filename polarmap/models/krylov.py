@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, lsmr, lsqr
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.proximal_newton import first_iterations

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.models.coded_model import CodedModel
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.proximal_gradient import Solution

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor
 from polarmap.models.fit_progress import FitProgress

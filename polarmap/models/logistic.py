@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes.dtypes import Array, Floats
+from polarmap.dtypes import Array, Floats
 from polarmap.models.coded_model import ProbabilisticClassifier
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalized_loss import SmoothModel

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logsumexp, softmax, xlogy
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
 # Beyond, exp is continued by its tangent: a line search that overshoots must not meet inf.
 LARGEST_EXPONENT = 300.0
 NEWTON_STEPS, HALVINGS = 100, 40  # of the best intercept
-ROUNDED = 8 * EPS
+ROUNDED = 8 * FLOAT64_EPS
 
 
 # A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
@@ -323,6 +323,6 @@ class OutputLoss(WeightedLoss):
         for halving in range(HALVINGS):
             length = 0.5**halving
             after = super().value(eta + c + length * step)
-            if after <= before + 1e-4 * length * slope + 4 * EPS * abs(before):
+            if after <= before + 1e-4 * length * slope + 4 * FLOAT64_EPS * abs(before):
                 return np.asarray(c + length * step)
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.linear_predictor import LinearPredictorModel
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
@@ -146,7 +146,7 @@ class PenalizedLoss:
 def _found_by_scipy(objective: PenalizedLoss, start: Floats, solver: str, tol: float, max_iter: int) -> Any:
     first, options = start.reshape(-1), {"gtol": tol, "maxiter": max_iter}
     if solver == "lbfgs":
-        options |= {"ftol": 4 * EPS, "maxls": 50, "maxfun": 50 * max_iter}
+        options |= {"ftol": 4 * FLOAT64_EPS, "maxls": 50, "maxfun": 50 * max_iter}
     else:  # closer, trust regions compare values that differ by rounding, and trlib meets NaN
         options["gtol"] = max(tol, _gradient_rounding(objective.value(first)))
     with np.errstate(invalid="ignore"):  # of trlib
@@ -166,7 +166,7 @@ def _gradient_rounding(value: float) -> float:
 
     That is where the Hessian has about 1 on its diagonal.
     """
-    return float(np.sqrt(32 * EPS * max(1.0, abs(value))))
+    return float(np.sqrt(32 * FLOAT64_EPS * max(1.0, abs(value))))
 
 
 def _after_newton_steps(objective: PenalizedLoss, found: Any, tol: float) -> tuple[Floats, float, Floats]:
@@ -179,7 +179,7 @@ def _after_newton_steps(objective: PenalizedLoss, found: Any, tol: float) -> tup
         return x, value, gradient
     for _ in range(NEWTON_STEPS):
         size = float(np.linalg.norm(gradient))
-        if size <= EPS:
+        if size <= FLOAT64_EPS:
             break
         hessian = LinearOperator((len(x),) * 2, partial(objective.hessian_product, x), dtype=np.float64)
         step, _ = cg(hessian, -gradient, rtol=1e-3, maxiter=len(x))

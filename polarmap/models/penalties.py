@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import qr, solve_triangular
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
 NEWTON_STEPS = 100  # of the secular equation, which takes about six
@@ -163,7 +163,7 @@ class AffineSet:
             )
         Q, R, order = qr(C.T, mode="economic", pivoting=True)
         diagonal = np.abs(np.diag(R))
-        rank = int((diagonal > max(C.shape) * EPS * diagonal.max(initial=0.0)).sum())
+        rank = int((diagonal > max(C.shape) * FLOAT64_EPS * diagonal.max(initial=0.0)).sum())
         if rank < len(d):
             raise ModelError(
                 f"the {len(d)} equations have rank {rank}: leave out {len(d) - rank} that depend on others"
@@ -192,6 +192,6 @@ def _secular_roots(squares: Floats, pulls: Floats) -> Floats:
         total = terms.sum(axis=0)
         step = (np.sqrt(total) - 1.0) * total / (terms / shifted).sum(axis=0)
         r = np.maximum(r + step, 0.0)
-        if (np.abs(step) <= 4 * EPS * r).all():
+        if (np.abs(step) <= 4 * FLOAT64_EPS * r).all():
             break
     return r

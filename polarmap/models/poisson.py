@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import validate_data
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.losses import Poisson, WeightedLoss
 from polarmap.models.penalized_loss import SmoothModel

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.clouds.extras import needed_by
-from polarmap.codes.dtypes import EPS
+from polarmap.dtypes import FLOAT64_EPS
 from polarmap.errors import ModelError
 
 BISECTIONS = 1000  # at most: enough for any float64
@@ -24,7 +24,7 @@ def simplex(size: int, total: float = 1.0) -> Any:
     _check_sizes(size, total=total)
     with needed_by("simplex", "pyproximal", "convex"):  # it takes half of what importing the models takes
         from pyproximal import Simplex
-    return Simplex(size, total, maxiter=BISECTIONS, xtol=EPS * total)
+    return Simplex(size, total, maxiter=BISECTIONS, xtol=FLOAT64_EPS * total)
 
 
 def l1_ball(size: int, radius: float) -> Any:
@@ -38,7 +38,7 @@ def l1_ball(size: int, radius: float) -> Any:
     _check_sizes(size, radius=radius)
     with needed_by("l1_ball", "pyproximal", "convex"):
         from pyproximal import L1Ball
-    return L1Ball(size, radius, maxiter=BISECTIONS, xtol=EPS * radius)
+    return L1Ball(size, radius, maxiter=BISECTIONS, xtol=FLOAT64_EPS * radius)
 
 
 def _check_sizes(size: int, **positive: float) -> None:

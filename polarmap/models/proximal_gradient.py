@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
 LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more
@@ -211,18 +211,18 @@ class ProximalSteps:
         gap, objective = self.gap(), abs(self.objective)
         if gap == math.inf:
             return is_flat
-        rounding = 16 * EPS * max(self._scale, objective)
+        rounding = 16 * FLOAT64_EPS * max(self._scale, objective)
         return gap <= tol * objective if tol * objective >= rounding else gap <= rounding and is_flat
 
     def _rounding_of_map(self) -> float:
         """What is left of the gradient map where it should be 0."""
-        return 4 * EPS * self.curvature * float(np.linalg.norm(self.x))
+        return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
     def solution(self, tol: float) -> Solution:
         """What it has found by now, and how far from the minimum that may be."""
         gap, level, objective = self.gap(), self.gradient_map(), self.objective
         # A step would lower the objective by about that.
-        is_rounding = level**2 / (2.0 * self.curvature) <= 16 * EPS * max(self._scale, abs(objective))
+        is_rounding = level**2 / (2.0 * self.curvature) <= 16 * FLOAT64_EPS * max(self._scale, abs(objective))
         converged = self.has_converged(tol) or (self.is_stuck and is_rounding)
         known = None if gap == math.inf else gap
         return Solution(self.x, objective, known, level, self.count, converged)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.codes.dtypes import EPS, Floats
+from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.proximal_gradient import (
     FistaSteps,
     Problem,
@@ -91,11 +91,15 @@ class NewtonSteps(ProximalSteps):
         length = self._length(move, change, float(np.sum(gradient * move)), before)
         self.x, self.eta, self.count = self.x + length * move, self.eta + length * change, self.count + 1
         self.map_norm = self.gradient_map()
-        self.is_stuck = self.map_norm > level / 2 and self.objective >= before - 16 * EPS * abs(before)
+        self.is_stuck = self.map_norm > level / 2 and self.objective >= before - 16 * FLOAT64_EPS * abs(
+            before
+        )
 
     def _rounding_of_map(self) -> float:
         """Also of a gradient that the penalty balances."""
-        return 4 * super()._rounding_of_map() + 16 * EPS * float(np.linalg.norm(self.derivatives()[1]))
+        return 4 * super()._rounding_of_map() + 16 * FLOAT64_EPS * float(
+            np.linalg.norm(self.derivatives()[1])
+        )
 
     def _update_hessian(self) -> None:
         """That at x, and a bound of its largest eigenvalue; weights that stay keep their Gram matrix."""
@@ -134,7 +138,7 @@ class NewtonSteps(ProximalSteps):
         for halving in range(HALVINGS):
             length = 0.5**halving
             after = self.problem.objective(self.x + length * move, self.eta + length * change)
-            if after <= before + SLOPE * length * slope + 4 * EPS * abs(before):
+            if after <= before + SLOPE * length * slope + 4 * FLOAT64_EPS * abs(before):
                 return length
         return 0.0
 
@@ -179,7 +183,7 @@ class QuadraticModel:
 
     def _rounding(self, d: Floats) -> float:
         sizes = self._curvature * float(np.linalg.norm(d)) + float(np.linalg.norm(self._gradient))
-        return 16 * EPS * sizes
+        return 16 * FLOAT64_EPS * sizes
 
     def _proximal_point(self, centre: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
         """The p that minimizes the model + |p - centre|^2 / (2 sigma), and whether it was reached.
@@ -198,11 +202,11 @@ class QuadraticModel:
             for halving in range(HALVINGS):
                 length = 0.5**halving
                 found = self._dual(z + length * step, Hz + length * change, centre, sigma)
-                if found[0] <= value + SLOPE * length * slope + 4 * EPS * abs(value):
+                if found[0] <= value + SLOPE * length * slope + 4 * FLOAT64_EPS * abs(value):
                     break
             z, Hz = z + length * step, Hz + length * change
             value, p, slopes = found
-            if slope >= -EPS * abs(value):
+            if slope >= -FLOAT64_EPS * abs(value):
                 return p, True
         return p, False
 

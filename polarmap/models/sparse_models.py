@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.clouds.extras import needed_by
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedModel, CodedRegressor
 from polarmap.models.linear_predictor import LinearPredictorModel

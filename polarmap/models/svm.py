@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from polarmap.codes.dtypes import Array, Floats
+from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_model import CodedClassifier, CodedModel
 from polarmap.models.interior_point import interior_point

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from polarmap.codes.dtypes import Floats
+from polarmap.dtypes import Floats
 from polarmap.models.features import MatrixOperator, moments
 
 LARGEST_ROTATION = 2000  # features: above, they are scaled but not rotated

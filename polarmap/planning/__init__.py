@@ -5,39 +5,39 @@ from polarmap.planning.completion import (
     SCHEMES,
     Completion,
     arrivals_needed,
-    completion_after,
     completion_cdf,
+    completion_from_arrivals,
     completion_time,
     lower_bound,
 )
-from polarmap.planning.decodability import ArrivalsNeeded, sequential_finish
+from polarmap.planning.decodability import ArrivalsNeeded, sequential_decoding_times
 from polarmap.planning.distributions import (
     Distribution,
-    Failing,
+    FailureProne,
     Mixture,
     Pareto,
     Scaled,
     ShiftedExponential,
-    cold_starts,
-    stragglers,
+    with_cold_starts,
+    with_stragglers,
 )
-from polarmap.planning.empirical import Empirical, as_runtimes, training_trace
-from polarmap.planning.figures import plot_polarization, plot_runtimes
+from polarmap.planning.empirical import Empirical, as_distribution, load_training_trace
+from polarmap.planning.figures import plot_polarization, plot_run_times
 from polarmap.planning.measurement import Measurement, measure
 from polarmap.planning.on_demand import simulate_on_demand
+from polarmap.planning.overdecomposition import simulate_overdecomposition
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
-    frozen_at,
+    frozen_set_at_time,
+    polarization_gap,
     polarize,
-    sequential_bound,
-    step_times,
-    target_time,
-    unpolarized,
+    sequential_completion_bound,
+    sequential_failure_bound,
     virtual_cdf,
     virtual_mean,
+    virtual_medians,
     virtual_quantile,
 )
-from polarmap.planning.small_blocks import simulate_small_blocks
 from polarmap.run.lateness import LatenessRule, ParityRule
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
     "Completion",
     "Distribution",
     "Empirical",
-    "Failing",
+    "FailureProne",
     "LatenessRule",
     "Measurement",
     "Mixture",
@@ -58,29 +58,29 @@ __all__ = [
     "ShiftedExponential",
     "SimulatedJobs",
     "arrivals_needed",
-    "as_runtimes",
-    "cold_starts",
-    "completion_after",
+    "as_distribution",
+    "with_cold_starts",
+    "completion_from_arrivals",
     "completion_cdf",
     "completion_time",
     "frontier",
-    "frozen_at",
+    "frozen_set_at_time",
     "lower_bound",
     "measure",
     "plan",
     "plot_polarization",
-    "plot_runtimes",
+    "plot_run_times",
     "polarize",
-    "sequential_bound",
-    "sequential_finish",
+    "sequential_failure_bound",
+    "sequential_decoding_times",
     "simulate_backups",
     "simulate_on_demand",
-    "simulate_small_blocks",
-    "step_times",
-    "stragglers",
-    "target_time",
-    "training_trace",
-    "unpolarized",
+    "simulate_overdecomposition",
+    "virtual_medians",
+    "with_stragglers",
+    "sequential_completion_bound",
+    "load_training_trace",
+    "polarization_gap",
     "virtual_cdf",
     "virtual_mean",
     "virtual_quantile",

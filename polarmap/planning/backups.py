@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
+from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 from polarmap.run.lateness import (
     SILENCE_SECONDS,
     LateAttempts,
@@ -26,63 +26,71 @@ from polarmap.run.lateness import (
     late_share,
 )
 
-Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
+BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
 
 
 class BackupRule(NamedTuple):
-    """When cubed and Spark start backups: when a task has run longer than `slow` times the usual time.
+    """When cubed and Spark start backups: when a task has run longer than `slowdown` times the usual time.
 
     Attributes
     ----------
-    done
+    completed_fraction
         The share of tasks that must have returned before any is late.
     min_tasks
         Fewer than so many get no backups.
-    of_all
+    uses_all_tasks
         The usual time is that by which this share of all tasks had returned, queueing included (as
         in cubed); False: the median of those that returned (as in Spark).
     """
 
-    slow: float = 3.0
-    done: float = 0.5
+    slowdown: float = 3.0
+    completed_fraction: float = 0.5
     min_tasks: int = 1
-    of_all: bool = True
+    uses_all_tasks: bool = True
 
-    def awaited(self, tasks: int) -> int:
+    def min_completed(self, n_tasks: int) -> int:
         """How many of so many tasks must have returned before any is late.
 
         Examples
         --------
-        >>> BackupRule().awaited(5), BackupRule(of_all=False).awaited(5)
+        >>> BackupRule().min_completed(5), BackupRule(uses_all_tasks=False).min_completed(5)
         (3, 2)
         """
-        return max(1, ceil(tasks * self.done) if self.of_all else floor(tasks * self.done))
+        return max(
+            1,
+            ceil(n_tasks * self.completed_fraction)
+            if self.uses_all_tasks
+            else floor(n_tasks * self.completed_fraction),
+        )
 
 
 # cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
-CUBED = BackupRule(min_tasks=10)
-SPARK = BackupRule(done=0.9, min_tasks=2, of_all=False)
+CUBED_RULE = BackupRule(min_tasks=10)
+SPARK_RULE = BackupRule(completed_fraction=0.9, min_tasks=2, uses_all_tasks=False)
 
 
 class SimulatedJobs(NamedTuple):
     """What simulated jobs took: seconds, worker-seconds and tasks started; arrays (trials,)."""
 
-    time: Floats
-    paid: Floats
-    started: Floats
+    completion_times: Floats
+    worker_seconds: Floats
+    n_tasks_started: Floats
 
 
 def simulate_backups(
-    first: Floats, again: Again, rule: BackupRule | LatenessRule, max_backups: int = 1
+    first_run_times: Floats,
+    sample_backups: BackupSampler,
+    rule: BackupRule | LatenessRule,
+    max_backups: int = 1,
 ) -> SimulatedJobs:
     """Simulate jobs whose late tasks are started again, where every task begins at once.
 
     Parameters
     ----------
-    first : array (trials, k)
+    first_run_times : array (trials, k)
         Run times of the first attempts; inf for one that never ends.
-    again : callable
+    sample_backups : callable
         Run times of further attempts, of the tasks that are True in an array (trials, k).
     rule : BackupRule or LatenessRule
         When a task is late: as others have it, or as `hedged_map` does.
@@ -92,151 +100,184 @@ def simulate_backups(
     Examples
     --------
     >>> first = np.array([[1.0] * 9 + [8.0]])
-    >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), CUBED)
-    >>> jobs.time.tolist(), jobs.paid.tolist(), jobs.started.tolist()
+    >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), CUBED_RULE)
+    >>> jobs.completion_times.tolist(), jobs.worker_seconds.tolist(), jobs.n_tasks_started.tolist()
     ([4.5], [15.0], [11.0])
-    >>> simulate_backups(first, lambda late: np.full(late.sum(), 1.5), LatenessRule(10)).time.tolist()
+    >>> simulate_backups(first, lambda late: np.full(late.sum(), 1.5), LatenessRule(10)).completion_times.tolist()
     [2.6]
     """
-    ascending = np.sort(first, axis=1)
-    early = np.zeros(len(first), bool)
+    sorted_run_times = np.sort(first_run_times, axis=1)
+    early_mask = np.zeros(len(first_run_times), bool)
     if isinstance(rule, LatenessRule):
-        launch, early = ages(ascending, rule)[:, None], is_told_early(ascending, rule)
+        backup_after, early_mask = (
+            compute_lateness_thresholds(sorted_run_times, rule)[:, None],
+            find_jobs_with_early_backups(sorted_run_times, rule),
+        )
     else:
-        launch = launch_times(ascending, rule)[:, None]
-    time, began, drawn = first.copy(), [], []
-    for turn in range(1, max_backups + 1):
+        backup_after = compute_backup_start_times(sorted_run_times, rule)[:, None]
+    completion_times, backup_start_times, backup_run_times = first_run_times.copy(), [], []
+    for attempt in range(1, max_backups + 1):
         # All being equally old, the moment that one is late all that still run are, and their backups
         # after as long once more.
-        start = np.broadcast_to(turn * launch, first.shape)
-        late = early[:, None] | (time > start)
-        seconds = np.full(first.shape, inf)
-        seconds[late] = again(late)
-        drawn.append(seconds)
-        began.append(np.where(late, start, inf))
-        time = np.where(late, np.minimum(time, start + seconds), time)
-    for row in np.flatnonzero(early).tolist():
+        start_times = np.broadcast_to(attempt * backup_after, first_run_times.shape)
+        late_mask = early_mask[:, None] | (completion_times > start_times)
+        run_times = np.full(first_run_times.shape, inf)
+        run_times[late_mask] = sample_backups(late_mask)
+        backup_run_times.append(run_times)
+        backup_start_times.append(np.where(late_mask, start_times, inf))
+        completion_times = np.where(
+            late_mask, np.minimum(completion_times, start_times + run_times), completion_times
+        )
+    for job_index in np.flatnonzero(early_mask).tolist():
         assert isinstance(rule, LatenessRule)
-        attempts = np.array([first[row], *(seconds[row] for seconds in drawn)])
-        time[row], starts = _event_by_event(attempts, rule)
-        for one, start in zip(began, starts[1:]):
-            one[row] = start
-    started, paid = np.full(len(first), float(first.shape[1])), time.sum(axis=1)
-    for start in began:
-        copies = np.isfinite(start)
-        started += copies.sum(axis=1)
-        paid += np.where(copies, time - np.where(copies, start, 0.0), 0.0).sum(axis=1)
-    return SimulatedJobs(time.max(axis=1), paid, started)
+        attempt_run_times = np.array(
+            [first_run_times[job_index], *(run_times[job_index] for run_times in backup_run_times)]
+        )
+        completion_times[job_index], attempt_start_times = _simulate_backup_events(attempt_run_times, rule)
+        for stored_start_times, start_times in zip(backup_start_times, attempt_start_times[1:]):
+            stored_start_times[job_index] = start_times
+    n_tasks_started, worker_seconds = (
+        np.full(len(first_run_times), float(first_run_times.shape[1])),
+        completion_times.sum(axis=1),
+    )
+    for start_times in backup_start_times:
+        backup_mask = np.isfinite(start_times)
+        n_tasks_started += backup_mask.sum(axis=1)
+        worker_seconds += np.where(
+            backup_mask, completion_times - np.where(backup_mask, start_times, 0.0), 0.0
+        ).sum(axis=1)
+    return SimulatedJobs(completion_times.max(axis=1), worker_seconds, n_tasks_started)
 
 
-def is_told_early(first: Floats, rule: LatenessRule, spare: int = 0) -> npt.NDArray[np.bool_]:
-    """Whether more than `spare` tasks are late before half of them have returned, (trials,).
+def find_jobs_with_early_backups(
+    sorted_run_times: Floats, rule: LatenessRule, n_spare: int = 0
+) -> npt.NDArray[np.bool_]:
+    """Whether more than `n_spare` tasks are late before half of them have returned, (trials,).
 
-    first : array (trials, tasks): run times of the tasks of each job, ascending.
+    sorted_run_times : array (trials, tasks): run times of the tasks of each job, ascending.
     """
-    half = half_of(rule.tasks)
-    returned = np.arange(1, half)
-    silent = first[:, 0] > max(rule.min_seconds, SILENCE_SECONDS * 2.0**spare)
-    patience = np.maximum(rule.min_seconds, cautious(first[:, : half - 1], returned, half))
-    return np.asarray(silent | (patience < first[:, 1:half]).any(axis=1))
+    n_half = half_of(rule.tasks)
+    n_completed = np.arange(1, n_half)
+    silent_mask = sorted_run_times[:, 0] > max(rule.min_seconds, SILENCE_SECONDS * 2.0**n_spare)
+    late_after = np.maximum(
+        rule.min_seconds, cautious(sorted_run_times[:, : n_half - 1], n_completed, n_half)
+    )
+    return np.asarray(silent_mask | (late_after < sorted_run_times[:, 1:n_half]).any(axis=1))
 
 
-def ages(first: Floats, rule: LatenessRule) -> Floats:
-    """`late_after` once half of the tasks have returned, (trials,); `first` as for `is_told_early`."""
+def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) -> Floats:
+    """`late_after` once half of the tasks have returned, (trials,); `sorted_run_times` as for
+    `find_jobs_with_early_backups`.
+    """
     with np.errstate(invalid="ignore"):  # where nothing returns
-        found = extrapolated(first[:, 0], first[:, half_of(rule.tasks) - 1], late_share(rule.tasks))
-    return np.maximum(rule.min_seconds, found)
+        thresholds = extrapolated(
+            sorted_run_times[:, 0], sorted_run_times[:, half_of(rule.tasks) - 1], late_share(rule.tasks)
+        )
+    return np.maximum(rule.min_seconds, thresholds)
 
 
-def _event_by_event(seconds: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
+def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
     """When each task of one job has returned, (k,), and when each attempt was started, (attempts, k).
 
-    seconds : array (attempts, k): what each attempt would take.
+    attempt_run_times : array (attempts, k): what each attempt would take.
     """
-    attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
-    ended, started = np.full(seconds.shape[1], inf), np.full(seconds.shape, inf)
-    returns: list[tuple[float, int, int]] = []  # a heap
+    late_tracker: LateAttempts[tuple[int, int]] = LateAttempts(rule)
+    completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
+    completion_queue: list[tuple[float, int, int]] = []  # a heap
 
-    def start(task: int, attempt: int, now: float) -> None:
-        started[attempt, task] = now
-        attempts.begin((task, attempt), now)
-        if np.isfinite(seconds[attempt, task]):
-            heapq.heappush(returns, (now + float(seconds[attempt, task]), task, attempt))
+    def start_attempt(task: int, attempt: int, current_time: float) -> None:
+        started_at[attempt, task] = current_time
+        late_tracker.begin((task, attempt), current_time)
+        if np.isfinite(attempt_run_times[attempt, task]):
+            heapq.heappush(
+                completion_queue, (current_time + float(attempt_run_times[attempt, task]), task, attempt)
+            )
 
-    for task in range(seconds.shape[1]):
-        start(task, 0, 0.0)
-    while np.isinf(ended).any():
-        now = min(returns[0][0] if returns else inf, attempts.next_moment())
-        if now == inf:
+    for task in range(attempt_run_times.shape[1]):
+        start_attempt(task, 0, 0.0)
+    while np.isinf(completed_at).any():
+        current_time = min(completion_queue[0][0] if completion_queue else inf, late_tracker.next_moment())
+        if current_time == inf:
             break
-        if returns and returns[0][0] == now:
-            _, task, attempt = heapq.heappop(returns)
-            if np.isinf(ended[task]):
-                ended[task] = now
-                attempts.learn(float(seconds[attempt, task]), attempt > 0)
-                for other in range(len(seconds)):
-                    attempts.end((task, other))
-        for task, attempt in sorted(attempts.late_at(now)):
-            if attempt + 1 < len(seconds) and np.isinf(started[attempt + 1, task]):
-                start(task, attempt + 1, now)
-    return ended, started
+        if completion_queue and completion_queue[0][0] == current_time:
+            _, task, attempt = heapq.heappop(completion_queue)
+            if np.isinf(completed_at[task]):
+                completed_at[task] = current_time
+                late_tracker.learn(float(attempt_run_times[attempt, task]), attempt > 0)
+                for other_attempt in range(len(attempt_run_times)):
+                    late_tracker.end((task, other_attempt))
+        for task, attempt in sorted(late_tracker.late_at(current_time)):
+            if attempt + 1 < len(attempt_run_times) and np.isinf(started_at[attempt + 1, task]):
+                start_attempt(task, attempt + 1, current_time)
+    return completed_at, started_at
 
 
-def launch_times(first: Floats, rule: BackupRule) -> Floats:
-    """When a rule starts backups, (trials,), inf if it never does; `first` as for `is_told_early`.
+def compute_backup_start_times(sorted_run_times: Floats, rule: BackupRule) -> Floats:
+    """When a rule starts backups, (trials,), inf if it never does; `sorted_run_times` as for
+    `find_jobs_with_early_backups`.
 
-    >>> launch_times(np.array([[1.0] * 9 + [8.0]]), CUBED).tolist()
+    >>> compute_backup_start_times(np.array([[1.0] * 9 + [8.0]]), CUBED_RULE).tolist()
     [3.0]
     """
-    trials, k = first.shape
-    launch = np.full(trials, np.inf)
+    n_trials, k = sorted_run_times.shape
+    start_times = np.full(n_trials, np.inf)
     if k < rule.min_tasks:
-        return launch
-    for returned in range(k - 1, rule.awaited(k) - 1, -1):  # the earliest moment comes last
-        patience = rule.slow * _usual(first, rule, returned)
-        moment = np.maximum(first[:, returned - 1], patience)
-        launch = np.where(moment < first[:, returned], moment, launch)
-    return launch
+        return start_times
+    for n_completed in range(k - 1, rule.min_completed(k) - 1, -1):  # the earliest moment comes last
+        late_after = rule.slowdown * _compute_reference_times(sorted_run_times, rule, n_completed)
+        candidate_times = np.maximum(sorted_run_times[:, n_completed - 1], late_after)
+        start_times = np.where(
+            candidate_times < sorted_run_times[:, n_completed], candidate_times, start_times
+        )
+    return start_times
 
 
-def _usual(first: Floats, rule: BackupRule, returned: int) -> Floats:
+def _compute_reference_times(sorted_run_times: Floats, rule: BackupRule, n_completed: int) -> Floats:
     """The usual time of each job when so many of its tasks have returned."""
-    if rule.of_all:
-        return first[:, rule.awaited(first.shape[1]) - 1]
-    return (first[:, (returned - 1) // 2] + first[:, returned // 2]) / 2
+    if rule.uses_all_tasks:
+        return sorted_run_times[:, rule.min_completed(sorted_run_times.shape[1]) - 1]
+    return (sorted_run_times[:, (n_completed - 1) // 2] + sorted_run_times[:, n_completed // 2]) / 2
 
 
-class Replicated(NamedTuple):
+class ReplicatedJob(NamedTuple):
     """Tasks with so many copies each: P(T <= t) = (1 - P(one is out at t)^copies)^tasks."""
 
-    tasks: int
-    copies: int
-    runtimes: Distribution
+    n_tasks: int
+    n_copies: int
+    run_times: Distribution
 
     @property
     def failure_probability(self) -> float:
         """Probability that all copies of a task never end."""
-        return float(-np.expm1(self.tasks * np.log1p(-(self.runtimes.failure_probability**self.copies))))
+        return float(-np.expm1(self.n_tasks * np.log1p(-(self.run_times.failure_probability**self.n_copies))))
 
     def quantile(self, p: Floats) -> Floats:
         """The time by which the job is complete with probability `p`.
 
         >>> from polarmap.planning.distributions import ShiftedExponential
-        >>> Replicated(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
+        >>> ReplicatedJob(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        return self.runtimes.time_of(*self._shares(p, 1 - p))
+        return self.run_times.quantile_from_pair(*self._compute_copy_probabilities(p, 1 - p))
 
     def mean(self) -> float:
         """Expected seconds until all tasks have a result, of the jobs in which all of them do."""
-        below, above = everywhere()
-        fails = self.failure_probability
-        shares = self._shares((1 - fails) * below, fails + (1 - fails) * above)
-        return mean_quantile(self.runtimes, lengths(below, above), *self.runtimes.among_ended(*shares))
+        cdf, survival = make_full_logit_grid()
+        failure_probability = self.failure_probability
+        copy_probabilities = self._compute_copy_probabilities(
+            (1 - failure_probability) * cdf, failure_probability + (1 - failure_probability) * survival
+        )
+        return compute_expected_run_time(
+            self.run_times,
+            compute_cell_widths(cdf, survival),
+            *self.run_times.condition_on_completion(*copy_probabilities),
+        )
 
-    def _shares(self, below: Floats, above: Floats) -> tuple[Floats, Floats]:
-        """Shares of the copies that have ended, and not, where `below` of the jobs have."""
+    def _compute_copy_probabilities(self, cdf: Floats, survival: Floats) -> tuple[Floats, Floats]:
+        """Shares of the copies that have ended, and not, where `cdf` of the jobs have."""
         with np.errstate(divide="ignore"):
-            one = np.where(below < 0.5, np.log(below), np.log1p(-np.minimum(above, 0.5))) / self.tasks
-            out = np.log(-np.expm1(one)) / self.copies
-        return -np.expm1(out), np.exp(out)
+            log_task_cdf = (
+                np.where(cdf < 0.5, np.log(cdf), np.log1p(-np.minimum(survival, 0.5))) / self.n_tasks
+            )
+            log_copy_survival = np.log(-np.expm1(log_task_cdf)) / self.n_copies
+        return -np.expm1(log_copy_survival), np.exp(log_copy_survival)

@@ -13,25 +13,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.checks import is_count, is_number, is_one_of
-from polarmap.codes.dtypes import is_integer
-from polarmap.codes.uncoded import BACKUPS
+from polarmap.codes.uncoded import DEFAULT_BACKUPS
+from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.planning import backups, decodability, unequal
+from polarmap.planning import backups, decodability, heterogeneous
 from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.empirical import as_runtimes
+from polarmap.planning.empirical import as_distribution
 from polarmap.planning.on_demand import simulate_on_demand
-from polarmap.planning.order_statistics import decoded_by, quantiles, rank_means
-from polarmap.planning.small_blocks import check_task_price, simulate_small_blocks
+from polarmap.planning.order_statistics import (
+    compute_completion_quantiles,
+    compute_decoding_probability,
+    compute_order_statistic_means,
+)
+from polarmap.planning.overdecomposition import check_task_overhead, simulate_overdecomposition
 from polarmap.run.lateness import backup_lateness
+from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
-MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
+MAX_WORKERS_OR_TRIALS = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
-RIVALS = {"backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
-RULES = ("backup", *RIVALS)
-CODES = unequal.SCHEMES
-SCHEMES = (*CODES, "on_demand", "small_blocks", "replication", *RULES)
+FRAMEWORK_RULES = {"backup-cubed": backups.CUBED_RULE, "backup-spark": backups.SPARK_RULE}
+BACKUP_SCHEMES = ("backup", *FRAMEWORK_RULES)
+CODE_SCHEMES = heterogeneous.CODE_SCHEMES
+SCHEMES = (*CODE_SCHEMES, "on_demand", "small_blocks", "replication", *BACKUP_SCHEMES)
 
 
 class Completion(NamedTuple):
@@ -43,21 +47,21 @@ class Completion(NamedTuple):
         What was run: n workers at the start, k blocks of data.
     mean
         Expected completion time.
-    error
+    std_error
         Its standard error; 0 where it is exact.
     p50, p95, p99
         Quantiles over all jobs; inf where fewer complete.
-    paid
+    worker_seconds
         Expected worker-seconds; whatever runs is stopped at completion.
-    arrivals
+    n_results_awaited
         Expected number of results awaited; of copies, those that win.
-    started
+    n_tasks_started
         Expected number of tasks started.
     failure_probability
         Probability that the job never completes, because too many tasks never end.
-    upfront
+    n_upfront_parity
         Of parity on demand: parity tasks that start at once.
-    pieces
+    tasks_per_worker
         Of small blocks: by how much there are more blocks than k, and tasks than n.
     """
 
@@ -65,24 +69,24 @@ class Completion(NamedTuple):
     n: int
     k: int
     mean: float
-    error: float
+    std_error: float
     p50: float
     p95: float
     p99: float
-    paid: float
-    arrivals: float
-    started: float
+    worker_seconds: float
+    n_results_awaited: float
+    n_tasks_started: float
     failure_probability: float
-    upfront: int = 0
-    pieces: int = 1
+    n_upfront_parity: int = 0
+    tasks_per_worker: int = 1
 
     def __str__(self) -> str:
-        error = f" +- {self.error:.2g}" if self.error else ""
-        failing = self.failure_probability
-        fails = f", fails with probability {failing:.2g}" if failing else ""
+        error_text = f" +- {self.std_error:.2g}" if self.std_error else ""
+        failure_probability = self.failure_probability
+        failure_text = f", fails with probability {failure_probability:.2g}" if failure_probability else ""
         return (
-            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error} s, p50 {self.p50:.4g}, "
-            f"p99 {self.p99:.4g}, {self.paid:.4g} worker-seconds{fails}"
+            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error_text} s, p50 {self.p50:.4g}, "
+            f"p99 {self.p99:.4g}, {self.worker_seconds:.4g} worker-seconds{failure_text}"
         )
 
 
@@ -90,13 +94,13 @@ def completion_time(
     n: int,
     k: int,
     scheme: str,
-    runtimes: object,
+    run_times: object,
     *,
     erasure: float | None = None,
-    upfront: int = 0,
-    pieces: int = 8,
-    task_price: float = 0.0,
-    trials: int = 1000,
+    n_upfront_parity: int = 0,
+    tasks_per_worker: int = 8,
+    task_overhead: float = 0.0,
+    n_trials: int = 1000,
     seed: int = 0,
 ) -> Completion:
     """When and at what cost n workers give the results of k blocks.
@@ -111,21 +115,21 @@ def completion_time(
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
         "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
-        "small_blocks": rotation, of `pieces` times as many blocks and tasks on n workers that stay, each of
-        which takes the next task when it is done.
+        "small_blocks": rotation, of `tasks_per_worker` times as many blocks and tasks on n workers that stay,
+        each of which takes the next task when it is done.
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
-    runtimes : Distribution, run times in seconds, or reports of coded maps
+    run_times : Distribution, run times in seconds, or reports of coded maps
         A sequence of n Distributions, one for each worker, where they are not alike: then jobs are
         simulated, 2,000 or more, of the schemes that are codes.
     erasure : float, optional
         For which the arikan code is designed. By default (n - k) / n; for workers that are not alike
         that of each when k of them are expected back (`PolarCode(erasure=)`).
-    upfront : int
+    n_upfront_parity : int
         "on_demand": parity tasks that start at once all the same.
-    pieces, task_price
-        As for `simulate_small_blocks`.
-    trials, seed : int
+    tasks_per_worker, task_overhead
+        As for `simulate_overdecomposition`.
+    n_trials, seed : int
         Orders of arrival, or jobs, simulated where there is no formula.
 
     Returns
@@ -139,67 +143,71 @@ def completion_time(
     rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
     """
     with without_our_frames:
-        _check_scheme(n, k, scheme, trials)
-        _check_options(seed, upfront, pieces, task_price, erasure)
-        if unequal.is_sequence_of_distributions(runtimes):
-            workers = unequal.UnequalWorkers(runtimes)
-            _check_one_each(n, workers)
-            if not workers.are_alike:
-                jobs, arrivals = unequal.simulate_unequal(workers, k, scheme, erasure, trials, seed)
-                return completion_of_jobs(scheme, n, k, jobs, arrivals)
-            runtimes = workers.together
-        distribution = as_runtimes(runtimes)
+        _check_scheme(n, k, scheme, n_trials)
+        _check_options(seed, n_upfront_parity, tasks_per_worker, task_overhead, erasure)
+        if heterogeneous.is_sequence_of_distributions(run_times):
+            workers = heterogeneous.HeterogeneousWorkers(run_times)
+            _check_one_distribution_per_worker(n, workers)
+            if not workers.is_homogeneous:
+                jobs, n_arrivals = heterogeneous.simulate_heterogeneous_workers(
+                    workers, k, scheme, erasure, n_trials, seed
+                )
+                return summarize_jobs(scheme, n, k, jobs, n_arrivals)
+            run_times = workers.mixture
+        distribution = as_distribution(run_times)
         if distribution.failure_probability == 1:
-            return _hopeless(scheme, n, k)
+            return _make_infinite_completion(scheme, n, k)
         rng = np.random.default_rng(seed)
-        if scheme in RULES:
-            return completion_of_jobs(scheme, k, k, _backed_up(k, distribution, scheme, trials, rng))
+        if scheme in BACKUP_SCHEMES:
+            return summarize_jobs(scheme, k, k, _simulate_backup_jobs(k, distribution, scheme, n_trials, rng))
         if scheme == "on_demand":
             jobs = simulate_on_demand(
-                distribution.sample(rng, (trials, k)),
-                distribution.sample(rng, (trials, n - k)),
-                upfront,
+                distribution.sample(rng, (n_trials, k)),
+                distribution.sample(rng, (n_trials, n - k)),
+                n_upfront_parity,
                 distribution,
             )
-            return completion_of_jobs(scheme, n, k, jobs)._replace(upfront=upfront)
+            return summarize_jobs(scheme, n, k, jobs)._replace(n_upfront_parity=n_upfront_parity)
         if scheme == "small_blocks":
-            times = distribution.sample(rng, (trials, n))
-            jobs = simulate_small_blocks(times, k, pieces, task_price)
-            return completion_of_jobs(scheme, n, k, jobs)._replace(arrivals=float(k * pieces), pieces=pieces)
+            worker_times = distribution.sample(rng, (n_trials, n))
+            jobs = simulate_overdecomposition(worker_times, k, tasks_per_worker, task_overhead)
+            return summarize_jobs(scheme, n, k, jobs)._replace(
+                n_results_awaited=float(k * tasks_per_worker), tasks_per_worker=tasks_per_worker
+            )
         if scheme == "replication":
-            return _replicated(n, k, distribution)
-        needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
-        return completion_after(needed, n, k, distribution, scheme)
+            return _make_replication_completion(n, k, distribution)
+        arrival_counts = arrivals_needed(n, k, scheme, erasure=erasure, n_trials=n_trials, seed=seed)
+        return completion_from_arrivals(arrival_counts, n, k, distribution, scheme)
 
 
 def arrivals_needed(
-    n: int, k: int, scheme: str, *, erasure: float | None = None, trials: int = 1000, seed: int = 0
+    n: int, k: int, scheme: str, *, erasure: float | None = None, n_trials: int = 1000, seed: int = 0
 ) -> ArrivalsNeeded:
     """The distribution of the number of arrivals a code needs; parameters as for `completion_time`.
 
     Examples
     --------
-    >>> arrivals_needed(8, 6, "rotation").ranks.tolist()
+    >>> arrivals_needed(8, 6, "rotation").counts.tolist()
     [6.0]
     """
-    _check_scheme(n, k, scheme, trials)
-    if scheme in decodability.DECODED and n > k:
-        return decodability.simulated(n, k, scheme, erasure, trials, seed)
-    if scheme not in CODES:
+    _check_scheme(n, k, scheme, n_trials)
+    if scheme in decodability.ARIKAN_SCHEMES and n > k:
+        return decodability.simulate_arrivals_needed(n, k, scheme, erasure, n_trials, seed)
+    if scheme not in CODE_SCHEMES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
     return ArrivalsNeeded(np.array([float(k)]), np.ones(1), 0)  # any k, and no fewer
 
 
-def completion_after(
-    needed: ArrivalsNeeded, n: int, k: int, runtimes: object, scheme: str = "coded"
+def completion_from_arrivals(
+    arrival_counts: ArrivalsNeeded, n: int, k: int, run_times: object, scheme: str = "coded"
 ) -> Completion:
     """When a job is complete that needs a random number of arrivals: for any code you can simulate.
 
     Parameters
     ----------
-    needed : ArrivalsNeeded
+    arrival_counts : ArrivalsNeeded
         Weights that sum to less than one leave jobs that not even n arrivals complete.
-    n, k, runtimes
+    n, k, run_times
         As for `completion_time`.
     scheme : str
         What to call it.
@@ -208,41 +216,54 @@ def completion_after(
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> lossy = ArrivalsNeeded(np.array([3.0]), np.array([0.9]), 1000)
-    >>> completion_after(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).failure_probability
+    >>> completion_from_arrivals(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).failure_probability
     0.1
     """
-    distribution = as_runtimes(runtimes)
+    distribution = as_distribution(run_times)
     if distribution.failure_probability == 1:
-        return _hopeless(scheme, n, k)
-    at = rank_means(distribution, n, needed.ranks)
+        return _make_infinite_completion(scheme, n, k)
+    order_statistics = compute_order_statistic_means(distribution, n, arrival_counts.counts)
     # Jobs that complete are fewer at the ranks that seldom do.
-    weights = needed.weights * (1 - at.failure_probability)
-    completes = weights.sum()
-    if completes < 1e-300:
-        return _hopeless(scheme, n, k)
-    mean = float(weights @ at.time / completes)
-    spread = needed.weights @ (at.time - mean) ** 2 if np.isfinite(mean) and needed.trials else 0.0
-    p50, p95, p99 = quantiles(distribution, n, needed.decodes(n), QUANTILES).tolist()
-    undecodable = 1 - float(needed.weights.sum())
+    probabilities = arrival_counts.probabilities * (1 - order_statistics.failure_probability)
+    completion_probability = probabilities.sum()
+    if completion_probability < 1e-300:
+        return _make_infinite_completion(scheme, n, k)
+    mean = float(probabilities @ order_statistics.times / completion_probability)
+    variance = (
+        arrival_counts.probabilities @ (order_statistics.times - mean) ** 2
+        if np.isfinite(mean) and arrival_counts.n_trials
+        else 0.0
+    )
+    p50, p95, p99 = compute_completion_quantiles(
+        distribution, n, arrival_counts.decodable_probabilities(n), QUANTILES
+    ).tolist()
+    undecodable = 1 - float(arrival_counts.probabilities.sum())
     return Completion(
         scheme=scheme,
         n=n,
         k=k,
         mean=mean,
-        error=sqrt(spread / needed.trials) if needed.trials else 0.0,
+        std_error=sqrt(variance / arrival_counts.n_trials) if arrival_counts.n_trials else 0.0,
         p50=p50,
         p95=p95,
         p99=p99,
-        paid=float(weights @ at.paid / completes),
-        arrivals=float(weights @ needed.ranks / completes),
-        started=float(n),
-        failure_probability=float(needed.weights @ at.failure_probability)
+        worker_seconds=float(probabilities @ order_statistics.worker_seconds / completion_probability),
+        n_results_awaited=float(probabilities @ arrival_counts.counts / completion_probability),
+        n_tasks_started=float(n),
+        failure_probability=float(arrival_counts.probabilities @ order_statistics.failure_probability)
         + (round(undecodable, 12) if undecodable > 1e-12 else 0.0),
     )
 
 
 def completion_cdf(
-    n: int, k: int, scheme: str, runtimes: object, times: npt.ArrayLike, *, trials: int = 1000, seed: int = 0
+    n: int,
+    k: int,
+    scheme: str,
+    run_times: object,
+    times: npt.ArrayLike,
+    *,
+    n_trials: int = 1000,
+    seed: int = 0,
 ) -> Floats:
     """P(the job is complete by t), in the shape of `times`; for the codes among the schemes.
 
@@ -252,11 +273,15 @@ def completion_cdf(
     >>> completion_cdf(2, 1, "mds", ShiftedExponential(0.0, 1.0), [1.0]).round(4).tolist()  # a minimum
     [0.8647]
     """
-    decodes = arrivals_needed(n, k, scheme, trials=trials, seed=seed).decodes(n)
-    return decoded_by(n, decodes, np.asarray(as_runtimes(runtimes).cdf(times)))
+    decodable_probabilities = arrivals_needed(
+        n, k, scheme, n_trials=n_trials, seed=seed
+    ).decodable_probabilities(n)
+    return compute_decoding_probability(
+        n, decodable_probabilities, np.asarray(as_distribution(run_times).cdf(times))
+    )
 
 
-def lower_bound(n: int, k: int, runtimes: object) -> float:
+def lower_bound(n: int, k: int, run_times: object) -> float:
     """The expected T_(k:n): no code of n workers that each return all or nothing is faster.
 
     Examples
@@ -265,92 +290,111 @@ def lower_bound(n: int, k: int, runtimes: object) -> float:
     >>> round(lower_bound(4, 2, ShiftedExponential(0.0, 1.0)), 6)  # 1/4 + 1/3
     0.583333
     """
-    return completion_time(n, k, "mds", runtimes).mean
+    return completion_time(n, k, "mds", run_times).mean
 
 
-def _backed_up(
-    k: int, runtimes: Distribution, scheme: str, trials: int, rng: np.random.Generator
+def _simulate_backup_jobs(
+    k: int, run_times: Distribution, scheme: str, n_trials: int, rng: np.random.Generator
 ) -> backups.SimulatedJobs:
     """Jobs of k tasks, all started at once, whose late tasks are started again."""
-    first = np.sort(runtimes.sample(rng, (trials, k)), axis=1)
+    first_run_times = np.sort(run_times.sample(rng, (n_trials, k)), axis=1)
 
-    def again(late: npt.NDArray[np.bool_]) -> Floats:
-        return runtimes.sample(rng, int(late.sum()))
+    def sample_backups(late_mask: npt.NDArray[np.bool_]) -> Floats:
+        return run_times.sample(rng, int(late_mask.sum()))
 
-    if scheme in RIVALS:
-        return backups.simulate_backups(first, again, RIVALS[scheme])
-    return backups.simulate_backups(first, again, backup_lateness(k), BACKUPS)
+    if scheme in FRAMEWORK_RULES:
+        return backups.simulate_backups(first_run_times, sample_backups, FRAMEWORK_RULES[scheme])
+    return backups.simulate_backups(first_run_times, sample_backups, backup_lateness(k), DEFAULT_BACKUPS)
 
 
-def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
-    job, one = (backups.Replicated(tasks, n // k, distribution) for tasks in (k, 1))
+def _make_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:
+    job, single_task_job = (backups.ReplicatedJob(n_tasks, n // k, run_times) for n_tasks in (k, 1))
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
-    paid, fails = n * one.mean(), job.failure_probability
-    return Completion("replication", n, k, job.mean(), 0.0, p50, p95, p99, paid, float(k), float(n), fails)
+    worker_seconds, failure_probability = n * single_task_job.mean(), job.failure_probability
+    return Completion(
+        "replication",
+        n,
+        k,
+        job.mean(),
+        0.0,
+        p50,
+        p95,
+        p99,
+        worker_seconds,
+        float(k),
+        float(n),
+        failure_probability,
+    )
 
 
-def completion_of_jobs(
-    scheme: str, n: int, k: int, jobs: backups.SimulatedJobs, arrivals: Floats | None = None
+def summarize_jobs(
+    scheme: str, n: int, k: int, simulated_jobs: backups.SimulatedJobs, n_arrivals: Floats | None = None
 ) -> Completion:
-    """What simulated jobs give; `arrivals`: results that each has awaited, k by default."""
-    ended = np.isfinite(jobs.time)
-    if not ended.any():
-        return _hopeless(scheme, n, k)
-    time, count = jobs.time[ended], int(ended.sum())
-    p50, p95, p99 = np.quantile(jobs.time, QUANTILES, method="higher").tolist()
+    """What simulated jobs give; `n_arrivals`: results that each has awaited, k by default."""
+    completed_mask = np.isfinite(simulated_jobs.completion_times)
+    if not completed_mask.any():
+        return _make_infinite_completion(scheme, n, k)
+    completion_times, n_completed = simulated_jobs.completion_times[completed_mask], int(completed_mask.sum())
+    p50, p95, p99 = np.quantile(simulated_jobs.completion_times, QUANTILES, method="higher").tolist()
     return Completion(
         scheme=scheme,
         n=n,
         k=k,
-        mean=float(time.mean()),
-        error=float(time.std() / sqrt(count)),
+        mean=float(completion_times.mean()),
+        std_error=float(completion_times.std() / sqrt(n_completed)),
         p50=p50,
         p95=p95,
         p99=p99,
-        paid=float(jobs.paid[ended].mean()),
-        arrivals=float(k) if arrivals is None else float(arrivals[ended].mean()),
-        started=float(jobs.started[ended].mean()),
-        failure_probability=1 - count / len(jobs.time),
+        worker_seconds=float(simulated_jobs.worker_seconds[completed_mask].mean()),
+        n_results_awaited=float(k) if n_arrivals is None else float(n_arrivals[completed_mask].mean()),
+        n_tasks_started=float(simulated_jobs.n_tasks_started[completed_mask].mean()),
+        failure_probability=1 - n_completed / len(simulated_jobs.completion_times),
     )
 
 
-def _hopeless(scheme: str, n: int, k: int) -> Completion:
+def _make_infinite_completion(scheme: str, n: int, k: int) -> Completion:
     inf = np.inf
     return Completion(scheme, n, k, inf, 0.0, inf, inf, inf, inf, float(k), float(n), 1.0)
 
 
-def _check_one_each(n: int, workers: unequal.UnequalWorkers) -> None:
-    count = len(workers.runtimes)
-    if count != n:
+def _check_one_distribution_per_worker(n: int, workers: heterogeneous.HeterogeneousWorkers) -> None:
+    n_distributions = len(workers.distributions)
+    if n_distributions != n:
         raise CodeError(
-            f"runtimes has {count} distributions, and there are n = {n} workers: give one for each"
+            f"runtimes has {n_distributions} distributions, and there are n = {n} workers: give one for each"
         )
 
 
-def _check_options(seed: Any, upfront: Any, pieces: Any, task_price: Any, erasure: Any) -> None:
-    if not is_count(seed):
+def _check_options(
+    seed: Any, n_upfront_parity: Any, tasks_per_worker: Any, task_overhead: Any, erasure: Any
+) -> None:
+    if not is_nonnegative_int(seed):
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
-    for name, value, least in (("upfront", upfront, 0), ("pieces", pieces, 1)):
-        if not is_count(value) or not least <= value <= MOST_TRIED:
-            raise CodeError(f"{name} must be an integer from {least} to {MOST_TRIED:,}, not {value!r}")
-    check_task_price(task_price)
-    if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):
+    for name, value, min_value in (("upfront", n_upfront_parity, 0), ("pieces", tasks_per_worker, 1)):
+        if not is_nonnegative_int(value) or not min_value <= value <= MAX_WORKERS_OR_TRIALS:
+            raise CodeError(
+                f"{name} must be an integer from {min_value} to {MAX_WORKERS_OR_TRIALS:,}, not {value!r}"
+            )
+    check_task_overhead(task_overhead)
+    if erasure is not None and not (is_real_number(erasure) and 0 < erasure < 1):
         raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
 
 
-def _check_scheme(n: int, k: int, scheme: str, trials: int) -> None:
-    if not is_one_of(scheme, SCHEMES):
+def _check_scheme(n: int, k: int, scheme: str, n_trials: int) -> None:
+    if not is_choice(scheme, SCHEMES):
         raise CodeError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}")
-    for name, value in (("n", n), ("k", k), ("trials", trials)):
+    for name, value in (("n", n), ("k", k), ("trials", n_trials)):
         if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
-    if not n <= MOST_TRIED >= trials:
-        raise CodeError(f"n and trials go up to {MOST_TRIED:,}, not to n = {n} and trials = {trials}")
+    if not n <= MAX_WORKERS_OR_TRIALS >= n_trials:
+        raise CodeError(
+            f"n and trials go up to {MAX_WORKERS_OR_TRIALS:,}, not to n = {n} and trials = {n_trials}"
+        )
     if not 1 <= k <= n:
         raise CodeError(f"the results of k = {k} blocks need at least k workers, not n = {n}")
-    if n != k and (scheme == "uncoded" or scheme in RULES):
+    if n != k and (scheme == "uncoded" or scheme in BACKUP_SCHEMES):
         raise CodeError(f"{scheme!r} starts as many workers as there are blocks: n = k = {k}, not n = {n}")
     if n % k and scheme == "replication":
         raise CodeError(f"replication starts a multiple of k = {k} workers, not {n}")
-    if trials < 1:
-        raise CodeError(f"trials must be at least 1, not {trials}")
+    if n_trials < 1:
+        raise CodeError(f"trials must be at least 1, not {n_trials}")

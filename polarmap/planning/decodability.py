@@ -20,8 +20,8 @@ from polarmap.planning.distributions import Floats
 
 Array = npt.NDArray[Any]
 
-DEPENDENT = 1e-11  # a column whose new part is smaller, relative to the others', has none
-DECODED = ("sequential", "optimal", "integers")  # schemes of the arikan code, each with its decoder
+RANK_TOL = 1e-11  # a column whose new part is smaller, relative to the others', has none
+ARIKAN_SCHEMES = ("sequential", "optimal", "integers")  # schemes of the arikan code, each with its decoder
 TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache holds
 
 
@@ -30,64 +30,72 @@ class ArrivalsNeeded(NamedTuple):
 
     Attributes
     ----------
-    ranks
+    counts
         Distinct numbers m, ascending, (j,).
-    weights
+    probabilities
         Their probabilities, (j,).
-    trials
+    n_trials
         Orders of arrival simulated; 0 if the distribution is exact.
     """
 
-    ranks: Floats
-    weights: Floats
-    trials: int
+    counts: Floats
+    probabilities: Floats
+    n_trials: int
 
-    def decodes(self, n: int) -> Floats:
+    def decodable_probabilities(self, n: int) -> Floats:
         """P(m arrivals suffice) for m = 0..n."""
-        return np.append(0.0, self.weights.cumsum())[np.searchsorted(self.ranks, np.arange(n + 1), "right")]
+        return np.append(0.0, self.probabilities.cumsum())[
+            np.searchsorted(self.counts, np.arange(n + 1), "right")
+        ]
 
 
-def decoder_of(scheme: str) -> str:
+def get_decoder_name(scheme: str) -> str:
     """The decoder of the code that a scheme names.
 
-    >>> decoder_of("sequential"), decoder_of("integers"), decoder_of("rotation")
+    >>> get_decoder_name("sequential"), get_decoder_name("integers"), get_decoder_name("rotation")
     ('sequential', 'optimal', 'optimal')
     """
     return "sequential" if scheme == "sequential" else "optimal"
 
 
 @lru_cache(maxsize=256)
-def simulated(n: int, k: int, scheme: str, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
+def simulate_arrivals_needed(
+    n: int, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
+) -> ArrivalsNeeded:
     """What a decoder of the arikan code needs, by the scheme that names it: one of DECODED.
 
-    >>> needed = simulated(16, 12, "sequential", None, 2000, 0)
-    >>> round(float(needed.ranks @ needed.weights) - 12, 1)
+    >>> needed = simulate_arrivals_needed(16, 12, "sequential", None, 2000, 0)
+    >>> round(float(needed.counts @ needed.probabilities) - 12, 1)
     0.8
     """
-    code = PolarCode(n, k, "arikan", decoder_of(scheme), erasure)
-    in_turn = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], trials, axis=0)
-    arrivals = np.ascontiguousarray(np.random.default_rng(seed).permuted(in_turn, axis=1).T)
-    ranks, counts = np.unique(finish(code, arrivals, scheme), return_counts=True)
-    return ArrivalsNeeded(ranks.astype(float), counts / trials, trials)
+    code = PolarCode(n, k, "arikan", get_decoder_name(scheme), erasure)
+    ordered_ranks = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], n_trials, axis=0)
+    arrival_ranks = np.ascontiguousarray(np.random.default_rng(seed).permuted(ordered_ranks, axis=1).T)
+    arrival_counts, frequencies = np.unique(decoding_times(code, arrival_ranks, scheme), return_counts=True)
+    return ArrivalsNeeded(arrival_counts.astype(float), frequencies / n_trials, n_trials)
 
 
-def finish(code: PolarCode, arrivals: Array, scheme: str) -> Array:
+def decoding_times(code: PolarCode, arrival_times: Array, scheme: str) -> Array:
     """When blocks that arrive at such times, or in such turns, (n, trials), determine the data, (trials,)."""
     if scheme == "sequential":
-        return sequential_finish(code, arrivals)
-    orders = np.argsort(arrivals, axis=0, kind="stable").T
-    ranks = optimal_ranks(code, orders, exact=scheme == "integers")
-    return np.asarray(arrivals[orders[np.arange(len(orders)), ranks - 1], np.arange(len(orders))])
+        return sequential_decoding_times(code, arrival_times)
+    arrival_orders = np.argsort(arrival_times, axis=0, kind="stable").T
+    n_needed = count_arrivals_needed(code, arrival_orders, modular=scheme == "integers")
+    return np.asarray(
+        arrival_times[
+            arrival_orders[np.arange(len(arrival_orders)), n_needed - 1], np.arange(len(arrival_orders))
+        ]
+    )
 
 
-def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
+def sequential_decoding_times(code: PolarCode, arrival_times: Array) -> Array:
     """When the sequential decoder is through, in one max/min butterfly.
 
     Parameters
     ----------
     code : PolarCode
         With decoder="sequential".
-    arrivals : array (n, trials)
+    arrival_times : array (n, trials)
         Arrival times (or ranks) of coded blocks 0..n-1; inf, or the largest integer, for never.
 
     Returns
@@ -100,37 +108,39 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
     Examples
     --------
     >>> code = PolarCode(4, 2, "arikan", "sequential")
-    >>> sequential_finish(code, np.array([[1.0], [9.0], [3.0], [2.0]])).tolist()
+    >>> sequential_decoding_times(code, np.array([[1.0], [9.0], [3.0], [2.0]])).tolist()
     [2.0]
     """
     if (
         not isinstance(code, ArikanCode)
         or code.decoder != "sequential"
-        or arrivals.ndim != 2
-        or len(arrivals) != code.n
+        or arrival_times.ndim != 2
+        or len(arrival_times) != code.n
     ):
         raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
-    frozen, trials = code.frozen_mask, arrivals.shape[1]
-    length = frozen.size
-    width = max(1, TILE_BYTES // (length * arrivals.itemsize))
-    out = np.empty(trials, arrivals.dtype)
-    leaves = np.empty((length, min(width, trials)), arrivals.dtype)
-    for first in range(0, trials, width):
-        part = arrivals[:, first : first + width]
-        tile = leaves[:, : part.shape[1]]
-        tile[: length - code.n] = _latest(arrivals.dtype)
-        tile[code.order] = part
-        _slow_and_fast(tile.reshape(*frozen.shape, -1))
-        untouched = part[: code.k].max(axis=0)
-        out[first : first + width] = np.minimum(tile[~frozen.ravel()].max(axis=0), untouched)
-    return out
+    zero_input_mask, n_trials = code.zero_input_mask, arrival_times.shape[1]
+    mother_length = zero_input_mask.size
+    tile_width = max(1, TILE_BYTES // (mother_length * arrival_times.itemsize))
+    finish_times = np.empty(n_trials, arrival_times.dtype)
+    table = np.empty((mother_length, min(tile_width, n_trials)), arrival_times.dtype)
+    for start in range(0, n_trials, tile_width):
+        batch_times = arrival_times[:, start : start + tile_width]
+        tile = table[:, : batch_times.shape[1]]
+        tile[: mother_length - code.n] = _infinite_time(arrival_times.dtype)
+        tile[code.codeword_positions] = batch_times
+        _polarize_arrival_times(tile.reshape(*zero_input_mask.shape, -1))
+        data_arrival_times = batch_times[: code.k].max(axis=0)
+        finish_times[start : start + tile_width] = np.minimum(
+            tile[~zero_input_mask.ravel()].max(axis=0), data_arrival_times
+        )
+    return finish_times
 
 
-def _slow_and_fast(leaves: Array) -> None:
+def _polarize_arrival_times(times: Array) -> None:
     """Replace, in place along the first axis, every pair by its maximum and its minimum."""
-    half = len(leaves) // 2
+    half = len(times) // 2
     while half:
-        pairs = leaves.reshape(-1, 2, half, *leaves.shape[1:])
+        pairs = times.reshape(-1, 2, half, *times.shape[1:])
         later = np.maximum(pairs[:, 0], pairs[:, 1])
         np.minimum(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
         pairs[:, 0] = later
@@ -141,45 +151,49 @@ def _slow_and_fast(leaves: Array) -> None:
 # from the last arrival backwards until one depends on those taken: one elimination per order.
 
 
-def optimal_ranks(code: PolarCode, orders: Array, exact: bool) -> npt.NDArray[np.intp]:
+def count_arrivals_needed(code: PolarCode, arrival_orders: Array, modular: bool) -> npt.NDArray[np.intp]:
     """The arrivals that the optimal decoder needs in each order of blocks, (trials, n) -> (trials,).
 
-    exact : for integers modulo 2^64.
+    modular : for integers modulo 2^64.
     """
-    if exact:
-        columns = _columns(code)
-        return np.array([_integer_rank(columns, order.tolist()) for order in orders])
-    check = code.parity_check.astype(float)
-    return np.array([_real_rank(check, order) for order in orders])
+    if modular:
+        packed_columns = _pack_check_columns(code)
+        return np.array(
+            [_count_gf2_arrivals(packed_columns, arrival_order.tolist()) for arrival_order in arrival_orders]
+        )
+    check_matrix = code.parity_check_matrix.astype(float)
+    return np.array([_count_real_arrivals(check_matrix, arrival_order) for arrival_order in arrival_orders])
 
 
-def _real_rank(check: Floats, order: Array) -> int:
+def _count_real_arrivals(check_matrix: Floats, arrival_order: Array) -> int:
     """The arrivals needed in this order, for real numbers."""
-    last = order[::-1][: len(check)]
-    triangle: Array = np.asarray(np.linalg.qr(check[:, last], mode="r"))
-    diagonal = np.abs(np.diag(triangle))
-    dependent = np.flatnonzero(diagonal <= DEPENDENT * np.maximum.accumulate(diagonal))
-    return len(order) - int(dependent[0] if len(dependent) else len(last))
+    last_arrivals = arrival_order[::-1][: len(check_matrix)]
+    triangular_factor: Array = np.asarray(np.linalg.qr(check_matrix[:, last_arrivals], mode="r"))
+    diagonal = np.abs(np.diag(triangular_factor))
+    dependent_indices = np.flatnonzero(diagonal <= RANK_TOL * np.maximum.accumulate(diagonal))
+    return len(arrival_order) - int(dependent_indices[0] if len(dependent_indices) else len(last_arrivals))
 
 
-def _integer_rank(columns: list[int], order: list[int]) -> int:
+def _count_gf2_arrivals(packed_columns: list[int], arrival_order: list[int]) -> int:
     """The arrivals needed in this order, over GF(2), where rows are bits of Python integers."""
     basis: dict[int, int] = {}  # leading bit -> column
-    for missing, index in enumerate(reversed(order)):
-        column = columns[index]
-        while column and (lead := column.bit_length()) in basis:
-            column ^= basis[lead]
+    for n_missing, block_index in enumerate(reversed(arrival_order)):
+        column = packed_columns[block_index]
+        while column and (leading_bit := column.bit_length()) in basis:
+            column ^= basis[leading_bit]
         if not column:
-            return len(order) - missing
-        basis[lead] = column
+            return len(arrival_order) - n_missing
+        basis[leading_bit] = column
     raise AssertionError("n columns of n - k bits are dependent")
 
 
-def _columns(code: PolarCode) -> list[int]:
+def _pack_check_columns(code: PolarCode) -> list[int]:
     """The columns of C = [P, -I] modulo 2, r bits each, as Python integers."""
-    odd = (code.parity_check.T & 1).astype(np.uint8)
-    return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(odd, axis=1, bitorder="little")]
+    parity_bits = (code.parity_check_matrix.T & 1).astype(np.uint8)
+    return [
+        int.from_bytes(row.tobytes(), "little") for row in np.packbits(parity_bits, axis=1, bitorder="little")
+    ]
 
 
-def _latest(dtype: np.dtype[Any]) -> float | int:
+def _infinite_time(dtype: np.dtype[Any]) -> float | int:
     return np.inf if dtype.kind == "f" else int(np.iinfo(dtype).max)

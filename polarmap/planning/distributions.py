@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.checks import is_number
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.validation import is_real_number
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-LONGEST = 1e100  # seconds: who is not back by then never is
-BISECTIONS = 64  # halvings of a bracket of double precision, down to its last bit
+MAX_SECONDS = 1e100  # seconds: who is not back by then never is
+MAX_BISECTIONS = 64  # halvings of a bracket of double precision, down to its last bit
 
 
 class Distribution(ABC):
@@ -35,16 +35,16 @@ class Distribution(ABC):
     # -- the distribution of the tasks that end ------------------------------------------------------
 
     @abstractmethod
-    def split(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
         """P(T <= t) and P(T > t) of the tasks that end, each with full relative accuracy."""
 
     @abstractmethod
-    def inverse(self, below: Floats, above: Floats) -> Floats:
-        """The time by which a share `below` = 1 - `above` of the tasks that end has ended."""
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+        """The time by which a share `cdf` = 1 - `survival` of the tasks that end has ended."""
 
     @abstractmethod
-    def area(self, above: Floats) -> Floats:
-        """An antiderivative, in `above`, of the quantile as a function of 1 - cdf, in closed form.
+    def integrated_quantile(self, survival: Floats) -> Floats:
+        """An antiderivative, in `survival`, of the quantile as a function of 1 - cdf, in closed form.
 
         Means of order statistics are summed from it, without a grid error at steps.
         """
@@ -59,13 +59,13 @@ class Distribution(ABC):
         >>> ShiftedExponential(1.0, 2.0).cdf([0.0, 1.0, 3.0]).round(4).tolist()
         [0.0, 0.0, 0.6321]
         """
-        return (1 - self.failure_probability) * self.split(np.asarray(times, float))[0]
+        return (1 - self.failure_probability) * self.conditional_cdf_and_survival(np.asarray(times, float))[0]
 
     def survival(self, times: npt.ArrayLike) -> Floats:
         """P(T > t): the probability that a worker is still out, its erasure probability at t."""
         return (
             self.failure_probability
-            + (1 - self.failure_probability) * self.split(np.asarray(times, float))[1]
+            + (1 - self.failure_probability) * self.conditional_cdf_and_survival(np.asarray(times, float))[1]
         )
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
@@ -73,35 +73,43 @@ class Distribution(ABC):
 
         Examples
         --------
-        >>> Failing(ShiftedExponential(1.0, 1.0), 0.1).quantile([0.0, 0.45, 0.95]).round(4).tolist()
+        >>> FailureProne(ShiftedExponential(1.0, 1.0), 0.1).quantile([0.0, 0.45, 0.95]).round(4).tolist()
         [1.0, 1.6931, inf]
         """
-        share = checked_probabilities(p)
-        return self.time_of(share, 1 - share)
+        probabilities = check_probabilities(p)
+        return self.quantile_from_pair(probabilities, 1 - probabilities)
 
-    def time_of(self, below: Floats, above: Floats) -> Floats:
-        """The time by which a share `below` = 1 - `above` of all tasks has ended; inf if fewer ever do."""
+    def quantile_from_pair(self, cdf: Floats, survival: Floats) -> Floats:
+        """The time by which a share `cdf` = 1 - `survival` of all tasks has ended; inf if fewer ever do."""
         return np.where(
-            below > 1 - self.failure_probability, inf, self.inverse(*self.among_ended(below, above))
+            cdf > 1 - self.failure_probability,
+            inf,
+            self.conditional_quantile(*self.condition_on_completion(cdf, survival)),
         )
 
-    def among_ended(self, below: Floats, above: Floats) -> tuple[Floats, Floats]:
-        """Shares of the tasks that end, from those of all tasks; `below` is at most all that do."""
-        failing = self.failure_probability
-        if failing == 1:
-            return np.zeros_like(below), np.ones_like(above)
-        ends = 1 - failing
-        # Where all that end have ended, rounding would leave something of `above`.
-        left = np.where(below < ends, above - failing, 0.0) if failing else above
-        return np.minimum(below / ends, 1.0), np.maximum(left / ends, 0.0)
+    def condition_on_completion(self, cdf: Floats, survival: Floats) -> tuple[Floats, Floats]:
+        """Shares of the tasks that end, from those of all tasks; `cdf` is at most all that do."""
+        failure_probability = self.failure_probability
+        if failure_probability == 1:
+            return np.zeros_like(cdf), np.ones_like(survival)
+        completion_probability = 1 - failure_probability
+        # Where all that end have ended, rounding would leave something of `survival`.
+        remaining = (
+            np.where(cdf < completion_probability, survival - failure_probability, 0.0)
+            if failure_probability
+            else survival
+        )
+        return np.minimum(cdf / completion_probability, 1.0), np.maximum(
+            remaining / completion_probability, 0.0
+        )
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""
-        uniform = rng.random(size)
-        times = self.inverse(uniform, 1 - uniform)
+        uniforms = rng.random(size)
+        run_times = self.conditional_quantile(uniforms, 1 - uniforms)
         if self.failure_probability:
-            times = np.where(rng.random(size) < self.failure_probability, inf, times)
-        return times
+            run_times = np.where(rng.random(size) < self.failure_probability, inf, run_times)
+        return run_times
 
     def mean(self) -> float:
         """The expected run time; inf if a task may never end, or where no mean exists.
@@ -111,12 +119,12 @@ class Distribution(ABC):
         >>> ShiftedExponential(1.0, 2.0).mean(), Pareto(1.0, 2.0).mean(), Pareto(1.0, 1.0).mean()
         (3.0, 2.0, inf)
         """
-        return inf if self.failure_probability else self.mean_if_ended()
+        return inf if self.failure_probability else self.conditional_mean()
 
-    def mean_if_ended(self) -> float:
+    def conditional_mean(self) -> float:
         """The expected run time of the tasks that end."""
-        whole, none = self.area(np.array([1.0, 0.0])).tolist()
-        return float(whole - none)
+        value_at_one, value_at_zero = self.integrated_quantile(np.array([1.0, 0.0])).tolist()
+        return float(value_at_one - value_at_zero)
 
 
 @dataclass(frozen=True)
@@ -141,30 +149,33 @@ class ShiftedExponential(Distribution):
 
     def __post_init__(self) -> None:
         _check_number("shift", self.shift)
-        _check_number("scale", self.scale, positive=True)
+        _check_number("scale", self.scale, is_positive=True)
 
     @classmethod
-    def fit(cls, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> ShiftedExponential:
-        """Maximum likelihood, also from tasks seen to run for `times` and not `ended` by then.
+    def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> ShiftedExponential:
+        """Maximum likelihood, also from tasks seen to run for `times` and not `completed` by then.
 
         Examples
         --------
-        >>> ShiftedExponential.fit([1.0, 2.0, 3.0], ended=[True, True, False])
+        >>> ShiftedExponential.fit([1.0, 2.0, 3.0], completed=[True, True, False])
         ShiftedExponential(shift=1.0, scale=1.5)
         """
-        seen, done = checked_observations(times, ended)
-        return cls(float(seen[done].min()), _mean_excess(seen, done, "the scale of an exponential"))
+        checked_times, completed_mask = check_observations(times, completed)
+        return cls(
+            float(checked_times[completed_mask].min()),
+            _estimate_exponential_scale(checked_times, completed_mask, "the scale of an exponential"),
+        )
 
-    def split(self, times: Floats) -> tuple[Floats, Floats]:
-        reduced = np.maximum(times - self.shift, 0.0) / self.scale
-        return -np.expm1(-reduced), np.exp(-reduced)
+    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+        standardized = np.maximum(times - self.shift, 0.0) / self.scale
+        return -np.expm1(-standardized), np.exp(-standardized)
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
-        return self.shift + self.scale * _minus_log(below, above)
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+        return self.shift + self.scale * _cumulative_hazard(cdf, survival)
 
-    def area(self, above: Floats) -> Floats:
-        logarithm = np.log(above, out=np.zeros_like(above), where=above > 0)
-        return above * (self.shift + self.scale * (1 - logarithm))
+    def integrated_quantile(self, survival: Floats) -> Floats:
+        log_survival = np.log(survival, out=np.zeros_like(survival), where=survival > 0)
+        return survival * (self.shift + self.scale * (1 - log_survival))
 
 
 @dataclass(frozen=True)
@@ -183,39 +194,42 @@ class Pareto(Distribution):
     shape: float
 
     def __post_init__(self) -> None:
-        _check_number("scale", self.scale, positive=True)
-        _check_number("shape", self.shape, positive=True)
+        _check_number("scale", self.scale, is_positive=True)
+        _check_number("shape", self.shape, is_positive=True)
 
     @classmethod
-    def fit(cls, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> Pareto:
-        """Maximum likelihood (Hill), also from tasks not `ended` by their `times`.
+    def fit(cls, times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> Pareto:
+        """Maximum likelihood (Hill), also from tasks not `completed` by their `times`.
 
         Examples
         --------
         >>> Pareto.fit([1.0, np.e, np.e**2])
         Pareto(scale=1.0, shape=1.0)
         """
-        seen, done = checked_observations(times, ended)
-        scale = float(seen[done].min())
+        checked_times, completed_mask = check_observations(times, completed)
+        scale = float(checked_times[completed_mask].min())
         if scale <= 0:
             raise CodeError("a Pareto distribution has no run time of 0")
-        logarithms = np.log(np.maximum(seen, scale))
-        return cls(scale, 1 / _mean_excess(logarithms, done, "the shape of a Pareto distribution"))
+        log_times = np.log(np.maximum(checked_times, scale))
+        return cls(
+            scale,
+            1 / _estimate_exponential_scale(log_times, completed_mask, "the shape of a Pareto distribution"),
+        )
 
-    def split(self, times: Floats) -> tuple[Floats, Floats]:
+    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
         exponent = self.shape * np.log(np.maximum(times, self.scale) / self.scale)
         return -np.expm1(-exponent), np.exp(-exponent)
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
         with np.errstate(over="ignore"):
-            return self.scale * np.exp(_minus_log(below, above) / self.shape)
+            return self.scale * np.exp(_cumulative_hazard(cdf, survival) / self.shape)
 
-    def area(self, above: Floats) -> Floats:
+    def integrated_quantile(self, survival: Floats) -> Floats:
         power = 1 - 1 / self.shape
         with np.errstate(divide="ignore", over="ignore"):
             if power == 0:
-                return self.scale * np.log(above)
-            return self.scale * above**power / power
+                return self.scale * np.log(survival)
+            return self.scale * survival**power / power
 
 
 @dataclass(frozen=True)
@@ -228,66 +242,68 @@ class Scaled(Distribution):
     12.0
     """
 
-    runtimes: Distribution
+    run_times: Distribution
     factor: float = 1.0
     delay: float = 0.0
     failure_probability: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_distribution(self.runtimes)
-        _check_number("factor", self.factor, positive=True)
+        _check_distribution(self.run_times)
+        _check_number("factor", self.factor, is_positive=True)
         _check_number("delay", self.delay)
-        object.__setattr__(self, "failure_probability", self.runtimes.failure_probability)
+        object.__setattr__(self, "failure_probability", self.run_times.failure_probability)
 
-    def split(self, times: Floats) -> tuple[Floats, Floats]:
-        return self.runtimes.split((times - self.delay) / self.factor)
+    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+        return self.run_times.conditional_cdf_and_survival((times - self.delay) / self.factor)
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
-        return self.delay + self.factor * self.runtimes.inverse(below, above)
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+        return self.delay + self.factor * self.run_times.conditional_quantile(cdf, survival)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
-        return self.delay + self.factor * self.runtimes.sample(rng, size)
+        return self.delay + self.factor * self.run_times.sample(rng, size)
 
-    def area(self, above: Floats) -> Floats:
-        return self.delay * above + self.factor * self.runtimes.area(above)
+    def integrated_quantile(self, survival: Floats) -> Floats:
+        return self.delay * survival + self.factor * self.run_times.integrated_quantile(survival)
 
 
 @dataclass(frozen=True)
-class Failing(Distribution):
-    """Tasks that never end with a probability, and else run as `runtimes`.
+class FailureProne(Distribution):
+    """Tasks that never end with a probability, and else run as `run_times`.
 
     Examples
     --------
-    >>> Failing(ShiftedExponential(1.0, 1.0), 0.01).survival(1e9).round(12)
+    >>> FailureProne(ShiftedExponential(1.0, 1.0), 0.01).survival(1e9).round(12)
     np.float64(0.01)
     """
 
-    runtimes: Distribution
+    run_times: Distribution
     probability: float
     failure_probability: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_distribution(self.runtimes)
-        share = checked_probabilities(self.probability)
-        if share.ndim:
-            raise CodeError(f"tasks fail with one probability, not with {share.size}")
-        failing = float(share)
+        _check_distribution(self.run_times)
+        probabilities = check_probabilities(self.probability)
+        if probabilities.ndim:
+            raise CodeError(f"tasks fail with one probability, not with {probabilities.size}")
+        own_probability = float(probabilities)
         object.__setattr__(
-            self, "failure_probability", failing + (1 - failing) * self.runtimes.failure_probability
+            self,
+            "failure_probability",
+            own_probability + (1 - own_probability) * self.run_times.failure_probability,
         )
 
-    def split(self, times: Floats) -> tuple[Floats, Floats]:
-        return self.runtimes.split(times)
+    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+        return self.run_times.conditional_cdf_and_survival(times)
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
-        return self.runtimes.inverse(below, above)
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+        return self.run_times.conditional_quantile(cdf, survival)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
-        times = self.runtimes.sample(rng, size)
+        times = self.run_times.sample(rng, size)
         return np.where(rng.random(size) < self.probability, inf, times)
 
-    def area(self, above: Floats) -> Floats:
-        return self.runtimes.area(above)
+    def integrated_quantile(self, survival: Floats) -> Floats:
+        return self.run_times.integrated_quantile(survival)
 
 
 @dataclass(frozen=True)
@@ -310,170 +326,202 @@ class Mixture(Distribution):
     components: tuple[Distribution, ...]
     weights: tuple[float, ...]
     failure_probability: float = field(init=False, repr=False)
-    _shares: tuple[float, ...] = field(init=False, repr=False)  # among the tasks that end
+    _conditional_weights: tuple[float, ...] = field(init=False, repr=False)  # among the tasks that end
 
     def __init__(self, components: Any, weights: Any) -> None:
-        shares = checked_probabilities(weights)
-        parts = tuple(components) if isinstance(components, (tuple, list)) else (components,)
-        for part in parts:
-            _check_distribution(part)
-        if not parts or shares.shape != (len(parts),):
+        probabilities = check_probabilities(weights)
+        all_components = tuple(components) if isinstance(components, (tuple, list)) else (components,)
+        for component in all_components:
+            _check_distribution(component)
+        if not all_components or probabilities.shape != (len(all_components),):
             raise CodeError(
-                f"a mixture needs one weight for each component, not {shares.size} for {len(parts)}"
+                f"a mixture needs one weight for each component, not {probabilities.size} for {len(all_components)}"
             )
-        if abs(shares.sum() - 1) > 1e-9:
-            raise CodeError(f"the weights of a mixture sum to 1, not to {shares.sum():g}")
-        used = [(part, share) for part, share in zip(parts, shares.tolist()) if share > 0]
-        ending = np.array([share * (1 - part.failure_probability) for part, share in used])
-        failing = float(sum(share * part.failure_probability for part, share in used))
-        if not ending.sum() > 0:
+        if abs(probabilities.sum() - 1) > 1e-9:
+            raise CodeError(f"the weights of a mixture sum to 1, not to {probabilities.sum():g}")
+        used_components = [
+            (component, probability)
+            for component, probability in zip(all_components, probabilities.tolist())
+            if probability > 0
+        ]
+        completion_weights = np.array(
+            [probability * (1 - component.failure_probability) for component, probability in used_components]
+        )
+        failure_probability = float(
+            sum(probability * component.failure_probability for component, probability in used_components)
+        )
+        if not completion_weights.sum() > 0:
             raise CodeError("no component of this mixture ever ends")
         for name, value in {
-            "components": tuple(part for part, _ in used),
-            "weights": tuple(share for _, share in used),
-            "failure_probability": failing,
-            "_shares": tuple((ending / ending.sum()).tolist()),
+            "components": tuple(component for component, _ in used_components),
+            "weights": tuple(probability for _, probability in used_components),
+            "failure_probability": failure_probability,
+            "_shares": tuple((completion_weights / completion_weights.sum()).tolist()),
         }.items():
             object.__setattr__(self, name, value)
 
-    def split(self, times: Floats) -> tuple[Floats, Floats]:
-        parts = [part.split(times) for part in self.components]
-        below = sum(share * part[0] for share, part in zip(self._shares, parts))
-        above = sum(share * part[1] for share, part in zip(self._shares, parts))
-        return np.asarray(below), np.asarray(above)
+    def conditional_cdf_and_survival(self, times: Floats) -> tuple[Floats, Floats]:
+        component_pairs = [component.conditional_cdf_and_survival(times) for component in self.components]
+        cdf = sum(
+            weight * component[0] for weight, component in zip(self._conditional_weights, component_pairs)
+        )
+        survival = sum(
+            weight * component[1] for weight, component in zip(self._conditional_weights, component_pairs)
+        )
+        return np.asarray(cdf), np.asarray(survival)
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
         """By bisection between the components' quantiles, which bracket it."""
-        parts = np.stack([part.inverse(below, above) for part in self.components])
+        component_quantiles = np.stack(
+            [component.conditional_quantile(cdf, survival) for component in self.components]
+        )
 
         def is_reached(times: Floats) -> Mask:
             """Whether the quantile is at most `times`, asked in the half that is accurate."""
-            is_below, is_above = self.split(times)
-            return np.asarray(np.where(below < 0.5, is_below >= below, is_above <= above))
+            time_cdf, time_survival = self.conditional_cdf_and_survival(times)
+            return np.asarray(np.where(cdf < 0.5, time_cdf >= cdf, time_survival <= survival))
 
-        low, high = parts.min(axis=0), parts.max(axis=0)
-        return np.where(is_reached(low), low, first_reached(is_reached, low, high))
+        low, high = component_quantiles.min(axis=0), component_quantiles.max(axis=0)
+        return np.where(is_reached(low), low, bisect_predicate(is_reached, low, high))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
-        drawn = rng.choice(len(self.components), size=size, p=self.weights)
-        times = np.empty(drawn.shape)
-        for index, part in enumerate(self.components):
-            times[drawn == index] = part.sample(rng, int((drawn == index).sum()))
+        component_indices = rng.choice(len(self.components), size=size, p=self.weights)
+        times = np.empty(component_indices.shape)
+        for component_index, component in enumerate(self.components):
+            times[component_indices == component_index] = component.sample(
+                rng, int((component_indices == component_index).sum())
+            )
         return times
 
-    def area(self, above: Floats) -> Floats:
-        times = self.inverse(1 - above, above)
-        reached = [part.split(times)[1] for part in self.components]
-        areas = sum(
-            share * part.area(there) for share, part, there in zip(self._shares, self.components, reached)
+    def integrated_quantile(self, survival: Floats) -> Floats:
+        quantiles = self.conditional_quantile(1 - survival, survival)
+        component_survivals = [
+            component.conditional_cdf_and_survival(quantiles)[1] for component in self.components
+        ]
+        integrals = sum(
+            weight * component.integrated_quantile(component_survival)
+            for weight, component, component_survival in zip(
+                self._conditional_weights, self.components, component_survivals
+            )
         )
-        # Where the distribution has a step at `times`, part of it belongs to this side.
-        rest = above - sum(share * there for share, there in zip(self._shares, reached))
-        step = np.multiply(times, rest, out=np.zeros_like(above), where=np.isfinite(times))
-        return np.asarray(areas + step)
+        # Where the distribution has a step at `quantiles`, part of it belongs to this side.
+        remaining_probability = survival - sum(
+            weight * component_survival
+            for weight, component_survival in zip(self._conditional_weights, component_survivals)
+        )
+        atom = np.multiply(
+            quantiles, remaining_probability, out=np.zeros_like(survival), where=np.isfinite(quantiles)
+        )
+        return np.asarray(integrals + atom)
 
 
-def cold_starts(runtimes: Distribution, share: float, delay: float) -> Mixture:
+def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> Mixture:
     """A share of the tasks waits `delay` seconds for its machine before it runs.
 
     Examples
     --------
-    >>> cold_starts(ShiftedExponential(1.0, 1.0), 0.5, 4.0).mean()
+    >>> with_cold_starts(ShiftedExponential(1.0, 1.0), 0.5, 4.0).mean()
     4.0
     """
     with without_our_frames:
-        _check_number("share", share)
-        return Mixture([runtimes, Scaled(runtimes, delay=delay)], [1 - share, share])
+        _check_number("share", fraction)
+        return Mixture([run_times, Scaled(run_times, delay=delay)], [1 - fraction, fraction])
 
 
-def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
+def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> Mixture:
     """A share of the tasks takes `factor` times as long.
 
     Examples
     --------
-    >>> round(stragglers(ShiftedExponential(1.0, 1.0), 0.02, 5.0).mean(), 12)
+    >>> round(with_stragglers(ShiftedExponential(1.0, 1.0), 0.02, 5.0).mean(), 12)
     2.16
     """
     with without_our_frames:
-        _check_number("share", share)
-        return Mixture([runtimes, Scaled(runtimes, factor=factor)], [1 - share, share])
+        _check_number("share", fraction)
+        return Mixture([run_times, Scaled(run_times, factor=factor)], [1 - fraction, fraction])
 
 
-def first_reached(
-    is_reached: Callable[[Floats], Mask], low: Floats, high: Floats, halvings: int = BISECTIONS
+def bisect_predicate(
+    predicate: Callable[[Floats], Mask], low: Floats, high: Floats, max_bisections: int = MAX_BISECTIONS
 ) -> Floats:
     """The least numbers above `low` at which a condition holds that holds from there to `high`, by bisection.
 
-    >>> first_reached(lambda number: number**2 >= 2, np.array([0.0]), np.array([2.0])).round(6).tolist()
+    >>> bisect_predicate(lambda number: number**2 >= 2, np.array([0.0]), np.array([2.0])).round(6).tolist()
     [1.414214]
     """
-    for _ in range(halvings):
-        middle = low / 2 + high / 2
-        if not ((low < middle) & (middle < high)).any():
+    for _ in range(max_bisections):
+        midpoint = low / 2 + high / 2
+        if not ((low < midpoint) & (midpoint < high)).any():
             break
-        reached = is_reached(middle)
-        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+        true_mask = predicate(midpoint)
+        low, high = np.where(true_mask, low, midpoint), np.where(true_mask, midpoint, high)
     return high
 
 
 # --- what is accepted --------------------------------------------------------------------------
 
 
-def checked_probabilities(p: npt.ArrayLike) -> Floats:
+def check_probabilities(p: npt.ArrayLike) -> Floats:
     """`p` as floats, all of them in [0, 1]."""
     try:
         values = np.asarray(p, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise CodeError(f"a probability is a number between 0 and 1: {error}") from None
     if not ((values >= 0) & (values <= 1)).all():
-        wrong = values[~((values >= 0) & (values <= 1))].flat[0]
-        raise CodeError(f"a probability lies between 0 and 1, not at {wrong:g}")
+        invalid_value = values[~((values >= 0) & (values <= 1))].flat[0]
+        raise CodeError(f"a probability lies between 0 and 1, not at {invalid_value:g}")
     return values
 
 
-def checked_observations(times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> tuple[Floats, Mask]:
+def check_observations(times: npt.ArrayLike, completed: npt.ArrayLike | None = None) -> tuple[Floats, Mask]:
     """Run times (m,) and whether the tasks ended then; inf is a task that never ends."""
     try:
-        seen = np.asarray(times, dtype=np.float64).ravel()
+        checked_times = np.asarray(times, dtype=np.float64).ravel()
     except (TypeError, ValueError) as error:
         raise CodeError(f"run times are numbers of seconds: {error}") from None
-    if not seen.size:
+    if not checked_times.size:
         raise CodeError("no run times given")
-    if not (seen >= 0).all():
-        index = int(np.flatnonzero(~(seen >= 0))[0])
-        raise CodeError(f"run time {index} is {seen[index]:g}; a run time is 0 or more seconds")
-    done = np.ones(seen.shape, bool) if ended is None else np.asarray(ended, bool).ravel()
-    if done.shape != seen.shape:
-        raise CodeError(f"{done.size} marks of what ended for {seen.size} run times")
-    seen = np.where(seen > LONGEST, inf, seen)
-    done = done & np.isfinite(seen)
-    if not done.any():
+    if not (checked_times >= 0).all():
+        index = int(np.flatnonzero(~(checked_times >= 0))[0])
+        raise CodeError(f"run time {index} is {checked_times[index]:g}; a run time is 0 or more seconds")
+    completed_mask = (
+        np.ones(checked_times.shape, bool) if completed is None else np.asarray(completed, bool).ravel()
+    )
+    if completed_mask.shape != checked_times.shape:
+        raise CodeError(f"{completed_mask.size} marks of what ended for {checked_times.size} run times")
+    checked_times = np.where(checked_times > MAX_SECONDS, inf, checked_times)
+    completed_mask = completed_mask & np.isfinite(checked_times)
+    if not completed_mask.any():
         raise CodeError("none of the tasks observed has ended: nothing is known of how long they take")
-    return seen, done
+    return checked_times, completed_mask
 
 
-def _check_number(name: str, value: float, positive: bool = False) -> None:
-    if not is_number(value) or not 0 <= float(value) <= LONGEST or (positive and value == 0):
-        least = "above" if positive else "of at least"
-        raise CodeError(f"{name} must be a finite number {least} 0, at most {LONGEST:g}, not {value!r}")
+def _check_number(name: str, value: float, is_positive: bool = False) -> None:
+    if not is_real_number(value) or not 0 <= float(value) <= MAX_SECONDS or (is_positive and value == 0):
+        bound_text = "above" if is_positive else "of at least"
+        raise CodeError(
+            f"{name} must be a finite number {bound_text} 0, at most {MAX_SECONDS:g}, not {value!r}"
+        )
 
 
-def _check_distribution(runtimes: Distribution) -> None:
-    if not isinstance(runtimes, Distribution):
-        raise CodeError(f"runtimes must be a Distribution, not {type(runtimes).__name__}: see Empirical")
+def _check_distribution(distribution: Distribution) -> None:
+    if not isinstance(distribution, Distribution):
+        raise CodeError(f"runtimes must be a Distribution, not {type(distribution).__name__}: see Empirical")
 
 
-def _mean_excess(seen: Floats, done: Mask, what: str) -> float:
+def _estimate_exponential_scale(times: Floats, completed_mask: Mask, parameter_name: str) -> float:
     """What was seen beyond the least that ended, for each that ended: the scale of an exponential."""
-    excess = float(np.maximum(seen - seen[done].min(), 0.0).sum())
-    if excess == inf:
-        raise CodeError(f"{what} cannot be fitted to tasks that never end: leave them out and use Failing")
-    if not excess > 0:
-        raise CodeError(f"{what} cannot be fitted: all run times are the same")
-    return excess / int(done.sum())
+    total_excess = float(np.maximum(times - times[completed_mask].min(), 0.0).sum())
+    if total_excess == inf:
+        raise CodeError(
+            f"{parameter_name} cannot be fitted to tasks that never end: leave them out and use Failing"
+        )
+    if not total_excess > 0:
+        raise CodeError(f"{parameter_name} cannot be fitted: all run times are the same")
+    return total_excess / int(completed_mask.sum())
 
 
-def _minus_log(below: Floats, above: Floats) -> Floats:
+def _cumulative_hazard(cdf: Floats, survival: Floats) -> Floats:
     """-log(above), accurate at both ends."""
     with np.errstate(divide="ignore"):
-        return np.where(below < 0.5, -np.log1p(-np.minimum(below, 0.5)), -np.log(above))
+        return np.where(cdf < 0.5, -np.log1p(-np.minimum(cdf, 0.5)), -np.log(survival))

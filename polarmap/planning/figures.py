@@ -9,7 +9,7 @@ import numpy as np
 
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.empirical import Empirical, as_runtimes
+from polarmap.planning.empirical import Empirical, as_distribution
 from polarmap.planning.polarization import polarize
 from polarmap.plot import canvas
 
@@ -17,44 +17,44 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 600  # of a curve
-MOST_DEPTH = 12  # beyond, lines can no longer be told apart
-LEAST = 1e-4  # share still out at which a tail is cut off
+N_POINTS = 600  # of a curve
+MAX_DEPTH = 12  # beyond, lines can no longer be told apart
+MIN_SURVIVAL = 1e-4  # share still out at which a tail is cut off
 
 
-def plot_runtimes(
-    runtimes: object, path: canvas.Path | None = None, *, fitted: Distribution | None = None
+def plot_run_times(
+    run_times: object, path: canvas.Path | None = None, *, fitted_distribution: Distribution | None = None
 ) -> Figure:
     """Plot how run times spread, and how many workers are still out as time goes by.
 
     Parameters
     ----------
-    runtimes : Distribution, run times in seconds, or reports of coded maps
+    run_times : Distribution, run times in seconds, or reports of coded maps
     path : str or path, optional
         Where to write it: .png, .svg or .pdf.
-    fitted : Distribution, optional
+    fitted_distribution : Distribution, optional
         Drawn beside them, to see whether it fits.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    distribution = as_runtimes(runtimes)
+    distribution = as_distribution(run_times)
     figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
-    times = _grid(distribution)
+    times = _make_time_grid(distribution)
     _draw_density(axes[0], distribution, times)
-    _draw_survival(axes[1], distribution, times, fitted)
+    _draw_survival(axes[1], distribution, times, fitted_distribution)
     return canvas.saved(figure, path)
 
 
 def plot_polarization(
-    runtimes: object, path: canvas.Path | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
+    run_times: object, path: canvas.Path | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
 ) -> Figure:
     """Plot P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
 
     Parameters
     ----------
-    runtimes : Distribution, run times in seconds, or reports of coded maps
+    run_times : Distribution, run times in seconds, or reports of coded maps
     path : str or path, optional
         Where to write it: .png, .svg or .pdf.
     depths : tuple of int
@@ -64,112 +64,143 @@ def plot_polarization(
     -------
     matplotlib.figure.Figure
     """
-    distribution = as_runtimes(runtimes)
-    if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
-        raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
+    distribution = as_distribution(run_times)
+    if not depths or not all(0 <= depth <= MAX_DEPTH for depth in depths):
+        raise CodeError(f"depths to draw lie between 0 and {MAX_DEPTH}, not {depths}")
     figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
-    times = _grid(distribution)
-    for one, depth in zip(axes[0], depths):
-        _draw_virtual(one, times, distribution.cdf(times), 1 - polarize(distribution.survival(times), depth))
-    _explain(axes[0, int(np.argmax(depths))])
+    times = _make_time_grid(distribution)
+    for panel, depth in zip(axes[0], depths):
+        _draw_virtual_cdfs(
+            panel, times, distribution.cdf(times), 1 - polarize(distribution.survival(times), depth)
+        )
+    _add_legend(axes[0, int(np.argmax(depths))])
     axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=canvas.INK)
     return canvas.saved(figure, path)
 
 
-def _grid(distribution: Distribution) -> Floats:
+def _make_time_grid(distribution: Distribution) -> Floats:
     """Times from a little before the first return to where hardly any worker is still out."""
-    ends = 1 - distribution.failure_probability
-    first, last = distribution.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
-    return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
+    completion_probability = 1 - distribution.failure_probability
+    first_time, last_time = distribution.quantile(
+        [1e-4 * completion_probability, (1 - 10 * MIN_SURVIVAL) * completion_probability]
+    ).tolist()
+    return np.linspace(
+        max(0.0, first_time - 0.1 * (last_time - first_time)),
+        last_time + 0.05 * (last_time - first_time) + 1e-9,
+        N_POINTS,
+    )
 
 
 def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None:
     edges = np.linspace(times[0], times[-1], 60)
-    shares = np.diff(distribution.cdf(edges))
+    probabilities = np.diff(distribution.cdf(edges))
     axes.bar(
-        edges[:-1], 100 * shares, np.diff(edges), align="edge", color=canvas.BLUE, edgecolor="white", lw=0.4
+        edges[:-1],
+        100 * probabilities,
+        np.diff(edges),
+        align="edge",
+        color=canvas.BLUE,
+        edgecolor="white",
+        lw=0.4,
     )
-    count = f" ({distribution.observed} tasks)" if isinstance(distribution, Empirical) else ""
-    canvas.titled(axes, f"Run times{count}", "run time of a task, seconds", "share of the tasks, %")
+    count_text = f" ({distribution.n_observations} tasks)" if isinstance(distribution, Empirical) else ""
+    canvas.titled(axes, f"Run times{count_text}", "run time of a task, seconds", "share of the tasks, %")
     axes.grid(visible=False, axis="x")
 
 
 def _draw_survival(
-    axes: Axes, distribution: Distribution, times: Floats, fitted: Distribution | None
+    axes: Axes, distribution: Distribution, times: Floats, fitted_distribution: Distribution | None
 ) -> None:
-    axes.semilogy(times, _positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
-    if fitted is not None:
-        fit = _positive(fitted.survival(times))
-        axes.semilogy(times, fit, "--", color=canvas.VERMILLION, lw=1.5, label=type(fitted).__name__)
+    axes.semilogy(
+        times, _nan_unless_positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed"
+    )
+    if fitted_distribution is not None:
+        fit = _nan_unless_positive(fitted_distribution.survival(times))
+        axes.semilogy(
+            times, fit, "--", color=canvas.VERMILLION, lw=1.5, label=type(fitted_distribution).__name__
+        )
         axes.legend(frameon=False, fontsize=9)
     for p, style in ((0.5, ":"), (0.99, "--")):
         time = float(distribution.quantile(p))
         if np.isfinite(time):
             axes.axvline(time, color=canvas.GREY, lw=1, ls=style)
-            text = f"{'median' if p == 0.5 else '99 %'} {time:.3g} s"
-            right = time > 0.7 * times[-1] + 0.3 * times[0]
+            label = f"{'median' if p == 0.5 else '99 %'} {time:.3g} s"
+            is_right = time > 0.7 * times[-1] + 0.3 * times[0]
             axes.annotate(
-                text,
+                label,
                 (time, 1.0),
-                (-4 if right else 4, -10),
+                (-4 if is_right else 4, -10),
                 textcoords="offset points",
-                ha="right" if right else "left",
+                ha="right" if is_right else "left",
                 fontsize=8,
             )
-    axes.set_ylim(LEAST, 1.3)
+    axes.set_ylim(MIN_SURVIVAL, 1.3)
     canvas.titled(axes, "Still out", "seconds since the start", "share of the tasks not yet back")
 
 
-def _explain(axes: Axes) -> None:
+def _add_legend(axes: Axes) -> None:
     """Add a legend that says which line is which, in the panel with the most of them."""
-    for name, share in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
-        axes.plot([], [], color=_shade(np.array([share]))[0], lw=2, label=name)
+    for label, color_position in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
+        axes.plot([], [], color=_map_colors(np.array([color_position]))[0], lw=2, label=label)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="white", fontsize=7.5, loc="lower right")
 
 
-def _shade(shares: Floats) -> Floats:
+def _map_colors(positions: Floats) -> Floats:
     """Colours from dark (0) to light, told apart by everybody."""
     from matplotlib import colormaps
 
-    return np.asarray(colormaps["cividis"](shares))
+    return np.asarray(colormaps["cividis"](positions))
 
 
-def _positive(shares: Floats) -> Floats:
+def _nan_unless_positive(probabilities: Floats) -> Floats:
     """What a logarithmic axis can show."""
-    return np.where(shares > 0, shares, np.nan)
+    return np.where(probabilities > 0, probabilities, np.nan)
 
 
-def _draw_virtual(axes: Axes, times: Floats, real: Floats, done: Floats) -> None:
-    """Draw a line (times,) for each row of `done` (virtual workers, times), and the one of real workers."""
+def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cdfs: Floats) -> None:
+    """Draw a line (times,) for each row of `virtual_cdfs` (virtual workers, times), and the one of real
+    workers.
+    """
     from matplotlib.collections import LineCollection
 
-    slowest_first = done[np.argsort(done.mean(axis=1), kind="stable")]
-    count = len(slowest_first)
-    colors = _shade(np.linspace(0.0, 0.85, count))
+    slowest_first = virtual_cdfs[np.argsort(virtual_cdfs.mean(axis=1), kind="stable")]
+    n_virtual_workers = len(slowest_first)
+    colors = _map_colors(np.linspace(0.0, 0.85, n_virtual_workers))
     lines = [np.column_stack([times, curve]) for curve in slowest_first]
-    width = float(np.clip(2.2 - 0.22 * np.log2(count), 0.5, 2.0))
+    width = float(np.clip(2.2 - 0.22 * np.log2(n_virtual_workers), 0.5, 2.0))
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=width))
-    axes.plot(times, real, "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
+    axes.plot(times, worker_cdf, "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
     axes.set_xlim(times[0], times[-1])
     axes.set_ylim(-0.02, 1.02)
-    workers = "a real worker" if count == 1 else f"{count} virtual workers"
-    canvas.titled(axes, workers, "seconds")
+    title = "a real worker" if n_virtual_workers == 1 else f"{n_virtual_workers} virtual workers"
+    canvas.titled(axes, title, "seconds")
 
 
 def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
     """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
     figure, ((axes,),) = canvas.blank(7.5, 4.6)
-    clock = plan.clock
-    options = [one for one in plan.frontier if isfinite(getattr(one, clock))]
-    times = [getattr(one, clock) for one in options]  # of none, where fewer jobs than that ever complete
-    paid = [one.paid for one in options]
-    axes.plot(paid, times, "-o", color=canvas.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
-    _name_some(axes, options, plan, clock)
-    _single_out(axes, plan.uncoded, clock, "s", canvas.GREY, f"plain map, {plan.uncoded.n} workers")
-    _single_out(axes, plan.expected, clock, "*", canvas.VERMILLION, f"plan, {plan.expected.n} workers")
-    name = {"mean": "mean completion time"}.get(clock, f"completion time, {clock[1:]} % quantile")
+    time_metric = plan.time_metric
+    candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
+    times = [
+        getattr(candidate, time_metric) for candidate in candidates
+    ]  # of none, where fewer jobs than that ever complete
+    worker_seconds = [candidate.paid for candidate in candidates]
+    axes.plot(worker_seconds, times, "-o", color=canvas.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
+    _annotate_sizes(axes, candidates, plan, time_metric)
+    _highlight_candidate(
+        axes, plan.uncoded, time_metric, "s", canvas.GREY, f"plain map, {plan.uncoded.n} workers"
+    )
+    _highlight_candidate(
+        axes, plan.expected, time_metric, "*", canvas.VERMILLION, f"plan, {plan.expected.n} workers"
+    )
+    metric_label = {"mean": "mean completion time"}.get(
+        time_metric, f"completion time, {time_metric[1:]} % quantile"
+    )
     canvas.titled(
-        axes, f"{plan.k} blocks: what waiting less costs", "worker-seconds paid, mean", f"{name}, seconds"
+        axes,
+        f"{plan.k} blocks: what waiting less costs",
+        "worker-seconds paid, mean",
+        f"{metric_label}, seconds",
     )
     axes.set_ylim(bottom=0)
     axes.margins(x=0.08)
@@ -177,27 +208,38 @@ def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
     return canvas.saved(figure, path)
 
 
-def _name_some(axes: Axes, options: list[Any], plan: Any, clock: str) -> None:
+def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
     """Write the number of workers beside those points that are far enough from each other."""
-    high = max([getattr(one, clock) for one in options], default=1.0)
-    costs = [one.paid for one in options] or [0.0]
-    low_cost, width = costs[0], (costs[-1] - costs[0]) or 1.0
+    max_time = max([getattr(candidate, time_metric) for candidate in candidates], default=1.0)
+    worker_seconds = [candidate.paid for candidate in candidates] or [0.0]
+    min_worker_seconds, worker_seconds_range = (
+        worker_seconds[0],
+        (worker_seconds[-1] - worker_seconds[0]) or 1.0,
+    )
 
-    def place(one: Any) -> tuple[float, float]:
-        return (one.paid - low_cost) / width, getattr(one, clock) / high
+    def relative_position(candidate: Any) -> tuple[float, float]:
+        return (candidate.paid - min_worker_seconds) / worker_seconds_range, getattr(
+            candidate, time_metric
+        ) / max_time
 
-    taken = [place(plan.expected), place(plan.uncoded)]
-    for one in options:
-        across, up = place(one)
-        if any(abs(across - x) < 0.075 and abs(up - y) < 0.07 for x, y in taken):
+    labelled_positions = [relative_position(plan.expected), relative_position(plan.uncoded)]
+    for candidate in candidates:
+        relative_x, relative_y = relative_position(candidate)
+        if any(abs(relative_x - x) < 0.075 and abs(relative_y - y) < 0.07 for x, y in labelled_positions):
             continue
-        taken.append((across, up))
-        at = (one.paid, getattr(one, clock))
-        axes.annotate(f"n = {one.n}", at, (5, 6), textcoords="offset points", fontsize=8, color=canvas.INK)
+        labelled_positions.append((relative_x, relative_y))
+        point = (candidate.paid, getattr(candidate, time_metric))
+        axes.annotate(
+            f"n = {candidate.n}", point, (5, 6), textcoords="offset points", fontsize=8, color=canvas.INK
+        )
 
 
-def _single_out(axes: Axes, one: Any, clock: str, marker: str, color: str, label: str) -> None:
-    value = getattr(one, clock)
+def _highlight_candidate(
+    axes: Axes, candidate: Any, time_metric: str, marker: str, color: str, label: str
+) -> None:
+    value = getattr(candidate, time_metric)
     if isfinite(value):
-        size = 15 if marker == "*" else 8
-        axes.plot([one.paid], [value], marker, color=color, ms=size, mec="white", label=label, zorder=3)
+        marker_size = 15 if marker == "*" else 8
+        axes.plot(
+            [candidate.paid], [value], marker, color=color, ms=marker_size, mec="white", label=label, zorder=3
+        )

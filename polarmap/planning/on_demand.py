@@ -14,13 +14,13 @@ from math import inf
 import numpy as np
 
 from polarmap.errors import CodeError
-from polarmap.planning.backups import SimulatedJobs, ages, is_told_early
+from polarmap.planning.backups import SimulatedJobs, compute_lateness_thresholds, find_jobs_with_early_backups
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, half_of
 
 
 def simulate_on_demand(
-    data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribution | None = None
+    data_times: Floats, parity_times: Floats, n_upfront_parity: int = 0, run_times: Distribution | None = None
 ) -> SimulatedJobs:
     """Simulate jobs that start their data tasks at once and parity tasks by the `ParityRule`.
 
@@ -28,13 +28,13 @@ def simulate_on_demand(
 
     Parameters
     ----------
-    data : array (trials, k)
+    data_times : array (trials, k)
         Run times of the data tasks; inf for one that never ends.
-    parity : array (trials, n - k)
+    parity_times : array (trials, n - k)
         Run times of the parity tasks, in the order they are started in.
-    upfront : int
+    n_upfront_parity : int
         Parity tasks started at once: the head start.
-    runtimes : Distribution, optional
+    run_times : Distribution, optional
         What the policy knows of run times; without, it learns from the tasks of the same job.
 
     Returns
@@ -45,88 +45,123 @@ def simulate_on_demand(
     --------
     >>> late = np.array([[1.0] * 23 + [5.0]])
     >>> jobs = simulate_on_demand(late, np.full((1, 8), 1.0))
-    >>> jobs.time.tolist(), jobs.paid.round(9).tolist(), jobs.started.tolist()
+    >>> jobs.completion_times.tolist(), jobs.worker_seconds.round(9).tolist(), jobs.n_tasks_started.tolist()
     ([2.1], [26.1], [25.0])
     """
-    data, parity = _checked(data, parity, upfront)
-    k = data.shape[1]
-    started = _starts(data, parity, upfront, runtimes)
-    ends = np.concatenate([data, started + parity], axis=1)
-    time = np.partition(ends, k - 1, axis=1)[:, k - 1]
-    starts = np.concatenate([np.zeros(data.shape), started], axis=1)
-    stop = time[:, None]
+    data_times, parity_times = _check_run_times(data_times, parity_times, n_upfront_parity)
+    k = data_times.shape[1]
+    parity_start_times = _compute_parity_start_times(data_times, parity_times, n_upfront_parity, run_times)
+    end_times = np.concatenate([data_times, parity_start_times + parity_times], axis=1)
+    completion_times = np.partition(end_times, k - 1, axis=1)[:, k - 1]
+    start_times = np.concatenate([np.zeros(data_times.shape), parity_start_times], axis=1)
+    stop_times = completion_times[:, None]
     with np.errstate(invalid="ignore"):
-        paid = np.where(starts < stop, np.minimum(ends, stop) - starts, 0.0).sum(axis=1)
-    return SimulatedJobs(time, paid, k + (started < stop).sum(axis=1).astype(float))
+        worker_seconds = np.where(
+            start_times < stop_times, np.minimum(end_times, stop_times) - start_times, 0.0
+        ).sum(axis=1)
+    return SimulatedJobs(
+        completion_times, worker_seconds, k + (parity_start_times < stop_times).sum(axis=1).astype(float)
+    )
 
 
-def _starts(data: Floats, parity: Floats, upfront: int, runtimes: Distribution | None) -> Floats:
+def _compute_parity_start_times(
+    data_times: Floats, parity_times: Floats, n_upfront_parity: int, run_times: Distribution | None
+) -> Floats:
     """When each parity task is started, (trials, n - k); inf if it never is."""
-    k = data.shape[1]
-    at_once = np.sort(np.concatenate([data, parity[:, :upfront]], axis=1), axis=1)
-    rule = LatenessRule(k, runtimes)
-    early = np.zeros(len(data), bool) if runtimes is not None else is_told_early(at_once, rule, upfront)
-    started = np.full(parity.shape, inf)
-    for row in np.flatnonzero(early).tolist():
-        started[row] = _event_by_event(data[row], parity[row], upfront)
-    rest = ~early
-    if runtimes is not None:
-        age = first = np.full(int(rest.sum()), rule.late_after(()))
+    k = data_times.shape[1]
+    sorted_upfront_times = np.sort(
+        np.concatenate([data_times, parity_times[:, :n_upfront_parity]], axis=1), axis=1
+    )
+    rule = LatenessRule(k, run_times)
+    early_mask = (
+        np.zeros(len(data_times), bool)
+        if run_times is not None
+        else find_jobs_with_early_backups(sorted_upfront_times, rule, n_upfront_parity)
+    )
+    start_times = np.full(parity_times.shape, inf)
+    for job_index in np.flatnonzero(early_mask).tolist():
+        start_times[job_index] = _simulate_parity_starts(
+            data_times[job_index], parity_times[job_index], n_upfront_parity
+        )
+    regular_mask = ~early_mask
+    if run_times is not None:
+        late_after = first_late_at = np.full(int(regular_mask.sum()), rule.late_after(()))
     else:
-        age = ages(at_once[rest], rule)
-        first = np.maximum(age, at_once[rest, half_of(k) - 1])
-    started[rest] = _turn_by_turn(data[rest], parity[rest], upfront, first, age)
-    return started
+        late_after = compute_lateness_thresholds(sorted_upfront_times[regular_mask], rule)
+        first_late_at = np.maximum(late_after, sorted_upfront_times[regular_mask, half_of(k) - 1])
+    start_times[regular_mask] = _compute_start_times_in_rounds(
+        data_times[regular_mask], parity_times[regular_mask], n_upfront_parity, first_late_at, late_after
+    )
+    return start_times
 
 
-def _turn_by_turn(data: Floats, parity: Floats, upfront: int, first: Floats, age: Floats) -> Floats:
-    """Start times of parity tasks where `age`, from which a task is late, does not change."""
-    k, places = data.shape[1], np.arange(parity.shape[1])
-    started = np.full(parity.shape, inf)
-    started[:, :upfront] = 0.0
-    for turn in range(parity.shape[1] - upfront):
-        now = (first + turn * age)[:, None]
-        have = (data <= now).sum(axis=1) + (started + parity <= now).sum(axis=1)
-        if (have >= k).all():
+def _compute_start_times_in_rounds(
+    data_times: Floats, parity_times: Floats, n_upfront_parity: int, first_late_at: Floats, late_after: Floats
+) -> Floats:
+    """Start times of parity tasks where `late_after`, from which a task is late, does not change."""
+    k, parity_indices = data_times.shape[1], np.arange(parity_times.shape[1])
+    start_times = np.full(parity_times.shape, inf)
+    start_times[:, :n_upfront_parity] = 0.0
+    for round_index in range(parity_times.shape[1] - n_upfront_parity):
+        round_times = (first_late_at + round_index * late_after)[:, None]
+        n_results = (data_times <= round_times).sum(axis=1) + (start_times + parity_times <= round_times).sum(
+            axis=1
+        )
+        if (n_results >= k).all():
             break
-        before = np.isfinite(started).sum(axis=1)
-        new = (places >= before[:, None]) & (places < (before + k - have)[:, None])
-        started = np.where(new, now, started)
-    return started
+        n_started = np.isfinite(start_times).sum(axis=1)
+        new_mask = (parity_indices >= n_started[:, None]) & (
+            parity_indices < (n_started + k - n_results)[:, None]
+        )
+        start_times = np.where(new_mask, round_times, start_times)
+    return start_times
 
 
-def _event_by_event(data: Floats, parity: Floats, upfront: int) -> Floats:
+def _simulate_parity_starts(data_times: Floats, parity_times: Floats, n_upfront_parity: int) -> Floats:
     """Start times of the parity tasks of one job, by the rule as a map asks it."""
-    k, seconds, rule = len(data), np.concatenate([data, parity]), ParityRule(len(data))
-    started, attempts = np.full(len(seconds), inf), LateAttempts[int](rule.lateness)
-    returns: list[tuple[float, int]] = []  # a heap
-    now, begun, returned, due = 0.0, 0, 0, k + upfront
-    while returned < k:
-        for task in range(begun, begun + due):
-            started[task] = now
-            attempts.begin(task, now)
-            heapq.heappush(returns, (now + float(seconds[task]), task))
-        begun += due
-        now = min(returns[0][0], attempts.next_moment())
-        if now == inf:
+    k, attempt_times, rule = (
+        len(data_times),
+        np.concatenate([data_times, parity_times]),
+        ParityRule(len(data_times)),
+    )
+    start_times, late_tracker = np.full(len(attempt_times), inf), LateAttempts[int](rule.lateness)
+    completion_queue: list[tuple[float, int]] = []  # a heap
+    current_time, n_started, n_completed, n_due = 0.0, 0, 0, k + n_upfront_parity
+    while n_completed < k:
+        for task in range(n_started, n_started + n_due):
+            start_times[task] = current_time
+            late_tracker.begin(task, current_time)
+            heapq.heappush(completion_queue, (current_time + float(attempt_times[task]), task))
+        n_started += n_due
+        current_time = min(completion_queue[0][0], late_tracker.next_moment())
+        if current_time == inf:
             break
-        while returns and returns[0][0] <= now:
-            _, task = heapq.heappop(returns)
-            attempts.end(task)
-            attempts.learn(float(seconds[task]), task >= k + upfront)
-            returned += 1
-        on_time = begun - returned - len(attempts.late_at(now))
-        due = rule.parity_to_start(returned, on_time, len(seconds) - begun)
-    return started[k:]
+        while completion_queue and completion_queue[0][0] <= current_time:
+            _, task = heapq.heappop(completion_queue)
+            late_tracker.end(task)
+            late_tracker.learn(float(attempt_times[task]), task >= k + n_upfront_parity)
+            n_completed += 1
+        n_on_time = n_started - n_completed - len(late_tracker.late_at(current_time))
+        n_due = rule.parity_to_start(n_completed, n_on_time, len(attempt_times) - n_started)
+    return start_times[k:]
 
 
-def _checked(data: Floats, parity: Floats, upfront: int) -> tuple[Floats, Floats]:
-    data, parity = np.asarray(data, np.float64), np.asarray(parity, np.float64)
-    if data.ndim != 2 or parity.ndim != 2 or len(data) != len(parity) or not data.shape[1]:
+def _check_run_times(
+    data_times: Floats, parity_times: Floats, n_upfront_parity: int
+) -> tuple[Floats, Floats]:
+    data_times, parity_times = np.asarray(data_times, np.float64), np.asarray(parity_times, np.float64)
+    if (
+        data_times.ndim != 2
+        or parity_times.ndim != 2
+        or len(data_times) != len(parity_times)
+        or not data_times.shape[1]
+    ):
         raise CodeError(
             f"run times of shapes (trials, k) and (trials, n - k) are needed, "
-            f"not {data.shape} and {parity.shape}"
+            f"not {data_times.shape} and {parity_times.shape}"
         )
-    if not 0 <= upfront <= parity.shape[1]:
-        raise CodeError(f"upfront={upfront} of {parity.shape[1]} parity tasks cannot be started at once")
-    return data, parity
+    if not 0 <= n_upfront_parity <= parity_times.shape[1]:
+        raise CodeError(
+            f"upfront={n_upfront_parity} of {parity_times.shape[1]} parity tasks cannot be started at once"
+        )
+    return data_times, parity_times

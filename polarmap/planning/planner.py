@@ -13,21 +13,25 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.codes.checks import checked_count, is_one_of
-from polarmap.codes.dtypes import is_integer
 from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.uncoded import Uncoded
+from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
-from polarmap.planning.decodability import decoder_of
+from polarmap.planning.decodability import get_decoder_name
 from polarmap.planning.distributions import Distribution, Scaled
-from polarmap.planning.empirical import SharedCores, observed_runtimes
+from polarmap.planning.empirical import SharedCores, to_distribution_and_observations
 from polarmap.planning.figures import draw_frontier
+from polarmap.planning.heterogeneous import (
+    HeterogeneousWorkers,
+    is_sequence_of_distributions,
+    select_workers_for_scheme,
+)
 from polarmap.planning.objective import Objective
-from polarmap.planning.sampling_error import FEW_TASKS, SizeRange, bootstrap_sizes
-from polarmap.planning.small_blocks import check_task_price
-from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
+from polarmap.planning.overdecomposition import check_task_overhead
+from polarmap.planning.sampling_error import SMALL_SAMPLE_SIZE, SizeRange, bootstrap_size_range
 from polarmap.run.options import MapPlan
+from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,10 +40,10 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
-MOST_LINES = 10  # of a plan as text
-MOST_SIZES = 48  # values of n that are tried, dense near k
-PIECES = (2, 4, 8, 16, 32)  # times as many blocks that are tried where a task has a price
-DRAWN = 60_000  # run times, at least, of the jobs that are simulated for each of these
+MAX_TABLE_LINES = 10  # of a plan as text
+MAX_SIZES = 48  # values of n that are tried, dense near k
+TASKS_PER_WORKER_CHOICES = (2, 4, 8, 16, 32)  # times as many blocks that are tried where a task has a price
+MIN_SAMPLED_RUN_TIMES = 60_000  # run times, at least, of the jobs that are simulated for each of these
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,19 @@ class Plan(MapPlan):
         What to expect of it, and of a plain map: seconds and worker-seconds.
     frontier
         The options that no other beats in both time (the objective; p99 for "cost") and price.
-    worker
+    worker_spec
         What the tasks run on, if that was said.
-    schedule, upfront
-        "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others when tasks are
-        late.
-    runtimes
+    schedule, n_upfront_parity
+        "upfront": all n workers start at once. "on_demand": k and `n_upfront_parity` more, the others when
+        tasks are late.
+    run_times
         The distribution of the run time of one task, of all workers together where they are not alike.
-    workers
-        Which of the unlike workers to use, (n,): the i-th task to start is for `workers[i]`. Empty where
-        all are alike.
+    worker_indices
+        Which of the unlike workers to use, (n,): the i-th task to start is for `worker_indices[i]`. Empty
+        where all are alike.
     erasure
         For which the arikan code of these workers is designed, (n,): `PolarCode(erasure=)`.
-    completed
+    n_completed
         Number of completed tasks whose run times were observed; None of a distribution without observations.
     size_range
         Of fewer than 20 completed tasks: between which numbers of workers the recommendation may lie.
@@ -85,126 +89,138 @@ class Plan(MapPlan):
     expected: Completion
     uncoded: Completion
     frontier: tuple[Completion, ...]
-    worker: Worker | None = None
+    worker_spec: Worker | None = None
     schedule: str = "upfront"
-    upfront: int = 0
-    runtimes: Distribution | None = None
-    workers: tuple[int, ...] = ()
+    n_upfront_parity: int = 0
+    run_times: Distribution | None = None
+    worker_indices: tuple[int, ...] = ()
     erasure: tuple[float, ...] = ()
-    completed: int | None = None
+    n_completed: int | None = None
     size_range: SizeRange | None = None
     shared_cores: SharedCores | None = None
 
     @property
-    def workers_at_a_time(self) -> int:
-        """Workers for the n tasks: as many, or fewer that stay, `Pool(workers=plan.workers_at_a_time)`."""
+    def n_workers(self) -> int:
+        """Workers for the n tasks: as many, or fewer that stay, `Pool(worker_indices=plan.n_workers)`."""
         return self.expected.n
 
     @property
-    def clock(self) -> str:
+    def time_metric(self) -> str:
         """The completion time that the frontier is of: the objective, or p99 beside the cost."""
-        return Objective(self.objective).clock
+        return Objective(self.objective).time_metric
 
     @property
     def cost(self) -> Cost | None:
         """Estimate in US dollars, in the mean; None without a worker, or where no price is known."""
-        return None if self.worker is None else _cost(self.expected, self.worker)
+        return None if self.worker_spec is None else _estimate_cost(self.expected, self.worker_spec)
 
     @property
     def uncoded_cost(self) -> Cost | None:
         """What a plain map of the same blocks costs in the mean; None where no price is known."""
-        return None if self.worker is None else _cost(self.uncoded, self.worker)
+        return None if self.worker_spec is None else _estimate_cost(self.uncoded, self.worker_spec)
 
     def __repr__(self) -> str:
         return str(self)
 
     def __str__(self) -> str:
-        code = "no code" if self.n == self.k else f"{self.code} code"
-        last = self._remarks()
-        lines = [
-            f"{self._workers()} for {self.k} blocks ({code}), chosen for {self.objective}",
-            _row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
-            _numbers("plain", self.uncoded),
+        code_text = "no code" if self.n == self.k else f"{self.code} code"
+        footer = self._format_footer()
+        table_lines = [
+            f"{self._describe_workers()} for {self.k} blocks ({code_text}), chosen for {self.objective}",
+            _format_row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
+            _format_candidate("plain", self.uncoded),
         ]
-        shown = self._shown(MOST_LINES - 1 - len(lines) - len(last))
-        lines += [_numbers("plan" if one is self.expected else "", one) for one in shown]
-        return "\n".join(lines + last)
+        candidates = self._select_table_rows(MAX_TABLE_LINES - 1 - len(table_lines) - len(footer))
+        table_lines += [
+            _format_candidate("plan" if candidate is self.expected else "", candidate)
+            for candidate in candidates
+        ]
+        return "\n".join(table_lines + footer)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
         return draw_frontier(self, path)
 
-    def applied_to(self, options: CodeOptions) -> CodeOptions:
-        """`options` of a map with the sizes and the code of the plan; CodeError for others in them."""
-        blocks, tasks, code, _ = options
-        for name, given, wanted in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
-            if given is not None and not (is_integer(given) and given == wanted):
+    def apply_to(self, code_options: CodeOptions) -> CodeOptions:
+        """`code_options` of a map with the sizes and the code of the plan; CodeError for others in them."""
+        blocks, tasks, code, _ = code_options
+        for name, given_value, planned_value in (("blocks", blocks, self.k), ("tasks", tasks, self.n)):
+            if given_value is not None and not (is_integer(given_value) and given_value == planned_value):
                 raise CodeError(
-                    f"{name}={given}, but the plan is for {wanted}: leave {name} out, or plan again"
+                    f"{name}={given_value}, but the plan is for {planned_value}: leave {name} out, or plan again"
                 )
         kernels = {"rotation": ("rotation",), "uncoded": ()}.get(self.code, ("arikan",))
-        if not is_one_of(code, ("auto", *kernels)):
+        if not is_choice(code, ("auto", *kernels)):
             raise CodeError(f"the plan says which code, {self.code!r}: leave code={code!r} out")
-        sized = options._replace(blocks=self.k, tasks=self.n)
+        sized_options = code_options._replace(blocks=self.k, tasks=self.n)
         if self.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
-            return sized
+            return sized_options
         if self.code == "uncoded":
-            return sized._replace(code=Uncoded(self.k))
-        made = PolarCode(self.n, self.k, "arikan", decoder_of(self.code), self.erasure or None)
-        return sized._replace(code=made)
+            return sized_options._replace(code=Uncoded(self.k))
+        polar_code = PolarCode(self.n, self.k, "arikan", get_decoder_name(self.code), self.erasure or None)
+        return sized_options._replace(code=polar_code)
 
-    def _remarks(self) -> list[str]:
+    def _format_footer(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""
         lines = []
         if self.size_range is not None:
             lines += [
-                f"from {self.completed} completed tasks: {self.size_range}",
+                f"from {self.n_completed} completed tasks: {self.size_range}",
                 "to know more, pass the reports of more maps, or those times that `polarmap measure` writes",
             ]
         if self.shared_cores is not None:
             lines.append(str(self.shared_cores))
         if self.n == self.k:
-            lines.append(f"a plain map will do: {self._alternative()}")
+            lines.append(f"a plain map will do: {self._describe_coded_alternative()}")
         if self.cost is not None and self.uncoded_cost is not None:
             lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
         return lines
 
-    def _alternative(self) -> str:
+    def _describe_coded_alternative(self) -> str:
         """What the code that comes nearest to being worth it would save, and cost."""
-        clock = self.clock
-        others = [one for one in self.frontier if one.n > one.k]
-        if not others:
+        time_metric = self.time_metric
+        coded_candidates = [entry for entry in self.frontier if entry.n > entry.k]
+        if not coded_candidates:
             return "more workers would not save time"
-        other = min(others, key=lambda one: getattr(one, clock) * one.paid)
-        time = _change(getattr(self.expected, clock), getattr(other, clock), " s")
-        paid = _change(self.expected.paid, other.paid)
-        return f"{other.n} workers would change its {clock} {time}, its worker-seconds {paid}"
+        best_candidate = min(
+            coded_candidates, key=lambda entry: getattr(entry, time_metric) * entry.worker_seconds
+        )
+        time_change = _format_change(
+            getattr(self.expected, time_metric), getattr(best_candidate, time_metric), " s"
+        )
+        worker_seconds_change = _format_change(self.expected.worker_seconds, best_candidate.worker_seconds)
+        return f"{best_candidate.n} workers would change its {time_metric} {time_change}, its worker-seconds {worker_seconds_change}"
 
-    def _shown(self, most: int) -> list[Completion]:
+    def _select_table_rows(self, max_rows: int) -> list[Completion]:
         """The plan, unless it is the plain map, and a few others of the frontier, by n."""
-        places = np.linspace(0, len(self.frontier) - 1, min(most, len(self.frontier))).astype(int)
-        some = {_starts(self.frontier[place]): self.frontier[place] for place in places.tolist()}
-        some[_starts(self.expected)] = self.expected
-        some.pop(_starts(self.uncoded), None)  # shown as plain
-        return [some[starts] for starts in sorted(some)]
+        row_indices = np.linspace(0, len(self.frontier) - 1, min(max_rows, len(self.frontier))).astype(int)
+        rows_by_key = {
+            _get_candidate_key(self.frontier[row_index]): self.frontier[row_index]
+            for row_index in row_indices.tolist()
+        }
+        rows_by_key[_get_candidate_key(self.expected)] = self.expected
+        rows_by_key.pop(_get_candidate_key(self.uncoded), None)  # shown as plain
+        return [rows_by_key[candidate_key] for candidate_key in sorted(rows_by_key)]
 
-    def _workers(self) -> str:
+    def _describe_workers(self) -> str:
         if self.schedule == "on_demand":
-            later = self.n - self.k - self.upfront
-            return f"start {self._count(self.k + self.upfront)} workers, and up to {later} on demand,"
-        if self.expected.pieces > 1:
-            count = self._count(self.workers_at_a_time)
-            return f"keep {count} workers, and give them {self.n} tasks one by one,"
-        return f"start {self._count(self.n)} workers" + (", those in plan.workers," if self.workers else "")
+            n_on_demand = self.n - self.k - self.n_upfront_parity
+            return f"start {self._format_worker_count(self.k + self.n_upfront_parity)} workers, and up to {n_on_demand} on demand,"
+        if self.expected.tasks_per_worker > 1:
+            count_text = self._format_worker_count(self.n_workers)
+            return f"keep {count_text} workers, and give them {self.n} tasks one by one,"
+        return f"start {self._format_worker_count(self.n)} workers" + (
+            ", those in plan.workers," if self.worker_indices else ""
+        )
 
-    def _count(self, workers: int) -> str:
+    def _format_worker_count(self, n_workers: int) -> str:
         """Return a number of workers as text, as a range if few tasks were observed."""
-        return str(workers) if self.size_range is None else self.size_range.counts
+        return str(n_workers) if self.size_range is None else self.size_range.range_text
 
 
 def plan(
     k: int,
-    runtimes: object,
+    run_times: object,
     objective: str = "p99",
     *,
     max_workers: int | None = None,
@@ -213,11 +229,11 @@ def plan(
     code: str = "rotation",
     slack: float | None = None,
     max_failure_probability: float = 1e-3,
-    trials: int = 200,
+    n_trials: int = 200,
     seed: int = 0,
-    worker: Worker | None = None,
+    worker_spec: Worker | None = None,
     schedule: str = "upfront",
-    task_price: float | None = None,
+    task_overhead: float | None = None,
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
@@ -233,7 +249,7 @@ def plan(
     ----------
     k : int
         Data blocks.
-    runtimes : Distribution, run times in seconds, or reports of coded maps
+    run_times : Distribution, run times in seconds, or reports of coded maps
         Of one task, from when a worker begins it until its result is here; see `Empirical`. Where workers are
         not alike: a sequence of Distributions, one for each worker. Of fewer than 20 completed tasks the plan
         shows a range of workers, which holds 90 % of the recommendations for bootstrap resamples.
@@ -251,14 +267,14 @@ def plan(
         Relative loss accepted in the objective.
     max_failure_probability : float
         Largest accepted probability that too many tasks never end.
-    trials, seed : int
+    n_trials, seed : int
         Of the simulation of codes other than rotation; of workers that are not alike, 2,000 or more.
-    worker : polarmap.clouds.limits.Worker, optional
+    worker_spec : polarmap.clouds.limits.Worker, optional
         What the tasks will run on: it bounds the workers and the seconds of a task, and says what it costs.
     schedule : {"upfront", "on_demand", "auto"}
         Whether all workers start at once, or some only when tasks are late; "auto" compares both.
         For the rotation code; simulated.
-    task_price : float, optional
+    task_overhead : float, optional
         Seconds that a task takes beside its computation: about 0.001 here, some hundredths through a bucket.
         Then up to 32 times as many blocks are tried on workers that stay. For the rotation code and schedule
         "upfront"; simulated. By default every worker takes one task.
@@ -276,8 +292,8 @@ def plan(
 
     Examples
     --------
-    >>> from polarmap.planning.distributions import ShiftedExponential, stragglers
-    >>> distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    >>> from polarmap.planning.distributions import ShiftedExponential, with_stragglers
+    >>> distribution = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     >>> print(plan(24, distribution, "p99", max_workers=36))
     start 29 workers for 24 blocks (rotation code), chosen for p99
                     n    mean s     p50 s     p99 s  worker-s
@@ -288,51 +304,71 @@ def plan(
                    31      1.15      1.15      1.25      33.5
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
-    >>> small = plan(24, distribution, task_price=0.001)
-    >>> small.n, small.k, small.workers_at_a_time
+    >>> small = plan(24, distribution, task_overhead=0.001)
+    >>> small.n, small.k, small.n_workers
     (928, 768, 29)
     """
     with without_our_frames:
-        each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
-        distribution, observed = observed_runtimes(runtimes) if each is None else (each.together, None)
-        most = _most_workers(k, max_workers, worker, distribution, each)
-        _checked_size("trials", trials)
-        aim = Objective(objective, slack, deadline, budget, max_failure_probability)
-        unlike = None if each is None or each.are_alike else each
-        _check_schedule(schedule, code, unlike)
-        _check_task_price(task_price, schedule, code, unlike)
-        options = _options(k, most, code, schedule, unlike or distribution, trials, seed)
-        possible = aim.possible(options)
-        chosen = aim.choice(possible)
-        if task_price is not None:
-            small = aim.possible([chosen, *_in_small_blocks(chosen, distribution, task_price, trials, seed)])
-            possible, chosen = possible + small, min(small, key=aim.value)
-        workers, erasure = _placed(each, chosen)
-        pieces, few = chosen.pieces, None
-        if observed is not None and observed.completed < FEW_TASKS:
-            has_tail = distribution is not observed
-            few = bootstrap_sizes(observed, _sizes(k, most), aim, _starts(chosen)[0], seed, has_tail)
+        workers = HeterogeneousWorkers(run_times) if is_sequence_of_distributions(run_times) else None
+        distribution, observations = (
+            to_distribution_and_observations(run_times) if workers is None else (workers.mixture, None)
+        )
+        worker_limit = _compute_max_workers(k, max_workers, worker_spec, distribution, workers)
+        _check_size("trials", n_trials)
+        goal = Objective(objective, slack, deadline, budget, max_failure_probability)
+        heterogeneous_workers = None if workers is None or workers.is_homogeneous else workers
+        _check_schedule(schedule, code, heterogeneous_workers)
+        _check_overdecomposition_options(task_overhead, schedule, code, heterogeneous_workers)
+        candidates = _make_candidates(
+            k, worker_limit, code, schedule, heterogeneous_workers or distribution, n_trials, seed
+        )
+        feasible = goal.filter_feasible(candidates)
+        selected = goal.select_candidate(feasible)
+        if task_overhead is not None:
+            overdecomposed = goal.filter_feasible(
+                [
+                    selected,
+                    *_make_overdecomposed_candidates(selected, distribution, task_overhead, n_trials, seed),
+                ]
+            )
+            feasible, selected = feasible + overdecomposed, min(overdecomposed, key=goal.value)
+        worker_indices, erasure = _place_workers(workers, selected)
+        tasks_per_worker, size_range = selected.tasks_per_worker, None
+        if observations is not None and observations.n_completed < SMALL_SAMPLE_SIZE:
+            has_tail = distribution is not observations
+            size_range = bootstrap_size_range(
+                observations,
+                _list_sizes(k, worker_limit),
+                goal,
+                _get_candidate_key(selected)[0],
+                seed,
+                has_tail,
+            )
         return Plan(
-            n=chosen.n * pieces,
-            k=k * pieces,
-            code=code if chosen.n > k else "uncoded",
+            n=selected.n * tasks_per_worker,
+            k=k * tasks_per_worker,
+            code=code if selected.n > k else "uncoded",
             objective=objective,
-            expected=chosen,
-            uncoded=options[0],
-            frontier=frontier(possible, aim.clock),
-            worker=worker,
-            schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
-            upfront=chosen.upfront if chosen.scheme == "on_demand" else pieces * (chosen.n - k),
-            runtimes=distribution if pieces == 1 else Scaled(distribution, 1 / pieces, task_price or 0.0),
-            workers=workers,
+            expected=selected,
+            uncoded=candidates[0],
+            frontier=frontier(feasible, goal.time_metric),
+            worker_spec=worker_spec,
+            schedule="on_demand" if selected.scheme == "on_demand" else "upfront",
+            n_upfront_parity=selected.n_upfront_parity
+            if selected.scheme == "on_demand"
+            else tasks_per_worker * (selected.n - k),
+            run_times=distribution
+            if tasks_per_worker == 1
+            else Scaled(distribution, 1 / tasks_per_worker, task_overhead or 0.0),
+            worker_indices=worker_indices,
             erasure=erasure,
-            completed=None if observed is None else observed.completed,
-            size_range=few,
-            shared_cores=None if observed is None else observed.shared_cores,
+            n_completed=None if observations is None else observations.n_completed,
+            size_range=size_range,
+            shared_cores=None if observations is None else observations.shared_cores,
         )
 
 
-def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:
+def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tuple[Completion, ...]:
     """The options that no other beats in both time and price, from the cheapest to the fastest.
 
     Examples
@@ -343,164 +379,194 @@ def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Complet
     >>> [option.n for option in frontier(options)]
     [5, 6, 8]
     """
-    kept: list[Completion] = []
-    for option in sorted(options, key=lambda one: (one.paid, getattr(one, clock))):
-        if not kept or getattr(option, clock) < getattr(kept[-1], clock):
-            kept.append(option)
-    return tuple(kept)
+    frontier_candidates: list[Completion] = []
+    for candidate in sorted(
+        candidates, key=lambda entry: (entry.worker_seconds, getattr(entry, time_metric))
+    ):
+        if not frontier_candidates or getattr(candidate, time_metric) < getattr(
+            frontier_candidates[-1], time_metric
+        ):
+            frontier_candidates.append(candidate)
+    return tuple(frontier_candidates)
 
 
-def _most_workers(
+def _compute_max_workers(
     k: int,
     max_workers: int | None,
-    worker: Worker | None,
-    runtimes: Distribution,
-    each: UnequalWorkers | None,
+    worker_spec: Worker | None,
+    run_times: Distribution,
+    workers: HeterogeneousWorkers | None,
 ) -> int:
     """How many workers there may be: as many as there are, as the caller allows, and as run at a time."""
-    most = 2 * _checked_size("k", k)
-    if each is not None:
-        most = len(each.runtimes)
+    worker_limit = 2 * _check_size("k", k)
+    if workers is not None:
+        worker_limit = len(workers.distributions)
     if max_workers is not None:
-        most = min(_checked_size("max_workers", max_workers), most if each else MAX_N)
-    if worker is not None and not isinstance(worker, Worker):
-        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
-    if worker is not None:
-        limits.check_task_seconds(worker, float(runtimes.quantile(0.5)))
-        most = min(most, limits.at_a_time(worker) or most)
-    if most < k:
-        limit = f"max_workers is {most}" if each is None else f"there are {most} in runtimes or max_workers"
-        raise CodeError(f"k = {k} blocks need at least as many workers, {limit}")
-    return most
+        worker_limit = min(_check_size("max_workers", max_workers), worker_limit if workers else MAX_N)
+    if worker_spec is not None and not isinstance(worker_spec, Worker):
+        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker_spec).__name__}")
+    if worker_spec is not None:
+        limits.check_task_seconds(worker_spec, float(run_times.quantile(0.5)))
+        worker_limit = min(worker_limit, limits.at_a_time(worker_spec) or worker_limit)
+    if worker_limit < k:
+        limit_text = (
+            f"max_workers is {worker_limit}"
+            if workers is None
+            else f"there are {worker_limit} in runtimes or max_workers"
+        )
+        raise CodeError(f"k = {k} blocks need at least as many workers, {limit_text}")
+    return worker_limit
 
 
-def _cost(one: Completion, worker: Worker) -> Cost | None:
-    calls = round(one.started) if one.pieces == 1 else one.n  # workers that stay are called once
-    return cost(worker, [one.paid / calls] * calls, one.mean)
+def _estimate_cost(candidate: Completion, worker_spec: Worker) -> Cost | None:
+    n_calls = (
+        round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
+    )  # workers that stay are called once
+    return cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
 
-def _options(
+def _make_candidates(
     k: int,
-    most: int,
+    max_workers: int,
     code: str,
     schedule: str,
-    distribution: Distribution | UnequalWorkers,
-    trials: int,
+    run_times: Distribution | HeterogeneousWorkers,
+    n_trials: int,
     seed: int,
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
-    sizes, jobs = _sizes(k, most), max(trials, 2000)
-    found = [
-        _option(n, k, code, distribution, trials, seed) for n in (sizes if schedule != "on_demand" else [k])
+    sizes, n_jobs = _list_sizes(k, max_workers), max(n_trials, 2000)
+    candidates = [
+        _make_candidate(n, k, code, run_times, n_trials, seed)
+        for n in (sizes if schedule != "on_demand" else [k])
     ]
     if schedule != "upfront":
-        found += [
-            completion_time(most, k, "on_demand", distribution, upfront=n - k, trials=jobs, seed=seed)
+        candidates += [
+            completion_time(
+                max_workers, k, "on_demand", run_times, n_upfront_parity=n - k, n_trials=n_jobs, seed=seed
+            )
             for n in sizes
-            if n < most
+            if n < max_workers
         ]
-    return found
+    return candidates
 
 
-def _in_small_blocks(
-    chosen: Completion, runtimes: Distribution, task_price: float, trials: int, seed: int
+def _make_overdecomposed_candidates(
+    base: Completion, run_times: Distribution, task_overhead: float, n_trials: int, seed: int
 ) -> list[Completion]:
     """Several times as many blocks on as many workers as were chosen, which stay."""
-    n, k, jobs = chosen.n, chosen.k, max(trials, DRAWN // chosen.n)
+    n, k, n_jobs = base.n, base.k, max(n_trials, MIN_SAMPLED_RUN_TIMES // base.n)
     return [
         completion_time(
-            *(n, k, "small_blocks", runtimes), pieces=pieces, task_price=task_price, trials=jobs, seed=seed
+            *(n, k, "small_blocks", run_times),
+            tasks_per_worker=tasks_per_worker,
+            task_overhead=task_overhead,
+            n_trials=n_jobs,
+            seed=seed,
         )
-        for pieces in PIECES
-        if n * pieces <= MAX_N
+        for tasks_per_worker in TASKS_PER_WORKER_CHOICES
+        if n * tasks_per_worker <= MAX_N
     ]
 
 
-def _starts(one: Completion) -> tuple[int, int, int]:
+def _get_candidate_key(candidate: Completion) -> tuple[int, int, int]:
     """What distinguishes options: workers that start at once, those that may later, tasks for each."""
-    return (one.k + one.upfront, one.n, 1) if one.scheme == "on_demand" else (one.n, 0, one.pieces)
+    return (
+        (candidate.k + candidate.n_upfront_parity, candidate.n, 1)
+        if candidate.scheme == "on_demand"
+        else (candidate.n, 0, candidate.tasks_per_worker)
+    )
 
 
-def _option(
-    n: int, k: int, code: str, runtimes: Distribution | UnequalWorkers, trials: int, seed: int
+def _make_candidate(
+    n: int, k: int, code: str, run_times: Distribution | HeterogeneousWorkers, n_trials: int, seed: int
 ) -> Completion:
-    distributions: object = runtimes
-    if isinstance(runtimes, UnequalWorkers):
-        distributions = [runtimes.runtimes[index] for index in chosen_for(runtimes, n, k, code).workers]
-    return completion_time(n, k, "uncoded" if n == k else code, distributions, trials=trials, seed=seed)
+    distributions: object = run_times
+    if isinstance(run_times, HeterogeneousWorkers):
+        distributions = [
+            run_times.distributions[worker_index]
+            for worker_index in select_workers_for_scheme(run_times, n, k, code).worker_indices
+        ]
+    return completion_time(n, k, "uncoded" if n == k else code, distributions, n_trials=n_trials, seed=seed)
 
 
-def _placed(each: UnequalWorkers | None, option: Completion) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _place_workers(
+    workers: HeterogeneousWorkers | None, candidate: Completion
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The workers of a plan in the order of their tasks, and for which erasure their code is designed."""
-    if each is None:
+    if workers is None:
         return (), ()
-    n, k, scheme = option.n, option.k, option.scheme
-    if each.are_alike:
+    n, k, scheme = candidate.n, candidate.k, candidate.scheme
+    if workers.is_homogeneous:
         return tuple(range(n)), ()
-    workers, erasure = chosen_for(each, n, k, scheme)
+    worker_indices, erasure = select_workers_for_scheme(workers, n, k, scheme)
     if n == k:
-        return tuple(workers.tolist()), ()
+        return tuple(worker_indices.tolist()), ()
     kernel = "rotation" if scheme == "rotation" else "arikan"
-    order = PolarCode(n, k, kernel, decoder_of(scheme), erasure).assignment
-    return tuple(workers[order].tolist()), tuple(erasure[order].tolist())
+    block_workers = PolarCode(n, k, kernel, get_decoder_name(scheme), erasure).worker_indices
+    return tuple(worker_indices[block_workers].tolist()), tuple(erasure[block_workers].tolist())
 
 
-def _sizes(k: int, most: int) -> list[int]:
+def _list_sizes(k: int, max_workers: int) -> list[int]:
     """k, and numbers of parity blocks in geometric progression up to the most."""
-    parity = np.arange(1, most - k + 1)
-    if len(parity) > MOST_SIZES:
-        parity = np.unique(np.rint(np.geomspace(1, most - k, MOST_SIZES)).astype(int))
-    return [k, *(k + parity).tolist()]
+    n_parity = np.arange(1, max_workers - k + 1)
+    if len(n_parity) > MAX_SIZES:
+        n_parity = np.unique(np.rint(np.geomspace(1, max_workers - k, MAX_SIZES)).astype(int))
+    return [k, *(k + n_parity).tolist()]
 
 
-def _check_schedule(schedule: str, code: str, unlike: UnequalWorkers | None) -> None:
-    if not is_one_of(code, CODES):
+def _check_schedule(schedule: str, code: str, heterogeneous_workers: HeterogeneousWorkers | None) -> None:
+    if not is_choice(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
-    if not is_one_of(schedule, SCHEDULES):
+    if not is_choice(schedule, SCHEDULES):
         raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
     if schedule != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
-    if schedule != "upfront" and unlike:
+    if schedule != "upfront" and heterogeneous_workers:
         raise CodeError(
             f"schedule={schedule!r} is planned for workers that are alike: give one Distribution for all, or "
             "leave schedule out"
         )
 
 
-def _check_task_price(
-    task_price: float | None, schedule: str, code: str, unlike: UnequalWorkers | None
+def _check_overdecomposition_options(
+    task_overhead: float | None, schedule: str, code: str, heterogeneous_workers: HeterogeneousWorkers | None
 ) -> None:
-    if task_price is None:
+    if task_overhead is None:
         return
-    if schedule != "upfront" or code != "rotation" or unlike:
+    if schedule != "upfront" or code != "rotation" or heterogeneous_workers:
         raise CodeError(
             "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
         )
-    check_task_price(task_price)
+    check_task_overhead(task_overhead)
 
 
-def _checked_size(name: str, value: int) -> int:
-    count = checked_count(name, value)
-    if count > MAX_N:
-        raise CodeError(f"{name} = {count} is more than the {MAX_N} workers of the largest code")
-    return count
+def _check_size(name: str, value: int) -> int:
+    size = check_positive_int(name, value)
+    if size > MAX_N:
+        raise CodeError(f"{name} = {size} is more than the {MAX_N} workers of the largest code")
+    return size
 
 
-def _change(before: float, after: float, unit: str = "") -> str:
+def _format_change(before: float, after: float, unit: str = "") -> str:
     """What becomes of a number, for a message.
 
-    >>> _change(2.0, 1.5), _change(inf, 1.5, " s")
+    >>> _format_change(2.0, 1.5), _format_change(inf, 1.5, " s")
     ('by -25.0%', 'from inf to 1.5 s')
     """
     return f"by {after / before - 1:+.1%}" if isfinite(before) else f"from inf to {after:.3g}{unit}"
 
 
-def _numbers(label: str, option: Completion) -> str:
-    times = [f"{value:.3g}" for value in (option.mean, option.p50, option.p99)]
-    n = f"{option.k + option.upfront}-{option.n}" if option.scheme == "on_demand" else str(option.n)
-    n += f" x {option.pieces}" if option.pieces > 1 else ""
-    return _row(label, n, *times, f"{option.paid:.4g}")
+def _format_candidate(label: str, candidate: Completion) -> str:
+    time_texts = [f"{value:.3g}" for value in (candidate.mean, candidate.p50, candidate.p99)]
+    size_text = (
+        f"{candidate.k + candidate.n_upfront_parity}-{candidate.n}"
+        if candidate.scheme == "on_demand"
+        else str(candidate.n)
+    )
+    size_text += f" x {candidate.tasks_per_worker}" if candidate.tasks_per_worker > 1 else ""
+    return _format_row(label, size_text, *time_texts, f"{candidate.worker_seconds:.4g}")
 
 
-def _row(label: str, *fields: str) -> str:
+def _format_row(label: str, *fields: str) -> str:
     return f"{label:>7}" + "".join(f"{field:>10}" for field in fields)

@@ -12,13 +12,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.design import erasure_probabilities, frozen_inputs, power_of_two_above
-from polarmap.codes.dtypes import Indices
+from polarmap.codes.polar_construction import (
+    choose_frozen_set,
+    compute_input_erasure_probabilities,
+    next_power_of_two,
+)
+from polarmap.dtypes import Indices
 from polarmap.errors import CodeError
-from polarmap.planning.distributions import Distribution, Floats, checked_probabilities, first_reached
-from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
+from polarmap.planning.distributions import Distribution, Floats, bisect_predicate, check_probabilities
+from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
 
-MOST_DEPTH = 24  # 2^24 virtual workers
+MAX_DEPTH = 24  # 2^24 virtual workers
 
 
 def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
@@ -35,11 +39,13 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     >>> polarize([0.5], 2).ravel().tolist()
     [0.9375, 0.5625, 0.4375, 0.0625]
     """
-    above = checked_probabilities(np.atleast_1d(np.asarray(survival, float)))
-    return erasure_probabilities(np.repeat(above[None], 1 << _checked_depth(depth), axis=0))
+    survival_probabilities = check_probabilities(np.atleast_1d(np.asarray(survival, float)))
+    return compute_input_erasure_probabilities(
+        np.repeat(survival_probabilities[None], 1 << _check_depth(depth), axis=0)
+    )
 
 
-def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.ArrayLike) -> Floats:
+def virtual_cdf(run_times: Distribution, depth: int, worker_index: int, times: npt.ArrayLike) -> Floats:
     """P(T <= t) of one virtual worker at any depth, in the shape of `times`.
 
     Examples
@@ -48,19 +54,21 @@ def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.Array
     >>> virtual_cdf(ShiftedExponential(0.0, 1.0), 1, 0, np.log(2)).round(4)  # slow: 1/4
     np.float64(0.25)
     """
-    below, above = runtimes.cdf(times), runtimes.survival(times)
-    for bit in _bits(depth, index):  # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
+    cdf, survival = run_times.cdf(times), run_times.survival(times)
+    for bit in _get_branch_bits(
+        depth, worker_index
+    ):  # the earlier of two: F -> 1 - (1 - F)^2; the later: F -> F^2
         if bit:
-            below, above = below * (1 + above), above * above
+            cdf, survival = cdf * (1 + survival), survival * survival
         else:
-            below, above = below * below, above * (1 + below)
-    return below
+            cdf, survival = cdf * cdf, survival * (1 + cdf)
+    return cdf
 
 
-def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.ArrayLike) -> Floats:
+def virtual_quantile(run_times: Distribution, depth: int, worker_index: int, p: npt.ArrayLike) -> Floats:
     """The time by which a virtual worker is done with probability `p`, in the shape of `p`.
 
-    Exact: F^2 and 1 - (1 - F)^2 are inverted level by level, then `runtimes`.
+    Exact: F^2 and 1 - (1 - F)^2 are inverted level by level, then `run_times`.
 
     Examples
     --------
@@ -68,11 +76,13 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
     >>> virtual_quantile(ShiftedExponential(0.0, 1.0), 1, 1, 0.5).round(4)  # min: rate 2
     np.float64(0.3466)
     """
-    share = checked_probabilities(p)
-    return runtimes.time_of(*_real_shares(depth, index, share, 1 - share))
+    probabilities = check_probabilities(p)
+    return run_times.quantile_from_pair(
+        *_invert_polarization(depth, worker_index, probabilities, 1 - probabilities)
+    )
 
 
-def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
+def virtual_mean(run_times: Distribution, depth: int, worker_index: int) -> float:
     """The expected run time of one virtual worker; inf if it may never end, or where no mean exists.
 
     Those of all 2^depth virtual workers average to the mean of a real one.
@@ -83,13 +93,17 @@ def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
     >>> [round(virtual_mean(ShiftedExponential(0.0, 1.0), 1, index), 6) for index in (0, 1)]
     [1.5, 0.5]
     """
-    if runtimes.failure_probability:
+    if run_times.failure_probability:
         return np.inf
-    below, above = everywhere()
-    return mean_quantile(runtimes, lengths(below, above), *_real_shares(depth, index, below, above))
+    cdf, survival = make_full_logit_grid()
+    return compute_expected_run_time(
+        run_times,
+        compute_cell_widths(cdf, survival),
+        *_invert_polarization(depth, worker_index, cdf, survival),
+    )
 
 
-def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
+def polarization_gap(survival: npt.ArrayLike, depth: int) -> Floats:
     """How far the virtual workers are from steps at each time: the mean of sqrt(F (1 - F)).
 
     One level multiplies it by at most sqrt(3) / 2, whatever F: it vanishes exponentially fast in the depth,
@@ -97,39 +111,39 @@ def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
 
     Examples
     --------
-    >>> (unpolarized([0.5], 10) <= (3**0.5 / 2) ** 10 * unpolarized([0.5], 0)).tolist()
+    >>> (polarization_gap([0.5], 10) <= (3**0.5 / 2) ** 10 * polarization_gap([0.5], 0)).tolist()
     [True]
     """
-    above = polarize(survival, depth)
-    return np.asarray(np.sqrt((1 - above) * above).mean(axis=0))
+    virtual_survival = polarize(survival, depth)
+    return np.asarray(np.sqrt((1 - virtual_survival) * virtual_survival).mean(axis=0))
 
 
-def step_times(runtimes: Distribution, depth: int) -> Floats:
+def virtual_medians(run_times: Distribution, depth: int) -> Floats:
     """Median run time of every virtual worker (2^depth,); sorted, they tend to the quantiles of real ones."""
-    _checked_depth(depth)
-    below = np.array([0.5])
+    _check_depth(depth)
+    cdf = np.array([0.5])
     for _ in range(depth):  # the outermost level is undone last
-        pairs = np.stack([np.sqrt(below), below / (1 + np.sqrt(1 - below))])
-        below = pairs.reshape(-1)
-    return runtimes.quantile(below)
+        pairs = np.stack([np.sqrt(cdf), cdf / (1 + np.sqrt(1 - cdf))])
+        cdf = pairs.reshape(-1)
+    return run_times.quantile(cdf)
 
 
-def frozen_at(n: int, k: int, runtimes: Distribution, time: float) -> Indices:
+def frozen_set_at_time(n: int, k: int, run_times: Distribution, time: float) -> Indices:
     """The n - k inputs least likely to be determined at a target time, ascending.
 
-    Those of `PolarCode(n, k, "arikan", erasure=float(runtimes.survival(time)))`.
+    Those of `PolarCode(n, k, "arikan", erasure=float(run_times.survival(time)))`.
 
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> frozen_at(8, 4, ShiftedExponential(1.0, 1.0), 2.0).tolist()
+    >>> frozen_set_at_time(8, 4, ShiftedExponential(1.0, 1.0), 2.0).tolist()
     [0, 1, 2, 4]
     """
-    _check_sizes(n, k)
-    return frozen_inputs(n, k, _erasure_at(runtimes, time))
+    _check_code_size(n, k)
+    return choose_frozen_set(n, k, _compute_erasure_at(run_times, time))
 
 
-def sequential_bound(n: int, k: int, runtimes: Distribution, time: float) -> float:
+def sequential_failure_bound(n: int, k: int, run_times: Distribution, time: float) -> float:
     """At most this is the probability that the sequential decoder is not through at `time`.
 
     The sum of P(T > time) over the unfrozen virtual workers (union bound, Arikan 2009, proposition 2).
@@ -137,72 +151,82 @@ def sequential_bound(n: int, k: int, runtimes: Distribution, time: float) -> flo
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> round(sequential_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
+    >>> round(sequential_failure_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
     0.006
     """
-    frozen, punctured = frozen_at(n, k, runtimes, time), np.arange(power_of_two_above(n) - n)
-    late = erasure_probabilities(np.append(np.ones(len(punctured)), np.full(n, runtimes.survival(time))))
-    return float(min(1.0, np.delete(late, np.append(punctured, frozen)).sum()))
+    frozen_inputs, punctured = frozen_set_at_time(n, k, run_times, time), np.arange(next_power_of_two(n) - n)
+    survival = compute_input_erasure_probabilities(
+        np.append(np.ones(len(punctured)), np.full(n, run_times.survival(time)))
+    )
+    return float(min(1.0, np.delete(survival, np.append(punctured, frozen_inputs)).sum()))
 
 
-def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.99) -> float:
+def sequential_completion_bound(n: int, k: int, run_times: Distribution, probability: float = 0.99) -> float:
     """The earliest time by which a sequentially decoded job is surely done with `probability`.
 
-    By bisection on `sequential_bound`; a target for `frozen_at`. inf if there is none.
+    By bisection on `sequential_failure_bound`; a target for `frozen_set_at_time`. inf if there is none.
 
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> round(target_time(64, 32, ShiftedExponential(1.0, 1.0), 0.99), 2)
+    >>> round(sequential_completion_bound(64, 32, ShiftedExponential(1.0, 1.0), 0.99), 2)
     2.54
     """
-    _check_sizes(n, k)
-    missed = 1 - float(checked_probabilities(probability))
-    most = 1 - runtimes.failure_probability  # of the workers are back some day
+    _check_code_size(n, k)
+    max_failure_probability = 1 - float(check_probabilities(probability))
+    max_arrival_probability = 1 - run_times.failure_probability  # of the workers are back some day
 
-    def is_surely_done(share: Floats) -> npt.NDArray[np.bool_]:
-        time = float(runtimes.quantile(share))
-        back = float(runtimes.cdf(time))
-        if not 0 < back < 1:
-            return np.array(back == 1)
-        return np.array(sequential_bound(n, k, runtimes, time) <= missed)
+    def is_within_bound(arrival_probability: Floats) -> npt.NDArray[np.bool_]:
+        time = float(run_times.quantile(arrival_probability))
+        arrived_probability = float(run_times.cdf(time))
+        if not 0 < arrived_probability < 1:
+            return np.array(arrived_probability == 1)
+        return np.array(sequential_failure_bound(n, k, run_times, time) <= max_failure_probability)
 
-    share = float(first_reached(is_surely_done, np.array(0.0), np.array(most)))
-    return float(runtimes.quantile(share)) if share < most else np.inf
+    arrival_probability = float(
+        bisect_predicate(is_within_bound, np.array(0.0), np.array(max_arrival_probability))
+    )
+    return (
+        float(run_times.quantile(arrival_probability))
+        if arrival_probability < max_arrival_probability
+        else np.inf
+    )
 
 
-def _real_shares(depth: int, index: int, below: Floats, above: Floats) -> tuple[Floats, Floats]:
+def _invert_polarization(
+    depth: int, worker_index: int, cdf: Floats, survival: Floats
+) -> tuple[Floats, Floats]:
     """(F, 1 - F) of the real workers where the virtual worker's are (below, above)."""
-    for bit in reversed(_bits(depth, index)):
+    for bit in reversed(_get_branch_bits(depth, worker_index)):
         if bit:  # 1 - F is the root of above
-            root = np.sqrt(above)
-            below, above = below / (1 + root), root
+            root = np.sqrt(survival)
+            cdf, survival = cdf / (1 + root), root
         else:
-            root = np.sqrt(below)
-            below, above = root, above / (1 + root)
-    return below, above
+            root = np.sqrt(cdf)
+            cdf, survival = root, survival / (1 + root)
+    return cdf, survival
 
 
-def _bits(depth: int, index: int) -> list[int]:
+def _get_branch_bits(depth: int, worker_index: int) -> list[int]:
     """The branches to a virtual worker: 0 for slow and 1 for fast, from the real workers inwards."""
-    if not 0 <= index < 1 << _checked_depth(depth):
-        raise CodeError(f"at depth {depth} there are {1 << depth} virtual workers, not one at {index}")
-    return [index >> (depth - 1 - level) & 1 for level in range(depth)]
+    if not 0 <= worker_index < 1 << _check_depth(depth):
+        raise CodeError(f"at depth {depth} there are {1 << depth} virtual workers, not one at {worker_index}")
+    return [worker_index >> (depth - 1 - level) & 1 for level in range(depth)]
 
 
-def _checked_depth(depth: int) -> int:
-    if not 0 <= depth <= MOST_DEPTH:
-        raise CodeError(f"depth must lie between 0 and {MOST_DEPTH}, not at {depth}")
+def _check_depth(depth: int) -> int:
+    if not 0 <= depth <= MAX_DEPTH:
+        raise CodeError(f"depth must lie between 0 and {MAX_DEPTH}, not at {depth}")
     return depth
 
 
-def _check_sizes(n: int, k: int) -> None:
+def _check_code_size(n: int, k: int) -> None:
     if not 1 <= k < n:
         raise CodeError(f"a code needs 1 <= k < n, not n = {n}, k = {k}")
 
 
-def _erasure_at(runtimes: Distribution, time: float) -> float:
-    erasure = float(runtimes.survival(time))
+def _compute_erasure_at(run_times: Distribution, time: float) -> float:
+    erasure = float(run_times.survival(time))
     if not 0 < erasure < 1:
         raise CodeError(
             f"at time {time:g} {'no' if erasure else 'every'} worker is back: "

@@ -11,12 +11,12 @@ import numpy as np
 
 from polarmap.planning.distributions import Distribution, Floats
 
-FURTHEST = 700.0  # exp(-700) is about the smallest normal float
+MAX_LOGIT = 700.0  # exp(-700) is about the smallest normal float
 TAIL_STEP = 0.25  # of the logits, where only a heavy tail may still count
-BULK = 40.0  # logits beyond which probabilities differ from 0 and 1 by less than eps
-NODES = 8001
-HUGE = 1e300  # nearly overflows: a heavy tail whose mean exists has no weight where it is so long
-LEFT = 1e-5  # of an integral in the last cell that is shorter: one that converges has less there
+BULK_LOGIT = 40.0  # logits beyond which probabilities differ from 0 and 1 by less than eps
+N_NODES = 8001
+OVERFLOW_CAP = 1e300  # nearly overflows: a heavy tail whose mean exists has no weight where it is so long
+DIVERGENCE_TOL = 1e-5  # of an integral in the last cell that is shorter: one that converges has less there
 
 
 def logistic(logits: Floats) -> tuple[Floats, Floats]:
@@ -30,69 +30,77 @@ def logistic(logits: Floats) -> tuple[Floats, Floats]:
     return np.where(logits < 0, small, large), np.where(logits < 0, large, small)
 
 
-def nodes(start: float, stop: float, count: int) -> tuple[Floats, Floats]:
-    """Probabilities (p, 1 - p): `count` nodes between two logits, then on to the last tail.
+def make_logit_nodes(start: float, stop: float, n_nodes: int) -> tuple[Floats, Floats]:
+    """Probabilities (p, 1 - p): `n_nodes` nodes between two logits, then on to the last tail.
 
     Both pieces are uniform in the logit and have an even number of cells, so that the integrals
     below can take every second node for a comparison.
     """
-    tail = np.arange(stop + TAIL_STEP, FURTHEST, TAIL_STEP)
-    return logistic(np.concatenate([np.linspace(start, stop, count), tail[: len(tail) // 2 * 2]]))
+    tail_logits = np.arange(stop + TAIL_STEP, MAX_LOGIT, TAIL_STEP)
+    return logistic(
+        np.concatenate([np.linspace(start, stop, n_nodes), tail_logits[: len(tail_logits) // 2 * 2]])
+    )
 
 
-def everywhere() -> tuple[Floats, Floats]:
+def make_full_logit_grid() -> tuple[Floats, Floats]:
     """Nodes (p, 1 - p) from one end of the probabilities to the other."""
-    return nodes(-BULK, BULK, NODES)
+    return make_logit_nodes(-BULK_LOGIT, BULK_LOGIT, N_NODES)
 
 
-def lengths(below: Floats, above: Floats) -> Floats:
+def compute_cell_widths(cdf: Floats, survival: Floats) -> Floats:
     """Lengths of the cells between neighbouring nodes, accurate in both halves."""
-    return np.where(below[1:] < 0.5, np.diff(below), -np.diff(above))
+    return np.where(cdf[1:] < 0.5, np.diff(cdf), -np.diff(survival))
 
 
-def areas_between(edges: Floats) -> Floats:
+def compute_cell_integrals(antiderivative: Floats) -> Floats:
     """Areas of the cells between edges of an area that may overflow at the last of them."""
     with np.errstate(invalid="ignore"):
-        areas = np.nan_to_num(-np.diff(edges), nan=HUGE, posinf=HUGE)
-    return np.minimum(areas, HUGE)
+        integrals = np.nan_to_num(-np.diff(antiderivative), nan=OVERFLOW_CAP, posinf=OVERFLOW_CAP)
+    return np.minimum(integrals, OVERFLOW_CAP)
 
 
-def integral(density: Floats, steps: Floats) -> Floats:
+def integrate_over_cells(density: Floats, cell_measure: Floats) -> Floats:
     """The integral of `density` (..., nodes) against a measure given on the cells (nodes - 1,).
 
     By the trapezoidal rule and once more on every second node, extrapolated (Richardson): of
     fourth order where all is smooth, of second where the measure has steps.
     """
-    fine = (density[..., :-1] + density[..., 1:]) @ steps
-    few = density[..., ::2]
-    coarse = (few[..., :-1] + few[..., 1:]) @ _pairs(steps)
+    fine = (density[..., :-1] + density[..., 1:]) @ cell_measure
+    coarse_density = density[..., ::2]
+    coarse = (coarse_density[..., :-1] + coarse_density[..., 1:]) @ _sum_pairs(cell_measure)
     return np.asarray((4 * fine - coarse) / 6)
 
 
-def mean_quantile(runtimes: Distribution, weights: Floats, below: Floats, above: Floats) -> float:
-    """The sum of `weights` (cells,) times the mean run time in each cell of shares of workers.
+def compute_expected_run_time(
+    run_times: Distribution, cell_weights: Floats, cdf: Floats, survival: Floats
+) -> float:
+    """The sum of `cell_weights` (cells,) times the mean run time in each cell of shares of workers.
 
     The mean in a cell comes from the closed-form area under the quantile function, so steps and
-    poles of it cost no accuracy. Of the tasks that end; extrapolated like `integral`. inf where none exists.
+    poles of it cost no accuracy. Of the tasks that end; extrapolated like `integrate_over_cells`. inf where
+    none exists.
     """
-    widths, areas = lengths(below, above), areas_between(runtimes.area(above))
-    is_narrow = widths <= 1e-12 * np.where(below[1:] < 0.5, below[1:], above[:-1])
-    if is_narrow.any():  # than eps: the quantile is the same on both sides
-        edges = runtimes.inverse(below[:-1][is_narrow], above[:-1][is_narrow])
-        areas[is_narrow] = np.minimum(edges, HUGE) * widths[is_narrow]
-    means = _ratio(areas, widths)
-    fine, last = means @ weights, np.flatnonzero(means < HUGE)[-1]
-    if means[last] * weights[last] > LEFT * fine:
+    widths, integrals = (
+        compute_cell_widths(cdf, survival),
+        compute_cell_integrals(run_times.integrated_quantile(survival)),
+    )
+    narrow_mask = widths <= 1e-12 * np.where(cdf[1:] < 0.5, cdf[1:], survival[:-1])
+    if narrow_mask.any():  # than eps: the quantile is the same on both sides
+        narrow_quantiles = run_times.conditional_quantile(cdf[:-1][narrow_mask], survival[:-1][narrow_mask])
+        integrals[narrow_mask] = np.minimum(narrow_quantiles, OVERFLOW_CAP) * widths[narrow_mask]
+    cell_means = _divide_capped(integrals, widths)
+    fine, last_finite_cell = cell_means @ cell_weights, np.flatnonzero(cell_means < OVERFLOW_CAP)[-1]
+    if cell_means[last_finite_cell] * cell_weights[last_finite_cell] > DIVERGENCE_TOL * fine:
         return np.inf
-    coarse = _ratio(_pairs(areas), _pairs(widths)) @ _pairs(weights)
+    coarse = _divide_capped(_sum_pairs(integrals), _sum_pairs(widths)) @ _sum_pairs(cell_weights)
     return float((4 * fine - coarse) / 3)
 
 
-def _ratio(areas: Floats, widths: Floats) -> Floats:
+def _divide_capped(integrals: Floats, widths: Floats) -> Floats:
     with np.errstate(over="ignore"):
-        means = np.divide(areas, widths, out=np.zeros_like(areas), where=widths > 0)
-    return np.minimum(means, HUGE)
+        quotients = np.divide(integrals, widths, out=np.zeros_like(integrals), where=widths > 0)
+    return np.minimum(quotients, OVERFLOW_CAP)
 
 
-def _pairs(steps: Floats) -> Floats:
-    return steps[0::2] + steps[1::2]
+def _sum_pairs(cell_values: Floats) -> Floats:
+    return cell_values[0::2] + cell_values[1::2]

@@ -19,8 +19,8 @@ from polarmap.planning.distributions import Floats
 from polarmap.planning.empirical import Empirical
 from polarmap.planning.objective import Objective
 
-FEW_TASKS = 20  # completed tasks below which a plan shows a range
-RESAMPLES = 200
+SMALL_SAMPLE_SIZE = 20  # completed tasks below which a plan shows a range
+N_RESAMPLES = 200
 COVERAGE = 0.90  # share of the resamples whose choice lies within the range
 CONFIDENCE = 0.95  # with which slow tasks that did not occur are rarer than is said
 TAIL_STEPS = 16  # times in place of a continuous tail beyond the last observation
@@ -32,128 +32,149 @@ class SizeRange(NamedTuple):
 
     Attributes
     ----------
-    low, high
+    min_workers, max_workers
         The smallest and the largest number of workers.
-    unseen
+    max_unseen_fraction
         The largest share of slow tasks that may well have produced none among the observations.
     """
 
-    low: int
-    high: int
-    unseen: float
+    min_workers: int
+    max_workers: int
+    max_unseen_fraction: float
 
     def __str__(self) -> str:
         return (
-            f"{self.counts} workers ({COVERAGE:.0%} percentile bootstrap); slow tasks of up to "
-            f"{self.unseen:.0%} may be unseen"
+            f"{self.range_text} workers ({COVERAGE:.0%} percentile bootstrap); slow tasks of up to "
+            f"{self.max_unseen_fraction:.0%} may be unseen"
         )
 
     @property
-    def counts(self) -> str:
+    def range_text(self) -> str:
         """The range as text, one number if it has no other."""
-        return f"{self.low} to {self.high}" if self.low < self.high else str(self.low)
+        return (
+            f"{self.min_workers} to {self.max_workers}"
+            if self.min_workers < self.max_workers
+            else str(self.min_workers)
+        )
 
 
-def bootstrap_sizes(
-    observed: Empirical,
+def bootstrap_size_range(
+    observations: Empirical,
     sizes: Sequence[int],
-    aim: Objective,
-    chosen: int,
+    objective: Objective,
+    chosen_size: int,
     seed: int = 0,
     has_tail: bool = False,
 ) -> SizeRange:
-    """Return the range of the number of workers that start, around the `chosen` one.
+    """Return the range of the number of workers that start, around the `chosen_size` one.
 
     Of another code or schedule than is resampled here, the choice is taken to be off by as many workers.
 
     sizes : the numbers of workers to choose from, ascending; the first is that of a plain map.
-    has_tail : whether an exponential tail continues the observations, as in `Empirical.with_tail`.
+    has_tail : whether an exponential tail continues the observations, as in
+        `Empirical.with_exponential_tail`.
 
-    >>> bootstrap_sizes(Empirical([1.0] * 10), range(8, 17), Objective(), 8)[:2]
+    >>> bootstrap_size_range(Empirical([1.0] * 10), range(8, 17), Objective(), 8)[:2]
     (8, 8)
     """
-    stream = np.random.default_rng(seed)
-    samples = [sample for _ in range(RESAMPLES) if (sample := observed.resampled(stream)) is not None]
-    center, *found = _choices([observed, *samples], sizes, aim, has_tail)
-    choices = [one for one in found if one is not None]
-    low = high = chosen
-    if choices:
-        tails = (1 - COVERAGE) / 2
-        ends = np.quantile(choices, [tails, 1 - tails], method="nearest").astype(int).tolist()
-        offset = 0 if center is None else chosen - center
-        low = max(sizes[0], min(chosen, ends[0] + offset))
-        high = min(sizes[-1], max(chosen, ends[1] + offset))
-    return SizeRange(low, high, 1 - (1 - CONFIDENCE) ** (1 / observed.completed))
+    rng = np.random.default_rng(seed)
+    samples = [sample for _ in range(N_RESAMPLES) if (sample := observations.resample(rng)) is not None]
+    reference_size, *resampled_sizes = _choose_sizes([observations, *samples], sizes, objective, has_tail)
+    feasible_sizes = [size for size in resampled_sizes if size is not None]
+    low = high = chosen_size
+    if feasible_sizes:
+        tail_probability = (1 - COVERAGE) / 2
+        percentiles = (
+            np.quantile(feasible_sizes, [tail_probability, 1 - tail_probability], method="nearest")
+            .astype(int)
+            .tolist()
+        )
+        offset = 0 if reference_size is None else chosen_size - reference_size
+        low = max(sizes[0], min(chosen_size, percentiles[0] + offset))
+        high = min(sizes[-1], max(chosen_size, percentiles[1] + offset))
+    return SizeRange(low, high, 1 - (1 - CONFIDENCE) ** (1 / observations.n_completed))
 
 
-def _choices(
-    samples: Sequence[Empirical], sizes: Sequence[int], aim: Objective, has_tail: bool
+def _choose_sizes(
+    samples: Sequence[Empirical], sizes: Sequence[int], objective: Objective, has_tail: bool
 ) -> Iterator[int | None]:
     """Yield the number of workers that is chosen for each sample, None where none meets the limits."""
-    steps = [_steps(sample, has_tail) for sample in samples]
-    most = max(len(times) for times, _ in steps)
-    times, below = (
-        np.array([np.pad(step[part], (0, most - len(step[part])), mode="edge") for step in steps])
-        for part in (0, 1)
+    step_functions = [_compute_step_function(sample, has_tail) for sample in samples]
+    max_steps = max(len(times) for times, _ in step_functions)
+    times, cdf = (
+        np.array(
+            [
+                np.pad(step_function[field], (0, max_steps - len(step_function[field])), mode="edge")
+                for step_function in step_functions
+            ]
+        )
+        for field in (0, 1)
     )
-    for options in zip(*completions(times, below, sizes)):
+    for candidates in zip(*compute_completions(times, cdf, sizes)):
         try:
-            yield aim.choice(aim.possible(options)).n
+            yield objective.select_candidate(objective.filter_feasible(candidates)).n
         except CodeError:
             yield None
 
 
-def completions(times: Floats, below: Floats, sizes: Sequence[int]) -> list[list[Completion]]:
+def compute_completions(times: Floats, cdf: Floats, sizes: Sequence[int]) -> list[list[Completion]]:
     """Return for each number of workers what to expect of a map that ends with the k-th result.
 
     With S(t) the probability that a task takes longer than t, and T the k-th arrival of n, the mean is the
     integral of P(T > t), and the worker-seconds are n times that of P(a task and T take longer than t).
 
-    times, below : distributions, one in each row: ascending times, and the shares of tasks that end by each.
+    times, cdf : distributions, one in each row: ascending times, and the shares of tasks that end by each.
     sizes : numbers of workers, ascending; the first is k.
     """
-    k, found = sizes[0], []
+    k, completions = sizes[0], []
     widths = np.diff(times, axis=1, prepend=0.0)
-    survival = 1 - _just_before(below)
+    survival = 1 - _compute_left_limits(cdf)
     with np.errstate(divide="ignore"):
-        arrived, missing = np.log(below), np.log1p(-below)
-    done = np.zeros(below.shape)  # probability that k of the n tasks have ended, for growing n
-    log_next = (k - 1) * arrived if k > 1 else np.zeros(below.shape)  # of exactly k - 1 of n - 1
+        log_arrived, log_missing = np.log(cdf), np.log1p(-cdf)
+    completed_cdf = np.zeros(cdf.shape)  # probability that k of the n tasks have ended, for growing n
+    log_next = (k - 1) * log_arrived if k > 1 else np.zeros(cdf.shape)  # of exactly k - 1 of n - 1
     for n in range(k, sizes[-1] + 1):
-        done_by_others, done = done, done + below * np.exp(log_next)
-        log_next = log_next + missing + np.log(n / (n - k + 1))
+        others_cdf, completed_cdf = completed_cdf, completed_cdf + cdf * np.exp(log_next)
+        log_next = log_next + log_missing + np.log(n / (n - k + 1))
         if n in sizes:
-            mean = (widths * (1 - _just_before(done))).sum(axis=1)
-            paid = n * (widths * survival * (1 - _just_before(done_by_others))).sum(axis=1)
-            quantiles = {name: _first(times, done, share) for name, share in QUANTILES.items()}
-            rows = zip(mean, paid, *quantiles.values(), 1 - done[:, -1], strict=True)
-            found.append(
+            mean = (widths * (1 - _compute_left_limits(completed_cdf))).sum(axis=1)
+            worker_seconds = n * (widths * survival * (1 - _compute_left_limits(others_cdf))).sum(axis=1)
+            quantiles = {
+                name: _find_quantile(times, completed_cdf, probability)
+                for name, probability in QUANTILES.items()
+            }
+            rows = zip(mean, worker_seconds, *quantiles.values(), 1 - completed_cdf[:, -1], strict=True)
+            completions.append(
                 [
-                    Completion("rotation", n, k, mean, 0.0, p50, p95, p99, paid, k, n, fails)
-                    for mean, paid, p50, p95, p99, fails in rows
+                    Completion(
+                        "rotation", n, k, mean, 0.0, p50, p95, p99, worker_seconds, k, n, failure_probability
+                    )
+                    for mean, worker_seconds, p50, p95, p99, failure_probability in rows
                 ]
             )
-    return found
+    return completions
 
 
-def _steps(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
+def _compute_step_function(sample: Empirical, has_tail: bool) -> tuple[Floats, Floats]:
     """Return ascending times, and the share of tasks that end by each; all end if there is a tail."""
-    left = sample.failure_probability
-    times, below = sample.values, (1 - left) * np.minimum(np.cumsum(sample.masses), 1.0)
-    if has_tail and left:
-        shares = (np.arange(TAIL_STEPS) + 0.5) / TAIL_STEPS
-        times = np.append(times, times[-1] - sample.tail * np.log1p(-shares))
-        below = np.append(below, 1 - left + left * np.arange(1, TAIL_STEPS + 1) / TAIL_STEPS)
-    return times, below
+    failure_probability = sample.failure_probability
+    times, cdf = sample.values, (1 - failure_probability) * np.minimum(np.cumsum(sample.probabilities), 1.0)
+    if has_tail and failure_probability:
+        tail_probabilities = (np.arange(TAIL_STEPS) + 0.5) / TAIL_STEPS
+        times = np.append(times, times[-1] - sample.tail_scale * np.log1p(-tail_probabilities))
+        cdf = np.append(
+            cdf, 1 - failure_probability + failure_probability * np.arange(1, TAIL_STEPS + 1) / TAIL_STEPS
+        )
+    return times, cdf
 
 
-def _just_before(shares: Floats) -> Floats:
+def _compute_left_limits(values: Floats) -> Floats:
     """Return what holds until each step: shares as of the step before, 0 before the first."""
-    return np.pad(shares[:, :-1], ((0, 0), (1, 0)))
+    return np.pad(values[:, :-1], ((0, 0), (1, 0)))
 
 
-def _first(times: Floats, done: Floats, share: float) -> Floats:
+def _find_quantile(times: Floats, cdf: Floats, probability: float) -> Floats:
     """Return the first time by which a job is done with this probability; inf where it never is."""
-    is_done = done >= share - 1e-12
-    first = np.take_along_axis(times, is_done.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return np.where(is_done.any(axis=1), first, np.inf)
+    reached_mask = cdf >= probability - 1e-12
+    quantiles = np.take_along_axis(times, reached_mask.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.where(reached_mask.any(axis=1), quantiles, np.inf)

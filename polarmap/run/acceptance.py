@@ -32,7 +32,7 @@ class Acceptance(Verifier):
 
     def _checked(self) -> str | None:
         word = self._word
-        if word.decoder.surplus:
+        if word.decoder.n_redundant_checks:
             if not self._surplus_holds():
                 return None
             if not word.is_first_use or (self.is_telling and not self.differing_here()):
@@ -50,7 +50,7 @@ class Acceptance(Verifier):
             if run.index not in self.evaluated or self.is_telling or self._are_evaluated.all():
                 break
             run = self.local_run()
-        how = "parity" if word.decoder.surplus else "local"
+        how = "parity" if word.decoder.n_redundant_checks else "local"
         if run.index in self.evaluated:
             differing = self.differing_here()
             if not self._surplus_wait_is_over() and (differing or not self.is_telling):
@@ -80,7 +80,7 @@ class Acceptance(Verifier):
             return True
         if run.error is None:
             return False
-        return self._surplus_wait_is_over() if word.decoder.surplus else not word.tasks.coming
+        return self._surplus_wait_is_over() if word.decoder.n_redundant_checks else not word.tasks.coming
 
     # -- where nothing has to be decoded ----------------------------------------------------
 
@@ -90,11 +90,11 @@ class Acceptance(Verifier):
         NotLinearError if they could not.
         """
         word, code = self._word, self._coded.code
-        if code.n == code.wanted:
+        if code.n == code.n_targets:
             return True
         if word.coded.source is None and word.why_not_protected:  # else all would be read to tell
             return self._say_not_protected(word.why_not_protected)
-        if word.decoder.surplus and not self._surplus_holds():
+        if word.decoder.n_redundant_checks and not self._surplus_holds():
             return False
         if not word.is_first_use or self.most_mixed[1] == 1:  # copies of blocks tell nothing
             return True
@@ -108,7 +108,7 @@ class Acceptance(Verifier):
     def _parity_is_checked_here(self) -> bool:
         """The same by f of a parity block on the driver, where no parity result came."""
         word, code = self._word, self._coded.code
-        if code.recovery_threshold > code.wanted:  # a polynomial takes more than one
+        if code.recovery_threshold > code.n_targets:  # a polynomial takes more than one
             return self._say_unverified("too few results beyond those of the data came")
         run = self.parity_run
         if run.is_running:  # more of it where the caller insists
@@ -119,7 +119,7 @@ class Acceptance(Verifier):
         if run.leaves is None:
             if isinstance(run.error, DamagedError):  # says nothing of f
                 return self._say_unverified(f"a parity block could not be read here: {run.words}")
-            failures = (word.tasks[i].failures for i in range(code.wanted, code.n))
+            failures = (word.tasks[i].failures for i in range(code.n_targets, code.n))
             if any(failure.kind == "raised" for told in failures for failure in told):
                 self.blame_f(f"f fails on parity blocks, here with {run.words}")
             return self._say_unverified(f"here it raised {run.words}")

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.codes.algebra import Recovery
-from polarmap.codes.decoder import Decoder
-from polarmap.codes.dtypes import Array, is_exact
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.base import ErasureDecoder
+from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import read_only
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
@@ -58,7 +58,9 @@ class Codeword(Received):
     ) -> None:
         super().__init__(driver_f, coded, options, tasks, watch)
         self.refusal: NotFiniteError | NotLinearError | CodeError | None = None
-        self._refused: Recovery | None = None  # the decoding that was refused, which a further result changes
+        self._refused: ErasureDecoder | None = (
+            None  # the decoding that was refused, which a further result changes
+        )
         self.padding = padding
         if padding is not None:
             padding.begin()
@@ -97,29 +99,33 @@ class Codeword(Received):
         if not self.results:
             return None
         decoder = self.decoder
-        if len(decoder.missing) and self.has_all_data(self.results):
+        if len(decoder.missing_indices) and self.has_all_data(self.results):
             return self._as_a_plain_map_without_padding()
-        if isinstance(self.refusal, LASTING_REFUSALS) and self._refused is not decoder.recovery:
+        if isinstance(self.refusal, LASTING_REFUSALS) and self._refused is not decoder.decoder:
             self.refusal = None
-        if not decoder.ready or (self.refusal is not None and len(decoder.missing)):
+        if not decoder.is_ready or (self.refusal is not None and len(decoder.missing_indices)):
             return None
         try:
-            how = self.checks.verified() if len(decoder.missing) else self._as_a_plain_map()
+            how = self.checks.verified() if len(decoder.missing_indices) else self._as_a_plain_map()
             if how is not None:
                 self.decode()
             return how
         except NotFiniteError as error:
-            if not len(decoder.code.systematic):  # no more results would help
+            if not len(decoder.code.systematic_indices):  # no more results would help
                 raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
             self.refusal = error
         except NotLinearError as error:
-            if not len(decoder.code.systematic) or self.options.known.fits or self.options.verify is True:
+            if (
+                not len(decoder.code.systematic_indices)
+                or self.options.known.fits
+                or self.options.verify is True
+            ):
                 raise
-            self.refusal, self._refused = error, self.decoder.recovery
+            self.refusal, self._refused = error, self.decoder.decoder
         except CodeError as error:  # parity of integers that wraps does not determine what is missing
-            if not (len(self.decoder.missing) and len(decoder.code.systematic)):
+            if not (len(self.decoder.missing_indices) and len(decoder.code.systematic_indices)):
                 raise
-            self.refusal, self._refused = error, self.decoder.recovery
+            self.refusal, self._refused = error, self.decoder.decoder
         return None
 
     def _as_a_plain_map(self) -> str | None:
@@ -129,7 +135,7 @@ class Codeword(Received):
         when a worker is missing.
         """
         if self.refusal is not None:
-            self.needed = self.decoder.count
+            self.needed = self.decoder.n_arrived
         is_asked = self.is_first_use or ("checks" in vars(self) and self.checks.broken)
         if is_asked and not isinstance(self.refusal, NotFiniteError):
             try:
@@ -145,7 +151,9 @@ class Codeword(Received):
 
     def _as_a_plain_map_without_padding(self) -> str:
         """Take the results of all data tasks, of which one has no result of its block with rows of zeros."""
-        self.decoded = [getattr(self.results.get(index), "leaves", []) for index in range(self._code.wanted)]
+        self.decoded = [
+            getattr(self.results.get(index), "leaves", []) for index in range(self._code.n_targets)
+        ]
         if self.options.verify is True:
             warn("f could not be verified: it raised an exception, or gave another shape, of rows of zeros")
         return "not needed"
@@ -265,7 +273,7 @@ class Codeword(Received):
 
         It may be decoded from still: nobody is to write to it.
         """
-        received, k = self.results.get(task), len(self._code.systematic)
+        received, k = self.results.get(task), len(self._code.systematic_indices)
         if self.unpadded is not None and task == k - 1:
             return lambda: self._result_of_short_block([], read_only)
         if received is None or task >= k or (self.coded.blocks.padding and task == k - 1):
@@ -308,15 +316,17 @@ class Codeword(Received):
     @property
     def surplus(self) -> list[int]:
         """Tasks whose results nothing was decoded from, but for those of data blocks."""
-        used = self.decoder.arrived if len(self.decoder.missing) else np.zeros(self._code.n, bool)
-        return [index for index in range(len(self._code.systematic), self._code.n) if not used[index]]
+        used = (
+            self.decoder.arrived_mask if len(self.decoder.missing_indices) else np.zeros(self._code.n, bool)
+        )
+        return [index for index in range(len(self._code.systematic_indices), self._code.n) if not used[index]]
 
     def accuracy(self) -> dict[str, Any]:
         """Fields of the report: which results were decoded, and how accurately."""
         recovered = self.recovered
         if not recovered:
             return {}
-        exact = self.decoder.exact and all(map(is_exact, self.dtypes()))
+        exact = self.decoder.modular and all(map(is_integer_dtype, self.dtypes()))
         return {
             "recovered": tuple(recovered),
             "amplification": 0.0 if exact else self.checks.amplification,
@@ -326,8 +336,8 @@ class Codeword(Received):
     @property
     def recovered(self) -> list[int]:
         """The data blocks whose results are not those of their tasks."""
-        missing: list[int] = self.decoder.missing.tolist()
-        own = None if self.unpadded is None else len(self._code.systematic) - 1
+        missing: list[int] = self.decoder.missing_indices.tolist()
+        own = None if self.unpadded is None else len(self._code.systematic_indices) - 1
         return [index for index in missing if index != own]
 
     def told(self, ended: float) -> dict[str, Any]:
@@ -377,14 +387,14 @@ class Codeword(Received):
         if not self.results or len(tasks) < self.threshold:
             return len(tasks) >= self.threshold or self.has_all_data(tasks)
         limit = self.decoder.max_amplification if accurately else inf
-        key = frozenset(tasks), self.decoder.exact, limit
+        key = frozenset(tasks), self.decoder.modular, limit
         if key not in self._trials:  # a trial costs as much as decoding
             if len(self._trials) >= MOST_TRIALS:
                 self._trials.clear()
-            trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
+            trial = ArrivalTracker(self._code, modular=self.decoder.modular, max_amplification=limit)
             for index in tasks:
                 trial.add(index)
-            self._trials[key] = trial.ready
+            self._trials[key] = trial.is_ready
         return self._trials[key]
 
     def is_within_reach(self, accurately: bool = True) -> bool:
@@ -405,7 +415,7 @@ class Codeword(Received):
         Not where results contradict each other: another one alone tells more.
         """
         since = self.determined_at if self.ready_at is None else self.ready_at
-        if since is None or (self.refusal is not None and len(self.decoder.missing)):
+        if since is None or (self.refusal is not None and len(self.decoder.missing_indices)):
             return inf
         return min(max(0.02, (self.watch.elapsed - since) / 20), SETTLE_SECONDS)
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.codes import modular
-from polarmap.codes.dtypes import Array, DType, epsilon, is_exact
-from polarmap.codes.equations import noise
-from polarmap.codes.estimation import Estimator, estimator
+from polarmap.codes import modular_decoders
+from polarmap.codes.block_prediction import BlockPredictor, make_block_predictor
+from polarmap.codes.error_detection import rounding_level
 from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import Array, DType, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
 from polarmap.executors.base import read_only
 from polarmap.report import Report
@@ -51,58 +51,63 @@ def estimate(arrived: Received) -> Estimate:
     assert isinstance(code, PolarCode)  # checked before the map began, or by the future that asks
     mask = np.isin(np.arange(code.n), list(arrived.results))
     dtypes, kinds = arrived.dtypes(), kinds_of(arrived.structure)
-    precision = max(epsilon(np.dtype(float) if is_exact(one) else arrived.precision(one)) for one in dtypes)
-    how = estimator(code, mask, precision)
-    if len(how.missing) and arrived.why_not_protected:
+    precision = max(
+        machine_epsilon(np.dtype(float) if is_integer_dtype(one) else arrived.precision(one))
+        for one in dtypes
+    )
+    how = make_block_predictor(code, mask, precision)
+    if len(how.missing_indices) and arrived.why_not_protected:
         raise CodeError(f"a result is missing and cannot be estimated: {arrived.why_not_protected}")
     errors, p90 = np.zeros(code.k), 0.0
     estimated: list[list[Array]] = []
     for leaf, (dtype, kind) in enumerate(zip(dtypes, kinds)):
         rows = arrived.rows(leaf)
-        received = np.stack([rows[int(index)] for index in how.arrived])
+        received = np.stack([rows[int(index)] for index in how.arrived_indices])
         values = how.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
         expected = _expected(arrived, how, received, dtype)
-        blocks = list(_whole(values, dtype) if is_exact(dtype) else values.astype(dtype))
-        if is_exact(dtype) and code.carries_integers:
+        blocks = list(_whole(values, dtype) if is_integer_dtype(dtype) else values.astype(dtype))
+        if is_integer_dtype(dtype) and code.supports_integers:
             known = _exact(code, how, rows, dtype)
             expected = [0.0 if row in known else error or np.inf for row, error in enumerate(expected)]
             for row, block in known.items():
                 if kind == "python":
                     weights = how.weights[row : row + 1]
-                    [block] = unwrapped(arrived.coded, rows, how.arrived, weights, block[None])
+                    [block] = unwrapped(arrived.coded, rows, how.arrived_indices, weights, block[None])
                 blocks[row] = block
         estimated.append(blocks)
-        errors[how.missing] = np.maximum(errors[how.missing], expected)
+        errors[how.missing_indices] = np.maximum(errors[how.missing_indices], expected)
         p90 = max(p90, _error_p90(how, received, expected, code.k))
-    return Estimate(arrived.completed(how.missing, estimated), tuple(errors.tolist()), p90)
+    return Estimate(arrived.completed(how.missing_indices, estimated), tuple(errors.tolist()), p90)
 
 
-def _error_p90(how: Estimator, received: Array, expected: list[float], k: int) -> float:
+def _error_p90(how: BlockPredictor, received: Array, expected: list[float], k: int) -> float:
     """The relative error of all k blocks together that nine in ten orders stay below."""
     together = float(np.linalg.norm(expected)) / float(np.sqrt(k))
-    return together and together * how.error_ratio_p90(_real(received))
+    return together and together * how.compute_error_ratio_p90(_real(received))
 
 
-def _expected(arrived: Received, how: Estimator, received: Array, dtype: DType) -> list[float]:
+def _expected(arrived: Received, how: BlockPredictor, received: Array, dtype: DType) -> list[float]:
     """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
     rounding = np.linalg.norm(how.weights, axis=1)
-    if is_exact(dtype):  # made of floats: rounded to one
+    if is_integer_dtype(dtype):  # made of floats: rounded to one
         rounding /= float(np.abs(received).max(initial=0)) or 1.0
     else:
-        rounding *= epsilon(arrived.precision(dtype))
+        rounding *= machine_epsilon(arrived.precision(dtype))
         rounding[rounding <= arrived.rtol(dtype)] = 0.0
     share = _relative_scatter(how, received)
-    if share <= noise(arrived.precision(dtype)):
+    if share <= rounding_level(arrived.precision(dtype)):
         share = np.inf  # rounding is not scatter: nothing tells
-    expected: list[float] = np.multiply(how.errors, share, out=rounding, where=how.errors > 0).tolist()
+    expected: list[float] = np.multiply(
+        how.error_stds, share, out=rounding, where=how.error_stds > 0
+    ).tolist()
     return expected
 
 
-def _relative_scatter(how: Estimator, received: Array) -> float:
+def _relative_scatter(how: BlockPredictor, received: Array) -> float:
     """The scatter of blocks around their mean, as a share of their root mean square."""
     real = _real(received)
     size = float(np.sqrt(np.mean(real**2))) if real.size else 0.0
-    return how.scatter(real) / size if size > 0 else 0.0
+    return how.compute_block_std(real) / size if size > 0 else 0.0
 
 
 def _real(received: Array) -> Array:
@@ -120,22 +125,22 @@ def _whole(values: Array, dtype: DType) -> Array:
     return found
 
 
-def _exact(code: PolarCode, how: Estimator, rows: dict[int, Array], dtype: DType) -> dict[int, Array]:
+def _exact(code: PolarCode, how: BlockPredictor, rows: dict[int, Array], dtype: DType) -> dict[int, Array]:
     """The missing blocks, by their place among them, that are determined modulo 2^64."""
-    parity = how.arrived[how.arrived >= code.k] - code.k
-    known = how.arrived[how.arrived < code.k]
-    system = code.coefficients[np.ix_(parity, how.missing)]
+    parity = how.arrived_indices[how.arrived_indices >= code.k] - code.k
+    known = how.arrived_indices[how.arrived_indices < code.k]
+    system = code.encoding_matrix[np.ix_(parity, how.missing_indices)]
     if not system.size:
         return {}
-    used, places, solver = modular.determined(system)
+    used, places, solver = modular_decoders.find_determined_unknowns(system)
     if not places:
         return {}
     parity = parity[used]
     words = np.stack([rows[int(index) + code.k].astype(np.int64) for index in parity]).view(np.uint64)
     if len(known):
         data = np.stack([rows[int(index)].astype(np.int64) for index in known])
-        words = words - modular.matmul(code.coefficients[np.ix_(parity, known)], data)
-    return dict(zip(places, modular.matmul(solver, words).astype(dtype)))
+        words = words - modular_decoders.matmul_mod64(code.encoding_matrix[np.ix_(parity, known)], data)
+    return dict(zip(places, modular_decoders.matmul_mod64(solver, words).astype(dtype)))
 
 
 # --- of a map that goes on, or is over ---------------------------------------------------------
@@ -164,7 +169,7 @@ class UntilDeadline(Codeword):
         if not self.is_finite:
             self.give_up(NotDecodableError(not_finite(self.tasks, self.threshold, self.data_count)))
         if self.verification is not None:  # but for the block that rows of zeros fill up
-            found = Estimate(self.decoded, (0.0,) * self._code.wanted, 0.0)
+            found = Estimate(self.decoded, (0.0,) * self._code.n_targets, 0.0)
         else:
             found = estimate(self)
         if self.padding is not None and self.unpadded is None:
@@ -176,7 +181,7 @@ class UntilDeadline(Codeword):
                 f"result of f, so its estimate may be far off. {self.padding.advice}"
             )
         if self.refusal is not None or self.checks.contradicts():
-            missing = set(self.decoder.missing.tolist())
+            missing = set(self.decoder.missing_indices.tolist())
             errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
             found = found._replace(errors=errors, error_p90=max(errors))
             broken = self.refusal or (
@@ -211,7 +216,7 @@ def estimate_so_far(word: Need, report: Report) -> CodedResult[Any] | None:
 
     Nothing, too, when the results are determined: they come when they have been checked.
     """
-    if not isinstance(word, Codeword) or not word.results or word.decoder.ready:
+    if not isinstance(word, Codeword) or not word.results or word.decoder.is_ready:
         return None
     if not word.is_finite or word.why_not_protected:
         return None

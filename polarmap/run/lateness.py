@@ -34,8 +34,8 @@ REMEMBERED = 512  # durations of an endless job, half of which then go
 class RunTimes(Protocol):
     """What is known of the run time of a task; each `polarmap.planning.Distribution` is one."""
 
-    def inverse(self, below: Floats, above: Floats) -> Floats:
-        """Seconds within which a share `below` ends of the tasks that end, and a share `above` does not."""
+    def conditional_quantile(self, cdf: Floats, survival: Floats) -> Floats:
+        """Seconds within which a share `cdf` ends of the tasks that end, and a share `survival` does not."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class LatenessRule:
         if self.runtimes is None:
             return None
         share = late_share(self.tasks)
-        pair = self.runtimes.inverse(np.array([1 - share, 0.5]), np.array([share, 0.5]))
+        pair = self.runtimes.conditional_quantile(np.array([1 - share, 0.5]), np.array([share, 0.5]))
         quantile, median = pair.tolist()
         return float(max(self.min_seconds, quantile, LEEWAY * median))
 

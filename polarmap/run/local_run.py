@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.blocks.coded import CodedData
-from polarmap.codes.dtypes import Array
+from polarmap.dtypes import Array
 from polarmap.worker.messages import describe
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.threads import run_on_daemon
@@ -66,5 +66,5 @@ class LocalRun:
 
 def block_here(coded: CodedData, index: int, of_data: bool = False) -> Any:
     """A coded block that f may change; `of_data`: a data block, which none is where each is a mixture."""
-    blocks = coded.blocks if of_data and not len(coded.code.systematic) else coded
+    blocks = coded.blocks if of_data and not len(coded.code.systematic_indices) else coded
     return unflatten(coded.structure, [leaf.copy() for leaf in blocks.leaves(index)])

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.codes.checks import is_count, is_number, is_one_of
-from polarmap.codes.dtypes import is_integer
+from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.keys import readable_key
 from polarmap.run.lateness import RunTimes
+from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
 if TYPE_CHECKING:
     from polarmap.blocks.code_choice import CodeOptions
@@ -33,17 +33,17 @@ class MapPlan(ABC):
     """A schedule that says the sizes and the code of a map too, as `polarmap.planning.Plan` does.
 
     schedule : "upfront" or "on_demand".
-    upfront : parity tasks that start with the data, on demand.
-    runtimes : of one task, which tells when one is late; None: the tasks of the map tell.
+    n_upfront_parity : parity tasks that start with the data, on demand.
+    run_times : of one task, which tells when one is late; None: the tasks of the map tell.
     """
 
     schedule: str
-    upfront: int
-    runtimes: RunTimes | None
+    n_upfront_parity: int
+    run_times: RunTimes | None
 
     @abstractmethod
-    def applied_to(self, options: CodeOptions) -> CodeOptions:
-        """`options` with its sizes and its code; CodeError where the caller asks for others too."""
+    def apply_to(self, code_options: CodeOptions) -> CodeOptions:
+        """`code_options` with its sizes and its code; CodeError where the caller asks for others too."""
 
 
 Schedule = ScheduleName | MapPlan
@@ -92,19 +92,19 @@ def checked_options(
     key: Any = None,
 ) -> MapOptions:
     """The options of a map; CodeError for one that cannot be."""
-    if not isinstance(verify, (bool, np.bool_)) and not is_one_of(verify, ("auto",)):
+    if not isinstance(verify, (bool, np.bool_)) and not is_choice(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout)):
-        if value is not None and not (is_number(value) and value > 0):
+        if value is not None and not (is_real_number(value) and value > 0):
             raise CodeError(f"{name} must be a positive number, not {value!r}")
-    if not is_count(retries):
+    if not is_nonnegative_int(retries):
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
-    if not is_one_of(on_timeout, ("raise", "estimate")):
+    if not is_choice(on_timeout, ("raise", "estimate")):
         raise CodeError(f"on_timeout must be 'raise' or 'estimate', not {on_timeout!r}")
     estimates = on_timeout == "estimate"
     if estimates and timeout is None:
         raise CodeError("on_timeout='estimate' needs timeout=: the seconds after which to estimate")
-    if not (isinstance(schedule, MapPlan) or is_one_of(schedule, ("upfront", "on_demand"))):
+    if not (isinstance(schedule, MapPlan) or is_choice(schedule, ("upfront", "on_demand"))):
         advice = ""
         if is_integer(schedule):
             advice = f": for tasks of less work, use blocks={schedule} * ... and tasks={schedule} * ..."
@@ -116,7 +116,12 @@ def checked_options(
     name, upfront, runtimes = schedule, 0, None
     asks = "schedule='on_demand'" if schedule == "on_demand" else ""
     if isinstance(schedule, MapPlan):
-        name, upfront, runtimes, asks = schedule.schedule, schedule.upfront, schedule.runtimes, "the plan"
+        name, upfront, runtimes, asks = (
+            schedule.schedule,
+            schedule.n_upfront_parity,
+            schedule.run_times,
+            "the plan",
+        )
     asks = "on_timeout='estimate'" if estimates else asks
     seconds = inf if timeout is None else timeout
     key = None if key is None else readable_key(key)
@@ -125,4 +130,4 @@ def checked_options(
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:
     """`options`, or what a plan makes of them."""
-    return schedule.applied_to(options) if isinstance(schedule, MapPlan) else options
+    return schedule.apply_to(options) if isinstance(schedule, MapPlan) else options

@@ -15,7 +15,7 @@ import numpy as np
 
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import dividing_counts
-from polarmap.codes.dtypes import Array, DType, is_exact
+from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.base import Result
 from polarmap.run.local_run import LocalRun
@@ -95,7 +95,7 @@ class Padding:
         self._known: KnownPadding | None = None if self._is_by_rows else self._trust.known
         self._block = (coded.layout(0), self.rows)
         is_cut_off = self._is_by_rows or (self._known is not None and self._known.cuts_off(self._block))
-        self._is_stored, self._is_with_workers = is_stored, len(coded.code.systematic) > 0
+        self._is_stored, self._is_with_workers = is_stored, len(coded.code.systematic_indices) > 0
         self.is_evaluated_apart = not is_cut_off and not is_stored and self._is_with_workers
         self._effects: tuple[PaddingEffect, ...] | None = None
         self._run: LocalRun | None = None
@@ -297,7 +297,7 @@ def _telling(rows: Array) -> Array:
     is_zero = ~np.asarray(rows != 0).any(axis=axes, keepdims=True)
     rows = np.where(is_zero | ~np.isfinite(rows), made_up, rows)
     squares = np.square(np.arange(len(rows))).reshape(-1, *[1] * len(axes))
-    factors = 1 + squares if is_exact(rows.dtype) else 1 + FACTOR_STEP * squares
+    factors = 1 + squares if is_integer_dtype(rows.dtype) else 1 + FACTOR_STEP * squares
     return np.asarray(rows * factors.astype(rows.dtype))
 
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Sequence
 from math import inf
 
-from polarmap.codes.uncoded import BACKUPS
+from polarmap.codes.uncoded import DEFAULT_BACKUPS
 from polarmap.executors.base import Attempt
 from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, backup_lateness
 from polarmap.run.loop import Need, Policy
@@ -89,7 +89,7 @@ class WithBackupsOf(Policy):
         began = task.began.get(max(running)) if running else None
         late = self.late
         assert late is not None
-        if began is None or task.backups >= BACKUPS or now < began + 2 * late.late_after():
+        if began is None or task.backups >= DEFAULT_BACKUPS or now < began + 2 * late.late_after():
             return ()
         task.backups += 1
         return (self._task,)

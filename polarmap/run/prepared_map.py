@@ -14,7 +14,7 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.conversions import note_of_labels
-from polarmap.codes.linear import LinearCode
+from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
@@ -178,7 +178,7 @@ def run_coded(
     """
     running.check_limits(coded, coded.blocks.rows)
     f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
-    parity = range(len(coded.code.systematic) or coded.n, coded.n)
+    parity = range(len(coded.code.systematic_indices) or coded.n, coded.n)
     short, padding = coded.blocks.short_block, None
     if short is not None:
         from polarmap.run.padding import Padding  # which few maps need
@@ -200,8 +200,8 @@ def run_coded(
 
 def _policy(code: LinearCode, options: MapOptions) -> Policy:
     """Which tasks of a map start at once, and which later."""
-    if isinstance(code, Uncoded) and code.backups:
-        return with_backups(code.n, code.backups)
+    if isinstance(code, Uncoded) and code.max_backups:
+        return with_backups(code.n, code.max_backups)
     if options.schedule != "on_demand":
         return Policy(code.n)
     rule = ParityRule(code.recovery_threshold, options.runtimes)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.codes.algebra import Recovery
-from polarmap.codes.decoder import Decoder
-from polarmap.codes.dtypes import Array, DType, check_dtype, default_rtol, epsilon, is_exact
-from polarmap.codes.tiled import ignoring_inf
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.tiling import ignore_nonfinite
+from polarmap.dtypes import Array, DType, check_dtype, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome, Result
 from polarmap.run.local_run import LocalRun, block_here
@@ -92,12 +92,12 @@ class Received(Need):
         self.f, self.coded, self._code, self.options = f, coded, coded.code, options
         self.evaluated_here: list[int] = []  # coded blocks, once for each time that f ran on the driver
         is_ours = options.known.fits or options.verify is False  # nobody asks
-        self.trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
+        self.trust = Trust(f, coded.code.requirement, coded.blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}  # by kind
         self.results: dict[int, Outcome] = {}
         self.unpadded: Result | None = None
-        self.decoder: Decoder
+        self.decoder: ArrivalTracker
         self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
@@ -105,7 +105,7 @@ class Received(Need):
         self.verification: str | None = None
         self.decoded: list[list[Array]] = []
         self.decode_seconds = 0.0
-        self._decoded_by: Recovery | None = None
+        self._decoded_by: ErasureDecoder | None = None
 
     def add(self, outcome: Outcome) -> None:
         """Take in a result, unless others are accepted; failures are in the table of tasks."""
@@ -153,7 +153,9 @@ class Received(Need):
         data blocks: f of wider integers may be of another kind.
         """
         one, other = next(iter(group.values())), self._any_received
-        has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.results))
+        has_data, had_data = (
+            min(some) < len(self._code.systematic_indices) for some in (group, self.results)
+        )
         are_alike = one.structure == other.structure and one.shapes == other.shapes
         if has_data != had_data and (are_alike or len(group) == len(self.results)):
             return has_data
@@ -200,12 +202,12 @@ class Received(Need):
     @property
     def data_count(self) -> int:
         """Results of data blocks that count."""
-        return sum(int(index) in self.results for index in self._code.systematic)
+        return sum(int(index) in self.results for index in self._code.systematic_indices)
 
     @property
     def odd(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        failed = [index for index in self._code.systematic.tolist() if self.tasks[index].failures]
+        failed = [index for index in self._code.systematic_indices.tolist() if self.tasks[index].failures]
         return {index for index in failed if any(one.kind == "shape" for one in self.tasks[index].failures)}
 
     def rows(self, leaf: int) -> dict[int, Array]:
@@ -220,7 +222,9 @@ class Received(Need):
         """
         first = min(self.results)
         received = self.results[first]
-        if first < len(self._code.systematic) or not any(map(is_exact, self.coded.blocks.dtypes)):
+        if first < len(self._code.systematic_indices) or not any(
+            map(is_integer_dtype, self.coded.blocks.dtypes)
+        ):
             return received.dtypes
         if self._model is None:
             run = self.run_here(partial(block_here, self.coded, 0, of_data=True), 0)
@@ -241,19 +245,19 @@ class Received(Need):
 
     def precision(self, dtype: DType) -> DType:
         """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
-        if is_exact(dtype):
+        if is_integer_dtype(dtype):
             return np.dtype(np.float64)
-        coarse = [one for one in self.coded.blocks.dtypes if not is_exact(one)]
-        return max([dtype, *coarse], key=epsilon)
+        coarse = [one for one in self.coded.blocks.dtypes if not is_integer_dtype(one)]
+        return max([dtype, *coarse], key=machine_epsilon)
 
     def decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way.
 
         CodeError for Python integers that parity does not determine.
         """
-        if not len(self.decoder.missing):
-            self.decoded = [self.results[index].leaves for index in range(self._code.wanted)]
-        elif (recovery := self.decoder.recovery) is not self._decoded_by:
+        if not len(self.decoder.missing_indices):
+            self.decoded = [self.results[index].leaves for index in range(self._code.n_targets)]
+        elif (recovery := self.decoder.decoder) is not self._decoded_by:
             began = self.watch.elapsed
             self.decoded, self._decoded_by = self._decode(recovery), recovery
             self.decode_seconds = self.watch.elapsed - began
@@ -261,21 +265,23 @@ class Received(Need):
             raise NotFiniteError
         return self.decoded
 
-    def _decode(self, recovery: Recovery) -> list[list[Array]]:
+    def _decode(self, recovery: ErasureDecoder) -> list[list[Array]]:
         """The same, of which some are missing; empty if NaN or inf got in the way."""
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
             rows = self.rows(leaf)
-            with ignoring_inf():
-                blocks = recovery.recover(rows, dtype)
+            with ignore_nonfinite():
+                blocks = recovery.decode(rows, dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return []
-            if kinds[leaf] == "python" and is_exact(dtype) and recovery.exact:
-                recovered.append(unwrapped(self.coded, rows, recovery.arrived, recovery.weights, blocks))
+            if kinds[leaf] == "python" and is_integer_dtype(dtype) and recovery.modular:
+                recovered.append(
+                    unwrapped(self.coded, rows, recovery.arrived_indices, recovery.weights, blocks)
+                )
             else:
                 recovered.append(list(blocks))
-        return self.completed(recovery.missing, recovered)
+        return self.completed(recovery.missing_indices, recovered)
 
     def completed(self, missing: Array, recovered: list[list[Array]]) -> list[list[Array]]:
         """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
@@ -283,7 +289,7 @@ class Received(Need):
         leaves = {index: one.leaves for index, one in self.results.items()}
         for row, index in enumerate(missing.tolist()):
             leaves[index] = [blocks[row].reshape(shape) for blocks, shape in zip(recovered, shapes)]
-        return [leaves[index] for index in range(self._code.wanted)]
+        return [leaves[index] for index in range(self._code.n_targets)]
 
     @cached_property
     def why_not_protected(self) -> str:
@@ -305,7 +311,7 @@ class Received(Need):
             self._note_all_data()
             return
         message = f"returned {result.returned}, others {usual.returned}"
-        if index >= len(self._code.systematic) and result.shapes == usual.shapes:
+        if index >= len(self._code.systematic_indices) and result.shapes == usual.shapes:
             data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
@@ -324,18 +330,20 @@ class Received(Need):
         dtypes = self._any_received.dtypes
         for dtype in dtypes:
             _check_result(dtype)
-        whole = any(is_exact(dtype) for dtype in self.coded.blocks.dtypes or dtypes)  # else f rounds
-        exact = self._code.carries_integers and whole and any(is_exact(dtype) for dtype in dtypes)
-        inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
-        limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
-        self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
+        whole = any(is_integer_dtype(dtype) for dtype in self.coded.blocks.dtypes or dtypes)  # else f rounds
+        exact = self._code.supports_integers and whole and any(is_integer_dtype(dtype) for dtype in dtypes)
+        inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_integer_dtype(dtype))]
+        limits = [self.rtol(dtype) / machine_epsilon(dtype) for dtype in inexact]
+        self.decoder = ArrivalTracker(
+            self._code, modular=exact, max_amplification=min(limits, default=np.inf)
+        )
         for index in self.results:
             self._feed(index)
 
     def _feed(self, index: int) -> None:
         if self.decoder.add(index) and self.ready_at is None:
-            self.ready_at, self.needed = self.watch.elapsed, self.decoder.count
-        if self.determined_at is None and self.decoder.is_determined:
+            self.ready_at, self.needed = self.watch.elapsed, self.decoder.n_arrived
+        if self.determined_at is None and self.decoder.is_decodable:
             self.determined_at = self.watch.elapsed
         if self.unpadded is not None:
             self._note_all_data()
@@ -356,15 +364,15 @@ class Received(Need):
 
     def has_all_data(self, tasks: Collection[int]) -> bool:
         """Return whether results of these tasks, and that without padding, are those of all data tasks."""
-        systematic = self._code.systematic
+        systematic = self._code.systematic_indices
         known = set(tasks) if self.unpadded is None else {*tasks, len(systematic) - 1}
         return len(systematic) > 0 and known.issuperset(systematic)
 
     def accept(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
-        if not (self.results and self.decoder.is_inaccurate and self.decoder.accept()):
+        if not (self.results and self.decoder.is_ill_conditioned and self.decoder.accept_ill_conditioned()):
             return False
-        self.ready_at, self.needed, self.is_inaccurate = self.watch.elapsed, self.decoder.count, True
+        self.ready_at, self.needed, self.is_inaccurate = self.watch.elapsed, self.decoder.n_arrived, True
         return True
 
     def rtol(self, dtype: DType) -> float:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from polarmap.clouds import limits
 from polarmap.clouds.prices import Stay
-from polarmap.codes.linear import LinearCode
+from polarmap.codes.linear_code import LinearCode
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run, runs_here, workers_on
 from polarmap.executors.keys import with_key

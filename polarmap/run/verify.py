@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from polarmap.codes import equations
-from polarmap.codes.algebra import Recovery
-from polarmap.codes.dtypes import Array, DType, Mask, default_rtol, epsilon, is_exact
-from polarmap.codes.masked import MaskedCode
+from polarmap.codes import error_detection
+from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.polar import PolarCode
+from polarmap.codes.secret_sharing import SecretSharingCode
+from polarmap.dtypes import Array, DType, Mask, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_run import LocalRun, block_here
@@ -47,7 +47,7 @@ class Verifier:
         self._word, self._coded = word, word.coded
         self._local: LocalRun | None = None
         self._reflected: tuple[int, LocalRun] | None = None  # a task, and f of its block's mirror image
-        self._measured: Recovery | None = None  # of the results whose equations were evaluated last
+        self._measured: ErasureDecoder | None = None  # of the results whose equations were evaluated last
         self.suspects: set[int] | None = None
         self._residuals: list[float | None] = []  # of each leaf, as last measured
         # Of each leaf: of what rounding is a share, too, where equations do not hold else.
@@ -59,7 +59,7 @@ class Verifier:
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
         decoder = self._word.decoder
-        return decoder.ready and decoder.surplus > 0 and self.are_broken()
+        return decoder.is_ready and decoder.n_redundant_checks > 0 and self.are_broken()
 
     def unchecked(self) -> tuple[int, ...]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
@@ -68,19 +68,19 @@ class Verifier:
         Garbage from one of these workers would pass; from any other it would not.
         """
         recovery = self._recovery
-        handed_out = recovery.arrived < len(self._coded.code.systematic)
-        return tuple(recovery.arrived[self._unseen(handed_out)].tolist())
+        handed_out = recovery.arrived_indices < len(self._coded.code.systematic_indices)
+        return tuple(recovery.arrived_indices[self._unseen(handed_out)].tolist())
 
     def _unseen(self, also: Mask | bool = False) -> Mask:
         """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
         recovery = self._recovery
-        unseen = np.zeros(len(recovery.arrived), bool)
+        unseen = np.zeros(len(recovery.arrived_indices), bool)
         evaluated = self._are_evaluated
         for dtype in set(self._word.dtypes()):
-            used, _, shown = recovery.composition(dtype)
+            used, _, shown = recovery.get_weight_support(dtype)
             seen = shown[evaluated].any(axis=0)
             if self._residuals:
-                seen |= equations.covered(recovery, dtype)
+                seen |= error_detection.compute_covered_mask(recovery, dtype)
             unseen |= (used | also) & ~seen
         return unseen
 
@@ -97,7 +97,7 @@ class Verifier:
             return False
         if not self._are_evaluated.all() and not self._differ():
             return False
-        if not self.evaluated and not len(self._coded.code.systematic):
+        if not self.evaluated and not len(self._coded.code.systematic_indices):
             return False
         return not self._unseen().any()
 
@@ -107,7 +107,7 @@ class Verifier:
         if self._mixed[self._are_evaluated].any():
             return True
         dtypes = set(self._word.dtypes()) if self._residuals else ()
-        return any(equations.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
+        return any(error_detection.max_check_weight(self._recovery, dtype) > 2 for dtype in dtypes)
 
     @property
     def _are_evaluated(self) -> Mask:
@@ -116,23 +116,23 @@ class Verifier:
 
     def _are_in(self, blocks: Collection[int]) -> Mask:
         """Which of the blocks to decode are among these."""
-        return np.array([index in blocks for index in self._recovery.missing.tolist()], bool)
+        return np.array([index in blocks for index in self._recovery.missing_indices.tolist()], bool)
 
     @property
     def _mixed(self) -> Mask:
         """Which of the blocks to decode are made of more than a copy."""
-        mixed = np.zeros(len(self._recovery.missing), bool)
+        mixed = np.zeros(len(self._recovery.missing_indices), bool)
         for dtype in set(self._word.dtypes()):
-            mixed |= self._recovery.composition(dtype).mixed
+            mixed |= self._recovery.get_weight_support(dtype).combination_mask
         return mixed
 
     @cached_property
     def most_mixed(self) -> tuple[int, int]:
         """The parity block that is made of most data blocks, and of how many."""
-        k, code = len(self._coded.code.systematic), self._coded.code
-        if not (isinstance(code, PolarCode) and code.carries_integers):
+        k, code = len(self._coded.code.systematic_indices), self._coded.code
+        if not (isinstance(code, PolarCode) and code.supports_integers):
             return k, code.k
-        counts = np.count_nonzero(code.coefficients, axis=1)
+        counts = np.count_nonzero(code.encoding_matrix, axis=1)
         return k + int(np.argmax(counts)), int(counts.max())
 
     def error_bound(self) -> float:
@@ -142,18 +142,20 @@ class Verifier:
         tell from rounding.
         """
         recovery, bound = self._recovery, 0.0
-        here = [] if self.differing_here() else recovery.missing[self._are_evaluated].tolist()
+        here = [] if self.differing_here() else recovery.missing_indices[self._are_evaluated].tolist()
         checked = {block: self._distances(block) for block in here}
         for leaf, dtype in enumerate(self._word.dtypes()):
-            is_whole = is_exact(dtype)
-            if is_whole and not recovery.rounds:
+            is_whole = is_integer_dtype(dtype)
+            if is_whole and not recovery.rounds_integers:
                 continue
-            hidden = epsilon(self._word.precision(dtype))  # rounding may hide as much
+            hidden = machine_epsilon(self._word.precision(dtype))  # rounding may hide as much
             left_over = self._residuals[leaf] if self._residuals else None
             left_over = None if left_over is None else left_over + hidden
             rounding = 0.0 if is_whole else self.amplification * hidden  # of decoded blocks
             missed = {block: distances[leaf] + hidden + rounding for block, distances in checked.items()}
-            unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
+            unseen = error_detection.bound_undetected_error(
+                recovery, left_over, missed, len(self._coded.code.systematic_indices)
+            )
             largest = self._scale(leaf, [leaves[leaf] for leaves in self._word.decoded])
             if largest:  # parity results may be larger than those that are wanted
                 # Integers that f made of floats, and so rounded, may be off by a half through every weight.
@@ -165,7 +167,7 @@ class Verifier:
     def amplification(self) -> float:
         """The largest of a block that is decoded of floats, which may stand beside exact integers."""
         recovery = self._recovery
-        if not recovery.exact:
+        if not recovery.modular:
             return recovery.amplification
         return float(np.linalg.norm(recovery.weights, axis=1).max())
 
@@ -175,7 +177,7 @@ class Verifier:
 
     def _scale(self, leaf: int, arrays: list[Array]) -> float:
         """The largest number in these arrays of a leaf, or where its terms do not cancel if that is known."""
-        return max([equations.largest_magnitude(arrays), *self._terms[leaf : leaf + 1]])
+        return max([error_detection.max_magnitude(arrays), *self._terms[leaf : leaf + 1]])
 
     def _terms_here(self) -> list[float]:
         """How large a product is, which is an f of ours, where the terms do not cancel whose sums it is.
@@ -187,14 +189,16 @@ class Verifier:
             return []
         index, _ = self.most_mixed
         run = self._word.run_here(partial(self._of_other_signs, index), index)
-        return [equations.largest_magnitude([leaf]) for leaf in run.leaves_within(self._word.time_here) or []]
+        return [
+            error_detection.max_magnitude([leaf]) for leaf in run.leaves_within(self._word.time_here) or []
+        ]
 
     def _of_other_signs(self, index: int) -> Any:
         """A coded block whose numbers have signs at random; those that are exact, as indices, stay."""
         leaves, structure = flatten(block_here(self._coded, index))
         stream = np.random.default_rng(0)
         for leaf in leaves:
-            if not is_exact(leaf.dtype):
+            if not is_integer_dtype(leaf.dtype):
                 leaf *= stream.choice(np.array([-1, 1], leaf.dtype), leaf.shape)
         return unflatten(structure, leaves)
 
@@ -206,7 +210,7 @@ class Verifier:
         """
         run = self._local
         is_over = run is not None and run.index in self.evaluated and not self.is_telling
-        if run is None or run.index not in self._recovery.missing or is_over:
+        if run is None or run.index not in self._recovery.missing_indices or is_over:
             index = self._most_telling()
             block = partial(block_here, self._coded, index, of_data=True)
             run = self._local = self._word.run_here(block, index)
@@ -225,7 +229,7 @@ class Verifier:
         The image of one of them lies on the other side. An affine f of it is twice f of the data block less
         f of the coded block.
         """
-        if not (isinstance(self._coded.code, MaskedCode) and self._word.structure[0] != "sample"):
+        if not (isinstance(self._coded.code, SecretSharingCode) and self._word.structure[0] != "sample"):
             return None
         task = min(self._word.results)
 
@@ -238,7 +242,7 @@ class Verifier:
 
     def differing_here(self) -> list[int]:
         """The decoded blocks that are not what f gave of them here."""
-        results, missing = self._word.decode(), self._recovery.missing
+        results, missing = self._word.decode(), self._recovery.missing_indices
         here = [(index, own) for index, own in self.evaluated.items() if index in missing]
         differing = [index for index, own in here if not self._agrees(own, results[index], decoded=True)]
         return differing or self._differing_image(results)
@@ -274,9 +278,9 @@ class Verifier:
         if kind_of(leaves) != kind_of(first.leaves):
             self.residual = np.inf
             return False
-        k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self.most_mixed
+        k, code, (index, _) = len(self._coded.code.systematic_indices), self._coded.code, self.most_mixed
         places = np.arange(code.n)
-        recovery = code.recovery((places < k) | (places == index), received.decoder.exact)
+        recovery = code.make_decoder((places < k) | (places == index), received.decoder.modular)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
         self._measure(recovery, [received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)])
         return not self.broken
@@ -290,23 +294,30 @@ class Verifier:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
         for leaf, dtype in enumerate(self._word.dtypes()):
             first, *others = self._word.rows(leaf).values()
-            apart = 0.0 if is_exact(dtype) else equations.tolerance(self._word.precision(dtype))
+            apart = (
+                0.0
+                if is_integer_dtype(dtype)
+                else error_detection.violation_tolerance(self._word.precision(dtype))
+            )
             with np.errstate(invalid="ignore", over="ignore"):
                 if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
                     return True
         return False
 
     @property
-    def _recovery(self) -> Recovery:
-        return self._word.decoder.recovery
+    def _recovery(self) -> ErasureDecoder:
+        return self._word.decoder.decoder
 
     def _most_telling(self) -> int:
         """The block to decode that shows most results unchecked so far, whatever they deviate by."""
         recovery, columns = self._recovery, self._unseen()
-        told = sum(recovery.composition(dtype).shown[:, columns].sum(axis=1) for dtype in self._word.dtypes())
+        told = sum(
+            recovery.get_weight_support(dtype).unit_mask[:, columns].sum(axis=1)
+            for dtype in self._word.dtypes()
+        )
         told = told + self._mixed / 2 + self._coded.n * self._are_in(self._word.odd)
         told[self._are_evaluated] = -1.0
-        return int(recovery.missing[np.argmax(told)])
+        return int(recovery.missing_indices[np.argmax(told)])
 
     def are_broken(self) -> bool:
         """Whether a left-over equation is, of the results that arrived."""
@@ -316,7 +327,7 @@ class Verifier:
             self._measure(recovery, [self._word.rows(leaf) for leaf in leaves])
         return self.broken
 
-    def _measure(self, recovery: Recovery, leaves: list[dict[int, Array]]) -> None:
+    def _measure(self, recovery: ErasureDecoder, leaves: list[dict[int, Array]]) -> None:
         """Evaluate the left-over equations of a recovery on the flat results, by leaf, that satisfy them."""
         broken = False
         suspects: set[int] | None = None
@@ -325,20 +336,29 @@ class Verifier:
             if error == np.inf:
                 self._residuals.append(None)
                 continue
-            rows = recovery.checkable(arrived)
+            rows = recovery.compute_check_operands(arrived)
             precision = self._word.precision(dtype)
-            measure = partial(equations.residual, recovery, rows, dtype, self._word.options.rtol, precision)
+            measure = partial(
+                error_detection.evaluate_parity_checks,
+                recovery,
+                rows,
+                dtype,
+                self._word.options.rtol,
+                precision,
+            )
             found = measure(error)
-            if len(found.broken) and not is_exact(dtype):
+            if len(found.violations) and not is_integer_dtype(dtype):
                 self._terms = self._terms or self._terms_here()
                 found = measure(error, self._terms[leaf]) if self._terms else found
-            if not found.finite:
+            if not found.is_finite:
                 raise NotFiniteError
-            self._residuals.append(found.relative)
-            if len(found.broken):
+            self._residuals.append(found.max_relative)
+            if len(found.violations):
                 broken = True
-                if recovery.surplus > 1:
-                    named = set(equations.culprits(recovery, rows, found.broken, dtype, precision))
+                if recovery.n_redundant_checks > 1:
+                    named = set(
+                        error_detection.locate_errors(recovery, rows, found.violations, dtype, precision)
+                    )
                     suspects = named if suspects is None else suspects & named
         measured = [one for one in self._residuals if one is not None]
         self.residual, self.broken = max(measured, default=0.0), broken
@@ -375,7 +395,7 @@ class Verifier:
 
     def blame_f(self, what: str) -> NoReturn:
         """Give up: nothing can be decoded."""
-        assumption = self._coded.code.assumption
+        assumption = self._coded.code.requirement
         kind = "linear" if assumption == LINEAR else "one"
         raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=assumption, kind=kind)}")
 
@@ -395,14 +415,16 @@ def leaf_agrees(
     """
     if kind_of([one]) != kind_of([other]):
         return False
-    if is_exact(other.dtype):
+    if is_integer_dtype(other.dtype):
         return bool((one.astype(other.dtype) == other).all())
-    limit = max(equations.tolerance(precision), rtol or 0.0)
-    allowed = max(rtol or default_rtol(precision), amplification * epsilon(precision))
-    decoding = min(DECODING_NOISE * amplification * epsilon(precision), allowed)
+    limit = max(error_detection.violation_tolerance(precision), rtol or 0.0)
+    allowed = max(rtol or default_rtol(precision), amplification * machine_epsilon(precision))
+    decoding = min(DECODING_NOISE * amplification * machine_epsilon(precision), allowed)
     scale = np.maximum(np.abs(one), np.abs(other))
     with np.errstate(invalid="ignore"):
-        floor = max(equations.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))
+        floor = max(error_detection.rounding_level(precision), decoding) * max(
+            largest, float(scale.max(initial=0))
+        )
         close = np.abs(one - other) <= limit * scale + max(floor, error)
     same = (one == other) | (np.isnan(one) & np.isnan(other))  # infinities differ by NaN
     return bool((close | same).all())

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.codes.dtypes import EPS, Array, DType, is_exact
+from polarmap.dtypes import FLOAT64_EPS, Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 
 
@@ -17,10 +17,10 @@ def why_not_protected(coded: CodedData, made: Sequence[DType]) -> str:
 
     It is not where f has made floats, and parity blocks of its integers or sums over one may wrap.
     """
-    floats = [str(dtype) for dtype in made if not is_exact(dtype)]
+    floats = [str(dtype) for dtype in made if not is_integer_dtype(dtype)]
     if not (floats and (_has_unsigned(coded) or _is_large(coded, sums=True))):
         return ""
-    wide = [str(dtype) for dtype in coded.blocks.dtypes if is_exact(dtype)]
+    wide = [str(dtype) for dtype in coded.blocks.dtypes if is_integer_dtype(dtype)]
     return (
         f"f turns {wide[0]} blocks into {floats[0]}, and parity blocks of such 64-bit integers, or sums "
         "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
@@ -41,12 +41,12 @@ def unwrapped(
     blocks : those, modulo 2^64.
     """
     received = [int(rows[index][0]) for index in arrived.tolist()]
-    data = int((arrived < len(coded.code.systematic)).sum())
+    data = int((arrived < len(coded.code.systematic_indices)).sum())
     are_small = not _is_large(coded, sums=True)
     may_wrap = _has_unsigned(coded) or _is_large(coded, sums=False)
     values = np.array(received, np.float64)
     about = weights @ values
-    margin = 16 * EPS * (np.abs(weights) @ np.abs(values)) + 1
+    margin = 16 * FLOAT64_EPS * (np.abs(weights) @ np.abs(values)) + 1
     sides = {value < 0 for value in received[:data] if not 0 <= value < 1 << 63}
     found = []
     for near, off, modular in zip(about.tolist(), margin.tolist(), blocks[:, 0].tolist()):
@@ -75,5 +75,5 @@ def _is_large(coded: CodedData, sums: bool) -> bool:
     return any(
         blocks.largest(leaf) * coded.code.norm_inf * sizes[leaf] >= 1 << 63
         for leaf, dtype in enumerate(blocks.dtypes)
-        if is_exact(dtype) and dtype.itemsize == 8
+        if is_integer_dtype(dtype) and dtype.itemsize == 8
     )

@@ -62,7 +62,7 @@ def test_the_fields_are_those_of_the_page(tmp_path):
 def test_the_probe_is_what_the_page_says(tmp_path):
     coded = polarmap.encode(random_array((48, 5)), name="a", storage=tmp_path)
     array = json.loads((tmp_path / "polarmap/manifests/a.json").read_text())["array"]
-    expected = coded.code.coefficients @ (np.arange(24) % 7)
+    expected = coded.code.encoding_matrix @ (np.arange(24) % 7)
     np.testing.assert_allclose(array["code"]["probe"], [*expected[:4], *expected[-4:]])
 
 
@@ -181,7 +181,7 @@ def test_codes_are_described_whole(store, code):
     assert repr(coded.code) == repr(code)
     assert np.array_equal(coded.code.erasure, code.erasure)
     if code.kernel == "arikan":
-        assert coded.code.order.tolist() == code.order.tolist()
+        assert coded.code.codeword_positions.tolist() == code.order.tolist()
     np.testing.assert_allclose(coded[:], A, rtol=1e-12, atol=1e-12 * (A.dtype.kind == "f"))
 
 

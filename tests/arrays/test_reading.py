@@ -124,7 +124,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
 
 def overflowing(dtype="f4"):
     """Data of a (6, 4) code whose first parity block overflows in column 0, and that parity."""
-    P = PolarCode(6, 4).coefficients
+    P = PolarCode(6, 4).encoding_matrix
     A = np.ones((4, 3), dtype)
     A[:, 0] = 0.6 * np.finfo(dtype).max * np.sign(P[0])
     with np.errstate(over="ignore"):

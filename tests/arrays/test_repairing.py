@@ -220,7 +220,7 @@ def error_of_rounding(code, lost, blocks):
     """How far decoded numbers may be off: that much for each of those read, and for what is made of them."""
     if not lost or blocks[0].dtype.kind in "iu":
         return 0
-    check = np.asarray(code.parity_check, float)
+    check = np.asarray(code.parity_check_matrix, float)
     weights = np.linalg.pinv(check[:, lost]) @ np.delete(check, lost, axis=1)
     largest = max(abs(block).max() for block in blocks)
     return 2 * np.finfo(blocks[0].dtype).eps * float(largest) * (1 + abs(weights).sum(axis=1).max())

@@ -42,13 +42,13 @@ def test_codes_need_what_they_are_known_to_need(measured: list[Measured]) -> Non
     beyond = {code.name: code.beyond for code in measured}
     assert beyond["dense Gaussian"] == beyond["Fermat transform"] == beyond["rotation"] == 0
     assert 0 <= beyond["polar, optimal"] <= beyond["polar, sequential"]
-    assert all(code.needed.weights.sum() == pytest.approx(1) for code in measured)
+    assert all(code.needed.probabilities.sum() == pytest.approx(1) for code in measured)
 
 
 def test_amplification_from_noise_is_the_norm_of_the_weights() -> None:
     code = mds.Gaussian(16, 12)
     arrived = np.arange(4, 16)
-    generator = np.concatenate([np.eye(12), code.coefficients])
+    generator = np.concatenate([np.eye(12), code.encoding_matrix])
     exact = np.linalg.norm(np.linalg.inv(generator[arrived]) * code.norms[arrived], axis=1).max()
     estimates = [codes.amplification(code, arrived, np.random.default_rng(seed)) for seed in range(20)]
     assert 10 ** np.mean(estimates) == pytest.approx(exact, rel=0.1)

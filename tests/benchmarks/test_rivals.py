@@ -78,7 +78,7 @@ def test_decodes_at_the_arrival_it_says_and_not_before(name: str) -> None:
         assert np.linalg.matrix_rank(generator[arrived]) == code.k
         garbled = np.full_like(coded, np.nan)
         garbled[arrived] = coded[arrived]
-        np.testing.assert_allclose(code.plan(arrived).recover(garbled), data, atol=1e-5)
+        np.testing.assert_allclose(code.plan(arrived).decode(garbled), data, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BY_INACTIVATION)
@@ -125,7 +125,7 @@ def test_embeddings_decode_any_k_and_commute_with_products() -> None:
     for order in orders(12):
         garbled = np.full_like(results, np.nan)
         garbled[order[:9]] = results[order[:9]]
-        np.testing.assert_allclose(code.plan(order[:9]).recover(garbled), halves, atol=1e-9)
+        np.testing.assert_allclose(code.plan(order[:9]).decode(garbled), halves, atol=1e-9)
 
 
 def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
@@ -135,7 +135,7 @@ def test_embeddings_of_256_blocks_keep_the_digits_that_the_page_names() -> None:
     coded = code.encode(data)
 
     def digits(order: np.ndarray) -> float:
-        found = code.plan(order[:192]).recover(coded)
+        found = code.plan(order[:192]).decode(coded)
         return float(-np.log10(np.linalg.norm(found - data) / np.linalg.norm(data)))
 
     samples = [[digits(order) for order in arrival_orders(256, 20, seed)] for seed in range(10)]
@@ -196,7 +196,7 @@ def test_fermat_codes_decode_any_k_blocks_exactly(n: int, k: int) -> None:
     assert (coded[:k] == data).all()
     for _ in range(5):
         arrived = rng.permutation(n)[:k]
-        assert (code.plan(arrived).recover(coded) == data).all()
+        assert (code.plan(arrived).decode(coded) == data).all()
     # Values of one polynomial of degree below k: differences by exact interpolation vanish.
     lagrange = [
         interpolated(code.points[:k].tolist(), coded[:k, 0].tolist(), x) for x in code.points.tolist()

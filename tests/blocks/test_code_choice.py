@@ -10,7 +10,7 @@ from blocks.test_sparse import dense, random_sparse
 from polarmap import encode
 from polarmap.blocks.code_choice import CodeOptions, choose_code, encode_sparse, encoded
 from polarmap.blocks.masked import MaskedBlocks
-from polarmap.codes import Masked, PolarCode
+from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError
 
 MATRIX = np.random.default_rng(0).standard_normal((26, 5))
@@ -24,7 +24,7 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (np.ones((2000, 1)), CodeOptions(tasks=32), 20),
         (np.ones((2000, 1)), CodeOptions(degree=2), 20),
         (np.ones((60, 2)), CodeOptions(tasks=16, degree=2), 6),
-        (np.ones((30, 4)), CodeOptions(tasks=16, code=Masked(2)), 10),
+        (np.ones((30, 4)), CodeOptions(tasks=16, code=SecretSharing(2)), 10),
         (np.ones((2000, 1)), CodeOptions(code=PolarCode(9, 6)), 6),
     ]:
         blocks, code = choose_code(data, options)
@@ -39,9 +39,9 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (MATRIX, CodeOptions(6, 9, "arikan"), "PolarCode(9, 6, kernel='arikan', decoder='optimal')"),
         (MATRIX, CodeOptions(5, degree=2), "LagrangeCode(12, 5, degree=2, points='circle')"),
         (np.ones((60, 2)), CodeOptions(degree=2), "LagrangeCode(54, 20, degree=2, points='circle')"),
-        (MATRIX, CodeOptions(6, code=Masked(2)), "MaskedCode(11, 6, 2, noise=100)"),
-        (MATRIX, CodeOptions(9, code=Masked(2)), "MaskedCode(15, 9, 2, noise=100)"),
-        (MATRIX.astype(int), CodeOptions(6, code=Masked()), "MaskedIntegerCode(10, 6, 1)"),
+        (MATRIX, CodeOptions(6, code=SecretSharing(2)), "MaskedCode(11, 6, 2, noise=100)"),
+        (MATRIX, CodeOptions(9, code=SecretSharing(2)), "MaskedCode(15, 9, 2, noise=100)"),
+        (MATRIX.astype(int), CodeOptions(6, code=SecretSharing()), "MaskedIntegerCode(10, 6, 1)"),
     ],
 )
 def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptions, expected: str) -> None:
@@ -52,13 +52,13 @@ def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptio
 def test_any_one_block_may_be_lost_by_default(dtype: type) -> None:
     for k in [*range(1, 65), 200, 768]:
         _, code = choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
-        checks = np.asarray(code.parity_check)[:, :k]
-        has_unit = checks % 2 != 0 if code.carries_integers else checks != 0  # only odd ones have an inverse
+        checks = np.asarray(code.parity_check_matrix)[:, :k]
+        has_unit = checks % 2 != 0 if code.supports_integers else checks != 0  # only odd ones have an inverse
         assert has_unit.any(axis=0).all(), (k, code)
 
 
 def test_masked_data_is_masked() -> None:
-    assert isinstance(encoded(MATRIX, CodeOptions(6, code=Masked()), None), MaskedBlocks)
+    assert isinstance(encoded(MATRIX, CodeOptions(6, code=SecretSharing()), None), MaskedBlocks)
 
 
 def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
 from polarmap.blocks.on_cluster import CodedOnCluster
-from polarmap.codes import Masked
+from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
 
@@ -89,7 +89,7 @@ def test_blocks_that_cannot_be_coded_are_refused() -> None:
     with pytest.raises(CodeError, match="dtype object"):
         there([[np.array([None])]] * 2)
     with pytest.raises(CodeError, match="keeps data from workers, and these lie there"):
-        there([[A[:6]], [A[:6]]], code=Masked())
+        there([[A[:6]], [A[:6]]], code=SecretSharing())
 
 
 def test_nan_among_the_data_is_told() -> None:

@@ -23,7 +23,7 @@ def test_a_pair_is_a_block_of_each_factor() -> None:
     left, right = factor(5, 0), factor(7, 1)
     pairs = CodedPairs(left, right)
     assert (pairs.n, pairs.code.k) == (16, 9)
-    for index, (row, column) in enumerate(pairs.code.cells.tolist()):
+    for index, (row, column) in enumerate(pairs.code.grid_coordinates.tolist()):
         first, second = pairs.leaves(index)
         np.testing.assert_array_equal(first, left.leaves(row)[0])
         np.testing.assert_array_equal(second, right.leaves(column)[0])

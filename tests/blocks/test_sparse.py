@@ -77,10 +77,10 @@ def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
     matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # arikan's coefficients might cancel
     code = PolarCode(16, 12, kernel)
     coded = SparseCodedBlocks(SparseBlocks(matrix, 12), code)
-    counted = parity_nonzeros(coded.blocks, code.coefficients)
+    counted = parity_nonzeros(coded.blocks, code.encoding_matrix)
     assert counted == [coded.layout(index)[0][1][0] for index in range(12, 16)]
     pattern = (matrix.toarray() != 0).reshape(12, 5, 40)
-    support = code.coefficients != 0
+    support = code.encoding_matrix != 0
     assert counted == [int(pattern[row].any(axis=0).sum()) for row in support]
 
 
@@ -123,8 +123,8 @@ def test_what_costs_less_is_chosen_and_why_is_said() -> None:
     wide = scipy.sparse.random_array((2_400, 60_000), density=0.01, format="csr", rng=0)
     blocks = SparseBlocks(wide, 24)
     found, reason = cheaper(blocks, PolarCode(32, 24))
-    work = work_of_coding(blocks.nonzeros, parity_nonzeros(blocks, PolarCode(32, 24).coefficients))
-    assert work > MOST_WORK and isinstance(found, Uncoded) and found.backups > 0
+    work = work_of_coding(blocks.nonzeros, parity_nonzeros(blocks, PolarCode(32, 24).encoding_matrix))
+    assert work > MOST_WORK and isinstance(found, Uncoded) and found.max_backups > 0
     assert f"by which all tasks cost {work:.2f} times as much" in reason and reason.startswith(
         "copies of late tasks"
     )

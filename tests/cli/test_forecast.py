@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from command_lines import DISTRIBUTION, ROOT, Run
 
-from polarmap.planning import ShiftedExponential, cold_starts, completion_time, plan, stragglers
+from polarmap.planning import ShiftedExponential, completion_time, plan, with_cold_starts, with_stragglers
 
 
 def test_plan_is_that_of_the_library(polarmap: Run) -> None:
-    expected = plan(8, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=12)
+    expected = plan(8, with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=12)
     arguments = ["plan", "--k", 8, *DISTRIBUTION, "--max-workers", 12]
     assert polarmap(*arguments).out == f"{expected}\n"
     found = polarmap(*arguments, "--json").json["plan"]
@@ -60,7 +60,7 @@ def test_every_scheme_is_simulated(polarmap: Run) -> None:
     ran = polarmap("simulate", "--k", 12, *DISTRIBUTION, "--cold-starts", 0.1, 4, "--trials", 20)
     schemes = [line.split()[0] for line in ran.out.splitlines()]
     assert schemes == ["uncoded", "replication", "backup", "sequential", "rotation"]
-    runtimes = cold_starts(stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), 0.1, 4.0)
+    runtimes = with_cold_starts(with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), 0.1, 4.0)
     assert ran.out.startswith(f"{completion_time(12, 12, 'uncoded', runtimes)}\n")
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap.clouds import limits
 from polarmap.clouds.limits import BACKENDS, MB, MapSize, Worker
-from polarmap.codes import Masked
+from polarmap.codes import SecretSharing
 from polarmap.errors import LimitError
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.planning import ShiftedExponential, plan
@@ -177,7 +177,9 @@ class Small(ReplayExecutor):
     worker = Worker("aws_lambda", "aws_s3", memory=155)
 
 
-@pytest.mark.parametrize("options", [{}, {"code": Masked()}, {"code": Masked(3), "tasks": 30}, {"degree": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"code": SecretSharing()}, {"code": SecretSharing(3), "tasks": 30}, {"degree": 2}]
+)
 def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
     """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
     data = np.zeros((160, 25_000))
@@ -197,4 +199,4 @@ def test_a_plan_refuses_tasks_that_are_ended_before_they_are_done() -> None:
     with pytest.raises(
         LimitError, match=r"most tasks take 300 s, aws_lambda ends them after 180 s.*at most 900"
     ):
-        plan(24, ShiftedExponential(300.0, 0.1), worker=LAMBDA)
+        plan(24, ShiftedExponential(300.0, 0.1), worker_spec=LAMBDA)

@@ -92,10 +92,10 @@ def test_a_report_carries_its_cost() -> None:
 def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:
     distribution = ShiftedExponential(5.0, 1.0)
     free = plan(24, distribution)
-    priced = plan(24, distribution, worker=LAMBDA)
+    priced = plan(24, distribution, worker_spec=LAMBDA)
     assert (priced.n, free.cost) == (free.n, None)
     assert priced.cost is not None and priced.uncoded_cost is not None
-    assert priced.cost.compute > 0.8 * priced.expected.paid * 2 * 1.66667e-5
+    assert priced.cost.compute > 0.8 * priced.expected.worker_seconds * 2 * 1.66667e-5
     assert "cost in the mean: $" in str(priced)
     few = Worker("aws_lambda", "aws_s3", 2048, workers=26)
-    assert plan(24, distribution, worker=few).n <= 26
+    assert plan(24, distribution, worker_spec=few).n <= 26

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polar_codes import INTEGERS, shapes, sizes
 
-from polarmap.codes import dtypes
-from polarmap.codes.design import erasure_probabilities
+from polarmap import dtypes
 from polarmap.codes.polar import PolarCode
+from polarmap.codes.polar_construction import compute_input_erasure_probabilities
 from polarmap.errors import CodeError
 
 
@@ -24,7 +24,7 @@ def test_integers_come_back_exactly(size, shape, dtype, decoder, draw) -> None:
     arrived = stream.random(code.n) < 0.9
     received = {int(i): coded[i] for i in np.flatnonzero(arrived)}
     received |= {i: data[i] for i in received if i < code.k}
-    if code.decodable(arrived):
+    if code.is_decodable(arrived):
         decoded = code.decode(received)
         assert decoded.astype(dtype).tobytes() == data.tobytes()
         assert decoded.dtype == (dtype if min(received) < code.k else coded.dtype)
@@ -36,7 +36,7 @@ def test_parity_of_integers_is_that_of_python_integers(dtype: str, n: int, k: in
     code, limits = PolarCode(n, k, "arikan"), np.iinfo(dtype)
     data = np.random.default_rng(n).integers(limits.min, limits.max, (k, 5), dtype, endpoint=True)
     data[:, 0], data[:, 1] = limits.min, limits.max
-    exact = code.coefficients.astype(object) @ data.astype(object)
+    exact = code.encoding_matrix.astype(object) @ data.astype(object)
     parity = code.encode(data)[k:]
     assert (parity.astype(object) - exact).tolist() == (
         (parity.astype(object) - exact) // 2**64 * 2**64
@@ -56,14 +56,14 @@ def test_parity_dtype_widens_integers_and_keeps_the_rest() -> None:
 def test_parity_is_no_wider_where_p_is_not_formed(n: int, k: int, decoder: str, dtype: str) -> None:
     """Else arrays of so many blocks that earlier versions have stored could not be opened."""
     code = PolarCode(n, k, "arikan", decoder)
-    exact = int(np.abs(code.coefficients).sum(axis=1).max())
+    exact = int(np.abs(code.encoding_matrix).sum(axis=1).max())
     assert code.parity_dtype(dtype) == dtypes.parity_dtype(np.dtype(dtype), exact)
 
 
 @pytest.mark.parametrize(("n", "k"), [(2048, 1536), (2100, 300)])
 def test_growth_is_what_it_is_where_p_is_not_formed(n: int, k: int) -> None:
     for code in (PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", "sequential", levels=5)):
-        assert code.norm_inf == np.abs(code.coefficients).sum(axis=1).max()
+        assert code.norm_inf == np.abs(code.encoding_matrix).sum(axis=1).max()
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -73,7 +73,7 @@ def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
     stream = np.random.default_rng(1)
     data = stream.integers(limits.min, limits.max, (9, 50), dtype, endpoint=True)
     results = [block.sum(dtype=block.dtype, keepdims=True) for block in data]
-    parity = code.parity(data)
+    parity = code.encode_parity(data)
     received = dict(enumerate(results[2:], 2))
     received |= {9 + i: row.sum(dtype=row.dtype, keepdims=True) for i, row in enumerate(parity)}
     assert code.decode(received).tolist() == np.array(results).tolist()
@@ -86,18 +86,18 @@ def test_unequal_workers_freeze_what_is_lost_most_often(n: int, k: int) -> None:
     code = PolarCode(n, k, "arikan", "sequential", erasure)
     length = oracles.power_of_two(n)
     lost, fails = np.zeros(length), 0.0
-    unfrozen = np.setdiff1d(np.arange(length - n, length), code.frozen)
+    unfrozen = np.setdiff1d(np.arange(length - n, length), code.frozen_set)
     for back in oracles.patterns(n):  # by worker
         probability = np.where(back, 1 - erasure, erasure).prod()
         known = np.zeros(length, bool)
-        known[code.order] = back[code.assignment]
+        known[code.codeword_positions] = back[code.worker_indices]
         undetermined = ~np.array(oracles.genie_determined(known.tolist()))
         lost += probability * undetermined
         fails += probability * undetermined[unfrozen].any()
-    assert lost[code.frozen].min() >= lost[unfrozen].max() - 1e-12
+    assert lost[code.frozen_set].min() >= lost[unfrozen].max() - 1e-12
     leaves = np.ones(length)
-    leaves[code.order] = erasure[code.assignment]
-    polarized = erasure_probabilities(leaves)
+    leaves[code.codeword_positions] = erasure[code.worker_indices]
+    polarized = compute_input_erasure_probabilities(leaves)
     np.testing.assert_allclose(polarized, lost, atol=1e-12)
     assert polarized[unfrozen].max() - 1e-12 <= fails <= polarized[unfrozen].sum() + 1e-12
 
@@ -119,20 +119,24 @@ def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> No
     (n, k), levels = sized
     code = PolarCode(n, k, "arikan", decoder, levels=levels)
     count = -(-n // 2**levels)
-    assert sorted({index % count for index in code.frozen.tolist()}) == list(range(count))  # parity in each
-    assert sorted({leaf % count for leaf in code.order[:k].tolist()}) == list(range(count))  # data in each
-    assert not code.parity_check.sum(axis=1).any()
+    assert sorted({index % count for index in code.frozen_set.tolist()}) == list(
+        range(count)
+    )  # parity in each
+    assert sorted({leaf % count for leaf in code.codeword_positions[:k].tolist()}) == list(
+        range(count)
+    )  # data in each
+    assert not code.parity_check_matrix.sum(axis=1).any()
     lost = draw.draw(st.integers(0, n - 1))
     coded = code.encode(np.arange(2 * k).reshape(k, 2))
-    if code.decodable(np.arange(n) != lost):
+    if code.is_decodable(np.arange(n) != lost):
         assert (code.decode({i: coded[i] for i in range(n) if i != lost}) == coded[:k]).all()
 
 
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (30, 17), (64, 48), (100, 70)])
 def test_all_levels_are_the_default(n: int, k: int) -> None:
     one, same = PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", levels=(n - 1).bit_length())
-    assert same.order.tolist() == one.order.tolist()
-    assert (same.coefficients == one.coefficients).all()
+    assert same.codeword_positions.tolist() == one.codeword_positions.tolist()
+    assert (same.encoding_matrix == one.encoding_matrix).all()
     assert repr(same) == repr(one)
 
 
@@ -140,10 +144,12 @@ def test_unequal_workers_and_fewer_levels_go_together() -> None:
     erasure = np.random.default_rng(0).uniform(0, 0.5, 48)
     code = PolarCode(48, 32, "arikan", "sequential", erasure, levels=4)
     leaves = np.empty(48)
-    leaves[code.order] = erasure[code.assignment]
-    z = erasure_probabilities(leaves.reshape(16, 3)).ravel()
-    free = np.setdiff1d(np.arange(48), [*code.frozen, 45, 46, 47])  # of the last, every butterfly keeps one
-    inside = np.setdiff1d(code.frozen, [0, 1, 2])
+    leaves[code.codeword_positions] = erasure[code.worker_indices]
+    z = compute_input_erasure_probabilities(leaves.reshape(16, 3)).ravel()
+    free = np.setdiff1d(
+        np.arange(48), [*code.frozen_set, 45, 46, 47]
+    )  # of the last, every butterfly keeps one
+    inside = np.setdiff1d(code.frozen_set, [0, 1, 2])
     assert z[inside].min() >= z[free].max() - 1e-12
     coded = code.encode(np.arange(64.0).reshape(32, 2))
     np.testing.assert_allclose(code.decode({i: coded[i] for i in range(1, 48)}), coded[:32])
@@ -153,13 +159,13 @@ def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
     says = "levels=2 makes 10 butterflies of 4 blocks, .* there are 35 and 5: use levels=3 or more"
     with pytest.raises(CodeError, match=says):
         PolarCode(40, 35, "arikan", levels=2)
-    assert PolarCode(40, 35, "arikan", levels=3).butterflies == (8, 5)
+    assert PolarCode(40, 35, "arikan", levels=3).transform_shape == (8, 5)
 
 
 def test_p_is_made_by_its_rows_where_they_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 10,000 blocks with 100 of parity that takes a hundredth of the time."""
     code = PolarCode(100, 70, "arikan")
-    expected = code.columns(np.arange(70))
-    monkeypatch.setattr(type(code), "columns", lambda *_: pytest.fail("column by column"))
-    assert code.coefficients.dtype == np.int64 and code.coefficients.flags.c_contiguous
-    assert (code.coefficients == expected).all()
+    expected = code.encoding_columns(np.arange(70))
+    monkeypatch.setattr(type(code), "encoding_columns", lambda *_: pytest.fail("column by column"))
+    assert code.encoding_matrix.dtype == np.int64 and code.encoding_matrix.flags.c_contiguous
+    assert (code.encoding_matrix == expected).all()

@@ -30,7 +30,7 @@ def test_floats_of_any_shape_survive(size, shape, dtype, kernel, draw) -> None:
     assert coded.dtype == dtype
     assert coded.shape == (code.n, *shape)
     assert coded[: code.k].tobytes() == data.tobytes()
-    expected = np.tensordot(code.coefficients, data.astype("c16"), 1)
+    expected = np.tensordot(code.encoding_matrix, data.astype("c16"), 1)
     bound = TOLERANCE[dtype] * (1 + np.abs(expected).max(initial=0))
     np.testing.assert_allclose(coded[code.k :], expected, atol=bound, rtol=0)
 
@@ -65,7 +65,7 @@ def test_unusual_sizes(n: int, k: int, kernel: str) -> None:
     code = PolarCode(n, k, kernel)
     data = np.random.default_rng(0).standard_normal((k, 2))
     coded = code.encode(data)
-    np.testing.assert_allclose(code.parity_check @ coded, 0, atol=1e-10)
+    np.testing.assert_allclose(code.parity_check_matrix @ coded, 0, atol=1e-10)
     np.testing.assert_allclose(code.decode({i: coded[i] for i in range(n) if i != k - 1}), data, atol=1e-8)
 
 
@@ -81,11 +81,11 @@ def test_ten_thousand_workers(kernel: str) -> None:
 
 def test_coefficients_are_fixed_for_ever() -> None:
     """Workers of one version and a driver of another must agree on the code, in every process."""
-    assert PolarCode(6, 4, "arikan").coefficients.tolist() == ARIKAN_6_4
-    np.testing.assert_allclose(PolarCode(6, 4, seed=0).coefficients, ROTATION_6_4, atol=1e-12)
-    sums = PolarCode(200, 120, "arikan").coefficients @ np.arange(120) ** 2
+    assert PolarCode(6, 4, "arikan").encoding_matrix.tolist() == ARIKAN_6_4
+    np.testing.assert_allclose(PolarCode(6, 4, seed=0).encoding_matrix, ROTATION_6_4, atol=1e-12)
+    sums = PolarCode(200, 120, "arikan").encoding_matrix @ np.arange(120) ** 2
     assert sums[::16].tolist() == [-9267, 178, 3, 808, 631]
-    some = PolarCode(200, 120).coefficients[::40, ::60]
+    some = PolarCode(200, 120).encoding_matrix[::40, ::60]
     expected = [[0.042295973913, 0.058515074447], [-0.029640777922, 0.068773185703]]
     np.testing.assert_allclose(some, expected, atol=1e-11)
 
@@ -108,14 +108,14 @@ designs = st.sampled_from([("rotation", "optimal"), ("arikan", "optimal"), ("ari
 def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, str]) -> None:
     (n, k), erasure = sized
     code = PolarCode(n, k, *design, erasure=erasure, seed=0)
-    assert sorted(code.assignment.tolist()) == list(range(n))
-    assert len(code.frozen) == n - k
-    assert abs(code.parity_check.sum(axis=1)).max() < 1e-9
+    assert sorted(code.worker_indices.tolist()) == list(range(n))
+    assert len(code.frozen_set) == n - k
+    assert abs(code.parity_check_matrix.sum(axis=1)).max() < 1e-9
     coded = code.encode(np.arange(2.0 * k).reshape(k, 2))
-    np.testing.assert_allclose(code.parity_check @ coded, 0, atol=1e-6)
-    lost = code.assignment.tolist().index(int(np.argmax(erasure)))
+    np.testing.assert_allclose(code.parity_check_matrix @ coded, 0, atol=1e-6)
+    lost = code.worker_indices.tolist().index(int(np.argmax(erasure)))
     arrived = {i: coded[i] for i in range(n) if i != lost}
-    if code.decodable(np.arange(n) != lost):
+    if code.is_decodable(np.arange(n) != lost):
         np.testing.assert_allclose(code.decode(arrived), coded[:k], atol=1e-6)
 
 
@@ -124,9 +124,9 @@ def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, st
 def test_in_the_order_of_blocks_every_block_is_for_its_own_worker(sized: tuple, design: tuple) -> None:
     (n, k), erasure = sized
     code = PolarCode(n, k, *design, erasure=erasure, seed=0)
-    again = PolarCode(n, k, *design, erasure=np.array(erasure)[code.assignment], seed=0)
-    assert again.assignment.tolist() == list(range(n))
-    assert again.order.tolist() == code.order.tolist()
+    again = PolarCode(n, k, *design, erasure=np.array(erasure)[code.worker_indices], seed=0)
+    assert again.worker_indices.tolist() == list(range(n))
+    assert again.codeword_positions.tolist() == code.codeword_positions.tolist()
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_workers_that_are_alike_have_the_code_of_one_probability(
     n: int, k: int, kernel: str, decoder: str
 ) -> None:
     one, each = (PolarCode(n, k, kernel, decoder, erasure) for erasure in (0.2, [0.2] * n))
-    assert each.assignment.tolist() == one.assignment.tolist() == list(range(n))
-    assert each.frozen.tolist() == one.frozen.tolist()
-    assert each.order.tolist() == one.order.tolist()
-    assert (each.coefficients == one.coefficients).all()
+    assert each.worker_indices.tolist() == one.worker_indices.tolist() == list(range(n))
+    assert each.frozen_set.tolist() == one.frozen_set.tolist()
+    assert each.codeword_positions.tolist() == one.codeword_positions.tolist()
+    assert (each.encoding_matrix == one.encoding_matrix).all()
 
 
 @pytest.mark.parametrize("value", [4.0, "4", True, None])
@@ -185,7 +185,7 @@ def test_refuses_dtypes_by_name(dtype: object, kernel: str) -> None:
     with pytest.raises(CodeError, match=message):
         code.encode(data)
     with pytest.raises(CodeError, match=message):
-        code.parity(data)
+        code.encode_parity(data)
     with pytest.raises(CodeError, match=message):
         code.decode(dict(enumerate(data)))
 
@@ -196,46 +196,46 @@ def test_refuses_shapes() -> None:
         with pytest.raises(CodeError, match="encodes"):
             code.encode(np.zeros(shape))
     with pytest.raises(CodeError, match="encodes 4 blocks, not 3"):
-        code.parity(np.zeros((3, 2)))
+        code.encode_parity(np.zeros((3, 2)))
     with pytest.raises(CodeError, match=r"block 2 is float64 of shape \(1,\)"):
-        code.parity([np.zeros(2), np.zeros(2), np.zeros(1), np.zeros(2)])
+        code.encode_parity([np.zeros(2), np.zeros(2), np.zeros(1), np.zeros(2)])
     with pytest.raises(CodeError, match="block 3 is float32"):
-        code.parity([np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2, "f4")])
+        code.encode_parity([np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2, "f4")])
 
 
 def test_parity_goes_where_it_is_told() -> None:
     code, data = PolarCode(6, 4), np.arange(8.0).reshape(4, 2)
     out = np.empty((2, 2))
-    assert code.parity(data, out=out) is out
-    assert out.tolist() == code.parity(data).tolist()
+    assert code.encode_parity(data, out=out) is out
+    assert out.tolist() == code.encode_parity(data).tolist()
     for wrong in (np.empty((2, 3)), np.empty((2, 2), "f4"), np.empty((2, 4))[:, ::2]):
         with pytest.raises(CodeError, match=r"out must be a contiguous float64 array of shape \(2, 2\)"):
-            code.parity(data, out=wrong)
+            code.encode_parity(data, out=wrong)
 
 
 def test_decodable_refuses_what_is_no_mask() -> None:
     for arrived in ([True] * 5, [1] * 6, [[True] * 6]):
         with pytest.raises(CodeError, match="boolean mask of length 6"):
-            PolarCode(6, 4).decodable(arrived)
+            PolarCode(6, 4).is_decodable(arrived)
 
 
 @pytest.mark.parametrize("kernel", ["rotation", "arikan"])
 def test_a_resized_code_has_the_same_options(kernel: str) -> None:
     given = {"kernel": kernel, "seed": 3, "erasure": 0.2}
-    found, expected = PolarCode(32, 24, **given).resized(14, 10), PolarCode(14, 10, **given)
-    assert np.array_equal(found.coefficients, expected.coefficients)
+    found, expected = PolarCode(32, 24, **given).with_sizes(14, 10), PolarCode(14, 10, **given)
+    assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
     assert found.erasure == 0.2
-    assert PolarCode(32, 24, kernel).resized(14, 10).erasure == PolarCode(14, 10, kernel).erasure
+    assert PolarCode(32, 24, kernel).with_sizes(14, 10).erasure == PolarCode(14, 10, kernel).erasure
 
 
 def test_levels_of_a_resized_code() -> None:
     code = PolarCode(64, 48, "arikan", levels=3)
-    assert code.resized(32, 24).levels == 3
-    assert code.resized(128, 96).levels == 3
-    assert code.resized(8, 6).levels == 3
-    assert PolarCode(64, 48, "arikan").resized(128, 96).levels == 7
+    assert code.with_sizes(32, 24).levels == 3
+    assert code.with_sizes(128, 96).levels == 3
+    assert code.with_sizes(8, 6).levels == 3
+    assert PolarCode(64, 48, "arikan").with_sizes(128, 96).levels == 7
     with pytest.raises(CodeError, match="levels=3 makes 8 butterflies"):
-        code.resized(64, 60)
+        code.with_sizes(64, 60)
 
 
 @pytest.mark.parametrize(("kernel", "decoder"), [("rotation", "optimal"), ("arikan", "sequential")])
@@ -244,14 +244,14 @@ def test_copies_are_the_same_code(kernel: str, decoder: str) -> None:
     for again in (pickle.loads(pickle.dumps(code)), copy.copy(code), copy.deepcopy(code)):
         assert type(again) is type(code)
         assert (repr(again), again.seed, again.erasure) == (repr(code), 3, 0.2)
-        assert (again.coefficients == code.coefficients).all()
+        assert (again.encoding_matrix == code.encoding_matrix).all()
 
 
 @pytest.mark.parametrize("kind", [RotationCode, ArikanCode])
 def test_a_class_of_one_kernel_makes_its_own(kind: type[PolarCode]) -> None:
     for code in (kind(6, 4), kind(6, 4, kind.kernel), PolarCode(6, 4, kernel=kind.kernel)):
         assert (type(code), repr(code)) == (kind, repr(PolarCode(6, 4, kind.kernel)))
-        assert (code.coefficients == PolarCode(6, 4, kind.kernel).coefficients).all()
+        assert (code.encoding_matrix == PolarCode(6, 4, kind.kernel).encoding_matrix).all()
     other = {"rotation": "arikan", "arikan": "rotation"}[kind.kernel]
     with pytest.raises(CodeError, match=f"{kind.__name__} has kernel={kind.kernel!r}, not {other!r}"):
         kind(6, 4, other)
@@ -270,9 +270,9 @@ def test_describes_itself() -> None:
     code = PolarCode(6, 4, "arikan")
     assert repr(code) == "PolarCode(6, 4, kernel='arikan', decoder='optimal')"
     assert code.rate == pytest.approx(2 / 3)
-    assert code.systematic.tolist() == [0, 1, 2, 3]
-    assert len(code.frozen) == 2
-    assert PolarCode(6, 4).frozen.tolist() == [4, 5]
+    assert code.systematic_indices.tolist() == [0, 1, 2, 3]
+    assert len(code.frozen_set) == 2
+    assert PolarCode(6, 4).frozen_set.tolist() == [4, 5]
 
 
 ARIKAN_6_4 = [[1, 0, 1, -1], [0, 1, 1, -1]]
@@ -286,4 +286,4 @@ ROTATION_6_4 = [
 @by_size
 def test_rotation_is_mds_at_these_sizes(n: int, k: int) -> None:
     for arrived in oracles.patterns(n):
-        assert rotation(n, k).decodable(arrived) == (arrived.sum() >= k)
+        assert rotation(n, k).is_decodable(arrived) == (arrived.sum() >= k)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from product_codes import blocks_of, combinations_of, decoded, grid, rank
 
-from polarmap.codes import Decoder, PolarCode, product
-from polarmap.codes.product import ProductCode, RowColumnDecoder
+from polarmap.codes import ArrivalTracker, PolarCode, product
+from polarmap.codes.product import IterativeDecoder, ProductCode
 from polarmap.errors import CodeError
 
 
@@ -28,25 +28,27 @@ def test_data_comes_back(
     exact = dtype.startswith("int")
     code = grid(*[(k + r, k) for k, r in sizes], "arikan" if exact else "rotation")
     data = blocks_of(code, dtype)
-    decoder = Decoder(code, exact=exact, max_amplification=300)
+    decoder = ArrivalTracker(code, modular=exact, max_amplification=300)
     for index in np.random.default_rng(seed).permutation(code.n).tolist():
         if decoder.add(index):
             break
-    assert decoder.ready
-    rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
-    limit = product.JOINT_WEIGHTS
-    product.JOINT_WEIGHTS = 0 if by_lines else limit
+    assert decoder.is_ready
+    rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
+    limit = product.MAX_JOINT_WEIGHTS
+    product.MAX_JOINT_WEIGHTS = 0 if by_lines else limit
     try:
-        plan = product.ProductRecovery(code, decoder.arrived, exact)
-        found = plan.recover(rows, data.dtype)
-        if not exact and len(decoder.missing):
-            together = plan.weights @ data[decoder.arrived].astype("complex128")
-            np.testing.assert_allclose(together, data[decoder.missing], rtol=1e-2, atol=1e-2)
+        plan = product.ProductDecoder(code, decoder.arrived_mask, exact)
+        found = plan.decode(rows, data.dtype)
+        if not exact and len(decoder.missing_indices):
+            together = plan.weights @ data[decoder.arrived_mask].astype("complex128")
+            np.testing.assert_allclose(together, data[decoder.missing_indices], rtol=1e-2, atol=1e-2)
     finally:
-        product.JOINT_WEIGHTS = limit
+        product.MAX_JOINT_WEIGHTS = limit
     assert found.dtype == data.dtype
     room = {"float64": 1e-9, "complex128": 1e-9, "float32": 1e-2}.get(dtype, 0)
-    np.testing.assert_allclose(found, data[decoder.missing], rtol=0, atol=room * np.abs(data).max(initial=1))
+    np.testing.assert_allclose(
+        found, data[decoder.missing_indices], rtol=0, atol=room * np.abs(data).max(initial=1)
+    )
 
 
 def test_grids_that_cannot_be() -> None:
@@ -57,7 +59,7 @@ def test_grids_that_cannot_be() -> None:
     with pytest.raises(CodeError, match="decoder='optimal' only"):
         ProductCode(*[PolarCode(3, 2, kernel="arikan", decoder="sequential")] * 2)
     with pytest.raises(CodeError, match="positions run from 0 to 8, not 9"):
-        Decoder(grid((3, 2), (3, 2))).add(9)
+        ArrivalTracker(grid((3, 2), (3, 2))).add(9)
 
 
 KERNELS = ["rotation", "arikan"]
@@ -75,11 +77,13 @@ def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int]
             continue
         decoder = decoded(code, arrived, exact)
         is_determined = rank(combinations[arrived], exact) == code.k
-        assert decoder.ready == is_determined, arrived
+        assert decoder.is_ready == is_determined, arrived
         if is_determined:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-            found = decoder.recovery.recover(rows, data.dtype)
-            np.testing.assert_allclose(found, data[decoder.missing], rtol=0 if exact else 1e-7, atol=1e-7)
+            found = decoder.decoder.decode(rows, data.dtype)
+            np.testing.assert_allclose(
+                found, data[decoder.missing_indices], rtol=0 if exact else 1e-7, atol=1e-7
+            )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -89,19 +93,19 @@ def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
     data = blocks_of(code, "int64" if exact else "float64")
     only_jointly = 0
     for _ in range(15):
-        decoder = Decoder(code, exact=exact, max_amplification=inf)
-        by_lines = RowColumnDecoder(code, exact)
+        decoder = ArrivalTracker(code, modular=exact, max_amplification=inf)
+        by_lines = IterativeDecoder(code, exact)
         for index in stream.permutation(code.n).tolist():
             by_lines.add([index])
             if decoder.add(index):
                 break
-        assert rank(combinations[decoder.arrived], exact) == code.k
-        before = decoder.arrived & (np.arange(code.n) != index)
+        assert rank(combinations[decoder.arrived_mask], exact) == code.k
+        before = decoder.arrived_mask & (np.arange(code.n) != index)
         assert rank(combinations[before], exact) < code.k  # the less so with even fewer
         only_jointly += not by_lines.is_complete
-        rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
-        found = decoder.recovery.recover(rows, data.dtype)
-        np.testing.assert_allclose(found, data[decoder.missing], rtol=0 if exact else 1e-6, atol=1e-6)
+        rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
+        found = decoder.decoder.decode(rows, data.dtype)
+        np.testing.assert_allclose(found, data[decoder.missing_indices], rtol=0 if exact else 1e-6, atol=1e-6)
     assert only_jointly > 1
 
 
@@ -110,25 +114,25 @@ def test_amplification_is_awaited() -> None:
     order = np.random.default_rng(1).permutation(code.n).tolist()
     counts = []
     for limit in (inf, 20.0, 2.0):
-        decoder = Decoder(code, exact=False, max_amplification=limit)
+        decoder = ArrivalTracker(code, modular=False, max_amplification=limit)
         assert any(decoder.add(index) for index in order)
         assert decoder.amplification <= limit
-        counts.append(decoder.count)
+        counts.append(decoder.n_arrived)
     assert counts == sorted(counts) and counts[0] < counts[2]
 
 
 def test_large_grids_are_decoded_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "JOINT_WEIGHTS", 1000)
+    monkeypatch.setattr(product, "MAX_JOINT_WEIGHTS", 1000)
     code = grid((40, 36), (40, 36))
     data = blocks_of(code, "float64", 2)
-    decoder = Decoder(code, exact=False, max_amplification=1e5)
+    decoder = ArrivalTracker(code, modular=False, max_amplification=1e5)
     for index in np.random.default_rng(3).permutation(code.n)[:1490].tolist():
         decoder.add(index)
-    assert decoder.ready and len(decoder.missing) > 50
-    assert decoder.recovery.steps
-    rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
-    found = decoder.recovery.recover(rows, data.dtype)
-    assert np.abs(found - data[decoder.missing]).max() < 1e-8 * np.abs(data).max()
+    assert decoder.is_ready and len(decoder.missing_indices) > 50
+    assert decoder.decoder.steps
+    rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
+    found = decoder.decoder.decode(rows, data.dtype)
+    assert np.abs(found - data[decoder.missing_indices]).max() < 1e-8 * np.abs(data).max()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -137,11 +141,11 @@ def test_line_by_line_decoding_is_never_wrong_and_stalls_at_stopping_sets_only(k
     combinations = combinations_of(code)
     for pattern in range(0, 1 << code.n, 5):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
-        by_lines = RowColumnDecoder(code, exact)
+        by_lines = IterativeDecoder(code, exact)
         by_lines.add(np.flatnonzero(arrived))
         if by_lines.is_complete:
             assert rank(combinations[arrived], exact) == code.k
         if not exact:  # any k of a line decode it: what stays unknown has more than r in every line
-            unknown = ~by_lines.known
+            unknown = ~by_lines.known_mask
             assert all(count > 1 for count in unknown.sum(axis=0) if count)
             assert all(count > 1 for count in unknown.sum(axis=1) if count)

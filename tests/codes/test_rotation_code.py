@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.codes import Decoder, PolarCode
-from polarmap.codes.design import rotations, subsets
-from polarmap.codes.recovery import LARGE, SystematicRecovery, worst_amplification
+from polarmap.codes import ArrivalTracker, PolarCode
+from polarmap.codes.polar_construction import make_rotation_network, sample_subsets
+from polarmap.codes.real_decoders import MAX_DENSE_N, SystematicDecoder, compute_max_amplification
 from polarmap.codes.rotation_code import (
-    SEEDS,
-    SyndromeRecovery,
-    best_seed,
-    normalized,
-    rotation_coefficients,
+    N_SEEDS,
+    SyndromeDecoder,
+    compute_rotation_parity_matrix,
+    normalize_network,
+    select_seed,
 )
 from polarmap.errors import CodeError
 
@@ -28,7 +28,7 @@ def test_k_is_one_copies_the_block() -> None:
 def test_data_blocks_go_to_the_most_reliable_workers() -> None:
     erasure = np.random.default_rng(0).permutation(np.linspace(0.0, 0.5, 20))
     code = PolarCode(20, 15, erasure=erasure)
-    assert erasure[code.assignment[:15]].max() < erasure[code.assignment[15:]].min()
+    assert erasure[code.worker_indices[:15]].max() < erasure[code.worker_indices[15:]].min()
 
 
 def test_rotation_refuses_integers() -> None:
@@ -38,44 +38,50 @@ def test_rotation_refuses_integers() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(4, 3), (12, 8), (40, 24), (100, 75)])
 def test_rows_sum_to_one_and_deviate_by_one(n: int, k: int) -> None:
-    rows = rotation_coefficients(normalized(rotations(n, k, 0), k), k)
+    rows = compute_rotation_parity_matrix(normalize_network(make_rotation_network(n, k, 0), k), k)
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1)
 
 
 def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
-    n, k = LARGE, 1500
+    n, k = MAX_DENSE_N, 1500
     code = PolarCode(n, k)
-    rows = code.coefficients
+    rows = code.encoding_matrix
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1, rtol=0.1)
     some = np.array([3, 1, 1499])
-    np.testing.assert_allclose(code.columns(some), rows[:, some], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(code.encoding_columns(some), rows[:, some], rtol=0, atol=1e-15)
     mixed = np.random.default_rng(0).standard_normal((5, n - k))
-    np.testing.assert_allclose(code.transposed(mixed), mixed @ rows, atol=1e-12)
+    np.testing.assert_allclose(code.left_multiply(mixed), mixed @ rows, atol=1e-12)
 
 
-@pytest.mark.parametrize(("n", "k"), [(LARGE, 1), (LARGE, 2), (LARGE, 9), (LARGE, LARGE - 3), (5000, 255)])
+@pytest.mark.parametrize(
+    ("n", "k"),
+    [(MAX_DENSE_N, 1), (MAX_DENSE_N, 2), (MAX_DENSE_N, 9), (MAX_DENSE_N, MAX_DENSE_N - 3), (5000, 255)],
+)
 def test_large_codes_of_few_blocks_of_a_kind_are_as_accurate_as_small_ones(n: int, k: int) -> None:
-    rows = PolarCode(n, k).coefficients
+    rows = PolarCode(n, k).encoding_matrix
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     if k > 2:
         np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1)
 
 
 def test_no_seed_loses_fewer_digits_than_the_best() -> None:
-    patterns = subsets(6, 4, most=64)
+    patterns = sample_subsets(6, 4, max_subsets=64)
     worst = [
-        max(worst_amplification(PolarCode(6, 4, seed=seed).coefficients, one[np.newaxis]) for one in patterns)
-        for seed in range(SEEDS)
+        max(
+            compute_max_amplification(PolarCode(6, 4, seed=seed).encoding_matrix, one[np.newaxis])
+            for one in patterns
+        )
+        for seed in range(N_SEEDS)
     ]
-    assert worst[best_seed(6, 4)] == min(worst)
-    assert PolarCode(6, 4).seed == best_seed(6, 4)
+    assert worst[select_seed(6, 4)] == min(worst)
+    assert PolarCode(6, 4).seed == select_seed(6, 4)
 
 
-def both(n: int, k: int, arrived: np.ndarray) -> tuple[SystematicRecovery, SyndromeRecovery]:
+def both(n: int, k: int, arrived: np.ndarray) -> tuple[SystematicDecoder, SyndromeDecoder]:
     code = PolarCode(n, k)
-    return SystematicRecovery(code, arrived), SyndromeRecovery(code, arrived)
+    return SystematicDecoder(code, arrived), SyndromeDecoder(code, arrived)
 
 
 def patterns(n: int) -> st.SearchStrategy[np.ndarray]:
@@ -88,15 +94,18 @@ def test_weights_equations_and_deficit_are_those_with_p(data: st.DataObject) -> 
     k = data.draw(st.integers(1, 40))
     n = data.draw(st.integers(k + 1, 60))
     with_p, without = both(n, k, data.draw(patterns(n)))
-    np.testing.assert_allclose(without.system, with_p.system, atol=1e-12)
-    assert (without.deficit, without.surplus) == (with_p.deficit, with_p.surplus)
-    if not with_p.deficit and with_p.amplification < 1e4:
+    np.testing.assert_allclose(without.system_matrix, with_p.system_matrix, atol=1e-12)
+    assert (without.rank_deficit, without.n_redundant_checks) == (
+        with_p.rank_deficit,
+        with_p.n_redundant_checks,
+    )
+    if not with_p.rank_deficit and with_p.amplification < 1e4:
         np.testing.assert_allclose(without.weights, with_p.weights, atol=1e-6)
         np.testing.assert_allclose(without.amplification, with_p.amplification, rtol=1e-6, atol=1e-9)
     code = PolarCode(n, k)
-    equations = without.equations(8)
-    assert len(equations) == max(0, min(8, with_p.surplus))
-    np.testing.assert_allclose(equations @ code.generator[without.arrived], 0, atol=1e-9)
+    equations = without.compute_parity_checks(8)
+    assert len(equations) == max(0, min(8, with_p.n_redundant_checks))
+    np.testing.assert_allclose(equations @ code.generator_matrix[without.arrived_indices], 0, atol=1e-9)
     assert np.linalg.matrix_rank(equations) == len(equations)
 
 
@@ -117,14 +126,14 @@ def test_every_dtype_is_recovered(dtype: str, rtol: float) -> None:
     rows = np.rint(coded) if dtype == "i8" else coded
     _, recovery = both(n, k, arrived)
     results = {int(index): rows[index].astype(dtype) for index in np.flatnonzero(arrived)}
-    found = recovery.recover(results, np.dtype(dtype))
+    found = recovery.decode(results, np.dtype(dtype))
     assert found.dtype == dtype
     allowed = (
         {"atol": 0.5 * np.abs(recovery.weights).sum(axis=1).max() + 0.5}
         if dtype == "i8"
         else {"atol": rtol * np.abs(data).max()}
     )
-    np.testing.assert_allclose(found, data[recovery.missing], rtol=0, **allowed)
+    np.testing.assert_allclose(found, data[recovery.missing_indices], rtol=0, **allowed)
 
 
 def test_wide_blocks_go_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +143,7 @@ def test_wide_blocks_go_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     coded = PolarCode(n, k).encode(data)
     arrived = np.arange(n) >= 5
     _, recovery = both(n, k, arrived)
-    found = recovery.recover({i: coded[i] for i in range(5, n)}, np.dtype("f8"))
+    found = recovery.decode({i: coded[i] for i in range(5, n)}, np.dtype("f8"))
     np.testing.assert_allclose(found, data[:5], atol=1e-11)
 
 
@@ -144,30 +153,34 @@ def test_a_result_that_is_not_finite_spoils_what_is_made_of_it_without_a_warning
     coded[7, 0] = np.inf
     arrived = np.arange(n) >= 3
     _, recovery = both(n, k, arrived)
-    found = recovery.recover({i: coded[i] for i in range(3, n)}, np.dtype("f8"))
+    found = recovery.decode({i: coded[i] for i in range(3, n)}, np.dtype("f8"))
     assert not np.isfinite(found[:, 0]).any()
     np.testing.assert_allclose(found[:, 1], 1.0)
 
 
 def test_a_code_of_thousands_decodes_without_p() -> None:
-    n, k = LARGE + 52, 1600
+    n, k = MAX_DENSE_N + 52, 1600
     code = PolarCode(n, k)
     rng = np.random.default_rng(2)
     data = rng.standard_normal((k, 3))
     coded = code.encode(data)
-    decoder = Decoder(code)
+    decoder = ArrivalTracker(code)
     for index in rng.permutation(np.setdiff1d(np.arange(n), rng.choice(n, n // 20, replace=False))):
-        if decoder.add(int(index)) and decoder.surplus:
+        if decoder.add(int(index)) and decoder.n_redundant_checks:
             break
-    recovery = decoder.recovery
-    assert isinstance(recovery, SyndromeRecovery) and len(recovery.missing)
-    assert recovery.surplus == 1
-    found = recovery.recover({int(i): coded[i] for i in recovery.arrived}, np.dtype("f8"))
-    error = np.abs(found - data[recovery.missing]).max()
+    recovery = decoder.decoder
+    assert isinstance(recovery, SyndromeDecoder) and len(recovery.missing_indices)
+    assert recovery.n_redundant_checks == 1
+    found = recovery.decode({int(i): coded[i] for i in recovery.arrived_indices}, np.dtype("f8"))
+    error = np.abs(found - data[recovery.missing_indices]).max()
     assert error <= 10 * recovery.amplification * np.finfo(float).eps * np.abs(data).max()
     assert "coefficients" not in vars(code)
     dense = np.linalg.lstsq(
-        code.coefficients[np.ix_(recovery.parity, recovery.missing)], np.eye(len(recovery.parity)), rcond=None
+        code.encoding_matrix[np.ix_(recovery.arrived_parity_indices, recovery.missing_indices)],
+        np.eye(len(recovery.arrived_parity_indices)),
+        rcond=None,
     )[0]
-    np.testing.assert_allclose(recovery.weights[:, len(recovery.known) :], dense, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(code.coefficients.sum(axis=1), 1.0, atol=1e-12)  # so that f may be affine
+    np.testing.assert_allclose(
+        recovery.weights[:, len(recovery.arrived_data_indices) :], dense, rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(code.encoding_matrix.sum(axis=1), 1.0, atol=1e-12)  # so that f may be affine

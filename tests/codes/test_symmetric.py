@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from polarmap.codes import Decoder, PolarCode, equations
+from polarmap.codes import ArrivalTracker, PolarCode, error_detection
 from polarmap.codes.symmetric import SymmetricProductCode
 from polarmap.errors import CodeError
 
@@ -17,17 +17,20 @@ SIDE = 2
 def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
     """Flat blocks A_i' A_j of a random A."""
     stream = np.random.default_rng(0)
-    data = stream.standard_normal((code.factor.k, 5, SIDE))
+    data = stream.standard_normal((code.line_code.k, 5, SIDE))
     if dtype == "complex128":
         data = data + 1j * stream.standard_normal(data.shape)
-    coded = code.factor.encode(data)
-    return {t: (coded[i].conj().T @ coded[j]).reshape(-1) for t, (i, j) in enumerate(code.cells.tolist())}
+    coded = code.line_code.encode(data)
+    return {
+        t: (coded[i].conj().T @ coded[j]).reshape(-1)
+        for t, (i, j) in enumerate(code.grid_coordinates.tolist())
+    }
 
 
 def equations_of(code: SymmetricProductCode) -> np.ndarray:
     """Every entry of each block as a sum of entries of the upper triangle of A' A: (n, SIDE^2, unknowns)."""
-    generator = np.concatenate([np.eye(code.factor.k), code.factor.coefficients])
-    k = code.factor.k
+    generator = np.concatenate([np.eye(code.line_code.k), code.line_code.encoding_matrix])
+    k = code.line_code.k
     # Unknowns: entry (p, q) of x_ab, (a, p) <= (b, q) in lexicographic order.
     number = {}
     for one in np.ndindex(k, SIDE):
@@ -35,7 +38,7 @@ def equations_of(code: SymmetricProductCode) -> np.ndarray:
             number[one, other] = number.get((other, one), len(set(number.values())))
     rows = []
     count = len(set(number.values()))
-    for i, j in code.cells.tolist():
+    for i, j in code.grid_coordinates.tolist():
         for p, q in np.ndindex(SIDE, SIDE):
             row = np.zeros(count)
             for a, b in np.ndindex(k, k):
@@ -52,13 +55,13 @@ def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
         if arrived.sum() < code.k:
             continue
-        plan = code.recovery(arrived, exact=False)
+        plan = code.make_decoder(arrived, modular=False)
         rank = np.linalg.matrix_rank(np.concatenate(sums[arrived]), tol=1e-9)
-        assert (plan.deficit == 0 or not len(plan.missing)) == (rank == sums.shape[-1]), arrived
-        if plan.deficit == 0:
+        assert (plan.rank_deficit == 0 or not len(plan.missing_indices)) == (rank == sums.shape[-1]), arrived
+        if plan.rank_deficit == 0:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-            found = plan.recover(rows, np.dtype(float))
-            for row, index in zip(found, plan.missing.tolist()):
+            found = plan.decode(rows, np.dtype(float))
+            for row, index in zip(found, plan.missing_indices.tolist()):
                 np.testing.assert_allclose(row, data[index], rtol=1e-6, atol=1e-7)
 
 
@@ -68,14 +71,14 @@ def test_random_orders(dtype: str) -> None:
     data = squares(code, dtype)
     counts = []
     for seed in range(20):
-        decoder = Decoder(code, max_amplification=1e4)
+        decoder = ArrivalTracker(code, max_amplification=1e4)
         for index in np.random.default_rng(seed).permutation(code.n).tolist():
             if decoder.add(index):
                 break
-        counts.append(decoder.count)
-        rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
-        found = decoder.recovery.recover(rows, np.dtype(dtype))
-        assert np.abs(found - [data[index] for index in decoder.missing]).max(initial=0) < 1e-9
+        counts.append(decoder.n_arrived)
+        rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived_mask)}
+        found = decoder.decoder.decode(rows, np.dtype(dtype))
+        assert np.abs(found - [data[index] for index in decoder.missing_indices]).max(initial=0) < 1e-9
     assert np.mean(counts) < code.k + 4
 
 
@@ -83,16 +86,18 @@ def test_amplification_is_that_of_independent_errors() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
     data, stream = squares(code), np.random.default_rng(1)
     arrived = stream.permutation(code.n) < 15
-    plan = code.recovery(arrived, exact=False)
-    assert plan.deficit == 0 and len(plan.missing)
+    plan = code.make_decoder(arrived, modular=False)
+    assert plan.rank_deficit == 0 and len(plan.missing_indices)
     rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
-    exact = plan.recover(rows, np.dtype(float))
+    exact = plan.decode(rows, np.dtype(float))
     errors = []
     for _ in range(3000):
         noisy = {index: row + stream.standard_normal(row.size) for index, row in rows.items()}
-        errors.append(plan.recover(noisy, np.dtype(float)) - exact)
+        errors.append(plan.decode(noisy, np.dtype(float)) - exact)
     found = np.std(errors, axis=0)
-    off_diagonal = [index for index, (a, b) in enumerate(code.cells[plan.missing].tolist()) if a != b]
+    off_diagonal = [
+        index for index, (a, b) in enumerate(code.grid_coordinates[plan.missing_indices].tolist()) if a != b
+    ]
     expected = np.linalg.norm(plan.weights, axis=1)
     np.testing.assert_allclose(found[off_diagonal].mean(axis=1), expected[off_diagonal], rtol=0.1)
 
@@ -104,11 +109,19 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
         for lost in (0, 2):
             del rows[lost]
         arrived = np.isin(np.arange(code.n), list(rows))
-        plan = code.recovery(arrived, exact=False)
-        assert not len(equations.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken)
+        plan = code.make_decoder(arrived, modular=False)
+        assert not len(
+            error_detection.evaluate_parity_checks(
+                plan, plan.compute_check_operands(rows), np.dtype(dtype)
+            ).violations
+        )
         rows[5] = rows[5] + 1
-        broken = equations.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken
-        assert equations.culprits(plan, plan.checkable(rows), broken, np.dtype(dtype)) == [5]
+        broken = error_detection.evaluate_parity_checks(
+            plan, plan.compute_check_operands(rows), np.dtype(dtype)
+        ).violations
+        assert error_detection.locate_errors(
+            plan, plan.compute_check_operands(rows), broken, np.dtype(dtype)
+        ) == [5]
 
 
 def test_integers_are_refused() -> None:
@@ -116,4 +129,4 @@ def test_integers_are_refused() -> None:
         SymmetricProductCode(PolarCode(3, 2, kernel="arikan"))
     with pytest.raises(CodeError, match="int64 products cannot be decoded exactly"):
         SymmetricProductCode(PolarCode(3, 2)).parity_dtype("int64")
-    assert Decoder(SymmetricProductCode(PolarCode(3, 2)), max_amplification=inf).add(0) is False
+    assert ArrivalTracker(SymmetricProductCode(PolarCode(3, 2)), max_amplification=inf).add(0) is False

@@ -3,18 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.codes.decoder import Decoder
+from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 
 
 def test_every_block_has_to_arrive() -> None:
-    decoder = Decoder(Uncoded(3))
+    decoder = ArrivalTracker(Uncoded(3))
     assert [decoder.add(index) for index in (2, 0, 1)] == [False, False, True]
-    assert Uncoded(3).recovery(np.array([True, False, False]), exact=False).deficit == 2
+    assert Uncoded(3).make_decoder(np.array([True, False, False]), modular=False).rank_deficit == 2
 
 
 def test_there_is_no_parity() -> None:
     with pytest.raises(CodeError, match="no parity blocks"):
-        Uncoded(2).parity(np.ones((2, 3)))
+        Uncoded(2).encode_parity(np.ones((2, 3)))
     assert Uncoded(2).parity_dtype("i4") == "i4"

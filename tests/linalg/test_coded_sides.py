@@ -69,7 +69,7 @@ def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, A
     assert isinstance(found, PolarCode)
     assert (found.n, found.k, found.kernel, found.decoder) == (14, 10, expected.kernel, expected.decoder)
     assert (found.erasure, found.seed, found.levels) == (expected.erasure, expected.seed, expected.levels)
-    assert np.array_equal(found.coefficients, expected.coefficients)
+    assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
     assert sides.side("columns").code.n == 32
 
 

@@ -15,7 +15,7 @@ def seconds(start: ParityStart) -> float:
         assert options.schedule == "upfront"
         return 0.0
     assert options.schedule == "on_demand"
-    late, median = options.runtimes.inverse(np.array([0.9, 0.5]), np.array([0.1, 0.5]))
+    late, median = options.runtimes.conditional_quantile(np.array([0.9, 0.5]), np.array([0.1, 0.5]))
     assert late == median
     return float(late)
 

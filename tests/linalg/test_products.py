@@ -101,7 +101,7 @@ def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject,
 def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
     """Of a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
     chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
-    places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).places
+    places = ProductCode(PolarCode(3, 2), PolarCode(3, 2)).block_grid
     seconds = dict.fromkeys(range(9), math.inf) | {int(places[cell]): 1.0 for cell in chain}
     array, report = matmul(A, B, {}, seconds, blocks=(2, 2), tasks=(3, 3))
     assert_close(array, A @ B, 1e-9)

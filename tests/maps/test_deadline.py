@@ -13,8 +13,8 @@ from plain import arriving
 
 from polarmap import coded_map
 from polarmap.arrays import Stored
-from polarmap.codes import LagrangeCode, Masked, PolarCode
-from polarmap.codes.estimation import estimator
+from polarmap.codes import LagrangeCode, PolarCode, SecretSharing
+from polarmap.codes.block_prediction import make_block_predictor
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.run.local_run import LocalRun
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -40,19 +40,19 @@ def estimated(data: Any, executor: Any, f: Any = np.copy, **options: Any) -> Cod
 @pytest.mark.parametrize(("n", "k", "kernel"), [(5, 3, "rotation"), (6, 4, "rotation"), (6, 4, "arikan")])
 def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, kernel: str) -> None:
     code = PolarCode(n, k, kernel=kernel)
-    generator = np.concatenate([np.eye(k), code.coefficients])
+    generator = np.concatenate([np.eye(k), code.encoding_matrix])
     for count in range(1, n):
         for arrived in combinations(range(n), count):
-            how = estimator(code, np.isin(np.arange(n), arrived), EPS)
+            how = make_block_predictor(code, np.isin(np.arange(n), arrived), EPS)
             np.testing.assert_allclose(how.weights.sum(axis=1), 1, atol=1e-9)
-            rows, cross = generator[list(arrived)], generator[how.missing]
+            rows, cross = generator[list(arrived)], generator[how.missing_indices]
             gain = cross @ np.linalg.pinv(rows, rcond=1e-9)  # E[missing | received], mean zero
             centred = np.eye(count) - 1 / count
             expected = gain @ centred + 1 / count
             np.testing.assert_allclose(how.weights @ rows, expected @ rows, atol=1e-7)
-            deviations = np.eye(k)[how.missing] - how.weights @ rows
+            deviations = np.eye(k)[how.missing_indices] - how.weights @ rows
             variance = (deviations**2).sum(axis=1)
-            np.testing.assert_allclose(how.errors[variance < 1e-12], 0)
+            np.testing.assert_allclose(how.error_stds[variance < 1e-12], 0)
 
 
 # --- coded_map ---------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_nan_is_an_error() -> None:
     ("options", "words"),
     [
         ({"degree": 2}, "not with degree=, Masked"),
-        ({"code": Masked()}, "not with degree=, Masked"),
+        ({"code": SecretSharing()}, "not with degree=, Masked"),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
         ({"out": Stored("y")}, "on_timeout='estimate' does not go with out="),
     ],
@@ -220,7 +220,7 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     for count in range(1, 7):
         for arrived in combinations(range(7), count):
             lost = set(range(7)) - set(arrived)
-            if code.decodable(np.isin(np.arange(7), arrived)):
+            if code.is_decodable(np.isin(np.arange(7), arrived)):
                 continue
             result = estimated(data, losing(*lost), tasks=None, code=code, verify=False)
             for index, block in enumerate(data.reshape(4, 2, 2)):

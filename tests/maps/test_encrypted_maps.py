@@ -15,7 +15,7 @@ from scipy import sparse
 import polarmap
 from polarmap import Pool
 from polarmap.arrays.stores import open_store
-from polarmap.codes import Masked
+from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 from polarmap.testing import Fault, FaultyExecutor
 
@@ -55,7 +55,7 @@ def seen(server, *arrays):
 @pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
 def test_no_storage_ever_sees_data_or_results(server, config, place):
     control, B = random_array((24, 40), seed=2), random_array((24, 40), seed=1234)
-    parity = polarmap.codes.PolarCode(6, 4).parity(B.reshape(4, -1))
+    parity = polarmap.codes.PolarCode(6, 4).encode_parity(B.reshape(4, -1))
     with Pool(config, workers=6, listen=False) as kept:
         executor = kept if place == "kept" else config
         y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **SIZES)
@@ -93,7 +93,7 @@ COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
     [
         (total, BIG, {}),
         (total, COUNTS, {}),
-        (total, A, {"code": Masked(noise=10)}),
+        (total, A, {"code": SecretSharing(noise=10)}),
         (total, A, {"schedule": "on_demand"}),
         (np.square, A[:, :3], {"degree": 2, "tasks": 12}),
         (

@@ -14,7 +14,7 @@ import pytest
 
 import polarmap
 from polarmap.arrays import Stored
-from polarmap.codes import LagrangeCode, Masked
+from polarmap.codes import LagrangeCode, SecretSharing
 from polarmap.errors import CodeError, NotDecodableError
 from polarmap.testing import ReplayExecutor
 from polarmap.types import CodedResult
@@ -154,7 +154,7 @@ def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
     ("options", "words"),
     [
         ({"degree": 2}, "estimates blocks of linear f: not with degree="),
-        ({"code": Masked()}, "estimates blocks of linear f: not with degree="),
+        ({"code": SecretSharing()}, "estimates blocks of linear f: not with degree="),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "estimates blocks of linear f"),
         ({"verb": polarmap.hedged_map}, "not of another map"),
         ({"verb": polarmap.coded_sum}, "not of another map"),

@@ -54,7 +54,7 @@ def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int,
     n = data.draw(st.integers(k + 1, k + 6), label="n")
     chosen = PolarCode(n, k, kernel=code)
     order = data.draw(st.permutations(range(n)), label="order")
-    count = next(m for m in range(1, n + 1) if chosen.decodable(np.isin(range(n), order[:m])))
+    count = next(m for m in range(1, n + 1) if chosen.is_decodable(np.isin(range(n), order[:m])))
     late = arriving(order[: min(count + 1, n)], n)
     x = point(d)
     try:

@@ -19,7 +19,7 @@ from polarmap import hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
 from polarmap.executors.base import Payload
 from polarmap.executors.replay import ReplayRun
-from polarmap.planning import Failing, Pareto, completion_time, simulate_backups
+from polarmap.planning import FailureProne, Pareto, completion_time, simulate_backups
 from polarmap.run.lateness import backup_lateness
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
@@ -134,7 +134,7 @@ class RunOfTable(ReplayRun):
 @pytest.mark.parametrize("unit", [1.0, 0.01, 30.0])  # there a tenth of a second counts, or a minute
 def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> None:
     rng = np.random.default_rng(0)
-    distribution, limit = Failing(Pareto(unit, 1.0), 0.1), 100 * unit
+    distribution, limit = FailureProne(Pareto(unit, 1.0), 0.1), 100 * unit
     for k in [1, 2, 3, 5, 12, 24] * 4:
         seconds = distribution.sample(rng, (backups + 1, k))
         further = iter(seconds[1:, np.newaxis])
@@ -146,19 +146,19 @@ def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> Non
                 summary, DATA, blocks=k, executor=Table(seconds), backups=backups, timeout=limit
             )
         except CodedTimeoutError:
-            assert jobs.time[0] > limit
+            assert jobs.completion_times[0] > limit
         else:
             assert_equal(result, k)
-            assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
-            assert sum(task.attempts for task in result.report.tasks) == jobs.started[0]
+            assert result.report.seconds == pytest.approx(jobs.completion_times[0], abs=1e-6)
+            assert sum(task.attempts for task in result.report.tasks) == jobs.n_tasks_started[0]
 
 
 def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
     """Of what is lost one time in five, two backups leave one in 125; cubed's single one one in 25."""
-    distribution = Failing(Pareto(1.0, 9.0), 0.2)
-    never = completion_time(20, 20, "backup", distribution, trials=20_000).failure_probability
+    distribution = FailureProne(Pareto(1.0, 9.0), 0.2)
+    never = completion_time(20, 20, "backup", distribution, n_trials=20_000).failure_probability
     assert never == pytest.approx(1 - (1 - 0.2**3) ** 20, abs=0.02)
-    cubed = completion_time(20, 20, "backup-cubed", distribution, trials=20_000).failure_probability
+    cubed = completion_time(20, 20, "backup-cubed", distribution, n_trials=20_000).failure_probability
     assert cubed == pytest.approx(1 - (1 - 0.2**2) ** 20, abs=0.02)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plain import arriving, assert_same, cut_rows, plain_map
 
 from polarmap import CodedOperator, coded_map, coded_matmul
-from polarmap.codes import Masked, MaskedCode, MaskedIntegerCode
+from polarmap.codes import IntegerSecretSharingCode, SecretSharing, SecretSharingCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -34,7 +34,9 @@ def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None
         return block @ W
 
     faulty = FaultyExecutor(arriving(range(5), 6), {i: Fault("kill") for i in range(5)})
-    result = coded_map(f, DATA, blocks=4, tasks=6, code=Masked(colluders=1), executor=faulty, verify=False)
+    result = coded_map(
+        f, DATA, blocks=4, tasks=6, code=SecretSharing(n_colluders=1), executor=faulty, verify=False
+    )
     expected = plain_map(lambda block: block @ W, DATA, 4)
     assert_same(result, expected, rtol=1e-8)
     assert not any(np.array_equal(one, block) for one in seen for block in np.split(DATA[:28], 4))
@@ -50,7 +52,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
         DATA,
         blocks=5,
         tasks=8,
-        code=Masked(colluders=1, noise=30),
+        code=SecretSharing(n_colluders=1, noise=30),
         executor=executor,
         verify=verify,
     )
@@ -71,7 +73,7 @@ def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
     k = len(cut_rows(data, k))  # no block is empty
     n = k + t + more
-    options = {"blocks": k, "tasks": n, "code": Masked(t, 5), "rtol": 1e-8}
+    options = {"blocks": k, "tasks": n, "code": SecretSharing(t, 5), "rtol": 1e-8}
     result = coded_map(over_rows, data, executor=ReplayExecutor(), **options)
     assert_same(result, plain_map(over_rows, data, k), rtol=1e-7)
 
@@ -80,7 +82,12 @@ def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
 def test_dtypes_are_kept(dtype: str) -> None:
     data = (DATA + (1j * DATA[::-1] if dtype.startswith("c") else 0)).astype(dtype)
     result = coded_map(
-        np.negative, data, blocks=3, tasks=7, code=Masked(colluders=1, noise=3), executor=ReplayExecutor()
+        np.negative,
+        data,
+        blocks=3,
+        tasks=7,
+        code=SecretSharing(n_colluders=1, noise=3),
+        executor=ReplayExecutor(),
     )
     assert result[0].dtype == np.dtype(dtype)
     np.testing.assert_allclose(result.concatenate(), -data, atol=1e-3 if dtype != "c16" else 1e-11)
@@ -101,7 +108,7 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
     data = WORDS.astype(dtype)
     executor = arriving([i for i in range(18) if i not in lost], 18)
     result = coded_map(
-        product_and_sum, data, blocks=5, tasks=18, code=Masked(2), executor=executor, verify=verify
+        product_and_sum, data, blocks=5, tasks=18, code=SecretSharing(2), executor=executor, verify=verify
     )
     for found, block in zip(result, np.split(data, 5)):
         expected = product_and_sum(block)
@@ -124,17 +131,17 @@ def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool
 @pytest.mark.parametrize("lost", [0, 2])
 def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, words: str, lost: int) -> None:
     with pytest.raises(error, match=words):
-        coded_map(f, WORDS, blocks=5, tasks=12, code=Masked(1), executor=arriving(range(lost, 12), 12))
+        coded_map(f, WORDS, blocks=5, tasks=12, code=SecretSharing(1), executor=arriving(range(lost, 12), 12))
 
 
 def test_integers_and_floats_of_one_block_are_refused() -> None:
     with pytest.raises(CodeError, match=r"not float64 and int64 of one block.*astype\(float\)"):
-        coded_map(np.shape, [(WORDS, DATA)] * 3, code=Masked(1), executor=ReplayExecutor())
+        coded_map(np.shape, [(WORDS, DATA)] * 3, code=SecretSharing(1), executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize("data", [WORDS, DATA])
 def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
-    for code in (Masked(1), MaskedCode(9, 6, 1), MaskedIntegerCode(10, 6, 1)):
+    for code in (SecretSharing(1), SecretSharingCode(9, 6, 1), IntegerSecretSharingCode(10, 6, 1)):
         with pytest.raises(CodeError, match=r"Masked.*\(.*use coded_map\(lambda block"):
             coded_matmul(data, data.T, code=code)
         with pytest.raises(CodeError, match=r"Masked.*\(.*use coded_map\(lambda block"):
@@ -143,12 +150,19 @@ def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
 
 def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
-    result = coded_map(affine, DATA[:28], blocks=4, tasks=9, code=Masked(colluders=1), executor=faulty)
+    result = coded_map(
+        affine, DATA[:28], blocks=4, tasks=9, code=SecretSharing(n_colluders=1), executor=faulty
+    )
     assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
     for order in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]):
         with pytest.raises(NotLinearError):
             coded_map(
-                np.square, DATA, blocks=4, tasks=9, code=Masked(colluders=1), executor=arriving(order, 9)
+                np.square,
+                DATA,
+                blocks=4,
+                tasks=9,
+                code=SecretSharing(n_colluders=1),
+                executor=arriving(order, 9),
             )
 
 
@@ -157,7 +171,7 @@ def test_a_kink_that_no_masked_block_crosses_is_found() -> None:
     """The noise may leave all 8 masked blocks on one side of 0, where |x| is linear: in 1 of 12 maps here."""
     data = np.array([[1.0], [-1.2], [0.2]])
     executor = ReplayExecutor(dict.fromkeys((3, 7, 10), math.inf))
-    options: dict[str, Any] = {"blocks": 3, "tasks": 11, "code": MaskedCode(11, 3, 2, noise=100)}
+    options: dict[str, Any] = {"blocks": 3, "tasks": 11, "code": SecretSharingCode(11, 3, 2, noise=100)}
     for _ in range(60):
         with pytest.raises(NotLinearError):
             coded_map(np.abs, data, **options, executor=executor, timeout=1000.0)
@@ -169,23 +183,27 @@ def test_nan_is_an_error_at_once() -> None:
     data = DATA.copy()
     data[3, 1] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):
-        coded_map(np.negative, data, blocks=4, tasks=7, code=Masked(colluders=1), executor=ReplayExecutor())
+        coded_map(
+            np.negative, data, blocks=4, tasks=7, code=SecretSharing(n_colluders=1), executor=ReplayExecutor()
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"code": Masked(5), "blocks": 4, "tasks": 8}, "use n > 9"),
+        ({"code": SecretSharing(5), "blocks": 4, "tasks": 8}, "use n > 9"),
         ({"blocks": 1}, "at least k = 2"),
         ({"degree": 2}, "carries linear f only"),
-        ({"code": Masked(noise=1e9)}, "lower noise"),
-        ({"code": Masked(3), "blocks": 6, "tasks": 12, "rtol": 1e-15}, "raise rtol"),
+        ({"code": SecretSharing(noise=1e9)}, "lower noise"),
+        ({"code": SecretSharing(3), "blocks": 6, "tasks": 12, "rtol": 1e-15}, "raise rtol"),
     ],
 )
 def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         coded_map(
-            np.negative, DATA, **{"code": Masked(), "executor": ReplayExecutor({0: math.inf})} | options
+            np.negative,
+            DATA,
+            **{"code": SecretSharing(), "executor": ReplayExecutor({0: math.inf})} | options,
         )
 
 
@@ -202,4 +220,4 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
 )
 def test_a_mask_that_cannot_be_is_refused_where_it_is_written(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
-        Masked(**options)
+        SecretSharing(**options)

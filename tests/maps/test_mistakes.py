@@ -21,7 +21,13 @@ from polarmap import CodedGradient, CodedOperator, planning
 from polarmap.arrays import RawObjects, Stored, ZarrObjects
 from polarmap.cli import templates
 from polarmap.clouds.limits import BACKENDS
-from polarmap.codes import Decoder, LagrangeCode, MaskedCode, MaskedIntegerCode, PolarCode
+from polarmap.codes import (
+    ArrivalTracker,
+    IntegerSecretSharingCode,
+    LagrangeCode,
+    PolarCode,
+    SecretSharingCode,
+)
 from polarmap.errors import CodeError, ExecutorError, PolarmapError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -134,19 +140,19 @@ def polar(n: Any = 6, k: Any = 4, **options: Any) -> None:
 
 
 def evaluation(n: Any = 9, k: Any = 3, degree: Any = 2, points: Any = "auto") -> None:
-    LagrangeCode(n, k, degree, points).parity(np.ones((3, 2)))
+    LagrangeCode(n, k, degree, points).encode_parity(np.ones((3, 2)))
 
 
 def private(n: Any = 7, k: Any = 4, t: Any = 1, noise: Any = 100.0) -> None:
-    MaskedCode(n, k, t, noise).parity(np.ones((5, 2)))
+    SecretSharingCode(n, k, t, noise).encode_parity(np.ones((5, 2)))
 
 
 def private_integers(n: Any = 8, k: Any = 3, t: Any = 1) -> None:
-    MaskedIntegerCode(n, k, t).parity(np.ones((4, 2), int))
+    IntegerSecretSharingCode(n, k, t).encode_parity(np.ones((4, 2), int))
 
 
 def masked(colluders: Any = 1, noise: Any = 100.0) -> None:
-    code = polarmap.codes.Masked(colluders, noise)
+    code = polarmap.codes.SecretSharing(colluders, noise)
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
 
 
@@ -183,7 +189,7 @@ def zarr_objects(prefix: Any) -> None:
 
 
 def decoder(code: Any, exact: Any, max_amplification: Any, index: Any) -> None:
-    Decoder(code, exact=exact, max_amplification=max_amplification).add(index)
+    ArrivalTracker(code, modular=exact, max_amplification=max_amplification).add(index)
 
 
 def drained(estimates: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,9 +235,9 @@ CALLS: dict[str, Call] = {
     "PolarCode.decode": Call(decode, {"blocks": {i: np.ones(2) for i in range(4)}}),
     "PolarCode.decode, a block": Call(decode_at, {"index": 5, "block": np.ones(2)}),
     "PolarCode.encode": Call(PolarCode(6, 4).encode, {"blocks": np.ones((4, 2))}),
-    "PolarCode.decodable": Call(PolarCode(6, 4).decodable, {"arrived": np.ones(6, bool)}),
+    "PolarCode.decodable": Call(PolarCode(6, 4).is_decodable, {"arrived": np.ones(6, bool)}),
     "LagrangeCode": Call(evaluation, {}),
-    "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).amplification, {"losses": 1}),
+    "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).summarize_amplification, {"losses": 1}),
     "MaskedCode": Call(private, {}),
     "MaskedIntegerCode": Call(private_integers, {}),
     "Masked": Call(masked, {}),
@@ -269,10 +275,10 @@ CALLS: dict[str, Call] = {
     "Pareto": Call(planning.Pareto, {"scale": 1.0, "shape": 2.0}),
     "Pareto.fit": Call(planning.Pareto.fit, {"times": SEEN}),
     "Scaled": Call(planning.Scaled, {"runtimes": DISTRIBUTION}),
-    "Failing": Call(planning.Failing, {"runtimes": DISTRIBUTION, "probability": 0.1}),
+    "Failing": Call(planning.FailureProne, {"runtimes": DISTRIBUTION, "probability": 0.1}),
     "Mixture": Call(planning.Mixture, {"components": [DISTRIBUTION, DISTRIBUTION], "weights": [0.5, 0.5]}),
-    "stragglers": Call(planning.stragglers, {"runtimes": DISTRIBUTION, "share": 0.1, "factor": 5.0}),
-    "cold_starts": Call(planning.cold_starts, {"runtimes": DISTRIBUTION, "share": 0.1, "delay": 5.0}),
+    "stragglers": Call(planning.with_stragglers, {"runtimes": DISTRIBUTION, "share": 0.1, "factor": 5.0}),
+    "cold_starts": Call(planning.with_cold_starts, {"runtimes": DISTRIBUTION, "share": 0.1, "delay": 5.0}),
     "Empirical": Call(planning.Empirical, {"times": SEEN}),
 }
 RESULTS = {

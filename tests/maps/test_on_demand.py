@@ -107,9 +107,9 @@ def test_sparse_codes_start_what_their_pattern_needs(seed: int) -> None:
     started = [task.index for task in result.report.tasks if task.launched]
     arrived = np.isin(np.arange(N), [*set(range(K)) - set(late), *started])
     code = PolarCode(N, K, "arikan")
-    assert code.decodable(arrived)
+    assert code.is_decodable(arrived)
     arrived[started[-1]] = False
-    assert not code.decodable(arrived)
+    assert not code.is_decodable(arrived)
     assert result.report.seconds == pytest.approx(2.1, abs=0.02)
 
 
@@ -130,9 +130,9 @@ def test_nan_is_waited_for_and_starts_nothing_more() -> None:
 
 
 def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
-    assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
-    assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
-    assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+    assert result.report.seconds == pytest.approx(jobs.completion_times[0], abs=1e-6)
+    assert worker_seconds(result) == pytest.approx(jobs.worker_seconds[0], rel=1e-5, abs=1e-6)
+    assert sum(task.launched is not None for task in result.report.tasks) == jobs.n_tasks_started[0]
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 24])
@@ -154,7 +154,7 @@ def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
             "timeout": 2000.0,
             "verify": False,
         }
-        if jobs.time[0] > 2000:
+        if jobs.completion_times[0] > 2000:
             with pytest.raises(CodedTimeoutError):
                 coded(**options)
         else:
@@ -225,7 +225,7 @@ def test_run_times_are_learned_from_what_ran() -> None:
     """Tasks held back count from their own start, tasks never started not at all."""
     report = coded(executor=ReplayExecutor({0: 50.0}), verify=False).report
     distribution = Empirical.from_reports(report)
-    assert distribution.observed == K + 1
+    assert distribution.n_observations == K + 1
     assert distribution.values.tolist() == pytest.approx([1.0])
 
 

@@ -12,11 +12,11 @@ from plain import assert_same, cut, states
 import polarmap
 from polarmap import coded_map, plan
 from polarmap.errors import CodeError
-from polarmap.planning import ShiftedExponential, stragglers
+from polarmap.planning import ShiftedExponential, with_stragglers
 from polarmap.testing import ReplayExecutor
 
 DATA = np.random.default_rng(0).standard_normal((24, 5))
-DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "optimal"])
@@ -38,19 +38,19 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     )
     assert_same(result, cut(DATA, 8), 1e-11)
     launched = [task.launched for task in result.report.tasks[8:]]
-    assert launched[: made.upfront] == [0.0] * made.upfront
+    assert launched[: made.n_upfront_parity] == [0.0] * made.n_upfront_parity
     late = float(DISTRIBUTION.quantile(0.75))  # of 8 tasks two are late by chance
-    assert launched[made.upfront : 3] == pytest.approx(
-        [max(late, 1.1 * DISTRIBUTION.quantile(0.5))] * (3 - made.upfront)
+    assert launched[made.n_upfront_parity : 3] == pytest.approx(
+        [max(late, 1.1 * DISTRIBUTION.quantile(0.5))] * (3 - made.n_upfront_parity)
     )
     assert result.report.indices("held back") == [11]
 
 
 def test_a_plan_of_small_blocks_is_a_map_of_as_many_tasks_on_workers_that_stay() -> None:
-    made = plan(8, DISTRIBUTION, max_workers=12, task_price=0.02)
-    assert made.expected.pieces > 1
+    made = plan(8, DISTRIBUTION, max_workers=12, task_overhead=0.02)
+    assert made.expected.tasks_per_worker > 1
     data = np.random.default_rng(0).standard_normal((3 * made.k, 5))
-    with ThreadPoolExecutor(made.workers_at_a_time) as pool:
+    with ThreadPoolExecutor(made.n_workers) as pool:
         result = coded_map(np.copy, data, schedule=made, executor=pool)
     assert (result.report.n, result.report.k) == (made.n, made.k)
     assert_same(result, cut(data, made.k), 1e-11)
@@ -88,9 +88,9 @@ def test_contradictions_are_refused(options: dict, message: str) -> None:
 def test_the_planned_mix_is_cheap_and_has_a_short_tail(objective: str) -> None:
     """A few parity tasks upfront, the rest on demand: within 15 % of a plain map's cost."""
     made = plan(24, DISTRIBUTION, objective, max_workers=32, schedule="auto", budget=1.15 * 28.51)
-    backup = polarmap.planning.completion_time(24, 24, "backup-cubed", DISTRIBUTION, trials=20_000)
+    backup = polarmap.planning.completion_time(24, 24, "backup-cubed", DISTRIBUTION, n_trials=20_000)
     assert made.schedule == "on_demand"
-    assert made.expected.paid <= 1.15 * made.uncoded.paid
+    assert made.expected.worker_seconds <= 1.15 * made.uncoded.worker_seconds
     assert made.expected.p99 <= (0.35 if objective == "p99" else 0.6) * backup.p99
     assert "on demand" in str(made)
 

@@ -11,7 +11,7 @@ import pytest
 
 from polarmap import coded_map
 from polarmap.codes import LagrangeCode
-from polarmap.codes.lagrange import largest_reliable_k
+from polarmap.codes.lagrange import compute_max_well_conditioned_k
 from polarmap.errors import CodeError, NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from tests.plain import arriving, assert_same, plain_map
@@ -48,7 +48,7 @@ def test_all_data_need_no_decoding_though_fewer_arrived_than_an_equation_takes()
 def test_results_beyond_the_needed_are_awaited_where_decoding_is_inaccurate() -> None:
     A = np.random.default_rng(0).standard_normal((40, 3)).astype("f4")
     code = LagrangeCode(32, 8, 2)
-    place = np.argsort(code.order)
+    place = np.argsort(code.node_indices)
     order = place[np.r_[10:32, 0:10]].tolist()  # an arc of the circle comes last
     result = coded_map(gram, A, code=code, executor=arriving(order, 32), verify=False)
     assert result.report.needed > code.recovery_threshold
@@ -129,9 +129,9 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
 
 def test_the_k_a_refusal_names_works() -> None:
     limit = 1e-15 / np.finfo(float).eps
-    fits = largest_reliable_k(60, 2, limit)
-    assert LagrangeCode(60, fits, 2).is_reliable(limit)
-    assert not LagrangeCode(60, fits + 1, 2).is_reliable(limit)
+    fits = compute_max_well_conditioned_k(60, 2, limit)
+    assert LagrangeCode(60, fits, 2).is_well_conditioned(limit)
+    assert not LagrangeCode(60, fits + 1, 2).is_well_conditioned(limit)
 
 
 def test_integers_are_refused_with_the_way_out() -> None:

@@ -125,14 +125,14 @@ try:
 except OSError:
     pass
 try:
-    polarmap.coded_map(product, A, blocks=6, tasks=8)
+    polarmap.coded_map(combine_rows, A, blocks=6, tasks=8)
 except ExecutorError as error:
     assert "Too many open files" in str(error)
 else:
     raise AssertionError
 for one in held:
     os.close(one)
-y = polarmap.coded_map(product, A, blocks=6, tasks=8, timeout={PATIENCE})
+y = polarmap.coded_map(combine_rows, A, blocks=6, tasks=8, timeout={PATIENCE})
 assert np.allclose(y.concatenate(), A @ x)
 """
 

@@ -17,7 +17,7 @@ from polarmap import CodedOperator, Pool, coded_gradient, coded_gram, coded_map,
 from polarmap.arrays import Stored
 from polarmap.blocks import sparse
 from polarmap.blocks.equal import most_filled_blocks
-from polarmap.codes import Masked, PolarCode
+from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError, NotLinearError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -215,7 +215,7 @@ def test_integers_with_real_vectors() -> None:
     ("call", "message"),
     [
         (lambda: coded_map(abs, A, degree=2), r"sparse csr_array, .*with degree=2 use data\.toarray\(\)"),
-        (lambda: coded_map(abs, A, code=Masked()), r"with code=Masked.*use data\.toarray\(\)"),
+        (lambda: coded_map(abs, A, code=SecretSharing()), r"with code=Masked.*use data\.toarray\(\)"),
         (lambda: coded_map(abs, A, code="fountain"), r"with code='fountain' use"),
         (lambda: coded_map(abs, A, blocks=5, code=PolarCode(6, 4)), "does not fit 5 blocks"),
         (lambda: coded_map(abs, A, blocks=51), "blocks=51 is more than the 50 rows"),

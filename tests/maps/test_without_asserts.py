@@ -15,7 +15,7 @@ PROGRAM = textwrap.dedent("""
     import numpy as np
 
     import polarmap
-    from polarmap.codes import LagrangeCode, Masked, PolarCode
+    from polarmap.codes import LagrangeCode, SecretSharing, PolarCode
     from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
     if not sys.flags.optimize:
@@ -43,21 +43,21 @@ PROGRAM = textwrap.dedent("""
 
 
     code = PolarCode(40, 30)
-    code.get_ready()
+    code.prepare()
     if "seed" not in vars(code):
         raise SystemExit("get_ready has chosen no angles")
 
     compare(linear, REAL, 24, [0, 5])
-    compare(linear, REAL, 24, [0, 5], code=code.resized(32, 24))
+    compare(linear, REAL, 24, [0, 5], code=code.with_sizes(32, 24))
     compare(linear, WHOLE, 24, [0, 5])
     compare(linear, WHOLE, 24, [0], code=PolarCode(32, 24, "arikan", "sequential"))
     compare(linear, REAL, 24, [0], code=PolarCode(40, 24, "arikan", levels=4))
     for blocks in (3, 4):
         compare(np.square, REAL, blocks, [0, 1], degree=2)
         compare(np.square, REAL, blocks, [0, 1], code=LagrangeCode(12, blocks, 2, "chebyshev"))
-    masked = polarmap.coded_map(linear, REAL, blocks=4, code=Masked(colluders=1), executor=losing(0))
+    masked = polarmap.coded_map(linear, REAL, blocks=4, code=SecretSharing(n_colluders=1), executor=losing(0))
     np.testing.assert_allclose(list(masked), np.split(linear(REAL), 4), rtol=1e-6, atol=1e-6)
-    masked = polarmap.coded_map(linear, WHOLE, blocks=4, code=Masked(colluders=1), executor=losing(0))
+    masked = polarmap.coded_map(linear, WHOLE, blocks=4, code=SecretSharing(n_colluders=1), executor=losing(0))
     np.testing.assert_array_equal(list(masked), np.split(linear(WHOLE), 4))
 
     for data in (REAL, WHOLE):

@@ -13,16 +13,22 @@ from simulated_jobs import DISTRIBUTIONS
 from polarmap.planning import (
     Distribution,
     Empirical,
-    Failing,
+    FailureProne,
     LatenessRule,
     Mixture,
     Pareto,
     ShiftedExponential,
     completion_time,
     simulate_backups,
-    stragglers,
+    with_stragglers,
 )
-from polarmap.planning.backups import CUBED, SPARK, BackupRule, is_told_early, launch_times
+from polarmap.planning.backups import (
+    CUBED_RULE,
+    SPARK_RULE,
+    BackupRule,
+    compute_backup_start_times,
+    find_jobs_with_early_backups,
+)
 from polarmap.run.lateness import backup_lateness
 
 
@@ -34,7 +40,7 @@ def test_replicas_of_simulated_jobs(distribution: Distribution) -> None:
     ended = np.isfinite(finish)
     found = completion_time(30, 10, "replication", distribution)
     assert found.mean == pytest.approx(finish[ended].mean(), rel=0.01)
-    assert found.paid == pytest.approx(3 * tasks.sum(axis=0)[ended].mean(), rel=0.01)
+    assert found.worker_seconds == pytest.approx(3 * tasks.sum(axis=0)[ended].mean(), rel=0.01)
     assert found.p99 == pytest.approx(np.quantile(finish, 0.99, method="higher"), rel=0.05)
     assert found.failure_probability == pytest.approx(1 - ended.mean(), abs=1e-3)
 
@@ -43,42 +49,44 @@ def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
     """When the rule starts backups, found by asking it at small steps, as its authors wrote it."""
     for now in np.arange(0, first.max(), step):
         done = sorted(first[first <= now])
-        if rule.of_all:
-            index = int(np.ceil(len(first) * rule.done)) - 1
+        if rule.uses_all_tasks:
+            index = int(np.ceil(len(first) * rule.completed_fraction)) - 1
             ready, median = len(done) > index, done[index] if len(done) > index else None
         else:
-            ready = len(done) >= max(1, int(len(first) * rule.done))
+            ready = len(done) >= max(1, int(len(first) * rule.completed_fraction))
             median = np.median(done) if ready else None
-        patience = rule.slow * median if ready else np.inf
+        patience = rule.slowdown * median if ready else np.inf
         if len(first) >= rule.min_tasks and now > patience and len(done) < len(first):
             return float(now)
     return np.inf
 
 
-@pytest.mark.parametrize("rule", [CUBED, SPARK], ids=["cubed", "spark"])
+@pytest.mark.parametrize("rule", [CUBED_RULE, SPARK_RULE], ids=["cubed", "spark"])
 @pytest.mark.parametrize("k", [1, 2, 9, 10, 24, 31])
 def test_backups_start_when_the_rule_first_says_so(rule: BackupRule, k: int) -> None:
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
-    found = launch_times(first, rule)
+    found = compute_backup_start_times(first, rule)
     expected = [stepped(row, rule, 0.02) for row in first]
     np.testing.assert_allclose(found, expected, atol=0.03)
 
 
 def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
     slow = Mixture([Empirical([1.0]), Empirical([50.0])], [0.98, 0.02])
-    found = completion_time(32, 32, "backup-cubed", slow, trials=4000)
+    found = completion_time(32, 32, "backup-cubed", slow, n_trials=4000)
     late = 1 - 0.98**32  # some task is slow; its backup, started at 3, nearly always takes 1
     again = 32 * 0.02 * 0.02  # but a task may be slow twice
     assert found.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
-    assert found.started == pytest.approx(32 * 1.02, rel=0.005)
-    assert found.paid == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
-    assert completion_time(9, 9, "backup-cubed", slow).started == 9  # below ten tasks cubed does nothing
+    assert found.n_tasks_started == pytest.approx(32 * 1.02, rel=0.005)
+    assert found.worker_seconds == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
+    assert (
+        completion_time(9, 9, "backup-cubed", slow).n_tasks_started == 9
+    )  # below ten tasks cubed does nothing
 
 
 def test_backups_rescue_failures_but_not_all() -> None:
-    distribution = Failing(Empirical([1.0]), 0.05)
-    found = completion_time(20, 20, "backup-cubed", distribution, trials=20_000)
+    distribution = FailureProne(Empirical([1.0]), 0.05)
+    found = completion_time(20, 20, "backup-cubed", distribution, n_trials=20_000)
     assert found.failure_probability == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
     assert found.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
 
@@ -139,11 +147,11 @@ class Again:
 @pytest.mark.parametrize(
     "distribution",
     [
-        stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0),
-        Failing(Pareto(1.0, 1.0), 0.2),
-        Failing(Pareto(0.02, 0.7), 0.1),
-        Failing(ShiftedExponential(40.0, 30.0), 0.3),
-        Failing(Empirical([1.0]), 0.9),
+        with_stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0),
+        FailureProne(Pareto(1.0, 1.0), 0.2),
+        FailureProne(Pareto(0.02, 0.7), 0.1),
+        FailureProne(ShiftedExponential(40.0, 30.0), 0.3),
+        FailureProne(Empirical([1.0]), 0.9),
     ],
     ids=["stragglers", "heavy", "short", "long", "lost"],
 )
@@ -157,21 +165,21 @@ def test_jobs_simulated_together_are_those_simulated_one_by_one(
         jobs = simulate_backups(table[0], Again(table), rule, most)
         for job in range(20):
             time, paid, started = one_by_one(table[:, job], rule)
-            assert jobs.time[job] == pytest.approx(time)
-            assert jobs.paid[job] == pytest.approx(paid)
+            assert jobs.completion_times[job] == pytest.approx(time)
+            assert jobs.worker_seconds[job] == pytest.approx(paid)
             if np.isfinite(time):
-                assert jobs.started[job] == started
+                assert jobs.n_tasks_started[job] == started
 
 
 def test_the_learned_rule_against_that_of_cubed() -> None:
     """24 tasks of which 2 % take five times as long."""
-    slow = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    slow = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     plain, cubed, ours = (
-        completion_time(24, 24, scheme, slow, trials=20_000)
+        completion_time(24, 24, scheme, slow, n_trials=20_000)
         for scheme in ("uncoded", "backup-cubed", "backup")
     )
     assert ours.p99 <= 0.65 * cubed.p99
-    assert ours.paid <= 1.05 * plain.paid
+    assert ours.worker_seconds <= 1.05 * plain.worker_seconds
 
 
 @given(
@@ -185,4 +193,4 @@ def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_bac
     rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
     half = -(-len(times) // 2)
     expected = any(rule.late_after(ascending[:done]) < ascending[done] for done in range(half))
-    assert is_told_early(np.array([ascending]), rule).tolist() == [expected]
+    assert find_jobs_with_early_backups(np.array([ascending]), rule).tolist() == [expected]

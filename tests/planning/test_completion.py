@@ -12,12 +12,12 @@ from polarmap.errors import CodeError
 from polarmap.planning import (
     SCHEMES,
     Distribution,
-    Failing,
+    FailureProne,
     ShiftedExponential,
     arrivals_needed,
     completion_cdf,
     completion_time,
-    sequential_finish,
+    sequential_decoding_times,
 )
 
 EXPONENTIAL = ShiftedExponential(0.0, 1.0)
@@ -42,7 +42,7 @@ def test_kth_arrivals_of_simulated_jobs(distribution: Distribution, n: int, k: i
     mean, paid, never = brute_force(np.sort(arrivals, axis=0)[k - 1], arrivals)
     found = completion_time(n, k, "mds", distribution)
     assert found.mean == pytest.approx(mean, rel=0.015)
-    assert found.paid == pytest.approx(paid, rel=0.015)
+    assert found.worker_seconds == pytest.approx(paid, rel=0.015)
     assert found.failure_probability == pytest.approx(never, abs=0.01)
 
 
@@ -64,17 +64,17 @@ def test_sizes_that_do_not_fit_are_refused(n: int, k: int, scheme: str, says: st
 
 def test_other_bad_input() -> None:
     with pytest.raises(CodeError, match="trials must be"):
-        completion_time(8, 4, "sequential", EXPONENTIAL, trials=0)
+        completion_time(8, 4, "sequential", EXPONENTIAL, n_trials=0)
     with pytest.raises(CodeError, match="no code"):
         arrivals_needed(8, 8, "backup-cubed")
     with pytest.raises(CodeError, match="sequential decoder"):
-        sequential_finish(PolarCode(8, 4), np.ones((8, 3)))
+        sequential_decoding_times(PolarCode(8, 4), np.ones((8, 3)))
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "small_blocks"])
 def test_jobs_that_never_complete_say_so(scheme: str) -> None:
     n = 12 if scheme in ("uncoded", "backup", "backup-cubed", "backup-spark") else 24
-    never = completion_time(n, 12, scheme, Failing(EXPONENTIAL, 0.97), trials=50)
+    never = completion_time(n, 12, scheme, FailureProne(EXPONENTIAL, 0.97), n_trials=50)
     assert never.failure_probability == pytest.approx(1, abs=1e-3)
     assert never.p50 == np.inf
     assert "fails with probability" in str(never)

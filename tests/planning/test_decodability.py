@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from simulated_jobs import DISTRIBUTIONS, brute_force
 
-from polarmap.codes.decoder import Decoder
+from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.polar import PolarCode
 from polarmap.planning import (
     Distribution,
@@ -14,9 +14,9 @@ from polarmap.planning import (
     completion_cdf,
     completion_time,
     lower_bound,
-    sequential_finish,
+    sequential_decoding_times,
 )
-from polarmap.planning.decodability import decoder_of, finish
+from polarmap.planning.decodability import decoding_times, get_decoder_name
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,16 @@ def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -
     n, k = 48, 30
     code = PolarCode(n, k, "arikan", "sequential")
     arrivals = distribution.sample(np.random.default_rng(3), (n, 20_000))
-    finish = sequential_finish(code, arrivals)
+    finish = sequential_decoding_times(code, arrivals)
     mean, paid, never = brute_force(finish, arrivals)
-    found = completion_time(n, k, "sequential", distribution, trials=5000)
-    assert found.mean == pytest.approx(mean, abs=5 * found.error + 0.01 * mean)
-    assert found.paid == pytest.approx(paid, rel=0.02)
+    found = completion_time(n, k, "sequential", distribution, n_trials=5000)
+    assert found.mean == pytest.approx(mean, abs=5 * found.std_error + 0.01 * mean)
+    assert found.worker_seconds == pytest.approx(paid, rel=0.02)
     assert found.failure_probability == pytest.approx(never, abs=0.01)
     times = np.quantile(finish, [0.2, 0.5, 0.9])
-    found_cdf = completion_cdf(n, k, "sequential", distribution, times, trials=5000)
+    found_cdf = completion_cdf(n, k, "sequential", distribution, times, n_trials=5000)
     np.testing.assert_allclose(found_cdf, [0.2, 0.5, 0.9], atol=0.03)
-    assert 0 < found.error < 0.05 * found.mean
+    assert 0 < found.std_error < 0.05 * found.mean
 
 
 @pytest.mark.parametrize("scheme", ["sequential", "optimal", "integers"])
@@ -47,32 +47,32 @@ def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -
 def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int, levels: int | None, scheme: str) -> None:
     """The max/min pass and the eliminations, against a Decoder fed the same orders."""
     orders, exact = 40, scheme == "integers"
-    code = PolarCode(n, k, "arikan", decoder_of(scheme), levels=levels)
+    code = PolarCode(n, k, "arikan", get_decoder_name(scheme), levels=levels)
     ranks = np.random.default_rng(9).permuted(
         np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1
     )
-    counts = [fed(Decoder(code, exact=exact), order) for order in np.argsort(ranks, axis=1)]
-    assert finish(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
+    counts = [fed(ArrivalTracker(code, modular=exact), order) for order in np.argsort(ranks, axis=1)]
+    assert decoding_times(code, np.ascontiguousarray(ranks.T), scheme).tolist() == counts
     if levels is None:
         ranks_found, weights = np.unique(counts, return_counts=True)
-        found = arrivals_needed(n, k, scheme, trials=orders, seed=9)
-        assert found.ranks.tolist() == ranks_found.tolist()
-        assert (found.weights * orders).round().tolist() == weights.tolist()
+        found = arrivals_needed(n, k, scheme, n_trials=orders, seed=9)
+        assert found.counts.tolist() == ranks_found.tolist()
+        assert (found.probabilities * orders).round().tolist() == weights.tolist()
 
 
-def fed(decoder: Decoder, order: np.ndarray) -> int:
+def fed(decoder: ArrivalTracker, order: np.ndarray) -> int:
     return next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
 
 
 def test_no_decoder_beats_a_better_one() -> None:
     schemes = ["mds", "optimal", "integers", "sequential"]
     means = [
-        float(needed.ranks @ needed.weights)
-        for needed in (arrivals_needed(96, 64, scheme, trials=300) for scheme in schemes)
+        float(needed.counts @ needed.probabilities)
+        for needed in (arrivals_needed(96, 64, scheme, n_trials=300) for scheme in schemes)
     ]
     assert means == sorted(means)
     distribution = DISTRIBUTIONS["cold"]
-    times = [completion_time(96, 64, scheme, distribution, trials=300).mean for scheme in schemes]
+    times = [completion_time(96, 64, scheme, distribution, n_trials=300).mean for scheme in schemes]
     assert times == sorted(times)
     assert times[0] == lower_bound(96, 64, distribution)
 
@@ -80,9 +80,9 @@ def test_no_decoder_beats_a_better_one() -> None:
 def test_float32_and_tiles_do_not_matter() -> None:
     code = PolarCode(300, 200, "arikan", "sequential")
     arrivals = np.random.default_rng(0).random((300, 2000)).astype(np.float32)
-    whole = sequential_finish(code, arrivals)
+    whole = sequential_decoding_times(code, arrivals)
     assert whole.dtype == np.float32
-    assert (whole == [sequential_finish(code, arrivals[:, i : i + 1])[0] for i in range(2000)]).all()
+    assert (whole == [sequential_decoding_times(code, arrivals[:, i : i + 1])[0] for i in range(2000)]).all()
 
 
 @pytest.mark.parametrize(("levels", "beyond"), [(10, 78), (8, 118), (5, 182)])
@@ -90,5 +90,5 @@ def test_fewer_levels_need_more_results(levels: int, beyond: float) -> None:
     """Of 1,024, in random order (arXiv 1901.06811): half the additions, more than twice as many beyond k."""
     code = PolarCode(1024, 768, "arikan", "sequential", levels=levels)
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(1, 1025, dtype=np.int32), (400, 1)), axis=1)
-    assert sequential_finish(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
-    assert code.length * code.levels / 2 / 1024 == levels / 2  # additions per block of one transform
+    assert sequential_decoding_times(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
+    assert code.mother_length * code.levels / 2 / 1024 == levels / 2  # additions per block of one transform

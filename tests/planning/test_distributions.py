@@ -14,27 +14,27 @@ from polarmap.errors import CodeError
 from polarmap.planning import (
     Distribution,
     Empirical,
-    Failing,
+    FailureProne,
     Mixture,
     Pareto,
     Scaled,
     ShiftedExponential,
-    cold_starts,
     completion_time,
-    stragglers,
-    training_trace,
+    load_training_trace,
+    with_cold_starts,
+    with_stragglers,
 )
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "exponential": ShiftedExponential(1.0, 2.0),
     "pareto": Pareto(1.5, 2.5),
     "scaled": Scaled(Pareto(1.0, 3.0), 2.0, 0.5),
-    "cold": cold_starts(ShiftedExponential(1.0, 0.5), 0.1, 5.0),
-    "slow": stragglers(Pareto(1.0, 3.0), 0.02, 5.0),
+    "cold": with_cold_starts(ShiftedExponential(1.0, 0.5), 0.1, 5.0),
+    "slow": with_stragglers(Pareto(1.0, 3.0), 0.02, 5.0),
     "empirical": Empirical(np.random.default_rng(3).lognormal(0, 1, 200)),
     "steps": Mixture([Empirical([1.0, 1.0, 2.0, 8.0]), ShiftedExponential(0.5, 1.0)], [0.6, 0.4]),
-    "failing": Failing(cold_starts(Empirical([1.0, 2.0, 4.0]), 0.25, 3.0), 0.1),
-    "trace": training_trace(),
+    "failing": FailureProne(with_cold_starts(Empirical([1.0, 2.0, 4.0]), 0.25, 3.0), 0.1),
+    "trace": load_training_trace(),
 }
 every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 P = np.linspace(0.001, 0.999, 401)
@@ -71,8 +71,8 @@ def test_the_quantile_is_the_first_time_that_reaches_p(distribution: Distributio
 
 def test_no_time_is_enough_for_all_tasks_that_end_where_any_may_take_longer() -> None:
     for failing in np.linspace(0.01, 0.3, 30).tolist():
-        assert Failing(ShiftedExponential(1.0, 1.0), failing).quantile(1 - failing) == np.inf
-        assert Failing(Pareto(1.0, 2.5), failing).quantile(1 - failing) == np.inf
+        assert FailureProne(ShiftedExponential(1.0, 1.0), failing).quantile(1 - failing) == np.inf
+        assert FailureProne(Pareto(1.0, 2.5), failing).quantile(1 - failing) == np.inf
 
 
 @every_distribution
@@ -98,7 +98,7 @@ def test_the_mean_is_the_integral_of_the_quantile(distribution: Distribution) ->
     drawn = distribution.sample(np.random.default_rng(1), 400_000)
     ended = drawn[np.isfinite(drawn)]
     error = ended.std() / np.sqrt(len(ended))
-    assert distribution.mean_if_ended() == pytest.approx(ended.mean(), abs=5 * error)
+    assert distribution.conditional_mean() == pytest.approx(ended.mean(), abs=5 * error)
 
 
 @every_distribution
@@ -108,24 +108,26 @@ def test_areas_are_integrals_of_the_quantile(distribution: Distribution, low: fl
     high = low + share * (0.999 - low)
     nodes = np.linspace(low, high, 20_001)
     middles = (nodes[1:] + nodes[:-1]) / 2
-    expected = distribution.inverse(1 - middles, middles).mean() * (high - low)
-    upper, lower = distribution.area(np.array([high, low]))
+    expected = distribution.conditional_quantile(1 - middles, middles).mean() * (high - low)
+    upper, lower = distribution.integrated_quantile(np.array([high, low]))
     assert upper - lower == pytest.approx(expected, rel=1e-3)
 
 
 def test_far_tails_keep_their_digits() -> None:
     distribution = Mixture([ShiftedExponential(0.0, 1.0), ShiftedExponential(0.0, 2.0)], [0.5, 0.5])
     above = np.array([1e-200])
-    time = distribution.inverse(1 - above, above)
-    assert distribution.split(time)[1] == pytest.approx(1e-200, rel=1e-9)
+    time = distribution.conditional_quantile(1 - above, above)
+    assert distribution.conditional_cdf_and_survival(time)[1] == pytest.approx(1e-200, rel=1e-9)
     small = np.array([1e-30])
-    assert distribution.split(distribution.inverse(small, 1 - small))[0] == pytest.approx(1e-30, rel=1e-9)
+    assert distribution.conditional_cdf_and_survival(distribution.conditional_quantile(small, 1 - small))[
+        0
+    ] == pytest.approx(1e-30, rel=1e-9)
 
 
 def test_a_mean_that_does_not_exist() -> None:
     assert Pareto(1.0, 0.9).mean() == np.inf
     assert Mixture([Pareto(1.0, 1.0), ShiftedExponential(1.0, 1.0)], [0.1, 0.9]).mean() == np.inf
-    assert Failing(ShiftedExponential(1.0, 1.0), 0.01).mean() == np.inf
+    assert FailureProne(ShiftedExponential(1.0, 1.0), 0.01).mean() == np.inf
 
 
 def test_who_was_seen_for_longer_than_all_time_never_ends() -> None:
@@ -134,8 +136,10 @@ def test_who_was_seen_for_longer_than_all_time_never_ends() -> None:
 
 
 def test_failures_add_up() -> None:
-    distribution = Mixture([Failing(Pareto(1.0, 2.0), 0.5), Failing(Pareto(1.0, 2.0), 1.0)], [0.5, 0.5])
-    assert Failing(distribution, 0.2).failure_probability == pytest.approx(0.2 + 0.8 * 0.75)
+    distribution = Mixture(
+        [FailureProne(Pareto(1.0, 2.0), 0.5), FailureProne(Pareto(1.0, 2.0), 1.0)], [0.5, 0.5]
+    )
+    assert FailureProne(distribution, 0.2).failure_probability == pytest.approx(0.2 + 0.8 * 0.75)
     assert distribution.quantile(0.2) == pytest.approx(stats.pareto(2.0).ppf(0.8))
 
 
@@ -164,11 +168,11 @@ def test_fits_recover_their_parameters_also_from_censored_times(censored: bool) 
         (lambda: Pareto(1.0, np.inf), "shape must be"),
         (lambda: ShiftedExponential(1e300, 1e300), "shift must be a finite number of at least 0, at most 1e"),
         (lambda: Scaled(Pareto(1.0, 2.0), 0.0), "factor must be"),
-        (lambda: Failing(Pareto(1.0, 2.0), 1.5), "between 0 and 1, not at 1.5"),
-        (lambda: Failing(Pareto(1.0, 2.0), np.nan), "between 0 and 1, not at nan"),
+        (lambda: FailureProne(Pareto(1.0, 2.0), 1.5), "between 0 and 1, not at 1.5"),
+        (lambda: FailureProne(Pareto(1.0, 2.0), np.nan), "between 0 and 1, not at nan"),
         (lambda: Mixture([Pareto(1.0, 2.0)], [0.5]), "sum to 1, not to 0.5"),
         (lambda: Mixture([Pareto(1.0, 2.0)], [0.5, 0.5]), "one weight for each"),
-        (lambda: Mixture([Failing(Pareto(1.0, 2.0), 1.0)], [1.0]), "ever ends"),
+        (lambda: Mixture([FailureProne(Pareto(1.0, 2.0), 1.0)], [1.0]), "ever ends"),
         (lambda: Pareto(1.0, 2.0).quantile(2.0), "between 0 and 1"),
         (lambda: ShiftedExponential.fit([2.0, 2.0]), "all run times are the same"),
         (lambda: ShiftedExponential.fit([2.0, 1.0, np.inf]), "leave them out"),

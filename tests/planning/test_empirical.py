@@ -19,7 +19,7 @@ from polarmap.executors.replay import ReplayRun
 from polarmap.planning import (
     Empirical,
     ShiftedExponential,
-    as_runtimes,
+    as_distribution,
 )
 from polarmap.planning.empirical import SharedCores
 from polarmap.report import Report, TaskReport
@@ -49,7 +49,7 @@ def test_an_exponential_tail_continues_what_was_cut_off() -> None:
     seen = Empirical(np.minimum(times, limit), times <= limit)
     assert seen.failure_probability == pytest.approx(0.25, abs=0.01)
     assert seen.quantile(0.9) == np.inf
-    continued = seen.with_tail()
+    continued = seen.with_exponential_tail()
     assert continued.mean() == pytest.approx(3.0, rel=0.02)
     np.testing.assert_allclose(
         continued.quantile([0.5, 0.9, 0.99]), distribution.quantile([0.5, 0.9, 0.99]), rtol=0.05
@@ -72,7 +72,7 @@ def test_reports_censor_what_they_abandon() -> None:
     assert distribution.failure_probability == pytest.approx(0.5)  # of four: one failed, one not seen to end
     by_worker = Empirical.from_reports([seen, seen], clock="seconds")
     assert by_worker.values.tolist() == [0.5, 2.5]
-    assert as_runtimes([seen, seen]).failure_probability == 0
+    assert as_distribution([seen, seen]).failure_probability == 0
     with pytest.raises(CodeError, match="clock must be"):
         Empirical.from_reports(seen, clock="wall")
 
@@ -104,9 +104,9 @@ def test_columns_of_csv_files(tmp_path: Path) -> None:
         (lambda: Empirical(["fast"]), "numbers of seconds"),
         (lambda: Empirical([np.inf]), "none of the tasks observed has ended"),
         (lambda: Empirical([1.0, 2.0], [True]), "1 marks of what ended for 2"),
-        (lambda: as_runtimes(3.0), "seconds of past tasks or reports, not float"),
-        (lambda: as_runtimes("fast"), "'fast' holds no 'warm' times"),
-        (lambda: as_runtimes([]), "no run times"),
+        (lambda: as_distribution(3.0), "seconds of past tasks or reports, not float"),
+        (lambda: as_distribution("fast"), "'fast' holds no 'warm' times"),
+        (lambda: as_distribution([]), "no run times"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: str) -> None:
@@ -155,13 +155,13 @@ def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
     found = polarmap.plan(24, [y.report])
     assert (found.n, found.code) == (24, "uncoded")
     assert "a plain map will do" in str(found)
-    measured = polarmap.planning.measure(TwoSlots(), tasks=6, seconds=0.001)
+    measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.warm == [1.0] * 6
 
 
 def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machine(tmp_path: Path) -> None:
     cores = available_cores()
-    measured = polarmap.planning.measure(TwoSlots(), tasks=6, seconds=0.001)
+    measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.shared_cores == (cores, 2)
     assert str(measured).splitlines()[-1].startswith(f"up to 2 tasks at once shared the {cores} cores here: ")
     measured.save(tmp_path / "times.json")
@@ -171,7 +171,7 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
     crowded, roomy = str(SharedCores(2, 3)), str(SharedCores(4, 3))
     assert "include waiting" in crowded
     assert "include waiting" not in roomy
-    elsewhere = polarmap.planning.measure(ReplayExecutor(), tasks=6, seconds=0.001)
+    elsewhere = polarmap.planning.measure(ReplayExecutor(), tasks=6, task_seconds=0.001)
     assert elsewhere.shared_cores is None
 
 
@@ -180,5 +180,5 @@ def test_tasks_that_no_worker_has_started_tell_nothing() -> None:
     late = TaskReport(1, "abandoned", None, None, 1, began=1.0)
     never = TaskReport(2, "cancelled", None, None, 1)
     found = Empirical.from_reports(report(begun, late, never))
-    assert (found.seen.tolist(), found.done.tolist()) == ([1.0, 2.0], [True, False])
-    assert Empirical.from_reports(report(begun, late, never), "seconds").seen.tolist() == [1.0, 2.0]
+    assert (found.times.tolist(), found.completed_mask.tolist()) == ([1.0, 2.0], [True, False])
+    assert Empirical.from_reports(report(begun, late, never), "seconds").times.tolist() == [1.0, 2.0]

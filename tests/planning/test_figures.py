@@ -10,16 +10,16 @@ from figures import rendered
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Empirical,
-    Failing,
+    FailureProne,
     Pareto,
     ShiftedExponential,
     plan,
     plot_polarization,
-    plot_runtimes,
-    stragglers,
+    plot_run_times,
+    with_stragglers,
 )
 
-DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -28,18 +28,18 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
         [1.0, 1.2, 1.1, 5.0],
         [2.0],
         Pareto(1.0, 1.0),
-        Failing(ShiftedExponential(0.0, 1.0), 0.3),
-        Empirical([1.0, 2.0, 3.0], ended=[True, True, False]),
+        FailureProne(ShiftedExponential(0.0, 1.0), 0.3),
+        Empirical([1.0, 2.0, 3.0], completed=[True, True, False]),
     ],
     ids=repr,
 )
 def test_run_times_and_polarization_render(distribution: object) -> None:
-    rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)))
+    rendered(plot_run_times(distribution, fitted_distribution=ShiftedExponential(1.0, 1.0)))
     rendered(plot_polarization(distribution, depths=(0, 2)))
 
 
 def test_run_times_hold_all_tasks_that_are_drawn() -> None:
-    figure = plot_runtimes([1.0] * 8 + [3.0] * 2)
+    figure = plot_run_times([1.0] * 8 + [3.0] * 2)
     heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
     assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
     assert "seconds" in figure.axes[0].get_xlabel()
@@ -68,6 +68,6 @@ def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: P
 
 def test_a_frontier_of_one_point_or_none_and_an_infinite_plain_map_render() -> None:
     rendered(plan(8, DISTRIBUTION, max_workers=8).plot())
-    rendered(plan(8, Failing(DISTRIBUTION, 0.02), max_workers=16).plot())
-    never = plan(8, Failing(DISTRIBUTION, 0.2), "cost", max_workers=8, max_failure_probability=1.0)
+    rendered(plan(8, FailureProne(DISTRIBUTION, 0.02), max_workers=16).plot())
+    never = plan(8, FailureProne(DISTRIBUTION, 0.2), "cost", max_workers=8, max_failure_probability=1.0)
     rendered(never.plot())  # one job in a hundred is never complete: there is no p99

@@ -18,30 +18,30 @@ from polarmap.planning import (
     Measurement,
     Pareto,
     ShiftedExponential,
-    as_runtimes,
+    as_distribution,
     measure,
 )
-from polarmap.planning.measurement import nearest_law
+from polarmap.planning.measurement import fit_closest_family
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
 def test_it_tells_when_each_task_was_back() -> None:
     script = {0: 2.5, 2: 0.5}
-    measured = measure(ReplayExecutor(script), tasks=5, seconds=0.001)
+    measured = measure(ReplayExecutor(script), tasks=5, task_seconds=0.001)
     assert measured.cold == measured.warm == [2.5, 1.0, 0.5, 1.0, 1.0]
     assert str(measured).splitlines()[0] == "5 tasks of 0.001 s on replay, in a first map and in a second one"
 
 
 def test_tasks_that_are_lost_are_not_run_again_and_count() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {1: Fault("kill"), 3: Fault("raise")})
-    measured = measure(faulty, tasks=4, seconds=0.001)
+    measured = measure(faulty, tasks=4, task_seconds=0.001)
     assert measured.warm == [1.0, inf, 1.0, inf]
     assert str(measured).splitlines()[2].split() == ["cold", "2", "1", "1", "1", "1"]
 
 
 def test_tasks_compute_as_long_as_was_said() -> None:
     with ThreadPoolExecutor(1) as threads:
-        measured = measure(threads, tasks=2, seconds=0.2)
+        measured = measure(threads, tasks=2, task_seconds=0.2)
     assert all(
         time > 0.02 for time in measured.cold + measured.warm
     )  # a machine may be ten times as fast then
@@ -50,21 +50,24 @@ def test_tasks_compute_as_long_as_was_said() -> None:
 @pytest.mark.parametrize("law", [ShiftedExponential(1.0, 0.5), Pareto(1.0, 2.5)])
 def test_the_nearest_law_is_that_of_the_sample(law: ShiftedExponential | Pareto) -> None:
     times = law.sample(np.random.default_rng(1), 2000)
-    found = nearest_law([*times.tolist(), inf])
+    found = fit_closest_family([*times.tolist(), inf])
     assert type(found) is type(law)
     assert stats.kstest(times, found.cdf).statistic < 0.03
 
 
 def test_times_that_are_all_the_same_follow_no_law() -> None:
-    assert nearest_law([1.0, 1.0]) is None
-    assert nearest_law([inf]) is None
+    assert fit_closest_family([1.0, 1.0]) is None
+    assert fit_closest_family([inf]) is None
 
 
 def test_a_file_comes_back_and_makes_a_plan(tmp_path: Path) -> None:
     measured = Measurement("somewhere", 2.0, [3.0, 4.0, inf], [2.0, 2.5, 9.0])
     measured.save(tmp_path / "times.json")
     assert json.loads((tmp_path / "times.json").read_text())["cold"] == [3.0, 4.0, None]
-    warm, cold = as_runtimes(tmp_path / "times.json"), Empirical.from_json(tmp_path / "times.json", "cold")
+    warm, cold = (
+        as_distribution(tmp_path / "times.json"),
+        Empirical.from_json(tmp_path / "times.json", "cold"),
+    )
     assert warm.quantile(1.0) == 9.0
     assert cold.failure_probability == pytest.approx(1 / 3)
     plan = polarmap.plan(6, tmp_path / "times.json")
@@ -77,7 +80,7 @@ def test_a_file_comes_back_and_makes_a_plan(tmp_path: Path) -> None:
 def test_another_file_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(CodeError, match=r"other\.json' holds no 'warm' times|run times are numbers"):
-        as_runtimes(tmp_path / "other.json")
+        as_distribution(tmp_path / "other.json")
 
 
 @pytest.mark.parametrize(

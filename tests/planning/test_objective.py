@@ -31,30 +31,30 @@ OPTIONS = [option(4, 9.0, 10.0), option(5, 3.0, 11.0), option(6, 2.05, 12.0), op
     ],
 )
 def test_the_choice_is_the_knee_or_the_cheapest_near_the_best(objective: Objective, n: int) -> None:
-    assert objective.choice(OPTIONS).n == n
+    assert objective.select_candidate(OPTIONS).n == n
 
 
 def test_the_knee_is_where_a_share_of_time_costs_as_large_a_share_of_money() -> None:
     steps = [option(10 + n, 100.0 / (1 + n) ** 2, 10.0 + n) for n in range(10)]
-    steep = Objective().choice(steps)
+    steep = Objective().select_candidate(steps)
     assert steep.n == 19  # each worker saves more of the time than it adds to the cost
     flat = [option(10 + n, 100.0 - n, 10.0 + n) for n in range(10)]
-    assert Objective().choice(flat).n == 10  # a tenth more for a hundredth of the time
+    assert Objective().select_candidate(flat).n == 10  # a tenth more for a hundredth of the time
     turning = [option(10 + n, 1.0 + 8.0 * 0.25**n, 10.0 + n) for n in range(10)]
-    chosen = Objective().choice(turning)
+    chosen = Objective().select_candidate(turning)
     before, after = turning[chosen.n - 11], turning[chosen.n - 9]
-    assert chosen.p99 / before.p99 < before.paid / chosen.paid
-    assert after.p99 / chosen.p99 > chosen.paid / after.paid
+    assert chosen.p99 / before.p99 < before.worker_seconds / chosen.worker_seconds
+    assert after.p99 / chosen.p99 > chosen.worker_seconds / after.worker_seconds
 
 
 def test_options_beyond_a_limit_are_left_out() -> None:
-    assert [one.n for one in Objective(deadline=3.0).possible(OPTIONS)] == [5, 6, 8]
-    assert [one.n for one in Objective(budget=11.0).possible(OPTIONS)] == [4, 5]
-    assert [one.n for one in Objective("cost", deadline=3.0).possible(OPTIONS)] == [5, 6, 8]
+    assert [one.n for one in Objective(deadline=3.0).filter_feasible(OPTIONS)] == [5, 6, 8]
+    assert [one.n for one in Objective(budget=11.0).filter_feasible(OPTIONS)] == [4, 5]
+    assert [one.n for one in Objective("cost", deadline=3.0).filter_feasible(OPTIONS)] == [5, 6, 8]
     risky = [option(4, 1.0, 1.0, failing=0.01), *OPTIONS]
-    assert Objective().possible(risky) == OPTIONS
-    assert Objective(max_failure_probability=0.01).possible(risky) == risky
-    assert Objective().possible([option(4, inf, 1.0), *OPTIONS]) == OPTIONS
+    assert Objective().filter_feasible(risky) == OPTIONS
+    assert Objective(max_failure_probability=0.01).filter_feasible(risky) == risky
+    assert Objective().filter_feasible([option(4, inf, 1.0), *OPTIONS]) == OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_limit_that_leaves_nothing_is_named(
     objective: Objective, options: list[Completion], says: str
 ) -> None:
     with pytest.raises(CodeError, match=says):
-        objective.possible(options)
+        objective.filter_feasible(options)
 
 
 @pytest.mark.parametrize(

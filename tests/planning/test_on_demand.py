@@ -12,16 +12,16 @@ from simulated_jobs import late_moments
 
 from polarmap.errors import CodeError
 from polarmap.planning import (
-    Failing,
+    FailureProne,
     ParityRule,
     ShiftedExponential,
     completion_time,
     simulate_on_demand,
-    stragglers,
+    with_stragglers,
 )
 
 K, N = 24, 32
-DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def event_by_event(data, parity, upfront, runtimes):
@@ -64,8 +64,8 @@ def event_by_event(data, parity, upfront, runtimes):
 def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
     k: int, spare: int, upfront: int, seed: int, told: bool, never: float, least: float
 ) -> None:
-    distribution = stragglers(ShiftedExponential(least, 0.3), 0.1, 4.0)
-    distribution = Failing(distribution, never) if never else distribution
+    distribution = with_stragglers(ShiftedExponential(least, 0.3), 0.1, 4.0)
+    distribution = FailureProne(distribution, never) if never else distribution
     upfront = min(upfront, spare)
     rng = np.random.default_rng(seed)
     data, parity = distribution.sample(rng, (1, k)), distribution.sample(rng, (1, spare))
@@ -73,46 +73,50 @@ def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
     time, launched = event_by_event(
         data[0].tolist(), parity[0].tolist(), upfront, distribution if told else None
     )
-    assert jobs.time[0] == pytest.approx(time)
+    assert jobs.completion_times[0] == pytest.approx(time)
     if math.isfinite(time):
-        assert jobs.started[0] == k + upfront + len(launched)
+        assert jobs.n_tasks_started[0] == k + upfront + len(launched)
 
 
 def test_a_parity_task_that_is_late_itself_gets_a_stand_in() -> None:
     data, parity = np.array([[1.0] * 23 + [50.0]]), np.array([[50.0, 1.0]])
     jobs = simulate_on_demand(data, parity)
-    assert jobs.time.tolist() == pytest.approx([3.2])  # late at 1.1 s, the first stand-in at 2.2 s
-    assert jobs.started.tolist() == [26]
-    assert jobs.paid.tolist() == pytest.approx([23 + 3.2 + 2.1 + 1])
+    assert jobs.completion_times.tolist() == pytest.approx(
+        [3.2]
+    )  # late at 1.1 s, the first stand-in at 2.2 s
+    assert jobs.n_tasks_started.tolist() == [26]
+    assert jobs.worker_seconds.tolist() == pytest.approx([23 + 3.2 + 2.1 + 1])
 
 
 def test_a_job_that_nobody_can_complete_never_does() -> None:
     jobs = simulate_on_demand(np.array([[1.0, math.inf]]), np.array([[math.inf]]))
-    assert jobs.time.tolist() == [math.inf]
-    assert simulate_on_demand(np.full((1, 4), math.inf), np.ones((1, 2))).time.tolist() == [math.inf]
+    assert jobs.completion_times.tolist() == [math.inf]
+    assert simulate_on_demand(np.full((1, 4), math.inf), np.ones((1, 2))).completion_times.tolist() == [
+        math.inf
+    ]
 
 
 def test_fewer_than_half_tell_with_caution() -> None:
     """Of three, one tells that two take six times as long at the most."""
     data, parity = np.array([[1.0, math.inf, math.inf]] * 2), np.array([[1.0, 1.0], [math.inf] * 2])
     jobs = simulate_on_demand(data, parity)
-    assert jobs.time.tolist() == [7.0, math.inf]
-    assert jobs.started.tolist() == [5, 5]
+    assert jobs.completion_times.tolist() == [7.0, math.inf]
+    assert jobs.n_tasks_started.tolist() == [5, 5]
 
 
 def test_where_nothing_returns_one_parity_task_tells_for_all() -> None:
     """The first after a minute; it returns, so all else is late and the other one starts."""
     never = np.full((1, 2), math.inf)
-    assert simulate_on_demand(never, np.ones((1, 2))).time.tolist() == [62.0]
+    assert simulate_on_demand(never, np.ones((1, 2))).completion_times.tolist() == [62.0]
     jobs = simulate_on_demand(never, np.array([[math.inf, 1.0, 1.0]]))
-    assert jobs.time.tolist() == [122.0]  # the first hangs too: another after twice as long
+    assert jobs.completion_times.tolist() == [122.0]  # the first hangs too: another after twice as long
 
 
 def test_a_long_silence_costs_few_parity_tasks() -> None:
     """Ten minutes a task: they are late by no clock of ours."""
     jobs = simulate_on_demand(np.full((1, K), 600.0), np.full((1, N - K), 600.0))
-    assert jobs.time.tolist() == [600.0]
-    assert jobs.started.tolist() == [K + 4]  # after 1, 2, 4 and 8 minutes
+    assert jobs.completion_times.tolist() == [600.0]
+    assert jobs.n_tasks_started.tolist() == [K + 4]  # after 1, 2, 4 and 8 minutes
 
 
 def test_run_times_without_a_least_seldom_alarm_early() -> None:
@@ -121,9 +125,9 @@ def test_run_times_without_a_least_seldom_alarm_early() -> None:
     distribution = ShiftedExponential(0.0, 10.0)
     jobs = simulate_on_demand(distribution.sample(rng, (2000, K)), distribution.sample(rng, (2000, N - K)))
     half = simulate_on_demand(
-        distribution.sample(rng, (2000, K)), distribution.sample(rng, (2000, N - K)), runtimes=distribution
+        distribution.sample(rng, (2000, K)), distribution.sample(rng, (2000, N - K)), run_times=distribution
     )
-    assert jobs.paid.mean() <= 1.02 * half.paid.mean()
+    assert jobs.worker_seconds.mean() <= 1.02 * half.worker_seconds.mean()
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -131,12 +135,12 @@ def test_run_times_without_a_least_seldom_alarm_early() -> None:
 def test_goals_for_two_stragglers_in_a_hundred(told: bool, upfront: int, cost: float, tail: float) -> None:
     """Against a plain map's worker-seconds and the p99 of backup tasks."""
     plain = completion_time(K, K, "uncoded", DISTRIBUTION)
-    backup = completion_time(K, K, "backup-cubed", DISTRIBUTION, trials=20_000)
+    backup = completion_time(K, K, "backup-cubed", DISTRIBUTION, n_trials=20_000)
     rng = np.random.default_rng(1)
     data, parity = DISTRIBUTION.sample(rng, (20_000, K)), DISTRIBUTION.sample(rng, (20_000, N - K))
     jobs = simulate_on_demand(data, parity, upfront, DISTRIBUTION if told else None)
-    assert jobs.paid.mean() <= cost * plain.paid
-    assert np.quantile(jobs.time, 0.99) <= tail * backup.p99
+    assert jobs.worker_seconds.mean() <= cost * plain.worker_seconds
+    assert np.quantile(jobs.completion_times, 0.99) <= tail * backup.p99
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ def test_goals_for_two_stragglers_in_a_hundred(told: bool, upfront: int, cost: f
     [
         lambda: simulate_on_demand(np.ones((2, 3)), np.ones((3, 3))),
         lambda: simulate_on_demand(np.ones(3), np.ones(3)),
-        lambda: simulate_on_demand(np.ones((2, 3)), np.ones((2, 1)), upfront=2),
+        lambda: simulate_on_demand(np.ones((2, 3)), np.ones((2, 1)), n_upfront_parity=2),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(call) -> None:

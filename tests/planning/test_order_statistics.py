@@ -28,10 +28,10 @@ def test_order_statistics_of_exponentials(n: int, share: float) -> None:
     gaps = 1 / np.arange(n, n - k, -1)  # from one arrival to the next
     assert found.mean == pytest.approx(gaps.sum(), rel=1e-6)
     # n - i workers are paid during gap i: each gap costs one worker-second on average
-    assert found.paid == pytest.approx(k, rel=1e-6)
+    assert found.worker_seconds == pytest.approx(k, rel=1e-6)
     times = stats.expon.ppf(stats.beta(k, n - k + 1).ppf([0.5, 0.99]))
     assert (found.p50, found.p99) == pytest.approx(tuple(times), rel=1e-6)
-    assert found.error == 0
+    assert found.std_error == 0
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 3), (64, 48), (1000, 999)])
@@ -52,7 +52,7 @@ def test_order_statistics_of_pareto(n: int, k: int) -> None:
 def test_order_statistics_of_steps(times: list[int], n: int, share: float) -> None:
     k = max(1, round(share * n))
     distribution = Empirical(np.array(times, float))
-    masses = stats.beta.cdf(np.append(0, np.cumsum(distribution.masses)), k, n - k + 1)
+    masses = stats.beta.cdf(np.append(0, np.cumsum(distribution.probabilities)), k, n - k + 1)
     expected = np.diff(masses) @ distribution.values
     assert completion_time(n, k, "mds", distribution).mean == pytest.approx(expected, rel=1e-5)
 
@@ -75,11 +75,11 @@ def test_a_mean_may_exist_though_no_worker_has_one() -> None:
         completion_time(4, 3, "mds", Pareto(1.0, 0.5)),
         completion_time(4, 2, "mds", Pareto(1.0, 0.3)),
     ):
-        assert (found.mean, found.paid) == (np.inf, np.inf)
+        assert (found.mean, found.worker_seconds) == (np.inf, np.inf)
 
 
 @pytest.mark.parametrize(("shape", "mean"), [(0.02, np.inf), (0.3, np.inf), (0.5, np.inf), (0.6, 6.0)])
 def test_copies_have_a_mean_where_their_minimum_has_one(shape: float, mean: float) -> None:
     """The minimum of two has twice the shape."""
     found = completion_time(2, 1, "replication", Pareto(1.0, shape))
-    assert (found.mean, found.paid) == pytest.approx((mean, 2 * mean), rel=1e-6)
+    assert (found.mean, found.worker_seconds) == pytest.approx((mean, 2 * mean), rel=1e-6)

@@ -15,18 +15,18 @@ from polarmap.errors import CodeError
 from polarmap.planning import (
     Completion,
     Distribution,
-    Failing,
+    FailureProne,
     Pareto,
     ShiftedExponential,
     completion_time,
     frontier,
+    load_training_trace,
     plan,
     planner,
-    stragglers,
-    training_trace,
+    with_stragglers,
 )
 
-DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
+DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,21 +50,21 @@ def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
     every = simulated(k)
     best = min(getattr(one, objective) for one in every)
     near = [one for one in every if getattr(one, objective) <= 1.05 * best]
-    assert found.expected == min(near, key=lambda one: one.paid)
+    assert found.expected == min(near, key=lambda one: one.worker_seconds)
     assert (found.n, found.k) == (found.expected.n, k)
     assert found.uncoded == every[0]
 
 
 def test_the_knee_rather_than_the_last_percent() -> None:
-    distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    distribution = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     knee = plan(24, distribution)
     tail = plan(24, distribution, slack=0.05)
     assert (knee.n, tail.n) == (29, 38)
-    assert knee.expected.paid / knee.uncoded.paid == pytest.approx(1.11, abs=0.01)
-    assert tail.expected.paid / tail.uncoded.paid == pytest.approx(1.42, abs=0.01)
+    assert knee.expected.worker_seconds / knee.uncoded.worker_seconds == pytest.approx(1.11, abs=0.01)
+    assert tail.expected.worker_seconds / tail.uncoded.worker_seconds == pytest.approx(1.42, abs=0.01)
     assert knee.expected.p99 - tail.expected.p99 == pytest.approx(0.15, abs=0.01)
-    best = min(one.p99 * one.paid for one in knee.frontier)
-    assert knee.expected.p99 * knee.expected.paid == best
+    best = min(one.p99 * one.worker_seconds for one in knee.frontier)
+    assert knee.expected.p99 * knee.expected.worker_seconds == best
 
 
 def test_a_plan_says_when_a_plain_map_will_do() -> None:
@@ -73,14 +73,14 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
     assert "start 10 workers for 10 blocks (no code)" in str(found)
     said = str(found).splitlines()[-1]
     one = completion_time(11, 10, "rotation", ShiftedExponential(1.0, 0.01))
-    time, paid = one.p99 / found.uncoded.p99 - 1, one.paid / found.uncoded.paid - 1
+    time, paid = one.p99 / found.uncoded.p99 - 1, one.worker_seconds / found.uncoded.worker_seconds - 1
     wanted = f"11 workers would change its p99 by {time:+.1%}, its worker-seconds by {paid:+.1%}"
     assert said == f"a plain map will do: {wanted}"
     assert (
         str(plan(4, [1.0, 1.0])).splitlines()[-1] == "a plain map will do: more workers would not save time"
     )
     assert "a plain map will do" not in str(plan(24, DISTRIBUTION))
-    failing = plan(8, Failing(DISTRIBUTION, 0.2), "cost", max_failure_probability=1.0)
+    failing = plan(8, FailureProne(DISTRIBUTION, 0.2), "cost", max_failure_probability=1.0)
     assert re.search(r"would change its p99 from inf to \d\S* s, its worker-seconds by", str(failing))
     heavy = str(plan(1, Pareto(1.0, 0.3))).splitlines()[-1]  # no mean exists
     assert re.search(r"2 workers would change its p99 by -\d\S*%, its worker-seconds from inf to inf", heavy)
@@ -88,7 +88,7 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
 
 @pytest.mark.parametrize("runtimes", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
 def test_a_plan_prints_ten_lines_at_most(runtimes: Distribution) -> None:
-    found = plan(24, runtimes, max_workers=36, worker=Worker("aws_lambda", "aws_s3", memory=1769))
+    found = plan(24, runtimes, max_workers=36, worker_spec=Worker("aws_lambda", "aws_s3", memory=1769))
     assert len(str(found).splitlines()) <= 10
     assert repr(found) == str(found)
     assert "cost in the mean: $" in str(found)
@@ -96,36 +96,36 @@ def test_a_plan_prints_ten_lines_at_most(runtimes: Distribution) -> None:
 
 def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
     found = plan(24, DISTRIBUTION, "cost", slack=0.0)
-    assert found.expected.paid == min(one.paid for one in found.frontier)
+    assert found.expected.worker_seconds == min(one.worker_seconds for one in found.frontier)
     assert found.n > 24  # one parity task saves more waiting than it costs
-    assert found.expected.paid < found.uncoded.paid
+    assert found.expected.worker_seconds < found.uncoded.worker_seconds
 
 
 def test_limits_bind() -> None:
     free = plan(24, DISTRIBUTION, "p99", slack=0.0, max_workers=36)
     bound = plan(24, DISTRIBUTION, "p99", budget=32.0, slack=0.0, max_workers=36)
-    assert bound.expected.paid <= 32.0 < free.expected.paid
+    assert bound.expected.worker_seconds <= 32.0 < free.expected.worker_seconds
     cheap = plan(24, DISTRIBUTION, "cost", deadline=1.5, max_workers=36)
     assert cheap.expected.p99 <= 1.5
-    assert cheap.expected.paid < free.expected.paid
+    assert cheap.expected.worker_seconds < free.expected.worker_seconds
 
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
 def test_the_frontier_is_what_nothing_dominates_from_cheap_to_fast(points: list[tuple[int, int]]) -> None:
     blank = completion_time(2, 1, "mds", ShiftedExponential(1.0, 1.0))
-    options = [blank._replace(p99=float(time), paid=float(cost)) for time, cost in points]
-    kept = [(one.paid, one.p99) for one in frontier(options)]
-    best = {(one.paid, one.p99) for one in options if not any(beats(two, one) for two in options)}
+    options = [blank._replace(p99=float(time), worker_seconds=float(cost)) for time, cost in points]
+    kept = [(one.worker_seconds, one.p99) for one in frontier(options)]
+    best = {(one.worker_seconds, one.p99) for one in options if not any(beats(two, one) for two in options)}
     assert kept == sorted(best)
 
 
 def beats(one: Completion, other: Completion) -> bool:
-    return one != other and one.p99 <= other.p99 and one.paid <= other.paid
+    return one != other and one.p99 <= other.p99 and one.worker_seconds <= other.worker_seconds
 
 
 def test_large_jobs_are_planned_from_few_sizes() -> None:
-    found = plan(3000, training_trace(), "mean")
+    found = plan(3000, load_training_trace(), "mean")
     assert 3000 < found.n <= 6000
     assert found.expected.mean < found.uncoded.mean
 
@@ -139,7 +139,7 @@ def test_a_simulated_code_needs_more_workers() -> None:
 
 
 def test_failing_tasks_ask_for_parity() -> None:
-    found = plan(24, Failing(DISTRIBUTION, 0.05), "cost", max_failure_probability=1e-4)
+    found = plan(24, FailureProne(DISTRIBUTION, 0.05), "cost", max_failure_probability=1e-4)
     assert found.expected.failure_probability <= 1e-4
     assert found.n >= 30
 
@@ -151,34 +151,40 @@ def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
     one = plan(24, distribution, objective)
     quantity = "paid" if objective == "cost" else objective
     for price in (0.001, 0.02, 10.0):
-        made = plan(24, distribution, objective, task_price=price)
+        made = plan(24, distribution, objective, task_overhead=price)
         tried = [
             completion_time(
-                one.n, 24, "small_blocks", distribution, pieces=many, task_price=price, trials=2500
+                one.n,
+                24,
+                "small_blocks",
+                distribution,
+                tasks_per_worker=many,
+                task_overhead=price,
+                n_trials=2500,
             )
             for many in (2, 4, 8, 16, 32)
         ]
         best = min([one.expected, *tried], key=lambda option: getattr(option, quantity))
         assert getattr(made.expected, quantity) == pytest.approx(getattr(best, quantity), rel=0.02)
-        pieces = made.expected.pieces
-        assert (made.n, made.k, made.workers_at_a_time) == (one.n * pieces, 24 * pieces, one.n)
-        assert made.runtimes is not None
+        pieces = made.expected.tasks_per_worker
+        assert (made.n, made.k, made.n_workers) == (one.n * pieces, 24 * pieces, one.n)
+        assert made.run_times is not None
         one_task = 1.5 / pieces + (price if pieces > 1 else 0.0)
-        assert made.runtimes.cdf(one_task) == pytest.approx(distribution.cdf(1.5))
-        assert made.upfront == made.n - made.k and made.code == "rotation"
+        assert made.run_times.cdf(one_task) == pytest.approx(distribution.cdf(1.5))
+        assert made.n_upfront_parity == made.n - made.k and made.code == "rotation"
         assert (pieces == 1) == (price == 10.0)
 
 
 def test_small_blocks_are_no_more_than_the_largest_code_has() -> None:
-    made = plan(3000, ShiftedExponential(1.0, 1.0), task_price=0.0, max_workers=6000)
-    assert made.expected.pieces == 8 and made.n <= 1 << 16
+    made = plan(3000, ShiftedExponential(1.0, 1.0), task_overhead=0.0, max_workers=6000)
+    assert made.expected.tasks_per_worker == 8 and made.n <= 1 << 16
 
 
 def test_a_plan_for_workers_that_stay_says_so() -> None:
     lambdas = Worker("aws_lambda", "aws_s3", memory=1769)
-    made = plan(24, DISTRIBUTION, task_price=0.01, max_workers=32, worker=lambdas)
+    made = plan(24, DISTRIBUTION, task_overhead=0.01, max_workers=32, worker_spec=lambdas)
     first, *_ = lines = str(made).splitlines()
-    n, pieces = made.workers_at_a_time, made.expected.pieces
+    n, pieces = made.n_workers, made.expected.tasks_per_worker
     assert first.startswith(f"keep {n} workers, and give them {made.n} tasks one by one, for {made.k} blocks")
     assert any(line.split()[:4] == ["plan", str(n), "x", str(pieces)] for line in lines)
     assert made.cost is not None and made.cost.calls == pytest.approx(n * 2e-7)
@@ -194,7 +200,10 @@ def test_a_plan_for_workers_that_stay_says_so() -> None:
         ({"max_workers": 20}, "k = 24 blocks need at least as many workers, max_workers is 20"),
         ({"code": "mds"}, "code must be one of rotation"),
         ({"deadline": 0.5}, r"at most 48 workers: p99 is 1\.\d+ s at best, the deadline 0\.5 s"),
-        ({"runtimes": Failing(DISTRIBUTION, 0.6)}, "never completes with a probability of at least 0.897"),
+        (
+            {"runtimes": FailureProne(DISTRIBUTION, 0.6)},
+            "never completes with a probability of at least 0.897",
+        ),
         ({"runtimes": [1.0, -1.0]}, "run time 1 is -1"),
         ({"k": 0}, "k must be a positive integer, not 0"),
         ({"k": 2.5}, "k must be a positive integer, not 2.5"),

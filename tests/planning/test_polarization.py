@@ -9,25 +9,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.codes.design import frozen_inputs
 from polarmap.codes.polar import PolarCode
+from polarmap.codes.polar_construction import choose_frozen_set
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Empirical,
-    Failing,
+    FailureProne,
     Pareto,
     ShiftedExponential,
     completion_time,
-    frozen_at,
+    frozen_set_at_time,
+    load_training_trace,
+    polarization_gap,
     polarize,
-    sequential_bound,
-    sequential_finish,
-    step_times,
-    target_time,
-    training_trace,
-    unpolarized,
+    sequential_completion_bound,
+    sequential_decoding_times,
+    sequential_failure_bound,
     virtual_cdf,
     virtual_mean,
+    virtual_medians,
     virtual_quantile,
 )
 
@@ -52,7 +52,7 @@ def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "distribution", [DISTRIBUTION, Pareto(1.0, 1.5), training_trace()], ids=["exp", "pareto", "trace"]
+    "distribution", [DISTRIBUTION, Pareto(1.0, 1.5), load_training_trace()], ids=["exp", "pareto", "trace"]
 )
 def test_means_are_a_martingale(distribution: ShiftedExponential) -> None:
     survival = distribution.survival(distribution.quantile(np.linspace(0.01, 0.99, 50)))
@@ -68,7 +68,7 @@ def test_quantile_inverts_cdf_at_any_depth(depth: int, index: int, p: float) -> 
     distribution = ShiftedExponential(0.0, 1.0)  # a shift would cost the digits of a time near it
     time = virtual_quantile(distribution, depth, index, p)
     assert virtual_cdf(distribution, depth, index, time) == pytest.approx(p, rel=1e-6)
-    may_fail = Failing(distribution, 0.25)
+    may_fail = FailureProne(distribution, 0.25)
     time = virtual_quantile(may_fail, depth, index, p)
     if np.isfinite(time):
         assert virtual_cdf(may_fail, depth, index, time) == pytest.approx(p, rel=1e-6)
@@ -81,7 +81,7 @@ def test_the_slowest_and_the_fastest_are_the_extremes() -> None:
     harmonic = (1 / np.arange(1, 257)).sum()
     assert virtual_mean(distribution, 8, 0) == pytest.approx(harmonic, rel=1e-6)
     assert virtual_mean(distribution, 8, 255) == pytest.approx(1 / 256, rel=1e-6)
-    assert virtual_mean(Failing(distribution, 0.1), 3, 2) == np.inf
+    assert virtual_mean(FailureProne(distribution, 0.1), 3, 2) == np.inf
     assert virtual_mean(Pareto(1.0, 0.9), 1, 0) == np.inf  # as of a real one; the fast one has shape 1.8
     assert virtual_mean(Pareto(1.0, 0.9), 1, 1) == pytest.approx(1.8 / 0.8, rel=1e-6)
 
@@ -115,7 +115,7 @@ def test_the_mean_square_of_increments_falls_by_0_826_a_level() -> None:
     squares = [((rows * (1 - rows)) ** 2).mean(axis=0) for rows in (polarize(shares, d) for d in (8, 16))]
     np.testing.assert_allclose((squares[1] / squares[0]) ** (1 / 8), 2 ** (-1 / 3.627), rtol=0.004)
     grid = np.linspace(0.001, 0.999, 999)
-    far = np.stack([unpolarized(grid, depth) for depth in range(13)])
+    far = np.stack([polarization_gap(grid, depth) for depth in range(13)])
     bounds = (far[1:] / far[:-1]).max(axis=1)  # each holds for all levels after it, too
     assert bounds[0] == pytest.approx(np.sqrt(3) / 2)
     assert (np.diff(bounds) < 0).all()
@@ -126,7 +126,7 @@ def test_virtual_workers_tend_to_steps_at_the_quantiles_of_the_real_ones() -> No
     shares = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
     errors = []
     for depth in (6, 16):
-        steps = np.sort(step_times(DISTRIBUTION, depth))
+        steps = np.sort(virtual_medians(DISTRIBUTION, depth))
         errors.append(np.abs(np.quantile(steps, shares) - DISTRIBUTION.quantile(shares)).max())
     assert errors[1] < 0.01 < errors[0]
     # and so the share of virtual workers that are done by t tends to F(t)
@@ -136,7 +136,7 @@ def test_virtual_workers_tend_to_steps_at_the_quantiles_of_the_real_ones() -> No
 
 def test_step_times_are_medians_by_index() -> None:
     medians = [float(virtual_quantile(DISTRIBUTION, 4, index, 0.5)) for index in range(16)]
-    np.testing.assert_allclose(step_times(DISTRIBUTION, 4), medians, rtol=1e-12)
+    np.testing.assert_allclose(virtual_medians(DISTRIBUTION, 4), medians, rtol=1e-12)
 
 
 # --- frozen sets ---------------------------------------------------------------------------------
@@ -146,9 +146,9 @@ def test_step_times_are_medians_by_index() -> None:
 def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -> None:
     time = 1.7
     erasure = float(DISTRIBUTION.survival(time))
-    frozen = frozen_at(n, k, DISTRIBUTION, time)
-    assert frozen.tolist() == frozen_inputs(n, k, erasure).tolist()
-    assert frozen.tolist() == PolarCode(n, k, "arikan", erasure=erasure).frozen.tolist()
+    frozen = frozen_set_at_time(n, k, DISTRIBUTION, time)
+    assert frozen.tolist() == choose_frozen_set(n, k, erasure).tolist()
+    assert frozen.tolist() == PolarCode(n, k, "arikan", erasure=erasure).frozen_set.tolist()
     if n == 64:  # no positions punctured: the n - k largest, up to ties
         late = polarize([erasure], 6).ravel()
         assert late[frozen].min() >= np.delete(late, frozen).max() - 1e-12
@@ -156,20 +156,20 @@ def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -
 
 def test_the_union_bound_holds_and_is_near() -> None:
     n, k, time = 64, 32, 2.4
-    bound = sequential_bound(n, k, DISTRIBUTION, time)
+    bound = sequential_failure_bound(n, k, DISTRIBUTION, time)
     code = PolarCode(n, k, "arikan", "sequential", erasure=float(DISTRIBUTION.survival(time)))
     arrivals = DISTRIBUTION.sample(np.random.default_rng(2), (n, 40_000))
-    late = (sequential_finish(code, arrivals) > time).mean()
+    late = (sequential_decoding_times(code, arrivals) > time).mean()
     assert late - 0.003 <= bound <= 2 * late + 0.003
 
 
 def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
     for probability in (0.5, 0.99):
-        time = target_time(128, 64, DISTRIBUTION, probability)
+        time = sequential_completion_bound(128, 64, DISTRIBUTION, probability)
         erasure = float(DISTRIBUTION.survival(time))
-        done = completion_time(128, 64, "sequential", DISTRIBUTION, erasure=erasure, trials=2000)
+        done = completion_time(128, 64, "sequential", DISTRIBUTION, erasure=erasure, n_trials=2000)
         assert (done.p50 if probability == 0.5 else done.p99) <= time * 1.01
-    assert target_time(8, 7, Failing(DISTRIBUTION, 0.5), 0.99) == np.inf
+    assert sequential_completion_bound(8, 7, FailureProne(DISTRIBUTION, 0.5), 0.99) == np.inf
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
         (lambda: polarize([1.2], 2), "between 0 and 1"),
         (lambda: polarize([0.5], -1), "depth must lie"),
         (lambda: virtual_cdf(DISTRIBUTION, 3, 8, 1.0), "8 virtual workers, not one at 8"),
-        (lambda: frozen_at(8, 4, DISTRIBUTION, 0.5), "no worker is back"),
-        (lambda: frozen_at(8, 4, Empirical([1.0]), 2.0), "every worker is back"),
-        (lambda: frozen_at(4, 4, DISTRIBUTION, 2.0), "1 <= k < n"),
+        (lambda: frozen_set_at_time(8, 4, DISTRIBUTION, 0.5), "no worker is back"),
+        (lambda: frozen_set_at_time(8, 4, Empirical([1.0]), 2.0), "every worker is back"),
+        (lambda: frozen_set_at_time(4, 4, DISTRIBUTION, 2.0), "1 <= k < n"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, says: str) -> None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from polarmap.planning import Pareto, ShiftedExponential
-from polarmap.planning.quadrature import everywhere, integral, lengths, logistic, mean_quantile, nodes
+from polarmap.planning.quadrature import (
+    compute_cell_widths,
+    compute_expected_run_time,
+    integrate_over_cells,
+    logistic,
+    make_full_logit_grid,
+    make_logit_nodes,
+)
 
 
 def test_probabilities_and_their_complements_both_keep_their_digits() -> None:
@@ -17,16 +24,18 @@ def test_probabilities_and_their_complements_both_keep_their_digits() -> None:
 
 
 def test_cells_fill_the_probabilities_also_where_they_are_narrower_than_eps() -> None:
-    below, above = everywhere()
-    widths = lengths(below, above)
+    below, above = make_full_logit_grid()
+    widths = compute_cell_widths(below, above)
     assert (widths > 0).all()
     assert widths.sum() == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("power", [0, 1, 2, 5])
 def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
-    below, above = nodes(-40.0, 40.0, 2001)
-    assert integral(below**power, lengths(below, above)) == pytest.approx(1 / (power + 1), rel=1e-6)
+    below, above = make_logit_nodes(-40.0, 40.0, 2001)
+    assert integrate_over_cells(below**power, compute_cell_widths(below, above)) == pytest.approx(
+        1 / (power + 1), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,5 +45,7 @@ def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
 def test_the_mean_quantile_over_all_workers_is_the_mean(
     runtimes: ShiftedExponential | Pareto, mean: float
 ) -> None:
-    below, above = everywhere()
-    assert mean_quantile(runtimes, lengths(below, above), below, above) == pytest.approx(mean, rel=1e-6)
+    below, above = make_full_logit_grid()
+    assert compute_expected_run_time(
+        runtimes, compute_cell_widths(below, above), below, above
+    ) == pytest.approx(mean, rel=1e-6)

@@ -6,28 +6,33 @@ import numpy as np
 import pytest
 
 from polarmap import plan
-from polarmap.planning import Empirical, ShiftedExponential, completion_time, stragglers
+from polarmap.planning import Empirical, ShiftedExponential, completion_time, with_stragglers
 from polarmap.planning.objective import Objective
-from polarmap.planning.sampling_error import _choices, _steps, bootstrap_sizes, completions
+from polarmap.planning.sampling_error import (
+    _choose_sizes,
+    _compute_step_function,
+    bootstrap_size_range,
+    compute_completions,
+)
 
-LAW = stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0)
+LAW = with_stragglers(ShiftedExponential(1.0, 0.1), 0.1, 5.0)
 
 
 @pytest.mark.parametrize(("k", "sizes"), [(1, [1, 2, 3]), (5, [5, 6, 9]), (24, [24, 25, 48])])
 def test_completions_are_those_of_the_planner(k: int, sizes: list[int]) -> None:
     sample = Empirical(LAW.sample(np.random.default_rng(k), 15))
-    times, below = _steps(sample, has_tail=False)
-    for n, [found] in zip(sizes, completions(times[None], below[None], sizes), strict=True):
+    times, below = _compute_step_function(sample, has_tail=False)
+    for n, [found] in zip(sizes, compute_completions(times[None], below[None], sizes), strict=True):
         exact = completion_time(n, k, "uncoded" if n == k else "rotation", sample)
         for name in ("mean", "p50", "p95", "p99", "paid", "failure_probability"):
             assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-4), (n, name)
 
 
 def test_a_tail_continues_what_was_censored() -> None:
-    sample = Empirical([1.0, 2.0, 4.0, 4.0], ended=[True, True, True, False])
-    times, below = _steps(sample, has_tail=True)
-    [[found]] = completions(times[None], below[None], [1])
-    assert found.mean == pytest.approx(sample.with_tail().mean(), rel=0.02)
+    sample = Empirical([1.0, 2.0, 4.0, 4.0], completed=[True, True, True, False])
+    times, below = _compute_step_function(sample, has_tail=True)
+    [[found]] = compute_completions(times[None], below[None], [1])
+    assert found.mean == pytest.approx(sample.with_exponential_tail().mean(), rel=0.02)
     assert (found.failure_probability, below[-1]) == (0.0, 1.0)
 
 
@@ -35,16 +40,16 @@ def test_most_ranges_hold_what_is_right_for_the_law_of_the_sample() -> None:
     sizes, aim = range(12, 25), Objective()
     right = plan(12, LAW).n
     samples = [Empirical(LAW.sample(np.random.default_rng(seed), 19)) for seed in range(40)]
-    chosen = list(_choices(samples, sizes, aim, has_tail=False))
-    ranges = [bootstrap_sizes(sample, sizes, aim, one or 12) for sample, one in zip(samples, chosen)]
-    assert sum(one.low <= right <= one.high for one in ranges) > 24
-    assert any(one.low < one.high for one in ranges)
+    chosen = list(_choose_sizes(samples, sizes, aim, has_tail=False))
+    ranges = [bootstrap_size_range(sample, sizes, aim, one or 12) for sample, one in zip(samples, chosen)]
+    assert sum(one.min_workers <= right <= one.max_workers for one in ranges) > 24
+    assert any(one.min_workers < one.max_workers for one in ranges)
 
 
 def test_few_times_give_a_range_and_say_how_many_they_are() -> None:
     times = LAW.sample(np.random.default_rng(1), 19)
     found = plan(12, times)
-    assert found.completed == 19
+    assert found.n_completed == 19
     assert found.size_range is not None
     low, high, unseen = found.size_range
     assert low <= found.n <= high
@@ -60,9 +65,9 @@ def test_few_times_give_a_range_and_say_how_many_they_are() -> None:
 
 def test_enough_times_give_a_number() -> None:
     found = plan(12, LAW.sample(np.random.default_rng(1), 20))
-    assert (found.completed, found.size_range) == (20, None)
+    assert (found.n_completed, found.size_range) == (20, None)
     assert str(found).startswith(f"start {found.n} workers for 12 blocks")
-    assert plan(12, LAW).completed is None
+    assert plan(12, LAW).n_completed is None
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,6 @@ def test_enough_times_give_a_number() -> None:
 def test_every_kind_of_plan_has_a_range_around_what_it_says(options: dict[str, object]) -> None:
     found = plan(6, LAW.sample(np.random.default_rng(2), 10), "cost", **options)  # type: ignore[arg-type]
     assert found.size_range is not None
-    starts = found.k + found.upfront if found.schedule == "on_demand" else found.workers_at_a_time
-    assert found.size_range.low <= starts <= found.size_range.high
+    starts = found.k + found.n_upfront_parity if found.schedule == "on_demand" else found.n_workers
+    assert found.size_range.min_workers <= starts <= found.size_range.max_workers
     assert "from 10 completed tasks" in str(found)

@@ -10,19 +10,19 @@ import pytest
 
 from polarmap.errors import CodeError
 from polarmap.planning import (
-    plot_runtimes,
+    plot_run_times,
 )
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CodeError, match="cannot be written"):
-        plot_runtimes([1.0, 2.0], tmp_path / "figure.nonsense")
+        plot_run_times([1.0, 2.0], tmp_path / "figure.nonsense")
 
 
 def test_no_figure_touches_pyplot() -> None:
     code = (
-        "import sys; from polarmap.planning import plot_polarization, training_trace; "
-        "plot_polarization(training_trace(), depths=(1,)); "
+        "import sys; from polarmap.planning import plot_polarization, load_training_trace; "
+        "plot_polarization(load_training_trace(), depths=(1,)); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -38,7 +38,7 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
 
 def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     coded(executor=losing(0))  # f is known from here
-    monkeypatch.setattr(PolarCode, "recovery", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(PolarCode, "make_decoder", lambda *_: pytest.fail("made"))
     monkeypatch.setattr(codeword, "Acceptance", lambda *_: pytest.fail("made"))
     result = coded(executor=ReplayExecutor(dict.fromkeys(range(K, N), 1.1)))
     assert_same(result, plain_map(product, DATA, K))
@@ -156,7 +156,7 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
     for seed in range(400):
         lost = np.random.default_rng(seed).permutation(32)[:8].tolist()
         arrived = ~np.isin(np.arange(32), lost)
-        amplification = code.recovery(arrived, exact=False).amplification
+        amplification = code.make_decoder(arrived, modular=False).amplification
         if amplification * np.finfo(dtype).eps <= limit:
             continue
         found += 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulated_jobs import late_moments
 
 from polarmap.planning import Empirical, LatenessRule, ParityRule, ShiftedExponential
-from polarmap.planning.backups import ages
+from polarmap.planning.backups import compute_lateness_thresholds
 from polarmap.run.lateness import LateAttempts
 
 TIMES = st.lists(st.floats(0, 1e6), max_size=30)
@@ -39,7 +39,7 @@ def test_of_exponential_run_times_as_many_are_late_as_is_said(tasks: int) -> Non
     rule = LatenessRule(tasks)
     learned = np.array([rule.late_after(job[: tasks // 2].tolist()) for job in jobs])
     assert (jobs > learned[:, None]).mean() == pytest.approx(share, rel=0.3)
-    np.testing.assert_allclose(learned, ages(jobs, rule))
+    np.testing.assert_allclose(learned, compute_lateness_thresholds(jobs, rule))
 
 
 def test_equal_tasks_are_late_at_a_tenth_more() -> None:

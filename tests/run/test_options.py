@@ -14,7 +14,7 @@ import polarmap
 from polarmap import coded_map, convex, glm
 from polarmap.arrays import Stored
 from polarmap.blocks.code_choice import CodeOptions
-from polarmap.codes import Masked, PolarCode
+from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
 from polarmap.run.options import checked_options, planned
@@ -59,7 +59,7 @@ def test_a_name_that_is_gone_is_python_s_own_error(name: str) -> None:
         ({"schedule": polarmap.planning.Plan}, "schedule must be"),
         ({"out": "name"}, "out must be None or Stored(name, storage), not 'name': use Stored('name')"),
         ({"out": Stored}, "out must be None or Stored(name, storage)"),
-        ({"code": Masked}, "Masked() or a code such as PolarCode(n, k)"),
+        ({"code": SecretSharing}, "Masked() or a code such as PolarCode(n, k)"),
         ({"on_timeout": "give up"}, "on_timeout must be 'raise' or 'estimate', not 'give up'"),
         ({"on_timeout": "estimate"}, "on_timeout='estimate' needs timeout="),
     ],
@@ -79,10 +79,10 @@ def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
 
 
 def test_a_plan_says_when_tasks_start_and_which() -> None:
-    made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", trials=20)
+    made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", n_trials=20)
     settings = checked_options("auto", None, None, 1, schedule=made)
     assert (settings.schedule, settings.parity_for) == (made.schedule, "the plan")
-    assert (settings.upfront, settings.runtimes) == (made.upfront, made.runtimes)
+    assert (settings.upfront, settings.runtimes) == (made.n_upfront_parity, made.run_times)
     options = planned(CodeOptions(degree=1), made)
     assert (options.blocks, options.tasks) == (8, made.n)
     assert isinstance(options.code, PolarCode)

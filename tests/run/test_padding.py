@@ -17,7 +17,7 @@ from plain import assert_same, process_pool
 import polarmap
 from polarmap import coded_map
 from polarmap.arrays import Stored
-from polarmap.codes import Masked
+from polarmap.codes import SecretSharing
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.run.local_run import LocalRun
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -289,11 +289,11 @@ def test_rows_that_cancel_do_not_hide_that_f_mixes_them() -> None:
 
 def test_masked_blocks_are_decoded_or_refused() -> None:
     for f in (twice, total):
-        result = coded_map(f, DATA, blocks=4, code=Masked(), executor=losing(1))
+        result = coded_map(f, DATA, blocks=4, code=SecretSharing(), executor=losing(1))
         assert_same(result, plain(f, DATA, 4), 1e-7)
     for f in (mean, centred):
         with pytest.raises(CodeError, match="no worker gets a block of the data as it is"):
-            coded_map(f, DATA, blocks=4, code=Masked(), executor=losing(1))
+            coded_map(f, DATA, blocks=4, code=SecretSharing(), executor=losing(1))
 
 
 @pytest.mark.parametrize("lost", [(), (LAST,), (0, LAST)])

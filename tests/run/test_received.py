@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
 
 from polarmap import CodedOperator, coded_map, coded_matmul
-from polarmap.codes import Decoder, PolarCode
+from polarmap.codes import ArrivalTracker, PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import TRUSTED
@@ -77,7 +77,7 @@ def test_unsigned_products_of_64_bits_are_exact(lost: set[int], seed: int, top: 
     stream = np.random.default_rng(seed)
     data = stream.integers(0, 2**top, (6, 3), dtype="u8")
     x = stream.integers(0, 9, 3, dtype="u8")
-    if not PolarCode(7, 3, "arikan").decodable(~np.isin(np.arange(7), list(lost))):
+    if not PolarCode(7, 3, "arikan").is_decodable(~np.isin(np.arange(7), list(lost))):
         return
     result = coded_map(lambda block: block @ x, data, blocks=3, tasks=7, executor=losing(*lost))
     assert_same(result, plain_map(lambda block: block @ x, data, 3))
@@ -97,7 +97,7 @@ def test_decoding_waits_until_the_amplification_of_errors_is_small_enough(
     options = {"blocks": 48, "tasks": 64, "executor": arriving(order, 64), "verify": False, "rtol": rtol}
     report = coded(np.copy, DATA.repeat(2, axis=0).astype(dtype), **options).report
     allowed = {"f8": 1e-10, "f4": 1e-4, "f2": 0.1}[dtype] if rtol is None else rtol
-    decoder = Decoder(PolarCode(64, 48), max_amplification=allowed / np.finfo(dtype).eps)
+    decoder = ArrivalTracker(PolarCode(64, 48), max_amplification=allowed / np.finfo(dtype).eps)
     assert report.needed == needed_by(decoder, order)
     assert report.error_bound <= allowed
     assert report.error_bound == pytest.approx(report.amplification * np.finfo(dtype).eps)
@@ -125,7 +125,7 @@ def rising_amplification() -> tuple[list[int], float, float]:
 
 
 def amplification(code: PolarCode, arrived: list[int]) -> float:
-    decoder = Decoder(code)
+    decoder = ArrivalTracker(code)
     for index in arrived:
         decoder.add(index)
     return decoder.amplification
@@ -145,7 +145,9 @@ def test_integers_have_no_error_but_floats_made_of_them_have() -> None:
 def test_floats_made_of_integers_need_not_wait_until_integers_could_be_decoded() -> None:
     code = PolarCode(N, K, "arikan")
     orders = [np.random.default_rng(seed).permutation(N).tolist() for seed in range(20)]
-    needed = [[needed_by(Decoder(code, exact=exact), order) for exact in (True, False)] for order in orders]
+    needed = [
+        [needed_by(ArrivalTracker(code, modular=exact), order) for exact in (True, False)] for order in orders
+    ]
     assert [1, 1] in [[exact > inexact, inexact < N] for exact, inexact in needed]
     for order, (exact, inexact) in zip(orders, needed):
         options = {"executor": arriving(order, N), "verify": False}
@@ -153,7 +155,7 @@ def test_floats_made_of_integers_need_not_wait_until_integers_could_be_decoded()
         assert coded(product, WHOLE, **options).report.needed == inexact
 
 
-def needed_by(decoder: Decoder, order: list[int]) -> int:
+def needed_by(decoder: ArrivalTracker, order: list[int]) -> int:
     return next(turn for turn, index in enumerate(order, 1) if decoder.add(index))
 
 

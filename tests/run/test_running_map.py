@@ -350,7 +350,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
         assert odd  # and evaluated here, with the same odd result
     except (RuntimeError, CodedTimeoutError) as error:
         few = not hasattr(error, "__notes__")
-        assert not few or not PolarCode(N, K, "arikan" if whole else "rotation").decodable(comes)
+        assert not few or not PolarCode(N, K, "arikan" if whole else "rotation").is_decodable(comes)
     else:
         assert_same(result, [block[1:] for block in cut(data, K)], 1e-9)
 

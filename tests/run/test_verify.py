@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_map, states
 
 from polarmap import coded_map
-from polarmap.codes import Masked, PolarCode
+from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust
@@ -132,7 +132,7 @@ def test_while_several_workers_are_suspected_another_result_is_awaited() -> None
 def explanations(code: PolarCode, arrived: list[int], culprit: int) -> list[int]:
     """The tasks whose columns in the equations between arrived blocks are parallel to the culprit's."""
     missing = sorted(set(range(N)) - set(arrived))
-    equations = scipy.linalg.null_space(code.parity_check[:, missing].T).T @ code.parity_check
+    equations = scipy.linalg.null_space(code.parity_check_matrix[:, missing].T).T @ code.parity_check_matrix
     if np.linalg.norm(equations[:, culprit]) < 1e-9:
         return []
     return [
@@ -259,7 +259,7 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
 def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
     """Under noise f is as good as constant, which is affine: only f of data itself tells."""
     clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
-    options = {"blocks": 8, "tasks": 12, "code": Masked(), "timeout": 100, "verify": verify}
+    options = {"blocks": 8, "tasks": 12, "code": SecretSharing(), "timeout": 100, "verify": verify}
     with pytest.raises(NotLinearError):
         coded_map(clip, FLOATS, executor=losing(), **options)
     result = coded_map(np.negative, FLOATS, executor=losing(2), **options)

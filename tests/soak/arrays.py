@@ -130,7 +130,7 @@ class ArrayCase:
         """How far numbers may be off where these blocks have to be decoded."""
         if not lost or self.A.dtype.kind in "iu":
             return 0.0
-        check = np.asarray(self.code.parity_check, float)
+        check = np.asarray(self.code.parity_check_matrix, float)
         arrived = [block for block in range(self.code.n) if block not in lost]
         weights = np.linalg.pinv(check[:, sorted(lost)]) @ check[:, arrived]
         most = oracle.largest(self.wanted[np.isfinite(self.wanted)])

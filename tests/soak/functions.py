@@ -36,7 +36,7 @@ class Function:
 
 class Pair(NamedTuple):
     first: Any
-    second: Any
+    addend_rows: Any
 
 
 TOTAL = Function("sum", lambda block: block.sum())

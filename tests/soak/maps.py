@@ -12,8 +12,8 @@ from code_oracles import gf2_decodable
 from plain import cut_rows, leaves
 
 import polarmap
-from polarmap.codes import LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
-from polarmap.codes.masked_integers import tasks_for
+from polarmap.codes import IntegerSecretSharingCode, LagrangeCode, PolarCode, SecretSharing, SecretSharingCode
+from polarmap.codes.integer_secret_sharing import compute_min_tasks
 from polarmap.types import CodedResult
 from soak import oracle
 from soak.draws import Draw
@@ -68,7 +68,7 @@ class MapCase:
     @property
     def f_fits(self) -> bool:
         """Whether f is what the code needs: uniform noise modulo 2^64 takes no constant."""
-        kinds = {"linear"} if isinstance(self.code, MaskedIntegerCode) else {"linear", "affine"}
+        kinds = {"linear"} if isinstance(self.code, IntegerSecretSharingCode) else {"linear", "affine"}
         return self.f.kind in kinds or (self.f.kind == "quadratic" and getattr(self.code, "degree", 1) == 2)
 
     def run(self, pools: Pools) -> str:
@@ -134,12 +134,12 @@ class MapCase:
         silent = faults.of("never") >= set(range(needed))
         return [
             (
-                isinstance(self.code, LagrangeCode | MaskedCode),
+                isinstance(self.code, LagrangeCode | SecretSharingCode),
                 "a code that may be too inaccurate",
                 ["CodeError"],
             ),
             (
-                isinstance(self.code, MaskedIntegerCode) and self._makes_floats(expected),
+                isinstance(self.code, IntegerSecretSharingCode) and self._makes_floats(expected),
                 "floats of masked integers",
                 ["CodeError"],
             ),
@@ -152,7 +152,7 @@ class MapCase:
             ),
             (self.f.kind == "rounded", "f rounds", ["CodeError"]),
             (
-                self._zeros_matter(expected) and not len(self.code.systematic),
+                self._zeros_matter(expected) and not len(self.code.systematic_indices),
                 "rows of zeros change what only masked blocks tell",
                 ["CodeError"],
             ),
@@ -182,10 +182,10 @@ class MapCase:
     @property
     def _is_decodable(self) -> bool:
         """Whether what is not lost determines the results, over the integers if there are any."""
-        if isinstance(self.code, MaskedIntegerCode):
+        if isinstance(self.code, IntegerSecretSharingCode):
             arrived = [task for task in range(self.code.n) if task not in self.lost]
             none_known = np.zeros(self.code.recovery_threshold, bool)
-            return gf2_decodable(self.code.generator[arrived], none_known)
+            return gf2_decodable(self.code.generator_matrix[arrived], none_known)
         if not isinstance(self.code, PolarCode):
             return self.code.n - len(self.lost) >= self.code.recovery_threshold
         if self.code.decoder == "sequential":
@@ -195,7 +195,7 @@ class MapCase:
     @property
     def _may_be_inaccurate(self) -> bool:
         """Half the spare results of these codes are what their users are told to count on."""
-        if isinstance(self.code, PolarCode | MaskedIntegerCode):
+        if isinstance(self.code, PolarCode | IntegerSecretSharingCode):
             return False
         return len(self.lost) > (self.code.n - self.code.recovery_threshold + 1) // 2
 
@@ -260,7 +260,7 @@ class Judge:
             return True  # also one that has passed before, by chance: a lost block alone is in no check
         if case.f.name in ("abs", "clipped"):
             return True  # linear, but for numbers that may all lie in a block that is lost
-        if case.f.name == "sorted" and isinstance(case.code, MaskedIntegerCode):
+        if case.f.name == "sorted" and isinstance(case.code, IntegerSecretSharingCode):
             return True  # of two rows of noise, which lie as those of the data do, by chance
         if unverified and faults.misleading:
             return True
@@ -378,10 +378,10 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
     if kind == "private":
         t = draw.number(1, 2)
         if exact:
-            n = tasks_for(k, t) + spare
-            return MaskedIntegerCode(n, k, t), {"blocks": k, "tasks": n, "code": Masked(t)}
+            n = compute_min_tasks(k, t) + spare
+            return IntegerSecretSharingCode(n, k, t), {"blocks": k, "tasks": n, "code": SecretSharing(t)}
         n = k + t + spare + 1
-        return MaskedCode(n, k, t, 100.0), {"blocks": k, "tasks": n, "code": Masked(t)}
+        return SecretSharingCode(n, k, t, 100.0), {"blocks": k, "tasks": n, "code": SecretSharing(t)}
     if kind == "sequential":
         code = PolarCode(k + spare, k, kernel="arikan", decoder="sequential")
         return code, {"blocks": k, "code": code}

@@ -138,4 +138,4 @@ def is_determined(code: Any, lost: Collection[int], exact: bool = True) -> bool:
     arrived = np.array([block not in lost for block in range(code.n)])
     if code.kernel == "rotation":
         return int(arrived.sum()) >= code.k
-    return (gf2_decodable if exact else real_rank_decodable)(np.asarray(code.parity_check), arrived)
+    return (gf2_decodable if exact else real_rank_decodable)(np.asarray(code.parity_check_matrix), arrived)

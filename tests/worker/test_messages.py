@@ -28,7 +28,7 @@ from polarmap.worker.pytree import layout_of
 
 class Key(NamedTuple):
     first: int
-    second: int
+    addend_rows: int
 
 
 BLOCK = np.arange(6.0).reshape(2, 3)

@@ -1,0 +1,140 @@
+"""Decoder: when the arrivals of one codeword determine what is wanted."""
+
+from __future__ import annotations
+
+from math import inf, isinf
+
+import numpy as np
+
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.linear_code import LinearCode
+from polarmap.dtypes import Indices, is_integer
+from polarmap.errors import CodeError
+from polarmap.validation import is_real_number
+
+# A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
+# so that the decision comes at most n / LOOKS arrivals late.
+MAX_RANK_CHECKS = 1000
+
+
+class ArrivalTracker:
+    """Collects arrivals of one codeword and says when its data blocks are determined.
+
+    Parameters
+    ----------
+    code : PolarCode, or any code that has its `decoder`
+    modular : bool
+        Decode integers modulo 2^64 rather than real numbers.
+    max_amplification : float
+        Wait for more arrivals while a recovered block would multiply the relative error of the
+        received ones by more than this. All n arrivals are accepted at any amplification.
+
+    Examples
+    --------
+    >>> from polarmap.codes.polar import PolarCode
+    >>> decoder = ArrivalTracker(PolarCode(4, 2))
+    >>> [decoder.add(i) for i in (3, 3, 0)]
+    [False, False, True]
+    >>> decoder.missing_indices.tolist()
+    [1]
+    """
+
+    def __init__(self, code: LinearCode, *, modular: bool = False, max_amplification: float = inf) -> None:
+        if not is_real_number(max_amplification) or not isinstance(code, LinearCode):
+            raise CodeError(f"a Decoder takes a code and a number, not {code!r} and {max_amplification!r}")
+        self.code, self.modular, self.max_amplification = code, modular, max_amplification
+        self.arrived_mask = np.zeros(code.n, dtype=bool)
+        self.n_arrived = 0
+        self.is_decodable = self.is_ready = False
+        self._decoder: ErasureDecoder | None = None
+        self._previous_decoder: ErasureDecoder | None = None
+        self._missing_indices: Indices | None = None
+        self._n_missing_targets, self._n_systematic = code.n_targets, len(code.systematic_indices)
+        self._next_rank_check = code.recovery_threshold
+        self._decodability_tracker, self._is_tracked_decodable = (
+            code.make_decodability_tracker(modular),
+            False,
+        )
+        self._untracked_arrivals: list[int] = []
+
+    def add(self, block_index: int) -> bool:
+        """Note the arrival of block `block_index` (once); True when the data blocks are determined."""
+        if not is_integer(block_index) or not 0 <= block_index < self.code.n:
+            raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {block_index!r}")
+        if self.arrived_mask[block_index]:
+            return self.is_ready
+        self.arrived_mask[block_index] = True
+        self.n_arrived += 1
+        self._previous_decoder, self._decoder, self._missing_indices = (
+            self._decoder or self._previous_decoder,
+            None,
+            None,
+        )
+        self._n_missing_targets -= block_index < self._n_systematic
+        self._untracked_arrivals.append(int(block_index))
+        self.is_decodable = self._check_decodability()
+        self.is_ready = self.is_ready or (self.is_decodable and self._is_well_conditioned())
+        return self.is_ready
+
+    def accept_ill_conditioned(self) -> bool:
+        """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
+        self.max_amplification = inf
+        self.is_ready = self.is_decodable
+        return self.is_ready
+
+    @property
+    def is_ill_conditioned(self) -> bool:
+        """Whether the data blocks are determined, but not as accurately as is asked for."""
+        return self.is_decodable and not self.is_ready
+
+    @property
+    def missing_indices(self) -> Indices:
+        """The wanted results that have not arrived, ascending."""
+        if self._missing_indices is None:
+            missing_mask = np.ones(self.code.n_targets, bool)
+            missing_mask[: self._n_systematic] = ~self.arrived_mask[: self._n_systematic]
+            self._missing_indices = np.flatnonzero(missing_mask)
+            self._missing_indices.flags.writeable = False
+        return self._missing_indices
+
+    @property
+    def n_redundant_checks(self) -> int:
+        """Equations left over for verification."""
+        return max(0, self.decoder.n_redundant_checks)
+
+    @property
+    def decoder(self) -> ErasureDecoder:
+        """How to recover the missing results from the arrived ones."""
+        if self._decoder is None:
+            self._decoder = self.code.make_decoder(self.arrived_mask.copy(), self.modular)
+            if self._previous_decoder is not None:
+                self._decoder.update_from(self._previous_decoder)
+                self._previous_decoder = None
+        return self._decoder
+
+    @property
+    def amplification(self) -> float:
+        """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
+        return self.decoder.amplification if self.is_decodable else np.inf
+
+    def _check_decodability(self) -> bool:
+        """Whether what has arrived determines the data blocks, at whatever accuracy."""
+        if self.is_ready or self._n_missing_targets == 0:
+            return True
+        if self.n_arrived < self._next_rank_check:
+            return False
+        if self._decodability_tracker is not None:
+            while self._untracked_arrivals:
+                self._is_tracked_decodable = self._decodability_tracker(self._untracked_arrivals.pop())
+            return self._is_tracked_decodable
+        rank_deficit = self.decoder.rank_deficit
+        if rank_deficit and not self.modular:
+            rank_deficit = max(rank_deficit, self.code.n // MAX_RANK_CHECKS)
+        # One arrival lowers the deficit by at most one: no need to look before that many.
+        self._next_rank_check = self.n_arrived + rank_deficit
+        return rank_deficit == 0
+
+    def _is_well_conditioned(self) -> bool:
+        if isinf(self.max_amplification) or self._n_missing_targets == 0 or self.n_arrived == self.code.n:
+            return True
+        return self.decoder.amplification <= self.max_amplification

@@ -1,0 +1,274 @@
+"""The parity equations left over once the missing blocks are determined.
+
+With m > k arrivals the received blocks alone satisfy m - k equations. A residual means that f is
+not linear, or that a worker returned garbage; two equations or more can tell which worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from polarmap.codes import modular_decoders, tiling
+from polarmap.codes.base import (
+    COEFFICIENT_TOL,
+    ErasureDecoder,
+    ReceivedBlocks,
+    compute_nonzero_mask,
+    compute_unit_mask,
+)
+from polarmap.dtypes import (
+    Array,
+    DType,
+    Floats,
+    Indices,
+    Mask,
+    UInt64Array,
+    is_integer_dtype,
+    machine_epsilon,
+    real_dtype,
+)
+
+ROUNDING_UNITS = 1024  # roundings of the largest number of a leaf that any of its entries may carry
+MAX_LOCATION_ENTRIES = 64  # entries looked at to find a culprit
+
+
+class CheckResidual(NamedTuple):
+    """What the left-over equations say of one leaf.
+
+    max_relative : largest residual. Where equations are broken, as a share of the largest value of
+        that entry in any block; else, being rounding, of the largest value of the leaf.
+    violations : entries (flat positions) where it exceeds rounding; empty if the equations hold.
+    is_finite : whether the residual could be evaluated everywhere.
+    """
+
+    max_relative: float
+    violations: Indices
+    is_finite: bool
+
+
+def violation_tolerance(dtype: DType) -> float:
+    """The relative residual above which an equation is broken: the square root of eps.
+
+    Below it lies the rounding of any sensible f; what it lets pass is in the reported bound.
+    """
+    return float(np.sqrt(machine_epsilon(dtype)))
+
+
+def rounding_level(dtype: DType) -> float:
+    """The share of the largest number of a leaf that may be rounding in any of its entries."""
+    return min(ROUNDING_UNITS * machine_epsilon(dtype), violation_tolerance(dtype))
+
+
+def max_magnitude(arrays: Sequence[Array]) -> float:
+    """The largest absolute value in any of them; 0 where all are empty.
+
+    >>> max_magnitude([np.zeros(2), np.array(-3)]), max_magnitude([np.empty(0)])
+    (3.0, 0.0)
+    """
+    if sum([array.nbytes for array in arrays]) <= tiling.TILE_BYTES:
+        # Many small calls take longer than a copy.
+        arrays = [np.concatenate(arrays, axis=None)]
+    return max(float(np.abs(array).max(initial=0)) for array in arrays)
+
+
+def compute_covered_mask(decoder: ErasureDecoder, dtype: DType) -> Mask:
+    """Which arrived blocks of `dtype` show in a left-over equation whatever they deviate by, (arrived,)."""
+    return np.asarray(compute_unit_mask(decoder.checks_for(dtype)).any(axis=0))
+
+
+def max_check_weight(decoder: ErasureDecoder, dtype: DType) -> int:
+    """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
+    return int(compute_nonzero_mask(decoder.checks_for(dtype)).sum(axis=1).max(initial=0))
+
+
+def bound_undetected_error(
+    decoder: ErasureDecoder, max_residual: float | None, local_errors: Mapping[int, float], n_systematic: int
+) -> float:
+    """The largest error that one deviating block can have caused unseen, in the unit of the residuals.
+
+    A block that deviates by d breaks an equation by its coefficient times d, and moves a recovered
+    block by its weight times d: what was measured bounds the one and so the other.
+
+    Parameters
+    ----------
+    max_residual : float, optional
+        The largest residual of the left-over equations; None if they were not looked at.
+    local_errors : mapping from data block to float
+        By how much recovered blocks missed what they should be.
+    n_systematic : int
+        The first so many blocks are handed out themselves.
+    """
+    if not len(decoder.missing_indices):
+        return 0.0
+    weights = decoder.weights
+    error_gains = np.maximum(
+        np.maximum(weights.max(axis=0), -weights.min(axis=0)), decoder.arrived_indices < n_systematic
+    )
+    deviation_bounds = np.full(len(decoder.arrived_indices), np.inf)
+    if max_residual is not None and len(decoder.sampled_checks):
+        deviation_bounds = _divide_or_inf(max_residual, np.abs(decoder.sampled_checks).max(axis=0))
+    for block_index, local_error in local_errors.items():
+        deviation_bounds = np.minimum(
+            deviation_bounds,
+            _divide_or_inf(
+                local_error, np.abs(weights[np.searchsorted(decoder.missing_indices, block_index)])
+            ),
+        )
+    finite_mask = np.isfinite(deviation_bounds)
+    return float((error_gains[finite_mask] * deviation_bounds[finite_mask]).max(initial=0.0))
+
+
+def _divide_or_inf(deviation: float, coefficients: Floats) -> Floats:
+    """deviation / coefficients; inf where a coefficient is nothing but rounding."""
+    nonzero_mask = coefficients > COEFFICIENT_TOL
+    return np.where(nonzero_mask, deviation / np.where(nonzero_mask, coefficients, 1.0), np.inf)
+
+
+def evaluate_parity_checks(
+    decoder: ErasureDecoder,
+    received: ReceivedBlocks,
+    dtype: DType,
+    rtol: float | None = None,
+    coarsest_dtype: DType | None = None,
+    absolute_error: float = 0.0,
+    uncancelled_scale: float = 0.0,
+) -> CheckResidual:
+    """Evaluate the left-over equations on the arrived flat blocks of one leaf.
+
+    `coarsest_dtype` is a coarser dtype in which the blocks were rounded on the way, if there is one,
+    `absolute_error` what each entry may be off by anyway, and `uncancelled_scale` how large entries are where
+    the terms do not cancel whose sums they are, if that is known: rounding is a share of that, too.
+    """
+    if dtype.kind == "c":
+        real_part_dtype = real_dtype(dtype)
+        real_blocks = {
+            block_index: block.astype(dtype, copy=False).view(real_part_dtype)
+            for block_index, block in received.items()
+        }
+        real_residual = evaluate_parity_checks(
+            decoder, real_blocks, real_part_dtype, rtol, coarsest_dtype, absolute_error, uncancelled_scale
+        )
+        return real_residual._replace(violations=np.unique(real_residual.violations // 2))
+    arrived_blocks = [received[int(block_index)] for block_index in decoder.arrived_indices]
+    checks = decoder.checks_for(dtype)
+    if is_integer_dtype(checks.dtype):
+        return _evaluate_modular_checks(checks, arrived_blocks, dtype)
+    rounding_dtype = _rounding_dtype(dtype, coarsest_dtype)
+    max_value = max(max_magnitude(arrived_blocks), uncancelled_scale)
+    absolute_tol = max(rounding_level(rounding_dtype) * max_value, absolute_error)
+    return _evaluate_real_checks(
+        checks, arrived_blocks, max(violation_tolerance(rounding_dtype), rtol or 0.0), absolute_tol, max_value
+    )
+
+
+def _evaluate_real_checks(
+    checks: Floats | UInt64Array,
+    blocks: list[Array],
+    relative_limit: float,
+    absolute_tol: float,
+    max_value: float,
+) -> CheckResidual:
+    """An entry breaks an equation by more than `relative_limit` of its largest value in any block, and
+    `absolute_tol`.
+    """
+    max_rounding, max_violation, violations, is_finite = 0.0, 0.0, [], True
+    for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
+        tile = tiling.gather_columns(blocks, columns, np.float64)
+        with tiling.ignore_nonfinite():
+            deviation = np.abs(tiling.matmul(checks, tile)).max(axis=0, initial=0)
+            scale = np.abs(tile).max(axis=0)
+            is_finite &= bool(np.isfinite(deviation).all())
+            violation_mask = deviation > relative_limit * scale + absolute_tol
+            relative_deviation = np.maximum(deviation - absolute_tol, 0) / np.where(scale > 0, scale, 1)
+        max_violation = max(max_violation, float(relative_deviation.max(initial=0)))
+        max_rounding = max(max_rounding, float(deviation.max(initial=0)) / (max_value or 1.0))
+        violations.append(columns.start + np.flatnonzero(violation_mask))
+    violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)
+    return CheckResidual(
+        max_violation if len(violated_entries) else max_rounding, violated_entries, is_finite
+    )
+
+
+def locate_errors(
+    decoder: ErasureDecoder,
+    received: ReceivedBlocks,
+    violations: Indices,
+    dtype: DType,
+    coarsest_dtype: DType | None = None,
+) -> list[int]:
+    """The blocks of which one alone can explain the broken entries; needs two equations or more."""
+    entries = violations[
+        np.linspace(0, len(violations) - 1, min(len(violations), MAX_LOCATION_ENTRIES)).astype(int)
+    ]
+    values = np.stack([received[int(block_index)][entries] for block_index in decoder.arrived_indices])
+    checks = decoder.checks_for(dtype)
+    if len(checks) < 2:
+        return []
+    if is_integer_dtype(checks.dtype):
+        modular_deviation = modular_decoders.matmul_mod64(checks, values.astype(np.int64))
+        culprit_indices = _locate_modular_errors(checks.view(np.uint64), modular_deviation, dtype)
+        return [int(block_index) for block_index in decoder.arrived_indices[culprit_indices]]
+    if dtype.kind == "c":
+        values = np.concatenate([values.real, values.imag], axis=1)
+    deviation = checks @ values.astype(np.float64)
+    deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)  # its squares must not overflow
+    max_residual_norm = max(
+        1e-6, 8 * violation_tolerance(_rounding_dtype(dtype, coarsest_dtype))
+    ) * np.linalg.norm(deviation)
+    check_norms = np.linalg.norm(checks, axis=0)
+    checked_indices = np.flatnonzero(check_norms > COEFFICIENT_TOL)  # the others stand in no equation
+    directions = (checks[:, checked_indices] / check_norms[checked_indices]).T
+    residual_norms = [
+        np.linalg.norm(deviation - np.outer(direction, direction @ deviation)) for direction in directions
+    ]
+    return [
+        int(candidate_index)
+        for candidate_index, residual_norm in zip(decoder.arrived_indices[checked_indices], residual_norms)
+        if residual_norm <= max_residual_norm
+    ]
+
+
+def _rounding_dtype(dtype: DType, coarsest_dtype: DType | None) -> DType:
+    """The floating dtype by whose rounding results of `dtype` may be off: float64 for integers."""
+    return np.dtype(np.float64) if is_integer_dtype(dtype) else coarsest_dtype or dtype
+
+
+def _evaluate_modular_checks(
+    checks: Floats | UInt64Array, blocks: list[Array], dtype: DType
+) -> CheckResidual:
+    bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
+    violations = []
+    for columns in tiling.iter_column_tiles(blocks[0].size, len(blocks), 8):
+        deviation = (
+            modular_decoders.matmul_mod64(checks, tiling.gather_columns(blocks, columns, np.int64)) & bit_mask
+        )
+        violations.append(columns.start + np.flatnonzero(deviation.any(axis=0)))
+    violated_entries = np.concatenate(violations) if violations else np.empty(0, np.intp)
+    return CheckResidual(float(len(violated_entries) > 0), violated_entries, True)
+
+
+def _locate_modular_errors(checks: UInt64Array, deviation: UInt64Array, dtype: DType) -> Indices:
+    """The columns of `checks` of which one alone can explain how equations deviate, modulo 2^bits.
+
+    The equations without a column are those less as much of one as takes it out of them: of the one in which
+    it has the fewest factors of two.
+    """
+    bit_mask = np.uint64((1 << 8 * dtype.itemsize) - 1)
+    explaining_columns = []
+    for column, check_coefficients in enumerate(checks.T):
+        largest_powers_of_two = np.where(
+            check_coefficients > 0, check_coefficients & (~check_coefficients + np.uint64(1)), bit_mask
+        )  # the largest power of two in each
+        pivot = int(np.argmin(largest_powers_of_two))
+        if not check_coefficients[pivot]:
+            continue
+        remaining_deviation = (check_coefficients // largest_powers_of_two[pivot])[:, None] * deviation[
+            pivot
+        ] - (check_coefficients[pivot] // largest_powers_of_two[pivot]) * deviation
+        remainder = deviation[pivot] & (largest_powers_of_two[pivot] - np.uint64(1)) & bit_mask
+        if not (remaining_deviation & bit_mask).any() and not remainder.any():
+            explaining_columns.append(column)
+    return np.array(explaining_columns, np.intp)

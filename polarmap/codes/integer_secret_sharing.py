@@ -1,0 +1,193 @@
+"""MaskedIntegerCode: integers under uniform noise modulo 2^64, of which few workers learn nothing at all.
+
+    G = [D, N] for the unknowns u of (data, noise),   T = [I, 0],   coded blocks = G u  modulo 2^64
+
+D and N are columns of the Arikan butterfly. Its inputs of the Reed-Muller code RM(r, m) carry noise:
+the dual of that code has distance 2^(r+1), so any t < 2^(r+1) rows of N are independent modulo 2, hence
+solvable modulo 2^64, and what t workers get is uniform whatever the data are. The other inputs that
+polarization finds best carry the data, the rest is frozen.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.codes import tiling, transforms
+from polarmap.codes.base import ErasureDecoder
+from polarmap.codes.linear_code import LinearCode
+from polarmap.codes.modular_decoders import FLOAT_RESULT_ERROR, ModularLinearDecoder
+from polarmap.codes.polar import OPTIMAL_DESIGN_FRACTION
+from polarmap.codes.polar_construction import compute_input_erasure_probabilities, next_power_of_two
+from polarmap.dtypes import Array, DType, Indices, Mask, check_dtype, is_integer_dtype
+from polarmap.errors import CodeError
+from polarmap.validation import check_positive_int
+
+MAX_N = 1 << 12  # ranks modulo 2 are of dense matrices
+
+
+class IntegerSecretSharingCode(LinearCode):
+    """n mixtures of k blocks of integers and of uniform noise, modulo 2^64.
+
+    Any t workers together see uniform numbers: perfect secrecy, whatever they know of the data and
+    however long they compute. No digits are lost. f must be linear over the integers, with f(0) = 0
+    and integer results: a constant that f adds cannot be told from noise.
+
+    Parameters
+    ----------
+    n : int
+        Coded blocks (workers), more than data and noise blocks together; at most 4,096.
+    k : int
+        Data blocks, at least 1.
+    n_colluders : int
+        Workers that may put together what they got.
+
+    Notes
+    -----
+    Noise of 1, m + 1, m (m + 1) / 2 + 1, ... blocks for t = 1, 3, 7, ..., n = 2^m (MacWilliams and
+    Sloane 1977, chapter 13). Over the integers modulo 2 no code does with t for every n; results of
+    about two or three workers more than data and noise blocks are needed on average.
+
+    Examples
+    --------
+    >>> code = IntegerSecretSharingCode(8, 3, 1)
+    >>> noise = np.array([[2**63 + 5]], np.uint64).view(np.int64)
+    >>> mixed = code.encode_parity(np.concatenate([[[1], [2], [3]], noise]))
+    >>> recovery = code.make_decoder(np.arange(8) != 2, modular=True)
+    >>> arrived = {i: row for i, row in enumerate(mixed) if i != 2}
+    >>> recovery.decode(arrived, np.dtype(int)).ravel().tolist()
+    [1, 2, 3]
+    """
+
+    requirement = "linear over the integers, with f(0) = 0"
+    supports_integers = True
+    is_mds = False
+
+    def __init__(self, n: int, k: int, n_colluders: int) -> None:
+        n, k, n_colluders = (
+            check_positive_int("n", n),
+            check_positive_int("k", k),
+            check_positive_int("t", n_colluders),
+        )
+        if n > MAX_N:
+            raise CodeError(f"a code of masked integers has at most {MAX_N} workers, not n = {n}")
+        n_noise_blocks = count_noise_blocks(n, n_colluders)
+        if n <= k + n_noise_blocks:
+            raise CodeError(
+                f"{k} data blocks, and {n_noise_blocks} of noise against {n_colluders} colluders among {n} workers, need "
+                f"{k + n_noise_blocks} results and a spare one: use n = {compute_min_tasks(k, n_colluders)}"
+            )
+        self.n, self.k, self.n_colluders = n, k, n_colluders
+        self.name = f"masked against {self.n_colluders}, uniform noise"
+
+    def __repr__(self) -> str:
+        return f"MaskedIntegerCode({self.n}, {self.k}, {self.n_colluders})"
+
+    @property
+    def n_noise_blocks(self) -> int:
+        """How many blocks of uniform noise the data are mixed with."""
+        return count_noise_blocks(self.n, self.n_colluders)
+
+    @property
+    def n_input_blocks(self) -> int:
+        """How many blocks the coded blocks are mixed of: data and noise."""
+        return len(self.active_inputs)
+
+    @cached_property
+    def active_inputs(self) -> Indices:
+        """Inputs of the butterfly that carry the data blocks, then those that carry noise."""
+        noise_inputs = choose_noise_inputs(self.n, self.n_colluders)
+        mother_length = next_power_of_two(self.n)
+        position_probabilities = np.full(
+            mother_length, OPTIMAL_DESIGN_FRACTION * (self.n - self.k - len(noise_inputs)) / self.n
+        )
+        position_probabilities[: mother_length - self.n] = 1.0
+        candidate_inputs = np.setdiff1d(np.arange(mother_length - self.n, mother_length), noise_inputs)
+        data_inputs = candidate_inputs[
+            np.argsort(
+                compute_input_erasure_probabilities(position_probabilities)[candidate_inputs], kind="stable"
+            )[: self.k]
+        ]
+        return np.concatenate([np.sort(data_inputs), noise_inputs])
+
+    @cached_property
+    def encoding_matrix(self) -> Array:
+        """G = [D, N], shape (n, k + noise blocks), of zeros and ones."""
+        mother_length = next_power_of_two(self.n)
+        columns = np.zeros((mother_length, len(self.active_inputs)), np.int64)
+        columns[self.active_inputs, np.arange(len(self.active_inputs))] = 1
+        return transforms.arikan_transform(columns)[mother_length - self.n :]
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
+        data_dtype = check_dtype(dtype, "the data")
+        if not is_integer_dtype(data_dtype):
+            raise CodeError(f"{data_dtype} blocks cannot be masked modulo 2^64: use MaskedCode(n, k, t)")
+        return data_dtype if data_dtype.itemsize == 8 else np.dtype(np.int64)
+
+    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        mother_length = next_power_of_two(self.n)
+
+        def encode_tile(columns: slice) -> None:
+            tile = np.zeros((mother_length, columns.stop - columns.start), out.dtype)
+            tile[self.active_inputs] = tiling.gather_columns(blocks, columns, out.dtype)
+            out[:, columns] = transforms.arikan_transform(tile)[mother_length - self.n :]
+
+        tiling.parallel_for(encode_tile, list(tiling.iter_column_tiles(out.shape[1], mother_length, 8)))
+
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the results of the data blocks; CodeError for those that are no integers."""
+        if not modular:
+            raise CodeError(FLOAT_RESULT_ERROR)
+        return ModularLinearDecoder(self, arrived_mask)
+
+
+@lru_cache(maxsize=64)
+def choose_noise_inputs(n: int, n_colluders: int) -> Indices:
+    """Inputs of the butterfly that carry noise, so that any t of n outputs are independent and uniform.
+
+    Those of RM(r, m), whose columns have weight 2^(m-r) or more, as far as outputs that are sent see them.
+
+    >>> choose_noise_inputs(8, 1).tolist(), choose_noise_inputs(8, 3).tolist(), choose_noise_inputs(6, 3).tolist()
+    ([7], [3, 5, 6, 7], [3, 5, 6, 7])
+    """
+    mother_length = next_power_of_two(n)
+    reed_muller_order = (
+        (n_colluders + 1).bit_length() - 1 + ((n_colluders + 1) & n_colluders != 0) - 1
+    )  # the least r with 2^(r+1) > t
+    min_bit_count = mother_length.bit_length() - 1 - reed_muller_order
+    return np.array(
+        [i for i in range(mother_length - n, mother_length) if i.bit_count() >= min_bit_count], dtype=np.intp
+    )
+
+
+def count_noise_blocks(n: int, n_colluders: int) -> int:
+    """How many blocks of noise keep the data from any t of n workers.
+
+    >>> [count_noise_blocks(64, t) for t in (1, 2, 3, 7)]
+    [1, 7, 7, 22]
+    """
+    return len(choose_noise_inputs(n, n_colluders))
+
+
+def compute_min_tasks(k: int, n_colluders: int) -> int:
+    """The fewest workers of whose results a quarter is spare, with k data blocks and t colluders.
+
+    >>> compute_min_tasks(24, 1), compute_min_tasks(24, 3)
+    (34, 42)
+    """
+    n = k + n_colluders + 2
+    while n <= MAX_N and 4 * (k + count_noise_blocks(n, n_colluders)) > 3 * n:
+        n += 1
+    return n
+
+
+def compute_max_data_blocks(n_workers: int, n_colluders: int) -> int:
+    """The most data blocks that leave a quarter of the results of `n_workers` spare, at least one.
+
+    >>> compute_max_data_blocks(34, 1), compute_max_data_blocks(44, 3)
+    (24, 26)
+    """
+    return max(1, 3 * n_workers // 4 - count_noise_blocks(n_workers, n_colluders))

@@ -1,0 +1,156 @@
+"""Codes given by matrices: results = G u, wanted = T u, coded blocks = E blocks.
+
+A new code is a class of its own with one of the two below as its base: `LinearCode` for any G, T
+and E, `SystematicCode` for G = [I; P] and T = I, whose first k blocks are the data themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.codes import tiling
+from polarmap.codes.base import CodeMatrices, ErasureDecoder
+from polarmap.codes.real_decoders import PseudoInverseDecoder, SystematicDecoder
+from polarmap.dtypes import (
+    Array,
+    DType,
+    Indices,
+    Mask,
+    accumulator_dtype,
+    check_dtype,
+    is_integer_dtype,
+    real_dtype,
+)
+from polarmap.errors import CodeError
+
+
+class LinearCode(CodeMatrices):
+    """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
+
+    A subclass sets n, k, `name`, `requirement` and says E, and what else is not as here: G, T, which dtypes
+    it carries.
+
+    name : what a report calls it.
+    requirement : what f must be, to follow "f is not".
+    degree : of the polynomials that f may be; 1 for linear and affine f.
+    option_name : the word that asks for such a code, as in code="rotation"; empty if none does.
+    supports_integers : whether integers are coded, and decoded modulo 2^64, without rounding.
+    integer_error_template : what is said of data that is therefore refused, of its `dtype` and this `code`.
+    is_mds : whether any `recovery_threshold` results determine those wanted, or nearly any.
+    """
+
+    name: str
+    requirement: str
+    degree = 1
+    option_name = ""
+    supports_integers = False
+    integer_error_template = "{code!r} mixes real numbers: convert the {dtype} data with .astype(float)"
+    is_mds = True
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
+        data_dtype = check_dtype(dtype, "the data")
+        if is_integer_dtype(data_dtype) and not self.supports_integers:
+            raise CodeError(self.integer_error_template.format(code=self, dtype=data_dtype))
+        return data_dtype
+
+    @property
+    def n_targets(self) -> int:
+        """How many results are wanted: those of the k data blocks."""
+        return self.k
+
+    @property
+    def systematic_indices(self) -> Indices:
+        """The coded blocks that are data blocks untouched: none."""
+        return np.arange(0)
+
+    @property
+    def norm_inf(self) -> float:
+        """The largest sum of absolute coefficients of a coded block."""
+        return float(np.abs(self.encoding_matrix).sum(axis=1).max(initial=1.0))
+
+    @property
+    def n_input_blocks(self) -> int:
+        """How many blocks the coded blocks are mixed of."""
+        return int(self.encoding_matrix.shape[1])
+
+    def encode_parity(self, blocks: tiling.FlatBlocks, out: Array | None = None) -> Array:
+        """The coded blocks E (blocks) that are no data blocks.
+
+        Parameters
+        ----------
+        blocks : array (mixed, b) or sequence of arrays (b,)
+            Flat blocks, one dtype for all.
+        out : array (n - len(systematic), b), contiguous, of `parity_dtype`, optional
+            Where to put them.
+
+        Returns
+        -------
+        array (n - len(systematic), b), of `parity_dtype`.
+        """
+        tiling.check_blocks(blocks, self.n_input_blocks, self)
+        dtype, parity_shape = (
+            self.parity_dtype(blocks[0].dtype),
+            (self.n - len(self.systematic_indices), blocks[0].size),
+        )
+        if out is None:
+            out = np.empty(parity_shape, dtype)
+        if out.shape != parity_shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise CodeError(f"out must be a contiguous {dtype} array of shape {parity_shape}")
+        if dtype.kind == "c":
+            self._encode_into(tiling.view_as_real(blocks, dtype), out.view(real_dtype(dtype)))
+        else:
+            self._encode_into(blocks, out)
+        return out
+
+    def prepare(self) -> None:
+        """Choose what the parity is made by, where that takes time."""
+
+    def _encode_into(self, blocks: tiling.FlatBlocks, out: Array) -> None:
+        """Put the parity of flat real blocks into `out`, summed in its working dtype."""
+        tiling.dense_matmul(
+            self.encoding_matrix.astype(accumulator_dtype(out.dtype), copy=False), blocks, out
+        )
+
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover what is wanted from the results of the mask `arrived_mask`."""
+        return PseudoInverseDecoder(self, arrived_mask)
+
+    def make_decodability_tracker(self, modular: bool) -> Callable[[int], bool] | None:
+        """None: the deficit of `make_decoder` says whether arrivals determine what is wanted."""
+        return None
+
+
+class SystematicCode(LinearCode):
+    """G = [I; P], T = I, E = P: blocks 0..k-1 are the data untouched, k..n-1 their parity.
+
+    A subclass says P, as `encoding_matrix`.
+    """
+
+    @property
+    def generator_matrix(self) -> Array:
+        """G = [I; P], shape (n, k)."""
+        identity = np.eye(self.k, dtype=self.encoding_matrix.dtype)
+        return np.concatenate([identity, self.encoding_matrix])
+
+    @property
+    def recovery_threshold(self) -> int:
+        """The fewest results that can determine those of the data blocks: k."""
+        return self.k
+
+    @property
+    def n_input_blocks(self) -> int:
+        """How many blocks the parity blocks are mixed of: k."""
+        return self.k
+
+    @property
+    def systematic_indices(self) -> Indices:
+        """The coded blocks that are data blocks untouched: 0..k-1."""
+        return np.arange(self.k)
+
+    def make_decoder(self, arrived_mask: Mask, modular: bool) -> ErasureDecoder:
+        """How to recover the missing data blocks when the blocks of the mask `arrived_mask` are there."""
+        return SystematicDecoder(self, arrived_mask)

@@ -1,0 +1,389 @@
+"""Successive cancellation on the Arikan butterfly, all of it by steps, n log n: P is never formed.
+
+Bits first: which workers arrived decides what can be decoded and by which additions; the blocks are touched
+only when the steps are replayed on them (arXiv 1901.06811, section 3). Where cancellation gets stuck an
+optimal decoder goes on: an input that it would have to know is a variable, to be solved for in the end
+(inactivation decoding, Coskun, Neu and Pfister 2020).
+
+The steps give every leaf, x = S r + V z, of the results r that arrived and of the variables z. As many
+equations C V z = -C S r as are independent modulo 2 give z; what is left of C x = 0 checks the results. C is
+a butterfly. What a block or an equation is made of the steps transposed say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+
+from polarmap.codes import transforms
+from polarmap.codes.base import MAX_MODULAR_CHECKS, CodeMatrices, ReceivedBlocks, WeightSupport
+from polarmap.codes.modular_decoders import (
+    find_independent_rows,
+    invert_mod64,
+    null_space_gf2,
+    pack_rows,
+    reduce_row,
+)
+from polarmap.codes.polar_construction import SplitMix64
+from polarmap.codes.real_decoders import ImplicitSystematicDecoder
+from polarmap.codes.row_program import (
+    RowOperationBatch,
+    RowProgram,
+    execute_operation_batches,
+    execute_operation_batches_adjoint,
+)
+from polarmap.dtypes import Array, DType, Floats, Indices, Mask, UInt64Array, is_integer_dtype
+
+# Mixtures of all equations, of which the first that are independent are kept: of so many more than those
+# hardly ever too few are.
+N_RANDOM_CHECKS = 2 * MAX_MODULAR_CHECKS
+COLUMNS_PER_PASS = (
+    128  # columns of a table: the steps are many, and their overhead would come again with others
+)
+
+
+class CancellationTracker:
+    """Which inputs are determined, kept up to date in O(log N) per arrival.
+
+    An arrival changes one node on every level: in a pair (a, b), minus (a - b) becomes known when
+    the second of the two arrives, plus (either, given minus) when the first does. All masks are
+    (size, butterflies).
+    """
+
+    def __init__(self, zero_input_mask: Mask) -> None:
+        self._zero_input_mask = zero_input_mask
+        n_levels = len(zero_input_mask).bit_length() - 1
+        self._known_mask = np.zeros((n_levels, *zero_input_mask.shape), dtype=bool)
+        self._n_undetermined = int(zero_input_mask.size - zero_input_mask.sum())
+
+    def add(self, position: int) -> bool:
+        """Note that `position` is known; True when every unfrozen input is."""
+        node, transform_index = divmod(position, self._zero_input_mask.shape[1])
+        half = len(self._zero_input_mask) // 2
+        for known_nodes in self._known_mask[..., transform_index]:
+            known_nodes[node] = True
+            node = node & ~half if known_nodes[node ^ half] else node | half
+            half //= 2
+        self._n_undetermined -= not self._zero_input_mask[node, transform_index]
+        return self._n_undetermined == 0
+
+
+class CancellationProgram:
+    """The additions that fill in every leaf, n log n block operations.
+
+    Rows 0..N-1 hold the leaves, N..2N-1 are scratch, one region per
+    level; row 2N is zero, and those after it are the variables.
+
+    operation_batches : the additions, in order.
+    n_inactivated : how many inputs are neither known nor frozen; none where cancellation gets through.
+
+    >>> frozen = np.array([[True], [False]])
+    >>> CancellationProgram(frozen, ~frozen).n_inactivated, CancellationProgram(frozen, np.zeros((2, 1), bool)).n_inactivated
+    (0, 1)
+    """
+
+    def __init__(self, zero_input_mask: Mask, known_mask: Mask) -> None:
+        self.operation_batches: list[RowOperationBatch] = []
+        self.n_inactivated = 0
+        self.zero_row = 2 * zero_input_mask.size
+        self._decode_node(0, zero_input_mask.size, zero_input_mask, known_mask)
+
+    def _decode_node(self, first_row: int, scratch_row: int, zero_input_mask: Mask, known_mask: Mask) -> None:
+        """Append the steps that complete the node stored in rows row..row+known.size, of all butterflies."""
+        if known_mask.all():
+            return
+        node_rows = first_row + np.arange(known_mask.size).reshape(known_mask.shape)
+        if len(known_mask) == 1 or zero_input_mask.all() or not zero_input_mask.any():
+            self._resolve_constituents(
+                node_rows[~known_mask & zero_input_mask], node_rows[~known_mask & ~zero_input_mask]
+            )
+            return
+        half = len(known_mask) // 2
+        upper, lower = node_rows[:half], node_rows[half:]
+        minus_rows = scratch_row + node_rows[:half] - first_row
+        upper_known, lower_known = known_mask[:half], known_mask[half:]
+
+        def append_batch(
+            mask: Mask, target_rows: Indices, source_rows: Indices, addend_rows: Indices, factor: int
+        ) -> None:
+            if mask.any():
+                self.operation_batches.append(
+                    RowOperationBatch(target_rows[mask], source_rows[mask], addend_rows[mask], factor)
+                )
+
+        both_known = upper_known & lower_known
+        append_batch(both_known, minus_rows, upper, lower, -1)
+        self._decode_node(scratch_row, scratch_row + minus_rows.size, zero_input_mask[:half], both_known)
+        append_batch(upper_known & ~lower_known, lower, upper, minus_rows, -1)
+        self._decode_node(
+            first_row + lower.size,
+            scratch_row + minus_rows.size,
+            zero_input_mask[half:],
+            upper_known | lower_known,
+        )
+        append_batch(~upper_known, upper, lower, minus_rows, +1)
+
+    def _resolve_constituents(self, zero_rows: Indices, free_rows: Indices) -> None:
+        """Rows of nodes with all inputs frozen become zero, with none variables: as good as their inputs."""
+        inactivated_rows = self.zero_row + 1 + self.n_inactivated + np.arange(len(free_rows))
+        for target_rows, source_rows in (
+            (zero_rows, np.full(len(zero_rows), self.zero_row)),
+            (free_rows, inactivated_rows),
+        ):
+            if len(target_rows):
+                self.operation_batches.append(RowOperationBatch(target_rows, source_rows, source_rows, 0))
+        self.n_inactivated += len(free_rows)
+
+
+class InactivationDecoder(ImplicitSystematicDecoder):
+    """Integers modulo 2^64 by cancellation with variables; floats by least squares.
+
+    positions : the leaf on which each coded block sits.
+    zero_input_mask : frozen and punctured inputs, (size, butterflies).
+    """
+
+    modular = True
+
+    def __init__(
+        self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask
+    ) -> None:
+        super().__init__(code, arrived_mask)
+        self._positions, self._zero_input_mask = positions, zero_input_mask
+        self._received_positions, self._zero_input_indices = (
+            positions[self.arrived_indices],
+            np.flatnonzero(zero_input_mask),
+        )
+
+    @property
+    def _system_rank_deficit(self) -> int:
+        return self._cancellation_program.n_inactivated - len(self._pivot_check_indices)
+
+    def compute_modular_weights(self) -> UInt64Array | None:
+        """Recovered = weights @ received modulo 2^64, (missing, arrived); None unless `modular`."""
+        return self._compute_weights(np.int64).view(np.uint64) if self.modular else None
+
+    def compute_modular_checks(self) -> UInt64Array | None:
+        """Up to INTEGER_CHECKS equations modulo 2^64, (s, arrived); None unless `modular`."""
+        return self._modular_checks if self.modular else None
+
+    @cached_property
+    def _modular_checks(self) -> UInt64Array:
+        """Of C x, for x as it is recovered."""
+        check_coefficients = np.zeros((self._zero_input_mask.size, N_RANDOM_CHECKS), np.int64)
+        uniforms = SplitMix64(self.code.n, self.code.k).random(
+            len(self._zero_input_indices) * N_RANDOM_CHECKS
+        )
+        check_coefficients[self._zero_input_indices] = uniforms.reshape(-1, N_RANDOM_CHECKS) < 0.5
+        combinations = self._apply_transform(check_coefficients, inverse=True, transposed=True)
+        checks = np.ascontiguousarray(self._apply_adjoint(self.operation_batches, combinations).T)
+        return checks[find_independent_rows(checks)[:MAX_MODULAR_CHECKS]].view(np.uint64)
+
+    def _compute_weight_support(self, dtype: DType) -> WeightSupport:
+        """The same without the weights: numbers drawn at random tell what these would."""
+        if not (self.modular and is_integer_dtype(dtype) and len(self.missing_indices)):
+            return super()._compute_weight_support(dtype)
+        random_stream = SplitMix64(self.code.k, self.code.n)
+        n_missing, n_words = len(self.missing_indices), -(-len(self.missing_indices) // 64)
+        combinations = np.zeros((self._zero_input_mask.size, 1), np.int64)
+        combinations[self._positions[self.missing_indices], 0] = random_stream.integers(n_missing)
+        used_mask = self._apply_adjoint(self._row_program.needed_batches, combinations)[:, 0] != 0
+        random_inputs, random_outputs = (
+            random_stream.integers(len(self.arrived_indices)),
+            np.empty((n_missing, 1), np.int64),
+        )
+        self._row_program.run(random_inputs[:, np.newaxis], random_outputs)
+        bit_table = np.zeros((self._zero_input_mask.size, 8 * n_words), np.uint8)
+        bit_table[self._positions[self.missing_indices]] = np.packbits(
+            np.eye(n_missing, 64 * n_words, dtype=bool), axis=1
+        )
+        weight_parities = np.unpackbits(
+            self._apply_adjoint(self._row_program.needed_batches, bit_table.view(np.uint64)).view(np.uint8),
+            axis=1,
+            count=n_missing,
+        )
+        return WeightSupport(
+            used_mask, ~np.isin(random_outputs[:, 0], random_inputs), weight_parities.T.astype(bool)
+        )
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Replay the steps on the blocks; floats by least squares."""
+        if not is_integer_dtype(out.dtype):
+            super().decode_into(received, out)
+            return
+        self._row_program.run([received[block_index] for block_index in self.arrived_indices.tolist()], out)
+
+    @cached_property
+    def _row_program(self) -> RowProgram:
+        return RowProgram(
+            self.operation_batches,
+            self._n_rows,
+            self._received_positions,
+            self._positions[self.missing_indices],
+        )
+
+    def _compute_weights(self, dtype: type[np.number]) -> Array:
+        """What each missing block is made of, (missing, arrived)."""
+        weights = np.empty((len(self.missing_indices), len(self.arrived_indices)), dtype)
+        for start in range(0, len(weights), COLUMNS_PER_PASS):
+            wanted_positions = self._positions[self.missing_indices[start : start + COLUMNS_PER_PASS]]
+            combinations = np.zeros((self._zero_input_mask.size, len(wanted_positions)), dtype)
+            combinations[wanted_positions, np.arange(len(wanted_positions))] = 1
+            weights[start : start + COLUMNS_PER_PASS] = self._apply_adjoint(
+                self._row_program.needed_batches, combinations
+            ).T
+        return weights
+
+    def _apply_adjoint(self, batches: list[RowOperationBatch], combinations: Array) -> Array:
+        """What combinations (columns) of all leaves are made of: of each result that arrived, how much.
+
+        Of `execute_operation_batches_adjoint`'s bits, whether it is odd.
+        """
+        table = np.zeros((self._n_rows, combinations.shape[1]), combinations.dtype)
+        table[: len(combinations)] = combinations
+        execute_operation_batches_adjoint(batches, table)
+        return table[self._received_positions]
+
+    @cached_property
+    def operation_batches(self) -> list[RowOperationBatch]:
+        """All leaves from those that arrived: with variables at zero, then with those that solve C x = 0."""
+        batches, n_inactivated = (
+            self._cancellation_program.operation_batches,
+            self._cancellation_program.n_inactivated,
+        )
+        if not n_inactivated:
+            return batches
+        inactivated_rows, n_positions = (
+            self._cancellation_program.zero_row + 1 + np.arange(n_inactivated),
+            self._zero_input_mask.size,
+        )
+        zero_rows = np.full(n_inactivated, self._cancellation_program.zero_row)
+        scratch_rows = n_positions + np.arange(n_positions)
+        result = [
+            RowOperationBatch(inactivated_rows, zero_rows, zero_rows, 0),
+            *batches,
+            RowOperationBatch(scratch_rows, np.arange(n_positions), scratch_rows, 0),
+        ]
+        stacked_rows, half = scratch_rows.reshape(len(self._zero_input_mask), -1), 1
+        while half < len(stacked_rows):
+            upper, lower = (
+                stacked_rows.reshape(-1, 2, half * stacked_rows.shape[1]).swapaxes(0, 1).reshape(2, -1)
+            )
+            result.append(RowOperationBatch(upper, upper, lower, -1))
+            half *= 2
+        pivot_inputs = self._zero_input_indices[self._pivot_check_indices]
+        solution_weights, syndrome_rows = (
+            -invert_mod64(self._compute_inactive_checks(np.int64, pivot_inputs)).view(np.int64),
+            scratch_rows[pivot_inputs],
+        )
+        for diagonal in range(n_inactivated):  # a diagonal at a time, of which no two read one row
+            shifted_indices = (np.arange(n_inactivated) + diagonal) % n_inactivated
+            result.append(
+                RowOperationBatch(
+                    inactivated_rows,
+                    inactivated_rows,
+                    syndrome_rows[shifted_indices],
+                    solution_weights[np.arange(n_inactivated), shifted_indices],
+                )
+            )
+        return result + batches
+
+    def find_codewords_on_erasures(self) -> Mask:
+        """Independent codewords modulo 2 that vanish on all that arrived, (deficit, n)."""
+        null_vectors = null_space_gf2(self._inactive_checks_gf2)
+        return np.asarray(
+            self._propagate_inactivated_inputs(null_vectors.T.astype(np.int8))[self._positions].T & 1, bool
+        )
+
+    @cached_property
+    def _pivot_check_indices(self) -> list[int]:
+        """Which of the equations determine the variables."""
+        return find_independent_rows(self._inactive_checks_gf2)
+
+    @cached_property
+    def _inactive_checks_gf2(self) -> Array:
+        """C V modulo 2, (frozen inputs, variables)."""
+        return self._compute_inactive_checks(np.int8, self._zero_input_indices) & 1
+
+    def _compute_inactive_checks(self, dtype: type[np.signedinteger], input_indices: Indices) -> Array:
+        """Rows of C V modulo 2^bits of `dtype`, (rows, variables)."""
+        unit_vectors = np.eye(self._cancellation_program.n_inactivated, dtype=dtype)
+        checks = np.empty((len(input_indices), len(unit_vectors)), dtype)
+        for start in range(0, len(unit_vectors), COLUMNS_PER_PASS):
+            columns = slice(start, start + COLUMNS_PER_PASS)
+            checks[:, columns] = self._apply_transform(
+                self._propagate_inactivated_inputs(unit_vectors[:, columns]), inverse=True
+            )[input_indices]
+        return checks
+
+    def _propagate_inactivated_inputs(self, input_values: Array) -> Array:
+        """All leaves for such values (columns) of the variables, where all results are zero."""
+        table = np.zeros((self._n_rows, input_values.shape[1]), input_values.dtype)
+        table[self._cancellation_program.zero_row + 1 :] = input_values
+        execute_operation_batches(self._cancellation_program.operation_batches, table)
+        return table[: self._zero_input_mask.size]
+
+    def _apply_transform(self, table: Array, **options: bool) -> Array:
+        """The butterflies, as kernels.arikan, of columns of leaves, in place."""
+        transforms.arikan_transform(table.reshape(len(self._zero_input_mask), -1), **options)
+        return table
+
+    @cached_property
+    def _cancellation_program(self) -> CancellationProgram:
+        known_mask = np.zeros(self._zero_input_mask.shape, bool)
+        known_mask.flat[self._received_positions] = True
+        return CancellationProgram(self._zero_input_mask, known_mask)
+
+    @property
+    def _n_rows(self) -> int:
+        return self._cancellation_program.zero_row + 1 + self._cancellation_program.n_inactivated
+
+
+class RankTracker:
+    """Whether arrivals determine all n blocks modulo 2^64, looked at once: from the k-th on it is kept up.
+
+    make_decoder : what it is of a mask of arrivals.
+    """
+
+    def __init__(self, n: int, k: int, make_decoder: Callable[[Mask], InactivationDecoder]) -> None:
+        self._arrived_mask, self._n_until_threshold, self._make_decoder = np.zeros(n, bool), k, make_decoder
+        self._arrived_basis: dict[int, int] = {}  # of the columns of what was undetermined then
+        self._unresolved_codewords: Mask
+
+    def add(self, block_index: int) -> bool:
+        """Note that a block has arrived; True when it and those before determine the others."""
+        self._arrived_mask[block_index] = True
+        self._n_until_threshold -= 1
+        if self._n_until_threshold > 0:
+            return False
+        if self._n_until_threshold == 0:
+            self._unresolved_codewords = self._make_decoder(self._arrived_mask).find_codewords_on_erasures()
+        elif reduced_column := reduce_row(
+            pack_rows(self._unresolved_codewords[:, [block_index]].T)[0], self._arrived_basis
+        ):
+            self._arrived_basis[reduced_column.bit_length()] = reduced_column
+        return len(self._arrived_basis) == len(self._unresolved_codewords)
+
+
+class SuccessiveCancellationDecoder(InactivationDecoder):
+    """The same as far as cancellation gets through without variables, of floats too."""
+
+    def __init__(
+        self, code: CodeMatrices, arrived_mask: Mask, positions: Indices, zero_input_mask: Mask, modular: bool
+    ) -> None:
+        super().__init__(code, arrived_mask, positions, zero_input_mask)
+        self.modular = modular
+
+    @property
+    def _system_rank_deficit(self) -> int:
+        return int(self._cancellation_program.n_inactivated > 0)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        return self._compute_weights(np.float64)
+
+    def decode_into(self, received: ReceivedBlocks, out: Array) -> None:
+        """Replay the steps on the blocks."""
+        self._row_program.run([received[block_index] for block_index in self.arrived_indices.tolist()], out)

@@ -1,0 +1,116 @@
+"""The transforms across blocks, in numpy: the oracle of the compiled kernels.
+
+Blocks are rows of a 2-D array; a transform works along the first axis and never looks along the
+second, so any caller may cut the columns into tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from polarmap.codes.polar_construction import RotationNetwork
+from polarmap.dtypes import Array, Floats
+
+DENSE_BASE_SIZE = 64  # rows of a butterfly whose matrix is formed
+
+
+def arikan_transform(x: Array, *, inverse: bool = False, transpose: bool = False) -> Array:
+    """x <- T x in place, T the butterfly of [[1, 1], [0, 1]]; exact (and wrapping) for integers.
+
+    `inverse`: that of T, the same butterfly with differences. `transpose`: T', or its inverse.
+
+    >>> sums = arikan_transform(np.array([[1], [2], [3], [4]]))
+    >>> sums.ravel().tolist(), arikan_transform(sums, inverse=True).ravel().tolist()
+    ([10, 6, 7, 4], [1, 2, 3, 4])
+    """
+    half, target_index, combine = 1, int(transpose), np.subtract if inverse else np.add
+    while half < len(x):
+        pairs = x.reshape(len(x) // (2 * half), 2, half, x.shape[1])
+        combine(pairs[:, target_index], pairs[:, 1 - target_index], out=pairs[:, target_index])
+        half *= 2
+    return x
+
+
+def arikan_abs_row_sums(diagonal: Floats, column_weights: Floats) -> Floats:
+    """Sums of absolute coefficients of T diag(inputs) inverse(T), row by row, of some columns.
+
+    By halves it is [[M(d0), M(d1 - d0)], [0, M(d1)]], diagonal where d is all the same; of polarized inputs
+    most halves are like others.
+
+    >>> arikan_abs_row_sums(np.array([[0.0], [1], [1], [2]]), np.ones((4, 1))).ravel().tolist()
+    [2.0, 2.0, 2.0, 2.0]
+    """
+    size = min(len(diagonal), DENSE_BASE_SIZE)
+    transform, inverse_transform = (
+        arikan_transform(np.eye(size)),
+        arikan_transform(np.eye(size), inverse=True),
+    )
+    cache: dict[bytes, Floats] = {}
+
+    def compute_sums(diagonal_part: Floats, weights_part: Floats) -> Floats:
+        if (diagonal_part == diagonal_part[0]).all():
+            return np.abs(diagonal_part) * weights_part
+        key = diagonal_part.tobytes() + weights_part.tobytes()
+        if key not in cache and len(diagonal_part) == size:
+            cache[key] = np.abs((transform * diagonal_part) @ inverse_transform) @ weights_part
+        elif key not in cache:
+            (minus, plus), (left_weights, right_weights) = (
+                np.split(diagonal_part, 2),
+                np.split(weights_part, 2),
+            )
+            cache[key] = np.concatenate(
+                [
+                    compute_sums(minus, left_weights) + compute_sums(plus - minus, right_weights),
+                    compute_sums(plus, right_weights),
+                ]
+            )
+        return cache[key]
+
+    return np.stack([compute_sums(*pair) for pair in zip(diagonal.T, column_weights.T, strict=True)], axis=1)
+
+
+def apply_butterfly_stages(x: Array, stage_matrices: Sequence[Floats]) -> Array:
+    """Products with the small matrices of `polar_construction.fuse_rotation_stages` across x, one after
+    another: a new array.
+    """
+    for matrix in stage_matrices:
+        n_blocks, half, n_rows, n_columns = matrix.shape
+        products = np.empty((n_blocks, n_rows, half, x.shape[1]), x.dtype)
+        operand = x.reshape(n_blocks, n_columns, half, x.shape[1]).swapaxes(1, 2)
+        np.matmul(matrix.astype(x.dtype, copy=False), operand, out=products.swapaxes(1, 2))
+        x = products.reshape(n_blocks * n_rows * half, x.shape[1])
+    return x
+
+
+def encode_rotation_parity(data: Array, network: RotationNetwork) -> Array:
+    """The r parity rows of k data rows (any real floating dtype), as `RotationNetwork` describes."""
+    padded = np.zeros((len(network.input_rotations) * network.size, data.shape[1]), data.dtype)
+    padded[: len(data)] = data
+    group_sum = apply_butterfly_stages(padded, network.input_matrices)
+    parity = apply_butterfly_stages(group_sum[network.permutations.reshape(-1)], network.output_matrices)[
+        network.kept_rows
+    ]
+    parity *= network.scale[:, None].astype(data.dtype)
+    parity += network.shift[:, None].astype(data.dtype) * data.sum(axis=0)
+    return parity
+
+
+def apply_rotation_parity_adjoint(parity: Array, network: RotationNetwork, k: int) -> Array:
+    """P' of r rows, (k, width): the steps of `encode_rotation_parity` transposed, the last first."""
+    width = parity.shape[1]
+    stacked = np.zeros((network.permutations.size, width), parity.dtype)
+    stacked[network.kept_rows] = network.scale[:, None] * parity
+    groups = apply_butterfly_stages(stacked, _transpose_stages(network.output_matrices)).reshape(
+        -1, network.size, width
+    )
+    group_sum = np.zeros((network.size, width), parity.dtype)
+    for group, permutation in zip(groups, network.permutations, strict=True):
+        group_sum[permutation] += group
+    data = apply_butterfly_stages(group_sum, _transpose_stages(network.input_matrices))[:k]
+    return np.asarray(data + network.shift @ parity)
+
+
+def _transpose_stages(matrices: Sequence[Floats]) -> list[Floats]:
+    return [matrix.swapaxes(2, 3) for matrix in reversed(matrices)]

@@ -1,0 +1,165 @@
+"""Workers that are not alike: which of them to use, and when a job of theirs is complete.
+
+Which results have arrived depends on who computes them, so jobs are simulated rather than integrated.
+Codes and workers are chosen for the time by which as many are expected back as are needed: there
+each worker has its own erasure probability, for which `PolarCode(erasure=)` is designed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from math import inf, isfinite
+from typing import NamedTuple, TypeGuard
+
+import numpy as np
+
+from polarmap.codes.polar import PolarCode, get_design_erasure_fraction
+from polarmap.dtypes import Indices
+from polarmap.errors import CodeError
+from polarmap.planning.backups import SimulatedJobs
+from polarmap.planning.decodability import ARIKAN_SCHEMES, decoding_times, get_decoder_name
+from polarmap.planning.distributions import MAX_SECONDS, Distribution, Floats, Mixture, bisect_predicate
+
+CODE_SCHEMES = ("uncoded", "mds", "rotation", *ARIKAN_SCHEMES)
+MIN_JOBS = 2000  # simulated where decoding one solves no dense system
+
+
+class WorkerSelection(NamedTuple):
+    """The workers that are chosen for a job.
+
+    worker_indices : who they are, ascending, (n,).
+    erasure_probabilities : probability that each is still out at the time the job is chosen for, (n,).
+    """
+
+    worker_indices: Indices
+    erasure_probabilities: Floats
+
+
+def _is_hashable(value: object) -> bool:
+    """Whether equal distributions are found to be equal quickly; those of a caller's class may not be."""
+    return isinstance(value, Hashable)
+
+
+class HeterogeneousWorkers:
+    """Workers each with a distribution of its run times."""
+
+    def __init__(self, distributions: Sequence[Distribution]) -> None:
+        keys: list[object] = [
+            distribution if _is_hashable(distribution) else id(distribution) for distribution in distributions
+        ]
+        self._distinct_distributions = list(dict(zip(keys, distributions)).values())
+        class_by_key = {key: class_index for class_index, key in enumerate(dict.fromkeys(keys))}
+        self._class_indices = np.array([class_by_key[key] for key in keys])
+        self.distributions = tuple(distributions)
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether all workers have the same distribution of run times."""
+        return len(self._distinct_distributions) == 1
+
+    @property
+    def mixture(self) -> Distribution:
+        """The distribution of the run times of a worker that is drawn at random."""
+        if self.is_homogeneous:
+            return self._distinct_distributions[0]
+        return Mixture(
+            self._distinct_distributions, np.bincount(self._class_indices) / len(self._class_indices)
+        )
+
+    def survival(self, time: float) -> Floats:
+        """P(T > time) of each, (m,)."""
+        class_survival = np.array(
+            [float(distribution.survival(time)) for distribution in self._distinct_distributions]
+        )
+        return np.asarray(class_survival[self._class_indices])
+
+    def sample(self, rng: np.random.Generator, n_jobs: int) -> Floats:
+        """Run times of all of them in so many jobs, (m, jobs); inf for a task that never ends."""
+        times = np.empty((len(self._class_indices), n_jobs))
+        for class_index, distribution in enumerate(self._distinct_distributions):
+            worker_indices = np.flatnonzero(self._class_indices == class_index)
+            times[worker_indices] = distribution.sample(rng, (len(worker_indices), n_jobs))
+        return times
+
+    def select_workers(self, n: int, expected_completions: float) -> WorkerSelection:
+        """The n workers of which `expected_completions` are expected back soonest, and the erasure of each by
+        then.
+
+        At any time those are the n most likely to be back, so the time is found by bisection; inf, where
+        too many never end.
+        """
+        low, high = 0.0, 1.0
+        while self._compute_expected_completions(n, high) < expected_completions and isfinite(high):
+            low, high = high, 2 * high if high < MAX_SECONDS else inf
+        time = bisect_predicate(
+            lambda time: np.array(self._compute_expected_completions(n, float(time)) >= expected_completions),
+            np.array(low),
+            np.array(high),
+        )
+        worker_survival = self.survival(float(time))
+        worker_indices = np.sort(np.argsort(worker_survival, kind="stable")[:n])
+        return WorkerSelection(worker_indices, worker_survival[worker_indices])
+
+    def _compute_expected_completions(self, n: int, time: float) -> float:
+        """How many of the best n are expected back at a time."""
+        return n - float(np.sort(self.survival(time))[:n].sum())
+
+
+def is_sequence_of_distributions(run_times: object) -> TypeGuard[Sequence[Distribution]]:
+    """Whether run times are said worker by worker; CodeError where only of some."""
+    if not isinstance(run_times, (list, tuple)):
+        return False
+    n_distributions = sum(isinstance(entry, Distribution) for entry in run_times)
+    if 0 < n_distributions < len(run_times):
+        raise CodeError(
+            f"{n_distributions} of {len(run_times)} entries of runtimes are Distributions: give one for each worker, "
+            "Empirical(seconds) where it has been observed"
+        )
+    return n_distributions > 0
+
+
+def select_workers_for_scheme(workers: HeterogeneousWorkers, n: int, k: int, scheme: str) -> WorkerSelection:
+    """The n workers for k blocks, and the erasure probabilities for which to design their code.
+
+    Without a code the job is over with the last: when half a worker is expected to be out.
+    """
+    design_ratio = get_design_erasure_fraction(get_decoder_name(scheme)) if scheme in ARIKAN_SCHEMES else 1.0
+    return workers.select_workers(n, k - 0.5 if n == k else n - design_ratio * (n - k))
+
+
+def simulate_heterogeneous_workers(
+    workers: HeterogeneousWorkers, k: int, scheme: str, erasure: float | None, n_trials: int, seed: int
+) -> tuple[SimulatedJobs, Floats]:
+    """Jobs of one task for each worker, by one of SCHEMES, and how many results each job awaited, (trials,).
+
+    erasure : for which the arikan code is designed; None: for each worker's own, as
+        `select_workers_for_scheme` has it.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
+    >>> workers = HeterogeneousWorkers(times)
+    >>> [simulate_heterogeneous_workers(workers, k, "mds", None, 1, 0)[0].completion_times[0].round(6).item() for k in (3, 4)]
+    [1.0, 2.0]
+    """
+    if scheme not in CODE_SCHEMES:
+        raise CodeError(
+            f"{scheme} is simulated for workers that are alike only: give one Distribution, or one of the "
+            f"schemes {', '.join(CODE_SCHEMES)}"
+        )
+    n = len(workers.distributions)
+    n_jobs = n_trials if scheme in ("optimal", "integers") else max(n_trials, MIN_JOBS)
+    run_times = workers.sample(np.random.default_rng(seed), n_jobs)
+    if scheme in ARIKAN_SCHEMES and n > k:
+        design_erasure = (
+            select_workers_for_scheme(workers, n, k, scheme).erasure_probabilities
+            if erasure is None
+            else erasure
+        )
+        code = PolarCode(n, k, "arikan", get_decoder_name(scheme), design_erasure)
+        completion_times = decoding_times(code, run_times[code.worker_indices], scheme)
+    else:
+        completion_times = np.partition(run_times, k - 1, axis=0)[k - 1]
+    worker_seconds = np.minimum(run_times, completion_times).sum(axis=0)
+    return SimulatedJobs(completion_times, worker_seconds, np.full(n_jobs, float(n))), (
+        run_times <= completion_times
+    ).sum(axis=0).astype(float)

@@ -1,0 +1,56 @@
+"""What the arguments of callers are, asked so that no type of theirs can make the question fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from polarmap.dtypes import is_integer
+from polarmap.errors import CodeError
+
+
+def is_choice(value: object, choices: Sequence[str]) -> bool:
+    """Whether `value` is one of these words; an array, which compares entry by entry, is none.
+
+    >>> is_choice("auto", ("auto", "rotation")), is_choice(np.array(["auto"]), ("auto",))
+    (True, False)
+    """
+    return isinstance(value, str) and value in choices
+
+
+def is_real_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number: no truth value, not NaN.
+
+    >>> is_real_number(1), is_real_number(np.float32(1)), is_real_number(True), is_real_number(1j), is_real_number(float("nan"))
+    (True, True, False, False, False)
+    """
+    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_real and bool(value == value)
+
+
+def is_nonnegative_int(value: Any) -> bool:
+    """Whether `value` is an integer of at least 0.
+
+    >>> is_nonnegative_int(0), is_nonnegative_int(np.int8(3)), is_nonnegative_int(-1), is_nonnegative_int(1.0), is_nonnegative_int(True)
+    (True, True, False, False, False)
+    """
+    return is_integer(value) and bool(value >= 0)
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    """`value` if it is a positive integer; `name` stands in the error.
+
+    >>> check_positive_int("tasks", 0)
+    Traceback (most recent call last):
+    polarmap.errors.CodeError: tasks must be a positive integer, not 0
+    """
+    if not is_nonnegative_int(value) or value == 0:
+        raise CodeError(f"{name} must be a positive integer, not {value!r:.100}")
+    return int(value)
+
+
+def is_positive_number(value: object) -> bool:
+    """Whether `value` is a real number above 0 and finite."""
+    return is_real_number(value) and 0 < value < np.inf

@@ -1,0 +1,133 @@
+"""The algebra of every code: weights G[arrived] = T[missing], equations G[arrived] = 0, for any arrivals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.base import MAX_MODULAR_CHECKS
+from polarmap.codes.gradient_coding import GradientCode
+from polarmap.codes.lagrange import LagrangeCode
+from polarmap.codes.linear_code import LinearCode
+from polarmap.codes.modular_decoders import find_independent_rows
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.product import ProductCode
+from polarmap.codes.secret_sharing import SecretSharingCode
+from polarmap.codes.symmetric import SymmetricProductCode
+from polarmap.codes.uncoded import Uncoded
+from polarmap.errors import CodeError
+
+INTEGERS = PolarCode(12, 8, "arikan")
+CODES: list[LinearCode] = [
+    PolarCode(12, 8),
+    INTEGERS,
+    PolarCode(16, 8, "arikan", "sequential"),
+    ProductCode(PolarCode(4, 3), PolarCode(5, 3)),
+    ProductCode(PolarCode(4, 3, "arikan"), PolarCode(5, 3, "arikan")),
+    SymmetricProductCode(PolarCode(5, 3)),
+    LagrangeCode(12, 4, 2),
+    LagrangeCode(80, 9, 2),
+    SecretSharingCode(12, 6, 2),
+    GradientCode(9, 2),
+    GradientCode(8, 2),
+    Uncoded(5),
+]
+every_code = pytest.mark.parametrize("code", CODES, ids=repr)
+# Its recovered blocks are made of blocks and of their transposes, which no single weight describes.
+plain = pytest.mark.parametrize(
+    "code", [code for code in CODES if not isinstance(code, SymmetricProductCode)], ids=repr
+)
+
+
+def determined(code: LinearCode, exact: bool, seed: int) -> ArrivalTracker:
+    """When random arrivals have just become enough, or some more than that."""
+    rng = np.random.default_rng(seed)
+    decoder = ArrivalTracker(code, modular=exact)
+    beyond = int(rng.integers(4))
+    for index in rng.permutation(code.n).tolist():
+        beyond -= decoder.add(index)
+        if beyond < 0:
+            break
+    assert decoder.is_ready
+    return decoder
+
+
+@every_code
+def test_sizes_agree(code: LinearCode) -> None:
+    assert code.generator_matrix.shape[0] == code.n
+    assert code.target_matrix.shape == (code.n_targets, code.generator_matrix.shape[1])
+    np.testing.assert_array_equal(
+        code.generator_matrix[code.systematic_indices], code.target_matrix[: len(code.systematic_indices)]
+    )
+    assert code.recovery_threshold <= code.n
+    assert code.name and code.requirement
+
+
+@plain
+def test_what_is_made_without_the_coefficients_is_made_of_them(code: LinearCode) -> None:
+    stream = np.random.default_rng(0)
+    count, blocks = code.encoding_matrix.shape
+    some = stream.permutation(blocks)[: max(1, blocks // 2)]
+    np.testing.assert_allclose(code.encoding_columns(some), code.encoding_matrix[:, some], rtol=0, atol=1e-12)
+    combinations = stream.standard_normal((3, count))
+    np.testing.assert_allclose(
+        code.left_multiply(combinations), combinations @ code.encoding_matrix, atol=1e-10
+    )
+
+
+@plain
+@pytest.mark.parametrize("seed", range(8))
+def test_weights_make_targets_of_the_generator(code: LinearCode, seed: int) -> None:
+    recovery = determined(code, False, seed).decoder
+    found = recovery.weights @ code.generator_matrix[recovery.arrived_indices]
+    np.testing.assert_allclose(found, code.target_matrix[recovery.missing_indices], atol=1e-9)
+
+
+@every_code
+@pytest.mark.parametrize("seed", range(8))
+def test_equations_vanish_on_the_generator(code: LinearCode, seed: int) -> None:
+    recovery = determined(code, False, seed).decoder
+    equations = recovery.compute_parity_checks(8)
+    assert len(equations) == min(max(recovery.n_redundant_checks, 0), 8)
+    np.testing.assert_allclose(equations @ code.generator_matrix[recovery.arrived_indices], 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if code.supports_integers], ids=repr)
+@pytest.mark.parametrize("seed", range(8))
+def test_the_same_modulo_two_to_the_64(code: LinearCode, seed: int) -> None:
+    recovery = determined(code, True, seed).decoder
+    weights, checks = recovery.compute_modular_weights(), recovery.compute_modular_checks()
+    assert recovery.modular and recovery.amplification == 0 and weights is not None and checks is not None
+    generator = code.generator_matrix.astype(np.int64).view(np.uint64)[recovery.arrived_indices]
+    targets = code.target_matrix.astype(np.int64).view(np.uint64)
+    np.testing.assert_array_equal(weights @ generator, targets[recovery.missing_indices])
+    np.testing.assert_array_equal(checks @ generator, 0)
+    assert (
+        len(checks)
+        == len(find_independent_rows(checks))
+        == min(recovery.n_redundant_checks, MAX_MODULAR_CHECKS)
+    )
+
+
+@every_code
+@pytest.mark.parametrize("seed", range(4))
+def test_too_few_results_say_how_many_more_it_takes_at_the_least(code: LinearCode, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(code.n)
+    for count in range(code.n + 1):
+        arrived = np.zeros(code.n, bool)
+        arrived[order[:count]] = True
+        recovery = code.make_decoder(arrived, modular=False)
+        decoder = ArrivalTracker(code)
+        for index in order[:count].tolist():
+            decoder.add(index)
+        assert (recovery.rank_deficit == 0) == decoder.is_ready
+        assert count + recovery.rank_deficit <= code.n
+        if recovery.rank_deficit:
+            assert recovery.amplification == np.inf
+
+
+@pytest.mark.parametrize("value", [None, "rotation", 3, PolarCode, np.zeros(3)])
+def test_other_things_are_no_codes(value: object) -> None:
+    with pytest.raises(CodeError, match="a Decoder takes a code and a number, not "):
+        ArrivalTracker(value)  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+"""A new code is one class: its G, T and E are all that the decoder needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from polarmap import coded_map
+from polarmap.codes import PolarCode
+from polarmap.codes.arrival_tracker import ArrivalTracker
+from polarmap.codes.linear_code import LinearCode, SystematicCode
+from polarmap.errors import CodeError
+from polarmap.testing import ReplayExecutor
+
+
+class Vandermonde(SystematicCode):
+    """Parity blocks with powers as weights, for a handful of blocks."""
+
+    name, requirement = "Vandermonde", "linear in its block"
+
+    def __init__(self, n: int, k: int) -> None:
+        self.n, self.k = n, k
+
+    @property
+    def encoding_matrix(self) -> npt.NDArray[Any]:
+        rows = np.vander(np.linspace(-1, 1, self.n - self.k), self.k) + 0.5
+        return rows / rows.sum(axis=1, keepdims=True)
+
+
+class Differences(LinearCode):
+    """Results are u_i and u_i - u_0; wanted are the u_i."""
+
+    name, requirement, k = "differences", "linear", 3
+    n = 5
+    generator_matrix = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 1, 0], [-1, 0, 1]])
+    target_matrix = np.eye(3)
+    encoding_matrix = generator_matrix
+
+
+def test_a_new_systematic_code_carries_a_map() -> None:
+    A = np.arange(24.0).reshape(12, 2)
+    y = coded_map(lambda block: block @ np.array([2.0, 1.0]), A, code=Vandermonde(6, 4))
+    np.testing.assert_allclose(y.concatenate(), A @ [2.0, 1.0])
+
+
+@pytest.mark.parametrize("executor", [None, ReplayExecutor()])
+def test_integers_are_not_mixed_by_real_numbers(executor: Any) -> None:
+    """Also where no task would need parity: it is said before anything starts."""
+    data = np.arange(24).reshape(12, 2)
+    with pytest.raises(CodeError, match=r"mixes real numbers: convert the int64 data with \.astype\(float\)"):
+        coded_map(lambda block: block, data, code=Vandermonde(6, 4), executor=executor)
+    with pytest.raises(CodeError, match="the rotation kernel cannot carry int64 blocks: use kernel='arikan'"):
+        coded_map(lambda block: block, data, code=PolarCode(6, 4), executor=executor)
+
+
+def test_a_new_code_of_mixtures_decodes() -> None:
+    code = Differences()
+    assert (code.recovery_threshold, code.n_targets, code.norm_inf, len(code.systematic_indices)) == (
+        3,
+        3,
+        2.0,
+        0,
+    )
+    data = np.random.default_rng(0).standard_normal((3, 4))
+    coded = code.encode_parity(data)
+    decoder = ArrivalTracker(code)
+    assert [decoder.add(index) for index in (3, 4, 1)] == [False, False, True]
+    rows = {index: coded[index] for index in (1, 3, 4)}
+    np.testing.assert_allclose(decoder.decoder.decode(rows, data.dtype), data)
+    with pytest.raises(CodeError, match="encodes 3 blocks, not 2"):
+        code.encode_parity(data[:2])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
+def test_mixtures_are_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
+    code, rows = Differences(), np.random.default_rng(1).standard_normal((3, 5)).astype(dtype)
+    code.encoding_matrix = np.random.default_rng(0).standard_normal((5, 3))
+    made = code.encode_parity(rows)
+    assert made.dtype == dtype
+    expected = (code.encoding_matrix @ rows).astype(dtype)
+    np.testing.assert_allclose(made, expected, rtol=1e-2 if dtype == "f2" else 1e-5)
+
+
+def test_a_code_is_put_into_words_for_errors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vandermonde, "__repr__", lambda _: pytest.fail("nobody asked"))
+    assert Vandermonde(6, 4).encode_parity(np.ones((4, 3))).shape == (2, 3)

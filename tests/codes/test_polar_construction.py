@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from polarmap.codes import polar_construction
+
+
+def polarized(depth: int, erasure: Fraction) -> list[Fraction]:
+    """z -> 2 z - z^2, z^2, depth times: the recursion of polarization, in rational numbers."""
+    if depth == 0:
+        return [erasure]
+    return [
+        *polarized(depth - 1, 2 * erasure - erasure**2),
+        *polarized(depth - 1, erasure**2),
+    ]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4, 7])
+def test_erasure_probabilities_polarize(depth: int) -> None:
+    expected = [float(z) for z in polarized(depth, Fraction(1, 4))]
+    found = polar_construction.compute_input_erasure_probabilities(np.full(2**depth, 0.25))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("depth", "k"), [(3, 4), (5, 20), (8, 192), (8, 1), (8, 255)])
+def test_frozen_inputs_are_the_worst(depth: int, k: int) -> None:
+    n = 2**depth
+    z = np.array([float(value) for value in polarized(depth, Fraction(n - k, n))])
+    frozen = np.isin(np.arange(n), polar_construction.choose_frozen_set(n, k, (n - k) / n))
+    assert frozen.sum() == n - k
+    assert z[frozen].min() >= z[~frozen].max() - 1e-12
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 3), (100, 64), (64, 48), (1000, 10)])
+def test_frozen_inputs_are_closed_downwards(n: int, k: int) -> None:
+    unsent = polar_construction.next_power_of_two(n) - n
+    frozen = {*range(unsent), *polar_construction.choose_frozen_set(n, k, 0.3).tolist()}
+    for index in frozen:
+        bits = [bit for bit in range(index.bit_length()) if index >> bit & 1]
+        assert all(index & ~(1 << bit) in frozen for bit in bits)
+
+
+def test_uniform_stream_is_fixed_and_uniform() -> None:
+    stream = polar_construction.SplitMix64(1, 2, 3)
+    numbers = stream.random(10_000)
+    assert numbers[:3].tolist() == FIRST_NUMBERS
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 0.01
+    assert sorted(stream.permutation(50).tolist()) == list(range(50))
+    assert (polar_construction.SplitMix64(1, 2, 4).random(3) != numbers[:3]).all()
+
+
+def test_uniform_stream_continues_where_it_stopped() -> None:
+    whole, pieces = polar_construction.SplitMix64(7), polar_construction.SplitMix64(7)
+    assert whole.random(5).tolist() == [*pieces.random(2), *pieces.random(3)]
+
+
+FIRST_NUMBERS = [0.3852895748155194, 0.8198491448220133, 0.8862316989122743]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import code_oracles as oracles
+import numpy as np
+import pytest
+
+from polarmap.codes import transforms
+from polarmap.codes.polar import PolarCode
+from polarmap.codes.polar_construction import fuse_rotation_stages, make_rotation_network
+
+KERNEL = np.array([[1, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 5])
+def test_arikan_is_the_kronecker_power_of_its_kernel(stages: int) -> None:
+    matrix = np.ones((1, 1), int)
+    for _ in range(stages):
+        matrix = np.kron(matrix, KERNEL)
+    identity = np.eye(2**stages, dtype=int)
+    assert (transforms.arikan_transform(identity.copy()) == matrix).all()
+    assert (transforms.arikan_transform(matrix.copy(), inverse=True) == identity).all()
+    assert (transforms.arikan_transform(identity.copy(), transpose=True) == matrix.T).all()
+    assert (transforms.arikan_transform(matrix.T.copy(), inverse=True, transpose=True) == identity).all()
+
+
+def test_arikan_wraps_and_unwraps() -> None:
+    x = np.random.default_rng(0).integers(0, 255, (16, 5), np.uint8)
+    assert (transforms.arikan_transform(transforms.arikan_transform(x.copy()), inverse=True) == x).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (70, 35), (600, 300)])
+def test_butterfly_is_the_product_of_plain_rotations(n: int, k: int) -> None:
+    plan = make_rotation_network(n, k, seed=0)
+    for turns in (*plan.input_rotations, *plan.output_rotations):
+        matrix = transforms.apply_butterfly_stages(np.eye(plan.size), fuse_rotation_stages(turns[np.newaxis]))
+        np.testing.assert_allclose(matrix, oracles.dense_butterfly(turns), atol=1e-14)
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(plan.size), atol=1e-13)
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
+def test_rotation_parity_is_what_rotations_describes(n: int, k: int) -> None:
+    plan = PolarCode(n, k).rotations
+    size, groups = plan.size, len(plan.input_rotations)
+    data = np.random.default_rng(0).standard_normal((k, 4))
+    padded = np.concatenate([data, np.zeros((groups * size - k, 4))]).reshape(groups, size, 4)
+    added = sum(
+        oracles.dense_butterfly(turns) @ group
+        for turns, group in zip(plan.input_rotations, padded, strict=True)
+    )
+    stacked = np.concatenate(
+        [
+            oracles.dense_butterfly(turns) @ added[shuffle]
+            for turns, shuffle in zip(plan.output_rotations, plan.permutations, strict=True)
+        ]
+    )
+    expected = plan.scale[:, None] * stacked[plan.rows] + np.outer(plan.shift, data.sum(axis=0))
+    np.testing.assert_allclose(transforms.encode_rotation_parity(data, plan), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
+def test_transposed_rotation_parity_is_that_of_p(n: int, k: int) -> None:
+    code = PolarCode(n, k)
+    parity = np.random.default_rng(0).standard_normal((n - k, 3))
+    found = transforms.apply_rotation_parity_adjoint(parity, code.rotations, k)
+    np.testing.assert_allclose(found, code.encoding_matrix.T @ parity, atol=1e-12)
+
+
+def test_columns_do_not_see_each_other() -> None:
+    code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
+    whole = transforms.encode_rotation_parity(data, code.rotations)
+    for column in range(9):
+        alone = transforms.encode_rotation_parity(data[:, column : column + 1], code.rotations)
+        np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)

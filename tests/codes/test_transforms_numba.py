@@ -1,0 +1,59 @@
+"""The compiled kernel against numpy, and its own source interpreted."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from polarmap.codes import tiling, transforms, transforms_numba
+from polarmap.codes.polar import PolarCode
+
+SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
+
+
+def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
+    out = np.full((code.n - code.k, data.shape[1]), np.nan)
+    tiling.encode_rotation_parity_tiled(code.rotations, data, out, transforms_numba)
+    return out
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("width", [1, 127, 128, 1100])
+def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
+    code = PolarCode(n, k)
+    data = np.random.default_rng(width).standard_normal((k, width))
+    expected = transforms.encode_rotation_parity(data, code.rotations)
+    np.testing.assert_allclose(parity(code, data), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 5), (4, 4), (7, 50)])
+@pytest.mark.parametrize("width", [1, 255, 256, 1100])
+def test_combined_is_a_product(shape: tuple[int, int], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "MIN_COMPILED_BYTES", 0)
+    stream = np.random.default_rng(width)
+    weights, rows = stream.standard_normal(shape), stream.standard_normal((shape[1], width))
+    out = np.full((shape[0], width), np.nan)
+    tiling.combine_rows(weights, list(rows), out)
+    np.testing.assert_allclose(out, weights @ rows, atol=1e-12)
+
+
+def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = PolarCode(40, 24)
+    stream = np.random.default_rng(0)
+    data, weights = stream.standard_normal((24, 40)), stream.standard_normal((3, 24))
+    expected, product = parity(code, data), np.empty((3, 40))
+    for name in ("_rotate", "_load", "rotation_parity", "_add_four", "combined"):
+        monkeypatch.setattr(transforms_numba, name, getattr(transforms_numba, name).py_func)
+    monkeypatch.setattr(transforms_numba, "_row_view", piece)
+    np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
+    monkeypatch.setattr(tiling, "MIN_COMPILED_BYTES", 0)
+    tiling.combine_rows(weights, data, product)
+    np.testing.assert_allclose(product, weights @ data, atol=1e-13)
+
+
+def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
+    """What kernels_numba._piece reads at an address, in plain Python."""
+    doubles = ctypes.c_double * (right - left)
+    return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))

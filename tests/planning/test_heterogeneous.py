@@ -1,0 +1,183 @@
+"""Workers that are not alike: against all subsets, exact probabilities, decoders and replayed maps."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import coded_map
+from polarmap.codes import PolarCode
+from polarmap.errors import CodeError
+from polarmap.planning import (
+    FailureProne,
+    Pareto,
+    Scaled,
+    ShiftedExponential,
+    completion_time,
+    plan,
+    sequential_decoding_times,
+)
+from polarmap.planning.distributions import Distribution
+from polarmap.planning.heterogeneous import (
+    HeterogeneousWorkers,
+    select_workers_for_scheme,
+    simulate_heterogeneous_workers,
+)
+from polarmap.testing import ReplayExecutor
+
+FAST = ShiftedExponential(1.0, 0.5)
+SLOW = Scaled(FAST, 2.0)
+MIXED = [FAST, SLOW, Pareto(1.0, 2.0), FailureProne(FAST, 0.1), SLOW, Pareto(1.0, 2.0), FAST]
+
+
+def probability_that_enough_are_back(workers: list[Distribution], k: int, time: float) -> float:
+    """P(k of these are back at a time), by adding one worker after another."""
+    counts = np.array([1.0])
+    for worker in workers:
+        back = float(worker.cdf(time))
+        counts = np.append(counts * (1 - back), 0) + np.append(0, counts * back)
+    return float(counts[k:].sum())
+
+
+def test_half_of_the_workers_twice_slower() -> None:
+    """Design and assignment together come nearer to the 192nd arrival than any code for equal workers."""
+    workers = [FAST, SLOW] * 128
+    means = {
+        scheme: completion_time(256, 192, scheme, workers).mean for scheme in ("mds", "sequential", "optimal")
+    }
+    same = [completion_time(256, 192, "sequential", workers, erasure=e).mean for e in (0.06, 0.12, 0.2, 0.25)]
+    assert means["mds"] == pytest.approx(2.75, abs=0.01)
+    assert means["sequential"] < 3.08 < 3.12 < min(same)
+    assert means["mds"] < means["optimal"] < means["sequential"]
+
+
+@pytest.mark.parametrize("scheme", ["uncoded", "mds", "rotation"])
+def test_jobs_that_await_any_k_are_complete_when_k_are_back(scheme: str) -> None:
+    k = 7 if scheme == "uncoded" else 4
+    found = completion_time(7, k, scheme, MIXED, n_trials=20_000)
+    for time, share in [(found.p50, 0.5), (found.p95, 0.95)]:
+        if np.isfinite(time):
+            assert probability_that_enough_are_back(MIXED, k, time) == pytest.approx(share, abs=0.015)
+    enough = probability_that_enough_are_back(MIXED, k, 1e12)
+    assert found.failure_probability == pytest.approx(1 - enough, abs=0.01)
+    assert (found.n_results_awaited, found.n_tasks_started) == (k, 7)
+
+
+@pytest.mark.parametrize("scheme", ["sequential", "optimal", "integers"])
+def test_results_awaited_are_counted_and_paid_until_then(scheme: str) -> None:
+    workers = HeterogeneousWorkers([FAST, SLOW] * 12)
+    jobs, arrivals = simulate_heterogeneous_workers(workers, 16, scheme, None, 300, seed=4)
+    erasure = select_workers_for_scheme(workers, 24, 16, scheme).erasure_probabilities
+    decoder = "sequential" if scheme == "sequential" else "optimal"
+    code = PolarCode(24, 16, "arikan", decoder, erasure)
+    times = workers.sample(np.random.default_rng(4), len(jobs.completion_times))
+    for job in range(20):
+        told = polarmap.codes.ArrivalTracker(code, modular=scheme == "integers")
+        order = np.argsort(times[:, job])
+        block_of = np.argsort(code.worker_indices)
+        count = next(i for i, worker in enumerate(order, 1) if told.add(int(block_of[worker])))
+        assert arrivals[job] == count
+        assert jobs.completion_times[job] == times[order[count - 1], job]
+        assert jobs.worker_seconds[job] == pytest.approx(
+            np.minimum(times[:, job], jobs.completion_times[job]).sum()
+        )
+
+
+@pytest.mark.parametrize(("n", "back"), [(1, 0.5), (3, 2.0), (5, 3.0), (6, 5.5)])
+def test_no_other_workers_are_expected_back_sooner(n: int, back: float) -> None:
+    workers, erasure = HeterogeneousWorkers(MIXED).select_workers(n, back)
+    time = float(MIXED[workers[0]].quantile(1 - erasure[0]))
+    assert [float(MIXED[worker].survival(time)) for worker in workers] == pytest.approx(erasure.tolist())
+    assert n - erasure.sum() == pytest.approx(back)
+    for others in itertools.combinations(MIXED, n):
+        assert sum(float(other.cdf(time)) for other in others) <= back + 1e-9
+
+
+def test_where_too_many_never_end_the_surest_are_chosen() -> None:
+    workers = [
+        FailureProne(FAST, 0.5),
+        FailureProne(SLOW, 0.1),
+        FailureProne(FAST, 0.3),
+        FailureProne(SLOW, 0.2),
+    ]
+    chosen, erasure = HeterogeneousWorkers(workers).select_workers(2, 1.9)
+    assert chosen.tolist() == [1, 3]
+    assert erasure == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize("code", ["rotation", "sequential", "integers"])
+def test_alike_workers_are_planned_as_by_one_distribution(code: str) -> None:
+    one = plan(8, FAST, max_workers=14, code=code)
+    each = plan(8, [FAST] * 14, code=code)
+    assert (each.expected, each.frontier, each.run_times) == (one.expected, one.frontier, one.run_times)
+    assert (each.worker_indices, each.erasure) == (tuple(range(each.n)), ())
+    assert completion_time(14, 8, code, [FAST] * 14) == completion_time(14, 8, code, FAST)
+
+
+def test_a_plan_uses_the_fast_workers_first() -> None:
+    found = plan(8, [SLOW, FAST] * 8, slack=0.05)
+    assert 8 < found.n <= 16
+    assert set(range(1, 16, 2)) <= set(found.worker_indices)
+    assert set(found.worker_indices[:8]) == set(range(1, 16, 2))  # data
+    assert f"start {found.n} workers, those in plan.workers, for 8 blocks" in str(found)
+    assert found.uncoded == plan(8, [FAST] * 8).uncoded
+
+
+@pytest.mark.parametrize("code", ["rotation", "sequential", "optimal", "integers"])
+def test_a_map_of_a_plan_is_complete_when_its_workers_say(code: str) -> None:
+    """Every task is given to the worker that the plan says, on a clock of its own."""
+    there = [SLOW, FAST] * 8
+    found = plan(8, there, "mean", slack=0.0, max_workers=14, code=code)
+    times = HeterogeneousWorkers(there).sample(np.random.default_rng(1), 1)[:, 0]
+    seconds = times[list(found.worker_indices)]
+    data = np.arange(80).reshape(16, 5) if code == "integers" else np.linspace(0, 1, 80).reshape(16, 5)
+    result = coded_map(
+        np.copy,
+        data,
+        schedule=found,
+        executor=ReplayExecutor(dict(enumerate(seconds.tolist()))),
+        verify=False,
+    )
+    np.testing.assert_allclose(result.concatenate(), data, atol=1e-12)
+    if code == "rotation":
+        assert result.report.seconds == pytest.approx(np.sort(seconds)[7])
+    if code == "sequential":
+        made = PolarCode(found.n, 8, "arikan", "sequential", found.erasure)
+        assert made.worker_indices.tolist() == list(range(found.n))
+        finish = float(sequential_decoding_times(made, seconds[:, None])[0])
+        assert result.report.seconds == pytest.approx(finish)
+    assert result.report.n == found.n
+
+
+def test_plain_maps_of_unequal_workers_are_planned() -> None:
+    found = plan(4, [ShiftedExponential(1.0, 1e-3), ShiftedExponential(1.001, 1e-3)] * 2)
+    assert (found.n, found.code, sorted(found.worker_indices), found.erasure) == (
+        4,
+        "uncoded",
+        [0, 1, 2, 3],
+        (),
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: plan(3, [FAST, 1.0, SLOW]),
+            "2 of 3 entries of runtimes are Distributions: give one for each",
+        ),
+        (lambda: plan(4, [FAST, SLOW]), "k = 4 blocks need .* there are 2 in runtimes or max_workers"),
+        (lambda: plan(2, [FAST, SLOW] * 2, schedule="auto"), "schedule='auto' is planned for .* alike"),
+        (
+            lambda: completion_time(4, 2, "mds", [FAST, SLOW]),
+            "runtimes has 2 distributions, .* n = 4 workers",
+        ),
+        (lambda: completion_time(4, 4, "backup", [FAST, SLOW] * 2), "backup is simulated for .* alike only"),
+    ],
+)
+def test_what_cannot_be_said_of_unequal_workers(call, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        call()

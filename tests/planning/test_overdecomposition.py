@@ -1,0 +1,108 @@
+"""Small blocks on workers that stay: against a simulation event by event, and the order statistic."""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap.errors import CodeError
+from polarmap.planning import (
+    FailureProne,
+    ShiftedExponential,
+    completion_time,
+    simulate_overdecomposition,
+    with_stragglers,
+)
+
+K, N = 24, 32
+DISTRIBUTION = with_stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+
+
+def event_by_event(whole: list[float], k: int, pieces: int, price: float) -> tuple[float, float]:
+    """Time and worker-seconds of a job whose workers take tasks from one queue."""
+    each = [seconds / pieces + price for seconds in whole]
+    running = [(seconds, 0.0, worker) for worker, seconds in enumerate(each)]
+    heapq.heapify(running)
+    left, missing, paid = len(whole) * (pieces - 1), k * pieces, 0.0
+    while True:
+        now, _, worker = heapq.heappop(running)
+        paid, missing = paid + each[worker], missing - 1
+        if missing == 0 or now == math.inf:
+            return now, paid + sum(now - begin for _, begin, _ in running)
+        if left:
+            heapq.heappush(running, (now + each[worker], now, worker))
+            left -= 1
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(
+    k=st.integers(1, 9),
+    spare=st.integers(0, 4),
+    pieces=st.integers(1, 9),
+    price=st.sampled_from([0.0, 0.1]),
+    least=st.sampled_from([0.0, 1.0]),
+    dead=st.integers(0, 2),
+    seed=st.integers(0, 10_000),
+)
+def test_the_vectorized_jobs_are_those_event_by_event(
+    k: int, spare: int, pieces: int, price: float, least: float, dead: int, seed: int
+) -> None:
+    times = ShiftedExponential(least, 1.0).sample(np.random.default_rng(seed), (5, k + spare))
+    times[0, :dead] = math.inf
+    jobs = simulate_overdecomposition(times, k, pieces, price)
+    for row, time, paid in zip(times, jobs.completion_times, jobs.worker_seconds):
+        expected = event_by_event(row.tolist(), k, pieces, price)
+        assert time == pytest.approx(expected[0])
+        if math.isfinite(time):
+            assert paid == pytest.approx(expected[1])
+
+
+def test_workers_that_are_alike_and_stay_alike() -> None:
+    """Ends that coincide: 6 workers of 8 s each end 8 tasks of a second at every second."""
+    jobs = simulate_overdecomposition(np.full((1, 6), 8.0), 4, 8)
+    assert jobs.completion_times == pytest.approx(6.0) and jobs.worker_seconds == pytest.approx(36.0)
+    assert simulate_overdecomposition(np.full((1, 4), 8.0), 4, 8, 0.5).completion_times == pytest.approx(12.0)
+
+
+def test_small_blocks_beat_the_bound_of_workers_that_return_all_or_nothing() -> None:
+    """Until tasks are so short that their price counts."""
+    one, eight, many = (
+        completion_time(
+            N, K, "small_blocks", DISTRIBUTION, tasks_per_worker=pieces, task_overhead=0.001, n_trials=4000
+        )
+        for pieces in (1, 8, 512)
+    )
+    assert one.mean == pytest.approx(completion_time(N, K, "mds", DISTRIBUTION).mean + 0.001, rel=0.01)
+    assert eight.mean == pytest.approx(0.90, abs=0.02) and eight.p99 == pytest.approx(0.97, abs=0.02)
+    assert eight.worker_seconds < one.worker_seconds and many.mean > eight.mean + 0.3
+    assert (eight.tasks_per_worker, eight.n_results_awaited, eight.n_tasks_started) == (8, 192, 223)
+
+
+def test_jobs_fail_where_too_few_tasks_are_left_to_those_who_live() -> None:
+    """One of 24 does the work of all; without parity each has to end its own."""
+    dying = FailureProne(DISTRIBUTION, 0.9)
+    some, plain = (
+        completion_time(24, k, "small_blocks", dying, tasks_per_worker=2, n_trials=4000) for k in (12, 24)
+    )
+    assert some.failure_probability == pytest.approx(0.9**24, abs=0.02)
+    assert plain.failure_probability == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: simulate_overdecomposition(np.ones((2, 3)), 4, 1),
+        lambda: simulate_overdecomposition(np.ones((2, 3)), 2, 0),
+        lambda: simulate_overdecomposition(np.ones((2, 3)), 2, 1, math.nan),
+        lambda: completion_time(3, 2, "small_blocks", DISTRIBUTION, tasks_per_worker=0),
+        lambda: completion_time(3, 2, "small_blocks", DISTRIBUTION, task_overhead=math.nan),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(call) -> None:
+    with pytest.raises(CodeError):
+        call()
