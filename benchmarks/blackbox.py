@@ -29,7 +29,7 @@ from scipy.special import expit
 from benchmarks import is_quick, pages, show
 from polarmap import coded_gradient
 from polarmap.maps.gradients import DEFAULT_STEP
-from polarmap.plot import canvas
+from polarmap.plot import figure_style
 from polarmap.testing import ReplayExecutor
 
 N, K, D = 32, 24, 96
@@ -165,11 +165,11 @@ def quasi_newton(f: Problem, source: Gradients) -> Run:
 
 Search = Callable[[Problem, Gradients], Run]
 METHODS: dict[str, tuple[str, Search, str]] = {
-    "finite differences": ("differences", descend, canvas.GREY),
-    "with backup tasks": ("backups", descend, canvas.INK),
-    "orthogonal search": ("orthogonal", descend, canvas.ORANGE),
-    "coded": ("coded", descend, canvas.BLUE),
-    "coded, L-BFGS": ("coded", quasi_newton, canvas.GREEN),
+    "finite differences": ("differences", descend, figure_style.GREY),
+    "with backup tasks": ("backups", descend, figure_style.TEXT_COLOR),
+    "orthogonal search": ("orthogonal", descend, figure_style.ORANGE),
+    "coded": ("coded", descend, figure_style.BLUE),
+    "coded, L-BFGS": ("coded", quasi_newton, figure_style.GREEN),
 }
 
 
@@ -181,7 +181,7 @@ def row(name: str, runs: list[Run]) -> list[object]:
 
 
 def draw(found: dict[str, list[Run]], path: Any) -> None:
-    figure, ((axes,),) = canvas.blank(6.4, 3.6)
+    figure, ((axes,),) = figure_style.new_figure(6.4, 3.6)
     grid = np.linspace(0, UNTIL, 400)
     for name, runs in found.items():
         gaps = np.array([[one.gap_at(moment) for moment in grid] for one in runs]) / runs[0].gaps[0]

@@ -9,13 +9,13 @@ from scipy.sparse.linalg import LinearOperator
 
 
 class PlainOperator(LinearOperator):  # type: ignore[misc]
-    """What estimators need of a CodedOperator; `products` are counted."""
+    """What estimators need of a CodedOperator; `n_products` are counted."""
 
     report = None
 
     def __init__(self, A: Any) -> None:
         super().__init__(np.float64, A.shape)
-        self._A, self.products = A, 0
+        self._A, self.n_products = A, 0
 
     def __enter__(self) -> PlainOperator:
         return self
@@ -24,15 +24,15 @@ class PlainOperator(LinearOperator):  # type: ignore[misc]
         """Nothing is held."""
 
     def _matmat(self, V: np.ndarray) -> Any:
-        self.products += 1
+        self.n_products += 1
         return self._A @ V
 
     def _rmatmat(self, U: np.ndarray) -> Any:
-        self.products += 1
+        self.n_products += 1
         return self._A.T @ U
 
     def gram(self, weights: np.ndarray) -> Any:
-        self.products += 1
+        self.n_products += 1
         columns = weights.reshape(len(weights), -1).T
         found = [self._A.T @ (column[:, np.newaxis] * self._A) for column in columns]
         return np.stack(found, axis=-1).reshape(*found[0].shape, *weights.shape[1:])

@@ -21,7 +21,7 @@ from polarmap import CodedOperator, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
 from polarmap.codes import PolarCode
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
-from polarmap.linalg.products import product_map
+from polarmap.linalg.products import make_product_runner
 from polarmap.run.options import checked_options
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.block_products import product_with
@@ -34,7 +34,7 @@ VALUES = 2  # of svds
 
 def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
-    run = product_map(executor, checked_options("auto", None, None, 1), lambda: ())
+    run = make_product_runner(executor, checked_options("auto", None, None, 1), lambda: ())
     f, rows = partial(product_with, x, x.dtype, True), coded.blocks.rows
     return lambda: run(f, coded, (rows,)).concatenate()
 
@@ -67,8 +67,8 @@ def solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
         with CodedOperator(A, blocks=K, tasks=N, executor=executor) as operator:
             operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # encodes both sides
             for solver, solve in tasks.items():
-                before, seconds = operator.products, seconds_of(partial(solve, operator))
-                counts[solver] = operator.products - before
+                before, seconds = operator.n_products, seconds_of(partial(solve, operator))
+                counts[solver] = operator.n_products - before
                 code = operator.report.code if operator.report else ""
                 found.append((solver, name, seconds, 1e3 * seconds / counts[solver], code))
     for solver, solve in tasks.items():

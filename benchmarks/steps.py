@@ -211,7 +211,7 @@ def fit(turns: Turns, model: Any, X: np.ndarray, y: np.ndarray, target: str) -> 
     plain = in_numpy(model)
     mine, other = in_turns([partial(one.fit, X, y) for one in (model, plain)], turns.slow)
     assert np.allclose(model.coef_, plain.coef_, atol=1e-3)
-    what = f"{type(model).__name__}, {len(X):,} x {X.shape[1]}: {plain.operator.products} products"
+    what = f"{type(model).__name__}, {len(X):,} x {X.shape[1]}: {plain.operator.n_products} products"
     return Row(what, milliseconds(mine), "numpy", milliseconds(other), target)
 
 

@@ -19,7 +19,7 @@ def portfolio(options: dict) -> None:
     index = returns[:, :8] @ np.full(8, 1 / 8) + stream.standard_normal(500) * 1e-3
     with CodedOperator(returns, **options) as operator:
         found = fista(operator, SquaredLoss(index), simplex(40))
-        products, report = operator.products, operator.report
+        products, report = operator.n_products, operator.report
     slope = returns.T @ (returns @ found.x - index)
     slack = slope - slope @ found.x  # 0 for each asset that is held, 0 or more for the others
     residual = abs(np.where(found.x > 0, slack, np.minimum(slack, 0))).max() / abs(slope).max()

@@ -28,7 +28,7 @@ def main(scale: float, steps: int, storage: str, pool: Pool) -> None:
     A = made("images", left, right, storage, pool)
     transposed = made("images-transposed", right, left, storage, pool)
     print(f"{rows:,} x {columns:,}, stored by rows and by columns: {time.perf_counter() - began:.1f} s")
-    with CodedOperator(A, transposed=transposed, executor=pool) as operator:
+    with CodedOperator(A, transpose=transposed, executor=pool) as operator:
         x = right @ stream.standard_normal(64, np.float32) / columns  # of all that explain b the shortest
         b, began = operator @ x, time.perf_counter()
         found = lsqr(operator, b, iter_lim=steps, atol=0, btol=0)[0]

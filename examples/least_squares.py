@@ -23,7 +23,7 @@ operator = CodedOperator(A, blocks=12, tasks=16, executor=unlucky)
 
 # %%
 x, _, iterations = lsqr(operator, b, atol=1e-12, btol=1e-12)[:3]
-print(f"{iterations} iterations, {operator.products} products; the last one:")
+print(f"{iterations} iterations, {operator.n_products} products; the last one:")
 print(operator.report)
 
 exact = np.linalg.lstsq(A, b)[0]

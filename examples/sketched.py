@@ -25,7 +25,7 @@ with polarmap.Pool(workers=16) as pool:
     began = time.perf_counter()
     for estimate in polarmap.linalg.sketched_lstsq(A, b, tasks=16, executor=slow):
         error = np.linalg.norm(A @ (estimate.value - best)) / np.linalg.norm(b)
-        rows.append((time.perf_counter() - began, estimate.arrived, error, estimate.error_p90))
+        rows.append((time.perf_counter() - began, estimate.n_arrived, error, estimate.error_p90))
         print("{:4.1f} s: {:2} of 16 results, error {:.1e}, said to be {:.1e} at most".format(*rows[-1]))
 assert np.allclose(estimate.value, best)
 

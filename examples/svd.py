@@ -23,7 +23,7 @@ faults = {2: Fault("sleep", 20), 7: Fault("sleep", 20), 9: Fault("raise", attemp
 began = time.perf_counter()
 with CodedOperator(A, blocks=12, tasks=16, executor=FaultyExecutor(None, faults)) as operator:
     found = svds(operator, k=5, return_singular_vectors=False, rng=0)[::-1]
-    print(f"{operator.products} products in {time.perf_counter() - began:.2f} s")
+    print(f"{operator.n_products} products in {time.perf_counter() - began:.2f} s")
     print(operator.report)
 
 # %% [markdown]

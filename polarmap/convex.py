@@ -7,7 +7,7 @@ from polarmap.clouds.extras import needed_by
 
 with needed_by("polarmap.convex", "scipy and scikit-learn", "convex"):
     from polarmap.models.losses import LogisticLoss, SquaredLoss
-    from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearOnBox
+    from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearBoxPenalty
     from polarmap.models.projections import l1_ball, simplex
     from polarmap.models.proximal_gradient import Solution, fista
     from polarmap.models.sparse_models import (
@@ -23,7 +23,7 @@ __all__ = [
     "ElasticNet",
     "ElasticNetPenalty",
     "Lasso",
-    "LinearOnBox",
+    "LinearBoxPenalty",
     "LinearSVC",
     "LogisticLoss",
     "NonNegativeLeastSquares",

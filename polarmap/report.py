@@ -259,9 +259,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the text, and a small timeline of what has happened."""
-        from polarmap.plot.timeline import timeline_html
+        from polarmap.plot.timeline import render_timeline_html
 
-        return timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
+        return render_timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         arrived = sum(task.arrived is not None for task in self.tasks)

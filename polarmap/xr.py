@@ -36,35 +36,35 @@ with needed_by("polarmap.xr", "xarray", "xarray"):
 if TYPE_CHECKING:
     from polarmap.planning.planner import Plan
 
-ROW_BY_ROW = "row by row"  # what f is found to be
-ROUNDINGS = 16  # times the amplification of errors: what decoding may leave of a zero
+ROWWISE_PROPERTY = "row by row"  # what f is found to be
+ROUNDING_UNITS = 16  # times the amplification of errors: what decoding may leave of a zero
 
-Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
+XarrayObject = TypeVar("XarrayObject", xr.DataArray, xr.Dataset)
 OutputDims = Hashable | Iterable[Hashable] | Mapping[Any, Any]
 
 
 @overload
 def apply(
     f: Callable[[Array], Array],
-    obj: Labelled,
+    obj: XarrayObject,
     dim: Hashable | Iterable[Hashable],
     *,
     output_dims: OutputDims | None = None,
     skipna: bool = False,
     return_report: Literal[False] = False,
     **options: Unpack[SharedOptions],
-) -> Labelled: ...
+) -> XarrayObject: ...
 @overload
 def apply(
     f: Callable[[Array], Array],
-    obj: Labelled,
+    obj: XarrayObject,
     dim: Hashable | Iterable[Hashable],
     *,
     output_dims: OutputDims | None = None,
     skipna: bool = False,
     return_report: Literal[True],
     **options: Unpack[SharedOptions],
-) -> tuple[Labelled, Report]: ...
+) -> tuple[XarrayObject, Report]: ...
 @verb
 def apply(
     f: Callable[[Array], Array],
@@ -148,35 +148,41 @@ def apply(
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
 
-    def run(observers: Observers) -> Any:
+    def execute(observers: Observers) -> Any:
         check_function(f)
         options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule)
         code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule).checked()
-        dims = _core_dims(obj, dim)
-        named = _named_outputs(obj, dims, output_dims)
-        variables = _computed(_with_dims(obj, dims))
-        mapped = {name: _rows_of(variable, dims, skipna) for name, variable in variables.items()}
-        arrays = [array for one in mapped.values() for array in one.arrays]
-        k = block_count(max(map(len, arrays)), code_options, [one.dtype for one in arrays])
-        cut = [[rows_of_block(array, -(-len(array) // k), index) for array in arrays] for index in range(k)]
+        core_dims = _core_dims(obj, dim)
+        output_coords = _resolve_output_coords(obj, core_dims, output_dims)
+        variables = _load_variables(_select_variables(obj, core_dims))
+        row_blocks = {
+            name: _make_row_blocks(variable, core_dims, skipna) for name, variable in variables.items()
+        }
+        arrays = [array for item in row_blocks.values() for array in item.arrays]
+        k = block_count(max(map(len, arrays)), code_options, [item.dtype for item in arrays])
+        data_blocks = [
+            [rows_of_block(array, -(-len(array) // k), index) for array in arrays] for index in range(k)
+        ]
 
-        def on_leaves(leaves: list[Array]) -> list[Array]:
+        def apply_to_leaves(leaves: list[Array]) -> list[Array]:
             return [f(leaf) for leaf in leaves]
 
-        with _advice_on_gaps(arrays):
-            result = prepared_blocks(on_leaves, cut, code_options, executor, options).run(observers)
-        _check_shapes(cut[0], result[0], dims)
+        with _explain_nan_failures(arrays):
+            result = prepared_blocks(apply_to_leaves, data_blocks, code_options, executor, options).run(
+                observers
+            )
+        _check_result_shapes(data_blocks[0], result[0], core_dims)
         if verify is not False:
-            _check_rows(f, cut, result)
-        found = iter(_joined(result, arrays))
-        values = {
-            name: one.combined([next(found) for _ in one.arrays], result.report)
-            for name, one in mapped.items()
+            _check_rowwise(f, data_blocks, result)
+        joined_results = iter(_concatenate_results(result, arrays))
+        results_by_name = {
+            name: item.combine_results([next(joined_results) for _ in item.arrays], result.report)
+            for name, item in row_blocks.items()
         }
-        labelled = _labelled(obj, dims, named, values)
-        return (labelled, result.report) if return_report else labelled
+        labelled_result = _restore_labels(obj, core_dims, output_coords, results_by_name)
+        return (labelled_result, result.report) if return_report else labelled_result
 
-    return PreparedMap(run)
+    return PreparedMap(execute)
 
 
 # --- labels in ---------------------------------------------------------------------------------
@@ -189,154 +195,170 @@ def _core_dims(obj: Any, dim: Any) -> tuple[Hashable, ...]:
             f"obj must be an xarray DataArray or Dataset, not {type(obj).__name__}: use "
             "polarmap.coded_map for arrays without labels"
         )
-    dims = _names(dim)
-    if not dims:
+    core_dims = _to_names(dim)
+    if not core_dims:
         raise CodeError("dim names no dimension: name those that f works along, as in dim='time'")
-    for name in dims:
+    for name in core_dims:
         if name not in obj.dims:
-            there = ", ".join(map(repr, obj.dims)) or "none"
-            raise CodeError(f"obj has no dimension {name!r}: its dimensions are {there}")
-    return dims
+            available = ", ".join(map(repr, obj.dims)) or "none"
+            raise CodeError(f"obj has no dimension {name!r}: its dimensions are {available}")
+    return core_dims
 
 
-def _names(names: Any) -> tuple[Hashable, ...]:
+def _to_names(names: Any) -> tuple[Hashable, ...]:
     """One name or several, as xarray tells them apart."""
     if isinstance(names, str) or not isinstance(names, Iterable):
         return (names,)
     return tuple(dict.fromkeys(names))
 
 
-def _named_outputs(
-    obj: xr.DataArray | xr.Dataset, dims: Sequence[Hashable], output_dims: Any
+def _resolve_output_coords(
+    obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], output_dims: Any
 ) -> dict[Hashable, Any] | None:
     """The dimensions of results, each with its new coordinate or None; None where nothing is said."""
     if output_dims is None:
         return None
-    pairs = output_dims if isinstance(output_dims, Mapping) else dict.fromkeys(_names(output_dims))
-    _check_free(obj, dims, pairs)
-    found: dict[Hashable, Any] = {}
-    for name, values in pairs.items():
-        found[name] = None
-        if values is not None:
-            if np.ndim(values) != 1:
+    pairs = output_dims if isinstance(output_dims, Mapping) else dict.fromkeys(_to_names(output_dims))
+    _check_names_unused(obj, core_dims, pairs)
+    coords: dict[Hashable, Any] = {}
+    for name, coord_values in pairs.items():
+        coords[name] = None
+        if coord_values is not None:
+            if np.ndim(coord_values) != 1:
                 raise CodeError(
-                    f"output_dims[{name!r}] has {np.ndim(values)} axes: a coordinate of a dimension has one"
+                    f"output_dims[{name!r}] has {np.ndim(coord_values)} axes: a coordinate of a dimension has one"
                 )
-            found[name] = xr.Variable((name,), np.asarray(values), getattr(values, "attrs", None))
-    return found
+            coords[name] = xr.Variable(
+                (name,), np.asarray(coord_values), getattr(coord_values, "attrs", None)
+            )
+    return coords
 
 
-def _check_free(obj: xr.DataArray | xr.Dataset, dims: Sequence[Hashable], names: Iterable[Hashable]) -> None:
+def _check_names_unused(
+    obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable], names: Iterable[Hashable]
+) -> None:
     """CodeError for names of results that something has which stays."""
-    stay = {name for name, one in obj.coords.items() if not {*dims} & {*one.dims}} | ({*obj.dims} - {*dims})
+    reserved_names = {name for name, coord in obj.coords.items() if not {*core_dims} & {*coord.dims}} | (
+        {*obj.dims} - {*core_dims}
+    )
     for name in names:
-        if name in stay:
+        if name in reserved_names:
             raise CodeError(
-                f"output_dims names {name!r}, which obj has beside dim={list(dims)}: use another name, or "
+                f"output_dims names {name!r}, which obj has beside dim={list(core_dims)}: use another name, or "
                 "rename that of obj"
             )
 
 
-def _with_dims(obj: xr.DataArray | xr.Dataset, dims: Sequence[Hashable]) -> dict[Hashable, xr.Variable]:
+def _select_variables(
+    obj: xr.DataArray | xr.Dataset, core_dims: Sequence[Hashable]
+) -> dict[Hashable, xr.Variable]:
     """The variables that f is applied to, by name: those with all of the dimensions, and numbers."""
     names = list(obj.data_vars) if isinstance(obj, xr.Dataset) else [obj.name]
     variables = {name: obj.variables[name] if isinstance(obj, xr.Dataset) else obj.variable for name in names}
-    found = {name: one for name, one in variables.items() if {*dims} & {*one.dims}}
-    if not found:
-        raise CodeError(f"no variable of the Dataset has dimension {dims[0]!r}, only coordinates have")
-    for name, variable in found.items():
-        what, leave = "obj", "convert it first"
+    selected = {
+        name: variable_with_dims
+        for name, variable_with_dims in variables.items()
+        if {*core_dims} & {*variable_with_dims.dims}
+    }
+    if not selected:
+        raise CodeError(f"no variable of the Dataset has dimension {core_dims[0]!r}, only coordinates have")
+    for name, variable in selected.items():
+        label, advice = "obj", "convert it first"
         if isinstance(obj, xr.Dataset):
-            what = f"variable {name!r} of obj"
-            leave = f"leave it out, as in obj.drop_vars({name!r}), or convert it first"
-        _check_variable(variable, dims, what, leave)
-    return found
+            label = f"variable {name!r} of obj"
+            advice = f"leave it out, as in obj.drop_vars({name!r}), or convert it first"
+        _check_variable(variable, core_dims, label, advice)
+    return selected
 
 
-def _check_variable(variable: xr.Variable, dims: Sequence[Hashable], what: str, leave: str) -> None:
+def _check_variable(variable: xr.Variable, core_dims: Sequence[Hashable], label: str, advice: str) -> None:
     """CodeError for one that f cannot be applied to."""
-    twice = [name for name in variable.dims if variable.dims.count(name) > 1]
-    if twice:
-        raise CodeError(f"{what} has dimension {twice[0]!r} twice: give each a name of its own")
-    lacking = [name for name in dims if name not in variable.dims]
-    if lacking:
-        raise CodeError(f"{what} has no dimension {lacking[0]!r}, only {list(variable.dims)}: {leave}")
-    empty = [name for name, size in variable.sizes.items() if size == 0]
-    if empty:
-        raise CodeError(f"{what} has dimension {empty[0]!r} of size 0: there is nothing to map")
+    repeated_dims = [name for name in variable.dims if variable.dims.count(name) > 1]
+    if repeated_dims:
+        raise CodeError(f"{label} has dimension {repeated_dims[0]!r} twice: give each a name of its own")
+    missing_dims = [name for name in core_dims if name not in variable.dims]
+    if missing_dims:
+        raise CodeError(f"{label} has no dimension {missing_dims[0]!r}, only {list(variable.dims)}: {advice}")
+    empty_dims = [name for name, size in variable.sizes.items() if size == 0]
+    if empty_dims:
+        raise CodeError(f"{label} has dimension {empty_dims[0]!r} of size 0: there is nothing to map")
     if variable.dtype == bool:
-        raise CodeError(f"{what} has dtype bool, and codes carry numbers: convert it with .astype(int)")
+        raise CodeError(f"{label} has dtype bool, and codes carry numbers: convert it with .astype(int)")
     if getattr(variable.dtype, "kind", "") not in "iufc" or not isinstance(variable.dtype, np.dtype):
-        raise CodeError(f"{what} has dtype {variable.dtype}, and codes carry numbers: {leave}")
-    check_dtype(variable.dtype, what)
+        raise CodeError(f"{label} has dtype {variable.dtype}, and codes carry numbers: {advice}")
+    check_dtype(variable.dtype, label)
 
 
-def _computed(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
+def _load_variables(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
     """The variables in memory: what dask or files hold is computed or read, all at once."""
-    numbered = {f"variable {number}": one for number, one in enumerate(variables.values())}
-    computed = xr.Dataset(numbered).compute()
-    found = {name: computed.variables[number] for name, number in zip(variables, numbered)}
-    for name, variable in found.items():
+    renamed = {
+        f"variable {position}": source_variable for position, source_variable in enumerate(variables.values())
+    }
+    computed = xr.Dataset(renamed).compute()
+    loaded = {name: computed.variables[position] for name, position in zip(variables, renamed)}
+    for name, variable in loaded.items():
         if type(variable.data) not in (np.ndarray, np.memmap):
             raise CodeError(
                 f"variable {name!r} holds a {type(variable.data).__name__}, of which f would see plain "
                 "arrays: use obj.as_numpy()"
             )
-    return found
+    return loaded
 
 
 # --- rows --------------------------------------------------------------------------------------
 
 
-class _Rows(NamedTuple):
+class _RowBlocks(NamedTuple):
     """What is mapped of a variable.
 
-    others : the dimensions along which it has rows, with their sizes.
+    loop_dims : the dimensions along which it has rows, with their sizes.
     arrays : the rows; with skipna the filled rows, and the masks of rows, each once.
-    mask : with skipna, for each row which of the masks is its own.
+    mask_indices : with skipna, for each row which of the masks is its own.
     """
 
-    others: dict[Hashable, int]
+    loop_dims: dict[Hashable, int]
     arrays: list[Array]
-    mask: Array | None
+    mask_indices: Array | None
 
-    def combined(self, results: list[Array], report: Report) -> Array:
+    def combine_results(self, results: list[Array], report: Report) -> Array:
         """The values of the variable that f's results for its arrays make, shaped as the others."""
-        values = results[0]
-        if self.mask is not None:
-            weights = _without_noise(results[1], report)[self.mask]
+        combined = results[0]
+        if self.mask_indices is not None:
+            weights = _zero_decoding_noise(results[1], report)[self.mask_indices]
             with np.errstate(divide="ignore", invalid="ignore"):
-                values = np.where(weights == 0, np.nan, values / weights)
-        return values.reshape((*self.others.values(), *values.shape[1:]))
+                combined = np.where(weights == 0, np.nan, combined / weights)
+        return combined.reshape((*self.loop_dims.values(), *combined.shape[1:]))
 
 
-def _rows_of(variable: xr.Variable, dims: Sequence[Hashable], skipna: bool) -> _Rows:
-    """A row for each place along the dimensions that are not in `dims`, which come last."""
-    others = {name: size for name, size in variable.sizes.items() if name not in dims}
-    rows = variable.transpose(*others, *dims).to_numpy()
-    rows = rows.reshape(-1, *rows.shape[len(others) :])
+def _make_row_blocks(variable: xr.Variable, core_dims: Sequence[Hashable], skipna: bool) -> _RowBlocks:
+    """A row for each place along the dimensions that are not in `core_dims`, which come last."""
+    loop_dims = {name: size for name, size in variable.sizes.items() if name not in core_dims}
+    rows = variable.transpose(*loop_dims, *core_dims).to_numpy()
+    rows = rows.reshape(-1, *rows.shape[len(loop_dims) :])
     if not skipna:
-        return _Rows(others, [rows], None)
-    there = ~np.isnan(rows)
-    numbers: dict[bytes, int] = {}
-    packed = np.packbits(there.reshape(len(there), -1), axis=1)
-    mask = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in packed])
-    masks = there[np.unique(mask, return_index=True)[1]].astype(rows.dtype)
-    return _Rows(others, [np.where(there, rows, rows.dtype.type(0)), masks], mask)
+        return _RowBlocks(loop_dims, [rows], None)
+    valid_mask = ~np.isnan(rows)
+    mask_index_by_bytes: dict[bytes, int] = {}
+    packed_masks = np.packbits(valid_mask.reshape(len(valid_mask), -1), axis=1)
+    mask_indices = np.array(
+        [mask_index_by_bytes.setdefault(row.tobytes(), len(mask_index_by_bytes)) for row in packed_masks]
+    )
+    masks = valid_mask[np.unique(mask_indices, return_index=True)[1]].astype(rows.dtype)
+    return _RowBlocks(loop_dims, [np.where(valid_mask, rows, rows.dtype.type(0)), masks], mask_indices)
 
 
-def _without_noise(weights: Array, report: Report) -> Array:
+def _zero_decoding_noise(weights: Array, report: Report) -> Array:
     """f of masks, with 0 where decoding has left nothing but its rounding."""
-    rows = -(-len(weights) // report.k)
-    decoded = np.isin(np.arange(len(weights)) // rows, report.recovered)
-    size = np.abs(weights)
-    rounding = ROUNDINGS * machine_epsilon(weights.dtype) * report.amplification
-    noise = (size <= rounding * size.max(initial=0)).T & decoded
-    return np.where(noise.T, weights.dtype.type(0), weights)
+    block_rows = -(-len(weights) // report.k)
+    decoded_mask = np.isin(np.arange(len(weights)) // block_rows, report.recovered)
+    magnitude = np.abs(weights)
+    rounding = ROUNDING_UNITS * machine_epsilon(weights.dtype) * report.amplification
+    noise_mask = (magnitude <= rounding * magnitude.max(initial=0)).T & decoded_mask
+    return np.where(noise_mask.T, weights.dtype.type(0), weights)
 
 
 @contextmanager
-def _advice_on_gaps(arrays: Sequence[Array]) -> Iterator[None]:
+def _explain_nan_failures(arrays: Sequence[Array]) -> Iterator[None]:
     """Says of a map that could not be decoded how it could have been, if NaN in its data is the reason."""
     try:
         yield
@@ -349,104 +371,130 @@ def _advice_on_gaps(arrays: Sequence[Array]) -> Iterator[None]:
         ) from error
 
 
-def _joined(result: CodedResult[list[Array]], arrays: Sequence[Array]) -> list[Array]:
+def _concatenate_results(result: CodedResult[list[Array]], arrays: Sequence[Array]) -> list[Array]:
     """f's results for the rows of each array."""
-    return [np.concatenate(pieces)[: len(array)] for pieces, array in zip(zip(*result, strict=True), arrays)]
+    return [
+        np.concatenate(block_results)[: len(array)]
+        for block_results, array in zip(zip(*result, strict=True), arrays)
+    ]
 
 
-def _check_shapes(block: Sequence[Array], results: Sequence[Any], dims: Sequence[Hashable]) -> None:
+def _check_result_shapes(
+    block: Sequence[Array], results: Sequence[Any], core_dims: Sequence[Hashable]
+) -> None:
     """CodeError unless f gave one array, with a row for each row."""
-    for rows, found in zip(block, results):
-        if not isinstance(found, np.ndarray):
-            raise CodeError(f"f must return one array, not {type(found).__name__}")
-        if found.shape[:1] != rows.shape[:1]:
+    for rows, array_result in zip(block, results):
+        if not isinstance(array_result, np.ndarray):
+            raise CodeError(f"f must return one array, not {type(array_result).__name__}")
+        if array_result.shape[:1] != rows.shape[:1]:
             raise CodeError(
-                f"f of shape {rows.shape} gave shape {found.shape}: a result has as many rows (axis 0) as "
-                f"its block, and dim={list(dims)} stands for axes {list(range(1, rows.ndim))}"
+                f"f of shape {rows.shape} gave shape {array_result.shape}: a result has as many rows (axis 0) as "
+                f"its block, and dim={list(core_dims)} stands for axes {list(range(1, rows.ndim))}"
             )
 
 
-def _check_rows(
-    f: Callable[[Array], Array], cut: list[list[Array]], result: CodedResult[list[Array]]
+def _check_rowwise(
+    f: Callable[[Array], Array], data_blocks: list[list[Array]], result: CodedResult[list[Array]]
 ) -> None:
     """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
-    few = min(2, max(map(len, cut[0])) - 1)
-    dtypes = [rows.dtype for rows in cut[0]]
-    if not few or result.report.errors or Trust(f, ROW_BY_ROW, dtypes).known:
+    n_rows = min(2, max(map(len, data_blocks[0])) - 1)
+    dtypes = [rows.dtype for rows in data_blocks[0]]
+    if not n_rows or result.report.errors or Trust(f, ROWWISE_PROPERTY, dtypes).known:
         return
-    pairs = (pair for block, found in zip(cut, result) for pair in zip(block, found))
-    rows, whole = next((pair for pair in pairs if pair[0][few:].any()), (cut[0][0], result[0][0]))
+    pairs = (pair for block, block_result in zip(data_blocks, result) for pair in zip(block, block_result))
+    rows, result_array = next(
+        (pair for pair in pairs if pair[0][n_rows:].any()), (data_blocks[0][0], result[0][0])
+    )
     try:
-        alone = np.asarray(f(rows[:few].copy()))
+        separate_result = np.asarray(f(rows[:n_rows].copy()))
     except Exception as error:
         warn(f"it could not be verified that f acts on each row by itself: here it raised {error!r}")
         return
-    if alone.shape != whole[:few].shape or not _are_close(alone, whole):
+    if separate_result.shape != result_array[:n_rows].shape or not _agree_to_rounding(
+        separate_result, result_array
+    ):
         raise CodeError(
-            f"f of {few} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
+            f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
             "all dimensions that it works along"
         )
-    Trust(f, ROW_BY_ROW, dtypes).note()  # as it is now: what it holds may change by calls
+    Trust(f, ROWWISE_PROPERTY, dtypes).note()  # as it is now: what it holds may change by calls
 
 
-def _are_close(alone: Array, whole: Array) -> bool:
+def _agree_to_rounding(separate_result: Array, result_array: Array) -> bool:
     """Whether the first rows are the same but for rounding, which is far below what mixing them makes."""
-    largest = float(np.abs(whole[np.isfinite(whole)]).max(initial=0))
-    error = float(np.sqrt(max(machine_epsilon(whole.dtype), 1e-15))) * largest
-    return bool(np.allclose(alone, whole[: len(alone)], rtol=0, atol=error, equal_nan=True))
+    max_abs = float(np.abs(result_array[np.isfinite(result_array)]).max(initial=0))
+    tolerance = float(np.sqrt(max(machine_epsilon(result_array.dtype), 1e-15))) * max_abs
+    return bool(
+        np.allclose(
+            separate_result, result_array[: len(separate_result)], rtol=0, atol=tolerance, equal_nan=True
+        )
+    )
 
 
 # --- labels out --------------------------------------------------------------------------------
 
 
-def _labelled(
-    obj: Any, dims: Sequence[Hashable], named: dict[Hashable, Any] | None, values: Mapping[Hashable, Array]
+def _restore_labels(
+    obj: Any,
+    core_dims: Sequence[Hashable],
+    output_coords: dict[Hashable, Any] | None,
+    results_by_name: Mapping[Hashable, Array],
 ) -> Any:
     """The results of variables, by name, with the labels of the object."""
     variables = obj.variables if isinstance(obj, xr.Dataset) else {obj.name: obj.variable}
-    first = next(iter(values))
-    shape = values[first].shape[len(variables[first].dims) - len(dims) :]
-    named = _fitting(named, dims, shape)
-    sizes = dict(zip(named, shape))
-    same = {name for name in dims if named.get(name, ()) is None and sizes[name] == obj.sizes[name]}
-    kept = obj.coords.to_dataset().drop_dims(set(dims) - same, errors="ignore")
-    kept = kept.assign_coords({name: one for name, one in named.items() if one is not None})
-    found = {name: _variable(variables[name], dims, named, array) for name, array in values.items()}
+    first = next(iter(results_by_name))
+    shape = results_by_name[first].shape[len(variables[first].dims) - len(core_dims) :]
+    output_coords = _resolve_output_dims(output_coords, core_dims, shape)
+    sizes = dict(zip(output_coords, shape))
+    retained_dims = {
+        name for name in core_dims if output_coords.get(name, ()) is None and sizes[name] == obj.sizes[name]
+    }
+    retained_coords = obj.coords.to_dataset().drop_dims(set(core_dims) - retained_dims, errors="ignore")
+    retained_coords = retained_coords.assign_coords(
+        {name: coord for name, coord in output_coords.items() if coord is not None}
+    )
+    result_variables = {
+        name: _make_variable(variables[name], core_dims, output_coords, array)
+        for name, array in results_by_name.items()
+    }
     if isinstance(obj, xr.DataArray):
-        return xr.DataArray(found[first], kept.coords, name=obj.name)
-    found = {name: found.get(name, variables[name]) for name in obj.data_vars}
-    return kept.assign(found).assign_attrs(obj.attrs)
+        return xr.DataArray(result_variables[first], retained_coords.coords, name=obj.name)
+    result_variables = {name: result_variables.get(name, variables[name]) for name in obj.data_vars}
+    return retained_coords.assign(result_variables).assign_attrs(obj.attrs)
 
 
-def _fitting(
-    named: dict[Hashable, Any] | None, dims: Sequence[Hashable], shape: tuple[int, ...]
+def _resolve_output_dims(
+    output_coords: dict[Hashable, Any] | None, core_dims: Sequence[Hashable], shape: tuple[int, ...]
 ) -> dict[Hashable, Any]:
     """The dimensions of results of this shape behind the rows; CodeError where they do not fit it."""
-    if named is None:
-        if len(shape) not in (0, len(dims)):
+    if output_coords is None:
+        if len(shape) not in (0, len(core_dims)):
             raise CodeError(
-                f"f gave results of shape {shape} for each row, and dim={list(dims)} names {len(dims)} axes: "
+                f"f gave results of shape {shape} for each row, and dim={list(core_dims)} names {len(core_dims)} axes: "
                 f"name the {len(shape)} axes of a result, as in output_dims={['new'] * len(shape)}"
             )
-        return dict.fromkeys(dims if shape else ())
-    if len(named) != len(shape):
+        return dict.fromkeys(core_dims if shape else ())
+    if len(output_coords) != len(shape):
         raise CodeError(
-            f"f gave results of shape {shape} for each row, and output_dims names {len(named)} axes: name "
+            f"f gave results of shape {shape} for each row, and output_dims names {len(output_coords)} axes: name "
             f"all {len(shape)}"
         )
-    for (name, coordinate), size in zip(named.items(), shape):
+    for (name, coordinate), size in zip(output_coords.items(), shape):
         if coordinate is not None and coordinate.size != size:
             raise CodeError(
                 f"f gave {size} entries along {name!r}, and output_dims has a coordinate of {coordinate.size}"
             )
-    return named
+    return output_coords
 
 
-def _variable(
-    before: xr.Variable, dims: Sequence[Hashable], named: Iterable[Hashable], values: Array
+def _make_variable(
+    source_variable: xr.Variable,
+    core_dims: Sequence[Hashable],
+    output_dims: Iterable[Hashable],
+    values: Array,
 ) -> xr.Variable:
     """The values as a variable with the attributes of another, in whose order its dimensions are."""
-    names = [name for name in before.dims if name not in dims] + list(named)
-    order = [name for name in before.dims if name in names]
-    order += [name for name in names if name not in before.dims]
-    return xr.Variable(names, values, before.attrs).transpose(*order)
+    names = [name for name in source_variable.dims if name not in core_dims] + list(output_dims)
+    order = [name for name in source_variable.dims if name in names]
+    order += [name for name in names if name not in source_variable.dims]
+    return xr.Variable(names, values, source_variable.attrs).transpose(*order)

@@ -144,7 +144,7 @@ def cases() -> dict[str, tuple[Function, Change]]:
         "number": (m.number, number),
         "list": (m.numbers, lambda to: operator.setitem(m.NUMBERS, 0, to)),
         "list, replaced": (m.numbers, lambda to: setattr(m, "NUMBERS", [to])),
-        "dict in a dict": (m.options, lambda to: operator.setitem(m.OPTIONS["a"], "b", to)),
+        "dict in a dict": (m.options, lambda to: operator.setitem(m.RUN_TIME_OPTIONS["a"], "b", to)),
         "array, in place": (m.array, lambda to: m.ARRAY.fill(to)),
         "array, replaced": (m.array, lambda to: setattr(m, "ARRAY", np.full(2, to))),
         "None": (m.nothing, either(m, "NOTHING", None, 3.0)),

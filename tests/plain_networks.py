@@ -9,10 +9,10 @@ from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 
 
 class PlainRegressor(ConvexMLPRegressor):
-    def _operator(self, A: Any) -> Any:
+    def _make_operator(self, A: Any) -> Any:
         return PlainOperator(A)
 
 
 class PlainClassifier(ConvexMLPClassifier):
-    def _operator(self, A: Any) -> Any:
+    def _make_operator(self, A: Any) -> Any:
         return PlainOperator(A)

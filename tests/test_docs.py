@@ -310,10 +310,10 @@ def test_examples_name_the_extras_that_they_need(example: Path) -> None:
         ("import scipy", {"scipy"}),
         ("import sklearn.datasets", {"sklearn"}),
         ("from polarmap import CodedOperator", {"scipy"}),
-        ("import polarmap\nwith polarmap.CodedOperator(A) as operator: pass", {"scipy"}),
+        ("import polarmap\nwith polarmap.CodedOperator(SAMPLE_MATRIX) as operator: pass", {"scipy"}),
         ("from polarmap.glm import Ridge", {"scipy", "sklearn"}),
         ("import polarmap\npolarmap.xr.apply", {"xarray"}),
-        ("import os, numpy, polarmap\npolarmap.coded_map\nX.glm", set()),
+        ("import os, numpy, polarmap\npolarmap.coded_map\nSAMPLE_VECTOR.glm", set()),
         ("def f():\n    import scipy\ntry:\n    import numba\nexcept ImportError:\n    pass", set()),
     ],
 )
@@ -365,7 +365,7 @@ def test_command_lines_of_polarmap_can_be_parsed(
 
 def parse(words: list[str]) -> None:
     """Parse a command line of polarmap without running it; click.UsageError if it is wrong."""
-    command: click.Command = cli.commands
+    command: click.Command = cli.command_group
     name = "polarmap"
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=name)

@@ -80,17 +80,18 @@ ONLY_FROM = {
         *[
             f"polarmap.models.{name}"
             for name in (
-                *("coded_model", "cone_interior_point", "convex_network", "features", "krylov"),
+                *("coded_estimator", "cone_interior_point", "convex_network", "operators", "krylov_solvers"),
                 *("losses", "penalized_loss", "penalties", "svm", "whitening"),
             )
         ],
     ],
     "pyproximal": ["polarmap.models.projections", "polarmap.models.sparse_models"],
     "sklearn": [
-        f"polarmap.models.{name}" for name in ("coded_model", "convex_network", "fit_progress", "poisson")
+        f"polarmap.models.{name}"
+        for name in ("coded_estimator", "convex_network", "iteration_log", "poisson")
     ],
     "matplotlib": [
-        *(f"polarmap.plot.{name}" for name in ["canvas", "shown_figure", "timeline"]),
+        *(f"polarmap.plot.{name}" for name in ["figure_style", "notebook_figure", "timeline"]),
         "polarmap.planning.figures",
         # These name the type of what they return.
         *("polarmap.report", "polarmap.planning.planner"),

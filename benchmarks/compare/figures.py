@@ -19,40 +19,40 @@ from polarmap.planning import (
     plot_polarization,
     plot_run_times,
 )
-from polarmap.plot import canvas
+from polarmap.plot import figure_style
 
 # Label -> what schemes of that name match, marker, colour, whether it is filled: no code grey, rival codes
 # open, ours filled.
 JOBS = {
-    "uncoded": (r"uncoded$", "s", canvas.INK, True),
-    "2x replication": (r"2x", "P", canvas.GREY, True),
-    "3x replication": (r"3x", "X", canvas.GREY, True),
-    "backup tasks (cubed)": (r"backup tasks \(cubed", "v", canvas.INK, False),
-    "backup tasks, tuned": (r"backup tasks \(tuned", "^", canvas.INK, False),
-    "local product": (r"local product", "s", canvas.GREEN, False),
-    "LT": (r"LT .*\)$", "o", canvas.GREEN, False),
-    "LDPC": (r"LDPC.*[e)]$", "D", canvas.GREEN, False),
-    "LDPC, inactivation": (r"LDPC.*inactivation", "h", canvas.GREEN, False),
-    "polar, sequential": (r"polar, sequential$", "^", canvas.ORANGE, False),
-    "rotation (as MDS)": (r"rotation$", "*", canvas.VERMILLION, True),
-    "on demand": (r"on demand$", "o", canvas.BLUE, True),
-    "upfront, rest on demand": (r"\d+ upfront", "p", canvas.BLUE, True),
-    "16x as many blocks": (r"16x as", "d", canvas.SKY, True),
+    "uncoded": (r"uncoded$", "s", figure_style.TEXT_COLOR, True),
+    "2x replication": (r"2x", "P", figure_style.GREY, True),
+    "3x replication": (r"3x", "X", figure_style.GREY, True),
+    "backup tasks (cubed)": (r"backup tasks \(cubed", "v", figure_style.TEXT_COLOR, False),
+    "backup tasks, tuned": (r"backup tasks \(tuned", "^", figure_style.TEXT_COLOR, False),
+    "local product": (r"local product", "s", figure_style.GREEN, False),
+    "LT": (r"LT .*\)$", "o", figure_style.GREEN, False),
+    "LDPC": (r"LDPC.*[e)]$", "D", figure_style.GREEN, False),
+    "LDPC, inactivation": (r"LDPC.*inactivation", "h", figure_style.GREEN, False),
+    "polar, sequential": (r"polar, sequential$", "^", figure_style.ORANGE, False),
+    "rotation (as MDS)": (r"rotation$", "*", figure_style.VERMILLION, True),
+    "on demand": (r"on demand$", "o", figure_style.BLUE, True),
+    "upfront, rest on demand": (r"\d+ upfront", "p", figure_style.BLUE, True),
+    "16x as many blocks": (r"16x as", "d", figure_style.SKY_BLUE, True),
 }
 # Label -> what codes of that name match, line, colour.
 CODES = {
-    "LT": (r"LT .*\)$", "o-", canvas.GREEN),
-    "LDPC": (r"LDPC.*[e)]$", "D--", canvas.GREY),
-    "LDPC, inactivation": (r"LDPC.*inactivation", "h-", canvas.INK),
-    "polar, sequential": (r"polar, sequential$", "^-", canvas.ORANGE),
-    "polar, optimal, integers": (r"polar, optimal, integers$", "s--", canvas.SKY),
-    "polar, optimal": (r"polar, optimal$", "v-", canvas.BLUE),
-    "rotation, dense MDS, Fermat": (r"rotation$", "*-", canvas.VERMILLION),
+    "LT": (r"LT .*\)$", "o-", figure_style.GREEN),
+    "LDPC": (r"LDPC.*[e)]$", "D--", figure_style.GREY),
+    "LDPC, inactivation": (r"LDPC.*inactivation", "h-", figure_style.TEXT_COLOR),
+    "polar, sequential": (r"polar, sequential$", "^-", figure_style.ORANGE),
+    "polar, optimal, integers": (r"polar, optimal, integers$", "s--", figure_style.SKY_BLUE),
+    "polar, optimal": (r"polar, optimal$", "v-", figure_style.BLUE),
+    "rotation, dense MDS, Fermat": (r"rotation$", "*-", figure_style.VERMILLION),
 }
 CROWDS = {
-    "uncoded, restarted": ("s-", canvas.INK),
-    "coded, polar sequential": ("^--", canvas.ORANGE),
-    "coded, rotation": ("o-", canvas.VERMILLION),
+    "uncoded, restarted": ("s-", figure_style.TEXT_COLOR),
+    "coded, polar sequential": ("^--", figure_style.ORANGE),
+    "coded, rotation": ("o-", figure_style.VERMILLION),
 }
 
 
@@ -86,7 +86,7 @@ def draw_plan(folder: Path) -> None:
 
 def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, path: Path) -> None:
     """The 99 % quantile against cost, a panel for each distribution."""
-    figure, axes = canvas.blank(10.5, 7.6, columns=2, rows=2)
+    figure, axes = figure_style.new_figure(10.5, 7.6, n_columns=2, n_rows=2)
     names = [name for of, name in jobs if of == size]
     for one, name in zip(axes.flat, names):
         schemes = jobs[size, name]
@@ -98,16 +98,18 @@ def draw_jobs(jobs: dict[tuple[Size, str], dict[str, Completion]], size: Size, p
                 point = [found.worker_seconds / schemes["uncoded"].worker_seconds], [found.p99]
                 one.plot(*point, marker, ms=13 if marker == "*" else 8.5, markeredgewidth=1.4, **look)
         one.set_ylim(bottom=0)
-        canvas.titled(one, name, "worker-seconds, relative to a plain map", "99 % quantile, seconds")
+        figure_style.label_axes(
+            one, name, "worker-seconds, relative to a plain map", "99 % quantile, seconds"
+        )
     legend = axes[0, 0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(f"{size.k} blocks, {size.n} coded tasks: below and left is better", fontsize=12)
-    canvas.saved(figure, path)
+    figure_style.save_figure(figure, path)
 
 
 def draw_arrivals(codes: dict[Size, list[Measured]], path: Path) -> None:
     """Results needed beyond k, as a share of k, by the size of the code."""
-    figure, ((axes,),) = canvas.blank(7.5, 4.4)
+    figure, ((axes,),) = figure_style.new_figure(7.5, 4.4)
     for label, (pattern, style, color) in CODES.items():
         points = [
             (size.n, 100 * code.beyond / size.k)
@@ -119,26 +121,26 @@ def draw_arrivals(codes: dict[Size, list[Measured]], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks([size.n for size in codes], [f"{size.n:,}" for size in codes])
     axes.minorticks_off()
-    canvas.titled(axes, "Results needed beyond k", "coded tasks n, k = 3 n / 4", "mean, % of k")
+    figure_style.label_axes(axes, "Results needed beyond k", "coded tasks n, k = 3 n / 4", "mean, % of k")
     axes.legend(frameon=False, fontsize=9)
-    canvas.saved(figure, path)
+    figure_style.save_figure(figure, path)
 
 
 def draw_elastic(results: list[elastic.Elastic], path: Path) -> None:
     """One run under vanishing workers; completion times as more of them vanish."""
-    figure, axes = canvas.blank(10.5, 4.2, columns=2)
+    figure, axes = figure_style.new_figure(10.5, 4.2, n_columns=2)
     left, right = axes[0]
     needed = elastic.BLOCKS
     runs = elastic.one_run(elastic.RATES[2]).items()
-    for (name, times), color in zip(runs, (canvas.INK, canvas.VERMILLION)):
+    for (name, times), color in zip(runs, (figure_style.TEXT_COLOR, figure_style.VERMILLION)):
         left.step(times, np.arange(1, len(times) + 1), "-", where="post", color=color, lw=1.8, label=name)
         done = times[needed - 1]
         left.plot([done], [needed], "o", color=color, ms=7, zorder=3)
         place: Any = {"xytext": (-4, -16), "ha": "right"} if done > 5 else {"xytext": (6, -16)}
         left.annotate(f"{done:.1f} s", (done, needed), textcoords="offset points", fontsize=9, **place)
-    left.axhline(needed, color=canvas.GREY, ls="--", lw=1)
+    left.axhline(needed, color=figure_style.GREY, ls="--", lw=1)
     left.set_xlim(left=0)
-    canvas.titled(left, "One run: results that have arrived", "seconds", "results (500 are needed)")
+    figure_style.label_axes(left, "One run: results that have arrived", "seconds", "results (500 are needed)")
     for scheme, (style, color) in CROWDS.items():
         some = [one for one in results if one.scheme == scheme]
         middle = np.array([np.quantile(one.time, [0.05, 0.5, 0.95], method="higher") for one in some])
@@ -147,7 +149,7 @@ def draw_elastic(results: list[elastic.Elastic], path: Path) -> None:
         right.fill_between(lost, middle[:, 0], middle[:, 2], color=color, alpha=0.15, linewidth=0)
     right.set_ylim(bottom=0)
     title = "Median completion (5 to 95 %)"
-    canvas.titled(right, title, "workers that vanish before they return, %", "seconds")
+    figure_style.label_axes(right, title, "workers that vanish before they return, %", "seconds")
     for one in axes[0]:
         one.legend(frameon=False, fontsize=9)
-    canvas.saved(figure, path)
+    figure_style.save_figure(figure, path)

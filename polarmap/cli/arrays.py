@@ -1,4 +1,6 @@
-"""`polarmap encode`, `list`, `check`, `repair` and `delete`: coded arrays in storage."""
+"""`polarmap encode`, `list`, `check_command`, `repair_command` and `delete_command`: coded arrays in
+storage.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ import click
 from polarmap import encode, open_coded
 from polarmap.arrays import CodedArray, list_coded
 from polarmap.arrays.array import without_key
-from polarmap.cli.answer import Answer, answering, one_line
+from polarmap.cli.output import CommandResult, format_error_message, result_command
 from polarmap.clouds.extras import needed_by
 from polarmap.errors import CodeError, PolarmapError
 
 MIB = 1 << 20
-DATASET = "::"  # between the path of an HDF5 file and the name of a dataset in it
+DATASET_SEPARATOR = "::"  # between the path of an HDF5 file and the name of a dataset in it
 
 storage_option = click.option(
     "--storage",
@@ -36,7 +38,7 @@ executor_option = click.option(
 name_argument = click.argument("name")
 
 
-@answering("encode")
+@result_command("encode")
 @click.argument("source")
 @name_argument
 @storage_option
@@ -46,75 +48,77 @@ name_argument = click.argument("name")
 @click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="MiB to encode in.")
 @click.option("--overwrite", is_flag=True, help="Replace an array of that name.")
 @key_option
-def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
+def encode_command(source: str, name: str, memory: int, **options: Any) -> CommandResult:
     """Encode the array in SOURCE once and keep it under NAME.
 
     SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
     """
-    with _opened(source) as data:
-        coded = encode(data, name=name, memory=memory * MIB, **options)
-    return Answer({"array": _facts(coded)}, repr(coded))
+    with _open_source(source) as source_data:
+        coded_array = encode(source_data, name=name, memory=memory * MIB, **options)
+    return CommandResult({"array": _array_summary(coded_array)}, repr(coded_array))
 
 
-@answering("list")
+@result_command("list")
 @storage_option
-def list_(storage: str | None) -> Answer:
+def list_command(storage: str | None) -> CommandResult:
     """List the coded arrays in a storage."""
-    found = [_facts_or_error(name, storage) for name in list_coded(storage)]
-    text = "\n".join(line for _, line in found) or "no coded arrays"
-    return Answer(
-        {"arrays": [facts for facts, _ in found]}, text, all("error" not in one for one, _ in found)
+    summaries = [_array_summary_or_error(name, storage) for name in list_coded(storage)]
+    text = "\n".join(line for _, line in summaries) or "no coded arrays"
+    return CommandResult(
+        {"arrays": [summary for summary, _ in summaries]},
+        text,
+        all("error" not in item for item, _ in summaries),
     )
 
 
-@answering("check")
+@result_command("check")
 @name_argument
 @storage_option
 @key_option
 @executor_option
-def check(name: str, storage: str | None, key: str | None, executor: str | None) -> Answer:
+def check_command(name: str, storage: str | None, key: str | None, executor: str | None) -> CommandResult:
     """Compare every part of a coded array with its checksum."""
     audit = open_coded(name, storage, key=key).check(executor=executor)
-    return Answer({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
+    return CommandResult({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
 
 
-@answering("repair")
+@result_command("repair")
 @name_argument
 @storage_option
 @key_option
 @executor_option
-def repair(name: str, storage: str | None, key: str | None, executor: str | None) -> Answer:
+def repair_command(name: str, storage: str | None, key: str | None, executor: str | None) -> CommandResult:
     """Rebuild the damaged parts of a coded array from the good ones."""
     audit = open_coded(name, storage, key=key).repair(executor=executor)
     if audit.ok:
-        return Answer({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
-    count = len(audit.damaged)
-    text = f"repaired {count} part{'s' * (count > 1)} of {name!r}, in blocks {audit.blocks}"
-    return Answer({"repaired": count, "audit": audit}, text)
+        return CommandResult({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
+    n_repaired = len(audit.damaged)
+    text = f"repaired {n_repaired} part{'s' * (n_repaired > 1)} of {name!r}, in blocks {audit.blocks}"
+    return CommandResult({"repaired": n_repaired, "audit": audit}, text)
 
 
-@answering("delete")
+@result_command("delete")
 @name_argument
 @storage_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(name: str, storage: str | None, yes: bool) -> Answer:
+def delete_command(name: str, storage: str | None, yes: bool) -> CommandResult:
     """Remove a coded array.
 
     What already lay in storage when it was encoded stays.
     """
-    coded = without_key(name, storage)
+    coded_array = without_key(name, storage)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("there is nobody to ask here: say --yes")
-        click.confirm(f"delete {coded!r}?", abort=True, err=True)
-    coded.delete()
-    return Answer({"deleted": name}, f"deleted {name!r} from {coded.store.name}")
+        click.confirm(f"delete {coded_array!r}?", abort=True, err=True)
+    coded_array.delete()
+    return CommandResult({"deleted": name}, f"deleted {name!r} from {coded_array.store.name}")
 
 
 @contextlib.contextmanager
-def _opened(source: str) -> Iterator[Any]:
+def _open_source(source: str) -> Iterator[Any]:
     """What `encode` takes for SOURCE, while it is open."""
-    path, separator, dataset = source.partition(DATASET)
+    path, separator, dataset = source.partition(DATASET_SEPARATOR)
     if separator:
         with needed_by(f"reading {source}", "h5py", "storage"):
             import h5py
@@ -136,23 +140,26 @@ def _opened(source: str) -> Iterator[Any]:
         raise CodeError(f"there is no file {source!r}")
 
 
-def _facts(coded: CodedArray) -> dict[str, Any]:
+def _array_summary(coded_array: CodedArray) -> dict[str, Any]:
     return {
-        "name": coded.name,
-        "shape": list(coded.shape),
-        "dtype": str(coded.dtype),
-        "n": coded.n,
-        "k": coded.k,
-        "bytes": coded.nbytes,
-        "stored_bytes": coded.stored_bytes,
-        "storage": coded.store.name,
+        "name": coded_array.name,
+        "shape": list(coded_array.shape),
+        "dtype": str(coded_array.dtype),
+        "n": coded_array.n,
+        "k": coded_array.k,
+        "bytes": coded_array.nbytes,
+        "stored_bytes": coded_array.stored_bytes,
+        "storage": coded_array.store.name,
     }
 
 
-def _facts_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
+def _array_summary_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
     """The facts of an array and a line that says them, or both of why it cannot be opened."""
     try:
-        coded = without_key(name, storage)
+        coded_array = without_key(name, storage)
     except PolarmapError as error:
-        return {"name": name, "error": one_line(error)}, f"{name} cannot be opened: {one_line(error)}"
-    return _facts(coded), repr(coded)
+        return {
+            "name": name,
+            "error": format_error_message(error),
+        }, f"{name} cannot be opened: {format_error_message(error)}"
+    return _array_summary(coded_array), repr(coded_array)

@@ -1,4 +1,4 @@
-"""`polarmap demo`: a matrix times a vector on workers of which some sleep and one dies."""
+"""`polarmap demo_command`: a matrix times a vector on workers of which some sleep and one dies."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ import click
 import numpy as np
 
 from polarmap import coded_map, hedged_map
-from polarmap.cli.answer import Answer, answering
+from polarmap.cli.output import CommandResult, result_command
 from polarmap.testing import Fault, FaultyExecutor
 
-BLOCKS, TASKS = 24, 32
-SLEEPERS, KILLED = (3, 11), 17
+N_BLOCKS, N_TASKS = 24, 32
+SLEEPING_TASKS, KILLED_TASK = (3, 11), 17
 
 
-@answering("demo")
-@click.option("--rows", type=click.IntRange(BLOCKS), default=20_000, show_default=True)
+@result_command("demo")
+@click.option("--rows", type=click.IntRange(N_BLOCKS), default=20_000, show_default=True)
 @click.option("--columns", type=click.IntRange(1), default=960, show_default=True)
 @click.option(
     "--sleep", type=click.FloatRange(0), default=15.0, show_default=True, help="Of stragglers, in s."
 )
-def demo(rows: int, columns: int, sleep: float) -> Answer:
+def demo_command(rows: int, columns: int, sleep: float) -> CommandResult:
     """Multiply a matrix by a plain and a coded map, with stragglers.
 
     Both run on this machine. Two workers sleep before they work; the coded map's worker 17 is killed too.
     """
     rng = np.random.default_rng(0)
     A, x = rng.standard_normal((rows, columns)), rng.standard_normal(columns)
-    product, faults = methodcaller("dot", x), {index: Fault("sleep", sleep) for index in SLEEPERS}
-    plain = hedged_map(
-        product, A, blocks=BLOCKS, backups=0, executor=FaultyExecutor(None, faults), progress=False
+    multiply_by_x, faults = methodcaller("dot", x), {index: Fault("sleep", sleep) for index in SLEEPING_TASKS}
+    uncoded_result = hedged_map(
+        multiply_by_x, A, blocks=N_BLOCKS, backups=0, executor=FaultyExecutor(None, faults), progress=False
     )
-    killing = FaultyExecutor(None, faults | {KILLED: Fault("kill")})
-    y = coded_map(product, A, blocks=BLOCKS, tasks=TASKS, executor=killing, progress=False)
-    exact = plain.concatenate()
-    error = float(np.abs(y.concatenate() - exact).max() / np.abs(exact).max())
+    faulty_executor = FaultyExecutor(None, faults | {KILLED_TASK: Fault("kill")})
+    coded_result = coded_map(
+        multiply_by_x, A, blocks=N_BLOCKS, tasks=N_TASKS, executor=faulty_executor, progress=False
+    )
+    exact = uncoded_result.concatenate()
+    error = float(np.abs(coded_result.concatenate() - exact).max() / np.abs(exact).max())
     data = {
         "rows": rows,
         "columns": columns,
         "sleep": sleep,
-        "plain_seconds": plain.report.seconds,
-        "coded_seconds": y.report.seconds,
+        "plain_seconds": uncoded_result.report.seconds,
+        "coded_seconds": coded_result.report.seconds,
         "error": error,
-        "report": y.report,
+        "report": coded_result.report,
     }
     lines = [
-        f"A is {rows:,} x {columns:,}; tasks {SLEEPERS} sleep {sleep:g} s, coded task {KILLED} is killed too",
-        f"plain map, {BLOCKS} tasks: {plain.report.seconds:6.2f} s",
-        f"coded map, {TASKS} tasks: {y.report.seconds:6.2f} s",
-        str(y.report),
+        f"A is {rows:,} x {columns:,}; tasks {SLEEPING_TASKS} sleep {sleep:g} s, coded task {KILLED_TASK} is killed too",
+        f"plain map, {N_BLOCKS} tasks: {uncoded_result.report.seconds:6.2f} s",
+        f"coded map, {N_TASKS} tasks: {coded_result.report.seconds:6.2f} s",
+        str(coded_result.report),
         f"largest error of the coded result: {error:.1e} of the largest entry",
     ]
-    return Answer(data, "\n".join(lines))
+    return CommandResult(data, "\n".join(lines))

@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from polarmap.cli.answer import FILE, Answer, answering
-from polarmap.cli.templates import config_file, shipped
+from polarmap.cli.config import find_config_template, find_templates_folder
+from polarmap.cli.output import EXISTING_FILE, CommandResult, result_command
 from polarmap.clouds import settings
 from polarmap.clouds.extras import installed, pip_install
 from polarmap.clouds.limits import BACKENDS
@@ -31,65 +31,73 @@ from polarmap.executors.lithops_internals import end
 from polarmap.executors.lithops_jobs import open_functions
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
-LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
-HERE = "localhost"  # the backend of those recipes that have nothing to build
+MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
+LOCAL_BACKEND = "localhost"  # the backend of those recipes that have nothing to build
 
 name_argument = click.argument("name")
-config_argument = click.argument("config", type=FILE, required=False)
+config_argument = click.argument("config", type=EXISTING_FILE, required=False)
 
 
-@answering("deploy")
+@result_command("deploy")
 @name_argument
 @config_argument
-def deploy_(name: str, config: Path | None) -> Answer:
+def deploy_command(name: str, config: Path | None) -> CommandResult:
     """Build the worker runtime of backend NAME, and deploy it.
 
-    With the versions that are installed here. CONFIG is your copy of `polarmap config show NAME`, filled in.
-    Deploy again after each update of numpy or polarmap, and for each runtime_memory.
+    With the versions that are installed here. CONFIG is your copy of `polarmap config show_command NAME`,
+    filled in. Deploy again after each update of numpy or polarmap, and for each runtime_memory.
     """
-    file = _configuration(name, config)
+    config_path = _resolve_config_path(name, config)
     if name in BACKENDS:
-        _show_progress()
-        runtime = build(file, name)
-        data = {"name": name, "config": file, "runtime": runtime, "python": None}
-        return Answer(data, f"deployed {runtime} to {name}")
-    _check_interpreter(name)
-    data = {"name": name, "config": file, "runtime": None, "python": sys.executable}
-    return Answer(data, f"nothing to deploy: {sys.executable} can run the workers of {name}")
+        _enable_lithops_logging()
+        runtime = build_runtime(config_path, name)
+        data = {"name": name, "config": config_path, "runtime": runtime, "python": None}
+        return CommandResult(data, f"deployed {runtime} to {name}")
+    _check_local_interpreter(name)
+    data = {"name": name, "config": config_path, "runtime": None, "python": sys.executable}
+    return CommandResult(data, f"nothing to deploy: {sys.executable} can run the workers of {name}")
 
 
-@answering("undeploy")
+@result_command("undeploy")
 @name_argument
 @config_argument
-def undeploy_(name: str, config: Path | None) -> Answer:
+def undeploy_command(name: str, config: Path | None) -> CommandResult:
     """Remove the worker runtime that `polarmap deploy` made.
 
     Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
     """
-    file = _configuration(name, config)
+    config_path = _resolve_config_path(name, config)
     if name in BACKENDS:
-        _show_progress()
-        runtime = remove(file, name)
-        return Answer({"name": name, "config": file, "runtime": runtime}, f"removed {runtime} from {name}")
-    return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
+        _enable_lithops_logging()
+        runtime = remove_runtime(config_path, name)
+        return CommandResult(
+            {"name": name, "config": config_path, "runtime": runtime}, f"removed {runtime} from {name}"
+        )
+    return CommandResult(
+        {"name": name, "config": config_path, "runtime": None}, f"nothing is ever deployed to {name}"
+    )
 
 
-def _configuration(name: str, given: Path | None) -> Path:
+def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
     """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
-    template = config_file(name)
-    settings.read_for(given or template, name if name in BACKENDS else HERE)
-    return given or template
+    template = find_config_template(backend)
+    settings.read_for(config_path or template, backend if backend in BACKENDS else LOCAL_BACKEND)
+    return config_path or template
 
 
-def _check_interpreter(name: str) -> None:
+def _check_local_interpreter(backend: str) -> None:
     """ExecutorError if this interpreter cannot be a worker on this machine."""
-    wanted = {text: installed(text) for text in requirements_of(name)}
-    bad = [f"{one}: {found}, {pip_install(text)}" for text, (one, found, good) in wanted.items() if not good]
-    if bad:
-        raise ExecutorError(f"{sys.executable} cannot run workers of {name}: {'; '.join(bad)}")
+    checked_requirements = {requirement: installed(requirement) for requirement in read_requirements(backend)}
+    problems = [
+        f"{package}: {installed_version}, {pip_install(requirement)}"
+        for requirement, (package, installed_version, is_satisfied) in checked_requirements.items()
+        if not is_satisfied
+    ]
+    if problems:
+        raise ExecutorError(f"{sys.executable} cannot run workers of {backend}: {'; '.join(problems)}")
 
 
-def _show_progress() -> None:
+def _enable_lithops_logging() -> None:
     """It takes minutes: let Lithops say on standard error what goes on."""
     logging.basicConfig(format="polarmap: %(message)s")
     logging.getLogger("lithops").setLevel(logging.INFO)
@@ -98,147 +106,173 @@ def _show_progress() -> None:
 # --- what they do -----------------------------------------------------------------------------
 
 
-def requirements_of(name: str) -> list[str]:
+def read_requirements(backend: str) -> list[str]:
     """The packages that a worker of a recipe needs."""
-    lines = map(str.strip, (shipped() / "backends" / "requirements.txt").read_text().splitlines())
-    return [line for line in lines if line and not line.startswith("#")] + list(RUNTIMES[name].packages)
+    lines = map(
+        str.strip, (find_templates_folder() / "backends" / "requirements.txt").read_text().splitlines()
+    )
+    return [line for line in lines if line and not line.startswith("#")] + list(RUNTIMES[backend].packages)
 
 
-def frozen(wanted: Sequence[str], versions: Mapping[str, str]) -> list[str]:
+def pin_installed(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
     """Requirements pinned to what is installed here, where it is.
 
-    >>> frozen(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
+    >>> pin_installed(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
     """
-    names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in wanted]
-    return [f"{name}=={versions[name]}" if name in versions else line for name, line in zip(names, wanted)]
+    names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in requirements]
+    return [
+        f"{name}=={installed_versions[name]}" if name in installed_versions else line
+        for name, line in zip(names, requirements)
+    ]
 
 
-def build(config: Path, backend: str) -> str:
+def build_runtime(config_path: Path, backend: str) -> str:
     """Build the runtime of a backend, deploy it where the configuration says; its name."""
     from lithops.version import __version__
 
-    ours = RUNTIMES[backend]
-    requirements = frozen(requirements_of(backend), check_deployable(settings.read(config)))
+    runtime_image = RUNTIMES[backend]
+    requirements = pin_installed(read_requirements(backend), check_deployable(settings.read(config_path)))
     with (
-        _functions_of(config, f"{backend} was not deployed") as functions,
-        _build_folder(backend, requirements) as folder,
-        _settings_of_lithops(backend, requirements, folder),
+        _open_lithops_executor(config_path, f"{backend} was not deployed") as function_executor,
+        _make_build_folder(backend, requirements) as build_folder,
+        _patch_lithops_defaults(backend, requirements, build_folder),
     ):
-        handler, storage = functions.compute_handler, functions.internal_storage
-        runtime = handler.get_runtime_info()
-        name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
-        if ours.archive:
-            handler.backend.build_runtime(name, "Dockerfile", [])
-        handler.init()  # virtual machines: their network
-        metadata = handler.deploy_runtime(name, memory, seconds)
-        metadata["runtime_timeout"] = seconds
-        storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
+        compute_handler, storage = function_executor.compute_handler, function_executor.internal_storage
+        runtime_info = compute_handler.get_runtime_info()
+        runtime_name, memory_mb, timeout_seconds = (
+            runtime_info[f"runtime_{field}"] for field in ("name", "memory", "timeout")
+        )
+        if runtime_image.archive:
+            compute_handler.backend.build_runtime(runtime_name, "Dockerfile", [])
+        compute_handler.init()  # virtual machines: their network
+        metadata = compute_handler.deploy_runtime(runtime_name, memory_mb, timeout_seconds)
+        metadata["runtime_timeout"] = timeout_seconds
+        storage.put_runtime_meta(
+            compute_handler.get_runtime_key(runtime_name, memory_mb, __version__), metadata
+        )
         if backend == "aws_lambda":
-            _do_not_repeat(handler.backend, name, memory)
-        return _described(name, memory, seconds)
+            _disable_lambda_retries(compute_handler.backend, runtime_name, memory_mb)
+        return _format_runtime(runtime_name, memory_mb, timeout_seconds)
 
 
-def remove(config: Path, backend: str) -> str:
+def remove_runtime(config_path: Path, backend: str) -> str:
     """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
     from lithops.version import __version__
 
-    ours = RUNTIMES[backend]
-    with _functions_of(config, f"{backend} was not removed") as functions:
-        handler, storage = functions.compute_handler, functions.internal_storage
-        runtime = handler.get_runtime_info()
-        name, memory = runtime["runtime_name"], runtime["runtime_memory"]
-        if not ours.is_machine:
-            handler.delete_runtime(name, memory, __version__)
-        if ours.cleans is not None:
-            handler.clean(all=ours.cleans)
-        if not ours.is_machine:  # the note on machines is theirs: others have other names
-            storage.delete_runtime_meta(handler.get_runtime_key(name, memory, __version__))
-        return _described(name, memory)
+    runtime_image = RUNTIMES[backend]
+    with _open_lithops_executor(config_path, f"{backend} was not removed") as function_executor:
+        compute_handler, storage = function_executor.compute_handler, function_executor.internal_storage
+        runtime_info = compute_handler.get_runtime_info()
+        runtime_name, memory_mb = runtime_info["runtime_name"], runtime_info["runtime_memory"]
+        if not runtime_image.is_machine:
+            compute_handler.delete_runtime(runtime_name, memory_mb, __version__)
+        if runtime_image.cleans is not None:
+            compute_handler.clean(all=runtime_image.cleans)
+        if not runtime_image.is_machine:  # the note on machines is theirs: others have other names
+            storage.delete_runtime_meta(compute_handler.get_runtime_key(runtime_name, memory_mb, __version__))
+        return _format_runtime(runtime_name, memory_mb)
 
 
-def _described(name: str, memory: int | None, seconds: int | None = None) -> str:
+def _format_runtime(runtime_name: str, memory_mb: int | None, timeout_seconds: int | None = None) -> str:
     """A runtime with what each of its workers gets; a virtual machine says nothing of its memory.
 
-    >>> _described("worker", 2048, 60), _described("python3", None)
+    >>> _format_runtime("worker", 2048, 60), _format_runtime("python3", None)
     ('worker (2048 MB, 60 s)', 'python3')
     """
-    parts = [f"{count} {unit}" for count, unit in ((memory, "MB"), (seconds, "s")) if count is not None]
-    return f"{name} ({', '.join(parts)})" if parts else name
+    parts = [
+        f"{quantity} {unit}"
+        for quantity, unit in ((memory_mb, "MB"), (timeout_seconds, "s"))
+        if quantity is not None
+    ]
+    return f"{runtime_name} ({', '.join(parts)})" if parts else runtime_name
 
 
 def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
     versions = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
-    python, numpy = sys.version_info[:2], versions["numpy"]
-    is_new = tuple(int(part) for part in numpy.split(".")[:2]) >= NUMPY_NEEDS_NEW_LIBC
-    if settings.backend_of(config) == "aws_lambda" and python < LAMBDA_OLD_PYTHON and is_new:
+    python_version, numpy_version = sys.version_info[:2], versions["numpy"]
+    needs_new_libc = tuple(int(part) for part in numpy_version.split(".")[:2]) >= MIN_NUMPY_NEEDING_NEW_LIBC
+    if (
+        settings.backend_of(config) == "aws_lambda"
+        and python_version < MIN_LAMBDA_PYTHON_WITH_NEW_LIBC
+        and needs_new_libc
+    ):
         raise ExecutorError(
-            f"Lambda's Python {python[0]}.{python[1]} runs on Amazon Linux 2, for which numpy {numpy} has no "
+            f"Lambda's Python {python_version[0]}.{python_version[1]} runs on Amazon Linux 2, for which numpy {numpy_version} has no "
             "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
         )
-    if RUNTIMES.get(settings.backend_of(config), RUNTIMES[HERE]).is_machine:
-        there = set((config.get("standalone") or {}).get("extra_python_packages") or [])
-        wanted = [f"{name}=={versions[name]}" for name in versions if name != "lithops"]  # it brings itself
-        if not there.issuperset(wanted):
+    if RUNTIMES.get(settings.backend_of(config), RUNTIMES[LOCAL_BACKEND]).is_machine:
+        configured_packages = set((config.get("standalone") or {}).get("extra_python_packages") or [])
+        required_packages = [
+            f"{name}=={versions[name]}" for name in versions if name != "lithops"
+        ]  # it brings itself
+        if not configured_packages.issuperset(required_packages):
             raise ExecutorError(
                 "virtual machines install what the section standalone says, which must be as here: "
-                f"extra_python_packages: [{', '.join(wanted)}]"
+                f"extra_python_packages: [{', '.join(required_packages)}]"
             )
     return versions
 
 
 @contextlib.contextmanager
-def _functions_of(config: Path, not_done: str) -> Iterator[Any]:
+def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any]:
     """A FunctionExecutor, ended afterwards; whatever Lithops or a cloud raises becomes an ExecutorError."""
     try:
-        functions = open_functions(config)
+        function_executor = open_functions(config_path)
         try:
-            yield functions
+            yield function_executor
         finally:
-            end(functions)
+            end(function_executor)
     except PolarmapError:
         raise
     except Exception as error:
-        raise ExecutorError(f"{not_done}: {type(error).__name__}: {error}") from error
+        raise ExecutorError(f"{error_prefix}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
-def _build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Path]:
+def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Path]:
     """Work in a temporary folder with what an image is made of: Lithops builds where it stands."""
-    template = Template((shipped() / "backends" / "Dockerfile").read_text())
-    ours, python = RUNTIMES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
+    template = Template((find_templates_folder() / "backends" / "Dockerfile").read_text())
+    runtime_image, python_version = RUNTIMES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
     with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
-        text = template.substitute(python=python, archive=ours.archive, start=ours.start)
-        (Path(folder) / "Dockerfile").write_text(text)
+        dockerfile = template.substitute(
+            python=python_version, archive=runtime_image.archive, start=runtime_image.start
+        )
+        (Path(folder) / "Dockerfile").write_text(dockerfile)
         (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
         with contextlib.chdir(folder):
             yield Path(folder)
 
 
 @contextlib.contextmanager
-def _settings_of_lithops(backend: str, requirements: Sequence[str], folder: Path) -> Iterator[None]:
+def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_folder: Path) -> Iterator[None]:
     """Let Lithops make a default runtime of these packages, and put its code beside the Dockerfile.
 
     It would put it into the folder in which its module was imported.
     """
-    ours, place = RUNTIMES[backend], "standalone" if RUNTIMES[backend].is_machine else "serverless"
-    found = vars(import_module(f"lithops.{place}.backends.{backend}.config"))
-    wanted: dict[str, Any] = {}
-    if ours.default:
-        is_list = isinstance(found[ours.default], list)
-        wanted[ours.default] = list(requirements) if is_list else "\n".join(requirements) + "\n"
-    if ours.archive and "FH_ZIP_LOCATION" in found:
-        wanted["FH_ZIP_LOCATION"] = str(folder / ours.archive)
-    theirs = {name: found[name] for name in wanted}
-    found.update(wanted)
+    runtime_image, compute_mode = (
+        RUNTIMES[backend],
+        "standalone" if RUNTIMES[backend].is_machine else "serverless",
+    )
+    lithops_settings = vars(import_module(f"lithops.{compute_mode}.backends.{backend}.config"))
+    overrides: dict[str, Any] = {}
+    if runtime_image.default:
+        is_list = isinstance(lithops_settings[runtime_image.default], list)
+        overrides[runtime_image.default] = list(requirements) if is_list else "\n".join(requirements) + "\n"
+    if runtime_image.archive and "FH_ZIP_LOCATION" in lithops_settings:
+        overrides["FH_ZIP_LOCATION"] = str(build_folder / runtime_image.archive)
+    original_settings = {name: lithops_settings[name] for name in overrides}
+    lithops_settings.update(overrides)
     try:
         yield
     finally:
-        found.update(theirs)
+        lithops_settings.update(original_settings)
 
 
-def _do_not_repeat(backend: Any, name: str, memory: int) -> None:
+def _disable_lambda_retries(lambda_backend: Any, runtime_name: str, memory_mb: int) -> None:
     """Lambda repeats asynchronous calls that fail, twice, minutes later: parity makes that needless."""
-    function = backend._format_function_name(name, memory)
-    backend.lambda_client.put_function_event_invoke_config(FunctionName=function, MaximumRetryAttempts=0)
+    function_name = lambda_backend._format_function_name(runtime_name, memory_mb)
+    lambda_backend.lambda_client.put_function_event_invoke_config(
+        FunctionName=function_name, MaximumRetryAttempts=0
+    )

@@ -1,4 +1,4 @@
-"""`polarmap doctor`: what is installed, configured and reachable, and coded maps to prove it."""
+"""`polarmap doctor_command`: what is installed, configured and reachable, and coded maps to prove it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import click
 import numpy as np
 
 from polarmap import Pool, __version__, coded_map
-from polarmap.cli.answer import FILE, Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
+from polarmap.cli.output import EXISTING_FILE, CommandResult, format_error_message, result_command
 from polarmap.clouds import settings
 from polarmap.clouds.extras import install_command, installed, pip_install, requirements
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
@@ -30,18 +30,24 @@ from polarmap.storage.bucket import ObjectStore
 from polarmap.types import CodedResult
 from polarmap.worker.surroundings import available_cores
 
-PYTHONS = ((3, 11), (3, 14))
-BLOCKS, TASKS = 4, 6
-A, X = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])  # integers: right means equal
-LATER_MAPS = 10
-SLOW_START, SLOW_MAP = 3.0, 0.03  # seconds: several times what they take on one core that is free
-FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
-OPTIONAL = {
+TESTED_PYTHONS = ((3, 11), (3, 14))
+N_BLOCKS, N_TASKS = 4, 6
+SAMPLE_MATRIX, SAMPLE_VECTOR = (
+    np.arange(8 * N_BLOCKS * 3).reshape(8 * N_BLOCKS, 3),
+    np.array([1, -2, 3]),
+)  # integers: right means equal
+N_LATER_MAPS = 10
+SLOW_FIRST_MAP_SECONDS, SLOW_LATER_MAP_SECONDS = (
+    3.0,
+    0.03,
+)  # seconds: several times what they take on one core that is free
+MIN_FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
+OPTIONAL_PACKAGES = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
     "scipy": ("linalg", "no operators and estimators"),
     "matplotlib": ("plot", "no figures"),
 }
-LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
+LITHOPS_CONFIG_VARIABLES = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 
 class Check(NamedTuple):
@@ -49,196 +55,217 @@ class Check(NamedTuple):
 
     name: str
     state: str
-    found: str
+    detail: str
     advice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:<4}  {self.name}: {self.found}" + (
+        return f"{self.state:<4}  {self.name}: {self.detail}" + (
             f"\n      {self.advice}" if self.advice else ""
         )
 
 
-@answering("doctor")
+@result_command("doctor")
 @click.option(
     "--config",
-    type=FILE,
+    type=EXISTING_FILE,
     help="A Lithops YAML file to examine; without it, what executor=None uses: this machine.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
 )
-def doctor(config: Path | None, timeout: float) -> Answer:
+def doctor_command(config: Path | None, timeout: float) -> CommandResult:
     """Check the installation, a configuration, and small coded maps.
 
     The last check says how long a map takes on workers that stay.
     """
-    checks = [*_installation(), *(_this_machine() if config is None else _configuration(config))]
+    checks = [
+        *_check_installation(),
+        *(_check_this_machine() if config is None else _check_configuration(config)),
+    ]
     if all(check.state != "bad" for check in checks):
-        checks += _running(config, timeout)
-    bad = [check for check in checks if check.state == "bad"]
-    verdict = f"{len(bad)} of {len(checks)} checks failed" if bad else "polarmap works here"
+        checks += _run_live_checks(config, timeout)
+    failed_checks = [check for check in checks if check.state == "bad"]
+    verdict = (
+        f"{len(failed_checks)} of {len(checks)} checks failed" if failed_checks else "polarmap works here"
+    )
     lines = [*map(str, checks), verdict]
-    return Answer({"ok": not bad, "version": __version__, "checks": checks}, "\n".join(lines), ok=not bad)
+    return CommandResult(
+        {"ok": not failed_checks, "version": __version__, "checks": checks},
+        "\n".join(lines),
+        ok=not failed_checks,
+    )
 
 
 # --- what is installed -----------------------------------------------------------------------------
 
 
-def _installation() -> Iterator[Check]:
-    version = sys.version_info[:2]
-    tested = PYTHONS[0] <= version <= PYTHONS[1]
+def _check_installation() -> Iterator[Check]:
+    python_version = sys.version_info[:2]
+    is_tested = TESTED_PYTHONS[0] <= python_version <= TESTED_PYTHONS[1]
     yield Check(
         "Python",
-        "ok" if tested else "note",
+        "ok" if is_tested else "note",
         f"{platform.python_version()} at {sys.executable}",
-        "" if tested else "polarmap is tested on Python 3.11 to 3.14",
+        "" if is_tested else "polarmap is tested on Python 3.11 to 3.14",
     )
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
-    for text in requirements():
-        name, found, will_do = installed(text)
-        yield Check(name, "ok", found) if will_do else Check(name, "bad", found, pip_install(text))
-    for name, (extra, lacking) in OPTIONAL.items():
+    for requirement in requirements():
+        name, installed_version, is_satisfied = installed(requirement)
+        yield (
+            Check(name, "ok", installed_version)
+            if is_satisfied
+            else Check(name, "bad", installed_version, pip_install(requirement))
+        )
+    for name, (extra, consequence) in OPTIONAL_PACKAGES.items():
         if importlib.util.find_spec(name) is None:
-            yield Check(name, "note", f"not installed: {lacking}", install_command(extra))
+            yield Check(name, "note", f"not installed: {consequence}", install_command(extra))
 
 
 # --- what is configured ----------------------------------------------------------------------------
 
 
-def _this_machine() -> Iterator[Check]:
+def _check_this_machine() -> Iterator[Check]:
     """Checks of what executor=None uses: this machine, whatever Lithops' own configuration says."""
     yield Check("configuration", "ok", "none given: workers on this machine")
-    for place in _lithops_places():
+    for config_path in _find_lithops_configs():
         yield Check(
             "Lithops",
             "note",
-            f"{place} is not used by executor=None",
-            f"examine it with polarmap doctor --config {place}, use it with executor={str(place)!r}",
+            f"{config_path} is not used by executor=None",
+            f"examine it with polarmap doctor --config {config_path}, use it with executor={str(config_path)!r}",
         )
-    yield _space("temporary folder", disk_place(), FREE_BYTES, "make room, or set TMPDIR")
+    yield _check_free_space("temporary folder", disk_place(), MIN_FREE_BYTES, "make room, or set TMPDIR")
     if os.path.isdir(MEMORY):
         advice = "what has no room there goes to disk; of a container: docker run --shm-size=2g"
-        yield _space("shared memory", MEMORY, BLOCK_BYTES, advice)
+        yield _check_free_space("shared memory", MEMORY, BLOCK_BYTES, advice)
 
 
-def _space(name: str, folder: str, enough: int, advice: str) -> Check:
+def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str) -> Check:
     """Check the room in a folder that blocks lie in."""
-    free = shutil.disk_usage(folder).free
-    if free >= enough:
-        return Check(name, "ok", f"{folder}, {free / 1e9:.1f} GB free")
-    found = f"{folder}, {free / 1e9:.1f} GB free of {enough / 1e9:.1f} that blocks may take"
-    return Check(name, "note", found, advice)
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes >= min_bytes:
+        return Check(check_name, "ok", f"{folder}, {free_bytes / 1e9:.1f} GB free")
+    detail = f"{folder}, {free_bytes / 1e9:.1f} GB free of {min_bytes / 1e9:.1f} that blocks may take"
+    return Check(check_name, "note", detail, advice)
 
 
-def _lithops_places() -> list[Path]:
+def _find_lithops_configs() -> list[Path]:
     """Configuration files where Lithops looks for one."""
-    named = [os.environ[name] for name in LITHOPS_SETTINGS if os.environ.get(name)]
-    places = [Path(name) for name in named if not name.lstrip().startswith("{")]
-    places += [Path(".lithops_config"), Path.home() / ".lithops" / "config"]
-    return [place for place in places if place.is_file()]
+    configured_values = [os.environ[name] for name in LITHOPS_CONFIG_VARIABLES if os.environ.get(name)]
+    candidates = [Path(name) for name in configured_values if not name.lstrip().startswith("{")]
+    candidates += [Path(".lithops_config"), Path.home() / ".lithops" / "config"]
+    return [candidate for candidate in candidates if candidate.is_file()]
 
 
-def _configuration(file: Path) -> Iterator[Check]:
+def _check_configuration(config_path: Path) -> Iterator[Check]:
     try:
-        config = settings.read(file)
+        config = settings.read(config_path)
     except ExecutorError as error:
-        yield Check("configuration", "bad", one_line(error), "polarmap config show NAME prints a template")
+        yield Check(
+            "configuration", "bad", format_error_message(error), "polarmap config show NAME prints a template"
+        )
         return
-    chosen = config.get("lithops") or {}
-    named, storage = "backend" in chosen, chosen.get("storage", "that of Lithops' choice")
+    lithops_section = config.get("lithops") or {}
+    names_backend, storage = (
+        "backend" in lithops_section,
+        lithops_section.get("storage", "that of Lithops' choice"),
+    )
     yield Check(
         "configuration",
-        "ok" if named else "note",
-        f"{file}: {settings.backend_of(config)}, storage {storage}",
-        "" if named else "it names no backend, which Lithops takes for aws_lambda",
+        "ok" if names_backend else "note",
+        f"{config_path}: {settings.backend_of(config)}, storage {storage}",
+        "" if names_backend else "it names no backend, which Lithops takes for aws_lambda",
     )
-    if storage != "localhost" and "monitoring_interval" not in chosen:
-        found = "not set: Lithops looks for results every 2 s"
-        yield Check("monitoring_interval", "note", found, "say monitoring_interval: 0.3 below lithops:")
+    if storage != "localhost" and "monitoring_interval" not in lithops_section:
+        detail = "not set: Lithops looks for results every 2 s"
+        yield Check("monitoring_interval", "note", detail, "say monitoring_interval: 0.3 below lithops:")
     try:
         check_deployable(config)
     except ExecutorError as error:
-        yield Check("worker runtime", "bad", one_line(error), "polarmap deploy refuses it, too")
+        yield Check("worker runtime", "bad", format_error_message(error), "polarmap deploy refuses it, too")
 
 
 # --- what runs -------------------------------------------------------------------------------------
 
 
-def _running(config: Path | None, timeout: float) -> Iterator[Check]:
+def _run_live_checks(config: Path | None, timeout: float) -> Iterator[Check]:
     """Checks of what runs: storage, then coded maps, if nothing before them is bad."""
     if config is not None:
-        yield (found := _storage(config))
-        if found.state == "bad":
+        yield (check := _check_storage(config))
+        if check.state == "bad":
             return
-    for name, look in (("coded map", _map), ("kept workers", _kept_workers)):
+    for check_name, run_check in (
+        ("coded map", _check_coded_map),
+        ("kept workers", _check_persistent_workers),
+    ):
         try:
-            found = look(config, timeout)
+            check = run_check(config, timeout)
         except PolarmapError as error:
-            found = Check(name, "bad", f"{type(error).__name__}: {one_line(error)}")
-        yield found
-        if found.state != "ok":
+            check = Check(check_name, "bad", f"{type(error).__name__}: {format_error_message(error)}")
+        yield check
+        if check.state != "ok":
             return
 
 
-def _storage(config: Path) -> Check:
+def _check_storage(config: Path) -> Check:
     """Check the storage that a configuration names."""
     from polarmap.executors.lithops_internals import end
     from polarmap.executors.lithops_jobs import open_functions, open_storage
 
     try:
-        functions = open_functions(config)
+        function_executor = open_functions(config)
     except ExecutorError as error:
-        return Check("Lithops", "bad", one_line(error), "are you logged in there?")
+        return Check("Lithops", "bad", format_error_message(error), "are you logged in there?")
     key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
     try:
-        store = ObjectStore(open_storage(functions))
-        began = time.monotonic()
+        store = ObjectStore(open_storage(function_executor))
+        started_at = time.monotonic()
         store.put(key, data)
         if store.get(key) != data:
             raise StorageError(f"{store.name} has other bytes than were stored")
         store.delete([key])
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started_at
     except StorageError as error:
-        return Check("storage", "bad", one_line(error), "check endpoint, bucket and credentials")
+        return Check("storage", "bad", format_error_message(error), "check endpoint, bucket and credentials")
     finally:
-        end(functions)
+        end(function_executor)
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 
-def _map(executor: Any, timeout: float) -> Check:
+def _check_coded_map(executor: Any, timeout: float) -> Check:
     """Check a coded map whose right result is known."""
-    began = time.perf_counter()
-    y = _product(executor, timeout)
-    seconds = time.perf_counter() - began
-    if not np.array_equal(y.concatenate(), A @ X):
+    started_at = time.perf_counter()
+    result = _run_sample_map(executor, timeout)
+    seconds = time.perf_counter() - started_at
+    if not np.array_equal(result.concatenate(), SAMPLE_MATRIX @ SAMPLE_VECTOR):
         return Check("coded map", "bad", "the result is wrong", "please report this")
-    failed = [task for task in y.report.tasks if task.failures]
+    failed_tasks = [task for task in result.report.tasks if task.failures]
     return Check(
         "coded map",
-        "note" if failed else "ok",
-        f"{BLOCKS} blocks in {TASKS} tasks ({y.report.executor}), right, in {seconds:.2f} s",
-        f"{len(failed)} of its workers failed: {failed[0].failures[-1]}" if failed else "",
+        "note" if failed_tasks else "ok",
+        f"{N_BLOCKS} blocks in {N_TASKS} tasks ({result.report.executor}), right, in {seconds:.2f} s",
+        f"{len(failed_tasks)} of its workers failed: {failed_tasks[0].failures[-1]}" if failed_tasks else "",
     )
 
 
-def _kept_workers(config: Path | None, timeout: float) -> Check:
+def _check_persistent_workers(config: Path | None, timeout: float) -> Check:
     """Check how long maps take on workers that stay: the first one, and those after it."""
-    seconds = []
+    durations = []
     with Pool(config) as pool:
-        for _ in range(1 + LATER_MAPS):
-            began = time.perf_counter()
-            _product(pool, timeout)
-            seconds.append(time.perf_counter() - began)
-        return _speed(pool.name, config is None, seconds[0], median(seconds[1:]))
+        for _ in range(1 + N_LATER_MAPS):
+            started_at = time.perf_counter()
+            _run_sample_map(pool, timeout)
+            durations.append(time.perf_counter() - started_at)
+        return _judge_latency(pool.name, config is None, durations[0], median(durations[1:]))
 
 
-def _product(executor: Any, timeout: float) -> CodedResult[Any]:
+def _run_sample_map(executor: Any, timeout: float) -> CodedResult[Any]:
     """A X as one coded map."""
     result: CodedResult[Any] = coded_map(
-        operator.methodcaller("dot", X),
-        A,
-        blocks=BLOCKS,
-        tasks=TASKS,
+        operator.methodcaller("dot", SAMPLE_VECTOR),
+        SAMPLE_MATRIX,
+        blocks=N_BLOCKS,
+        tasks=N_TASKS,
         executor=executor,
         timeout=timeout,
         progress=False,
@@ -246,22 +273,22 @@ def _product(executor: Any, timeout: float) -> CodedResult[Any]:
     return result
 
 
-def _speed(place: str, is_here: bool, first: float, later: float) -> Check:
+def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_seconds: float) -> Check:
     """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
 
-    >>> print(_speed("processes here", True, 0.4, 0.002))
+    >>> print(_judge_latency("processes here", True, 0.4, 0.002))
     ok    kept workers: processes here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
     """
-    found = f"{place}: the first map, which starts them, takes {first:.2f} s, later ones {1e3 * later:.1f} ms"
-    if later <= SLOW_MAP and (first <= SLOW_START or not is_here):
-        return Check("kept workers", "ok", found)
-    busy, cores = os.getloadavg()[0], available_cores()
-    if busy > cores:
-        advice = f"{busy:.1f} processes want the {cores} cores of this machine: try again when it is free"
-    elif not is_here:
+    detail = f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones {1e3 * later_seconds:.1f} ms"
+    if later_seconds <= SLOW_LATER_MAP_SECONDS and (first_seconds <= SLOW_FIRST_MAP_SECONDS or not is_local):
+        return Check("kept workers", "ok", detail)
+    load_average, n_cores = os.getloadavg()[0], available_cores()
+    if load_average > n_cores:
+        advice = f"{load_average:.1f} processes want the {n_cores} cores of this machine: try again when it is free"
+    elif not is_local:
         advice = "workers that reach this machine by TCP are fastest, next those with a storage like Redis"
-    elif later > SLOW_MAP:
+    elif later_seconds > SLOW_LATER_MAP_SECONDS:
         advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
     else:
         advice = "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle=600)"
-    return Check("kept workers", "note", found, advice)
+    return Check("kept workers", "note", detail, advice)

@@ -1,4 +1,4 @@
-"""`polarmap plan` and `polarmap simulate`: how many workers, and what to expect of them."""
+"""`polarmap plan_command` and `polarmap simulate_command`: how many workers, and what to expect of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from polarmap.blocks.code_choice import third_more
-from polarmap.cli.answer import FILE, NEW_FILE, Answer, answering
+from polarmap.cli.output import EXISTING_FILE, OUTPUT_FILE, CommandResult, result_command
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import CodeError, ExecutorError
@@ -33,8 +33,8 @@ from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import json_value
 
-SHARE = click.FloatRange(0, 1)
-OPTIONS = (
+PROBABILITY = click.FloatRange(0, 1)
+RUN_TIME_OPTIONS = (
     click.option(
         "--times",
         type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
@@ -50,12 +50,20 @@ OPTIONS = (
         help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
     ),
     click.option(
-        "--stragglers", "slow", type=(SHARE, float), metavar="SHARE FACTOR", help="Some tasks take longer."
+        "--stragglers",
+        "slow",
+        type=(PROBABILITY, float),
+        metavar="SHARE FACTOR",
+        help="Some tasks take longer.",
     ),
     click.option(
-        "--cold-starts", "cold", type=(SHARE, float), metavar="SHARE SECONDS", help="Some tasks wait first."
+        "--cold-starts",
+        "cold",
+        type=(PROBABILITY, float),
+        metavar="SHARE SECONDS",
+        help="Some tasks wait first.",
     ),
-    click.option("--failing", type=SHARE, metavar="SHARE", help="Some tasks never end."),
+    click.option("--failing", type=PROBABILITY, metavar="SHARE", help="Some tasks never end."),
 )
 DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
     **{name: (2, law) for name, law in DISTRIBUTION_FAMILIES.items()},
@@ -63,87 +71,99 @@ DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
 }
 
 
-def of_runtimes(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add the options that say how long tasks take; the function gets `runtimes`, one distribution."""
+def add_run_time_options(command_function: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
+    """Add the options that say how long tasks take; the function gets `run_times`, one distribution."""
 
-    @functools.wraps(function)
+    @functools.wraps(command_function)
     def with_distribution(
         times: Path | None,
         column: str | None,
-        named: str | None,
-        slow: Any,
-        cold: Any,
+        distribution_spec: str | None,
+        straggler_parameters: Any,
+        cold_start_parameters: Any,
         failing: Any,
-        **rest: Any,
-    ) -> Answer:
-        if (times is None) == (named is None):
+        **other_options: Any,
+    ) -> CommandResult:
+        if (times is None) == (distribution_spec is None):
             raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
-        runtimes = read_times(times, column) if times is not None else named_distribution(str(named))
-        if slow is not None:
-            runtimes = with_stragglers(runtimes, *slow)
-        if cold is not None:
-            runtimes = with_cold_starts(runtimes, *cold)
-        return function(runtimes=runtimes if failing is None else FailureProne(runtimes, failing), **rest)
+        run_times = (
+            read_run_times(times, column) if times is not None else parse_distribution(str(distribution_spec))
+        )
+        if straggler_parameters is not None:
+            run_times = with_stragglers(run_times, *straggler_parameters)
+        if cold_start_parameters is not None:
+            run_times = with_cold_starts(run_times, *cold_start_parameters)
+        return command_function(
+            runtimes=run_times if failing is None else FailureProne(run_times, failing), **other_options
+        )
 
-    for option in reversed(OPTIONS):
+    for option in reversed(RUN_TIME_OPTIONS):
         option(with_distribution)
     return with_distribution
 
 
-def named_distribution(text: str) -> Distribution:
+def parse_distribution(spec: str) -> Distribution:
     """The distribution that NAME:A,B names.
 
-    >>> named_distribution("exponential:1,0.5")
+    >>> parse_distribution("exponential:1,0.5")
     ShiftedExponential(shift=1.0, scale=0.5)
     """
-    name, _, rest = text.partition(":")
+    name, _, parameter_text = spec.partition(":")
     if name not in DISTRIBUTIONS:
-        _refuse("--distribution", f"there is no distribution {name!r}; there are: {', '.join(DISTRIBUTIONS)}")
-    count, build = DISTRIBUTIONS[name]
-    numbers = _numbers([part for part in rest.split(",") if part.strip()])
-    if numbers is None:
-        _refuse("--distribution", f"{rest!r} is not a list of numbers")
-    if len(numbers) != count:
-        _refuse("--distribution", f"{name} has {count} parameters, {text!r} gives {len(numbers)}")
+        _raise_bad_option(
+            "--distribution", f"there is no distribution {name!r}; there are: {', '.join(DISTRIBUTIONS)}"
+        )
+    n_parameters, make_distribution = DISTRIBUTIONS[name]
+    parameters = _parse_floats([part for part in parameter_text.split(",") if part.strip()])
+    if parameters is None:
+        _raise_bad_option("--distribution", f"{parameter_text!r} is not a list of numbers")
+    if len(parameters) != n_parameters:
+        _raise_bad_option(
+            "--distribution", f"{name} has {n_parameters} parameters, {spec!r} gives {len(parameters)}"
+        )
     try:
-        return build(*numbers)
+        return make_distribution(*parameters)
     except CodeError as error:
-        raise CodeError(f"--distribution {text}: {error}") from None
+        raise CodeError(f"--distribution {spec}: {error}") from None
 
 
-def read_times(path: Path, column: str | None) -> Empirical:
+def read_run_times(path: Path, column: str | None) -> Empirical:
     """The numbers of a text or JSON file, or of a column of a CSV file with a header; - is standard input."""
     try:
         if path.suffix == ".json":
             return Empirical.from_json(path, column or "warm")
         with click.open_file(str(path), encoding="utf-8-sig") as file:
             lines = [line for line in file if line.strip()]
-        names = next(csv.reader(lines), [])
-        if column is None and _numbers(" ".join(names).split()) is not None:  # of a run time, or of none
+        column_names = next(csv.reader(lines), [])
+        if (
+            column is None and _parse_floats(" ".join(column_names).split()) is not None
+        ):  # of a run time, or of none
             return Empirical(" ".join(lines).replace(",", " ").split())
-        if column is None and len(names) > 1:
-            _refuse("--column", f"{path} has the columns {', '.join(names)}: --column says which is needed")
-        return Empirical.from_csv(lines, column or names[0])
+        if column is None and len(column_names) > 1:
+            _raise_bad_option(
+                "--column", f"{path} has the columns {', '.join(column_names)}: --column says which is needed"
+            )
+        return Empirical.from_csv(lines, column or column_names[0])
     except UnicodeDecodeError as error:
-        _refuse("--times", f"{path} is no UTF-8 text: {error}")
+        _raise_bad_option("--times", f"{path} is no UTF-8 text: {error}")
     except CodeError as error:
-        _refuse("--times", f"{path}: {error}")
+        _raise_bad_option("--times", f"{path}: {error}")
 
 
-def _refuse(option: str, message: str) -> NoReturn:
-    raise click.BadParameter(message, param_hint=option)
+def _raise_bad_option(option_name: str, message: str) -> NoReturn:
+    raise click.BadParameter(message, param_hint=option_name)
 
 
-def _numbers(words: list[str]) -> list[float] | None:
+def _parse_floats(tokens: list[str]) -> list[float] | None:
     try:
-        return [float(word) for word in words]
+        return [float(word) for word in tokens]
     except ValueError:
         return None
 
 
-@answering("plan")
+@result_command("plan")
 @click.option("--k", type=click.IntRange(1), required=True, help="Data blocks.")
-@of_runtimes
+@add_run_time_options
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="p99", show_default=True)
 @click.option("--max-workers", type=click.IntRange(1), help="By default 2 k.")
 @click.option("--deadline", type=float, default=math.inf, help="Seconds the objective may take.")
@@ -172,40 +192,43 @@ def _numbers(words: list[str]) -> list[float] | None:
     "--plot",
     "picture",
     metavar="FILE",
-    type=NEW_FILE,
+    type=OUTPUT_FILE,
     help="Draw the frontier, what waiting less costs, to FILE (.png, .svg, .pdf).",
 )
 @click.option(
     "--config",
-    type=FILE,
+    type=EXISTING_FILE,
     help="A Lithops YAML file: its limits bound the plan, its prices say what it costs.",
 )
-def plan(config: Path | None, picture: Path | None, **options: Any) -> Answer:
+def plan_command(config: Path | None, figure_path: Path | None, **options: Any) -> CommandResult:
     """Recommend how many workers to start for k blocks."""
-    worker = None if config is None else _worker(config)
-    k, runtimes, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
-    chosen = plan_workers(k, runtimes, objective, worker_spec=worker, **options)
-    if picture is not None:
-        chosen.plot(picture)
-    fields = {**json_value(replace(chosen, run_times=None)), "runtimes": repr(chosen.run_times)}
-    data = {"plan": fields, "cost": chosen.cost, "uncoded_cost": chosen.uncoded_cost}
-    return Answer(data, str(chosen))
+    worker_spec = None if config is None else _read_worker_spec(config)
+    k, run_times, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
+    chosen_plan = plan_workers(k, run_times, objective, worker_spec=worker_spec, **options)
+    if figure_path is not None:
+        chosen_plan.plot(figure_path)
+    plan_fields = {
+        **json_value(replace(chosen_plan, run_times=None)),
+        "runtimes": repr(chosen_plan.run_times),
+    }
+    data = {"plan": plan_fields, "cost": chosen_plan.cost, "uncoded_cost": chosen_plan.uncoded_cost}
+    return CommandResult(data, str(chosen_plan))
 
 
-def _worker(config: Path) -> Worker:
+def _read_worker_spec(config_path: Path) -> Worker:
     """What the tasks of a configuration run on."""
-    worker = worker_of(settings.read(config))
-    if worker is None:
+    spec = worker_of(settings.read(config_path))
+    if spec is None:
         raise ExecutorError(
-            f"{config} says no runtime_memory of its workers: there is no limit to plan within"
+            f"{config_path} says no runtime_memory of its workers: there is no limit to plan within"
         )
-    return worker
+    return spec
 
 
-@answering("simulate")
+@result_command("simulate")
 @click.option("--k", type=click.IntRange(1), required=True, help="Data blocks.")
 @click.option("--n", type=click.IntRange(1), help="Workers of the codes; by default k + k/3.")
-@of_runtimes
+@add_run_time_options
 @click.option(
     "--scheme",
     "schemes",
@@ -217,19 +240,19 @@ def _worker(config: Path) -> Worker:
 )
 @click.option("--trials", type=click.IntRange(2), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def simulate(
-    k: int, n: int | None, runtimes: Any, schemes: tuple[str, ...], trials: int, seed: int
-) -> Answer:
+def simulate_command(
+    k: int, n: int | None, run_times: Any, schemes: tuple[str, ...], trials: int, seed: int
+) -> CommandResult:
     """Compare plain maps, copies, backup tasks and codes."""
-    coded = third_more(k) if n is None else n
-    options = [
-        completion_time(_workers(scheme, coded, k), k, scheme, runtimes, n_trials=trials, seed=seed)
+    n_coded = third_more(k) if n is None else n
+    completions = [
+        completion_time(_count_workers(scheme, n_coded, k), k, scheme, run_times, n_trials=trials, seed=seed)
         for scheme in schemes
     ]
-    return Answer({"k": k, "n": coded, "completions": options}, "\n".join(map(str, options)))
+    return CommandResult({"k": k, "n": n_coded, "completions": completions}, "\n".join(map(str, completions)))
 
 
-def _workers(scheme: str, n: int, k: int) -> int:
+def _count_workers(scheme: str, n: int, k: int) -> int:
     """How many workers a scheme starts: copies double the map, backups start only when needed."""
     if scheme == "replication":
         return max(2, n // k) * k

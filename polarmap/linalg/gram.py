@@ -11,9 +11,9 @@ from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
-from polarmap.linalg import matrices
-from polarmap.linalg.layouts import PAIRED, BlockCounts, check_counts, paired_tasks
-from polarmap.linalg.products import CodedProduct, ProductMap, product_map, product_of_pairs
+from polarmap.linalg import operands
+from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts, check_axis_counts, default_gram_tasks
+from polarmap.linalg.products import CodedProduct, ProductRunner, make_product_runner, multiply_block_pairs
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.reports import LazyReport
@@ -21,7 +21,9 @@ from polarmap.run.running_map import Observers
 from polarmap.validation import check_positive_int
 from polarmap.worker.block_products import gram_of_pair
 
-FOR_SPARSE = "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
+SPARSE_GRAM_ADVICE = (
+    "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
+)
 
 
 @verb
@@ -60,7 +62,7 @@ def coded_gram(
     Returns
     -------
     CodedProduct
-        `array` (N, N), exactly Hermitian off its diagonal blocks, and `report`. Products of integers
+        `gram` (N, N), exactly Hermitian off its diagonal blocks, and `report`. Products of integers
         are exact, modulo 2^bits as in numpy, on the whole grid of n^2 tasks.
 
     Raises
@@ -80,54 +82,63 @@ def coded_gram(
     (True, 10)
     """
 
-    def run(observers: Observers) -> CodedProduct:
-        matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
-        w = None if weights is None else checked_weights(weights, matrix.shape[0])
-        dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
-        k = min(PAIRED.k, matrix.shape[1]) if blocks is None else check_positive_int("blocks", blocks)
-        n = paired_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
-        coded = _coded(matrix, dtype, k, n)
-        run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
-        array, report = gram_of_pairs(coded, matrix.shape[1], w, dtype, run)
-        return CodedProduct(array, report.made)
+    def execute(observers: Observers) -> CodedProduct:
+        matrix = operands.check_matrix(A, "A", SPARSE_GRAM_ADVICE)
+        checked = None if weights is None else check_weights(weights, matrix.shape[0])
+        dtype = np.dtype(matrix.dtype if checked is None else np.result_type(matrix.dtype, checked.dtype))
+        k = min(GRAM_COUNTS.k, matrix.shape[1]) if blocks is None else check_positive_int("blocks", blocks)
+        n = default_gram_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
+        coded_pairs = _encode_column_pairs(matrix, dtype, k, n)
+        run_product = make_product_runner(
+            executor, checked_options(verify, rtol, timeout, retries), lambda: observers
+        )
+        gram, report = compute_gram(coded_pairs, matrix.shape[1], checked, dtype, run_product)
+        return CodedProduct(gram, report.made)
 
-    return PreparedMap(run)
+    return PreparedMap(execute)
 
 
-def gram_of_pairs(
-    coded: CodedPairs, columns: int, w: Array | None, dtype: DType, run: ProductMap
+def compute_gram(
+    coded_pairs: CodedPairs, n_columns: int, weights: Array | None, dtype: DType, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
     """A^H diag(w) A from pairs of coded blocks of the columns of A, of which there are so many.
 
     (columns, columns), and for several w (rows, m) of them (columns, columns, m).
     """
-    f, several = partial(gram_of_pair, w, dtype.newbyteorder("=")), () if w is None else w.shape[1:]
-    array, report = product_of_pairs(f, coded, (columns, columns, *several), run)
+    block_function, weight_axes = (
+        partial(gram_of_pair, weights, dtype.newbyteorder("=")),
+        () if weights is None else weights.shape[1:],
+    )
+    gram, report = multiply_block_pairs(
+        block_function, coded_pairs, (n_columns, n_columns, *weight_axes), run_product
+    )
     if not is_integer_dtype(dtype):
-        _mirror(array, coded.layout(0)[0][1][0])
-    return array, report
+        _fill_lower_triangle(gram, coded_pairs.layout(0)[0][1][0])
+    return gram, report
 
 
-def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
+def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
-    k, n = check_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
-    data = matrices.CheckedMatrix(matrix, "A", matrices.factor_dtype(matrix.dtype, dtype))
-    factor = encode_once(matrices.TransposedMatrix(data), k, n, "auto")
-    return CodedPairs(factor, factor, triangle=not is_integer_dtype(dtype))
+    k, n = check_axis_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
+    data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))
+    encoded_columns = encode_once(operands.TransposedView(data), k, n, "auto")
+    return CodedPairs(encoded_columns, encoded_columns, triangle=not is_integer_dtype(dtype))
 
 
-def checked_weights(weights: Any, rows: int, most: int = 1) -> Array:
+def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:
     """A real weight for each row, (rows,); of at most 2 axes several, (rows, m)."""
-    w = matrices.check_operand(weights, "weights")
-    if not 1 <= w.ndim <= most or len(w) != rows:
-        raise CodeError(f"weights has shape {w.shape}, but A has {rows} rows: one weight for each is needed")
-    if w.dtype.kind == "c":
+    checked = operands.check_operand(weights, "weights")
+    if not 1 <= checked.ndim <= max_ndim or len(checked) != n_rows:
+        raise CodeError(
+            f"weights has shape {checked.shape}, but A has {n_rows} rows: one weight for each is needed"
+        )
+    if checked.dtype.kind == "c":
         raise CodeError("weights are complex: A^H diag(w) A is Hermitian for real ones only")
-    return w
+    return checked
 
 
-def _mirror(array: Array, side: int) -> None:
+def _fill_lower_triangle(matrix: Array, block_size: int) -> None:
     """Fill the blocks below the diagonal from those above it."""
-    for start in range(0, len(array), side):
-        stop = start + side
-        array[stop:, start:stop] = array[start:stop, stop:].conj().swapaxes(0, 1)
+    for start in range(0, len(matrix), block_size):
+        stop = start + block_size
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].conj().swapaxes(0, 1)

@@ -19,11 +19,11 @@ from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open, usual_blocks
-from polarmap.linalg import matrices
-from polarmap.linalg.coded_sides import CodedSides
-from polarmap.linalg.gram import FOR_SPARSE, checked_weights, gram_of_pairs
-from polarmap.linalg.layouts import BlockCounts, check_counts, counts_of
-from polarmap.linalg.products import product_map, product_of_rows
+from polarmap.linalg import operands
+from polarmap.linalg.coded_matrix import CodedMatrix
+from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
+from polarmap.linalg.layouts import BlockCounts, check_axis_counts, resolve_counts
+from polarmap.linalg.products import make_product_runner, multiply_row_blocks
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import observers_of
@@ -48,7 +48,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         of a .npy file. Or a matrix of scipy.sparse, which stays sparse; where parity would cost too much
         late tasks get copies (`report.code_reason`). Or a `CodedArray`, as it is for A x. It must not
         change while the operator is in use.
-    transposed : CodedArray (N, M), optional
+    transpose : CodedArray (N, M), optional
         The transpose, for A' y, where it is in storage already.
     blocks : int, optional
         k; by default 24, on workers of this machine three for each core if that is less. A side that
@@ -65,7 +65,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     Attributes
     ----------
     shape, dtype : of A
-    products : int
+    n_products : int
         Coded maps so far.
 
     Raises
@@ -89,7 +89,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         self,
         A: Any,
         *,
-        transposed: CodedArray | None = None,
+        transpose: CodedArray | None = None,
         blocks: int | None = None,
         tasks: int | None = None,
         code: CodeName | PolarCode = "auto",
@@ -103,26 +103,29 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         with without_our_frames:
             check_not_masked(code)
             if isinstance(A, CodedArray):
-                matrix = matrices.check_two_axes(A, "A")
+                matrix = operands.check_matrix_shape(A, "A")
             elif is_sparse(A):
                 matrix = as_csr(A, "A")
-                matrices.check_finite(matrix.data, "A")
+                operands.check_finite(matrix.data, "A")
             else:
-                matrix = matrices.check_matrix(A, "A")
+                matrix = operands.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
             options = checked_options(verify, rtol, timeout, retries)
-            executor, end = keep_open(executor)
-            self._sides = CodedSides(
-                matrix, executor, _sizes(blocks, tasks, code, usual_blocks(executor, DEFAULT_BLOCKS)), code
+            executor, close_executor = keep_open(executor)
+            self._coded_matrix = CodedMatrix(
+                matrix,
+                executor,
+                _resolve_block_counts(blocks, tasks, code, usual_blocks(executor, DEFAULT_BLOCKS)),
+                code,
             )
-            self._finish = weakref.finalize(self, _close, self._sides, end)
+            self._finalizer = weakref.finalize(self, _release, self._coded_matrix, close_executor)
             if isinstance(A, CodedArray):
-                self._sides.sides["rows"] = A
-            if transposed is not None:
-                self._sides.sides["columns"] = _checked_transpose(transposed, matrix)
+                self._coded_matrix.encodings["rows"] = A
+            if transpose is not None:
+                self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
             observers = partial(observers_of, bool(progress))  # no bar for each of many products
-            self._run = product_map(executor, options, observers)
-            self.products = 0
+            self._run_product = make_product_runner(executor, options, observers)
+            self.n_products = 0
             self._report: LazyReport | None = None
 
     @property
@@ -132,7 +135,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     def close(self) -> None:
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
-        self._finish()
+        self._finalizer()
 
     def gram(self, weights: Any) -> Array:
         """A^H diag(weights) A, one coded map over pairs of blocks of columns; counted as a product.
@@ -163,18 +166,22 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         """
         with without_our_frames:
             self._check_open()
-            if self._sides.is_sparse or is_integer_dtype(self.dtype):
-                raise CodeError(f"a Gram matrix is of dense real or complex numbers: use {FOR_SPARSE}")
-            w = checked_weights(weights, self.shape[0], most=2)
-            dtype = np.result_type(self.dtype, w.dtype)
-            array, report = gram_of_pairs(self._sides.pairs(), self.shape[1], w, dtype, self._run)
-            self._report, self.products = report, self.products + 1
-            return array
+            if self._coded_matrix.is_sparse or is_integer_dtype(self.dtype):
+                raise CodeError(
+                    f"a Gram matrix is of dense real or complex numbers: use {SPARSE_GRAM_ADVICE}"
+                )
+            checked = check_weights(weights, self.shape[0], max_ndim=2)
+            dtype = np.result_type(self.dtype, checked.dtype)
+            gram_matrix, report = compute_gram(
+                self._coded_matrix.get_column_pairs(), self.shape[1], checked, dtype, self._run_product
+            )
+            self._report, self.n_products = report, self.n_products + 1
+            return gram_matrix
 
     def __enter__(self) -> CodedOperator:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     if TYPE_CHECKING:  # of scipy's own, checkers make out a union that nothing takes
@@ -182,59 +189,65 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         def __matmul__(self, x: Any) -> Any: ...
 
     def _matvec(self, x: Array) -> Array:
-        return self._product("rows", np.reshape(x, -1))
+        return self._multiply("rows", np.reshape(x, -1))
 
     def _matmat(self, X: Array) -> Array:
-        return self._product("rows", X)
+        return self._multiply("rows", X)
 
     def _rmatvec(self, x: Array) -> Array:
-        return self._product("columns", np.reshape(x, -1).conj()).conj()
+        return self._multiply("columns", np.reshape(x, -1).conj()).conj()
 
     def _rmatmat(self, X: Array) -> Array:
-        return self._product("columns", X.conj()).conj()
+        return self._multiply("columns", X.conj()).conj()
 
     def _check_open(self) -> None:
-        if not self._finish.alive:
+        if not self._finalizer.alive:
             raise CodeError("this CodedOperator is closed: make a new one")
 
-    def _product(self, name: str, operand: Any) -> Array:
+    def _multiply(self, axis: str, operand: Any) -> Array:
         """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
         with without_our_frames:
             self._check_open()
-            operand = matrices.check_operand(operand)
+            operand = operands.check_operand(operand)
             dtype = np.result_type(self.dtype, operand.dtype)
             if operand.size == 0:
-                return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
-            coded = self._sides.side(name) if is_integer_dtype(dtype) else self._sides.real_side(name)
-            array, self._report = product_of_rows(coded, operand, dtype, self._run)
-            self.products += 1
-            return array
+                return np.zeros((self.shape[axis == "columns"], *operand.shape[1:]), dtype)
+            encoding = (
+                self._coded_matrix.get_encoding(axis)
+                if is_integer_dtype(dtype)
+                else self._coded_matrix.get_real_encoding(axis)
+            )
+            product, self._report = multiply_row_blocks(encoding, operand, dtype, self._run_product)
+            self.n_products += 1
+            return product
 
 
-def _close(sides: CodedSides, end: Callable[[], None]) -> None:
+def _release(coded_matrix: CodedMatrix, close_executor: Callable[[], None]) -> None:
     """Release what a closed or deleted operator holds; name what cannot be removed."""
     try:
-        sides.remove()
+        coded_matrix.release()
     except PolarmapError as error:
         warn(f"blocks of a CodedOperator may be left in storage: {error}")
     finally:
-        end()
+        close_executor()
 
 
-def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
-    if not isinstance(transposed, CodedArray):
-        raise CodeError(f"transposed must be a CodedArray, not {type(transposed).__name__}: leave it out")
-    shape, dtype = transposed.shape, transposed.dtype
+def _check_transpose(transpose: CodedArray, matrix: Any) -> CodedArray:
+    if not isinstance(transpose, CodedArray):
+        raise CodeError(f"transposed must be a CodedArray, not {type(transpose).__name__}: leave it out")
+    shape, dtype = transpose.shape, transpose.dtype
     if shape != tuple(matrix.shape)[::-1] or dtype != matrix.dtype:
         raise CodeError(
             f"transposed is {dtype} of shape {shape}, which is no transpose of A, {matrix.dtype} of shape "
             f"{tuple(matrix.shape)}"
         )
-    return transposed
+    return transpose
 
 
-def _sizes(blocks: int | None, tasks: int | None, code: CodeName | PolarCode, usual: int) -> BlockCounts:
-    """As asked for; `usual`: k if neither is."""
+def _resolve_block_counts(
+    blocks: int | None, tasks: int | None, code: CodeName | PolarCode, default_blocks: int
+) -> BlockCounts:
+    """As asked for; `default_blocks`: k if neither is."""
     if isinstance(code, PolarCode):
         if blocks not in (None, code.k) or tasks not in (None, code.n):
             raise CodeError(
@@ -242,5 +255,5 @@ def _sizes(blocks: int | None, tasks: int | None, code: CodeName | PolarCode, us
                 "pass a code with these numbers."
             )
         blocks, tasks = code.k, code.n
-    counts = counts_of(blocks, tasks, usual)
-    return check_counts(counts, "A", counts.k)
+    counts = resolve_counts(blocks, tasks, default_blocks)
+    return check_axis_counts(counts, "A", counts.k)

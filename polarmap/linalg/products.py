@@ -15,8 +15,8 @@ from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
 from polarmap.executors import shares_cores
-from polarmap.linalg import layouts, matrices
-from polarmap.linalg.parity_start import ParityStart
+from polarmap.linalg import layouts, operands
+from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, prepared, run_coded, verb
@@ -27,7 +27,7 @@ from polarmap.worker.block_products import product_of_pair, product_with
 from polarmap.worker.pytree import Shape
 
 # f, coded blocks, the shape of what f returns -> its results, and their report.
-ProductMap = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
+ProductRunner = Callable[[Callable[[Any], Array], Any, Shape], tuple[CodedResult[Array], LazyReport]]
 
 
 class CodedProduct(NamedTuple):
@@ -37,9 +37,11 @@ class CodedProduct(NamedTuple):
     report: Report
 
     def __repr__(self) -> str:
-        rows, columns = self.array.shape
-        decoded = len(self.report.recovered)
-        return f"<CodedProduct of {rows} x {columns} {self.array.dtype}, {decoded} of its blocks decoded>"
+        n_rows, n_columns = self.array.shape
+        n_decoded = len(self.report.recovered)
+        return (
+            f"<CodedProduct of {n_rows} x {n_columns} {self.array.dtype}, {n_decoded} of its blocks decoded>"
+        )
 
 
 @verb
@@ -81,7 +83,7 @@ def coded_matmul(
     Returns
     -------
     CodedProduct
-        `array`, as A @ B gives it, and `report`.
+        `product`, as A @ B gives it, and `report`.
 
     Raises
     ------
@@ -115,120 +117,154 @@ def coded_matmul(
     (True, 'arikan grid 4 x 3')
     """
 
-    def run(observers: Observers) -> CodedProduct:
+    def execute(observers: Observers) -> CodedProduct:
         check_not_masked(code)
-        left, right, shape = _factors(A, B)
+        left_factor, right_factor, shape = _check_factors(A, B)
         layout = layouts.choose_layout(
-            method, (*left.shape, right.shape[1]), blocks, tasks, left.dtype.itemsize
+            method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
         )
-        run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
-        if layout.rows and layout.columns:
-            array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
-        elif layout.rows:
-            array, report = _one_sided(left, right, layout.rows, code, run)
+        run_product = make_product_runner(
+            executor, checked_options(verify, rtol, timeout, retries), lambda: observers
+        )
+        if layout.row_counts and layout.column_counts:
+            product, report = _multiply_both_coded(
+                left_factor, right_factor, layout.row_counts, layout.column_counts, code, run_product
+            )
+        elif layout.row_counts:
+            product, report = _multiply_one_coded(
+                left_factor, right_factor, layout.row_counts, code, run_product
+            )
         else:
-            assert layout.columns is not None
-            transposed = matrices.TransposedMatrix(right), matrices.TransposedMatrix(left)
-            array, report = _one_sided(*transposed, layout.columns, code, run)
-            array = array.T
-        return CodedProduct(array.reshape(shape), report.made)
+            assert layout.column_counts is not None
+            transposed_factors = operands.TransposedView(right_factor), operands.TransposedView(left_factor)
+            product, report = _multiply_one_coded(
+                *transposed_factors, layout.column_counts, code, run_product
+            )
+            product = product.T
+        return CodedProduct(product.reshape(shape), report.made)
 
-    return PreparedMap(run)
+    return PreparedMap(execute)
 
 
-def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
+def _check_factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Two matrices of fitting shapes and dtypes, and the shape of numpy's product."""
-    A = matrices.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
-    B = matrices.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
+    A = operands.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()")
+    B = operands.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()")
     # Columns of a coded array are read through all its rows: once, then.
     B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
-    left = matrices.check_two_axes(A[:][None, :] if len(A.shape) == 1 else A, "A")
-    right = matrices.check_two_axes(B[:][:, None] if len(B.shape) == 1 else B, "B")
-    if left.shape[1] != right.shape[0]:
+    left_factor = operands.check_matrix_shape(A[:][None, :] if len(A.shape) == 1 else A, "A")
+    right_factor = operands.check_matrix_shape(B[:][:, None] if len(B.shape) == 1 else B, "B")
+    if left_factor.shape[1] != right_factor.shape[0]:
         raise CodeError(
             f"A of shape {tuple(A.shape)} and B of shape {tuple(B.shape)} do not match: "
-            f"{left.shape[1]} columns against {right.shape[0]} rows"
+            f"{left_factor.shape[1]} columns against {right_factor.shape[0]} rows"
         )
-    common = np.result_type(left.dtype, right.dtype)
-    left = matrices.CheckedMatrix(left, "A", matrices.factor_dtype(left.dtype, common))
-    right = matrices.CheckedMatrix(right, "B", matrices.factor_dtype(right.dtype, common))
-    return left, right, (*A.shape[:-1], *B.shape[1:])
+    common_dtype = np.result_type(left_factor.dtype, right_factor.dtype)
+    left_factor = operands.ValidatedMatrix(
+        left_factor, "A", operands.choose_encoding_dtype(left_factor.dtype, common_dtype)
+    )
+    right_factor = operands.ValidatedMatrix(
+        right_factor, "B", operands.choose_encoding_dtype(right_factor.dtype, common_dtype)
+    )
+    return left_factor, right_factor, (*A.shape[:-1], *B.shape[1:])
 
 
-def _one_sided(
-    data: Any, factor: Any, cut: layouts.BlockCounts, code: CodeName, run: ProductMap
+def _multiply_one_coded(
+    coded_factor: Any,
+    full_factor: Any,
+    counts: layouts.BlockCounts,
+    code: CodeName,
+    run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
     """data @ factor with data coded by rows."""
-    operand = factor[:]
-    dtype = np.result_type(data.dtype, operand.dtype)
-    return product_of_rows(encode_once(data, *cut, code), operand, dtype, run)
+    operand = full_factor[:]
+    dtype = np.result_type(coded_factor.dtype, operand.dtype)
+    return multiply_row_blocks(encode_once(coded_factor, *counts, code), operand, dtype, run_product)
 
 
-def product_of_rows(coded: Any, operand: Array, dtype: DType, run: ProductMap) -> tuple[Array, LazyReport]:
+def multiply_row_blocks(
+    coded_blocks: Any, operand: Array, dtype: DType, run_product: ProductRunner
+) -> tuple[Array, LazyReport]:
     """What is coded by rows @ operand."""
-    is_sparse = isinstance(coded, SparseCodedBlocks)
-    rows = coded.blocks.rows if is_sparse else coded.layout(0)[0][1][0]
-    f = partial(product_with, operand, dtype.newbyteorder("="), is_sparse)
-    result, report = run(f, coded, (rows, *operand.shape[1:]))
+    is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
+    block_rows = coded_blocks.blocks.rows if is_sparse else coded_blocks.layout(0)[0][1][0]
+    block_function = partial(product_with, operand, dtype.newbyteorder("="), is_sparse)
+    result, report = run_product(block_function, coded_blocks, (block_rows, *operand.shape[1:]))
     return np.concatenate(list(result)), report
 
 
-def _on_grid(
-    left: Any,
-    right: Any,
-    rows: layouts.BlockCounts,
-    columns: layouts.BlockCounts,
+def _multiply_both_coded(
+    left_factor: Any,
+    right_factor: Any,
+    row_counts: layouts.BlockCounts,
+    column_counts: layouts.BlockCounts,
     code: CodeName,
-    run: ProductMap,
+    run_product: ProductRunner,
 ) -> tuple[Array, LazyReport]:
-    transposed = matrices.TransposedMatrix(right)
-    coded = CodedPairs(encode_once(left, *rows, code), encode_once(transposed, *columns, code))
-    f = partial(product_of_pair, np.result_type(left.dtype, right.dtype).newbyteorder("="))
-    return product_of_pairs(f, coded, (left.shape[0], right.shape[1]), run)
+    transposed_right = operands.TransposedView(right_factor)
+    coded_pairs = CodedPairs(
+        encode_once(left_factor, *row_counts, code), encode_once(transposed_right, *column_counts, code)
+    )
+    block_function = partial(
+        product_of_pair, np.result_type(left_factor.dtype, right_factor.dtype).newbyteorder("=")
+    )
+    return multiply_block_pairs(
+        block_function, coded_pairs, (left_factor.shape[0], right_factor.shape[1]), run_product
+    )
 
 
-def product_of_pairs(
-    f: Callable[[Any], Array], coded: CodedPairs, shape: Shape, run: ProductMap
+def multiply_block_pairs(
+    block_function: Callable[[Any], Array], coded_pairs: CodedPairs, shape: Shape, run_product: ProductRunner
 ) -> tuple[Array, LazyReport]:
     """What f makes of pairs of blocks, the second of which are transposed, as one matrix without padding.
 
     Its entries may be arrays: shape[2:].
     """
-    (_, (height, *_)), (_, (width, *_)) = coded.layout(0)
-    result, report = run(f, coded, (height, width, *shape[2:]))
-    whole = np.empty(shape, result[0].dtype)
-    for (row, column), block in zip(coded.code.grid_coordinates.tolist(), result):
-        target = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]
-        target[:] = block[: target.shape[0], : target.shape[1]]
-    return whole, report
+    (_, (block_rows, *_)), (_, (block_columns, *_)) = coded_pairs.layout(0)
+    result, report = run_product(block_function, coded_pairs, (block_rows, block_columns, *shape[2:]))
+    product = np.empty(shape, result[0].dtype)
+    for (block_row, block_column), block in zip(coded_pairs.code.grid_coordinates.tolist(), result):
+        destination = product[
+            block_row * block_rows : (block_row + 1) * block_rows,
+            block_column * block_columns : (block_column + 1) * block_columns,
+        ]
+        destination[:] = block[: destination.shape[0], : destination.shape[1]]
+    return product, report
 
 
-def product_map(executor: Any, options: MapOptions, observers: Callable[[], Observers]) -> ProductMap:
+def make_product_runner(
+    executor: Any, options: MapOptions, get_observers: Callable[[], Observers]
+) -> ProductRunner:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
-    `observers`: who looks on at the map that begins now.
+    `get_observers`: who looks on at the map that begins now.
 
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of
     the same blocks before tells.
     """
-    starts = dict[tuple[int, Shape], ParityStart]()  # of coded blocks, by id, and results
-    learns = shares_cores(executor) and options.schedule == "upfront"
+    schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
+    adapts_parity = shares_cores(executor) and options.schedule == "upfront"
 
-    def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> tuple[CodedResult[Array], LazyReport]:
-        start = starts.get((id(coded), shape))
-        if start is None:
-            known = KnownFunction(fits=True, shape=shape, row_by_row=True)
-            start = starts[id(coded), shape] = ParityStart(replace(options, known=known))
-        of_this = start.options
-        running, blocks = prepared(coded, CodeOptions(), executor, of_this)
-        word, report = run_coded(running, f, blocks, of_this, observers())
-        if learns:
-            used = word.tasks.arrived.keys() - word.surplus
-            start.learn(
-                max(map(word.tasks.arrived.__getitem__, used)), bool(len(word.decoder.missing_indices))
+    def run_product(
+        block_function: Callable[[Any], Array], coded_blocks: Any, result_shape: Shape
+    ) -> tuple[CodedResult[Array], LazyReport]:
+        parity_schedule = schedules.get((id(coded_blocks), result_shape))
+        if parity_schedule is None:
+            traits = KnownFunction(fits=True, shape=result_shape, row_by_row=True)
+            parity_schedule = schedules[id(coded_blocks), result_shape] = AdaptiveParitySchedule(
+                replace(options, known=traits)
             )
-        return word.result(report), report
+        product_options = parity_schedule.options
+        execution, blocks = prepared(coded_blocks, CodeOptions(), executor, product_options)
+        collector, report = run_coded(execution, block_function, blocks, product_options, get_observers())
+        if adapts_parity:
+            used_tasks = collector.tasks.arrived.keys() - collector.surplus
+            parity_schedule.observe(
+                max(map(collector.tasks.arrived.__getitem__, used_tasks)),
+                bool(len(collector.decoder.missing_indices)),
+            )
+        return collector.result(report), report
 
-    return run
+    return run_product

@@ -23,7 +23,7 @@ from polarmap.clouds.extras import needed_by
 from polarmap.codes.block_prediction import f_quantile_p90
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.linalg import matrices
+from polarmap.linalg import operands
 from polarmap.maps.hedged import hedged_map
 from polarmap.maps.submission import submit
 from polarmap.validation import check_positive_int
@@ -33,7 +33,7 @@ with needed_by("a sketch", "scipy", "linalg"):
 
 
 # R of the QR decomposition of rows; numpy's, so that a worker need not import this module.
-_triangle: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
+_r_factor: Callable[[Any], Any] = partial(np.linalg.qr, mode="r")
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class SketchEstimate:
         The estimate; exact once all have arrived.
     error_p90
         Its relative error, which nine in ten random sketches stay below; 0.0 once all have arrived.
-    arrived, tasks
+    n_arrived, n_tasks
         Results of workers that it is made of, of how many.
     """
 
     value: Array
     error_p90: float
-    arrived: int
-    tasks: int
+    n_arrived: int
+    n_tasks: int
 
 
 class _Sketch(NamedTuple):
-    """R'R is the Gram matrix of `rows` of `total` rows, of `arrived` of `tasks` blocks."""
+    """R'R is the Gram matrix of `n_rows` of `n_total_rows` rows, of `n_arrived` of `n_tasks` blocks."""
 
     R: Array
-    rows: int
-    total: int
-    arrived: int
-    tasks: int
+    n_rows: int
+    n_total_rows: int
+    n_arrived: int
+    n_tasks: int
 
 
 def sketched_lstsq(
@@ -111,13 +111,13 @@ def sketched_lstsq(
     >>> b = A @ np.arange(5.0) + 1
     >>> for estimate in polarmap.linalg.sketched_lstsq(A, b, executor=polarmap.testing.ReplayExecutor()):
     ...     pass
-    >>> estimate.arrived, estimate.error_p90
+    >>> estimate.n_arrived, estimate.error_p90
     (24, 0.0)
     >>> bool(np.allclose(estimate.value, np.linalg.lstsq(A, b, rcond=None)[0]))
     True
     """
     with without_our_frames:
-        matrix, target = _checked(A), matrices.check_operand(b, "b")
+        matrix, target = _check_real_matrix(A), operands.check_operand(b, "b")
         if target.shape != matrix.shape[:1]:
             raise CodeError(
                 f"b has shape {target.shape}, but A has {len(matrix)} rows: one number for each is needed"
@@ -129,9 +129,11 @@ def sketched_lstsq(
                 f"A has {len(matrix)} rows for {matrix.shape[1]} columns: a sketch needs more rows than "
                 "columns; use numpy.linalg.lstsq"
             )
-        both = np.column_stack([matrix, target.astype(matrix.dtype)])
-        count, size = _count(tasks, len(matrix)), float(np.linalg.norm(target))
-        return _solutions(_sketches(both, count, executor, timeout, retries, _stream(seed)), size)
+        augmented = np.column_stack([matrix, target.astype(matrix.dtype)])
+        n_tasks, target_norm = _check_n_tasks(tasks, len(matrix)), float(np.linalg.norm(target))
+        return _estimate_solutions(
+            _generate_sketches(augmented, n_tasks, executor, timeout, retries, _make_rng(seed)), target_norm
+        )
 
 
 def sketched_gram(
@@ -167,112 +169,144 @@ def sketched_gram(
     (0.0, True)
     """
     with without_our_frames:
-        matrix = _checked(A)
-        count = _count(tasks, len(matrix))
-        return _grams(_sketches(matrix, count, executor, timeout, retries, _stream(seed)))
+        matrix = _check_real_matrix(A)
+        n_tasks = _check_n_tasks(tasks, len(matrix))
+        return _estimate_grams(
+            _generate_sketches(matrix, n_tasks, executor, timeout, retries, _make_rng(seed))
+        )
 
 
-def _solutions(sketches: Generator[_Sketch, None, None], size: float) -> Iterator[SketchEstimate]:
-    """Least squares from sketches of [A, b], b of norm `size`."""
+def _estimate_solutions(
+    sketches: Generator[_Sketch, None, None], target_norm: float
+) -> Iterator[SketchEstimate]:
+    """Least squares from sketches of [A, b], b of norm `target_norm`."""
     with without_our_frames, closing(sketches):
-        for one in sketches:
-            columns = one.R.shape[1] - 1
-            if one.rows >= columns + 2:
-                x, _, rank, _ = np.linalg.lstsq(one.R[:columns, :columns], one.R[:columns, -1], rcond=None)
-                missed = float(np.sum((one.R[:, -1] - one.R[:, :-1] @ x) ** 2))
-                error = _solution_error(one, int(rank), missed) / size if size else 0.0
-                yield SketchEstimate(x, error, one.arrived, one.tasks)
+        for sketch in sketches:
+            n_columns = sketch.R.shape[1] - 1
+            if sketch.n_rows >= n_columns + 2:
+                x, _, rank, _ = np.linalg.lstsq(
+                    sketch.R[:n_columns, :n_columns], sketch.R[:n_columns, -1], rcond=None
+                )
+                residual_sum_of_squares = float(np.sum((sketch.R[:, -1] - sketch.R[:, :-1] @ x) ** 2))
+                error = (
+                    _solution_error_p90(sketch, int(rank), residual_sum_of_squares) / target_norm
+                    if target_norm
+                    else 0.0
+                )
+                yield SketchEstimate(x, error, sketch.n_arrived, sketch.n_tasks)
 
 
-def _solution_error(sketch: _Sketch, rank: int, missed: float) -> float:
-    """What |A (estimate - x)| stays below in nine of ten sketches; `missed`: squares of the residuals."""
-    if sketch.rows == sketch.total:
+def _solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: float) -> float:
+    """What |A (estimate - x)| stays below in nine of ten sketches; `residual_sum_of_squares`: squares of the
+    residuals.
+    """
+    if sketch.n_rows == sketch.n_total_rows:
         return 0.0
     # Errors of x are taken to be normal, with the covariance of least squares on so many random rows, and
     # vanish as these become all: E |A (x' - x)|^2 = s^2 rank (total - rows) / (rows - rank - 1).
-    spare = sketch.rows - rank
-    share = (sketch.total - sketch.rows) / (spare - 1)
-    return sqrt(missed / spare * rank * share * f_quantile_p90(rank, spare)) if rank else 0.0
+    degrees_of_freedom = sketch.n_rows - rank
+    correction = (sketch.n_total_rows - sketch.n_rows) / (degrees_of_freedom - 1)
+    return (
+        sqrt(
+            residual_sum_of_squares
+            / degrees_of_freedom
+            * rank
+            * correction
+            * f_quantile_p90(rank, degrees_of_freedom)
+        )
+        if rank
+        else 0.0
+    )
 
 
-def _grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
+def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
     """Gram matrices from sketches of A."""
     with without_our_frames, closing(sketches):
-        for one in sketches:
-            value = one.R.T @ one.R * (one.total / one.rows)
-            yield SketchEstimate(value, _gram_error(value, one), one.arrived, one.tasks)
+        for sketch in sketches:
+            gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
+            yield SketchEstimate(gram, _gram_error_p90(gram, sketch), sketch.n_arrived, sketch.n_tasks)
 
 
-def _gram_error(value: Array, sketch: _Sketch) -> float:
+def _gram_error_p90(gram: Array, sketch: _Sketch) -> float:
     """What the relative error of a Gram matrix G stays below in nine of ten sketches."""
-    trace, square = float(np.trace(value)), float(np.sum(value**2))
-    if sketch.rows == sketch.total or trace == 0:
+    trace, squared_norm = float(np.trace(gram)), float(np.sum(gram**2))
+    if sketch.n_rows == sketch.n_total_rows or trace == 0:
         return 0.0
     # Mixed rows are taken to be normal: of a Wishart matrix of so many rows, E |value - G|^2 =
-    # c (tr(G)^2 + |G|^2) with c = 1 / rows, less what has been seen of all. `value` is larger than G by that.
-    c = (1 - sketch.rows / sketch.total) / sketch.rows
-    size = max((square - c * trace**2) / (1 + c), trace**2 / len(value))  # |G|^2
-    fourth = min(float(np.sum((value @ value) ** 2)), size**2)
+    # c (tr(G)^2 + |G|^2) with c = 1 / rows, less what has been seen of all. `gram` is larger than G by that.
+    relative_variance = (1 - sketch.n_rows / sketch.n_total_rows) / sketch.n_rows
+    true_squared_norm = max(
+        (squared_norm - relative_variance * trace**2) / (1 + relative_variance), trace**2 / len(gram)
+    )  # |G|^2
+    fourth_moment = min(float(np.sum((gram @ gram) ** 2)), true_squared_norm**2)
     # Of as many chi-squares as eigenvalues vary.
-    freedom = (trace**2 + size) ** 2 / (2 * size**2 + 2 * fourth)
-    return sqrt(c * (trace**2 + size) / size * f_quantile_p90(freedom, sketch.rows))
+    degrees_of_freedom = (trace**2 + true_squared_norm) ** 2 / (2 * true_squared_norm**2 + 2 * fourth_moment)
+    return sqrt(
+        relative_variance
+        * (trace**2 + true_squared_norm)
+        / true_squared_norm
+        * f_quantile_p90(degrees_of_freedom, sketch.n_rows)
+    )
 
 
-def _sketches(
+def _generate_sketches(
     matrix: Array,
-    tasks: int,
+    n_tasks: int,
     executor: Any,
     timeout: float | None,
     retries: int,
-    stream: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Generator[_Sketch, None, None]:
     """A sketch each time that more results are there; what the map raises, after all that arrived."""
-    total = len(matrix)
-    blocks = np.array_split(_mixed(matrix, stream), tasks)
-    future = submit(hedged_map, _triangle, blocks, executor=executor, timeout=timeout, retries=retries)
-    rows = dict(zip(future.blocks, map(len, blocks)))
-    R, arrived = np.zeros((0, matrix.shape[1]), matrix.dtype), 0
-    pending, seen = set(future.blocks), 0
+    n_total_rows = len(matrix)
+    blocks = np.array_split(_randomize_rows(matrix, rng), n_tasks)
+    future = submit(hedged_map, _r_factor, blocks, executor=executor, timeout=timeout, retries=retries)
+    rows_by_future = dict(zip(future.blocks, map(len, blocks)))
+    R, n_arrived = np.zeros((0, matrix.shape[1]), matrix.dtype), 0
+    pending, n_rows = set(future.blocks), 0
     try:
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            new = [block for block in done if block.exception() is None]
-            if new:
-                R = _triangle(np.concatenate([R, *(block.result() for block in new)]))
-                arrived, seen = arrived + len(new), seen + sum(rows[block] for block in new)
-                yield _Sketch(R, seen, total, arrived, tasks)
+            new_futures = [block_future for block_future in done if block_future.exception() is None]
+            if new_futures:
+                R = _r_factor(np.concatenate([R, *(block_future.result() for block_future in new_futures)]))
+                n_arrived, n_rows = (
+                    n_arrived + len(new_futures),
+                    n_rows + sum(rows_by_future[block_future] for block_future in new_futures),
+                )
+                yield _Sketch(R, n_rows, n_total_rows, n_arrived, n_tasks)
         future.result()
     finally:
         future.cancel()
 
 
-def _mixed(matrix: Array, stream: np.random.Generator) -> Array:
+def _randomize_rows(matrix: Array, rng: np.random.Generator) -> Array:
     """All rows, each a random combination of all, orthogonally, in a random order."""
-    signs = stream.choice(np.array([-1, 1], matrix.dtype), len(matrix))
-    mixed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)
-    return np.asarray(mixed[stream.permutation(len(matrix))])
+    signs = rng.choice(np.array([-1, 1], matrix.dtype), len(matrix))
+    transformed = dct(matrix * signs[:, None], axis=0, norm="ortho", overwrite_x=True)
+    return np.asarray(transformed[rng.permutation(len(matrix))])
 
 
-def _checked(A: Any) -> Array:
+def _check_real_matrix(A: Any) -> Array:
     """A real matrix in memory, of floats."""
-    matrix = matrices.check_matrix(A, "A")
+    matrix = operands.check_matrix(A, "A")
     if matrix.dtype.kind == "c":
         raise CodeError(
             "A is complex: sketches are of real numbers; use lsqr on a CodedOperator, or coded_gram"
         )
-    found = np.asarray(matrix[:], np.float32 if matrix.dtype in (np.float16, np.float32) else np.float64)
-    matrices.check_finite(found, "A")
-    return found
+    values = np.asarray(matrix[:], np.float32 if matrix.dtype in (np.float16, np.float32) else np.float64)
+    operands.check_finite(values, "A")
+    return values
 
 
-def _count(tasks: int | None, rows: int) -> int:
-    count = min(DEFAULT_BLOCKS, rows) if tasks is None else check_positive_int("tasks", tasks)
-    if count > rows:
-        raise CodeError(f"tasks={count} is more than the {rows} rows of A; use tasks <= {rows}")
-    return count
+def _check_n_tasks(tasks: int | None, n_rows: int) -> int:
+    n_tasks = min(DEFAULT_BLOCKS, n_rows) if tasks is None else check_positive_int("tasks", tasks)
+    if n_tasks > n_rows:
+        raise CodeError(f"tasks={n_tasks} is more than the {n_rows} rows of A; use tasks <= {n_rows}")
+    return n_tasks
 
 
-def _stream(seed: int | None) -> np.random.Generator:
+def _make_rng(seed: int | None) -> np.random.Generator:
     try:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:

@@ -10,26 +10,30 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
-from polarmap.models.cones import ConeLoss
+from polarmap.models.cones import ConeConstrainedLoss
 from polarmap.models.gates import GatedOperator
-from polarmap.models.penalties import GroupNorms
-from polarmap.models.proximal_gradient import Solution, after_steps
+from polarmap.models.penalties import GroupLassoPenalty
+from polarmap.models.proximal_gradient import Solution, run_solver
 
-LARGEST_SYSTEM = 1000  # weights of an output and sign, beyond which gates are coupled by products
-LARGEST_GRAMS = 30_000_000  # numbers in one of each sign, gate and output: 240 MB, and some copies
-SHRINK = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
-BALANCED = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
-INEXACT = 0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
-CONJUGATE_STEPS = 100  # at the most, where some ten are enough
-TO_THE_BOUNDARY = 0.97  # of the way, at the most
-GROWTH = 0.5  # of the length of a column, by which it changes at the most until slopes are balanced
-PATIENCE = 8  # iterations that get no closer
-UNUSED = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
+MAX_SYSTEM_SIZE = 1000  # weights of an output and sign, beyond which gates are coupled by products
+MAX_GRAM_ENTRIES = 30_000_000  # numbers in one of each sign, gate and output: 240 MB, and some copies
+CENTERING = 0.1  # of the mean product of a distance and its multiplier, which a step aims at
+RESIDUAL_TOL = 0.1  # of alpha: the most that slopes and norms lack of each other when products get smaller
+INEXACT_NEWTON_TOL = (
+    0.1  # of what is not yet balanced, and then of alpha times the relative gap: the error of a step
+)
+MAX_CG_ITERATIONS = 100  # at the most, where some ten are enough
+FRACTION_TO_BOUNDARY = 0.97  # of the way, at the most
+MAX_COLUMN_GROWTH = (
+    0.5  # of the length of a column, by which it changes at the most until slopes are balanced
+)
+MAX_STALLED_ITERATIONS = 8  # iterations that get no closer
+ZERO_UNIT_FACTOR = 10.0  # times the norm at which a unit that is of no use is held by its multipliers
 
 
 def cone_interior_point(
     operator: Any,
-    cones: ConeLoss,
+    cone_loss: ConeConstrainedLoss,
     alpha: float,
     *,
     tol: float,
@@ -44,218 +48,276 @@ def cone_interior_point(
     Parameters as of `admm`, but the operator is A with a column of ones where units have a bias, and
     has `gram(weights)`.
     """
-    return after_steps(_ConeSteps(operator, cones, alpha), tol, max_iter, callback)
+    return run_solver(_ConeInteriorPointSolver(operator, cone_loss, alpha), tol, max_iter, callback)
 
 
-class _ConeSteps:
+class _ConeInteriorPointSolver:
     """Weights W whose A W lies within the cones, at these distances of their borders, and multipliers.
 
     Columns are those of both signs, gate by gate. A sample on the border of a gate bounds nothing.
     """
 
-    is_stuck = False
+    has_stalled = False
 
-    def __init__(self, operator: Any, cones: ConeLoss, alpha: float) -> None:
-        self._operator, self._cones, self._alpha, self.count = operator, cones, alpha, 0
-        self._loss, features = cones.loss, operator.shape[1]
-        (samples, self._gates), self._outputs = cones.patterns.shape, cones.loss.shape[1]
-        self._gated = GatedOperator(operator, cones.patterns)
+    def __init__(self, operator: Any, cone_loss: ConeConstrainedLoss, alpha: float) -> None:
+        self._operator, self._cone_loss, self._alpha, self.n_iter = operator, cone_loss, alpha, 0
+        self._loss, n_features = cone_loss.loss, operator.shape[1]
+        (n_samples, self._n_gates), self._n_outputs = cone_loss.patterns.shape, cone_loss.loss.shape[1]
+        self._gated_operator = GatedOperator(operator, cone_loss.patterns)
         # Systems that are solved are Newton's own, or leave out how gates, and outputs, depend on each other.
-        is_small = features * self._gates <= LARGEST_SYSTEM
+        is_small = n_features * self._n_gates <= MAX_SYSTEM_SIZE
         self._is_direct = is_small and self._loss.has_separate_outputs
-        self._coupled_gates = self._gates if self._is_direct else 1
-        self._open = np.repeat(cones.patterns, self._outputs, axis=1).astype(np.float64)
-        self._signs = np.repeat([1.0, -1.0], self._open.shape[1])
-        self._norms = GroupNorms(alpha, np.ones(features), len(self._signs))
-        self._sides = np.tile(2.0 * self._open - 1.0, 2)
-        self._bounds = np.tile(np.repeat(cones.margins > 0, self._outputs, axis=1), 2)
-        total = self._loss.value(np.zeros(self._loss.shape))
-        self._rounding = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
-        self._product = max(total, self._rounding) / self._bounds.size
+        self._n_coupled_gates = self._n_gates if self._is_direct else 1
+        self._open_gates = np.repeat(cone_loss.patterns, self._n_outputs, axis=1).astype(np.float64)
+        self._branch_signs = np.repeat([1.0, -1.0], self._open_gates.shape[1])
+        self._group_penalty = GroupLassoPenalty(alpha, np.ones(n_features), len(self._branch_signs))
+        self._cone_signs = np.tile(2.0 * self._open_gates - 1.0, 2)
+        self._constraint_mask = np.tile(np.repeat(cone_loss.margins > 0, self._n_outputs, axis=1), 2)
+        null_loss = self._loss.value(np.zeros(self._loss.shape))
+        self._rounding_error = 16 * FLOAT64_EPS * (float(np.sum(self._loss.weights * self._loss.y**2)) or 1.0)
+        self._mu = max(null_loss, self._rounding_error) / self._constraint_mask.size
         # Where the norms, and the logarithms of the distances, are in balance.
-        norms = samples * self._product / alpha
-        directions = cones.interior / np.linalg.norm(cones.interior, axis=0)
-        self.x = norms * np.tile(np.repeat(directions, self._outputs, axis=1), 2)
+        initial_norm = n_samples * self._mu / alpha
+        directions = cone_loss.interior_points / np.linalg.norm(cone_loss.interior_points, axis=0)
+        self.x = initial_norm * np.tile(np.repeat(directions, self._n_outputs, axis=1), 2)
         self._image = np.asarray(operator.matmat(self.x))
-        self._distances = np.where(self._bounds, self._sides * self._image, 1.0)
-        self._multipliers = np.where(self._bounds, self._product / self._distances, 0.0)
-        self._coupled_at, self._coupling = np.zeros(0), np.zeros(0)  # curvatures, and what follows of them
-        self.bound, self._best, self._waited = -np.inf, (np.inf, self.x, self._image), 0
-        self._look()
+        self._slacks = np.where(self._constraint_mask, self._cone_signs * self._image, 1.0)
+        self._multipliers = np.where(self._constraint_mask, self._mu / self._slacks, 0.0)
+        self._coupling_curvatures, self._coupling_hessian = (
+            np.zeros(0),
+            np.zeros(0),
+        )  # curvatures, and what follows of them
+        self.dual_bound, self._best_iterate, self._n_stalled = -np.inf, (np.inf, self.x, self._image), 0
+        self._evaluate()
 
     @property
     def objective(self) -> float:
         """Where the iteration is."""
-        return self._value(self.x, self._image)
+        return self._objective_at(self.x, self._image)
 
     @property
-    def gap(self) -> float:
+    def dual_gap(self) -> float:
         """The distance from the best bound to the best objective."""
-        return max(0.0, self._best[0] - self.bound)
+        return max(0.0, self._best_iterate[0] - self.dual_bound)
 
     def has_converged(self, tol: float) -> bool:
         """Whether the gap is small, or rounding."""
-        return self.gap <= max(tol * self._best[0], self._rounding)
+        return self.dual_gap <= max(tol * self._best_iterate[0], self._rounding_error)
 
     def step(self) -> None:
         """To where all products of distances and multipliers are equal; smaller once the rest is balanced."""
-        is_balanced = self._residual <= BALANCED * self._alpha
-        target = SHRINK * self._product if is_balanced else self._product
-        roots, lengths = self._roots_and_lengths()
+        is_balanced = self._max_residual <= RESIDUAL_TOL * self._alpha
+        target_mu = CENTERING * self._mu if is_balanced else self._mu
+        roots, epigraphs = self._compute_norm_epigraphs()
         # How alpha w / t changes with what the products aim at.
-        faster = (self._product - target) * (1.0 + self._product / roots) / lengths**2 * self.x
-        gradient = self._slopes - target * self._push + self._alpha * self.x / lengths + faster
-        near = self._alpha * min(1.0, self.gap / self._best[0]) if is_balanced else self._residual
-        x = self._newton_step(self._own_derivatives(lengths, roots), -gradient, INEXACT * near)
-        image = np.asarray(self._operator.matmat(x))
-        apart = np.where(self._bounds, self._sides * image, 0.0)
-        held = (target - self._multipliers * apart) / self._distances - self._multipliers
-        held = np.where(self._bounds, held, 0.0)
-        growth = float((np.linalg.norm(x, axis=0) / lengths).max())
-        shares = _longest(self._distances, apart), _longest(self._multipliers, held)
-        share = min(*shares, 1.0 if is_balanced else GROWTH / max(GROWTH, growth))
-        self.x, self._image = self.x + share * x, self._image + share * image
-        self._distances = self._distances + share * apart
-        self._multipliers = self._multipliers + share * held
-        self._product = float(np.mean((self._distances * self._multipliers)[self._bounds]))
-        self.count += 1
-        before = self.gap
-        self._look()
-        self._waited = 0 if self.gap < before else self._waited + 1
-        self.is_stuck = self._waited >= PATIENCE
+        centering_gradient = (self._mu - target_mu) * (1.0 + self._mu / roots) / epigraphs**2 * self.x
+        gradient = (
+            self._column_gradients
+            - target_mu * self._barrier_gradient
+            + self._alpha * self.x / epigraphs
+            + centering_gradient
+        )
+        newton_tol = (
+            self._alpha * min(1.0, self.dual_gap / self._best_iterate[0])
+            if is_balanced
+            else self._max_residual
+        )
+        direction = self._solve_newton(
+            self._compute_column_hessians(epigraphs, roots), -gradient, INEXACT_NEWTON_TOL * newton_tol
+        )
+        image_direction = np.asarray(self._operator.matmat(direction))
+        slack_direction = np.where(self._constraint_mask, self._cone_signs * image_direction, 0.0)
+        multiplier_direction = (
+            target_mu - self._multipliers * slack_direction
+        ) / self._slacks - self._multipliers
+        multiplier_direction = np.where(self._constraint_mask, multiplier_direction, 0.0)
+        growth = float((np.linalg.norm(direction, axis=0) / epigraphs).max())
+        step_lengths = (
+            _max_step_length(self._slacks, slack_direction),
+            _max_step_length(self._multipliers, multiplier_direction),
+        )
+        step_length = min(
+            *step_lengths, 1.0 if is_balanced else MAX_COLUMN_GROWTH / max(MAX_COLUMN_GROWTH, growth)
+        )
+        self.x, self._image = self.x + step_length * direction, self._image + step_length * image_direction
+        self._slacks = self._slacks + step_length * slack_direction
+        self._multipliers = self._multipliers + step_length * multiplier_direction
+        self._mu = float(np.mean((self._slacks * self._multipliers)[self._constraint_mask]))
+        self.n_iter += 1
+        gap_before = self.dual_gap
+        self._evaluate()
+        self._n_stalled = 0 if self.dual_gap < gap_before else self._n_stalled + 1
+        self.has_stalled = self._n_stalled >= MAX_STALLED_ITERATIONS
 
-    def solution(self, tol: float) -> Solution:
+    def make_solution(self, tol: float) -> Solution:
         """The best, without units that are of no use, and moved into the cones as far as rounding led out."""
-        _, x, image = self._best
-        used = np.linalg.norm(x, axis=0) > UNUSED * len(image) * self._product / self._alpha
-        if self._value(used * x, used * image) <= self._best[0]:
-            x = used * x
-        x, image = self._cones.feasible(x, np.asarray(self._operator.matmat(x)))
-        objective = self._value(x, image)
-        gap = max(0.0, objective - self.bound)
-        is_near = gap <= max(tol * objective, self._rounding)
-        return Solution(x, objective, gap, self.map_norm, self.count, is_near)
+        _, x, image = self._best_iterate
+        used_mask = np.linalg.norm(x, axis=0) > ZERO_UNIT_FACTOR * len(image) * self._mu / self._alpha
+        if self._objective_at(used_mask * x, used_mask * image) <= self._best_iterate[0]:
+            x = used_mask * x
+        x, image = self._cone_loss.make_feasible(x, np.asarray(self._operator.matmat(x)))
+        objective = self._objective_at(x, image)
+        dual_gap = max(0.0, objective - self.dual_bound)
+        has_converged = dual_gap <= max(tol * objective, self._rounding_error)
+        return Solution(x, objective, dual_gap, self.optimality, self.n_iter, has_converged)
 
-    def _value(self, x: Floats, image: Floats) -> float:
+    def _objective_at(self, x: Floats, image: Floats) -> float:
         """The loss and the norms at W = x, A W = image."""
-        return self._cones.value(image) + self._norms(x.reshape(-1))
+        return self._cone_loss.value(image) + self._group_penalty(x.reshape(-1))
 
-    def _roots_and_lengths(self) -> tuple[Floats, Floats]:
+    def _compute_norm_epigraphs(self) -> tuple[Floats, Floats]:
         """The t of each column that minimizes alpha t - product log(t^2 - |w|^2): |w| where that is 0.
 
         The gradient of that minimum is alpha w / t. Before it the root in the quadratic formula of t.
         """
-        roots = np.hypot(self._product, self._alpha * np.linalg.norm(self.x, axis=0))
-        return roots, (self._product + roots) / self._alpha
+        roots = np.hypot(self._mu, self._alpha * np.linalg.norm(self.x, axis=0))
+        return roots, (self._mu + roots) / self._alpha
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         """Slopes, by one product, and the bound that they and the multipliers give."""
-        outputs = self._cones.outputs(self._image)
-        slope, self._curved = self._loss.gradient(outputs), self._loss.curvatures(outputs)
-        inward = np.where(self._bounds, self._sides / self._distances, 0.0)
-        of_gates = [self._open * np.tile(each, self._gates) for each in (slope, self._curved)]
-        columns = of_gates[0], self._sides * self._multipliers, inward, of_gates[1]
+        outputs = self._cone_loss.network_outputs(self._image)
+        loss_gradient, self._curvatures = self._loss.gradient(outputs), self._loss.hessian_diagonal(outputs)
+        inverse_slacks = np.where(self._constraint_mask, self._cone_signs / self._slacks, 0.0)
+        gated_columns = [
+            self._open_gates * np.tile(values, self._n_gates) for values in (loss_gradient, self._curvatures)
+        ]
+        columns = gated_columns[0], self._cone_signs * self._multipliers, inverse_slacks, gated_columns[1]
         product = np.asarray(self._operator.rmatmat(np.hstack(columns)))
-        ends = np.cumsum([part.shape[1] for part in columns])[:-1]
-        slopes, held, self._push, self._with_intercept = np.split(product, ends, axis=1)
-        self._slopes = self._signs * np.tile(slopes, 2)
-        rest = self._slopes - held
-        residuals = np.linalg.norm(rest + self._alpha * self.x / self._roots_and_lengths()[1], axis=0)
-        self.map_norm, self._residual = float(np.linalg.norm(residuals)), float(residuals.max())
-        factor = self._norms.dual_scale(rest.reshape(-1))
-        self.bound = max(self.bound, -self._loss.conjugate(factor * slope))
-        if self.objective < self._best[0]:
-            self._best = self.objective, self.x, self._image
+        split_points = np.cumsum([column_group.shape[1] for column_group in columns])[:-1]
+        gate_gradients, multiplier_terms, self._barrier_gradient, self._intercept_coupling = np.split(
+            product, split_points, axis=1
+        )
+        self._column_gradients = self._branch_signs * np.tile(gate_gradients, 2)
+        unpenalized_gradients = self._column_gradients - multiplier_terms
+        residuals = np.linalg.norm(
+            unpenalized_gradients + self._alpha * self.x / self._compute_norm_epigraphs()[1], axis=0
+        )
+        self.optimality, self._max_residual = float(np.linalg.norm(residuals)), float(residuals.max())
+        dual_scale = self._group_penalty.dual_scale(unpenalized_gradients.reshape(-1))
+        self.dual_bound = max(self.dual_bound, -self._loss.conjugate(dual_scale * loss_gradient))
+        if self.objective < self._best_iterate[0]:
+            self._best_iterate = self.objective, self.x, self._image
 
-    def _newton_step(self, own: Floats, right: Floats, enough: float) -> Floats:
-        """Where the second derivatives of the objective become `right`, but for an error of norm `enough`.
+    def _solve_newton(self, column_hessians: Floats, rhs: Floats, atol: float) -> Floats:
+        """Where the second derivatives of the objective become `rhs`, but for an error of norm `atol`.
 
-        own : of each column, those of distances and norms.
+        column_hessians : of each column, those of distances and norms.
         """
-        solved = self._eliminated(own)
+        solve = self._make_schur_solver(column_hessians)
         if self._is_direct:
-            return solved(right)
-        shape, of_loss = (right.size,) * 2, self._loss.hessian(self._cones.outputs(self._image))
-        hessian = LinearOperator(shape, partial(self._curved_along, own, of_loss), dtype=np.float64)
-        near = LinearOperator(shape, lambda v: solved(v.reshape(right.shape)).reshape(-1), dtype=np.float64)
-        step, _ = cg(hessian, right.reshape(-1), M=near, rtol=0.0, atol=enough, maxiter=CONJUGATE_STEPS)
-        return np.reshape(step, right.shape)
+            return solve(rhs)
+        shape, loss_hessian = (
+            (rhs.size,) * 2,
+            self._loss.make_hessian_product(self._cone_loss.network_outputs(self._image)),
+        )
+        hessian = LinearOperator(
+            shape, partial(self._multiply_by_hessian, column_hessians, loss_hessian), dtype=np.float64
+        )
+        preconditioner = LinearOperator(
+            shape, lambda v: solve(v.reshape(rhs.shape)).reshape(-1), dtype=np.float64
+        )
+        step, _ = cg(
+            hessian, rhs.reshape(-1), M=preconditioner, rtol=0.0, atol=atol, maxiter=MAX_CG_ITERATIONS
+        )
+        return np.reshape(step, rhs.shape)
 
-    def _eliminated(self, own: Floats) -> Callable[[Floats], Floats]:
+    def _make_schur_solver(self, column_hessians: Floats) -> Callable[[Floats], Floats]:
         """Solves systems of coupled gates, by the difference of both signs, which the loss sees."""
-        plus, minus = np.split(own, 2)
-        sums, features = plus + minus, len(self.x)
-        inverses = np.linalg.inv(sums)
+        plus, minus = np.split(column_hessians, 2)
+        branch_sums, n_features = plus + minus, len(self.x)
+        inverses = np.linalg.inv(branch_sums)
         from_plus, from_minus = minus @ inverses, plus @ inverses
-        blocks, gate = self._coupling.copy(), np.arange(self._coupled_gates)
-        shape = len(blocks), self._coupled_gates, self._outputs
-        alone = (from_plus @ plus).reshape(*shape, features, features)
-        blocks[:, :, gate, :, gate, :] += alone.swapaxes(0, 1)
-        systems = blocks.reshape(*blocks.shape[:2], *(self._coupled_gates * features,) * 2)
-        of_sums, of_systems = (_solver(each, self._is_direct) for each in (sums, systems))
+        blocks, gate_indices = self._coupling_hessian.copy(), np.arange(self._n_coupled_gates)
+        shape = len(blocks), self._n_coupled_gates, self._n_outputs
+        uncoupled = (from_plus @ plus).reshape(*shape, n_features, n_features)
+        blocks[:, :, gate_indices, :, gate_indices, :] += uncoupled.swapaxes(0, 1)
+        systems = blocks.reshape(*blocks.shape[:2], *(self._n_coupled_gates * n_features,) * 2)
+        solve_branch_sums, solve_systems = (
+            _make_linear_solver(matrices, self._is_direct) for matrices in (branch_sums, systems)
+        )
 
-        def solved(right: Floats) -> Floats:
-            of_plus, of_minus = np.split(right.T[..., np.newaxis], 2)
-            rows = (from_plus @ of_plus - from_minus @ of_minus).reshape(*shape, features).swapaxes(1, 2)
-            joint = of_systems(rows.reshape(*systems.shape[:3], 1)).reshape(rows.shape).swapaxes(1, 2)
-            apart = joint.reshape(of_plus.shape)
-            x_minus = of_sums(of_plus + of_minus - plus @ apart)
-            return np.concatenate([x_minus + apart, x_minus])[..., 0].T
+        def solve(rhs: Floats) -> Floats:
+            rhs_plus, rhs_minus = np.split(rhs.T[..., np.newaxis], 2)
+            reduced_rhs = (
+                (from_plus @ rhs_plus - from_minus @ rhs_minus).reshape(*shape, n_features).swapaxes(1, 2)
+            )
+            differences_by_output = (
+                solve_systems(reduced_rhs.reshape(*systems.shape[:3], 1))
+                .reshape(reduced_rhs.shape)
+                .swapaxes(1, 2)
+            )
+            branch_differences = differences_by_output.reshape(rhs_plus.shape)
+            x_minus = solve_branch_sums(rhs_plus + rhs_minus - plus @ branch_differences)
+            return np.concatenate([x_minus + branch_differences, x_minus])[..., 0].T
 
-        return solved
+        return solve
 
-    def _curved_along(self, own: Floats, of_loss: Callable[[Floats], Floats], direction: Floats) -> Floats:
+    def _multiply_by_hessian(
+        self, column_hessians: Floats, loss_hessian: Callable[[Floats], Floats], direction: Floats
+    ) -> Floats:
         """The second derivatives of the objective times a direction, by two products."""
         columns = direction.reshape(self.x.shape)
         plus, minus = np.hsplit(columns, 2)
-        outputs = self._gated.matmat((plus - minus).reshape(-1, self._outputs))
-        slopes = self._gated.rmatmat(of_loss(outputs)).reshape(plus.shape)
-        within = (own @ columns.T[..., None])[..., 0].T
-        return np.asarray(within + np.hstack([slopes, -slopes])).reshape(-1)
+        outputs = self._gated_operator.matmat((plus - minus).reshape(-1, self._n_outputs))
+        gate_products = self._gated_operator.rmatmat(loss_hessian(outputs)).reshape(plus.shape)
+        column_products = (column_hessians @ columns.T[..., None])[..., 0].T
+        return np.asarray(column_products + np.hstack([gate_products, -gate_products])).reshape(-1)
 
-    def _own_derivatives(self, lengths: Floats, roots: Floats) -> Floats:
+    def _compute_column_hessians(self, epigraphs: Floats, roots: Floats) -> Floats:
         """Second derivatives of distances and norms, of each column; also sets those of the loss."""
-        features, columns = self.x.shape
-        weights = self._multipliers / self._distances
-        if not np.array_equal(self._curved, self._coupled_at):
-            weights, self._coupled_at = np.hstack([weights, self._pair_weights()]), self._curved
+        n_features, n_columns = self.x.shape
+        weights = self._multipliers / self._slacks
+        if not np.array_equal(self._curvatures, self._coupling_curvatures):
+            weights, self._coupling_curvatures = (
+                np.hstack([weights, self._compute_gate_pair_weights()]),
+                self._curvatures,
+            )
         grams = np.moveaxis(np.asarray(self._operator.gram(weights)), 2, 0)
-        if len(grams) > columns:
-            self._coupling = self._coupled(grams[columns:])
-        along = np.einsum("ac,bc->cab", self.x, self.x) * (self._alpha / (roots * lengths))[:, None, None]
+        if len(grams) > n_columns:
+            self._coupling_hessian = self._assemble_coupling_hessian(grams[n_columns:])
+        norm_hessians = (
+            np.einsum("ac,bc->cab", self.x, self.x) * (self._alpha / (roots * epigraphs))[:, None, None]
+        )
         return np.asarray(
-            grams[:columns] + (np.eye(features) - along) * (self._alpha / lengths)[:, None, None]
+            grams[:n_columns]
+            + (np.eye(n_features) - norm_hessians) * (self._alpha / epigraphs)[:, None, None]
         )
 
-    def _pair_weights(self) -> Floats:
+    def _compute_gate_pair_weights(self) -> Floats:
         """Of samples, for the Gram matrices of pairs of gates that are coupled: of pair, group and output."""
-        first, second = np.triu_indices(self._coupled_gates)
-        gates = self._open.reshape(len(self._open), -1, self._coupled_gates, self._outputs)
-        pairs = (gates[:, :, first] * gates[:, :, second]).swapaxes(1, 2)
-        return (pairs * self._curved[:, None, None, :]).reshape(len(pairs), -1)
+        first_gates, second_gates = np.triu_indices(self._n_coupled_gates)
+        gates = self._open_gates.reshape(len(self._open_gates), -1, self._n_coupled_gates, self._n_outputs)
+        pairs = (gates[:, :, first_gates] * gates[:, :, second_gates]).swapaxes(1, 2)
+        return (pairs * self._curvatures[:, None, None, :]).reshape(len(pairs), -1)
 
-    def _coupled(self, grams: Floats) -> Floats:
+    def _assemble_coupling_hessian(self, grams: Floats) -> Floats:
         """The second derivatives of the loss, by such Gram matrices; the intercept of each output follows."""
-        members, features = self._coupled_gates, len(self.x)
-        groups, outputs = self._gates // members, self._outputs
-        first, second = np.triu_indices(members)
-        whole = np.empty((groups, outputs, members, features, members, features))
-        pairs = grams.reshape(len(first), groups, outputs, features, features)
-        whole[:, :, first, :, second, :] = pairs
-        whole[:, :, second, :, first, :] = pairs.swapaxes(3, 4)
+        n_members, n_features = self._n_coupled_gates, len(self.x)
+        n_groups, n_outputs = self._n_gates // n_members, self._n_outputs
+        first_gates, second_gates = np.triu_indices(n_members)
+        hessian = np.empty((n_groups, n_outputs, n_members, n_features, n_members, n_features))
+        pairs = grams.reshape(len(first_gates), n_groups, n_outputs, n_features, n_features)
+        hessian[:, :, first_gates, :, second_gates, :] = pairs
+        hessian[:, :, second_gates, :, first_gates, :] = pairs.swapaxes(3, 4)
         if self._loss.fit_intercept:
-            follows = self._with_intercept.reshape(features, groups, members, outputs)
-            whole -= np.einsum("agmo,bgno->gomanb", follows, follows / self._curved.sum(axis=0))
-        return whole
+            intercept_coupling = self._intercept_coupling.reshape(n_features, n_groups, n_members, n_outputs)
+            hessian -= np.einsum(
+                "agmo,bgno->gomanb", intercept_coupling, intercept_coupling / self._curvatures.sum(axis=0)
+            )
+        return hessian
 
 
-def _longest(values: Floats, changes: Floats) -> float:
+def _max_step_length(values: Floats, direction: Floats) -> float:
     """How much of the changes keeps positive values positive."""
-    falls = changes < 0
-    return min(1.0, TO_THE_BOUNDARY * float(np.min(values[falls] / -changes[falls], initial=np.inf)))
+    decreasing_mask = direction < 0
+    return min(
+        1.0,
+        FRACTION_TO_BOUNDARY
+        * float(np.min(values[decreasing_mask] / -direction[decreasing_mask], initial=np.inf)),
+    )
 
 
-def _solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
+def _make_linear_solver(systems: Any, is_used_once: bool) -> Callable[[Floats], Floats]:
     """Solves systems, again and again by their inverses, which have fewer digits."""
     if is_used_once:
         return partial(np.linalg.solve, systems)

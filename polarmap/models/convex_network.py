@@ -15,15 +15,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedModel, CodedRegressor, ProbabilisticClassifier
-from polarmap.models.cone_interior_point import LARGEST_GRAMS, cone_interior_point
-from polarmap.models.cones import ConeLoss, admm
-from polarmap.models.features import ConstantFeature
-from polarmap.models.gates import GatedOperator, Gates, sample_gates
-from polarmap.models.losses import Family, Gaussian, OutputLoss
-from polarmap.models.penalties import GroupNorms
+from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin, ProbabilisticClassifierMixin
+from polarmap.models.cone_interior_point import MAX_GRAM_ENTRIES, cone_interior_point
+from polarmap.models.cones import ConeConstrainedLoss, admm
+from polarmap.models.gates import ActivationGates, GatedOperator, sample_gates
+from polarmap.models.losses import GaussianFamily, LossFamily, ProfiledLoss
+from polarmap.models.operators import AppendedInterceptOperator
+from polarmap.models.penalties import GroupLassoPenalty
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.whitening import principal_axes
+from polarmap.models.whitening import fit_whitening
 
 ACTIVATIONS = ("gated_relu", "relu")
 
@@ -53,17 +53,19 @@ class TwoLayerNetwork(NamedTuple):
 
     def __call__(self, X: Any) -> Floats:
         """The outputs, (samples, outputs), for X (samples, features), which may be sparse."""
-        inputs = np.asarray(X @ self.coefs[0]) + self.intercepts[0]
+        pre_activations = np.asarray(X @ self.coefs[0]) + self.intercepts[0]
         if self.gates is None:
-            hidden = np.maximum(inputs, 0.0)
+            hidden = np.maximum(pre_activations, 0.0)
         else:
-            directions, offsets, of_unit = self.gates
-            passed = np.asarray(X @ directions) + offsets >= 0
-            hidden = np.where(passed[:, of_unit], inputs, 0.0)
+            directions, offsets, unit_gates = self.gates
+            open_mask = np.asarray(X @ directions) + offsets >= 0
+            hidden = np.where(open_mask[:, unit_gates], pre_activations, 0.0)
         return np.asarray(hidden @ self.coefs[1] + self.intercepts[1])
 
 
-def extracted_units(W: Floats, has_bias: bool) -> tuple[list[Floats], Floats, npt.NDArray[np.intp]]:
+def extract_units(
+    convex_weights: Floats, has_bias: bool
+) -> tuple[list[Floats], Floats, npt.NDArray[np.intp]]:
     """Units of the network of convex weights W (features, signs, gates, outputs), those of 0 left out.
 
     Returned are both layers, biases of the first, and the gate of each unit; at least one unit, if need be of
@@ -71,20 +73,25 @@ def extracted_units(W: Floats, has_bias: bool) -> tuple[list[Floats], Floats, np
     """
     # A column w becomes w / sqrt(|w|) in the first layer and sqrt(|w|), or minus that for the second sign, in
     # the second: of all pairs with that product these have the smallest squares, whose sum is 2 |w|.
-    features, signs, gates, outputs = W.shape
-    columns, norms = W.reshape(features, -1), np.linalg.norm(W, axis=0).reshape(-1)
-    used = np.flatnonzero(norms) if norms.any() else np.zeros(1, np.intp)
-    roots = np.sqrt(norms[used])
-    first = columns[:, used] / np.where(roots > 0, roots, 1.0)
-    sign, gate, output = np.unravel_index(used, (signs, gates, outputs))
-    second = np.zeros((len(used), outputs))
-    second[np.arange(len(used)), output] = np.where(sign == 1, -roots, roots)
-    bias = first[-1] if has_bias else np.zeros(len(used))
-    return [first[: features - has_bias], second], bias, gate
+    n_features, n_signs, n_gates, n_outputs = convex_weights.shape
+    weight_columns, norms = (
+        convex_weights.reshape(n_features, -1),
+        np.linalg.norm(convex_weights, axis=0).reshape(-1),
+    )
+    used_indices = np.flatnonzero(norms) if norms.any() else np.zeros(1, np.intp)
+    sqrt_norms = np.sqrt(norms[used_indices])
+    first_layer = weight_columns[:, used_indices] / np.where(sqrt_norms > 0, sqrt_norms, 1.0)
+    sign_indices, gate_indices, output_indices = np.unravel_index(used_indices, (n_signs, n_gates, n_outputs))
+    second_layer = np.zeros((len(used_indices), n_outputs))
+    second_layer[np.arange(len(used_indices)), output_indices] = np.where(
+        sign_indices == 1, -sqrt_norms, sqrt_norms
+    )
+    bias = first_layer[-1] if has_bias else np.zeros(len(used_indices))
+    return [first_layer[: n_features - has_bias], second_layer], bias, gate_indices
 
 
 @dataclass(eq=False, repr=False)
-class ConvexNetwork(CodedModel):
+class ConvexNetwork(CodedEstimator):
     """A network of two layers whose weights are those of a convex problem."""
 
     alpha: float = 1e-2
@@ -93,9 +100,9 @@ class ConvexNetwork(CodedModel):
     n_gates: int = 50
     random_state: Any = 0
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        self._check_numbers(alpha=0.0, n_gates=1)
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._check_lower_bounds(alpha=0.0, n_gates=1)
         if self.n_gates != int(self.n_gates):
             raise ModelError(f"n_gates must be a whole number, not {self.n_gates!r}")
         if not 0 < self.alpha < np.inf:
@@ -105,55 +112,69 @@ class ConvexNetwork(CodedModel):
             )
         self._check_choice("activation", ACTIVATIONS)
 
-    def _fit_network(self, X: Any, y: Floats, weights: Floats, family: Family) -> None:
+    def _fit_network(self, X: Any, y: Floats, sample_weight: Floats, family: LossFamily) -> None:
         """Fit to y (samples, outputs) and set all attributes."""
-        shares = weights / weights.sum()
-        random = check_random_state(self.random_state)
-        gates = sample_gates(X, shares, int(self.n_gates), bool(self.fit_intercept), random)
-        loss = OutputLoss(family, y, shares, bool(self.fit_intercept))
-        W = self._convex_weights(X, loss, gates)
-        coefs, bias, of_unit = extracted_units(W, loss.fit_intercept)
-        gated = (gates.directions, gates.offsets, of_unit) if self.activation == "gated_relu" else None
-        network = TwoLayerNetwork(coefs, [bias, np.zeros(y.shape[1])], gated)
-        intercept = np.array(loss.intercept(network(X)))
+        normalized_weight = sample_weight / sample_weight.sum()
+        random_state = check_random_state(self.random_state)
+        gates = sample_gates(X, normalized_weight, int(self.n_gates), bool(self.fit_intercept), random_state)
+        loss = ProfiledLoss(family, y, normalized_weight, bool(self.fit_intercept))
+        convex_weights = self._fit_convex_weights(X, loss, gates)
+        coefs, bias, unit_gates = extract_units(convex_weights, loss.fit_intercept)
+        network_gates = (
+            (gates.directions, gates.offsets, unit_gates) if self.activation == "gated_relu" else None
+        )
+        network = TwoLayerNetwork(coefs, [bias, np.zeros(y.shape[1])], network_gates)
+        intercept = np.array(loss.optimal_intercept(network(X)))
         self.network_ = network._replace(intercepts=[bias, intercept])
         self.coefs_, self.intercepts_ = self.network_.coefs, self.network_.intercepts
         self.gates_, self.gate_intercepts_ = gates.directions, gates.offsets
-        convex = W[:, 0] - W[:, 1] if W.shape[1] == 2 else W[:, 0]
-        convex, features = convex.transpose(1, 0, 2), X.shape[1]
-        self.convex_coef_ = convex[:, :features]
-        self.convex_intercept_ = convex[:, features] if loss.fit_intercept else np.zeros_like(convex[:, 0])
+        combined_weights = (
+            convex_weights[:, 0] - convex_weights[:, 1]
+            if convex_weights.shape[1] == 2
+            else convex_weights[:, 0]
+        )
+        combined_weights, n_features = combined_weights.transpose(1, 0, 2), X.shape[1]
+        self.convex_coef_ = combined_weights[:, :n_features]
+        self.convex_intercept_ = (
+            combined_weights[:, n_features] if loss.fit_intercept else np.zeros_like(combined_weights[:, 0])
+        )
 
-    def _convex_weights(self, X: Any, loss: OutputLoss, gates: Gates) -> Floats:
+    def _fit_convex_weights(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
         """(features, signs, gates, outputs), biases in the last row; ReLUs have two signs, gated ones one."""
-        signs = 1 if self.activation == "gated_relu" else 2
-        shape = (X.shape[1] + loss.fit_intercept, signs, len(gates.offsets), loss.shape[1])
-        if signs == 2 and shape[0] * np.prod(shape) <= LARGEST_GRAMS:
-            return self._by_interior_point(X, loss, gates).reshape(shape)
-        white = principal_axes(X, loss.weights[:, 0], loss.fit_intercept)
+        n_signs = 1 if self.activation == "gated_relu" else 2
+        shape = (X.shape[1] + loss.fit_intercept, n_signs, len(gates.offsets), loss.shape[1])
+        if n_signs == 2 and shape[0] * np.prod(shape) <= MAX_GRAM_ENTRIES:
+            return self._fit_by_interior_point(X, loss, gates).reshape(shape)
+        whitening = fit_whitening(X, loss.weights[:, 0], loss.fit_intercept)
         # Of whitened coefficients z the norm of z / scale is penalized: that of the weights themselves.
-        columns = int(np.prod(shape[1:]))
-        penalty = GroupNorms(float(self.alpha), 1.0 / white.scale, columns)
-        with self._operator(X) as coded:
-            operator = (ConstantFeature(coded, 1.0) if loss.fit_intercept else coded) @ white
-            if signs == 1:
+        n_columns = int(np.prod(shape[1:]))
+        penalty = GroupLassoPenalty(float(self.alpha), 1.0 / whitening.scale, n_columns)
+        with self._make_operator(X) as coded_operator:
+            operator = (
+                AppendedInterceptOperator(coded_operator, 1.0) if loss.fit_intercept else coded_operator
+            ) @ whitening
+            if n_signs == 1:
                 start = np.zeros((shape[0] * shape[2], shape[3]))
-                gated = GatedOperator(operator, gates.patterns)
-                x = self._solution(coded, partial(fista, gated, loss, penalty, start))
+                gated_operator = GatedOperator(operator, gates.patterns)
+                solution = self._minimize(
+                    coded_operator, partial(fista, gated_operator, loss, penalty, start)
+                )
             else:
-                interior = white.whitened(_interior(gates, loss))
-                cones = ConeLoss(loss, gates.patterns, gates.margins, interior)
-                start = np.zeros((shape[0], columns))
-                x = self._solution(coded, partial(admm, operator, cones, penalty, start))
-        return np.asarray(white @ x.reshape(shape[0], -1)).reshape(shape)
+                interior_points = whitening.whiten(_interior_points(gates, loss))
+                cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior_points)
+                start = np.zeros((shape[0], n_columns))
+                solution = self._minimize(coded_operator, partial(admm, operator, cone_loss, penalty, start))
+        return np.asarray(whitening @ solution.reshape(shape[0], -1)).reshape(shape)
 
-    def _by_interior_point(self, X: Any, loss: OutputLoss, gates: Gates) -> Floats:
+    def _fit_by_interior_point(self, X: Any, loss: ProfiledLoss, gates: ActivationGates) -> Floats:
         """The weights of a ReLU network."""
         X = X.toarray() if issparse(X) else X  # cones have far more numbers: two of a sample for each gate
         A = np.column_stack([X, np.ones(len(X))]) if loss.fit_intercept else X
-        cones = ConeLoss(loss, gates.patterns, gates.margins, _interior(gates, loss))
-        with self._operator(A) as coded:
-            return self._solution(coded, partial(cone_interior_point, coded, cones, float(self.alpha)))
+        cone_loss = ConeConstrainedLoss(loss, gates.patterns, gates.margins, _interior_points(gates, loss))
+        with self._make_operator(A) as coded_operator:
+            return self._minimize(
+                coded_operator, partial(cone_interior_point, coded_operator, cone_loss, float(self.alpha))
+            )
 
     def to_mlp(self) -> Any:
         """The fitted ReLU network as an MLPRegressor or MLPClassifier of scikit-learn, with these weights.
@@ -170,28 +191,28 @@ class ConvexNetwork(CodedModel):
             raise ModelError(
                 "a network of gated ReLUs is no MLP of scikit-learn's: use network_, or activation='relu'"
             )
-        mlp = self._untrained_mlp((self.coefs_[0].shape[1],))
+        mlp = self._make_blank_mlp((self.coefs_[0].shape[1],))
         mlp.coefs_ = [weights.copy() for weights in self.coefs_]
         mlp.intercepts_ = [biases.copy() for biases in self.intercepts_]
         return mlp
 
-    def _untrained_mlp(self, units: tuple[int]) -> Any:
+    def _make_blank_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
         """One of that many hidden units that knows features and targets."""
         raise NotImplementedError
 
-    def _outputs(self, X: Any) -> Floats:
+    def _compute_outputs(self, X: Any) -> Floats:
         """What the network gives for each sample: (samples, outputs)."""
         return self.network_(X)
 
 
-def _interior(gates: Gates, loss: OutputLoss) -> Floats:
+def _interior_points(gates: ActivationGates, loss: ProfiledLoss) -> Floats:
     """The gates as coefficients: each is a point of its own cone."""
     rows = [gates.directions, gates.offsets[np.newaxis]] if loss.fit_intercept else [gates.directions]
     return np.vstack(rows)
 
 
 @dataclass(eq=False, repr=False)
-class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
+class ConvexMLPRegressor(CodedRegressorMixin, ConvexNetwork):
     """A network of two layers for regression, as sklearn's MLPRegressor, found by convex optimization.
 
     Minimizes the mean of |y - f(x)|^2 / 2 + alpha / 2 (sum of the squares of all weights and biases but the
@@ -236,7 +257,7 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
         ReLU units at the samples of the fit.
     objective_, dual_gap_, n_iter_, report_
         As for `polarmap.convex.ElasticNet`.
-    gradient_map_ : float
+    optimality_ : float
         Norm of the gradient map for whitened features, 0 at the minimum; for ReLU units, of what is left of
         the optimality conditions, or of the last step of ADMM times its rho.
 
@@ -251,22 +272,24 @@ class ConvexMLPRegressor(CodedRegressor, ConvexNetwork):
     (True, True)
     """
 
-    def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
-        self._is_single = y.ndim == 1
-        self._fit_network(X, y.reshape(len(y), -1), weights, Gaussian())
+    def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
+        self._has_single_target = y.ndim == 1
+        self._fit_network(X, y.reshape(len(y), -1), sample_weight, GaussianFamily())
 
-    def _untrained_mlp(self, units: tuple[int]) -> Any:
+    def _make_blank_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
         X, y = np.zeros((1, self.n_features_in_)), np.zeros((1, len(self.intercepts_[1])))
-        return MLPRegressor(hidden_layer_sizes=units).partial_fit(X, y[:, 0] if self._is_single else y)
+        return MLPRegressor(hidden_layer_sizes=hidden_layer_sizes).partial_fit(
+            X, y[:, 0] if self._has_single_target else y
+        )
 
     def predict(self, X: Any) -> Floats:
         """The network's outputs: (samples,) or (samples, targets)."""
-        outputs = self._linear(X)
-        return outputs[:, 0] if self._is_single else outputs
+        outputs = self._predict_outputs(X)
+        return outputs[:, 0] if self._has_single_target else outputs
 
 
 @dataclass(eq=False, repr=False)
-class ConvexMLPClassifier(ProbabilisticClassifier, ConvexNetwork):
+class ConvexMLPClassifier(ProbabilisticClassifierMixin, ConvexNetwork):
     """A network of two layers for classes, as sklearn's MLPClassifier, found by convex optimization.
 
     Minimizes the mean logistic loss, multinomial for more than two classes, instead of the squared one;
@@ -288,9 +311,9 @@ class ConvexMLPClassifier(ProbabilisticClassifier, ConvexNetwork):
     True
     """
 
-    def _fit_classes(self, X: Any, outputs: Floats, codes: Array, weights: Floats) -> None:
-        self._fit_network(X, outputs, weights, self._family())
+    def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
+        self._fit_network(X, indicators, sample_weight, self._loss_family())
 
-    def _untrained_mlp(self, units: tuple[int]) -> Any:
-        mlp = MLPClassifier(hidden_layer_sizes=units)
+    def _make_blank_mlp(self, hidden_layer_sizes: tuple[int]) -> Any:
+        mlp = MLPClassifier(hidden_layer_sizes=hidden_layer_sizes)
         return mlp.partial_fit(np.zeros((1, self.n_features_in_)), self.classes_[:1], classes=self.classes_)

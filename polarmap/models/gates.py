@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.dtypes import Floats
-from polarmap.models.features import MatrixOperator, moments
+from polarmap.models.operators import RealMatrixOperator, weighted_moments
 
-ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
-LEAST_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90
+MAX_ROUNDS = 20  # of sampling, while patterns are wanted and new ones turn up
+MIN_DRAWS = 16  # of a round: that no gate lets a sample pass is less likely than 1e-90
 
 
-class Gates(NamedTuple):
+class ActivationGates(NamedTuple):
     """Half-spaces x @ directions + offsets >= 0, no two of which hold the same samples."""
 
     directions: Floats  # (features, gates)
@@ -23,40 +23,47 @@ class Gates(NamedTuple):
     margins: Floats  # |x @ directions + offsets|
 
 
-def sample_gates(X: Any, shares: Floats, count: int, fit_intercept: bool, random: Any) -> Gates:
-    """Up to `count` gates with normal directions and offsets for standardized features, by shares of samples.
+def sample_gates(
+    X: Any, sample_weight: Floats, n_gates: int, fit_intercept: bool, random_state: Any
+) -> ActivationGates:
+    """Up to `n_gates` gates with normal directions and offsets for standardized features, by shares of
+    samples.
 
     With an intercept, the first lets every sample pass. None lets no sample pass.
     """
-    mean, square = moments(X, shares, True)
-    scale = np.where(square > 0, np.sqrt(square), 1.0)
-    features = X.shape[1]
-    directions, offsets = np.zeros((features, 0)), np.zeros(0)
+    mean, variance = weighted_moments(X, sample_weight, True)
+    scale = np.where(variance > 0, np.sqrt(variance), 1.0)
+    n_features = X.shape[1]
+    directions, offsets = np.zeros((n_features, 0)), np.zeros(0)
     if fit_intercept:
-        directions, offsets = np.zeros((features, 1)), np.ones(1)
-    draws = max(count, LEAST_DRAWS)
-    for _ in range(ROUNDS):
-        before = len(offsets)
-        drawn = random.standard_normal((features + fit_intercept, draws))
-        slopes = drawn[:features] / scale[:, np.newaxis]
-        shifts = drawn[features] - mean @ slopes if fit_intercept else np.zeros(draws)
-        directions, offsets = np.hstack([directions, slopes]), np.append(offsets, shifts)
-        heights = np.asarray(X @ directions) + offsets
-        kept = _distinct(heights >= 0)[:count]
-        directions, offsets, heights = directions[:, kept], offsets[kept], heights[:, kept]
-        if len(kept) == count or 0 < len(kept) == before:
+        directions, offsets = np.zeros((n_features, 1)), np.ones(1)
+    n_draws = max(n_gates, MIN_DRAWS)
+    for _ in range(MAX_ROUNDS):
+        n_gates_before = len(offsets)
+        normals = random_state.standard_normal((n_features + fit_intercept, n_draws))
+        new_directions = normals[:n_features] / scale[:, np.newaxis]
+        new_offsets = normals[n_features] - mean @ new_directions if fit_intercept else np.zeros(n_draws)
+        directions, offsets = np.hstack([directions, new_directions]), np.append(offsets, new_offsets)
+        pre_activations = np.asarray(X @ directions) + offsets
+        distinct_indices = _distinct_pattern_indices(pre_activations >= 0)[:n_gates]
+        directions, offsets, pre_activations = (
+            directions[:, distinct_indices],
+            offsets[distinct_indices],
+            pre_activations[:, distinct_indices],
+        )
+        if len(distinct_indices) == n_gates or 0 < len(distinct_indices) == n_gates_before:
             break
-    return Gates(directions, offsets, heights >= 0, np.abs(heights))
+    return ActivationGates(directions, offsets, pre_activations >= 0, np.abs(pre_activations))
 
 
-def _distinct(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+def _distinct_pattern_indices(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
     """Indices of the first column of each pattern that lets a sample pass, in order."""
-    packed = np.packbits(patterns, axis=0)
-    _, first = np.unique(packed, axis=1, return_index=True)
-    return np.asarray(np.sort(first[patterns[:, first].any(axis=0)]))
+    packed_patterns = np.packbits(patterns, axis=0)
+    _, first_indices = np.unique(packed_patterns, axis=1, return_index=True)
+    return np.asarray(np.sort(first_indices[patterns[:, first_indices].any(axis=0)]))
 
 
-class GatedOperator(MatrixOperator):
+class GatedOperator(RealMatrixOperator):
     """[D_1 A, ..., D_P A] with D_i = diag(pattern i), by products with A alone: one of P times the columns.
 
     Columns are ordered by those of A first, by gates second.
@@ -64,16 +71,16 @@ class GatedOperator(MatrixOperator):
 
     def __init__(self, operator: Any, patterns: npt.ArrayLike) -> None:
         self._operator, self._patterns = operator, np.asarray(patterns, dtype=np.float64)
-        samples, features = operator.shape
-        super().__init__(np.float64, (samples, features * self._patterns.shape[1]))
+        n_samples, n_features = operator.shape
+        super().__init__(np.float64, (n_samples, n_features * self._patterns.shape[1]))
 
     def _matmat(self, V: Floats) -> Floats:
-        samples, features = self._operator.shape
-        passed = self._operator.matmat(np.reshape(V, (features, -1)))
-        passed = np.reshape(passed, (samples, self._patterns.shape[1], -1))
-        return np.asarray(np.einsum("sg,sgo->so", self._patterns, passed))
+        n_samples, n_features = self._operator.shape
+        products = self._operator.matmat(np.reshape(V, (n_features, -1)))
+        products = np.reshape(products, (n_samples, self._patterns.shape[1], -1))
+        return np.asarray(np.einsum("sg,sgo->so", self._patterns, products))
 
     def _rmatmat(self, U: Floats) -> Floats:
-        held = self._patterns[:, :, np.newaxis] * U[:, np.newaxis, :]
-        product = self._operator.rmatmat(held.reshape(len(U), -1))
+        gated = self._patterns[:, :, np.newaxis] * U[:, np.newaxis, :]
+        product = self._operator.rmatmat(gated.reshape(len(U), -1))
         return np.reshape(product, (-1, U.shape[1]))

@@ -8,35 +8,44 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Floats
-from polarmap.models.coded_model import CodedModel
+from polarmap.models.coded_estimator import CodedEstimator
 from polarmap.models.losses import WeightedLoss
 from polarmap.models.proximal_gradient import Solution
 
 
-class LinearPredictorModel(CodedModel):
-    """A model that minimizes a loss of the linear predictor plus a penalty: `_minimizer` says how."""
+class LinearPredictorEstimator(CodedEstimator):
+    """A model that minimizes a loss of the linear predictor plus a penalty: `_make_solver` says how."""
 
-    _penalizes_squares = True
+    _is_l2_penalty = True
 
-    def _coefficients(self, X: Any, loss: WeightedLoss, penalty: float) -> tuple[Floats, Floats]:
+    def _fit_coefficients(self, X: Any, loss: WeightedLoss, penalty_strength: float) -> tuple[Floats, Floats]:
         """Coefficients (outputs, features) and intercepts (outputs,) for a loss with weights of sum 1."""
         curvature = loss.null_curvature()
-        ridge = penalty if self._penalizes_squares else 0.0
-        unit = 1.0 / np.sqrt(curvature)
-        coded, operator, mean, scale = self._scaled_operator(
-            X, loss.weights[:, 0], ridge, curvature, unit=unit if self.fit_intercept else None
+        ridge_penalty = penalty_strength if self._is_l2_penalty else 0.0
+        intercept_scaling = 1.0 / np.sqrt(curvature)
+        coded_operator, operator, mean, scale = self._make_standardized_operator(
+            X,
+            loss.weights[:, 0],
+            ridge_penalty,
+            curvature,
+            intercept_scaling=intercept_scaling if self.fit_intercept else None,
         )
         start = np.zeros((len(scale), loss.shape[1]))
-        strengths = penalty * (scale**2 if self._penalizes_squares else scale)
+        penalty_strengths = penalty_strength * (scale**2 if self._is_l2_penalty else scale)
         if self.fit_intercept:
-            start, strengths = np.vstack([start, loss.null_predictor() / unit]), np.append(strengths, 0.0)
-        with coded:
-            V = self._solution(coded, self._minimizer(operator, loss, strengths, start))
-        coef = (V[: len(scale)] * scale[:, np.newaxis]).T
-        return coef, (unit * V[-1] if self.fit_intercept else 0.0) - coef @ mean
+            start, penalty_strengths = (
+                np.vstack([start, loss.null_predictor() / intercept_scaling]),
+                np.append(penalty_strengths, 0.0),
+            )
+        with coded_operator:
+            solution = self._minimize(
+                coded_operator, self._make_solver(operator, loss, penalty_strengths, start)
+            )
+        coef = (solution[: len(scale)] * scale[:, np.newaxis]).T
+        return coef, (intercept_scaling * solution[-1] if self.fit_intercept else 0.0) - coef @ mean
 
-    def _minimizer(
-        self, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    def _make_solver(
+        self, operator: Any, loss: WeightedLoss, penalty_strengths: Floats, start: Floats
     ) -> Callable[..., Solution]:
-        """What `_solution` takes, for the loss of operator V plus the penalty of each row of V."""
+        """What `_minimize` takes, for the loss of operator V plus the penalty of each row of V."""
         raise NotImplementedError

@@ -9,13 +9,13 @@ import numpy as np
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedModel, CodedRegressor
-from polarmap.models.fit_progress import FitProgress
-from polarmap.models.krylov import AugmentedOperator, solve_least_squares
+from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
+from polarmap.models.iteration_log import IterationLog
+from polarmap.models.krylov_solvers import AugmentedOperator, solve_least_squares
 
 
 @dataclass(eq=False, repr=False)
-class Ridge(CodedRegressor, CodedModel):
+class Ridge(CodedRegressorMixin, CodedEstimator):
     """Least squares with an L2 penalty: min |y - X w - c|^2 + alpha |w|^2, as sklearn's Ridge.
 
     Parameters
@@ -68,42 +68,52 @@ class Ridge(CodedRegressor, CodedModel):
     tol: float = 1e-12
     max_iter: int = 1000
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        self._check_numbers(alpha=0.0)
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._check_lower_bounds(alpha=0.0)
         self._check_choice("solver", ("lsqr", "lsmr", "cg"))
 
-    def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
-        samples, unknowns = X.shape[0], X.shape[1] + bool(self.fit_intercept)
-        if self.alpha == 0 and samples < unknowns:
+    def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
+        n_samples, n_unknowns = X.shape[0], X.shape[1] + bool(self.fit_intercept)
+        if self.alpha == 0 and n_samples < n_unknowns:
             raise ModelError(
-                f"n_samples = {samples} cannot determine {unknowns} coefficients: the system is "
+                f"n_samples = {n_samples} cannot determine {n_unknowns} coefficients: the system is "
                 "singular; use more samples, or Ridge(alpha=...) with alpha > 0"
             )
-        shares, root = weights / weights.sum(), np.sqrt(weights)
-        coded, A, mean, scale = self._scaled_operator(X, shares, self.alpha / weights.sum(), root=root)
+        normalized_weight, sqrt_weight = sample_weight / sample_weight.sum(), np.sqrt(sample_weight)
+        coded_operator, A, mean, scale = self._make_standardized_operator(
+            X, normalized_weight, self.alpha / sample_weight.sum(), sqrt_weight=sqrt_weight
+        )
         targets = y.reshape(len(y), -1)
-        centre = shares @ targets if self.fit_intercept else np.zeros(targets.shape[1])
-        with coded:
+        target_mean = normalized_weight @ targets if self.fit_intercept else np.zeros(targets.shape[1])
+        with coded_operator:
             system = AugmentedOperator(A, np.sqrt(self.alpha) * scale)
-            solved = [
-                solve_least_squares(self, system, target, FitProgress(name, coded, self.verbose))
-                for name, target in zip(
-                    self._names(targets.shape[1]), ((targets - centre) * root[:, np.newaxis]).T
+            solutions = [
+                solve_least_squares(self, system, target, IterationLog(label, coded_operator, self.verbose))
+                for label, target in zip(
+                    self._iteration_log_labels(targets.shape[1]),
+                    ((targets - target_mean) * sqrt_weight[:, np.newaxis]).T,
                 )
             ]
-            self.report_ = coded.report
-        coef = np.stack([v for v, _ in solved]) * scale
-        intercept, n_iter = centre - coef @ mean, np.array([n for _, n in solved])
-        single = y.ndim == 1
-        self.coef_ = coef[0] if single else coef
-        self.intercept_ = float(intercept[0]) if single else intercept
-        self.n_iter_ = int(n_iter[0]) if single else n_iter
+            self.report_ = coded_operator.report
+        coef = np.stack([v for v, _ in solutions]) * scale
+        intercept, n_iter = (
+            target_mean - coef @ mean,
+            np.array([n_target_iter for _, n_target_iter in solutions]),
+        )
+        is_single_target = y.ndim == 1
+        self.coef_ = coef[0] if is_single_target else coef
+        self.intercept_ = float(intercept[0]) if is_single_target else intercept
+        self.n_iter_ = int(n_iter[0]) if is_single_target else n_iter
 
-    def _names(self, targets: int) -> list[str]:
+    def _iteration_log_labels(self, n_targets: int) -> list[str]:
         """Names of the fits of each target, for lines of progress."""
-        name = type(self).__name__
-        return [name] if targets == 1 else [f"{name}, target {i + 1} of {targets}" for i in range(targets)]
+        class_name = type(self).__name__
+        return (
+            [class_name]
+            if n_targets == 1
+            else [f"{class_name}, target {i + 1} of {n_targets}" for i in range(n_targets)]
+        )
 
 
 @dataclass(eq=False, repr=False)

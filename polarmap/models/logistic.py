@@ -8,31 +8,33 @@ from typing import Any
 import numpy as np
 
 from polarmap.dtypes import Array, Floats
-from polarmap.models.coded_model import ProbabilisticClassifier
+from polarmap.models.coded_estimator import ProbabilisticClassifierMixin
 from polarmap.models.losses import WeightedLoss
-from polarmap.models.penalized_loss import SmoothModel
+from polarmap.models.penalized_loss import SmoothEstimator
 
 
 @dataclass(eq=False, repr=False)
-class LogisticModel(ProbabilisticClassifier):
-    """C sum_i loss_i plus a penalty: before a `LinearPredictorModel`, which says which."""
+class LogisticMixin(ProbabilisticClassifierMixin):
+    """C sum_i loss_i plus a penalty: before a `LinearPredictorEstimator`, which says which."""
 
     C: float = 1.0
     _: KW_ONLY
     class_weight: Any = None
 
-    def _check_options(self) -> None:
+    def _check_parameters(self) -> None:
         super()._check_options()
-        self._check_numbers(C=np.finfo(np.float64).tiny)
+        self._check_lower_bounds(C=np.finfo(np.float64).tiny)
 
-    def _fit_classes(self, X: Any, outputs: Floats, codes: Array, weights: Floats) -> None:
-        weights = weights * self._class_weights(codes, weights)[codes]
-        loss = WeightedLoss(self._family(), outputs, weights / weights.sum())
-        self.coef_, self.intercept_ = self._coefficients(X, loss, 1.0 / (self.C * weights.sum()))
+    def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
+        sample_weight = (
+            sample_weight * self._compute_class_weights(class_indices, sample_weight)[class_indices]
+        )
+        loss = WeightedLoss(self._loss_family(), indicators, sample_weight / sample_weight.sum())
+        self.coef_, self.intercept_ = self._coefficients(X, loss, 1.0 / (self.C * sample_weight.sum()))
 
 
 @dataclass(eq=False, repr=False)
-class LogisticRegression(LogisticModel, SmoothModel):
+class LogisticRegression(LogisticMixin, SmoothEstimator):
     """Logistic regression with an L2 penalty, binary or multinomial, as sklearn's.
 
     Minimizes C sum_i loss_i + |w|^2 / 2.
@@ -61,7 +63,7 @@ class LogisticRegression(LogisticModel, SmoothModel):
     intercept_ : (1,) or (classes,)
     objective_ : float
         Of the mean loss plus |w|^2 / (2 C sum of weights).
-    gradient_map_ : float
+    optimality_ : float
         Norm of its gradient for scaled features.
     n_iter_ : int
     report_ : Report

@@ -13,9 +13,9 @@ from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
 # Beyond, exp is continued by its tangent: a line search that overshoots must not meet inf.
-LARGEST_EXPONENT = 300.0
-NEWTON_STEPS, HALVINGS = 100, 40  # of the best intercept
-ROUNDED = 8 * FLOAT64_EPS
+MAX_EXPONENT = 300.0
+MAX_NEWTON_STEPS, MAX_BACKTRACKS = 100, 40  # of the best intercept
+GRADIENT_TOL = 8 * FLOAT64_EPS
 
 
 # A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
@@ -25,14 +25,14 @@ ROUNDED = 8 * FLOAT64_EPS
 # <u, eta> - value(eta), of each number or sample, for a u between 0 and a gradient.
 
 
-class Gaussian:
+class GaussianFamily:
     """|eta - y|^2 / 2.
 
-    >>> Gaussian().value(np.zeros((1, 2)), np.array([[1.0, 2.0]])).tolist()
+    >>> GaussianFamily().value(np.zeros((1, 2)), np.array([[1.0, 2.0]])).tolist()
     [[0.5, 2.0]]
     """
 
-    largest_curvature = 1.0
+    max_curvature = 1.0
 
     def value(self, eta: Floats, y: Floats) -> Floats:
         return np.asarray((eta - y) ** 2 / 2)
@@ -43,21 +43,21 @@ class Gaussian:
     def link(self, mean: Floats) -> Floats:
         return mean
 
-    def curvature(self, mean: Floats, direction: Floats) -> Floats:
+    def hessian_product(self, mean: Floats, direction: Floats) -> Floats:
         return direction
 
-    def conjugate(self, u: Floats, y: Floats) -> Floats:
-        return u**2 / 2 + u * y
+    def conjugate(self, dual: Floats, y: Floats) -> Floats:
+        return dual**2 / 2 + dual * y
 
 
-class Bernoulli:
+class BernoulliFamily:
     """log(1 + exp(eta)) - y eta, with y 0 or 1.
 
-    >>> Bernoulli().value(np.zeros((1, 2)), np.ones((1, 2))).round(6).tolist()
+    >>> BernoulliFamily().value(np.zeros((1, 2)), np.ones((1, 2))).round(6).tolist()
     [[0.693147, 0.693147]]
     """
 
-    largest_curvature = 0.25
+    max_curvature = 0.25
 
     def value(self, eta: Floats, y: Floats) -> Floats:
         return np.asarray(np.logaddexp(0.0, eta) - y * eta)
@@ -68,22 +68,22 @@ class Bernoulli:
     def link(self, mean: Floats) -> Floats:
         return np.asarray(np.log(mean) - np.log1p(-mean))
 
-    def curvature(self, mean: Floats, direction: Floats) -> Floats:
+    def hessian_product(self, mean: Floats, direction: Floats) -> Floats:
         return mean * (1.0 - mean) * direction
 
-    def conjugate(self, u: Floats, y: Floats) -> Floats:
-        mean = np.clip(y + u, 0.0, 1.0)
+    def conjugate(self, dual: Floats, y: Floats) -> Floats:
+        mean = np.clip(y + dual, 0.0, 1.0)
         return np.asarray(xlogy(mean, mean) + xlogy(1 - mean, 1 - mean))
 
 
-class Multinomial:
+class MultinomialFamily:
     """log(sum(exp(eta))) - y eta: a column for each class, y one of them; softmax of all columns.
 
-    >>> Multinomial().mean(np.zeros((1, 4))).tolist()
+    >>> MultinomialFamily().mean(np.zeros((1, 4))).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
 
-    largest_curvature = 0.5
+    max_curvature = 0.5
 
     def value(self, eta: Floats, y: Floats) -> Floats:
         return np.asarray(logsumexp(eta, axis=1, keepdims=True) - np.sum(y * eta, axis=1, keepdims=True))
@@ -95,48 +95,48 @@ class Multinomial:
         logs = np.log(mean)
         return np.asarray(logs - logs.mean())
 
-    def curvature(self, mean: Floats, direction: Floats) -> Floats:
+    def hessian_product(self, mean: Floats, direction: Floats) -> Floats:
         return np.asarray(mean * (direction - np.sum(mean * direction, axis=1, keepdims=True)))
 
-    def conjugate(self, u: Floats, y: Floats) -> Floats:
-        mean = np.maximum(y + u, 0.0)
+    def conjugate(self, dual: Floats, y: Floats) -> Floats:
+        mean = np.maximum(y + dual, 0.0)
         return np.asarray(xlogy(mean, mean))
 
 
-class Poisson:
+class PoissonFamily:
     """exp(eta) - y eta, with counts y >= 0.
 
-    >>> Poisson().mean(np.array([[0.0]])).tolist()
+    >>> PoissonFamily().mean(np.array([[0.0]])).tolist()
     [[1.0]]
     """
 
-    largest_curvature = math.inf
+    max_curvature = math.inf
 
     def value(self, eta: Floats, y: Floats) -> Floats:
-        over = np.maximum(eta - LARGEST_EXPONENT, 0.0)
-        return self.mean(eta) * (1.0 + over) - y * eta
+        excess = np.maximum(eta - MAX_EXPONENT, 0.0)
+        return self.mean(eta) * (1.0 + excess) - y * eta
 
     def mean(self, eta: Floats) -> Floats:
-        return np.asarray(np.exp(np.minimum(eta, LARGEST_EXPONENT)))
+        return np.asarray(np.exp(np.minimum(eta, MAX_EXPONENT)))
 
     def link(self, mean: Floats) -> Floats:
         return np.asarray(np.log(mean))
 
-    def curvature(self, mean: Floats, direction: Floats) -> Floats:
+    def hessian_product(self, mean: Floats, direction: Floats) -> Floats:
         return mean * direction
 
-    def conjugate(self, u: Floats, y: Floats) -> Floats:
-        mean = np.maximum(y + u, 0.0)
+    def conjugate(self, dual: Floats, y: Floats) -> Floats:
+        mean = np.maximum(y + dual, 0.0)
         return np.asarray(xlogy(mean, mean) - mean)
 
 
-Family = Gaussian | Bernoulli | Multinomial | Poisson
+LossFamily = GaussianFamily | BernoulliFamily | MultinomialFamily | PoissonFamily
 
 
 class WeightedLoss:
     """sum_i weights_i loss(eta_i, y_i), for y and eta (samples,) or (samples, outputs), weights positive."""
 
-    def __init__(self, family: Family, y: Floats, weights: Floats) -> None:
+    def __init__(self, family: LossFamily, y: Floats, weights: Floats) -> None:
         self.family, self.y, self.shape = family, y, y.shape
         self.weights = weights if y.ndim == 1 else weights[:, np.newaxis]
 
@@ -150,11 +150,11 @@ class WeightedLoss:
 
     def hessian_product(self, eta: Floats, direction: Floats) -> Floats:
         """The product of the Hessian at eta and a direction of its shape."""
-        return np.asarray(self.weights * self.family.curvature(self.family.mean(eta), direction))
+        return np.asarray(self.weights * self.family.hessian_product(self.family.mean(eta), direction))
 
-    def _conjugate(self, u: Floats) -> float:
+    def _conjugate(self, dual: Floats) -> float:
         """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
-        return float(np.sum(self.weights * self.family.conjugate(u / self.weights, self.y)))
+        return float(np.sum(self.weights * self.family.conjugate(dual / self.weights, self.y)))
 
     def null_predictor(self) -> Floats:
         """The eta (outputs,) that fits best without any feature."""
@@ -163,8 +163,15 @@ class WeightedLoss:
     def null_curvature(self) -> float:
         """Mean curvature of a sample's loss in the model without features: by it coefficients are scaled."""
         mean = self.family.mean(self.null_predictor()[np.newaxis])
-        units = np.eye(mean.shape[1])
-        return float(np.mean([self.family.curvature(mean, unit[np.newaxis])[0] @ unit for unit in units]))
+        unit_vectors = np.eye(mean.shape[1])
+        return float(
+            np.mean(
+                [
+                    self.family.hessian_product(mean, unit_vector[np.newaxis])[0] @ unit_vector
+                    for unit_vector in unit_vectors
+                ]
+            )
+        )
 
 
 class SquaredLoss(WeightedLoss):
@@ -184,8 +191,8 @@ class SquaredLoss(WeightedLoss):
     """
 
     def __init__(self, y: Any, weights: Any = None) -> None:
-        y = _checked_targets(y)
-        super().__init__(Gaussian(), y, _checked_weights(weights, len(y)))
+        y = _check_targets(y)
+        super().__init__(GaussianFamily(), y, _check_weights(weights, len(y)))
 
     conjugate = WeightedLoss._conjugate
 
@@ -208,121 +215,139 @@ class LogisticLoss(WeightedLoss):
     """
 
     def __init__(self, y: Any, weights: Any = None) -> None:
-        y = _checked_targets(y)
+        y = _check_targets(y)
         if not np.isin(y, (0.0, 1.0)).all() or (y.ndim == 2 and (y.sum(axis=1) != 1).any()):
             raise ModelError("y must hold 0 and 1 only, with one 1 in each row if it has several columns")
-        family: Family = Bernoulli() if y.ndim == 1 else Multinomial()
-        super().__init__(family, y, _checked_weights(weights, len(y)))
+        family: LossFamily = BernoulliFamily() if y.ndim == 1 else MultinomialFamily()
+        super().__init__(family, y, _check_weights(weights, len(y)))
 
 
-def _checked_targets(y: Any) -> Floats:
+def _check_targets(y: Any) -> Floats:
     """y as floats of one dimension or two."""
-    found = np.asarray(y, dtype=np.float64)
-    if found.ndim not in (1, 2) or not np.isfinite(found).all():
-        raise ModelError(f"y must be finite, (samples,) or (samples, outputs), not of shape {found.shape}")
-    return found
+    targets = np.asarray(y, dtype=np.float64)
+    if targets.ndim not in (1, 2) or not np.isfinite(targets).all():
+        raise ModelError(f"y must be finite, (samples,) or (samples, outputs), not of shape {targets.shape}")
+    return targets
 
 
-def _checked_weights(weights: Any, samples: int) -> Floats:
+def _check_weights(weights: Any, n_samples: int) -> Floats:
     """A weight for each sample."""
-    found = np.ones(samples) if weights is None else np.asarray(weights, dtype=np.float64)
-    if found.shape != (samples,):
-        raise ModelError(f"weights must be of shape {(samples,)}, one a sample, not {found.shape}")
-    if not (found > 0).all() or not np.isfinite(found).all():
+    checked = np.ones(n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
+    if checked.shape != (n_samples,):
+        raise ModelError(f"weights must be of shape {(n_samples,)}, one a sample, not {checked.shape}")
+    if not (checked > 0).all() or not np.isfinite(checked).all():
         raise ModelError("weights must be finite and positive: leave out samples whose weight is 0")
-    return found
+    return checked
 
 
-class OutputLoss(WeightedLoss):
+class ProfiledLoss(WeightedLoss):
     """min over c of sum_i weights_i loss(eta_i + c, y_i): smooth and convex in eta, as the loss is.
 
     Of bounded curvature; weights of sum 1; without `fit_intercept` c is 0.
 
-    >>> loss = OutputLoss(Gaussian(), np.array([[1.0], [3.0]]), np.full(2, 0.5), True)
-    >>> loss.value(np.zeros((2, 1))), loss.intercept(np.zeros((2, 1))).tolist()
+    >>> loss = ProfiledLoss(GaussianFamily(), np.array([[1.0], [3.0]]), np.full(2, 0.5), True)
+    >>> loss.value(np.zeros((2, 1))), loss.optimal_intercept(np.zeros((2, 1))).tolist()
     (0.5, [2.0])
     """
 
-    def __init__(self, family: Family, y: Floats, weights: Floats, fit_intercept: bool) -> None:
+    def __init__(self, family: LossFamily, y: Floats, weights: Floats, fit_intercept: bool) -> None:
         super().__init__(family, y, weights)
         self.fit_intercept = fit_intercept
-        self.null: Floats = self.null_predictor() if fit_intercept else np.zeros(y.shape[1])
-        self._last: tuple[Floats | None, Floats] = None, self.null
+        self.null_intercept: Floats = self.null_predictor() if fit_intercept else np.zeros(y.shape[1])
+        self._cached_intercept: tuple[Floats | None, Floats] = None, self.null_intercept
 
     def value(self, eta: Floats) -> float:
         """At the outputs eta, before the intercept."""
-        return super().value(eta + self.intercept(eta))
+        return super().value(eta + self.optimal_intercept(eta))
 
     def gradient(self, eta: Floats) -> Floats:
         """With respect to eta; each column adds up to 0 with an intercept."""
-        return super().gradient(eta + self.intercept(eta))
+        return super().gradient(eta + self.optimal_intercept(eta))
 
     conjugate = WeightedLoss._conjugate
 
     @property
     def has_separate_outputs(self) -> bool:
         """Whether the loss is a sum over outputs: a softmax of several is not."""
-        return self.shape[1] == 1 or not isinstance(self.family, Multinomial)
+        return self.shape[1] == 1 or not isinstance(self.family, MultinomialFamily)
 
-    def hessian(self, eta: Floats) -> Callable[[Floats], Floats]:
+    def make_hessian_product(self, eta: Floats) -> Callable[[Floats], Floats]:
         """Its product with a direction, which the intercept follows."""
-        mean = self.family.mean(eta + self.intercept(eta))
-        moved = np.linalg.pinv(self._intercept_hessian(mean)) if self.fit_intercept else None
+        mean = self.family.mean(eta + self.optimal_intercept(eta))
+        inverse_intercept_hessian = (
+            np.linalg.pinv(self._intercept_hessian(mean)) if self.fit_intercept else None
+        )
 
-        def product(direction: Floats) -> Floats:
-            if moved is not None:
-                change = np.sum(self.weights * self.family.curvature(mean, direction), axis=0)
-                direction = direction - moved @ change
-            return np.asarray(self.weights * self.family.curvature(mean, direction))
+        def multiply(direction: Floats) -> Floats:
+            if inverse_intercept_hessian is not None:
+                intercept_gradient = np.sum(
+                    self.weights * self.family.hessian_product(mean, direction), axis=0
+                )
+                direction = direction - inverse_intercept_hessian @ intercept_gradient
+            return np.asarray(self.weights * self.family.hessian_product(mean, direction))
 
-        return product
+        return multiply
 
-    def curvatures(self, eta: Floats) -> Floats:
+    def hessian_diagonal(self, eta: Floats) -> Floats:
         """Of each sample and output alone, where the intercept stays: the diagonal of the Hessian."""
-        mean = self.family.mean(eta + self.intercept(eta))
-        units = np.eye(mean.shape[1])
-        along = [self.family.curvature(mean, np.broadcast_to(unit, mean.shape)) @ unit for unit in units]
-        return np.asarray(self.weights * np.stack(along, axis=1))
+        mean = self.family.mean(eta + self.optimal_intercept(eta))
+        unit_vectors = np.eye(mean.shape[1])
+        diagonal = [
+            self.family.hessian_product(mean, np.broadcast_to(unit_vector, mean.shape)) @ unit_vector
+            for unit_vector in unit_vectors
+        ]
+        return np.asarray(self.weights * np.stack(diagonal, axis=1))
 
     def _intercept_hessian(self, mean: Floats) -> Floats:
         """Second derivatives by the intercept: (outputs, outputs)."""
-        units = [np.broadcast_to(unit, mean.shape) for unit in np.eye(mean.shape[1])]
-        return np.stack([np.sum(self.weights * self.family.curvature(mean, unit), axis=0) for unit in units])
+        unit_vectors = [np.broadcast_to(unit_vector, mean.shape) for unit_vector in np.eye(mean.shape[1])]
+        return np.stack(
+            [
+                np.sum(self.weights * self.family.hessian_product(mean, unit_vector), axis=0)
+                for unit_vector in unit_vectors
+            ]
+        )
 
-    def intercept(self, eta: Floats) -> Floats:
+    def optimal_intercept(self, eta: Floats) -> Floats:
         """The c (outputs,) that fits best, by Newton's method from the last one."""
         if not self.fit_intercept:
-            return self.null
-        if isinstance(self.family, Gaussian):
+            return self.null_intercept
+        if isinstance(self.family, GaussianFamily):
             return np.asarray(np.sum(self.weights * (self.y - eta), axis=0))
-        known, c = self._last
-        if eta is known:
-            return c
-        reach = 1.0 + float(np.ptp(eta))
-        for _ in range(NEWTON_STEPS):
-            mean = self.family.mean(eta + c)
-            slope = np.sum(self.weights * (mean - self.y), axis=0)
-            if np.abs(slope).max() <= ROUNDED:  # means are 1 at most
+        cached_eta, intercept = self._cached_intercept
+        if eta is cached_eta:
+            return intercept
+        max_norm = 1.0 + float(np.ptp(eta))
+        for _ in range(MAX_NEWTON_STEPS):
+            mean = self.family.mean(eta + intercept)
+            gradient = np.sum(self.weights * (mean - self.y), axis=0)
+            if np.abs(gradient).max() <= GRADIENT_TOL:  # means are 1 at most
                 break
-            step = self._newton_step(mean, slope, reach)
-            taken = self._shortened(eta, c, step, float(slope @ step))
-            if taken is None:
+            step = self._intercept_newton_step(mean, gradient, max_norm)
+            shortened = self._backtrack(eta, intercept, step, float(gradient @ step))
+            if shortened is None:
                 break
-            c = taken - taken.mean() if len(taken) > 1 else taken  # a softmax is the same for all shifts
-        self._last = eta, c
-        return c
+            intercept = (
+                shortened - shortened.mean() if len(shortened) > 1 else shortened
+            )  # a softmax is the same for all shifts
+        self._cached_intercept = eta, intercept
+        return intercept
 
-    def _newton_step(self, mean: Floats, slope: Floats, reach: float) -> Floats:
-        """No longer than `reach`, by a ridge that vanishes with the slope: a softmax has a flat direction."""
-        ridge = float(np.linalg.norm(slope)) / reach
-        return np.asarray(-np.linalg.solve(self._intercept_hessian(mean) + ridge * np.eye(len(slope)), slope))
+    def _intercept_newton_step(self, mean: Floats, gradient: Floats, max_norm: float) -> Floats:
+        """No longer than `max_norm`, by a ridge that vanishes with the slope: a softmax has a flat
+        direction.
+        """
+        ridge = float(np.linalg.norm(gradient)) / max_norm
+        return np.asarray(
+            -np.linalg.solve(self._intercept_hessian(mean) + ridge * np.eye(len(gradient)), gradient)
+        )
 
-    def _shortened(self, eta: Floats, c: Floats, step: Floats, slope: float) -> Floats | None:
+    def _backtrack(self, eta: Floats, intercept: Floats, step: Floats, slope: float) -> Floats | None:
         """c after as much of a step as lessens the loss; None where no digit of it can be lessened."""
-        before = super().value(eta + c)
-        for halving in range(HALVINGS):
-            length = 0.5**halving
-            after = super().value(eta + c + length * step)
-            if after <= before + 1e-4 * length * slope + 4 * FLOAT64_EPS * abs(before):
-                return np.asarray(c + length * step)
+        loss_before = super().value(eta + intercept)
+        for n_halvings in range(MAX_BACKTRACKS):
+            step_length = 0.5**n_halvings
+            loss_after = super().value(eta + intercept + step_length * step)
+            if loss_after <= loss_before + 1e-4 * step_length * slope + 4 * FLOAT64_EPS * abs(loss_before):
+                return np.asarray(intercept + step_length * step)
         return None

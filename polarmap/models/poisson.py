@@ -11,12 +11,12 @@ from sklearn.utils.validation import validate_data
 
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.losses import Poisson, WeightedLoss
-from polarmap.models.penalized_loss import SmoothModel
+from polarmap.models.losses import PoissonFamily, WeightedLoss
+from polarmap.models.penalized_loss import SmoothEstimator
 
 
 @dataclass(eq=False, repr=False)
-class PoissonRegression(RegressorMixin, SmoothModel):  # type: ignore[misc]
+class PoissonRegression(RegressorMixin, SmoothEstimator):  # type: ignore[misc]
     """Poisson regression with a log link and an L2 penalty, as sklearn's PoissonRegressor.
 
     Minimizes mean_i(exp(eta_i) - y_i eta_i) + alpha |w|^2 / 2 with eta = X w + c. Counts need not be whole.
@@ -32,7 +32,7 @@ class PoissonRegression(RegressorMixin, SmoothModel):  # type: ignore[misc]
     ----------
     coef_ : (features,)
     intercept_ : float
-    objective_, gradient_map_ : float
+    objective_, optimality_ : float
         What was minimized, and the norm of its gradient for scaled features.
     n_iter_ : int
     report_ : Report
@@ -50,27 +50,27 @@ class PoissonRegression(RegressorMixin, SmoothModel):  # type: ignore[misc]
 
     alpha: float = 1.0
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        self._check_numbers(alpha=0.0)
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._check_lower_bounds(alpha=0.0)
 
-    def _checked_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
+    def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         if (y < 0).any():
             raise ModelError(f"y holds {int((y < 0).sum())} negative counts, the lowest {y.min():g}")
         return X, y
 
-    def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
+    def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
         if not y.any():
             raise ModelError("y holds zero counts only: their logarithm has no finite fit")
-        loss = WeightedLoss(Poisson(), y.reshape(-1, 1), weights / weights.sum())
-        coef, intercept = self._coefficients(X, loss, float(self.alpha))
+        loss = WeightedLoss(PoissonFamily(), y.reshape(-1, 1), sample_weight / sample_weight.sum())
+        coef, intercept = self._fit_coefficients(X, loss, float(self.alpha))
         self.coef_, self.intercept_ = coef[0], float(intercept[0])
 
     def predict(self, X: Any) -> Floats:
         """Expected counts."""
-        return np.exp(self._linear(X))
+        return np.exp(self._predict_outputs(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """D^2, the share of the deviance explained, as sklearn's PoissonRegressor."""

@@ -10,7 +10,7 @@ from polarmap.clouds.extras import needed_by
 from polarmap.dtypes import FLOAT64_EPS
 from polarmap.errors import ModelError
 
-BISECTIONS = 1000  # at most: enough for any float64
+MAX_BISECTIONS = 1000  # at most: enough for any float64
 
 
 def simplex(size: int, total: float = 1.0) -> Any:
@@ -24,7 +24,7 @@ def simplex(size: int, total: float = 1.0) -> Any:
     _check_sizes(size, total=total)
     with needed_by("simplex", "pyproximal", "convex"):  # it takes half of what importing the models takes
         from pyproximal import Simplex
-    return Simplex(size, total, maxiter=BISECTIONS, xtol=FLOAT64_EPS * total)
+    return Simplex(size, total, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * total)
 
 
 def l1_ball(size: int, radius: float) -> Any:
@@ -38,12 +38,12 @@ def l1_ball(size: int, radius: float) -> Any:
     _check_sizes(size, radius=radius)
     with needed_by("l1_ball", "pyproximal", "convex"):
         from pyproximal import L1Ball
-    return L1Ball(size, radius, maxiter=BISECTIONS, xtol=FLOAT64_EPS * radius)
+    return L1Ball(size, radius, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * radius)
 
 
-def _check_sizes(size: int, **positive: float) -> None:
+def _check_sizes(size: int, **positive_values: float) -> None:
     if size != int(size) or size < 1:
         raise ModelError(f"size must be a whole number, 1 or more, not {size!r}")
-    for name, value in positive.items():
+    for name, value in positive_values.items():
         if not 0 < value < np.inf:
             raise ModelError(f"{name} must be a positive number, not {value!r}")

@@ -11,10 +11,10 @@ import numpy as np
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import ModelError
 
-LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more
-GROWTH = 1.2  # of the curvature, at least, where a step was too long
-ROUNDED = 1e-10  # relative to the loss: a smaller difference of values has too few digits
-STRAIGHT = 1e-3  # of eta: a step along which a loss is as good as quadratic
+GAP_INTERVAL = 10  # iterations, at whose end the gap is looked at, for one product more
+MIN_CURVATURE_GROWTH = 1.2  # of the curvature, at least, where a step was too long
+CANCELLATION_TOL = 1e-10  # relative to the loss: a smaller difference of values has too few digits
+PROBE_STEP = 1e-3  # of eta: a step along which a loss is as good as quadratic
 
 
 class Solution(NamedTuple):
@@ -25,9 +25,9 @@ class Solution(NamedTuple):
     x : (N,) or (N, outputs)
     objective : float
         loss(A x) + penalty(x).
-    gap : float or None
+    dual_gap : float or None
         The objective is at most that far above its minimum. None where loss or penalty has no conjugate.
-    gradient_map : float
+    optimality : float
         Norm of the gradient map L (x - prox(x - gradient / L)), 0 at a minimum.
     n_iter : int
     converged : bool
@@ -35,8 +35,8 @@ class Solution(NamedTuple):
 
     x: Floats
     objective: float
-    gap: float | None
-    gradient_map: float
+    dual_gap: float | None
+    optimality: float
     n_iter: int
     converged: bool
 
@@ -91,56 +91,58 @@ def fista(
     >>> found.x.round(6).tolist(), round(found.objective, 6), found.converged
     ([3.0, 0.0, 1.0, 0.0], 2.0, True)
     """
-    _check(penalty, loss, tol, max_iter)
-    problem = Problem(operator, loss, penalty)
-    return after_steps(FistaSteps(problem, problem.checked_start(start)), tol, max_iter, callback)
+    _check_fista_arguments(penalty, loss, tol, max_iter)
+    problem = CompositeProblem(operator, loss, penalty)
+    return run_solver(FistaSolver(problem, problem.check_start(start)), tol, max_iter, callback)
 
 
-def after_steps(
-    steps: Any, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
+def run_solver(
+    solver: Any, tol: float, max_iter: int, callback: Callable[[float, float], None] | None
 ) -> Solution:
     """What a method finds in `max_iter` steps, or as few as it takes; the callback is told of each."""
-    while steps.count < max_iter:
-        steps.step()
+    while solver.count < max_iter:
+        solver.step()
         if callback is not None:
-            callback(steps.objective, steps.map_norm)
-        if steps.has_converged(tol) or steps.is_stuck:
+            callback(solver.objective, solver.optimality)
+        if solver.has_converged(tol) or solver.has_stalled:
             break
-    found: Solution = steps.solution(tol)
-    return found
+    solution: Solution = solver.make_solution(tol)
+    return solution
 
 
-class Problem:
+class CompositeProblem:
     """loss(A x) + penalty(x), whose products with A are counted nowhere but in the operator."""
 
     def __init__(self, operator: Any, loss: Any, penalty: Any) -> None:
         self.operator, self.loss, self.penalty = operator, loss, penalty
-        self.has_gap = hasattr(loss, "conjugate") and hasattr(penalty, "conjugate")
+        self.has_dual_gap = hasattr(loss, "conjugate") and hasattr(penalty, "conjugate")
 
-    def checked_start(self, start: Any) -> Floats:
+    def check_start(self, start: Any) -> Floats:
         """A copy of the start as floats, or zeros."""
-        size = int(self.operator.shape[1])
-        x = np.zeros(size) if start is None else np.array(start, dtype=np.float64)
-        if x.ndim not in (1, 2) or len(x) != size:
-            raise ModelError(f"start must be of shape ({size},) or ({size}, outputs), not {x.shape}")
+        n_columns = int(self.operator.shape[1])
+        x = np.zeros(n_columns) if start is None else np.array(start, dtype=np.float64)
+        if x.ndim not in (1, 2) or len(x) != n_columns:
+            raise ModelError(
+                f"start must be of shape ({n_columns},) or ({n_columns}, outputs), not {x.shape}"
+            )
         return x
 
-    def forward(self, x: Floats) -> Floats:
+    def matmul(self, x: Floats) -> Floats:
         """A x, of the shape that the loss has; no product for zeros."""
         if not x.any():
             return np.zeros((int(self.operator.shape[0]), *x.shape[1:]))
         return np.asarray(self.operator.matvec(x) if x.ndim == 1 else self.operator.matmat(x))
 
-    def check_shape(self, eta: Floats) -> None:
+    def check_eta_shape(self, eta: Floats) -> None:
         """ModelError where y of the loss has another shape, which numpy may yet broadcast."""
-        shape = getattr(self.loss, "shape", eta.shape)
-        if shape != eta.shape:
+        loss_shape = getattr(self.loss, "shape", eta.shape)
+        if loss_shape != eta.shape:
             raise ModelError(
-                f"A x is of shape {eta.shape}, and y of the loss of shape {shape}: for an operator with "
+                f"A x is of shape {eta.shape}, and y of the loss of shape {loss_shape}: for an operator with "
                 f"{len(eta)} rows, y is ({len(eta)},); for several columns of y, start has as many"
             )
 
-    def backward(self, u: Floats) -> Floats:
+    def rmatmul(self, u: Floats) -> Floats:
         """A' u: the gradient, for that of the loss."""
         return np.asarray(self.operator.rmatvec(u) if u.ndim == 1 else self.operator.rmatmat(u))
 
@@ -150,142 +152,161 @@ class Problem:
 
     def objective(self, x: Floats, eta: Floats) -> float:
         """The objective at an x that comes from `prox`, by which constraints hold."""
-        return float(self.loss.value(eta)) + penalty_value(self.penalty, x.reshape(-1))
+        return float(self.loss.value(eta)) + evaluate_penalty(self.penalty, x.reshape(-1))
 
-    def gap(self, x: Floats, eta: Floats, u: Floats, gradient: Floats) -> float:
+    def dual_gap(self, x: Floats, eta: Floats, loss_gradient: Floats, gradient: Floats) -> float:
         """To the dual point in the direction of u, the gradient of the loss (Fenchel, Rockafellar)."""
-        v = -gradient.reshape(-1)
-        scale = float(self.penalty.dual_scale(v))
-        if scale == 0.0:
+        dual = -gradient.reshape(-1)
+        dual_scale = float(self.penalty.dual_scale(dual))
+        if dual_scale == 0.0:
             return math.inf
-        dual = float(self.loss.conjugate(scale * u)) + float(self.penalty.conjugate(scale * v))
-        return max(0.0, self.objective(x, eta) + dual)
+        dual_objective = float(self.loss.conjugate(dual_scale * loss_gradient)) + float(
+            self.penalty.conjugate(dual_scale * dual)
+        )
+        return max(0.0, self.objective(x, eta) + dual_objective)
 
 
-def penalty_value(penalty: Any, x: Floats) -> float:
+def evaluate_penalty(penalty: Any, x: Floats) -> float:
     """At an x that comes from `prox`: 0 for a constraint, which holds there."""
     value = penalty(x)
     return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
 
 
-class ProximalSteps:
+class ProximalSolver:
     """Where a method is that goes from x to the next x, and how far it has to go."""
 
-    look_every = 1  # iterations, at whose end the gap is looked at
+    gap_interval = 1  # iterations, at whose end the gap is looked at
 
-    def __init__(self, problem: Problem, x: Floats) -> None:
-        self.problem, self.x, self.count = problem, x, 0
-        self.eta = problem.forward(x)
-        problem.check_shape(self.eta)
-        self.curvature, self.largest_map, self.map_norm = 1.0, 0.0, math.inf
-        self._scale = abs(float(problem.loss.value(self.eta)))
-        self._derivatives: tuple[int, Floats, Floats] | None = None  # count, and what they are at x
-        self.is_stuck = False  # no step gets any closer
+    def __init__(self, problem: CompositeProblem, x: Floats) -> None:
+        self.problem, self.x, self.n_iter = problem, x, 0
+        self.eta = problem.matmul(x)
+        problem.check_eta_shape(self.eta)
+        self.curvature, self.max_optimality, self.optimality = 1.0, 0.0, math.inf
+        self._initial_loss = abs(float(problem.loss.value(self.eta)))
+        self._cached_gradients: tuple[int, Floats, Floats] | None = None  # count, and what they are at x
+        self.has_stalled = False  # no step gets any closer
 
     @property
     def objective(self) -> float:
         """Loss plus penalty where the iteration is."""
         return self.problem.objective(self.x, self.eta)
 
-    def derivatives(self) -> tuple[Floats, Floats]:
+    def gradients(self) -> tuple[Floats, Floats]:
         """Gradients of the loss at x with respect to eta and to x, by one product."""
-        if self._derivatives is None or self._derivatives[0] != self.count:
-            u = self.problem.loss.gradient(self.eta)
-            self._derivatives = self.count, u, self.problem.backward(u)
-        return self._derivatives[1:]
+        if self._cached_gradients is None or self._cached_gradients[0] != self.n_iter:
+            loss_gradient = self.problem.loss.gradient(self.eta)
+            self._cached_gradients = self.n_iter, loss_gradient, self.problem.rmatmul(loss_gradient)
+        return self._cached_gradients[1:]
 
-    def gradient_map(self) -> float:
+    def compute_optimality(self) -> float:
         """Its norm at x."""
-        mapped = self.problem.prox(self.x - self.derivatives()[1] / self.curvature, 1.0 / self.curvature)
-        return self.curvature * float(np.linalg.norm(self.x - mapped))
+        prox_point = self.problem.prox(self.x - self.gradients()[1] / self.curvature, 1.0 / self.curvature)
+        return self.curvature * float(np.linalg.norm(self.x - prox_point))
 
-    def gap(self) -> float:
+    def dual_gap(self) -> float:
         """At x; infinite where it is not known."""
-        return self.problem.gap(self.x, self.eta, *self.derivatives()) if self.problem.has_gap else math.inf
+        return (
+            self.problem.dual_gap(self.x, self.eta, *self.gradients())
+            if self.problem.has_dual_gap
+            else math.inf
+        )
 
     def has_converged(self, tol: float) -> bool:
         """By the gap where there is one; it is looked at where it may be small."""
-        is_flat = self.map_norm <= max(tol * self.largest_map, self._rounding_of_map())
-        if not self.problem.has_gap or (self.count % self.look_every and not is_flat):
-            return is_flat
-        gap, objective = self.gap(), abs(self.objective)
-        if gap == math.inf:
-            return is_flat
-        rounding = 16 * FLOAT64_EPS * max(self._scale, objective)
-        return gap <= tol * objective if tol * objective >= rounding else gap <= rounding and is_flat
+        is_stationary = self.optimality <= max(tol * self.max_optimality, self._optimality_rounding())
+        if not self.problem.has_dual_gap or (self.n_iter % self.gap_interval and not is_stationary):
+            return is_stationary
+        dual_gap, objective = self.dual_gap(), abs(self.objective)
+        if dual_gap == math.inf:
+            return is_stationary
+        rounding = 16 * FLOAT64_EPS * max(self._initial_loss, objective)
+        return (
+            dual_gap <= tol * objective
+            if tol * objective >= rounding
+            else dual_gap <= rounding and is_stationary
+        )
 
-    def _rounding_of_map(self) -> float:
+    def _optimality_rounding(self) -> float:
         """What is left of the gradient map where it should be 0."""
         return 4 * FLOAT64_EPS * self.curvature * float(np.linalg.norm(self.x))
 
-    def solution(self, tol: float) -> Solution:
+    def make_solution(self, tol: float) -> Solution:
         """What it has found by now, and how far from the minimum that may be."""
-        gap, level, objective = self.gap(), self.gradient_map(), self.objective
+        dual_gap, optimality, objective = self.dual_gap(), self.compute_optimality(), self.objective
         # A step would lower the objective by about that.
-        is_rounding = level**2 / (2.0 * self.curvature) <= 16 * FLOAT64_EPS * max(self._scale, abs(objective))
-        converged = self.has_converged(tol) or (self.is_stuck and is_rounding)
-        known = None if gap == math.inf else gap
-        return Solution(self.x, objective, known, level, self.count, converged)
+        is_at_rounding = optimality**2 / (2.0 * self.curvature) <= 16 * FLOAT64_EPS * max(
+            self._initial_loss, abs(objective)
+        )
+        converged = self.has_converged(tol) or (self.has_stalled and is_at_rounding)
+        finite_gap = None if dual_gap == math.inf else dual_gap
+        return Solution(self.x, objective, finite_gap, optimality, self.n_iter, converged)
 
 
-class FistaSteps(ProximalSteps):
+class FistaSolver(ProximalSolver):
     """The extrapolated point, and how long steps from there are."""
 
-    look_every = LOOK_EVERY
+    gap_interval = GAP_INTERVAL
 
-    def __init__(self, problem: Problem, x: Floats) -> None:
+    def __init__(self, problem: CompositeProblem, x: Floats) -> None:
         super().__init__(problem, x)
-        self._y, self._y_eta, self._momentum = self.x, self.eta, 1.0
-        self.curvature = self._initial_curvature(*self.derivatives())
+        self._extrapolated, self._extrapolated_eta, self._momentum = self.x, self.eta, 1.0
+        self.curvature = self._estimate_curvature(*self.gradients())
 
-    def _initial_curvature(self, u: Floats, gradient: Floats) -> float:
+    def _estimate_curvature(self, loss_gradient: Floats, gradient: Floats) -> float:
         """L as it is along the gradient."""
-        direction = self.problem.forward(gradient)
-        largest, square = float(np.abs(direction).max(initial=0.0)), float(np.sum(gradient**2))
-        if largest == 0.0 or square == 0.0:
+        eta_direction = self.problem.matmul(gradient)
+        max_change, squared_norm = float(np.abs(eta_direction).max(initial=0.0)), float(np.sum(gradient**2))
+        if max_change == 0.0 or squared_norm == 0.0:
             return 1.0
-        length = STRAIGHT / largest
-        change = self.problem.loss.gradient(self.eta + length * direction) - u
-        found = float(np.sum(change * direction)) / (length * square)
-        return found if 0.0 < found < math.inf else 1.0
+        step_length = PROBE_STEP / max_change
+        gradient_change = self.problem.loss.gradient(self.eta + step_length * eta_direction) - loss_gradient
+        curvature = float(np.sum(gradient_change * eta_direction)) / (step_length * squared_norm)
+        return curvature if 0.0 < curvature < math.inf else 1.0
 
     def step(self) -> None:
         """From the extrapolated point y to the next x, and where momentum leads from there."""
-        u = self.problem.loss.gradient(self._y_eta)
-        x, eta = self._shortened_step(u, self.problem.backward(u))
-        uphill = float(np.sum((self._y - x) * (x - self.x))) > 0
-        before = 1.0 if uphill else self._momentum
-        self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * before**2)) / 2.0
-        weight = (before - 1.0) / self._momentum
+        loss_gradient = self.problem.loss.gradient(self._extrapolated_eta)
+        x, eta = self._backtracking_step(loss_gradient, self.problem.rmatmul(loss_gradient))
+        is_uphill = float(np.sum((self._extrapolated - x) * (x - self.x))) > 0
+        previous_momentum = 1.0 if is_uphill else self._momentum
+        self._momentum = (1.0 + math.sqrt(1.0 + 4.0 * previous_momentum**2)) / 2.0
+        extrapolation = (previous_momentum - 1.0) / self._momentum
         # Products are linear: that of the extrapolated point costs none.
-        self._y, self._y_eta = x + weight * (x - self.x), eta + weight * (eta - self.eta)
-        self.x, self.eta, self.count = x, eta, self.count + 1
+        self._extrapolated, self._extrapolated_eta = (
+            x + extrapolation * (x - self.x),
+            eta + extrapolation * (eta - self.eta),
+        )
+        self.x, self.eta, self.n_iter = x, eta, self.n_iter + 1
 
-    def _shortened_step(self, u: Floats, gradient: Floats) -> tuple[Floats, Floats]:
+    def _backtracking_step(self, loss_gradient: Floats, gradient: Floats) -> tuple[Floats, Floats]:
         """The proximal gradient step from y, for an L that bounds the curvature along it."""
         while True:
-            x = self.problem.prox(self._y - gradient / self.curvature, 1.0 / self.curvature)
-            eta, step = self.problem.forward(x), x - self._y
-            square = float(np.sum(step**2))
-            curvature = 2.0 * self._bregman(u, eta) / square if square else 0.0
-            if curvature <= self.curvature * (1.0 + 1e-6):
+            x = self.problem.prox(self._extrapolated - gradient / self.curvature, 1.0 / self.curvature)
+            eta, displacement = self.problem.matmul(x), x - self._extrapolated
+            squared_norm = float(np.sum(displacement**2))
+            observed_curvature = (
+                2.0 * self._bregman_divergence(loss_gradient, eta) / squared_norm if squared_norm else 0.0
+            )
+            if observed_curvature <= self.curvature * (1.0 + 1e-6):
                 break
-            self.curvature = max(GROWTH * self.curvature, curvature)
-        self.map_norm = self.curvature * math.sqrt(square)
-        self.largest_map = max(self.largest_map, self.map_norm)
+            self.curvature = max(MIN_CURVATURE_GROWTH * self.curvature, observed_curvature)
+        self.optimality = self.curvature * math.sqrt(squared_norm)
+        self.max_optimality = max(self.max_optimality, self.optimality)
         return x, eta
 
-    def _bregman(self, u: Floats, eta: Floats) -> float:
+    def _bregman_divergence(self, loss_gradient: Floats, eta: Floats) -> float:
         """The loss at eta less its tangent at y: by values, or by gradients where these have no digits."""
-        loss, change = self.problem.loss, eta - self._y_eta
-        value = float(loss.value(eta))
-        found = value - float(loss.value(self._y_eta)) - float(np.sum(u * change))
-        if found > ROUNDED * abs(value):
-            return found
-        return 0.5 * float(np.sum((loss.gradient(eta) - u) * change))
+        loss, eta_change = self.problem.loss, eta - self._extrapolated_eta
+        loss_value = float(loss.value(eta))
+        divergence = (
+            loss_value - float(loss.value(self._extrapolated_eta)) - float(np.sum(loss_gradient * eta_change))
+        )
+        if divergence > CANCELLATION_TOL * abs(loss_value):
+            return divergence
+        return 0.5 * float(np.sum((loss.gradient(eta) - loss_gradient) * eta_change))
 
 
-def _check(penalty: Any, loss: Any, tol: float, max_iter: int) -> None:
+def _check_fista_arguments(penalty: Any, loss: Any, tol: float, max_iter: int) -> None:
     if not callable(penalty) or not hasattr(penalty, "prox"):
         raise ModelError(
             f"penalty must be a proximal operator, such as pyproximal.L1(0.1), not {type(penalty).__name__}"

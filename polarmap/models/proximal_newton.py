@@ -10,34 +10,36 @@ import numpy as np
 
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.models.proximal_gradient import (
-    FistaSteps,
-    Problem,
-    ProximalSteps,
+    CompositeProblem,
+    FistaSolver,
+    ProximalSolver,
     Solution,
-    after_steps,
-    penalty_value,
+    evaluate_penalty,
+    run_solver,
 )
 
-LARGEST_GRAM = 1000  # unknowns: beyond, what Newton steps solve here takes long
-NEWTON_COLUMNS = 8  # for as many of a Gram matrix, all steps cost as much as an iteration of two products
+MAX_GRAM_SIZE = 1000  # unknowns: beyond, what Newton steps solve here takes long
+GRAM_COLUMNS_PER_ITERATION = (
+    8  # for as many of a Gram matrix, all steps cost as much as an iteration of two products
+)
 MODEL_TOL = 1e-8  # of the gradient map of a model, relative to the largest one met
-PROXIMAL_STEPS, NEWTON_STEPS, HALVINGS = 30, 30, 40
-FIRST_SIGMA, GROWTH = 1e4, 10.0  # times the mean of the diagonal of H
-TRIES = 3  # of a smaller sigma, where one leads no nearer
-SLOPE = 1e-4  # the share of its slope by which a step lessens a function at the least
-NUDGE = 1e-7  # relative, for the derivative of a prox
+MAX_PROXIMAL_STEPS, MAX_NEWTON_STEPS, MAX_BACKTRACKS = 30, 30, 40
+INITIAL_SIGMA, SIGMA_GROWTH = 1e4, 10.0  # times the mean of the diagonal of H
+MAX_RETRIES = 3  # of a smaller sigma, where one leads no nearer
+ARMIJO_FRACTION = 1e-4  # the share of its slope by which a step lessens a function at the least
+FINITE_DIFFERENCE_STEP = 1e-7  # relative, for the derivative of a prox
 
 
-def first_iterations(operator: Any, start: Floats, max_iter: int) -> int:
+def count_first_order_iterations(operator: Any, start: Floats, max_iter: int) -> int:
     """How many iterations by gradients cost about as much as all Newton steps will: then it is their turn.
 
     So a fit costs at most about twice what it does by the better of the two. Without Gram matrices, as of a
     sparse X, or with many unknowns: all iterations.
     """
-    outputs = start.size // len(start)
-    if not hasattr(operator, "gram") or start.size > LARGEST_GRAM:
+    n_outputs = start.size // len(start)
+    if not hasattr(operator, "gram") or start.size > MAX_GRAM_SIZE:
         return max_iter
-    return min(max_iter, len(start) * outputs * (outputs + 1) // 2 // NEWTON_COLUMNS)
+    return min(max_iter, len(start) * n_outputs * (n_outputs + 1) // 2 // GRAM_COLUMNS_PER_ITERATION)
 
 
 def proximal_newton(
@@ -56,90 +58,117 @@ def proximal_newton(
     each pair of these; a squared loss has the same all along. Parameters are as for `fista`; the operator
     has `gram(weights)`, the loss `hessian_product`; the prox of the penalty takes each number on its own.
     """
-    problem, gradients = Problem(operator, loss, penalty), first_iterations(operator, start, max_iter)
-    if not gradients:
-        return after_steps(NewtonSteps(problem, start), tol, max_iter, callback)
-    first = FistaSteps(problem, start)
-    found = after_steps(first, tol, gradients, callback)
-    if found.converged or gradients == max_iter:
-        return found
-    steps = NewtonSteps(problem, first.x)
-    steps.count, steps.largest_map = first.count, first.largest_map
-    return after_steps(steps, tol, max_iter, callback)
+    problem, n_first_order = (
+        CompositeProblem(operator, loss, penalty),
+        count_first_order_iterations(operator, start, max_iter),
+    )
+    if not n_first_order:
+        return run_solver(ProximalNewtonSolver(problem, start), tol, max_iter, callback)
+    fista_solver = FistaSolver(problem, start)
+    solution = run_solver(fista_solver, tol, n_first_order, callback)
+    if solution.converged or n_first_order == max_iter:
+        return solution
+    newton_solver = ProximalNewtonSolver(problem, fista_solver.x)
+    newton_solver.n_iter, newton_solver.max_optimality = fista_solver.n_iter, fista_solver.max_optimality
+    return run_solver(newton_solver, tol, max_iter, callback)
 
 
-class NewtonSteps(ProximalSteps):
+class ProximalNewtonSolver(ProximalSolver):
     """The Hessian at x, and the Gram matrices that it is made of.
 
-    unit : of gradient maps, to which tol refers; by default the largest one met.
+    reference_optimality : of gradient maps, to which tol refers; by default the largest one met.
     """
 
-    def __init__(self, problem: Problem, x: Floats, unit: float | None = None) -> None:
+    def __init__(
+        self, problem: CompositeProblem, x: Floats, reference_optimality: float | None = None
+    ) -> None:
         super().__init__(problem, x)
-        self._unit, self.largest_map = unit, unit or 0.0
-        self._grams: dict[bytes, Floats] = {}  # by the weights of samples
+        self._reference_optimality, self.max_optimality = reference_optimality, reference_optimality or 0.0
+        self._cached_grams: dict[bytes, Floats] = {}  # by the weights of samples
 
     def step(self) -> None:
         """To the minimum of the model, or as much of the way as lessens the objective."""
         self._update_hessian()
-        level, before = self.gradient_map(), self.objective
-        self.largest_map = self._unit or max(self.largest_map, level)
-        gradient, x = self.derivatives()[1], self.x.reshape(-1)
+        optimality_before, objective_before = self.compute_optimality(), self.objective
+        self.max_optimality = self._reference_optimality or max(self.max_optimality, optimality_before)
+        gradient, x = self.gradients()[1], self.x.reshape(-1)
         model = QuadraticModel(self._hessian, gradient.reshape(-1), self.problem.penalty, x, self.curvature)
-        move = model.minimum(min(MODEL_TOL * self.largest_map, level / 1000)).reshape(self.x.shape)
-        change = self.problem.forward(move)
-        length = self._length(move, change, float(np.sum(gradient * move)), before)
-        self.x, self.eta, self.count = self.x + length * move, self.eta + length * change, self.count + 1
-        self.map_norm = self.gradient_map()
-        self.is_stuck = self.map_norm > level / 2 and self.objective >= before - 16 * FLOAT64_EPS * abs(
-            before
+        direction = model.minimize(min(MODEL_TOL * self.max_optimality, optimality_before / 1000)).reshape(
+            self.x.shape
+        )
+        eta_direction = self.problem.matmul(direction)
+        step_length = self._line_search(
+            direction, eta_direction, float(np.sum(gradient * direction)), objective_before
+        )
+        self.x, self.eta, self.n_iter = (
+            self.x + step_length * direction,
+            self.eta + step_length * eta_direction,
+            self.n_iter + 1,
+        )
+        self.optimality = self.compute_optimality()
+        self.has_stalled = (
+            self.optimality > optimality_before / 2
+            and self.objective >= objective_before - 16 * FLOAT64_EPS * abs(objective_before)
         )
 
-    def _rounding_of_map(self) -> float:
+    def _optimality_rounding(self) -> float:
         """Also of a gradient that the penalty balances."""
-        return 4 * super()._rounding_of_map() + 16 * FLOAT64_EPS * float(
-            np.linalg.norm(self.derivatives()[1])
+        return 4 * super()._optimality_rounding() + 16 * FLOAT64_EPS * float(
+            np.linalg.norm(self.gradients()[1])
         )
 
     def _update_hessian(self) -> None:
         """That at x, and a bound of its largest eigenvalue; weights that stay keep their Gram matrix."""
-        outputs, features, eta = self.eta.size // len(self.eta), len(self.x), self.eta
-        columns = [
-            column
-            for one in np.eye(outputs)
-            for column in self._curvature_along(np.broadcast_to(one, (len(eta), outputs)).reshape(eta.shape))
+        n_outputs, n_features, eta = self.eta.size // len(self.eta), len(self.x), self.eta
+        hessian_columns = [
+            hessian_column
+            for unit_vector in np.eye(n_outputs)
+            for hessian_column in self._hessian_product(
+                np.broadcast_to(unit_vector, (len(eta), n_outputs)).reshape(eta.shape)
+            )
         ]
-        known, self._grams = self._grams, {}
-        keys = [column.tobytes() for column in columns]
-        for key, column in zip(keys, columns):
-            if key not in self._grams:
-                self._grams[key] = known[key] if key in known else self._gram(column)
-        pairs = np.stack([self._grams[key] for key in keys])
-        pairs = pairs.reshape(outputs, outputs, features, features).transpose(2, 0, 3, 1)
-        self._hessian = pairs.reshape(self.x.size, self.x.size)
+        previous_grams, self._cached_grams = self._cached_grams, {}
+        keys = [hessian_column.tobytes() for hessian_column in hessian_columns]
+        for key, hessian_column in zip(keys, hessian_columns):
+            if key not in self._cached_grams:
+                self._cached_grams[key] = (
+                    previous_grams[key] if key in previous_grams else self._compute_gram(hessian_column)
+                )
+        gram_blocks = np.stack([self._cached_grams[key] for key in keys])
+        gram_blocks = gram_blocks.reshape(n_outputs, n_outputs, n_features, n_features).transpose(2, 0, 3, 1)
+        self._hessian = gram_blocks.reshape(self.x.size, self.x.size)
         self.curvature = float(np.abs(self._hessian).sum(axis=1).max()) or 1.0
 
-    def _curvature_along(self, direction: Floats) -> Floats:
+    def _hessian_product(self, direction: Floats) -> Floats:
         """The loss's Hessian of each sample times a direction: (outputs, samples)."""
         return np.asarray(self.problem.loss.hessian_product(self.eta, direction)).reshape(len(self.eta), -1).T
 
-    def _gram(self, weights: Floats) -> Floats:
+    def _compute_gram(self, weights: Floats) -> Floats:
         """No product where all weights are 0."""
         if not weights.any():
             return np.zeros((len(self.x), len(self.x)))
         return np.asarray(self.problem.operator.gram(weights))
 
-    def _length(self, move: Floats, change: Floats, slope: float, before: float) -> float:
+    def _line_search(
+        self, direction: Floats, eta_direction: Floats, slope: float, objective_before: float
+    ) -> float:
         """The share of a step that lessens the objective enough; products are linear: none is needed."""
         penalty = self.problem.penalty
-        slope += penalty_value(penalty, (self.x + move).reshape(-1)) - penalty_value(
+        slope += evaluate_penalty(penalty, (self.x + direction).reshape(-1)) - evaluate_penalty(
             penalty, self.x.reshape(-1)
         )
-        for halving in range(HALVINGS):
-            length = 0.5**halving
-            after = self.problem.objective(self.x + length * move, self.eta + length * change)
-            if after <= before + SLOPE * length * slope + 4 * FLOAT64_EPS * abs(before):
-                return length
+        for n_halvings in range(MAX_BACKTRACKS):
+            step_length = 0.5**n_halvings
+            objective_after = self.problem.objective(
+                self.x + step_length * direction, self.eta + step_length * eta_direction
+            )
+            if (
+                objective_after
+                <= objective_before
+                + ARMIJO_FRACTION * step_length * slope
+                + 4 * FLOAT64_EPS * abs(objective_before)
+            ):
+                return step_length
         return 0.0
 
 
@@ -153,78 +182,94 @@ class QuadraticModel:
         self._H, self._gradient, self._curvature = H, gradient, curvature
         self._penalty, self._x = penalty, x
 
-    def minimum(self, tol: float) -> Floats:
+    def minimize(self, tol: float) -> Floats:
         """Where the norm of the gradient map is at most tol, or as small as rounding lets it be.
 
         By proximal points, each nearer to the minimum of the model than the one before (Rockafellar, 1976).
         """
-        unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
-        sigma, least, tries = FIRST_SIGMA * unit, self._map_norm(d), 0
-        for _ in range(PROXIMAL_STEPS):
-            if least <= max(tol, self._rounding(d)) or tries == TRIES:
+        sigma_unit, d = 1.0 / (float(np.trace(self._H)) / len(self._x) or 1.0), np.zeros(len(self._x))
+        sigma, best_optimality, n_failures = INITIAL_SIGMA * sigma_unit, self._compute_optimality(d), 0
+        for _ in range(MAX_PROXIMAL_STEPS):
+            if best_optimality <= max(tol, self._optimality_rounding(d)) or n_failures == MAX_RETRIES:
                 break
-            point, is_minimum = self._proximal_point(d, sigma, tol)
-            found = self._map_norm(point)
-            tries += 1
-            if found < least:
-                d, least, tries = point, found, 0
+            proximal_point, is_exact = self._find_proximal_point(d, sigma, tol)
+            optimality = self._compute_optimality(proximal_point)
+            n_failures += 1
+            if optimality < best_optimality:
+                d, best_optimality, n_failures = proximal_point, optimality, 0
             # Far from the minimum, Newton's steps to the point of a large sigma come to nothing.
-            sigma = GROWTH * sigma if is_minimum and tries == 0 else sigma / GROWTH**2
+            sigma = SIGMA_GROWTH * sigma if is_exact and n_failures == 0 else sigma / SIGMA_GROWTH**2
         return d
 
     def _prox(self, d: Floats, tau: float) -> Floats:
         """That of the penalty, as a move."""
         return np.asarray(self._penalty.prox(self._x + d, tau) - self._x)
 
-    def _map_norm(self, d: Floats) -> float:
+    def _compute_optimality(self, d: Floats) -> float:
         """Norm of the gradient map."""
         L = self._curvature
         return L * float(np.linalg.norm(d - self._prox(d - (self._H @ d + self._gradient) / L, 1.0 / L)))
 
-    def _rounding(self, d: Floats) -> float:
-        sizes = self._curvature * float(np.linalg.norm(d)) + float(np.linalg.norm(self._gradient))
-        return 16 * FLOAT64_EPS * sizes
+    def _optimality_rounding(self, d: Floats) -> float:
+        magnitude = self._curvature * float(np.linalg.norm(d)) + float(np.linalg.norm(self._gradient))
+        return 16 * FLOAT64_EPS * magnitude
 
-    def _proximal_point(self, centre: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
+    def _find_proximal_point(self, center: Floats, sigma: float, tol: float) -> tuple[Floats, bool]:
         """The p that minimizes the model + |p - centre|^2 / (2 sigma), and whether it was reached.
 
         By its dual, smooth and convex in z, of which Hz + gradient is the slope at p: semismooth Newton
         steps, whose system has the numbers that the prox lets move (Li, Sun and Toh, 2018).
         """
-        z, Hz = centre, self._H @ centre
-        value, p, slopes = self._dual(z, Hz, centre, sigma)
-        for _ in range(NEWTON_STEPS):
+        z, Hz = center, self._H @ center
+        value, p, prox_derivative = self._evaluate_dual(z, Hz, center, sigma)
+        for _ in range(MAX_NEWTON_STEPS):
             if np.linalg.norm(Hz - self._H @ p) <= tol / 10:
                 return p, True
-            step = self._newton_step(p - z, sigma * slopes)
-            change = self._H @ step
-            slope = float((z - p) @ change)
-            for halving in range(HALVINGS):
-                length = 0.5**halving
-                found = self._dual(z + length * step, Hz + length * change, centre, sigma)
-                if found[0] <= value + SLOPE * length * slope + 4 * FLOAT64_EPS * abs(value):
+            step = self._solve_newton_system(p - z, sigma * prox_derivative)
+            hessian_step = self._H @ step
+            directional_derivative = float((z - p) @ hessian_step)
+            for n_halvings in range(MAX_BACKTRACKS):
+                step_length = 0.5**n_halvings
+                trial = self._evaluate_dual(
+                    z + step_length * step, Hz + step_length * hessian_step, center, sigma
+                )
+                if trial[
+                    0
+                ] <= value + ARMIJO_FRACTION * step_length * directional_derivative + 4 * FLOAT64_EPS * abs(
+                    value
+                ):
                     break
-            z, Hz = z + length * step, Hz + length * change
-            value, p, slopes = found
-            if slope >= -FLOAT64_EPS * abs(value):
+            z, Hz = z + step_length * step, Hz + step_length * hessian_step
+            value, p, prox_derivative = trial
+            if directional_derivative >= -FLOAT64_EPS * abs(value):
                 return p, True
         return p, False
 
-    def _dual(self, z: Floats, Hz: Floats, centre: Floats, sigma: float) -> tuple[float, Floats, Floats]:
+    def _evaluate_dual(
+        self, z: Floats, Hz: Floats, center: Floats, sigma: float
+    ) -> tuple[float, Floats, Floats]:
         """The dual function, the p of z, and by how much each number of p moves with what it is a prox of."""
-        slope = Hz + self._gradient
-        v = centre - sigma * slope
+        gradient = Hz + self._gradient
+        v = center - sigma * gradient
         p = self._prox(v, sigma)
-        nearness = float(np.sum((p - centre) ** 2)) / (2 * sigma)
-        value = float(z @ Hz) / 2 - penalty_value(self._penalty, self._x + p) - float(slope @ p) - nearness
-        size = np.abs(v) + np.abs(self._x)
-        nudge = NUDGE * (size + 1e-6 * float(size.max(initial=0.0)) + math.ulp(0.0))
-        return value, p, np.clip((self._prox(v + nudge, sigma) - p) / nudge, 0.0, 1.0)
+        proximity = float(np.sum((p - center) ** 2)) / (2 * sigma)
+        value = (
+            float(z @ Hz) / 2 - evaluate_penalty(self._penalty, self._x + p) - float(gradient @ p) - proximity
+        )
+        magnitude = np.abs(v) + np.abs(self._x)
+        perturbation = FINITE_DIFFERENCE_STEP * (
+            magnitude + 1e-6 * float(magnitude.max(initial=0.0)) + math.ulp(0.0)
+        )
+        return value, p, np.clip((self._prox(v + perturbation, sigma) - p) / perturbation, 0.0, 1.0)
 
-    def _newton_step(self, residual: Floats, moves: Floats) -> Floats:
+    def _solve_newton_system(self, residual: Floats, prox_derivative: Floats) -> Floats:
         """The s with s + moves * (H s) = residual."""
-        free = moves > 0
-        rows, step = self._H[free], residual.copy()
-        right = residual[free] - moves[free] * (rows[:, ~free] @ residual[~free])
-        step[free] = np.linalg.solve(np.eye(len(rows)) + moves[free, np.newaxis] * rows[:, free], right)
-        return step
+        free_mask = prox_derivative > 0
+        free_rows, solution = self._H[free_mask], residual.copy()
+        rhs = residual[free_mask] - prox_derivative[free_mask] * (
+            free_rows[:, ~free_mask] @ residual[~free_mask]
+        )
+        solution[free_mask] = np.linalg.solve(
+            np.eye(len(free_rows)) + prox_derivative[free_mask, np.newaxis] * free_rows[:, free_mask], rhs
+        )
+        return solution

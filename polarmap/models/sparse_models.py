@@ -12,38 +12,43 @@ import numpy as np
 from polarmap.clouds.extras import needed_by
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedModel, CodedRegressor
-from polarmap.models.linear_predictor import LinearPredictorModel
-from polarmap.models.logistic import LogisticModel
+from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
+from polarmap.models.linear_predictor import LinearPredictorEstimator
+from polarmap.models.logistic import LogisticMixin
 from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.proximal_gradient import Solution
 from polarmap.models.proximal_newton import proximal_newton
 
 
-class SparseLinearModel(CodedRegressor, CodedModel):
+class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
     """Squared errors, fitted to centred data; subclasses say with which penalty."""
 
-    def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
-        shares = weights / weights.sum()
-        centre = shares @ y if self.fit_intercept else np.zeros(y.shape[1:])
-        coded, operator, mean, scale = self._scaled_operator(X, shares)
-        scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
+    def _fit(self, X: Any, y: Floats, sample_weight: Floats) -> None:
+        normalized_weight = sample_weight / sample_weight.sum()
+        target_mean = normalized_weight @ y if self.fit_intercept else np.zeros(y.shape[1:])
+        coded_operator, operator, mean, scale = self._make_standardized_operator(X, normalized_weight)
+        coefficient_scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
         start = np.zeros((X.shape[1], *y.shape[1:]))
-        loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
-        with coded:
-            x = self._solution(coded, partial(proximal_newton, operator, loss, penalty, start))
-        self.coef_ = x.T * scale
-        intercept = centre - mean @ self.coef_.T
+        loss, penalty = (
+            SquaredLoss(y - target_mean, normalized_weight),
+            self._make_penalty(coefficient_scales),
+        )
+        with coded_operator:
+            scaled_coef = self._minimize(
+                coded_operator, partial(proximal_newton, operator, loss, penalty, start)
+            )
+        self.coef_ = scaled_coef.T * scale
+        intercept = target_mean - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
 
-    def _penalty(self, scales: Floats) -> Any:
-        """For coefficients in units in which those of X are `scales` times as large."""
+    def _make_penalty(self, coefficient_scales: Floats) -> Any:
+        """For coefficients in units in which those of X are `coefficient_scales` times as large."""
         raise NotImplementedError
 
 
 @dataclass(eq=False, repr=False)
-class ElasticNet(SparseLinearModel):
+class ElasticNet(PenalizedLinearRegression):
     """Least squares with L1 and L2 penalties, as sklearn's ElasticNet.
 
     Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2).
@@ -70,7 +75,7 @@ class ElasticNet(SparseLinearModel):
         The minimum found: the weighted mean of (y - X w - c)^2 / 2, summed over targets, plus the penalty.
     dual_gap_ : float or None
         objective_ is at most that far above its minimum; None with alpha=0.
-    gradient_map_ : float
+    optimality_ : float
         Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
     n_iter_ : int
     report_ : Report
@@ -90,15 +95,15 @@ class ElasticNet(SparseLinearModel):
     alpha: float = 1.0
     l1_ratio: float = 0.5
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        self._check_numbers(alpha=0.0, l1_ratio=0.0)
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._check_lower_bounds(alpha=0.0, l1_ratio=0.0)
         if self.l1_ratio > 1:
             raise ModelError(f"l1_ratio must be a number from 0 to 1, not {self.l1_ratio!r}")
 
-    def _penalty(self, scales: Floats) -> Any:
+    def _make_penalty(self, coefficient_scales: Floats) -> Any:
         l1, l2 = self.alpha * self.l1_ratio, self.alpha * (1 - self.l1_ratio)
-        return ElasticNetPenalty(l1 * scales, l2 * scales**2)
+        return ElasticNetPenalty(l1 * coefficient_scales, l2 * coefficient_scales**2)
 
 
 @dataclass(eq=False, repr=False)
@@ -123,7 +128,7 @@ class Lasso(ElasticNet):
 
 
 @dataclass(eq=False, repr=False)
-class NonNegativeLeastSquares(SparseLinearModel):
+class NonNegativeLeastSquares(PenalizedLinearRegression):
     """Least squares with coefficients of 0 or more, as sklearn's LinearRegression(positive=True).
 
     Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Parameters and attributes as for
@@ -140,14 +145,14 @@ class NonNegativeLeastSquares(SparseLinearModel):
     [2.0, 0.0]
     """
 
-    def _penalty(self, scales: Floats) -> Any:
+    def _make_penalty(self, coefficient_scales: Floats) -> Any:
         with needed_by("NonNegativeLeastSquares", "pyproximal", "convex"):
             from pyproximal import Box
         return Box(lower=0.0)
 
 
 @dataclass(eq=False, repr=False)
-class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
+class SparseLogisticRegression(LogisticMixin, LinearPredictorEstimator):
     """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
 
     Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized.
@@ -169,7 +174,7 @@ class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
         As for `polarmap.glm.LogisticRegression`.
     objective_ : float
         Of the mean loss plus |w|_1 / (C sum of weights).
-    gradient_map_ : float
+    optimality_ : float
         As for `ElasticNet`.
 
     Examples
@@ -183,10 +188,10 @@ class SparseLogisticRegression(LogisticModel, LinearPredictorModel):
     (0.95, 10)
     """
 
-    _penalizes_squares = False
+    _is_l2_penalty = False
 
-    def _minimizer(
-        self, operator: Any, loss: WeightedLoss, penalty: Floats, start: Floats
+    def _make_solver(
+        self, operator: Any, loss: WeightedLoss, penalty_strengths: Floats, start: Floats
     ) -> Callable[..., Solution]:
-        l1 = ElasticNetPenalty(np.repeat(penalty, loss.shape[1]))
-        return partial(proximal_newton, operator, loss, l1, start)
+        l1_penalty = ElasticNetPenalty(np.repeat(penalty_strengths, loss.shape[1]))
+        return partial(proximal_newton, operator, loss, l1_penalty, start)

@@ -11,16 +11,16 @@ from scipy import sparse
 
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError
-from polarmap.models.coded_model import CodedClassifier, CodedModel
-from polarmap.models.interior_point import interior_point
+from polarmap.models.box_interior_point import box_interior_point
+from polarmap.models.coded_estimator import CodedClassifierMixin, CodedEstimator
 from polarmap.models.losses import SquaredLoss
-from polarmap.models.penalties import LinearOnBox
+from polarmap.models.penalties import LinearBoxPenalty
 from polarmap.models.proximal_gradient import fista
-from polarmap.models.proximal_newton import LARGEST_GRAM
+from polarmap.models.proximal_newton import MAX_GRAM_SIZE
 
 
 @dataclass(eq=False, repr=False)
-class LinearSVC(CodedClassifier, CodedModel):
+class LinearSVC(CodedClassifierMixin, CodedEstimator):
     """A linear support vector machine with the hinge loss, as sklearn's LinearSVC(loss="hinge").
 
     Minimizes (|w|^2 + c^2) / 2 + C sum_i max(0, 1 - y_i (x_i w + c)) with y_i = 1 or -1, for more than two
@@ -53,7 +53,7 @@ class LinearSVC(CodedClassifier, CodedModel):
         Of the primal problem; for several classes, the sum over them.
     dual_gap_ : float
         objective_ is at most that far above its minimum.
-    gradient_map_ : float
+    optimality_ : float
         Norm of the gradient map of the dual, for samples scaled to norm 1.
     n_iter_ : int
     report_ : Report
@@ -74,47 +74,53 @@ class LinearSVC(CodedClassifier, CodedModel):
     _: KW_ONLY
     class_weight: Any = None
 
-    def _check_options(self) -> None:
-        super()._check_options()
-        self._check_numbers(C=np.finfo(np.float64).tiny)
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._check_lower_bounds(C=np.finfo(np.float64).tiny)
         if not np.isfinite(self.C):
             raise ModelError(
                 f"C must be a finite number: with C={self.C!r}, classes that overlap have no fit"
             )
 
-    def _fit_classes(self, X: Any, outputs: Floats, codes: Array, weights: Floats) -> None:
-        signs = 2.0 * outputs - 1.0
-        A = _with_constant(X) if self.fit_intercept else X
-        norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
-        norms[norms == 0] = 1.0
-        column = norms[:, np.newaxis]
+    def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
+        label_signs = 2.0 * indicators - 1.0
+        A = _append_constant_column(X) if self.fit_intercept else X
+        sample_norms = sparse.linalg.norm(A, axis=1) if sparse.issparse(A) else np.linalg.norm(A, axis=1)
+        sample_norms[sample_norms == 0] = 1.0
+        norm_column = sample_norms[:, np.newaxis]
         # The variable is y a |x|, between 0 and y C |x|: its Hessian has 1 on the diagonal.
-        bound = signs * column * self._bounds(codes, weights, outputs)
-        penalty = LinearOnBox(
-            np.minimum(bound, 0).reshape(-1), np.maximum(bound, 0).reshape(-1), (-signs / column).reshape(-1)
+        signed_bound = label_signs * norm_column * self._box_bounds(class_indices, sample_weight, indicators)
+        penalty = LinearBoxPenalty(
+            np.minimum(signed_bound, 0).reshape(-1),
+            np.maximum(signed_bound, 0).reshape(-1),
+            (-label_signs / norm_column).reshape(-1),
         )
-        with self._operator(sparse.csr_array(A / column) if sparse.issparse(A) else A / column) as coded:
-            if sparse.issparse(A) or A.shape[1] * signs.shape[1] > LARGEST_GRAM:
-                loss = SquaredLoss(np.zeros((A.shape[1], signs.shape[1])))
-                method: Any = partial(fista, coded.T, loss, penalty, np.zeros_like(bound))
+        with self._make_operator(
+            sparse.csr_array(A / norm_column) if sparse.issparse(A) else A / norm_column
+        ) as coded_operator:
+            if sparse.issparse(A) or A.shape[1] * label_signs.shape[1] > MAX_GRAM_SIZE:
+                loss = SquaredLoss(np.zeros((A.shape[1], label_signs.shape[1])))
+                solve: Any = partial(fista, coded_operator.T, loss, penalty, np.zeros_like(signed_bound))
             else:
-                method = partial(interior_point, coded, penalty, bound.shape)
-            x = self._solution(coded, method)
+                solve = partial(box_interior_point, coded_operator, penalty, signed_bound.shape)
+            dual_solution = self._minimize(coded_operator, solve)
         self.objective_ = float(self.dual_gap_ or 0.0) - self.objective_  # minus the dual was minimized
-        self.dual_coef_ = (x / column).T
-        B = np.asarray(self.dual_coef_ @ A)
-        self.coef_ = B[:, : X.shape[1]]
-        self.intercept_ = B[:, -1] if self.fit_intercept else np.zeros(len(B))
+        self.dual_coef_ = (dual_solution / norm_column).T
+        augmented_coef = np.asarray(self.dual_coef_ @ A)
+        self.coef_ = augmented_coef[:, : X.shape[1]]
+        self.intercept_ = augmented_coef[:, -1] if self.fit_intercept else np.zeros(len(augmented_coef))
 
-    def _bounds(self, codes: Array, weights: Floats, outputs: Floats) -> Floats:
+    def _box_bounds(self, class_indices: Array, sample_weight: Floats, indicators: Floats) -> Floats:
         """C of each sample and output."""
-        of_class = self._class_weights(codes, weights)
-        own = of_class[codes][:, np.newaxis]
-        factors = own if len(of_class) == 2 else np.where(outputs == 1, own, 1.0)
-        return np.asarray(self.C * weights[:, np.newaxis] * factors)
+        class_weights = self._compute_class_weights(class_indices, sample_weight)
+        sample_factors = class_weights[class_indices][:, np.newaxis]
+        output_factors = (
+            sample_factors if len(class_weights) == 2 else np.where(indicators == 1, sample_factors, 1.0)
+        )
+        return np.asarray(self.C * sample_weight[:, np.newaxis] * output_factors)
 
 
-def _with_constant(X: Any) -> Any:
+def _append_constant_column(X: Any) -> Any:
     """X beside a column of ones, sparse if X is."""
     ones = np.ones((X.shape[0], 1))
     return sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])

@@ -8,13 +8,13 @@ import numpy as np
 from scipy import sparse
 
 from polarmap.dtypes import Floats
-from polarmap.models.features import MatrixOperator, moments
+from polarmap.models.operators import RealMatrixOperator, weighted_moments
 
-LARGEST_ROTATION = 2000  # features: above, they are scaled but not rotated
-LEAST_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
+MAX_ROTATED_FEATURES = 2000  # features: above, they are scaled but not rotated
+MIN_RELATIVE_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
 
 
-class Whitening(MatrixOperator):
+class WhiteningOperator(RealMatrixOperator):
     """w = axes (z / scale), with orthogonal axes: |w| = |z / scale|; A @ this are the whitened features.
 
     axes : principal ones, or a sparse identity.
@@ -31,32 +31,36 @@ class Whitening(MatrixOperator):
     def _rmatmat(self, R: Floats) -> Floats:
         return np.asarray((self.axes.T @ R) / self.scale[:, np.newaxis])
 
-    def whitened(self, w: Floats) -> Floats:
+    def whiten(self, coefficients: Floats) -> Floats:
         """The z (features, columns) of coefficients w."""
-        return np.asarray(self.scale[:, np.newaxis] * (self.axes.T @ w))
+        return np.asarray(self.scale[:, np.newaxis] * (self.axes.T @ coefficients))
 
 
-def principal_axes(X: Any, shares: Floats, fit_intercept: bool) -> Whitening:
+def fit_whitening(X: Any, sample_weight: Floats, fit_intercept: bool) -> WhiteningOperator:
     """The principal axes of X (samples, features), with an intercept also of a feature 1, by shares of sum 1.
 
     A' diag(shares) A is at most 1 for the whitened A, and 1 but for directions with nearly no data.
     """
-    features = X.shape[1] + fit_intercept
-    if features > LARGEST_ROTATION:
-        squares = np.append(moments(X, shares, False)[1], [1.0] * fit_intercept)
+    n_features = X.shape[1] + fit_intercept
+    if n_features > MAX_ROTATED_FEATURES:
+        second_moments = np.append(weighted_moments(X, sample_weight, False)[1], [1.0] * fit_intercept)
         # The largest eigenvalue is at most that many times the largest moment of one.
-        return Whitening(sparse.eye_array(features), _bounded(np.sqrt(features * squares)))
-    weighted = sparse.diags_array(shares) @ X if sparse.issparse(X) else shares[:, np.newaxis] * X
-    gram = X.T @ weighted
+        return WhiteningOperator(
+            sparse.eye_array(n_features), _clip_scale(np.sqrt(n_features * second_moments))
+        )
+    weighted_X = (
+        sparse.diags_array(sample_weight) @ X if sparse.issparse(X) else sample_weight[:, np.newaxis] * X
+    )
+    gram = X.T @ weighted_X
     gram = gram.toarray() if sparse.issparse(gram) else gram
     if fit_intercept:
-        mean = np.reshape(shares @ X, (1, -1))
+        mean = np.reshape(sample_weight @ X, (1, -1))
         gram = np.block([[gram, mean.T], [mean, np.ones((1, 1))]])
-    squares, axes = np.linalg.eigh(gram)
-    return Whitening(axes, _bounded(np.sqrt(np.maximum(squares, 0.0))))
+    second_moments, axes = np.linalg.eigh(gram)
+    return WhiteningOperator(axes, _clip_scale(np.sqrt(np.maximum(second_moments, 0.0))))
 
 
-def _bounded(scale: Floats) -> Floats:
+def _clip_scale(scale: Floats) -> Floats:
     """None below a small part of the largest; 1 where all are 0."""
-    largest = float(scale.max(initial=0.0))
-    return np.maximum(scale, LEAST_SCALE * largest) if largest > 0 else np.ones_like(scale)
+    max_scale = float(scale.max(initial=0.0))
+    return np.maximum(scale, MIN_RELATIVE_SCALE * max_scale) if max_scale > 0 else np.ones_like(scale)

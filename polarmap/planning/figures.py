@@ -11,7 +11,7 @@ from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import Empirical, as_distribution
 from polarmap.planning.polarization import polarize
-from polarmap.plot import canvas
+from polarmap.plot import figure_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,10 @@ MIN_SURVIVAL = 1e-4  # share still out at which a tail is cut off
 
 
 def plot_run_times(
-    run_times: object, path: canvas.Path | None = None, *, fitted_distribution: Distribution | None = None
+    run_times: object,
+    path: figure_style.FigurePath | None = None,
+    *,
+    fitted_distribution: Distribution | None = None,
 ) -> Figure:
     """Plot how run times spread, and how many workers are still out as time goes by.
 
@@ -40,15 +43,15 @@ def plot_run_times(
     matplotlib.figure.Figure
     """
     distribution = as_distribution(run_times)
-    figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
+    figure, (axes,) = figure_style.new_figure(9.5, 3.8, n_columns=2)
     times = _make_time_grid(distribution)
     _draw_density(axes[0], distribution, times)
     _draw_survival(axes[1], distribution, times, fitted_distribution)
-    return canvas.saved(figure, path)
+    return figure_style.save_figure(figure, path)
 
 
 def plot_polarization(
-    run_times: object, path: canvas.Path | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
+    run_times: object, path: figure_style.FigurePath | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
 ) -> Figure:
     """Plot P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
 
@@ -67,15 +70,15 @@ def plot_polarization(
     distribution = as_distribution(run_times)
     if not depths or not all(0 <= depth <= MAX_DEPTH for depth in depths):
         raise CodeError(f"depths to draw lie between 0 and {MAX_DEPTH}, not {depths}")
-    figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
+    figure, axes = figure_style.new_figure(2.7 * len(depths) + 0.9, 3.6, n_columns=len(depths), sharey=True)
     times = _make_time_grid(distribution)
     for panel, depth in zip(axes[0], depths):
         _draw_virtual_cdfs(
             panel, times, distribution.cdf(times), 1 - polarize(distribution.survival(times), depth)
         )
     _add_legend(axes[0, int(np.argmax(depths))])
-    axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=canvas.INK)
-    return canvas.saved(figure, path)
+    axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=figure_style.TEXT_COLOR)
+    return figure_style.save_figure(figure, path)
 
 
 def _make_time_grid(distribution: Distribution) -> Floats:
@@ -99,12 +102,14 @@ def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None
         100 * probabilities,
         np.diff(edges),
         align="edge",
-        color=canvas.BLUE,
+        color=figure_style.BLUE,
         edgecolor="white",
         lw=0.4,
     )
     count_text = f" ({distribution.n_observations} tasks)" if isinstance(distribution, Empirical) else ""
-    canvas.titled(axes, f"Run times{count_text}", "run time of a task, seconds", "share of the tasks, %")
+    figure_style.label_axes(
+        axes, f"Run times{count_text}", "run time of a task, seconds", "share of the tasks, %"
+    )
     axes.grid(visible=False, axis="x")
 
 
@@ -112,18 +117,22 @@ def _draw_survival(
     axes: Axes, distribution: Distribution, times: Floats, fitted_distribution: Distribution | None
 ) -> None:
     axes.semilogy(
-        times, _nan_unless_positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed"
+        times,
+        _nan_unless_positive(distribution.survival(times)),
+        color=figure_style.BLUE,
+        lw=1.8,
+        label="observed",
     )
     if fitted_distribution is not None:
         fit = _nan_unless_positive(fitted_distribution.survival(times))
         axes.semilogy(
-            times, fit, "--", color=canvas.VERMILLION, lw=1.5, label=type(fitted_distribution).__name__
+            times, fit, "--", color=figure_style.VERMILLION, lw=1.5, label=type(fitted_distribution).__name__
         )
         axes.legend(frameon=False, fontsize=9)
     for p, style in ((0.5, ":"), (0.99, "--")):
         time = float(distribution.quantile(p))
         if np.isfinite(time):
-            axes.axvline(time, color=canvas.GREY, lw=1, ls=style)
+            axes.axvline(time, color=figure_style.GREY, lw=1, ls=style)
             label = f"{'median' if p == 0.5 else '99 %'} {time:.3g} s"
             is_right = time > 0.7 * times[-1] + 0.3 * times[0]
             axes.annotate(
@@ -135,7 +144,7 @@ def _draw_survival(
                 fontsize=8,
             )
     axes.set_ylim(MIN_SURVIVAL, 1.3)
-    canvas.titled(axes, "Still out", "seconds since the start", "share of the tasks not yet back")
+    figure_style.label_axes(axes, "Still out", "seconds since the start", "share of the tasks not yet back")
 
 
 def _add_legend(axes: Axes) -> None:
@@ -169,34 +178,34 @@ def _draw_virtual_cdfs(axes: Axes, times: Floats, worker_cdf: Floats, virtual_cd
     lines = [np.column_stack([times, curve]) for curve in slowest_first]
     width = float(np.clip(2.2 - 0.22 * np.log2(n_virtual_workers), 0.5, 2.0))
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=width))
-    axes.plot(times, worker_cdf, "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
+    axes.plot(times, worker_cdf, "--", color=figure_style.VERMILLION, lw=1.3, label="a real worker")
     axes.set_xlim(times[0], times[-1])
     axes.set_ylim(-0.02, 1.02)
     title = "a real worker" if n_virtual_workers == 1 else f"{n_virtual_workers} virtual workers"
-    canvas.titled(axes, title, "seconds")
+    figure_style.label_axes(axes, title, "seconds")
 
 
-def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
+def draw_frontier(plan: Any, path: figure_style.FigurePath | None = None) -> Figure:
     """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
-    figure, ((axes,),) = canvas.blank(7.5, 4.6)
+    figure, ((axes,),) = figure_style.new_figure(7.5, 4.6)
     time_metric = plan.time_metric
     candidates = [candidate for candidate in plan.frontier if isfinite(getattr(candidate, time_metric))]
     times = [
         getattr(candidate, time_metric) for candidate in candidates
     ]  # of none, where fewer jobs than that ever complete
     worker_seconds = [candidate.paid for candidate in candidates]
-    axes.plot(worker_seconds, times, "-o", color=canvas.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
+    axes.plot(worker_seconds, times, "-o", color=figure_style.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
     _annotate_sizes(axes, candidates, plan, time_metric)
     _highlight_candidate(
-        axes, plan.uncoded, time_metric, "s", canvas.GREY, f"plain map, {plan.uncoded.n} workers"
+        axes, plan.uncoded, time_metric, "s", figure_style.GREY, f"plain map, {plan.uncoded.n} workers"
     )
     _highlight_candidate(
-        axes, plan.expected, time_metric, "*", canvas.VERMILLION, f"plan, {plan.expected.n} workers"
+        axes, plan.expected, time_metric, "*", figure_style.VERMILLION, f"plan, {plan.expected.n} workers"
     )
     metric_label = {"mean": "mean completion time"}.get(
         time_metric, f"completion time, {time_metric[1:]} % quantile"
     )
-    canvas.titled(
+    figure_style.label_axes(
         axes,
         f"{plan.k} blocks: what waiting less costs",
         "worker-seconds paid, mean",
@@ -205,7 +214,7 @@ def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
     axes.set_ylim(bottom=0)
     axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9)
-    return canvas.saved(figure, path)
+    return figure_style.save_figure(figure, path)
 
 
 def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: str) -> None:
@@ -230,7 +239,12 @@ def _annotate_sizes(axes: Axes, candidates: list[Any], plan: Any, time_metric: s
         labelled_positions.append((relative_x, relative_y))
         point = (candidate.paid, getattr(candidate, time_metric))
         axes.annotate(
-            f"n = {candidate.n}", point, (5, 6), textcoords="offset points", fontsize=8, color=canvas.INK
+            f"n = {candidate.n}",
+            point,
+            (5, 6),
+            textcoords="offset points",
+            fontsize=8,
+            color=figure_style.TEXT_COLOR,
         )
 
 

@@ -18,7 +18,7 @@ def product_with(operand: Array, dtype: np.dtype[Any], is_sparse: bool, block: A
 
     Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
     modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
-    before it wrapped, which `check_no_wrap` has made sure int64 can hold.
+    before it wrapped, which `check_parity_fits_int64` has made sure int64 can hold.
 
     >>> product_with(np.array([1.0, 2.0]), np.dtype(float), False, np.eye(2)).tolist()
     [1.0, 2.0]

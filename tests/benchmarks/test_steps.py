@@ -44,7 +44,7 @@ def test_an_estimator_in_numpy_finds_the_same() -> None:
     X, y = load_diabetes(return_X_y=True)
     plain = in_numpy(Ridge()).fit(X, y)
     assert np.allclose(plain.coef_, np.linalg.solve(*normal_equations(X, y)), rtol=1e-6)
-    assert plain.operator.products > 0
+    assert plain.operator.n_products > 0
 
 
 def normal_equations(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

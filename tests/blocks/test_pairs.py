@@ -59,5 +59,5 @@ def test_a_product_of_an_array_that_was_repaired_meanwhile(tmp_path: Path) -> No
     ).array
     columns = polarmap.open_coded("y", tmp_path)
     results.repair()
-    with ThreadPoolExecutor(2) as pool, polarmap.CodedOperator(A, transposed=columns, executor=pool) as B:
+    with ThreadPoolExecutor(2) as pool, polarmap.CodedOperator(A, transpose=columns, executor=pool) as B:
         np.testing.assert_allclose(B.gram(np.ones(24)), A.T @ A, rtol=1e-9, atol=1e-9)

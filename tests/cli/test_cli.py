@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, INTERRUPTED, Run
 
-from polarmap.cli import commands
+from polarmap.cli import command_group
 
 
-def leaves(group: Any = commands, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def leaves(group: Any = command_group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Every command there is, as the words that name it."""
     found = []
     for name, command in group.commands.items():
-        found += leaves(command, (*path, name)) if hasattr(command, "commands") else [(*path, name)]
+        found += leaves(command, (*path, name)) if hasattr(command, "command_group") else [(*path, name)]
     return found
 
 
@@ -33,7 +33,7 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
 def test_help_cuts_no_description(polarmap: Run) -> None:
     told = polarmap("--help").out
     assert "..." not in told.replace("[ARGS]...", "")
-    assert all(name in told for name in commands.commands)
+    assert all(name in told for name in command_group.commands)
 
 
 @pytest.mark.parametrize(

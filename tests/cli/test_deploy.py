@@ -21,9 +21,9 @@ from polarmap.errors import ExecutorError
 
 
 def test_workers_get_the_versions_installed_here() -> None:
-    wanted = deploy.requirements_of("gcp_functions")
+    wanted = deploy.read_requirements("gcp_functions")
     installed = {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0", "threadpoolctl": "3.8.0"}
-    pinned = deploy.frozen(wanted, installed)
+    pinned = deploy.pin_installed(wanted, installed)
     assert pinned[:4] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0", "threadpoolctl==3.8.0"]
     assert pinned[4:] == ["google-cloud-storage", "google-cloud-pubsub"]
 
@@ -89,7 +89,7 @@ def test_what_was_deployed_is_removed_and_nothing_else(
     handler: Handler, tmp_path: Path, backend: str
 ) -> None:
     version = importlib.metadata.version("lithops")
-    said = deploy.remove(filled_in(tmp_path, backend), backend)
+    said = deploy.remove_runtime(filled_in(tmp_path, backend), backend)
     assert said == "worker (1769 MB)"
     everything = {"k8s": True, "aws_batch": True, "code_engine": False}  # there it would be the project, too
     jobs = [("clean", {"all": everything[backend]})] if backend in everything else []
@@ -107,9 +107,9 @@ def test_what_is_built_is_pinned_to_what_is_installed_here(
     """Lithops builds in the folder that it runs in, of requirements of its own."""
     lithops_own = aws.DEFAULT_REQUIREMENTS
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(deploy, "LAMBDA_OLD_PYTHON", (3, 0))
+    monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))
     filled_in(tmp_path, "aws_lambda")
-    said = deploy.build(Path("cloud.yaml"), "aws_lambda")
+    said = deploy.build_runtime(Path("cloud.yaml"), "aws_lambda")
     assert said == "worker (1769 MB, 60 s)"
     begun, (built, in_folder, of_lithops), *rest = handler.calls
     assert begun == ("init",)
@@ -130,7 +130,7 @@ def test_machines_are_removed_with_their_network(handler: Handler, tmp_path: Pat
         raise AttributeError("Lithops' handler of machines has none")
 
     handler.delete_runtime = none  # type: ignore[method-assign]
-    deploy.remove(filled_in(tmp_path, "azure_vms"), "azure_vms")
+    deploy.remove_runtime(filled_in(tmp_path, "azure_vms"), "azure_vms")
     assert handler.calls == [("clean", {"all": True}), ("end",)]
 
 
@@ -140,7 +140,7 @@ def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path
 
     handler.delete_runtime = refuse  # type: ignore[method-assign]
     with pytest.raises(ExecutorError, match="aws_lambda was not removed: PermissionError: no lambda:Delete"):
-        deploy.remove(filled_in(tmp_path, "aws_lambda"), "aws_lambda")
+        deploy.remove_runtime(filled_in(tmp_path, "aws_lambda"), "aws_lambda")
     assert handler.calls == [("end",)]
 
 
@@ -156,13 +156,13 @@ def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: py
 def test_machines_install_what_is_installed_here(handler: Handler, tmp_path: Path) -> None:
     file = filled_in(tmp_path, "aws_ec2")
     with pytest.raises(ExecutorError, match=r"as here: extra_python_packages: \[numpy==") as refused:
-        deploy.build(file, "aws_ec2")
+        deploy.build_runtime(file, "aws_ec2")
     assert handler.calls == []
     file.write_text(f"{file.read_text()}standalone: {{{str(refused.value).partition('as here: ')[2]}}}\n")
     assert "numpy==" in install_script_kwargs_from_config(yaml.safe_load(file.read_text())["standalone"]).get(
         "extra_python_packages", ""
     )
-    deploy.build(file, "aws_ec2")
+    deploy.build_runtime(file, "aws_ec2")
     assert [call[0] for call in handler.calls][:2] == [("init"), (("deploy_runtime", "worker", 1769, 60))]
 
 
@@ -186,7 +186,7 @@ def test_deploy_builds_the_recipe_of_the_package(
         called.append(arguments)
         return "worker (1769 MB, 60 s)"
 
-    monkeypatch.setattr(deploy, "build", build)
+    monkeypatch.setattr(deploy, "build_runtime", build)
     ran = polarmap("deploy", "aws_lambda", config)
     assert (ran.code, ran.out) == (0, "deployed worker (1769 MB, 60 s) to aws_lambda\n")
     assert called == [(config, "aws_lambda")]
@@ -196,7 +196,7 @@ def test_deploy_builds_the_recipe_of_the_package(
 def test_undeploy_removes_what_was_deployed(
     polarmap: Run, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deploy, "remove", lambda file, name: f"worker of {file}")
+    monkeypatch.setattr(deploy, "remove_runtime", lambda file, name: f"worker of {file}")
     ran = polarmap("undeploy", "aws_lambda", config)
     assert (ran.code, ran.out) == (0, f"removed worker of {config} from aws_lambda\n")
 

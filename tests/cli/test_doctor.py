@@ -1,4 +1,4 @@
-"""`polarmap doctor`: what it finds in order, what it names, and that nothing is left running."""
+"""`polarmap doctor_command`: what it finds in order, what it names, and that nothing is left running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from command_lines import ROOT, Ran, Run
 from pool_processes import until
 
 from polarmap.cli import deploy
-from polarmap.cli.doctor import _speed, _storage
+from polarmap.cli.doctor import _check_storage, _judge_latency
 
 LATER = r"the first map, which starts them, takes \d+\.\d\d s, later ones \d+\.\d ms"
 
@@ -53,7 +53,7 @@ def test_doctor_says_why_maps_are_slow(
     is_here: bool, first: float, later: float, busy: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0))
-    check = _speed("somewhere", is_here, first, later)
+    check = _judge_latency("somewhere", is_here, first, later)
     assert check.state == ("note" if advice else "ok")
     assert advice in check.advice
 
@@ -104,7 +104,7 @@ def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("polarmap.executors.lithops_jobs.open_functions", taking(9))
     monkeypatch.setattr("polarmap.executors.lithops_jobs.open_storage", taking(9, lambda _: storage))
     monkeypatch.setattr("polarmap.executors.lithops_internals.end", taking(9))
-    assert _storage(Path("lithops.yaml")).found == "put, get and delete of 1 KiB in 9 ms"
+    assert _check_storage(Path("lithops.yaml")).detail == "put, get and delete of 1 KiB in 9 ms"
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_doctor_refuses_what_deploy_refuses(
     file = tmp_path / "lambda.yaml"
     file.write_text("lithops: {backend: aws_lambda, storage: aws_s3}\n")
 
-    monkeypatch.setattr(deploy, "LAMBDA_OLD_PYTHON", (9, 0))
-    monkeypatch.setattr(deploy, "NUMPY_NEEDS_NEW_LIBC", (1, 0))
+    monkeypatch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (9, 0))
+    monkeypatch.setattr(deploy, "MIN_NUMPY_NEEDING_NEW_LIBC", (1, 0))
     told = polarmap("doctor", "--config", file)
     assert told.code == 1
     [said] = re.findall("bad   worker runtime: (.* has no wheel: .*)", told.out)

@@ -1,4 +1,6 @@
-"""`polarmap plan` and `polarmap simulate`: what the library says, of run times from files and names."""
+"""`polarmap plan` and `polarmap simulate_command`: what the library says, of run times from files and
+names.
+"""
 
 from __future__ import annotations
 

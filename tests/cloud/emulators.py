@@ -30,8 +30,8 @@ from servers import BUCKET, KEY, SECRET, S3Server
 
 import polarmap
 from polarmap.cli import deploy
-from polarmap.cli.doctor import doctor
-from polarmap.cli.run_times import measure
+from polarmap.cli.doctor import doctor_command
+from polarmap.cli.measure import measure_command
 from polarmap.executors.lithops_jobs import open_storage
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import Report
@@ -193,10 +193,12 @@ def drops_its_connections(config: Path, port: int) -> None:
 
 
 def measured_there(config: Path, folder: Path) -> str:
-    """What `polarmap measure` prints of tasks none of which is lost; `plan` takes what it has written."""
+    """What `polarmap measure_command` prints of tasks none of which is lost; `plan` takes what it has
+    written.
+    """
     file = folder / "times.json"
     options = ["--tasks", "4", "--seconds", "0.05", "--timeout", "120", "--out", str(file)]
-    ran = CliRunner().invoke(measure, [str(config), *options])
+    ran = CliRunner().invoke(measure_command, [str(config), *options])
     assert ran.exit_code == 0, ran.output
     times = json.loads(file.read_text())
     assert all(len(times[name]) == 4 and min(times[name]) > 0.01 for name in ("cold", "warm"))
@@ -262,12 +264,12 @@ def deployed_mapped_and_removed(
         image = Image(name, folder, stack)
         cloud(image, patch)
         config = filled_in_for_image(name, folder, server)
-        assert "MB" in deploy.build(config, name)
+        assert "MB" in deploy.build_runtime(config, name)
         report = product_despite({1: Fault("kill", attempts=9)}, config, blocks=3, tasks=4)
         assert report.executor == f"lithops/{name}"
         assert len(image.ran) >= INSTANCES
-        examined = CliRunner().invoke(doctor, ["--config", str(config), "--timeout", "100"])
+        examined = CliRunner().invoke(doctor_command, ["--config", str(config), "--timeout", "100"])
         assert examined.exit_code == 0, examined.output
-        deploy.remove(config, name)
+        deploy.remove_runtime(config, name)
         assert image.removed
     assert not [one for one in image.ran if one.poll() is None]

@@ -120,14 +120,14 @@ def deployed(cloud: str, config: Path) -> Iterator[Path]:
         patch.setattr(BaseClient, "_make_api_call", patiently(BaseClient._make_api_call))
         session = aws_lambda.URLLib3Session
         patch.setattr(aws_lambda, "URLLib3Session", lambda: Redirected(session(), cloud))
-        patch.setattr(deploy, "LAMBDA_OLD_PYTHON", (3, 0))  # this machine is no Amazon Linux 2
-        said = deploy.build(config, "aws_lambda")
+        patch.setattr(deploy, "MIN_LAMBDA_PYTHON_WITH_NEW_LIBC", (3, 0))  # this machine is no Amazon Linux 2
+        said = deploy.build_runtime(config, "aws_lambda")
         assert "(1769 MB, 180 s)" in said
         yield config
         assert len(runtimes(config)) == 1
         # A slow answer makes boto3 delete again what it has deleted.
         with contextlib.suppress(ExecutorError):
-            deploy.remove(config, "aws_lambda")
+            deploy.remove_runtime(config, "aws_lambda")
         assert runtimes(config) == []
 
 

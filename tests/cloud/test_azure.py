@@ -143,7 +143,7 @@ def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iter
         space["rewrite"]()
         app = App(azurite, folder, stack)
         patch.setattr(AzureFunctionAppBackend, "_create_function", lambda *rest: app.create(*rest))
-        deploy.build(path, "azure_functions")
+        deploy.build_runtime(path, "azure_functions")
         yield path
 
 

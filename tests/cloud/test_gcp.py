@@ -128,7 +128,7 @@ def deployed(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setattr(Backend, "_create_function", lambda *rest, **more: google.create(*rest, **more))
         patch.setattr(Backend, "_get_token", lambda *rest: google.token(*rest))
         patch.setattr(Backend, "_build_api_resource", lambda backend: google.log_in(backend))
-        deploy.build(path, "gcp_functions")
+        deploy.build_runtime(path, "gcp_functions")
         yield path
 
 

@@ -65,9 +65,9 @@ def function(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> I
 
     sam = tool_venv("aws-sam-cli", "--no-deps", SAM).parent
     emulator = next(sam.rglob("samcli/local/rapid/aws-lambda-rie-x86_64"))
-    wanted = deploy.requirements_of("aws_lambda")
+    wanted = deploy.read_requirements("aws_lambda")
     installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
-    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.frozen(wanted, installed))
+    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.pin_installed(wanted, installed))
     folder = tmp_path_factory.mktemp("rie")
     task = folder / "task"
     with pytest.MonkeyPatch.context() as patch:

@@ -52,10 +52,10 @@ def test_an_image_has_lithops_code_and_our_packages(
     """All that the Dockerfile copies is there, wherever Lithops' module was imported."""
     monkeypatch.chdir(tmp_path)
     backend = backend_of_lithops(name, tmp_path)
-    wanted = deploy.requirements_of(name)
+    wanted = deploy.read_requirements(name)
     with (
-        deploy._build_folder(name, wanted) as folder,
-        deploy._settings_of_lithops(name, wanted, folder),
+        deploy._make_build_folder(name, wanted) as folder,
+        deploy._patch_lithops_defaults(name, wanted, folder),
     ):
         backend.build_runtime("polarmap-worker:latest", "Dockerfile", [])
     text = (built / "Dockerfile").read_text()

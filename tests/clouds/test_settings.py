@@ -77,4 +77,4 @@ def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkey
     with pytest.raises(ExecutorError, match=r"kubernetes.*pip install .*'lithops\[kubernetes\]<3\.9,>=3\.8'"):
         polarmap.coded_map(len, [[1.0], [2.0]], executor=path)
     with pytest.raises(ExecutorError, match=r"kubernetes.*pip install .*'lithops\[kubernetes\]<3\.9,>=3\.8'"):
-        deploy.build(path, "k8s")
+        deploy.build_runtime(path, "k8s")

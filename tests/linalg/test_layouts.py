@@ -15,11 +15,16 @@ def test_choice_is_the_cheapest_by_the_formula() -> None:
 
     for shape in [(10_000, 10_000, 10_000), (100_000, 500, 20), (20, 500, 100_000), (50, 10**6, 50)]:
         chosen = layouts.choose_layout("auto", shape, None, 32, 8)
-        found = layouts.task_seconds(chosen, shape, 8)
-        sides = chosen.rows.k if chosen.rows else 1, chosen.columns.k if chosen.columns else 1
+        found = layouts.estimate_task_seconds(chosen, shape, 8)
+        sides = (
+            chosen.row_counts.k if chosen.row_counts else 1,
+            chosen.column_counts.k if chosen.column_counts else 1,
+        )
         assert math.isclose(found, values(*sides, *shape))
         assert found <= min(values(min(24, shape[0]), 1, *shape), values(1, min(24, shape[2]), *shape))
-        assert found <= layouts.task_seconds(layouts.choose_layout("grid", shape, None, 32, 8), shape, 8)
+        assert found <= layouts.estimate_task_seconds(
+            layouts.choose_layout("grid", shape, None, 32, 8), shape, 8
+        )
     assert layouts.choose_layout("auto", (100_000, 500, 20), None, 32, 8) == ProductLayout(
         BlockCounts(24, 32), None
     )
@@ -27,7 +32,7 @@ def test_choice_is_the_cheapest_by_the_formula() -> None:
         None, BlockCounts(24, 32)
     )
     grid = layouts.choose_layout("auto", (10_000, 10_000, 10_000), None, 32, 8)
-    assert grid.rows and grid.columns and grid.rows.n * grid.columns.n <= 32
+    assert grid.row_counts and grid.column_counts and grid.row_counts.n * grid.column_counts.n <= 32
 
 
 def test_sizes_left_open_are_filled_in() -> None:

@@ -97,7 +97,7 @@ def test_gram_matrices_are_numpys_and_products(dtype: str, cut: dict[str, Any]) 
         several = STREAM.standard_normal((50, 5))
         expected = np.einsum("ma,mw,mb->abw", A.conj(), several, A)
         assert_close(coded.gram(several), expected, 100 * ROOM[dtype])
-        assert coded.products == 4 and coded.report.recovered == (1, 4, 7)
+        assert coded.n_products == 4 and coded.report.recovered == (1, 4, 7)
         assert coded.report.n <= 36  # a task is a pair of at most 8 blocks
 
 
@@ -192,7 +192,7 @@ def test_report_is_of_the_last_product() -> None:
     assert (coded.report.n, coded.report.k, coded.report.recovered) == (N, K, (1, 4))
     assert coded.report.padding == 4
     coded.rmatvec(np.ones(50))
-    assert (coded.report.k, coded.report.padding, coded.products) == (5, 2, 2)
+    assert (coded.report.k, coded.report.padding, coded.n_products) == (5, 2, 2)
 
 
 def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: in
     workers = min(workers, rows)
     options = {"tasks": workers, "executor": ReplayExecutor(), "seed": seed}
     *_, last = sketched_lstsq(some, b, **options)
-    assert (last.error_p90, last.arrived, last.tasks) == (0.0, workers, workers)
+    assert (last.error_p90, last.n_arrived, last.n_tasks) == (0.0, workers, workers)
     np.testing.assert_allclose(last.value, np.linalg.lstsq(some, b, rcond=None)[0], rtol=1e-7, atol=1e-9)
     *_, last = sketched_gram(some, **options)
     assert last.error_p90 == 0
@@ -65,7 +65,7 @@ def test_integers_and_floats_of_any_precision(dtype: str) -> None:
 def test_estimates_grow_with_what_arrives() -> None:
     with ThreadPoolExecutor(1) as one_by_one:
         found = list(sketched_lstsq(A, B, executor=one_by_one, seed=1))
-    arrived = [one.arrived for one in found]
+    arrived = [one.n_arrived for one in found]
     assert arrived == sorted(set(arrived))
     assert arrived[-1] == 24
     assert all(one.error_p90 > 0 for one in found[:-1])
@@ -108,14 +108,14 @@ def test_nine_in_ten_estimates_are_within_the_error_that_is_said(make: Callable[
     exact, size, counts = matrix.T @ matrix, float(np.linalg.norm(b)), (1, 4, 23)
     within = {(kind, blocks): 0 for kind in ("solution", "Gram") for blocks in counts}
     for seed in range(200):
-        mixed = sketch._mixed(np.column_stack([matrix, b]), np.random.default_rng(seed))
+        mixed = sketch._randomize_rows(np.column_stack([matrix, b]), np.random.default_rng(seed))
         for blocks in counts:
             rows = 25 * blocks
             one = sketch._Sketch(np.linalg.qr(mixed[:rows], mode="r"), rows, 600, blocks, 24)
-            [found] = sketch._solutions((one for _ in range(1)), size)
+            [found] = sketch._estimate_solutions((one for _ in range(1)), size)
             error = np.linalg.norm(matrix @ found.value - fitted) / size
             within["solution", blocks] += error <= found.error_p90
-            [found] = sketch._grams(one._replace(R=one.R[:, :-1]) for _ in range(1))
+            [found] = sketch._estimate_grams(one._replace(R=one.R[:, :-1]) for _ in range(1))
             error = np.linalg.norm(found.value - exact) / np.linalg.norm(exact)
             within["Gram", blocks] += error <= found.error_p90
     assert min(within.values()) >= 0.8 * 0.9 * 200, within
@@ -134,7 +134,7 @@ def test_workers_that_die_are_started_again_and_the_last_is_exact() -> None:
     with polarmap.Pool(workers=2) as pool:
         faulty = FaultyExecutor(pool, {0: Fault("kill"), 5: Fault("raise")})
         *_, last = sketched_lstsq(A, B, tasks=6, executor=faulty)
-    assert (last.arrived, last.error_p90) == (6, 0.0)
+    assert (last.n_arrived, last.error_p90) == (6, 0.0)
     np.testing.assert_allclose(last.value, BEST, rtol=1e-9)
 
 
@@ -144,7 +144,7 @@ def test_a_task_that_fails_for_good_is_an_error_after_the_estimates() -> None:
     found: list[polarmap.types.SketchEstimate] = []
     with pytest.raises(RuntimeError, match="injected fault\nitem 20 of 24 raised this"):
         found.extend(sketched_lstsq(A, B, executor=faulty))
-    assert found[-1].arrived <= 23
+    assert found[-1].n_arrived <= 23
     assert found[-1].error_p90 > 0
 
 
@@ -162,7 +162,7 @@ def test_when_everything_fails_there_is_one_error_and_no_estimate(verb: Any) -> 
 def test_leaving_the_loop_ends_the_map() -> None:
     with ThreadPoolExecutor(1) as one_by_one:
         estimates = sketched_gram(A, executor=one_by_one)
-        assert next(estimates).arrived > 0
+        assert next(estimates).n_arrived > 0
         estimates.close()
         assert list(estimates) == []
 

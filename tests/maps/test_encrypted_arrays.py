@@ -418,5 +418,5 @@ def test_an_operator_needs_both_sides_encrypted(store):
                 CodeError, match="would be stored as it is here: pass the columns as transposed="
             ):
                 operator.T @ np.ones(24)
-        with polarmap.CodedOperator(rows, transposed=columns, executor=pool) as operator:
+        with polarmap.CodedOperator(rows, transpose=columns, executor=pool) as operator:
             np.testing.assert_allclose(operator.T @ np.ones(24), A.sum(0), rtol=1e-10, atol=1e-10)

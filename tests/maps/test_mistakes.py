@@ -19,7 +19,7 @@ from plain import frames_of_ours
 import polarmap
 from polarmap import CodedGradient, CodedOperator, planning
 from polarmap.arrays import RawObjects, Stored, ZarrObjects
-from polarmap.cli import templates
+from polarmap.cli import config
 from polarmap.clouds.limits import BACKENDS
 from polarmap.codes import (
     ArrivalTracker,
@@ -365,7 +365,7 @@ def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -
 
 
 def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
-    assert set(BACKENDS) <= set(templates.names())
+    assert set(BACKENDS) <= set(config.list_backends())
 
 
 @pytest.mark.parametrize(

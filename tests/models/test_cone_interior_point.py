@@ -15,9 +15,9 @@ from polarmap.convexnn import ConvexMLPRegressor
 from polarmap.models import cone_interior_point as module
 from polarmap.models import convex_network
 from polarmap.models.cone_interior_point import cone_interior_point
-from polarmap.models.cones import ConeLoss
+from polarmap.models.cones import ConeConstrainedLoss
 from polarmap.models.gates import sample_gates
-from polarmap.models.losses import Bernoulli, Gaussian, OutputLoss
+from polarmap.models.losses import BernoulliFamily, GaussianFamily, ProfiledLoss
 
 STREAM = np.random.default_rng(0)
 X = STREAM.standard_normal((40, 2))
@@ -50,7 +50,7 @@ def test_many_gates_are_coupled_by_conjugate_gradients(kind: Any, monkeypatch: p
     make = partial(kind, 0.02, activation="relu", n_gates=20, tol=1e-7)
     y = Y if kind is PlainRegressor else Y > 0.2
     direct = make().fit(X, y)
-    monkeypatch.setattr(module, "LARGEST_SYSTEM", 0)
+    monkeypatch.setattr(module, "MAX_SYSTEM_SIZE", 0)
     found = make().fit(X, y)
     assert found.objective_ == pytest.approx(direct.objective_, rel=1e-7)
     assert found.n_iter_ <= direct.n_iter_ + 5
@@ -91,7 +91,7 @@ def test_the_minimum_is_that_of_admm(
 ) -> None:
     make = partial(kind, 0.05, activation="relu", n_gates=6, tol=1e-5, fit_intercept=fit_intercept)
     newton = make().fit(X, y)
-    monkeypatch.setattr(convex_network, "LARGEST_GRAMS", 0)
+    monkeypatch.setattr(convex_network, "MAX_GRAM_ENTRIES", 0)
     admm = make(max_iter=20_000).fit(X, y)
     assert newton.n_iter_ < 40 < admm.n_iter_
     assert newton.objective_ == pytest.approx(admm.objective_, rel=2e-5)
@@ -99,26 +99,26 @@ def test_the_minimum_is_that_of_admm(
 
 def solved(family: Any, y: np.ndarray, tol: float, max_iter: int) -> tuple[Any, int, list[Any]]:
     gates = sample_gates(X, SHARES, 8, True, np.random.RandomState(0))
-    loss = OutputLoss(family, y.reshape(-1, 1).astype(float), SHARES, True)
+    loss = ProfiledLoss(family, y.reshape(-1, 1).astype(float), SHARES, True)
     interior = np.vstack([gates.directions, gates.offsets])
-    cones = ConeLoss(loss, gates.patterns, gates.margins, interior)
+    cones = ConeConstrainedLoss(loss, gates.patterns, gates.margins, interior)
     operator, told = PlainOperator(np.column_stack([X, np.ones(40)])), []
     found = cone_interior_point(
         operator, cones, 0.02, tol=tol, max_iter=max_iter, callback=lambda *line: told.append(line)
     )
     sides = np.hstack([2.0 * gates.patterns - 1] * 2)
     assert (sides * (operator @ found.x)).min() >= -1e-12
-    return found, operator.products - 1, told
+    return found, operator.n_products - 1, told
 
 
-@pytest.mark.parametrize(("family", "y"), [(Gaussian(), Y), (Bernoulli(), Y > 0)])
+@pytest.mark.parametrize(("family", "y"), [(GaussianFamily(), Y), (BernoulliFamily(), Y > 0)])
 def test_three_products_an_iteration_and_bounds_at_each(family: Any, y: np.ndarray) -> None:
     best, products, told = solved(family, y, 1e-8, 100)
     assert best.converged and products == 3 * best.n_iter + 3 and len(told) == best.n_iter
     for max_iter in range(1, best.n_iter, 5):
         found, *_ = solved(family, y, 0.0, max_iter)
         assert not found.converged and found.n_iter == max_iter
-        assert -1e-9 <= found.objective - best.objective <= found.gap + 1e-12
+        assert -1e-9 <= found.objective - best.objective <= found.dual_gap + 1e-12
 
 
 @pytest.mark.parametrize("y", [np.zeros(40), np.full(40, 7.0)])

@@ -7,10 +7,10 @@ import pytest
 from conic_solver import conic_minimum
 from plain_networks import PlainOperator
 
-from polarmap.models.cones import ConeLoss, admm
+from polarmap.models.cones import ConeConstrainedLoss, admm
 from polarmap.models.gates import sample_gates
-from polarmap.models.losses import Gaussian, OutputLoss
-from polarmap.models.penalties import GroupNorms
+from polarmap.models.losses import GaussianFamily, ProfiledLoss
+from polarmap.models.penalties import GroupLassoPenalty
 
 STREAM = np.random.default_rng(0)
 SAMPLES, GATES = 6, 3
@@ -23,8 +23,10 @@ SIDES = np.hstack([2.0 * OPEN - 1.0] * 2)
 SIGNS = np.hstack([1.0 * OPEN, -1.0 * OPEN])
 
 
-def cone_loss(fit_intercept: bool) -> ConeLoss:
-    return ConeLoss(OutputLoss(Gaussian(), Y, SHARES, fit_intercept), OPEN, np.abs(HEIGHTS), INTERIOR)
+def cone_loss(fit_intercept: bool) -> ConeConstrainedLoss:
+    return ConeConstrainedLoss(
+        ProfiledLoss(GaussianFamily(), Y, SHARES, fit_intercept), OPEN, np.abs(HEIGHTS), INTERIOR
+    )
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -50,11 +52,11 @@ def test_the_prox_is_that_of_a_conic_solver(fit_intercept: bool, rho: float) -> 
 def test_points_are_moved_into_the_cones() -> None:
     loss, W = cone_loss(True), STREAM.standard_normal((2, 2 * GATES))
     W[:, 1] = 0
-    moved, E = loss.feasible(W, A @ W)
+    moved, E = loss.make_feasible(W, A @ W)
     assert (SIDES * E).min() >= -1e-12
     np.testing.assert_allclose(E, A @ moved, atol=1e-12)
     assert not moved[:, 1].any()
-    again, _ = loss.feasible(moved, np.where(SIDES * E < 0, 0, E))
+    again, _ = loss.make_feasible(moved, np.where(SIDES * E < 0, 0, E))
     np.testing.assert_array_equal(again, moved)
     outputs = (SIGNS * E).sum(axis=1, keepdims=True)
     relu = np.maximum(A @ moved, 0) @ np.repeat([1.0, -1.0], GATES)
@@ -69,20 +71,23 @@ SAMPLED = sample_gates(WHITE, EQUAL, 4, False, np.random.RandomState(0))
 
 
 def solved(tol: float, max_iter: int) -> tuple:
-    loss = ConeLoss(
-        OutputLoss(Gaussian(), SEEN, EQUAL, True), SAMPLED.patterns, SAMPLED.margins, SAMPLED.directions
+    loss = ConeConstrainedLoss(
+        ProfiledLoss(GaussianFamily(), SEEN, EQUAL, True),
+        SAMPLED.patterns,
+        SAMPLED.margins,
+        SAMPLED.directions,
     )
     operator, told = PlainOperator(WHITE), []
-    penalty, start = GroupNorms(0.05, np.ones(3), 8), np.zeros((3, 8))
+    penalty, start = GroupLassoPenalty(0.05, np.ones(3), 8), np.zeros((3, 8))
     found = admm(
         operator, loss, penalty, start, tol=tol, max_iter=max_iter, callback=lambda *line: told.append(line)
     )
-    return found, operator.products, told
+    return found, operator.n_products, told
 
 
 def test_two_products_an_iteration_and_one_for_a_gap() -> None:
     found, products, told = solved(1e-5, 3000)
-    assert found.converged and found.gap <= 1e-5 * found.objective
+    assert found.converged and found.dual_gap <= 1e-5 * found.objective
     assert products == 2 * found.n_iter + -(-found.n_iter // 10) == 2 * len(told) + len(told) // 10
     assert told[-1] == (found.objective, found.gradient_map)
     assert (np.hstack([2.0 * SAMPLED.patterns - 1] * 2) * (WHITE @ found.x)).min() >= -1e-12
@@ -93,4 +98,4 @@ def test_the_gap_is_an_upper_bound_at_every_iteration() -> None:
     for max_iter in range(1, 60, 12):
         found, *_ = solved(0.0, max_iter)
         assert not found.converged and found.n_iter == max_iter
-        assert -1e-7 <= found.objective - best.objective <= found.gap + 1e-12
+        assert -1e-7 <= found.objective - best.objective <= found.dual_gap + 1e-12

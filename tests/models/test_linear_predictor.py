@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from polarmap.models.linear_predictor import LinearPredictorModel
-from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
+from polarmap.models.linear_predictor import LinearPredictorEstimator
+from polarmap.models.losses import BernoulliFamily, MultinomialFamily, WeightedLoss
 from polarmap.models.proximal_gradient import Solution
 from polarmap.testing import ReplayExecutor
 
@@ -19,7 +19,7 @@ SHARES = np.arange(1.0, 21.0) / 210
 CLASSES = np.arange(20) % 3
 
 
-class Guess(LinearPredictorModel):
+class Guess(LinearPredictorEstimator):
     """A model whose solver notes what it is asked, and answers with a V that it was told."""
 
     def __init__(self, fit_intercept: bool, V: np.ndarray) -> None:
@@ -28,21 +28,21 @@ class Guess(LinearPredictorModel):
         self.tol, self.max_iter, self.verbose = 0.0, 1, 0
         self.executor = ReplayExecutor()
 
-    def _minimizer(self, operator: Any, loss: Any, penalty: Any, start: Any) -> Any:
-        self.penalty, self.null, self.predictor = penalty, operator @ start, operator @ self.V
+    def _make_solver(self, operator: Any, loss: Any, penalty_strengths: Any, start: Any) -> Any:
+        self.penalty, self.null, self.predictor = penalty_strengths, operator @ start, operator @ self.V
         return lambda **options: Solution(self.V, 0.0, None, 0.0, 1, True)
 
 
 @pytest.mark.parametrize("data", [X, csr_array(X)], ids=["dense", "sparse"])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize("family", [Bernoulli(), Multinomial()], ids=["two", "three"])
+@pytest.mark.parametrize("family", [BernoulliFamily(), MultinomialFamily()], ids=["two", "three"])
 def test_coefficients_and_intercepts_are_those_of_the_solvers_predictor(
     data: Any, fit_intercept: bool, family: Any
 ) -> None:
-    y = np.eye(3)[CLASSES] if isinstance(family, Multinomial) else (CLASSES[:, None] == 0).astype(float)
+    y = np.eye(3)[CLASSES] if isinstance(family, MultinomialFamily) else (CLASSES[:, None] == 0).astype(float)
     loss = WeightedLoss(family, y, SHARES)
     model = Guess(fit_intercept, STREAM.standard_normal((3 + fit_intercept, y.shape[1])))
-    coef, intercept = model._coefficients(data, loss, 0.5)
+    coef, intercept = model._fit_coefficients(data, loss, 0.5)
     np.testing.assert_allclose(X @ coef.T + intercept, model.predictor, atol=1e-12)
     null = loss.null_predictor() if fit_intercept else np.zeros(y.shape[1])
     np.testing.assert_allclose(model.null, np.broadcast_to(null, y.shape), atol=1e-12)

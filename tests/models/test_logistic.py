@@ -13,7 +13,7 @@ from polarmap.models import proximal_newton
 
 @pytest.fixture(params=[1000, 0], ids=["newton", "scipy alone"])
 def largest_gram(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proximal_newton, "LARGEST_GRAM", request.param)
+    monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", request.param)
 
 
 @pytest.mark.usefixtures("largest_gram")

@@ -11,13 +11,13 @@ from scipy.optimize import approx_fprime, minimize
 from polarmap.convex import LogisticLoss, SquaredLoss
 from polarmap.errors import ModelError
 from polarmap.models.losses import (
-    LARGEST_EXPONENT,
-    Bernoulli,
-    Family,
-    Gaussian,
-    Multinomial,
-    OutputLoss,
-    Poisson,
+    MAX_EXPONENT,
+    BernoulliFamily,
+    GaussianFamily,
+    LossFamily,
+    MultinomialFamily,
+    PoissonFamily,
+    ProfiledLoss,
     WeightedLoss,
 )
 
@@ -26,17 +26,17 @@ WEIGHTS = STREAM.random(12) + 0.1
 WEIGHTS /= WEIGHTS.sum()
 ONEHOT = np.eye(3)[np.arange(12) % 3]
 FAMILIES = [
-    (Gaussian(), STREAM.standard_normal((12, 2)) * 50),
-    (Bernoulli(), ONEHOT[:, :1]),
-    (Multinomial(), ONEHOT),
-    (Poisson(), np.arange(12.0)[:, None]),
+    (GaussianFamily(), STREAM.standard_normal((12, 2)) * 50),
+    (BernoulliFamily(), ONEHOT[:, :1]),
+    (MultinomialFamily(), ONEHOT),
+    (PoissonFamily(), np.arange(12.0)[:, None]),
 ]
 families = pytest.mark.parametrize(("family", "y"), FAMILIES, ids=lambda one: type(one).__name__)
 bounded = pytest.mark.parametrize(("family", "y"), FAMILIES[:3], ids=lambda one: type(one).__name__)
 
 
 @families
-def test_gradient_and_hessian_are_the_derivatives(family: Family, y: np.ndarray) -> None:
+def test_gradient_and_hessian_are_the_derivatives(family: LossFamily, y: np.ndarray) -> None:
     loss, eta = WeightedLoss(family, y, WEIGHTS), STREAM.standard_normal(y.shape)
     step = 1e-5 * STREAM.standard_normal(y.shape)
     slope = loss.value(eta + step) - loss.value(eta - step)
@@ -46,14 +46,14 @@ def test_gradient_and_hessian_are_the_derivatives(family: Family, y: np.ndarray)
 
 
 @families
-def test_the_null_predictor_fits_best(family: Family, y: np.ndarray) -> None:
+def test_the_null_predictor_fits_best(family: LossFamily, y: np.ndarray) -> None:
     loss = WeightedLoss(family, y, WEIGHTS)
     np.testing.assert_allclose(family.mean(loss.null_predictor()[np.newaxis])[0], WEIGHTS @ y)
     assert loss.null_curvature() > 0
 
 
 @families
-def test_the_conjugate_is_that_of_a_gradient_and_of_all_before(family: Family, y: np.ndarray) -> None:
+def test_the_conjugate_is_that_of_a_gradient_and_of_all_before(family: LossFamily, y: np.ndarray) -> None:
     loss, eta = WeightedLoss(family, y, WEIGHTS), STREAM.standard_normal(y.shape)
     u = loss.gradient(eta)
     assert loss._conjugate(u) == pytest.approx(np.sum(u * eta) - loss.value(eta), rel=1e-9, abs=1e-12)
@@ -64,16 +64,16 @@ def test_the_conjugate_is_that_of_a_gradient_and_of_all_before(family: Family, y
 
 
 @families
-def test_the_curvature_is_bounded(family: Family, y: np.ndarray) -> None:
+def test_the_curvature_is_bounded(family: LossFamily, y: np.ndarray) -> None:
     mean = family.mean(3 * STREAM.standard_normal(y.shape))
     for direction in STREAM.standard_normal((50, y.shape[1])):
-        curved = family.curvature(mean, np.broadcast_to(direction, y.shape)) @ direction
-        assert curved.max() <= family.largest_curvature * direction @ direction * (1 + 1e-12)
+        curved = family.hessian_product(mean, np.broadcast_to(direction, y.shape)) @ direction
+        assert curved.max() <= family.max_curvature * direction @ direction * (1 + 1e-12)
 
 
 def test_poisson_goes_on_as_its_tangent() -> None:
-    beyond = np.array([[LARGEST_EXPONENT + 3.0]])
-    assert Poisson().value(beyond, np.zeros((1, 1))) == pytest.approx(4.0 * np.exp(LARGEST_EXPONENT))
+    beyond = np.array([[MAX_EXPONENT + 3.0]])
+    assert PoissonFamily().value(beyond, np.zeros((1, 1))) == pytest.approx(4.0 * np.exp(MAX_EXPONENT))
 
 
 @pytest.mark.parametrize("of", [slice(None), 0])
@@ -120,19 +120,19 @@ def test_losses_that_cannot_be(make: Any, message: str) -> None:
 @bounded
 @pytest.mark.parametrize("size", [0.1, 30.0])
 def test_the_intercept_of_outputs_is_the_best_one(family: Any, y: np.ndarray, size: float) -> None:
-    loss, eta = OutputLoss(family, y, WEIGHTS, True), size * STREAM.standard_normal(y.shape)
-    without = OutputLoss(family, y, WEIGHTS, False)
+    loss, eta = ProfiledLoss(family, y, WEIGHTS, True), size * STREAM.standard_normal(y.shape)
+    without = ProfiledLoss(family, y, WEIGHTS, False)
     best = minimize(lambda c: without.value(eta + c), np.zeros(y.shape[1]), tol=1e-12).fun
     assert loss.value(eta) <= best * (1 + 1e-12)
     assert loss.value(eta) == pytest.approx(best, rel=1e-8)
     np.testing.assert_allclose(loss.gradient(eta).sum(axis=0), 0, atol=1e-12 * np.abs(y).max())
-    assert not without.intercept(eta).any() and without.value(eta) >= loss.value(eta)
+    assert not without.optimal_intercept(eta).any() and without.value(eta) >= loss.value(eta)
 
 
 @bounded
 @pytest.mark.parametrize("fit_intercept", [True, False])
 def test_gradient_and_conjugate_of_outputs(family: Any, y: np.ndarray, fit_intercept: bool) -> None:
-    loss, eta = OutputLoss(family, y, WEIGHTS, fit_intercept), STREAM.standard_normal(y.shape)
+    loss, eta = ProfiledLoss(family, y, WEIGHTS, fit_intercept), STREAM.standard_normal(y.shape)
     u = loss.gradient(eta)
     slope = approx_fprime(eta.ravel(), lambda flat: loss.value(flat.reshape(y.shape)), 1e-7)
     np.testing.assert_allclose(u.ravel(), slope, atol=1e-5 * np.abs(y).max())

@@ -13,11 +13,11 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from benchmarks.in_numpy import in_numpy
 from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
 from polarmap.models import proximal_newton
-from polarmap.models.features import ConstantFeature
-from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
-from polarmap.models.penalized_loss import PenalizedLoss
+from polarmap.models.losses import BernoulliFamily, MultinomialFamily, WeightedLoss
+from polarmap.models.operators import AppendedInterceptOperator
+from polarmap.models.penalized_loss import ScipyObjective
 from polarmap.models.penalties import ElasticNetPenalty
-from polarmap.models.proximal_gradient import Problem
+from polarmap.models.proximal_gradient import CompositeProblem
 from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = load_breast_cancer(return_X_y=True)
@@ -40,7 +40,7 @@ def assert_same(found: Any, expected: Any) -> None:
 def test_logistic_regression_is_the_true_minimum(
     weights: Any, of_class: Any, largest_gram: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proximal_newton, "LARGEST_GRAM", largest_gram)
+    monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
     ours = in_numpy(LogisticRegression(class_weight=of_class)).fit(CANCER, LABELS, weights)
     theirs = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
     assert_same(ours, theirs.fit(CANCER, LABELS, sample_weight=weights))
@@ -60,12 +60,14 @@ PENALTY = np.array([0.1, 0.2, 0.3])
 CLASSES = np.arange(20) % 3
 
 
-def objective(classes: int, unit: float) -> PenalizedLoss:
+def objective(classes: int, unit: float) -> ScipyObjective:
     y = np.eye(3)[CLASSES] if classes == 3 else (CLASSES[:, None] == 0).astype(float)
-    loss = WeightedLoss(Multinomial() if classes == 3 else Bernoulli(), y, np.arange(1.0, 21.0) / 210)
-    operator = ConstantFeature(aslinearoperator(A), unit) if unit else aslinearoperator(A)
+    loss = WeightedLoss(
+        MultinomialFamily() if classes == 3 else BernoulliFamily(), y, np.arange(1.0, 21.0) / 210
+    )
+    operator = AppendedInterceptOperator(aslinearoperator(A), unit) if unit else aslinearoperator(A)
     squares = np.repeat(np.append(PENALTY, 0.0) if unit else PENALTY, y.shape[1])
-    return PenalizedLoss(Problem(operator, loss, ElasticNetPenalty(0.0, squares)), squares)
+    return ScipyObjective(CompositeProblem(operator, loss, ElasticNetPenalty(0.0, squares)), squares)
 
 
 def point(classes: int, unit: float, seed: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize_scalar
 
-from polarmap.convex import AffineSet, ElasticNetPenalty, LinearOnBox
+from polarmap.convex import AffineSet, ElasticNetPenalty, LinearBoxPenalty
 from polarmap.errors import ModelError
-from polarmap.models.penalties import GroupNorms
+from polarmap.models.penalties import GroupLassoPenalty
 
 NUMBERS = st.floats(-100, 100)
 VECTORS = arrays(float, 6, elements=NUMBERS)
@@ -49,7 +49,7 @@ def test_the_conjugate_of_an_elastic_net(v: np.ndarray, l1: np.ndarray, l2: floa
 @given(v=VECTORS, slope=VECTORS)
 def test_the_conjugate_of_a_box_is_at_a_corner(v: np.ndarray, slope: np.ndarray) -> None:
     lower, upper = np.arange(-3.0, 3.0), np.arange(-3.0, 3.0) + 2
-    penalty = LinearOnBox(lower, upper, slope)
+    penalty = LinearBoxPenalty(lower, upper, slope)
     corners = np.array(np.meshgrid(*zip(lower, upper))).reshape(6, -1).T
     assert penalty.conjugate(v) == pytest.approx(max(v @ x - penalty(x) for x in corners))
     p = penalty.prox(v, 0.5)
@@ -68,7 +68,7 @@ def test_projections_on_equations_are_least_squares(x: np.ndarray) -> None:
 
 def test_group_norms_of_equal_scales_are_that_of_pyproximal() -> None:
     x = np.random.default_rng(0).standard_normal(15)
-    ours, theirs = GroupNorms(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
+    ours, theirs = GroupLassoPenalty(0.7, np.ones(3), 5), pyproximal.L21(3, 0.7)
     assert ours(x) == pytest.approx(theirs(x))
     np.testing.assert_allclose(ours.prox(x, 1.3), theirs.prox(x, 1.3), atol=1e-14)
 
@@ -88,7 +88,7 @@ def test_the_prox_of_group_norms_satisfies_its_condition(
     stream = np.random.default_rng(seed)
     scale = 10.0 ** stream.uniform(-spread / 2, spread / 2, rows)
     x = stream.standard_normal((rows, columns))
-    p = GroupNorms(0.8, scale, columns).prox(x.reshape(-1), tau).reshape(x.shape)
+    p = GroupLassoPenalty(0.8, scale, columns).prox(x.reshape(-1), tau).reshape(x.shape)
     for before, after in zip(x.T, p.T, strict=True):
         if after.any():
             pull = 0.8 * tau * scale**2 * after / np.linalg.norm(scale * after)
@@ -99,7 +99,7 @@ def test_the_prox_of_group_norms_satisfies_its_condition(
 
 def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
     stream, scale = np.random.default_rng(0), np.array([0.5, 1.0, 3.0])
-    penalty, v = GroupNorms(0.6, scale, 2), stream.standard_normal(6) * 5
+    penalty, v = GroupLassoPenalty(0.6, scale, 2), stream.standard_normal(6) * 5
     scaled = v * penalty.dual_scale(v)
     values = [x @ scaled - penalty(x) for x in stream.standard_normal((2000, 6))]
     assert max(values) <= penalty.conjugate(scaled) == 0.0
@@ -113,14 +113,17 @@ def test_the_conjugate_of_group_norms_is_0_in_the_dual_ball() -> None:
     [
         (lambda: ElasticNetPenalty(-1.0), "l1 and l2 must be 0 or more"),
         (lambda: ElasticNetPenalty(np.nan), "l1 and l2 must be 0 or more"),
-        (lambda: LinearOnBox(np.ones(2), np.zeros(2), np.zeros(2)), "none of lower above that of upper"),
-        (lambda: LinearOnBox(np.zeros(2), np.full(2, np.inf), np.zeros(2)), "pyproximal.Box may be open"),
+        (lambda: LinearBoxPenalty(np.ones(2), np.zeros(2), np.zeros(2)), "none of lower above that of upper"),
+        (
+            lambda: LinearBoxPenalty(np.zeros(2), np.full(2, np.inf), np.zeros(2)),
+            "pyproximal.Box may be open",
+        ),
         (lambda: AffineSet(C, [1.0]), r"not of shapes \(2, 6\) and \(1,\)"),
         (lambda: AffineSet([C[0], 2 * C[0]], [1.0, 2.0]), "the 2 equations have rank 1: leave out 1 that"),
         (lambda: AffineSet(np.eye(3)[:, :2], np.ones(3)), "the 3 equations have rank 2"),
-        (lambda: GroupNorms(-1.0, np.ones(2), 2), "strength must be 0 or more"),
-        (lambda: GroupNorms(np.nan, np.ones(2), 2), "strength must be 0 or more"),
-        (lambda: GroupNorms(1.0, np.zeros(2), 2), "and each scale positive"),
+        (lambda: GroupLassoPenalty(-1.0, np.ones(2), 2), "strength must be 0 or more"),
+        (lambda: GroupLassoPenalty(np.nan, np.ones(2), 2), "strength must be 0 or more"),
+        (lambda: GroupLassoPenalty(1.0, np.zeros(2), 2), "and each scale positive"),
     ],
 )
 def test_penalties_that_cannot_be(make: Any, message: str) -> None:

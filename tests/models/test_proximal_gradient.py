@@ -18,7 +18,7 @@ from polarmap import CodedOperator
 from polarmap.convex import (
     AffineSet,
     ElasticNetPenalty,
-    LinearOnBox,
+    LinearBoxPenalty,
     LogisticLoss,
     SquaredLoss,
     fista,
@@ -87,9 +87,9 @@ def test_penalties_and_constraints_reach_the_minimum_of_a_conic_solver(name: str
     penalty, oracle = PROBLEMS[name]
     found = fista(HERE, SquaredLoss(B), penalty, tol=1e-8)
     expected = oracle() + B @ B / 2
-    assert found.converged and found.gap is None
+    assert found.converged and found.dual_gap is None
     assert found.objective == pytest.approx(expected, rel=1e-9)
-    assert found.gradient_map < 1e-6 * np.linalg.norm(A.T @ B)
+    assert found.optimality < 1e-6 * np.linalg.norm(A.T @ B)
 
 
 @pytest.mark.parametrize("name", ["nonnegative", "simplex", "groups"])
@@ -99,7 +99,7 @@ def test_dead_and_late_workers_change_nothing(name: str) -> None:
     with CodedOperator(A, **options()) as operator:
         found = fista(operator, SquaredLoss(B), penalty)
         assert 0 in operator.report.recovered and 1 in operator.report.recovered
-        assert operator.products <= 2 * found.n_iter + 9  # the start, the end, steps that were too long
+        assert operator.n_products <= 2 * found.n_iter + 9  # the start, the end, steps that were too long
     assert found.n_iter == expected.n_iter
     np.testing.assert_allclose(found.x, expected.x, atol=1e-10)
 
@@ -109,7 +109,7 @@ def test_dead_and_late_workers_change_nothing(name: str) -> None:
     [
         ElasticNetPenalty(2.0),
         ElasticNetPenalty(2.0, 1.0),
-        LinearOnBox(-ONES, ONES, np.linspace(-1, 1, 12)),
+        LinearBoxPenalty(-ONES, ONES, np.linspace(-1, 1, 12)),
     ],
     ids=["l1", "elastic net", "box"],
 )
@@ -120,11 +120,11 @@ def test_the_gap_is_an_upper_bound_at_every_iteration(penalty: Any) -> None:
     for steps in range(1, 40, 4):
         found = fista(HERE, SquaredLoss(B), penalty, tol=0.0, max_iter=steps)
         assert not found.converged and found.n_iter == steps
-        assert -1e-12 <= found.objective - best.objective <= found.gap + 1e-12
-        gaps.append(found.gap)
+        assert -1e-12 <= found.objective - best.objective <= found.dual_gap + 1e-12
+        gaps.append(found.dual_gap)
     assert gaps[-1] < 0.02 * gaps[0]
     enough = fista(HERE, SquaredLoss(B), penalty, tol=1e-4)
-    assert enough.gap <= 1e-4 * abs(enough.objective) and enough.n_iter < best.n_iter
+    assert enough.dual_gap <= 1e-4 * abs(enough.objective) and enough.n_iter < best.n_iter
 
 
 @settings(max_examples=30)
@@ -152,7 +152,7 @@ def test_several_outputs_are_one_product() -> None:
     targets = np.column_stack([B, -B, B**2])
     with CodedOperator(A, blocks=3, executor=ReplayExecutor()) as operator:
         found = fista(operator, SquaredLoss(targets), ElasticNetPenalty(3.0), np.zeros((12, 3)), tol=1e-10)
-        assert operator.products < 3 * found.n_iter
+        assert operator.n_products < 3 * found.n_iter
     for column, target in enumerate(targets.T):
         alone = fista(HERE, SquaredLoss(target), ElasticNetPenalty(3.0), tol=1e-10)
         np.testing.assert_allclose(found.x[:, column], alone.x, atol=1e-4)

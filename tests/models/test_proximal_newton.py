@@ -22,7 +22,7 @@ from polarmap.convex import (
     ElasticNet,
     ElasticNetPenalty,
     Lasso,
-    LinearOnBox,
+    LinearBoxPenalty,
     LinearSVC,
     LogisticLoss,
     NonNegativeLeastSquares,
@@ -87,17 +87,17 @@ def test_classes_that_curve_each_other(outputs: int) -> None:
 
 
 def test_squares_take_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NEWTON_COLUMNS", 1000)  # no iterations by gradients before
+    monkeypatch.setattr(module, "GRAM_COLUMNS_PER_ITERATION", 1000)  # no iterations by gradients before
     operator, targets = PlainOperator(A), STREAM.standard_normal((40, 3))
     loss, penalty = SquaredLoss(targets), ElasticNetPenalty(3.0)
     found = proximal_newton(operator, loss, penalty, np.zeros((6, 3)), tol=1e-9, max_iter=10)
     assert found.converged and found.n_iter == 1
-    assert operator.products == 4  # the gradient at 0, the Gram matrix, the step, the gradient at its end
+    assert operator.n_products == 4  # the gradient at 0, the Gram matrix, the step, the gradient at its end
 
 
 def test_what_gets_no_closer_stops() -> None:
     found = minimum(COPIES, SquaredLoss(A[:, 0]), ElasticNetPenalty(1e-3), tol=0.0, max_iter=10_000)
-    assert found.n_iter < 50 and found.gap < 1e-7 * found.objective
+    assert found.n_iter < 50 and found.dual_gap < 1e-7 * found.objective
 
 
 def test_a_loss_that_a_whole_step_would_raise() -> None:
@@ -117,11 +117,11 @@ def test_the_minimum_of_a_model(size: int, rank: int, seed: int, is_box: bool) -
     stream = np.random.default_rng(seed)
     R = stream.standard_normal((rank, size))
     H, c = R.T @ R, R.T @ stream.standard_normal(rank)
-    penalty = LinearOnBox(-np.ones(size), np.ones(size), c / 3) if is_box else pyproximal.Box(lower=0.0)
+    penalty = LinearBoxPenalty(-np.ones(size), np.ones(size), c / 3) if is_box else pyproximal.Box(lower=0.0)
     L = float(np.abs(H).sum(axis=1).max())
     start = penalty.prox(stream.standard_normal(size), 1.0)
     model = QuadraticModel(H, H @ start - c, penalty, start, L)
-    x = start + model.minimum(1e-9 * np.linalg.norm(c))
+    x = start + model.minimize(1e-9 * np.linalg.norm(c))
     slope, eye = c / 3 if is_box else np.zeros(size), np.eye(size)
     sides = [(-eye, np.ones(size) if is_box else np.zeros(size), "nonnegative")]
     sides += [(eye, np.ones(size), "nonnegative")] if is_box else []
@@ -152,7 +152,7 @@ def test_fits_take_few_products(model: Any, most: int, monkeypatch: pytest.Monke
     made: list[PlainOperator] = []
     monkeypatch.setattr(type(model), "_operator", lambda self, A: made.append(PlainOperator(A)) or made[-1])
     clone(model).fit(CANCER, LABELS)
-    assert made[0].products <= most
+    assert made[0].n_products <= most
 
 
 @pytest.mark.parametrize("model", [model for model, _ in MODELS], ids=lambda one: type(one).__name__)
@@ -162,6 +162,6 @@ def test_first_order_methods_find_the_same(model: Any, monkeypatch: pytest.Monke
     objective, steps = model.fit(X, y).objective_, model.n_iter_
     assert model.fit(csr_array(X), y).objective_ == pytest.approx(objective, rel=1e-6)
     for one in (module, svm):
-        monkeypatch.setattr(one, "LARGEST_GRAM", 3)
+        monkeypatch.setattr(one, "MAX_GRAM_SIZE", 3)
     assert model.fit(X, y).objective_ == pytest.approx(objective, rel=1e-6)
     assert model.n_iter_ > steps

@@ -103,7 +103,7 @@ def test_nonnegative_least_squares_are_those_of_sklearn(fit_intercept: bool) -> 
     assert model.coef_.min() >= 0
     np.testing.assert_allclose(model.coef_, oracle.coef_, atol=1e-5 * oracle.coef_.max())
     assert model.score(X, Y) == pytest.approx(oracle.score(X, Y), rel=1e-9)
-    assert model.dual_gap_ is None and model.gradient_map_ < 1e-4
+    assert model.dual_gap_ is None and model.optimality_ < 1e-4
     assert {0, 1} <= set(model.report_.recovered)
 
 
@@ -151,7 +151,7 @@ def test_the_minimum_of_logistic_losses_is_that_of_sklearn(C: float) -> None:
     pull = C * CANCER.T @ (LABELS - model.predict_proba(CANCER)[:, 1])
     coef = model.coef_[0]
     np.testing.assert_allclose(pull[coef != 0], np.sign(coef[coef != 0]), atol=1e-4)
-    assert np.abs(pull).max() <= 1 + 1e-4 and model.gradient_map_ < 1e-5
+    assert np.abs(pull).max() <= 1 + 1e-4 and model.optimality_ < 1e-5
     assert model.objective_ * C * len(LABELS) == pytest.approx(logistic_objective(model, CANCER, LABELS))
 
 
@@ -195,9 +195,9 @@ def test_what_is_at_its_minimum_from_the_start_has_converged(seed: int) -> None:
     stream = np.random.default_rng(seed)
     same = np.tile(stream.standard_normal(8), (60, 1))
     model = SparseLogisticRegression(**HERE).fit(same, stream.random(60) > 0.4)
-    assert not model.coef_.any() and model.gradient_map_ < 1e-12
+    assert not model.coef_.any() and model.optimality_ < 1e-12
     model = NonNegativeLeastSquares(**HERE).fit(X, np.full(len(X), stream.random()))
-    assert np.abs(model.coef_).max() < 1e-12 and model.gradient_map_ < 1e-12
+    assert np.abs(model.coef_).max() < 1e-12 and model.optimality_ < 1e-12
 
 
 @pytest.mark.parametrize("weights", [None, np.random.default_rng(3).uniform(0.5, 2.0, len(LABELS))])

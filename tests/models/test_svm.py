@@ -17,7 +17,7 @@ from straggling_models import options, standardized
 from benchmarks.in_numpy import in_numpy
 from polarmap import CodedOperator
 from polarmap.convex import LinearSVC, SparseLogisticRegression
-from polarmap.models.coded_model import CodedModel
+from polarmap.models.coded_estimator import CodedEstimator
 from polarmap.testing import ReplayExecutor
 
 CANCER, LABELS = standardized(load_breast_cancer)
@@ -132,11 +132,11 @@ def test_products_on_breast_cancer_are_as_many_as_the_page_says(monkeypatch: pyt
         operators.append(operator(self, A))
         return operators[-1]
 
-    operator = CodedModel._operator
-    monkeypatch.setattr(CodedModel, "_operator", kept)
+    operator = CodedEstimator._make_operator
+    monkeypatch.setattr(CodedEstimator, "_make_operator", kept)
     LinearSVC(1.0, **HERE).fit(standard, y)
     SparseLogisticRegression(1.0, **HERE).fit(standard, y)
     for features in (unit, X):
         LinearSVC(1.0, **HERE).fit(features, y)
-    counted = [one.products for one in operators]
+    counted = [one.n_products for one in operators]
     assert counted == [pytest.approx(int(number), abs=6) for number in said.groups()]

@@ -12,8 +12,14 @@ from figures import KILLED, rendered, report_of
 from matplotlib.figure import Figure
 
 from polarmap import coded_map, hedged_map, submit
-from polarmap.plot import canvas
-from polarmap.plot.timeline import ROW, TALLEST, WIDTH, draw_timeline, timeline_html
+from polarmap.plot import figure_style
+from polarmap.plot.timeline import (
+    MAX_ROW_HEIGHT,
+    MAX_SVG_HEIGHT,
+    SVG_WIDTH,
+    draw_timeline,
+    render_timeline_html,
+)
 from polarmap.testing import Fault, ReplayExecutor
 from polarmap.types import Report, TaskReport
 
@@ -120,17 +126,17 @@ def test_every_task_has_a_bar_from_its_start_to_its_end() -> None:
         bar = bars[f"task {task.index}"]
         until = end if task.arrived is None else task.arrived
         right = float(bar.get("x", "")) + float(bar.get("width", ""))
-        assert right == pytest.approx(WIDTH * until / end, abs=0.2)
-        assert float(bar.get("y", "")) == ROW * task.index
+        assert right == pytest.approx(SVG_WIDTH * until / end, abs=0.2)
+        assert float(bar.get("y", "")) == MAX_ROW_HEIGHT * task.index
 
 
 def test_colours_say_what_became_of_tasks() -> None:
     report = report_of({0: math.inf}, KILLED)
     faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
-    assert faces[0].startswith(canvas.GREY)
-    assert faces[2] == canvas.VERMILLION
-    assert faces[3] == canvas.BLUE
-    assert faces[6:8] == [canvas.ORANGE] * 2
+    assert faces[0].startswith(figure_style.GREY)
+    assert faces[2] == figure_style.VERMILLION
+    assert faces[3] == figure_style.BLUE
+    assert faces[6:8] == [figure_style.ORANGE] * 2
     marks = [mark.find("title").text for mark in drawn(report).iter("circle")]
     assert marks == ["task 0: decoded from others", "task 2: decoded from others"]
 
@@ -138,7 +144,7 @@ def test_colours_say_what_became_of_tasks() -> None:
 def test_a_state_that_is_not_known_here_has_a_colour_and_a_name_of_its_own() -> None:
     report = invented(["arrived", "surplus", "later"], 2)
     faces = [bar.get("fill") for bar in drawn(report).iter("rect")]
-    assert faces == [canvas.BLUE, canvas.SKY, canvas.GREY]
+    assert faces == [figure_style.BLUE, figure_style.SKY_BLUE, figure_style.GREY]
     legend = "".join(ElementTree.fromstring(report._repr_html_()).find("div").itertext())
     assert "arrived" in legend and "surplus" in legend and "later" in legend
 
@@ -146,13 +152,13 @@ def test_a_state_that_is_not_known_here_has_a_colour_and_a_name_of_its_own() -> 
 def test_the_text_of_the_report_stands_above_it() -> None:
     report = report_of({0: math.inf}, KILLED)
     assert ElementTree.fromstring(report._repr_html_()).findtext("pre") == str(report)
-    assert ElementTree.fromstring(timeline_html(report, "a < b & c")).findtext("pre") == "a < b & c"
+    assert ElementTree.fromstring(render_timeline_html(report, "a < b & c")).findtext("pre") == "a < b & c"
 
 
 def test_many_tasks_share_the_height() -> None:
     report = hedged_map(abs, list(range(500)), executor=ReplayExecutor()).report
     picture = drawn(report)
-    assert float(picture.get("height", "")) <= TALLEST + 2
+    assert float(picture.get("height", "")) <= MAX_SVG_HEIGHT + 2
     assert len(list(picture.iter("rect"))) == 500
 
 

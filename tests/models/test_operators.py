@@ -15,7 +15,7 @@ from benchmarks.in_numpy import in_numpy
 from polarmap import CodedOperator
 from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
-from polarmap.models.features import ConstantFeature, ScaledOperator, moments
+from polarmap.models.operators import AppendedInterceptOperator, StandardizedOperator, weighted_moments
 
 STREAM = np.random.default_rng(0)
 X = scipy.sparse.random_array((90, 8), density=0.3, format="csr", rng=1) * (1 + np.arange(8.0))
@@ -29,7 +29,7 @@ def test_products_are_those_of_the_dense_matrix() -> None:
     A = root[:, None] * (X.toarray() - mean) * scale
     V, U = STREAM.standard_normal((8, 3)), STREAM.standard_normal((90, 3))
     with CodedOperator(X, **options()) as coded:
-        operator = ScaledOperator(coded, mean, scale, root)
+        operator = StandardizedOperator(coded, mean, scale, root)
         for found, expected in [
             (operator @ V, A @ V),
             (operator @ V[:, 0], A @ V[:, 0]),
@@ -37,12 +37,15 @@ def test_products_are_those_of_the_dense_matrix() -> None:
             (operator.rmatvec(U[:, 0]), A.T @ U[:, 0]),
         ]:
             np.testing.assert_allclose(found, expected, atol=1e-10)
-        assert coded.products == 4
+        assert coded.n_products == 4
 
 
 def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
     A = STREAM.standard_normal((5, 3))
-    whole, operator = np.column_stack([A, np.full(5, 0.7)]), ConstantFeature(aslinearoperator(A), 0.7)
+    whole, operator = (
+        np.column_stack([A, np.full(5, 0.7)]),
+        AppendedInterceptOperator(aslinearoperator(A), 0.7),
+    )
     assert operator.shape == (5, 4)
     for shape in ((4,), (4, 2)):
         V, U = STREAM.standard_normal(shape), STREAM.standard_normal((5, *shape[1:]))
@@ -53,7 +56,7 @@ def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
 @pytest.mark.parametrize("is_centred", [True, False])
 def test_moments_are_those_of_the_dense_matrix(is_centred: bool) -> None:
     shares = WEIGHTS / WEIGHTS.sum()
-    mean, square = moments(X, shares, is_centred)
+    mean, square = weighted_moments(X, shares, is_centred)
     dense = X.toarray()
     expected = shares @ dense if is_centred else np.zeros(8)
     np.testing.assert_allclose(mean, expected)
@@ -62,7 +65,7 @@ def test_moments_are_those_of_the_dense_matrix(is_centred: bool) -> None:
 
 def test_a_constant_feature_deviates_by_rounding_only() -> None:
     constant = scipy.sparse.csr_array(np.full((90, 1), 1e8 / 3))
-    mean, square = moments(constant, np.full(90, 1 / 90), True)
+    mean, square = weighted_moments(constant, np.full(90, 1 / 90), True)
     assert square[0] <= (1e-14 * mean[0]) ** 2
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarmap.linalg.parity_start import FEWEST, LEEWAY, MOST, ParityStart
+from polarmap.linalg.adaptive_parity import LATE_FACTOR, MAX_BACKOFF, MIN_BACKOFF, AdaptiveParitySchedule
 from polarmap.run.options import MapOptions
 
 
-def seconds(start: ParityStart) -> float:
+def seconds(start: AdaptiveParitySchedule) -> float:
     """After which a task of the next product is late; 0.0: parity starts with the data."""
     options = start.options
     if options.runtimes is None:
@@ -21,34 +21,34 @@ def seconds(start: ParityStart) -> float:
 
 
 def test_a_task_is_late_that_takes_a_little_longer_than_the_product_before() -> None:
-    start = ParityStart(MapOptions())
+    start = AdaptiveParitySchedule(MapOptions())
     assert seconds(start) == 0.0
     for took in (2.0, 0.5):
-        start.learn(took, needed_parity=False)
-        assert seconds(start) == LEEWAY * took
+        start.observe(took, needed_parity=False)
+        assert seconds(start) == LATE_FACTOR * took
 
 
 def test_where_it_is_needed_it_starts_with_the_data_and_is_tried_less_and_less_often() -> None:
-    start = ParityStart(MapOptions())
-    start.learn(1.0, needed_parity=True)  # all started at once: that says nothing
-    for pause in (FEWEST, 2 * FEWEST, 4 * FEWEST):
-        assert seconds(start) == LEEWAY
-        start.learn(1.0, needed_parity=True)
+    start = AdaptiveParitySchedule(MapOptions())
+    start.observe(1.0, needed_parity=True)  # all started at once: that says nothing
+    for pause in (MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF):
+        assert seconds(start) == LATE_FACTOR
+        start.observe(1.0, needed_parity=True)
         for _ in range(pause):
             assert seconds(start) == 0.0
-            start.learn(1.0, needed_parity=True)
+            start.observe(1.0, needed_parity=True)
     for _ in range(10_000):
-        start.learn(1.0, needed_parity=True)
+        start.observe(1.0, needed_parity=True)
     pauses = 0
     while seconds(start):
-        start.learn(1.0, needed_parity=True)
+        start.observe(1.0, needed_parity=True)
     while not seconds(start):
         pauses += 1
-        start.learn(1.0, needed_parity=False)
-    assert pauses <= MOST
-    start.learn(1.0, needed_parity=False)
-    start.learn(1.0, needed_parity=True)
-    for _ in range(FEWEST):
+        start.observe(1.0, needed_parity=False)
+    assert pauses <= MAX_BACKOFF
+    start.observe(1.0, needed_parity=False)
+    start.observe(1.0, needed_parity=True)
+    for _ in range(MIN_BACKOFF):
         assert seconds(start) == 0.0
-        start.learn(1.0, needed_parity=False)
-    assert seconds(start) == LEEWAY
+        start.observe(1.0, needed_parity=False)
+    assert seconds(start) == LATE_FACTOR

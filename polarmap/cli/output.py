@@ -16,11 +16,13 @@ from polarmap.errors import PolarmapError
 from polarmap.executors.choices import is_localhost
 from polarmap.report import json_value
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)  # an argument or option that names one
-NEW_FILE = click.Path(dir_okay=False, path_type=Path)  # one that is written
+EXISTING_FILE = click.Path(
+    exists=True, dir_okay=False, path_type=Path
+)  # an argument or option that names one
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)  # one that is written
 
 
-class ConfigurationFile(click.Path):
+class LithopsConfigType(click.Path):
     """A click type for a Lithops configuration: an existing file, or "localhost" as for `executor=`."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
@@ -28,7 +30,7 @@ class ConfigurationFile(click.Path):
         return value if is_localhost(value) else super().convert(value, parameter, context)
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command found, for programs and for people, and whether all is well (exit code 0 or 1)."""
 
     data: Mapping[str, Any]
@@ -36,38 +38,40 @@ class Answer(NamedTuple):
     ok: bool = True
 
 
-def answering(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
+def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]], click.Command]:
     """Make a click command of a function that gives an Answer; adds --json.
 
     What the function raises on purpose becomes one line on standard error, and with --json also
     {"error": ...}. Whatever else it prints goes to standard error.
     """
 
-    def command(function: Callable[..., Answer]) -> click.Command:
+    def decorate(command_function: Callable[..., CommandResult]) -> click.Command:
         @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
-        @functools.wraps(function)
-        def run(as_json: bool, **options: Any) -> None:
+        @functools.wraps(command_function)
+        def run_command(as_json: bool, **options: Any) -> None:
             with contextlib.redirect_stdout(sys.stderr):
-                answer = _answer(function, options)
-            text = json.dumps(json_value(answer.data), indent=2) if as_json else answer.text
+                command_result = _call_command(command_function, options)
+            text = json.dumps(json_value(command_result.data), indent=2) if as_json else command_result.text
             if text:
                 click.echo(text)
-            click.get_current_context().exit(0 if answer.ok else 1)
+            click.get_current_context().exit(0 if command_result.ok else 1)
 
-        return click.command(name)(run)
+        return click.command(command_name)(run_command)
 
-    return command
+    return decorate
 
 
-def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answer:
+def _call_command(
+    command_function: Callable[..., CommandResult], options: Mapping[str, Any]
+) -> CommandResult:
     try:
-        return function(**options)
+        return command_function(**options)
     except (PolarmapError, OSError, ImportError) as error:
-        message = one_line(error)
+        message = format_error_message(error)
         click.echo(f"polarmap: {message}", err=True)
-        return Answer({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)
+        return CommandResult({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)
 
 
-def one_line(error: Exception) -> str:
+def format_error_message(error: Exception) -> str:
     """The message of an error without its breaks."""
     return " ".join(str(error).split())

@@ -52,7 +52,7 @@ def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
 def test_a_line_for_each_iteration(
     model: Any, largest_gram: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proximal_newton, "LARGEST_GRAM", largest_gram)
+    monkeypatch.setattr(proximal_newton, "MAX_GRAM_SIZE", largest_gram)
     X, y = data_of(model)
     model = in_numpy(model).set_params(verbose=1).fit(X, y)
     lines = parsed_lines(capsys.readouterr().out)

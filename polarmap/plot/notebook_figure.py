@@ -7,11 +7,11 @@ from io import BytesIO
 from matplotlib.figure import Figure
 
 
-class ShownFigure(Figure):
+class NotebookFigure(Figure):
     """A Figure that is shown as the last line of a cell, with no magic and no pyplot."""
 
     def _repr_png_(self) -> bytes:
         """The picture, as IPython asks for it."""
-        memory = BytesIO()
-        self.savefig(memory, format="png")
-        return memory.getvalue()
+        buffer = BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()

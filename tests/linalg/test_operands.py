@@ -12,7 +12,7 @@ from linalg.test_operators import TALL, assert_close, lossy, operator, random_ma
 
 from polarmap import CodedOperator
 from polarmap.errors import CodeError
-from polarmap.linalg.matrices import CheckedMatrix, TransposedMatrix, factor_dtype
+from polarmap.linalg.operands import TransposedView, ValidatedMatrix, choose_encoding_dtype
 from polarmap.testing import Fault
 
 
@@ -84,18 +84,18 @@ def test_nan_and_inf_are_refused(value: float) -> None:
 
 def test_a_matrix_is_checked_and_cast_as_it_is_read() -> None:
     matrix = np.arange(12, dtype=np.int32).reshape(4, 3)
-    checked = CheckedMatrix(matrix, "A")
-    assert checked[1:3].dtype == np.int32 and checked.largest == 8
+    checked = ValidatedMatrix(matrix, "A")
+    assert checked[1:3].dtype == np.int32 and checked.max_abs == 8
     assert np.shares_memory(checked[1:3], matrix)
-    turned = TransposedMatrix(CheckedMatrix(matrix, "A", np.dtype(float)))
+    turned = TransposedView(ValidatedMatrix(matrix, "A", np.dtype(float)))
     assert turned.shape == (3, 4) and turned.dtype == float
     np.testing.assert_array_equal(turned[1:], matrix.T[1:])
     np.testing.assert_array_equal(turned[:2, 1:3], matrix.T[:2, 1:3])
     with pytest.raises(CodeError, match=r"B holds NaN or inf \(1 in a block of shape \(2, 2\)"):
-        CheckedMatrix(np.array([[1.0, np.nan], [0.0, 1.0], [2.0, 3.0]]), "B")[:2]
+        ValidatedMatrix(np.array([[1.0, np.nan], [0.0, 1.0], [2.0, 3.0]]), "B")[:2]
 
 
 def test_no_factor_is_coarser_than_the_product() -> None:
     real = [("i4", "f8", "f8"), ("f4", "f8", "f8"), ("f4", "c16", "f8")]
     for factor, product, expected in [*real, ("c8", "c16", "c16"), ("i4", "i8", "i4")]:
-        assert factor_dtype(np.dtype(factor), np.dtype(product)) == expected
+        assert choose_encoding_dtype(np.dtype(factor), np.dtype(product)) == expected

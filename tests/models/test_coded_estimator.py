@@ -28,7 +28,7 @@ from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquare
 from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
 from polarmap.errors import ModelError, NotDecodableError
 from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
-from polarmap.models.coded_model import CodedModel
+from polarmap.models.coded_estimator import CodedEstimator
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 X6, Y6 = np.arange(18.0).reshape(6, 3) ** 1.5, np.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
@@ -81,7 +81,7 @@ def checks() -> Iterator[Any]:
     """All but those of inputs in other array libraries, which scikit-learn skips unless scipy is told, and
     of least squares with fewer samples than coefficients, which LeastSquares refuses.
 
-    Sparse matrices are arrays to all but the two who compute with them: `CodedModel` and LinearSVC.
+    Sparse matrices are arrays to all but the two who compute with them: `CodedEstimator` and LinearSVC.
     The dual of LinearSVC has other variables where samples are copied.
     """
     for model in [*CHECKED, *CHECKED_AS_FITS]:
@@ -102,7 +102,7 @@ def checks() -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of fits that are cut short
 def test_estimator_checks(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if name_of(check) not in CHECKS_OF_PRODUCTS:
-        monkeypatch.setattr(CodedModel, "_operator", lambda model, A: PlainOperator(A))
+        monkeypatch.setattr(CodedEstimator, "_make_operator", lambda model, A: PlainOperator(A))
     check(estimator)
 
 

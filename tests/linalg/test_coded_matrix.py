@@ -14,7 +14,7 @@ from polarmap import CodedOperator, encode
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors import storage_beside
-from polarmap.linalg.coded_sides import CodedSides
+from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.layouts import BlockCounts
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -63,14 +63,16 @@ def test_code_of_the_callers_own() -> None:
     ],
 )
 def test_a_small_side_keeps_all_options_of_the_callers_code(options: dict[str, Any]) -> None:
-    sides = CodedSides(np.ones((10, 48)), ReplayExecutor(), BlockCounts(24, 32), PolarCode(32, 24, **options))
+    sides = CodedMatrix(
+        np.ones((10, 48)), ReplayExecutor(), BlockCounts(24, 32), PolarCode(32, 24, **options)
+    )
     expected = PolarCode(14, 10, **options)
-    found = sides.side("rows").code
+    found = sides.get_encoding("rows").code
     assert isinstance(found, PolarCode)
     assert (found.n, found.k, found.kernel, found.decoder) == (14, 10, expected.kernel, expected.decoder)
     assert (found.erasure, found.seed, found.levels) == (expected.erasure, expected.seed, expected.levels)
     assert np.array_equal(found.encoding_matrix, expected.encoding_matrix)
-    assert sides.side("columns").code.n == 32
+    assert sides.get_encoding("columns").code.n == 32
 
 
 def test_a_side_too_small_for_a_code_of_unequal_workers_is_refused() -> None:
@@ -133,7 +135,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
 def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
     options = {"blocks": 5, "tasks": 8, "storage": tmp_path, "progress": False}
     rows, columns = encode(TALL, name="rows", **options), encode(TALL.T, name="columns", **options)
-    with operator(rows, transposed=columns) as coded:
+    with operator(rows, transpose=columns) as coded:
         assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
         assert (coded.report.k, coded.report.n) == (5, 8)
         assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
@@ -143,9 +145,9 @@ def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
         assert (coded.report.k, coded.report.n) == (5, N - 1)
     assert rows.check().ok and columns.check().ok
     with pytest.raises(CodeError, match=r"float64 of shape \(50, 13\), which is no transpose of A"):
-        operator(rows, transposed=rows)
+        operator(rows, transpose=rows)
     with pytest.raises(CodeError, match="transposed must be a CodedArray, not ndarray"):
-        operator(rows, transposed=TALL.T)
+        operator(rows, transpose=TALL.T)
 
 
 def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:

@@ -13,7 +13,7 @@ from polarmap.dtypes import Array, DType, check_dtype, is_integer_dtype, real_dt
 from polarmap.errors import CodeError
 
 
-class TransposedMatrix:
+class TransposedView:
     """The transpose of a matrix that need not lie in memory; reads columns as rows."""
 
     def __init__(self, matrix: Any) -> None:
@@ -25,91 +25,91 @@ class TransposedMatrix:
         return np.asarray(self._matrix[(columns[0] if columns else slice(None), rows)]).T
 
 
-class CheckedMatrix:
+class ValidatedMatrix:
     """A matrix, in a dtype if one is given, that says what is wrong with it as it is read.
 
-    largest : the largest absolute value read so far, of integers.
+    max_abs : the largest absolute value read so far, of integers.
     """
 
-    def __init__(self, matrix: Any, name: str, dtype: DType | None = None) -> None:
-        self._matrix, self._name = matrix, name
+    def __init__(self, matrix: Any, label: str, dtype: DType | None = None) -> None:
+        self._matrix, self._label = matrix, label
         self.shape, self.dtype = matrix.shape, matrix.dtype if dtype is None else dtype
         self.chunks = getattr(matrix, "chunks", None)
-        self.largest = 0
+        self.max_abs = 0
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
-        part = np.asarray(self._matrix[index], self.dtype)
-        check_finite(part, self._name)
-        if is_integer_dtype(part.dtype) and part.size:
-            self.largest = max(self.largest, int(part.max()), -int(part.min()))
-        return part
+        values = np.asarray(self._matrix[index], self.dtype)
+        check_finite(values, self._label)
+        if is_integer_dtype(values.dtype) and values.size:
+            self.max_abs = max(self.max_abs, int(values.max()), -int(values.min()))
+        return values
 
 
-def as_array_like(matrix: Any, name: str, for_sparse: str) -> Any:
+def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
     """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry.
 
-    for_sparse : what to use of a sparse matrix.
+    sparse_advice : what to use of a sparse matrix.
     """
-    matrix = read_data(matrix, name)
-    refuse_masked_and_sparse(matrix, name, for_sparse)
+    matrix = read_data(matrix, label)
+    refuse_masked_and_sparse(matrix, label, sparse_advice)
     if not is_array(matrix):
         try:
             matrix = np.asarray(matrix)
         except ValueError as error:
-            raise CodeError(f"{name} is no matrix: {error}") from error
+            raise CodeError(f"{label} is no matrix: {error}") from error
     return np.asarray(matrix) if isinstance(matrix, np.matrix) else matrix
 
 
-def check_matrix(matrix: Any, name: str, for_sparse: str = "") -> Any:
+def check_matrix(matrix: Any, label: str, sparse_advice: str = "") -> Any:
     """A matrix that can be cut and coded; CodeError for anything else.
 
-    for_sparse : what to use of a sparse one; by default it as an array.
+    sparse_advice : what to use of a sparse one; by default it as an array.
     """
-    return check_two_axes(as_array_like(matrix, name, for_sparse or f"{name}.toarray()"), name)
+    return check_matrix_shape(as_array_like(matrix, label, sparse_advice or f"{label}.toarray()"), label)
 
 
-def check_two_axes(matrix: Any, name: str) -> Any:
+def check_matrix_shape(matrix: Any, label: str) -> Any:
     """An array that can be cut and coded as a matrix; CodeError for one of other axes or dtypes."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
-        raise CodeError(f"{name} must be a matrix with rows and columns, not of shape {shape}")
-    check_dtype(matrix.dtype, name)
+        raise CodeError(f"{label} must be a matrix with rows and columns, not of shape {shape}")
+    check_dtype(matrix.dtype, label)
     return matrix
 
 
-def factor_dtype(dtype: DType, product: DType) -> DType:
+def choose_encoding_dtype(dtype: DType, product_dtype: DType) -> DType:
     """In which a factor of `dtype` is coded, so that no parity is coarser than the product."""
-    if is_integer_dtype(product):
+    if is_integer_dtype(product_dtype):
         return dtype
-    return product if dtype.kind == "c" else real_dtype(product)
+    return product_dtype if dtype.kind == "c" else real_dtype(product_dtype)
 
 
-def check_operand(operand: Any, name: str = "the operand") -> Array:
+def check_operand(operand: Any, label: str = "the operand") -> Array:
     """A vector or matrix that lies here and that every worker gets."""
     try:
-        array = np.asarray(any_array(operand, name))
+        array = np.asarray(any_array(operand, label))
     except ValueError as error:
-        raise CodeError(f"{name} is no array: {error}") from error
+        raise CodeError(f"{label} is no array: {error}") from error
     if array.dtype.kind not in "biufc":
-        raise CodeError(f"{name} has dtype {array.dtype}: it must hold numbers")
-    check_finite(array, name)
+        raise CodeError(f"{label} has dtype {array.dtype}: it must hold numbers")
+    check_finite(array, label)
     return array
 
 
-def check_finite(array: Array, name: str) -> None:
+def check_finite(array: Array, label: str) -> None:
     """CodeError for NaN and inf, which spread to all that they are mixed with."""
-    bad = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
-    if bad:
+    n_nonfinite = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
+    if n_nonfinite:
         raise CodeError(
-            f"{name} holds NaN or inf ({bad} in a block of shape {array.shape}), which spread to all they "
+            f"{label} holds NaN or inf ({n_nonfinite} in a block of shape {array.shape}), which spread to all they "
             "are mixed with: replace them first"
         )
 
 
-def check_no_wrap(dtype: DType, largest: int, growth: float, name: str) -> None:
+def check_parity_fits_int64(dtype: DType, max_abs: int, norm_inf: float, label: str) -> None:
     """CodeError where parity of 64-bit integers may have wrapped, which real products do not undo."""
-    if is_integer_dtype(dtype) and dtype.itemsize == 8 and largest * growth >= 1 << 63:
+    if is_integer_dtype(dtype) and dtype.itemsize == 8 and max_abs * norm_inf >= 1 << 63:
         raise CodeError(
-            f"{name} holds integers up to {largest:.2g}, whose parity blocks do not fit 64 bits: for a real "
-            f"product use {name}.astype(float)"
+            f"{label} holds integers up to {max_abs:.2g}, whose parity blocks do not fit 64 bits: for a real "
+            f"product use {label}.astype(float)"
         )

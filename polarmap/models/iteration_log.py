@@ -11,40 +11,44 @@ from polarmap.errors import warn
 from polarmap.linalg.operators import CodedOperator
 
 
-class FitProgress:
+class IterationLog:
     """Lines on standard output, one an iteration of a solver; none with verbose=0.
 
-    name : of what is fitted, before each line.
+    label : of what is fitted, before each line.
     operator : whose products the iterations are made of.
 
     >>> with CodedOperator([[1.0], [2.0]]) as operator:
-    ...     progress = FitProgress("Ridge", operator, verbose=1)
-    ...     progress.iteration(12.5, 0.25)  # doctest: +ELLIPSIS
+    ...     progress = IterationLog("Ridge", operator, verbose=1)
+    ...     progress.log_iteration(12.5, 0.25)  # doctest: +ELLIPSIS
     [Ridge] iteration 1: objective 1.250000e+01, gradient 2.50e-01, ... s
     """
 
-    def __init__(self, name: str, operator: CodedOperator, verbose: int) -> None:
-        self._name, self._operator, self._verbose = name, operator, verbose
-        self._count, self._products, self._began = 0, operator.products, time.perf_counter()
+    def __init__(self, label: str, operator: CodedOperator, verbose: int) -> None:
+        self._label, self._operator, self._verbose = label, operator, verbose
+        self._n_iter, self._n_products_before, self._iteration_started_at = (
+            0,
+            operator.n_products,
+            time.perf_counter(),
+        )
 
     def __bool__(self) -> bool:
         """Whether anything is printed."""
         return self._verbose > 0
 
-    def iteration(self, objective: float | None, gradient: float) -> None:
+    def log_iteration(self, objective: float | None, gradient_norm: float) -> None:
         """Print the line of an iteration that has ended; `objective` None where a solver does not know it."""
-        now, self._count = time.perf_counter(), self._count + 1
+        finished_at, self._n_iter = time.perf_counter(), self._n_iter + 1
         parts = [] if objective is None else [f"objective {objective:.6e}"]
-        parts += [f"gradient {gradient:.2e}", f"{now - self._began:.3f} s"]
+        parts += [f"gradient {gradient_norm:.2e}", f"{finished_at - self._iteration_started_at:.3f} s"]
         if self._verbose > 1:
-            parts += self._of_products()
-        print(f"[{self._name}] iteration {self._count}: {', '.join(parts)}", flush=True)
-        self._began, self._products = now, self._operator.products
+            parts += self._product_counts()
+        print(f"[{self._label}] iteration {self._n_iter}: {', '.join(parts)}", flush=True)
+        self._iteration_started_at, self._n_products_before = finished_at, self._operator.n_products
 
-    def _of_products(self) -> list[str]:
+    def _product_counts(self) -> list[str]:
         """What a line says of the products since the line before."""
         report: Any = self._operator.report
-        parts = [f"{self._operator.products - self._products} products"]
+        parts = [f"{self._operator.n_products - self._n_products_before} products"]
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]
 
 

@@ -10,8 +10,8 @@ from scipy.sparse.linalg import aslinearoperator, lsmr, lsqr
 from polarmap import CodedOperator
 from polarmap.errors import ModelError
 from polarmap.glm import LeastSquares, Ridge
-from polarmap.models.fit_progress import FitProgress
-from polarmap.models.krylov import GolubKahan
+from polarmap.models.iteration_log import IterationLog
+from polarmap.models.krylov_solvers import BidiagonalizationMonitor
 from polarmap.testing import ReplayExecutor
 
 SOLVERS = {
@@ -24,8 +24,8 @@ SOLVERS = {
 def test_every_iteration_says_where_it_is(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     A, b = rng.standard_normal((40, 9)), rng.standard_normal(40)
-    progress = FitProgress("fit", CodedOperator(A), verbose=1)
-    watched = GolubKahan(aslinearoperator(A), b, solver, progress)
+    progress = IterationLog("fit", CodedOperator(A), verbose=1)
+    watched = BidiagonalizationMonitor(aslinearoperator(A), b, solver, progress)
     found = SOLVERS[solver](watched, b, 7)
     np.testing.assert_array_equal(found[0], SOLVERS[solver](A, b, 7)[0])
     lines = parsed_lines(capsys.readouterr().out)

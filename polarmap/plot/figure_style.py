@@ -13,54 +13,56 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008): told apart by colour-blind readers; from dark to light, so in greyscale too.
-INK = "#222222"
+TEXT_COLOR = "#222222"
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
 VERMILLION = "#D55E00"
 GREEN = "#009E73"
-SKY = "#56B4E9"
+SKY_BLUE = "#56B4E9"
 GREY = "#8A8A8A"
-PALE = "#D9D9D9"
+LIGHT_GREY = "#D9D9D9"
 
 DPI = 150
-Path = str | PathLike[str]
+FigurePath = str | PathLike[str]
 
 
-def blank(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple[Figure, Any]:
+def new_figure(
+    width: float, height: float, n_columns: int = 1, n_rows: int = 1, **subplot_options: Any
+) -> tuple[Figure, Any]:
     """Make a figure of so many inches and its axes, an array (rows, columns) of Axes; a notebook shows it."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-        from polarmap.plot.shown_figure import ShownFigure
+        from polarmap.plot.notebook_figure import NotebookFigure
     except ImportError as error:
         raise CodeError(f"figures need matplotlib: {install_command('plot')}") from error
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
-    figure = ShownFigure(figsize=(width, height), layout=layout, facecolor="white")
+    figure = NotebookFigure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **shared)
-    for one in axes.flat:
-        plain(one)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False, **subplot_options)
+    for subplot in axes.flat:
+        style_axes(subplot)
     return figure, axes
 
 
-def plain(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Style axes: two spines, a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(color=PALE, linewidth=0.6)
+    axes.tick_params(colors=TEXT_COLOR, labelsize=9)
+    axes.grid(color=LIGHT_GREY, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def titled(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+def label_axes(axes: Axes, title: str, x_label: str = "", y_label: str = "") -> None:
     """Set the title, on the left, and the labels, which name units."""
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.set_xlabel(x, fontsize=10, color=INK)
-    axes.set_ylabel(y, fontsize=10, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOR)
+    axes.set_xlabel(x_label, fontsize=10, color=TEXT_COLOR)
+    axes.set_ylabel(y_label, fontsize=10, color=TEXT_COLOR)
 
 
-def saved(figure: Figure, path: Path | None) -> Figure:
+def save_figure(figure: Figure, path: FigurePath | None) -> Figure:
     """Return the figure, also written to `path` if there is one; its ending says the format."""
     if path is not None:
         try:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from polarmap.plot.shown_figure import ShownFigure
+from polarmap.plot.notebook_figure import NotebookFigure
 
 
 def test_a_figure_is_a_png() -> None:
-    figure = ShownFigure(figsize=(2, 1))
+    figure = NotebookFigure(figsize=(2, 1))
     figure.subplots().plot([1, 2])
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_a_figure_can_be_pickled() -> None:
-    copy: Any = pickle.loads(pickle.dumps(ShownFigure(figsize=(2, 1))))
-    assert type(copy) is ShownFigure
+    copy: Any = pickle.loads(pickle.dumps(NotebookFigure(figsize=(2, 1))))
+    assert type(copy) is NotebookFigure
     assert copy.get_size_inches().tolist() == [2, 1]

@@ -1,0 +1,130 @@
+"""The rows and the columns of a matrix, each coded when products first ask for them."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from typing import Any
+
+from polarmap.arrays.array import CodedArray
+from polarmap.arrays.encoding import encode
+from polarmap.blocks.array_like import is_sparse
+from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse, encoded_there
+from polarmap.blocks.coded import CodedData
+from polarmap.blocks.equal import most_filled_blocks
+from polarmap.blocks.pairs import CodedPairs
+from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import is_integer_dtype
+from polarmap.errors import CodeError
+from polarmap.executors import data_beside, storage_beside
+from polarmap.executors.keys import check_may_be_copied
+from polarmap.linalg import operands
+from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts
+
+EncodedMatrix = CodedData | CodedArray
+
+
+class CodedMatrix:
+    """Both sides of a matrix, each encoded when it is first asked for."""
+
+    def __init__(
+        self, matrix: Any, executor: Any, block_counts: BlockCounts, code: CodeName | PolarCode
+    ) -> None:
+        self._matrix, self._block_counts, self._code = matrix, block_counts, code
+        self.is_sparse = is_sparse(matrix)  # and lies in memory
+        self._storage = None if self.is_sparse else storage_beside(executor, matrix)
+        self._executor = executor
+        self._name_prefix = f"operator-{uuid.uuid4().hex}"
+        self.encodings: dict[str, EncodedMatrix] = {}
+        self._max_integers: dict[
+            str, int
+        ] = {}  # integer of a side, as far as it was asked for or is known anyway
+        self._owned_arrays: list[CodedArray] = []
+        self._column_pairs: CodedPairs | None = None
+
+    def get_encoding(self, axis: str) -> EncodedMatrix:
+        """The matrix coded by "rows", "columns" or "paired columns", encoded when it is asked for first."""
+        if axis not in self.encodings:
+            self.encodings[axis] = self._encode(axis)
+        return self.encodings[axis]
+
+    def get_real_encoding(self, axis: str) -> EncodedMatrix:
+        """A side for products with real numbers; CodeError if its parity may have wrapped."""
+        encoding, dtype = self.get_encoding(axis), self._matrix.dtype
+        if is_integer_dtype(dtype) and dtype.itemsize == 8:
+            if axis not in self._max_integers:
+                self._max_integers[axis] = encoding.coded_blocks().blocks.largest(0)
+            operands.check_parity_fits_int64(dtype, self._max_integers[axis], encoding.code.norm_inf, "A")
+        return encoding
+
+    def get_column_pairs(self) -> CodedPairs:
+        """Pairs of coded blocks of columns, for A' A; of blocks of their own where these are too many."""
+        if self._column_pairs is None:
+            code = self.get_encoding("columns").code
+            is_shareable = (
+                isinstance(code, PolarCode) and code.k <= GRAM_COUNTS.k and code.kernel == "rotation"
+            )
+            column_blocks = self.get_encoding("columns" if is_shareable else "paired columns").coded_blocks()
+            self._column_pairs = CodedPairs(column_blocks, column_blocks, triangle=True)
+        return self._column_pairs
+
+    def release(self) -> None:
+        """Let go of memory, delete what was stored."""
+        self.encodings.clear()
+        self._column_pairs = None
+        while self._owned_arrays:
+            self._owned_arrays.pop().delete()
+
+    def _encode(self, axis: str) -> EncodedMatrix:
+        if self.is_sparse:
+            matrix = self._matrix if axis == "rows" else self._matrix.T.tocsr()
+            return encode_sparse(
+                matrix,
+                CodeOptions(*self._choose_counts_and_code(matrix.shape[0], False)),
+                keep=True,
+                name="A",
+            )
+        matrix = self._matrix
+        if (cluster_encoding := self._encode_on_cluster(axis)) is not None:
+            return cluster_encoding
+        if isinstance(matrix, CodedArray):
+            remedy = f"pass the {axis} as transposed=, what encode made of A.T with key="
+            check_may_be_copied(matrix, "A", remedy)
+            matrix = matrix[:]
+        data = operands.ValidatedMatrix(matrix if axis == "rows" else operands.TransposedView(matrix), "A")
+        k, n, code = self._choose_counts_and_code(data.shape[0], axis == "paired columns")
+        if self._storage is None:
+            return encode_once(data, k, n, code)
+        array_name, storage = f"{self._name_prefix}-{axis}", self._storage
+        coded_array = encode(
+            data, blocks=k, tasks=n, code=code, name=array_name, storage=storage, progress=False
+        )
+        self._owned_arrays.append(coded_array)
+        self._max_integers[axis] = data.max_abs
+        return coded_array
+
+    def _encode_on_cluster(self, axis: str) -> CodedData | None:
+        """A side of a dask.array on the cluster of the executor, coded there; None for all others."""
+        if not hasattr(self._matrix, "rechunk"):
+            return None
+        matrix = self._matrix if axis == "rows" else self._matrix.T
+        k, n, code = self._choose_counts_and_code(matrix.shape[0], axis == "paired columns")
+        cluster_data = data_beside(self._executor, matrix, k)
+        if cluster_data is None:
+            return None
+        coded_data = encoded_there(cluster_data, CodeOptions(k, n, code), None)
+        if coded_data.unprotected_warning:
+            raise CodeError(f"A has no parity: {coded_data.unprotected_warning}")
+        return coded_data
+
+    def _choose_counts_and_code(self, n_rows: int, is_paired: bool) -> tuple[int, int, CodeName | PolarCode]:
+        """k, n and the code of a side of so many rows, in blocks of which none is empty."""
+        counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
+        k = most_filled_blocks(int(n_rows), min(counts.k, int(n_rows)))
+        n = k + math.ceil((counts.n - counts.k) * k / counts.k)
+        return k, n, _resize_code(code, n, k)
+
+
+def _resize_code(code: CodeName | PolarCode, n: int, k: int) -> CodeName | PolarCode:
+    """Return the caller's code with the numbers of blocks of a side; a name stands for every size."""
+    return code.with_sizes(n, k) if isinstance(code, PolarCode) else code

@@ -1,0 +1,301 @@
+"""What all models share: one way to fit, scaled and coded features, and the conventions of scikit-learn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from polarmap.blocks.code_choice import CodeName
+from polarmap.codes.polar import PolarCode
+from polarmap.dtypes import Array, Floats
+from polarmap.errors import ModelError, without_our_frames
+from polarmap.executors import with_faults_of, without_faults
+from polarmap.executors.keys import check_may_be_copied
+from polarmap.executors.pool import Pool
+from polarmap.linalg.operators import CodedOperator
+from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
+from polarmap.models.losses import BernoulliFamily, LossFamily, MultinomialFamily
+from polarmap.models.operators import AppendedInterceptOperator, StandardizedOperator, weighted_moments
+from polarmap.models.proximal_gradient import Solution
+from polarmap.validation import is_real_number
+
+
+@dataclass(eq=False, repr=False)
+class CodedEstimator(BaseEstimator):  # type: ignore[misc]
+    """An estimator whose products with X are coded maps; the fields of its classes are its parameters."""
+
+    _: KW_ONLY
+    fit_intercept: bool = True
+    tol: float = 1e-6
+    max_iter: int = 5000
+    blocks: int | None = None
+    tasks: int | None = None
+    code: CodeName | PolarCode = "auto"
+    executor: Any = None
+    timeout: float | None = None
+    verbose: int = 0
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Fit to X (samples, features), which may be sparse, and to y.
+
+        y : labels or counts (samples,), or numbers (samples,) or (samples, targets).
+        """
+        with without_our_frames:
+            for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+                check_may_be_copied(argument, name)
+            X, y = self._check_training_data(X, y)
+            self._check_parameters()
+            checked_weights = self._check_nonnegative_weights(sample_weight, X)
+            positive_mask = checked_weights > 0
+            if not positive_mask.all():
+                X, y, checked_weights = X[positive_mask], y[positive_mask], checked_weights[positive_mask]
+            self._fit(X, y, checked_weights)
+            return self
+
+    def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
+        """X, sparse if it was, and y."""
+        raise NotImplementedError
+
+    def _fit(self, X: Any, y: Array, sample_weight: Floats) -> None:
+        """Set what the model finds by these samples, whose weights are positive."""
+        raise NotImplementedError
+
+    def _check_parameters(self) -> None:
+        self._check_lower_bounds(tol=0.0, max_iter=1, verbose=0)
+
+    def _check_lower_bounds(self, **lower_bounds: float) -> None:
+        for parameter, lower_bound in lower_bounds.items():
+            value = getattr(self, parameter)
+            is_bool_verbose = parameter == "verbose" and isinstance(value, bool)  # of scikit-learn's users
+            if not (is_real_number(value) or is_bool_verbose) or not value >= lower_bound:
+                raise ModelError(f"{parameter} must be a number, {lower_bound:g} or more, not {value!r}")
+
+    def _check_choice(self, parameter: str, allowed_values: Any) -> None:
+        value = getattr(self, parameter)
+        if value not in allowed_values:
+            raise ModelError(f"{parameter} must be one of {', '.join(sorted(allowed_values))}, not {value!r}")
+
+    def _check_nonnegative_weights(self, sample_weight: Any, X: Any) -> Floats:
+        """A weight for each sample; ModelError for negative ones."""
+        weights = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64))
+        if (weights < 0).any():
+            raise ModelError(
+                f"sample_weight holds {int((weights < 0).sum())} negative weights, the lowest "
+                f"{weights.min():g}: leave these samples out, or give them the weight 0"
+            )
+        return weights
+
+    def _make_operator(self, A: Any) -> CodedOperator:
+        if isinstance(self.executor, MissingExecutor):
+            raise ModelError(
+                f"the executor of this model, a {self.executor.executor_name}, stayed behind when the model was "
+                "pickled or copied, as n_jobs=2 does: it can predict, but not fit. Use n_jobs=1 (the maps of "
+                "a fit are parallel already), or an executor that travels (None, 'localhost', the path of a "
+                "Lithops YAML file, a Pool of one of these), or give it one with set_params(executor=...)"
+            )
+        operator_options = {
+            name: getattr(self, name) for name in ("blocks", "tasks", "code", "executor", "timeout")
+        }
+        return CodedOperator(A, **operator_options)
+
+    def _make_standardized_operator(
+        self,
+        X: Any,
+        sample_weight: Floats,
+        ridge_penalty: float = 0.0,
+        curvature: float = 1.0,
+        sqrt_weight: Floats | None = None,
+        intercept_scaling: float | None = None,
+    ) -> tuple[CodedOperator, Any, Floats, Floats]:
+        """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
+
+        Returned are what is coded, A as an operator whose products are made of those, mean (0 without an
+        intercept) and scale. A sparse X stays what it is: A is never formed.
+
+        sample_weight : of the samples in a mean; their sum is 1.
+        intercept_scaling : a constant that A has in one column more.
+        """
+        mean, variance = weighted_moments(X, sample_weight, self.fit_intercept)
+        hessian_diagonal = curvature * variance + ridge_penalty
+        scale = 1.0 / np.sqrt(np.where(hessian_diagonal > 0, hessian_diagonal, 1.0))
+        column_scale = np.where(variance > 0, scale, 0.0)
+        if issparse(X):
+            coded_operator = self._make_operator(X)
+            standardized = StandardizedOperator(coded_operator, mean, column_scale, sqrt_weight)
+            return (
+                coded_operator,
+                standardized
+                if intercept_scaling is None
+                else AppendedInterceptOperator(standardized, intercept_scaling),
+                mean,
+                scale,
+            )
+        A = X - mean
+        A *= column_scale
+        if sqrt_weight is not None:
+            A *= sqrt_weight[:, np.newaxis]
+        if intercept_scaling is not None:
+            A = np.column_stack([A, np.full(len(A), intercept_scaling)])
+        coded_operator = self._make_operator(A)
+        return coded_operator, coded_operator, mean, scale
+
+    def _minimize(self, coded_operator: CodedOperator, solve: Callable[..., Solution]) -> Floats:
+        """What is found; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
+
+        solve : of tol, max_iter and callback, as those of `fista`.
+        """
+        iteration_log = IterationLog(type(self).__name__, coded_operator, self.verbose)
+        solution = solve(
+            tol=self.tol,
+            max_iter=self.max_iter,
+            callback=iteration_log.log_iteration if iteration_log else None,
+        )
+        warn_if_not_converged(solution.converged, self.max_iter)
+        self.n_iter_: Any = solution.n_iter  # of Ridge an array, for several targets
+        self.objective_ = solution.objective
+        self.dual_gap_, self.optimality_ = solution.dual_gap, solution.optimality
+        self.report_ = coded_operator.report
+        return solution.x
+
+    def _predict_outputs(self, X: Any) -> Floats:
+        """What the model makes of checked features, (samples,) or (samples, outputs)."""
+        check_is_fitted(self)
+        return self._compute_outputs(
+            validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+        )
+
+    def _compute_outputs(self, X: Any) -> Floats:
+        return np.asarray(X @ self.coef_.T + self.intercept_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __sklearn_clone__(self) -> Any:
+        """A clone shares the executor: pools cannot be copied."""
+        parameters = self.get_params(deep=False)
+        executor = parameters.pop("executor")
+        cloned_parameters = {name: clone(value, safe=False) for name, value in parameters.items()}
+        return type(self)(**cloned_parameters, executor=executor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickled model has what describes its executor: workers do not travel."""
+        state = dict(super().__getstate__())
+        state["executor"] = _to_picklable_executor(state["executor"])
+        return state
+
+
+class CodedRegressorMixin(RegressorMixin):  # type: ignore[misc]
+    """Before a `CodedEstimator`: y is numbers, (samples,) or (samples, targets)."""
+
+    def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
+        )
+        return X, y.astype(np.float64)
+
+    def predict(self, X: Any) -> Floats:
+        """Targets as the fitted coefficients predict them: (samples,) or (samples, targets)."""
+        return np.asarray(self._linear(X))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class CodedClassifierMixin(ClassifierMixin):  # type: ignore[misc]
+    """Before a `CodedEstimator`: y is labels. For two classes there is one output, for more one a class."""
+
+    def _check_training_data(self, X: Any, y: Any) -> tuple[Any, Array]:
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
+        check_classification_targets(y)
+        return X, y
+
+    def _fit(self, X: Any, y: Array, sample_weight: Floats) -> None:
+        self.classes_, class_indices = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ModelError(
+                f"y holds one class only, {self.classes_.tolist()[0]!r}: there is nothing to tell apart"
+            )
+        indicators = np.eye(len(self.classes_))[class_indices]
+        self._fit_classes(
+            X, indicators[:, 1:] if len(self.classes_) == 2 else indicators, class_indices, sample_weight
+        )
+
+    def _fit_classes(self, X: Any, indicators: Floats, class_indices: Array, sample_weight: Floats) -> None:
+        """Fit to columns of 0 and 1, for each class or the second of two.
+
+        class_indices : of the samples, the index of each one's class.
+        """
+        raise NotImplementedError
+
+    def _compute_class_weights(self, class_indices: Array, sample_weight: Floats) -> Floats:
+        """A factor for the weights of each class."""
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            class_totals = np.bincount(class_indices, sample_weight, len(self.classes_))
+            return np.asarray(sample_weight.sum() / (len(class_totals) * class_totals))
+        return np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_))
+
+    def decision_function(self, X: Any) -> Floats:
+        """Scores of the classes: (samples,) for two of them, (samples, classes) for more."""
+        scores = self._linear(X)
+        return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
+
+    def predict(self, X: Any) -> Array:
+        """The class of each sample with the largest decision function."""
+        scores = self.decision_function(X)
+        class_indices = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return np.asarray(self.classes_[class_indices])
+
+
+class ProbabilisticClassifierMixin(CodedClassifierMixin):
+    """A classifier whose outputs are logits."""
+
+    def _loss_family(self) -> LossFamily:
+        return BernoulliFamily() if len(self.classes_) == 2 else MultinomialFamily()
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Probabilities of the classes: (samples, classes)."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            return np.stack([expit(-scores), expit(scores)], axis=1)
+        return np.asarray(softmax(scores, axis=1))
+
+    def predict_log_proba(self, X: Any) -> Floats:
+        """Logarithms of the probabilities of the classes: (samples, classes)."""
+        return np.log(self.predict_proba(X))
+
+
+class MissingExecutor:
+    """In the place of an executor that could not be pickled along with a model.
+
+    >>> MissingExecutor("ThreadPoolExecutor")
+    <ThreadPoolExecutor, left behind>
+    """
+
+    def __init__(self, executor_name: str) -> None:
+        self.executor_name = executor_name
+
+    def __repr__(self) -> str:
+        return f"<{self.executor_name}, left behind>"
+
+
+def _to_picklable_executor(executor: Any) -> Any:
+    """What is pickled in the place of an executor: what describes it, if anything does."""
+    unwrapped = without_faults(executor)
+    spec = _to_picklable_executor(unwrapped.executor) if isinstance(unwrapped, Pool) else unwrapped
+    if spec is None or isinstance(spec, (str, os.PathLike)):
+        return with_faults_of(executor, spec)
+    return spec if isinstance(spec, MissingExecutor) else MissingExecutor(type(spec).__name__)
