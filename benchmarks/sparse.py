@@ -18,13 +18,13 @@ from scipy.sparse.linalg import lsqr, svds
 import polarmap
 from benchmarks import in_turns, is_quick, seconds_of, show
 from polarmap import CodedOperator, Pool
-from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
+from polarmap.blocks.sparse import SparseCodedBlocks, SparseDataBlocks, compute_relative_work
 from polarmap.codes import PolarCode
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.linalg.products import make_product_runner
 from polarmap.run.options import checked_options
 from polarmap.testing import Fault, FaultyExecutor
-from polarmap.worker.block_products import product_with
+from polarmap.worker.block_products import multiply_block
 
 K, N = 24, 32
 LATE = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}
@@ -35,22 +35,22 @@ VALUES = 2  # of svds
 def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
     run = make_product_runner(executor, checked_options("auto", None, None, 1), lambda: ())
-    f, rows = partial(product_with, x, x.dtype, True), coded.blocks.rows
+    f, rows = partial(multiply_block, x, x.dtype, True), coded.blocks.rows
     return lambda: run(f, coded, (rows,)).concatenate()
 
 
 def products(A: Any, pool: Any, repeats: int) -> tuple[Any, ...]:
     """What decides, and the seconds of a product: scipy's, coded, copies; the last two with sleepers."""
-    x, blocks = np.ones(A.shape[1]), SparseBlocks(A, K)
-    coded = SparseCodedBlocks(blocks, PolarCode(N, K), keep=True)
-    copies = SparseCodedBlocks(blocks, Uncoded(K, DEFAULT_BACKUPS), keep=True)
+    x, blocks = np.ones(A.shape[1]), SparseDataBlocks(A, K)
+    coded = SparseCodedBlocks(blocks, PolarCode(N, K), keep_parity=True)
+    copies = SparseCodedBlocks(blocks, Uncoded(K, DEFAULT_BACKUPS), keep_parity=True)
     late = FaultyExecutor(pool, LATE)
     actions: list[Callable[[], Any]] = [lambda: A @ x]
     actions += [product(one, x, executor) for executor in (pool, late) for one in (coded, copies)]
     for action in actions:
         assert np.allclose(action(), A @ x)
     parity = [coded.layout(index)[0][1][0] for index in range(K, N)]
-    work = work_of_coding(blocks.nonzeros, parity)
+    work = compute_relative_work(blocks.nonzeros_per_block, parity)
     return parity[0] * K / A.nnz, work, coded.encode_seconds, *map(median, in_turns(actions, repeats))
 
 

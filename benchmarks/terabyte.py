@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import is_quick, processor_seconds, show
-from polarmap.arrays.stripe_encoder import encoder
-from polarmap.arrays.weighted_sums import weighted_sums, weights_of
+from polarmap.arrays.stripe_encoder import make_encode_task
+from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
 from polarmap.codes import PolarCode
@@ -126,11 +126,14 @@ def measured(n: int, k: int, width: int) -> tuple[float, float]:
     code, dtype = PolarCode(n, k), np.dtype(np.float32)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((k, width)).astype(dtype)
-    encode = encoder(weighted_sums(weights_of(code, dtype, range(k, n)), [dtype] * (n - k)), False)
+    encode = make_encode_task(
+        make_weighted_sum_function(compute_recovery_weights(code, dtype, range(k, n)), [dtype] * (n - k)),
+        False,
+    )
     lost = sorted(rng.choice(n, round(LOST * n), replace=False).tolist())
-    weights = weights_of(code, dtype, lost)
+    weights = compute_recovery_weights(code, dtype, lost)
     weights = weights[:, weights.any(axis=0)]
-    rebuild = weighted_sums(weights, [dtype] * len(lost))
+    rebuild = make_weighted_sum_function(weights, [dtype] * len(lost))
     rows = list(rng.standard_normal((weights.shape[1], width)).astype(dtype))
     encoding, _ = processor_seconds(lambda: encode(data), min)
     rebuilding, _ = processor_seconds(lambda: rebuild(rows), min)

@@ -25,13 +25,13 @@ def main() -> None:
         stored = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
         print(f"{len(stored):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in stored}")
 
-        first, second = (store / coded.stored(block)[0].key for block in (3, 7))
+        first, second = (store / coded.block_segments(block)[0].key for block in (3, 7))
         first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
         first.write_bytes(second_bytes)  # somebody exchanges two blocks
         second.write_bytes(first_bytes)
         y = polarmap.coded_map(lambda block: block @ raise_by, coded, executor=pool, retries=0)
         assert np.allclose(y.concatenate(), salaries @ raise_by)
-        print(f"right all the same; found out: blocks {coded.check().blocks}, then repaired")
+        print(f"right all the same; found out: blocks {coded.check().damaged_blocks}, then repaired")
         coded.repair()
         assert coded.check().ok
 

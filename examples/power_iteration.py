@@ -30,13 +30,13 @@ def main(config: str | None = None) -> None:
         by_rows = polarmap.encode(A, name="power-rows", **options)
         by_columns = polarmap.encode(A.T, name="power-columns", **options)
         print(by_rows, by_columns, sep="\n")
-        by_rows.store.delete([by_rows.stored(2)[0].key])  # a part that is gone: one more erasure
+        by_rows.store.delete([by_rows.block_segments(2)[0].key])  # a part that is gone: one more erasure
         v = rng.standard_normal(COLUMNS)
         for iteration in range(ITERATIONS):
             u = multiply(by_rows, v / np.linalg.norm(v), config, iteration)
             v = multiply(by_columns, u / np.linalg.norm(u), config, iteration)
             print(f"iteration {iteration}: largest singular value about {np.linalg.norm(v):.6f}")
-        print(by_rows.check(), by_rows.repair().blocks, by_rows.check(), sep="\n")
+        print(by_rows.check(), by_rows.repair().damaged_blocks, by_rows.check(), sep="\n")
         by_rows.delete()
         by_columns.delete()
     exact = np.linalg.norm(A, 2)

@@ -10,7 +10,7 @@ from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from polarmap.maps.executor import Executor
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
 
 
 class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
@@ -52,7 +52,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
             return 1
-        return n_jobs if n_jobs > 0 else max(1, available_cores() + 1 + n_jobs)
+        return n_jobs if n_jobs > 0 else max(1, count_available_cores() + 1 + n_jobs)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
         """Be ready for the calls of one Parallel; how many there are to be at a time."""

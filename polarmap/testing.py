@@ -2,6 +2,6 @@
 
 from polarmap.executors import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
-from polarmap.worker.messages import Fault
+from polarmap.worker.task_records import Fault
 
 __all__ = ["Fault", "FaultyExecutor", "ReplayExecutor"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack, ove
 
 import numpy as np
 
-from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
-from polarmap.blocks.equal import rows_of_block
+from polarmap.blocks.code_choice import CodeName, CodeOptions, choose_n_blocks
+from polarmap.blocks.equal import copy_block_rows
 from polarmap.clouds.extras import needed_by
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.secret_sharing import SecretSharing
@@ -151,7 +151,7 @@ def apply(
     def execute(observers: Observers) -> Any:
         check_function(f)
         options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule)
-        code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule).checked()
+        code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule).check()
         core_dims = _core_dims(obj, dim)
         output_coords = _resolve_output_coords(obj, core_dims, output_dims)
         variables = _load_variables(_select_variables(obj, core_dims))
@@ -159,9 +159,9 @@ def apply(
             name: _make_row_blocks(variable, core_dims, skipna) for name, variable in variables.items()
         }
         arrays = [array for item in row_blocks.values() for array in item.arrays]
-        k = block_count(max(map(len, arrays)), code_options, [item.dtype for item in arrays])
+        k = choose_n_blocks(max(map(len, arrays)), code_options, [item.dtype for item in arrays])
         data_blocks = [
-            [rows_of_block(array, -(-len(array) // k), index) for array in arrays] for index in range(k)
+            [copy_block_rows(array, -(-len(array) // k), index) for array in arrays] for index in range(k)
         ]
 
         def apply_to_leaves(leaves: list[Array]) -> list[Array]:

@@ -59,7 +59,7 @@ def pytest_configure() -> None:
     keep_compiled_modules()
     say_when_ended()
     # What each process of a pool imports, its main module (pytest) among it: once, and not in each.
-    multiprocessing.set_forkserver_preload(["pytest", "polarmap.worker.io_pools", "distributed"])
+    multiprocessing.set_forkserver_preload(["pytest", "polarmap.worker.future_tasks", "distributed"])
     gc.disable()  # until all is imported and collected, of which next to nothing is garbage
 
 

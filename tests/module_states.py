@@ -148,7 +148,7 @@ def cases() -> dict[str, tuple[Function, Change]]:
         "array, in place": (m.array, lambda to: m.ARRAY.fill(to)),
         "array, replaced": (m.array, lambda to: setattr(m, "ARRAY", np.full(2, to))),
         "None": (m.nothing, either(m, "NOTHING", None, 3.0)),
-        "set": (m.names, lambda to: m.NAMES.add("two") if to == 2.0 else m.NAMES.discard("two")),
+        "set": (m.names, lambda to: m.CODE_NAMES.add("two") if to == 2.0 else m.CODE_NAMES.discard("two")),
         "tuple": (m.a_tuple, lambda to: setattr(m, "TUPLE", (1, (to,)))),
         "function of the program": (m.with_helper, helper),
         "function without a name": (m.with_helper, either(m, "helper", before["helper"], lambda b: b * 3.0)),

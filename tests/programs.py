@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from polarmap.worker.threads import limiting_variables
+from polarmap.worker.blas_threads import get_thread_limit_variables
 
 # What may be imported before a fork: it starts no thread, and reads nothing that a program sets.
 KEPT = ("numpy", "scipy", "sklearn", "pandas", "matplotlib", "xarray", "zarr", "polarmap")
@@ -38,7 +38,7 @@ class Interpreter:
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ
-            | limiting_variables(1)
+            | get_thread_limit_variables(1)
             | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "agg", "DISPLAY": ""},  # no windows
         )
 

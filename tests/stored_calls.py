@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.worker.messages import StoredBlock, plain
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of, to_block
-from polarmap.worker.stream import CALL, END, MAP, Message, frame
+from polarmap.worker.pytree import get_layout, pickle_to_array
+from polarmap.worker.segments import Location, Segment
+from polarmap.worker.socket_channel import JOB, TASK, TASK_REPLY, Message, encode_frame
+from polarmap.worker.task_records import BlockRef, to_plain_tuple
 
 
-def stored(folder: Path, data: np.ndarray) -> StoredBlock:
+def stored(folder: Path, data: np.ndarray) -> BlockRef:
     """An array in the file "block" of a folder."""
     (folder / "block").write_bytes(data.tobytes())
-    part = Part("block", data.nbytes)
-    return StoredBlock(Place("folder", str(folder)), (part,), layout_of([data]))
+    part = Segment("block", data.nbytes)
+    return BlockRef(Location("folder", str(folder)), (part,), get_layout([data]))
 
 
 def orders_of(f: Callable[[Any], Any], block: Path, *folders: Path, number: int = 0) -> list[Message]:
     """Of a map with one task, f of an array of one number; the folders are for large results."""
     header = pickle.dumps(([*map(str, folders or [block])], None, None, b"", None, ()))
-    of_map = Message(MAP, (number, 0, 0), header, to_block((f, ("array",))).tobytes())
-    return [of_map, Message(CALL, (number, 0, 0), pickle.dumps(plain(stored(block, np.zeros(1)))))]
+    of_map = Message(JOB, (number, 0, 0), header, pickle_to_array((f, ("array",))).tobytes())
+    return [of_map, Message(TASK, (number, 0, 0), pickle.dumps(to_plain_tuple(stored(block, np.zeros(1)))))]
 
 
 class Bomb:
@@ -43,7 +43,7 @@ class Bomb:
 def nonsense(folder: Path) -> dict[str, bytes]:
     """What nobody of ours says, one of it a whole message; a folder is made if anything is unpickled."""
     bomb = pickle.dumps(Bomb(folder))
-    whole = frame(Message(END, header=bomb))
+    whole = encode_frame(Message(TASK_REPLY, header=bomb))
     return {
         "a pickle": bomb,
         "many": bomb * 1000,

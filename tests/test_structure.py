@@ -39,16 +39,16 @@ FLOORS = [
 ]
 
 # Modules that import nothing else of the package: they travel, or are read on their own.
-OF_WORKERS = ("finite_differences", "parts", "processes", "surroundings", "threads")
+OF_WORKERS = ("finite_differences", "segments", "processes", "environment", "blas_threads")
 STAND_ALONE = ["polarmap.errors", *[f"polarmap.worker.{name}" for name in OF_WORKERS]]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
     *[
         "polarmap.storage",
-        "polarmap.worker.parts",
+        "polarmap.worker.segments",
         "polarmap.worker.processes",
-        "polarmap.worker.surroundings",
+        "polarmap.worker.environment",
     ],
 ]
 CLI = ["polarmap.cli", *[f"polarmap.cli.{one.stem}" for one in (ROOT / "polarmap" / "cli").glob("[!_]*.py")]]
@@ -59,15 +59,15 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
-        *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.messages"),
+        *("polarmap.executors.pickling", "polarmap.worker.pytree", "polarmap.worker.task_records"),
         *("polarmap.executors.module_state", "polarmap.worker.module_state"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": [
-        *("polarmap.executors.dask", "polarmap.executors.cluster_data", "polarmap.worker.engine_parts")
+        *("polarmap.executors.dask", "polarmap.executors.cluster_data", "polarmap.worker.cluster_segments")
     ],
-    "ray": ["polarmap.executors.ray", "polarmap.worker.engine_parts"],
-    "threadpoolctl": ["polarmap.worker.threads"],
+    "ray": ["polarmap.executors.ray", "polarmap.worker.cluster_segments"],
+    "threadpoolctl": ["polarmap.worker.blas_threads"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.run.observers"],
@@ -108,7 +108,7 @@ ONLY_FROM = {
         *["polarmap.arrays.stored_result", "polarmap.run.estimates", "polarmap.run.prepared_map"]
     ],
     "polarmap.run.first_results": [
-        *["polarmap.arrays.array_tasks", "polarmap.maps.hedged", "polarmap.planning.measurement"]
+        *["polarmap.arrays.array_jobs", "polarmap.maps.hedged", "polarmap.planning.measurement"]
     ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.

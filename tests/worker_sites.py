@@ -19,20 +19,25 @@ from polarmap.executors.lithops import InBucket
 from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.block_cache import BlockCache
-from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, stay_on_thread
-from polarmap.worker.stream import Stream, connected
+from polarmap.worker.persistent_worker import (
+    DriverAddress,
+    PersistentWorker,
+    open_channel,
+    serve_driver_on_thread,
+)
+from polarmap.worker.socket_channel import SocketChannel, connect_to_driver
 
 Life = Callable[[DriverAddress, int, float], None]
 
 
 def honest(address: DriverAddress, number: int, seconds: float) -> None:
     """What workers of Dask do."""
-    stay_on_thread(tuple(address), number, seconds)
+    serve_driver_on_thread(tuple(address), number, seconds)
 
 
-def called(address: DriverAddress, number: int) -> Stream:
+def called(address: DriverAddress, number: int) -> SocketChannel:
     """A connection to the driver, as one has that knows the key."""
-    channel = connected(address.endpoints, address.key, number)
+    channel = connect_to_driver(address.endpoints, address.key, number)
     assert channel is not None
     return channel
 
@@ -41,8 +46,8 @@ def serving_by_storage(storage: Any) -> Life:
     """A worker that talks by way of a storage, if no socket is listened on."""
 
     def life(address: DriverAddress, number: int, seconds: float) -> None:
-        with closing(channel_to(address, number, storage)) as channel:
-            ChannelIO(channel, storage, BlockCache(address.memory)).serve()
+        with closing(open_channel(address, number, storage)) as channel:
+            PersistentWorker(channel, storage, BlockCache(address.cache_bytes)).serve()
 
     return life
 
@@ -135,7 +140,7 @@ class MachineSite(ThreadSite):
         self.withdrawn: list[int] = []
         self.placed: dict[int, str] = {}
         self.placements: list[list[str]] = []
-        self.links: dict[int, Stream] = {}
+        self.links: dict[int, SocketChannel] = {}
 
     def machines(self) -> list[str]:
         return self.known
@@ -159,11 +164,11 @@ class MachineSite(ThreadSite):
         """What workers of Dask do, on a connection that `lose` cuts."""
         with closing(called(address, number)) as channel:
             self.links[number] = channel
-            ChannelIO(channel, None, BlockCache(0), contextlib.nullcontext, "place", machine).serve()
+            PersistentWorker(channel, None, BlockCache(0), contextlib.nullcontext, "place", machine).serve()
 
     def lose(self, machine: str) -> None:
         """Cut a machine off: its workers are gone, and none starts there."""
         self.reachable.discard(machine)
         for number, where in self.placed.items():
             if where == machine and number in self.links:
-                self.links[number].hang_up()
+                self.links[number].disconnect()

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays import audits, generations, repairing
+from polarmap.arrays import audits, repairing, write_transaction
 from polarmap.arrays.audits import Audit
-from polarmap.arrays.manifest import Manifest, check_name, manifest_key
-from polarmap.arrays.reading import StoredBlocks
+from polarmap.arrays.manifest import Manifest, check_array_name, manifest_key
+from polarmap.arrays.reading import StoredCodedBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, without_our_frames
 from polarmap.executors.keys import readable_key
 from polarmap.storage import Store
-from polarmap.worker.parts import Part
+from polarmap.worker.segments import Segment
 
 
 class CodedArray:
@@ -34,34 +34,39 @@ class CodedArray:
     dtype : numpy.dtype
     n, k : int
         Coded blocks, data blocks.
-    rows : int
+    rows_per_block : int
         Of each block.
     code : PolarCode
     store : Store
     """
 
-    def __init__(self, store: Store, made: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
-        self._adopt(made)
+        self._set_manifest(manifest)
 
-    def _adopt(self, made: Manifest) -> None:
-        self._blocks = StoredBlocks(self.store, made)
-        self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
-        self.dtype = made.dtype.newbyteorder("=")
-        self.n, self.k = made.code.n, made.code.k
+    def _set_manifest(self, manifest: Manifest) -> None:
+        self._coded_blocks = StoredCodedBlocks(self.store, manifest)
+        self.name, self.shape, self.code, self.rows_per_block = (
+            manifest.name,
+            manifest.shape,
+            manifest.code,
+            manifest.rows_per_block,
+        )
+        self.dtype = manifest.dtype.newbyteorder("=")
+        self.n, self.k = manifest.code.n, manifest.code.k
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
-        return CodedArray, (self.store, self._blocks.manifest)
+        return CodedArray, (self.store, self._coded_blocks.manifest)
 
     @property
     def key(self) -> str | bytes | None:
         """What it is encrypted with, as it was passed; None if it is not."""
-        return self._blocks.key
+        return self._coded_blocks.key
 
     @property
     def padding(self) -> int:
         """Rows of zeros at the end of the last data block."""
-        return self._blocks.manifest.padding
+        return self._coded_blocks.manifest.n_padding_rows
 
     @property
     def executor(self) -> Any:
@@ -81,7 +86,7 @@ class CodedArray:
     @property
     def stored_bytes(self) -> int:
         """Bytes in storage, parity included; without what already lay there when it was encoded."""
-        return self._blocks.manifest.owned_bytes
+        return self._coded_blocks.manifest.owned_bytes
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -95,47 +100,47 @@ class CodedArray:
         )
 
     @property
-    def zarr(self) -> str | None:
+    def zarr_path(self) -> str | None:
         """The Zarr group whose array "data" this is: the path of a folder, else a key in the store.
 
         None if there is none (the page on the format says when).
         """
-        made = self._blocks.manifest
-        if made.zarr is None or not made.is_zarr:
+        manifest = self._coded_blocks.manifest
+        if manifest.zarr_view is None or not manifest.has_zarr_array:
             return None
-        place, path = self._blocks.part_store.place, made.zarr.path
-        return os.path.join(place.place, path) if place.kind == "folder" else path
+        location, path = self._coded_blocks.segment_store.location, manifest.zarr_view.path
+        return os.path.join(location.root, path) if location.kind == "folder" else path
 
-    def stored(self, index: int) -> tuple[Part, ...]:
-        """Where block `index` lies: joined in order, its parts are its bytes."""
-        return self._blocks.parts(index)
+    def block_segments(self, block_index: int) -> tuple[Segment, ...]:
+        """Where block `block_index` lies: joined in order, its parts are its bytes."""
+        return self._coded_blocks.parts(block_index)
 
-    def coded_blocks(self) -> StoredBlocks:
+    def coded_blocks(self) -> StoredCodedBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        return self._blocks
+        return self._coded_blocks
 
-    def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Dtype and shape of block `index`."""
-        return self._blocks.layout(index)
+    def block_layout(self, block_index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Dtype and shape of block `block_index`."""
+        return self._coded_blocks.layout(block_index)
 
     def __getitem__(self, index: Any) -> Array:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
         with without_our_frames:
-            rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
-            start, stop, first = _row_index(rows, len(self))
-            found = self._blocks.read_rows(start, stop)
+            row_selection, *inner_index = (index if isinstance(index, tuple) else (index,)) or (...,)
+            start, stop, row_index = _resolve_row_index(row_selection, len(self))
+            rows_read = self._coded_blocks.read_rows(start, stop)
             try:
-                return np.asarray(found[(first, *inner)])
+                return np.asarray(rows_read[(row_index, *inner_index)])
             except (TypeError, ValueError) as error:
                 raise CodeError(
                     f"{index!r} is no index of an array of shape {self.shape}: {error}"
                 ) from error
 
     def __iter__(self) -> Iterator[Array]:
-        size = self._blocks.manifest.bounds[1] if self.nbytes else 0  # of a stripe
-        step = max(1, size // max(1, prod(self.shape[1:])))
-        for start in range(0, len(self), step):
-            yield from map(np.asarray, self[start : start + step])
+        stripe_size = self._coded_blocks.manifest.stripe_bounds[1] if self.nbytes else 0  # of a stripe
+        n_rows = max(1, stripe_size // max(1, prod(self.shape[1:])))
+        for start in range(0, len(self), n_rows):
+            yield from map(np.asarray, self[start : start + n_rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -157,9 +162,14 @@ class CodedArray:
         """
         with without_our_frames:
             while True:
-                known, found = self._blocks.manifest, audits.audit(self._blocks, executor)
-                if found.ok or not self._blocks.look_again(known):  # else somebody else has repaired it
-                    return found
+                manifest, audit = (
+                    self._coded_blocks.manifest,
+                    audits.audit_array(self._coded_blocks, executor),
+                )
+                if audit.ok or not self._coded_blocks.refresh_manifest(
+                    manifest
+                ):  # else somebody else has repaired it
+                    return audit
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, which stay as they are.
@@ -184,16 +194,18 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = _load(self.store, self.name, self.key)
-            repaired, found = repairing.repair(StoredBlocks(self.store, current), before, executor)
-            self._adopt(repaired)
-            return found
+            manifest, manifest_bytes = _load_manifest(self.store, self.name, self.key)
+            repaired_manifest, audit = repairing.repair_array(
+                StoredCodedBlocks(self.store, manifest), manifest_bytes, executor
+            )
+            self._set_manifest(repaired_manifest)
+            return audit
 
     def delete(self) -> None:
         """Remove the array from storage, but not what already lay there when it was encoded."""
         with without_our_frames:
             self.store.delete([manifest_key(self.name)])
-            generations.sweep(self.store, self.name)
+            write_transaction.collect_garbage(self.store, self.name)
 
 
 def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None) -> CodedArray:
@@ -219,25 +231,27 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with without_our_frames:
         store = open_store(storage)
-        found, _ = _load(store, check_name(name), None if key is None else readable_key(key))
-        return CodedArray(store, found)
-
-
-def _load(store: Store, name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
-    """The manifest of an array that is to be read, and its bytes; StorageError also if it lacks its key."""
-    found, data = generations.load(store, name, key)
-    if found.encryption is not None and key is None:
-        raise StorageError(
-            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
-            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        manifest, _ = _load_manifest(
+            store, check_array_name(name), None if key is None else readable_key(key)
         )
-    return found, data
+        return CodedArray(store, manifest)
 
 
-def without_key(name: str, storage: Any = None) -> CodedArray:
+def _load_manifest(store: Store, array_name: str, key: str | bytes | None) -> tuple[Manifest, bytes]:
+    """The manifest of an array that is to be read, and its bytes; StorageError also if it lacks its key."""
+    manifest, manifest_bytes = write_transaction.load_manifest(store, array_name, key)
+    if manifest.encryption is not None and key is None:
+        raise StorageError(
+            f"the coded array {array_name!r} in {store.name} is encrypted: pass its key, "
+            f"open_coded({array_name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        )
+    return manifest, manifest_bytes
+
+
+def open_without_key(array_name: str, storage: Any = None) -> CodedArray:
     """The coded array of that name, also if it is encrypted, to tell of it without reading its data."""
     store = open_store(storage)
-    return CodedArray(store, generations.load(store, check_name(name))[0])
+    return CodedArray(store, write_transaction.load_manifest(store, check_array_name(array_name))[0])
 
 
 def list_coded(storage: Any = None) -> list[str]:
@@ -249,30 +263,31 @@ def list_coded(storage: Any = None) -> list[str]:
         As for `encode`.
     """
     with without_our_frames:
-        return generations.names(open_store(storage))
+        return write_transaction.list_array_names(open_store(storage))
 
 
-def _row_index(rows: Any, count: int) -> tuple[int, int, Any]:
-    """The first and last of the `count` rows to read for an index `rows`, and the index into those read.
+def _resolve_row_index(row_selection: Any, n_rows: int) -> tuple[int, int, Any]:
+    """The first and last of the `n_rows` rows to read for an index `row_selection`, and the index into those
+    read.
 
-    >>> _row_index(-1, 5), _row_index(slice(1, None, 2), 5)
+    >>> _resolve_row_index(-1, 5), _resolve_row_index(slice(1, None, 2), 5)
     ((4, 5, 0), (1, 5, slice(None, None, 2)))
     """
-    if rows is Ellipsis:
-        return 0, count, rows
+    if row_selection is Ellipsis:
+        return 0, n_rows, row_selection
     try:
-        if isinstance(rows, (bool, np.bool_)):
+        if isinstance(row_selection, (bool, np.bool_)):
             raise TypeError
-        found = range(count)[rows]
+        selected = range(n_rows)[row_selection]
     except IndexError:
-        raise IndexError(f"row {rows} is out of range: the coded array has {count} rows") from None
+        raise IndexError(f"row {row_selection} is out of range: the coded array has {n_rows} rows") from None
     except (TypeError, ValueError):
         raise CodeError(
-            f"rows of a coded array are read by number or slice, not {rows!r}: read the rows from the "
+            f"rows of a coded array are read by number or slice, not {row_selection!r}: read the rows from the "
             "first to the last, coded[i:j], and index these"
         ) from None
-    if isinstance(found, int):
-        return found, found + 1, 0
-    if found.step < 1:
-        raise CodeError(f"rows of a coded array are read forwards, not with step {found.step}")
-    return found.start, max(found.start, found.stop), slice(None, None, found.step)
+    if isinstance(selected, int):
+        return selected, selected + 1, 0
+    if selected.step < 1:
+        raise CodeError(f"rows of a coded array are read forwards, not with step {selected.step}")
+    return selected.start, max(selected.start, selected.stop), slice(None, None, selected.step)

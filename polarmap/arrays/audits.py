@@ -12,22 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.arrays.array_tasks import PartTasks, TaskRunner
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
 from polarmap.arrays.manifest import Manifest, array_prefix
-from polarmap.arrays.reading import StoredBlocks, decoder_of
-from polarmap.arrays.stores import PartStore
-from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
+from polarmap.arrays.reading import StoredCodedBlocks, make_arrival_tracker
+from polarmap.arrays.stores import SegmentStore
+from polarmap.arrays.zarr_chunks import find_foreign_keys, list_copies_and_metadata
 from polarmap.dtypes import Array
 from polarmap.executors.transfers import in_parallel
 from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
-from polarmap.worker.parts import DamagedError, Part
+from polarmap.worker.segments import DamagedError, Segment
 
-KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
+DAMAGE_KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
-SHOWN = 12  # damages that are listed one by one
+MAX_LISTED_DAMAGES = 12  # damages that are listed one by one
 
-ABSENT = Part("", 0)  # in place of a part that no worker has to read
+EMPTY_SEGMENT = Segment("", 0)  # in place of a part that no worker has to read
 
 
 class Damage(NamedTuple):
@@ -51,159 +51,197 @@ class Audit:
     ----------
     name
         Name of the array.
-    n, stripes
+    n_blocks, n_stripes
         Blocks, and parts of each.
     damaged
         Parts that are missing, truncated or corrupt, or have more bytes behind them than were written.
-    lost
+    undecodable_stripes
         Stripes of which too few parts are good: repair() cannot rebuild these.
-    zarr
+    zarr_damages
         Other objects of the Zarr array that are not what was stored, or should not be there: key and kind.
     is_repaired
         Whether all that was found has been rebuilt since, as by `repair()`.
     """
 
     name: str
-    n: int
-    stripes: int
+    n_blocks: int
+    n_stripes: int
     damaged: tuple[Damage, ...]
-    lost: tuple[int, ...]
-    zarr: tuple[tuple[str, str], ...] = ()
+    undecodable_stripes: tuple[int, ...]
+    zarr_damages: tuple[tuple[str, str], ...] = ()
     is_repaired: bool = field(default=False, compare=False)
 
     @property
     def ok(self) -> bool:
         """Whether every part was what had been stored when the array was checked."""
-        return not (self.damaged or self.zarr)
+        return not (self.damaged or self.zarr_damages)
 
     @property
-    def blocks(self) -> list[int]:
+    def damaged_blocks(self) -> list[int]:
         """Blocks with a damaged part, ascending."""
         return sorted({damage.block for damage in self.damaged})
 
     def __repr__(self) -> str:
-        head = f"<Audit of {self.name!r}: {self.n} blocks of {self.stripes} parts"
+        headline = f"<Audit of {self.name!r}: {self.n_blocks} blocks of {self.n_stripes} parts"
         if self.ok:
-            return f"{head}, all good>"
+            return f"{headline}, all good>"
         kinds = Counter(damage.kind for damage in self.damaged)
-        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
+        counts = ", ".join(f"{kinds[kind]} {kind}" for kind in DAMAGE_KINDS if kinds[kind])
         if self.damaged:
-            head += f"; {'rebuilt ' * self.is_repaired}{counts}, in blocks {self.blocks}"
-        if self.zarr:
-            are_wrong = "were wrong and are replaced" if self.is_repaired else "are wrong"
-            head += f"; {len(self.zarr)} other objects of the Zarr array {are_wrong}"
-        end = f"stripes {list(self.lost)} are lost" if self.lost else "repair() can rebuild them"
-        end, was = ("all parts are good now", "was ") if self.is_repaired else (end, "")
-        lines = [f"block {one.block}, part {one.stripe}: {was}{one.kind} ({one.key})" for one in self.damaged]
-        lines += [f"{was}{kind} ({key})" for key, kind in self.zarr]
-        if len(lines) > SHOWN:
-            lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
-        return "\n  ".join([f"{head}; {end}", *lines]) + ">"
+            headline += f"; {'rebuilt ' * self.is_repaired}{counts}, in blocks {self.damaged_blocks}"
+        if self.zarr_damages:
+            state_text = "were wrong and are replaced" if self.is_repaired else "are wrong"
+            headline += f"; {len(self.zarr_damages)} other objects of the Zarr array {state_text}"
+        conclusion = (
+            f"stripes {list(self.undecodable_stripes)} are lost"
+            if self.undecodable_stripes
+            else "repair() can rebuild them"
+        )
+        conclusion, prefix = ("all parts are good now", "was ") if self.is_repaired else (conclusion, "")
+        lines = [
+            f"block {listed_damage.block}, part {listed_damage.stripe}: {prefix}{listed_damage.kind} ({listed_damage.key})"
+            for listed_damage in self.damaged
+        ]
+        lines += [f"{prefix}{kind} ({key})" for key, kind in self.zarr_damages]
+        if len(lines) > MAX_LISTED_DAMAGES:
+            lines[MAX_LISTED_DAMAGES:] = [f"and {len(lines) - MAX_LISTED_DAMAGES} more"]
+        return "\n  ".join([f"{headline}; {conclusion}", *lines]) + ">"
 
 
-def audit(stored: StoredBlocks, executor: Any = None) -> Audit:
+def audit_array(coded_blocks: StoredCodedBlocks, executor: Any = None) -> Audit:
     """Have every part read and compared with its checksum, by the workers of an executor or here."""
-    manifest = stored.manifest
-    stripes = len(manifest.bounds) - 1
-    places = [(block, stripe) for stripe in range(stripes) for block in range(manifest.code.n)]
-    parts = [manifest.parts[block][stripe] for block, stripe in places]
-    others = copies_and_metadata(manifest)
-    kinds = _kinds(stored, [*parts, *others], executor)
-    found = (Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
-    damaged = tuple(sorted(found))
-    zarr: dict[str, str] = {}
-    for part, kind in zip(others, kinds[len(parts) :]):
-        if kind:
-            zarr.setdefault(part.key, kind)
-    zarr |= dict.fromkeys(foreign_keys(stored.part_store.store, manifest), "foreign")
-    lost = _lost(manifest, damaged)
-    return Audit(manifest.name, manifest.code.n, stripes, damaged, lost, tuple(zarr.items()))
+    manifest = coded_blocks.manifest
+    n_stripes = len(manifest.stripe_bounds) - 1
+    positions = [
+        (block_index, stripe_index)
+        for stripe_index in range(n_stripes)
+        for block_index in range(manifest.code.n)
+    ]
+    segments = [manifest.segments[block_index][stripe_index] for block_index, stripe_index in positions]
+    other_segments = list_copies_and_metadata(manifest)
+    damage_kinds = _find_damage_kinds(coded_blocks, [*segments, *other_segments], executor)
+    damages = (
+        Damage(*position, damage_kind, segment.key)
+        for position, segment, damage_kind in zip(positions, segments, damage_kinds)
+        if damage_kind
+    )
+    sorted_damages = tuple(sorted(damages))
+    kind_by_zarr_key: dict[str, str] = {}
+    for segment, damage_kind in zip(other_segments, damage_kinds[len(segments) :]):
+        if damage_kind:
+            kind_by_zarr_key.setdefault(segment.key, damage_kind)
+    kind_by_zarr_key |= dict.fromkeys(
+        find_foreign_keys(coded_blocks.segment_store.store, manifest), "foreign"
+    )
+    undecodable_stripes = _find_undecodable_stripes(manifest, sorted_damages)
+    return Audit(
+        manifest.name,
+        manifest.code.n,
+        n_stripes,
+        sorted_damages,
+        undecodable_stripes,
+        tuple(kind_by_zarr_key.items()),
+    )
 
 
-def _kinds(stored: StoredBlocks, parts: Sequence[Part], executor: Any) -> list[str]:
+def _find_damage_kinds(
+    coded_blocks: StoredCodedBlocks, segments: Sequence[Segment], executor: Any
+) -> list[str]:
     """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
 
     Of what is missing or of another size, the storage tells; the rest is read, by workers if the checksums
     of what they have read can be compared.
     """
-    part_store, manifest = stored.part_store, stored.manifest
-    sizes = _sizes(part_store.store, manifest, {part.key for part in parts if part.crc32 is not None})
-    kinds, to_read = list[str](), dict[int, Part]()
-    for index, part in enumerate(parts):
-        size, (end, is_last) = sizes.get(part.key), _extent(manifest, part)
-        if part.crc32 is None or size is None:
-            kinds.append("missing")
-        elif size < end:
-            kinds.append("truncated")
+    segment_store, manifest = coded_blocks.segment_store, coded_blocks.manifest
+    size_by_key = _get_object_sizes(
+        segment_store.store, manifest, {segment.key for segment in segments if segment.crc32 is not None}
+    )
+    damage_kinds, segments_to_read = list[str](), dict[int, Segment]()
+    for index, segment in enumerate(segments):
+        size, (read_end, is_last) = size_by_key.get(segment.key), _find_read_end(manifest, segment)
+        if segment.crc32 is None or size is None:
+            damage_kinds.append("missing")
+        elif size < read_end:
+            damage_kinds.append("truncated")
         else:
-            kinds.append("appended" if is_last and size > end else "")
-            zeros = end - part.offset - manifest.stored_size(part)  # which fill its object up
-            to_read[index] = part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
-    if executor is None or not part_store.has_checksums_of_data:
-        read = in_parallel(partial(_damage_of, part_store), to_read.values())
+            damage_kinds.append("appended" if is_last and size > read_end else "")
+            n_zeros = read_end - segment.offset - manifest.stored_size(segment)  # which fill its object up
+            segments_to_read[index] = segment._replace(
+                size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
+            )
+    if executor is None or not segment_store.has_plaintext_checksums:
+        kinds_read = in_parallel(partial(_get_damage_kind, segment_store), segments_to_read.values())
     else:
-        read = _read_by_workers(part_store, manifest.code.n, list(to_read.values()), executor)
-    for index, kind in zip(to_read, read):
-        kinds[index] = kind or kinds[index]
-    return kinds
+        kinds_read = _checksum_on_workers(
+            segment_store, manifest.code.n, list(segments_to_read.values()), executor
+        )
+    for index, damage_kind in zip(segments_to_read, kinds_read):
+        damage_kinds[index] = damage_kind or damage_kinds[index]
+    return damage_kinds
 
 
-def _damage_of(parts: PartStore, part: Part) -> str:
+def _get_damage_kind(segment_store: SegmentStore, segment: Segment) -> str:
     """The kind of damage of a part, which is read; empty if there is none."""
     try:
-        parts.get(part)
+        segment_store.get(segment)
     except DamagedError as error:
         return error.kind
     return ""
 
 
-def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
+def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
-    listed = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
-    others = [key for key in keys if key not in listed]
-    return {**listed, **dict(zip(others, in_parallel(store.size, others)))}
+    listed_sizes = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
+    unlisted_keys = [key for key in keys if key not in listed_sizes]
+    return {**listed_sizes, **dict(zip(unlisted_keys, in_parallel(store.size, unlisted_keys)))}
 
 
-def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
+def _find_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:
     """Where the bytes to read of a part end (the last of an object: with it); whether it is the last."""
-    stop = part.offset + manifest.stored_size(part)
-    last, end = manifest.ends.get(part.key, (0, stop))
-    return (end, True) if stop == last else (stop, False)
+    segment_end = segment.offset + manifest.stored_size(segment)
+    last_segment_end, object_end = manifest.object_extents.get(segment.key, (0, segment_end))
+    return (object_end, True) if segment_end == last_segment_end else (segment_end, False)
 
 
-def _read_by_workers(part_store: PartStore, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
-    """The kind of damage of each part, read by workers, `count` by each task."""
-    unchecked = (part._replace(crc32=None) for part in parts)
-    tasks = list(zip_longest(*[unchecked] * count, fillvalue=ABSENT))
-    found: dict[int, list[int]] = {}
+def _checksum_on_workers(
+    segment_store: SegmentStore, n_per_task: int, segments: Sequence[Segment], executor: Any
+) -> list[str]:
+    """The kind of damage of each part, read by workers, `n_per_task` by each task."""
+    unchecked_segments = (segment._replace(crc32=None) for segment in segments)
+    segments_by_task = list(zip_longest(*[unchecked_segments] * n_per_task, fillvalue=EMPTY_SEGMENT))
+    checksums_by_task: dict[int, list[int]] = {}
 
-    def take(task: int, stored: list[Part], sums: Array) -> None:
-        found[task] = sums.tolist()
+    def on_task_done(task: int, stored: list[Segment], checksums: Array) -> None:
+        checksums_by_task[task] = checksums.tolist()
 
-    blocks = PartTasks(part_store, tasks, [np.dtype(np.uint8)] * count)
-    TaskRunner(part_store, executor, observers_of(None)).run(checksums(), blocks, take)
-    sums = chain.from_iterable(found[task] for task in range(len(tasks)))
-    return ["" if part.crc32 == one else "corrupt" for part, one in zip(parts, sums)]
+    task_blocks = SegmentTasks(segment_store, segments_by_task, [np.dtype(np.uint8)] * n_per_task)
+    ArrayJobRunner(segment_store, executor, observers_of(None)).execute(
+        make_checksum_task(), task_blocks, on_task_done
+    )
+    checksums = chain.from_iterable(checksums_by_task[task] for task in range(len(segments_by_task)))
+    return ["" if segment.crc32 == checksum else "corrupt" for segment, checksum in zip(segments, checksums)]
 
 
-def checksums() -> Callable[[Sequence[Array]], list[Array]]:
+def make_checksum_task() -> Callable[[Sequence[Array]], list[Array]]:
     """On a worker, which has numpy only: the CRC-32 of each part."""
-    return lambda parts: [np.array([zlib.crc32(part.data) for part in parts], np.int64)]
+    return lambda segments: [np.array([zlib.crc32(segment.data) for segment in segments], np.int64)]
 
 
-def _lost(manifest: Manifest, damaged: Iterable[Damage]) -> tuple[int, ...]:
+def _find_undecodable_stripes(manifest: Manifest, damages: Iterable[Damage]) -> tuple[int, ...]:
     """The stripes that have lost so many blocks that they cannot be decoded."""
-    everything = set(range(manifest.code.n))
-    lost = lost_blocks(damaged).items()
+    all_blocks = set(range(manifest.code.n))
+    erased_by_stripe = find_erased_blocks(damages).items()
     return tuple(
-        stripe for stripe, bad in sorted(lost) if not decoder_of(manifest, everything - bad).is_ready
+        stripe
+        for stripe, erased_blocks in sorted(erased_by_stripe)
+        if not make_arrival_tracker(manifest, all_blocks - erased_blocks).is_ready
     )
 
 
-def lost_blocks(damaged: Iterable[Damage]) -> dict[int, set[int]]:
+def find_erased_blocks(damages: Iterable[Damage]) -> dict[int, set[int]]:
     """By stripe the blocks of which it has lost parts; those with something behind them are whole."""
-    found: dict[int, set[int]] = {}
-    for damage in damaged:
+    erased_by_stripe: dict[int, set[int]] = {}
+    for damage in damages:
         if damage.kind != "appended":
-            found.setdefault(damage.stripe, set()).add(damage.block)
-    return found
+            erased_by_stripe.setdefault(damage.stripe, set()).add(damage.block)
+    return erased_by_stripe

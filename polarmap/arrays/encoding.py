@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.array_tasks import TaskRunner
-from polarmap.arrays.manifest import check_name
-from polarmap.arrays.sources import open_source
-from polarmap.arrays.stores import PartStore, open_store
+from polarmap.arrays.array_jobs import ArrayJobRunner
+from polarmap.arrays.manifest import check_array_name
+from polarmap.arrays.sources import open_data_source
+from polarmap.arrays.stores import SegmentStore, open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
@@ -21,8 +21,8 @@ from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
 from polarmap.validation import check_positive_int
 
-MEMORY = 256 << 20
-LEAST_MEMORY = 1 << 20
+DEFAULT_MEMORY_BYTES = 256 << 20
+MIN_MEMORY_BYTES = 1 << 20
 
 
 @verb
@@ -35,7 +35,7 @@ def encode(
     name: str,
     storage: Any = None,
     overwrite: bool = False,
-    memory: int = MEMORY,
+    memory: int = DEFAULT_MEMORY_BYTES,
     executor: Any = None,
     key: str | bytes | None = None,
     progress: bool | None = None,
@@ -44,7 +44,7 @@ def encode(
 
     The rows are cut into k blocks of ceil(rows / k) rows, none of which is empty, and n - k parity blocks
     are added. Data blocks are stored as they are, the last one filled up with rows of zeros if need be. They
-    are a Zarr v3 array, which other libraries open too (`CodedArray.zarr`). They are read and encoded in
+    are a Zarr v3 array, which other libraries open too (`CodedArray.zarr_path`). They are read and encoded in
     stripes. If encoding is cut short, nothing can be opened, and the next call with the same arguments goes
     on where it stopped.
 
@@ -102,30 +102,36 @@ def encode(
     >>> folder.cleanup()
     """
 
-    def run(observers: Observers) -> CodedArray:
-        check_name(name)
+    def execute(observers: Observers) -> CodedArray:
+        check_array_name(name)
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
-        if check_positive_int("memory", memory) < LEAST_MEMORY:
+        if check_positive_int("memory", memory) < MIN_MEMORY_BYTES:
             raise CodeError(
-                f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
+                f"memory={memory} bytes is too little for a stripe: use at least {MIN_MEMORY_BYTES} (1 MiB)"
             )
         store = open_store(storage)
-        source = open_source(A, store)
-        chosen = choose_polar_code(source.shape[0], source.dtype, blocks, tasks, code)
-        cut = plan_stripes(
-            chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
+        source = open_data_source(A, store)
+        polar_code = choose_polar_code(source.shape[0], source.dtype, blocks, tasks, code)
+        stripe_plan = plan_stripes(
+            polar_code, source.shape, source.dtype, int(memory), source.rows_per_chunk, source.rows_per_object
         )
         if key is not None:
-            if source.object_rows:
+            if source.rows_per_object:
                 raise CodeError(
                     "key= encrypts what is stored, and these objects stay where and as they are: leave key "
                     "out, or encode the array that they were made of"
                 )
-            cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
-        widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
-        parts = PartStore.new(store, None if key is None else readable_key(key), widest)
-        runner = TaskRunner(parts, executor, observers)
-        return CodedArray(store, StripeEncoder(runner, source, cut).write(name, overwrite))
+            stripe_plan = stripe_plan._replace(
+                chunk_shape=None
+            )  # no library but this one could read the chunks
+        max_segment_bytes = stripe_plan.max_stripe_size * max(
+            stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize
+        )
+        segment_store = SegmentStore.create(
+            store, None if key is None else readable_key(key), max_segment_bytes
+        )
+        runner = ArrayJobRunner(segment_store, executor, observers)
+        return CodedArray(store, StripeEncoder(runner, source, stripe_plan).encode_and_store(name, overwrite))
 
-    return PreparedMap(run, is_lasting=True)
+    return PreparedMap(execute, is_lasting=True)

@@ -8,146 +8,204 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.array_tasks import PartTasks, TaskRunner
-from polarmap.arrays.audits import Audit, audit, lost_blocks
-from polarmap.arrays.generations import Generation
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
+from polarmap.arrays.audits import Audit, audit_array, find_erased_blocks
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import StoredBlocks, decode_blocks
-from polarmap.arrays.weighted_sums import weighted_sums, weights_of
-from polarmap.arrays.zarr_chunks import repair_zarr
+from polarmap.arrays.reading import StoredCodedBlocks, decode_blocks
+from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
+from polarmap.arrays.write_transaction import WriteTransaction
+from polarmap.arrays.zarr_chunks import repair_zarr_array
 from polarmap.codes import modular_decoders
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.prepared_map import observers_of
-from polarmap.worker.messages import OutputSpec
-from polarmap.worker.parts import Part
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import OutputSpec
 
 
-def repair(stored: StoredBlocks, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
+def repair_array(
+    coded_blocks: StoredCodedBlocks, manifest_bytes: bytes, executor: Any = None
+) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; return the new manifest, and what was damaged and is repaired.
 
     New parts go to new keys and the manifest is replaced last, so that a repair that is cut short or fails
-    changes nothing. `before` is the manifest as it lies in storage.
+    changes nothing. `manifest_bytes` is the manifest as it lies in storage.
     """
-    manifest, found = stored.manifest, audit(stored, executor)
-    if found.ok and (manifest.zarr is None or manifest.is_zarr):
-        return manifest, found
-    if found.lost:
-        raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
-    runner = TaskRunner(stored.part_store, executor, observers_of(None))
-    with Generation(stored.part_store, manifest.name) as generation:
-        repaired = _Repair(runner, generation, stored).of(found)
-        return generation.publish(repaired, before), replace(found, is_repaired=True)
+    manifest, audit = coded_blocks.manifest, audit_array(coded_blocks, executor)
+    if audit.ok and (manifest.zarr_view is None or manifest.has_zarr_array):
+        return manifest, audit
+    if audit.undecodable_stripes:
+        raise NotDecodableError(f"repair() would have to rebuild more than the code can: {audit!r}")
+    runner = ArrayJobRunner(coded_blocks.segment_store, executor, observers_of(None))
+    with WriteTransaction(coded_blocks.segment_store, manifest.name) as transaction:
+        repaired_manifest = _ArrayRepair(runner, transaction, coded_blocks).rebuild_segments(audit)
+        return transaction.commit(repaired_manifest, manifest_bytes), replace(audit, is_repaired=True)
 
 
-class _Repair:
+class _ArrayRepair:
     """Rebuilds the damaged parts of an array, which are stored as one generation."""
 
-    def __init__(self, runner: TaskRunner, generation: Generation, stored: StoredBlocks) -> None:
-        self._runner, self._generation, self._stored = runner, generation, stored
-        self._manifest = stored.manifest
+    def __init__(
+        self, runner: ArrayJobRunner, transaction: WriteTransaction, coded_blocks: StoredCodedBlocks
+    ) -> None:
+        self._runner, self._transaction, self._coded_blocks = runner, transaction, coded_blocks
+        self._manifest = coded_blocks.manifest
 
-    def of(self, found: Audit) -> Manifest:
+    def rebuild_segments(self, audit: Audit) -> Manifest:
         """The manifest of the array, once what was found damaged is rebuilt and stored."""
-        runner, generation, manifest = self._runner, self._generation, self._manifest
-        rebuilt: dict[tuple[int, int], Part] = {}
-        for number, ((lost, kept), stripes) in enumerate(_alike(manifest, found).items()):
-            done = self._rebuilt(f"{generation.prefix}rebuilt{number}", lost, kept, stripes)
-            for stripe in stripes:
-                if stripe not in done:
-                    rows = self._decoded(stripe, kept).items()
-                    done[stripe] = {block: generation.put(block, stripe, row) for block, row in rows}
-                    generation.heartbeat()
-            rebuilt |= {(block, stripe): part for stripe in done for block, part in done[stripe].items()}
-        if manifest.dtype.kind in "iu" and runner.parts.has_checksums_of_data:
-            for place, part in rebuilt.items():
-                _check_exact(manifest, *place, part)
-        wrong = {key for key, _ in found.zarr}
-        return repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
+        runner, transaction, manifest = self._runner, self._transaction, self._manifest
+        rebuilt_segments: dict[tuple[int, int], Segment] = {}
+        for group_index, ((erased, rewritten), stripes) in enumerate(
+            _group_stripes_by_erasures(manifest, audit).items()
+        ):
+            segments_by_stripe = self._rebuild_stripes(
+                f"{transaction.prefix}rebuilt{group_index}", erased, rewritten, stripes
+            )
+            for stripe_index in stripes:
+                if stripe_index not in segments_by_stripe:
+                    decoded_blocks = self._decode_stripe(stripe_index, rewritten).items()
+                    segments_by_stripe[stripe_index] = {
+                        block_index: transaction.store_segment(block_index, stripe_index, values)
+                        for block_index, values in decoded_blocks
+                    }
+                    transaction.write_heartbeat()
+            rebuilt_segments |= {
+                (block_index, stripe_index): segment
+                for stripe_index in segments_by_stripe
+                for block_index, segment in segments_by_stripe[stripe_index].items()
+            }
+        if manifest.dtype.kind in "iu" and runner.segment_store.has_plaintext_checksums:
+            for position, segment in rebuilt_segments.items():
+                _check_integers_unchanged(manifest, *position, segment)
+        damaged_keys = {key for key, _ in audit.zarr_damages}
+        return repair_zarr_array(
+            runner, transaction, manifest, manifest.with_segments(rebuilt_segments), damaged_keys
+        )
 
-    def _rebuilt(
-        self, prefix: str, lost: Sequence[int], kept: Sequence[int], stripes: Sequence[int]
-    ) -> dict[int, dict[int, Part]]:
+    def _rebuild_stripes(
+        self, prefix: str, erased: Sequence[int], rewritten: Sequence[int], stripes: Sequence[int]
+    ) -> dict[int, dict[int, Segment]]:
         """By stripe and block the new parts: weights times good parts, each stripe by one task.
 
         Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more
         than numpy.
         """
-        manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.dtype_of
-        there = np.setdiff1d(np.arange(manifest.code.n), lost)
-        weights = weights_of(manifest.code, manifest.dtype, lost)
-        is_read = weights.any(axis=0) | np.isin(there, kept)
-        blocks = there[is_read].tolist()
-        found: dict[int, dict[int, Part]] = {}
+        manifest, runner, dtype_of = self._manifest, self._runner, self._manifest.block_dtype
+        available = np.setdiff1d(np.arange(manifest.code.n), erased)
+        weights = compute_recovery_weights(manifest.code, manifest.dtype, erased)
+        is_read_mask = weights.any(axis=0) | np.isin(available, rewritten)
+        read_blocks = available[is_read_mask].tolist()
+        rebuilt_by_stripe: dict[int, dict[int, Segment]] = {}
 
-        def take(task: int, parts: list[Part], is_finite: Array) -> None:
-            if is_finite.all():
-                found[stripes[task]] = dict(zip([*kept, *lost], parts))
-            self._generation.heartbeat()
+        def on_task_done(task: int, segments: list[Segment], all_finite: Array) -> None:
+            if all_finite.all():
+                rebuilt_by_stripe[stripes[task]] = dict(zip([*rewritten, *erased], segments))
+            self._transaction.write_heartbeat()
 
         multiply = (
             modular_decoders.matmul_mod64
-            if runner.is_here and is_integer_dtype(manifest.dtype)
+            if runner.is_local and is_integer_dtype(manifest.dtype)
             else np.matmul
         )
-        sums = weighted_sums(weights[:, is_read], list(map(dtype_of, lost)), multiply)
-        f = rebuilder(sums, list(map(blocks.index, kept)))
-        parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
-        widest = max(manifest.bounds[stripe + 1] - manifest.bounds[stripe] for stripe in stripes)
-        output = OutputSpec(runner.parts.place, prefix, widest, len(kept) + len(lost))
-        runner.run(f, PartTasks(runner.parts, parts, list(map(dtype_of, blocks))), take, output)
-        return found
+        compute_sums = make_weighted_sum_function(
+            weights[:, is_read_mask], list(map(dtype_of, erased)), multiply
+        )
+        rebuild_task = make_rebuild_task(compute_sums, list(map(read_blocks.index, rewritten)))
+        segments = [
+            [manifest.segments[block_index][stripe_index] for block_index in read_blocks]
+            for stripe_index in stripes
+        ]
+        max_stripe_size = max(
+            manifest.stripe_bounds[stripe_index + 1] - manifest.stripe_bounds[stripe_index]
+            for stripe_index in stripes
+        )
+        output = OutputSpec(
+            runner.segment_store.location, prefix, max_stripe_size, len(rewritten) + len(erased)
+        )
+        runner.execute(
+            rebuild_task,
+            SegmentTasks(runner.segment_store, segments, list(map(dtype_of, read_blocks))),
+            on_task_done,
+            output,
+        )
+        return rebuilt_by_stripe
 
-    def _decoded(self, stripe: int, kept: Collection[int]) -> dict[int, Array]:
-        """By block the damaged parts of a stripe, decoded entry by entry, and good ones of blocks `kept`."""
+    def _decode_stripe(self, stripe_index: int, rewritten: Collection[int]) -> dict[int, Array]:
+        """By block the damaged parts of a stripe, decoded entry by entry, and good ones of blocks
+        `rewritten`.
+        """
         manifest, code = self._manifest, self._manifest.code
-        good = self._stored.good_parts(stripe, range(code.n))
-        bad = [block for block in range(code.n) if block not in good]
-        rebuilt = {block: good[block] for block in kept if block in good}
-        lost = [block for block in bad if block < code.k]
-        rebuilt |= decode_blocks(manifest, stripe, lost, good) if lost else {}
-        if max(bad, default=0) >= code.k:
+        intact_rows = self._coded_blocks.read_intact_segments(stripe_index, range(code.n))
+        damaged_blocks = [block_index for block_index in range(code.n) if block_index not in intact_rows]
+        rebuilt = {
+            block_index: intact_rows[block_index] for block_index in rewritten if block_index in intact_rows
+        }
+        erased_data_blocks = [block_index for block_index in damaged_blocks if block_index < code.k]
+        rebuilt |= (
+            decode_blocks(manifest, stripe_index, erased_data_blocks, intact_rows)
+            if erased_data_blocks
+            else {}
+        )
+        if max(damaged_blocks, default=0) >= code.k:
             parity = code.encode_parity(
-                [(rebuilt if block in bad else good)[block] for block in range(code.k)]
+                [
+                    (rebuilt if block_index in damaged_blocks else intact_rows)[block_index]
+                    for block_index in range(code.k)
+                ]
             )
-            rebuilt |= {block: parity[block - code.k] for block in bad if block >= code.k}
-        return {block: row.astype(manifest.dtype_of(block), copy=False) for block, row in rebuilt.items()}
+            rebuilt |= {
+                block_index: parity[block_index - code.k]
+                for block_index in damaged_blocks
+                if block_index >= code.k
+            }
+        return {
+            block_index: values.astype(manifest.block_dtype(block_index), copy=False)
+            for block_index, values in rebuilt.items()
+        }
 
 
-def _alike(manifest: Manifest, found: Audit) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
+def _group_stripes_by_erasures(
+    manifest: Manifest, audit: Audit
+) -> dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]]:
     """Stripes by the blocks that they have lost and those, good ones, that lie in one object with damage.
 
     The parts of both are stored anew.
     """
-    lost = lost_blocks(found.damaged)
-    keys = {damage.key for damage in found.damaged} & manifest.ends.keys()
-    alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for stripe in range(found.stripes):
-        bad = lost.get(stripe, set())
-        touched = (block for block, parts in enumerate(manifest.parts) if parts[stripe].key in keys)
-        kept = tuple(block for block in touched if block not in bad)
-        if bad or kept:
-            alike.setdefault((tuple(sorted(bad)), kept), []).append(stripe)
-    return alike
+    erased_by_stripe = find_erased_blocks(audit.damaged)
+    damaged_keys = {damage.key for damage in audit.damaged} & manifest.object_extents.keys()
+    stripes_by_erasures: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for stripe_index in range(audit.n_stripes):
+        erased = erased_by_stripe.get(stripe_index, set())
+        affected_blocks = (
+            block_index
+            for block_index, segments in enumerate(manifest.segments)
+            if segments[stripe_index].key in damaged_keys
+        )
+        rewritten = tuple(block_index for block_index in affected_blocks if block_index not in erased)
+        if erased or rewritten:
+            stripes_by_erasures.setdefault((tuple(sorted(erased)), rewritten), []).append(stripe_index)
+    return stripes_by_erasures
 
 
-def rebuilder(
-    sums: Callable[[Sequence[Array]], list[Array]], kept: Sequence[int]
+def make_rebuild_task(
+    compute_sums: Callable[[Sequence[Array]], list[Array]], rewritten: Sequence[int]
 ) -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: rows `kept`, sums of all rows, and whether all are finite."""
+    """On a worker, which has numpy only: rows `rewritten`, sums of all rows, and whether all are finite."""
 
     def rebuild(rows: Sequence[Array]) -> list[Array]:
-        lost = sums(rows)
-        is_finite = all(row.dtype.kind in "iu" or np.isfinite(row).all() for row in [*rows, *lost])
-        return [*(rows[index] for index in kept), *lost, np.array([is_finite])]
+        rebuilt_rows = compute_sums(rows)
+        all_finite = all(row.dtype.kind in "iu" or np.isfinite(row).all() for row in [*rows, *rebuilt_rows])
+        return [*(rows[row_index] for row_index in rewritten), *rebuilt_rows, np.array([all_finite])]
 
     return rebuild
 
 
-def _check_exact(manifest: Manifest, block: int, stripe: int, part: Part) -> None:
+def _check_integers_unchanged(
+    manifest: Manifest, block_index: int, stripe_index: int, segment: Segment
+) -> None:
     """Raise unless integers came back bit for bit: then more is wrong than the damaged parts."""
-    if manifest.parts[block][stripe].crc32 not in (None, part.crc32):
+    if manifest.segments[block_index][stripe_index].crc32 not in (None, segment.crc32):
         raise StorageError(
-            f"block {block}, part {stripe} of {manifest.name!r} decodes to other numbers than were stored: "
+            f"block {block_index}, part {stripe_index} of {manifest.name!r} decodes to other numbers than were stored: "
             "the parts do not belong together; encode again with overwrite=True"
         )

@@ -13,37 +13,37 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stores import place_of
-from polarmap.arrays.stripes import Hyperslab, flat_range
-from polarmap.blocks.array_like import read_data
-from polarmap.blocks.equal import check_array
+from polarmap.arrays.stores import get_location
+from polarmap.arrays.stripes import Hyperslab, get_flat_range
+from polarmap.blocks.array_like import load_array_like
+from polarmap.blocks.equal import check_encodable_array
 from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_key
 from polarmap.validation import is_nonnegative_int
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.segments import Location, Segment
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """The rows that are to be encoded, wherever they are.
 
     shape, dtype : of the whole, in native byte order.
-    chunk_rows : rows that are stored together and should be read together.
-    object_rows : rows that lie in one object of the store, across whose end no part should reach, and which
-        data blocks need no copy of; 0 if they do not lie there.
-    place : where parts lie that `locate` gives.
+    rows_per_chunk : rows that are stored together and should be read together.
+    rows_per_object : rows that lie in one object of the store, across whose end no part should reach, and
+        which data blocks need no copy of; 0 if they do not lie there.
+    location : where parts lie that `find_segments` gives.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk_rows: int
-    object_rows: int
-    place: Place
+    rows_per_chunk: int
+    rows_per_object: int
+    location: Location
 
-    def read(self, slab: Hyperslab, out: Array) -> None:
+    def read_slab(self, slab: Hyperslab, out: Array) -> None:
         """Fill `out` with a slab of the data; zeros beyond its last row."""
 
-    def locate(self, slab: Hyperslab) -> tuple[Part, ...]:
+    def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
         """Where the slab lies as raw bytes, without a checksum: in the store or in files. Empty if nowhere.
 
         Keys of files are paths below the root. What lies in the store is one part.
@@ -51,38 +51,38 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """A `Source` that reads an array: numpy, memmap, zarr, h5py, dask."""
+    """A `DataSource` that reads an array: numpy, memmap, zarr, h5py, dask."""
 
-    place = Place("folder", "/")
+    location = Location("folder", "/")
 
     def __init__(self, data: Any) -> None:
         self._data = data
         self.shape = tuple(int(length) for length in data.shape)
         self.dtype = check_dtype(data.dtype, "the data")
-        self.chunk_rows, self.object_rows = _chunk_rows(data), 0
+        self.rows_per_chunk, self.rows_per_object = _get_rows_per_chunk(data), 0
 
-    def read(self, slab: Hyperslab, out: Array) -> None:
+    def read_slab(self, slab: Hyperslab, out: Array) -> None:
         """Read what there is of the slab by one access to the array."""
-        rows, *inner = slab
-        count = max(0, min(rows.stop, self.shape[0]) - rows.start)
-        target = out.reshape([one.stop - one.start for one in slab])
-        if count:
-            target[:count] = np.asarray(self._data[(slice(rows.start, rows.start + count), *inner)])
-        target[count:] = 0
-        self._release()
+        rows, *inner_slices = slab
+        n_rows = max(0, min(rows.stop, self.shape[0]) - rows.start)
+        target = out.reshape([axis_slice.stop - axis_slice.start for axis_slice in slab])
+        if n_rows:
+            target[:n_rows] = np.asarray(self._data[(slice(rows.start, rows.start + n_rows), *inner_slices)])
+        target[n_rows:] = 0
+        self._release_mapped_pages()
 
-    def locate(self, slab: Hyperslab) -> tuple[Part, ...]:
+    def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
         """Where the slab lies in the mapped file; rows beyond the last are zeros that lie nowhere."""
-        if self._file is None:
+        if self._mapped_file is None:
             return ()
-        path, offset = self._file
-        start, stop = (place * self.dtype.itemsize for place in flat_range(self.shape, slab))
-        there = max(0, min(stop, prod(self.shape) * self.dtype.itemsize) - start)
-        parts = (Part(path, there, None, offset + start), Part("", stop - start - there))
-        return tuple(part for part in parts if part.size)
+        path, offset = self._mapped_file
+        start, stop = (position * self.dtype.itemsize for position in get_flat_range(self.shape, slab))
+        n_available = max(0, min(stop, prod(self.shape) * self.dtype.itemsize) - start)
+        segments = (Segment(path, n_available, None, offset + start), Segment("", stop - start - n_available))
+        return tuple(segment for segment in segments if segment.size)
 
     @cached_property
-    def _file(self) -> tuple[str, int] | None:
+    def _mapped_file(self) -> tuple[str, int] | None:
         """Path below the root and offset of an array that is a contiguous piece of a file; None if not."""
         array = self._data
         mapped = getattr(array, "_mmap", None)
@@ -90,12 +90,12 @@ class ArraySource:
             return None
         if not array.flags.c_contiguous or array.dtype != self.dtype or array.mode == "c":
             return None
-        begin = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+        map_start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
         address = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
-        offset = begin + array.__array_interface__["data"][0] - address
+        offset = map_start + array.__array_interface__["data"][0] - address
         return str(array.filename).lstrip("/"), offset
 
-    def _release(self) -> None:
+    def _release_mapped_pages(self) -> None:
         """Pages of a mapped file that were read count as memory of this process until let go."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
@@ -135,7 +135,7 @@ class RawObjects:
     >>> coded = polarmap.encode(rows, blocks=4, tasks=6, name="a", storage=store)
     >>> coded.stored_bytes / A.nbytes  # two parity blocks
     0.5
-    >>> coded.stored(1)[0].key
+    >>> coded.block_segments(1)[0].key
     'mine/1'
     >>> folder.cleanup()
     """
@@ -153,96 +153,99 @@ class RawObjects:
             raise CodeError(f"keys must be a sequence of keys, not {keys!r:.100}")
         if not isinstance(shape, (tuple, list)) or not all(map(is_nonnegative_int, shape)):
             raise CodeError(f"shape must be a tuple of integers, not {shape!r:.100}")
-        for name, value, least in (("rows", self.rows, 1), ("offset", self.offset, 0)):
-            if not is_nonnegative_int(value) or value < least:
-                raise CodeError(f"{name} must be an integer of at least {least}, not {value!r:.100}")
+        for name, value, min_value in (("rows", self.rows, 1), ("offset", self.offset, 0)):
+            if not is_nonnegative_int(value) or value < min_value:
+                raise CodeError(f"{name} must be an integer of at least {min_value}, not {value!r:.100}")
         try:
             np.dtype(self.dtype)
         except TypeError as error:
             raise CodeError(f"dtype must be one of numpy: {error}") from error
 
-    def open_in(self, store: Store) -> StoredRows:
-        """The `Source` that reads these objects in `store`."""
+    def open_in(self, store: Store) -> StoredObjectsSource:
+        """The `DataSource` that reads these objects in `store`."""
         shape, rows, offset = tuple(map(int, self.shape)), int(self.rows), int(self.offset)
-        wanted = -(-shape[0] // rows) if shape else 0
-        if len(self.keys) != wanted:
+        n_expected = -(-shape[0] // rows) if shape else 0
+        if len(self.keys) != n_expected:
             raise CodeError(f"{len(self.keys)} objects of {rows} rows do not hold shape {shape}")
-        places = {number: check_key(key) for number, key in enumerate(self.keys)}
-        return StoredRows(store, places, shape, np.dtype(self.dtype), rows, offset)
+        key_by_object = {object_index: check_key(key) for object_index, key in enumerate(self.keys)}
+        return StoredObjectsSource(store, key_by_object, shape, np.dtype(self.dtype), rows, offset)
 
 
-class StoredRows:
-    """A `Source` that reads rows from objects of a store."""
+class StoredObjectsSource:
+    """A `DataSource` that reads rows from objects of a store."""
 
     def __init__(
         self,
         store: Store,
-        places: Mapping[int, str],
+        key_by_object: Mapping[int, str],
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
-        rows: int,
+        rows_per_object: int,
         offset: int = 0,
-        fill: Any = 0,
+        fill_value: Any = 0,
     ) -> None:
-        self._store, self._places, self._stored_dtype = store, places, dtype
-        self._offset, self._fill, self.place = offset, fill, place_of(store)
+        self._store, self._key_by_object, self._stored_dtype = store, key_by_object, dtype
+        self._offset, self._fill_value, self.location = offset, fill_value, get_location(store)
         self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
-        self.chunk_rows, self.object_rows = 1, rows
-        self._width = prod(self.shape[1:])
+        self.rows_per_chunk, self.rows_per_object = 1, rows_per_object
+        self._row_size = prod(self.shape[1:])
 
-    def read(self, slab: Hyperslab, out: Array) -> None:
+    def read_slab(self, slab: Hyperslab, out: Array) -> None:
         """Fill `out` by one read of each range of an object; zeros beyond the last row."""
-        start, end = flat_range(self.shape, slab)
+        start, end = get_flat_range(self.shape, slab)
         stop = max(start, min(end, prod(self.shape)))
-        flat, length = out.reshape(-1), self.object_rows * self._width
-        flat[stop - start :] = 0
+        remaining_out, object_size = out.reshape(-1), self.rows_per_object * self._row_size
+        remaining_out[stop - start :] = 0
         while start < stop:
-            number, skipped = divmod(start, length)
-            count = min(stop - start, length - skipped)
-            flat[:count], flat = self._piece(number, skipped, count), flat[count:]
-            start += count
+            object_index, object_start = divmod(start, object_size)
+            n_items = min(stop - start, object_size - object_start)
+            remaining_out[:n_items], remaining_out = (
+                self._read_items(object_index, object_start, n_items),
+                remaining_out[n_items:],
+            )
+            start += n_items
 
-    def locate(self, slab: Hyperslab) -> tuple[Part, ...]:
+    def find_segments(self, slab: Hyperslab) -> tuple[Segment, ...]:
         """The range of the one object that holds the slab."""
-        start, stop = flat_range(self.shape, slab)
-        length, itemsize = self.object_rows * self._width, self.dtype.itemsize
-        key = self._places.get(start // length)
-        if key is None or (stop - 1) // length != start // length or stop > prod(self.shape):
+        start, stop = get_flat_range(self.shape, slab)
+        object_size, itemsize = self.rows_per_object * self._row_size, self.dtype.itemsize
+        key = self._key_by_object.get(start // object_size)
+        if key is None or (stop - 1) // object_size != start // object_size or stop > prod(self.shape):
             return ()
         if self._stored_dtype != self.dtype:
             return ()
-        return (Part(key, (stop - start) * itemsize, None, self._offset + start % length * itemsize),)
+        return (Segment(key, (stop - start) * itemsize, None, self._offset + start % object_size * itemsize),)
 
-    def _piece(self, number: int, start: int, count: int) -> Array | Any:
-        if number not in self._places:
-            return self._fill
-        itemsize, key = self.dtype.itemsize, self._places[number]
-        low = self._offset + start * itemsize
-        data = self._store.get(key, low, low + count * itemsize)
-        if len(data) != count * itemsize:
+    def _read_items(self, object_index: int, first_item: int, n_items: int) -> Array | Any:
+        if object_index not in self._key_by_object:
+            return self._fill_value
+        itemsize, key = self.dtype.itemsize, self._key_by_object[object_index]
+        byte_start = self._offset + first_item * itemsize
+        data = self._store.get(key, byte_start, byte_start + n_items * itemsize)
+        if len(data) != n_items * itemsize:
             raise StorageError(f"{key!r} in {self._store.name} is shorter than its shape and dtype say")
         return np.frombuffer(data, self._stored_dtype)
 
 
-def open_source(data: Any, store: Store) -> Source:
+def open_data_source(data: Any, store: Store) -> DataSource:
     """The source that `encode(data)` means; CodeError for what cannot be cut into blocks and coded."""
     if hasattr(data, "open_in"):
-        source: Source = data.open_in(store)
-        check_array(source, "A")
+        source: DataSource = data.open_in(store)
+        check_encodable_array(source, "A")
         return source
-    data = read_data(data, "A")
+    data = load_array_like(data, "A")
     if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
         raise CodeError(
             f"data must be an array (shape, dtype, slicing) or the path of a .npy file, not "
             f"{type(data).__name__}; stack a sequence of blocks with numpy.concatenate"
         )
-    check_array(data, "A")
+    check_encodable_array(data, "A")
     if isinstance(data, np.matrix):
         raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
     return ArraySource(data)
 
 
-def _chunk_rows(data: Any) -> int:
+def _get_rows_per_chunk(data: Any) -> int:
     """Rows of the chunks of Zarr, HDF5 (one number per axis) and dask (all lengths per axis)."""
     chunks = getattr(data, "chunks", None)
     if not chunks:

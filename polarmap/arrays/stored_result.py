@@ -10,14 +10,14 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.generations import Generation, replaceable
-from polarmap.arrays.manifest import Manifest, check_name
-from polarmap.arrays.stores import PartStore, open_store
-from polarmap.arrays.stripes import chunk_shape
-from polarmap.arrays.zarr_chunks import as_zarr
+from polarmap.arrays.manifest import Manifest, check_array_name
+from polarmap.arrays.stores import SegmentStore, open_store
+from polarmap.arrays.stripes import choose_chunk_shape
+from polarmap.arrays.write_transaction import WriteTransaction, check_replaceable
+from polarmap.arrays.zarr_chunks import publish_as_zarr
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import concatenate
+from polarmap.blocks.equal import concatenate_results
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
@@ -28,14 +28,14 @@ from polarmap.run.prepared_map import PreparedMap, prepared, run_coded
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
-from polarmap.worker.messages import OutputSpec, StoredOutput
-from polarmap.worker.parts import Part
-from polarmap.worker.program import sample
 from polarmap.worker.pytree import Structure, unflatten
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_execution import sample_evenly
+from polarmap.worker.task_records import OutputSpec, ResultRef
 
 T = TypeVar("T")
 
-STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
+MAX_STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,13 @@ class StoredResult(CodedResult[T]):
     def __getitem__(self, index: slice) -> list[T]: ...
     def __getitem__(self, index: int | slice) -> T | list[T]:
         if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
-        leaves = self.coded_blocks().leaves(number)
+            return [self[block_index] for block_index in range(len(self))[index]]
+        block_index = range(len(self))[index]
+        leaves = self.coded_blocks().leaves(block_index)
         if self.array.padding:
-            leaves = [leaf[: max(0, len(self.array) - number * self.array.rows)] for leaf in leaves]
+            leaves = [
+                leaf[: max(0, len(self.array) - block_index * self.array.rows_per_block)] for leaf in leaves
+            ]
         result: T = unflatten(self._structure, leaves)
         return result
 
@@ -107,7 +109,7 @@ class StoredResult(CodedResult[T]):
         """The results as one array, read from storage."""
         if axis == 0:
             return self.array[:]
-        return concatenate(list(self), axis)
+        return concatenate_results(list(self), axis)
 
     def coded_blocks(self) -> CodedData:
         """As `coded_map` takes data that is encoded already."""
@@ -124,7 +126,7 @@ class StoredResult(CodedResult[T]):
         return self.array.executor
 
 
-def prepared_to_storage(
+def prepare_stored_map(
     f: Callable[[Any], T],
     data: Any,
     code_options: CodeOptions,
@@ -133,38 +135,50 @@ def prepared_to_storage(
     options: MapOptions,
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
-    _check_out(out, options)
-    running, coded = prepared(data, code_options, executor, replace(options, parity_for="out="))
-    place = getattr(data, "store", None) if out.storage is None else out.storage
+    _check_output(out, options)
+    execution, coded_data = prepared(data, code_options, executor, replace(options, parity_for="out="))
+    storage = getattr(data, "store", None) if out.storage is None else out.storage
 
-    def sampled(block: Any) -> Any:
-        return sample(np.asarray(f(block)))  # all that the driver needs to know of a result
+    def compute_sample(block: Any) -> Any:
+        return sample_evenly(np.asarray(f(block)))  # all that the driver needs to know of a result
 
-    def run(observers: Observers) -> StoredResult[T]:
-        code, name, items = coded.code, check_name(out.name), max(1, STRIPE_BYTES // (8 * coded.n))
+    def execute(observers: Observers) -> StoredResult[T]:
+        code, name, max_items = (
+            coded_data.code,
+            check_array_name(out.name),
+            max(1, MAX_STRIPE_BYTES // (8 * coded_data.n)),
+        )
         if not isinstance(code, PolarCode):
             raise CodeError(
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {code!r}"
             )
-        key = coded.key if options.key is None else options.key
-        parts = PartStore.new(open_store(place), key, items * np.dtype(complex).itemsize)
-        replaceable(parts.store, name, " for Stored(...), or delete it first")
-        with Generation(parts, name) as generation:
-            output = OutputSpec(parts.place, f"{generation.prefix}result", items)
-            word, report = run_coded(running, f, coded, options, observers, sampled, output)
-            padding = coded.blocks.padding if PaddingEffect.ADDS_ROWS in word.padding_effects else 0
-            made = _manifest(name, code, word, padding, output)
+        key = coded_data.key if options.key is None else options.key
+        segment_store = SegmentStore.create(open_store(storage), key, max_items * np.dtype(complex).itemsize)
+        check_replaceable(segment_store.store, name, " for Stored(...), or delete it first")
+        with WriteTransaction(segment_store, name) as transaction:
+            output = OutputSpec(segment_store.location, f"{transaction.prefix}result", max_items)
+            collector, report = run_coded(
+                execution, f, coded_data, options, observers, compute_sample, output
+            )
+            n_padding_rows = (
+                coded_data.data_blocks.n_padding_rows
+                if PaddingEffect.ADDS_ROWS in collector.padding_effects
+                else 0
+            )
+            manifest = _build_manifest(name, code, collector, n_padding_rows, output)
             if key is None:
-                whole = (made.rows, *made.shape[1:])
-                made = as_zarr(generation, made, chunk_shape(whole, whole))
-            made = generation.publish(made, None)
-        _, _, structure = word.structure  # of a sample: see worker.store_result
-        return StoredResult(CodedArray(parts.store, made), report, structure)
+                block_shape = (manifest.rows_per_block, *manifest.shape[1:])
+                manifest = publish_as_zarr(
+                    transaction, manifest, choose_chunk_shape(block_shape, block_shape)
+                )
+            manifest = transaction.commit(manifest, None)
+        _, _, structure = collector.structure  # of a sample: see worker.store_result
+        return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
-    return PreparedMap(run, is_lasting=True)
+    return PreparedMap(execute, is_lasting=True)
 
 
-def _check_out(out: Any, options: MapOptions) -> None:
+def _check_output(out: Any, options: MapOptions) -> None:
     if not isinstance(out, Stored):
         advice = f": use Stored({out!r})" if isinstance(out, str) else ""
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
@@ -172,36 +186,58 @@ def _check_out(out: Any, options: MapOptions) -> None:
         raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
 
 
-def _manifest(name: str, code: PolarCode, word: Codeword, padding: int, output: OutputSpec) -> Manifest:
+def _build_manifest(
+    name: str, code: PolarCode, collector: Codeword, n_padding_rows: int, output: OutputSpec
+) -> Manifest:
     """The results as an array; those that never came are missing in it until they are repaired.
 
-    padding : last rows of the results, which come from no data.
+    n_padding_rows : last rows of the results, which come from no data.
     """
-    stored, dtype = word.stored, word.decoded[0][0].dtype
-    _check_dtypes(code, dtype, stored)
-    [(_, shape)] = stored[min(stored)].layout
-    (rows, *inner), size = shape or (1,), prod(shape)
-    counts = [min(output.items, size - start) for start in range(0, size, output.items)]
+    result_refs, dtype = collector.stored, collector.decoded[0][0].dtype
+    _check_dtypes(code, dtype, result_refs)
+    [(_, shape)] = result_refs[min(result_refs)].layout
+    (rows, *inner_shape), n_items = shape or (1,), prod(shape)
+    segment_sizes = [
+        min(output.max_segment_items, n_items - start)
+        for start in range(0, n_items, output.max_segment_items)
+    ]
 
-    def absent(index: int) -> tuple[Part, ...]:
-        itemsize = (dtype if index < code.k else code.parity_dtype(dtype)).itemsize
-        keys = [f"{output.prefix}/{index}-absent/{number}" for number in range(len(counts))]
-        return tuple(Part(key, count * itemsize) for key, count in zip(keys, counts))
+    def absent_segments(block_index: int) -> tuple[Segment, ...]:
+        itemsize = (dtype if block_index < code.k else code.parity_dtype(dtype)).itemsize
+        keys = [
+            f"{output.prefix}/{block_index}-absent/{segment_index}"
+            for segment_index in range(len(segment_sizes))
+        ]
+        return tuple(Segment(key, segment_size * itemsize) for key, segment_size in zip(keys, segment_sizes))
 
-    parts = tuple(stored[index].parts if index in stored else absent(index) for index in range(code.n))
-    return Manifest(name, (code.k * rows - padding, *inner), dtype, code, parts, scalars=shape == ())
+    segments = tuple(
+        result_refs[block_index].segments if block_index in result_refs else absent_segments(block_index)
+        for block_index in range(code.n)
+    )
+    return Manifest(
+        name,
+        (code.k * rows - n_padding_rows, *inner_shape),
+        dtype,
+        code,
+        segments,
+        has_scalar_blocks=shape == (),
+    )
 
 
-def _check_dtypes(code: PolarCode, dtype: np.dtype[Any], stored: Mapping[int, StoredOutput]) -> None:
+def _check_dtypes(code: PolarCode, dtype: np.dtype[Any], result_refs: Mapping[int, ResultRef]) -> None:
     """Raise CodeError unless results have the dtype of data blocks' results, or that of their parity."""
     dtypes = [dtype] * code.k + [code.parity_dtype(dtype)] * (code.n - code.k)
-    for index, one in stored.items():
-        found, wanted = np.dtype(one.layout[0][0]), dtypes[index]
-        alike = (
-            found.itemsize == wanted.itemsize == 8 and is_integer_dtype(found) and is_integer_dtype(wanted)
+    for block_index, result_ref in result_refs.items():
+        actual, expected = np.dtype(result_ref.layout[0][0]), dtypes[block_index]
+        has_same_bits = (
+            actual.itemsize == expected.itemsize == 8
+            and is_integer_dtype(actual)
+            and is_integer_dtype(expected)
         )
-        if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
+        if (
+            actual != expected and not has_same_bits
+        ):  # the bits of 64-bit integers are the same, signed or not
             raise CodeError(
-                f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
-                f"{wanted.str} is due; let f return {dtypes[-1].str} for any block"
+                f"results cannot be kept as a coded array: that of block {block_index} is {actual.str} where "
+                f"{expected.str} is due; let f return {dtypes[-1].str} for any block"
             )

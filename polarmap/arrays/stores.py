@@ -15,95 +15,97 @@ from polarmap.executors.keys import new_encryption
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
-from polarmap.worker.encryption import Encryption, KeyUnavailableError, get_part, put_parts
-from polarmap.worker.parts import Part, Place, missing
+from polarmap.worker.encryption import Encryption, KeyUnavailableError, read_segment, write_segments
+from polarmap.worker.segments import Location, Segment, missing_error
 
 
-def open_store(choice: Any) -> Store:
-    """The store that `storage=choice` means."""
-    if choice is None:
+def open_store(storage_spec: Any) -> Store:
+    """The store that `storage=storage_spec` means."""
+    if storage_spec is None:
         return FolderStore.default()
     attributes = ("name", "put", "get", "size", "keys", "delete")
-    if not isinstance(choice, type) and all(hasattr(choice, name) for name in attributes):
-        store: Store = choice
+    if not isinstance(storage_spec, type) and all(hasattr(storage_spec, name) for name in attributes):
+        store: Store = storage_spec
         return store
-    is_path = isinstance(choice, (str, os.PathLike))
-    if is_path and not os.fsdecode(choice).endswith((".yaml", ".yml")):
-        return FolderStore(choice)
-    if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
+    is_path = isinstance(storage_spec, (str, os.PathLike))
+    if is_path and not os.fsdecode(storage_spec).endswith((".yaml", ".yml")):
+        return FolderStore(storage_spec)
+    if is_path or (hasattr(storage_spec, "compute_handler") and hasattr(storage_spec, "storage")):
         from polarmap.executors.lithops_jobs import open_storage
 
-        objects = ObjectStore(open_storage(choice))
-        objects.executor = choice
-        return objects
+        object_store = ObjectStore(open_storage(storage_spec))
+        object_store.executor = storage_spec
+        return object_store
     raise StorageError(
-        f"storage={choice!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
+        f"storage={storage_spec!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
         "a lithops.FunctionExecutor, or a store"
     )
 
 
-def place_of(store: Store) -> Place:
+def get_location(store: Store) -> Location:
     """What workers need to read an array in a store themselves; of kind "driver" if only this process can."""
     if isinstance(store, FolderStore):
-        return Place("folder", str(store.root))
+        return Location("folder", str(store.root))
     if isinstance(store, ObjectStore):
-        return Place("bucket", store.bucket, store.backend)
-    return Place("driver", store.name)
+        return Location("bucket", store.bucket, store.backend)
+    return Location("driver", store.name)
 
 
-class PartStore:
+class SegmentStore:
     """The parts of an array in a store, where they are encrypted if `encryption` says how.
 
     Attributes
     ----------
     store : Store
-    place : Place
+    location : Place
         Where workers find them, and how they are encrypted.
     """
 
     def __init__(self, store: Store, encryption: Encryption | None = None) -> None:
-        self.store, self.place = store, place_of(store)._replace(encryption=encryption)
+        self.store, self.location = store, get_location(store)._replace(encryption=encryption)
 
     @property
-    def key(self) -> str | bytes | None:
+    def encryption_key(self) -> str | bytes | None:
         """What the parts are encrypted with, as it was passed; None if they lie there as they are."""
-        return None if self.place.encryption is None else self.place.encryption.key
+        return None if self.location.encryption is None else self.location.encryption.key
 
     @property
-    def has_checksums_of_data(self) -> bool:
+    def has_plaintext_checksums(self) -> bool:
         """Whether the checksum of a part is that of its numbers: else it is that of what lies encrypted."""
-        return self.place.encryption is None
+        return self.location.encryption is None
 
     @classmethod
-    def new(cls, store: Store, key: str | bytes | None, largest: int) -> PartStore:
-        """Of a new array, encrypted if there is a key; CodeError if a part of `largest` bytes cannot be."""
+    def create(cls, store: Store, key: str | bytes | None, max_segment_bytes: int) -> SegmentStore:
+        """Of a new array, encrypted if there is a key; CodeError if a part of `max_segment_bytes` bytes
+        cannot be.
+        """
         if key is None:
             return cls(store)
-        return cls(store, new_encryption(key, largest, "with this memory= a part", "use less"))
+        return cls(store, new_encryption(key, max_segment_bytes, "with this memory= a part", "use less"))
 
-    def get(self, part: Part) -> bytes:
+    def get(self, segment: Segment) -> bytes:
         """The bytes of a part; DamagedError if they are not what was stored."""
-        with self._with_key():
-            data: bytes = get_part(self.place, part, self._read)
+        with self._key_errors_as_storage_errors():
+            data: bytes = read_segment(self.location, segment, self._read_raw)
         return data
 
-    def put(self, key: str, array: Array) -> Part:
+    def put(self, object_key: str, array: Array) -> Segment:
         """Store an array, which is not empty, as an object of one part."""
         data = np.ascontiguousarray(array).data.cast("B")
-        with self._with_key():
-            [part] = put_parts(self.place, key, data, len(data), self.store.put)
-        return part
+        with self._key_errors_as_storage_errors():
+            [segment] = write_segments(self.location, object_key, data, len(data), self.store.put)
+        return segment
 
     @contextmanager
-    def _with_key(self) -> Iterator[None]:
+    def _key_errors_as_storage_errors(self) -> Iterator[None]:
         """A key that is gone since it was told, or another one by now, as an error of ours."""
         try:
             yield
         except KeyUnavailableError as error:
             raise StorageError(f"what is encrypted in {self.store.name} is out of reach: {error}") from error
 
-    def _read(self, part: Part) -> bytes:
+    def _read_raw(self, segment: Segment) -> bytes:
         try:
-            return self.store.get(part.key, part.offset, part.offset + part.size)
+            return self.store.get(segment.key, segment.offset, segment.offset + segment.size)
         except MissingObjectError:
-            raise missing(part) from None
+            raise missing_error(segment) from None

@@ -11,24 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.array_tasks import TaskRunner
-from polarmap.arrays.generations import Generation, replaceable
+from polarmap.arrays.array_jobs import ArrayJobRunner
 from polarmap.arrays.manifest import Manifest, array_prefix, describe_code
-from polarmap.arrays.sources import Source
+from polarmap.arrays.sources import DataSource
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.weighted_sums import weighted_sums, weights_of
-from polarmap.arrays.zarr_chunks import as_zarr, put_stripe
+from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
+from polarmap.arrays.write_transaction import WriteTransaction, check_replaceable
+from polarmap.arrays.zarr_chunks import publish_as_zarr, store_stripe_as_chunk
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, warn
 from polarmap.executors.base import Coded
 from polarmap.storage import Store
-from polarmap.worker.messages import OutputSpec
-from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import OutputSpec
 
 # What is found of NaN and inf in a stripe: how many among the data, where the first of them is, and columns
 # of finite data whose parity overflows. A note says that, and then the checksums if it has them.
-COUNTS = 3
+N_NONFINITE_FIELDS = 3
 
 
 class StripeEncoder:
@@ -38,118 +38,147 @@ class StripeEncoder:
     data blocks that lie in the store.
     """
 
-    def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan) -> None:
+    def __init__(self, runner: ArrayJobRunner, source: DataSource, plan: StripePlan) -> None:
         self._runner, self._source, self._plan = runner, source, plan
-        self._notes: dict[int, Array] = {}  # of stripes
-        places = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
-        if not runner.is_here and not all(source.locate(plan.slab(*place)) for place in places):
+        self._summaries: dict[int, Array] = {}  # of stripes
+        positions = itertools.product(range(plan.code.k), range(len(plan.hyperslabs)))
+        if not runner.is_local and not all(
+            source.find_segments(plan.data_slab(*position)) for position in positions
+        ):
             raise CodeError(
                 "with executor=, the data has to lie where workers can read it themselves: a .npy file "
                 "or memory map on this machine, or objects in the storage of which each block is a whole "
                 "number, without padding rows; leave executor out to send it through the driver"
             )
 
-    def write(self, name: str, overwrite: bool) -> Manifest:
+    def encode_and_store(self, array_name: str, overwrite: bool) -> Manifest:
         """Have the n blocks stored and, last of all, their manifest; warns of NaN and inf among them."""
-        plan, store = self._plan, self._runner.parts.store
-        before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
+        plan, store = self._plan, self._runner.segment_store.store
+        previous_manifest = check_replaceable(
+            store, array_name, "" if overwrite else ", or pass overwrite=True"
+        )
         if hasattr(store, "sweep"):
             store.sweep()
-        with Generation(self._runner.parts, name, _purpose(plan)) as generation:
-            kept = self._unchanged(generation.finished_stripes())
+        with WriteTransaction(self._runner.segment_store, array_name, _build_resume_key(plan)) as transaction:
+            reused_stripes = self._find_reusable_stripes(transaction.find_resumable_stripes())
             stripes = range(len(plan.hyperslabs))
-            done = kept | self._encoded([stripe for stripe in stripes if stripe not in kept], generation)
-            parts = tuple(tuple(done[stripe][block] for stripe in stripes) for block in range(plan.code.n))
-            made = Manifest(name, plan.shape, plan.dtype, plan.code, parts)
+            segments_by_stripe = reused_stripes | self._encode_stripes(
+                [stripe_index for stripe_index in stripes if stripe_index not in reused_stripes], transaction
+            )
+            segments = tuple(
+                tuple(segments_by_stripe[stripe_index][block_index] for stripe_index in stripes)
+                for block_index in range(plan.code.n)
+            )
+            manifest = Manifest(array_name, plan.shape, plan.dtype, plan.code, segments)
             if plan.chunk_shape is not None:
-                made = as_zarr(generation, made, plan.chunk_shape)
-                if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
-                    made = replace(made, zarr=None)
-            if kept:
-                _check_still_there(store, made)
-            made = generation.publish(made, before)
-        warn_of_nonfinite(plan, self._notes.items())
-        return made
+                manifest = publish_as_zarr(transaction, manifest, plan.chunk_shape)
+                if (
+                    not manifest.has_zarr_array and not plan.has_chunk_per_stripe
+                ):  # a block is too large to be held
+                    manifest = replace(manifest, zarr_view=None)
+            if reused_stripes:
+                _check_objects_exist(store, manifest)
+            manifest = transaction.commit(manifest, previous_manifest)
+        warn_if_nonfinite(plan, self._summaries.items())
+        return manifest
 
-    def _unchanged(self, earlier: dict[int, list[Part]]) -> dict[int, list[Part]]:
+    def _find_reusable_stripes(self, earlier_segments: dict[int, list[Segment]]) -> dict[int, list[Segment]]:
         """The parts of those stripes of earlier runs of which the source still holds the same numbers.
 
         That is seen by reading it again. Not those that would be filled up to be chunks: nothing tells
         whether they were.
         """
-        plan, kept = self._plan, dict[int, list[Part]]()
+        plan, reused_stripes = self._plan, dict[int, list[Segment]]()
         stripes = [
-            one for one in range(len(plan.hyperslabs)) if one in earlier and not plan.is_filled_up(one)
+            index
+            for index in range(len(plan.hyperslabs))
+            if index in earlier_segments and not plan.is_padded_chunk(index)
         ]
 
-        def compare(task: int, parts: list[Part], note: Array) -> None:
-            stripe = stripes[task]
-            if note[COUNTS:].tolist() == [part.crc32 for part in earlier[stripe][: plan.code.k]]:
-                self._notes[stripe], kept[stripe] = note, earlier[stripe]
+        def compare_checksums(task: int, segments: list[Segment], summary: Array) -> None:
+            stripe_index = stripes[task]
+            if summary[N_NONFINITE_FIELDS:].tolist() == [
+                segment.crc32 for segment in earlier_segments[stripe_index][: plan.code.k]
+            ]:
+                self._summaries[stripe_index], reused_stripes[stripe_index] = (
+                    summary,
+                    earlier_segments[stripe_index],
+                )
 
-        tasks = StripeTasks(plan, self._source, stripes)
-        self._runner.run(encoder(None, copies=False), tasks, compare)
-        return kept
+        task_blocks = StripeTasks(plan, self._source, stripes)
+        self._runner.execute(make_encode_task(None, include_data=False), task_blocks, compare_checksums)
+        return reused_stripes
 
-    def _encoded(self, stripes: Sequence[int], generation: Generation) -> dict[int, list[Part]]:
+    def _encode_stripes(
+        self, stripes: Sequence[int], transaction: WriteTransaction
+    ) -> dict[int, list[Segment]]:
         """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
-        plan, code, done = self._plan, self._plan.code, dict[int, list[Part]]()
-        tasks = StripeTasks(plan, self._source, stripes)
-        copies = self._runner.is_here or not self._source.object_rows
+        plan, code, segments_by_stripe = self._plan, self._plan.code, dict[int, list[Segment]]()
+        task_blocks = StripeTasks(plan, self._source, stripes)
+        include_data = self._runner.is_local or not self._source.rows_per_object
 
-        def put(task: int, number: int, row: Array) -> Part:
-            return self._put(generation, number, stripes[task], row)
+        def store_row(task: int, block_index: int, row: Array) -> Segment:
+            return self._store_row(transaction, block_index, stripes[task], row)
 
-        def take(task: int, parts: list[Part], note: Array) -> None:
-            stripe = stripes[task]
-            self._notes[stripe] = note
-            if not copies:
-                data = zip(tasks.parts(task), note[COUNTS:].tolist())
-                parts = [part._replace(crc32=value) for part, value in data] + parts
-            done[stripe] = parts
-            if len(done) < len(stripes):  # else the manifest comes next
-                generation.record(stripe, parts)
+        def on_task_done(task: int, segments: list[Segment], summary: Array) -> None:
+            stripe_index = stripes[task]
+            self._summaries[stripe_index] = summary
+            if not include_data:
+                data = zip(task_blocks.parts(task), summary[N_NONFINITE_FIELDS:].tolist())
+                segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
+            segments_by_stripe[stripe_index] = segments
+            if len(segments_by_stripe) < len(stripes):  # else the manifest comes next
+                transaction.record_stripe(stripe_index, segments)
 
-        count, items = code.n if copies else code.n - code.k, max(plan.widest_stripe, code.k + COUNTS)
-        output = OutputSpec(self._runner.parts.place, f"{generation.prefix}stripes", items, count)
-        parity: Callable[[Any], Any] = code.encode_parity
-        if not self._runner.is_here:
-            weights = weights_of(code, plan.dtype, range(code.k, code.n))
-            parity = weighted_sums(weights, [plan.parity_dtype] * len(weights))
-        self._runner.run(encoder(parity, copies), tasks, take, output, put)
-        return done
+        n_arrays, max_items = (
+            code.n if include_data else code.n - code.k,
+            max(plan.max_stripe_size, code.k + N_NONFINITE_FIELDS),
+        )
+        output = OutputSpec(
+            self._runner.segment_store.location, f"{transaction.prefix}stripes", max_items, n_arrays
+        )
+        encode_parity: Callable[[Any], Any] = code.encode_parity
+        if not self._runner.is_local:
+            weights = compute_recovery_weights(code, plan.dtype, range(code.k, code.n))
+            encode_parity = make_weighted_sum_function(weights, [plan.parity_dtype] * len(weights))
+        self._runner.execute(
+            make_encode_task(encode_parity, include_data), task_blocks, on_task_done, output, store_row
+        )
+        return segments_by_stripe
 
-    def _put(self, generation: Generation, block: int, stripe: int, row: Array) -> Part:
+    def _store_row(
+        self, transaction: WriteTransaction, block_index: int, stripe_index: int, row: Array
+    ) -> Segment:
         """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
         plan = self._plan
-        if block < plan.code.k:
-            if self._source.object_rows:
-                for place in self._source.locate(plan.slab(block, stripe)):
-                    return place._replace(crc32=zlib.crc32(row.data))
-            chunk = put_stripe(generation, plan, block, stripe, row)
-            if chunk is not None:
-                return chunk
-        return generation.put(block, stripe, row)
+        if block_index < plan.code.k:
+            if self._source.rows_per_object:
+                for segment in self._source.find_segments(plan.data_slab(block_index, stripe_index)):
+                    return segment._replace(crc32=zlib.crc32(row.data))
+            chunk_segment = store_stripe_as_chunk(transaction, plan, block_index, stripe_index, row)
+            if chunk_segment is not None:
+                return chunk_segment
+        return transaction.store_segment(block_index, stripe_index, row)
 
 
-def _purpose(plan: StripePlan) -> dict[str, Any]:
+def _build_resume_key(plan: StripePlan) -> dict[str, Any]:
     """What two runs must agree on for one to go on where the other stopped."""
     return {
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
         "code": describe_code(plan.code),
-        "stripes": [len(plan.hyperslabs), plan.widest_stripe],
+        "stripes": [len(plan.hyperslabs), plan.max_stripe_size],
         "chunk": plan.chunk_shape and list(plan.chunk_shape),
     }
 
 
-def _check_still_there(store: Store, made: Manifest) -> None:
+def _check_objects_exist(store: Store, manifest: Manifest) -> None:
     """Parts kept from earlier runs may have been swept by another process."""
-    folder = array_prefix(made.name)
-    gone = {key for key in made.objects if key.startswith(folder)} - set(store.keys(folder))
-    if gone:
+    prefix = array_prefix(manifest.name)
+    missing_keys = {key for key in manifest.object_keys if key.startswith(prefix)} - set(store.keys(prefix))
+    if missing_keys:
         raise StorageError(
-            f"{len(gone)} parts of {made.name!r} in {store.name} were removed by another process "
+            f"{len(missing_keys)} parts of {manifest.name!r} in {store.name} were removed by another process "
             "meanwhile; encode again"
         )
 
@@ -157,46 +186,57 @@ def _check_still_there(store: Store, made: Manifest) -> None:
 class StripeTasks(Coded):
     """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
 
-    def __init__(self, plan: StripePlan, data: Source, stripes: Sequence[int]) -> None:
-        self._plan, self._data, self._stripes = plan, data, stripes
+    def __init__(self, plan: StripePlan, data_source: DataSource, stripes: Sequence[int]) -> None:
+        self._plan, self._data_source, self._stripes = plan, data_source, stripes
         self.n, self.structure = len(stripes), ("array",)
-        self.source = data.place
+        self.source = data_source.location
 
-    def parts(self, index: int) -> tuple[Part, ...]:
+    def parts(self, index: int) -> tuple[Segment, ...]:
         """The parts of all data blocks in stripe `index`, in order."""
-        plan, stripe = self._plan, self._stripes[index]
-        slabs = (plan.slab(block, stripe) for block in range(plan.code.k))
-        return tuple(part for slab in slabs for part in self._data.locate(slab))
+        plan, stripe_index = self._plan, self._stripes[index]
+        slabs = (plan.data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k))
+        return tuple(segment for slab in slabs for segment in self._data_source.find_segments(slab))
 
     def layout(self, index: int) -> Layout:
         """Data blocks as rows."""
-        width = self._plan.width(self._stripes[index])
-        return ((self._plan.dtype.str, (self._plan.code.k, width)),)
+        stripe_size = self._plan.stripe_size(self._stripes[index])
+        return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
     def piece(self, number: int) -> list[Array]:
         """Read here, for a worker that is this process."""
         [(_, shape)] = self.layout(number)
         rows = np.empty(shape, self._plan.dtype)
-        for block, row in enumerate(rows):
-            self._data.read(self._plan.slab(block, self._stripes[number]), row)
+        for data_block_index, row in enumerate(rows):
+            self._data_source.read_slab(self._plan.data_slab(data_block_index, self._stripes[number]), row)
         return [rows]
 
 
-def warn_of_nonfinite(plan: StripePlan, notes: Iterable[tuple[int, Array]]) -> None:
+def warn_if_nonfinite(plan: StripePlan, summaries: Iterable[tuple[int, Array]]) -> None:
     """Say what NaN and inf the notes of stripes tell of, in whose places nothing lost can be decoded."""
-    found = [(stripe, note[:COUNTS].tolist()) for stripe, note in notes]
-    count, overflowing = (sum(one[number] for _, one in found) for number in (0, 2))
+    counts_by_stripe = [
+        (stripe_index, summary[:N_NONFINITE_FIELDS].tolist()) for stripe_index, summary in summaries
+    ]
+    n_nonfinite, n_overflowing = (
+        sum(counts[field_index] for _, counts in counts_by_stripe) for field_index in (0, 2)
+    )
     text = []
-    if count:
-        starts = list(accumulate(map(plan.width, range(len(plan.hyperslabs))), initial=0))
-        spoilt = [(stripe, *divmod(first, plan.width(stripe))) for stripe, (some, first, _) in found if some]
-        position = min(block * starts[-1] + starts[stripe] + column for stripe, block, column in spoilt)
-        first = [int(place) for place in np.unravel_index(position, plan.shape)]
-        entries = "1 entry is" if count == 1 else f"{count} entries are"
-        text.append(f"{entries} NaN or inf, the first at {first}")
-    if overflowing:
-        places = "1 place" if overflowing == 1 else f"{overflowing} places"
-        text.append(f"at {places} of the blocks the parity overflows {plan.parity_dtype}")
+    if n_nonfinite:
+        stripe_starts = list(accumulate(map(plan.stripe_size, range(len(plan.hyperslabs))), initial=0))
+        nonfinite_positions = [
+            (stripe_index, *divmod(first_index, plan.stripe_size(stripe_index)))
+            for stripe_index, (n_in_stripe, first_index, _) in counts_by_stripe
+            if n_in_stripe
+        ]
+        position = min(
+            block_index * stripe_starts[-1] + stripe_starts[stripe_index] + column
+            for stripe_index, block_index, column in nonfinite_positions
+        )
+        first_index = [int(coordinate) for coordinate in np.unravel_index(position, plan.shape)]
+        entries_text = "1 entry is" if n_nonfinite == 1 else f"{n_nonfinite} entries are"
+        text.append(f"{entries_text} NaN or inf, the first at {first_index}")
+    if n_overflowing:
+        places_text = "1 place" if n_overflowing == 1 else f"{n_overflowing} places"
+        text.append(f"at {places_text} of the blocks the parity overflows {plan.parity_dtype}")
     if text:
         warn(
             f"{' and '.join(text)}: a lost part cannot be decoded where it, or another block in the same "
@@ -207,33 +247,37 @@ def warn_of_nonfinite(plan: StripePlan, notes: Iterable[tuple[int, Array]]) -> N
 # --- what travels to workers, which have numpy only ----------------------------------------------
 
 
-def encoder(parity: Callable[[Any], Any] | None, copies: bool) -> Callable[[Array], list[Array]]:
+def make_encode_task(
+    encode_parity: Callable[[Any], Any] | None, include_data: bool
+) -> Callable[[Array], list[Array]]:
     """The rows of a stripe and a note of what was found of NaN and inf.
 
-    The rows are data and parity, or, without `copies`, parity; then the note holds the checksums of the data.
-    Without `parity` the stripe is encoded already: there is only the note.
+    The rows are data and parity, or, without `include_data`, parity; then the note holds the checksums of the
+    data. Without `encode_parity` the stripe is encoded already: there is only the note.
     """
 
-    def nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
+    def count_nonfinite(stripe: Array, rows: Sequence[Array]) -> list[int]:
         if stripe.dtype.kind in "iu" or (rows and all(np.isfinite(row).all() for row in rows)):
             return [0, 0, 0]
-        count, first, width = 0, 0, stripe.shape[1]
-        spoiled, overflowing = np.zeros(width, bool), np.zeros(width, bool)
-        for block, row in enumerate(stripe):  # a mask of all rows would be memory that nobody has counted
-            found = ~np.isfinite(row)
-            if not count and found.any():
-                first = block * width + int(found.argmax())
-            count += int(found.sum())
-            spoiled |= found
+        n_nonfinite, first_index, stripe_size = 0, 0, stripe.shape[1]
+        nonfinite_columns, overflow_columns = np.zeros(stripe_size, bool), np.zeros(stripe_size, bool)
+        for block_index, row in enumerate(
+            stripe
+        ):  # a mask of all rows would be memory that nobody has counted
+            nonfinite = ~np.isfinite(row)
+            if not n_nonfinite and nonfinite.any():
+                first_index = block_index * stripe_size + int(nonfinite.argmax())
+            n_nonfinite += int(nonfinite.sum())
+            nonfinite_columns |= nonfinite
         for row in rows:
-            overflowing |= ~np.isfinite(row)
-        return [count, first, int((overflowing & ~spoiled).sum())]
+            overflow_columns |= ~np.isfinite(row)
+        return [n_nonfinite, first_index, int((overflow_columns & ~nonfinite_columns).sum())]
 
-    def encode(stripe: Array) -> list[Array]:
-        rows = [] if parity is None else list(parity(stripe))
-        found = nonfinite(stripe, rows)
-        if copies:
-            return [*stripe, *rows, np.array(found, np.int64)]
-        return [*rows, np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
+    def encode_stripe(stripe: Array) -> list[Array]:
+        rows = [] if encode_parity is None else list(encode_parity(stripe))
+        nonfinite = count_nonfinite(stripe, rows)
+        if include_data:
+            return [*stripe, *rows, np.array(nonfinite, np.int64)]
+        return [*rows, np.array([*nonfinite, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
 
-    return encode
+    return encode_stripe

@@ -13,8 +13,8 @@ from polarmap.codes.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
-STRIPES_IN_MEMORY = 3  # stripes that memory must hold: one computed, one being stored, copies for sending
-FINER = 8  # times as many stripes, at most, where that makes them Zarr chunks
+N_STRIPES_IN_MEMORY = 3  # stripes that memory must hold: one computed, one being stored, copies for sending
+MAX_SPLIT_FACTOR = 8  # times as many stripes, at most, where that makes them Zarr chunks
 
 
 class StripePlan(NamedTuple):
@@ -31,7 +31,7 @@ class StripePlan(NamedTuple):
     chunk_shape: tuple[int, ...] | None = None
 
     @property
-    def rows(self) -> int:
+    def rows_per_block(self) -> int:
         """Rows of a block."""
         return -(-self.shape[0] // self.code.k)
 
@@ -40,134 +40,137 @@ class StripePlan(NamedTuple):
         """Dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
-    def slab(self, block: int, stripe: int) -> Hyperslab:
+    def data_slab(self, block_index: int, stripe_index: int) -> Hyperslab:
         """What of the array a stripe of a data block is; its rows may lie beyond the last."""
-        rows, *inner = self.hyperslabs[stripe]
-        return slice(block * self.rows + rows.start, block * self.rows + rows.stop), *inner
+        rows, *inner_slices = self.hyperslabs[stripe_index]
+        return slice(
+            block_index * self.rows_per_block + rows.start, block_index * self.rows_per_block + rows.stop
+        ), *inner_slices
 
-    def width(self, stripe: int) -> int:
+    def stripe_size(self, stripe_index: int) -> int:
         """Elements of a stripe of one block."""
-        return element_count(self.hyperslabs[stripe])
+        return count_elements(self.hyperslabs[stripe_index])
 
     @property
-    def stripes_are_chunks(self) -> bool:
+    def has_chunk_per_stripe(self) -> bool:
         """Whether each stripe of a data block is a chunk of the Zarr array, not a piece of one."""
         slabs = self.hyperslabs
-        lengths = tuple(one.stop - one.start for one in slabs[0]) if slabs else ()
+        lengths = tuple(axis_slice.stop - axis_slice.start for axis_slice in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
 
-    def is_filled_up(self, stripe: int) -> bool:
+    def is_padded_chunk(self, stripe_index: int) -> bool:
         """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
-        return self.stripes_are_chunks and self.width(stripe) < prod(self.chunk_shape or ())
+        return self.has_chunk_per_stripe and self.stripe_size(stripe_index) < prod(self.chunk_shape or ())
 
     @property
-    def widest_stripe(self) -> int:
+    def max_stripe_size(self) -> int:
         """Elements of the widest stripe."""
-        return max((element_count(slab) for slab in self.hyperslabs), default=0)
+        return max((count_elements(slab) for slab in self.hyperslabs), default=0)
 
 
 def plan_stripes(
     code: PolarCode,
     shape: Sequence[int],
     dtype: np.dtype[Any],
-    memory: int,
-    chunk_rows: int = 1,
-    object_rows: int = 0,
+    max_bytes: int,
+    rows_per_chunk: int = 1,
+    rows_per_object: int = 0,
 ) -> StripePlan:
-    """Stripes of which STRIPES_IN_MEMORY, data and parity, take at most `memory` bytes.
+    """Stripes of which STRIPES_IN_MEMORY, data and parity, take at most `max_bytes` bytes.
 
-    See `Source` for the last two arguments.
+    See `DataSource` for the last two arguments.
     """
-    rows = -(-shape[0] // code.k)
-    column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
-    limit = max(1, memory // (STRIPES_IN_MEMORY * column))
-    inner = shape[1:]
-    if object_rows:  # the data stay where they are
-        run = object_rows if rows % object_rows == 0 else rows
-        slab = _slab((run, *inner), limit)
-        cut = tuple(
-            (slice(start + first.start, start + first.stop), *rest)
-            for start in range(0, rows, run)
-            for first, *rest in hyperslabs((run, *inner), slab)
+    rows_per_block = -(-shape[0] // code.k)
+    bytes_per_column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
+    max_elements = max(1, max_bytes // (N_STRIPES_IN_MEMORY * bytes_per_column))
+    inner_shape = shape[1:]
+    if rows_per_object:  # the data stay where they are
+        segment_rows = rows_per_object if rows_per_block % rows_per_object == 0 else rows_per_block
+        slab_shape = _choose_slab_shape((segment_rows, *inner_shape), max_elements)
+        stripe_slabs = tuple(
+            (slice(start + first_slice.start, start + first_slice.stop), *inner_slices)
+            for start in range(0, rows_per_block, segment_rows)
+            for first_slice, *inner_slices in iterate_hyperslabs((segment_rows, *inner_shape), slab_shape)
         )
-        return StripePlan(code, tuple(shape), dtype, cut)
-    slab = _slab((rows, *inner), limit, chunk_rows)
-    cut = tuple(hyperslabs((rows, *inner), slab))
-    chunk = chunk_shape((rows, *inner), slab)
-    return StripePlan(code, tuple(shape), dtype, cut, chunk)
+        return StripePlan(code, tuple(shape), dtype, stripe_slabs)
+    slab_shape = _choose_slab_shape((rows_per_block, *inner_shape), max_elements, rows_per_chunk)
+    stripe_slabs = tuple(iterate_hyperslabs((rows_per_block, *inner_shape), slab_shape))
+    chunk = choose_chunk_shape((rows_per_block, *inner_shape), slab_shape)
+    return StripePlan(code, tuple(shape), dtype, stripe_slabs, chunk)
 
 
-def chunk_shape(block_shape: Sequence[int], slab: Sequence[int]) -> tuple[int, ...]:
+def choose_chunk_shape(block_shape: Sequence[int], slab_shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of the chunks of the Zarr array of such blocks, stored in slabs of that shape.
 
     One chunk for each slab, or one for each block where slabs do not divide the rows of a block.
 
-    >>> chunk_shape((12, 5), (4, 5)), chunk_shape((13, 5), (4, 5)), chunk_shape((2, 7), (1, 4))
+    >>> choose_chunk_shape((12, 5), (4, 5)), choose_chunk_shape((13, 5), (4, 5)), choose_chunk_shape((2, 7), (1, 4))
     ((4, 5), (13, 5), (1, 4))
     """
-    divides = slab and block_shape[0] % max(1, slab[0]) == 0
-    return tuple(max(1, length) for length in (slab if divides else block_shape))
+    is_divisible = slab_shape and block_shape[0] % max(1, slab_shape[0]) == 0
+    return tuple(max(1, length) for length in (slab_shape if is_divisible else block_shape))
 
 
-def _slab(shape: Sequence[int], limit: int, multiple: int = 0) -> tuple[int, ...]:
-    """The shape of contiguous pieces of an array, of at most `limit` elements, as large as these can be.
+def _choose_slab_shape(shape: Sequence[int], max_elements: int, row_multiple: int = 0) -> tuple[int, ...]:
+    """The shape of contiguous pieces of an array, of at most `max_elements` elements, as large as these can
+    be.
 
-    multiple : rows that are stored together: whole rows are cut in multiples of these where they fit. Then
-        rows are cut evenly, too, so that each piece is a Zarr chunk, if that makes them not much smaller, and
-        rows that are cut themselves into pieces as equal as can be.
+    row_multiple : rows that are stored together: whole rows are cut in multiples of these where they fit.
+        Then rows are cut evenly, too, so that each piece is a Zarr chunk, if that makes them not much
+        smaller, and rows that are cut themselves into pieces as equal as can be.
 
-    >>> _slab((2, 5), 3), _slab((7, 5), 15), _slab((7, 5), 15, 2)
+    >>> _choose_slab_shape((2, 5), 3), _choose_slab_shape((7, 5), 15), _choose_slab_shape((7, 5), 15, 2)
     ((1, 3), (3, 5), (2, 5))
-    >>> _slab((12, 7), 35, 1), _slab((1009, 7), 6300, 1), _slab((3, 8), 6, 1)
+    >>> _choose_slab_shape((12, 7), 35, 1), _choose_slab_shape((1009, 7), 6300, 1), _choose_slab_shape((3, 8), 6, 1)
     ((4, 7), (900, 7), (1, 4))
     """
-    axis = next(axis for axis in range(len(shape)) if prod(shape[axis + 1 :]) <= limit)
-    length, step = shape[axis], limit // max(1, prod(shape[axis + 1 :]))
-    if axis == 0 and 0 < multiple < step:
-        step -= step % multiple
+    axis = next(axis for axis in range(len(shape)) if prod(shape[axis + 1 :]) <= max_elements)
+    length, step = shape[axis], max_elements // max(1, prod(shape[axis + 1 :]))
+    if axis == 0 and 0 < row_multiple < step:
+        step -= step % row_multiple
     step = min(length, step)
-    if multiple:
-        step = -(-length // -(-length // step)) if axis else _even_step(length, step, multiple)
+    if row_multiple:
+        step = -(-length // -(-length // step)) if axis else _choose_even_step(length, step, row_multiple)
     return (*[1] * axis, step, *shape[axis + 1 :])
 
 
-def _even_step(rows: int, most: int, multiple: int) -> int:
-    """The largest divisor of `rows` up to `most` that is not much smaller; `most` if there is none.
+def _choose_even_step(n_rows: int, max_step: int, row_multiple: int) -> int:
+    """The largest divisor of `n_rows` up to `max_step` that is not much smaller; `max_step` if there is none.
 
-    Data in chunks of `multiple` rows are read in whole chunks where these begin when blocks do.
+    Data in chunks of `row_multiple` rows are read in whole chunks where these begin when blocks do.
     """
-    unit = multiple if rows % multiple == 0 and multiple <= most else 1
-    counts = range(-(-rows // most), -(-FINER * rows // most))
-    steps = (rows // count for count in counts if rows % count == 0)
-    least = min(multiple, most)  # or chunks would be read more often
-    return next((step for step in steps if step % unit == 0 and step >= least), most)
+    unit = row_multiple if n_rows % row_multiple == 0 and row_multiple <= max_step else 1
+    counts = range(-(-n_rows // max_step), -(-MAX_SPLIT_FACTOR * n_rows // max_step))
+    steps = (n_rows // count for count in counts if n_rows % count == 0)
+    min_step = min(row_multiple, max_step)  # or chunks would be read more often
+    return next((step for step in steps if step % unit == 0 and step >= min_step), max_step)
 
 
-def hyperslabs(shape: Sequence[int], slab: Sequence[int]) -> Iterator[Hyperslab]:
+def iterate_hyperslabs(shape: Sequence[int], slab_shape: Sequence[int]) -> Iterator[Hyperslab]:
     """The pieces of an array, in order, if it is cut into ones of that shape.
 
-    >>> [[(s.start, s.stop) for s in one] for one in hyperslabs((2, 5), (1, 3))]
+    >>> [[(s.start, s.stop) for s in one] for one in iterate_hyperslabs((2, 5), (1, 3))]
     [[(0, 1), (0, 3)], [(0, 1), (3, 5)], [(1, 2), (0, 3)], [(1, 2), (3, 5)]]
     """
-    axes = [
+    axis_slices = [
         [slice(start, min(length, start + step)) for start in range(0, length, max(1, step))]
-        for length, step in zip(shape, slab, strict=True)
+        for length, step in zip(shape, slab_shape, strict=True)
     ]
-    return itertools.product(*axes)
+    return itertools.product(*axis_slices)
 
 
-def flat_range(shape: Sequence[int], slab: Hyperslab) -> tuple[int, int]:
+def get_flat_range(shape: Sequence[int], hyperslab: Hyperslab) -> tuple[int, int]:
     """First and last element of a slab, of a whole of that shape.
 
-    >>> flat_range((9, 5), (slice(7, 8), slice(2, 5)))
+    >>> get_flat_range((9, 5), (slice(7, 8), slice(2, 5)))
     (37, 40)
     """
     start = 0
-    for length, one in zip(shape, slab, strict=True):
-        start = start * length + one.start
-    return start, start + element_count(slab)
+    for length, axis_slice in zip(shape, hyperslab, strict=True):
+        start = start * length + axis_slice.start
+    return start, start + count_elements(hyperslab)
 
 
-def element_count(slab: Hyperslab) -> int:
+def count_elements(hyperslab: Hyperslab) -> int:
     """How many numbers a slab holds."""
-    return prod(one.stop - one.start for one in slab)
+    return prod(axis_slice.stop - axis_slice.start for axis_slice in hyperslab)

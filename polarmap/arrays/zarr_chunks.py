@@ -9,180 +9,225 @@ from itertools import accumulate, chain
 
 import numpy as np
 
-from polarmap.arrays.array_tasks import PartTasks, TaskRunner
-from polarmap.arrays.generations import Generation
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
 from polarmap.arrays.manifest import Manifest, manifest_key
-from polarmap.arrays.reading import whole_before
-from polarmap.arrays.stores import PartStore
+from polarmap.arrays.reading import damage_as_decoding_error
+from polarmap.arrays.stores import SegmentStore
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
+from polarmap.arrays.write_transaction import WriteTransaction
+from polarmap.arrays.zarr_view import GROUP_NAME, ZarrChunk, ZarrView
 from polarmap.dtypes import Array
 from polarmap.errors import StorageError
 from polarmap.executors.transfers import in_parallel
 from polarmap.storage import Store
-from polarmap.worker.messages import OutputSpec
-from polarmap.worker.parts import Part
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import OutputSpec
 
 
-def put_stripe(generation: Generation, plan: StripePlan, block: int, stripe: int, row: Array) -> Part | None:
+def store_stripe_as_chunk(
+    transaction: WriteTransaction, plan: StripePlan, block_index: int, stripe_index: int, row: Array
+) -> Segment | None:
     """Store a stripe of a data block as a chunk of the Zarr array; None if it is none, as padding is."""
-    slab = plan.slab(block, stripe)
-    if plan.chunk_shape is None or not plan.stripes_are_chunks or slab[0].start >= plan.shape[0]:
+    slab = plan.data_slab(block_index, stripe_index)
+    if plan.chunk_shape is None or not plan.has_chunk_per_stripe or slab[0].start >= plan.shape[0]:
         return None
-    view = ZarrView(f"{generation.prefix}{GROUP}", plan.chunk_shape)
+    view = ZarrView(f"{transaction.prefix}{GROUP_NAME}", plan.chunk_shape)
     key = view.chunk_key(slab)
-    generation.store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
-    return Part(key, row.nbytes, zlib.crc32(row.data))
+    transaction.store.put(key, _pad_with_zeros(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
+    return Segment(key, row.nbytes, zlib.crc32(row.data))
 
 
-def as_zarr(generation: Generation, manifest: Manifest, chunk_shape: tuple[int, ...]) -> Manifest:
+def publish_as_zarr(
+    transaction: WriteTransaction, manifest: Manifest, chunk_shape: tuple[int, ...]
+) -> Manifest:
     """An array whose data blocks are to be a Zarr array; they are if the storage can do it."""
-    manifest = replace(manifest, zarr=ZarrView(f"{generation.prefix}{GROUP}", chunk_shape))
-    return _complete(generation.store, manifest, through_here=False)
+    manifest = replace(manifest, zarr_view=ZarrView(f"{transaction.prefix}{GROUP_NAME}", chunk_shape))
+    return _store_chunks_and_metadata(transaction.store, manifest, through_driver=False)
 
 
-def _complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
+def _store_chunks_and_metadata(store: Store, manifest: Manifest, through_driver: bool) -> Manifest:
     """A manifest whose data parts lie in the chunks of its Zarr array, once these are stored.
 
     Parts that lie elsewhere are joined to chunks by the storage itself, or read and written by this process
-    where it may (`through_here`). Else, and while parts are missing, they stay where they are.
+    where it may (`through_driver`). Else, and while parts are missing, they stay where they are.
     """
-    data = chain.from_iterable(manifest.parts[: manifest.code.k])
-    if any(part.crc32 is None for part in data):
+    data_segments = chain.from_iterable(manifest.segments[: manifest.code.k])
+    if any(segment.crc32 is None for segment in data_segments):
         return manifest
-    moves = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
-    if not _put_chunks(store, manifest, moves, through_here):
+    copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
+    if not _store_chunks(store, manifest, copied_chunks, through_driver):
         return manifest
-    return _with_metadata(store, _in_chunks(manifest, moves))
+    return _store_metadata(store, _relocate_to_chunks(manifest, copied_chunks))
 
 
-def repair_zarr(
-    runner: TaskRunner, generation: Generation, before: Manifest, now: Manifest, wrong: Collection[str]
+def repair_zarr_array(
+    runner: ArrayJobRunner,
+    transaction: WriteTransaction,
+    old_manifest: Manifest,
+    new_manifest: Manifest,
+    damaged_keys: Collection[str],
 ) -> Manifest:
-    """The repaired array `now` with the Zarr array that it should have.
+    """The repaired array `new_manifest` with the Zarr array that it should have.
 
     Parts that lie elsewhere stay there, as nobody else writes to them, but for those of an array that has
     become one of Zarr only now.
 
-    wrong : keys of objects of the Zarr array that are not as they should be.
+    damaged_keys : keys of objects of the Zarr array that are not as they should be.
     """
-    if now.zarr is None:
-        return now
-    store = generation.store
-    if not now.is_zarr:
-        now = replace(now, zarr=now.zarr._replace(path=f"{generation.prefix}{GROUP}"))
-        return _complete(store, _joined(runner, generation, now, now.chunks), through_here=True)
-    moved = {chunk.key for chunk in now.chunks if _parts_of(now, chunk) != _parts_of(before, chunk)}
-    chunks = [chunk for chunk in now.chunks if chunk.key in moved or chunk.key in wrong]
-    now = _joined(runner, generation, now, chunks)
-    _put_chunks(store, now, [chunk for chunk in chunks if _is_copied(now, chunk)], through_here=True)
-    is_described = not any(part.key in wrong for part in now.metadata)
-    return now if is_described else _with_metadata(store, now)
+    if new_manifest.zarr_view is None:
+        return new_manifest
+    store = transaction.store
+    if not new_manifest.has_zarr_array:
+        new_manifest = replace(
+            new_manifest, zarr_view=new_manifest.zarr_view._replace(path=f"{transaction.prefix}{GROUP_NAME}")
+        )
+        return _store_chunks_and_metadata(
+            store,
+            _concatenate_on_workers(runner, transaction, new_manifest, new_manifest.zarr_chunks),
+            through_driver=True,
+        )
+    moved_keys = {
+        chunk.key
+        for chunk in new_manifest.zarr_chunks
+        if _get_chunk_segments(new_manifest, chunk) != _get_chunk_segments(old_manifest, chunk)
+    }
+    chunks = [
+        chunk for chunk in new_manifest.zarr_chunks if chunk.key in moved_keys or chunk.key in damaged_keys
+    ]
+    new_manifest = _concatenate_on_workers(runner, transaction, new_manifest, chunks)
+    _store_chunks(
+        store,
+        new_manifest,
+        [chunk for chunk in chunks if _is_chunk_copied(new_manifest, chunk)],
+        through_driver=True,
+    )
+    has_valid_metadata = not any(segment.key in damaged_keys for segment in new_manifest.zarr_metadata)
+    return new_manifest if has_valid_metadata else _store_metadata(store, new_manifest)
 
 
-def _joined(
-    runner: TaskRunner, generation: Generation, manifest: Manifest, chunks: Sequence[ZarrChunk]
+def _concatenate_on_workers(
+    runner: ArrayJobRunner, transaction: WriteTransaction, manifest: Manifest, chunks: Sequence[ZarrChunk]
 ) -> Manifest:
     """A manifest in which workers have joined the parts of each chunk to one object, as storages copy it.
 
     Without workers this process copies them where they belong, later.
     """
-    apart = [chunk for chunk in chunks if len({part.key for part in _parts_of(manifest, chunk)}) > 1]
-    if runner.is_here or not apart:
+    split_chunks = [
+        chunk
+        for chunk in chunks
+        if len({segment.key for segment in _get_chunk_segments(manifest, chunk)}) > 1
+    ]
+    if runner.is_local or not split_chunks:
         return manifest
-    parts, joined = [_parts_of(manifest, chunk) for chunk in apart], list[ZarrChunk]()
+    segments_by_chunk, concatenated_chunks = (
+        [_get_chunk_segments(manifest, chunk) for chunk in split_chunks],
+        list[ZarrChunk](),
+    )
 
-    def take(task: int, stored: list[Part], note: Array) -> None:
-        joined.append(apart[task]._replace(key=stored[0].key))
-        generation.heartbeat()
+    def on_task_done(task: int, segments: list[Segment], summary: Array) -> None:
+        concatenated_chunks.append(split_chunks[task]._replace(key=segments[0].key))
+        transaction.write_heartbeat()
 
-    bytes_of_parts = [np.dtype(np.uint8)] * len(parts[0])  # each is a block, cut like the others
-    size = sum(part.size for part in parts[0])
-    output = OutputSpec(runner.parts.place, f"{generation.prefix}joined", size)
-    runner.run(joiner(), PartTasks(runner.parts, parts, bytes_of_parts), take, output)
-    return _in_chunks(manifest, joined)
+    byte_dtypes = [np.dtype(np.uint8)] * len(segments_by_chunk[0])  # each is a block, cut like the others
+    chunk_size = sum(segment.size for segment in segments_by_chunk[0])
+    output = OutputSpec(runner.segment_store.location, f"{transaction.prefix}joined", chunk_size)
+    runner.execute(
+        make_concatenate_task(),
+        SegmentTasks(runner.segment_store, segments_by_chunk, byte_dtypes),
+        on_task_done,
+        output,
+    )
+    return _relocate_to_chunks(manifest, concatenated_chunks)
 
 
-def joiner() -> Callable[[Sequence[Array]], list[Array]]:
+def make_concatenate_task() -> Callable[[Sequence[Array]], list[Array]]:
     """On a worker, which has numpy only: all parts in a row, and a note that says nothing."""
-    return lambda parts: [np.concatenate(parts), np.zeros(1)]
+    return lambda arrays: [np.concatenate(arrays), np.zeros(1)]
 
 
-def _parts_of(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
+def _get_chunk_segments(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
     """The parts of a chunk where they lie."""
-    return [manifest.parts[chunk.block][stripe] for stripe in chunk.stripes]
+    return [manifest.segments[chunk.block_index][stripe_index] for stripe_index in chunk.stripe_range]
 
 
-def _in_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
+def _relocate_to_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
     """A manifest in which the parts of these chunks lie in the chunks."""
-    return manifest.with_parts(
+    return manifest.with_segments(
         {
-            (chunk.block, stripe): part
+            (chunk.block_index, stripe_index): segment
             for chunk in chunks
-            for stripe, part in zip(chunk.stripes, _in_place(manifest, chunk))
+            for stripe_index, segment in zip(chunk.stripe_range, _segments_in_chunk(manifest, chunk))
         }
     )
 
 
-def copies_and_metadata(manifest: Manifest) -> list[Part]:
+def list_copies_and_metadata(manifest: Manifest) -> list[Segment]:
     """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
-    if not manifest.is_zarr:
+    if not manifest.has_zarr_array:
         return []
-    copied = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
-    return [*(part for chunk in copied for part in _in_place(manifest, chunk)), *manifest.metadata]
+    copied_chunks = [chunk for chunk in manifest.zarr_chunks if _is_chunk_copied(manifest, chunk)]
+    return [
+        *(segment for chunk in copied_chunks for segment in _segments_in_chunk(manifest, chunk)),
+        *manifest.zarr_metadata,
+    ]
 
 
-def foreign_keys(store: Store, manifest: Manifest) -> list[str]:
+def find_foreign_keys(store: Store, manifest: Manifest) -> list[str]:
     """Keys in the Zarr array that do not belong to it."""
-    if manifest.zarr is None or not manifest.is_zarr:
+    if manifest.zarr_view is None or not manifest.has_zarr_array:
         return []
-    return [key for key in store.keys(f"{manifest.zarr.path}/") if key not in manifest.objects]
+    return [key for key in store.keys(f"{manifest.zarr_view.path}/") if key not in manifest.object_keys]
 
 
-def _in_place(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
+def _segments_in_chunk(manifest: Manifest, chunk: ZarrChunk) -> list[Segment]:
     """The parts of a chunk as they lie in it."""
-    parts = _parts_of(manifest, chunk)
-    starts = accumulate((part.size for part in parts), initial=0)
-    return [part._replace(key=chunk.key, offset=start) for part, start in zip(parts, starts)]
+    segments = _get_chunk_segments(manifest, chunk)
+    starts = accumulate((segment.size for segment in segments), initial=0)
+    return [segment._replace(key=chunk.key, offset=start) for segment, start in zip(segments, starts)]
 
 
-def _is_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
+def _is_chunk_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Whether the parts of a chunk lie in other objects, of which the chunk is a copy."""
-    return _parts_of(manifest, chunk) != _in_place(manifest, chunk)
+    return _get_chunk_segments(manifest, chunk) != _segments_in_chunk(manifest, chunk)
 
 
-def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_here: bool) -> bool:
+def _store_chunks(
+    store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_driver: bool
+) -> bool:
     """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
-    parts = PartStore(store)
+    segment_store = SegmentStore(store)
 
-    def put(chunk: ZarrChunk) -> bool:
-        if _join(store, manifest, chunk):
+    def store_chunk(chunk: ZarrChunk) -> bool:
+        if _concatenate_in_store(store, manifest, chunk):
             return True
-        if through_here:
+        if through_driver:
             data = bytearray()
-            with whole_before():
-                for part in _parts_of(manifest, chunk):
-                    data += parts.get(part)
-            store.put(chunk.key, _filled(data, manifest.chunk_bytes))
-        return through_here
+            with damage_as_decoding_error():
+                for segment in _get_chunk_segments(manifest, chunk):
+                    data += segment_store.get(segment)
+            store.put(chunk.key, _pad_with_zeros(data, manifest.zarr_chunk_bytes))
+        return through_driver
 
-    if not chunks or not put(chunks[0]):  # the first tells whether the storage can
+    if not chunks or not store_chunk(chunks[0]):  # the first tells whether the storage can
         return not chunks
-    each = in_parallel if len(chunks[0].stripes) == 1 else map
-    return all(each(put, chunks[1:]))
+    map_function = in_parallel if len(chunks[0].stripe_range) == 1 else map
+    return all(map_function(store_chunk, chunks[1:]))
 
 
-def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
+def _concatenate_in_store(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
     """Have the storage make a chunk of the objects that its parts are, if it can."""
-    parts = _parts_of(manifest, chunk)
-    keys = list(dict.fromkeys(part.key for part in parts))
-    if not hasattr(store, "join") or not manifest.ends.keys() >= {*keys}:
+    segments = _get_chunk_segments(manifest, chunk)
+    keys = list(dict.fromkeys(segment.key for segment in segments))
+    if not hasattr(store, "join") or not manifest.object_extents.keys() >= {*keys}:
         return False
-    *starts, whole = accumulate((manifest.ends[key][1] for key in keys), initial=0)
-    start_of = dict(zip(keys, starts))
-    places = accumulate((part.size for part in parts), initial=0)
-    are_in_a_row = all(start_of[part.key] + part.offset == place for part, place in zip(parts, places))
-    if not are_in_a_row or whole != manifest.chunk_bytes:
+    *object_starts, total_bytes = accumulate((manifest.object_extents[key][1] for key in keys), initial=0)
+    start_by_key = dict(zip(keys, object_starts))
+    positions = accumulate((segment.size for segment in segments), initial=0)
+    is_contiguous = all(
+        start_by_key[segment.key] + segment.offset == position
+        for segment, position in zip(segments, positions)
+    )
+    if not is_contiguous or total_bytes != manifest.zarr_chunk_bytes:
         return False
     try:
         return bool(store.join(keys, chunk.key))
@@ -190,17 +235,17 @@ def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
         return False
 
 
-def _filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
+def _pad_with_zeros(data: bytes | bytearray | memoryview, n_bytes: int) -> bytes | bytearray | memoryview:
     """`data` with zeros behind it if it is smaller than that."""
-    return data if len(data) == size else b"".join([data, bytes(size - len(data))])
+    return data if len(data) == n_bytes else b"".join([data, bytes(n_bytes - len(data))])
 
 
-def _with_metadata(store: Store, manifest: Manifest) -> Manifest:
+def _store_metadata(store: Store, manifest: Manifest) -> Manifest:
     """Stored last of all: then the Zarr array is there."""
-    view = manifest.zarr
-    assert view is not None
-    documents = view.documents(manifest.shape, manifest.dtype, manifest_key(manifest.name))
+    zarr_view = manifest.zarr_view
+    assert zarr_view is not None
+    documents = zarr_view.build_metadata(manifest.shape, manifest.dtype, manifest_key(manifest.name))
     for key, text in documents.items():
         store.put(key, text)
-    metadata = tuple(Part(key, len(text), zlib.crc32(text)) for key, text in documents.items())
-    return replace(manifest, zarr=view._replace(metadata=metadata))
+    metadata_segments = tuple(Segment(key, len(text), zlib.crc32(text)) for key, text in documents.items())
+    return replace(manifest, zarr_view=zarr_view._replace(metadata=metadata_segments))

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.arrays.manifest import consistent
-from polarmap.arrays.sources import StoredRows
+from polarmap.arrays.manifest import parse_errors_as_storage_errors
+from polarmap.arrays.sources import StoredObjectsSource
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage import Store, check_key
@@ -33,99 +33,106 @@ class ZarrObjects:
 
     prefix: str
 
-    def open_in(self, store: Store) -> StoredRows:
-        """The `Source` that reads these chunks in `store`."""
-        given: Any = self.prefix
-        prefix = check_key(given.rstrip("/") if isinstance(given, str) else given)
-        for file, read in ((".zarray", _second_format), ("zarr.json", _third_format)):
+    def open_in(self, store: Store) -> StoredObjectsSource:
+        """The `DataSource` that reads these chunks in `store`."""
+        prefix_argument: Any = self.prefix
+        prefix = check_key(
+            prefix_argument.rstrip("/") if isinstance(prefix_argument, str) else prefix_argument
+        )
+        for file_name, parse_metadata in ((".zarray", _parse_v2), ("zarr.json", _parse_v3)):
             try:
-                data = store.get(f"{prefix}/{file}")
+                data = store.get(f"{prefix}/{file_name}")
             except MissingObjectError:
                 continue
-            with consistent(f"{prefix}/{file} in {store.name}"):
-                found = read(json.loads(data))
-                if found is not None:
-                    found.check()
-            return _source(store, prefix, found)
+            with parse_errors_as_storage_errors(f"{prefix}/{file_name} in {store.name}"):
+                metadata = parse_metadata(json.loads(data))
+                if metadata is not None:
+                    metadata.check()
+            return _open_chunks(store, prefix, metadata)
         raise MissingObjectError(f"there is no Zarr array {prefix!r} in {store.name}")
 
 
-class _Described(NamedTuple):
-    """What the metadata of a Zarr array say; keys of chunks begin with `start`, if it is not empty."""
+class _ZarrMetadata(NamedTuple):
+    """What the metadata of a Zarr array say; keys of chunks begin with `key_prefix`, if it is not empty."""
 
     shape: list[int]
-    chunk: list[int]
+    chunk_shape: list[int]
     dtype: np.dtype[Any]
-    start: str
+    key_prefix: str
     separator: str
-    fill: Array
+    fill_value: Array
 
     def check(self) -> None:
         """ValueError for what no array can have."""
-        counts = [*self.shape, *self.chunk]
-        if not all(type(one) is int and one >= 0 for one in counts) or 0 in self.chunk:
-            raise ValueError(f"shape {self.shape} and chunk {self.chunk} are not counts")
-        if not self.shape or len(self.shape) != len(self.chunk):
-            raise ValueError(f"shape {self.shape} and chunk {self.chunk} have not the same axes")
+        counts = [*self.shape, *self.chunk_shape]
+        if not all(type(count) is int and count >= 0 for count in counts) or 0 in self.chunk_shape:
+            raise ValueError(f"shape {self.shape} and chunk {self.chunk_shape} are not counts")
+        if not self.shape or len(self.shape) != len(self.chunk_shape):
+            raise ValueError(f"shape {self.shape} and chunk {self.chunk_shape} have not the same axes")
         if prod(self.shape) * self.dtype.itemsize > sys.maxsize:
             raise ValueError(f"shape {self.shape} is more than can be addressed")
-        if self.separator not in (".", "/") or self.fill.shape:
+        if self.separator not in (".", "/") or self.fill_value.shape:
             raise ValueError(f"no keys are made with {self.separator!r}, or the fill value is not a number")
 
 
-def _source(store: Store, prefix: str, found: _Described | None) -> StoredRows:
+def _open_chunks(store: Store, prefix: str, metadata: _ZarrMetadata | None) -> StoredObjectsSource:
     """The rows of the chunks that are there; CodeError unless chunks are raw rows."""
-    if found is None:
+    if metadata is None:
         raise CodeError(
             f"the chunks of the Zarr array {prefix!r} are not raw rows (compressed, sharded, filtered or in "
             "Fortran order): open it with zarr and encode that"
         )
-    shape, chunk, dtype, start, separator, fill = found
-    if chunk[1:] != shape[1:]:
+    shape, chunk_shape, dtype, key_prefix, separator, fill_value = metadata
+    if chunk_shape[1:] != shape[1:]:
         raise CodeError(
-            f"the chunks {tuple(chunk)} of the Zarr array {prefix!r} of shape {tuple(shape)} are not "
+            f"the chunks {tuple(chunk_shape)} of the Zarr array {prefix!r} of shape {tuple(shape)} are not "
             "whole rows: open it with zarr and encode that"
         )
-    before = f"{prefix}/{start and start + separator}"
-    pattern = re.compile(
-        rf"{re.escape(before)}(0|[1-9][0-9]*){re.escape(f'{separator}0' * (len(shape) - 1))}"
+    key_start = f"{prefix}/{key_prefix and key_prefix + separator}"
+    key_pattern = re.compile(
+        rf"{re.escape(key_start)}(0|[1-9][0-9]*){re.escape(f'{separator}0' * (len(shape) - 1))}"
     )
-    matches = filter(None, map(pattern.fullmatch, store.keys(before)))
-    places = {int(one[1]): one[0] for one in matches}
-    return StoredRows(store, places, tuple(shape), dtype, chunk[0], fill=fill)
+    matches = filter(None, map(key_pattern.fullmatch, store.keys(key_start)))
+    key_by_chunk = {int(key_match[1]): key_match[0] for key_match in matches}
+    return StoredObjectsSource(
+        store, key_by_chunk, tuple(shape), dtype, chunk_shape[0], fill_value=fill_value
+    )
 
 
-def _second_format(fields: Mapping[str, Any]) -> _Described | None:
+def _parse_v2(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
     """What `.zarray` says; None of chunks that are not raw rows."""
     if fields.get("compressor") or fields.get("filters") or fields["order"] != "C":
         return None
-    dtype, separator = _dtype(fields["dtype"]), fields.get("dimension_separator", ".")
-    fill = _fill_value(dtype, fields.get("fill_value"))
-    return _Described(fields["shape"], fields["chunks"], dtype, "", separator, fill)
+    dtype, separator = _parse_dtype(fields["dtype"]), fields.get("dimension_separator", ".")
+    fill_value = _parse_fill_value(dtype, fields.get("fill_value"))
+    return _ZarrMetadata(fields["shape"], fields["chunks"], dtype, "", separator, fill_value)
 
 
-def _third_format(fields: Mapping[str, Any]) -> _Described | None:
+def _parse_v3(fields: Mapping[str, Any]) -> _ZarrMetadata | None:
     """The same of `zarr.json`."""
     grid, encoding, codecs = fields["chunk_grid"], fields["chunk_key_encoding"], fields["codecs"]
     if [codec["name"] for codec in codecs] != ["bytes"] or grid["name"] != "regular":
         return None
-    order = {"big": ">", "little": "<"}[codecs[0].get("configuration", {}).get("endian", "little")]
-    dtype = np.dtype(order + _dtype(fields["data_type"]).str[1:])
-    start, default = {"default": ("c", "/"), "v2": ("", ".")}[encoding["name"]]
-    separator = encoding.get("configuration", {}).get("separator", default)
-    fill, chunk = _fill_value(dtype, fields.get("fill_value")), grid["configuration"]["chunk_shape"]
-    return _Described(fields["shape"], chunk, dtype, start, separator, fill)
+    byte_order = {"big": ">", "little": "<"}[codecs[0].get("configuration", {}).get("endian", "little")]
+    dtype = np.dtype(byte_order + _parse_dtype(fields["data_type"]).str[1:])
+    key_prefix, default_separator = {"default": ("c", "/"), "v2": ("", ".")}[encoding["name"]]
+    separator = encoding.get("configuration", {}).get("separator", default_separator)
+    fill_value, chunk_shape = (
+        _parse_fill_value(dtype, fields.get("fill_value")),
+        grid["configuration"]["chunk_shape"],
+    )
+    return _ZarrMetadata(fields["shape"], chunk_shape, dtype, key_prefix, separator, fill_value)
 
 
-def _dtype(name: Any) -> np.dtype[Any]:
+def _parse_dtype(name: Any) -> np.dtype[Any]:
     """That of numbers of this name; numpy takes much else for a dtype, also nothing."""
-    found = np.dtype(name if isinstance(name, str) else "")
-    if found.kind not in "biufc":
+    dtype = np.dtype(name if isinstance(name, str) else "")
+    if dtype.kind not in "biufc":
         raise TypeError(f"{name!r} is not a dtype of numbers")
-    return found
+    return dtype
 
 
-def _fill_value(dtype: np.dtype[Any], value: Any) -> Array:
+def _parse_fill_value(dtype: np.dtype[Any], value: Any) -> Array:
     """A number, also one that JSON cannot write: "NaN", its bits, both parts of a complex one."""
     if isinstance(value, str) and value.startswith("0x"):
         return np.array(int(value, 16), f"{dtype.byteorder}u{dtype.itemsize}").view(dtype)

@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.conversions import is_table, mapped_file, numbers_array, table_array, tensor_array
+from polarmap.blocks.conversions import (
+    is_table,
+    memory_map_npy,
+    table_to_array,
+    tensor_to_array,
+    to_numeric_array,
+)
 from polarmap.errors import CodeError
 from polarmap.executors.keys import check_may_be_copied
-from polarmap.worker.pytree import naming
+from polarmap.worker.pytree import describe_type
 
 
-def as_array_like(data: Any, name: str = "data") -> Any:
+def as_array_like(data: Any, argument_name: str = "data") -> Any:
     """Something with shape, dtype and slices that numpy knows, without a copy where there is a way.
 
     Tables become the array of their columns, tensors what they hold; numpy, memmap, Zarr, HDF5 and dask
@@ -32,41 +38,45 @@ def as_array_like(data: Any, name: str = "data") -> Any:
     if isinstance(data, (np.ndarray, np.generic, type)):
         return data
     if is_table(data):
-        return table_array(data, name)
+        return table_to_array(data, argument_name)
     if hasattr(data, "__dlpack__"):
-        return tensor_array(data, name)
+        return tensor_to_array(data, argument_name)
     if hasattr(data, "coded_blocks"):
-        check_may_be_copied(data, name)
+        check_may_be_copied(data, argument_name)
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
-        if not is_array(data) or numpy_dtype(data) is None:
-            return numbers_array(data, name)
+        if not is_array_like(data) or get_numpy_dtype(data) is None:
+            return to_numeric_array(data, argument_name)
     elif hasattr(data, "collect_schema"):
-        raise CodeError(f"{name} is {naming(data)}, which is not computed yet: use {name}.collect()")
+        raise CodeError(
+            f"{argument_name} is {describe_type(data)}, which is not computed yet: use {argument_name}.collect()"
+        )
     return data
 
 
-def read_data(data: Any, name: str = "data") -> Any:
+def load_array_like(data: Any, argument_name: str = "data") -> Any:
     """`as_array_like`, of the path of a .npy file too."""
     if isinstance(data, (str, os.PathLike)):
-        return mapped_file(Path(data), name)
-    return as_array_like(data, name)
+        return memory_map_npy(Path(data), argument_name)
+    return as_array_like(data, argument_name)
 
 
-def read_leaf(value: Any) -> Any:
+def load_block_array(value: Any) -> Any:
     """What stands in a block: an array of anything that numpy can read like one (Zarr, HDF5, dask)."""
     value = as_array_like(value, "a block")
     if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "toarray"):
         return value
-    can_be_read = is_array(value) and hasattr(value, "__getitem__") and numpy_dtype(value) is not None
+    can_be_read = (
+        is_array_like(value) and hasattr(value, "__getitem__") and get_numpy_dtype(value) is not None
+    )
     return np.asarray(value) if can_be_read else value
 
 
-def is_array(value: Any) -> bool:
+def is_array_like(value: Any) -> bool:
     """Whether it has a shape and a dtype, as arrays of any library have."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def numpy_dtype(value: Any) -> np.dtype[Any] | None:
+def get_numpy_dtype(value: Any) -> np.dtype[Any] | None:
     """The dtype of what looks like an array; None if numpy does not know it."""
     try:
         dtype: np.dtype[Any] = np.dtype(value.dtype)
@@ -75,7 +85,7 @@ def numpy_dtype(value: Any) -> np.dtype[Any] | None:
     return dtype
 
 
-def is_sparse(data: Any) -> bool:
+def is_scipy_sparse(data: Any) -> bool:
     """Whether it is a matrix or array of scipy.sparse, which must have been imported for that."""
     scipy_sparse = sys.modules.get("scipy.sparse")
     return scipy_sparse is not None and bool(scipy_sparse.issparse(data))

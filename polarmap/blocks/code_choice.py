@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from polarmap.blocks.array_like import is_array, is_sparse, read_data
+from polarmap.blocks.array_like import is_array_like, is_scipy_sparse, load_array_like
 from polarmap.blocks.coded import CodedBlocks, CodedData
 from polarmap.blocks.equal import (
-    DEFAULT_BLOCKS,
-    Blocks,
-    check_array,
-    check_filled,
+    DEFAULT_N_BLOCKS,
+    DataBlocks,
+    check_encodable_array,
+    check_no_empty_blocks,
     cut_array,
     cut_sequence,
-    default_block_count,
+    default_n_blocks,
 )
-from polarmap.blocks.masked import MaskedBlocks
-from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
+from polarmap.blocks.secret_sharing import SecretSharingBlocks
+from polarmap.blocks.sparse import (
+    SparseCodedBlocks,
+    SparseDataBlocks,
+    choose_code_or_backups,
+    to_canonical_csr,
+)
 from polarmap.codes.integer_secret_sharing import (
     IntegerSecretSharingCode,
     compute_max_data_blocks,
@@ -45,9 +50,9 @@ if TYPE_CHECKING:
     from polarmap.executors.cluster_data import CutData
 
 CodeName = Literal["auto", "rotation", "arikan"]
-NAMES = ("auto", "rotation", "arikan")
+CODE_NAMES = ("auto", "rotation", "arikan")
 
-REMEMBERED_N = 2048  # codes of up to so large n are kept: the coefficients of 16 take 128 MB at most
+MAX_CACHED_N = 2048  # codes of up to so large n are kept: the coefficients of 16 take 128 MB at most
 # Numbers of data blocks of which an arikan code with a third more tasks leaves one without a parity check:
 UNCHECKED_BLOCK_COUNTS = (2, 5)
 
@@ -61,105 +66,109 @@ class CodeOptions(NamedTuple):
     degree: int = 1
 
     @property
-    def k(self) -> int | None:
+    def requested_k(self) -> int | None:
         """How many blocks the caller asks for; None if that is open."""
         return self.code.k if self.blocks is None and isinstance(self.code, LinearCode) else self.blocks
 
-    def checked(self) -> CodeOptions:
+    def check(self) -> CodeOptions:
         """The same with integers for numbers; CodeError for a code that is none, or not for such a degree."""
         blocks, tasks, code, degree = self
         degree = check_positive_int("degree", degree)
         if isinstance(code, LinearCode):
             if degree not in (1, code.degree):
                 raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
-        elif not (isinstance(code, SecretSharing) or is_choice(code, NAMES)):
+        elif not (isinstance(code, SecretSharing) or is_choice(code, CODE_NAMES)):
             raise CodeError(
                 "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), "
                 f"not {code!r}"
             )
         elif degree > 1 and code != "auto":
-            what = f"the {code} kernel" if isinstance(code, str) else repr(code)
-            raise CodeError(f"{what} carries linear f only: leave degree={degree} or the code out")
+            code_text = f"the {code} kernel" if isinstance(code, str) else repr(code)
+            raise CodeError(f"{code_text} carries linear f only: leave degree={degree} or the code out")
         blocks = None if blocks is None else check_positive_int("blocks", blocks)
         tasks = None if tasks is None else check_positive_int("tasks", tasks)
         return CodeOptions(blocks, tasks, code, degree)
 
 
-def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, LinearCode]:
+def cut_and_choose_code(
+    data: Any, options: CodeOptions, rtol: float | None = None
+) -> tuple[DataBlocks, LinearCode]:
     """The blocks of the data and the code that carries them."""
-    data, options = read_data(data), options.checked()
-    if is_array(data):
-        check_array(data)
-        cut = cut_array(data, block_count(int(data.shape[0]), options, [data.dtype]))
+    data, options = load_array_like(data), options.check()
+    if is_array_like(data):
+        check_encodable_array(data)
+        data_blocks = cut_array(data, choose_n_blocks(int(data.shape[0]), options, [data.dtype]))
     else:
-        cut = cut_sequence(data, options.k)
-    chosen = _code_of(cut.k, cut.dtypes, options)
-    if isinstance(chosen, (LagrangeCode, SecretSharingCode)) and chosen is not options.code:
-        _check_accuracy(chosen, cut, rtol)
-    return cut, chosen
+        data_blocks = cut_sequence(data, options.requested_k)
+    chosen_code = _make_code(data_blocks.k, data_blocks.dtypes, options)
+    if isinstance(chosen_code, (LagrangeCode, SecretSharingCode)) and chosen_code is not options.code:
+        _check_reliability(chosen_code, data_blocks, rtol)
+    return data_blocks, chosen_code
 
 
 def choose_polar_code(
-    total: int, dtype: np.dtype[Any], blocks: int | None, tasks: int | None, code: CodeName | PolarCode
+    n_rows: int, dtype: np.dtype[Any], n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
-    """The code for an array of `total` rows that is not to be cut yet."""
-    if not (isinstance(code, PolarCode) or is_choice(code, NAMES)):
+    """The code for an array of `n_rows` rows that is not to be cut yet."""
+    if not (isinstance(code, PolarCode) or is_choice(code, CODE_NAMES)):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
-    options = CodeOptions(blocks, tasks, code).checked()
-    return cast(PolarCode, _code_of(block_count(total, options, [dtype]), [dtype], options))
+    options = CodeOptions(n_blocks, n_tasks, code).check()
+    return cast(PolarCode, _make_code(choose_n_blocks(n_rows, options, [dtype]), [dtype], options))
 
 
-def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """Return k for `total` rows: near 24, or as many as the tasks carry.
+def choose_n_blocks(n_rows: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
+    """Return k for `n_rows` rows: near 24, or as many as the tasks carry.
 
     CodeError for a number of the caller's that would leave a block without rows.
     """
-    _, tasks, code, degree = options
-    blocks = options.k
-    if blocks is None and tasks is None:
-        is_plain = degree == 1 and not isinstance(code, SecretSharing)  # others lose digits as k grows
-        blocks = default_block_count(total, DEFAULT_BLOCKS, None if is_plain else DEFAULT_BLOCKS)
-    elif blocks is None:
-        most = _most_blocks(cast(int, tasks), code, degree, dtypes)
-        blocks = default_block_count(total, most, most)
-    if blocks > total:
-        raise CodeError(f"blocks={blocks} is more than the {total} rows of the data; use blocks <= {total}")
-    check_filled(total, blocks)
-    return blocks
+    _, n_tasks, code, degree = options
+    n_blocks = options.requested_k
+    if n_blocks is None and n_tasks is None:
+        is_plain_linear = degree == 1 and not isinstance(code, SecretSharing)  # others lose digits as k grows
+        n_blocks = default_n_blocks(n_rows, DEFAULT_N_BLOCKS, None if is_plain_linear else DEFAULT_N_BLOCKS)
+    elif n_blocks is None:
+        max_blocks = _get_max_blocks(cast(int, n_tasks), code, degree, dtypes)
+        n_blocks = default_n_blocks(n_rows, max_blocks, max_blocks)
+    if n_blocks > n_rows:
+        raise CodeError(
+            f"blocks={n_blocks} is more than the {n_rows} rows of the data; use blocks <= {n_rows}"
+        )
+    check_no_empty_blocks(n_rows, n_blocks)
+    return n_blocks
 
 
-def _most_blocks(tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
+def _get_max_blocks(n_tasks: int, code: object, degree: int, dtypes: Sequence[np.dtype[Any]]) -> int:
     """As many as leave about a quarter of the results of so many tasks spare."""
-    needed = 3 * min(tasks, MAX_N) // 4
+    n_needed = 3 * min(n_tasks, MAX_N) // 4
     if not isinstance(code, SecretSharing):
-        return max(1, compute_max_k(needed, degree))
+        return max(1, compute_max_k(n_needed, degree))
     if any(map(is_integer_dtype, dtypes)):
-        return compute_max_data_blocks(tasks, int(code.n_colluders))
-    return max(1, needed - int(code.n_colluders))
+        return compute_max_data_blocks(n_tasks, int(code.n_colluders))
+    return max(1, n_needed - int(code.n_colluders))
 
 
-def _code_of(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
+def _make_code(k: int, dtypes: Sequence[np.dtype[Any]], options: CodeOptions) -> LinearCode:
     """The code that is meant for k blocks with leaves of such dtypes; CodeError if it cannot carry them."""
-    _, tasks, code, degree = options
+    _, n_tasks, code, degree = options
     if isinstance(code, LinearCode):
-        if (code.n, code.k) != (tasks or code.n, k):
-            raise CodeError(f"{code!r} does not fit {k} blocks on {tasks or code.n} tasks")
-        chosen = code
+        if (code.n, code.k) != (n_tasks or code.n, k):
+            raise CodeError(f"{code!r} does not fit {k} blocks on {n_tasks or code.n} tasks")
+        chosen_code = code
     elif isinstance(code, SecretSharing):
-        chosen = _masked(k, dtypes, tasks, code)
+        chosen_code = _make_secret_sharing_code(k, dtypes, n_tasks, code)
     elif degree > 1:
-        needed = compute_recovery_threshold(k, degree, "circle")
-        chosen = LagrangeCode(tasks or third_more(needed), k, degree)
+        n_needed = compute_recovery_threshold(k, degree, "circle")
+        chosen_code = LagrangeCode(n_tasks or default_n_tasks(n_needed), k, degree)
     else:
-        chosen = _polar(k, dtypes, tasks, code)
+        chosen_code = _make_polar_code(k, dtypes, n_tasks, code)
     for dtype in dtypes:
-        chosen.parity_dtype(dtype)
-    return chosen
+        chosen_code.parity_dtype(dtype)
+    return chosen_code
 
 
-def third_more(needed: int) -> int:
+def default_n_tasks(n_needed_results: int) -> int:
     """How many coded blocks there are by default for so many that are needed."""
-    return needed + math.ceil(needed / 3)
+    return n_needed_results + math.ceil(n_needed_results / 3)
 
 
 def default_tasks(k: int, kernel: str) -> int:
@@ -168,131 +177,155 @@ def default_tasks(k: int, kernel: str) -> int:
     >>> default_tasks(24, "arikan"), default_tasks(5, "arikan"), default_tasks(5, "rotation")
     (32, 8, 7)
     """
-    return third_more(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
+    return default_n_tasks(k) + (kernel == "arikan" and k in UNCHECKED_BLOCK_COUNTS)
 
 
-def _masked(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, code: SecretSharing) -> LinearCode:
+def _make_secret_sharing_code(
+    k: int, dtypes: Sequence[np.dtype[Any]], n_tasks: int | None, code: SecretSharing
+) -> LinearCode:
     """Noise over the reals for floating data, modulo 2^64 for integers."""
-    t = int(code.n_colluders)
-    exact = [is_integer_dtype(dtype) for dtype in dtypes]
-    if not any(exact):
-        return SecretSharingCode(tasks or third_more(k + t), k, t, code.noise)
-    if not all(exact):
-        listed = " and ".join(sorted({str(dtype) for dtype in dtypes}))
+    n_colluders = int(code.n_colluders)
+    is_integer = [is_integer_dtype(dtype) for dtype in dtypes]
+    if not any(is_integer):
+        return SecretSharingCode(n_tasks or default_n_tasks(k + n_colluders), k, n_colluders, code.noise)
+    if not all(is_integer):
+        dtypes_text = " and ".join(sorted({str(dtype) for dtype in dtypes}))
         raise CodeError(
-            f"{code!r} masks integers modulo 2^64 and floats over the reals, not {listed} of one block "
+            f"{code!r} masks integers modulo 2^64 and floats over the reals, not {dtypes_text} of one block "
             "together: convert the integers with .astype(float)"
         )
-    return IntegerSecretSharingCode(tasks or compute_min_tasks(k, t), k, t)
+    return IntegerSecretSharingCode(n_tasks or compute_min_tasks(k, n_colluders), k, n_colluders)
 
 
-def _polar(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, kernel: str) -> PolarCode:
+def _make_polar_code(k: int, dtypes: Sequence[np.dtype[Any]], tasks: int | None, kernel: str) -> PolarCode:
     if kernel == "auto":
         kernel = "arikan" if any(is_integer_dtype(dtype) for dtype in dtypes) else "rotation"
     n = tasks or default_tasks(k, kernel)
     if n <= k:
         raise CodeError(f"tasks={n} leaves no parity for {k} blocks: use tasks > {k}")
-    return _made(n, k, kernel) if n <= REMEMBERED_N else PolarCode(n, k, kernel=kernel)
+    return _get_cached_polar_code(n, k, kernel) if n <= MAX_CACHED_N else PolarCode(n, k, kernel=kernel)
 
 
 @lru_cache(maxsize=16)
-def _made(n: int, k: int, kernel: str) -> PolarCode:
+def _get_cached_polar_code(n: int, k: int, kernel: str) -> PolarCode:
     """The code of these sizes, whose coefficients are computed once for all maps that use it."""
     return PolarCode(n, k, kernel=kernel)
 
 
-def _check_accuracy(code: LagrangeCode | SecretSharingCode, blocks: Blocks, rtol: float | None) -> None:
+def _check_reliability(
+    code: LagrangeCode | SecretSharingCode, data_blocks: DataBlocks, rtol: float | None
+) -> None:
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
-    inexact = [dtype for dtype in blocks.dtypes if not is_integer_dtype(dtype)]
-    limits = [(default_rtol(one) if rtol is None else rtol) / machine_epsilon(one) for one in inexact]
-    limit = min(limits, default=np.inf)
-    if code.is_well_conditioned(limit):
+    inexact_dtypes = [dtype for dtype in data_blocks.dtypes if not is_integer_dtype(dtype)]
+    amplification_limits = [
+        (default_rtol(inexact_dtype) if rtol is None else rtol) / machine_epsilon(inexact_dtype)
+        for inexact_dtype in inexact_dtypes
+    ]
+    max_amplification = min(amplification_limits, default=np.inf)
+    if code.is_well_conditioned(max_amplification):
         return
-    lost = (code.n - code.recovery_threshold + 1) // 2
+    n_erased = (code.n - code.recovery_threshold + 1) // 2
     if isinstance(code, LagrangeCode):
-        fits = compute_max_well_conditioned_k(code.n, code.degree, limit)
-        advice = f"blocks={fits} is the most that {code.n} tasks carry" if fits else "raise rtol"
+        largest_fitting_k = compute_max_well_conditioned_k(code.n, code.degree, max_amplification)
+        advice = (
+            f"blocks={largest_fitting_k} is the most that {code.n} tasks carry"
+            if largest_fitting_k
+            else "raise rtol"
+        )
         raise CodeError(
-            f"with {lost} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} blocks "
-            f"would multiply errors by {code.summarize_amplification(lost).p90:.2g}, and rtol permits {limit:.2g}: "
+            f"with {n_erased} of {code.n} results missing, decoding f of degree {code.degree} on {code.k} blocks "
+            f"would multiply errors by {code.summarize_amplification(n_erased).p90:.2g}, and rtol permits {max_amplification:.2g}: "
             + advice
         )
     raise CodeError(
-        f"with {lost} of {code.n} results missing, noise of {code.noise:g} times the data would drown more "
+        f"with {n_erased} of {code.n} results missing, noise of {code.noise:g} times the data would drown more "
         "digits than rtol permits: lower noise, raise rtol, or use more tasks"
     )
 
 
-def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str = "") -> CodedData:
+def encode_blocks(
+    data: Any, options: CodeOptions, rtol: float | None, parity_required_by: str = ""
+) -> CodedData:
     """The coded blocks of the data, which may be encoded already.
 
-    parity_for : what has asked for parity, so that copies of late tasks would not do in its place.
+    parity_required_by : what has asked for parity, so that copies of late tasks would not do in its place.
     """
-    if is_sparse(data):
-        return encode_sparse(data, options, parity_for=parity_for)
+    if is_scipy_sparse(data):
+        return encode_sparse(data, options, parity_required_by=parity_required_by)
     if not hasattr(data, "coded_blocks"):
-        blocks, code = choose_code(data, options, rtol)
+        blocks, code = cut_and_choose_code(data, options, rtol)
         if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
-            return MaskedBlocks(blocks, code)
+            return SecretSharingBlocks(blocks, code)
         return CodedBlocks(blocks, code)
-    coded: CodedData = data.coded_blocks()
-    asked = options.checked()
-    left = asked._replace(
-        blocks=None if asked.blocks == coded.code.k else asked.blocks,
-        tasks=None if asked.tasks == coded.n else asked.tasks,
-        code="auto" if asked.code == coded.code.option_name else asked.code,
+    coded_data: CodedData = data.coded_blocks()
+    requested = options.check()
+    conflicting = requested._replace(
+        blocks=None if requested.blocks == coded_data.code.k else requested.blocks,
+        tasks=None if requested.tasks == coded_data.n else requested.tasks,
+        code="auto" if requested.code == coded_data.code.option_name else requested.code,
     )
-    if left != CodeOptions():
+    if conflicting != CodeOptions():
         raise CodeError(
-            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} tasks with "
-            f"{coded.code!r}: leave blocks, tasks, code and degree out"
+            f"the data is encoded already, as {coded_data.code.k} blocks for {coded_data.n} tasks with "
+            f"{coded_data.code!r}: leave blocks, tasks, code and degree out"
         )
-    return coded
+    return coded_data
 
 
-def encoded_there(cut: CutData, options: CodeOptions, rtol: float | None) -> CodedData:
+def encode_on_cluster(partitioned_data: CutData, options: CodeOptions, rtol: float | None) -> CodedData:
     """The coded blocks of data that stay on a cluster."""
-    from polarmap.blocks.on_cluster import ClusterBlocks, CodedOnCluster
+    from polarmap.blocks.on_cluster import ClusterCodedBlocks, ClusterDataBlocks
 
-    blocks, options = ClusterBlocks(cut), options.checked()
-    code = _code_of(blocks.k, blocks.dtypes, options)
+    data_blocks, options = ClusterDataBlocks(partitioned_data), options.check()
+    code = _make_code(data_blocks.k, data_blocks.dtypes, options)
     if isinstance(code, (SecretSharingCode, IntegerSecretSharingCode)):
         raise CodeError(f"{options.code!r} keeps data from workers, and these lie there: leave code out")
     if isinstance(code, LagrangeCode) and code is not options.code:
-        _check_accuracy(code, blocks, rtol)
-    return CodedOnCluster(blocks, code)
+        _check_reliability(code, data_blocks, rtol)
+    return ClusterCodedBlocks(data_blocks, code)
 
 
 def encode_sparse(
-    data: Any, options: CodeOptions, *, keep: bool = False, parity_for: str = "", name: str = "data"
+    data: Any,
+    options: CodeOptions,
+    *,
+    keep_parity: bool = False,
+    parity_required_by: str = "",
+    argument_name: str = "data",
 ) -> SparseCodedBlocks:
     """The coded blocks of a sparse matrix, or its blocks alone for copies of late tasks: what costs less.
 
-    keep : hold on to parity blocks for the next map of the same matrix.
+    keep_parity : hold on to parity blocks for the next map of the same matrix.
     """
-    blocks, tasks, code, degree = options
-    if degree != 1 or not (isinstance(code, (PolarCode, Uncoded)) or code in NAMES):
-        what = f"degree={degree}" if degree != 1 else f"code={code!r}"
+    n_blocks, n_tasks, code, degree = options
+    if degree != 1 or not (isinstance(code, (PolarCode, Uncoded)) or code in CODE_NAMES):
+        option_text = f"degree={degree}" if degree != 1 else f"code={code!r}"
         raise CodeError(
-            f"{name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a PolarCode "
-            f"carries: with {what} use {name}.toarray()"
+            f"{argument_name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a PolarCode "
+            f"carries: with {option_text} use {argument_name}.toarray()"
         )
-    matrix = as_csr(data, name)
+    matrix = to_canonical_csr(data, argument_name)
     if isinstance(code, Uncoded):
-        return SparseCodedBlocks(SparseBlocks(matrix, code.k), code)
-    polar = choose_polar_code(matrix.shape[0], matrix.dtype, blocks, tasks, cast(CodeName, code))
-    data_blocks = SparseBlocks(matrix, polar.k)
-    asked = parity_for or ("" if code == "auto" else f"code={code!r}")
-    chosen = (polar, f"coded, because {asked} asks for it") if asked else cheaper(data_blocks, polar)
-    return SparseCodedBlocks(data_blocks, *chosen, keep=keep)
+        return SparseCodedBlocks(SparseDataBlocks(matrix, code.k), code)
+    polar_code = choose_polar_code(matrix.shape[0], matrix.dtype, n_blocks, n_tasks, cast(CodeName, code))
+    data_blocks = SparseDataBlocks(matrix, polar_code.k)
+    required_by = parity_required_by or ("" if code == "auto" else f"code={code!r}")
+    code_and_reason = (
+        (polar_code, f"coded, because {required_by} asks for it")
+        if required_by
+        else choose_code_or_backups(data_blocks, polar_code)
+    )
+    return SparseCodedBlocks(data_blocks, *code_and_reason, keep_parity=keep_parity)
 
 
-def encode_once(data: Any, blocks: int | None, tasks: int | None, code: CodeName | PolarCode) -> CodedBlocks:
+def encode_for_reuse(
+    data: Any, n_blocks: int | None, n_tasks: int | None, code: CodeName | PolarCode
+) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*choose_code(data, CodeOptions(blocks, tasks, code)), keep=True)
+    return CodedBlocks(*cut_and_choose_code(data, CodeOptions(n_blocks, n_tasks, code)), keep_parity=True)
 
 
-def check_not_masked(code: object) -> None:
+def check_not_secret_sharing(code: object) -> None:
     """CodeError for a code that mixes data with noise, where matrices are coded once for many products."""
     if isinstance(code, (SecretSharing, SecretSharingCode, IntegerSecretSharingCode)):
         raise CodeError(

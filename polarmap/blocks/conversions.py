@@ -9,12 +9,12 @@ import numpy as np
 
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import naming
+from polarmap.worker.pytree import describe_type
 
-HOST_MEMORY = (1, 3, 11, 13)  # of DLPack: the CPU's, and what CUDA and ROCm share with it
-KINDS = "iufc"
+HOST_DEVICE_TYPES = (1, 3, 11, 13)  # of DLPack: the CPU's, and what CUDA and ROCm share with it
+NUMERIC_KINDS = "iufc"
 # By suffix: how a file that is no .npy file is read.
-OTHER_FILES = {
+READER_BY_SUFFIX = {
     ".csv": "pandas.read_csv({!r})",
     ".parquet": "pandas.read_parquet({!r})",
     ".h5": "h5py.File({!r})['name of the dataset']",
@@ -28,14 +28,14 @@ def is_table(value: Any) -> bool:
     return hasattr(value, "to_numpy") and not hasattr(value, "chunks")
 
 
-def is_frame(data: Any) -> bool:
+def is_dataframe(data: Any) -> bool:
     """Whether it is a table with columns, of pandas or polars."""
     return is_table(data) and hasattr(data, "columns") and len(data.shape) == 2
 
 
-def note_of_labels(data: Any) -> str:
+def describe_missing_labels(data: Any) -> str:
     """What to add to an error of an f that looks for the labels of a table; empty if there are none."""
-    if not is_frame(data) or not len(data.columns):
+    if not is_dataframe(data) or not len(data.columns):
         return ""
     return (
         f"f sees blocks of a {type(data).__name__} as numpy arrays, without labels: block[:, 0] is column "
@@ -43,105 +43,123 @@ def note_of_labels(data: Any) -> str:
     )
 
 
-def frame_rows(frame: Any, low: int, high: int) -> Any:
+def slice_dataframe(dataframe: Any, start: int, stop: int) -> Any:
     """The rows of a table at these positions, as a table."""
-    return frame.iloc[low:high] if hasattr(frame, "iloc") else frame[low:high]
+    return dataframe.iloc[start:stop] if hasattr(dataframe, "iloc") else dataframe[start:stop]
 
 
-def table_array(table: Any, name: str) -> Array:
+def table_to_array(table: Any, argument_name: str) -> Array:
     """A frame or series as an array of the dtype that numpy.result_type finds for its columns."""
-    if not is_frame(table):
-        return _column(table, f"{name}, a {type(table).__name__},", "convert its values first")
-    pairs = table.items() if hasattr(table, "items") else [(one.name, one) for one in table.iter_columns()]
+    if not is_dataframe(table):
+        return _column_to_array(
+            table, f"{argument_name}, a {type(table).__name__},", "convert its values first"
+        )
+    labeled_columns = (
+        table.items()
+        if hasattr(table, "max_segment_items")
+        else [(series.name, series) for series in table.iter_columns()]
+    )
     columns = []
-    for label, column in pairs:
-        dropped = f"columns=[{label!r}]" if hasattr(table, "iloc") else repr(label)
-        advice = f"leave it out, as in {name}.drop({dropped}), or encode it as numbers first"
-        columns.append(_column(column, f"column {label!r} of {name}", advice))
+    for label, column in labeled_columns:
+        drop_argument = f"columns=[{label!r}]" if hasattr(table, "iloc") else repr(label)
+        advice = f"leave it out, as in {argument_name}.drop({drop_argument}), or encode it as numbers first"
+        columns.append(_column_to_array(column, f"column {label!r} of {argument_name}", advice))
     if not columns:
-        raise CodeError(f"{name} is a {type(table).__name__} without columns: there is nothing to code")
+        raise CodeError(
+            f"{argument_name} is a {type(table).__name__} without columns: there is nothing to code"
+        )
     dtype = np.result_type(*(column.dtype for column in columns))
-    whole = np.asarray(table.to_numpy())  # a view where all columns lie in one array
-    return whole if whole.dtype == dtype else np.stack(columns, axis=1, dtype=dtype)
+    array = np.asarray(table.to_numpy())  # a view where all columns lie in one array
+    return array if array.dtype == dtype else np.stack(columns, axis=1, dtype=dtype)
 
 
-def _column(column: Any, what: str, advice: str) -> Array:
+def _column_to_array(column: Any, description: str, advice: str) -> Array:
     """The values of a column; CodeError if they are no numbers."""
     values = np.asarray(column.to_numpy())
     if values.dtype.kind == "b":
-        cast = ".astype(int)" if hasattr(column, "iloc") else ".cast(int)"
-        raise CodeError(f"{what} has dtype {column.dtype}, and codes carry numbers: convert it with {cast}")
-    if values.dtype.kind == "O" and _is_numeric(column):  # integers with missing values, in older pandas
+        cast_call = ".astype(int)" if hasattr(column, "iloc") else ".cast(int)"
+        raise CodeError(
+            f"{description} has dtype {column.dtype}, and codes carry numbers: convert it with {cast_call}"
+        )
+    if values.dtype.kind == "O" and _is_numeric_column(
+        column
+    ):  # integers with missing values, in older pandas
         values = np.asarray(column.to_numpy(dtype=float, na_value=np.nan))
-    if values.dtype.kind not in KINDS:
-        raise CodeError(f"{what} has dtype {column.dtype}, and codes carry numbers: {advice}")
+    if values.dtype.kind not in NUMERIC_KINDS:
+        raise CodeError(f"{description} has dtype {column.dtype}, and codes carry numbers: {advice}")
     return values
 
 
-def _is_numeric(column: Any) -> bool:
+def _is_numeric_column(column: Any) -> bool:
     """Whether a column's own dtype is one of numbers, whatever numpy makes of it."""
     return str(column.dtype).lower().startswith(("int", "uint", "float", "double"))
 
 
-def tensor_array(data: Any, name: str) -> Array:
+def tensor_to_array(data: Any, argument_name: str) -> Array:
     """A tensor of torch, JAX or any library with DLPack, in the memory where it lies."""
-    advice = f"use numpy.asarray(...) of a copy in the memory of the host ({name}.cpu() in torch)"
+    advice = f"use numpy.asarray(...) of a copy in the memory of the host ({argument_name}.cpu() in torch)"
     try:
         device = int(data.__dlpack_device__()[0])
     except Exception:  # of libraries that know devices of their own; asked again below
-        device = HOST_MEMORY[0]
-    if device not in HOST_MEMORY:
-        where = getattr(data, "device", f"of DLPack number {device}")
-        raise CodeError(f"{name} is {naming(data)} on device {where}: {advice}")
+        device = HOST_DEVICE_TYPES[0]
+    if device not in HOST_DEVICE_TYPES:
+        device_text = getattr(data, "device", f"of DLPack number {device}")
+        raise CodeError(f"{argument_name} is {describe_type(data)} on device {device_text}: {advice}")
     if getattr(data, "requires_grad", False):
         raise CodeError(
-            f"{name} is {naming(data)} that records gradients, and these end where workers begin: "
-            f"use {name}.detach()"
+            f"{argument_name} is {describe_type(data)} that records gradients, and these end where workers begin: "
+            f"use {argument_name}.detach()"
         )
     try:
         return np.from_dlpack(data)
     except Exception:  # dtypes that DLPack or numpy does not have, and devices; each library has its own
-        return numbers_array(data, name)
+        return to_numeric_array(data, argument_name)
 
 
-def numbers_array(data: Any, name: str) -> Array:
+def to_numeric_array(data: Any, argument_name: str) -> Array:
     """What the value's own __array__ gives, if these are numbers."""
     dtype = getattr(data, "dtype", None)
     try:
         array = np.asarray(data)
     except Exception as error:
-        raise CodeError(_no_numbers(data, dtype, name)) from error
-    if array.dtype.kind not in KINDS:
-        raise CodeError(_no_numbers(data, dtype or array.dtype, name))
+        raise CodeError(_not_numeric_message(data, dtype, argument_name)) from error
+    if array.dtype.kind not in NUMERIC_KINDS:
+        raise CodeError(_not_numeric_message(data, dtype or array.dtype, argument_name))
     return array
 
 
-def _no_numbers(data: Any, dtype: Any, name: str) -> str:
+def _not_numeric_message(data: Any, dtype: Any, argument_name: str) -> str:
     device = getattr(data, "device", None)
-    where = "" if device is None else f" on device {device}"
-    of = "" if dtype is None else f" of dtype {dtype}"
+    device_text = "" if device is None else f" on device {device}"
+    dtype_text = "" if dtype is None else f" of dtype {dtype}"
     if "bfloat" in str(dtype) or "float8" in str(dtype):
-        use = f"{name}.float()" if hasattr(data, "float") else f"{name}.astype('float32')"
+        advice = (
+            f"{argument_name}.float()" if hasattr(data, "float") else f"{argument_name}.astype('float32')"
+        )
     else:
-        use = f"an array of numbers in the memory of the host, as numpy.asarray({name}, dtype=float)"
-    return f"{name} is {naming(data)}{of}{where}, which is no array of numbers that numpy knows: use {use}"
+        advice = (
+            f"an array of numbers in the memory of the host, as numpy.asarray({argument_name}, dtype=float)"
+        )
+    return f"{argument_name} is {describe_type(data)}{dtype_text}{device_text}, which is no array of numbers that numpy knows: use {advice}"
 
 
-def mapped_file(path: Path, name: str) -> Array:
+def memory_map_npy(path: Path, argument_name: str) -> Array:
     """A .npy file, mapped rather than read; never unpickled."""
     if not path.is_file():
         raise CodeError(
-            f"{name} is the path {str(path)!r}, and there is no file of that name; of a Zarr or HDF5 store "
+            f"{argument_name} is the path {str(path)!r}, and there is no file of that name; of a Zarr or HDF5 store "
             "open the array and pass it"
         )
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        if advice := OTHER_FILES.get(path.suffix.lower()):
-            use = f"pass what you read from it, as {advice.format(str(path))}"
-            raise CodeError(f"{name} is the path {str(path)!r}, which is no .npy file: {use}") from error
+        if reader := READER_BY_SUFFIX.get(path.suffix.lower()):
+            suggestion = f"pass what you read from it, as {reader.format(str(path))}"
+            raise CodeError(
+                f"{argument_name} is the path {str(path)!r}, which is no .npy file: {suggestion}"
+            ) from error
         raise CodeError(f"{str(path)!r} cannot be read as a .npy file: {error}") from error
-    if not isinstance(mapped, np.ndarray):
-        mapped.close()
+    if not isinstance(array, np.ndarray):
+        array.close()
         raise CodeError(f"{str(path)!r} holds several arrays; load the one you want and pass it")
-    return mapped
+    return array

@@ -10,172 +10,201 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.array_like import as_array_like
-from polarmap.blocks.coded import CodedData, nonfinite_warning
-from polarmap.blocks.equal import Blocks
+from polarmap.blocks.coded import CodedData, format_nonfinite_warning
+from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.linear_code import LinearCode
 from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Layout, layout_bytes
+from polarmap.worker.pytree import Layout, count_layout_bytes
+from polarmap.worker.segments import Location, Segment
 
-STRIPES = 16  # tasks that make parity, so that many workers do
-STRIPE_BYTES = 256 << 20  # that one of them may have, which takes more tasks
+DEFAULT_N_STRIPES = 16  # tasks that make parity, so that many workers do
+MAX_STRIPE_BYTES = 256 << 20  # that one of them may have, which takes more tasks
 
 
-class Described(NamedTuple):
+class BlockSummary(NamedTuple):
     """A block on the cluster.
 
-    is_piece : whether it is the one piece of which it is made, which may stay as it is.
-    nonfinite : how many of its entries are NaN or inf; first : the first of these.
-    largest : absolute value, of integers.
+    is_original_chunk : whether it is the one piece of which it is made, which may stay as it is.
+    n_nonfinite : how many of its entries are NaN or inf; first : the first of these.
+    max_abs : absolute value, of integers.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    is_piece: bool
-    nonfinite: int
-    first: tuple[int, ...]
-    largest: int
+    is_original_chunk: bool
+    n_nonfinite: int
+    first_nonfinite: tuple[int, ...]
+    max_abs: int
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
 
 
-class ClusterBlocks(Blocks):
+class ClusterDataBlocks(DataBlocks):
     """k equal blocks that lie on a cluster. One that is asked for here is fetched."""
 
-    def __init__(self, cut: CutData) -> None:
-        self.cluster, k = cut.cluster, len(cut.pieces)
-        rows = None if cut.total is None else -(-cut.total // k)
-        made = [self.cluster.call(as_block, rows, *pieces, outputs=2) for pieces in cut.pieces]
-        self.described: list[Described] = self.cluster.fetch([told for _, told in made])
-        told = zip(cut.pieces, made, self.described)
-        self.references = [pieces[0] if one.is_piece else block for pieces, (block, _), one in told]
-        first = self.described[0]
-        for index, one in enumerate(self.described):
-            if one[:2] != first[:2]:
+    def __init__(self, partitioned_data: CutData) -> None:
+        self.cluster, k = partitioned_data.cluster, len(partitioned_data.pieces)
+        rows_per_block = None if partitioned_data.total is None else -(-partitioned_data.total // k)
+        block_and_summary_references = [
+            self.cluster.call(build_block_and_summary, rows_per_block, *chunks, outputs=2)
+            for chunks in partitioned_data.pieces
+        ]
+        self.summaries: list[BlockSummary] = self.cluster.fetch(
+            [summary_references for _, summary_references in block_and_summary_references]
+        )
+        summary_references = zip(partitioned_data.pieces, block_and_summary_references, self.summaries)
+        self.references = [
+            chunks[0] if summary.is_original_chunk else block
+            for chunks, (block, _), summary in summary_references
+        ]
+        first_summary = self.summaries[0]
+        for block_index, summary in enumerate(self.summaries):
+            if summary[:2] != first_summary[:2]:
                 raise CodeError(
-                    f"block {index} differs from block 0 in shape or dtype: {one} against {first}"
+                    f"block {block_index} differs from block 0 in shape or dtype: {summary} against {first_summary}"
                 )
-        self._layout = ((check_dtype(first.dtype, "the data").str, first.shape),)
-        super().__init__([[]] * k, ("array",), 0 if rows is None else k * rows - (cut.total or 0), rows)
+        self._layout = ((check_dtype(first_summary.dtype, "the data").str, first_summary.shape),)
+        super().__init__(
+            [[]] * k,
+            ("array",),
+            0 if rows_per_block is None else k * rows_per_block - (partitioned_data.total or 0),
+            rows_per_block,
+        )
 
     @property
-    def layout(self) -> Layout:
+    def block_layout(self) -> Layout:
         """Dtype and shape of each block."""
         return self._layout
 
-    def leaves(self, index: int) -> list[Array]:
-        """Block `index`, fetched."""
-        return self.cluster.fetch(self.references[index : index + 1])
+    def block_leaves(self, block_index: int) -> list[Array]:
+        """Block `block_index`, fetched."""
+        return self.cluster.fetch(self.references[block_index : block_index + 1])
 
-    def largest(self, leaf: int) -> int:
+    def max_abs(self, leaf_index: int) -> int:
         """The largest absolute value of a block, of integers."""
-        return max(one.largest for one in self.described)
+        return max(summary.max_abs for summary in self.summaries)
 
     @property
     def nonfinite_warning(self) -> str:
         """What is to be said of NaN and inf among the data; nothing without any."""
-        count = sum(one.nonfinite for one in self.described)
-        places = [
-            f"block {index}, entry {one.first}" for index, one in enumerate(self.described) if one.nonfinite
+        n_nonfinite = sum(summary.n_nonfinite for summary in self.summaries)
+        positions = [
+            f"block {block_index}, entry {summary.first_nonfinite}"
+            for block_index, summary in enumerate(self.summaries)
+            if summary.n_nonfinite
         ]
-        return nonfinite_warning(self.dtypes[0], count, places[0]) if places else ""
+        return format_nonfinite_warning(self.dtypes[0], n_nonfinite, positions[0]) if positions else ""
 
 
-class CodedOnCluster(CodedData):
+class ClusterCodedBlocks(CodedData):
     """The n coded blocks of data on a cluster; those that are no data blocks are made when one is asked for.
 
     Each task that makes them has the same columns of all blocks, so that every number travels once.
     """
 
-    blocks: ClusterBlocks
+    data_blocks: ClusterDataBlocks
 
-    def __init__(self, blocks: ClusterBlocks, code: LinearCode) -> None:
-        super().__init__(code, blocks)
-        self.source = Place(blocks.cluster.kind, "")
-        self.unprotected_warning = blocks.nonfinite_warning
+    def __init__(self, data_blocks: ClusterDataBlocks, code: LinearCode) -> None:
+        super().__init__(code, data_blocks)
+        self.source = Location(data_blocks.cluster.kind, "")
+        self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
-        self._parity: list[Any] = []
-        self._names: dict[bool, list[Any]] = {}  # of data blocks, and of the others
+        self._parity_references: list[Any] = []
+        self._worker_names: dict[bool, list[Any]] = {}  # of data blocks, and of the others
 
     def reference(self, index: int) -> Any:
         """What tasks of the engine take in the place of block `index`."""
-        if index < self._data_count:
-            return self.blocks.references[index]
+        if index < self._n_data_blocks:
+            return self.data_blocks.references[index]
         with self._lock:
-            self._parity = self._parity or self._made_parity()
-            return self._parity[index - self._data_count]
+            self._parity_references = self._parity_references or self._encode_parity()
+            return self._parity_references[index - self._n_data_blocks]
 
     def leaves(self, index: int) -> list[Array]:
         """Block `index`, fetched."""
-        return self.blocks.cluster.fetch([self.reference(index)])
+        return self.data_blocks.cluster.fetch([self.reference(index)])
 
-    def parts(self, index: int) -> tuple[Part, ...]:
+    def parts(self, index: int) -> tuple[Segment, ...]:
         """What workers that stay ask the engine for."""
-        is_data, layout = index < self._data_count, self.layout(index)
+        is_data, layout = index < self._n_data_blocks, self.layout(index)
         self.reference(index)  # so that it is there
         with self._lock:
-            if is_data not in self._names:
-                named = self.blocks.references if is_data else self._parity
-                self._names[is_data] = self.blocks.cluster.names(named)
-        name = self._names[is_data][index if is_data else index - self._data_count]
-        return (Part(name, layout_bytes(layout)),)
+            if is_data not in self._worker_names:
+                references = self.data_blocks.references if is_data else self._parity_references
+                self._worker_names[is_data] = self.data_blocks.cluster.names(references)
+        worker_name = self._worker_names[is_data][index if is_data else index - self._n_data_blocks]
+        return (Segment(worker_name, count_layout_bytes(layout)),)
 
-    def _made_parity(self) -> list[Any]:
-        cluster, [(_, shape)] = self.blocks.cluster, self.blocks.layout
-        count = self.n - self._data_count
-        room = -(-self.blocks.k * layout_bytes(self.blocks.layout) // STRIPE_BYTES)
-        stripes = max(1, min(prod(shape), max(room, min(count, STRIPES))))
-        cut = [cluster.call(stripes_of, one, stripes, outputs=stripes) for one in self.blocks.references]
-        made = [cluster.call(parity_of, self.code, *columns, outputs=count) for columns in zip(*cut)]
-        return [cluster.call(joined, shape, *of_block)[0] for of_block in zip(*made)]
+    def _encode_parity(self) -> list[Any]:
+        cluster, [(_, shape)] = self.data_blocks.cluster, self.data_blocks.block_layout
+        n_parity = self.n - self._n_data_blocks
+        min_stripes = -(
+            -self.data_blocks.k * count_layout_bytes(self.data_blocks.block_layout) // MAX_STRIPE_BYTES
+        )
+        n_stripes = max(1, min(prod(shape), max(min_stripes, min(n_parity, DEFAULT_N_STRIPES))))
+        stripe_references = [
+            cluster.call(split_stripes, block_reference, n_stripes, outputs=n_stripes)
+            for block_reference in self.data_blocks.references
+        ]
+        parity_references = [
+            cluster.call(encode_parity_stripe, self.code, *stripe_columns, outputs=n_parity)
+            for stripe_columns in zip(*stripe_references)
+        ]
+        return [
+            cluster.call(join_stripes, shape, *block_stripes)[0] for block_stripes in zip(*parity_references)
+        ]
 
 
 # --- on the cluster -----------------------------------------------------------------------------
 
 
-def as_block(rows: int | None, *pieces: Any) -> tuple[Array | None, Described]:
+def build_block_and_summary(rows_per_block: int | None, *chunks: Any) -> tuple[Array | None, BlockSummary]:
     """A block, of so many rows, and what is known of it; None in its place if it is its one piece."""
-    arrays = [_as_array(piece) for piece in pieces]
+    arrays = [_chunk_to_array(chunk) for chunk in chunks]
     array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    missing = 0 if rows is None else rows - len(array)
-    if missing:
-        array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+    n_padding_rows = 0 if rows_per_block is None else rows_per_block - len(array)
+    if n_padding_rows:
+        array = np.concatenate([array, np.zeros((n_padding_rows, *array.shape[1:]), array.dtype)])
     block = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
-    odd = np.argwhere(~np.isfinite(block)) if block.dtype.kind in "fc" else np.zeros((0, 0), int)
-    first = tuple(odd[0].tolist()) if len(odd) else ()
-    is_piece = isinstance(pieces[0], np.ndarray) and block.base is pieces[0]
+    nonfinite_indices = (
+        np.argwhere(~np.isfinite(block)) if block.dtype.kind in "fc" else np.zeros((0, 0), int)
+    )
+    first_nonfinite = tuple(nonfinite_indices[0].tolist()) if len(nonfinite_indices) else ()
+    is_original_chunk = isinstance(chunks[0], np.ndarray) and block.base is chunks[0]
     is_integer = block.dtype.kind in "iu" and block.size
-    largest = max(int(block.max()), -int(block.min())) if is_integer else 0
-    told = Described(block.dtype, block.shape, is_piece, len(odd), first, largest)
-    return None if is_piece else block, told
+    max_abs = max(int(block.max()), -int(block.min())) if is_integer else 0
+    summary = BlockSummary(
+        block.dtype, block.shape, is_original_chunk, len(nonfinite_indices), first_nonfinite, max_abs
+    )
+    return None if is_original_chunk else block, summary
 
 
-def _as_array(piece: Any) -> Array:
+def _chunk_to_array(chunk: Any) -> Array:
     """A piece as an array; the columns of a table side by side."""
-    if isinstance(piece, dict):
-        columns = list(piece.values())
+    if isinstance(chunk, dict):
+        columns = list(chunk.values())
         return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-    return np.asarray(as_array_like(piece, "a block"))
+    return np.asarray(as_array_like(chunk, "a block"))
 
 
-def stripes_of(block: Array, count: int) -> Any:
+def split_stripes(block: Array, n_stripes: int) -> Any:
     """So many runs of the numbers of a block, of nearly equal length."""
-    return _items(np.array_split(block.reshape(-1), count))
+    return _single_or_list(np.array_split(block.reshape(-1), n_stripes))
 
 
-def parity_of(code: LinearCode, *stripes: Array) -> Any:
+def encode_parity_stripe(code: LinearCode, *stripes: Array) -> Any:
     """The same stripe of each of the blocks that are no data blocks."""
-    return _items(list(code.encode_parity(stripes)))
+    return _single_or_list(list(code.encode_parity(stripes)))
 
 
-def joined(shape: tuple[int, ...], *stripes: Array) -> Array:
+def join_stripes(shape: tuple[int, ...], *stripes: Array) -> Array:
     """A block of its stripes."""
     return np.concatenate(stripes).reshape(shape)
 
 
-def _items(found: Sequence[Array]) -> Any:
+def _single_or_list(outputs: Sequence[Array]) -> Any:
     """As engines take several outputs, or one."""
-    return found if len(found) > 1 else found[0]
+    return outputs if len(outputs) > 1 else outputs[0]

@@ -7,46 +7,50 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import Blocks
+from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.product import ProductCode
 from polarmap.codes.symmetric import SymmetricProductCode
 from polarmap.dtypes import Array
-from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout, Structure
+from polarmap.worker.segments import Segment
 
-PAIR: Structure = (tuple, (), (("array",), ("array",)))
+PAIR_STRUCTURE: Structure = (tuple, (), (("array",), ("array",)))
 
 
 class CodedPairs(CodedData):
     """Pairs (A_i, B_j) of coded blocks: the data pairs row by row, then the others.
 
-    Every block of a factor is one piece, stored once for all pairs that it stands in. `triangle`: of
+    Every block of a factor is one piece, stored once for all pairs that it stands in. `upper_triangle`: of
     the pairs of a factor with itself, those with i <= j. Factors are finite: of NaN nothing is said.
     """
 
     code: ProductCode | SymmetricProductCode
 
-    def __init__(self, left: CodedData, right: CodedData, triangle: bool = False) -> None:
+    def __init__(self, left: CodedData, right: CodedData, upper_triangle: bool = False) -> None:
         assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
-        self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
-        side = left.layout(0)[0][1][0]
-        code = SymmetricProductCode(left.code, side) if triangle else ProductCode(left.code, right.code)
-        super().__init__(code, _Pairs(self, code.k))
+        self._right_offset = 0 if left is right else left.n  # of the numbers of the pieces of B
+        block_rows = left.layout(0)[0][1][0]
+        code = (
+            SymmetricProductCode(left.code, block_rows)
+            if upper_triangle
+            else ProductCode(left.code, right.code)
+        )
+        super().__init__(code, _PairedDataBlocks(self, code.k))
         self.source = left.source if left.source == right.source else None
 
     @property
     def encode_seconds(self) -> float:  # type: ignore[override]
         """Seconds of encoding both factors."""
-        return self.left.encode_seconds + (self.right.encode_seconds if self._shift else 0.0)
+        return self.left.encode_seconds + (self.right.encode_seconds if self._right_offset else 0.0)
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of the two blocks of a pair."""
         row, column = self.code.grid_coordinates[index].tolist()
         return self.left.layout(row) + self.right.layout(column)
 
-    def parts(self, index: int) -> tuple[Part, ...]:
+    def parts(self, index: int) -> tuple[Segment, ...]:
         """What both blocks consist of at their source."""
         row, column = self.code.grid_coordinates[index].tolist()
         return self.left.parts(row) + self.right.parts(column)
@@ -54,13 +58,13 @@ class CodedPairs(CodedData):
     def pieces(self, index: int) -> tuple[int, int]:
         """The row of the grid, and behind all rows its column."""
         row, column = self.code.grid_coordinates[index].tolist()
-        return row, self._shift + column
+        return row, self._right_offset + column
 
     def piece(self, number: int) -> list[Array]:
         """The leaf of piece `number`, a block of one factor."""
         if number < self.left.n:
             return self.left.leaves(number)
-        return self.right.leaves(number - self._shift)
+        return self.right.leaves(number - self._right_offset)
 
     def found_damaged(self) -> None:
         """One of both may lie elsewhere by now."""
@@ -73,17 +77,23 @@ class CodedPairs(CodedData):
         self.right.release()
 
 
-class _Pairs(Blocks):
+class _PairedDataBlocks(DataBlocks):
     """The data pairs: what their map asks of them."""
 
-    def __init__(self, pairs: CodedPairs, k: int) -> None:
-        self._pairs, self.k, self.structure, self.padding, self.rows = pairs, k, PAIR, 0, None
+    def __init__(self, coded_pairs: CodedPairs, k: int) -> None:
+        self._coded_pairs, self.k, self.structure, self.n_padding_rows, self.rows_per_block = (
+            coded_pairs,
+            k,
+            PAIR_STRUCTURE,
+            0,
+            None,
+        )
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
         """The dtypes of both factors."""
-        return self._pairs.left.blocks.dtypes + self._pairs.right.blocks.dtypes
+        return self._coded_pairs.left.data_blocks.dtypes + self._coded_pairs.right.data_blocks.dtypes
 
-    def leaves(self, index: int) -> list[Array]:
-        """The two blocks of data pair `index`."""
-        return self._pairs.leaves(index)
+    def block_leaves(self, block_index: int) -> list[Array]:
+        """The two blocks of data pair `block_index`."""
+        return self._coded_pairs.leaves(block_index)

@@ -14,7 +14,7 @@ import click
 
 from polarmap import encode, open_coded
 from polarmap.arrays import CodedArray, list_coded
-from polarmap.arrays.array import without_key
+from polarmap.arrays.array import open_without_key
 from polarmap.cli.output import CommandResult, format_error_message, result_command
 from polarmap.clouds.extras import needed_by
 from polarmap.errors import CodeError, PolarmapError
@@ -93,7 +93,7 @@ def repair_command(name: str, storage: str | None, key: str | None, executor: st
     if audit.ok:
         return CommandResult({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
     n_repaired = len(audit.damaged)
-    text = f"repaired {n_repaired} part{'s' * (n_repaired > 1)} of {name!r}, in blocks {audit.blocks}"
+    text = f"repaired {n_repaired} part{'s' * (n_repaired > 1)} of {name!r}, in blocks {audit.damaged_blocks}"
     return CommandResult({"repaired": n_repaired, "audit": audit}, text)
 
 
@@ -106,7 +106,7 @@ def delete_command(name: str, storage: str | None, yes: bool) -> CommandResult:
 
     What already lay in storage when it was encoded stays.
     """
-    coded_array = without_key(name, storage)
+    coded_array = open_without_key(name, storage)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("there is nobody to ask here: say --yes")
@@ -156,7 +156,7 @@ def _array_summary(coded_array: CodedArray) -> dict[str, Any]:
 def _array_summary_or_error(name: str, storage: str | None) -> tuple[dict[str, Any], str]:
     """The facts of an array and a line that says them, or both of why it cannot be opened."""
     try:
-        coded_array = without_key(name, storage)
+        coded_array = open_without_key(name, storage)
     except PolarmapError as error:
         return {
             "name": name,

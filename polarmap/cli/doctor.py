@@ -28,7 +28,7 @@ from polarmap.executors.owned_folder import MEMORY, disk_place
 from polarmap.executors.pool import BLOCK_BYTES
 from polarmap.storage.bucket import ObjectStore
 from polarmap.types import CodedResult
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
 
 TESTED_PYTHONS = ((3, 11), (3, 14))
 N_BLOCKS, N_TASKS = 4, 6
@@ -216,7 +216,7 @@ def _check_storage(config: Path) -> Check:
         function_executor = open_functions(config)
     except ExecutorError as error:
         return Check("Lithops", "bad", format_error_message(error), "are you logged in there?")
-    key, data = f"polarmap/{uuid.uuid4().hex}/probe", os.urandom(1024)
+    key, data = f"polarmap/{uuid.uuid4().hex}/compute_probe", os.urandom(1024)
     try:
         store = ObjectStore(open_storage(function_executor))
         started_at = time.monotonic()
@@ -282,7 +282,7 @@ def _judge_latency(pool_name: str, is_local: bool, first_seconds: float, later_s
     detail = f"{pool_name}: the first map, which starts them, takes {first_seconds:.2f} s, later ones {1e3 * later_seconds:.1f} ms"
     if later_seconds <= SLOW_LATER_MAP_SECONDS and (first_seconds <= SLOW_FIRST_MAP_SECONDS or not is_local):
         return Check("kept workers", "ok", detail)
-    load_average, n_cores = os.getloadavg()[0], available_cores()
+    load_average, n_cores = os.getloadavg()[0], count_available_cores()
     if load_average > n_cores:
         advice = f"{load_average:.1f} processes want the {n_cores} cores of this machine: try again when it is free"
     elif not is_local:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from polarmap.blocks.code_choice import third_more
+from polarmap.blocks.code_choice import default_n_tasks
 from polarmap.cli.output import EXISTING_FILE, OUTPUT_FILE, CommandResult, result_command
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
@@ -244,7 +244,7 @@ def simulate_command(
     k: int, n: int | None, run_times: Any, schemes: tuple[str, ...], trials: int, seed: int
 ) -> CommandResult:
     """Compare plain maps, copies, backup tasks and codes."""
-    n_coded = third_more(k) if n is None else n
+    n_coded = default_n_tasks(k) if n is None else n
     completions = [
         completion_time(_count_workers(scheme, n_coded, k), k, scheme, run_times, n_trials=trials, seed=seed)
         for scheme in schemes

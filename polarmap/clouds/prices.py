@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from polarmap.clouds.limits import Worker
-from polarmap.worker.processes import LIVENESS_SECONDS
+from polarmap.worker.processes import LIVENESS_INTERVAL
 
 # Storage requests of one task: its block, Lithops' start and end marks and a large result are
 # written; function, input, block, end mark and result are read. Also, every LIVENESS_SECONDS, a worker
@@ -150,7 +150,7 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
         return None
     steps = (math.ceil(round((one + AROUND_SECONDS) / price.step, 6)) for one in seconds)
     billed = sum(max(price.least, count * price.step) for count in steps)
-    looks = sum(one / LIVENESS_SECONDS for one in seconds)
+    looks = sum(one / LIVENESS_INTERVAL for one in seconds)
     listings = listing_requests(calls) * elapsed / worker.interval
     return _cost(worker, price, billed, calls, listings, looks)
 

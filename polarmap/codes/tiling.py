@@ -20,7 +20,7 @@ from polarmap.codes import transforms
 from polarmap.codes.polar_construction import RotationNetwork
 from polarmap.dtypes import Array, DType, Floats, accumulator_dtype, real_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
 
 FlatBlocks = Array | Sequence[Array]
 CompiledLoop = Callable[..., None]
@@ -66,7 +66,7 @@ def iter_column_tiles(width: int, n_rows: int, itemsize: int) -> Iterator[slice]
 def split_columns(out: Array, min_columns: int = 512) -> list[slice]:
     """Column slices of `out`, a few for each core, so that a busy core can leave some to another."""
     width = out.shape[1]
-    slice_width = max(min_columns, -(-width // (4 * available_cores()) // 512) * 512)
+    slice_width = max(min_columns, -(-width // (4 * count_available_cores()) // 512) * 512)
     return [slice(start, min(width, start + slice_width)) for start in range(0, width, slice_width)]
 
 
@@ -91,7 +91,7 @@ def parallel_for(
         with ignore_nonfinite():
             work(columns)
 
-    n_threads = min(available_cores(), len(slices) // min_slices_per_core)
+    n_threads = min(count_available_cores(), len(slices) // min_slices_per_core)
     if n_threads <= 1:
         for columns in slices:
             work_ignoring_nonfinite(columns)

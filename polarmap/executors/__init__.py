@@ -17,8 +17,8 @@ from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_dask,
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
-from polarmap.worker.messages import FAULTS, Fault
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.task_records import FAULT_KINDS, Fault
 
 if TYPE_CHECKING:
     from polarmap.executors.cluster_data import CutData
@@ -73,8 +73,8 @@ class WithFaults(WrappedExecutor):
 
 def _check_fault(fault: Fault) -> None:
     """Raise CodeError for a fault that no worker could have."""
-    if not is_choice(fault.kind, FAULTS):
-        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
+    if not is_choice(fault.kind, FAULT_KINDS):
+        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULT_KINDS)}, not {fault.kind!r:.100}")
     if not is_real_number(fault.seconds) or fault.seconds < 0:
         raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
     if fault.kind == "sleep" and not fault.seconds:
@@ -185,7 +185,7 @@ def usual_blocks(choice: Any, most: int) -> int:
 
     There three for each core keep all of them busy, and more only cost.
     """
-    return min(most, BLOCKS_PER_CORE * available_cores()) if shares_cores(choice) else most
+    return min(most, BLOCKS_PER_CORE * count_available_cores()) if shares_cores(choice) else most
 
 
 def shares_cores(choice: Any) -> bool:

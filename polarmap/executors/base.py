@@ -15,20 +15,28 @@ import numpy.typing as npt
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.worker.encryption import Encryption, decrypted_reply
-from polarmap.worker.messages import (
-    Error,
+from polarmap.worker.encryption import Encryption, decrypt_reply
+from polarmap.worker.module_state import ModuleStateError
+from polarmap.worker.pytree import (
+    BOTH_RESULTS,
+    Layout,
+    Shape,
+    Structure,
+    get_layout,
+    unflatten,
+    unpack_leaves,
+)
+from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.task_records import (
+    BlockRef,
+    ErrorInfo,
     Fault,
     OutputSpec,
-    Reply,
-    StoredBlock,
-    StoredOutput,
-    Ticket,
-    UnfitError,
+    ResultRef,
+    TaskReply,
+    TaskRequest,
+    UnusableWorkerError,
 )
-from polarmap.worker.module_state import ModuleStateError
-from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.pytree import BOTH, Layout, Shape, Structure, layout_of, unflatten, unpacked
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -74,7 +82,7 @@ class Outcome(NamedTuple):
     structure: Structure
     failure: Failure | None
     seconds: float
-    stored: StoredOutput | None = None
+    stored: ResultRef | None = None
     unpadded: Result | None = None
     host: str = ""
 
@@ -133,7 +141,7 @@ class Coded:
 
     n: int
     structure: Structure
-    source: Place | None = None
+    source: Location | None = None
 
     @property
     def key(self) -> str | bytes | None:
@@ -147,9 +155,9 @@ class Coded:
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of each of them."""
-        return layout_of(self.leaves(index))
+        return get_layout(self.leaves(index))
 
-    def parts(self, index: int) -> tuple[Part, ...]:
+    def parts(self, index: int) -> tuple[Segment, ...]:
         """What block `index` consists of at its source."""
         raise LookupError(index)
 
@@ -210,32 +218,32 @@ class Payload:
         """Return the fault that an attempt is to suffer."""
         return self.blocks.fault(self.faults, task, attempt) if self.faults else None
 
-    def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
+    def ticket(self, task: int, attempt: int, block: BlockRef | None = None) -> TaskRequest:
         """What the worker of an attempt is told; `block`: what it is to read."""
         fault, rows = self.fault(task, attempt), self.rows_of_data(task)
-        return Ticket(task, attempt, block, fault, self.output, self.encryption, rows)
+        return TaskRequest(task, attempt, block, fault, self.output, self.encryption, rows)
 
     def outcome(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
         """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.
 
-        header : a pickled `Reply`, or, where none was needed, the reply itself.
+        header : a pickled `TaskReply`, or, where none was needed, the reply itself.
         """
         try:
             if self.encryption is not None:
-                header, data = decrypted_reply(task, attempt, data, self.encryption)
-            reply = header if isinstance(header, Reply) else pickle.loads(header)
+                header, data = decrypt_reply(task, attempt, data, self.encryption)
+            reply = header if isinstance(header, TaskReply) else pickle.loads(header)
             error, seconds, structure, layout, stored, host = reply
             if error is not None:
-                failure = failure_of(Error(*error))
+                failure = failure_of(ErrorInfo(*error))
                 if failure.kind == "damaged":
                     self.blocks.found_damaged()
                 return Outcome(task, attempt, [], (), failure, seconds, host=host)
-            leaves, unpadded = unpacked(layout, data), None
-            if structure[:1] == (BOTH,):  # of a block that rows of zeros fill up
+            leaves, unpadded = unpack_leaves(layout, data), None
+            if structure[:1] == (BOTH_RESULTS,):  # of a block that rows of zeros fill up
                 _, count, structure, own = structure
                 leaves, unpadded = leaves[:count], Result(leaves[count:], own)
             if stored is not None:
-                stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
+                stored = ResultRef(stored[0], tuple(Segment(*part) for part in stored[1]))
         except DamagedError as error:
             return lost(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
@@ -417,7 +425,7 @@ def read_only(leaf: Array) -> Array:
     return view
 
 
-def check_reachable(source: Place | None, use: str = "lies in", away: str = "", storage: str = "") -> None:
+def check_reachable(source: Location | None, use: str = "lies in", away: str = "", storage: str = "") -> None:
     """ExecutorError for storage that workers cannot reach.
 
     use : of the array.
@@ -426,11 +434,11 @@ def check_reachable(source: Place | None, use: str = "lies in", away: str = "", 
     """
     if source is None or source.kind == "message":
         return
-    kind, bucket = source.kind, f"{source.backend} bucket {source.place!r}"
+    kind, bucket = source.kind, f"{source.backend} bucket {source.root!r}"
     if kind == "driver":
-        found, remedy = f"is in {source.place}, which workers cannot reach", "use a thread pool"
+        found, remedy = f"is in {source.root}, which workers cannot reach", "use a thread pool"
     elif kind == "folder" and away:
-        found = f"{use} folder {source.place!r} of this machine, which workers on {away} cannot reach"
+        found = f"{use} folder {source.root!r} of this machine, which workers on {away} cannot reach"
         remedy = "use storage= of that backend"
     elif kind == "bucket" and not storage:
         found, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
@@ -442,19 +450,19 @@ def check_reachable(source: Place | None, use: str = "lies in", away: str = "", 
     raise ExecutorError(f"the array {found}: {remedy}")
 
 
-def failure_of(error: Error) -> Failure:
+def failure_of(error: ErrorInfo) -> Failure:
     """A worker's error, with the exception itself."""
     cause = error.exception if isinstance(error.exception, BaseException) else _rebuilt(error)
     if isinstance(cause, ModuleStateError):
         cause = CodeError(error.message)
     if isinstance(cause, DamagedError):
         return Failure("damaged", error.type, error.message)
-    if isinstance(cause, UnfitError):
+    if isinstance(cause, UnusableWorkerError):
         return Failure("lost", "WorkerLost", error.message)
     return Failure("raised", error.type, error.message, cause)
 
 
-def _rebuilt(error: Error) -> BaseException:
+def _rebuilt(error: ErrorInfo) -> BaseException:
     """The exception of another process, its traceback there as its cause, as in the standard library.
 
     RuntimeError in the place of one that did not survive the way.

@@ -19,11 +19,11 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.executors.transfers import in_parallel
-from polarmap.worker.encryption import as_stored
-from polarmap.worker.messages import StoredBlock, plain
-from polarmap.worker.parts import MESSAGE, Part, Place
-from polarmap.worker.private_files import write_private
-from polarmap.worker.pytree import layout_bytes
+from polarmap.worker.encryption import to_stored_bytes
+from polarmap.worker.private_files import write_private_file
+from polarmap.worker.pytree import count_layout_bytes
+from polarmap.worker.segments import INLINE, Location, Segment
+from polarmap.worker.task_records import BlockRef, to_plain_tuple
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
@@ -51,7 +51,7 @@ class StoredPieces:
         others'.
     """
 
-    def __init__(self, coded: Coded, place: Place, storing: BlockStore, number: int) -> None:
+    def __init__(self, coded: Coded, place: Location, storing: BlockStore, number: int) -> None:
         self.blocks, self._source = weakref.ref(coded), coded.source
         self._place, self._storing, self.number = place, storing, number
         self.kept_as = number if (self._source or place).kind in KEPT_BY_NUMBER else None
@@ -59,29 +59,29 @@ class StoredPieces:
         self._lock = threading.RLock()
         tasks = range(coded.n if self._source is None else 0)
         self._unstored = {piece for task in tasks for piece in coded.pieces(task)}
-        self._parts: dict[int, Part] = {}  # of pieces
+        self._parts: dict[int, Segment] = {}  # of pieces
         self._orders: dict[int, bytes] = {}  # of tasks
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
-        if self._source is None or self._source == MESSAGE:
+        if self._source is None or self._source == INLINE:
             return self.number, task
         return self._orders.get(task) or self.order(coded, task)
 
     def moving_seconds(self, coded: Coded) -> float:
         """About how long a block takes to a worker that does not have it; 0 where it is a file here."""
         is_here = (self._source or self._place).kind in ("message", "private", "folder")
-        return 0.0 if is_here else layout_bytes(coded.layout(0)) / MOVED_BYTES
+        return 0.0 if is_here else count_layout_bytes(coded.layout(0)) / MOVED_BYTES
 
     def order(self, coded: Coded, task: int) -> bytes:
-        """What the worker of a task reads, as it is told: the fields of a `StoredBlock`, pickled."""
+        """What the worker of a task reads, as it is told: the fields of a `BlockRef`, pickled."""
         with self._lock:
             found = self._orders.get(task)
             if found is None:
                 source, parts, *rest = self.block(coded, task)
-                fields = plain(source), tuple(map(tuple, parts)), *rest
+                fields = to_plain_tuple(source), tuple(map(tuple, parts)), *rest
                 found = pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
-                if self._source != MESSAGE:  # where blocks come and go
+                if self._source != INLINE:  # where blocks come and go
                     self._orders[task] = found
             return found
 
@@ -102,7 +102,7 @@ class StoredPieces:
             self._find_room(coded)
             self._parts |= zip(new, in_parallel(partial(self._store, coded), new, TRANSFERS, deadline))
 
-    def block(self, coded: Coded, task: int) -> StoredBlock:
+    def block(self, coded: Coded, task: int) -> BlockRef:
         """What the worker of a task gets; stored now if it is not yet."""
         with self._lock:
             return self._new_block(coded, task) if self._source is None else stored_block(coded, task)
@@ -113,7 +113,7 @@ class StoredPieces:
         A piece that is one array is not copied: many workers may be sent theirs at the same time.
         """
         buffers = _buffers(coded, int(key.rpartition("/")[2]))
-        stored = as_stored(self._place, Part(key, sum(map(len, buffers))), *buffers)
+        stored = to_stored_bytes(self._place, Segment(key, sum(map(len, buffers))), *buffers)
         return stored[0] if len(stored) == 1 else b"".join(stored)
 
     def store_if_damaged(self, coded: Coded, task: int, failure: Failure) -> None:
@@ -124,16 +124,16 @@ class StoredPieces:
                     self._parts.pop(piece, None)
                 self._orders.clear()
 
-    def _new_block(self, coded: Coded, task: int) -> StoredBlock:
+    def _new_block(self, coded: Coded, task: int) -> BlockRef:
         layout, pieces = coded.layout(task), coded.pieces(task)
-        if self._storing.is_mapped and not self._place.encryption and layout_bytes(layout) < SENT_BYTES:
+        if self._storing.is_mapped and not self._place.encryption and count_layout_bytes(layout) < SENT_BYTES:
             block = _in_message(coded, task)
         else:
             self._find_room(coded)
             for piece in pieces:
                 if piece not in self._parts:
                     self._parts[piece] = self._store(coded, piece)
-            block = StoredBlock(self._place, tuple(self._parts[piece] for piece in pieces), layout)
+            block = BlockRef(self._place, tuple(self._parts[piece] for piece in pieces), layout)
         self._unstored.difference_update(pieces)
         if not self._unstored and self._storing.has_bytes:
             coded.release()
@@ -145,21 +145,21 @@ class StoredPieces:
             return
         storing = self._storing
         first = {piece: task for task in reversed(range(coded.n)) for piece in coded.pieces(task)}
-        size = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
+        size = sum(count_layout_bytes(coded.layout(task)) for task in set(first.values()))
         with storing.lock:  # until others can see that the room is taken
             self.bytes, self.roots = size, storing.roots(self.number, size)
         if storing.is_mapped:
             weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
             storing.remove_unneeded()  # at once: what has made way is in memory
 
-    def _store(self, coded: Coded, piece: int) -> Part:
+    def _store(self, coded: Coded, piece: int) -> Segment:
         buffers, failed = _buffers(coded, piece), OSError()
         for root in self.roots:
-            part = Part(f"{root}{piece}", sum(map(len, buffers)))
+            part = Segment(f"{root}{piece}", sum(map(len, buffers)))
             if not self._storing.has_bytes:
                 return part
             try:
-                crc32 = self._storing.put(part.key, as_stored(self._place, part, *buffers))
+                crc32 = self._storing.put(part.key, to_stored_bytes(self._place, part, *buffers))
                 return part._replace(crc32=crc32)
             except OSError as error:
                 failed = error
@@ -173,18 +173,18 @@ def _remove(remover: weakref.WeakMethod[Callable[[Sequence[str]], None]], roots:
         remove(roots)
 
 
-def stored_block(coded: Coded, task: int) -> StoredBlock:
+def stored_block(coded: Coded, task: int) -> BlockRef:
     """What the worker of a task gets of blocks that lie in storage already, or travel in messages."""
     assert coded.source is not None
-    if coded.source == MESSAGE:
+    if coded.source == INLINE:
         return _in_message(coded, task)
-    return StoredBlock(coded.source, coded.parts(task), coded.layout(task))
+    return BlockRef(coded.source, coded.parts(task), coded.layout(task))
 
 
-def _in_message(coded: Coded, task: int) -> StoredBlock:
+def _in_message(coded: Coded, task: int) -> BlockRef:
     """The block of a task as it travels with it."""
     data = b"".join(buffer for piece in coded.pieces(task) for buffer in _buffers(coded, piece))
-    return StoredBlock(MESSAGE, (), coded.layout(task), data)
+    return BlockRef(INLINE, (), coded.layout(task), data)
 
 
 def _buffers(coded: Coded, piece: int) -> list[Any]:
@@ -209,12 +209,12 @@ class BlockStore:
     has_bytes = is_parallel = is_mapped = False
 
     def __init__(self, prefix: str) -> None:
-        self.place, self._prefix = Place("driver", prefix), prefix
+        self.place, self._prefix = Location("driver", prefix), prefix
         self.lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._removing = threading.Lock()
         self.next_number = 0  # of the next blocks that come
         # By the identity of the blocks, and by place: with a key each map has its own. The latest used last.
-        self._stored: dict[tuple[int, Place], StoredPieces] = {}
+        self._stored: dict[tuple[int, Location], StoredPieces] = {}
         self.unneeded: list[str] = []
 
     def of(self, payload: Payload) -> StoredPieces:
@@ -267,7 +267,7 @@ class BlockStore:
         finally:
             self._removing.release()
 
-    def _let_go(self, names: Iterable[tuple[int, Place]]) -> None:
+    def _let_go(self, names: Iterable[tuple[int, Location]]) -> None:
         self.unneeded += [root for name in names for root in self._stored.pop(name).roots]
 
 
@@ -283,7 +283,7 @@ class InFolders(BlockStore):
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
         super().__init__("")
-        self.place, self._owner = Place("private", "/"), os.getpid()
+        self.place, self._owner = Location("private", "/"), os.getpid()
         self._memory, self._disk, self._budget = memory, disk, budget
 
     def roots(self, number: int, size: int) -> list[str]:
@@ -295,7 +295,7 @@ class InFolders(BlockStore):
 
     def put(self, key: str, buffers: Sequence[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
-        write_private(os.path.join("/", key), *buffers)
+        write_private_file(os.path.join("/", key), *buffers)
 
     def remove(self, roots: Sequence[str]) -> None:
         """The folders; not by a process that was forked of the one they belong to."""

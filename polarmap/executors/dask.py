@@ -19,7 +19,7 @@ from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.executors.tcp import are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
-from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
+from polarmap.worker.persistent_worker import DriverAddress, serve_driver_on_thread
 
 ASK_SECONDS = 5.0  # between two requests for the cluster's workers, and until one is given up
 PLACING_OPTIONS = {"workers", "resources"}  # of tasks, by which a user chooses where they run
@@ -299,7 +299,7 @@ def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> str:
     machine = urlsplit(worker().address).hostname or ""
     leave()
     try:
-        stay_on_thread(address, number, seconds, place, machine)
+        serve_driver_on_thread(address, number, seconds, place, machine)
     except ConnectionError as error:
         return f"ConnectionError: {error}"
     return "finished"

@@ -16,11 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.polling import POLLIN, ready
-from polarmap.worker.processes import END_SECONDS
-from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, stay_awake
-from polarmap.worker.surroundings import absolute_module_path
-from polarmap.worker.threads import limiting_variables
+from polarmap.worker.blas_threads import get_thread_limit_variables
+from polarmap.worker.environment import get_absolute_sys_path
+from polarmap.worker.polling import POLLIN, wait_until_ready
+from polarmap.worker.processes import SHUTDOWN_SECONDS
+from polarmap.worker.socket_channel import (
+    FORK_COMMAND,
+    FORK_SERVER_REQUEST,
+    KILL_COMMAND,
+    SERVER_READY,
+    WORKER_EXIT_EVENT,
+    configure_tcp,
+)
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
 START_SECONDS = 60  # that an interpreter may take to import what workers need, on a busy machine
@@ -53,7 +60,7 @@ fork_server.main(options["descriptor"], options["folders"])
 def import_options(modules: Sequence[str]) -> dict[str, Any]:
     """What `IMPORTS` are told: where to look, as this process does now, and which modules there are more."""
     home = str(Path(__file__).resolve().parents[2])
-    return {"home": home, "module_path": absolute_module_path(), "modules": ["cloudpickle", *modules]}
+    return {"home": home, "module_path": get_absolute_sys_path(), "modules": ["cloudpickle", *modules]}
 
 
 class ForkServerProcess:
@@ -90,7 +97,7 @@ class ForkServerProcess:
                 stderr=inherited_stream(2),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, **limiting_variables(threads)},
+                env={**os.environ, **get_thread_limit_variables(threads)},
             )
         except OSError as error:
             self._control.close()
@@ -113,19 +120,19 @@ class ForkServerProcess:
     def start(self, number: int, connection: socket.socket) -> None:
         """Let a worker of this number serve at `connection`, which is its own from now on."""
         with connection:
-            self._ask(FORK, number, connection)
+            self._ask(FORK_COMMAND, number, connection)
 
     def kill(self, number: int) -> None:
         """End a worker, and what it has started, whatever they do."""
         self._endings.pop(number, None)
-        self._ask(KILL, number)
+        self._ask(KILL_COMMAND, number)
 
     def ending(self, number: int) -> str | None:
         """How a worker has ended that is gone; None if that is not soon known."""
         deadline = time.monotonic() + TELL_SECONDS
         while self._listen() and number not in self._endings and (rest := deadline - time.monotonic()) > 0:
             with contextlib.suppress(ValueError, OSError):  # another thread has closed it
-                ready([self._control], POLLIN, rest)
+                wait_until_ready([self._control], POLLIN, rest)
         return self._endings.get(number)
 
     def close(self) -> None:
@@ -134,10 +141,10 @@ class ForkServerProcess:
             self._control.shutdown(socket.SHUT_RDWR)  # a process that was forked of this one may have it, too
         self.forget()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(SHUTDOWN_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(END_SECONDS)
+            self._process.wait(SHUTDOWN_SECONDS)
 
     def forget(self) -> None:
         """Let go of it, in a process that was forked of the one that started it."""
@@ -153,17 +160,17 @@ class ForkServerProcess:
             except OSError:
                 return False
             self._heard += data
-            if not self._is_ready and self._heard.startswith(READY):
-                self._is_ready, self._heard = True, self._heard[len(READY) :]
-            count = len(self._heard) // ENDED.size * ENDED.size
-            for number, status in ENDED.iter_unpack(self._heard[:count]):
+            if not self._is_ready and self._heard.startswith(SERVER_READY):
+                self._is_ready, self._heard = True, self._heard[len(SERVER_READY) :]
+            count = len(self._heard) // WORKER_EXIT_EVENT.size * WORKER_EXIT_EVENT.size
+            for number, status in WORKER_EXIT_EVENT.iter_unpack(self._heard[:count]):
                 self._endings[number] = how_ended(os.waitstatus_to_exitcode(status))
             self._heard = self._heard[count:]
             return bool(data)
 
     def _ask(self, what: bytes, number: int, connection: socket.socket | None = None) -> None:
         """A request; one that is gone does nothing, as its workers are gone, too."""
-        request = REQUEST.pack(what, number)
+        request = FORK_SERVER_REQUEST.pack(what, number)
         with self._lock, contextlib.suppress(OSError):
             if connection is None:
                 self._control.sendall(request, socket.MSG_DONTWAIT)
@@ -180,7 +187,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * FUNCTION_BYTES)
     for one in (ours, theirs):
         if one.family == socket.AF_INET:  # Windows has no others
-            stay_awake(one)
+            configure_tcp(one)
     return ours, theirs
 
 

@@ -37,11 +37,16 @@ from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.executors.ray import RayCalls
 from polarmap.executors.worker_table import GRACE_SECONDS
-from polarmap.worker.block_cache import OnReadOnlyBlocks
-from polarmap.worker.io_pools import FolderLink, ThreadLink, kept_block, run_in_pool
-from polarmap.worker.parts import DamagedError
-from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.block_cache import CopyOnWriteFunction
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.future_tasks import (
+    FolderCancelToken,
+    ThreadCancelToken,
+    load_cached_block,
+    run_task_in_future,
+)
+from polarmap.worker.processes import LIVENESS_INTERVAL
+from polarmap.worker.segments import DamagedError
 
 BROKEN = (
     "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "
@@ -69,7 +74,7 @@ class FuturesExecutor:
 
     def open(self, payload: Payload) -> FuturesRun:
         """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
-        check_reachable(payload.output and payload.output.source)
+        check_reachable(payload.output and payload.output.location)
         return FuturesRun(self.name, self._pool, payload)
 
 
@@ -100,8 +105,8 @@ class FuturesRun:
         self._is_stored = source is not None and source.kind == "folder"  # where workers read blocks
         self._f = self._function()
         self._threads = threads_each(pool)
-        self._folder = None if self._shares_memory else FolderLink.to(str(disk_folder()))
-        self._links: dict[Attempt, ThreadLink] = {}  # where there is no folder
+        self._folder = None if self._shares_memory else FolderCancelToken.from_folder(str(disk_folder()))
+        self._links: dict[Attempt, ThreadCancelToken] = {}  # where there is no folder
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Hand them to the pool."""
@@ -111,7 +116,7 @@ class FuturesRun:
 
     def wait(self, timeout: float) -> list[Event]:
         """Which attempts were seen to begin, and whose futures are done."""
-        told = self._news(timeout if self._engine is None else min(timeout, LIVENESS_SECONDS))
+        told = self._news(timeout if self._engine is None else min(timeout, LIVENESS_INTERVAL))
         if self._engine is not None and self._pending and (reason := self._engine.gone()):
             told = self._results_before_end(told, reason)
         return [*self._begun(), *map(self._outcome, told)]
@@ -165,7 +170,7 @@ class FuturesRun:
         try:
             call = self._f, self._block(task, attempt), self._payload.ticket(task, attempt)
             link = self._link(task, attempt)
-            future: Future[Any] = self._pool.submit(run_in_pool, *call, link, self._threads)
+            future: Future[Any] = self._pool.submit(run_task_in_future, *call, link, self._threads)
             self._accepts = True
         except Exception as error:  # shut down, or broken by a worker that died; no block
             if not (self._accepts or isinstance(error, (DamagedError, CancelledError))):
@@ -174,11 +179,11 @@ class FuturesRun:
             future.set_exception(error)
         return future
 
-    def _link(self, task: int, attempt: int) -> ThreadLink | FolderLink:
+    def _link(self, task: int, attempt: int) -> ThreadCancelToken | FolderCancelToken:
         """What an attempt shares with the driver."""
         if self._folder is not None:
-            return self._folder._replace(attempt=f"{task}-{attempt}")
-        return self._links.setdefault((task, attempt), ThreadLink())
+            return self._folder._replace(attempt_name=f"{task}-{attempt}")
+        return self._links.setdefault((task, attempt), ThreadCancelToken())
 
     def _begun(self, all_of_them: bool = False) -> list[Began]:
         """Return the attempts that have begun since the last time, or that an engine was handed.
@@ -188,7 +193,7 @@ class FuturesRun:
         """
         began, started = list[Began](), list[Attempt]()
         for attempt, future in self._unbegun.items():
-            when = self._link(*attempt).start_seen()
+            when = self._link(*attempt).get_start_time()
             if when is not None:
                 self._has_seen_mark = True
                 started.append(attempt)
@@ -215,7 +220,7 @@ class FuturesRun:
         """f as the pool gets it; on a thread it sees that it must not write into the caller's data."""
         if self._shares_memory and not self._is_stored:
             return self._payload.f
-        f = OnReadOnlyBlocks(self._payload.f)
+        f = CopyOnWriteFunction(self._payload.f)
         return f if self._shares_memory else pickled(f, self._name)
 
     def _block(self, task: int, attempt: int) -> Any:
@@ -228,7 +233,7 @@ class FuturesRun:
         if (reference := coded.reference(task)) is not None:
             return reference
         if self._is_stored:
-            return partial(kept_block, stored_block(coded, task), coded.structure, attempt > 0)
+            return partial(load_cached_block, stored_block(coded, task), coded.structure, attempt > 0)
         if coded.source is not None and self._shares_memory:
             return partial(block_of, coded, task)
         return block_of(coded, task, read_only)
@@ -271,5 +276,5 @@ def threads_each(pool: Any) -> int:
     """
     if isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor)):
         inside: Any = pool
-        return max(1, available_cores() // int(inside._max_workers))
+        return max(1, count_available_cores() // int(inside._max_workers))
     return 1

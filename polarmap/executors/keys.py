@@ -10,14 +10,14 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Coded, Payload
 from polarmap.worker.encryption import (
     KEY_BYTES,
-    MAKE_ONE,
-    MESSAGE_BYTES,
+    KEYGEN_COMMAND,
+    MAX_PLAINTEXT_BYTES,
     Encryption,
     KeyUnavailableError,
-    ciphers,
+    load_ciphers,
     read_key,
 )
-from polarmap.worker.pytree import layout_bytes
+from polarmap.worker.pytree import count_layout_bytes
 
 PLACES = ("env:", "file:")
 
@@ -36,10 +36,10 @@ def readable_key(key: Any) -> str | bytes:
     else:  # which may be a key: it is not shown
         raise CodeError(
             f"key must be 'env:NAME' or 'file:PATH', where workers find the {2 * KEY_BYTES} hexadecimal "
-            f"digits that this makes: {MAKE_ONE}; or {KEY_BYTES} bytes. This {type(key).__name__} is neither"
+            f"digits that this makes: {KEYGEN_COMMAND}; or {KEY_BYTES} bytes. This {type(key).__name__} is neither"
         )
     try:
-        ciphers()
+        load_ciphers()
     except KeyUnavailableError as error:
         raise CodeError(f"key= needs the package cryptography: {install_command('crypto')}") from error
     try:
@@ -54,12 +54,12 @@ def new_encryption(key: str | bytes, largest: int, what: str, remedy: str) -> En
 
     largest : bytes of what is encrypted at once, which is `what`.
     """
-    if largest > MESSAGE_BYTES:
+    if largest > MAX_PLAINTEXT_BYTES:
         raise CodeError(
-            f"{what} has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: {remedy}"
+            f"{what} has {largest} bytes, and at most {MAX_PLAINTEXT_BYTES} are encrypted at once: {remedy}"
         )
     try:
-        return Encryption.new(key)
+        return Encryption.create(key)
     except KeyUnavailableError as error:
         raise CodeError(str(error)) from error
 
@@ -75,7 +75,7 @@ def with_key(payload: Payload, key: str | bytes) -> Payload:
     """The same map, all that is stored and sent of it encrypted by this key."""
     blocks = payload.blocks
     tasks = range(blocks.n if blocks.source is None else 0)
-    largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
+    largest = max((count_layout_bytes(blocks.layout(task)) for task in tasks), default=0)
     return replace(payload, encryption=new_encryption(key, largest, "a block", "use more blocks"))
 
 

@@ -24,11 +24,11 @@ from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import SentState, pickled
 from polarmap.executors.remote_workers import NO_MACHINES, Site
-from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
-from polarmap.worker.kept_worker import DriverAddress, make_kept_task
-from polarmap.worker.messages import plain
-from polarmap.worker.parts import Place
-from polarmap.worker.retries import retry_call
+from polarmap.worker.lithops_tasks import LIVENESS_KEY, delete_prefix, make_lithops_task
+from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
+from polarmap.worker.retries import retry_request
+from polarmap.worker.segments import Location
+from polarmap.worker.task_records import to_plain_tuple
 
 PREFIX = "polarmap"  # of all keys of maps
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
@@ -63,7 +63,7 @@ class LithopsExecutor:
         jobs = Jobs(self._choice, shares=True)
         try:
             check_reachable(payload.blocks.source, "lies in", *jobs.reach)
-            check_reachable(payload.output and payload.output.source, "is to stay in", *jobs.reach)
+            check_reachable(payload.output and payload.output.location, "is to stay in", *jobs.reach)
             return LithopsRun(jobs, payload)
         except BaseException:
             jobs.close()
@@ -92,7 +92,7 @@ class LithopsRun:
         self._is_first = False
         self._stored.prepare(coded, [task for task, _ in attempts])
         if is_first:
-            self._storing.put(f"{self._prefix}/{ALIVE}", [b"alive"])
+            self._storing.put(f"{self._prefix}/{LIVENESS_KEY}", [b"alive"])
         functions = self._jobs.functions_for_next()
         address: dict[str, Any] = {"bucket": self._storage.bucket, "prefix": self._prefix}
         if self._jobs.is_here:
@@ -101,11 +101,13 @@ class LithopsRun:
         gives_way = self._payload.low_priority if is_first and self._jobs.is_here else ()
         items = {}
         for task, attempt in attempts:
-            fields = plain(self._payload.ticket(task, attempt, self._stored.block(coded, task)))
+            fields = to_plain_tuple(self._payload.ticket(task, attempt, self._stored.block(coded, task)))
             nice = PARITY_NICE if task in gives_way else 0
             items[task, attempt] = {"fields": (fields, {**address, "nice": nice})}
         try:
-            self._jobs.start(functions, make_task(self._payload.f, coded.structure, self._state), items)
+            self._jobs.start(
+                functions, make_lithops_task(self._payload.f, coded.structure, self._state), items
+            )
         except ExecutorError:
             pickled(self._payload.f, self._jobs.name)  # the likely reason, in plain words
             raise
@@ -142,7 +144,7 @@ class LithopsRun:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
         self._storing.close()
         with contextlib.suppress(Exception):
-            self._storage.delete_object(self._storage.bucket, f"{self._prefix}/{ALIVE}")
+            self._storage.delete_object(self._storage.bucket, f"{self._prefix}/{LIVENESS_KEY}")
         remove_objects(self._storage, [f"{self._prefix}/", *self._jobs.close()])
         return None
 
@@ -204,7 +206,7 @@ class LithopsSite(Site):
         items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}
         functions = self._jobs.functions_for_next(len(workers))
         look_seldom(functions)
-        self._jobs.start(functions, make_kept_task(address), items, timeout=int(self.seconds))
+        self._jobs.start(functions, make_worker_task(address), items, timeout=int(self.seconds))
 
     def ended(self, may_ask: bool = True) -> dict[int, str]:
         """Those of which Lithops knows that they have ended, and why.
@@ -253,7 +255,7 @@ class InBucket(BlockStore):
 
     def __init__(self, storage: Any, prefix: str) -> None:
         super().__init__(prefix)
-        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
+        self.place, self._storage = Location("bucket", storage.bucket, storage.backend), storage
         self._is_closed = False
 
     def close(self) -> None:
@@ -265,13 +267,13 @@ class InBucket(BlockStore):
         bucket, data = self._storage.bucket, b"".join(buffers)
         self._check_open()
         try:
-            retry_call(partial(self._storage.put_object, bucket, key, data))
+            retry_request(partial(self._storage.put_object, bucket, key, data))
         except Exception as error:
             raise ExecutorError(
                 f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
         if self._is_closed:  # since the request was made: whoever removes all objects may have been sooner
-            delete_below(self._storage, bucket, key)
+            delete_prefix(self._storage, bucket, key)
         self._check_open()
         return zlib.crc32(data)
 
@@ -282,7 +284,7 @@ class InBucket(BlockStore):
     def remove(self, roots: Sequence[str]) -> None:
         """Their objects."""
         for root in roots:
-            delete_below(self._storage, self._storage.bucket, root)
+            delete_prefix(self._storage, self._storage.bucket, root)
 
 
 def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
@@ -290,7 +292,7 @@ def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
     try:
         for prefix in prefixes:
             for pause in REMOVE_PAUSES:
-                if not delete_below(storage, storage.bucket, prefix):
+                if not delete_prefix(storage, storage.bucket, prefix):
                     break
                 time.sleep(pause)
             else:

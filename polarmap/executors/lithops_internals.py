@@ -28,10 +28,10 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server import START_SECONDS
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import modules_named
-from polarmap.worker.io_pools import POLL_SECONDS
-from polarmap.worker.objects import LAST_POLL_SECONDS
-from polarmap.worker.parts import write_file
-from polarmap.worker.surroundings import absolute_module_path
+from polarmap.worker.environment import get_absolute_sys_path
+from polarmap.worker.future_tasks import CANCEL_POLL_INTERVAL
+from polarmap.worker.segments import write_file
+from polarmap.worker.storage_channel import MAX_POLL_INTERVAL
 
 _replacing = threading.RLock()
 
@@ -72,7 +72,7 @@ def runner(runtime: str, version: int, is_private: bool) -> str:
     """
     folder, is_this = private_folder(), runtime == named_for_lithops()
     script = folder / f"runner-{crc32(f'{version} {is_private} {runtime}'.encode())}"
-    paths = absolute_module_path() if is_this else [_lithops_alone()]
+    paths = get_absolute_sys_path() if is_this else [_lithops_alone()]
     write_file(str(folder), f"{script.name}.paths", json.dumps(paths).encode())
     run = (
         f"import json, sys; paths = json.load(open('{script}.paths')); "
@@ -187,7 +187,7 @@ def localhost_functions() -> Any:
         "backend": "localhost",
         "storage": "localhost",
         "monitoring": "storage",
-        "monitoring_interval": POLL_SECONDS,
+        "monitoring_interval": CANCEL_POLL_INTERVAL,
         "data_cleaner": False,
         "data_limit": 0,
     }
@@ -229,7 +229,7 @@ def another_like(functions: Any, processes: int | None = None) -> Any:
 def look_seldom(functions: Any) -> float:
     """Look for workers that have ended as seldom as for what nobody expects; how often: each is a listing."""
     config = functions.internal_storage.get_storage_config()
-    seldom = max(LAST_POLL_SECONDS, float(config["monitoring_interval"]))
+    seldom = max(MAX_POLL_INTERVAL, float(config["monitoring_interval"]))
     for settings in (config, functions.config["lithops"]):  # its own, and what `another_like` copies
         settings["monitoring_interval"] = seldom
     return seldom

@@ -36,7 +36,7 @@ from polarmap.executors.lithops_internals import (
     storage_settings,
 )
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.retries import retry_call
+from polarmap.worker.retries import retry_request
 
 AGAIN_SECONDS = 1.0  # in which Lithops is given a job again that it could not store
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage
@@ -118,7 +118,7 @@ class Jobs:
             with pickled_by_value():
                 submit = partial(functions.map, task, list(items.values()), chunksize=1, **options)
                 # Here another map may just have removed the folder of jobs, when it was empty.
-                futures = retry_call(submit, AGAIN_SECONDS if self.is_here else 0.0)
+                futures = retry_request(submit, AGAIN_SECONDS if self.is_here else 0.0)
         except Exception as error:
             reason = interpreter_error(functions) or _text(error)
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
@@ -240,7 +240,7 @@ def open_functions(choice: Any, slots: int | None = None) -> Any:
         return another_like(choice, slots)
     with _configuration(choice) as (file, missing):
         build = partial(build_functions, config_file=str(file), **missing)
-        functions = retry_call(build) if file.absolute() in _answered else build()
+        functions = retry_request(build) if file.absolute() in _answered else build()
     # Jobs may be told of any number of parts, unless the owner says how much: Lithops allows 4 MiB.
     functions.config["lithops"].setdefault("data_limit", 0)
     _answered.add(file.absolute())

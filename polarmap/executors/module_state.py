@@ -27,18 +27,18 @@ import cloudpickle
 
 from polarmap.errors import CodeError
 from polarmap.worker.module_state import (
-    CACHED_FUNCTION,
     CLASS,
-    MAIN,
+    LRU_CACHE_TYPE,
+    MAIN_MODULES,
+    MISMATCH_ADVICE,
     OPAQUE,
-    RECORD,
-    REMEDY,
-    Description,
-    Item,
-    attributes_of,
+    RECORD_ATTRIBUTE,
+    ModuleStateItem,
+    ValueDescription,
     describe_value,
     digest_code,
-    is_named,
+    is_importable_by_name,
+    list_settable_attributes,
 )
 
 # What reaches things by names that are made while it runs.
@@ -58,7 +58,7 @@ OF_MODULES = {
     "__loader__",
     "__name__",
     "__package__",
-} | {*("__path__", "__spec__", "__annotations__", "__getattr__", "__dir__", RECORD)}
+} | {*("__path__", "__spec__", "__annotations__", "__getattr__", "__dir__", RECORD_ATTRIBUTE)}
 
 
 class Code(NamedTuple):
@@ -109,7 +109,7 @@ def is_library(name: str) -> bool:
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
         return name in sys.builtin_module_names or name in sys.stdlib_module_names
-    return is_installed(file) and name not in MAIN
+    return is_installed(file) and name not in MAIN_MODULES
 
 
 _known: dict[str, bool] = {}  # whether a module of this name is the caller's
@@ -121,7 +121,7 @@ def _is_own(name: Any) -> bool:
     if known is None:
         if name not in sys.modules:
             return False
-        known = _known[name] = name not in MAIN and not is_library(name)
+        known = _known[name] = name not in MAIN_MODULES and not is_library(name)
     return known and not _travels_by_value(name)
 
 
@@ -143,7 +143,7 @@ def own(reached: Iterable[Any]) -> list[Any]:
     return found
 
 
-def state_of(reached: Sequence[Any], by_value: bool = False) -> list[Item]:
+def state_of(reached: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
     """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
 
     The state is described anew where something has changed.
@@ -190,7 +190,7 @@ class _Walk:
         self._codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
         self._mutable: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
         for one in reached:
-            if isinstance(one, types.FunctionType) and not is_named(one):
+            if isinstance(one, types.FunctionType) and not is_importable_by_name(one):
                 self._note_names(one)  # it travels with the globals that it names
             else:
                 self._queue.append(one)
@@ -234,7 +234,7 @@ class _Walk:
     def _visit_function(self, value: Any) -> None:
         """Add the globals that code names, if they are those of a module of the caller's."""
         function = value
-        while isinstance(function, CACHED_FUNCTION):
+        while isinstance(function, LRU_CACHE_TYPE):
             function = function.__wrapped__
         if not isinstance(function, types.FunctionType) or is_library(function.__module__ or ""):
             return
@@ -284,7 +284,7 @@ class _Walk:
             return
         self._add(module, kind.__qualname__, namespace, kind)
         self._sizes.append((vars(kind), len(vars(kind))))
-        for name in attributes_of(kind):
+        for name in list_settable_attributes(kind):
             self._add(module, f"{kind.__qualname__}.{name}", vars(kind), vars(kind)[name])
 
     def _add_attributes_of_modules(self) -> bool:
@@ -330,12 +330,12 @@ class _Walk:
             if isinstance(name, str) and name.isidentifier():
                 self._add(module, f"{path}.{name}", namespace, one)
 
-    def _item(self, module: str, path: str, described: Description, value: Any) -> Item:
+    def _item(self, module: str, path: str, described: ValueDescription, value: Any) -> ModuleStateItem:
         is_assigned = path in self._assigned.get(module, ())
         is_empty = type(value) in CONTAINERS and not value
         if described.kind == OPAQUE and not is_assigned:
             _check_is_the_first(module, path, value)
-        return Item(module, path, *described[:3], is_assigned or is_empty)
+        return ModuleStateItem(module, path, *described[:3], is_assigned or is_empty)
 
 
 def _check_is_the_first(module: str, path: str, value: Any) -> None:
@@ -356,7 +356,7 @@ def _check_is_the_first(module: str, path: str, value: Any) -> None:
     elif first() is not value:
         raise CodeError(
             f"f reaches {module}.{path}, which is another {type(value).__name__} than before, and cannot be "
-            f"sent to workers. {REMEDY.format(module)}"
+            f"sent to workers. {MISMATCH_ADVICE.format(module)}"
         )
 
 
@@ -370,11 +370,11 @@ def _functions_of(value: Any) -> list[types.FunctionType]:
     return [one for one in parts if type(one) is types.FunctionType]
 
 
-def _is_fixed(value: Any, described: Description) -> bool:
+def _is_fixed(value: Any, described: ValueDescription) -> bool:
     """Tell whether a function or class is the same as long as it is the same object with the same code."""
     functions = _functions_of(value)
-    if not (described.has_code and functions):
-        return not described.has_code and (bool(functions) or issubclass(type(value), type))
+    if not (described.contains_code and functions):
+        return not described.contains_code and (bool(functions) or issubclass(type(value), type))
     return not any(
         one.__closure__ or one.__kwdefaults__ or one.__dict__ or not IMMUTABLE.issuperset(kinds)
         for one, kinds in [(one, map(type, one.__defaults__ or ())) for one in functions]

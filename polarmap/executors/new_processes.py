@@ -22,15 +22,15 @@ from polarmap.executors.fork_server import (
     inherited_stream,
     open_standard_streams,
 )
-from polarmap.worker.processes import END_SECONDS
-from polarmap.worker.threads import limiting_variables
+from polarmap.worker.blas_threads import get_thread_limit_variables
+from polarmap.worker.processes import SHUTDOWN_SECONDS
 
 PROGRAM = f"""
 import importlib, json, sys
 options = json.loads(sys.stdin.buffer.raw.readline())
 {IMPORTS}
-from polarmap.worker import new_process
-new_process.main(options["connection"], options["folders"])
+from polarmap.worker import spawned_worker
+spawned_worker.main(options["connection"], options["folders"])
 """
 
 
@@ -45,7 +45,7 @@ class NewProcesses:
     """
 
     def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:
-        self._environment = {**os.environ, **limiting_variables(threads)}
+        self._environment = {**os.environ, **get_thread_limit_variables(threads)}
         self._folders, self._modules = list(folders), modules
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -84,7 +84,7 @@ class NewProcesses:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
+            process.wait(SHUTDOWN_SECONDS)
         _close(process)
 
     def ending(self, number: int) -> str | None:

@@ -15,17 +15,17 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import WakeSignal
 from polarmap.executors.transfers import in_parallel
-from polarmap.worker.objects import (
-    BEAT_SECONDS,
-    FIRST_POLL_SECONDS,
-    LAST_POLL_SECONDS,
-    POLLS_PER_MESSAGE,
-    ObjectKeys,
-    Said,
-    next_pause,
+from polarmap.worker.retries import OUTAGE_SECONDS, retry_request
+from polarmap.worker.socket_channel import MAX_INLINE_BYTES, FrameDecoder, FrameError, Message, SocketChannel
+from polarmap.worker.storage_channel import (
+    HEARTBEAT_SECONDS,
+    MAX_POLL_INTERVAL,
+    MIN_POLL_INTERVAL,
+    N_POLLS_PER_MESSAGE,
+    ChannelKeys,
+    ReplyKey,
+    next_poll_interval,
 )
-from polarmap.worker.retries import AWAY_SECONDS, retry_call
-from polarmap.worker.stream import INLINE_BYTES, FrameError, Frames, Message, Stream
 
 TRANSFERS = 16  # objects read at once
 
@@ -41,7 +41,7 @@ class ObjectLink:
     Attributes
     ----------
     unread : deque
-        Messages that the worker has not said to have, as `Orders` tells them.
+        Messages that the worker has not said to have, as `Mailbox` tells them.
     count, sent : int
         Numbers of the latest message to the worker, and from it.
     heard : float
@@ -72,7 +72,7 @@ class ObjectLink:
     def deliver(self, data: bytes) -> None:
         """A message that the worker has sent."""
         try:
-            self._said.extend(Frames().of(data))
+            self._said.extend(FrameDecoder().feed(data))
         except FrameError:
             self.is_there = False
         self._news.set()
@@ -117,7 +117,7 @@ class ObjectLink:
         self._news.close()
 
 
-Link = Stream | ObjectLink
+Link = SocketChannel | ObjectLink
 Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
 
 
@@ -133,11 +133,11 @@ class ObjectLinks:
     """
 
     def __init__(self, storage: Any, prefix: str, join: Join) -> None:
-        self._storage, self._keys, self._join = storage, ObjectKeys(prefix), join
+        self._storage, self._keys, self._join = storage, ChannelKeys(prefix), join
         self._links: dict[int, ObjectLink] = {}
         # A destructor may close a run or a pool at any moment, also within either lock.
         self._lock, self._putting = threading.RLock(), threading.RLock()
-        self._beat, self._next_sign = 0, time.monotonic() + BEAT_SECONDS
+        self._beat, self._next_sign = 0, time.monotonic() + HEARTBEAT_SECONDS
         self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._data: dict[bytes, Any] = {}  # of messages, by digest
         self._stored = set[bytes]()  # of them, in objects of their own
@@ -170,8 +170,8 @@ class ObjectLinks:
         Those of this process as they were; those of workers, which poll, as they usually are.
         """
         writes, reads, self._writes, self._reads = self._writes, self._reads, 0, 0
-        signs, polls = seconds / BEAT_SECONDS, seconds / LAST_POLL_SECONDS
-        return round(writes + reads + signs), round(reads + polls + reads * POLLS_PER_MESSAGE)
+        signs, polls = seconds / HEARTBEAT_SECONDS, seconds / MAX_POLL_INTERVAL
+        return round(writes + reads + signs), round(reads + polls + reads * N_POLLS_PER_MESSAGE)
 
     def hang_up(self, number: int) -> None:
         """A worker is gone: nothing more will come of it, and nobody reads what was said to it."""
@@ -181,7 +181,7 @@ class ObjectLinks:
 
     def close(self) -> None:
         """Let the workers end, and store nothing from now on. The site removes their replies."""
-        deadline = time.monotonic() + AWAY_SECONDS  # a storage may not answer
+        deadline = time.monotonic() + OUTAGE_SECONDS  # a storage may not answer
         for event in (self._is_closed, self._posted, self._expected):
             event.set()
         for thread in self._threads:
@@ -191,7 +191,7 @@ class ObjectLinks:
         is_free = self._putting.acquire(timeout=max(0.0, deadline - time.monotonic()))
         try:
             with contextlib.suppress(Exception):
-                self._storage.delete_object(self._storage.bucket, self._keys.orders)
+                self._storage.delete_object(self._storage.bucket, self._keys.mailbox_key)
         finally:
             if is_free:
                 self._putting.release()
@@ -220,11 +220,11 @@ class ObjectLinks:
                 continue
             try:
                 # A sign of life writes all anew: a storage that was killed may have forgotten it.
-                retry_call(self._put_orders)
+                retry_request(self._put_orders)
                 self._failure = None
             except Exception as error:  # what was posted stays for the next time
                 self._failure = error if self._is_new else None
-            self._next_sign = time.monotonic() + BEAT_SECONDS
+            self._next_sign = time.monotonic() + HEARTBEAT_SECONDS
             self._expected.set()
 
     def _put_orders(self) -> None:
@@ -236,21 +236,21 @@ class ObjectLinks:
                 messages = {link.number: list(link.unread) for link in links if link.is_there}
                 needed = {digest for each in messages.values() for _, _, digest in each if digest}
                 self._data = {digest: self._data[digest] for digest in needed}
-                large = {digest for digest in needed if len(self._data[digest]) > INLINE_BYTES}
+                large = {digest for digest in needed if len(self._data[digest]) > MAX_INLINE_BYTES}
                 inline = {digest: bytes(self._data[digest]) for digest in needed - large}
                 self._beat += 1
                 data = pickle.dumps((self._beat, inline, messages), pickle.HIGHEST_PROTOCOL)
                 new, self._is_new = self._is_new, False
             try:
                 for digest in large - self._stored:
-                    self._put(self._keys.data(digest), self._data[digest])
+                    self._put(self._keys.payload_key(digest), self._data[digest])
                     self._stored.add(digest)
-                self._put(self._keys.orders, data)
+                self._put(self._keys.mailbox_key, data)
             except BaseException:
                 self._is_new |= new
                 raise
             for digest in self._stored - large:
-                self._storage.delete_object(self._storage.bucket, self._keys.data(digest))
+                self._storage.delete_object(self._storage.bucket, self._keys.payload_key(digest))
                 self._stored.discard(digest)
 
     def _put(self, key: str, data: bytes) -> None:
@@ -266,32 +266,32 @@ class ObjectLinks:
             try:
                 heard = self._take()
                 if began >= next_review:
-                    next_review = began + BEAT_SECONDS
+                    next_review = began + HEARTBEAT_SECONDS
                     self._hang_up_on_silent()
             except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                 for link in list(self._links.values()):
                     link.heard = time.monotonic()
-            pause = next_pause(0.0 if heard else pause, time.monotonic() - began)
+            pause = next_poll_interval(0.0 if heard else pause, time.monotonic() - began)
             if self._expected.wait(pause):
                 self._expected.clear()
                 pause = 0.0
-                self._is_closed.wait(FIRST_POLL_SECONDS)  # nobody replies before
+                self._is_closed.wait(MIN_POLL_INTERVAL)  # nobody replies before
 
     def _take(self) -> int:
         """Read all replies there are, and remove them; how many there were."""
         with self._lock:
             self._writes += 1
-        found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
+        found = set(self._storage.list_keys(self._storage.bucket, self._keys.reply_prefix))
         self._seen &= found  # others are removed by now
-        new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))
+        new = sorted((said, key) for key in found - self._seen if (said := self._keys.parse_reply_key(key)))
         count = sum(said.size > 0 for said, _ in new)
         self._reads += count
         # All are read before any is delivered, so that all are answered at once.
         contents = in_parallel(self._content, new, TRANSFERS)
         written, waiting = list[str](), set[int]()  # numbers of workers whose next reply is not whole yet
         for (said, key), data in zip(new, contents):
-            if said.number in waiting or len(data) != said.size:
-                waiting.add(said.number)
+            if said.worker_id in waiting or len(data) != said.size:
+                waiting.add(said.worker_id)
                 continue
             self._heard(said, data)
             self._seen.add(key)
@@ -300,29 +300,29 @@ class ObjectLinks:
             self._storage.delete_objects(self._storage.bucket, written)
         return count
 
-    def _content(self, new: tuple[Said, str]) -> bytes:
+    def _content(self, new: tuple[ReplyKey, str]) -> bytes:
         """The bytes of a reply; none of a sign of life."""
         said, key = new
         return bytes(self._storage.get_object(self._storage.bucket, key)) if said.size else b""
 
-    def _heard(self, said: Said, data: bytes) -> None:
+    def _heard(self, said: ReplyKey, data: bytes) -> None:
         """A worker has said this; nothing, if it is a sign of life."""
-        link = self._links.get(said.number)
-        if link is None or link.instance != said.instance:
-            if said.sent > 1 or not data:  # one that was let go, and has not read it yet
+        link = self._links.get(said.worker_id)
+        if link is None or link.instance != said.instance_id:
+            if said.last_sent > 1 or not data:  # one that was let go, and has not read it yet
                 return
-            link = ObjectLink(said.number, said.instance, self._post)
+            link = ObjectLink(said.worker_id, said.instance_id, self._post)
             with self._lock:
-                self._links[said.number] = link
-            self._join(said.number, link, "objects")
+                self._links[said.worker_id] = link
+            self._join(said.worker_id, link, "objects")
         link.heard = time.monotonic()
         with self._lock:
-            while link.unread and link.unread[0][0] <= said.latest:
+            while link.unread and link.unread[0][0] <= said.last_received:
                 link.unread.popleft()
-        if said.sent <= link.sent:
+        if said.last_sent <= link.sent:
             return  # a sign of life, or a message that was put twice
         if data:
-            link.sent, link.doubts = said.sent, 0
+            link.sent, link.doubts = said.last_sent, 0
             link.deliver(data)
         else:
             link.doubts += 1
@@ -332,5 +332,5 @@ class ObjectLinks:
     def _hang_up_on_silent(self) -> None:
         now = time.monotonic()
         for link in list(self._links.values()):
-            if now > link.heard + AWAY_SECONDS:
+            if now > link.heard + OUTAGE_SECONDS:
                 link.hang_up()

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.private_files import PRIVATE, make_private
-from polarmap.worker.processes import ProcessIdentity, sweep
+from polarmap.worker.private_files import PRIVATE_MODE, ensure_private_folder
+from polarmap.worker.processes import ProcessIdentity, remove_stale_folders
 
 REMOVE_TRIES = 10  # of a folder in which a worker may make a file meanwhile
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
@@ -50,7 +50,7 @@ def private_folder() -> Path:
     """
     folder = _folder_of(os.getpid())
     try:
-        make_private(str(folder))
+        ensure_private_folder(str(folder))
     except OSError as error:
         raise ExecutorError(f"the folder for the files of workers cannot be made again: {error}") from error
     return folder
@@ -90,9 +90,9 @@ def _remove_all() -> None:
 
 
 def _new_folder(place: str) -> Path:
-    sweep({MEMORY, disk_place()})
+    remove_stale_folders({MEMORY, disk_place()})
     name = ProcessIdentity.current().folder_prefix + os.urandom(8).hex()
     folder = Path(place).resolve() / name
     _made.add((os.getpid(), folder))  # before it is: an interrupt between the two leaves nothing
-    folder.mkdir(PRIVATE)
+    folder.mkdir(PRIVATE_MODE)
     return folder

@@ -19,18 +19,18 @@ import numpy as np
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
 from polarmap.executors.module_state import own, state_of
-from polarmap.worker.messages import Fault
 from polarmap.worker.module_state import (
-    CACHED_FUNCTION,
-    Item,
-    code_with_its_file,
-    process_mark,
-    restore,
-    take_over,
+    LRU_CACHE_TYPE,
+    ModuleStateItem,
+    apply_module_state,
+    get_process_token,
+    load_with_module_state,
+    reduce_code_with_filename,
 )
-from polarmap.worker.pytree import block_of_runs, pickles, taking_large
+from polarmap.worker.pytree import build_buffer_block, make_buffer_collector, pickle_each
+from polarmap.worker.task_records import Fault
 
-REACHING = (FunctionType, type, ModuleType, CACHED_FUNCTION)  # that lead from f to what it reaches
+REACHING = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
@@ -53,8 +53,8 @@ class PickledFunction(NamedTuple):
         return len(self.pickled) + sum(map(len, self.buffers))
 
     def pieces(self) -> list[bytes | memoryview]:
-        """Those of the block that stands for it, as `to_block` makes them."""
-        return block_of_runs([self.pickled, *self.buffers])
+        """Those of the block that stands for it, as `pickle_to_array` makes them."""
+        return build_buffer_block([self.pickled, *self.buffers])
 
 
 def pickled(f: Any, place: str, by_value: bool = False, beside: list[memoryview] | None = None) -> bytes:
@@ -90,19 +90,21 @@ def _with_state(value: Any, by_value: bool, beside: list[memoryview] | None) -> 
 
 
 def call_block(call: Any, by_value: bool) -> Any:
-    """Return the block of a call as `to_block` makes one, with what it reaches in modules of the caller's."""
+    """Return the block of a call as `pickle_to_array` makes one, with what it reaches in modules of the
+    caller's.
+    """
     buffers: list[memoryview] = []
     pieces = PickledFunction(_with_state(call, by_value, buffers), buffers).pieces()
     return np.frombuffer(bytearray().join(pieces), np.uint8)
 
 
 def pickles_of(values: Iterable[Any]) -> list[bytes | Exception | None]:
-    """Return `pickles(values, is_small=True)`, None also for what reaches modules of the caller's."""
-    return pickles(values, True, _Pickler, own)
+    """Return `pickle_each(values, is_small=True)`, None also for what reaches modules of the caller's."""
+    return pickle_each(values, True, _Pickler, own)
 
 
 def block_of_item(value: Any, reached: list[Any]) -> Any:
-    """Return `to_block(value)`, and append what of modules of the caller's the value is made of."""
+    """Return `pickle_to_array(value)`, and append what of modules of the caller's the value is made of."""
     buffers: list[memoryview] = []
     data, found = _dumped(value, buffers)
     reached += own(found)
@@ -137,15 +139,17 @@ class SentFunction:
     data, buffers : its pickle, and what travels beside that.
     """
 
-    def __init__(self, call: Any, state: Sequence[Item], data: bytes, buffers: Sequence[memoryview]) -> None:
-        self._call, self._sent = call, (process_mark(), list(map(tuple, state)), data)
+    def __init__(
+        self, call: Any, state: Sequence[ModuleStateItem], data: bytes, buffers: Sequence[memoryview]
+    ) -> None:
+        self._call, self._sent = call, (get_process_token(), list(map(tuple, state)), data)
         self._buffers = buffers
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._call(*arguments, **named)
 
     def __reduce__(self) -> Any:
-        return restore, (*self._sent, *map(pickle.PickleBuffer, self._buffers))
+        return load_with_module_state, (*self._sent, *map(pickle.PickleBuffer, self._buffers))
 
 
 class SentState:
@@ -155,16 +159,18 @@ class SentState:
         reached: list[Any] = []
         with contextlib.suppress(Exception):  # of an f that does not travel, which its run tells
             _, reached = _dumped(f, [])
-        self._sent = process_mark(), list(map(tuple, state_of(reached)))
+        self._sent = get_process_token(), list(map(tuple, state_of(reached)))
 
     def __reduce__(self) -> Any:
-        return take_over, self._sent
+        return apply_module_state, self._sent
 
 
 def _dumped(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
     """Return a pickle, and the functions, classes and modules in the value; large buffers are appended."""
     file = io.BytesIO()
-    pickler = _Pickler(file, protocol=5, buffer_callback=None if buffers is None else taking_large(buffers))
+    pickler = _Pickler(
+        file, protocol=5, buffer_callback=None if buffers is None else make_buffer_collector(buffers)
+    )
     pickler.dump(value)
     return file.getvalue(), pickler.reached
 
@@ -172,7 +178,7 @@ def _dumped(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[A
 def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
     """The modules of this process, those below these roots, that a pickled function names.
 
-    >>> modules_named(cloudpickle.dumps([CodeType, pickled, taking_large]), ["polarmap"]) == {
+    >>> modules_named(cloudpickle.dumps([CodeType, pickled, make_buffer_collector]), ["polarmap"]) == {
     ...     "polarmap.executors.pickling", "polarmap.worker.pytree"}
     True
     """
@@ -194,7 +200,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: code_with_its_file}, *cloudpickle.Pickler.dispatch_table.maps
+        {CodeType: reduce_code_with_filename}, *cloudpickle.Pickler.dispatch_table.maps
     )
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

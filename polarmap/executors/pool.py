@@ -25,8 +25,8 @@ from polarmap.executors.tcp import checked_endpoint
 from polarmap.executors.worker_processes import FORKS, WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
 from polarmap.validation import check_positive_int, is_positive_number
-from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import TCP_TIMEOUT, Endpoint
+from polarmap.worker.processes import LIVENESS_INTERVAL
+from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site
@@ -249,7 +249,7 @@ class KeptWorkers:
         is_elsewhere = self._site is not None
         reach = self._site.reach if self._site is not None else ("", "")
         check_reachable(payload.blocks.source, "lies in", *reach)
-        check_reachable(payload.output and payload.output.source, "is to stay in", *reach)
+        check_reachable(payload.output and payload.output.location, "is to stay in", *reach)
         if is_elsewhere:
             check_may_leave(payload, self._name)
         by_value = self._site is not None and not self._site.has_polarmap
@@ -281,7 +281,7 @@ class KeptWorkers:
 
     def _end_when_idle(self) -> None:
         rest = self._idle
-        while not self._ended.wait(max(min(rest, LIVENESS_SECONDS), 0.01)):
+        while not self._ended.wait(max(min(rest, LIVENESS_INTERVAL), 0.01)):
             with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
                 self.workers.tend()
             with self._lock:

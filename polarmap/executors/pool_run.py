@@ -27,11 +27,21 @@ from polarmap.executors.owned_folder import remove_tree
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, LOOK_SECONDS
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.messages import plain
-from polarmap.worker.parts import MESSAGE
 from polarmap.worker.polling import POLLIN, POLLOUT
-from polarmap.worker.private_files import check_private, write_private
-from polarmap.worker.stream import CALL, LEFT, MAP, MODULES, NEED, PART, UNFIT, FrameError, Message
+from polarmap.worker.private_files import check_private_folder, write_private_file
+from polarmap.worker.segments import INLINE
+from polarmap.worker.socket_channel import (
+    CANCELLED,
+    FETCH,
+    JOB,
+    MODULES,
+    SEGMENT,
+    TASK,
+    UNUSABLE,
+    FrameError,
+    Message,
+)
+from polarmap.worker.task_records import to_plain_tuple
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 MOST_AHEAD = 8  # tasks that a worker is told of beyond the one that it is at: they fit into a socket
@@ -88,14 +98,14 @@ class PoolRun:
         self._owner = os.getpid()
         # No worker has a block that travels. What is stored is to come from one worker; a worker at a task
         # reads no block that is longer than the buffer of its socket.
-        travel = payload.blocks.source == MESSAGE
+        travel = payload.blocks.source == INLINE
         self._looked_at, self._tells_ahead = 1 if travel else LOOKED_AT, not (payload.output or travel)
         self._look_seconds = FIRST_LOOK_SECONDS
         around = workers.surroundings(f.pickled)
         until = blocks.next_number  # first: what comes meanwhile is not told to have gone
         numbers = self._stored.kept_as, (*blocks.in_use(), until)
         common = self._folders, payload.output, payload.encryption, around, *numbers
-        self._common = pickle.dumps(plain(common), pickle.HIGHEST_PROTOCOL)
+        self._common = pickle.dumps(to_plain_tuple(common), pickle.HIGHEST_PROTOCOL)
         self._modules = pickle.dumps(modules) if modules else b""
         try:
             self._f = self._sent(f)
@@ -359,16 +369,16 @@ class PoolRun:
         rows = None if payload.short_block is None else payload.rows_of_data(task)
         block = self._stored.order(payload.blocks, task)
         order, is_usual = (self._number, task, attempt), fault is None and rows is None
-        return Message(CALL, order, block, b"" if is_usual else pickle.dumps((fault and tuple(fault), rows)))
+        return Message(TASK, order, block, b"" if is_usual else pickle.dumps((fault and tuple(fault), rows)))
 
     def _of_map(self, worker: KeptWorker, call: Message) -> list[Message]:
         """What calls of this map have in common, before the first that a worker is told."""
         if worker.map == self._number:
             return []
         if worker.function == self._digest:
-            return [Message(MAP, call.order, self._common)]
-        modules = [Message(MODULES, call.order, data=self._modules)] if self._modules else []
-        return [*modules, Message(MAP, call.order, self._common, *self._f)]
+            return [Message(JOB, call.attempt_key, self._common)]
+        modules = [Message(MODULES, call.attempt_key, data=self._modules)] if self._modules else []
+        return [*modules, Message(JOB, call.attempt_key, self._common, *self._f)]
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """Take what a worker has replied, or that it is gone."""
@@ -379,16 +389,16 @@ class PoolRun:
             self._news.append(Began(*coming_up[1:], time.monotonic(), True, worker.host))
         for message in said:
             try:
-                if message.kind == NEED:
+                if message.kind == FETCH:
                     is_there = self._send_part(worker, message) and is_there
-                elif message.kind == UNFIT:  # what an earlier map has done to it: it has not begun
-                    self._waiting.appendleft(message.order[1:])
+                elif message.kind == UNUSABLE:  # what an earlier map has done to it: it has not begun
+                    self._waiting.appendleft(message.attempt_key[1:])
                     is_fit = False
                 else:
                     outcomes.append(self._outcome(message))
                     worker.took = outcomes[-1].seconds
             except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
-                outcomes.append(lost(*message.order[1:], f"what its worker said is no reply: {error}"))
+                outcomes.append(lost(*message.attempt_key[1:], f"what its worker said is no reply: {error}"))
                 is_fit = False  # what says such things is not to be trusted with more
         if not is_there and worker.orders:
             outcomes.append(lost(*worker.orders.popleft()[0][1:], self._workers.ending(worker)))
@@ -412,7 +422,7 @@ class PoolRun:
     def _send_part(self, worker: KeptWorker, need: Message) -> bool:
         """Send the part of a block that a worker asks for; whether it is there to take it."""
         data = self._stored.part(self._payload.blocks, need.header.decode())
-        is_told = worker.link.send(Message(PART, need.order, need.header, data))
+        is_told = worker.link.send(Message(SEGMENT, need.attempt_key, need.header, data))
         if worker.link.has_unsent:
             self._lease.watch(worker)
         self._workers.flush()
@@ -425,8 +435,8 @@ class PoolRun:
 
     def _outcome(self, message: Message) -> Outcome:
         """What a message says of an attempt; FrameError if it is no reply."""
-        _, task, attempt = message.order
-        if message.kind == LEFT:
+        _, task, attempt = message.attempt_key
+        if message.kind == CANCELLED:
             return lost(task, attempt, "its worker took it for cancelled")
         try:
             data = self._read(bytes(message.data).decode()) if message.is_file else message.data
@@ -443,7 +453,7 @@ class PoolRun:
         if int(number) not in range(len(self._folders)):
             return b""
         folder = self._folders[int(number)]
-        check_private(os.path.dirname(folder))
+        check_private_folder(os.path.dirname(folder))
         path = os.path.join(folder, name)
         data = np.fromfile(path, np.uint8).data
         os.unlink(path)
@@ -455,7 +465,7 @@ class PoolRun:
             return b"".join(f.pieces()), False
         for folder in self._folders:
             try:
-                write_private(f"{folder}/function", *f.pieces())
+                write_private_file(f"{folder}/function", *f.pieces())
                 return os.fsencode(f"{folder}/function"), True
             except OSError as error:
                 failed = error

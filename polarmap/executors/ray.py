@@ -19,8 +19,8 @@ from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.remote_workers import NO_MACHINES, Site
 from polarmap.executors.tcp import address_towards, are_own
 from polarmap.executors.worker_table import GRACE_SECONDS
-from polarmap.worker.kept_worker import DriverAddress, stay
-from polarmap.worker.threads import run_on_daemon
+from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.persistent_worker import DriverAddress, serve_driver
 
 ASK_SECONDS = 5.0  # between two requests for the cluster's nodes
 PLACED_ANYWHERE = {"num_cpus", "memory", "runtime_env", "name"}  # options that every node can meet
@@ -143,7 +143,7 @@ class RayCalls(EngineCalls):
             self._left.append(theirs)
             is_first = len(self._left) == 1
         if is_first:
-            run_on_daemon(self._cancel_left)
+            run_in_daemon_thread(self._cancel_left)
 
     def _cancel_left(self) -> None:
         time.sleep(GRACE_SECONDS)
@@ -278,4 +278,4 @@ class PolarmapWorker:
         place = f"Ray actor {context.get_actor_name()!r} on node {context.get_node_id()[:12]}"
         util: Any = ray.util
         machine = str(util.get_node_ip_address())
-        stay(DriverAddress(*address), number, seconds, None, place, machine)
+        serve_driver(DriverAddress(*address), number, seconds, None, place, machine)

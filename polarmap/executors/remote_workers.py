@@ -26,9 +26,9 @@ from polarmap.executors.machines import (
 from polarmap.executors.objects import Join, Link, ObjectLinks
 from polarmap.executors.tcp import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
-from polarmap.worker.kept_worker import DriverAddress
-from polarmap.worker.retries import AWAY_SECONDS
-from polarmap.worker.stream import TCP_TIMEOUT, Endpoint, FrameError
+from polarmap.worker.persistent_worker import DriverAddress
+from polarmap.worker.retries import OUTAGE_SECONDS
+from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint, FrameError
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
@@ -409,7 +409,7 @@ class RemoteWorkers(WorkerTable):
 
         For those that end soon others are started, a few at a time.
         """
-        soon = time.monotonic() + min(AWAY_SECONDS, 0.1 * self._site.seconds)  # the site may refuse as long
+        soon = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._site.seconds)  # the site may refuse as long
         ending = sum(self._ends(worker) < soon for worker in self._workers.values())
         useful = len(self._workers) - self._stuck() + self._starting()
         missing = self._wanted + min(ending, -(-self._wanted // RENEWED_SHARE)) - useful
@@ -418,7 +418,7 @@ class RemoteWorkers(WorkerTable):
                 self._launch(missing)
                 self._refused = Backoff()
             except ExecutorError as error:  # of a site that has given workers before: its storage may be away
-                if not self.channel or self._site.gone() or self._refused.seconds() > AWAY_SECONDS:
+                if not self.channel or self._site.gone() or self._refused.seconds() > OUTAGE_SECONDS:
                     raise
                 self._refused.note_failure(str(error))
 

@@ -17,9 +17,9 @@ from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
 from polarmap.validation import is_real_number
-from polarmap.worker.io_pools import PoolIO, ThreadLink
-from polarmap.worker.messages import Fault, Ticket
-from polarmap.worker.program import run_task
+from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
+from polarmap.worker.task_execution import run_task
+from polarmap.worker.task_records import Fault, TaskRequest
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
@@ -105,7 +105,7 @@ class ReplayRun:
         self._began.clear()
         return None
 
-    def _fate(self, ticket: Ticket) -> tuple[float, Callable[[], Outcome]]:
+    def _fate(self, ticket: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
         """The seconds that an attempt takes, and what tells of it then."""
         task, attempt, fault = ticket.task, ticket.attempt, ticket.fault or Fault("")
         seconds = self._seconds.get(task, 1.0)
@@ -118,10 +118,10 @@ class ReplayRun:
             return seconds, partial(lost, task, attempt, f"its worker was struck by {fault.kind!r}")
         return seconds, partial(self._outcome, ticket, seconds)
 
-    def _outcome(self, ticket: Ticket, seconds: float) -> Outcome:
+    def _outcome(self, ticket: TaskRequest, seconds: float) -> Outcome:
         """What an attempt gives, whose f is called when it arrives."""
         block = partial(block_of, self._payload.blocks, ticket.task, np.copy)  # f may change it
-        message = run_task(ticket, PoolIO(self._payload.f, block, ThreadLink()))
+        message = run_task(ticket, FutureTaskIO(self._payload.f, block, ThreadCancelToken()))
         assert message is not None
         outcome = self._payload.outcome(ticket.task, ticket.attempt, message.header, message.data)
         return outcome._replace(seconds=seconds)

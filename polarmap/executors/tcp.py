@@ -14,18 +14,18 @@ from functools import partial
 
 from polarmap.errors import CodeError
 from polarmap.executors.base import WakeSignal
-from polarmap.worker.polling import POLLIN, ready
-from polarmap.worker.processes import LIVENESS_SECONDS
-from polarmap.worker.stream import (
-    ANSWER_SECONDS,
+from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.polling import POLLIN, wait_until_ready
+from polarmap.worker.processes import LIVENESS_INTERVAL
+from polarmap.worker.socket_channel import (
+    PROOF_TIMEOUT,
     TCP_TIMEOUT,
     Endpoint,
-    Stream,
-    admit_worker,
-    shut,
-    stay_awake,
+    SocketChannel,
+    authenticate_worker,
+    configure_tcp,
+    shutdown_socket,
 )
-from polarmap.worker.threads import run_on_daemon
 
 with contextlib.suppress(ImportError):  # on Windows
     import fcntl
@@ -51,7 +51,7 @@ class WorkerListener:
     def __init__(
         self,
         key: bytes,
-        join: Callable[[int, Stream, str], None],
+        join: Callable[[int, SocketChannel, str], None],
         is_local: bool,
         at: Endpoint | None = None,
         tcp_timeout: float = TCP_TIMEOUT,
@@ -74,10 +74,10 @@ class WorkerListener:
     def close(self) -> None:
         """Listen no more."""
         self._over.set()
-        self._thread.join(ANSWER_SECONDS)
+        self._thread.join(PROOF_TIMEOUT)
         self._over.close()
         for stranger in list(self._strangers):
-            shut(stranger)
+            shutdown_socket(stranger)
         self._socket.close()
 
     def forget(self) -> None:
@@ -87,18 +87,18 @@ class WorkerListener:
         self._over.close()
 
     def _listen(self) -> None:
-        while self._over not in ready([self._over, self._socket], POLLIN, None):
+        while self._over not in wait_until_ready([self._over, self._socket], POLLIN, None):
             try:
                 with contextlib.ExitStack() as stack:
                     connection = stack.enter_context(self._socket.accept()[0])
-                    run_on_daemon(partial(self._admit, connection))
+                    run_in_daemon_thread(partial(self._admit, connection))
                     stack.pop_all()  # the other thread closes it
             except BlockingIOError:  # whoever called has gone again
                 continue
             except (OSError, RuntimeError):  # no descriptor or thread is free
-                ready([self._over], POLLIN, LIVENESS_SECONDS)
+                wait_until_ready([self._over], POLLIN, LIVENESS_INTERVAL)
             for stranger in list(self._strangers)[:-MOST_STRANGERS]:
-                shut(stranger)
+                shutdown_socket(stranger)
 
     def _admit(self, connection: socket.socket) -> None:
         """Let somebody who has connected prove that it has the key: it joins, or is let go."""
@@ -106,11 +106,11 @@ class WorkerListener:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
             stack.callback(self._strangers.pop, connection)
-            stay_awake(connection, self._tcp_timeout)
-            number, seals = admit_worker(connection, self._key)
+            configure_tcp(connection, self._tcp_timeout)
+            number, seals = authenticate_worker(connection, self._key)
             stack.pop_all()
             del self._strangers[connection]
-            self._join(number, Stream(connection, seals, self._tcp_timeout), "TCP")
+            self._join(number, SocketChannel(connection, seals, self._tcp_timeout), "TCP")
 
 
 def checked_endpoint(address: str) -> Endpoint:

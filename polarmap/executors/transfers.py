@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Generic, TypeVar
 
-from polarmap.worker.threads import run_on_daemon
+from polarmap.worker.blas_threads import run_in_daemon_thread
 
 TRANSFERS = 8  # that run at the same time, unless the caller chooses another number
 # A wait without a timeout misses Ctrl-C that is pressed just before it begins, and on Windows any.
@@ -86,7 +86,7 @@ class Transfers(Generic[T, R]):
         self._threads = max(1, count)
         for started in range(count):
             try:
-                run_on_daemon(self._run)
+                run_in_daemon_thread(self._run)
             except RuntimeError:
                 if not started:
                     raise

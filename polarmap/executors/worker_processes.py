@@ -15,10 +15,15 @@ from polarmap.executors.fork_server import ForkServerProcess, socket_pair
 from polarmap.executors.new_processes import NewProcesses
 from polarmap.executors.pickling import modules_named
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
-from polarmap.worker.processes import process_status
-from polarmap.worker.stream import Stream
-from polarmap.worker.surroundings import Surroundings, absolute_module_path, available_cores, seen_now
-from polarmap.worker.threads import limiting_variables
+from polarmap.worker.blas_threads import get_thread_limit_variables
+from polarmap.worker.environment import (
+    ProcessEnvironment,
+    count_available_cores,
+    get_absolute_sys_path,
+    snapshot_environment,
+)
+from polarmap.worker.processes import read_process_status
+from polarmap.worker.socket_channel import SocketChannel
 
 # macOS has fork, but its libraries for linear algebra may not survive one.
 FORKS = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
@@ -64,10 +69,10 @@ class WorkerProcesses(WorkerTable):
         """
         if self._server is None:
             self._modules = sorted(modules_named(pickled, ("polarmap", "scipy")))
-        seen = seen_now()
+        seen = snapshot_environment()
         if seen != self._seen:
-            self._seen, variables = seen, {**os.environ, **limiting_variables(self._threads)}
-            around = Surroundings(seen[0], tuple(absolute_module_path()), variables)
+            self._seen, variables = seen, {**os.environ, **get_thread_limit_variables(self._threads)}
+            around = ProcessEnvironment(seen[0], tuple(get_absolute_sys_path()), variables)
             self._surroundings = pickle.dumps(tuple(around))
         return self._surroundings
 
@@ -91,7 +96,7 @@ class WorkerProcesses(WorkerTable):
             heard = now if is_alone else now - LOOK_SECONDS
             busy = [worker for one in self._open() for worker in list(one.workers.values())]
             idle = sum(one.since < heard and is_waiting(one.process) for one in busy)
-            extra = extra_tasks(available_cores(), len(busy) - idle, idle, queued)
+            extra = extra_tasks(count_available_cores(), len(busy) - idle, idle, queued)
             if extra and lease.was_idle:
                 self._limit += extra
                 self._call_next(lease)
@@ -101,7 +106,7 @@ class WorkerProcesses(WorkerTable):
         """End those that nobody has needed lately beyond what was asked for, or what keeps the cores busy."""
         with self._lock:
             self._review()
-            stay = available_cores() + SPARE_WORKERS if self._most is None else self._most
+            stay = count_available_cores() + SPARE_WORKERS if self._most is None else self._most
             until = time.monotonic() - SPARE_SECONDS
             self._drop(len(self._workers) - stay, lambda one: one.since, until)
 
@@ -131,7 +136,7 @@ class WorkerProcesses(WorkerTable):
     def _first_limit(self) -> int:
         if self._most is not None:
             return self._most
-        return available_cores() + 1 if SEES_CORES else sys.maxsize
+        return count_available_cores() + 1 if SEES_CORES else sys.maxsize
 
     def _another(self) -> KeptWorker | None:
         abandoned = self._abandoned()
@@ -148,7 +153,7 @@ class WorkerProcesses(WorkerTable):
             if self._workers:  # no descriptors for more: as many as there can be
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
-        worker = KeptWorker(next(self._numbers), Stream(ours))
+        worker = KeptWorker(next(self._numbers), SocketChannel(ours))
         try:
             server.start(worker.number, theirs)
         except BaseException:
@@ -192,6 +197,6 @@ def extra_tasks(cores: int, busy: int, idle: int, queued: int) -> int:
 def is_waiting(process: int | None) -> bool:
     """Whether a process wants no core now: it sleeps, or waits for a disk or the network."""
     try:
-        return process is not None and process_status(process)[0] != b"R"
+        return process is not None and read_process_status(process)[0] != b"R"
     except OSError:
         return False

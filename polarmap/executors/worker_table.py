@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.worker.polling import POLLIN, POLLOUT, Poll, ready
-from polarmap.worker.stream import (
-    CALL,
+from polarmap.worker.polling import POLLIN, POLLOUT, Poll, wait_until_ready
+from polarmap.worker.socket_channel import (
     CANCEL,
-    END,
-    FAREWELLS,
-    LAST,
-    MAP,
+    EXIT_KINDS,
+    FINAL_REPLY,
+    HELLO,
+    JOB,
     MODULES,
-    PROCESS,
-    REPLIES,
+    TASK,
+    TASK_END_KINDS,
+    TASK_REPLY,
     Message,
 )
 
@@ -146,17 +146,17 @@ class KeptWorker:
         said, is_there = self.link.receive()
         kept = []
         for message in said:
-            if message.kind == PROCESS and message.header.isdigit():
+            if message.kind == HELLO and message.header.isdigit():
                 self.process = int(message.header)
                 if message.data:
                     self._note_whereabouts(bytes(message.data[:PLACE_BYTES]).decode(errors="replace"))
-            elif self.orders and message.order == self.orders[0][0]:
+            elif self.orders and message.attempt_key == self.orders[0][0]:
                 kept.append(message)
-                self.is_leaving |= message.kind in FAREWELLS
-                if message.kind in REPLIES:
+                self.is_leaving |= message.kind in EXIT_KINDS
+                if message.kind in TASK_END_KINDS:
                     _, task = self.orders.popleft()
                     self.since = time.monotonic()
-                    if message.kind in (END, LAST):  # else it may not have looked at its block
+                    if message.kind in (TASK_REPLY, FINAL_REPLY):  # else it may not have looked at its block
                         self._note_done(task)
             else:
                 self.link.hang_up()
@@ -171,10 +171,10 @@ class KeptWorker:
         link = self.link
         if link.has_unsent:
             for message in link.drop_unsent():
-                if message.kind in (MAP, MODULES):
+                if message.kind in (JOB, MODULES):
                     self.map, self.function = -1, None
-                elif message.kind == CALL:
-                    self.orders = deque([one for one in self.orders if one[0] != message.order])
+                elif message.kind == TASK:
+                    self.orders = deque([one for one in self.orders if one[0] != message.attempt_key])
         if self.orders:
             link.send(Message(CANCEL, self.orders[0][0]))
         return bool(self.orders or link.has_unsent)
@@ -237,7 +237,9 @@ class WorkerTable:
         return dict(Counter(worker.host for worker in list(self._workers.values()) if worker.host))
 
     def surroundings(self, pickled: bytes) -> bytes:
-        """The `Surroundings` that workers are to find around a function, pickled; empty for what is there."""
+        """The `ProcessEnvironment` that workers are to find around a function, pickled; empty for what is
+        there.
+        """
         return b""
 
     def want(self, count: int) -> None:
@@ -487,7 +489,7 @@ class WorkerTable:
         Let go of those that do not, and of free ones that are gone.
         """
         unused = [one for one in list(self._workers.values()) if one.lease is None] + self._abandoned()
-        heard = set(ready([worker.link for worker in unused], POLLIN, seconds))
+        heard = set(wait_until_ready([worker.link for worker in unused], POLLIN, seconds))
         for worker in [one for one in unused if one.link in heard or one.link.has_unsent]:
             is_there = not worker.link.has_unsent or worker.write()
             if is_there and worker.link in heard:

@@ -8,10 +8,16 @@ from typing import Any
 
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encoding import encode
-from polarmap.blocks.array_like import is_sparse
-from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse, encoded_there
+from polarmap.blocks.array_like import is_scipy_sparse
+from polarmap.blocks.code_choice import (
+    CodeName,
+    CodeOptions,
+    encode_for_reuse,
+    encode_on_cluster,
+    encode_sparse,
+)
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import most_filled_blocks
+from polarmap.blocks.equal import max_nonempty_blocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import is_integer_dtype
@@ -31,7 +37,7 @@ class CodedMatrix:
         self, matrix: Any, executor: Any, block_counts: BlockCounts, code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
-        self.is_sparse = is_sparse(matrix)  # and lies in memory
+        self.is_sparse = is_scipy_sparse(matrix)  # and lies in memory
         self._storage = None if self.is_sparse else storage_beside(executor, matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
@@ -53,7 +59,7 @@ class CodedMatrix:
         encoding, dtype = self.get_encoding(axis), self._matrix.dtype
         if is_integer_dtype(dtype) and dtype.itemsize == 8:
             if axis not in self._max_integers:
-                self._max_integers[axis] = encoding.coded_blocks().blocks.largest(0)
+                self._max_integers[axis] = encoding.coded_blocks().data_blocks.max_abs(0)
             operands.check_parity_fits_int64(dtype, self._max_integers[axis], encoding.code.norm_inf, "A")
         return encoding
 
@@ -65,7 +71,7 @@ class CodedMatrix:
                 isinstance(code, PolarCode) and code.k <= GRAM_COUNTS.k and code.kernel == "rotation"
             )
             column_blocks = self.get_encoding("columns" if is_shareable else "paired columns").coded_blocks()
-            self._column_pairs = CodedPairs(column_blocks, column_blocks, triangle=True)
+            self._column_pairs = CodedPairs(column_blocks, column_blocks, upper_triangle=True)
         return self._column_pairs
 
     def release(self) -> None:
@@ -81,8 +87,8 @@ class CodedMatrix:
             return encode_sparse(
                 matrix,
                 CodeOptions(*self._choose_counts_and_code(matrix.shape[0], False)),
-                keep=True,
-                name="A",
+                keep_parity=True,
+                argument_name="A",
             )
         matrix = self._matrix
         if (cluster_encoding := self._encode_on_cluster(axis)) is not None:
@@ -94,7 +100,7 @@ class CodedMatrix:
         data = operands.ValidatedMatrix(matrix if axis == "rows" else operands.TransposedView(matrix), "A")
         k, n, code = self._choose_counts_and_code(data.shape[0], axis == "paired columns")
         if self._storage is None:
-            return encode_once(data, k, n, code)
+            return encode_for_reuse(data, k, n, code)
         array_name, storage = f"{self._name_prefix}-{axis}", self._storage
         coded_array = encode(
             data, blocks=k, tasks=n, code=code, name=array_name, storage=storage, progress=False
@@ -112,15 +118,15 @@ class CodedMatrix:
         cluster_data = data_beside(self._executor, matrix, k)
         if cluster_data is None:
             return None
-        coded_data = encoded_there(cluster_data, CodeOptions(k, n, code), None)
-        if coded_data.unprotected_warning:
-            raise CodeError(f"A has no parity: {coded_data.unprotected_warning}")
+        coded_data = encode_on_cluster(cluster_data, CodeOptions(k, n, code), None)
+        if coded_data.parity_warning:
+            raise CodeError(f"A has no parity: {coded_data.parity_warning}")
         return coded_data
 
     def _choose_counts_and_code(self, n_rows: int, is_paired: bool) -> tuple[int, int, CodeName | PolarCode]:
         """k, n and the code of a side of so many rows, in blocks of which none is empty."""
         counts, code = (GRAM_COUNTS, "rotation") if is_paired else (self._block_counts, self._code)
-        k = most_filled_blocks(int(n_rows), min(counts.k, int(n_rows)))
+        k = max_nonempty_blocks(int(n_rows), min(counts.k, int(n_rows)))
         n = k + math.ceil((counts.n - counts.k) * k / counts.k)
         return k, n, _resize_code(code, n, k)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.code_choice import encode_once
+from polarmap.blocks.code_choice import encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
@@ -19,7 +19,7 @@ from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers
 from polarmap.validation import check_positive_int
-from polarmap.worker.block_products import gram_of_pair
+from polarmap.worker.block_products import compute_gram_block
 
 SPARSE_GRAM_ADVICE = (
     "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
@@ -106,7 +106,7 @@ def compute_gram(
     (columns, columns), and for several w (rows, m) of them (columns, columns, m).
     """
     block_function, weight_axes = (
-        partial(gram_of_pair, weights, dtype.newbyteorder("=")),
+        partial(compute_gram_block, weights, dtype.newbyteorder("=")),
         () if weights is None else weights.shape[1:],
     )
     gram, report = multiply_block_pairs(
@@ -121,8 +121,8 @@ def _encode_column_pairs(matrix: Any, dtype: DType, k: int, n: int) -> CodedPair
     """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
     k, n = check_axis_counts(BlockCounts(k, n), "columns of A", matrix.shape[1])
     data = operands.ValidatedMatrix(matrix, "A", operands.choose_encoding_dtype(matrix.dtype, dtype))
-    encoded_columns = encode_once(operands.TransposedView(data), k, n, "auto")
-    return CodedPairs(encoded_columns, encoded_columns, triangle=not is_integer_dtype(dtype))
+    encoded_columns = encode_for_reuse(operands.TransposedView(data), k, n, "auto")
+    return CodedPairs(encoded_columns, encoded_columns, upper_triangle=not is_integer_dtype(dtype))
 
 
 def check_weights(weights: Any, n_rows: int, max_ndim: int = 1) -> Array:

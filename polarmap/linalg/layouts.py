@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from polarmap.blocks.code_choice import default_tasks
-from polarmap.blocks.equal import most_filled_blocks
+from polarmap.blocks.equal import max_nonempty_blocks
 from polarmap.codes.polar import MAX_N
 from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
@@ -99,7 +99,7 @@ def check_axis_counts(counts: BlockCounts, axis: str, length: int) -> BlockCount
         raise CodeError(
             f"tasks={counts.n} leaves no parity for {counts.k} blocks of {axis}: use tasks > {counts.k}"
         )
-    return counts._replace(k=most_filled_blocks(length, counts.k))
+    return counts._replace(k=max_nonempty_blocks(length, counts.k))
 
 
 def _make_one_factor_layout(
@@ -148,7 +148,7 @@ def _make_grid_layout(
 def _choose_grid_axis_counts(n_coded_blocks: int, length: int) -> BlockCounts:
     """A side of a grid: an eighth of it for parity, and no more blocks than rows."""
     n_parity = max(1, round(n_coded_blocks / 8))
-    k = most_filled_blocks(length, max(1, min(n_coded_blocks - n_parity, length)))
+    k = max_nonempty_blocks(length, max(1, min(n_coded_blocks - n_parity, length)))
     return BlockCounts(k, min(n_coded_blocks, k + n_parity))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.array_like import as_array_like as any_array
-from polarmap.blocks.array_like import is_array, read_data
-from polarmap.blocks.equal import refuse_masked_and_sparse
+from polarmap.blocks.array_like import is_array_like, load_array_like
+from polarmap.blocks.equal import check_not_masked_or_sparse
 from polarmap.dtypes import Array, DType, check_dtype, is_integer_dtype, real_dtype
 from polarmap.errors import CodeError
 
@@ -50,9 +50,9 @@ def as_array_like(matrix: Any, label: str, sparse_advice: str) -> Any:
 
     sparse_advice : what to use of a sparse matrix.
     """
-    matrix = read_data(matrix, label)
-    refuse_masked_and_sparse(matrix, label, sparse_advice)
-    if not is_array(matrix):
+    matrix = load_array_like(matrix, label)
+    check_not_masked_or_sparse(matrix, label, sparse_advice)
+    if not is_array_like(matrix):
         try:
             matrix = np.asarray(matrix)
         except ValueError as error:

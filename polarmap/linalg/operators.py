@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarmap.arrays.array import CodedArray
-from polarmap.blocks.array_like import is_sparse
-from polarmap.blocks.code_choice import CodeName, check_not_masked
-from polarmap.blocks.equal import DEFAULT_BLOCKS
-from polarmap.blocks.sparse import as_csr
+from polarmap.blocks.array_like import is_scipy_sparse
+from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing
+from polarmap.blocks.equal import DEFAULT_N_BLOCKS
+from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.clouds.extras import needed_by
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
@@ -101,11 +101,11 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         progress: bool | None = None,
     ) -> None:
         with without_our_frames:
-            check_not_masked(code)
+            check_not_secret_sharing(code)
             if isinstance(A, CodedArray):
                 matrix = operands.check_matrix_shape(A, "A")
-            elif is_sparse(A):
-                matrix = as_csr(A, "A")
+            elif is_scipy_sparse(A):
+                matrix = to_canonical_csr(A, "A")
                 operands.check_finite(matrix.data, "A")
             else:
                 matrix = operands.check_matrix(A, "A")
@@ -115,7 +115,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._coded_matrix = CodedMatrix(
                 matrix,
                 executor,
-                _resolve_block_counts(blocks, tasks, code, usual_blocks(executor, DEFAULT_BLOCKS)),
+                _resolve_block_counts(blocks, tasks, code, usual_blocks(executor, DEFAULT_N_BLOCKS)),
                 code,
             )
             self._finalizer = weakref.finalize(self, _release, self._coded_matrix, close_executor)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
+from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_secret_sharing, encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.dtypes import Array, DType
@@ -23,7 +23,7 @@ from polarmap.run.prepared_map import PreparedMap, prepared, run_coded, verb
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
-from polarmap.worker.block_products import product_of_pair, product_with
+from polarmap.worker.block_products import multiply_block, multiply_block_pair
 from polarmap.worker.pytree import Shape
 
 # f, coded blocks, the shape of what f returns -> its results, and their report.
@@ -118,7 +118,7 @@ def coded_matmul(
     """
 
     def execute(observers: Observers) -> CodedProduct:
-        check_not_masked(code)
+        check_not_secret_sharing(code)
         left_factor, right_factor, shape = _check_factors(A, B)
         layout = layouts.choose_layout(
             method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
@@ -181,7 +181,7 @@ def _multiply_one_coded(
     """data @ factor with data coded by rows."""
     operand = full_factor[:]
     dtype = np.result_type(coded_factor.dtype, operand.dtype)
-    return multiply_row_blocks(encode_once(coded_factor, *counts, code), operand, dtype, run_product)
+    return multiply_row_blocks(encode_for_reuse(coded_factor, *counts, code), operand, dtype, run_product)
 
 
 def multiply_row_blocks(
@@ -190,7 +190,7 @@ def multiply_row_blocks(
     """What is coded by rows @ operand."""
     is_sparse = isinstance(coded_blocks, SparseCodedBlocks)
     block_rows = coded_blocks.blocks.rows if is_sparse else coded_blocks.layout(0)[0][1][0]
-    block_function = partial(product_with, operand, dtype.newbyteorder("="), is_sparse)
+    block_function = partial(multiply_block, operand, dtype.newbyteorder("="), is_sparse)
     result, report = run_product(block_function, coded_blocks, (block_rows, *operand.shape[1:]))
     return np.concatenate(list(result)), report
 
@@ -205,10 +205,11 @@ def _multiply_both_coded(
 ) -> tuple[Array, LazyReport]:
     transposed_right = operands.TransposedView(right_factor)
     coded_pairs = CodedPairs(
-        encode_once(left_factor, *row_counts, code), encode_once(transposed_right, *column_counts, code)
+        encode_for_reuse(left_factor, *row_counts, code),
+        encode_for_reuse(transposed_right, *column_counts, code),
     )
     block_function = partial(
-        product_of_pair, np.result_type(left_factor.dtype, right_factor.dtype).newbyteorder("=")
+        multiply_block_pair, np.result_type(left_factor.dtype, right_factor.dtype).newbyteorder("=")
     )
     return multiply_block_pairs(
         block_function, coded_pairs, (left_factor.shape[0], right_factor.shape[1]), run_product

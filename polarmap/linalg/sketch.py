@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.blocks.equal import DEFAULT_BLOCKS
+from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.clouds.extras import needed_by
 from polarmap.codes.block_prediction import f_quantile_p90
 from polarmap.dtypes import Array
@@ -300,7 +300,7 @@ def _check_real_matrix(A: Any) -> Array:
 
 
 def _check_n_tasks(tasks: int | None, n_rows: int) -> int:
-    n_tasks = min(DEFAULT_BLOCKS, n_rows) if tasks is None else check_positive_int("tasks", tasks)
+    n_tasks = min(DEFAULT_N_BLOCKS, n_rows) if tasks is None else check_positive_int("tasks", tasks)
     if n_tasks > n_rows:
         raise CodeError(f"tasks={n_tasks} is more than the {n_rows} rows of A; use tasks <= {n_rows}")
     return n_tasks

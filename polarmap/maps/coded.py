@@ -155,6 +155,6 @@ def coded_map(
     code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
         return prepared_blocks(f, data, code_options, executor, options)
-    from polarmap.arrays.stored_result import prepared_to_storage  # as much again as all other maps need
+    from polarmap.arrays.stored_result import prepare_stored_map  # as much again as all other maps need
 
-    return prepared_to_storage(f, data, code_options, out, executor, options)
+    return prepare_stored_map(f, data, code_options, out, executor, options)

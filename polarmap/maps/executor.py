@@ -29,10 +29,10 @@ from polarmap.executors.pickling import (
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.validation import check_positive_int, is_nonnegative_int
-from polarmap.worker.block_functions import call_each
-from polarmap.worker.parts import write_file
-from polarmap.worker.private_files import check_private
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.private_files import check_private_folder
+from polarmap.worker.segments import write_file
+from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Executor(WrappedExecutor, futures.Executor):
             # What another executor was given cannot be taken back: one call more than it has workers.
             most = MOST_CALLS if pool is not None or known is None else known + 1
             self.choice = executor
-            self._max_workers = known or available_cores()  # Dask asks for it
+            self._max_workers = known or count_available_cores()  # Dask asks for it
             self._shares_files = pool is not None and pool.is_here
             # Elsewhere polarmap may be missing.
             self._is_away = pool is not None and not pool.is_here
@@ -229,7 +229,7 @@ def _file_of(owner: object, f: PickledFunction) -> str:
     """The path of a file that holds a function, and is there as long as its owner."""
     folder = disk_folder()  # which has more room; a new file is in memory at first
     weakref.finalize(owner, remove, folder)
-    check_private(str(folder))  # as workers do: not every file system keeps others out
+    check_private_folder(str(folder))  # as workers do: not every file system keeps others out
     write_file(str(folder), "calls/function", *f.pieces())
     return str(folder / "calls/function")
 

@@ -26,7 +26,7 @@ from polarmap.run.options import KnownFunction, Verify, check_function, checked_
 from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
 from polarmap.run.running_map import Observers
 from polarmap.validation import is_choice, is_positive_number
-from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
+from polarmap.worker.finite_differences import NotScalarError, make_coordinate_slope_task, make_row_slope_task
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
@@ -223,8 +223,8 @@ def _prepare(
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
     """k blocks, every k-th direction in one, and the task that measures slopes along them."""
     if base is None:
-        return list(np.eye(k)), along_coordinates(f, x, scale, h, scheme, k)
-    return cut_directions(base, k), along_rows(f, x, scale, h, scheme)
+        return list(np.eye(k)), make_coordinate_slope_task(f, x, scale, h, scheme, k)
+    return cut_directions(base, k), make_row_slope_task(f, x, scale, h, scheme)
 
 
 def _count_evaluations(report: Report, count: int, scheme: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
+from polarmap.blocks.uneven import UncodedBlocks, cut_into_items, group_consecutive, items_to_arrays
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.errors import (
     CodeError,
@@ -28,9 +28,9 @@ from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.validation import check_positive_int, is_nonnegative_int
-from polarmap.worker.block_functions import any_call
-from polarmap.worker.messages import Error
-from polarmap.worker.pytree import Array, naming
+from polarmap.worker.pytree import Array, describe_type
+from polarmap.worker.task_functions import make_call_task
+from polarmap.worker.task_records import ErrorInfo
 
 T = TypeVar("T")
 
@@ -120,21 +120,21 @@ def hedged_map(
     backups = int(backups)
     _check_arguments(star, args, kwargs, return_exceptions)
     running = RunningMap(executor)
-    items = cut_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
+    items = cut_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
     count = len(items) if blocks is None else min(blocks, len(items))
     is_group = count < len(items)
     running.expect(Uncoded(count, max_backups=1))
     if not items:
         nothing = partial(replace, running.report(), verified="not needed", is_final=True)
         return PreparedMap(lambda observers: CodedResult([], LazyReport(nothing)), running)
-    groups = neighbours(items, count) if is_group else items
+    groups = group_consecutive(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
     are_many = not is_group and count > MOST_BATCHES and go_together(running.executor, backups, retries)
     reached = list[Any]()
-    parts, is_pickled = any_parts(groups, reached, "block" if is_group else "item", are_many)
+    parts, is_pickled = items_to_arrays(groups, reached, "block" if is_group else "item", are_many)
     keeps = bool(return_exceptions)
-    call = any_call(f, star, args, kwargs, is_pickled, is_group, keeps, reached)
+    call = make_call_task(f, star, args, kwargs, is_pickled, is_group, keeps, reached)
 
     def who(task: int) -> str:
         return _items(spans[task], len(items))
@@ -174,7 +174,7 @@ def hedged_map(
             need_of = partial(FirstOfItems, blocks, count, take_data, note, keeps, who)
             report = running.execute(Payload(call, blocks), blocks, options, need_of, observers)[1]
         else:
-            coded = PartBlocks([[part] for part in parts], ("array",))
+            coded = UncodedBlocks([[part] for part in parts], ("array",))
             report = run_uncoded(
                 running, call, coded, options, observers, note, who, backups=backups, keeps_failures=keeps
             )
@@ -202,7 +202,7 @@ def _one_of_group(told: tuple[bool, Any], index: int, count: int) -> Any:
     has_returned, value = told
     if has_returned:
         return value
-    error = failure_of(Error(*value)).cause
+    error = failure_of(ErrorInfo(*value)).cause
     assert error is not None
     return raised_by(_items(range(index, index + 1), count), error)
 
@@ -223,7 +223,7 @@ def _check_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) 
         if not isinstance(choice, (bool, np.bool_)):
             raise CodeError(f"{name} must be True or False, not {choice!r:.100}")
     if not isinstance(args, (tuple, list)):
-        raise CodeError(f"args must be a tuple, as in args=(value,), not {naming(args)}")
+        raise CodeError(f"args must be a tuple, as in args=(value,), not {describe_type(args)}")
     if kwargs is not None and not (
         isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)
     ):

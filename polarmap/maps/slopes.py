@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.blocks.equal import DEFAULT_BLOCKS
+from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import CodeError
-from polarmap.worker.finite_differences import Sizes
+from polarmap.worker.finite_differences import SlopeErrorInputs
 
 SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
 
@@ -41,8 +41,8 @@ def gradient_of_slopes(slopes: Floats, base: Floats | None, scale: Floats) -> Fl
 
 def count_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, count: int) -> int:
     """k, as coded_map chooses it for `count` rows."""
-    asked = CodeOptions(blocks, tasks, code).checked()
-    most = DEFAULT_BLOCKS if asked.tasks is None else max(1, 3 * asked.tasks // 4)
+    asked = CodeOptions(blocks, tasks, code).check()
+    most = DEFAULT_N_BLOCKS if asked.tasks is None else max(1, 3 * asked.tasks // 4)
     of_code = code.k if isinstance(code, PolarCode) else None
     k = asked.blocks or of_code or min(most, count)
     if k > count:
@@ -51,11 +51,11 @@ def count_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, count: int
 
 
 def slope_errors(h: float, scheme: str, received: list[list[Array]]) -> list[float]:
-    """What slopes may be off by although f is smooth, from the `Sizes` that came with them.
+    """What slopes may be off by although f is smooth, from the `SlopeErrorInputs` that came with them.
 
     These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
     """
-    columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
+    columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received]).T))
     lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
     rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
     truncation = h * max(0.0, highest - lowest)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.uneven import SharedParts, cut_parts
+from polarmap.blocks.uneven import GradientCodedBlocks, cut_into_parts
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.options import KnownFunction, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, run_coded, verb
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.validation import check_positive_int
-from polarmap.worker.block_functions import combination
+from polarmap.worker.task_functions import make_weighted_sum_task
 
 Array = npt.NDArray[Any]
 
@@ -110,8 +110,8 @@ def coded_sum(
         options = replace(options, known=KnownFunction(fits=True))
         running = RunningMap(executor)
         n = None if tasks is None else check_positive_int("tasks", tasks)
-        shares = SharedParts(*cut_parts(parts, n), n, tolerate)
-        combined = combination(f)
+        shares = GradientCodedBlocks(*cut_into_parts(parts, n), n, tolerate)
+        combined = make_weighted_sum_task(f)
         running.expect(shares.code)
         try:
             word, report = run_coded(running, combined, shares, options, observers)
@@ -122,7 +122,7 @@ def coded_sum(
             ) from error
         result = word.result(report)
         verified = _checked(result.report)
-        return CodedSum(result[0], replace(result.report, k=shares.count, recovered=(), verified=verified))
+        return CodedSum(result[0], replace(result.report, k=shares.n_parts, recovered=(), verified=verified))
 
     return PreparedMap(run)
 

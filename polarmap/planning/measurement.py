@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Pareto, ShiftedExponential
@@ -25,7 +25,7 @@ from polarmap.run.options import checked_options
 from polarmap.run.prepared_map import observers_of
 from polarmap.run.running_map import RunningMap
 from polarmap.validation import check_positive_int, is_real_number
-from polarmap.worker.block_functions import repeated_sorts
+from polarmap.worker.task_functions import sort_repeatedly
 
 CALIBRATION_SECONDS = 0.3
 # As `polarmap plan --distribution` calls them.
@@ -132,8 +132,8 @@ def measure(
     n_tasks, options = check_positive_int("tasks", tasks), checked_options(False, None, timeout, 0)
     if not (is_real_number(task_seconds) and task_seconds > 0):
         raise CodeError(f"seconds must be a positive number, not {task_seconds!r}")
-    sort_task = partial(repeated_sorts, max(1, round(task_seconds * _measure_sorts_per_second())))
-    blocks = PartBlocks([[np.zeros(1)]] * n_tasks, ("array",))
+    sort_task = partial(sort_repeatedly, max(1, round(task_seconds * _measure_sorts_per_second())))
+    blocks = UncodedBlocks([[np.zeros(1)]] * n_tasks, ("array",))
     reports = []
     for _ in range(2):
         execution = RunningMap(executor)
@@ -193,7 +193,7 @@ def _measure_sorts_per_second() -> float:
     """How often one core of this machine does what a task repeats."""
     started_at, n_sorts = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started_at) < CALIBRATION_SECONDS:
-        repeated_sorts(10, None)
+        sort_repeatedly(10, None)
         n_sorts += 10
     return n_sorts / elapsed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from polarmap.errors import CodeError, warn
 from polarmap.run.local_run import LocalRun
 from polarmap.run.verify import Verifier
-from polarmap.worker.parts import DamagedError
+from polarmap.worker.segments import DamagedError
 
 AT_ONE_LOOK = 100  # blocks on which a quick f is evaluated here before results are taken again
 AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"

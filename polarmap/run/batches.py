@@ -22,17 +22,17 @@ from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
 from polarmap.run.loop import Need, Policy
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.block_functions import BATCH_MOST_SECONDS
-from polarmap.worker.messages import Error, Fault
-from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Array, from_block
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.pytree import Array, unpickle_array
+from polarmap.worker.segments import INLINE
+from polarmap.worker.task_functions import MAX_BATCH_SECONDS
+from polarmap.worker.task_records import ErrorInfo, Fault
 
 MOST_BATCHES = 128  # that workers are given at a time: what waits may turn out to be short
 FIRST_BATCHES = 8  # that workers are given before any has begun; later two for each at work
 BATCH_SECONDS = 0.02  # that one takes, or not much longer
 WORTH_SECONDS = 0.002  # that one takes at least, where as much waits: to send it takes a tenth of that
-LATE_SECONDS = 4 * BATCH_MOST_SECONDS  # after which the items of one are given anew, each by itself
+LATE_SECONDS = 4 * MAX_BATCH_SECONDS  # after which the items of one are given anew, each by itself
 MOST_TOGETHER = 1024  # items: each waits for those before it, and is late where one of these is
 MOST_KINDS = 64  # of items of which it is remembered how long they take
 BATCHES_PER_CORE = 4  # of what waits, where it is not much
@@ -93,7 +93,7 @@ class Batches(Coded, Policy):
         What each task consists of, as long as anything is wanted of it.
     """
 
-    structure, source = ("array",), MESSAGE
+    structure, source = ("array",), INLINE
 
     def __init__(self, joins: bool, most: int, backups: int, faults: Mapping[int, Fault] = NO_FAULTS) -> None:
         Policy.__init__(self, 0)
@@ -234,7 +234,9 @@ class Batches(Coded, Policy):
         seconds = self._seconds.get(items.kind)
         if not (self._joins and seconds):
             return 1
-        share = max(len(numbers) // (BATCHES_PER_CORE * available_cores()), int(WORTH_SECONDS / seconds))
+        share = max(
+            len(numbers) // (BATCHES_PER_CORE * count_available_cores()), int(WORTH_SECONDS / seconds)
+        )
         return max(1, min(MOST_TOGETHER, int(BATCH_SECONDS / seconds), share))
 
     def _most_without_fault(self, items: Items, numbers: Sequence[int]) -> int:
@@ -273,12 +275,12 @@ class Batches(Coded, Policy):
         if len(numbers) == 1:
             self._learn(items.kind, outcome.seconds)
             return items, [(numbers[0], outcome.leaves[0])], ()
-        data, errors = from_block(outcome.leaves[0])
+        data, errors = unpickle_array(outcome.leaves[0])
         self._learn(items.kind, outcome.seconds / len(data))
         if len(numbers) > len(data):  # what its worker has left
             self._waiting.appendleft((items, numbers[len(data) :]))
             self.batches[index] = items, numbers[: len(data)]
-        failures = [(numbers[one], failure_of(Error(*error))) for one, error in errors.items()]
+        failures = [(numbers[one], failure_of(ErrorInfo(*error))) for one, error in errors.items()]
         found = zip(numbers, data)
         return items, [pair for one, pair in enumerate(found) if one not in errors], failures
 
@@ -319,4 +321,4 @@ def go_together(executor: MapExecutor, backups: int, retries: int) -> bool:
 
 def value_of(data: bytes | Array) -> Any:
     """What an item gave, of the pickle or the block that its worker has sent."""
-    return from_block(data) if isinstance(data, np.ndarray) else pickle.loads(data)
+    return unpickle_array(data) if isinstance(data, np.ndarray) else pickle.loads(data)

@@ -20,8 +20,8 @@ from polarmap.run.batches import Batches, Items, go_together, value_of
 from polarmap.run.loop import Need, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.block_functions import run_call
 from polarmap.worker.pytree import Array
+from polarmap.worker.task_functions import execute_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
 
@@ -290,7 +290,7 @@ class Calls(Batches, Need):
     def _serve(self) -> None:
         """Do calls on a run of the executor, until none has come for a while."""
         try:
-            with closing(self._executor.open(Payload(run_call, self))) as run:
+            with closing(self._executor.open(Payload(execute_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
                 for outcomes in schedule(run, self, self._retries, self):
                     is_news = bool(outcomes)

@@ -22,7 +22,7 @@ from polarmap.run.estimates import EstimateStream, NumberedEstimate, estimate_so
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observer, Observers, RunningMap
-from polarmap.worker.processes import END_SECONDS
+from polarmap.worker.processes import SHUTDOWN_SECONDS
 
 REFRESH_SECONDS = 0.1  # that a report of a map that runs may wait for news of which tasks have begun
 
@@ -391,7 +391,7 @@ class FutureMap(Observer, Generic[R]):
         for one in lasting:
             one._ended.wait()
         for one in useless:
-            one._ended.wait(END_SECONDS)
+            one._ended.wait(SHUTDOWN_SECONDS)
 
 
 def _threads_go_on() -> bool:

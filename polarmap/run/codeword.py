@@ -25,8 +25,8 @@ from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.shortfall import NOT_FINITE, as_raised, late, not_finite, raised_too_often, too_few
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.messages import StoredOutput
 from polarmap.worker.pytree import unflatten
+from polarmap.worker.task_records import ResultRef
 
 MOST_TRIALS = 4  # decodings of which it is remembered whether they are possible
 LASTING_REFUSALS = NotLinearError, CodeError  # each ends a map whose data tasks do not all report
@@ -71,9 +71,9 @@ class Codeword(Received):
 
     def step(self) -> bool:
         """Whether the map is over, after another look at the results."""
-        if self.coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
+        if self.coded.parity_warning and not self._has_warned:  # known when blocks have been encoded
             self._has_warned = True
-            warn(self.coded.unprotected_warning)
+            warn(self.coded.parity_warning)
         if self._is_accuracy_hopeless():
             self.accept()
         self.verification = self.verification or self._verdict()
@@ -262,7 +262,7 @@ class Codeword(Received):
     # ---------------------------------------------------------------------------------------
 
     @property
-    def stored(self) -> dict[int, StoredOutput]:
+    def stored(self) -> dict[int, ResultRef]:
         """Where those results lie that stayed in storage, of which what is received are samples."""
         return {index: one.stored for index, one in self.results.items() if one.stored is not None}
 
@@ -276,7 +276,7 @@ class Codeword(Received):
         received, k = self.results.get(task), len(self._code.systematic_indices)
         if self.unpadded is not None and task == k - 1:
             return lambda: self._result_of_short_block([], read_only)
-        if received is None or task >= k or (self.coded.blocks.padding and task == k - 1):
+        if received is None or task >= k or (self.coded.data_blocks.n_padding_rows and task == k - 1):
             return None
         structure, leaves = received.structure, received.leaves
         return None if received.stored else lambda: unflatten(structure, list(map(read_only, leaves)))

@@ -17,8 +17,8 @@ from polarmap.run.reports import LazyReport
 from polarmap.run.running_map import Observers, RunningMap
 from polarmap.run.shortfall import as_raised, too_few, with_other_failures
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.messages import OutputSpec
 from polarmap.worker.pytree import Array
+from polarmap.worker.task_records import OutputSpec
 
 Take = Callable[[Sequence[tuple[int, bytes | Array]]], None]
 

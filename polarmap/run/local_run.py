@@ -9,9 +9,9 @@ from typing import Any
 
 from polarmap.blocks.coded import CodedData
 from polarmap.dtypes import Array
-from polarmap.worker.messages import describe
+from polarmap.worker.blas_threads import run_in_daemon_thread
 from polarmap.worker.pytree import Structure, flatten, unflatten
-from polarmap.worker.threads import run_on_daemon
+from polarmap.worker.task_records import describe_error
 
 LOOK_SECONDS = 0.005  # that one look takes, so that a loop over it does not spin
 
@@ -35,7 +35,7 @@ class LocalRun:
         self.structure: Structure | None = None
         self.error: BaseException | None = None
         self._ended = threading.Event()
-        run_on_daemon(partial(self._run, f, block))
+        run_in_daemon_thread(partial(self._run, f, block))
 
     def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
         try:
@@ -50,7 +50,7 @@ class LocalRun:
     def words(self) -> str:
         """What f raised, whatever the exception's own methods do."""
         assert self.error is not None
-        said = describe(self.error)
+        said = describe_error(self.error)
         return f"{said.type}: {said.message}"
 
     def leaves_within(self, seconds: float) -> list[Array] | None:
@@ -66,5 +66,5 @@ class LocalRun:
 
 def block_here(coded: CodedData, index: int, of_data: bool = False) -> Any:
     """A coded block that f may change; `of_data`: a data block, which none is where each is a mixture."""
-    blocks = coded.blocks if of_data and not len(coded.code.systematic_indices) else coded
+    blocks = coded.data_blocks if of_data and not len(coded.code.systematic_indices) else coded
     return unflatten(coded.structure, [leaf.copy() for leaf in blocks.leaves(index)])

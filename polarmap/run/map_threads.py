@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from polarmap.worker.threads import run_on_daemon
+from polarmap.worker.blas_threads import run_in_daemon_thread
 
 MOST_THREADS = 32  # maps that are under way at a time; later ones wait for their turn
 
@@ -46,7 +46,7 @@ class MapThreads:
                 return
             self._threads += 1
         try:
-            run_on_daemon(self._run_calls)
+            run_in_daemon_thread(self._run_calls)
         except BaseException:
             with self._lock:
                 self._threads -= 1

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.equal import dividing_counts
+from polarmap.blocks.equal import find_divisors_near
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.executors.base import Result
@@ -84,10 +84,10 @@ class Padding:
     def __init__(
         self, f: Callable[[Any], Any], coded: CodedData, options: MapOptions, is_stored: bool = False
     ) -> None:
-        short_block = coded.blocks.short_block
+        short_block = coded.data_blocks.padded_block
         assert short_block is not None
         self.task, self.rows = short_block
-        self._coded, self._blocks, self._rtol = coded, coded.blocks, options.rtol
+        self._coded, self._blocks, self._rtol = coded, coded.data_blocks, options.rtol
         self._is_by_rows = options.known.row_by_row
         self._check_is_not_empty()
         self._asked_at: float | None = None
@@ -112,15 +112,15 @@ class Padding:
         if self.rows <= 0:
             raise CodeError(
                 f"the {self._blocks.k} blocks of the coded array hold {self._total} rows in blocks of "
-                f"{self._blocks.rows}, so that some are empty: encode it again"
+                f"{self._blocks.rows_per_block}, so that some are empty: encode it again"
             )
 
     @property
     def _total(self) -> int:
         """The number of rows of the data."""
-        rows = self._blocks.rows
+        rows = self._blocks.rows_per_block
         assert rows is not None
-        return self._blocks.k * rows - self._blocks.padding
+        return self._blocks.k * rows - self._blocks.n_padding_rows
 
     # -- what f does ------------------------------------------------------------------------
 
@@ -158,8 +158,8 @@ class Padding:
     def _holds(self, effect: PaddingEffect, shape: Shape) -> bool:
         """Return whether what was found of f on a few rows is true of results of this shape in this map."""
         if effect is PaddingEffect.ADDS_ROWS:
-            return shape[:1] == (self._blocks.rows,)
-        return self._blocks.is_filled_with_zeros
+            return shape[:1] == (self._blocks.rows_per_block,)
+        return self._blocks.has_zero_padding
 
     def _found(self, precision: Precision, count: int) -> tuple[PaddingEffect, ...] | None:
         """Return the effect on each of so many arrays; None if f has not been evaluated so far."""
@@ -194,7 +194,7 @@ class Padding:
     @property
     def _counts(self) -> tuple[int, int]:
         """The numbers of rows that f is tried on, which a block has: not one row, which numpy may squeeze."""
-        rows = self._blocks.rows
+        rows = self._blocks.rows_per_block
         assert rows is not None
         few = min(2, rows - 1)
         return few, min(few + 2, rows)
@@ -206,12 +206,12 @@ class Padding:
         """
         few, more = self._counts
         if self._coded.source is None:
-            leaves = self._blocks.rows_to_try(more)
+            leaves = self._blocks.sample_rows(more)
         else:
             leaves = [np.zeros((more, *shape[1:]), name) for name, shape in self._coded.layout(0)]
         if len(leaves) == 1:  # of sparse rows there are three
             leaves = [_telling(leaves[0])]
-        cut, structure = self._blocks.cut_rows, self._coded.structure
+        cut, structure = self._blocks.copy_padded_rows, self._coded.structure
         counts = ((few, few), (more, more), (few, more))
         one, other, filled = (unflatten(structure, cut(leaves, *count)) for count in counts)
         return one, other, filled
@@ -257,13 +257,13 @@ class Padding:
         """What the last block consists of, for messages."""
         return (
             f"{self._total} rows do not divide into {self._blocks.k} blocks, so the last one has {self.rows} "
-            f"of {self._blocks.rows} rows and is filled up with rows of zeros"
+            f"of {self._blocks.rows_per_block} rows and is filled up with rows of zeros"
         )
 
     @property
     def advice(self) -> str:
         """The numbers of blocks for which no rows of zeros are needed, as an advice."""
-        counts = " or ".join(f"blocks={count}" for count in dividing_counts(self._total, self._blocks.k))
+        counts = " or ".join(f"blocks={count}" for count in find_divisors_near(self._total, self._blocks.k))
         return f"Use {counts}, which divides them" if counts else "Use a number of rows that divides"
 
     def fits(

@@ -11,9 +11,9 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
+from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cluster
 from polarmap.blocks.coded import CodedData
-from polarmap.blocks.conversions import note_of_labels
+from polarmap.blocks.conversions import describe_missing_labels
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.uncoded import Uncoded
@@ -29,7 +29,7 @@ from polarmap.run.policies import OnDemand, WithBackupsOf, with_backups
 from polarmap.run.reports import LazyReport
 from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observer, Observers, RunningMap
-from polarmap.worker.messages import OutputSpec
+from polarmap.worker.task_records import OutputSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,7 +113,7 @@ def prepared_blocks(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results come home."""
     running, coded = prepared(data, code_options, executor, options)
-    labels = note_of_labels(data)
+    labels = describe_missing_labels(data)
 
     def run(observers: Observers) -> CodedResult[T]:
         try:
@@ -141,16 +141,16 @@ def prepared(
     running = RunningMap(_executor(executor, data))
     there = None
     if not (executor is None or isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
-        there = data_beside(executor, data, code_options.checked().k)
+        there = data_beside(executor, data, code_options.check().requested_k)
     if there is None:
-        coded = encoded(data, code_options, options.rtol, options.parity_for)
+        coded = encode_blocks(data, code_options, options.rtol, options.parity_for)
     else:
-        coded = encoded_there(there, code_options, options.rtol)
+        coded = encode_on_cluster(there, code_options, options.rtol)
     if options.key is not None:
         check_key_of_map(coded, options.key)
     if options.estimates and (why := _no_estimates(coded)):
         raise CodeError(f"on_timeout='estimate' {why}")
-    known = {"padding": coded.blocks.padding, "code_reason": coded.code_reason}
+    known = {"padding": coded.data_blocks.n_padding_rows, "code_reason": coded.code_reason}
     running.expect(coded.code, schedule=options.schedule, **known)
     return running, coded
 
@@ -176,10 +176,10 @@ def run_coded(
     `driver_f`: what f is on the driver, where that differs from what workers send of it; `output`:
     where results stay.
     """
-    running.check_limits(coded, coded.blocks.rows)
-    f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f or f)
+    running.check_limits(coded, coded.data_blocks.rows_per_block)
+    f, driver_f = coded.adapt_function(f), coded.adapt_function(driver_f or f)
     parity = range(len(coded.code.systematic_indices) or coded.n, coded.n)
-    short, padding = coded.blocks.short_block, None
+    short, padding = coded.data_blocks.padded_block, None
     if short is not None:
         from polarmap.run.padding import Padding  # which few maps need
 

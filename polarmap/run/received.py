@@ -92,7 +92,7 @@ class Received(Need):
         self.f, self.coded, self._code, self.options = f, coded, coded.code, options
         self.evaluated_here: list[int] = []  # coded blocks, once for each time that f ran on the driver
         is_ours = options.known.fits or options.verify is False  # nobody asks
-        self.trust = Trust(f, coded.code.requirement, coded.blocks.dtypes, is_ours)
+        self.trust = Trust(f, coded.code.requirement, coded.data_blocks.dtypes, is_ours)
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}  # by kind
         self.results: dict[int, Outcome] = {}
@@ -143,7 +143,10 @@ class Received(Need):
 
     def _forget_unpadded(self, index: int) -> None:
         """Forget the result without padding of a task, as what the task has returned is rejected."""
-        if self.coded.blocks.short_block is not None and index == self.coded.blocks.short_block[0]:
+        if (
+            self.coded.data_blocks.padded_block is not None
+            and index == self.coded.data_blocks.padded_block[0]
+        ):
             self.unpadded = None
 
     def _overrules(self, group: dict[int, Outcome]) -> bool:
@@ -223,7 +226,7 @@ class Received(Need):
         first = min(self.results)
         received = self.results[first]
         if first < len(self._code.systematic_indices) or not any(
-            map(is_integer_dtype, self.coded.blocks.dtypes)
+            map(is_integer_dtype, self.coded.data_blocks.dtypes)
         ):
             return received.dtypes
         if self._model is None:
@@ -247,7 +250,7 @@ class Received(Need):
         """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
         if is_integer_dtype(dtype):
             return np.dtype(np.float64)
-        coarse = [one for one in self.coded.blocks.dtypes if not is_integer_dtype(one)]
+        coarse = [one for one in self.coded.data_blocks.dtypes if not is_integer_dtype(one)]
         return max([dtype, *coarse], key=machine_epsilon)
 
     def decode(self) -> list[list[Array]]:
@@ -330,7 +333,9 @@ class Received(Need):
         dtypes = self._any_received.dtypes
         for dtype in dtypes:
             _check_result(dtype)
-        whole = any(is_integer_dtype(dtype) for dtype in self.coded.blocks.dtypes or dtypes)  # else f rounds
+        whole = any(
+            is_integer_dtype(dtype) for dtype in self.coded.data_blocks.dtypes or dtypes
+        )  # else f rounds
         exact = self._code.supports_integers and whole and any(is_integer_dtype(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_integer_dtype(dtype))]
         limits = [self.rtol(dtype) / machine_epsilon(dtype) for dtype in inexact]

@@ -11,7 +11,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
 from polarmap.report import Report, TaskReport, TaskState, too_many_on_machine
 from polarmap.run.tasks import Task, TaskTable
-from polarmap.worker.processes import LIVENESS_SECONDS
+from polarmap.worker.processes import LIVENESS_INTERVAL
 
 LOG = getLogger("polarmap")
 
@@ -92,6 +92,6 @@ def cost_of(worker: Worker, tasks: Sequence[TaskReport], seconds: float, stay: S
     """
     if stay is not None:
         return cost_of_stay(worker, stay)
-    unheard = seconds + LIVENESS_SECONDS
+    unheard = seconds + LIVENESS_INTERVAL
     paid = [task.seconds or unheard - (task.launched or 0.0) for task in tasks for _ in range(task.attempts)]
     return cost(worker, paid, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from polarmap.blocks.equal import concatenate
+from polarmap.blocks.equal import concatenate_results
 from polarmap.report import Report
 from polarmap.run.reports import LazyReport
 
@@ -58,4 +58,4 @@ class CodedResult(Sequence[T]):
         CodeError
             If the results are containers rather than arrays, or their shapes do not fit.
         """
-        return concatenate(self._results, axis)
+        return concatenate_results(self._results, axis)

@@ -20,8 +20,8 @@ from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.options import MapOptions
 from polarmap.run.reports import LazyReport, final_report, report_so_far, warn_of_machine
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.pytree import layout_bytes
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
+from polarmap.worker.pytree import count_layout_bytes
 
 N = TypeVar("N", bound=Need)
 
@@ -57,7 +57,7 @@ class RunningMap:
         """LimitError for blocks, of so many rows, that cannot work where the executor runs them."""
         worker = self.executor.worker
         if worker is not None:
-            largest = max(layout_bytes(blocks.layout(index)) for index in range(blocks.n))
+            largest = max(count_layout_bytes(blocks.layout(index)) for index in range(blocks.n))
             limits.check(worker, limits.MapSize(blocks.n, self._facts["k"], largest, rows))
 
     def execute(
@@ -125,7 +125,7 @@ class RunningMap:
         need.tasks.forget_exceptions()
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
         if runs_here(self.executor):
-            facts["cores"] = available_cores()
+            facts["cores"] = count_available_cores()
         if need.tasks.has_hosts:  # of workers elsewhere
             facts["workers_on"] = workers_on(self.executor)
             warn_of_machine(need.tasks, self._facts["n"], self._facts["k"])

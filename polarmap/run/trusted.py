@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.executors.module_state import DYNAMIC, is_installed, is_library, read_code
-from polarmap.worker.module_state import SELDOM_READ
+from polarmap.worker.module_state import IGNORED_ATTRIBUTES
 
 LINEAR = "linear or affine in its block"
 
@@ -157,7 +157,7 @@ class _Reached(pickle.Pickler):
         name = value.__module__, value.__qualname__
         if is_library(value.__module__):
             return name
-        read = {key: one for key, one in vars(value).items() if key not in SELDOM_READ}
+        read = {key: one for key, one in vars(value).items() if key not in IGNORED_ATTRIBUTES}
         return name, type(value), value.__bases__, read
 
     def _parts_of_module(self, module: types.ModuleType) -> Any:

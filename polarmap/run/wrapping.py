@@ -20,7 +20,7 @@ def why_not_protected(coded: CodedData, made: Sequence[DType]) -> str:
     floats = [str(dtype) for dtype in made if not is_integer_dtype(dtype)]
     if not (floats and (_has_unsigned(coded) or _is_large(coded, sums=True))):
         return ""
-    wide = [str(dtype) for dtype in coded.blocks.dtypes if is_integer_dtype(dtype)]
+    wide = [str(dtype) for dtype in coded.data_blocks.dtypes if is_integer_dtype(dtype)]
     return (
         f"f turns {wide[0]} blocks into {floats[0]}, and parity blocks of such 64-bit integers, or sums "
         "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
@@ -65,15 +65,15 @@ def unwrapped(
 
 def _has_unsigned(coded: CodedData) -> bool:
     """Whether parity of the data wraps below zero."""
-    return np.dtype(np.uint64) in coded.blocks.dtypes
+    return np.dtype(np.uint64) in coded.data_blocks.dtypes
 
 
 def _is_large(coded: CodedData, sums: bool) -> bool:
     """Whether parity blocks of 64-bit integers may be beyond 2^63; or `sums` over all that is in one."""
-    blocks = coded.blocks
+    blocks = coded.data_blocks
     sizes = [prod(shape) if sums else 1 for _, shape in coded.layout(0)]
     return any(
-        blocks.largest(leaf) * coded.code.norm_inf * sizes[leaf] >= 1 << 63
+        blocks.max_abs(leaf) * coded.code.norm_inf * sizes[leaf] >= 1 << 63
         for leaf, dtype in enumerate(blocks.dtypes)
         if is_integer_dtype(dtype) and dtype.itemsize == 8
     )

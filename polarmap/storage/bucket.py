@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Data, check_key
-from polarmap.worker.retries import AWAY_SECONDS, is_transient, retry_call, s3_error_code
+from polarmap.worker.retries import OUTAGE_SECONDS, get_s3_error_code, is_transient_error, retry_request
 
 FIRST_RETRY_SECONDS = 5.0  # for which a storage that has never answered is asked again
 
@@ -99,14 +99,14 @@ class ObjectStore:
     def _retried(self, request: Callable[[], Result], key: str) -> Result:
         """The answer to a request, asked again while the storage may only be away for a moment."""
         try:
-            answer = retry_call(request, AWAY_SECONDS if self._has_answered else FIRST_RETRY_SECONDS)
+            answer = retry_request(request, OUTAGE_SECONDS if self._has_answered else FIRST_RETRY_SECONDS)
         except Exception as error:
             raise self._clear(error, key) from error
         self._has_answered = True
         return answer
 
     def _clear(self, error: Exception, key: str) -> StorageError:
-        code, kind = s3_error_code(error), type(error).__name__
+        code, kind = get_s3_error_code(error), type(error).__name__
         if isinstance(error, StorageError):
             return error
         if code == "NoSuchBucket":
@@ -117,7 +117,7 @@ class ObjectStore:
             return _RangeError(f"{key!r} in {self.name} is shorter than that")
         if code in _DENIED or "Auth" in kind or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             return StorageError(f"{self.name} refuses the credentials of the configuration ({code or kind})")
-        if is_transient(error):
+        if is_transient_error(error):
             return StorageError(f"{self.name} does not answer: {kind}: {error}")
         return StorageError(f"{self.name} cannot be used: {kind}: {error}")
 

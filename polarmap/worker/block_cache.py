@@ -17,27 +17,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpacked
+from polarmap.worker.pytree import Layout, Structure, flatten, unflatten, unpack_leaves
+from polarmap.worker.segments import Location, Segment
+from polarmap.worker.task_records import BlockRef
 
-KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
-LOOK_SECONDS = 1.0  # between looks whether files of what is kept are gone
+CACHE_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
+CACHE_POLL_INTERVAL = 1.0  # between looks whether files of what is kept are gone
 
 Function = Callable[[Any], Any]
-ReadPart = Callable[[Place, Part], Any]  # DamagedError if the bytes are not what was stored
+ReadSegment = Callable[[Location, Segment], Any]  # DamagedError if the bytes are not what was stored
 
 
-class Kept(NamedTuple):
+class CacheEntry(NamedTuple):
     """Bytes in memory, read-only.
 
-    files : the status of those that they are of, by path, as it was then.
-    number : of the latest blocks whose bytes they are, until these are gone; None: as long as there is room.
+    file_signatures : the status of those that they are of, by path, as it was then.
+    block_set_id : of the latest blocks whose bytes they are, until these are gone; None: as long as there is
+        room.
     """
 
     buffer: memoryview
-    files: dict[str, tuple[int, ...]]
-    number: int | None
+    file_signatures: dict[str, tuple[int, ...]]
+    block_set_id: int | None
 
 
 class BlockCache:
@@ -46,171 +47,213 @@ class BlockCache:
     Files are looked at each time: those that were changed are read anew. Objects are known by their
     checksums, without which they are fetched for each task. What a driver has never changes under its name.
 
-    budget : bytes that may be kept.
+    max_bytes : bytes that may be kept.
     """
 
-    def __init__(self, budget: int = KEPT_BYTES) -> None:
-        self._budget = budget
-        self._kept: dict[tuple[Place, tuple[Part, ...]], Kept] = {}
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._entries: dict[tuple[Location, tuple[Segment, ...]], CacheEntry] = {}
         self._lock = threading.Lock()  # of what is kept: threads may load at the same time
-        self.reads = 0  # parts that were mapped or read, for tests
+        self.n_reads = 0  # parts that were mapped or read, for tests
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     @contextmanager
-    def with_room(self, size: int) -> Iterator[None]:
+    def extra_budget(self, n_bytes: int) -> Iterator[None]:
         """Keep so many bytes more, within."""
         with self._lock:
-            self._budget += size
+            self._max_bytes += n_bytes
         try:
             yield
         finally:
             with self._lock:
-                self._budget -= size
-                self._make_room()
+                self._max_bytes -= n_bytes
+                self._evict_over_budget()
 
     def load(
         self,
-        block: StoredBlock,
+        block_ref: BlockRef,
         structure: Structure,
-        read: ReadPart,
-        is_private: bool = False,
-        number: int | None = None,
+        read_segment: ReadSegment,
+        writable: bool = False,
+        block_set_id: int | None = None,
     ) -> Any:
         """A block, read-only where it is kept; DamagedError if it is not as it was stored.
 
-        read : the bytes of a part.
-        is_private : one that may be written into.
-        number : of the blocks of which it is one; None if it does not go with them.
+        read_segment : the bytes of a part.
+        writable : one that may be written into.
+        block_set_id : of the blocks of which it is one; None if it does not go with them.
         """
-        return load_block(block, structure, partial(self._buffer, read, number), is_private)
+        return assemble_block(
+            block_ref, structure, partial(self._get_bytes, read_segment, block_set_id), writable
+        )
 
-    def forget_removed(self, numbers: Collection[int] = ()) -> None:
+    def evict_removed(self, live_block_set_ids: Collection[int] = ()) -> None:
         """Let go of bytes whose files have been removed, or whose blocks have gone.
 
-        numbers : those of blocks that have not, and a last one, from which on others are newer than what is
-            told here.
+        live_block_set_ids : those of blocks that have not, and a last one, from which on others are newer
+            than what is told here.
         """
-        exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
-        latest = max(numbers, default=-1)
+        file_exists = partial(os.access, mode=os.F_OK)  # os.path.exists takes twice as long
+        newest_id = max(live_block_set_ids, default=-1)
 
-        def is_removed(one: Kept) -> bool:
-            if numbers and one.number is not None:  # which is known without a look at every file
-                return one.number < latest and one.number not in numbers
-            return not all(map(exists, one.files))
+        def is_removed(entry: CacheEntry) -> bool:
+            if (
+                live_block_set_ids and entry.block_set_id is not None
+            ):  # which is known without a look at every file
+                return entry.block_set_id < newest_id and entry.block_set_id not in live_block_set_ids
+            return not all(map(file_exists, entry.file_signatures))
 
         with self._lock:
-            for key in [key for key, one in self._kept.items() if is_removed(one)]:
-                del self._kept[key]
+            for key in [key for key, entry in self._entries.items() if is_removed(entry)]:
+                del self._entries[key]
 
-    def _buffer(self, read: ReadPart, number: int | None, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _get_bytes(
+        self,
+        read_segment: ReadSegment,
+        block_set_id: int | None,
+        location: Location,
+        segments: tuple[Segment, ...],
+    ) -> Any:
         """The bytes of parts in a row."""
-        kept = self._kept.get((place, parts))
-        if kept is None or kept.files != {path: status_of(path) for path in kept.files}:
-            return self._new_buffer(read, number, place, parts)
+        entry = self._entries.get((location, segments))
+        if entry is None or entry.file_signatures != {
+            path: get_file_signature(path) for path in entry.file_signatures
+        }:
+            return self._read_and_cache(read_segment, block_set_id, location, segments)
         with self._lock:
-            self._kept.pop((place, parts), None)
-            self._kept[place, parts] = kept._replace(number=number)  # behind those that were used before
-        return kept.buffer
+            self._entries.pop((location, segments), None)
+            self._entries[location, segments] = entry._replace(
+                block_set_id=block_set_id
+            )  # behind those that were used before
+        return entry.buffer
 
-    def _new_buffer(self, read: ReadPart, number: int | None, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _read_and_cache(
+        self,
+        read_segment: ReadSegment,
+        block_set_id: int | None,
+        location: Location,
+        segments: tuple[Segment, ...],
+    ) -> Any:
         """The same, read now; kept if it can be told whether it has changed."""
-        stored = [part for part in parts if part.key]  # others are zeros, and lie nowhere
-        has_checksums = all(part.crc32 is not None for part in stored)
-        if not stored or (place.kind == "bucket" and not has_checksums):
-            return self._joined(read, place, parts)
-        is_file = place.kind in ("folder", "private")
-        paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
+        stored_segments = [
+            segment for segment in segments if segment.key
+        ]  # others are zeros, and lie nowhere
+        has_checksums = all(segment.crc32 is not None for segment in stored_segments)
+        if not stored_segments or (location.kind == "bucket" and not has_checksums):
+            return self._read_segments(read_segment, location, segments)
+        is_file = location.kind in ("folder", "private")
+        paths = [os.path.join(location.root, segment.key) for segment in stored_segments] if is_file else []
         # None of what the driver has sent, where its folder is on another machine.
-        files = {path: status for path in paths if (status := status_of(path))}
-        kept = Kept(memoryview(self._joined(read, place, parts)).toreadonly(), files, number)
+        file_signatures = {path: signature for path in paths if (signature := get_file_signature(path))}
+        entry = CacheEntry(
+            memoryview(self._read_segments(read_segment, location, segments)).toreadonly(),
+            file_signatures,
+            block_set_id,
+        )
         with self._lock:
-            self._kept.pop((place, parts), None)
-            if len(kept.buffer) <= self._budget:
-                self._kept[place, parts] = kept
-            self._make_room()
-        return kept.buffer
+            self._entries.pop((location, segments), None)
+            if len(entry.buffer) <= self._max_bytes:
+                self._entries[location, segments] = entry
+            self._evict_over_budget()
+        return entry.buffer
 
-    def _make_room(self) -> None:
+    def _evict_over_budget(self) -> None:
         """Let go of what was used least recently, until the rest is within the budget; `_lock` is held."""
-        while sum(len(one.buffer) for one in self._kept.values()) > self._budget:
-            del self._kept[next(iter(self._kept))]
+        while sum(len(entry.buffer) for entry in self._entries.values()) > self._max_bytes:
+            del self._entries[next(iter(self._entries))]
 
-    def _joined(self, read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
+    def _read_segments(
+        self, read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]
+    ) -> Any:
         """The bytes of parts in a row."""
-        self.reads += len(parts)
-        return joined(read, place, parts)
+        self.n_reads += len(segments)
+        return read_segments(read_segment, location, segments)
 
 
-def load_block(
-    block: StoredBlock,
+def assemble_block(
+    block_ref: BlockRef,
     structure: Structure,
-    buffer: Callable[[Place, tuple[Part, ...]], Any],
-    is_private: bool = True,
+    read_bytes: Callable[[Location, tuple[Segment, ...]], Any],
+    writable: bool = True,
 ) -> Any:
-    """A block, which may be written into if it is private; `buffer`: the bytes of parts in a row."""
-    if block.source.kind == "message":
-        leaves = unpacked(block.layout, block.data)
+    """A block, which may be written into if it is private; `read_bytes`: the bytes of parts in a row."""
+    if block_ref.location.kind == "message":
+        leaves = unpack_leaves(block_ref.layout, block_ref.data)
     else:
         leaves = []
-        for parts, layout in runs(tuple([part for part in block.parts if part.size]), block.layout):
-            leaves += unpacked(layout, buffer(block.source, parts), is_private)
+        for segments, layout in group_segments_by_array(
+            tuple([segment for segment in block_ref.segments if segment.size]), block_ref.layout
+        ):
+            leaves += unpack_leaves(layout, read_bytes(block_ref.location, segments), writable)
     return unflatten(structure, leaves)
 
 
-def joined(read: ReadPart, place: Place, parts: tuple[Part, ...]) -> Any:
+def read_segments(read_segment: ReadSegment, location: Location, segments: tuple[Segment, ...]) -> Any:
     """The bytes of parts in a row: a copy of several, one as it is read."""
-    if len(parts) == 1:
-        return read(place, parts[0])
-    together = np.empty(sum(part.size for part in parts), np.uint8).data  # its memory is in large pages
+    if len(segments) == 1:
+        return read_segment(location, segments[0])
+    buffer = np.empty(
+        sum(segment.size for segment in segments), np.uint8
+    ).data  # its memory is in large pages
     start = 0
-    for part in parts:
-        together[start : start + part.size] = read(place, part)
-        start += part.size
-    return together
+    for segment in segments:
+        buffer[start : start + segment.size] = read_segment(location, segment)
+        start += segment.size
+    return buffer
 
 
-def status_of(path: str) -> tuple[int, ...]:
+def get_file_signature(path: str) -> tuple[int, ...]:
     """What changes when a file is written or replaced; empty if there is none.
 
     The time of the last change (ctime) among it, which, unlike that of the data, nobody can set.
     """
     try:
-        status = os.stat(path)
+        stat_result = os.stat(path)
     except OSError:
         return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return (
+        stat_result.st_dev,
+        stat_result.st_ino,
+        stat_result.st_size,
+        stat_result.st_mtime_ns,
+        stat_result.st_ctime_ns,
+    )
 
 
-class OnReadOnlyBlocks:
+class CopyOnWriteFunction:
     """f on blocks that it must not change; one that does gets copies, from the first time it tries."""
 
     def __init__(self, f: Function) -> None:
-        self._f, self._writes = f, False
+        self._f, self._modifies_blocks = f, False
 
     def __call__(self, block: Any) -> Any:
-        if not self._writes:
+        if not self._modifies_blocks:
             try:
                 return self._f(block)
             except ValueError as error:
                 if "read-only" not in str(error):
                     raise
-            self._writes = True
+            self._modifies_blocks = True
         leaves, structure = flatten(block)
         return self._f(unflatten(structure, [leaf.copy() for leaf in leaves]))
 
 
-def runs(parts: tuple[Part, ...], layout: Layout) -> list[tuple[tuple[Part, ...], Layout]]:
+def group_segments_by_array(
+    segments: tuple[Segment, ...], layout: Layout
+) -> list[tuple[tuple[Segment, ...], Layout]]:
     """Return parts in groups, as small as can be, that no array of a block crosses, each with its arrays."""
-    if len(parts) < 2:
-        return [(parts, layout)]
-    ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))
-    found, first, given, size = [], 0, 0, 0
-    for number, part in enumerate(parts, 1):
-        size += part.size
-        if size in ends or number == len(parts):
-            last = bisect_right(ends, size) if number < len(parts) else len(ends)
-            found.append((parts[first:number], layout[given:last]))
-            first, given = number, last
-    return found
+    if len(segments) < 2:
+        return [(segments, layout)]
+    array_ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))
+    groups, segment_start, array_start, n_bytes = [], 0, 0, 0
+    for segment_stop, segment in enumerate(segments, 1):
+        n_bytes += segment.size
+        if n_bytes in array_ends or segment_stop == len(segments):
+            array_stop = (
+                bisect_right(array_ends, n_bytes) if segment_stop < len(segments) else len(array_ends)
+            )
+            groups.append((segments[segment_start:segment_stop], layout[array_start:array_stop]))
+            segment_start, array_start = segment_stop, array_stop
+    return groups

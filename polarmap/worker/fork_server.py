@@ -14,159 +14,174 @@ import signal
 import socket
 from typing import Any
 
-from polarmap.worker.kept_worker import ChannelIO
-from polarmap.worker.polling import POLLIN, ready
+from polarmap.worker.persistent_worker import PersistentWorker
+from polarmap.worker.polling import POLLIN, wait_until_ready
 from polarmap.worker.process_state import seed_numpy
-from polarmap.worker.processes import sweep
-from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, worker_stream
+from polarmap.worker.processes import remove_stale_folders
+from polarmap.worker.socket_channel import (
+    FORK_COMMAND,
+    FORK_SERVER_REQUEST,
+    KILL_COMMAND,
+    SERVER_READY,
+    WORKER_EXIT_EVENT,
+    make_worker_channel,
+)
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-CHILDREN = "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
+CHILDREN_FILE = (
+    "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
+)
 
 
 class ForkServer:
     """Forks and kills workers as the driver asks.
 
-    control : the socket on which it asks; its end is the end of all.
-    folders : of the driver, removed by us: it may die before it can.
+    control_socket : the socket on which it asks; its end is the end of all.
+    driver_folders : of the driver, removed by us: it may die before it can.
     """
 
-    def __init__(self, control: socket.socket, folders: list[str]) -> None:
-        self._control, self._folders = control, folders
-        self._places = {os.path.dirname(folder) for folder in folders}
-        self._workers: dict[int, int] = {}  # number -> process, but for those that the driver wants killed
-        self._signals, self._signalled = socket.socketpair()  # a byte for each signal
+    def __init__(self, control_socket: socket.socket, driver_folders: list[str]) -> None:
+        self._control_socket, self._driver_folders = control_socket, driver_folders
+        self._parent_folders = {os.path.dirname(folder) for folder in driver_folders}
+        self._pid_by_worker_id: dict[
+            int, int
+        ] = {}  # number -> process, but for those that the driver wants killed
+        self._signal_reader, self._signal_writer = socket.socketpair()  # a byte for each signal
 
-    def run(self) -> None:
+    def serve(self) -> None:
         """Until the driver has closed its end, or died."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # the byte that tells of it is enough
-        self._signalled.setblocking(False)
-        signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
+        self._signal_writer.setblocking(False)
+        signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what workers have started is our child when they have ended
         try:
             with contextlib.suppress(ConnectionError):  # it may have gone, and said before that it would
-                self._control.sendall(READY)
-            while self._serve():
+                self._control_socket.sendall(SERVER_READY)
+            while self._handle_request():
                 pass
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._end_all()
-            sweep(self._places)
-            for folder in self._folders:
+            self._kill_all()
+            remove_stale_folders(self._parent_folders)
+            for folder in self._driver_folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _end_all(self) -> None:
+    def _kill_all(self) -> None:
         """Kill workers, and then what they leave, until there is nothing, or nothing that can be killed."""
-        workers = set(self._workers.values())
-        while sum(_kill(process) for process in workers | _children()):
-            workers.discard(os.waitpid(-1, 0)[0])
+        worker_pids = set(self._pid_by_worker_id.values())
+        while sum(_kill_process(pid) for pid in worker_pids | _child_pids()):
+            worker_pids.discard(os.waitpid(-1, 0)[0])
 
-    def _serve(self) -> bool:
+    def _handle_request(self) -> bool:
         """Do what is asked next; False when nothing will be."""
-        found = ready([self._control, self._signals], POLLIN, None)
-        if self._signals in found:
-            self._signals.recv(4096)
-            self._reap()
-        if self._control not in found:
+        readable = wait_until_ready([self._control_socket, self._signal_reader], POLLIN, None)
+        if self._signal_reader in readable:
+            self._signal_reader.recv(4096)
+            self._reap_children()
+        if self._control_socket not in readable:
             return True
         try:
-            request, descriptors, _, _ = socket.recv_fds(self._control, REQUEST.size, 1)
+            request, descriptors, _, _ = socket.recv_fds(self._control_socket, FORK_SERVER_REQUEST.size, 1)
         except ConnectionError:
             request = b""
-        if len(request) < REQUEST.size:
+        if len(request) < FORK_SERVER_REQUEST.size:
             return False
-        what, number = REQUEST.unpack(request)
-        if what == FORK and descriptors:
-            self._fork(number, descriptors[0])
-        elif what == KILL and (process := self._workers.pop(number, None)) is not None:
-            _kill(process)
+        command, worker_id = FORK_SERVER_REQUEST.unpack(request)
+        if command == FORK_COMMAND and descriptors:
+            self._fork_worker(worker_id, descriptors[0])
+        elif command == KILL_COMMAND and (pid := self._pid_by_worker_id.pop(worker_id, None)) is not None:
+            _kill_process(pid)
         return True
 
-    def _fork(self, number: int, descriptor: int) -> None:
-        parent = os.getpid()
+    def _fork_worker(self, worker_id: int, socket_fd: int) -> None:
+        parent_pid = os.getpid()
         try:
-            process = os.fork()
+            pid = os.fork()
         except OSError:  # no room for another process: the driver sees its socket closed
-            os.close(descriptor)
+            os.close(socket_fd)
             return
-        if not process:
+        if not pid:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
-            for one in (self._control, self._signals, self._signalled):
-                one.close()
+            for inherited_socket in (self._control_socket, self._signal_reader, self._signal_writer):
+                inherited_socket.close()
             os.setpgid(0, 0)
-            _be_a_worker(parent, descriptor)
+            _run_worker(parent_pid, socket_fd)
         with contextlib.suppress(OSError):  # it was faster, and may be gone
-            os.setpgid(process, process)
-        os.close(descriptor)
-        self._workers[number] = process
+            os.setpgid(pid, pid)
+        os.close(socket_fd)
+        self._pid_by_worker_id[worker_id] = pid
 
-    def _reap(self) -> None:
+    def _reap_children(self) -> None:
         """Tell of the workers that have ended, and kill what they have left: what else is our child."""
         with contextlib.suppress(ChildProcessError):
-            while (one := os.waitpid(-1, os.WNOHANG))[0]:
-                self._note_end(*one)
-        for process in _children() - set(self._workers.values()):
-            _kill(process)
-        sweep(self._places)  # a worker's own workers are killed before they can remove their folders
+            while (pid_and_status := os.waitpid(-1, os.WNOHANG))[0]:
+                self._report_exit(*pid_and_status)
+        for pid in _child_pids() - set(self._pid_by_worker_id.values()):
+            _kill_process(pid)
+        remove_stale_folders(
+            self._parent_folders
+        )  # a worker's own workers are killed before they can remove their folders
 
-    def _note_end(self, process: int, status: int) -> None:
-        for number in [number for number, one in self._workers.items() if one == process]:
-            del self._workers[number]
+    def _report_exit(self, pid: int, wait_status: int) -> None:
+        for worker_id in [
+            worker_id for worker_id, worker_pid in self._pid_by_worker_id.items() if worker_pid == pid
+        ]:
+            del self._pid_by_worker_id[worker_id]
             with contextlib.suppress(OSError):  # where its children do not become ours
-                os.killpg(process, signal.SIGKILL)
+                os.killpg(pid, signal.SIGKILL)
             with contextlib.suppress(OSError):  # the driver is gone, or does not read
-                self._control.send(ENDED.pack(number, status), socket.MSG_DONTWAIT)
+                self._control_socket.send(WORKER_EXIT_EVENT.pack(worker_id, wait_status), socket.MSG_DONTWAIT)
 
 
-def _kill(process: int) -> bool:
+def _kill_process(pid: int) -> bool:
     """Kill a child and its process group, where it has one; False if that is impossible."""
     is_killed = False
-    for kill in (os.killpg, os.kill):
+    for kill_function in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
-            kill(process, signal.SIGKILL)
+            kill_function(pid, signal.SIGKILL)
             is_killed = True
     return is_killed
 
 
-def _children() -> set[int]:
+def _child_pids() -> set[int]:
     """The processes whose parent is this one, where the system tells (Linux)."""
     try:
-        with open(CHILDREN.format(os.getpid())) as children:
-            return set(map(int, children.read().split()))
+        with open(CHILDREN_FILE.format(os.getpid())) as children_file:
+            return set(map(int, children_file.read().split()))
     except OSError:
         return set()
 
 
-def _be_a_worker(parent: int, descriptor: int) -> None:
+def _run_worker(parent_pid: int, socket_fd: int) -> None:
     """The life of a worker, in its own process."""
-    code = 1
+    exit_code = 1
     try:
-        _end_with(parent)
+        _die_with_parent(parent_pid)
         seed_numpy()  # else all workers draw the same numbers
-        with socket.socket(fileno=descriptor) as connection:
-            ChannelIO(worker_stream(connection)).serve()
-        code = 0
+        with socket.socket(fileno=socket_fd) as connection:
+            PersistentWorker(make_worker_channel(connection)).serve()
+        exit_code = 0
     finally:
-        os._exit(code)
+        os._exit(exit_code)
 
 
-def _end_with(parent: int) -> None:
+def _die_with_parent(parent_pid: int) -> None:
     """Let the kernel end this process with its parent, and keep its orphans until then, where it can."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # else one that is of a live worker could not be told
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         os._exit(0)
 
 
 def _prctl(option: int, value: int) -> None:
     """Set an attribute of this process (Linux)."""
-    library: Any = ctypes.CDLL(None)
-    if hasattr(library, "prctl"):
-        library.prctl(option, value, 0, 0, 0)
+    libc: Any = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(option, value, 0, 0, 0)
 
 
-def main(descriptor: int, folders: list[str]) -> None:
+def main(control_fd: int, driver_folders: list[str]) -> None:
     """Serve the driver at the other end of this socket."""
-    ForkServer(socket.socket(fileno=descriptor), folders).run()
+    ForkServer(socket.socket(fileno=control_fd), driver_folders).serve()

@@ -11,7 +11,7 @@ from typing import Any
 
 POLLIN, POLLOUT = getattr(select, "POLLIN", 1), getattr(select, "POLLOUT", 4)
 # The other end is closed, whatever can still be read; elsewhere only select() tells, as soon as all is read.
-HUNG_UP = getattr(select, "POLLRDHUP", getattr(select, "POLLHUP", POLLIN))
+POLL_HANGUP = getattr(select, "POLLRDHUP", getattr(select, "POLLHUP", POLLIN))
 
 
 class SelectPoll:
@@ -22,38 +22,40 @@ class SelectPoll:
     """
 
     def __init__(self) -> None:
-        self._descriptors = dict[int, int]()
+        self._event_masks = dict[int, int]()
 
-    def register(self, one: Any, event: int = POLLIN) -> None:
-        """Look at this, too: whether it can be read, written if `event` is POLLOUT, or either of both."""
-        self._descriptors[one if isinstance(one, int) else one.fileno()] = event
+    def register(self, fd: Any, event_mask: int = POLLIN) -> None:
+        """Look at this, too: whether it can be read, written if `event_mask` is POLLOUT, or either of
+        both.
+        """
+        self._event_masks[fd if isinstance(fd, int) else fd.fileno()] = event_mask
 
-    def unregister(self, one: int) -> None:
+    def unregister(self, fd: int) -> None:
         """Look at this descriptor no more."""
-        del self._descriptors[one]
+        del self._event_masks[fd]
 
-    def poll(self, milliseconds: float | None = None) -> list[tuple[int, int]]:
+    def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
         """Those that can be read or written, or are broken, as soon as there is one, or after so long."""
-        seconds = None if milliseconds is None or milliseconds < 0 else milliseconds / 1000
-        if not self._descriptors and seconds is not None:  # which Windows does not wait for
-            time.sleep(seconds)
+        timeout_seconds = None if timeout_ms is None or timeout_ms < 0 else timeout_ms / 1000
+        if not self._event_masks and timeout_seconds is not None:  # which Windows does not wait for
+            time.sleep(timeout_seconds)
             return []
-        read = [one for one, event in self._descriptors.items() if event != POLLOUT]
-        write = [one for one, event in self._descriptors.items() if event & POLLOUT]
-        readable, writable, _ = select.select(read, write, (), seconds)
+        read_fds = [fd for fd, event in self._event_masks.items() if event != POLLOUT]
+        write_fds = [fd for fd, event in self._event_masks.items() if event & POLLOUT]
+        readable, writable, _ = select.select(read_fds, write_fds, (), timeout_seconds)
         events = dict.fromkeys(readable, POLLIN)
-        for one in writable:
-            events[one] = events.get(one, 0) | POLLOUT
+        for fd in writable:
+            events[fd] = events.get(fd, 0) | POLLOUT
         return list(events.items())
 
 
 Poll: Any = getattr(select, "poll", SelectPoll)
 
 
-def ready(connections: Any, event: int, seconds: float | None) -> list[Any]:
+def wait_until_ready(connections: Any, event_mask: int, timeout: float | None) -> list[Any]:
     """Those for which this is so within so many seconds, or that are broken."""
-    poll, found = Poll(), dict[int, Any]()
+    poll, connection_by_fd = Poll(), dict[int, Any]()
     for connection in connections:
-        poll.register(connection, event)
-        found[connection.fileno()] = connection
-    return [found[descriptor] for descriptor, _ in poll.poll(seconds and 1000 * max(0.0, seconds))]
+        poll.register(connection, event_mask)
+        connection_by_fd[connection.fileno()] = connection
+    return [connection_by_fd[fd] for fd, _ in poll.poll(timeout and 1000 * max(0.0, timeout))]

@@ -9,59 +9,61 @@ import os
 import stat
 from typing import Any
 
-from polarmap.worker.parts import Part, Place, missing, read_file, write_file
+from polarmap.worker.segments import Location, Segment, missing_error, read_file_segment, write_file
 
-PRIVATE, OTHERS = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
+PRIVATE_MODE, OTHERS_MASK = 0o700, 0o077  # mode of a folder of one user alone, and what others may do
 
 
-def make_private(folder: str) -> bool:
+def ensure_private_folder(folder: str) -> bool:
     """Let such a folder be there, also where somebody has removed it; whether it was not there.
 
     OSError if something else is, or if its file system cannot keep others out.
     """
     is_new = True
     try:
-        os.mkdir(folder, PRIVATE)
+        os.mkdir(folder, PRIVATE_MODE)
     except FileExistsError:
         is_new = False
-    if _mode_of_own(folder) != PRIVATE:
-        os.chmod(folder, PRIVATE)
-        check_private(folder)
+    if _owned_folder_mode(folder) != PRIVATE_MODE:
+        os.chmod(folder, PRIVATE_MODE)
+        check_private_folder(folder)
     return is_new
 
 
-def check_private(folder: str) -> None:
+def check_private_folder(folder: str) -> None:
     """OSError for a folder in which others may have put files: what lies in such a one is read as code."""
-    if _mode_of_own(folder) & OTHERS:
+    if _owned_folder_mode(folder) & OTHERS_MASK:
         raise PermissionError(f"{folder} is open to others")
 
 
-def _mode_of_own(folder: str) -> int:
+def _owned_folder_mode(folder: str) -> int:
     status = os.lstat(folder)
     is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
     if not stat.S_ISDIR(status.st_mode) or not is_own:
         raise PermissionError(f"something else is in the place of {folder}")
-    return stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE  # Windows has no such modes
+    return (
+        stat.S_IMODE(status.st_mode) if hasattr(os, "getuid") else PRIVATE_MODE
+    )  # Windows has no such modes
 
 
-def write_private(path: str, *buffers: Any) -> None:
+def write_private_file(path: str, *buffers: Any) -> None:
     """Such a file, of these bytes in a row; OSError if others could read or replace it."""
     folder, name = os.path.split(path)
-    make_private(os.path.dirname(folder))
+    ensure_private_folder(os.path.dirname(folder))
     write_file(folder, name, *buffers)
 
 
-def has_folder(source: Place, part: Part) -> bool:
+def is_in_private_folder(location: Location, segment: Segment) -> bool:
     """Whether the folder below which such a file lies is on this machine, and of this user alone."""
     try:
-        check_private(os.path.dirname(os.path.dirname(os.path.join(source.place, part.key))))
+        check_private_folder(os.path.dirname(os.path.dirname(os.path.join(location.root, segment.key))))
     except OSError:
         return False
     return True
 
 
-def read_private(source: Place, part: Part) -> bytes | memoryview:
+def read_private_segment(location: Location, segment: Segment) -> bytes | memoryview:
     """The bytes of a part of such a file; DamagedError if there is none that only this user can have put."""
-    if not has_folder(source, part):
-        raise missing(part)
-    return read_file(source.place, part)
+    if not is_in_private_folder(location, segment):
+        raise missing_error(segment)
+    return read_file_segment(location.root, segment)

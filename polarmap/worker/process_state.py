@@ -29,35 +29,40 @@ except ImportError:  # Windows
     resource = None
 
 # Whose names no f may change: what others' functions and this program use most.
-MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
+GUARDED_MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
 SIGNALS = tuple(signal.valid_signals())
 TIMERS = tuple(getattr(signal, name) for name in dir(signal) if name.startswith("ITIMER_"))
-LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
-WANTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # of descriptors, memory, threads
+RESOURCE_LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+EXHAUSTION_ERRNOS = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+)  # of descriptors, memory, threads
 SEED_BYTES = 16
 
 
-def _umask() -> int:
+def _get_umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
-def _set_filters(filters: list[Any]) -> None:
+def _set_warning_filters(filters: list[Any]) -> None:
     warnings.resetwarnings()  # forgets, too, which warnings were given
     warnings.filters[:] = filters  # type: ignore[index]
 
 
 # What can be set back of a process: what gets it, and what sets it.
-SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
-    (_umask, os.umask),
+RESTORABLE_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (_get_umask, os.umask),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (sys.getswitchinterval, sys.setswitchinterval),
     (sys.gettrace, sys.settrace),
     (sys.getprofile, sys.setprofile),
     (socket.getdefaulttimeout, socket.setdefaulttimeout),
     (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
-    (lambda: list(warnings.filters), _set_filters),
+    (lambda: list(warnings.filters), _set_warning_filters),
     (gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()),
     (gc.get_threshold, lambda numbers: gc.set_threshold(*numbers)),
     (np.geterr, lambda kinds: np.seterr(**kinds)),
@@ -72,75 +77,79 @@ class ProcessState:
     """
 
     def __init__(self) -> None:
-        self._settings = [get() for get, _ in SETTINGS]
-        self._modules = {name: sys.modules[name] for name in MODULES if name in sys.modules}
-        self._names = {name: dict(vars(module)) for name, module in self._modules.items()}
-        self._threads = threading.active_count()
-        self._fixed = _fixed()
+        self._original_settings = [get_value() for get_value, _ in RESTORABLE_SETTINGS]
+        self._guarded_modules = {name: sys.modules[name] for name in GUARDED_MODULES if name in sys.modules}
+        self._original_names = {name: dict(vars(module)) for name, module in self._guarded_modules.items()}
+        self._n_threads = threading.active_count()
+        self._unrestorable_state = _get_unrestorable_state()
 
-    def restore(self) -> str:
+    def restore_or_describe_change(self) -> str:
         """Set back what can be; what cannot be and has changed, empty if nothing has."""
         try:
-            changed = self._changed_names() or self._changed_rest()
-            if not changed:
-                self._set_back()
+            change = self._find_changed_name() or self._find_unrestorable_change()
+            if not change:
+                self._restore_settings()
         except Exception as error:  # f has taken away even what tells this
             return f"what tells its state: {type(error).__name__}: {error}"
-        return changed
+        return change
 
-    def _set_back(self) -> None:
-        for (get, set_back), before in zip(SETTINGS, self._settings):
-            if get() != before:
-                set_back(before)
+    def _restore_settings(self) -> None:
+        for (get_value, set_value), original in zip(RESTORABLE_SETTINGS, self._original_settings):
+            if get_value() != original:
+                set_value(original)
         faulthandler.cancel_dump_traceback_later()
         random.seed()
         seed_numpy()
 
-    def _changed_names(self) -> str:
+    def _find_changed_name(self) -> str:
         """Modules of which something was replaced or removed; what was added is no harm."""
-        for name, module in self._modules.items():
-            before, now = self._names[name], vars(module)
+        for name, module in self._guarded_modules.items():
+            original_names, current_names = self._original_names[name], vars(module)
             if sys.modules.get(name) is not module:
                 return f"module {name}"
-            if now != before:
-                for attribute, value in before.items():
-                    if attribute not in now or now[attribute] is not value:
+            if current_names != original_names:
+                for attribute, value in original_names.items():
+                    if attribute not in current_names or current_names[attribute] is not value:
                         return f"{name}.{attribute}"
-                self._names[name] = dict(now)
+                self._original_names[name] = dict(current_names)
         return ""
 
-    def _changed_rest(self) -> str:
-        if threading.active_count() > self._threads:
+    def _find_unrestorable_change(self) -> str:
+        if threading.active_count() > self._n_threads:
             return "its threads"
-        fixed = _fixed()
-        if fixed != self._fixed:
-            return ", ".join(name for name, value in fixed.items() if value != self._fixed[name])
-        return "" if _has_descriptors() else "its free descriptors"
+        current_state = _get_unrestorable_state()
+        if current_state != self._unrestorable_state:
+            return ", ".join(
+                name for name, value in current_state.items() if value != self._unrestorable_state[name]
+            )
+        return "" if _has_free_descriptors() else "its free descriptors"
 
 
-def _fixed() -> dict[str, Any]:
+def _get_unrestorable_state() -> dict[str, Any]:
     """What a process cannot always set back once it has changed."""
     return {
-        "its signal handlers": [getsignal(number) for number in SIGNALS],
-        "its blocked signals": _told(signal, "pthread_sigmask", getattr(signal, "SIG_BLOCK", 0), ()),
+        "its signal handlers": [getsignal(signal_number) for signal_number in SIGNALS],
+        "its blocked signals": _call_if_present(
+            signal, "pthread_sigmask", getattr(signal, "SIG_BLOCK", 0), ()
+        ),
         "its timers": [signal.getitimer(timer) != (0.0, 0.0) for timer in TIMERS],
         "faulthandler": faulthandler.is_enabled(),
-        "its limits": [resource.getrlimit(limit) for limit in LIMITS],
-        "its standard streams": [_file(descriptor) for descriptor in range(3)],
-        "its root": _file("/"),
-        "its user": [_told(os, name) for name in ("getuid", "geteuid", "getgid", "getegid")],
-        "its process group": _told(os, "getpgrp"),
-        "its priority": _told(os, "getpriority", getattr(os, "PRIO_PROCESS", 0), 0),
-        "its cores": _told(os, "sched_getaffinity", 0),
+        "its limits": [resource.getrlimit(limit) for limit in RESOURCE_LIMITS],
+        "its standard streams": [_get_file_identity(fd) for fd in range(3)],
+        "its root": _get_file_identity("/"),
+        "its user": [_call_if_present(os, name) for name in ("getuid", "geteuid", "getgid", "getegid")],
+        "its process group": _call_if_present(os, "getpgrp"),
+        "its priority": _call_if_present(os, "getpriority", getattr(os, "PRIO_PROCESS", 0), 0),
+        "its cores": _call_if_present(os, "sched_getaffinity", 0),
     }
 
 
-def _told(module: Any, name: str, *arguments: Any) -> Any:
+def _call_if_present(module: Any, function_name: str, *arguments: Any) -> Any:
     """What a function of the system says; None where it has none."""
-    return getattr(module, name)(*arguments) if hasattr(module, name) else None
+    return getattr(module, function_name)(*arguments) if hasattr(module, function_name) else None
 
 
-def _file(path: str | int) -> tuple[int, int] | None:
+def _get_file_identity(path: str | int) -> tuple[int, int] | None:
     """Which file that is."""
     try:
         status = os.stat(path)
@@ -149,14 +158,14 @@ def _file(path: str | int) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _has_descriptors() -> bool:
+def _has_free_descriptors() -> bool:
     """Whether half of those that a process may have are free."""
     if resource is None:
         return True
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.open(os.devnull, os.O_RDONLY)
-    os.close(lowest)
-    return bool(most == resource.RLIM_INFINITY or lowest < most // 2)
+    max_descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free_fd = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free_fd)
+    return bool(max_descriptors == resource.RLIM_INFINITY or lowest_free_fd < max_descriptors // 2)
 
 
 def seed_numpy() -> None:
@@ -166,12 +175,12 @@ def seed_numpy() -> None:
         np.random.seed(seed)  # noqa: NPY002
 
 
-def is_for_want(error: BaseException) -> bool:
+def is_resource_exhaustion(error: BaseException) -> bool:
     """Whether an error tells that the process has no memory, descriptors or threads left.
 
-    >>> is_for_want(OSError(errno.EMFILE, "Too many open files")), is_for_want(FileNotFoundError(2, "x"))
+    >>> is_resource_exhaustion(OSError(errno.EMFILE, "Too many open files")), is_resource_exhaustion(FileNotFoundError(2, "x"))
     (True, False)
     """
     if isinstance(error, OSError):
-        return error.errno in WANTS
+        return error.errno in EXHAUSTION_ERRNOS
     return isinstance(error, MemoryError) or "can't start new thread" in str(error)

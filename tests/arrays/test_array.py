@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap.blocks.equal import most_filled_blocks
+from polarmap.blocks.equal import max_nonempty_blocks
 from polarmap.errors import CodeError, MissingObjectError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import ReplayExecutor
@@ -28,7 +28,7 @@ from polarmap.testing import ReplayExecutor
 @settings(max_examples=40)
 def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
-    k = most_filled_blocks(rows, data.draw(st.integers(1, rows)))
+    k = max_nonempty_blocks(rows, data.draw(st.integers(1, rows)))
     store = FolderStore(tmp_path_factory.mktemp("store"))
     coded = polarmap.encode(A, blocks=k, tasks=k + 2, name="a", storage=store)
     bound = st.none() | st.integers(-rows - 2, rows + 2)
@@ -75,7 +75,7 @@ def test_what_travels_of_an_array_is_the_same_whoever_made_it_and_whatever_it_wa
 def test_iteration_reads_each_part_twice_at_most_and_not_for_each_row(store, shape, monkeypatch):
     A, reads, get = random_array(shape), [], type(store).get
     coded = polarmap.encode(A, name="a", storage=store, blocks=4, memory=1 << 20)
-    parts = sum(len(coded.stored(block)) for block in range(4))
+    parts = sum(len(coded.block_segments(block)) for block in range(4))
     monkeypatch.setattr(type(store), "get", lambda *arguments: reads.append(arguments) or get(*arguments))
     rows = list(coded)
     assert all(type(row) is np.ndarray for row in rows)
@@ -151,15 +151,15 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
     for name, values in STORED[archive].items():
         coded = polarmap.open_coded(name, tmp_path, key=key)
         missing = [] if name != "results" else [1, 5] if archive == "encrypted" else [1]
-        assert coded.check(executor=executor).blocks == missing
+        assert coded.check(executor=executor).damaged_blocks == missing
         np.testing.assert_allclose(coded[:], values, rtol=1e-12, atol=1e-12)
-        assert coded.zarr is None or archive != "before_zarr"
+        assert coded.zarr_path is None or archive != "before_zarr"
         kinds = set()
         if 5 not in missing:
-            damage(coded.store, coded.stored(coded.n - 1)[-1], "corrupt")
+            damage(coded.store, coded.block_segments(coded.n - 1)[-1], "corrupt")
             kinds.add("corrupt")
-        if not coded.stored(2)[-1].key.startswith("mine/"):
-            damage(coded.store, coded.stored(2)[-1], "appended")
+        if not coded.block_segments(2)[-1].key.startswith("mine/"):
+            damage(coded.store, coded.block_segments(2)[-1], "appended")
             kinds.add("appended")
         found = coded.check(executor=executor).damaged
         assert {one.kind for one in found} >= kinds

@@ -15,7 +15,7 @@ from polarmap.testing import ReplayExecutor
 def test_objects_that_are_not_of_the_array_are_asked_for_their_sizes(store, is_listed):
     A = random_array((24, 10))
     coded = polarmap.encode(put_rows(store, A), blocks=4, tasks=6, name="a", storage=store)
-    store.delete(["mine/5", coded.stored(5)[0].key])
+    store.delete(["mine/5", coded.block_segments(5)[0].key])
     store.put("mine/13", A[12].tobytes())
     one = coded if is_listed else polarmap.open_coded("a", Least(store))
     found = one.check(executor=ReplayExecutor())

@@ -28,7 +28,7 @@ def test_parity_in_storage_is_that_of_the_code(store):
     coded = polarmap.encode(A, blocks=4, tasks=7, name="a", storage=store)
     expected = PolarCode(7, 4).encode(A.reshape(4, 6, 5))
     for index in range(7):
-        raw = b"".join(store.get(part.key) for part in coded.stored(index))
+        raw = b"".join(store.get(part.key) for part in coded.block_segments(index))
         block = np.frombuffer(raw).reshape(6, 5)
         np.testing.assert_allclose(block, expected[index], rtol=1e-12, atol=1e-12)
 
@@ -71,7 +71,7 @@ def test_only_data_and_parity_are_stored(store):
     assert len(documents) == DOCUMENTS
     parts = {key: data for key, data in objects(store).items() if key not in documents}
     assert sum(map(len, parts.values())) == coded.stored_bytes
-    assert parts.keys() == {part.key for index in range(8) for part in coded.stored(index)}
+    assert parts.keys() == {part.key for index in range(8) for part in coded.block_segments(index)}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from array_data import MIB, random_array, write_manifest
 
 import polarmap
-from polarmap.arrays.manifest import check_name, manifest_key
+from polarmap.arrays.manifest import check_array_name, manifest_key
 from polarmap.codes import PolarCode
 from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
@@ -177,7 +177,7 @@ def test_codes_are_described_whole(store, code):
     A = np.arange(16.0) if code.kernel == "rotation" else np.arange(16)
     polarmap.encode(A, code=code, name="a", storage=store)
     coded = polarmap.open_coded("a", store)
-    store.delete([coded.stored(1)[0].key])
+    store.delete([coded.block_segments(1)[0].key])
     assert repr(coded.code) == repr(code)
     assert np.array_equal(coded.code.erasure, code.erasure)
     if code.kernel == "arikan":
@@ -215,4 +215,4 @@ def test_bad_names_are_refused(store, name):
 
 def test_names_that_may_be():
     for name in ("a", "A.b-c_9", "9", "x" * 128):
-        assert check_name(name) == name
+        assert check_array_name(name) == name

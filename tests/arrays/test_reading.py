@@ -21,7 +21,7 @@ from polarmap.codes import PolarCode
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import ReplayExecutor
-from polarmap.worker.parts import DamagedError
+from polarmap.worker.segments import DamagedError
 
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
 
@@ -171,20 +171,24 @@ def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, 
     coded = polarmap.encode(random_array(shape), blocks=4, tasks=6, name="a", storage=store)
     monkeypatch.delattr(type(store), "get")
     blocks = coded.coded_blocks()
-    data = blocks.blocks
-    assert [blocks.layout(index) for index in (0, 5)] == [(("<f8", block),)] * 2 == [data.layout] * 2
-    assert (data.k, data.rows, data.padding) == (4, block[0], 4 * block[0] - shape[0])
+    data = blocks.data_blocks
+    assert [blocks.layout(index) for index in (0, 5)] == [(("<f8", block),)] * 2 == [data.block_layout] * 2
+    assert (data.k, data.rows_per_block, data.n_padding_rows) == (4, block[0], 4 * block[0] - shape[0])
     assert (data.dtypes, blocks.structure, blocks.source.kind) == ([np.dtype(float)], ("array",), "folder")
-    assert [blocks.parts(index) for index in range(6)] == [coded.stored(index) for index in range(6)]
+    assert [blocks.parts(index) for index in range(6)] == [coded.block_segments(index) for index in range(6)]
 
 
 def test_blocks_that_are_single_numbers_are_no_arrays(store):
     A, out = np.arange(8.0), polarmap.arrays.Stored("sums", store)
     y = polarmap.coded_map(np.sum, A, blocks=4, out=out, executor=ReplayExecutor())
     blocks = y.array.coded_blocks()
-    assert (blocks.structure, blocks.blocks.rows, blocks.layout(0)) == (("numpy",), None, (("<f8", ()),))
+    assert (blocks.structure, blocks.data_blocks.rows_per_block, blocks.layout(0)) == (
+        ("numpy",),
+        None,
+        (("<f8", ()),),
+    )
     assert blocks.leaves(1)[0].shape == ()
-    np.testing.assert_array_equal(blocks.blocks.leaves(1)[0], 5)
+    np.testing.assert_array_equal(blocks.data_blocks.block_leaves(1)[0], 5)
 
 
 def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
@@ -260,7 +264,7 @@ def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, mo
     ours, theirs, A = results
     theirs.repair()
     blocks, all_failed, last = ours.coded_blocks(), threading.Barrier(3), threading.Event()
-    look_again = blocks.look_again
+    look_again = blocks.refresh_manifest
 
     def one_after_another(known):
         is_last = all_failed.wait(60) == 0
@@ -268,7 +272,7 @@ def test_all_threads_that_read_an_array_while_it_is_repaired_find_it(results, mo
         last.set()
         return found
 
-    monkeypatch.setattr(blocks, "look_again", one_after_another)
+    monkeypatch.setattr(blocks, "refresh_manifest", one_after_another)
     with ThreadPoolExecutor(3) as pool:
         for found in pool.map(lambda _: ours[:], range(3)):
             np.testing.assert_allclose(found, 2 * A, rtol=1e-10, atol=1e-10)
@@ -281,7 +285,7 @@ def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
     ours = polarmap.encode(A, blocks=4, tasks=6, name="a", **options)
     theirs = polarmap.open_coded("a", **options)
     for block in range(6):
-        damage(store, theirs.stored(block)[0], "missing")
+        damage(store, theirs.block_segments(block)[0], "missing")
         theirs.repair()
     np.testing.assert_allclose(ours[:], A, rtol=1e-9, atol=1e-9)
     y = polarmap.coded_map(np.negative, ours, executor=ReplayExecutor())
@@ -301,11 +305,11 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
     A, options = random_array((24, 5)), {"storage": store, "name": "a"}
     ours = polarmap.encode(A, blocks=4, tasks=6, **options)
     theirs, blocks = polarmap.open_coded(**options), ours.coded_blocks()
-    look_again, repairs = blocks.look_again, [None] * 2
+    look_again, repairs = blocks.refresh_manifest, [None] * 2
 
     def move_all_parts():
         for block in range(6):
-            damage(store, theirs.stored(block)[0], "missing")
+            damage(store, theirs.block_segments(block)[0], "missing")
             theirs.repair()
 
     def look_and_be_late(known):
@@ -316,7 +320,7 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
         return found
 
     move_all_parts()
-    monkeypatch.setattr(blocks, "look_again", look_and_be_late)
+    monkeypatch.setattr(blocks, "refresh_manifest", look_and_be_late)
     found = read(ours)
     assert found is True or np.allclose(found, A[6:12], rtol=1e-9, atol=1e-9)
 
@@ -324,9 +328,9 @@ def test_an_array_that_is_repaired_again_while_it_is_read_anew_is_found(store, m
 def test_a_manifest_is_read_anew_once_and_no_more_while_it_stays_the_same(store, monkeypatch):
     """Else every map of an array with a damaged part would do that."""
     coded = polarmap.encode(random_array((8, 3)), blocks=4, tasks=6, name="a", storage=store)
-    damage(store, coded.stored(2)[0], "corrupt")
-    read, parse = [], Manifest.parse
-    monkeypatch.setattr(Manifest, "parse", lambda *given: read.append(given) or parse(*given))
+    damage(store, coded.block_segments(2)[0], "corrupt")
+    read, parse = [], Manifest.from_bytes
+    monkeypatch.setattr(Manifest, "from_bytes", lambda *given: read.append(given) or parse(*given))
     for _ in range(3):
         polarmap.coded_map(np.negative, coded, executor=ReplayExecutor())
     assert len(read) == 1

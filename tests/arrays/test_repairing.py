@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap.arrays.manifest import manifest_key
-from polarmap.blocks.equal import most_filled_blocks
+from polarmap.blocks.equal import max_nonempty_blocks
 from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -40,7 +40,11 @@ DOCUMENT_DAMAGE = {"f4": "missing", "f8": "corrupt", "c16": "corrupt", "u1": "ap
 def check_repair(store, dtype, executor):
     A = random_array((72, 600), dtype)
     coded = polarmap.encode(A, blocks=6, tasks=9, name="a", storage=store, memory=MIB)
-    stripes, view, encoded = len(coded.stored(0)), coded.coded_blocks().manifest.zarr, objects(store)
+    stripes, view, encoded = (
+        len(coded.block_segments(0)),
+        coded.coded_blocks().manifest.zarr_view,
+        objects(store),
+    )
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 1e-4 if dtype == "f4" else 1e-10
     lost = losses(coded.code, 3)
     hurt = {(block, 0): kind for block, kind in zip(lost, ("missing", "corrupt", "truncated"))}
@@ -48,9 +52,9 @@ def check_repair(store, dtype, executor):
     hurt[whole, 0] = "appended"
     if stripes > 1:
         hurt |= {(1, 1): "corrupt", (7, 1): "missing"}
-    keys = {(block, stripe): coded.stored(block)[stripe].key for block, stripe in hurt}
+    keys = {(block, stripe): coded.block_segments(block)[stripe].key for block, stripe in hurt}
     for (block, stripe), kind in hurt.items():
-        damage(store, coded.stored(block)[stripe], kind)
+        damage(store, coded.block_segments(block)[stripe], kind)
     others = {(f"{view.path}/data/c/mine", "foreign")}
     store.put(f"{view.path}/data/c/mine", b"by somebody")
     for part in view.metadata:
@@ -60,10 +64,10 @@ def check_repair(store, dtype, executor):
 
     found = coded.check(executor=executor)
     assert {(one.block, one.stripe): one.kind for one in found.damaged} == hurt
-    assert set(found.zarr) == others
+    assert set(found.zarr_damages) == others
     assert found == coded.check()
     assert not found.ok
-    assert found.lost == ()
+    assert found.undecodable_stripes == ()
     assert "1 truncated" in repr(found)
     assert "3 other objects of the Zarr array are wrong" in repr(found)
     assert all(f"block {block}, part {part}: {kind}" in repr(found) for (block, part), kind in hurt.items())
@@ -120,10 +124,10 @@ def test_repair_of_what_is_whole_changes_nothing(store):
 def test_each_stripe_bears_its_own_losses(store):
     A = random_array((8, 50_000))
     coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=MIB)
-    assert len(coded.stored(0)) > 3
+    assert len(coded.block_segments(0)) > 3
     for stripe, lost in enumerate([(0, 1), (2, 3), (4, 5), (1, 4)]):
         for block in lost:
-            damage(store, coded.stored(block)[stripe], "missing")
+            damage(store, coded.block_segments(block)[stripe], "missing")
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
     assert len(coded.repair().damaged) == 8
     assert coded.check().ok
@@ -132,9 +136,9 @@ def test_each_stripe_bears_its_own_losses(store):
 def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
     coded = polarmap.encode(random_array((12, 7)), blocks=4, tasks=6, name="a", storage=store)
     for index in (0, 1, 5):
-        damage(store, coded.stored(index)[0], "corrupt")
+        damage(store, coded.block_segments(index)[0], "corrupt")
     before = objects(store)
-    assert coded.check().lost == (0,)
+    assert coded.check().undecodable_stripes == (0,)
     assert "stripes [0] are lost" in repr(coded.check())
     with pytest.raises(
         NotDecodableError, match=r"(?s)3 corrupt, in blocks \[0, 1, 5\]; stripes \[0\] are lost"
@@ -150,11 +154,11 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
 def test_repair_does_not_bring_back_what_was_replaced(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
-    store.delete([coded.stored(1)[2].key])
+    store.delete([coded.block_segments(1)[2].key])
     other = polarmap.encode(A[:8], storage=store, overwrite=True, **OPTIONS)
     assert coded.repair().ok  # it looks at what is there now
     np.testing.assert_array_equal(coded[:], A[:8])
-    store.delete([other.stored(1)[0].key])
+    store.delete([other.block_segments(1)[0].key])
 
     def overtake():
         polarmap.encode(A[:4], storage=store, overwrite=True, **OPTIONS)
@@ -171,7 +175,7 @@ def test_a_repair_cut_short_changes_nothing(store):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(3):
-        store.delete([coded.stored(1)[stripe].key])
+        store.delete([coded.block_segments(1)[stripe].key])
     before = objects(store)
     late = polarmap.open_coded("a", Counting(store, 3, fail))
     with pytest.raises(BrokenError):
@@ -195,7 +199,7 @@ def test_a_repair_cut_short_changes_nothing(store):
 )  # fmt: skip
 def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtype, key, data):
     folder = tmp_path_factory.mktemp("store")
-    A, k = random_array((rows, 40 * columns), dtype), most_filled_blocks(rows, min(k, rows))
+    A, k = random_array((rows, 40 * columns), dtype), max_nonempty_blocks(rows, min(k, rows))
     polarmap.encode(A, blocks=k, tasks=k + extra, name="a", storage=folder, key=key)
     coded = polarmap.open_coded("a", folder, key=key)
     np.testing.assert_array_equal(coded[:], A)
@@ -203,12 +207,12 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
     lost = data.draw(st.lists(st.integers(0, coded.n - 1), max_size=extra * bool(columns), unique=True))
     for block in lost:
         kind = data.draw(st.sampled_from(["missing", "corrupt", "truncated"]))
-        damage(coded.store, coded.stored(block)[0], kind)
-    if coded.check().lost:  # integers may need more than k
+        damage(coded.store, coded.block_segments(block)[0], kind)
+    if coded.check().undecodable_stripes:  # integers may need more than k
         with pytest.raises(NotDecodableError, match="more than the code can"):
             coded.repair(executor=ReplayExecutor())
         return
-    assert coded.repair(executor=ReplayExecutor()).blocks == sorted(lost)
+    assert coded.repair(executor=ReplayExecutor()).damaged_blocks == sorted(lost)
     assert coded.check().ok
     allowed = error_of_rounding(coded.code, sorted(lost), before)
     for block in range(coded.n):
@@ -231,9 +235,9 @@ def test_late_and_failing_workers_are_replaced(store, executor):
     A = random_array(SHAPE)
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(5):
-        store.delete([coded.stored(1)[stripe].key, coded.stored(4)[stripe].key])
+        store.delete([coded.block_segments(1)[stripe].key, coded.block_segments(4)[stripe].key])
     faulty = FaultyExecutor(executor, {0: Fault("sleep", 60), 1: Fault("raise")})
-    assert coded.repair(executor=faulty).blocks == [1, 4]
+    assert coded.repair(executor=faulty).damaged_blocks == [1, 4]
     assert coded.check().ok
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
     coded.delete()
@@ -242,8 +246,8 @@ def test_late_and_failing_workers_are_replaced(store, executor):
 
 def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
     coded = polarmap.encode(random_array(SHAPE), storage=store, **OPTIONS)
-    damage(store, coded.stored(1)[2], "corrupt")
-    damage(store, coded.stored(3)[0], "missing")
+    damage(store, coded.block_segments(1)[2], "corrupt")
+    damage(store, coded.block_segments(3)[0], "missing")
     before = objects(store)
     for task in (0, 1):  # of the check; and of the first stripe that is rebuilt
         broken = FaultyExecutor(threads, {task: Fault("raise", attempts=99)})
@@ -256,10 +260,10 @@ def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
 
 def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, monkeypatch):
     coded = polarmap.encode(random_array((20, 10)), storage=store, **OPTIONS)
-    damage(store, coded.stored(1)[0], "missing")
+    damage(store, coded.block_segments(1)[0], "missing")
     audit = coded.check()
-    monkeypatch.setattr("polarmap.arrays.repairing.audit", lambda *_: audit)
-    damage(store, coded.stored(2)[0], "corrupt")
+    monkeypatch.setattr("polarmap.arrays.repairing.audit_array", lambda *_: audit)
+    damage(store, coded.block_segments(2)[0], "corrupt")
     before = objects(store)
     with pytest.raises(NotDecodableError, match="is corrupt: its checksum is not the one in the manifest"):
         coded.repair(executor=threads)
@@ -270,10 +274,10 @@ def test_numbers_that_do_not_belong_together_are_refused(store, threads):
     coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
     other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
     made = coded.coded_blocks().manifest
-    part = made.parts[5][0]._replace(crc32=other.stored(5)[0].crc32)
-    forged = made.with_parts({(5, 0): part, (0, 0): made.parts[0][0]._replace(crc32=7)})
-    store.put(part.key, store.get(other.stored(5)[0].key))
-    store.put("polarmap/manifests/a.json", forged.dump())
+    part = made.segments[5][0]._replace(crc32=other.block_segments(5)[0].crc32)
+    forged = made.with_segments({(5, 0): part, (0, 0): made.segments[0][0]._replace(crc32=7)})
+    store.put(part.key, store.get(other.block_segments(5)[0].key))
+    store.put("polarmap/manifests/a.json", forged.to_bytes())
     before = objects(store)
     with pytest.raises(StorageError, match="the parts do not belong together"):
         polarmap.open_coded("a", store).repair(executor=threads)
@@ -287,12 +291,12 @@ def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
     with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf"):
         coded = polarmap.encode(A, storage=store, **OPTIONS)
     for stripe in range(5):
-        store.delete([coded.stored(4)[stripe].key])  # parity, which is NaN there, too
-    part, store.read = coded.stored(0)[0].size, 0
+        store.delete([coded.block_segments(4)[stripe].key])  # parity, which is NaN there, too
+    part, store.read = coded.block_segments(0)[0].size, 0
     coded.repair(executor=threads)
     assert 5 * part < store.read < 6 * part  # the good parts of the first stripe, and manifests
     assert coded.check().ok
-    store.delete([coded.stored(1)[0].key, coded.stored(1)[2].key])
+    store.delete([coded.block_segments(1)[0].key, coded.block_segments(1)[2].key])
     before = objects(store)
     with pytest.raises(NotDecodableError, match=r"1 entry of blocks \[1\] .* first at \[5, 5\]"):
         coded.repair(executor=threads)
@@ -309,13 +313,13 @@ from counting_store import CountingReads
 A = random_array((64, 40_000))  # 20 MB
 store = CountingReads(sys.argv[1])
 coded = polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, memory=16 * MIB)
-part = coded.stored(0)[0].size
-assert len(coded.stored(0)) == 8
+part = coded.block_segments(0)[0].size
+assert len(coded.block_segments(0)) == 8
 with polarmap.Pool(workers=2) as pool:
     for _ in range(2):
         for stripe in range(8):
-            store.delete([coded.stored(1)[stripe].key, coded.stored(5)[stripe].key])
-        damage(store, coded.stored(2)[7], "appended")
+            store.delete([coded.block_segments(1)[stripe].key, coded.block_segments(5)[stripe].key])
+        damage(store, coded.block_segments(2)[7], "appended")
         store.read, store.puts = 0, ()
         assert len(coded.check(executor=pool).damaged) == 17
         tracemalloc.start()
@@ -341,7 +345,7 @@ def test_nothing_passes_through_the_driver(tmp_path):
 
 def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):
     coded = polarmap.encode(np.ones((8, 2)), blocks=4, name="a", storage=Counting(store))
-    store.delete([coded.stored(5)[0].key])
+    store.delete([coded.block_segments(5)[0].key])
     before = objects(store)
     with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
         coded.repair(executor=threads)

@@ -88,7 +88,7 @@ KINDS = {
 def test_every_kind_of_array_gives_the_same_blocks(store, tmp_path, kind):
     A = random_array((43, 3_000))
     coded = polarmap.encode(KINDS[kind](A, tmp_path), storage=store, **OPTIONS)
-    assert len(coded.stored(0)) > 3
+    assert len(coded.block_segments(0)) > 3
     np.testing.assert_array_equal(coded[:], A)
     again = polarmap.encode(A, storage=store, **{**OPTIONS, "name": "b", "memory": 32 * MIB})
     for index in (0, 4, 6):
@@ -170,7 +170,7 @@ def test_chunks_that_fit_are_read_once_or_on_average_twice(store, rows, chunk):
     coded = polarmap.encode(source, storage=store, **{**OPTIONS, "memory": 3 * 7 * 8 * 1_000 * chunk})
     np.testing.assert_array_equal(coded[:], source._A)
     assert source.reads.min() >= 1
-    aligned = coded.rows % chunk == 0
+    aligned = coded.rows_per_block % chunk == 0
     assert source.reads.max() <= (1 if aligned else 3)
     assert source.reads.mean() <= 2
 
@@ -194,7 +194,7 @@ A[::1000] = 1.0
 del A
 A = np.memmap(folder + "/raw", "f8", "r", shape=(rows, 5_000))
 coded = polarmap.encode(A, name="a", storage=folder, memory=memory)
-print((peak() - base) / memory, A.nbytes / memory, len(coded.stored(0)))
+print((peak() - base) / memory, A.nbytes / memory, len(coded.block_segments(0)))
 """
 
 
@@ -229,12 +229,12 @@ def test_only_parity_is_stored(store, rows, dtype):
     direct = polarmap.encode(A, storage=store, **{**FOUR_OF_SIX, "name": "b"})
     np.testing.assert_array_equal(coded.coded_blocks().piece(5)[0], direct.coded_blocks().piece(5)[0])
 
-    part = coded.stored(1)[0]
+    part = coded.block_segments(1)[0]
     data = bytearray(store.get(part.key))
     data[part.offset + 3] ^= 1
     store.put(part.key, data)
     before_repair = objects_below(store, "mine/")
-    if coded.check().lost == ():
+    if coded.check().undecodable_stripes == ():
         coded.repair()
         np.testing.assert_allclose(coded[:], A, rtol=1e-5, atol=1e-5)
         assert len(copied(coded)) >= 1
@@ -254,7 +254,7 @@ def objects_below(store, prefix):
 def test_what_does_not_fit_is_copied(store, total, rows):
     A = random_array((total, 2_000))  # stripes of three rows
     coded = polarmap.encode(put_rows(store, A, rows), storage=store, **FOUR_OF_SIX)
-    assert 0 < len(copied(coded)) < sum(len(coded.stored(index)) for index in range(4))
+    assert 0 < len(copied(coded)) < sum(len(coded.block_segments(index)) for index in range(4))
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
 
@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_copied(store, total, rows):
 def test_rows_in_pieces(store):
     A = random_array((4, 3, 20_000), "f4")
     coded = polarmap.encode(put_rows(store, A, 2), storage=store, **FOUR_OF_SIX)
-    assert len(coded.stored(0)) > 2
+    assert len(coded.block_segments(0)) > 2
     assert copied(coded) == []
     np.testing.assert_array_equal(coded[:], A)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap.arrays.stripe_encoder import encoder
+from polarmap.arrays.stripe_encoder import make_encode_task
 from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -57,7 +57,7 @@ def test_dtypes_and_a_view_of_a_memory_map(tmp_path, store, dtype):
     with ThreadPoolExecutor(2) as pool:
         coded = polarmap.encode(view, blocks=4, tasks=6, name="A", storage=store, executor=pool)
     for block in (1, 3):
-        for part in coded.stored(block):
+        for part in coded.block_segments(block):
             store.delete([part.key])
     np.testing.assert_allclose(coded[:], A[3:40], rtol=1e-2 if dtype == "f2" else 1e-5)
 
@@ -110,7 +110,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     again = polarmap.open_coded("there", store)
     assert again.check().ok
     np.testing.assert_array_equal(again[:], A)
-    assert {part.key.split("/")[0] for block in range(k) for part in there.stored(block)} <= {"mine"}
+    assert {part.key.split("/")[0] for block in range(k) for part in there.block_segments(block)} <= {"mine"}
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 4 * np.finfo(dtype).eps
     for block in range(k, k + extra):
         one, two = (coded.coded_blocks().piece(block)[0] for coded in (here, there))
@@ -156,7 +156,10 @@ def test_to_look_for_nan_takes_hardly_more_memory_than_the_stripe(dtype):
     stripe = np.ones((24, 50_000), dtype)
     stripe[3, 5] = np.nan
     parity = np.full((8, 50_000), np.inf, dtype)
-    for encode in (encoder(None, copies=False), encoder(lambda _: parity, copies=True)):
+    for encode in (
+        make_encode_task(None, include_data=False),
+        make_encode_task(lambda _: parity, include_data=True),
+    ):
         tracemalloc.start()
         note = encode(stripe)[-1]
         taken = tracemalloc.get_traced_memory()[1]

@@ -14,6 +14,6 @@ pytestmark = pytest.mark.every_store
 def test_rows_longer_than_memory_are_cut_too(store):
     A = random_array((6, 40_000), "f4")  # six blocks of one row; 1 MiB holds 1/3 of a column of eight
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=store, memory=MIB)
-    assert len(coded.stored(0)) > 1
+    assert len(coded.block_segments(0)) > 1
     np.testing.assert_array_equal(coded[:], A)
     np.testing.assert_array_equal(coded[2:4, 7:30_000:3], A[2:4, 7:30_000:3])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from array_data import random_array
 
-from polarmap.arrays.weighted_sums import weighted_sums, weights_of
+from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
 from polarmap.codes import PolarCode
 
 
@@ -19,7 +19,7 @@ def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
     lost = [1, k, n - 1]
     everything = code.encode(blocks)
     others = np.delete(everything, lost, axis=0)
-    weights = weights_of(code, blocks.dtype, lost)
+    weights = compute_recovery_weights(code, blocks.dtype, lost)
     found = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
     np.testing.assert_allclose(found.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
 
@@ -27,10 +27,12 @@ def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
 @pytest.mark.parametrize("dtype", ["f2", "f4", "c8", "c16", "u1", "i4", "u8"])
 def test_parity_is_what_is_lost_where_all_data_are_there(monkeypatch, dtype):
     """Tile by tile, the last one narrower; as the code itself encodes."""
-    monkeypatch.setattr("polarmap.arrays.weighted_sums.TILE", 1)
+    monkeypatch.setattr("polarmap.arrays.weighted_sums.TILE_ELEMENTS", 1)
     code, data = PolarCode(7, 4, "arikan" if dtype[0] in "iu" else "rotation"), random_array((4, 150), dtype)
     expected = code.encode_parity(data)
-    sums = weighted_sums(weights_of(code, data.dtype, range(4, 7)), [expected.dtype] * 3)
+    sums = make_weighted_sum_function(
+        compute_recovery_weights(code, data.dtype, range(4, 7)), [expected.dtype] * 3
+    )
     tolerance = 0 if dtype[0] in "iu" else 8 * np.finfo(dtype).eps
     for one, other in zip(sums(list(data)), expected, strict=True):
         assert one.dtype == other.dtype

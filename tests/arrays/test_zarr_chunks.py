@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap.arrays import Stored, repairing
 from polarmap.arrays.stores import open_store
-from polarmap.blocks.equal import most_filled_blocks
+from polarmap.blocks.equal import max_nonempty_blocks
 from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -45,14 +45,14 @@ assert "polarmap" not in sys.modules
 
 
 def small_memory(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("polarmap.arrays.encoding"), "LEAST_MEMORY", 1)
+    monkeypatch.setattr(importlib.import_module("polarmap.arrays.encoding"), "MIN_MEMORY_BYTES", 1)
 
 
 def test_it_opens_where_there_is_no_polarmap(tmp_path):
     A = random_array((43, 5))
     coded = polarmap.encode(A, storage=tmp_path, **OPTIONS)
     np.save(tmp_path / "A.npy", A)
-    command = [sys.executable, "-W", "error", "-c", READERS, coded.zarr, tmp_path / "A.npy", tmp_path]
+    command = [sys.executable, "-W", "error", "-c", READERS, coded.zarr_path, tmp_path / "A.npy", tmp_path]
     run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
@@ -64,7 +64,7 @@ def test_it_opens_where_there_is_no_polarmap(tmp_path):
 )  # fmt: skip
 def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, memory, dtype, seed):
     shape[0] += k
-    k = most_filled_blocks(shape[0], k)
+    k = max_nonempty_blocks(shape[0], k)
     A = random_array(shape, dtype, seed)
     with pytest.MonkeyPatch.context() as patch:
         small_memory(patch)
@@ -74,7 +74,7 @@ def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, me
     assert zarr_data(coded).dtype == A.dtype.newbyteorder("=")
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
-    FolderStore(folder).delete([coded.stored(0)[0].key])
+    FolderStore(folder).delete([coded.block_segments(0)[0].key])
     assert not coded.check().ok
     coded.repair()
     assert coded.check().ok
@@ -85,7 +85,7 @@ def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, me
 
 def test_a_missing_chunk_is_no_number_to_zarr(tmp_path):
     coded = polarmap.encode(np.ones((8, 2)), storage=tmp_path, **OPTIONS)
-    damage(coded.store, coded.stored(1)[0], "missing")
+    damage(coded.store, coded.block_segments(1)[0], "missing")
     assert np.isnan(zarr_data(coded)[2:4]).all()
 
 
@@ -94,27 +94,27 @@ def test_what_zarr_appends_is_seen(tmp_path):
 
     A = random_array((20, 3))
     coded = polarmap.encode(A, storage=tmp_path, **OPTIONS)
-    zarr.open_array(f"{coded.zarr}/data").append(np.ones((5, 3)))
-    assert {key.rpartition("array.zarr/")[2]: kind for key, kind in coded.check().zarr} == {
+    zarr.open_array(f"{coded.zarr_path}/data").append(np.ones((5, 3)))
+    assert {key.rpartition("array.zarr/")[2]: kind for key, kind in coded.check().zarr_damages} == {
         "data/zarr.json": "corrupt",
         "data/c/4/0": "foreign",
     }
     coded.repair()
     assert coded.check().ok
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
-    zarr.open_array(f"{coded.zarr}/data")[7, 1] += 1
-    assert coded.check().blocks == [1]
+    zarr.open_array(f"{coded.zarr_path}/data")[7, 1] += 1
+    assert coded.check().damaged_blocks == [1]
 
 
 def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
     small_memory(monkeypatch)
     A = random_array((4 * 13, 3))
     coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=tmp_path, **OPTIONS)
-    assert [part.offset for part in coded.stored(0)] == [0, 8 * 24]
+    assert [part.offset for part in coded.block_segments(0)] == [0, 8 * 24]
     assert zarr_data(coded).chunks == (13, 3)
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
-    damage(coded.store, coded.stored(1)[1], "corrupt")
-    damage(coded.store, coded.stored(3)[0], "appended")
+    damage(coded.store, coded.block_segments(1)[1], "corrupt")
+    damage(coded.store, coded.block_segments(3)[0], "appended")
     assert [(one.block, one.stripe) for one in coded.check().damaged] == [(1, 1), (3, 1)]
     coded.repair()
     assert coded.check().ok
@@ -126,7 +126,7 @@ def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch
     A = random_array((4 * 13, 3))
     store = Least(FolderStore(tmp_path))
     coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=store, **OPTIONS)
-    assert coded.zarr is None
+    assert coded.zarr_path is None
     assert coded.repair().ok
     assert not [key for key in store.keys("") if "zarr" in key]
     np.testing.assert_array_equal(coded[:], A)
@@ -144,7 +144,7 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
     else:
         polarmap.encode(A, storage=Least(folder), memory=MIB, **OPTIONS)
         coded = polarmap.open_coded("a", folder)
-        assert coded.zarr is None  # nothing is sent twice
+        assert coded.zarr_path is None  # nothing is sent twice
         assert coded.check().ok
         assert coded.repair().ok
     np.testing.assert_array_equal(zarr_data(coded)[:], A)
@@ -158,11 +158,11 @@ def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins)
     with pytest.raises(BrokenError):
         polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)
     coded = polarmap.encode(A, storage=folder if joins else Least(folder), memory=MIB, **OPTIONS)
-    first, *_, last = (coded.stored(0)[stripe].key.split("/")[3] for stripe in (0, 1, 2))
+    first, *_, last = (coded.block_segments(0)[stripe].key.split("/")[3] for stripe in (0, 1, 2))
     assert (first == last) == joins
-    assert len({part.size for part in coded.stored(0)}) == 2
+    assert len({part.size for part in coded.block_segments(0)}) == 2
     assert coded.check().ok
-    assert (coded.zarr is not None) == joins
+    assert (coded.zarr_path is not None) == joins
     np.testing.assert_array_equal(coded[:], A)
 
 
@@ -199,16 +199,16 @@ def test_numbers_are_a_vector(tmp_path):
 def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
     store, A = FolderStore(tmp_path), random_array((8, 3))
     coded = polarmap.encode(put_rows(store, A, 2), storage=store, **OPTIONS)
-    damage(store, coded.stored(5)[0], "missing")
+    damage(store, coded.block_segments(5)[0], "missing")
     coded.repair()
-    assert coded.zarr is None
+    assert coded.zarr_path is None
     assert not [key for key in store.keys("") if "zarr" in key]
 
 
 def test_metadata_says_what_the_specification_asks_for(tmp_path):
     coded = polarmap.encode(random_array((20, 3), "c8"), storage=tmp_path, **OPTIONS)
     group, array = (
-        json.loads(coded.store.get(f"{coded.coded_blocks().manifest.zarr.path}/{name}"))
+        json.loads(coded.store.get(f"{coded.coded_blocks().manifest.zarr_view.path}/{name}"))
         for name in ("zarr.json", "data/zarr.json")
     )
     assert group["attributes"]["polarmap"] == {"manifest": "polarmap/manifests/a.json"}
@@ -223,14 +223,14 @@ def test_metadata_says_what_the_specification_asks_for(tmp_path):
 
 def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
     coded = polarmap.encode(random_array((20, 3)), storage=tmp_path, **OPTIONS)
-    chunk = coded.stored(2)[0]
+    chunk = coded.block_segments(2)[0]
     damage(coded.store, chunk, "missing")
     coded.repair()
-    assert coded.stored(2)[0].key != chunk.key
-    assert coded.store.get(chunk.key) == coded.store.get(coded.stored(2)[0].key)
+    assert coded.block_segments(2)[0].key != chunk.key
+    assert coded.store.get(chunk.key) == coded.store.get(coded.block_segments(2)[0].key)
     coded.store.put(chunk.key, b"of a writer that comes late")
     assert coded.check().damaged == ()
-    assert coded.check().zarr == ((chunk.key, "truncated"),)
+    assert coded.check().zarr_damages == ((chunk.key, "truncated"),)
     coded.repair()
     assert coded.check().ok
     np.testing.assert_array_equal(zarr_data(coded)[:], coded[:])
@@ -258,14 +258,14 @@ def test_results_on_a_store_that_cannot_join_are_one_after_repair(not_joined):
 @pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
 def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monkeypatch, kind):
     array, A = not_joined
-    part, repair_zarr = array.stored(2)[0], repairing.repair_zarr
+    part, repair_zarr = array.stored(2)[0], repairing.repair_zarr_array
 
     def damage_and_repair(*arguments):
         damage(array.store, part, kind)
         return repair_zarr(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(repairing, "repair_zarr", damage_and_repair)
+        patch.setattr(repairing, "repair_zarr_array", damage_and_repair)
         with pytest.raises(NotDecodableError, match=f"{part.key} (is|has) .*, since it was looked at"):
             array.repair()
     assert array.repair().blocks == [2, 5]  # and the next call rebuilds it
@@ -275,12 +275,12 @@ def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(not_joined, monk
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """2 A, in three parts each, of which two results had not arrived; and A."""
-    monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 120)
+    monkeypatch.setattr("polarmap.arrays.stored_result.MAX_STRIPE_BYTES", 8 * 6 * 120)
     A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
     out = Stored("y", tmp_path / "results")
     y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, tasks=6, out=out, executor=late)
-    assert len(y.array.stored(1)) == 3
-    assert y.array.zarr is None
+    assert len(y.array.block_segments(1)) == 3
+    assert y.array.zarr_path is None
     return y.array, A
 
 
@@ -312,6 +312,6 @@ def test_workers_of_lithops_repair_results_in_the_bucket(results, config):
         store.put(key, data)
     coded = polarmap.open_coded("y", store)
     check_repaired(coded, A, coded.repair(executor=FaultyExecutor(config, {1: Fault("raise")})))
-    assert "/data/c/" in coded.stored(1)[0].key
+    assert "/data/c/" in coded.block_segments(1)[0].key
     coded.delete()
     assert store.keys("polarmap/") == []

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.arrays.stripes import element_count, plan_stripes
+from polarmap.arrays.stripes import count_elements, plan_stripes
 from polarmap.arrays.zarr_view import ZarrView
 from polarmap.codes import PolarCode
 
@@ -21,17 +21,20 @@ from polarmap.codes import PolarCode
 def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
     shape[0] = max(shape[0], k)
     plan = plan_stripes(PolarCode(k + 2, k), shape, np.dtype("f8"), memory, chunk_rows)
-    assert plan.widest_stripe <= max(1, memory // (3 * 8 * (k + 2)))
-    whole = np.arange(k * plan.rows * int(np.prod(shape[1:], dtype=int)))
-    blocks = whole.reshape(k, plan.rows, *shape[1:])
-    if plan.stripes_are_chunks:
-        assert plan.rows % plan.chunk_shape[0] == 0
-        view, sizes = ZarrView("a", plan.chunk_shape), map(element_count, plan.hyperslabs)
-        chunks = {chunk.key: chunk for chunk in view.chunks(shape, plan.rows, [0, *accumulate(sizes)])}
+    assert plan.max_stripe_size <= max(1, memory // (3 * 8 * (k + 2)))
+    whole = np.arange(k * plan.rows_per_block * int(np.prod(shape[1:], dtype=int)))
+    blocks = whole.reshape(k, plan.rows_per_block, *shape[1:])
+    if plan.has_chunk_per_stripe:
+        assert plan.rows_per_block % plan.chunk_shape[0] == 0
+        view, sizes = ZarrView("a", plan.chunk_shape), map(count_elements, plan.hyperslabs)
+        chunks = {
+            chunk.key: chunk
+            for chunk in view.list_chunks(shape, plan.rows_per_block, [0, *accumulate(sizes)])
+        }
         grid, found = whole.reshape(-1, *shape[1:]), set()
         for block in range(k):
             for stripe, inside in enumerate(plan.hyperslabs):
-                slab = plan.slab(block, stripe)
+                slab = plan.data_slab(block, stripe)
                 assert np.array_equal(grid[slab], blocks[block][inside])
                 if slab[0].start < shape[0]:
                     steps = [one.start // step for one, step in zip(slab, plan.chunk_shape)]
@@ -41,4 +44,4 @@ def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
         assert found == chunks.keys()
         assert len(found) == int(np.prod([-(-size // step) for size, step in zip(shape, plan.chunk_shape)]))
     else:
-        assert plan.chunk_shape == (plan.rows, *shape[1:])
+        assert plan.chunk_shape == (plan.rows_per_block, *shape[1:])

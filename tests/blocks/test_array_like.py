@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polarmap import CodedOperator, coded_map
-from polarmap.blocks.array_like import read_data
+from polarmap.blocks.array_like import load_array_like
 from polarmap.errors import CodeError
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -19,7 +19,7 @@ MATRIX = np.arange(36.0).reshape(12, 3)
 def test_a_path_is_mapped_wherever_encode_takes_one(tmp_path: Path) -> None:
     np.save(tmp_path / "A.npy", MATRIX)
     for path in (tmp_path / "A.npy", str(tmp_path / "A.npy")):
-        assert isinstance(read_data(path), np.memmap)
+        assert isinstance(load_array_like(path), np.memmap)
         np.testing.assert_allclose(coded_map(np.negative, path, executor=LOST).concatenate(), -MATRIX)
     with CodedOperator(path, blocks=3, executor=LOST) as operator:
         np.testing.assert_allclose(operator.T @ np.ones(12), MATRIX.sum(axis=0))

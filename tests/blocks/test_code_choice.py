@@ -8,8 +8,8 @@ import scipy.sparse
 from blocks.test_sparse import dense, random_sparse
 
 from polarmap import encode
-from polarmap.blocks.code_choice import CodeOptions, choose_code, encode_sparse, encoded
-from polarmap.blocks.masked import MaskedBlocks
+from polarmap.blocks.code_choice import CodeOptions, cut_and_choose_code, encode_blocks, encode_sparse
+from polarmap.blocks.secret_sharing import SecretSharingBlocks
 from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodeError
 
@@ -27,7 +27,7 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
         (np.ones((30, 4)), CodeOptions(tasks=16, code=SecretSharing(2)), 10),
         (np.ones((2000, 1)), CodeOptions(code=PolarCode(9, 6)), 6),
     ]:
-        blocks, code = choose_code(data, options)
+        blocks, code = cut_and_choose_code(data, options)
         assert blocks.k == code.k == k
 
 
@@ -45,29 +45,29 @@ def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
     ],
 )
 def test_the_code_follows_from_what_is_said(data: np.ndarray, options: CodeOptions, expected: str) -> None:
-    assert repr(choose_code(data, options)[1]) == expected
+    assert repr(cut_and_choose_code(data, options)[1]) == expected
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
 def test_any_one_block_may_be_lost_by_default(dtype: type) -> None:
     for k in [*range(1, 65), 200, 768]:
-        _, code = choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
+        _, code = cut_and_choose_code(np.ones((k, 1), dtype), CodeOptions(blocks=k))
         checks = np.asarray(code.parity_check_matrix)[:, :k]
         has_unit = checks % 2 != 0 if code.supports_integers else checks != 0  # only odd ones have an inverse
         assert has_unit.any(axis=0).all(), (k, code)
 
 
 def test_masked_data_is_masked() -> None:
-    assert isinstance(encoded(MATRIX, CodeOptions(6, code=SecretSharing()), None), MaskedBlocks)
+    assert isinstance(encode_blocks(MATRIX, CodeOptions(6, code=SecretSharing()), None), SecretSharingBlocks)
 
 
 def test_sizes_of_stored_blocks_are_those_they_were_encoded_with(tmp_path) -> None:
     stored = encode(MATRIX, blocks=6, tasks=8, name="rows", storage=tmp_path, progress=False)
     for same in (CodeOptions(), CodeOptions(6), CodeOptions(6, 8, "rotation")):
-        assert encoded(stored, same, None).code.k == 6
+        assert encode_blocks(stored, same, None).code.k == 6
     for wrong in (CodeOptions(5), CodeOptions(tasks=9), CodeOptions(code="arikan"), CodeOptions(degree=2)):
         with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 tasks"):
-            encoded(stored, wrong, None)
+            encode_blocks(stored, wrong, None)
 
 
 def test_no_nonzeros_at_all() -> None:

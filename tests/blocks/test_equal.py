@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, printed
 
 from polarmap import coded_map
-from polarmap.blocks.equal import check_filled, default_block_count
+from polarmap.blocks.equal import check_no_empty_blocks, default_n_blocks
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.testing import FaultyExecutor, ReplayExecutor
@@ -263,20 +263,20 @@ def test_no_block_is_empty() -> None:
     for total in range(1, 201):
         for wanted in (2, 3, 7, 24, 32):
             for most in (None, wanted):
-                k = default_block_count(total, wanted, most)
+                k = default_n_blocks(total, wanted, most)
                 assert -(-total // -(-total // k)) == k
                 assert k <= (most or max(total, 2 * wanted))
         for k in range(1, total + 1):
             if -(-total // -(-total // k)) == k:
-                check_filled(total, k)
+                check_no_empty_blocks(total, k)
                 continue
             with pytest.raises(CodeError, match=f"blocks={k} does not fit {total} rows") as caught:
-                check_filled(total, k)
+                check_no_empty_blocks(total, k)
             below, above = map(int, re.findall(r"(?<=[er] blocks=)\d+", str(caught.value)))
             assert below < k < above <= total
             assert not any(-(-total // -(-total // one)) == one for one in range(below + 1, above))
-            check_filled(total, below)
-            check_filled(total, above)
+            check_no_empty_blocks(total, below)
+            check_no_empty_blocks(total, above)
 
 
 @pytest.mark.parametrize(("total", "k"), [(25, 24), (10, 6), (4, 3)])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap.blocks.code_choice import CodeOptions, encoded, encoded_there
-from polarmap.blocks.on_cluster import CodedOnCluster
+from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cluster
+from polarmap.blocks.on_cluster import ClusterCodedBlocks
 from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError
 from polarmap.executors.cluster_data import CutData
@@ -41,9 +41,9 @@ class ThisProcess:
         raise NotImplementedError
 
 
-def there(pieces: Any, total: int | None = None, **options: Any) -> CodedOnCluster:
-    made = encoded_there(CutData(ThisProcess(), pieces, total), CodeOptions(**options), None)
-    assert isinstance(made, CodedOnCluster)
+def there(pieces: Any, total: int | None = None, **options: Any) -> ClusterCodedBlocks:
+    made = encode_on_cluster(CutData(ThisProcess(), pieces, total), CodeOptions(**options), None)
+    assert isinstance(made, ClusterCodedBlocks)
     return made
 
 
@@ -58,13 +58,13 @@ def there(pieces: Any, total: int | None = None, **options: Any) -> CodedOnClust
 def test_blocks_are_those_of_data_that_are_coded_here(dtype: Any, options: dict[str, Any]) -> None:
     data = (100 * A).astype(dtype)[:22]
     cut = [[data[:4], data[4:6]], [data[6:12]], [data[12:18]], [data[18:]]]
-    found, known = there(cut, 22, **options), encoded(data, CodeOptions(blocks=4, **options), None)
-    assert (found.n, found.code.k, found.blocks.padding) == (known.n, 4, 2)
+    found, known = there(cut, 22, **options), encode_blocks(data, CodeOptions(blocks=4, **options), None)
+    assert (found.n, found.code.k, found.data_blocks.n_padding_rows) == (known.n, 4, 2)
     for index in range(found.n):
         assert found.layout(index) == known.layout(index)
         np.testing.assert_allclose(found.reference(index), known.leaves(index)[0], rtol=1e-6)
         assert found.parts(index)[0].size == found.reference(index).nbytes
-    assert found.blocks.cluster.brought == 0  # type: ignore[attr-defined]
+    assert found.data_blocks.cluster.brought == 0  # type: ignore[attr-defined]
     np.testing.assert_array_equal(found.leaves(1)[0], found.reference(1))
 
 
@@ -95,6 +95,6 @@ def test_blocks_that_cannot_be_coded_are_refused() -> None:
 def test_nan_among_the_data_is_told() -> None:
     odd = A[:6].copy()
     odd[2, 1] = np.nan
-    told = there([[A[:6]], [odd]]).unprotected_warning
+    told = there([[A[:6]], [odd]]).parity_warning
     assert "NaN or inf at 1 place, the first of them in block 1, entry (2, 1)" in told
-    assert there([[A[:6]], [A[6:12]]]).unprotected_warning == ""
+    assert there([[A[:6]], [A[6:12]]]).parity_warning == ""

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap.blocks.code_choice import encode_once
+from polarmap.blocks.code_choice import encode_for_reuse
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
 
 
 def factor(columns: int, seed: int) -> CodedBlocks:
-    return encode_once(np.random.default_rng(seed).standard_normal((6, columns)), 3, 4, "rotation")
+    return encode_for_reuse(np.random.default_rng(seed).standard_normal((6, columns)), 3, 4, "rotation")
 
 
 def test_a_pair_is_a_block_of_each_factor() -> None:
@@ -38,12 +38,12 @@ def test_a_factor_with_itself_has_its_pieces_once(triangle: bool) -> None:
     pairs = CodedPairs(one, one, triangle)
     assert pairs.n == (10 if triangle else 16)
     assert {piece for index in range(pairs.n) for piece in pairs.pieces(index)} == set(range(4))
-    assert pairs.blocks.dtypes == [np.dtype(float)] * 2 and pairs.blocks.k == (6 if triangle else 9)
+    assert pairs.data_blocks.dtypes == [np.dtype(float)] * 2 and pairs.data_blocks.k == (6 if triangle else 9)
     assert pairs.encode_seconds == one.encode_seconds
 
 
 def test_parity_of_both_factors_is_let_go_of() -> None:
-    pairs = CodedPairs(CodedBlocks(factor(5, 0).blocks, factor(5, 0).code), factor(7, 1))
+    pairs = CodedPairs(CodedBlocks(factor(5, 0).data_blocks, factor(5, 0).code), factor(7, 1))
     before = pairs.leaves(15)
     pairs.release()
     assert pairs.left._parity is None and pairs.right._parity is not None  # which is to be kept

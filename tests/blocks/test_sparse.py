@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap.blocks.sparse import (
-    MOST_WORK,
-    SparseBlocks,
+    MAX_RELATIVE_WORK,
     SparseCodedBlocks,
-    as_csr,
-    cheaper,
-    parity_nonzeros,
-    work_of_coding,
+    SparseDataBlocks,
+    choose_code_or_backups,
+    compute_relative_work,
+    count_parity_nonzeros,
+    to_canonical_csr,
 )
 from polarmap.codes import PolarCode
 from polarmap.codes.uncoded import Uncoded
-from polarmap.worker.block_functions import sparse_rows
+from polarmap.worker.task_functions import build_csr_matrix
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "u1", "i4", "i8", "u8"]
 
@@ -35,8 +35,8 @@ def random_sparse(rows: int, columns: int, density: float, dtype: str, seed: int
 
 
 def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
-    columns = blocks.blocks.matrix.shape[1]
-    found: np.ndarray = sparse_rows(blocks.leaves(index), scipy.sparse.csr_array, columns).toarray()
+    columns = blocks.data_blocks.matrix.shape[1]
+    found: np.ndarray = build_csr_matrix(blocks.leaves(index), scipy.sparse.csr_array, columns).toarray()
     return found
 
 
@@ -56,8 +56,8 @@ def test_blocks_are_those_of_the_dense_code(
     k = min(k, rows)
     matrix = random_sparse(rows, columns, density, dtype, seed)
     code = PolarCode(k + parity, k, "arikan" if dtype[0] in "iu" else "rotation")
-    coded = SparseCodedBlocks(SparseBlocks(matrix, k), code)
-    padded = np.zeros((coded.blocks.rows * k, columns), dtype)
+    coded = SparseCodedBlocks(SparseDataBlocks(matrix, k), code)
+    padded = np.zeros((coded.data_blocks.rows_per_block * k, columns), dtype)
     padded[:rows] = matrix.toarray()
     expected = code.encode(padded.reshape(k, -1))
     for index in range(coded.n):
@@ -76,8 +76,8 @@ def test_blocks_are_those_of_the_dense_code(
 def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
     matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # arikan's coefficients might cancel
     code = PolarCode(16, 12, kernel)
-    coded = SparseCodedBlocks(SparseBlocks(matrix, 12), code)
-    counted = parity_nonzeros(coded.blocks, code.encoding_matrix)
+    coded = SparseCodedBlocks(SparseDataBlocks(matrix, 12), code)
+    counted = count_parity_nonzeros(coded.data_blocks, code.encoding_matrix)
     assert counted == [coded.layout(index)[0][1][0] for index in range(12, 16)]
     pattern = (matrix.toarray() != 0).reshape(12, 5, 40)
     support = code.encoding_matrix != 0
@@ -85,46 +85,48 @@ def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
 
 
 def test_indices_are_sorted_as_functions_may_expect() -> None:
-    coded = SparseCodedBlocks(SparseBlocks(random_sparse(30, 20, 0.3, "f8"), 5), PolarCode(7, 5))
+    coded = SparseCodedBlocks(SparseDataBlocks(random_sparse(30, 20, 0.3, "f8"), 5), PolarCode(7, 5))
     for index in range(7):
-        rows = sparse_rows(coded.leaves(index), scipy.sparse.csr_array, 20)
+        rows = build_csr_matrix(coded.leaves(index), scipy.sparse.csr_array, 20)
         assert rows.has_canonical_format
 
 
 def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
     matrix = random_sparse(30, 20, 0.3, "f8")
-    assert as_csr(matrix) is matrix
-    blocks = SparseBlocks(matrix, 6)
-    assert all(np.shares_memory(blocks.leaves(index)[0], matrix.data) for index in range(6))
+    assert to_canonical_csr(matrix) is matrix
+    blocks = SparseDataBlocks(matrix, 6)
+    assert all(np.shares_memory(blocks.block_leaves(index)[0], matrix.data) for index in range(6))
     twice = scipy.sparse.coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2))
-    assert as_csr(twice).toarray().tolist() == [[0.0, 3.0], [0.0, 0.0]]
+    assert to_canonical_csr(twice).toarray().tolist() == [[0.0, 3.0], [0.0, 0.0]]
     unsorted = scipy.sparse.csr_array(([1.0, 2.0, 3.0], [1, 0, 0], [0, 3, 3]), shape=(2, 2))
-    assert as_csr(unsorted).toarray().tolist() == [[5.0, 1.0], [0.0, 0.0]]
+    assert to_canonical_csr(unsorted).toarray().tolist() == [[5.0, 1.0], [0.0, 0.0]]
     assert len(unsorted.data) == 3  # the caller's
 
 
 def test_f_is_tried_on_rows_that_have_entries() -> None:
-    blocks = SparseBlocks(scipy.sparse.csr_array((12, 2)), 3)
-    leaves = blocks.rows_to_try(4)
+    blocks = SparseDataBlocks(scipy.sparse.csr_array((12, 2)), 3)
+    leaves = blocks.sample_rows(4)
     assert scipy.sparse.csr_array(tuple(leaves), (4, 2)).toarray().tolist() == [
         [1, 2],
         [3, 4],
         [5, 6],
         [7, 1],
     ]
-    filled = scipy.sparse.csr_array(tuple(blocks.cut_rows(leaves, 2, 4)), (4, 2))
+    filled = scipy.sparse.csr_array(tuple(blocks.copy_padded_rows(leaves, 2, 4)), (4, 2))
     assert filled.toarray().tolist() == [[1, 2], [3, 4], [0, 0], [0, 0]]
 
 
 def test_what_costs_less_is_chosen_and_why_is_said() -> None:
-    small = SparseBlocks(random_sparse(48, 40, 0.05, "f8"), 24)
-    code, reason = cheaper(small, PolarCode(32, 24))
+    small = SparseDataBlocks(random_sparse(48, 40, 0.05, "f8"), 24)
+    code, reason = choose_code_or_backups(small, PolarCode(32, 24))
     assert code.n == 32 and reason.startswith("coded: a parity block has ")
     wide = scipy.sparse.random_array((2_400, 60_000), density=0.01, format="csr", rng=0)
-    blocks = SparseBlocks(wide, 24)
-    found, reason = cheaper(blocks, PolarCode(32, 24))
-    work = work_of_coding(blocks.nonzeros, parity_nonzeros(blocks, PolarCode(32, 24).encoding_matrix))
-    assert work > MOST_WORK and isinstance(found, Uncoded) and found.max_backups > 0
+    blocks = SparseDataBlocks(wide, 24)
+    found, reason = choose_code_or_backups(blocks, PolarCode(32, 24))
+    work = compute_relative_work(
+        blocks.nonzeros_per_block, count_parity_nonzeros(blocks, PolarCode(32, 24).encoding_matrix)
+    )
+    assert work > MAX_RELATIVE_WORK and isinstance(found, Uncoded) and found.max_backups > 0
     assert f"by which all tasks cost {work:.2f} times as much" in reason and reason.startswith(
         "copies of late tasks"
     )

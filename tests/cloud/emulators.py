@@ -35,7 +35,7 @@ from polarmap.cli.measure import measure_command
 from polarmap.executors.lithops_jobs import open_storage
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import Report
-from polarmap.worker.parts import drop_inherited_connections
+from polarmap.worker.segments import drop_inherited_connections
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))

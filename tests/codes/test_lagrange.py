@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.blocks.code_choice import third_more
+from polarmap.blocks.code_choice import default_n_tasks
 from polarmap.codes import LagrangeCode
 from polarmap.codes.lagrange import compute_max_k, compute_recovery_threshold
 from polarmap.errors import CodeError
@@ -79,10 +79,10 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
 
 
 DEFAULT_SIZES = [
-    (third_more(compute_recovery_threshold(k, degree, "circle")), k, degree)
+    (default_n_tasks(compute_recovery_threshold(k, degree, "circle")), k, degree)
     for degree in range(2, 8)
     for k in range(2, 9)
-    if third_more(compute_recovery_threshold(k, degree, "circle")) <= 20
+    if default_n_tasks(compute_recovery_threshold(k, degree, "circle")) <= 20
 ]
 
 

@@ -160,7 +160,7 @@ def test_wide_floats_are_summed_as_narrow_ones(dtype: str) -> None:
 
 def test_tiles_cover_wide_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiling, "TILE_BYTES", 1 << 12)
-    monkeypatch.setattr(tiling, "available_cores", lambda: 3)
+    monkeypatch.setattr(tiling, "count_available_cores", lambda: 3)
     code = PolarCode(24, 16, "arikan")
     data = anything(2, (16, 20_000), "i8")
     parity = code.encode_parity(data)

@@ -12,7 +12,7 @@ from polarmap.codes.polar import PolarCode
 @pytest.mark.parametrize("width", [0, 1, 64, 1000])
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_tiles_cover_every_column_once(width: int, cores: int, monkeypatch) -> None:
-    monkeypatch.setattr(tiling, "available_cores", lambda: cores)
+    monkeypatch.setattr(tiling, "count_available_cores", lambda: cores)
     seen = np.zeros(width, int)
 
     def count(columns: slice) -> None:

@@ -20,7 +20,7 @@ from plain import ends, first_ends, process_pool
 from pool_processes import code_of_child
 
 from polarmap import Pool
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
 from polarmap.executors import base, executor_of
@@ -37,15 +37,22 @@ from polarmap.executors.base import (
 )
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.testing import Fault, ReplayExecutor
-from polarmap.worker.encryption import Encryption, encrypted_reply
-from polarmap.worker.messages import Error, OutputSpec, Reply, describe, pickled, plain
-from polarmap.worker.parts import MESSAGE, DamagedError, Place, read_file
-from polarmap.worker.pytree import pack
-from polarmap.worker.stream import END, Message, ready
+from polarmap.worker.encryption import Encryption, encrypt_reply
+from polarmap.worker.pytree import pack_tree
+from polarmap.worker.segments import INLINE, DamagedError, Location, read_file_segment
+from polarmap.worker.socket_channel import TASK_REPLY, Message, wait_until_ready
+from polarmap.worker.task_records import (
+    ErrorInfo,
+    OutputSpec,
+    TaskReply,
+    describe_error,
+    pickle_value,
+    to_plain_tuple,
+)
 
 N, ROWS = 6, 6
 DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
-BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
+BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 NEVER = 600.0
@@ -219,10 +226,10 @@ def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
         assert_right(ended(run, 0)[0], attempt=1)
 
 
-class Unwanted(PartBlocks):
+class Unwanted(UncodedBlocks):
     """Blocks of tasks of which nobody waits for one."""
 
-    source = MESSAGE
+    source = INLINE
 
     def piece(self, number: int) -> list[Any]:
         if number == 1:
@@ -270,14 +277,14 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ma
 
 
 def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
-    output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=5)
+    output = OutputSpec(Location("folder", str(tmp_path)), "results/y", max_segment_items=5)
     with closing(executor.open(payload(output=output))) as run:
         run.submit([(0, 0), (3, 0)])
         for task, outcome in ended(run, 0, 3).items():
             assert outcome.stored is not None
             assert outcome.stored.layout == ((("<f8", (ROWS, 2)),))
-            assert [part.size for part in outcome.stored.parts] == [40, 40, 16]
-            pieces = [read_file(str(tmp_path), part) for part in outcome.stored.parts]
+            assert [part.size for part in outcome.stored.segments] == [40, 40, 16]
+            pieces = [read_file_segment(str(tmp_path), part) for part in outcome.stored.segments]
             assert b"".join(pieces) == (2 * DATA[task]).tobytes()
             np.testing.assert_array_equal(
                 outcome.leaves[0], 2 * DATA[task].reshape(-1)
@@ -291,17 +298,17 @@ def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() 
     mine = Mine("a", 2)
     mine.more = [1, 2]  # type: ignore[attr-defined]
     for error in (KeyError("a"), mine, SystemExit(3)):
-        assert failure_of(describe(error)).cause is error
-        cause = failure_of(Error(*plain(describe(error)))).cause
+        assert failure_of(describe_error(error)).cause is error
+        cause = failure_of(ErrorInfo(*to_plain_tuple(describe_error(error)))).cause
         assert cause is not None
         assert (type(cause), cause.args, vars(cause)) == (type(error), error.args, vars(error))
-        told = failure_of(Error("E", "text", "the trace", pickle.dumps(KeyError()))).cause
+        told = failure_of(ErrorInfo("E", "text", "the trace", pickle.dumps(KeyError()))).cause
         assert "the trace" in str(told and told.__cause__)
 
 
 @pytest.mark.parametrize("sent", [None, b"", b"no pickle", pickle.dumps(5), pickle.dumps(KeyError)[:-3]])
 def test_one_that_did_not_survive_is_told_of_by_another(sent: bytes | None) -> None:
-    cause = failure_of(Error("KeyError", "'a'", "the trace", sent)).cause
+    cause = failure_of(ErrorInfo("KeyError", "'a'", "the trace", sent)).cause
     assert isinstance(cause, RuntimeError)
     assert str(cause) == "KeyError: 'a'"
     assert "the trace" in str(cause.__cause__)
@@ -312,14 +319,18 @@ def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name()
         (DamagedError("gone"), "damaged"),
         (type("DamagedError", (Exception,), {})(), "raised"),
     ):
-        assert failure_of(describe(error)).kind == failure_of(Error(*plain(describe(error)))).kind == kind
+        assert (
+            failure_of(describe_error(error)).kind
+            == failure_of(ErrorInfo(*to_plain_tuple(describe_error(error)))).kind
+            == kind
+        )
 
 
 def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
-    encryption = Encryption.new(bytes(range(32)))
-    structure, layout, data = pack(np.arange(3.0))
-    header = pickled(plain(Reply(None, 2.0, structure, layout)))
-    sent = encrypted_reply(Message(END, (0, 1, 0), header, data), tuple(encryption))
+    encryption = Encryption.create(bytes(range(32)))
+    structure, layout, data = pack_tree(np.arange(3.0))
+    header = pickle_value(to_plain_tuple(TaskReply(None, 2.0, structure, layout)))
+    sent = encrypt_reply(Message(TASK_REPLY, (0, 1, 0), header, data), tuple(encryption))
     plain_payload, payload = (Payload(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
     outcomes = [
         plain_payload.outcome(1, 0, header, data),
@@ -353,7 +364,7 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
 
 
 def readable(signal: WakeSignal) -> bool:
-    return bool(ready([signal], select.POLLIN, 0.0))
+    return bool(wait_until_ready([signal], select.POLLIN, 0.0))
 
 
 def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:

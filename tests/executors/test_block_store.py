@@ -19,20 +19,20 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.reading import StoredBlocks
-from polarmap.blocks.code_choice import CodeOptions, choose_code
+from polarmap.arrays.reading import StoredCodedBlocks
+from polarmap.blocks.code_choice import CodeOptions, cut_and_choose_code
 from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Failure, Payload
 from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
 from polarmap.executors.lithops import InBucket
 from polarmap.worker import encryption
 from polarmap.worker.block_cache import BlockCache
-from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, get_part
-from polarmap.worker.messages import plain
-from polarmap.worker.parts import MESSAGE, Part, Place, read_part
-from polarmap.worker.private_files import read_private
+from polarmap.worker.encryption import CIPHERTEXT_OVERHEAD_BYTES, Encryption, read_segment
+from polarmap.worker.private_files import read_private_segment
+from polarmap.worker.segments import INLINE, Location, Segment, read_raw_segment
+from polarmap.worker.task_records import to_plain_tuple
 
 K, N = 3, 4
 ROWS = SENT_BYTES // 8
@@ -52,7 +52,7 @@ class CountingStorage(DictStorage):
 
 
 def blocks(rows: int = K * ROWS) -> CodedBlocks:
-    return CodedBlocks(*choose_code(DATA[:rows], CodeOptions(K, N)))
+    return CodedBlocks(*cut_and_choose_code(DATA[:rows], CodeOptions(K, N)))
 
 
 def told(coded: Coded, key: Encryption | None = None) -> Payload:
@@ -84,18 +84,22 @@ class Kind:
     def load(self, stored: StoredPieces, coded: Any, task: int) -> list[Any]:
         """The leaves of a block, as a worker that comes new has them."""
 
-        def read(place: Place, part: Part) -> Any:
-            return get_part(place, part, partial(lie, place))
+        def read(place: Location, part: Segment) -> Any:
+            return read_segment(place, part, partial(lie, place))
 
-        def lie(place: Place, part: Part) -> Any:
+        def lie(place: Location, part: Segment) -> Any:
             if place.kind == "driver":
                 return stored.part(coded, part.key)
             return self.read(place, part)
 
         return [BlockCache().load(stored.block(coded, task), coded.structure, read)]
 
-    def read(self, place: Place, part: Part) -> Any:
-        return read_part(place, part, self.storage) if self.kind == "bucket" else read_private(place, part)
+    def read(self, place: Location, part: Segment) -> Any:
+        return (
+            read_raw_segment(place, part, self.storage)
+            if self.kind == "bucket"
+            else read_private_segment(place, part)
+        )
 
     def left(self) -> int:
         return len(files(self.folder)) + len(self.storage.objects)
@@ -124,8 +128,8 @@ def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     assert set(place.storage.writes.values()) <= {1}
     block = stored.block(coded, 1)
     assert stored.order(coded, 1) is stored.order(coded, 1)
-    for part in block.parts:
-        may_change = block.source.kind == "bucket"  # else no checksum is needed
+    for part in block.segments:
+        may_change = block.location.kind == "bucket"  # else no checksum is needed
         assert part.crc32 == (zlib.crc32(coded.leaves(1)[0].tobytes()) if may_change else None)
 
 
@@ -159,7 +163,7 @@ def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
     assert len(set(names)) == 20
 
 
-@pytest.mark.parametrize("key", [None, Encryption.new(bytes(range(32)))])
+@pytest.mark.parametrize("key", [None, Encryption.create(bytes(range(32)))])
 def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()
     stored = place.store.of(told(coded, key))
@@ -183,26 +187,26 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
 
 
 def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
-    coded, (key, other) = blocks(), (Encryption.new(bytes(range(32))) for _ in range(2))
+    coded, (key, other) = blocks(), (Encryption.create(bytes(range(32))) for _ in range(2))
     stored = place.store.of(told(coded, key))
     assert place.store.of(told(coded, key)) is stored
     assert place.store.of(told(coded, other)) is not stored
     stored.prepare(coded, range(N))
     check(place, stored, coded)
     for task in range(N):
-        [part] = stored.block(coded, task).parts
-        lying = part._replace(size=part.size + OVERHEAD_BYTES)
-        source = stored.block(coded, task).source._replace(encryption=None)
+        [part] = stored.block(coded, task).segments
+        lying = part._replace(size=part.size + CIPHERTEXT_OVERHEAD_BYTES)
+        source = stored.block(coded, task).location._replace(encryption=None)
         data = stored.part(coded, part.key) if place.kind == "driver" else place.read(source, lying)
-        assert len(data) == part.size + OVERHEAD_BYTES
+        assert len(data) == part.size + CIPHERTEXT_OVERHEAD_BYTES
         assert not any(row.tobytes() in bytes(data) for row in coded.leaves(task)[0])
         assert part.crc32 in (None, zlib.crc32(data))  # which tells nothing of the numbers
         # Whoever reads it need have no module of ours.
-        ticket = plain(told(coded, key).ticket(task, 0, stored.block(coded, task)))
+        ticket = to_plain_tuple(told(coded, key).ticket(task, 0, stored.block(coded, task)))
         for sent in (stored.order(coded, task), pickle.dumps(ticket)):
             assert b"polarmap.worker" not in sent
     small = blocks(6)
-    assert place.store.of(told(small, key)).block(small, 0).source.kind != "message"
+    assert place.store.of(told(small, key)).block(small, 0).location.kind != "message"
 
 
 def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
@@ -210,18 +214,18 @@ def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(plac
     stored = place.store.of(told(coded))
     stored.prepare(coded, range(N))
     check(place, stored, coded)
-    is_sent = stored.block(coded, 0).source == MESSAGE
+    is_sent = stored.block(coded, 0).location == INLINE
     assert is_sent == (place.kind in ("memory", "disk"))
     assert (stored.roots == []) is is_sent  # and take no room from others
 
 
 def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
-    made, source = blocks(), Place("bucket", "theirs", "s3")
-    parts = tuple((Part(f"x{task}", 8, task),) for task in range(N))
+    made, source = blocks(), Location("bucket", "theirs", "s3")
+    parts = tuple((Segment(f"x{task}", 8, task),) for task in range(N))
 
-    def stored_array() -> StoredBlocks:
+    def stored_array() -> StoredCodedBlocks:
         manifest = Manifest("a", (made.code.k,), np.dtype("<f8"), made.code, parts)
-        stored = StoredBlocks(SimpleNamespace(name="theirs"), manifest)  # type: ignore[arg-type]
+        stored = StoredCodedBlocks(SimpleNamespace(name="theirs"), manifest)  # type: ignore[arg-type]
         stored.source = source
         return stored
 
@@ -236,7 +240,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
 
 
 def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> None:
-    class Pairs(PartBlocks):
+    class Pairs(UncodedBlocks):
         def pieces(self, index: int) -> Any:
             return index, (index + 1) % 3
 
@@ -255,7 +259,9 @@ def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> Non
 
 def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
-    one, two, three = [PartBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)]
+    one, two, three = [
+        UncodedBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)
+    ]
     store = InFolders(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
     for coded in (one, two):
         stored = store.of(told(coded))
@@ -275,7 +281,7 @@ def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "memory").mkdir()
-    one, two = (PartBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
+    one, two = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
     store = InFolders(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
     stored, other = store.of(told(one)), store.of(told(two))
 
@@ -336,7 +342,7 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
     has_key: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = [np.random.default_rng(seed).standard_normal(1 << 18) for seed in (0, 1)]
-    coded = PartBlocks([leaves], (tuple, (), (("array",),) * 2))
+    coded = UncodedBlocks([leaves], (tuple, (), (("array",),) * 2))
     encrypted = Counter[str]()
     encrypt = encryption.encrypt
     monkeypatch.setattr(
@@ -344,11 +350,11 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
         "encrypt",
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
-    key = Encryption.new(bytes(range(32))) if has_key else None
+    key = Encryption.create(bytes(range(32))) if has_key else None
     stored = BlockStore("prefix").of(told(coded, key))
     tracemalloc.start()
     try:
-        [part] = stored.block(coded, 0).parts
+        [part] = stored.block(coded, 0).segments
         assert tracemalloc.get_traced_memory()[1] < leaves[0].nbytes
     finally:
         tracemalloc.stop()

@@ -31,7 +31,7 @@ from pool_processes import PATIENCE, A, X, check, program, runs, until, workers_
 
 import polarmap
 from polarmap import Pool
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import pool as pools
 from polarmap.executors.base import Payload, check_reachable
@@ -40,13 +40,13 @@ from polarmap.executors.dask import DaskCalls, DaskSite
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.pickling import pickled_with_buffers as pickled
 from polarmap.executors.tcp import own_addresses
-from polarmap.worker.parts import Place
+from polarmap.worker.segments import Location
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
 BEGAN: SimpleQueue[int] = SimpleQueue()  # which calls did, in this process: numbers
 RELEASE = threading.Event()
 CLOSED = "its client was closed, or it was shut down"
-BLOCKS = PartBlocks([[A]] * 4, ("array",))
+BLOCKS = UncodedBlocks([[A]] * 4, ("array",))
 
 
 # --- single calls, on threads of this process --------------------------------------------------
@@ -461,9 +461,9 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
 def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
     site = DaskSite(client.get_executor())
     check_reachable(None, "lies in", *site.reach)
-    check_reachable(Place("folder", "/data"), "lies in", *site.reach)
+    check_reachable(Location("folder", "/data"), "lies in", *site.reach)
     with pytest.raises(ExecutorError):
-        check_reachable(Place("bucket", "b", "aws_s3"), "lies in", *site.reach)
+        check_reachable(Location("bucket", "b", "aws_s3"), "lies in", *site.reach)
     assert site.workers == 8
     assert site.modules(b"") == {}
     site.close()

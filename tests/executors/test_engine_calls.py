@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from plain import first_ends
 
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors import futures
 from polarmap.executors.base import Payload
 from polarmap.executors.engine_calls import EngineCalls, end_as
 from polarmap.executors.futures import FuturesExecutor
 
-BLOCKS = PartBlocks([[np.ones(3)]] * 3, ("array",))
+BLOCKS = UncodedBlocks([[np.ones(3)]] * 3, ("array",))
 
 
 class Engine(EngineCalls):

@@ -14,7 +14,7 @@ import pytest
 from plain import ends
 
 import polarmap
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.executors import (
     executor_of,
     injected_faults,
@@ -72,7 +72,7 @@ def test_arrays_stay_beside_the_workers_that_read_them(tmp_path: Path) -> None:
 # --- faults ---
 
 
-BLOCKS = PartBlocks([[np.zeros(1)]] * 4, ("array",))
+BLOCKS = UncodedBlocks([[np.zeros(1)]] * 4, ("array",))
 
 
 def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() -> None:

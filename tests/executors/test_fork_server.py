@@ -49,8 +49,8 @@ def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
         "from polarmap import *; found = 'coded_map' in vars()",
         # By its version the whole package is there, and its modules still are.
         """
-import polarmap.linalg.operands, polarmap.worker.parts
-found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.parts.Part
+import polarmap.linalg.operands, polarmap.worker.segments
+found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
 """,
     ],
 )

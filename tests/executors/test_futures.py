@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from plain import ends
 
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.worker.processes import ProcessIdentity
 
 DATA = [np.arange(3.0) + task for task in range(3)]
-BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
+BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
 
 
 class ManualPool:
@@ -96,7 +96,7 @@ def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
             run.submit([(0, 0), (1, 0)])
             assert [event.is_certain for event in run.wait(0.0)] == [False, False]
             if marks:
-                run._link(0, 0).mark_start()
+                run._link(0, 0).mark_started()
             assert {event.task for event in run.stop()} == expected
 
 
@@ -108,7 +108,7 @@ def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
             run.submit([(0, 0), (1, 0)])
             assert run.stop() == []
             gate.set()
-    assert run._links[0, 0].began is None
+    assert run._links[0, 0].started_at is None
 
 
 def test_a_task_that_its_pool_starts_although_it_was_cancelled_does_not_begin() -> None:

@@ -38,7 +38,7 @@ def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "MESSAGE_BYTES", 31)
+    monkeypatch.setattr(keys, "MAX_PLAINTEXT_BYTES", 31)
     with_key(Payload(len, CodedBlocks(cut_array(np.arange(6.0), 2), PolarCode(3, 2))), KEY)
     with pytest.raises(CodeError, match=r"a block has 32 bytes, and at most 31 .* use more blocks"):
         with_key(Payload(len, CodedBlocks(cut_array(np.arange(8.0), 2), PolarCode(3, 2))), KEY)

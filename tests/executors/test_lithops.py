@@ -21,7 +21,7 @@ from pool_processes import python_in, until
 from servers import BUCKET, SECRET, S3Server
 
 import polarmap
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
@@ -40,14 +40,14 @@ from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.testing import Fault, FaultyExecutor
-from polarmap.worker import io_lithops
-from polarmap.worker.kept_worker import DriverAddress
-from polarmap.worker.messages import OutputSpec
-from polarmap.worker.parts import Place
+from polarmap.worker import lithops_tasks
+from polarmap.worker.persistent_worker import DriverAddress
+from polarmap.worker.segments import Location
+from polarmap.worker.task_records import OutputSpec
 
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 DATA = [np.arange(3.0) + task for task in range(3)]
-BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
+BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
 
 
 def functions(backend: str = "aws_lambda") -> Any:
@@ -56,7 +56,7 @@ def functions(backend: str = "aws_lambda") -> Any:
     return found
 
 
-def payload(output: Place | None = None) -> Payload:
+def payload(output: Location | None = None) -> Payload:
     return Payload(np.copy, BLOCKS, output=output and OutputSpec(output, "y", 5))
 
 
@@ -84,7 +84,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
     with pytest.raises(ExecutorError):
-        executor.open(payload(Place("folder", "/data")))
+        executor.open(payload(Location("folder", "/data")))
     assert len(opened) == 2
     assert ended == opened
 
@@ -102,8 +102,10 @@ class Run(LithopsRun):
 
 @pytest.fixture(autouse=True)
 def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, exit_when = os.getpid(), io_lithops.exit_when
-    monkeypatch.setattr(io_lithops, "exit_when", lambda *how: os.getpid() == here or exit_when(*how))
+    here, exit_when = os.getpid(), lithops_tasks.exit_process_when
+    monkeypatch.setattr(
+        lithops_tasks, "exit_process_when", lambda *how: os.getpid() == here or exit_when(*how)
+    )
 
 
 def told(run: Run) -> list[Outcome]:
@@ -156,7 +158,7 @@ def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
-    blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
+    blocks = UncodedBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
     return LithopsExecutor("localhost").open(Payload(f, blocks, **more))
 
 
@@ -199,10 +201,10 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     assert (site.name, site.shares_files, site.seconds) == (name, True, HERE_SECONDS)
     workers = RemoteWorkers(site, None, True, 10**6, 1)
     with closing(workers):
-        check_reachable(Place("folder", "/data"), "lies in", *site.reach)
+        check_reachable(Location("folder", "/data"), "lies in", *site.reach)
         stores = "is in far" if choice == "localhost" else "stores in localhost"
         with pytest.raises(ExecutorError, match=stores):
-            check_reachable(Place("bucket", "b", "far"), "lies in", *site.reach)
+            check_reachable(Location("bucket", "b", "far"), "lies in", *site.reach)
         workers.want(2)
         assert until(lambda: len(workers) == 2, 60.0)
         lease = workers.open(lambda: None)

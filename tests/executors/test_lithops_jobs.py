@@ -22,7 +22,7 @@ from polarmap.executors.lithops_jobs import (
     open_functions,
     read_configuration,
 )
-from polarmap.worker.parts import Place
+from polarmap.worker.segments import Location
 
 
 def started(functions: Functions, *keys: Any) -> Jobs:
@@ -139,29 +139,29 @@ def test_a_job_that_is_refused_is_one_clear_error(
     ("place", "backend", "message"),
     [
         (
-            Place("driver", "memory of this process"),
+            Location("driver", "memory of this process"),
             "aws_lambda",
             "the array is in memory of this process, which workers cannot reach: use a thread pool",
         ),
         (
-            Place("folder", "/data"),
+            Location("folder", "/data"),
             "aws_lambda",
             "the array lies in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
             "storage= of that backend",
         ),
         (
-            Place("bucket", "b", "aws_s3"),
+            Location("bucket", "b", "aws_s3"),
             "localhost",
             "the array lies in aws_s3 bucket 'b', but this executor stores in memory: use the Lithops "
             "configuration of that bucket for both",
         ),
         (None, "aws_lambda", ""),
-        (Place("bucket", "b", "memory"), "aws_lambda", ""),
-        (Place("folder", "/data"), "localhost", ""),
+        (Location("bucket", "b", "memory"), "aws_lambda", ""),
+        (Location("folder", "/data"), "localhost", ""),
     ],
 )
 def test_storage_that_functions_cannot_reach_is_refused(
-    place: Place | None, backend: str, message: str
+    place: Location | None, backend: str, message: str
 ) -> None:
     jobs = Jobs(Functions(backend), shares=True)
     if not message:

@@ -95,7 +95,7 @@ def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> N
 
 
 def test_what_functions_fill_in_is_known(module: Any) -> None:
-    found = {item.path: item.may_be_filled for item in state_of([module.fills, module.f])}
+    found = {item.path: item.may_differ_on_worker for item in state_of([module.fills, module.f])}
     assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
 
 

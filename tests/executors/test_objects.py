@@ -19,19 +19,35 @@ from stored_calls import NONSENSE, nonsense
 from polarmap.errors import ExecutorError
 from polarmap.executors import objects
 from polarmap.executors.objects import Link, ObjectLink, ObjectLinks
-from polarmap.worker.objects import BEAT_SECONDS, POLLS_PER_MESSAGE, ObjectChannel, ObjectKeys, Orders, Said
-from polarmap.worker.retries import retry_call
-from polarmap.worker.stream import CALL, CANCEL, END, LEFT, PROCESS, Message, frame, ready
+from polarmap.worker.retries import retry_request
+from polarmap.worker.socket_channel import (
+    CANCEL,
+    CANCELLED,
+    HELLO,
+    TASK,
+    TASK_REPLY,
+    Message,
+    encode_frame,
+    wait_until_ready,
+)
+from polarmap.worker.storage_channel import (
+    HEARTBEAT_SECONDS,
+    N_POLLS_PER_MESSAGE,
+    ChannelKeys,
+    Mailbox,
+    ReplyKey,
+    StorageChannel,
+)
 
 
 def call(number: int, f: bytes = b"") -> Message:
     """A message with which a task is to be done."""
-    return Message(CALL, (number, 0, 0), b"header", f)
+    return Message(TASK, (number, 0, 0), b"header", f)
 
 
 def ended(number: int, data: bytes = b"") -> Message:
     """What a worker says of its task."""
-    return Message(END, (0, number, 0), b"", data)
+    return Message(TASK_REPLY, (0, number, 0), b"", data)
 
 
 class Side:
@@ -40,15 +56,15 @@ class Side:
     def __init__(self) -> None:
         self.storage, self.prefix = DictStorage(), "polarmap/pool-1"
         self.links: dict[int, Link] = {}
-        self.channels: list[ObjectChannel] = []
+        self.channels: list[StorageChannel] = []
         self.all = ObjectLinks(self.storage, self.prefix, self.join)
 
     def join(self, number: int, link: Link, channel: str) -> None:
         self.links[number] = link
 
-    def orders(self) -> Orders:
+    def orders(self) -> Mailbox:
         """What is told to workers."""
-        return Orders(*pickle.loads(self.storage.get_object("b", ObjectKeys(self.prefix).orders)))
+        return Mailbox(*pickle.loads(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key)))
 
     def has_stored_all(self) -> bool:
         """Return whether the orders are in the storage, and nobody stores any."""
@@ -60,11 +76,11 @@ class Side:
     def left(self) -> list[str]:
         return self.storage.list_keys("b", self.prefix)
 
-    def worker(self, number: int) -> ObjectChannel:
+    def worker(self, number: int) -> StorageChannel:
         """One that has joined."""
-        one = ObjectChannel(self.storage, "b", self.prefix, number)
+        one = StorageChannel(self.storage, "b", self.prefix, number)
         self.channels.append(one)
-        one.send(Message(PROCESS, header=b"%d" % number))
+        one.send(Message(HELLO, header=b"%d" % number))
         assert until(lambda: number in self.links)
         return one
 
@@ -99,11 +115,11 @@ def side() -> Iterator[Side]:
     one = Side()
     yield one
     one.close()
-    assert ObjectKeys(one.prefix).orders not in one.left()
+    assert ChannelKeys(one.prefix).mailbox_key not in one.left()
     assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
 
 
-def received(worker: ObjectChannel, count: int = 1) -> list[Message]:
+def received(worker: StorageChannel, count: int = 1) -> list[Message]:
     """So many messages of the driver."""
     said: list[Message] = []
 
@@ -129,7 +145,7 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
     side.heard(0)
     side.all._put_orders()
     assert side.orders().messages == {0: []}
-    assert side.orders().data == {}
+    assert side.orders().payloads == {}
 
 
 @pytest.mark.parametrize("is_closed", [False, True])
@@ -147,7 +163,7 @@ def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
         assert not side.links[0].send(call(2))
     side.all._put_orders()
     assert side.orders().messages == {1: []}
-    assert side.orders().data == {}
+    assert side.orders().payloads == {}
     assert worker.receive(5.0) == ([], False)
     worker.send(ended(1))
     other.send(ended(2))
@@ -162,28 +178,28 @@ def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> Non
     old = side.links[0]
     side.tell(0, call(1))
     received(first)
-    again = ObjectChannel(side.storage, "b", side.prefix, 0)
-    again.send(Message(PROCESS, header=b"0"))
+    again = StorageChannel(side.storage, "b", side.prefix, 0)
+    again.send(Message(HELLO, header=b"0"))
     assert until(lambda: side.links[0] is not old)
     old.close()
     side.tell(0, call(2))
     assert received(again) == [call(2)]
     first.send(ended(1))
     again.send(ended(2))
-    assert side.heard(0, 2) == [Message(PROCESS, header=b"0"), ended(2)]
+    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(2)]
 
 
 def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
     worker = side.worker(0)
-    worker._sent -= 1  # the answer to a request was lost
-    worker.send(Message(PROCESS, header=b"0"))
+    worker._last_sent -= 1  # the answer to a request was lost
+    worker.send(Message(HELLO, header=b"0"))
     worker.send(ended(1))
-    assert side.heard(0, 2) == [Message(PROCESS, header=b"0"), ended(1)]
+    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(1)]
 
 
 def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
     worker = side.worker(0)
-    key = ObjectKeys(side.prefix).orders
+    key = ChannelKeys(side.prefix).mailbox_key
     before = side.storage.get_object("b", key)
     side.tell(0, call(1))
     side.storage.put_object("b", key, before)
@@ -197,18 +213,18 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
     link = side.all._links[0]
-    worker._sent += 1
+    worker._last_sent += 1
     worker.send(ended(1))
     assert side.heard(0) == [ended(1)]
-    sign = Said(0, link.instance, 9, 0, link.sent, 0)
+    sign = ReplyKey(0, link.instance, 9, 0, link.sent, 0)
     for lost in (0, 1):
-        side.all._heard(sign._replace(sent=link.sent + lost), b"")
+        side.all._heard(sign._replace(last_sent=link.sent + lost), b"")
     assert link.is_there  # a listing may show it before the reply
-    worker.send(Message(LEFT))
-    assert side.heard(0) == [Message(LEFT)]
+    worker.send(Message(CANCELLED))
+    assert side.heard(0) == [Message(CANCELLED)]
     for _ in range(2):
         assert link.is_there
-        side.all._heard(sign._replace(sent=link.sent + 1), b"")
+        side.all._heard(sign._replace(last_sent=link.sent + 1), b"")
     assert side.links[0].receive() == ([], False)
 
 
@@ -238,7 +254,7 @@ def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
 
 
 def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "retry_call", lambda request: retry_call(request, 0.1))
+    monkeypatch.setattr(objects, "retry_request", lambda request: retry_request(request, 0.1))
     side.worker(0)
 
     def away(*args: Any) -> None:
@@ -348,7 +364,7 @@ def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(
     side.all.close()
     side.links[0].close()
     side.all.flush()
-    assert ObjectKeys(side.prefix).orders not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
 
 
 def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side: Side) -> None:
@@ -370,7 +386,7 @@ def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side
         assert not until(closing.done, 0.1)
         go.set()
         closing.result(10.0)
-    assert ObjectKeys(side.prefix).orders not in side.left()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
 
 
 def test_requests_are_counted(side: Side) -> None:
@@ -378,9 +394,9 @@ def test_requests_are_counted(side: Side) -> None:
     worker.send(ended(1))
     side.heard(0, 2)
     writes, reads = side.all.requests(100.0)
-    assert writes >= 4 + 100.0 / BEAT_SECONDS  # with listings and the worker's own
+    assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # with listings and the worker's own
     assert reads >= 2 + 100.0
-    assert side.all.requests(0.0)[1] <= 2 * POLLS_PER_MESSAGE
+    assert side.all.requests(0.0)[1] <= 2 * N_POLLS_PER_MESSAGE
 
 
 # --- one of them --------------------------------------------------------------------------------------
@@ -394,7 +410,7 @@ def link() -> Iterator[ObjectLink]:
 
 
 def readable(link: ObjectLink) -> bool:
-    return bool(ready([link], select.POLLIN, 0.0))
+    return bool(wait_until_ready([link], select.POLLIN, 0.0))
 
 
 def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
@@ -403,12 +419,12 @@ def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
     assert not readable(link)
     said = [ended(number, bytes(number)) for number in range(100)]
     for one in said:
-        link.deliver(frame(one))
+        link.deliver(encode_frame(one))
     assert readable(link)
     assert link.receive() == (said, True)
     assert link.receive() == ([], True)
     assert not readable(link)
-    link.deliver(frame(said[0]))
+    link.deliver(encode_frame(said[0]))
     link.hang_up()
     assert readable(link)
     assert link.receive() == (said[:1], False)

@@ -54,7 +54,7 @@ def test_what_another_container_uses_is_left_alone(
 ) -> None:
     """Numbers of processes mean nothing across containers that share a temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    owner = ProcessIdentity.current()._replace(process=1 << 30)._replace(**dict([change]))
+    owner = ProcessIdentity.current()._replace(pid=1 << 30)._replace(**dict([change]))
     theirs = tmp_path / f"{owner.folder_prefix}theirs"
     theirs.mkdir()
     (theirs / "block").touch()

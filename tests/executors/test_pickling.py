@@ -18,8 +18,8 @@ import pytest
 import polarmap.worker
 from polarmap.executors.pickling import modules_named, pickled, pickled_by_value
 from polarmap.testing import Fault
-from polarmap.worker.kept_worker import DriverAddress, make_kept_task
-from polarmap.worker.retries import retry_call
+from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
+from polarmap.worker.retries import retry_request
 
 
 def test_a_function_comes_back_and_a_traceback_names_its_line() -> None:
@@ -78,7 +78,7 @@ def sent_worker() -> bytes:
     for file in WORKER_FILES:
         importlib.import_module(f"polarmap.worker.{file.stem}")
     with pickled_by_value():
-        return cloudpickle.dumps(make_kept_task(DriverAddress((), b"", None, "", 1, 1)))
+        return cloudpickle.dumps(make_worker_task(DriverAddress((), b"", None, "", 1, 1)))
 
 
 def test_docstrings_of_the_worker_do_not_travel() -> None:
@@ -105,9 +105,9 @@ def code_within(code: CodeType) -> dict[str, CodeType]:
 
 def test_lines_in_tracebacks_of_the_worker_are_those_of_its_files() -> None:
     sent_worker()
-    sent: Any = pickle.loads(pickled(retry_call, "a cloud", by_value=True))
-    assert sent is not retry_call
-    file = Path(sys.modules[retry_call.__module__].__file__ or "")
+    sent: Any = pickle.loads(pickled(retry_request, "a cloud", by_value=True))
+    assert sent is not retry_request
+    file = Path(sys.modules[retry_request.__module__].__file__ or "")
     of_file = code_within(compile(file.read_text(), str(file), "exec"))["retry_call"]
     assert list(sent.__code__.co_lines()) == list(of_file.co_lines())
     assert sent.__code__.co_filename == str(file)

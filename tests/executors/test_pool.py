@@ -37,14 +37,14 @@ from worker_sites import ThreadSite, pool_of, sent_parts
 
 import polarmap
 from polarmap import CodedOperator, Pool
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import InFolders
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.testing import Fault, FaultyExecutor
-from polarmap.worker.surroundings import available_cores
-from polarmap.worker.threads import THREAD_LIMITS
+from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
+from polarmap.worker.environment import count_available_cores
 
 MARGIN = 20 << 20  # bytes by which the memory of a process may differ
 
@@ -96,7 +96,7 @@ def test_blocks_may_consist_of_classes_that_no_module_has(shared: Pool) -> None:
 
 
 def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Pool) -> None:
-    blocks = PartBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
+    blocks = UncodedBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
 
     def spoil(block: Any) -> Any:
         before = block.copy()
@@ -113,7 +113,7 @@ def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Po
 def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
     with Pool(memory=100) as pool:
         check(pool)
-        data = PartBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
+        data = UncodedBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
         with closing(pool.open(Payload(product, data))) as run:
             run.submit([(0, 0)])
             places = [path for folder in folders(os.getpid()) for path in folder.glob("blocks-*")]
@@ -220,7 +220,7 @@ def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytes
     def away(*arguments: object, **options: object) -> dict[int, str]:
         raise ConnectionError("the site is away")
 
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.05)
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.05)
     site = ThreadSite()
     with pool_of(site, workers=2, idle=0.3) as pool:
         check(pool)
@@ -275,7 +275,7 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
 
 
 def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
-    run = pool.open(Payload(product, PartBlocks([[X]], ("array",))))
+    run = pool.open(Payload(product, UncodedBlocks([[X]], ("array",))))
     kept = pool._kept
     assert kept is not None
 
@@ -320,7 +320,7 @@ def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.2)
     monkeypatch.setattr("polarmap.executors.worker_processes.SPARE_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.worker_processes.GRACE_SECONDS", 0.0)
 
@@ -333,7 +333,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
         found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
         assert len(set(found)) > 4
         check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
-        most = 1 + SPARE_WORKERS + available_cores()
+        most = 1 + SPARE_WORKERS + count_available_cores()
         assert until(lambda: len(set(descendants(os.getpid())) - others) <= most)
         check(pool)
 
@@ -443,7 +443,9 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
 ) -> None:
     sent = sent_parts(monkeypatch)
     if not is_where_they_are:
-        monkeypatch.setattr("polarmap.worker.kept_worker.has_folder", lambda place, part: False)
+        monkeypatch.setattr(
+            "polarmap.worker.persistent_worker.is_in_private_folder", lambda place, part: False
+        )
     site = ThreadSite()
     site.is_near = True
     A = np.random.default_rng(0).standard_normal((4000, 20))
@@ -467,7 +469,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
         return os.getpid(), block
 
     monkeypatch.setattr("polarmap.executors.lithops.HERE_SECONDS", 5.0)
-    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.1)
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.1)
     seen: list[set[int]] = []
     with Pool(YAML, workers=2) as pool:
         deadline = time.monotonic() + 60.0
@@ -484,7 +486,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
 def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in THREAD_LIMITS:  # workers that were threads of this process have limited it, too
+    for name in THREAD_LIMIT_VARIABLES:  # workers that were threads of this process have limited it, too
         monkeypatch.delenv(name, raising=False)
 
     def threads_of_blas(block: Any) -> Any:

@@ -19,14 +19,24 @@ from slow_links import SlowLinks, slow_links
 from worker_sites import ThreadSite, called, honest, pool_of, sent_parts
 
 from polarmap import Pool, coded_map
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import block_store, pool_run
 from polarmap.executors.base import Began, Payload
 from polarmap.testing import Fault
-from polarmap.worker import kept_worker
-from polarmap.worker.kept_worker import DriverAddress, channel_to
-from polarmap.worker.stream import CALL, CANCEL, END, LAST, MAP, UNFIT, Message, Stream, frame
+from polarmap.worker import persistent_worker
+from polarmap.worker.persistent_worker import DriverAddress, open_channel
+from polarmap.worker.socket_channel import (
+    CANCEL,
+    FINAL_REPLY,
+    JOB,
+    TASK,
+    TASK_REPLY,
+    UNUSABLE,
+    Message,
+    SocketChannel,
+    encode_frame,
+)
 
 PATIENCE = 30.0
 BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
@@ -36,12 +46,15 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             [_, call], _ = channel.receive(PATIENCE)
-            both = [frame(Message(END, call.order, b"no pickle"), channel._seal) for _ in range(2)]
+            both = [
+                encode_frame(Message(TASK_REPLY, call.attempt_key, b"no pickle"), channel._authenticator)
+                for _ in range(2)
+            ]
             channel._connection.sendall(b"".join(both))
             channel.receive(PATIENCE)
 
     with pool_of(ThreadSite({0: liar}), workers=1) as pool:
-        blocks = PartBlocks([[np.ones(3)]], ("array",))
+        blocks = UncodedBlocks([[np.ones(3)]], ("array",))
         with closing(pool.open(Payload(np.negative, blocks))) as run:
             run.submit([(0, 0)])
             events: list[Any] = []
@@ -54,7 +67,7 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None
     assert over == [(0, "lost"), (1, None)]
 
 
-@pytest.mark.parametrize("farewell", [LAST, UNFIT])
+@pytest.mark.parametrize("farewell", [FINAL_REPLY, UNUSABLE])
 def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(farewell: bytes) -> None:
     told, has_said = list[Message](), threading.Event()
 
@@ -63,12 +76,12 @@ def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(fare
             heard = list[Message]()
             while not any(one.kind == CANCEL for one in heard):
                 heard += channel.receive(PATIENCE)[0]
-            channel.send(Message(farewell, heard[0].order))
+            channel.send(Message(farewell, heard[0].attempt_key))
             has_said.set()
             told.extend(channel.receive(PATIENCE)[0])
 
     with pool_of(ThreadSite({0: leaving}), workers=1) as pool:
-        blocks = PartBlocks([[np.ones(3)]], ("array",))
+        blocks = UncodedBlocks([[np.ones(3)]], ("array",))
         with closing(pool.open(Payload(np.negative, blocks))) as run:
             run.submit([(0, 0)])
             while not any(isinstance(one, Began) for one in run.wait(0.01)):
@@ -84,7 +97,7 @@ def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(fare
 def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn(
     seconds: float, ahead: int
 ) -> None:
-    blocks = PartBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool:
         payload = Payload(np.negative, blocks, {1: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
@@ -102,7 +115,7 @@ def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn
 
 
 def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> None:
-    blocks = PartBlocks([[np.full(3, float(task))] for task in range(20)], ("array",))
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(20)], ("array",))
     with Pool(workers=2) as pool:
         payload = Payload(np.negative, blocks, {4: Fault("sleep", 600.0)})
         with closing(pool.open(payload)) as run:
@@ -118,7 +131,7 @@ def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> Non
 
 
 def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_ended() -> None:
-    blocks = PartBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
     with Pool(workers=1) as pool, closing(pool.open(Payload(np.negative, blocks))) as run:
         run.submit([(0, 0)])
         first_ends(run, 1, PATIENCE)  # its worker has f now
@@ -138,26 +151,26 @@ def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_en
 def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told, send = list[Message](), Stream.send
+    told, send = list[Message](), SocketChannel.send
 
-    def noted(link: Stream, *messages: Message) -> bool:
+    def noted(link: SocketChannel, *messages: Message) -> bool:
         told.extend(messages)
         return send(link, *messages)
 
-    monkeypatch.setattr(Stream, "send", noted)
-    blocks = PartBlocks([[np.full(3, float(task))] for task in range(3)], ("array",))
+    monkeypatch.setattr(SocketChannel, "send", noted)
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(3)], ("array",))
     with Pool(workers=1) as pool:
         for f in (np.negative, np.negative, np.positive):
             with closing(pool.open(Payload(f, blocks))) as run:
                 run.submit([(task, 0) for task in range(3)])
                 first_ends(run, 3, PATIENCE)
-    assert [one.kind for one in told] == 3 * [MAP, CALL, CALL, CALL, CANCEL]
-    assert [bool(one.data) for one in told if one.kind == MAP] == [True, False, True]
-    assert len({one.header for one in told if one.kind == CALL}) == 3  # as each block is described
+    assert [one.kind for one in told] == 3 * [JOB, TASK, TASK, TASK, CANCEL]
+    assert [bool(one.data) for one in told if one.kind == JOB] == [True, False, True]
+    assert len({one.header for one in told if one.kind == TASK}) == 3  # as each block is described
 
 
 def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
-    class Blocks(PartBlocks):
+    class Blocks(UncodedBlocks):
         times = 0
 
         def get_ready(self) -> None:
@@ -174,7 +187,7 @@ def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
 
 def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
     """Workers of other pools on threads of this process, which may outlive their tests, keep their own."""
-    kept = PartBlocks([[np.zeros(3)]], ("array",))
+    kept = UncodedBlocks([[np.zeros(3)]], ("array",))
     keys = list[bytes]()  # of the driver that each worker belongs to
 
     def noting_the_key(address: DriverAddress, number: int, seconds: float) -> None:
@@ -187,21 +200,21 @@ def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
         for _ in range(4):
-            for blocks in (kept, PartBlocks([[np.ones(3)]], ("array",))):
+            for blocks in (kept, UncodedBlocks([[np.ones(3)]], ("array",))):
                 with closing(pool.open(Payload(np.negative, blocks))) as run:
                     run.submit([(0, 0)])
                     assert first_ends(run, 1)
-                    cache = kept_worker._kept_together[keys[1]]
+                    cache = persistent_worker._shared_caches[keys[1]]
                     assert len(cache) <= 2
-        assert cache.reads == 5
+        assert cache.n_reads == 5
         del blocks, run  # the newest
         gc.collect()
         with closing(pool.open(Payload(np.negative, kept))) as run:
             run.submit([(0, 0)])
             assert first_ends(run, 1)
-        assert (len(cache), cache.reads) == (1, 5)
+        assert (len(cache), cache.n_reads) == (1, 5)
         assert len(set(keys)) == 2
-        assert kept_worker._kept_together[keys[0]].reads == 1
+        assert persistent_worker._shared_caches[keys[0]].n_reads == 1
 
 
 def both_at_once(block: Any) -> Any:
@@ -216,7 +229,7 @@ def behind_the_gate(block: Any) -> Any:
     return block
 
 
-def run_until(pool: Any, f: Any, blocks: PartBlocks, enough: int, tasks: int = 2) -> None:
+def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int = 2) -> None:
     """A map that is over when so many of its tasks have ended."""
     with closing(pool.open(Payload(f, blocks))) as run:
         run.submit([(task, 0) for task in range(tasks)])
@@ -232,7 +245,7 @@ def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_
 ) -> None:
     asked = sent_parts(monkeypatch)
     monkeypatch.setattr(block_store, "MOVED_BYTES", 1e12 if is_near else 1e-3)
-    blocks = PartBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
+    blocks = UncodedBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
     GATE.clear()
 
     with pool_of(ThreadSite(), workers=2) as pool:
@@ -257,7 +270,7 @@ def test_no_worker_is_idle_for_a_block_while_there_are_tasks_that_nobody_has_loo
 ) -> None:
     monkeypatch.setattr(pool_run, "LOOKED_AT", 1)
     monkeypatch.setattr(block_store, "MOVED_BYTES", 1e-3)
-    blocks = PartBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
+    blocks = UncodedBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
     GATE.clear()
     with pool_of(ThreadSite(), workers=2) as pool:
         run_until(pool, both_at_once, blocks, 2)
@@ -272,15 +285,15 @@ only_linux_cuts = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 
 BLOCK_BYTES, SLOW = 2_000_000, 20_000.0  # a block takes 100 s at this rate, in bytes per second
 
 
-def large_blocks(count: int) -> PartBlocks:
+def large_blocks(count: int) -> UncodedBlocks:
     """Blocks of one array each, which have to be sent to workers."""
-    return PartBlocks([[np.full(BLOCK_BYTES // 8, float(task))] for task in range(count)], ("array",))
+    return UncodedBlocks([[np.full(BLOCK_BYTES // 8, float(task))] for task in range(count)], ("array",))
 
 
 @contextmanager
 def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tuple[Pool, SlowLinks]]:
     """A pool whose workers have all called, and are free, through a proxy."""
-    blocks = PartBlocks([[np.ones(3)] for _ in range(n_workers)], ("array",))
+    blocks = UncodedBlocks([[np.ones(3)] for _ in range(n_workers)], ("array",))
     with slow_links() as links, pool_of(site, workers=n_workers, **options) as pool:
         with closing(pool.open(Payload(np.negative, blocks))) as run:
             run.submit([(task, 0) for task in range(n_workers)])
@@ -304,7 +317,7 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
             assert run.count_receiving() == 2  # type: ignore[attr-defined]
         for link in links.first(2):  # fast enough for what was on its way, and for the cancellation
             link.rate = 50 * SLOW
-        with closing(pool.open(Payload(np.negative, PartBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
+        with closing(pool.open(Payload(np.negative, UncodedBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
             run.submit([(task, 0) for task in range(4)])
             assert [one.failure for one in first_ends(run, 4, PATIENCE)] == [None] * 4
         carried = [link.bytes_to_caller - start for link, start in zip(links, before)]
@@ -313,7 +326,7 @@ def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> N
 
 
 def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map() -> None:
-    large, blocks = np.zeros(BLOCK_BYTES // 8), PartBlocks([[np.ones(3)]] * 4, ("array",))
+    large, blocks = np.zeros(BLOCK_BYTES // 8), UncodedBlocks([[np.ones(3)]] * 4, ("array",))
     payload = Payload(lambda block: block + large[0], blocks)
     with slowed_pool(ThreadSite(), 4) as (pool, links):
         before = [link.bytes_to_caller for link in links]
@@ -364,13 +377,13 @@ def test_a_worker_notices_a_silent_connection_on_which_its_reply_is_on_its_way(s
     has_called, is_cut, ended = threading.Event(), threading.Event(), Future[bool]()
 
     def replying(address: DriverAddress, number: int, seconds: float) -> None:
-        with closing(channel_to(address, number, None)) as channel:
+        with closing(open_channel(address, number, None)) as channel:
             has_called.set()
             is_cut.wait(PATIENCE)
-            is_told = channel.send(Message(END, data=bytes(size)))
-            ended.set_result(is_told == (size < 1000) and until(channel.is_closed))
+            is_told = channel.send(Message(TASK_REPLY, data=bytes(size)))
+            ended.set_result(is_told == (size < 1000) and until(channel.is_peer_closed))
 
-    site, blocks = ThreadSite({0: replying}), PartBlocks([[np.ones(3)]], ("array",))
+    site, blocks = ThreadSite({0: replying}), UncodedBlocks([[np.ones(3)]], ("array",))
     with (
         slow_links() as links,
         pool_of(site, workers=1, tcp_timeout=1.0) as pool,

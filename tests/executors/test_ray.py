@@ -25,7 +25,7 @@ from polarmap import Pool, coded_map
 from polarmap.errors import ExecutorError
 from polarmap.executors.ray import RayCalls, RayCluster, RaySite, drop_native_trace, hide_native_traces
 from polarmap.executors.tcp import are_own
-from polarmap.worker.kept_worker import DriverAddress
+from polarmap.worker.persistent_worker import DriverAddress
 
 try:
     import ray

@@ -21,7 +21,7 @@ from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
 from polarmap import Pool
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers, worker_table
 from polarmap.executors.base import Payload
@@ -29,11 +29,11 @@ from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
 from polarmap.executors.tcp import own_addresses
 from polarmap.executors.worker_table import Lease
-from polarmap.worker import objects
-from polarmap.worker.messages import OutputSpec, Reply
-from polarmap.worker.parts import Place
-from polarmap.worker.retries import AWAY_SECONDS
-from polarmap.worker.stream import END, LEFT, NEED, PROCESS, FrameError, Message
+from polarmap.worker import storage_channel
+from polarmap.worker.retries import OUTAGE_SECONDS
+from polarmap.worker.segments import Location
+from polarmap.worker.socket_channel import CANCELLED, FETCH, HELLO, TASK_REPLY, FrameError, Message
+from polarmap.worker.task_records import OutputSpec, TaskReply
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_site_that_refuses_for_a_while_is_asked_again(
     assert until(lambda: soon(workers) or len(site.launches) >= 4)
     site.refusal = None
     assert until(lambda: soon(workers) or len(workers) == 3)
-    monkeypatch.setattr(remote_workers, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(remote_workers, "OUTAGE_SECONDS", 0.0)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.want(5)
     with pytest.raises(ExecutorError, match="storage is away"):
@@ -225,7 +225,7 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: Threa
     site.seconds = 1000.0
     started(workers, 8)
     for one in workers._launched.values():
-        one.ends = time.monotonic() + AWAY_SECONDS - 1.0
+        one.ends = time.monotonic() + OUTAGE_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # until none of the first is there
         assert time.monotonic() < deadline
@@ -352,7 +352,7 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.Monk
     """Blocks are objects of it, too."""
     site.storage, site.bucket = DictStorage(), "b"
     site.default = serving_by_storage(site.storage)
-    monkeypatch.setattr(objects, "LAST_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
     with pool_of(site, workers=8, listen=False) as pool:
         with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
             for _ in range(3):
@@ -369,7 +369,7 @@ def test_a_timeout_is_kept_while_the_storage_hangs(
     """Blocks of new data are stored, and messages are written."""
     storage = site.storage = DictStorage()
     site.bucket, site.default = "b", serving_by_storage(storage)
-    monkeypatch.setattr(objects, "LAST_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(storage_channel, "MAX_POLL_INTERVAL", 0.05)
     goes_on, put = threading.Event(), storage.put_object
 
     def hanging(bucket: str, key: str, data: bytes) -> None:
@@ -402,7 +402,7 @@ def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
 def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> None:
     bills, moments = [], []
     for _ in range(2):
-        with closing(pool.open(Payload(np.negative, PartBlocks([[X]] * 2, ("array",))))) as run:
+        with closing(pool.open(Payload(np.negative, UncodedBlocks([[X]] * 2, ("array",))))) as run:
             run.submit([(0, 0), (1, 0)])
             first_ends(run, 2)
             moments.append(time.monotonic())
@@ -419,8 +419,8 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
 def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     use: str, pool: Pool, site: ThreadSite
 ) -> None:
-    far = Place("bucket", "b", "far")
-    blocks = PartBlocks([[X]], ("array",))
+    far = Location("bucket", "b", "far")
+    blocks = UncodedBlocks([[X]], ("array",))
     if use == "lies in":
         blocks.source = far  # type: ignore[misc]
     output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
@@ -431,29 +431,29 @@ def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     assert site.launches == []
 
 
-def answer(call: Message, kind: bytes = END, **fields: Any) -> Message:
+def answer(call: Message, kind: bytes = TASK_REPLY, **fields: Any) -> Message:
     """What a worker that was given this call says of it."""
-    return Message(kind, call.order, **fields)
+    return Message(kind, call.attempt_key, **fields)
 
 
-REPLY = tuple(Reply(None, 0.0, ("array",), (("<f8", (9,)),)))
+REPLY = tuple(TaskReply(None, 0.0, ("array",), (("<f8", (9,)),)))
 # Each made of the call that was given.
 NONSENSE: list[Callable[[Message], Message]] = [
-    lambda call: Message(END),
-    lambda call: Message(PROCESS, header=b"five"),
+    lambda call: Message(TASK_REPLY),
+    lambda call: Message(HELLO, header=b"five"),
     lambda call: answer(call),
     lambda call: answer(call, header=b"no pickle"),
     lambda call: answer(call, header=pickle.dumps(5)),
     lambda call: answer(call, header=pickle.dumps(REPLY)),
     lambda call: answer(call, header=pickle.dumps(REPLY[:5])),
     lambda call: answer(call, header=pickle.dumps((7, *REPLY[1:])), data=bytes(72)),
-    lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(order=(0, 99, 0)),
+    lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(attempt_key=(0, 99, 0)),
     lambda call: answer(call, data=b"0/../../etc/passwd", is_file=True),
     lambda call: answer(call, data=b"7", is_file=True),
-    lambda call: answer(call, NEED, header=b"x/99999"),
-    lambda call: answer(call, NEED, header=b"x"),
-    lambda call: answer(call, NEED, header=b"\xff"),
-    lambda call: answer(call, LEFT)._replace(order=(99, 0, 0)),
+    lambda call: answer(call, FETCH, header=b"x/99999"),
+    lambda call: answer(call, FETCH, header=b"x"),
+    lambda call: answer(call, FETCH, header=b"\xff"),
+    lambda call: answer(call, CANCELLED)._replace(attempt_key=(99, 0, 0)),
 ]
 
 
@@ -498,7 +498,7 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
     monkeypatch.setattr(StoredPieces, "part", counted)
     for module in (remote_workers, worker_table):  # one that is late at what nobody waits for gets no help
         monkeypatch.setattr(module, "GRACE_SECONDS", 600.0)
-    blocks = PartBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
+    blocks = UncodedBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
     with pool_of(site, workers=1) as pool:
         for _ in range(5):
             with closing(pool.open(Payload(np.negative, blocks))) as run:

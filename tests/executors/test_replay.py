@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from plain import ends
 
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodeError
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.replay import GIVEN_UP_SECONDS, ReplayRun
@@ -20,7 +20,7 @@ N = 4
 
 
 def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: Any) -> ReplayRun:
-    blocks = PartBlocks([[np.full(4, float(task))] for task in range(n)], ("array",))
+    blocks = UncodedBlocks([[np.full(4, float(task))] for task in range(n)], ("array",))
     return ReplayExecutor(seconds).open(Payload(f, blocks, **more))
 
 

@@ -21,7 +21,7 @@ from polarmap.errors import CodeError
 from polarmap.executors import tcp
 from polarmap.executors.objects import Link
 from polarmap.executors.tcp import WorkerListener, checked_endpoint, own_addresses
-from polarmap.worker.stream import PROOF_BYTES, connected, ready
+from polarmap.worker.socket_channel import PROOF_BYTES, connect_to_driver, wait_until_ready
 
 KEY = bytes(range(32))
 
@@ -83,7 +83,7 @@ def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerList
                 while more := stranger.recv(1000):
                     heard += more
             assert len(heard) in (0, 32)
-    assert connected(listener.endpoints, os.urandom(32), 1) is None
+    assert connect_to_driver(listener.endpoints, os.urandom(32), 1) is None
     assert crowd.joined.empty()
 
 
@@ -102,7 +102,7 @@ def test_who_says_nothing_does_not_keep_others_waiting(
     with ExitStack() as stack:
         silent = [stack.enter_context(called(listener)) for _ in range(30)]
         for number in range(5):
-            channel = connected(listener.endpoints, KEY, number)
+            channel = connect_to_driver(listener.endpoints, KEY, number)
             assert channel is not None
             assert crowd.one()[0] == number
             channel.close()
@@ -117,10 +117,10 @@ def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tcp, "run_on_daemon", refuse)
+        patch.setattr(tcp, "run_in_daemon_thread", refuse)
         with called(listener) as stranger:
             assert stranger.recv(1) == b""
-    channel = connected(listener.endpoints, KEY, 7)
+    channel = connect_to_driver(listener.endpoints, KEY, 7)
     assert channel is not None
     assert crowd.one() == (7, "TCP")
     channel.close()
@@ -130,13 +130,13 @@ def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_
 def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
     says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.worker.stream.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.worker.socket_channel.PROOF_TIMEOUT", 0.2)
     sent = 0
     with called(listener) as stranger:
         assert len(stranger.recv(32)) == 32
         with suppress(ConnectionError):
             sent += stranger.send(says)
-            while not ready([stranger], select.POLLIN, 0.05):
+            while not wait_until_ready([stranger], select.POLLIN, 0.05):
                 sent += stranger.send(says)
             assert stranger.recv(1) == b""
     assert len(says) <= sent < PROOF_BYTES
@@ -145,7 +145,7 @@ def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
 def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:
     numbers = range(100)
     with ThreadPoolExecutor(len(numbers)) as pool:
-        channels = list(pool.map(lambda number: connected(listener.endpoints, KEY, number), numbers))
+        channels = list(pool.map(lambda number: connect_to_driver(listener.endpoints, KEY, number), numbers))
     assert all(channels)
     assert sorted(crowd.one() for _ in numbers) == [(number, "TCP") for number in numbers]
     for channel in channels:
@@ -163,7 +163,7 @@ def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_p
     for host in ("127.0.0.1", "192.0.2.77", "no.such.host.invalid"):
         listener = WorkerListener(KEY, crowd.join, is_local=False, at=(host, port))
         assert listener.endpoints == ((host, port),)
-        channel = connected([("127.0.0.1", port)], KEY, 1)
+        channel = connect_to_driver([("127.0.0.1", port)], KEY, 1)
         assert channel is not None
         assert crowd.one() == (1, "TCP")
         channel.close()
@@ -194,7 +194,7 @@ def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
 
 def test_a_forked_process_lets_go_of_it(listener: WorkerListener, crowd: Crowd) -> None:
     assert code_of_child(listener.forget, []) == 0
-    channel = connected(listener.endpoints, KEY, 1)
+    channel = connect_to_driver(listener.endpoints, KEY, 1)
     assert channel is not None
     assert crowd.one() == (1, "TCP")
     channel.close()

@@ -163,7 +163,7 @@ def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
 def test_threads_that_cannot_be_started_are_done_without(
     monkeypatch: pytest.MonkeyPatch, possible: int
 ) -> None:
-    real, left = transfers.run_on_daemon, [possible]
+    real, left = transfers.run_in_daemon_thread, [possible]
 
     def start(call: object) -> None:
         if not left[0]:
@@ -171,7 +171,7 @@ def test_threads_that_cannot_be_started_are_done_without(
         left[0] -= 1
         real(call)
 
-    monkeypatch.setattr(transfers, "run_on_daemon", start)
+    monkeypatch.setattr(transfers, "run_in_daemon_thread", start)
     if possible:
         assert in_parallel(str, range(5)) == ["0", "1", "2", "3", "4"]
     else:
@@ -197,8 +197,8 @@ def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
         "import threading\n"
         "from memory_storage import DictStorage\n"
         "from polarmap.executors.objects import ObjectLinks\n"
-        "from polarmap.worker.objects import ObjectChannel\n"
-        "from polarmap.worker.stream import PROCESS, Message\n"
+        "from polarmap.worker.storage_channel import StorageChannel\n"
+        "from polarmap.worker.socket_channel import HELLO, Message\n"
         "hangs = threading.Event()\n"
         "class Hanging(DictStorage):\n"
         "    def get_object(self, *arguments):\n"
@@ -206,7 +206,7 @@ def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
         "        threading.Event().wait()\n"
         "storage = Hanging()\n"
         "links = ObjectLinks(storage, 'pool', print)\n"
-        "ObjectChannel(storage, 'b', 'pool', 0).send(Message(PROCESS, header=b'0'))\n"
+        "StorageChannel(storage, 'b', 'pool', 0).send(Message(HELLO, header=b'0'))\n"
         "assert hangs.wait(30)\n"
     )
     tests = Path(__file__).parents[1]

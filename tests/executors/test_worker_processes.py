@@ -18,15 +18,15 @@ from plain import first_ends
 from pool_processes import opened, taken, until
 
 from polarmap import Pool
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.executors import worker_processes
 from polarmap.executors.base import Payload
 from polarmap.executors.worker_processes import WorkerProcesses, ends_soon, is_waiting
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.testing import Fault
-from polarmap.worker.stream import ready
-from polarmap.worker.surroundings import Surroundings
-from polarmap.worker.threads import THREAD_LIMITS
+from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
+from polarmap.worker.environment import ProcessEnvironment
+from polarmap.worker.socket_channel import wait_until_ready
 
 
 class Recorded(WorkerProcesses):
@@ -95,7 +95,7 @@ def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
-    blocks = PartBlocks([[np.ones(3)]], ("array",))
+    blocks = UncodedBlocks([[np.ones(3)]], ("array",))
     with Pool() as pool:
         with closing(pool.open(Payload(np.negative, blocks, {0: Fault("sleep", 0.3)}))) as run:
             run.submit([(0, 0)])
@@ -125,7 +125,7 @@ def test_one_that_does_not_come_to_its_end_is_killed(
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 0.0)
     worker = stuck(workers)
-    assert ready([worker.link], select.POLLIN, 30.0)
+    assert wait_until_ready([worker.link], select.POLLIN, 30.0)
     worker.receive()
     assert worker.process is not None
     assert taken(workers, opened(workers)) is not worker
@@ -143,7 +143,7 @@ def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
 def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
     workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_processes, "available_cores", lambda: 1)
+    monkeypatch.setattr(worker_processes, "count_available_cores", lambda: 1)
     monkeypatch.setattr(worker_processes, "SPARE_WORKERS", 0)
     first, second, third = (taken(workers, opened(workers)) for _ in range(3))
     for worker in (second, first):
@@ -173,12 +173,12 @@ def test_workers_get_the_surroundings_of_the_driver(
     monkeypatch.syspath_prepend("modules")
     told = workers.surroundings(b"")
     assert told is workers.surroundings(b"")  # as long as nothing changes
-    found = Surroundings(*pickle.loads(told))
-    assert found.folder == str(tmp_path)
+    found = ProcessEnvironment(*pickle.loads(told))
+    assert found.working_directory == str(tmp_path)
     assert workers.paid() is None
-    assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}
-    assert found.module_path[0] == str(tmp_path / "modules")
-    assert all(map(os.path.isabs, found.module_path))
+    assert found.variables == {**os.environ, **dict.fromkeys(THREAD_LIMIT_VARIABLES, "1")}
+    assert found.sys_path[0] == str(tmp_path / "modules")
+    assert all(map(os.path.isabs, found.sys_path))
 
 
 def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:

@@ -20,7 +20,16 @@ from polarmap.executors import worker_processes
 from polarmap.executors.objects import ObjectLink
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import GRACE_SECONDS, REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.stream import END, LAST, LEFT, NEED, PROCESS, UNFIT, Message, frame
+from polarmap.worker.socket_channel import (
+    CANCELLED,
+    FETCH,
+    FINAL_REPLY,
+    HELLO,
+    TASK_REPLY,
+    UNUSABLE,
+    Message,
+    encode_frame,
+)
 
 TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # map, task and attempt
 CORES = 2
@@ -75,7 +84,7 @@ def table_of(is_here: bool, most: int) -> WorkerTable:
 def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
     """A worker has been told of a task, and has told its end."""
     worker.note(order, task)
-    worker.link.deliver(frame(Message(END, order)))
+    worker.link.deliver(encode_frame(Message(TASK_REPLY, order)))
     worker.receive()
 
 
@@ -91,7 +100,7 @@ def table() -> Iterator[Table]:
 @pytest.fixture(autouse=True)
 def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patched:
-        patched.setattr(worker_processes, "available_cores", lambda: CORES)
+        patched.setattr(worker_processes, "count_available_cores", lambda: CORES)
         yield
 
 
@@ -130,7 +139,7 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker.link.close()
 
 
-@pytest.mark.parametrize("kind", [END, LEFT, UNFIT, LAST])
+@pytest.mark.parametrize("kind", [TASK_REPLY, CANCELLED, UNUSABLE, FINAL_REPLY])
 def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     table: Table, kind: bytes
 ) -> None:
@@ -140,9 +149,9 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
     assert table.held_tasks(lambda: ["task", "other"]) == set()
     table.leave(lease)
     assert table.held_tasks(lambda: ["task", "other"]) == {"task"}
-    table.links[0].deliver(frame(Message(kind, TOLD)))
+    table.links[0].deliver(encode_frame(Message(kind, TOLD)))
     assert table.held_tasks(lambda: ["task", "other"]) == set()
-    assert (taken(table, opened(table)) is worker) == (kind in (END, LEFT))
+    assert (taken(table, opened(table)) is worker) == (kind in (TASK_REPLY, CANCELLED))
 
 
 def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
@@ -166,18 +175,18 @@ def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> 
     table.leave(lease)
     assert table.held_tasks(lambda: ["done", "task", "ahead"]) == {"done", "task"}
     for order in (TOLD, AHEAD):
-        table.links[0].deliver(frame(Message(LEFT, order)))
+        table.links[0].deliver(encode_frame(Message(CANCELLED, order)))
     assert taken(table, opened(table)) is worker
     assert list(worker.done) == ["done"]
 
 
-@pytest.mark.parametrize("said", [Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")])
+@pytest.mark.parametrize("said", [Message(FETCH, TOLD, b"x/1"), Message(HELLO, header=b"5")])
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
     table.leave(lease)
-    table.links[0].deliver(frame(said))
+    table.links[0].deliver(encode_frame(said))
     assert table.held_tasks(lambda: ["task", "other"]) == {"task"}
     assert worker.lease is lease
     assert table.abandoned[-1] == [0]
@@ -218,17 +227,17 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        Message(PROCESS, header=b"x"),
-        Message(END, (2, *TOLD[1:])),  # of another map
-        Message(END, (TOLD[0], 5, 0)),
-        Message(LEFT, (*TOLD[:2], 7)),
-        Message(NEED, (2, *TOLD[1:]), b"x/1"),
+        Message(HELLO, header=b"x"),
+        Message(TASK_REPLY, (2, *TOLD[1:])),  # of another map
+        Message(TASK_REPLY, (TOLD[0], 5, 0)),
+        Message(CANCELLED, (*TOLD[:2], 7)),
+        Message(FETCH, (2, *TOLD[1:]), b"x/1"),
     ],
 )
 def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
     worker = taken(table, opened(table))
     worker.note(TOLD, "task")
-    table.links[0].deliver(frame(said) + frame(Message(END, TOLD)))
+    table.links[0].deliver(encode_frame(said) + encode_frame(Message(TASK_REPLY, TOLD)))
     assert worker.receive() == ([], False)
     assert worker.receive() == ([], False)  # whoever has it then sees it, too
 
@@ -236,8 +245,8 @@ def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: M
 def test_who_replies_twice_is_gone(table: Table) -> None:
     worker = taken(table, opened(table))
     worker.note(TOLD, "task")
-    table.links[0].deliver(2 * frame(Message(END, TOLD)))
-    assert worker.receive() == ([Message(END, TOLD)], False)
+    table.links[0].deliver(2 * encode_frame(Message(TASK_REPLY, TOLD)))
+    assert worker.receive() == ([Message(TASK_REPLY, TOLD)], False)
 
 
 def test_close_ends_all_and_maps_see_it(table: Table) -> None:

@@ -16,7 +16,7 @@ from plain import process_pool
 
 import polarmap
 from polarmap.arrays import RawObjects, Stored
-from polarmap.arrays.array import without_key
+from polarmap.arrays.array import open_without_key
 from polarmap.arrays.manifest import manifest_key
 from polarmap.convex import LinearSVC
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
@@ -72,7 +72,7 @@ def forge(store, part):
 def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     assert coded.key == KEY
-    assert coded.zarr is None
+    assert coded.zarr_path is None
     plain = [polarmap.codes.PolarCode(6, 4).encode(A.reshape(4, -1))[block].tobytes() for block in range(6)]
     for data in objects(store).values():
         assert KEY not in data
@@ -83,12 +83,12 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
         assert one.check().ok
         np.testing.assert_array_equal(one[:], A)
         np.testing.assert_array_equal(one[7:19, 3], A[7:19, 3])
-    damage(store, coded.stored(1)[0], "missing")
-    forge(store, coded.stored(5)[0])
+    damage(store, coded.block_segments(1)[0], "missing")
+    forge(store, coded.block_segments(5)[0])
     audit = again.check()
     assert [(one.block, one.kind) for one in audit.damaged] == [(1, "missing"), (5, "forged")]
     np.testing.assert_allclose(again[:], A, rtol=1e-12, atol=1e-12)
-    assert again.repair().blocks == [1, 5]
+    assert again.repair().damaged_blocks == [1, 5]
     assert again.check().ok
     assert polarmap.open_coded("a", store, key=KEY).check().ok
     np.testing.assert_allclose(again[:], A, rtol=1e-12, atol=1e-12)
@@ -100,7 +100,7 @@ def test_repair_is_of_what_lies_there_now(store):
     """Also when somebody has encoded it anew, with the same key, since it was opened."""
     opened = polarmap.encode(A, storage=store, **OPTIONS)
     anew = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
-    damage(store, anew.stored(1)[0], "missing")
+    damage(store, anew.block_segments(1)[0], "missing")
     assert [one.kind for one in opened.repair().damaged] == ["missing"]
     np.testing.assert_allclose(opened[:], 2 * A, rtol=1e-12, atol=1e-12)
 
@@ -124,16 +124,16 @@ def test_a_key_that_is_gone_since_is_an_error_of_ours(store, monkeypatch):
 def test_stripes_are_encrypted_one_by_one(store):
     array = random_array((64, 4_000))
     coded = polarmap.encode(array, storage=store, **{**OPTIONS, "memory": MIB})
-    stripes = len(coded.stored(0))
+    stripes = len(coded.block_segments(0))
     assert stripes > 3
-    first = min(len(store.get(part.key)) for part in coded.stored(0))
-    assert first == coded.stored(0)[-1].size + 28
+    first = min(len(store.get(part.key)) for part in coded.block_segments(0))
+    assert first == coded.block_segments(0)[-1].size + 28
     assert coded.stored_bytes == array.nbytes * 6 // 4 + 6 * stripes * 28
     lost = losses(coded.code, 2)
     for index in lost:
-        damage(store, coded.stored(index)[1], "corrupt")
+        damage(store, coded.block_segments(index)[1], "corrupt")
     np.testing.assert_allclose(coded[5:40, 7:9], array[5:40, 7:9], rtol=1e-11, atol=1e-11)
-    assert coded.repair().blocks == list(lost)
+    assert coded.repair().damaged_blocks == list(lost)
     assert coded.check().ok
 
 
@@ -198,7 +198,7 @@ def test_a_manifest_without_a_tag_that_makes_no_sense_is_refused(store, change, 
     view = {"path": "polarmap/coded/a/x/array.zarr", "chunk_shape": [6, 40], "metadata": []}
     write_manifest(store, lambda array: change(array.update(view=view) or array))
     with pytest.raises(StorageError, match=message):
-        without_key("a", store)
+        open_without_key("a", store)
 
 
 def test_an_array_cannot_be_passed_off_as_another(store):
@@ -229,7 +229,7 @@ def replayed(store, coded):
     before = [store.get(coded.stored(index)[0].key) for index in (0, 5)]
     newer = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
     for index, data in zip((0, 5), before):
-        store.put(newer.stored(index)[0].key, data)
+        store.put(newer.block_segments(index)[0].key, data)
     return [0, 5]
 
 
@@ -251,7 +251,7 @@ def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
     with ThreadPoolExecutor(6) as pool:
         y = polarmap.coded_map(product, coded, executor=pool, verify=False, retries=0)
     np.testing.assert_allclose(y.concatenate(), scale * A.sum(axis=1), rtol=1e-10, atol=1e-10)
-    assert coded.check().blocks == bad
+    assert coded.check().damaged_blocks == bad
     used = {task.index for task in y.report.tasks if task.state in ("arrived", "surplus")}
     assert not used & set(bad)
     assert set(failed(y.report)) <= set(bad)
@@ -282,7 +282,7 @@ def test_workers_read_and_verify_it_themselves(store, pool, kind):
 def test_when_everything_was_changed_it_is_said_once(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for index in range(6):
-        forge(store, coded.stored(index)[0])
+        forge(store, coded.block_segments(index)[0])
     assert {one.kind for one in coded.check().damaged} == {"forged"}
     with pytest.raises(NotDecodableError, match="somebody has changed or replaced it"):
         polarmap.coded_map(product, coded, executor=pool)
@@ -312,7 +312,7 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
     np.testing.assert_allclose(reopened[:], A @ B, rtol=1e-10, atol=1e-10)
     reopened.repair()
     assert reopened.check().ok
-    assert reopened.zarr is None
+    assert reopened.zarr_path is None
     second = polarmap.coded_map(lambda block: block @ B.T, first, out=Stored("ABB"), executor=late)
     np.testing.assert_allclose(second.concatenate(), A @ B @ B.T, rtol=1e-10, atol=1e-10)
     with pytest.raises(StorageError, match="is encrypted: pass its key"):
@@ -320,9 +320,9 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
 
 
 def test_long_results_are_cut_and_encrypted_piece_by_piece(store, pool, monkeypatch):
-    monkeypatch.setattr("polarmap.arrays.stored_result.STRIPE_BYTES", 8 * 6 * 50)
+    monkeypatch.setattr("polarmap.arrays.stored_result.MAX_STRIPE_BYTES", 8 * 6 * 50)
     y = polarmap.coded_map(np.negative, A, blocks=4, tasks=6, out=Stored("y", store), executor=pool, key=KEY)
-    parts = y.array.stored(min(set(range(4)) - set(y.report.recovered)))
+    parts = y.array.block_segments(min(set(range(4)) - set(y.report.recovered)))
     assert [part.size for part in parts] == [400] * 4 + [320]
     assert [part.offset for part in parts] == [0, 428, 856, 1284, 1712]
     damage(store, parts[2], "corrupt")
@@ -339,10 +339,10 @@ def test_workers_encode_and_encrypt(store, pool, tmp_path, kind):
         coded = polarmap.encode(
             str(tmp_path / "A.npy"), storage=store, executor=executor, memory=MIB, **OPTIONS
         )
-    assert len(coded.stored(0)) > 1
+    assert len(coded.block_segments(0)) > 1
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
-    damage(store, coded.stored(2)[0], "missing")
+    damage(store, coded.block_segments(2)[0], "missing")
     coded.repair()
     np.testing.assert_allclose(polarmap.open_coded("a", store, key=KEY)[:], A, rtol=1e-11, atol=1e-11)
 
@@ -381,7 +381,7 @@ def test_objects_that_are_not_copied_are_not_encrypted(store):
 
 
 def test_parts_that_no_cipher_takes(store, monkeypatch):
-    monkeypatch.setattr("polarmap.executors.keys.MESSAGE_BYTES", 1_000)
+    monkeypatch.setattr("polarmap.executors.keys.MAX_PLAINTEXT_BYTES", 1_000)
     with pytest.raises(CodeError, match=r"a part has 1920 bytes, and at most 1000 are .* use less"):
         polarmap.encode(A, storage=store, **OPTIONS)
 

@@ -171,7 +171,7 @@ def stored(name: Any, storage: Any = None) -> None:
 def repaired(executor: Any) -> None:
     """Whether an array is whole is found out by the executor, too."""
     coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, tasks=6, overwrite=True)
-    coded.store.delete([coded.stored(5)[0].key])
+    coded.store.delete([coded.block_segments(5)[0].key])
     coded.repair(executor=executor)
     assert coded.check(executor=executor).ok
 

@@ -11,7 +11,7 @@ import polarmap
 from polarmap.arrays import Stored
 from polarmap.arrays.stores import open_store
 from polarmap.testing import Fault, FaultyExecutor
-from polarmap.worker.retries import retry_call
+from polarmap.worker.retries import retry_request
 
 pytestmark = pytest.mark.parametrize("server", ["s3"], indirect=True)
 
@@ -42,7 +42,7 @@ def test_workers_encode_raw_objects_where_they_lie(config):
         store.put(key, A[rows * index : rows * (index + 1)].tobytes())
     raw = polarmap.arrays.RawObjects(keys, A.shape, A.dtype, rows=rows)
     coded = polarmap.encode(raw, blocks=3, tasks=5, name="A", storage=config, executor=config)
-    assert {part.key.split("/")[0] for index in range(3) for part in coded.stored(index)} == {"mine"}
+    assert {part.key.split("/")[0] for index in range(3) for part in coded.block_segments(index)} == {"mine"}
     assert coded.check().ok
     store.delete(["mine/3", "mine/4"])
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
@@ -53,7 +53,7 @@ def test_a_map_may_begin_while_its_storage_restarts(server, config, monkeypatch)
     A = np.random.default_rng(0).standard_normal((60, 30))
     options = {"blocks": 2, "tasks": 3, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
-    monkeypatch.setattr(retry_call, "__defaults__", (90.0,))  # a busy machine starts it slowly
+    monkeypatch.setattr(retry_request, "__defaults__", (90.0,))  # a busy machine starts it slowly
     pauses = []
 
     def launch_at_first(seconds):

@@ -150,8 +150,8 @@ def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -
 DRIVER = """
 import numpy as np, os, sys, tempfile, threading, time, polarmap
 from polarmap.executors import objects as drivers_side
-from polarmap.worker import objects
-for side in (objects, drivers_side):
+from polarmap.worker import storage_channel
+for side in (storage_channel, drivers_side):
     side.BEAT_SECONDS, side.AWAY_SECONDS = 1.0, 8.0
 yaml, listen = sys.argv[1], sys.argv[2] == "True"
 A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)

@@ -35,8 +35,8 @@ from polarmap import CodedOperator, coded_map, encode
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import CodedResult
-from polarmap.worker import io_pools
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker import future_tasks
+from polarmap.worker.environment import count_available_cores
 
 N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -185,7 +185,7 @@ def test_no_stored_block_travels_and_each_process_reads_it_once(tmp_path: Path) 
 
 def reads() -> int:
     """What this process has mapped or read so far."""
-    return io_pools.pool_blocks().reads
+    return future_tasks.shared_block_cache().n_reads
 
 
 @pytest.mark.parametrize("pool", ["processes", "dask"], indirect=True)
@@ -209,7 +209,9 @@ def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(pool: Exe
         here = blas_threads()
         told = coded(partial(tells_threads, gate, corners_of(1)), pool, tasks=12, verify=False)
         assert blas_threads() == here
-    share = max(1, available_cores() // SLOTS) if not type(pool).__module__.startswith("distributed") else 1
+    share = (
+        max(1, count_available_cores() // SLOTS) if not type(pool).__module__.startswith("distributed") else 1
+    )
     np.testing.assert_allclose(told.concatenate(), share, rtol=1e-6)
 
 

@@ -18,7 +18,7 @@ import polarmap
 def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
     A, x = random_array((240, 60)), np.arange(60.0)
     coded = polarmap.encode(A, blocks=2, tasks=4, name="a", storage=config)
-    coded.store.delete([coded.stored(1)[0].key])
+    coded.store.delete([coded.block_segments(1)[0].key])
     faults = {0: polarmap.testing.Fault("sleep", 600)}
     executor = polarmap.testing.FaultyExecutor(config, faults)
     y = polarmap.coded_map(lambda block: block @ x, coded, executor=executor, timeout=100)

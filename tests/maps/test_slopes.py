@@ -15,14 +15,16 @@ from polarmap.maps.slopes import (
     join_slopes,
     slope_errors,
 )
-from polarmap.worker.finite_differences import Sizes
+from polarmap.worker.finite_differences import SlopeErrorInputs
 
 H = 1e-3
 
 
 def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
     usual = {"lowest": 1.0, "highest": 2.0, "longest": 1.0, "eps": 1e-16, "curvature": 0.5}
-    return [[np.zeros(2), np.array([(usual | one)[name] for name in Sizes._fields])] for one in sizes]
+    return [
+        [np.zeros(2), np.array([(usual | one)[name] for name in SlopeErrorInputs._fields])] for one in sizes
+    ]
 
 
 def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:

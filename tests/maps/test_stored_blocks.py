@@ -53,7 +53,7 @@ def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, tmp_path, ex
     np.testing.assert_allclose(y.concatenate(), A @ np.ones(7), rtol=1e-9, atol=1e-9)
     assert set(y.report.recovered) >= {1, 4}
     for index, what in ((1, "missing"), (4, "corrupt")):
-        assert f"{stored.stored(index)[0].key} is {what}" in y.report.tasks[index].failures[0]
+        assert f"{stored.block_segments(index)[0].key} is {what}" in y.report.tasks[index].failures[0]
 
 
 def test_too_much_damage_is_said_by_name(stored):
@@ -66,7 +66,7 @@ def test_too_much_damage_is_said_by_name(stored):
 def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A, tmp_path):
     store = Least(FolderStore(tmp_path / "store"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="rows", storage=store)
-    lost = [part.key for index in (0, 7) for part in coded.stored(index)]
+    lost = [part.key for index in (0, 7) for part in coded.block_segments(index)]
     store.delete(lost)
     with ThreadPoolExecutor(4) as pool:
         # What is verified is not handed out before every task has had a moment to report.

@@ -15,10 +15,10 @@ import pytest
 
 from polarmap import coded_map, coded_sum, encode, hedged_map
 from polarmap.arrays import Stored
-from polarmap.blocks.array_like import read_leaf
+from polarmap.blocks.array_like import load_block_array
 from polarmap.errors import CodeError
 from polarmap.testing import ReplayExecutor
-from polarmap.worker.pytree import flatten, pack, unflatten, unpacked
+from polarmap.worker.pytree import flatten, pack_tree, unflatten, unpack_leaves
 
 pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 TURN = np.arange(9.0).reshape(3, 3).view(np.matrix)
@@ -89,7 +89,7 @@ def test_a_hedged_map_keeps_the_names_of_fields() -> None:
 def test_fields_with_gaps_between_them_survive_packing(align: bool) -> None:
     dtype = np.dtype({"names": ["a", "b"], "formats": ["i1", ">f8"], "offsets": [3, 16], "itemsize": 32})
     for one in (dtype, np.dtype([("a", "i1"), ("b", "f8")], align=align), np.dtype([])):
-        assert unpacked(*pack(np.zeros(3, one))[1:])[0].dtype == one
+        assert unpack_leaves(*pack_tree(np.zeros(3, one))[1:])[0].dtype == one
 
 
 def test_records_are_summands_no_more_than_text_is() -> None:
@@ -107,8 +107,8 @@ def test_strings_come_back_to_their_last_zero(text: str) -> None:
     for value in (text, text.encode("utf-8", "surrogatepass")):
         result = hedged_map(lambda part: part, [value, value], executor=ReplayExecutor())
         assert list(result) == [value, value]
-        packed = pack(value)
-        assert unflatten(packed.structure, unpacked(*packed[1:])) == value
+        packed = pack_tree(value)
+        assert unflatten(packed.structure, unpack_leaves(*packed[1:])) == value
 
 
 # --- containers --------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_arrays_that_lie_elsewhere_may_stand_in_blocks() -> None:
         def __array__(self, *_: Any, **__: Any) -> Any:
             return np.ones(2, "f4")
 
-    leaves, structure = flatten({"a": Elsewhere()}, read_leaf)
+    leaves, structure = flatten({"a": Elsewhere()}, load_block_array)
     assert leaves[0].dtype == "f4"
     assert structure[2] == (("array",),)
     with ThreadPoolExecutor(2) as pool:

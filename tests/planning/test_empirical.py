@@ -24,7 +24,7 @@ from polarmap.planning import (
 from polarmap.planning.empirical import SharedCores
 from polarmap.report import Report, TaskReport
 from polarmap.testing import ReplayExecutor
-from polarmap.worker.surroundings import available_cores
+from polarmap.worker.environment import count_available_cores
 
 
 @settings(max_examples=60)
@@ -160,7 +160,7 @@ def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:
 
 
 def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machine(tmp_path: Path) -> None:
-    cores = available_cores()
+    cores = count_available_cores()
     measured = polarmap.planning.measure(TwoSlots(), tasks=6, task_seconds=0.001)
     assert measured.shared_cores == (cores, 2)
     assert str(measured).splitlines()[-1].startswith(f"up to 2 tasks at once shared the {cores} cores here: ")

@@ -26,22 +26,22 @@ from polarmap.run.first_results import FirstOfItems
 from polarmap.run.loop import Stopwatch, schedule
 from polarmap.run.tasks import TaskTable
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.worker.block_functions import any_call
-from polarmap.worker.pytree import pickles, to_block
+from polarmap.worker.pytree import pickle_each, pickle_to_array
+from polarmap.worker.task_functions import make_call_task
 
 SECONDS = 0.05  # of a task, where the script does not say otherwise
 
 
 @pytest.fixture(autouse=True)
 def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.run.batches.available_cores", lambda: 1)
+    monkeypatch.setattr("polarmap.run.batches.count_available_cores", lambda: 1)
 
 
 class Numbers(Items):
     """Some, of which nobody wants a few any more."""
 
     def __init__(self, count: int, kind: str = "kind") -> None:
-        super().__init__(kind, blocks=pickles(range(count)))  # type: ignore[arg-type]
+        super().__init__(kind, blocks=pickle_each(range(count)))  # type: ignore[arg-type]
         self.unwanted: set[int] = set()
 
     def begins(self, numbers: list[int]) -> list[int]:
@@ -73,7 +73,7 @@ class Served:
         self.withdrawn: list[Attempt] = []
         self.faults = faults or {}
         executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
-        self.run = executor.open(Payload(any_call(f, is_pickled=True), self.batches, self.faults))
+        self.run = executor.open(Payload(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
         self.run.submit, self.run.withdraw = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
         self.need = FirstOfItems(
@@ -144,7 +144,7 @@ def test_items_go_alone_until_it_is_known_that_they_are_short() -> None:
 
 def test_only_items_of_a_kind_that_are_small_go_together() -> None:
     large = Numbers(40)
-    large.blocks[4:6] = to_block(4), to_block(5)
+    large.blocks[4:6] = pickle_to_array(4), pickle_to_array(5)
     served = Served(abs, large)
     first = served.first()
     assert first[:4] == [[0, 1], [2, 3], [4], [5]]
@@ -184,9 +184,7 @@ def test_a_batch_that_takes_long_is_given_up_and_its_items_begin_anew_by_themsel
 
 
 def test_what_a_worker_leaves_of_a_batch_that_takes_long_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "polarmap.worker.block_functions.BATCH_MOST_SECONDS", -1.0
-    )  # each does the first only
+    monkeypatch.setattr("polarmap.worker.task_functions.MAX_BATCH_SECONDS", -1.0)  # each does the first only
     served = Served(abs, Numbers(40))
     left = served.first()[0][1:]
     first = len(served.handed)

@@ -23,8 +23,8 @@ from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.run.lateness import REMEMBERED
 from polarmap.run.loop import Stopwatch, schedule
 from polarmap.testing import Fault, ReplayExecutor
-from polarmap.worker.block_functions import run_call
-from polarmap.worker.pytree import layout_bytes, to_block
+from polarmap.worker.pytree import count_layout_bytes, pickle_to_array
+from polarmap.worker.task_functions import execute_call
 
 
 class Served:
@@ -48,14 +48,14 @@ class Served:
         self, seconds: Mapping[int, float] | None = None, faults: Mapping[int, Fault] | None = None
     ) -> None:
         calls = self.calls
-        self.run = ReplayExecutor(seconds).open(Payload(run_call, calls, faults or {}))
+        self.run = ReplayExecutor(seconds).open(Payload(execute_call, calls, faults or {}))
         self.run.withdraw = self.withdrawn.extend  # type: ignore[method-assign]
         calls._run, calls.watch = self.run, Stopwatch(self.run.now)
         self._steps = schedule(self.run, calls, calls._retries, calls)
 
     def add(self, count: int) -> list[Call]:
         """So many calls, which wait from now on."""
-        some = [Call(Future(), "f", to_block((abs, (-number,), {}))) for number in range(count)]
+        some = [Call(Future(), "f", pickle_to_array((abs, (-number,), {}))) for number in range(count)]
         for one in some:
             self.calls.put(one, [0])
         return some
@@ -155,9 +155,9 @@ def test_no_more_is_remembered_than_tells_what_is_late() -> None:
 def test_functions_that_were_called_long_ago_are_forgotten_and_those_under_way_are_not() -> None:
     served = Served(faults={0: Fault("sleep", 1000.0)}, most=2)
     kinds = served.calls._kinds
-    served.calls.put(Call(Future(), "asleep", to_block((int, (), {}))), [0])
+    served.calls.put(Call(Future(), "asleep", pickle_to_array((int, (), {}))), [0])
     for number in range(3 * MOST_KINDS):
-        served.calls.put(Call(Future(), number % 2 or number, to_block((int, (), {}))), [0])
+        served.calls.put(Call(Future(), number % 2 or number, pickle_to_array((int, (), {}))), [0])
     while len(served.calls._open) > 1:
         served.step()
     assert {"asleep", 1} < set(kinds.keys())
@@ -208,7 +208,7 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     served.take()
     for attempt, failure in enumerate((first, second)):
         tasks.start([0], 0.0)
-        result = ([to_block(7)], ("array",)) if failure is None else ([], ())
+        result = ([pickle_to_array(7)], ("array",)) if failure is None else ([], ())
         ends.append(Outcome(0, attempt, *result, failure, 1.0))
     for outcome in ends:
         tasks.note(outcome, 1.0)
@@ -298,10 +298,10 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
     stored = BlockStore("").of(Payload(len, blocks))
     for task in range(3):
         assert block_of(blocks, task).tolist() == [task] * (task + 1)
-        assert layout_bytes(blocks.layout(task)) == task + 1
+        assert count_layout_bytes(blocks.layout(task)) == task + 1
         block = stored.block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
-        assert block.source == blocks.source
+        assert block.location == blocks.source
     served.calls.forget_task(served.calls.tasks, 1)
     with pytest.raises(CancelledError):
         stored.block(blocks, 1)
@@ -309,7 +309,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
 
 def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over() -> None:
     served, some = Served(), CallsOfMap("f")
-    some.blocks += [to_block((abs, (-number,), {})) for number in range(6)]
+    some.blocks += [pickle_to_array((abs, (-number,), {})) for number in range(6)]
     served.calls.put(some, range(6))
     served.take()
     for _ in range(2):  # of a run that looks twice
@@ -365,7 +365,7 @@ def test_a_call_may_come_while_a_run_ends() -> None:
                 threads[0].join(0.1)  # it may have to wait
             return super().__iter__()
 
-    first, late = (Call(Future(), "f", to_block((abs, (-1,), {}))) for _ in range(2))
+    first, late = (Call(Future(), "f", pickle_to_array((abs, (-1,), {}))) for _ in range(2))
     refusing = Mock(open=Mock(side_effect=KeyError("no run")))
     threads, calls = list[threading.Thread](), Calls(refusing, print, 4, 2, 1)
     calls._is_served = True
@@ -414,7 +414,7 @@ def calls_on(executor: Counting, close: Callable[[], None] = lambda: None) -> Ca
 
 
 def call() -> Call:
-    return Call(Future(), "f", to_block((int, (), {})))
+    return Call(Future(), "f", pickle_to_array((int, (), {})))
 
 
 def submit(calls: Calls, count: int) -> list[Future[Any]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from plain import assert_same, cut, states
 
 import polarmap
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
 from polarmap.executors.base import Outcome, Payload
@@ -117,7 +117,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     blank = running.report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
-    run = running.executor.open(Payload(abs, PartBlocks([], ())))
+    run = running.executor.open(Payload(abs, UncodedBlocks([], ())))
     need = FirstResults(print, False, str, TaskTable(4), Stopwatch(run.now))
     running.run, running.need = run, need
     need.tasks.start([0, 1], 0.0)

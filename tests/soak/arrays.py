@@ -93,7 +93,7 @@ class ArrayCase:
         """Harm a part, or all parts, of the chosen blocks; which they are."""
         harmed: set[tuple[int, int]] = set()
         for block in self.damaged:
-            parts = {stripe: part for stripe, part in enumerate(coded.stored(block)) if part.size}
+            parts = {stripe: part for stripe, part in enumerate(coded.block_segments(block)) if part.size}
             shared = len({part.key for part in parts.values()}) < len(parts)  # one object of the caller's
             chosen = draw.some(list(parts), 1 if shared or draw.chance(0.5) else len(parts))
             for part in map(parts.__getitem__, chosen):
@@ -145,7 +145,7 @@ class ArrayCase:
             raise Finding("wrong audit", f"{found!r}, but harmed were {sorted(harmed)}")
         stripes = {stripe: {block for block, at in harmed if at == stripe} for _, stripe in harmed}
         dead = sorted(stripe for stripe, lost in stripes.items() if not self._is_decodable(lost))
-        if sorted(found.lost) != dead:
+        if sorted(found.undecodable_stripes) != dead:
             raise Finding("wrong audit", f"{found!r}, but lost are {dead}")
         lost = {block for block, _ in harmed}
         try:

@@ -58,15 +58,15 @@ def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
     A = random_array((24, 100))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config)
     listed = {one.object_name for one in client.list_objects(BUCKET, "polarmap/", recursive=True)}
-    documents = {manifest_key("a"), f"{coded.zarr}/zarr.json", f"{coded.zarr}/data/zarr.json"}
-    assert listed == documents | {part.key for index in range(8) for part in coded.stored(index)}
-    raw = b"".join(read(client, part.key) for index in range(6) for part in coded.stored(index))
+    documents = {manifest_key("a"), f"{coded.zarr_path}/zarr.json", f"{coded.zarr_path}/data/zarr.json"}
+    assert listed == documents | {part.key for index in range(8) for part in coded.block_segments(index)}
+    raw = b"".join(read(client, part.key) for index in range(6) for part in coded.block_segments(index))
     np.testing.assert_array_equal(np.frombuffer(raw).reshape(24, 100), A)
 
-    broken = bytearray(read(client, coded.stored(2)[0].key))
+    broken = bytearray(read(client, coded.block_segments(2)[0].key))
     broken[5] ^= 1
-    client.put_object(BUCKET, coded.stored(2)[0].key, io.BytesIO(broken), len(broken))
-    client.remove_object(BUCKET, coded.stored(7)[0].key)
+    client.put_object(BUCKET, coded.block_segments(2)[0].key, io.BytesIO(broken), len(broken))
+    client.remove_object(BUCKET, coded.block_segments(7)[0].key)
     found = coded.repair()
     assert [(one.block, one.kind) for one in found.damaged] == [(2, "corrupt"), (7, "missing")]
     np.testing.assert_allclose(polarmap.open_coded("a", config)[:], A, rtol=1e-10)
@@ -95,7 +95,7 @@ def refused(action, message):
 @pytest.fixture
 def impatient(monkeypatch):
     """Shorter waits, so that the tests are."""
-    monkeypatch.setattr("polarmap.storage.bucket.AWAY_SECONDS", 2.0)
+    monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 2.0)
     monkeypatch.setattr("polarmap.storage.bucket.FIRST_RETRY_SECONDS", 1.0)
     monkeypatch.setattr("polarmap.executors.lithops_jobs.TIMEOUT", 2)
 
@@ -162,7 +162,7 @@ class Interrupting:
 
 
 def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, config, monkeypatch):
-    monkeypatch.setattr("polarmap.storage.bucket.AWAY_SECONDS", 60.0)  # a busy machine starts it slowly
+    monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 60.0)  # a busy machine starts it slowly
     A = random_array((96, 4_000))
 
     def restart():
@@ -172,7 +172,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
     coded = polarmap.encode(
         Interrupting(A, 20, restart), blocks=6, tasks=8, name="a", storage=config, memory=MIB
     )
-    assert len(coded.stored(0)) > 4
+    assert len(coded.block_segments(0)) > 4
     assert coded.check().ok
     server.kill()
     thread = threading.Timer(0.5, server.launch)
@@ -196,10 +196,10 @@ def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impa
     assert polarmap.arrays.list_coded(config) == []
     left = set(open_store(config).keys("polarmap/coded/a/"))
     coded = polarmap.encode(A, blocks=6, tasks=8, name="a", storage=config, memory=MIB)
-    kept = {part.key for index in range(8) for part in coded.stored(index)} & left
+    kept = {part.key for index in range(8) for part in coded.block_segments(index)} & left
     assert len(kept) >= (2 if server.storage == "minio" else 8)  # a stripe, whose data S3 copies
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
-    assert (coded.zarr is not None) == (server.storage == "minio")
-    documents = DOCUMENTS if coded.zarr else 1
-    assert len(open_store(config).keys("polarmap/")) == documents + 8 * len(coded.stored(0))
+    assert (coded.zarr_path is not None) == (server.storage == "minio")
+    documents = DOCUMENTS if coded.zarr_path else 1
+    assert len(open_store(config).keys("polarmap/")) == documents + 8 * len(coded.block_segments(0))

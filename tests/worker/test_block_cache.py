@@ -12,32 +12,32 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 
-from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks, runs
-from polarmap.worker.encryption import Encryption, as_stored
-from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import (
-    MAPPED_BYTES,
-    MESSAGE,
+from polarmap.worker.block_cache import BlockCache, CopyOnWriteFunction, group_segments_by_array
+from polarmap.worker.encryption import Encryption, to_stored_bytes
+from polarmap.worker.pytree import get_layout
+from polarmap.worker.segments import (
+    INLINE,
+    MIN_MAPPED_BYTES,
     DamagedError,
-    Part,
-    Place,
-    read_part,
-    remove_parts,
+    Location,
+    Segment,
+    delete_segment_objects,
+    read_raw_segment,
     write_object,
 )
-from polarmap.worker.program import TaskIO
-from polarmap.worker.pytree import layout_of
+from polarmap.worker.task_execution import TaskIO
+from polarmap.worker.task_records import BlockRef
 
-ROWS = MAPPED_BYTES // 8
+ROWS = MIN_MAPPED_BYTES // 8
 BYTES = ROWS * 16
 
 
 class Blocks:
     """Arrays in a folder or a bucket, and a cache of them."""
 
-    def __init__(self, place: Place, budget: int = 1 << 40) -> None:
+    def __init__(self, place: Location, budget: int = 1 << 40) -> None:
         self.place, self.storage = place, DictStorage()
-        self.read = TaskIO(self.storage).read
+        self.read = TaskIO(self.storage).read_segment
         self.cache = BlockCache(budget)
 
     def write(self, key: str, data: bytes) -> None:
@@ -45,23 +45,21 @@ class Blocks:
 
     def block(
         self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
-    ) -> StoredBlock:
+    ) -> BlockRef:
         """One of these parts, whose arrays are those of `of`."""
         parts = []
         for number, array in enumerate(arrays):
-            part = Part(f"{name}{number}", array.nbytes, None, 5)
-            [data] = as_stored(self.place, part, array.tobytes())
+            part = Segment(f"{name}{number}", array.nbytes, None, 5)
+            [data] = to_stored_bytes(self.place, part, array.tobytes())
             if check:
                 part = part._replace(crc32=zlib.crc32(data))
             self.write(part.key, b"12345" + data + b"appended")
             parts.append(part)
         leaves = of or [np.concatenate(arrays)]
-        return StoredBlock(self.place, tuple(parts), layout_of(leaves))
+        return BlockRef(self.place, tuple(parts), get_layout(leaves))
 
 
-def load(
-    blocks: Blocks, block: StoredBlock, is_private: bool = False, cache: BlockCache | None = None
-) -> Any:
+def load(blocks: Blocks, block: BlockRef, is_private: bool = False, cache: BlockCache | None = None) -> Any:
     """Its array, or a tuple of its arrays; by their own cache unless another is named."""
     count = len(block.layout)
     structure = ("array",) if count == 1 else (tuple, (), (("array",),) * count)
@@ -69,9 +67,13 @@ def load(
     return own.load(block, structure, blocks.read, is_private)
 
 
-def place(kind: str, folder: Path) -> Place:
-    key = tuple(Encryption.new(bytes(range(32)))) if "encrypted" in kind else None
-    return Place("folder", str(folder), encryption=key) if "folder" in kind else Place("bucket", "b", "", key)
+def place(kind: str, folder: Path) -> Location:
+    key = tuple(Encryption.create(bytes(range(32)))) if "encrypted" in kind else None
+    return (
+        Location("folder", str(folder), encryption=key)
+        if "folder" in kind
+        else Location("bucket", "b", "", key)
+    )
 
 
 @pytest.fixture(params=["folder", "encrypted folder", "bucket", "encrypted bucket"])
@@ -104,21 +106,21 @@ def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(
         found = load(blocks, block)
         np.testing.assert_array_equal(found, whole)
         assert np.shares_memory(first, found)
-    assert (blocks.cache.reads, len(blocks.cache)) == (count, 1)
+    assert (blocks.cache.n_reads, len(blocks.cache)) == (count, 1)
 
 
 def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
     rows, columns = [numbers(1), numbers(2)], [numbers(3), numbers(4)]
     parts = {
-        name: blocks.block(array, name=name).parts[0]
+        name: blocks.block(array, name=name).segments[0]
         for name, array in zip(("r0", "r1", "c0", "c1"), [*rows, *columns], strict=True)
     }
     for one in range(2):
         for other in range(2):
             pair = blocks.block(of=[rows[one], columns[other]])
-            found = load(blocks, pair._replace(parts=(parts[f"r{one}"], parts[f"c{other}"])))
+            found = load(blocks, pair._replace(segments=(parts[f"r{one}"], parts[f"c{other}"])))
             np.testing.assert_array_equal(found, (rows[one], columns[other]))
-    assert blocks.cache.reads == len(blocks.cache) == 4
+    assert blocks.cache.n_reads == len(blocks.cache) == 4
 
 
 def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
@@ -128,17 +130,17 @@ def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
         for name in "abacab":
             load(blocks, stored[name])
         # a and b are kept, a is used, c takes the place of b, a is used, b takes the place of c.
-        assert (blocks.cache.reads, len(blocks.cache)) == (4, 2)
+        assert (blocks.cache.n_reads, len(blocks.cache)) == (4, 2)
         large = blocks.block(numbers(rows=3 * ROWS), name="large")  # is not kept, and pushes nothing out
         assert load(blocks, large).shape == (3 * ROWS, 2)
         for name in "ab":
             load(blocks, stored[name])
-        assert blocks.cache.reads == 5
+        assert blocks.cache.n_reads == 5
 
 
 def test_room_that_is_taken_back_is_free_at_once(tmp_path: Path) -> None:
     blocks = Blocks(place("bucket", tmp_path), BYTES)
-    with blocks.cache.with_room(BYTES):
+    with blocks.cache.extra_budget(BYTES):
         for seed, name in enumerate("ab"):
             load(blocks, blocks.block(numbers(seed), name=name))
         assert len(blocks.cache) == 2
@@ -149,12 +151,12 @@ def test_blocks_that_are_gone_are_let_go_by_their_numbers(tmp_path: Path) -> Non
     blocks = Blocks(place("bucket", tmp_path))
     stored = {number: blocks.block(numbers(), name=f"block {number}") for number in (None, 1, 2, 3, 5)}
     for number, block in stored.items():
-        blocks.cache.load(block, ("array",), blocks.read, number=number)
-    blocks.cache.load(stored[2], ("array",), blocks.read, number=4)  # later ones have the same bytes
+        blocks.cache.load(block, ("array",), blocks.read, block_set_id=number)
+    blocks.cache.load(stored[2], ("array",), blocks.read, block_set_id=4)  # later ones have the same bytes
     for numbers_of_all, left in (((), 5), ((4, 3), 4), ((3, 4), 4), ((6,), 1)):
-        blocks.cache.forget_removed(numbers_of_all)
+        blocks.cache.evict_removed(numbers_of_all)
         assert len(blocks.cache) == left  # 5 is of a map that began after the others were told
-    assert blocks.cache.reads == 5
+    assert blocks.cache.n_reads == 5
 
 
 def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> Non
 
 
 def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
-    block = StoredBlock(MESSAGE, (), (("<f8", (3,)),), np.arange(3.0).tobytes())
+    block = BlockRef(INLINE, (), (("<f8", (3,)),), np.arange(3.0).tobytes())
     for _ in range(2):
         found = load(files, block)
         assert found.tolist() == [0.0, 1.0, 2.0]
@@ -177,8 +179,8 @@ def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
 def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
     data = numbers()
     block = blocks.block(data)
-    zeros = (*block.parts, Part("", BYTES))
-    found = load(blocks, block._replace(parts=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
+    zeros = (*block.segments, Segment("", BYTES))
+    found = load(blocks, block._replace(segments=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
     np.testing.assert_array_equal(found, np.concatenate([data, np.zeros_like(data)]))
 
 
@@ -187,7 +189,7 @@ def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
 def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: int) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
     block, whole, key = blocks.block(*arrays), np.concatenate(arrays), f"x{count - 1}"
-    stored = bytes(read_part(blocks.place, Part(key, 2 * whole.nbytes), blocks.storage))
+    stored = bytes(read_raw_segment(blocks.place, Segment(key, 2 * whole.nbytes), blocks.storage))
     changed = bytearray(stored)
     changed[30] ^= 1
     is_file = blocks.place.kind == "folder"  # elsewhere nothing changes in its place
@@ -201,14 +203,14 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
                 load(blocks, block, cache=cache)
             blocks.write(key, stored)  # as it was
             np.testing.assert_array_equal(load(blocks, block, cache=cache), whole)
-    remove_parts(blocks.place, block.parts[-1:], blocks.storage)
+    delete_segment_objects(blocks.place, block.segments[-1:], blocks.storage)
     with pytest.raises(DamagedError, match=f"{key} is missing"):
         load(blocks, block, cache=cache if is_file else BlockCache())
 
 
 @pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])
 def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files: Blocks, at: int) -> None:
-    block, path = files.block(numbers()), Path(files.place.place) / "x0"
+    block, path = files.block(numbers()), Path(files.place.root) / "x0"
     load(files, block)
     before, data = path.stat(), bytearray(path.read_bytes())
     data[at] ^= 1
@@ -231,7 +233,7 @@ def test_f_that_writes_gets_copies_from_then_on() -> None:
 
     data = {"a": np.arange(4.0)}
     data["a"].flags.writeable = False
-    call = OnReadOnlyBlocks(f)
+    call = CopyOnWriteFunction(f)
     assert [call(data), call(data)] == [12.0, 12.0]
     assert seen == [False, True, True]
     assert data["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -245,14 +247,17 @@ def test_other_errors_of_f_are_its_own() -> None:
         raise ValueError("no such thing")
 
     with pytest.raises(ValueError, match="no such thing"):
-        OnReadOnlyBlocks(f)(np.ones(2))
+        CopyOnWriteFunction(f)(np.ones(2))
     assert len(calls) == 1
 
 
 def test_arrays_without_bytes_need_no_parts(files: Blocks) -> None:
-    block = StoredBlock(files.place, (), (("<f8", (0, 2)),))
+    block = BlockRef(files.place, (), (("<f8", (0, 2)),))
     assert load(files, block).shape == (0, 2)
-    parts, layout = (Part("a", 8), Part("b", 8)), (("<f8", (0,)), ("<f8", ()), ("<f8", (0,)), ("<f8", ()))
-    assert runs(parts, layout) == [(parts[:1], layout[:3]), (parts[1:], layout[3:])]
-    (a, b, c), arrays = (Part("a", 8), Part("b", 8), Part("c", 4)), (("<f8", (2,)), ("<f4", ()))
-    assert runs((a, b, c), arrays) == [((a, b), arrays[:1]), ((c,), arrays[1:])]
+    parts, layout = (
+        (Segment("a", 8), Segment("b", 8)),
+        (("<f8", (0,)), ("<f8", ()), ("<f8", (0,)), ("<f8", ())),
+    )
+    assert group_segments_by_array(parts, layout) == [(parts[:1], layout[:3]), (parts[1:], layout[3:])]
+    (a, b, c), arrays = (Segment("a", 8), Segment("b", 8), Segment("c", 4)), (("<f8", (2,)), ("<f4", ()))
+    assert group_segments_by_array((a, b, c), arrays) == [((a, b), arrays[:1]), ((c,), arrays[1:])]

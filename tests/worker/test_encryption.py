@@ -19,30 +19,30 @@ from hypothesis import strategies as st
 
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.encryption import (
+    CIPHERTEXT_OVERHEAD_BYTES,
+    HKDF_INFO,
     NONCE_BYTES,
-    OVERHEAD_BYTES,
-    PURPOSE,
     Encryption,
     KeyUnavailableError,
-    as_stored,
     decrypt,
-    decrypted_reply,
+    decrypt_reply,
+    derive_keys,
     encrypt,
-    encrypted_reply,
+    encrypt_reply,
     encrypted_size,
-    get_part,
-    keys_of,
-    put_parts,
     read_key,
+    read_segment,
+    to_stored_bytes,
+    write_segments,
 )
-from polarmap.worker.io_lithops import make_task
-from polarmap.worker.messages import Reply
-from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.stream import END, Message, frame
+from polarmap.worker.lithops_tasks import make_lithops_task
+from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.socket_channel import TASK_REPLY, Message, encode_frame
+from polarmap.worker.task_records import TaskReply
 
 KEY = bytes(range(32))
 DATA = bytes(range(256)) * 4
-WHOLE = Part("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
+WHOLE = Segment("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
 
 
 class Objects(dict[str, bytes]):
@@ -50,30 +50,30 @@ class Objects(dict[str, bytes]):
 
     def __init__(self, encryption: Encryption) -> None:
         super().__init__()
-        self._place = Place("driver", "", encryption=encryption)
+        self._place = Location("driver", "", encryption=encryption)
 
-    def get_part(self, part: Part) -> Any:
-        return get_part(self._place, part, lambda one: self[one.key][one.offset : one.offset + one.size])
+    def get_part(self, part: Segment) -> Any:
+        return read_segment(self._place, part, lambda one: self[one.key][one.offset : one.offset + one.size])
 
-    def put_parts(self, key: str, data: Any, size: int) -> list[Part]:
-        return put_parts(self._place, key, data, size, self.__setitem__)
+    def put_parts(self, key: str, data: Any, size: int) -> list[Segment]:
+        return write_segments(self._place, key, data, size, self.__setitem__)
 
 
-def encrypt_part(encryption: Encryption, part: Part, data: bytes) -> bytes:
+def encrypt_part(encryption: Encryption, part: Segment, data: bytes) -> bytes:
     """What is stored of a part."""
-    return b"".join(as_stored(Place("driver", "", encryption=encryption), part, data))
+    return b"".join(to_stored_bytes(Location("driver", "", encryption=encryption), part, data))
 
 
-def decrypt_part(encryption: Encryption, part: Part, stored: bytes) -> Any:
+def decrypt_part(encryption: Encryption, part: Segment, stored: bytes) -> Any:
     """A part of which this is stored."""
-    return get_part(Place("driver", "", encryption=encryption), part, lambda _: stored)
+    return read_segment(Location("driver", "", encryption=encryption), part, lambda _: stored)
 
 
 def hkdf_sha256(key: bytes, salt: bytes, length: int) -> bytes:
     """RFC 5869, sections 2.2 and 2.3."""
     pseudorandom, block, output = hmac.digest(salt, key, "sha256"), b"", b""
     while len(output) < length:
-        block = hmac.digest(pseudorandom, block + PURPOSE + bytes([len(output) // 32 + 1]), "sha256")
+        block = hmac.digest(pseudorandom, block + HKDF_INFO + bytes([len(output) // 32 + 1]), "sha256")
         output += block
     return output[:length]
 
@@ -88,29 +88,29 @@ def decrypted_by_hand(encryption: Encryption, name: str, stored: bytes) -> bytes
 @settings(max_examples=30)
 @given(data=st.binary(min_size=1, max_size=300), key=st.text(max_size=20), offset=st.integers(0, 2**40))
 def test_a_part_is_what_the_standard_says(data: bytes, key: str, offset: int) -> None:
-    encryption, part = Encryption.new(KEY), Part("k" + key, len(data), None, offset)
+    encryption, part = Encryption.create(KEY), Segment("k" + key, len(data), None, offset)
     stored = encrypt_part(encryption, part, data)
-    assert len(stored) == encrypted_size(len(data)) == len(data) + OVERHEAD_BYTES
+    assert len(stored) == encrypted_size(len(data)) == len(data) + CIPHERTEXT_OVERHEAD_BYTES
     assert decrypted_by_hand(encryption, f"part {offset} {len(data)} k{key}", stored) == data
     assert decrypt_part(encryption, part, stored) == data
 
 
 def test_keys_are_derived_as_the_standard_says() -> None:
-    encryption = Encryption.new(KEY)
-    cipher, tags = keys_of(encryption)
-    assert cipher + tags + encryption.check == hkdf_sha256(KEY, encryption.salt, 72)
-    assert encryption.tag(DATA) == hmac.digest(tags, DATA, "sha256")
+    encryption = Encryption.create(KEY)
+    cipher, tags = derive_keys(encryption)
+    assert cipher + tags + encryption.key_check == hkdf_sha256(KEY, encryption.salt, 72)
+    assert encryption.compute_tag(DATA) == hmac.digest(tags, DATA, "sha256")
 
 
 def test_nothing_is_used_twice() -> None:
-    encryptions = [Encryption.new(KEY) for _ in range(100)]
-    assert len({keys_of(one)[0] for one in encryptions}) == 100
+    encryptions = [Encryption.create(KEY) for _ in range(100)]
+    assert len({derive_keys(one)[0] for one in encryptions}) == 100
     stored = {encrypt(encryptions[0], "x", DATA) for _ in range(2_000)}
     assert len({one[:NONCE_BYTES] for one in stored}) == len({one[NONCE_BYTES:] for one in stored}) == 2_000
 
 
 def test_every_byte_counts() -> None:
-    encryption = Encryption.new(KEY)
+    encryption = Encryption.create(KEY)
     stored = encrypt_part(encryption, WHOLE, DATA)
     for place in {
         *range(NONCE_BYTES + 3),
@@ -124,7 +124,7 @@ def test_every_byte_counts() -> None:
 
 
 def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
-    encryption = Encryption.new(KEY)
+    encryption = Encryption.create(KEY)
     stored = encrypt_part(encryption, WHOLE, DATA)
     others = [
         (encryption, WHOLE._replace(key="polarmap/coded/a/run/000001/00003")),  # another block
@@ -132,7 +132,7 @@ def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
         (encryption, WHOLE._replace(key="polarmap/coded/a/later/000001/00002")),  # another run
         (encryption, WHOLE._replace(key="polarmap/coded/b/run/000001/00002")),  # another array
         (encryption, WHOLE._replace(offset=8)),
-        (Encryption.new(KEY), WHOLE),
+        (Encryption.create(KEY), WHOLE),
     ]
     for where, part in others:
         with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
@@ -144,10 +144,10 @@ def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
 
 def test_of_nothing_nothing_is_stored() -> None:
     nothing = WHOLE._replace(size=0)
-    assert encrypt_part(Encryption.new(KEY), nothing, b"") == b""
-    assert decrypt_part(Encryption.new(KEY), nothing, b"") == b""
-    assert decrypt_part(Encryption.new(KEY), Part("", 3), b"") == b"\0\0\0"
-    objects = Objects(Encryption.new(KEY))
+    assert encrypt_part(Encryption.create(KEY), nothing, b"") == b""
+    assert decrypt_part(Encryption.create(KEY), nothing, b"") == b""
+    assert decrypt_part(Encryption.create(KEY), Segment("", 3), b"") == b"\0\0\0"
+    objects = Objects(Encryption.create(KEY))
     assert objects.put_parts("x", b"", 8) == []
     assert not objects
 
@@ -186,30 +186,30 @@ def test_what_is_no_key(tmp_path: Path) -> None:
 
 def test_another_key_is_found_out_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLARMAP_TEST_KEY", KEY.hex())
-    encryption = Encryption.new("env:POLARMAP_TEST_KEY")
+    encryption = Encryption.create("env:POLARMAP_TEST_KEY")
     stored = encrypt(encryption, "x", DATA)
     monkeypatch.setenv("POLARMAP_TEST_KEY", os.urandom(32).hex())
     with pytest.raises(KeyUnavailableError, match="'env:POLARMAP_TEST_KEY': this is not the key"):
         decrypt(encryption, "x", stored)
     with pytest.raises(KeyUnavailableError, match="the 32 bytes that were passed: this is not"):
-        keys_of(encryption._replace(key=bytes(32)))
+        derive_keys(encryption._replace(key=bytes(32)))
 
 
 def test_nobody_prints_a_key() -> None:
-    encryption = Encryption.new(KEY)
-    shown = f"{encryption} {encryption!r} {Place('folder', '/', encryption=encryption)}"
+    encryption = Encryption.create(KEY)
+    shown = f"{encryption} {encryption!r} {Location('folder', '/', encryption=encryption)}"
     assert repr(KEY)[2:10] not in shown
     assert "32 bytes" in shown
 
 
 # --- tasks of maps with a key ---------------------------------------------------------------------
 
-ENCRYPTION = Encryption.new(KEY)
-REPLY = Message(END, (7, 3, 1), b"a header", b"the secret data")
+ENCRYPTION = Encryption.create(KEY)
+REPLY = Message(TASK_REPLY, (7, 3, 1), b"a header", b"the secret data")
 
 
 def test_each_part_of_an_object_can_be_read_by_itself() -> None:
-    encryption = Encryption.new(KEY)
+    encryption = Encryption.create(KEY)
     for size in (1, 7, 400, 1_023, 1_024, 1_025):
         objects = Objects(encryption)
         parts, stored = objects.put_parts("x", memoryview(DATA), size), objects["x"]
@@ -222,7 +222,7 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
 
 def test_damage_is_told_from_forgery_by_the_checksum() -> None:
     """Who changes bytes by accident does not make them fit it."""
-    objects = Objects(Encryption.new(KEY))
+    objects = Objects(Encryption.create(KEY))
     [part] = objects.put_parts("x", DATA, len(DATA))
     objects["x"] = b"y" + objects["x"][1:]
     for found, kind in ((part, "corrupt"), (part._replace(crc32=zlib.crc32(objects["x"])), "forged")):
@@ -233,7 +233,7 @@ def test_damage_is_told_from_forgery_by_the_checksum() -> None:
 
 def test_a_task_without_a_key_needs_no_cipher() -> None:
     with pickled_by_value():
-        sent = cloudpickle.dumps(make_task(len, ("array",)))
+        sent = cloudpickle.dumps(make_lithops_task(len, ("array",)))
     # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
     load = (
         "import pickle, sys; sys.modules.update(dict.fromkeys(['polarmap', 'cryptography']))\n"
@@ -244,10 +244,10 @@ def test_a_task_without_a_key_needs_no_cipher() -> None:
 
 @pytest.mark.parametrize("reply", [REPLY, REPLY._replace(data=b""), REPLY._replace(header=b"")])
 def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> None:
-    sent = encrypted_reply(reply, tuple(ENCRYPTION))
-    assert (sent.kind, sent.order, sent.header) == (END, (7, 3, 1), b"")
+    sent = encrypt_reply(reply, tuple(ENCRYPTION))
+    assert (sent.kind, sent.attempt_key, sent.header) == (TASK_REPLY, (7, 3, 1), b"")
     assert b"secret" not in sent.data
-    assert decrypted_reply(3, 1, sent.data, ENCRYPTION) == (reply.header, reply.data)
+    assert decrypt_reply(3, 1, sent.data, ENCRYPTION) == (reply.header, reply.data)
     changed = bytes(sent.data[:-1]) + bytes([sent.data[-1] ^ 1])
     for task, attempt, data in (
         (4, 1, sent.data),
@@ -256,9 +256,9 @@ def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> N
         (3, 1, sent.data[:-1]),
     ):
         with pytest.raises(DamagedError, match="is not what was encrypted"):
-            decrypted_reply(task, attempt, data, ENCRYPTION)
+            decrypt_reply(task, attempt, data, ENCRYPTION)
     with pytest.raises(DamagedError):  # each map has a key of its own
-        decrypted_reply(3, 1, sent.data, Encryption.new(KEY))
+        decrypt_reply(3, 1, sent.data, Encryption.create(KEY))
 
 
 class Bomb:
@@ -270,18 +270,18 @@ class Bomb:
 
 def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() -> None:
     bomb = pickle.dumps(Bomb())
-    forged = frame(Message(END, (7, 3, 1), bomb, b"xyz"))
+    forged = encode_frame(Message(TASK_REPLY, (7, 3, 1), bomb, b"xyz"))
     for data in (bomb, b"e" + bomb, b"e" + forged, forged, b"w" + bomb, b"", b"e"):
         with pytest.raises((DamagedError, ValueError)):
-            decrypted_reply(3, 1, data, ENCRYPTION)
+            decrypt_reply(3, 1, data, ENCRYPTION)
 
 
 def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
-    sent = encrypted_reply(REPLY, tuple(ENCRYPTION._replace(key="env:NOT_SET_ANYWHERE")))
+    sent = encrypt_reply(REPLY, tuple(ENCRYPTION._replace(key="env:NOT_SET_ANYWHERE")))
     assert b"secret" not in sent.data
-    reply, data = decrypted_reply(3, 1, sent.data, ENCRYPTION)
-    assert isinstance(reply, Reply)
-    assert (reply[1:], data) == (Reply(None, 0.0)[1:], b"")
+    reply, data = decrypt_reply(3, 1, sent.data, ENCRYPTION)
+    assert isinstance(reply, TaskReply)
+    assert (reply[1:], data) == (TaskReply(None, 0.0)[1:], b"")
     assert reply.error is not None
     assert reply.error.type == "KeyUnavailableError"
     assert type(reply.error.exception) is KeyUnavailableError  # made here, of its text

@@ -10,10 +10,10 @@ import pytest
 
 from polarmap.worker.finite_differences import (
     NotScalarError,
-    Sizes,
-    along_coordinates,
-    along_rows,
-    slopes,
+    SlopeErrorInputs,
+    compute_slopes,
+    make_coordinate_slope_task,
+    make_row_slope_task,
 )
 
 X, SCALE = np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, 10.0, 0.1]])
@@ -27,9 +27,9 @@ def squares(x: Any) -> float:
 
 def found(
     directions: Any, scheme: str = "central", f: Callable[[Any], Any] = squares
-) -> tuple[np.ndarray, Sizes]:
-    along, sizes = slopes(f, X, iter(np.asarray(directions, float)), SCALE, H, scheme)
-    return along, Sizes(*sizes)
+) -> tuple[np.ndarray, SlopeErrorInputs]:
+    along, sizes = compute_slopes(f, X, iter(np.asarray(directions, float)), SCALE, H, scheme)
+    return along, SlopeErrorInputs(*sizes)
 
 
 @pytest.mark.parametrize(("scheme", "error"), [("central", 1e-8), ("forward", 300 * H)])
@@ -38,7 +38,7 @@ def test_slopes_are_those_along_the_directions_whatever_their_norms(scheme: str,
     along, sizes = found(directions, scheme)
     for slope, u in zip(along, np.array(directions), strict=True):
         assert slope == pytest.approx((GRADIENT * u).sum(), abs=error * np.linalg.norm(u))
-    assert sizes.longest == pytest.approx(np.linalg.norm(directions[2]))
+    assert sizes.max_direction_norm == pytest.approx(np.linalg.norm(directions[2]))
 
 
 def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler() -> None:
@@ -56,13 +56,13 @@ def test_f_is_called_at_two_points_or_at_one_and_the_middle_and_not_for_filler()
     points.clear()
     _, sizes = found([u, zero, u], "forward", f)
     assert len(points) == 4  # the middle, one each, and how f bends along the first
-    assert sizes.curvature == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
+    assert sizes.second_difference == pytest.approx(2 * ((H * u / 5 * SCALE) ** 2).sum(), rel=1e-3)
 
 
 def test_sizes_tell_of_the_values_of_f_and_of_their_rounding() -> None:
     values = iter([3.0, -1.0, 2.0, 7.0])
     _, sizes = found([[[1, 0, 0]], [[0, 2, 0]]], f=lambda x: np.float32(next(values)))
-    assert sizes == Sizes(-1.0, 7.0, 0.0, float(np.finfo(np.float32).eps), 2.0)
+    assert sizes == SlopeErrorInputs(-1.0, 7.0, 0.0, float(np.finfo(np.float32).eps), 2.0)
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), "1", None, 1j])
@@ -72,8 +72,8 @@ def test_f_that_returns_no_real_number_is_told(value: Any) -> None:
 
 
 def test_a_block_holds_directions_or_the_coefficients_of_groups_of_coordinates() -> None:
-    along, _ = along_rows(squares, X, SCALE, H, "central")(np.array([[1.0, 0, 0], [0, 1.0, 0]]))
+    along, _ = make_row_slope_task(squares, X, SCALE, H, "central")(np.array([[1.0, 0, 0], [0, 1.0, 0]]))
     np.testing.assert_allclose(along, (2 * X).reshape(-1)[:2], atol=1e-7)
     # Of two groups, coordinates 0 and 2, and 1 and a filler.
-    along, _ = along_coordinates(squares, X, SCALE, H, "central", 2)(np.array([1.0, -1.0]))
+    along, _ = make_coordinate_slope_task(squares, X, SCALE, H, "central", 2)(np.array([1.0, -1.0]))
     np.testing.assert_allclose(along, [GRADIENT[0, 0] - GRADIENT[0, 1], GRADIENT[0, 2]], atol=1e-7)

@@ -16,8 +16,16 @@ import pytest
 from pool_processes import runs, until
 from stored_calls import orders_of
 
-from polarmap.worker.processes import ProcessIdentity, _started
-from polarmap.worker.stream import ENDED, FORK, KILL, READY, REQUEST, Frames, frame
+from polarmap.worker.processes import ProcessIdentity, _get_start_time
+from polarmap.worker.socket_channel import (
+    FORK_COMMAND,
+    FORK_SERVER_REQUEST,
+    KILL_COMMAND,
+    SERVER_READY,
+    WORKER_EXIT_EVENT,
+    FrameDecoder,
+    encode_frame,
+)
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
@@ -51,7 +59,7 @@ def served(*folders: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes
         command = [sys.executable, "-c", program, str(theirs.fileno()), *map(str, folders)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     ours.settimeout(30.0)
-    assert ours.recv(1) == READY
+    assert ours.recv(1) == SERVER_READY
     return process, ours
 
 
@@ -61,9 +69,9 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
     for number in range(count):
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(control, [REQUEST.pack(FORK, number)], [theirs.fileno()])
+            socket.send_fds(control, [FORK_SERVER_REQUEST.pack(FORK_COMMAND, number)], [theirs.fileno()])
         ours.settimeout(30.0)
-        [message] = Frames().of(ours.recv(4096))
+        [message] = FrameDecoder().feed(ours.recv(4096))
         found.append((int(message.header), ours))
     return found
 
@@ -74,7 +82,7 @@ def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -
         [(worker, ours)] = workers_of(control, 1)
         with ours:
             os.kill(worker, signal.SIGKILL)
-            assert ENDED.unpack(control.recv(ENDED.size)) == (0, signal.SIGKILL)
+            assert WORKER_EXIT_EVENT.unpack(control.recv(WORKER_EXIT_EVENT.size)) == (0, signal.SIGKILL)
         control.close()
 
 
@@ -84,7 +92,7 @@ def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
         for _ in range(2):
             ours, theirs = socket.socketpair()
             with theirs:
-                socket.send_fds(control, [REQUEST.pack(FORK, 0)], [theirs.fileno()])
+                socket.send_fds(control, [FORK_SERVER_REQUEST.pack(FORK_COMMAND, 0)], [theirs.fileno()])
             with ours:
                 ours.settimeout(30.0)
                 assert ours.recv(1) == b""
@@ -129,15 +137,15 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            ours.sendall(b"".join(map(frame, orders)))
-            [message] = Frames().of(ours.recv(1 << 16))
+            ours.sendall(b"".join(map(encode_frame, orders)))
+            [message] = FrameDecoder().feed(ours.recv(1 << 16))
             started = np.frombuffer(message.data, int).tolist()
             assert len(started) == 3
             assert all(map(runs, started))
             if killed == "by others":
                 os.kill(worker, signal.SIGKILL)
             elif killed == "by the driver":
-                control.sendall(REQUEST.pack(KILL, 0))
+                control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 0))
             else:
                 control.close()
             assert until(lambda: not any(map(runs, started)))
@@ -150,12 +158,12 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     folder.mkdir()
     process, control = served(folder)
     ends = [ours for _, ours in workers_of(control, 3)]
-    control.sendall(REQUEST.pack(KILL, 1))
-    control.sendall(REQUEST.pack(KILL, 99))  # nobody
+    control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 1))
+    control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 99))  # nobody
     assert ends[1].recv(1) == b""
     also_open = control.dup()  # as a process has it that was forked of the driver
     if ending == "half a request":
-        control.sendall(REQUEST.pack(FORK, 7)[:3])
+        control.sendall(FORK_SERVER_REQUEST.pack(FORK_COMMAND, 7)[:3])
     if ending == "gone":
         also_open.close()
     else:
@@ -171,7 +179,9 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
 
 def folder_of(process: int, place: Path, **changes: str) -> Path:
     """One that says that it belongs to this process."""
-    owner = ProcessIdentity.current()._replace(process=process, started=_started(process) or "", **changes)
+    owner = ProcessIdentity.current()._replace(
+        pid=process, start_time=_get_start_time(process) or "", **changes
+    )
     folder = place / f"{owner.folder_prefix}x_y"
     folder.mkdir()
     return folder
@@ -184,7 +194,7 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
     (number, first), (other, second) = workers_of(control, 2)
     folders = [folder_of(one, tmp_path) for one in (number, other, os.getpid())]
     if ending == "worker":
-        control.sendall(REQUEST.pack(KILL, 0))
+        control.sendall(FORK_SERVER_REQUEST.pack(KILL_COMMAND, 0))
         assert until(lambda: not folders[0].exists())
         assert folders[1].exists()
     control.close()
@@ -204,7 +214,7 @@ def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(
         with connection:
             left, foreign = folder_of(number, tmp_path), folder_of(number, tmp_path, host="elsewhere")
             os.kill(number, signal.SIGKILL)
-            assert ENDED.unpack(control.recv(ENDED.size)) == (0, signal.SIGKILL)
+            assert WORKER_EXIT_EVENT.unpack(control.recv(WORKER_EXIT_EVENT.size)) == (0, signal.SIGKILL)
             assert until(lambda: not left.exists())
         [(_, connection)] = workers_of(control, 1)
         connection.close()

@@ -21,14 +21,14 @@ from polarmap.worker.module_state import (
     CLASS,
     CODE,
     DATA,
-    LARGE_BYTES,
+    MAX_SENT_ARRAY_BYTES,
     OPAQUE,
-    Item,
     ModuleStateError,
+    ModuleStateItem,
+    apply_module_state,
     describe_value,
     digest_code,
-    process_mark,
-    take_over,
+    get_process_token,
 )
 
 NAME = "module_of_a_user"
@@ -56,7 +56,7 @@ def items(module: Any, *paths: str) -> list[tuple[Any, ...]]:
         for name in path.split("."):
             value = vars(value)[name]
         kind, fingerprint, payload, *_ = describe_value(NAME, path, value)
-        found.append(tuple(Item(NAME, path, kind, fingerprint, payload, False)))
+        found.append(tuple(ModuleStateItem(NAME, path, kind, fingerprint, payload, False)))
     return pickle.loads(pickle.dumps(found))
 
 
@@ -86,7 +86,7 @@ def test_what_a_value_is(source: str, path: str, kind: str, make: Callable[[str]
 
 @pytest.mark.parametrize("change", [lambda a: a.fill(3), lambda a: a.__setitem__(777, 1), np.random.shuffle])
 def test_a_large_array_is_compared_and_not_sent(change: Callable[[Any], Any]) -> None:
-    array = np.arange(LARGE_BYTES // 8 + 5.0)
+    array = np.arange(MAX_SENT_ARRAY_BYTES // 8 + 5.0)
     before = describe_value(NAME, "a", array)
     assert before == describe_value(NAME, "a", array.copy())
     change(array)
@@ -103,7 +103,7 @@ def test_functions_keep_their_identity(make: Callable[[str], Any]) -> None:
     worker = make(source.format(2))
     before = dict(vars(worker))
     assert worker.cached() == 2
-    take_over(DRIVER, told)
+    apply_module_state(DRIVER, told)
     assert all(vars(worker)[name] is before[name] for name in ("plain", "cached", "Kind", "held"))
     assert (worker.plain(1), worker.held[0](1), worker.Kind.method(1), worker.Kind.rate) == (3, 3, 3, 3)
     assert worker.cached() == 3
@@ -112,40 +112,40 @@ def test_functions_keep_their_identity(make: Callable[[str], Any]) -> None:
 def test_attributes_of_a_class_that_the_driver_has_not_are_removed(make: Callable[[str], Any]) -> None:
     told = items(make("class Kind:\n    a = 1"), "Kind", "Kind.a")
     worker = make("class Kind:\n    a = 1\n    def __len__(self): return 3")
-    take_over(DRIVER, told)
+    apply_module_state(DRIVER, told)
     assert not hasattr(worker.Kind, "__len__")
 
 
 def test_the_driver_itself_is_left_alone(make: Callable[[str], Any]) -> None:
     told = items(make("a = 3"), "a")
     module = make("a = 2")
-    take_over(process_mark(), told)
+    apply_module_state(get_process_token(), told)
     assert module.a == 2
-    take_over(DRIVER, told)
+    apply_module_state(DRIVER, told)
     assert module.a == 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
 def test_a_process_that_was_forked_is_another_one() -> None:
-    mark = process_mark()
+    mark = get_process_token()
     child = os.fork()
     if not child:
-        os._exit(process_mark() == mark)
+        os._exit(get_process_token() == mark)
     assert os.waitpid(child, 0)[1] == 0
-    assert process_mark() == mark
+    assert get_process_token() == mark
 
 
 def test_what_the_process_has_filled_in_stays_until_something_changes(make: Callable[[str], Any]) -> None:
     cache, scale = items(make("cache, scale = {}, 2"), "cache", "scale")
     worker = make("cache, scale = {}, 2")
     cache = *cache[:-1], True
-    take_over(DRIVER, [cache, scale])
+    apply_module_state(DRIVER, [cache, scale])
     worker.cache["a"] = 1
     worker.scale = 7
-    take_over(DRIVER, [cache, scale])
+    apply_module_state(DRIVER, [cache, scale])
     assert (worker.cache, worker.scale) == ({"a": 1}, 2)
     (other,) = items(types.SimpleNamespace(scale=3), "scale")
-    take_over(DRIVER, [cache, other])
+    apply_module_state(DRIVER, [cache, other])
     assert (worker.cache, worker.scale) == ({}, 3)
 
 
@@ -156,12 +156,14 @@ def test_what_cannot_be_sent_is_refused(value: Any, make: Callable[[str], Any]) 
     told = items(driver, "a")
     make("a = None")
     with pytest.raises(ModuleStateError, match=rf"{NAME}\.a, .*register_pickle_by_value\({NAME}\)"):
-        take_over(DRIVER, told)
+        apply_module_state(DRIVER, told)
 
 
 def test_a_module_that_is_not_there_is_told_by_f_if_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     payload = pickle.dumps(3)
-    take_over(DRIVER, [("no_such_module", "a", DATA, hashlib.sha256(payload).digest(), payload, False)])
+    apply_module_state(
+        DRIVER, [("no_such_module", "a", DATA, hashlib.sha256(payload).digest(), payload, False)]
+    )
 
 
 def test_all_of_it_travels_to_workers_that_have_no_polarmap(tmp_path: Path) -> None:

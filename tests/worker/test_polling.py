@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from polarmap.worker import polling, stream
+from polarmap.worker import polling, socket_channel
 from polarmap.worker.polling import POLLIN, SelectPoll
-from polarmap.worker.stream import CANCEL, Message, Stream, frame
+from polarmap.worker.socket_channel import CANCEL, Message, SocketChannel, encode_frame
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def test_where_there_is_nothing_to_look_at_the_time_passes() -> None:
 def test_a_stream_sees_its_other_end_closed_as_soon_as_all_is_read(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "HUNG_UP", POLLIN)
+    monkeypatch.setattr(socket_channel, "POLL_HANGUP", POLLIN)
     monkeypatch.setattr(polling, "Poll", SelectPoll)
     ours, theirs = pair
-    channel = Stream(ours)
-    assert not channel.is_closed()
-    theirs.send(frame(Message(CANCEL)))
+    channel = SocketChannel(ours)
+    assert not channel.is_peer_closed()
+    theirs.send(encode_frame(Message(CANCEL)))
     theirs.close()
-    assert not channel.is_closed()
+    assert not channel.is_peer_closed()
     assert channel.receive()[0] == [Message(CANCEL)]
-    assert channel.is_closed()
+    assert channel.is_peer_closed()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.worker.parts import DamagedError, Part, Place, write_file
-from polarmap.worker.private_files import make_private, read_private
-from polarmap.worker.pytree import loaded, to_block
+from polarmap.worker.private_files import ensure_private_folder, read_private_segment
+from polarmap.worker.pytree import pickle_to_array, unpickle_data_or_file
+from polarmap.worker.segments import DamagedError, Location, Segment, write_file
 
 
 def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,26 +26,26 @@ def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_read_below_a_folder_in_which_others_may_write(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, part = tmp_path / "own", Part("own/blocks/x", 8)
-    make_private(str(folder))
+    folder, part = tmp_path / "own", Segment("own/blocks/x", 8)
+    ensure_private_folder(str(folder))
     write_file(str(folder), "blocks/x", bytes(8))
-    write_file(str(folder), "map/f", to_block(7).data)
-    assert read_private(Place("private", str(tmp_path)), part) == bytes(8)
-    assert loaded(f"{folder}/map/f") == 7
+    write_file(str(folder), "map/f", pickle_to_array(7).data)
+    assert read_private_segment(Location("private", str(tmp_path)), part) == bytes(8)
+    assert unpickle_data_or_file(f"{folder}/map/f") == 7
     spoil(folder, how, monkeypatch)
     with pytest.raises(DamagedError, match="own/blocks/x is missing"):
-        read_private(Place("private", str(tmp_path)), part)
+        read_private_segment(Location("private", str(tmp_path)), part)
     with pytest.raises(PermissionError, match=r"in the place of|is open to others"):
-        loaded(f"{folder}/map/f")
+        unpickle_data_or_file(f"{folder}/map/f")
 
 
 def test_a_file_system_that_keeps_nobody_out_has_no_such_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "own"
-    assert make_private(str(folder))
-    assert not make_private(str(folder))
+    assert ensure_private_folder(str(folder))
+    assert not ensure_private_folder(str(folder))
     folder.chmod(0o777)
     monkeypatch.setattr(os, "chmod", lambda path, mode: None)  # as FAT does
     with pytest.raises(PermissionError, match=f"{folder} is open to others"):
-        make_private(str(folder))
+        ensure_private_folder(str(folder))

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 from pool_processes import code_of_child
 
-from polarmap.worker.process_state import ProcessState, is_for_want
+from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
 
 
 def test_what_can_be_is_set_back() -> None:
@@ -19,7 +19,7 @@ def test_what_can_be_is_set_back() -> None:
         sys.setrecursionlimit(5 * depth)
         np.seterr(all="raise")
         os.umask(0o123)
-        assert state.restore() == ""
+        assert state.restore_or_describe_change() == ""
         assert [*warnings.filters] == filters
         assert sys.getrecursionlimit() == depth
         assert np.geterr()["over"] == "warn"
@@ -31,5 +31,5 @@ def test_what_can_be_is_set_back() -> None:
 def test_want_is_told_from_other_errors() -> None:
     wants = [MemoryError(), OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
     others = [FileNotFoundError(2, "x"), RuntimeError("so it goes"), ImportError("no module"), KeyError("x")]
-    assert all(map(is_for_want, wants))
-    assert not any(map(is_for_want, others))
+    assert all(map(is_resource_exhaustion, wants))
+    assert not any(map(is_resource_exhaustion, others))

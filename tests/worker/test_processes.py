@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from polarmap.worker import processes
-from polarmap.worker.processes import ProcessIdentity, _started, exit_when, is_alive
+from polarmap.worker.processes import ProcessIdentity, _get_start_time, exit_process_when, is_process_alive
 
 SLEEP = "; import time; time.sleep(60)"
 
@@ -22,20 +22,20 @@ def test_owners_know_who_is_dead() -> None:
     assert ProcessIdentity.parse(str(here)) == here
     assert here.is_on_this_machine()
     assert not here.is_dead()
-    assert here._replace(started="1").is_dead()  # the number was given out again
-    assert here._replace(process=10**20).is_dead()
-    assert not here._replace(host="elsewhere", process=2**22 + 1).is_dead()
+    assert here._replace(start_time="1").is_dead()  # the number was given out again
+    assert here._replace(pid=10**20).is_dead()
+    assert not here._replace(host="elsewhere", pid=2**22 + 1).is_dead()
     assert not ProcessIdentity.parse("nonsense").is_dead()
-    assert is_alive(os.getpid())
+    assert is_process_alive(os.getpid())
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        other = here._replace(process=child.pid, started=_started(child.pid))
-        assert is_alive(child.pid)
+        other = here._replace(pid=child.pid, start_time=_get_start_time(child.pid))
+        assert is_process_alive(child.pid)
         assert not other.is_dead()
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert not is_alive(child.pid)  # though nobody has reaped it yet
+        assert not is_process_alive(child.pid)  # though nobody has reaped it yet
         assert other.is_dead()
-    assert not is_alive(child.pid)
+    assert not is_process_alive(child.pid)
     assert other.is_dead()
 
 
@@ -44,20 +44,20 @@ def started(program: str) -> subprocess.Popen[bytes]:
 
 
 def test_nobody_looks_once_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "LIVENESS_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "LIVENESS_INTERVAL", 0.01)
     looks, others = list[int](), set(threading.enumerate())  # a task that sleeps may be watched still
-    stop = exit_when(lambda: bool(looks.append(1)), lambda: None)
+    stop = exit_process_when(lambda: bool(looks.append(1)), lambda: None)
     stop()
     seen = len(looks)
-    time.sleep(10 * processes.LIVENESS_SECONDS)
+    time.sleep(10 * processes.LIVENESS_INTERVAL)
     assert len(looks) == seen
     assert not any(thread.name == "polarmap-watch" for thread in {*threading.enumerate()} - others)
 
 
 def test_a_process_ends_as_soon_as_it_is_cancelled(tmp_path: Path) -> None:
     process = started(
-        "import os; from polarmap.worker.processes import exit_when; "
-        f"exit_when(lambda: os.path.exists({str(tmp_path / 'over')!r}))"
+        "import os; from polarmap.worker.processes import exit_process_when; "
+        f"exit_process_when(lambda: os.path.exists({str(tmp_path / 'over')!r}))"
     )
     (tmp_path / "over").touch()
     assert process.wait(30) == 0

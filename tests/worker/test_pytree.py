@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plain import assert_same
 
-from polarmap.worker.pytree import Packed, flatten, layout_of, naming, pack, unflatten, unpacked
+from polarmap.worker.pytree import (
+    PackedTree,
+    describe_type,
+    flatten,
+    get_layout,
+    pack_tree,
+    unflatten,
+    unpack_leaves,
+)
 
 
 class Point(NamedTuple):
@@ -56,9 +64,9 @@ TREES = st.recursive(
 def test_unpack_inverts_pack_and_a_pickle_in_between(tree: Any) -> None:
     leaves, structure = flatten(tree)
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    packed = Packed(*pickle.loads(pickle.dumps(tuple(pack(tree)))))
+    packed = PackedTree(*pickle.loads(pickle.dumps(tuple(pack_tree(tree)))))
     assert packed.structure == structure
-    assert_same([unflatten(packed.structure, unpacked(*packed[1:]))], [tree])
+    assert_same([unflatten(packed.structure, unpack_leaves(*packed[1:]))], [tree])
 
 
 def test_leaves_come_from_left_to_right() -> None:
@@ -67,27 +75,27 @@ def test_leaves_come_from_left_to_right() -> None:
 
 
 def test_unpacked_leaves_are_writable_and_lie_where_they_can() -> None:
-    _, layout, data = pack((np.arange(3), 1.0))
+    _, layout, data = pack_tree((np.arange(3), 1.0))
     received = bytearray(data)
     for where in (data, received):
-        for leaf in unpacked(layout, where):
+        for leaf in unpack_leaves(layout, where):
             leaf[...] = 7
-    assert data == pack((np.arange(3), 1.0)).data
-    assert received == pack((np.full(3, 7), 7.0)).data
-    assert not unpacked(layout, data, is_writable=False)[0].flags.writeable
+    assert data == pack_tree((np.arange(3), 1.0)).data
+    assert received == pack_tree((np.full(3, 7), 7.0)).data
+    assert not unpack_leaves(layout, data, writable=False)[0].flags.writeable
 
 
 def test_bytes_that_are_too_few_or_too_many_are_not_unpacked() -> None:
-    _, layout, data = pack((np.arange(3), 1.0))
+    _, layout, data = pack_tree((np.arange(3), 1.0))
     for wrong in (data[:-1], data + b"x", b""):
         with pytest.raises(ValueError):  # noqa: PT011
-            unpacked(layout, wrong)
+            unpack_leaves(layout, wrong)
 
 
 @pytest.mark.parametrize("layout", ["C", "F"])
 def test_pack_stores_in_c_order(layout: Any) -> None:
     matrix = np.asarray(np.arange(6).reshape(2, 3), order=layout)
-    assert unpacked(*pack(matrix)[1:])[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert unpack_leaves(*pack_tree(matrix)[1:])[0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def test_pack_stores_in_c_order(layout: Any) -> None:
 )
 def test_what_is_no_leaf_is_refused(leaf: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        pack({"a": leaf})
+        pack_tree({"a": leaf})
 
 
 def test_leaves_are_let_go_with_the_tree() -> None:
@@ -118,11 +126,11 @@ def test_leaves_are_let_go_with_the_tree() -> None:
 
 def test_a_layout_has_dtypes_as_strings_where_these_say_it_all() -> None:
     records = np.dtype([("x", "i4")])
-    assert layout_of([np.zeros(2), np.zeros(3, records)]) == (("<f8", (2,)), (records, (3,)))
+    assert get_layout([np.zeros(2), np.zeros(3, records)]) == (("<f8", (2,)), (records, (3,)))
 
 
 def test_errors_name_what_a_value_is() -> None:
-    assert [naming(None), naming(OrderedDict()), naming((1, 2))] == [
+    assert [describe_type(None), describe_type(OrderedDict()), describe_type((1, 2))] == [
         "None",
         "a collections.OrderedDict",
         "a tuple",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from polarmap.worker.retries import is_transient, retry_call
+from polarmap.worker.retries import is_transient_error, retry_request
 
 
 class ConnectTimeoutError(Exception):
@@ -62,21 +62,21 @@ def failing(times: int, error: Exception) -> Callable[[], str]:
     ids=repr,
 )
 def test_what_is_transient(error: Exception, passes: bool) -> None:
-    assert is_transient(error) == passes
+    assert is_transient_error(error) == passes
 
 
 def test_pauses_double_up_to_a_second(pauses: list[float]) -> None:
-    assert retry_call(failing(6, TimeoutError()), seconds=30.0) == "answer"
+    assert retry_request(failing(6, TimeoutError()), timeout=30.0) == "answer"
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
 
 
 def test_after_its_seconds_the_last_error_is_raised(pauses: list[float]) -> None:
     with pytest.raises(TimeoutError):
-        retry_call(failing(99, TimeoutError()), seconds=1.0)
+        retry_request(failing(99, TimeoutError()), timeout=1.0)
     assert sum(pauses) <= 1.0
 
 
 def test_what_does_not_pass_is_raised_at_once(pauses: list[float]) -> None:
     with pytest.raises(ClientError):
-        retry_call(failing(1, ClientError("NoSuchBucket")), seconds=30.0)
+        retry_request(failing(1, ClientError("NoSuchBucket")), timeout=30.0)
     assert pauses == []

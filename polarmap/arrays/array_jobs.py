@@ -1,0 +1,170 @@
+"""The tasks of an encode, a check or a repair: done by workers, or by this process as the only worker."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from polarmap.arrays.reading import damage_as_decoding_error
+from polarmap.arrays.stores import SegmentStore
+from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
+from polarmap.dtypes import Array
+from polarmap.errors import ExecutorError
+from polarmap.executors import executor_of
+from polarmap.executors.base import Coded, Function, Outcome, block_of
+from polarmap.executors.transfers import Transfers, in_parallel
+from polarmap.run.first_results import run_uncoded
+from polarmap.run.options import MapOptions
+from polarmap.run.running_map import Observers, RunningMap, counting
+from polarmap.worker.pytree import Layout
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import OutputSpec
+
+JOB_OPTIONS = MapOptions(verify=False, retries=2)
+
+# What is told of a task once its arrays are stored: its number, their parts, its note.
+OnTaskDone = Callable[[int, list[Segment], Array], None]
+# What stores an array from here: the task, the number of the array among those of the task, the array.
+StoreArray = Callable[[int, int, Array], Segment]
+
+
+class ArrayJobRunner:
+    """Has f called with the block of each task; it returns arrays, which are stored, and last a note.
+
+    By workers of an executor, of which late ones get a backup, and the first copy counts. Without an executor
+    by this process, one task after another: what the task before gave is stored meanwhile.
+
+    segment_store : where the arrays are stored.
+    is_local : whether this process is the worker.
+    """
+
+    def __init__(self, segment_store: SegmentStore, executor: Any, observers: Observers) -> None:
+        self.segment_store, self.is_local = segment_store, executor is None
+        self._executor = None if executor is None else executor_of(executor)
+        self._observers = observers
+
+    def execute(
+        self,
+        f: Function,
+        task_blocks: Coded,
+        on_task_done: OnTaskDone,
+        output: OutputSpec | None = None,
+        store_array: StoreArray | None = None,
+    ) -> None:
+        """Tell `on_task_done` of every task as it ends.
+
+        output : where the arrays of each task are stored, and how large these and the note may be; without it
+            f returns its note only.
+        store_array : stores them from here, where that is to be elsewhere.
+        """
+
+        def store_as_workers_do(task: int, array_index: int, array: Array) -> Segment:
+            assert output is not None
+            return self.segment_store.put(output.object_key(task, 0, array_index), array)
+
+        if not task_blocks.n:
+            return
+        if self.is_local:
+            self._run_locally(f, task_blocks, on_task_done, store_array or store_as_workers_do)
+        else:
+            self._run_on_workers(f, task_blocks, on_task_done, output)
+
+    def _run_locally(
+        self, f: Function, task_blocks: Coded, on_task_done: OnTaskDone, store_array: StoreArray
+    ) -> None:
+        pending_stores: list[tuple[int, Transfers[Any, Segment], Array]] = []  # of the task before
+
+        def finish_stores() -> None:
+            task, transfers, summary = pending_stores[0]
+            on_task_done(task, transfers.results(), summary)
+            pending_stores.clear()
+            show_progress(task + 1)
+
+        def stop_stores() -> None:
+            for _, transfers, _ in pending_stores:
+                transfers.stop()
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(stop_stores)
+            show_progress = stack.enter_context(counting(self._observers, task_blocks.n))
+            for task in range(task_blocks.n):
+                with damage_as_decoding_error():
+                    *arrays, summary = f(block_of(task_blocks, task))
+                if pending_stores:
+                    finish_stores()
+                store_calls = [
+                    partial(store_array, task, array_index, array) for array_index, array in enumerate(arrays)
+                ]
+                pending_stores.append((task, Transfers(operator.call, store_calls), summary))
+            finish_stores()
+
+    def _run_on_workers(
+        self, f: Function, task_blocks: Coded, on_task_done: OnTaskDone, output: OutputSpec | None
+    ) -> None:
+        def on_outcome(outcome: Outcome) -> None:
+            segments, summary = list(outcome.stored.segments) if outcome.stored else [], outcome.leaves[-1]
+            if output is not None:
+                summary = self._load_full_summary(summary, segments.pop())
+            on_task_done(outcome.task, segments, summary)
+
+        if output is not None and output.location.kind == "driver":
+            raise ExecutorError(
+                f"the array goes to {output.location.root}, which workers cannot reach: leave executor out"
+            )
+        output_with_summary = output and output._replace(n_arrays=output.n_arrays + 1)
+        options = replace(JOB_OPTIONS, key=self.segment_store.encryption_key)
+        execution = RunningMap(self._executor)
+        execution.expect(Uncoded(task_blocks.n, DEFAULT_BACKUPS))
+        run_uncoded(
+            execution,
+            f,
+            task_blocks,
+            options,
+            self._observers,
+            on_outcome,
+            backups=DEFAULT_BACKUPS,
+            output=output_with_summary,
+        )
+
+    def _load_full_summary(self, sample: Array, segment: Segment) -> Array:
+        """The whole note of a task, read from storage where only a sample of it came with the reply."""
+        if sample.nbytes == segment.size:
+            return sample
+        with damage_as_decoding_error():
+            return np.frombuffer(self.segment_store.get(segment), sample.dtype)
+
+
+class SegmentTasks(Coded):
+    """For each task as many parts as for any other, each of which becomes one array."""
+
+    def __init__(
+        self,
+        segment_store: SegmentStore,
+        segments_by_task: Sequence[Sequence[Segment]],
+        dtypes: Sequence[np.dtype[Any]],
+    ) -> None:
+        self._segment_store, self._segments_by_task, self._dtypes = segment_store, segments_by_task, dtypes
+        self.n, self.structure = len(segments_by_task), (list, (), (("array",),) * len(dtypes))
+        self.source = segment_store.location
+
+    def parts(self, index: int) -> tuple[Segment, ...]:
+        """The parts that the worker of task `index` reads."""
+        return tuple(self._segments_by_task[index])
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of the block of task `index`, which is read as one flat array."""
+        return tuple(
+            (dtype.str, (segment.size // dtype.itemsize,))
+            for segment, dtype in zip(self._segments_by_task[index], self._dtypes)
+        )
+
+    def piece(self, number: int) -> list[Array]:
+        """The block of task `index`, read in this process for a worker that is this process."""
+        buffers = in_parallel(self._segment_store.get, self._segments_by_task[number])
+        return [np.frombuffer(buffer, dtype) for buffer, dtype in zip(buffers, self._dtypes)]

@@ -1,0 +1,475 @@
+"""A worker that stays: it connects to its driver, and does what that says, one task after the other.
+
+Blocks stay in its memory. Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from functools import lru_cache
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from math import inf
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+from polarmap.worker.blas_threads import ThreadLimiter, get_thread_limit_variables, thread_limiter
+from polarmap.worker.block_cache import CACHE_POLL_INTERVAL, BlockCache, CopyOnWriteFunction
+from polarmap.worker.environment import ProcessEnvironment, snapshot_environment
+from polarmap.worker.private_files import (
+    check_private_folder,
+    ensure_private_folder,
+    is_in_private_folder,
+    read_private_segment,
+)
+from polarmap.worker.process_state import ProcessState, is_resource_exhaustion
+from polarmap.worker.processes import exit_process_when
+from polarmap.worker.pytree import Structure, unpickle_data_or_file
+from polarmap.worker.segments import DamagedError, Location, Segment, drop_inherited_connections
+from polarmap.worker.socket_channel import (
+    CANCEL,
+    CANCELLED,
+    FETCH,
+    FINAL_REPLY,
+    HELLO,
+    JOB,
+    MAX_INLINE_BYTES,
+    MODULES,
+    SEGMENT,
+    TASK,
+    TCP_TIMEOUT,
+    UNUSABLE,
+    Endpoint,
+    Message,
+    SocketChannel,
+    connect_to_driver,
+)
+from polarmap.worker.storage_channel import StorageChannel
+from polarmap.worker.task_execution import TaskIO, run_task
+from polarmap.worker.task_records import BlockRef, Fault, OutputSpec, TaskRequest, UnusableWorkerError
+
+Channel = SocketChannel | StorageChannel  # what connects a worker that stays with its driver
+Function = Callable[[Any], Any]
+
+
+class PersistentWorker(TaskIO):
+    """What connects the tasks of a worker that stays with their driver.
+
+    storage : a `lithops.Storage`, for what lies in buckets.
+    block_cache : that are kept, also by others in this process; None: by itself.
+    limit_threads : within which tasks run in a process that others use, too; None: nobody does.
+    label : how the engine that has started the worker calls it, for reports; None: its driver has, beside it.
+    machine_address : the address by which the engine tells the worker's machine from others; empty if it has
+        none.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        storage: Any = None,
+        block_cache: BlockCache | None = None,
+        limit_threads: Callable[[], AbstractContextManager[Any]] | None = None,
+        label: str | None = None,
+        machine_address: str = "",
+    ) -> None:
+        super().__init__(storage)
+        self._machine_address = machine_address
+        self._channel, self._limit_threads, self._label = channel, limit_threads or nullcontext, label
+        self._environment = ProcessEnvironment.capture()
+        self._environment_bytes = b""  # what the driver has said of them last, if anything
+        self._environment_snapshot: Any = None  # of them, when they were taken over last
+        self._process_state = ProcessState() if limit_threads is None else None
+        self._has_run_f = False  # by an f that may have changed it
+        self._is_usable = True
+        self._inbox = deque[Message]()  # while it was at a task
+        self._attempt_key = -1, -1, -1  # that map, its task and attempt
+        self._output_and_encryption: tuple[OutputSpec | None, Any] = (
+            None,
+            None,
+        )  # output and encryption of its tasks
+        self._block_set_id: int | None = None  # by which its blocks are kept
+        self._function_data: bytes | str = b""
+        self._function_and_structure: tuple[Function, Structure] | None = None
+        self._result_folders: tuple[str, ...] = ()
+        self._n_result_files = 0  # that were left in them
+        self._block_cache = BlockCache() if block_cache is None else block_cache
+        # What headers of calls say, which is the same in each map of the same blocks.
+        self._parse_block_ref = lru_cache(256)(lambda header: BlockRef.from_tuple(pickle.loads(header)))
+        self._sent_modules = SentModuleFinder()
+
+    def serve(self, deadline: float = inf) -> None:
+        """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
+
+        deadline : on the monotonic clock.
+        """
+        with contextlib.suppress(ConnectionError):
+            self._send(Message(HELLO, header=str(os.getpid()).encode(), data=self._encode_identity()))
+            while time.monotonic() < deadline:
+                if not self._inbox:
+                    self._receive(
+                        None if deadline == inf and not len(self._block_cache) else CACHE_POLL_INTERVAL
+                    )
+                if not self._inbox:
+                    self._block_cache.evict_removed()
+                elif not self.handle_message(self._inbox.popleft()):
+                    return
+
+    def _encode_identity(self) -> bytes:
+        """Return the machine, the host name and the place of this worker, a line each.
+
+        The result is empty beside the driver, which knows them.
+        """
+        if self._label is None:
+            return b""
+        return "\n".join([self._machine_address, socket.gethostname(), self._label]).encode()
+
+    def _send(self, message: Message) -> None:
+        """A message to the driver; ConnectionError if it is gone."""
+        if not self._channel.send(message):
+            raise ConnectionError("the driver is gone")
+
+    def _receive(self, timeout: float | None) -> None:
+        """Listen for so long; ConnectionError when the driver will say nothing any more."""
+        messages, is_connected = self._channel.receive(timeout)
+        self._inbox += messages
+        if not (messages or is_connected):
+            raise ConnectionError("the driver is gone")
+
+    def handle_message(self, message: Message) -> bool:
+        """Do what the driver says; False if this process is not fit for anything more."""
+        if message.kind == MODULES:
+            self._sent_modules.add_sources(pickle.loads(message.data))
+        if message.kind == JOB:
+            return self._start_job(message)
+        if message.kind == TASK:
+            self._send_reply(self._run_task(message))
+        if message.kind == CANCEL:  # nobody waits while we do
+            self._reset_process()
+        return self._is_usable
+
+    def _reset_process(self) -> str:
+        """Let the next f find this process as the first one did; what has changed for good, if anything."""
+        unrestored = (
+            self._process_state.restore_or_describe_change()
+            if self._process_state and self._has_run_f
+            else ""
+        )
+        self._has_run_f = bool(unrestored)
+        return unrestored
+
+    def _start_job(self, job_message: Message) -> bool:
+        """Begin with the tasks of a map; False if its f would find traces of others.
+
+        job_message : of its first task. Its header has folders for large results, none where driver and
+            worker share none; the fields of the `OutputSpec` and `Encryption` of all tickets; those of the
+            `ProcessEnvironment`, pickled, none if they are the worker's own; the number by which its blocks
+            are kept, and those of all that its driver has. Its data are f and the structure of blocks as
+            `pickle_to_array` makes bytes of them, none if they are those of the last map.
+        """
+        self._attempt_key, self._function_and_structure = job_message.attempt_key, None
+        self.job_id, *_ = job_message.attempt_key
+        if unrestored := self._reset_process():
+            self._send(Message(UNUSABLE, self._attempt_key, unrestored.encode()))
+            return False
+        self._has_run_f = True
+        (
+            self._result_folders,
+            output,
+            encryption,
+            environment_bytes,
+            self._block_set_id,
+            live_block_set_ids,
+        ) = pickle.loads(job_message.header)
+        if environment_bytes != self._environment_bytes:
+            self._environment_bytes, self._environment = (
+                environment_bytes,
+                ProcessEnvironment(*pickle.loads(environment_bytes)),
+            )
+            self._environment_snapshot = None
+        self._output_and_encryption = output and OutputSpec.from_tuple(output), encryption
+        if snapshot_environment() != self._environment_snapshot:
+            self._environment.apply()
+            self._environment_snapshot = snapshot_environment()
+        self._block_cache.evict_removed(live_block_set_ids)
+        if job_message.data:
+            data = bytes(job_message.data)
+            self._function_data = os.fsdecode(data) if job_message.is_file else data
+        return True
+
+    def _run_task(self, task_message: Message) -> Message | None:
+        """The reply of a task; None if nobody waits for it.
+
+        task_message : its header has the fields of a `BlockRef`; its data, if there is any, those of a
+            `Fault`, or None, and `n_data_rows` of the ticket.
+        """
+        self._attempt_key = task_message.attempt_key
+        block_ref = self._parse_block_ref(bytes(task_message.header))
+        fault, n_data_rows = pickle.loads(task_message.data) if task_message.data else (None, None)
+        fault = fault and Fault(*fault)
+        if self.is_cancelled():  # while it was told ahead, or not read
+            return None
+        with self._limit_threads():
+            return run_task(
+                TaskRequest(
+                    *task_message.attempt_key[1:], block_ref, fault, *self._output_and_encryption, n_data_rows
+                ),
+                self,
+            )
+
+    def load_inputs(self, request: TaskRequest) -> tuple[Function, Any]:
+        """f, made once in each map, and the block.
+
+        UnfitError where this process fails at that, and neither f nor what is stored is at fault.
+        A first attempt gets a block that is kept, which f must not change; a further one has a block of
+        its own: what f is made of may write where numpy does not see it, and die of that.
+        """
+        if self._function_and_structure is None:
+            try:
+                f, structure = unpickle_data_or_file(self._function_data)
+            except BaseException as error:
+                if is_resource_exhaustion(error):
+                    raise self._mark_unusable("unpickle f", error) from error
+                raise
+            self._function_and_structure = CopyOnWriteFunction(f), structure
+        f, structure = self._function_and_structure
+        assert request.block_ref is not None
+        try:
+            block = self._block_cache.load(
+                request.block_ref, structure, self.read_segment, request.attempt > 0, self._block_set_id
+            )
+        except (DamagedError, InterruptedError):
+            raise
+        except Exception as error:
+            raise self._mark_unusable("read its block", error) from error
+        return f, block
+
+    def _mark_unusable(self, failed_action: str, error: BaseException) -> UnusableWorkerError:
+        """Tells that this process has failed at something, and lets it end when that is told."""
+        self._is_usable = False
+        return UnusableWorkerError(f"its worker could not {failed_action}: {type(error).__name__}: {error}")
+
+    def is_cancelled(self) -> bool:
+        """Whether the driver has said so."""
+        self._receive(0.0)
+        return any(
+            message.kind == CANCEL and message.attempt_key[0] == self.job_id for message in self._inbox
+        )
+
+    def read_raw_segment(self, location: Location, segment: Segment) -> Any:
+        """The bytes of a part as they lie there, also of one that its driver has, here or in its memory."""
+        if location.kind == "private" and (self._label is None or is_in_private_folder(location, segment)):
+            return read_private_segment(location, segment)
+        if location.kind in ("dask", "ray"):  # whose workers have polarmap: it need not travel
+            from polarmap.worker.cluster_segments import read_from_cluster
+
+            return read_from_cluster(location, segment)
+        if location.kind not in ("driver", "private"):
+            return super().read_raw_segment(location, segment)
+        self._send(Message(FETCH, self._attempt_key, segment.key.encode()))
+        while True:
+            is_cancelled = self.is_cancelled()
+            for message in self._inbox:  # a part that has come is kept, also if nobody waits for the task
+                if message.kind == SEGMENT and message.header == segment.key.encode():
+                    self._inbox.remove(message)
+                    return message.data
+            if is_cancelled:
+                raise InterruptedError("nobody waits for this task any more")
+            self._receive(None)
+
+    def _send_reply(self, reply: Message | None) -> None:
+        """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
+        if reply is not None and len(reply.data) > MAX_INLINE_BYTES and self._result_folders:
+            reply = self._move_data_to_file(reply)
+        message = reply or Message(CANCELLED, self._attempt_key)
+        self._send(message if self._is_usable else message._replace(kind=FINAL_REPLY))
+
+    def _move_data_to_file(self, reply: Message) -> Message | None:
+        """A reply whose data lie in a file of one of the map's folders: its number, and the file's name.
+
+        None if nobody waits for it.
+        """
+        self._n_result_files += 1
+        file_name = f"{os.getpid()}-{self._n_result_files}"
+        for folder_index, folder in enumerate(self._result_folders):
+            if not self._create_folder_if_wanted(folder):
+                return None
+            try:
+                check_private_folder(os.path.dirname(folder))
+                with open(os.path.join(folder, file_name), "xb") as file:
+                    file.write(reply.data)
+            except OSError:  # no room, or nobody waits any more
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, file_name))
+            else:
+                return reply._replace(data=f"{folder_index}/{file_name}".encode(), is_file=True)
+        return reply
+
+    def _create_folder_if_wanted(self, folder: str) -> bool:
+        """Whether anybody waits for what is left in a folder of the map, which is made where there is none.
+
+        It is asked when the folder is there: a driver that has removed it has said so, or gone, before.
+        """
+        created_folders, is_wanted = [folder], False
+        try:
+            with contextlib.suppress(OSError):
+                if ensure_private_folder(os.path.dirname(folder)):
+                    created_folders.append(os.path.dirname(folder))
+                os.mkdir(folder)
+            is_wanted = not self.is_cancelled()
+        finally:
+            for created_folder in [] if is_wanted else created_folders:
+                with contextlib.suppress(OSError):  # others have left something there
+                    os.rmdir(created_folder)
+        return is_wanted
+
+
+class SentModuleFinder(MetaPathFinder, InspectLoader):
+    """Modules that the driver has sent as source: imported from there where nothing else has them."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[str, bool]] = {}
+
+    def add_sources(self, sources: Mapping[str, tuple[str, bool]]) -> None:
+        """Let these be imported from now on; those whose source has changed are imported anew.
+
+        sources : by name, and whether it is a package.
+        """
+        if sources and self not in sys.meta_path:
+            sys.meta_path.append(self)
+        for name, source in sources.items():
+            if self._sources.get(name, source) != source:
+                sys.modules.pop(name, None)
+        self._sources.update(sources)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """How to import a module that was sent; None for any other."""
+        if fullname not in self._sources:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
+
+    def get_source(self, fullname: str) -> str:
+        """Its source."""
+        return self._sources[fullname][0]
+
+    def get_code(self, fullname: str) -> Any:
+        """Its code, under a name for which tracebacks ask `get_source` for their lines."""
+        return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
+
+    def is_package(self, fullname: str) -> bool:
+        """Whether others lie below it."""
+        return self._sources[fullname][1]
+
+
+# --- elsewhere -------------------------------------------------------------------------------------
+
+
+class DriverAddress(NamedTuple):
+    """How a worker reaches its driver. Plain data.
+
+    endpoints : where it listens, all of which are tried first.
+    key : that both sides prove to have.
+    bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
+    cache_bytes : bytes of blocks that the worker may keep.
+    n_threads : that its libraries for linear algebra may use.
+    tcp_timeout : seconds of silence after which the connection is lost.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    key: bytes
+    bucket: str | None
+    prefix: str
+    cache_bytes: int
+    n_threads: int
+    tcp_timeout: float = TCP_TIMEOUT
+
+
+def make_worker_task(address: DriverAddress) -> Callable[..., None]:
+    """The function Lithops maps over (number, seconds); a closure, so that its modules travel with it."""
+    fields: tuple[Any, ...] = tuple(address)
+
+    def task(worker: tuple[int, float], storage: Any) -> None:
+        worker_id, lifetime_seconds = worker
+        serve_driver(DriverAddress(*fields), worker_id, lifetime_seconds, storage)
+
+    return task
+
+
+def serve_driver(
+    address: DriverAddress,
+    worker_id: int,
+    lifetime_seconds: float,
+    storage: Any,
+    label: str = "",
+    machine_address: str = "",
+) -> None:
+    """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
+    deadline = time.monotonic() + lifetime_seconds
+    drop_inherited_connections(storage)
+    os.environ.update(get_thread_limit_variables(address.n_threads))
+    with closing(open_channel(address, worker_id, storage)) as channel, ExitStack() as cleanup:
+        cleanup.callback(exit_process_when(channel.is_peer_closed))
+        with ThreadLimiter().limit_process(address.n_threads):
+            PersistentWorker(
+                channel, storage, BlockCache(address.cache_bytes), None, label, machine_address
+            ).serve(deadline)
+
+
+# Blocks of workers on threads of this process, by the key of their driver.
+_shared_caches = WeakValueDictionary[bytes, BlockCache]()
+
+
+def serve_driver_on_thread(
+    address_fields: tuple[Any, ...],
+    worker_id: int,
+    lifetime_seconds: float,
+    label: str = "",
+    machine_address: str = "",
+) -> None:
+    """The same on a thread of a process that others use, too: it ends between two tasks only.
+
+    What others may use of the cores is theirs again when a task ends, or the driver is gone. Workers of one
+    driver on threads of one process keep blocks together.
+    """
+    address = DriverAddress(*address_fields)
+    block_cache = _shared_caches.setdefault(address.key, BlockCache(0))
+    deadline = time.monotonic() + lifetime_seconds
+    limit_stack, lock = ExitStack(), threading.Lock()
+
+    def lift_limit() -> None:
+        with lock:  # the task may end in this moment
+            limit_stack.close()
+
+    @contextlib.contextmanager
+    def limit_threads() -> Iterator[None]:
+        limit_stack.enter_context(thread_limiter.limit_process(address.n_threads))
+        try:
+            yield
+        finally:
+            lift_limit()
+
+    with closing(open_channel(address, worker_id, None)) as channel, ExitStack() as cleanup:
+        cleanup.callback(exit_process_when(channel.is_peer_closed, lift_limit))
+        cleanup.enter_context(block_cache.extra_budget(address.cache_bytes))
+        PersistentWorker(channel, None, block_cache, limit_threads, label, machine_address).serve(deadline)
+
+
+def open_channel(address: DriverAddress, worker_id: int, storage: Any) -> Channel:
+    """The best channel that works from here; ConnectionError if none does."""
+    channel = connect_to_driver(address.endpoints, address.key, worker_id, address.tcp_timeout)
+    if channel is not None:
+        return channel
+    if address.bucket is None:
+        endpoints_text = ", ".join(f"{host}:{port}" for host, port in address.endpoints)
+        advice = "say in Pool(listen='host:port') where it does"
+        raise ConnectionError(f"no driver answers {socket.gethostname()} at {endpoints_text}: {advice}")
+    return StorageChannel(storage, address.bucket, address.prefix, worker_id)

@@ -1,0 +1,202 @@
+"""The program of a worker: read a block, call f of it, store or send the result; with a fault, if it is to.
+
+Imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from polarmap.worker.encryption import encrypt_reply, read_segment, write_segments
+from polarmap.worker.pytree import (
+    BOTH_RESULTS,
+    PackedTree,
+    flatten,
+    pack_leaves,
+    pack_tree,
+    unflatten,
+    unpack_leaves,
+)
+from polarmap.worker.segments import Location, Segment, delete_segment_objects, read_raw_segment, write_object
+from polarmap.worker.socket_channel import TASK_REPLY, Message
+from polarmap.worker.task_records import (
+    Fault,
+    OutputSpec,
+    TaskReply,
+    TaskRequest,
+    describe_error,
+    pickle_value,
+    to_plain_tuple,
+)
+
+SAMPLE_SIZE = 256  # numbers of a result that travel when it stays in storage
+
+
+class TaskIO:
+    """A connection between a task and its driver."""
+
+    # map : the number of the map that the task belongs to, where there are several.
+    # storage : a `lithops.Storage`, to read from buckets and write to them.
+
+    job_id = -1
+
+    def __init__(self, storage: Any = None) -> None:
+        self.storage = storage
+
+    def load_inputs(self, request: TaskRequest) -> tuple[Callable[[Any], Any], Any]:
+        """f and the block."""
+        raise NotImplementedError
+
+    def is_cancelled(self) -> bool:
+        """Whether it is known that nobody waits any more."""
+        raise NotImplementedError
+
+    def encode_header(self, reply: TaskReply) -> Any:
+        """A reply as it travels beside the bytes of its result."""
+        return pickle_value((reply.error and to_plain_tuple(reply.error), *reply[1:]))
+
+    def read_segment(self, location: Location, segment: Segment) -> Any:
+        """The bytes of a part; DamagedError if they are not what was stored."""
+        return read_segment(location, segment, partial(self.read_raw_segment, location))
+
+    def read_raw_segment(self, location: Location, segment: Segment) -> Any:
+        """The bytes of a part as they lie there."""
+        return read_raw_segment(location, segment, self.storage)
+
+    def write_array(self, location: Location, key: str, data: Any, segment_bytes: int) -> list[Segment]:
+        """Store an array of the result as an object; its parts, of so many bytes each but the last."""
+        return write_segments(
+            location, key, data, segment_bytes, partial(write_object, location, storage=self.storage)
+        )
+
+
+def run_task(request: TaskRequest, task_io: TaskIO) -> Message | None:
+    """The reply of a task, that is f of the block of its ticket; None if nobody waits for it any more."""
+    started_at = time.time()
+
+    def encode_reply(reply: TaskReply, data: Any = b"") -> Message:
+        message = Message(
+            TASK_REPLY, (task_io.job_id, request.task, request.attempt), task_io.encode_header(reply), data
+        )
+        return message if request.encryption is None else encrypt_reply(message, request.encryption)
+
+    try:
+        f, block = task_io.load_inputs(request)
+        n_data_rows, fault, result_ref = request.n_data_rows, request.fault, None
+        result = (
+            compute_with_and_without_padding(f, block, n_data_rows, fault)
+            if n_data_rows
+            else compute_result(f, block, fault)
+        )
+        del f, block  # what is stored and sent may need their room
+        if request.output is not None:
+            if task_io.is_cancelled():
+                return None
+            layout = result.layout
+            result, segments = store_result(result, request, request.output, task_io)
+            if task_io.is_cancelled():  # the driver has cleaned up
+                delete_segment_objects(request.output.location, segments, task_io.storage)
+                return None
+            result_ref = layout, to_plain_tuple(segments)
+        return encode_reply(
+            TaskReply(None, time.time() - started_at, result.structure, result.layout, result_ref),
+            result.data,
+        )
+    except BaseException as error:
+        return encode_reply(TaskReply(describe_error(error), time.time() - started_at))
+
+
+def compute_result(f: Callable[[Any], Any], block: Any, fault: Fault | None = None) -> PackedTree:
+    """f of a block, packed, with a fault that this suffers."""
+    fault_kind, pid = fault and fault.kind, os.getpid()
+    if fault is not None and fault_kind == "sleep":
+        time.sleep(fault.seconds)
+    if fault_kind == "raise":
+        raise RuntimeError("injected fault")
+    if fault_kind == "exit":
+        os._exit(3)
+    if fault_kind == "kill":
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    try:
+        result = f(block)
+    finally:
+        if os.getpid() != pid:  # a child that f has forked: its parent replies
+            os._exit(0)
+    packed_result = pack_tree(result)
+    return corrupt_result(packed_result) if fault_kind == "garbage" else packed_result
+
+
+def compute_with_and_without_padding(
+    f: Callable[[Any], Any], block: Any, n_data_rows: int, fault: Fault | None
+) -> PackedTree:
+    """Return f of a block that rows of zeros fill up, and f of its first rows, packed together."""
+    # Only the second is a result that the caller of the map asked for. Its arrays come last. If f raises an
+    # exception of the rows of zeros, the first has no arrays and no structure.
+    leaves, structure = flatten(block)
+    leaves[-1] = leaves[-1][: n_data_rows + (len(leaves) > 1)]  # of sparse rows the last array is `indptr`
+    unpadded = compute_result(f, unflatten(structure, [leaf.copy() for leaf in leaves]), fault)
+    padded = PackedTree((), (), b"")
+    with suppress(Exception):
+        padded = compute_result(f, block, fault if fault and fault.kind == "garbage" else None)
+    both_structures = (BOTH_RESULTS, len(padded.layout), padded.structure, unpadded.structure)
+    return PackedTree(
+        both_structures, padded.layout + unpadded.layout, b"".join([padded.data, unpadded.data])
+    )
+
+
+def corrupt_result(result: PackedTree) -> PackedTree:
+    """A result of the same layout with other bytes."""
+    return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
+
+
+# --- results that stay in storage ---------------------------------------------------------------
+
+
+def store_result(
+    result: PackedTree, request: TaskRequest, output: OutputSpec, task_io: TaskIO
+) -> tuple[PackedTree, tuple[Segment, ...]]:
+    """Store each array of a result as an object, and return a sample and the parts that hold its bytes."""
+    # The sample is the same linear function of every result, so that linearity can be verified on samples.
+    # Its structure tells that of the result.
+    _check_plain_arrays(result, output.n_arrays)
+    segments: list[Segment] = []
+    samples = []
+    for array_index, array in enumerate(unpack_leaves(result.layout, result.data, writable=False)):
+        flat = array.reshape(-1)
+        samples.append(sample_evenly(flat, max(1, SAMPLE_SIZE // output.n_arrays)))
+        key = output.object_key(request.task, request.attempt, array_index)
+        segments += task_io.write_array(
+            output.location, key, flat.view(np.uint8).data, output.max_segment_items * flat.itemsize
+        )
+    shape = result.layout and result.layout[0][1]
+    packed = pack_leaves(samples, ("sample", shape, result.structure))
+    return packed, tuple(segments)
+
+
+def sample_evenly(array: Any, max_items: int = SAMPLE_SIZE) -> Any:
+    """At most `max_items` numbers of an array, evenly spread.
+
+    >>> sample_evenly(np.arange(100), 4).tolist()
+    [0, 33, 66, 99]
+    """
+    flat = array.reshape(-1)
+    return flat[np.linspace(0, max(0, flat.size - 1), min(flat.size, max_items)).astype(np.int64)]
+
+
+def _check_plain_arrays(result: PackedTree, n_arrays: int) -> None:
+    """TypeError for a result that does not consist of so many plain arrays."""
+    if len(result.layout) != n_arrays:
+        raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
+    if n_arrays == 1 and len(result.structure) > 1:
+        container_name = result.structure[0].__name__
+        raise TypeError(f"a result that stays in storage is one array; f returned it in a {container_name}")
+    if n_arrays == 1 and result.structure == ("matrix",):
+        raise TypeError("a result that stays in storage is one array: return it as a numpy.ndarray")

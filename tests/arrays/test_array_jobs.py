@@ -1,0 +1,123 @@
+"""Tasks that read and store parts, done here and by workers alike."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
+from polarmap.arrays.stores import SegmentStore
+from polarmap.errors import NotDecodableError
+from polarmap.run.running_map import Observer
+from polarmap.storage.folder import FolderStore
+from polarmap.testing import ReplayExecutor
+from polarmap.worker.segments import Segment
+from polarmap.worker.task_records import OutputSpec
+
+TASKS = 5
+FLOATS = [np.dtype("f8")]
+
+
+class Counts(Observer):
+    """What is shown of tasks that are done here."""
+
+    def __init__(self):
+        self.shown = []
+
+    def counted(self, done, total):
+        self.shown.append((done, total))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A store with the numbers 0, 1, 2, ... in one object each, 1,000 times."""
+    store = FolderStore(tmp_path)
+    for task in range(TASKS):
+        store.put(f"in/{task}", np.full(1_000, float(task)).tobytes())
+    return store
+
+
+def parts():
+    return [[Segment(f"in/{task}", 8_000)] for task in range(TASKS)]
+
+
+def output(folder):
+    return OutputSpec(SegmentStore(folder).location, "out", 1_000)
+
+
+def doubled_with_note(blocks):
+    return [2 * blocks[0], np.arange(300) + blocks[0][0]]
+
+
+@pytest.mark.parametrize("executor", [None, ReplayExecutor()], ids=["here", "workers"])
+def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
+    """Also notes of which only a sample travels."""
+    notes, where, observer = {}, {}, Counts()
+
+    def put(task, number, array):
+        folder.put(f"out/{task}", array.tobytes())
+        return Segment(f"out/{task}", array.nbytes)
+
+    def take(task, stored, note):
+        where[task], notes[task] = stored, note.tolist()
+
+    runner = ArrayJobRunner(SegmentStore(folder), executor, (observer,))
+    runner.execute(
+        doubled_with_note,
+        SegmentTasks(SegmentStore(folder), parts(), FLOATS),
+        take,
+        output(folder),
+        put,
+    )
+    assert notes == {task: list(range(task, task + 300)) for task in range(TASKS)}
+    for task, [part] in where.items():
+        np.testing.assert_array_equal(np.frombuffer(folder.get(part.key)), np.full(1_000, 2.0 * task))
+    assert observer.shown == ([] if executor else [(done, TASKS) for done in range(TASKS + 1)])
+
+
+def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
+    computed = threading.Event()
+
+    def f(blocks):
+        if blocks[0][0] == 1:
+            computed.set()
+        return [blocks[0], np.zeros(1)]
+
+    def put(task, number, array):
+        assert computed.wait(60)
+        return Segment("out", array.nbytes)
+
+    tasks = SegmentTasks(SegmentStore(folder), parts(), FLOATS)
+    ArrayJobRunner(SegmentStore(folder), None, ()).execute(f, tasks, lambda *_: None, output(folder), put)
+
+
+def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
+    told, computed, before = [], [], set(threading.enumerate())
+
+    def f(blocks):
+        computed.append(int(blocks[0][0]))
+        return [blocks[0], np.zeros(1)]
+
+    def put(task, number, array):
+        if task == 1:
+            raise OSError("full")
+        return Segment(f"out/{task}", array.nbytes)
+
+    tasks = SegmentTasks(SegmentStore(folder), parts(), FLOATS)
+    with pytest.raises(OSError, match="full"):
+        ArrayJobRunner(SegmentStore(folder), None, ()).execute(
+            f, tasks, lambda task, *_: told.append(task), output(folder), put
+        )
+    assert (computed, told) == ([0, 1, 2], [0])
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_part_that_is_gone_is_named(folder):
+    folder.delete(["in/3"])
+    tasks = SegmentTasks(SegmentStore(folder), parts(), FLOATS)
+    with pytest.raises(NotDecodableError, match="in/3 is missing, since it was looked at"):
+        ArrayJobRunner(SegmentStore(folder), None, ()).execute(
+            lambda blocks: [np.zeros(1)], tasks, lambda *_: None
+        )

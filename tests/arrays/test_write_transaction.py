@@ -1,0 +1,272 @@
+"""Encoding cut short, resumed and done twice at once: nothing opens before all of it is there."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from array_data import DOCUMENTS, MIB, random_array
+from counting_store import BrokenError, Counting, encode_until_killed, fail
+
+import polarmap
+from polarmap.arrays import stripes
+from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.stores import SegmentStore
+from polarmap.arrays.write_transaction import WriteTransaction
+from polarmap.codes import PolarCode
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.folder import FolderStore
+from polarmap.worker.segments import Segment
+
+OPTIONS = {"blocks": 4, "tasks": 6, "name": "a", "memory": MIB}
+SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+
+
+def crash(store, source, at, when="put"):
+    """Whether an encode that is killed before the call number `at` of this method was."""
+    context = multiprocessing.get_context("forkserver")
+    verb = {"put": "put", "move": "_move", "delete": "delete"}[when]
+    process = context.Process(target=encode_until_killed, args=(store.root, source, at, verb))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return bool(process.exitcode)
+
+
+@pytest.fixture
+def source(tmp_path):
+    np.save(tmp_path / "source.npy", random_array(SHAPE))
+    return tmp_path / "source.npy"
+
+
+def puts_of_a_whole_run(store, source):
+    counting = Counting(FolderStore(store.root.parent / "other"))
+    coded = polarmap.encode(source, storage=counting, **OPTIONS)
+    assert len(coded.block_segments(0)) == 5
+    return len(counting.puts)
+
+
+@pytest.mark.parametrize("when", ["put", "move"])
+def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, source, when):
+    total = puts_of_a_whole_run(store, source)
+    for at in (1, 2, 8, 15, total - 3, total):
+        assert crash(store, source, at, when)
+        with pytest.raises(MissingObjectError):
+            polarmap.open_coded("a", store)
+        assert polarmap.arrays.list_coded(store) == []
+        counting = Counting(store)
+        coded = polarmap.encode(source, storage=counting, **OPTIONS)
+        if at > 15:
+            assert len(counting.puts) < total - 7  # the first stripe, or more, was kept
+        np.testing.assert_array_equal(coded[:], np.load(source))
+        assert coded.check().ok
+        assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+        assert [*(store.root / ".unfinished").iterdir()] == []
+        coded.delete()
+
+
+def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source):
+    assert crash(store, source, 1, "delete")
+    coded = polarmap.open_coded("a", store)
+    assert coded.check().ok
+    polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+
+
+def test_killed_while_overwriting_the_old_one_stays(store, source):
+    A = np.ones((8, 2))
+    for is_deleted in (True, False):
+        polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store)
+        assert crash(store, source, 20)
+        coded = polarmap.open_coded("a", store)
+        assert coded.check().ok
+        np.testing.assert_array_equal(coded[:], A)
+        if is_deleted:
+            coded.delete()
+            assert store.keys("polarmap/") == []
+    coded = polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
+    np.testing.assert_array_equal(coded[:], np.load(source))
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+
+
+def cut_short(A, store, at=25):
+    """An encode that ends when so many objects were put."""
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
+
+
+def test_an_encrypted_run_that_fails_leaves_nothing_and_the_next_begins_anew(store):
+    """Nothing of it could be used: no other run has its salt."""
+    A, key = random_array(SHAPE), bytes(range(32))
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, 25, fail), key=key, **OPTIONS)
+    assert store.keys("polarmap/") == []
+    coded = polarmap.encode(A, storage=store, key=key, **OPTIONS)
+    assert coded.check().ok
+    assert len({part.key.split("/")[2] for block in range(6) for part in coded.block_segments(block)}) == 1
+
+
+def test_runs_of_another_plan_are_not_resumed_but_swept(store):
+    A = random_array(SHAPE)
+    cut_short(A, store)
+    for other, options in [
+        (A.astype("f4"), OPTIONS),
+        (A[:12], OPTIONS),
+        (A, {**OPTIONS, "tasks": 7}),
+        (A, {**OPTIONS, "code": "arikan"}),
+    ]:
+        coded = polarmap.encode(other, storage=store, overwrite=True, **options)
+        np.testing.assert_array_equal(coded[:], other)
+        assert coded.check().ok
+        assert len(store.keys("polarmap/")) == DOCUMENTS + coded.n * len(coded.block_segments(0))
+
+
+def test_two_failures_in_a_row_keep_what_either_had_finished(store):
+    A = random_array(SHAPE)
+    for at in (12, 12, 12):  # a note, six parts, a record and some more each time
+        cut_short(A, store, at)
+    counting = Counting(store)
+    coded = polarmap.encode(A, storage=counting, **OPTIONS)
+    assert len(counting.puts) < 1 + 6 * 3 + 5
+    assert coded.check().ok
+    np.testing.assert_array_equal(coded[:], A)
+
+
+def work_of_a_resumed_run(root, count, monkeypatch):
+    """How often all keys are gone through, and stripes measured, when so many stripes have to be encoded."""
+    A, seen, measured = random_array((4 * count, 7_000)), [], []
+    options = {**OPTIONS, "storage": FolderStore(root)}
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, **options | {"storage": Counting(options["storage"], 7 * count - 1, fail)})
+
+    class Keys(list):
+        def __iter__(self):
+            seen.append(len(self))
+            return super().__iter__()
+
+    real_keys, real_measure = FolderStore.keys, stripes.count_elements
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "keys", lambda store, prefix: Keys(real_keys(store, prefix)))
+        patch.setattr(stripes, "count_elements", lambda slab: measured.append(slab) or real_measure(slab))
+        coded = polarmap.encode(A, **options)
+    assert len(coded.block_segments(0)) == count
+    assert len({part.key.split("/")[3] for part in coded.block_segments(5)}) == 2  # some of either run
+    return len(seen), len(measured)
+
+
+def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(tmp_path, monkeypatch):
+    few = work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
+    many = work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
+    assert many[0] == few[0]
+    assert many[1] <= 5 * few[1]  # four times as many, and fewer of them are encoded anew
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("running.json", "[]"),
+        ("running.json", "3"),
+        ("running.json", '{"owner": 3, "time": "noon"}'),
+        ("000001.json", "[3]"),
+        ("000001.json", '[["a", 1, 2, 3, 4]]'),
+        ("000001.json", '[[["a"], 1]]'),
+        ("000001.json", '{"a": 1}'),
+    ],
+)
+def test_notes_that_say_something_else_are_none(store, name, text):
+    A = random_array(SHAPE)
+    cut_short(A, store)
+    (key,) = [key for key in store.keys("polarmap/") if key.endswith(name)]
+    store.put(key, text.encode())
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    np.testing.assert_array_equal(coded[:], A)
+    assert coded.check().ok
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+
+
+def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
+    A = random_array(SHAPE)
+    cut_short(A, store)
+    (key,) = [key for key in store.keys("polarmap/") if key.endswith("running.json")]
+    note = json.loads(store.get(key))
+    elsewhere = {**note, "owner": "another-machine+1+1"}
+    store.put(key, json.dumps(elsewhere).encode())
+    B = A[:8]
+    polarmap.encode(B, storage=store, **OPTIONS)
+    assert key in store.keys("polarmap/")
+    store.put(key, json.dumps({**elsewhere, "time": time.time() - 2 * 86_400}).encode())
+    polarmap.encode(B, storage=store, overwrite=True, **OPTIONS)
+    assert key not in store.keys("polarmap/")
+
+
+# --- what becomes an array that can be opened --------------------------------------------------
+
+
+@pytest.mark.every_store
+def test_what_could_not_be_opened_is_not_published(store):
+    """Whoever wrote the parts: a manifest that does not fit them would occupy the name."""
+    parts = tuple((Segment(f"mine/{block}", 48 - 8 * (block == 5), 0),) for block in range(6))
+    made = Manifest("a", (8, 3), np.dtype("f8"), PolarCode(6, 4), parts)
+    with (
+        pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"),
+        WriteTransaction(SegmentStore(store), "a", {}) as generation,
+    ):
+        generation.commit(made, None)
+    assert polarmap.arrays.list_coded(store) == []
+    polarmap.encode(np.ones((8, 3)), name="a", storage=store)
+
+
+@pytest.mark.every_store
+def test_the_first_to_finish_wins_and_the_other_says_so(store):
+    A, B = random_array(SHAPE), random_array(SHAPE, seed=1)
+    won = []
+
+    def overtake():
+        won.append(polarmap.encode(B, storage=store, **OPTIONS))
+
+    with pytest.raises(StorageError, match="was written or deleted by another process meanwhile"):
+        polarmap.encode(A, storage=Counting(store, 25, overtake), **OPTIONS)
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], B)
+    assert won[0].check().ok
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
+
+
+@pytest.mark.every_store
+def test_an_array_deleted_meanwhile_is_not_brought_back(store):
+    A = random_array(SHAPE)
+    before = polarmap.encode(A[:8], storage=store, **OPTIONS)
+    with pytest.raises(StorageError, match="by another process meanwhile"):
+        polarmap.encode(A, storage=Counting(store, 25, before.delete), overwrite=True, **OPTIONS)
+    assert store.keys("polarmap/") == []
+
+
+@pytest.mark.every_store
+def test_many_at_once_leave_one_whole_array(store):
+    arrays = [random_array((16, 500), seed=seed) for seed in range(6)]
+    start = threading.Barrier(len(arrays))
+    outcomes = []
+
+    def run(A):
+        start.wait(30)
+        try:
+            outcomes.append(polarmap.encode(A, blocks=4, tasks=6, name="a", storage=store, overwrite=True))
+        except StorageError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run, args=(A,)) for A in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) == len(arrays)
+    assert any(isinstance(one, polarmap.arrays.CodedArray) for one in outcomes)
+    coded = polarmap.open_coded("a", store)
+    assert any(np.array_equal(coded[:], A) for A in arrays)
+    assert coded.check().ok
+    polarmap.encode(arrays[0], blocks=4, tasks=6, name="a", storage=store, overwrite=True)
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6

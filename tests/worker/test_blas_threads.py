@@ -1,0 +1,212 @@
+"""Threads: limits of BLAS that leave no trace, and calls that may never end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from queue import SimpleQueue
+
+import numpy as np  # noqa: F401  # whose BLAS this is about
+import pytest
+import sklearn.utils._openmp_helpers  # noqa: F401  # which loads OpenMP
+import threadpoolctl
+from pool_processes import code_of_child, until
+
+from polarmap.worker import blas_threads
+from polarmap.worker.blas_threads import ThreadLimiter, run_in_daemon_thread
+
+PATIENCE = 50.0
+
+
+def threads_now() -> set[int]:
+    """Of BLAS, as threadpoolctl looks for it each time."""
+    return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+
+
+@pytest.fixture
+def limits() -> ThreadLimiter:
+    """Not those of this process: a task that another test has left behind may hold them."""
+    return ThreadLimiter()
+
+
+@pytest.fixture(autouse=True)
+def three() -> Iterator[None]:
+    with threadpoolctl.threadpool_limits(3):
+        yield
+
+
+def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
+    both, one = ThreadLimiter(), ExitStack()
+    with both.limit_process(2):
+        assert threads_now() == {2}
+        one.enter_context(both.limit_process(1))
+        assert threads_now() == {1}
+    assert threads_now() == {1}
+    one.close()
+    assert threads_now() == {3}
+
+
+def test_a_thread_limits_openmp_for_itself(limits: ThreadLimiter) -> None:
+    def of_openmp() -> set[int]:
+        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
+
+    with limits.limit_process(1):
+        assert of_openmp() == {3}
+        with limits.limit_current_thread(1):
+            assert of_openmp() == {1}
+        assert of_openmp() == {3}
+    assert of_openmp() == {3}
+
+
+def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(limits: ThreadLimiter) -> None:
+    with limits.limit_process(5):
+        assert threads_now() == {3}
+    assert threads_now() == {3}
+    with limits.limit_process(1):
+        threadpoolctl.threadpool_limits(2)
+    assert threads_now() == {2}
+
+
+SCENES = {
+    "a library that a task loads": """
+        with thread_limiter.limit_process(1):
+            import scipy.linalg
+            threadpoolctl.ThreadpoolController().select(user_api="blas").limit(limits=2)
+            with thread_limiter.limit_process(1):
+                assert now() == {1}, now()
+    """,
+    "a library that comes with a function": """
+        class Ticket:
+            block, attempt = None, 0
+        with thread_limiter.limit_process(1):
+            FutureTaskIO(b"cscipy.linalg\\nnorm\\n.", None, None).load(Ticket())
+            assert now() == {1}, now()
+    """,
+    "a forked process, which has no tasks": """
+        with thread_limiter.limit_process(1):
+            child = os.fork()
+            if not child:
+                assert now() == {3}, now()
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert now() == {1}, now()
+        assert now() == {3}, now()
+    """,
+}
+PROGRAM = """
+import json, os, sys, threadpoolctl
+from polarmap.worker.future_tasks import FutureTaskIO
+from polarmap.worker.blas_threads import thread_limiter
+
+def now():
+    return {one["num_threads"] for one in threadpoolctl.threadpool_info()}
+
+def play(scene):
+    try:
+        assert "scipy" not in sys.modules
+        threadpoolctl.threadpool_limits(3)
+        exec(scene, globals())
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)
+
+endings = {}
+for name, scene in json.loads(sys.argv[1]).items():
+    child = os.fork() or play(scene)
+    endings[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(endings))
+"""
+
+
+@pytest.fixture(scope="module")
+def endings() -> dict[str, int]:
+    """How each scene ends, in a process of its own, forked of one interpreter that has no scipy."""
+    scenes = json.dumps({name: textwrap.dedent(scene) for name, scene in SCENES.items()})
+    command = [sys.executable, "-c", PROGRAM, scenes]
+    done = subprocess.run(command, check=True, timeout=PATIENCE, stdout=subprocess.PIPE)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_limits_hold_for_what_comes_while_a_task_runs(scene: str, endings: dict[str, int]) -> None:
+    assert endings[scene] == 0
+
+
+def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimiter) -> None:
+    barrier = threading.Barrier(8)
+
+    def task() -> None:
+        for _ in range(50):
+            with limits.limit_process(1), limits.limit_current_thread(1):
+                pass
+        barrier.wait(PATIENCE)
+
+    running = [threading.Thread(target=task) for _ in range(8)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(PATIENCE)
+    assert threads_now() == {3}
+
+
+def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimiter) -> None:
+    """threadpoolctl has the first thread alone set OpenBLAS: the others do nothing, silently."""
+    threadpoolctl.threadpool_limits(3)  # and keeps it
+
+    def task() -> None:
+        with limits.limit_process(1):
+            found.append(threads_now())
+
+    found: list[set[int]] = []
+    thread = threading.Thread(target=task)
+    thread.start()
+    thread.join(PATIENCE)
+    assert (found, threads_now()) == ([{1}], {3})
+    with threadpoolctl.threadpool_limits(2):  # still listens to this one
+        assert threads_now() == {2}
+
+
+def test_without_threadpoolctl_nothing_is_limited(
+    limits: ThreadLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "threadpoolctl", None)
+        with limits.limit_process(1), limits.limit_current_thread(1):
+            assert threads_now() == {3}
+
+
+def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas_threads, "_idle_threads", [])
+    monkeypatch.setattr(blas_threads, "THREAD_IDLE_SECONDS", 3.0)
+    before = len(threading.enumerate())
+    ran_on: SimpleQueue[threading.Thread] = SimpleQueue()
+    run_in_daemon_thread(lambda: ran_on.put(threading.current_thread()))
+    first = ran_on.get(timeout=PATIENCE)
+    assert first.daemon
+    assert until(lambda: len(blas_threads._idle_threads) == 1)
+    run_in_daemon_thread(lambda: ran_on.put(threading.current_thread()))
+    assert ran_on.get(timeout=PATIENCE) is first
+    first.join(PATIENCE)
+    assert not first.is_alive()
+    assert len(threading.enumerate()) <= before
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = threading.Event()
+    run_in_daemon_thread(done.set)
+    assert done.wait(PATIENCE)
+
+    def inside() -> None:
+        done = threading.Event()
+        run_in_daemon_thread(done.set)
+        assert done.wait(PATIENCE)
+
+    assert code_of_child(inside, []) == 0

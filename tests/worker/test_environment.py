@@ -1,0 +1,19 @@
+"""What f finds around it: cores."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from polarmap.worker.environment import count_available_cores
+
+
+def test_there_are_as_many_cores_as_the_machine_has_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 1 <= count_available_cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert count_available_cores() == (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_available_cores() == 1

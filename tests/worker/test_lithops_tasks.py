@@ -1,0 +1,81 @@
+"""A task of Lithops with a storage in memory."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_storage import DictStorage
+
+from polarmap.worker import lithops_tasks
+from polarmap.worker.lithops_tasks import LIVENESS_KEY, MAX_STATUS_BYTES, make_lithops_task
+from polarmap.worker.pytree import get_layout
+from polarmap.worker.segments import Location, Segment
+from polarmap.worker.task_records import BlockRef, TaskReply, TaskRequest, to_plain_tuple
+
+BLOCK = np.arange(2000.0)
+STORED = BlockRef(Location("bucket", "b"), (Segment("p/block/3", BLOCK.nbytes),), get_layout([BLOCK]))
+TICKET = TaskRequest(3, 1, STORED, None, None)
+ADDRESS: dict[str, Any] = {"bucket": "b", "prefix": "p", "nice": 0}
+
+
+class Storage(DictStorage):
+    """With a map that is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.put_object("b", "p/block/3", BLOCK.tobytes())
+        self.put_object("b", f"p/{LIVENESS_KEY}", b"")
+
+    @property
+    def results(self) -> set[str]:
+        """What workers stored."""
+        return {key for _, key in self.objects} - {"p/block/3", f"p/{LIVENESS_KEY}"}
+
+
+@pytest.fixture(autouse=True)
+def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lithops_tasks, "exit_process_when", lambda *how: None)
+
+
+def sent(
+    f: Any, storage: Storage, ticket: TaskRequest = TICKET, address: dict[str, Any] = ADDRESS
+) -> tuple[TaskReply, bytes] | None:
+    told = make_lithops_task(f, ("array",))((to_plain_tuple(ticket), address), storage)
+    return None if told is None else (TaskReply(*pickle.loads(told[0])), told[1])
+
+
+def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
+    storage = Storage()
+
+    def f(block: Any) -> Any:
+        storage.objects.pop(("b", f"p/{LIVENESS_KEY}"), None)
+        return -block
+
+    assert BLOCK.nbytes > MAX_STATUS_BYTES
+    assert sent(f, storage) is None
+    assert storage.results == set()
+
+
+def test_what_a_killed_driver_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its objects and those of Lithops, or the folder that holds them all."""
+    found: list[Any] = []
+    monkeypatch.setattr(lithops_tasks, "exit_process_when", lambda is_cancelled, end: found.append(end))
+    monkeypatch.setattr(lithops_tasks, "kill_job_and_clean_up", lambda remove_all, _seconds: remove_all())
+    storage, scratch = Storage(), tmp_path / "scratch"
+    for key in ("lithops.jobs/x-0-M000/00000/status.json", "lithops.jobs/y-0-M000/func", "p2/block/1"):
+        storage.put_object("b", key, b"")
+    (scratch / "below").mkdir(parents=True)
+    here = ADDRESS | {"driver": os.getpid(), "scratch": None, "jobs": ["lithops.jobs/x-0-"]}
+    for address in (here, here | {"scratch": str(scratch)}):
+        sent(np.sum, storage, address=address)
+    found[1]()
+    assert (scratch.exists(), len(storage.objects)) == (False, 5)
+    found[0]()
+    assert {key for _, key in storage.objects} == {"lithops.jobs/y-0-M000/func", "p2/block/1"}

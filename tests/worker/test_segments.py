@@ -1,0 +1,186 @@
+"""Bytes in storage are read as they were written, or not at all."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_storage import DictStorage, StorageNoSuchKeyError
+
+from polarmap.worker.encryption import read_segment, write_segments
+from polarmap.worker.segments import (
+    MIN_MAPPED_BYTES,
+    DamagedError,
+    Location,
+    Segment,
+    delete_segment_objects,
+    drop_inherited_connections,
+    is_missing_object_error,
+    read_file_segment,
+    read_raw_segment,
+    write_file,
+    write_object,
+)
+
+DATA = bytes(range(100))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    write_file(str(tmp_path), "below/x", DATA)
+    return str(tmp_path)
+
+
+def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
+    assert bytes(read_file_segment(folder, Segment("below/x", 10, None, 20))) == DATA[20:30]
+    assert bytes(read_file_segment(folder, Segment("below/x", 10, None, 95))) == DATA[95:]
+    assert bytes(read_file_segment(folder, Segment("below/x", 10, None, 100))) == b""
+    with pytest.raises(DamagedError, match="below/y is missing"):
+        read_file_segment(folder, Segment("below/y", 1))
+
+
+@pytest.mark.parametrize("size", [MIN_MAPPED_BYTES - 1, MIN_MAPPED_BYTES])
+def test_many_bytes_are_mapped_from_where_they_begin_to_where_the_file_ends(folder: str, size: int) -> None:
+    data = DATA * (size // len(DATA) + 2)
+    write_file(folder, "large", data)
+    for offset in (0, 7, mmap.ALLOCATIONGRANULARITY, len(data) - size):
+        for asked in (size, 2 * size):
+            found = read_file_segment(folder, Segment("large", asked, None, offset))
+            assert bytes(found) == data[offset : offset + asked]
+    assert isinstance(found, memoryview) == (size >= MIN_MAPPED_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Segment("below/x", 101), "has 100 of 101 bytes from 0 on"),
+        (Segment("below/x", 9, None, 95), "has 5 of 9 bytes from 95 on"),
+        (Segment("below/x", 100, 7), "is corrupt"),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Segment, message: str) -> None:
+    with pytest.raises(DamagedError, match=f"below/x {message}") as caught:
+        read_segment(Location("folder", folder), part, partial(read_file_segment, folder))
+    assert caught.value.kind == ("corrupt" if message == "is corrupt" else "truncated")
+
+
+@given(st.binary(min_size=1, max_size=60), st.data())
+def test_any_changed_byte_is_noticed(data: bytes, draw: st.DataObject) -> None:
+    place = draw.draw(st.integers(0, len(data) - 1))
+    changed = bytearray(data)
+    changed[place] ^= draw.draw(st.integers(1, 255))
+    with pytest.raises(DamagedError, match="x is corrupt"):
+        read_segment(Location("folder", ""), Segment("x", len(data), zlib.crc32(data)), lambda part: changed)
+
+
+def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
+    with pytest.raises(TypeError):
+        write_file(folder, "below/x", object())
+    assert [path.name for path in Path(folder, "below").iterdir()] == ["x"]
+    assert Path(folder, "below/x").read_bytes() == DATA
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    return (
+        Location("folder", str(tmp_path)) if request.param == "folder" else Location("bucket", "b", "minio")
+    )
+
+
+def test_what_is_written_is_read_and_removed(place: Location) -> None:
+    storage = DictStorage()
+
+    def get(part: Segment) -> bytes:
+        return bytes(read_segment(place, part, partial(read_raw_segment, place, storage=storage)))
+
+    def put(key: str, data: bytes) -> list[Segment]:
+        return write_segments(place, key, data, 4, partial(write_object, place, storage=storage))
+
+    parts = put("below/x", b"0123456789")
+    assert parts == [
+        Segment("below/x", size, zlib.crc32(data), offset)
+        for size, data, offset in ((4, b"0123", 0), (4, b"4567", 4), (2, b"89", 8))
+    ]
+    assert [get(part) for part in parts] == [b"0123", b"4567", b"89"]
+    assert get(Segment("below/x", 4, None, 3)) == b"3456"
+    assert get(Segment("below/x", 0)) == b""
+    assert get(Segment("", 3)) == bytes(3)
+    assert put("below/y", b"") == []
+    delete_segment_objects(place, [Segment("below/x", 10)], storage)
+    for key in ("below/x", "below/y"):
+        with pytest.raises(DamagedError, match=f"{key} is missing") as caught:
+            get(Segment(key, 4))
+        assert caught.value.kind == "missing"
+
+
+def test_a_range_behind_the_end_is_damage() -> None:
+    storage = DictStorage()
+    storage.put_object("b", "x", b"012")
+    with pytest.raises(DamagedError, match="x has 0 of 1 bytes from 4 on"):
+        read_raw_segment(Location("bucket", "b"), Segment("x", 1, None, 4), storage)
+
+
+def test_only_a_missing_object_is_missing() -> None:
+    assert is_missing_object_error(StorageNoSuchKeyError())
+    assert not is_missing_object_error(KeyError("x"))
+
+
+class PortOfClient(BaseHTTPRequestHandler):
+    """Answers with the port that a request came from, and keeps the connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        answer = str(self.client_address[1]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), PortOfClient) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "client_with",
+    [
+        lambda session: SimpleNamespace(_http=session),
+        lambda session: SimpleNamespace(
+            _pipeline=SimpleNamespace(_transport=SimpleNamespace(session=session))
+        ),
+    ],
+    ids=["Google", "Azure"],
+)
+def test_inherited_connections_are_not_used(url: str, client_with: Callable[[Any], Any]) -> None:
+    """Those of a client of S3 are tested with a worker that stays, and the others with real clients."""
+    import requests
+
+    with requests.Session() as session:
+        storage = SimpleNamespace(get_client=lambda: client_with(session))
+        inherited = [session.get(url).text for _ in range(2)]
+        drop_inherited_connections(storage)
+        assert inherited[0] == inherited[1] != session.get(url).text
+
+
+@pytest.mark.parametrize("storage", [None, DictStorage(), SimpleNamespace(get_client=dict)])
+def test_a_storage_without_connections_has_none_to_drop(storage: Any) -> None:
+    drop_inherited_connections(storage)

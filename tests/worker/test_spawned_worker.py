@@ -1,0 +1,51 @@
+"""A worker in an interpreter of its own, without a driver that knows it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from polarmap.worker.socket_channel import HELLO, SocketChannel
+
+PROGRAM = """
+import json, socket, sys
+from polarmap.worker import spawned_worker
+# As Windows has it: bytes that mean a socket.
+socket.fromshare = lambda data: socket.socket(fileno=int(data))
+spawned_worker.main(json.loads(sys.argv[1]), [sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("is_shared", "hangs_up"), [(False, False), (True, False), (False, True)], ids=["", "shared", "hung up"]
+)
+def test_it_tells_its_process_and_ends_with_its_standard_input_and_the_folder(
+    is_shared: bool, hangs_up: bool, tmp_path: Path
+) -> None:
+    """Also if it sees the end of the connection first: a driver that dies closes one after the other."""
+    ours, theirs = socket.socketpair()
+    (tmp_path / "folder").mkdir()
+    number = theirs.fileno()
+    told = base64.b64encode(str(number).encode()).decode() if is_shared else number
+    command = [sys.executable, "-c", PROGRAM, json.dumps(told), str(tmp_path / "folder")]
+    with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[number]) as process:
+        theirs.close()
+        channel = SocketChannel(ours)
+        [message], _ = channel.receive(60.0)
+        assert message == (HELLO, (-1, -1, -1), str(process.pid).encode(), b"", False)
+        assert process.stdin is not None
+        if hangs_up:
+            ours.shutdown(socket.SHUT_RDWR)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        process.stdin.close()
+        assert process.wait(60.0) == 0
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,218 @@
+"""Objects as a worker uses them, in a storage that is a dict."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from memory_storage import DictStorage
+from pool_processes import until
+
+from polarmap.worker import storage_channel
+from polarmap.worker.socket_channel import CANCEL, TASK, TASK_REPLY, Message
+from polarmap.worker.storage_channel import ChannelKeys, Mailbox, ReplyKey, StorageChannel
+
+KEYS = ChannelKeys("polarmap/pool-1")
+NOTHING: tuple[list[Message], bool] = [], True
+GONE: tuple[list[Message], bool] = [], False
+
+
+class Driver:
+    """What a driver puts there."""
+
+    def __init__(self) -> None:
+        self.storage, self.beat = DictStorage(), 0
+
+    def put(self, data: Any = None, **messages: Any) -> None:
+        """Orders for workers w7, w8: the numbers of messages, themselves, and the digests of their data."""
+        self.beat += 1
+        told = {int(key[1:]): each for key, each in messages.items()}
+        orders = Mailbox(self.beat, data or {}, told)
+        self.storage.put_object("b", KEYS.mailbox_key, pickle.dumps(tuple(orders)))
+
+    def heard(self) -> list[tuple[ReplyKey, bytes]]:
+        keys = self.storage.list_keys("b", KEYS.reply_prefix)
+        return [
+            (found, self.storage.get_object("b", key)) for key in keys if (found := KEYS.parse_reply_key(key))
+        ]
+
+
+@pytest.fixture
+def driver() -> Driver:
+    one = Driver()
+    one.put()
+    return one
+
+
+@pytest.fixture
+def channel(driver: Driver) -> Iterator[StorageChannel]:
+    with closing(StorageChannel(driver.storage, "b", KEYS.prefix, 7)) as one:
+        yield one
+
+
+def heard(channel: StorageChannel) -> list[Message]:
+    said, is_there = channel.receive(1.0)
+    assert is_there
+    return said
+
+
+@pytest.mark.parametrize(
+    "said", [ReplyKey(0, 9, 1, 0, 2, 0), ReplyKey(123, 2**32 - 1, 10**11, 45, 44, 10**9)]
+)
+def test_keys_tell_what_was_said(said: ReplyKey) -> None:
+    assert KEYS.parse_reply_key(KEYS.format_reply_key(said)) == said
+
+
+def test_a_message_is_taken_once_and_looked_for_as_often_as_is_of_use(
+    driver: Driver, channel: StorageChannel
+) -> None:
+    assert channel.receive(0.0) == NOTHING
+    driver.put(w7=[(4, Message(CANCEL), None)], w8=[(9, Message(TASK), None)])
+    assert channel.receive(0.0) == NOTHING  # as it has just looked
+    assert until(lambda: channel.receive(0.0) == ([Message(CANCEL)], True))
+    assert channel.receive(0.02) == NOTHING
+    driver.put(w7=[(4, Message(CANCEL), None)])
+    assert channel.receive(0.02) == NOTHING
+
+
+def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: StorageChannel) -> None:
+    calls = [Message(TASK, header=b"%d" % number) for number in range(3)]
+    driver.storage.put_object("b", KEYS.payload_key(b"large"), b"an object of its own")
+    driver.put({b"small": b"f"}, w7=list(zip((1, 2, 5), calls, (b"small", None, b"large"), strict=True)))
+    assert heard(channel) == [
+        calls[0]._replace(data=b"f"),
+        calls[1],
+        calls[2]._replace(data=b"an object of its own"),
+    ]
+    driver.put(w7=[(6, Message(CANCEL), None)])
+    assert heard(channel) == [Message(CANCEL)]
+    assert driver.heard() == []  # what is told is replied to when it is done, and not before
+
+
+def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: StorageChannel) -> None:
+    driver.put(w7=[(1, Message(TASK), b"digest")])
+    assert channel.receive(0.0) == NOTHING
+    assert not channel.is_peer_closed()
+    driver.put({b"other": b"newer"}, w7=[(2, Message(TASK), b"other")])
+    assert heard(channel) == [Message(TASK, data=b"newer")]
+
+
+def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: StorageChannel) -> None:
+    channel._next_heartbeat_at = 0.0
+    assert not channel.is_peer_closed()
+    driver.storage.delete_object("b", KEYS.mailbox_key)
+    assert channel.receive(1.0) == GONE
+    channel._next_heartbeat_at = 0.0
+    assert channel.is_peer_closed()
+
+
+@pytest.mark.parametrize("notices", ["receive", "is_closed"])
+def test_a_worker_whose_driver_is_gone_leaves_no_replies(
+    driver: Driver, channel: StorageChannel, notices: str
+) -> None:
+    """A cloud does not kill a worker that is at a task when its pool is closed."""
+    other = StorageChannel(driver.storage, "b", KEYS.prefix, 71)
+    other.send(Message(TASK_REPLY))
+    driver.storage.delete_object("b", KEYS.mailbox_key)
+    channel._next_heartbeat_at = 0.0
+    channel.send(Message(TASK_REPLY))
+    assert channel.receive(1.0) == GONE if notices == "receive" else channel.is_peer_closed()
+    assert [said.worker_id for said, _ in driver.heard()] == [71]
+
+
+def test_a_worker_whose_driver_is_there_leaves_its_replies(driver: Driver, channel: StorageChannel) -> None:
+    channel.send(Message(TASK_REPLY))
+    driver.put(w8=[])
+    assert channel.receive(0.0) == NOTHING
+    channel.close()
+    assert [said.worker_id for said, _ in driver.heard()] == [7]
+
+
+def test_a_driver_whose_object_does_not_change_is_gone(
+    driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert channel.receive(0.0) == NOTHING
+    monkeypatch.setattr(storage_channel, "OUTAGE_SECONDS", 0.02)
+    time.sleep(0.05)
+    driver.put()
+    assert channel.receive(0.0) == NOTHING  # it has
+    time.sleep(0.05)
+    assert channel.receive(0.0) == GONE
+
+
+def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, channel: StorageChannel) -> None:
+    right = driver.storage.objects["b", KEYS.mailbox_key]
+    driver.storage.objects["b", KEYS.mailbox_key] = right[:5]  # half an object
+    assert channel.receive(0.0) == NOTHING
+    driver.put(w7=[(1, Message(CANCEL), None)])
+    assert heard(channel) == [Message(CANCEL)]
+
+
+# --- what it says by itself ----------------------------------------------------------------------
+
+
+def test_signs_of_life_tell_how_far_it_is_and_go_on_when_the_storage_was_away(
+    driver: Driver, channel: StorageChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not channel.is_peer_closed()
+    assert driver.heard() == []  # it is not time yet
+    monkeypatch.setattr(storage_channel, "HEARTBEAT_SECONDS", 0.0)
+    channel._next_heartbeat_at, put = 0.0, driver.storage.put_object
+
+    def away(bucket: str, key: str, data: bytes) -> None:
+        raise OSError("away")
+
+    driver.storage.put_object = away
+    assert not channel.is_peer_closed()
+    driver.storage.put_object = put
+    assert not channel.is_peer_closed()
+    driver.put(w7=[(1, Message(TASK), None)])
+    heard(channel)
+    channel.send(Message(TASK_REPLY))
+    assert not channel.is_peer_closed()
+    found = [said for said, _ in driver.heard()]
+    assert [(one.sequence_number, one.last_received, one.last_sent, one.size > 0) for one in found] == [
+        (2, 0, 0, False),
+        (3, 1, 1, True),
+        (4, 1, 1, False),
+    ]
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses = 0.0, list[float]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.03])
+def test_it_asks_no_more_often_than_the_storage_answers(
+    driver: Driver, channel: StorageChannel, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, get = Clock(), driver.storage.get_object
+    monkeypatch.setattr(storage_channel, "time", clock)
+    channel._mailbox_changed_at = 0.0
+
+    def slowly(*arguments: Any, **options: Any) -> bytes:
+        clock.now += seconds
+        return get(*arguments, **options)
+
+    driver.storage.get_object = slowly
+    assert channel.receive(1.0) == NOTHING
+    first, slow = storage_channel.MIN_POLL_INTERVAL, storage_channel.SLOW_STORAGE_POLL_INTERVAL
+    assert clock.pauses[0] == pytest.approx(min(max(seconds, first), slow))
+    channel.receive(12.0)  # until it asks as seldom as can be
+    often = [pause for pause in clock.pauses[:-1] if pause < 0.9 * storage_channel.MAX_POLL_INTERVAL]
+    assert seconds < slow or len(often) <= storage_channel.N_POLLS_PER_MESSAGE  # what is billed
+    assert max(clock.pauses) == storage_channel.MAX_POLL_INTERVAL

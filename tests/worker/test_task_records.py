@@ -1,0 +1,108 @@
+"""What travels comes back as it was, as plain tuples."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from polarmap.worker.pytree import get_layout
+from polarmap.worker.segments import Location, Segment
+from polarmap.worker.task_records import (
+    MAX_ERROR_CHARACTERS,
+    BlockRef,
+    ErrorInfo,
+    Fault,
+    OutputSpec,
+    TaskReply,
+    TaskRequest,
+    describe_error,
+    pickle_value,
+    to_plain_tuple,
+)
+
+
+class Key(NamedTuple):
+    first: int
+    addend_rows: int
+
+
+BLOCK = np.arange(6.0).reshape(2, 3)
+STORED = BlockRef(
+    Location("bucket", "b", "minio"), (Segment("x", 40), Segment("y", 8, 1, 4)), get_layout([BLOCK])
+)
+TICKETS = [
+    TaskRequest(3, 1, None, None, None),
+    TaskRequest(3, 1, STORED, Fault("sleep", 2.0), OutputSpec(Location("folder", "/f"), "p", 5), (1, 0)),
+]
+
+
+@pytest.mark.parametrize("ticket", TICKETS)
+def test_tickets_travel_as_plain_tuples(ticket: TaskRequest) -> None:
+    assert classes_in(to_plain_tuple(ticket)) <= {tuple, str, int, float, bytes, type(None)}
+    assert TaskRequest.from_tuple(pickle.loads(pickle.dumps(to_plain_tuple(ticket)))) == ticket
+
+
+def test_named_tuples_of_the_caller_stay_as_they_are() -> None:
+    [key] = travelled(TaskReply(None, 1.0, (dict, (Key(1, 2),), (("array",),)))).structure[1]
+    assert key.second == 2
+
+
+def classes_in(value: Any) -> set[type]:
+    """Of a nested tuple and all in it."""
+    inside = (classes_in(one) for one in value) if isinstance(value, tuple) else ()
+    return {type(value)}.union(*inside)
+
+
+def travelled(reply: TaskReply) -> TaskReply:
+    came = TaskReply(*pickle.loads(bytearray(pickle_value(to_plain_tuple(reply)))))
+    return came if came.error is None else came._replace(error=ErrorInfo(*came.error))
+
+
+def travelled_error(error: BaseException) -> ErrorInfo:
+    came = travelled(TaskReply(describe_error(error), 1.0)).error
+    assert came is not None
+    return came
+
+
+def test_any_exception_can_be_described_and_travels() -> None:
+    class HostileError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        def __reduce__(self) -> Any:
+            raise RuntimeError
+
+    error = HostileError()
+    said = describe_error(error)
+    assert said == ErrorInfo("HostileError", "<its __str__ raised>", said.traceback, error)
+    assert travelled_error(error) == said._replace(exception=None)
+    long = travelled_error(ValueError("x" * (2 * MAX_ERROR_CHARACTERS)))
+    assert len(long.message) == len(long.traceback) == MAX_ERROR_CHARACTERS
+    assert isinstance(long.exception, bytes)
+    assert isinstance(pickle.loads(long.exception), ValueError)
+
+
+def test_one_that_would_come_back_as_another_does_not_travel() -> None:
+    class Disguised(Exception):  # noqa: N818
+        def __reduce__(self) -> Any:
+            return ValueError, ("other",)
+
+    class Odd(Exception):  # noqa: N818
+        def __init__(self, first: int, second: int) -> None:
+            super().__init__(f"{first} and {second}")
+
+    class Trap(Exception):  # noqa: N818
+        def __reduce__(self) -> Any:
+            return sys.exit, (7,)
+
+    class Interrupting(Exception):  # noqa: N818
+        def __reduce__(self) -> Any:
+            raise KeyboardInterrupt
+
+    for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock()), Trap(), Interrupting()):
+        assert travelled_error(error).exception is None
