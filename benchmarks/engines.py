@@ -97,7 +97,9 @@ def coded(cluster: Any, iteration: Iteration, misfortunes: Misfortunes) -> Itera
         ) as operator,
     ):
         iteration.coded(operator, iteration.start)
-        while (kept := pool._kept) is None or len(kept.workers) < operator.report.n:  # all have started
+        while (kept := pool._resources) is None or len(
+            kept.worker_pool
+        ) < operator.report.n:  # all have started
             iteration.coded(operator, iteration.start)
         yield step
 

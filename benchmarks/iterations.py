@@ -95,7 +95,7 @@ def with_polarmap(iteration: Iteration, draws: Draws) -> Iterator[Step]:
         return iteration.coded(operator, x)
 
     with (
-        Pool(memory=MEMORY) as pool,
+        Pool(memory_limit=MEMORY) as pool,
         CodedOperator(
             iteration.matrix, blocks=BLOCKS, tasks=WORKERS, executor=FaultyExecutor(pool, faults)
         ) as operator,

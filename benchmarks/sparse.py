@@ -49,7 +49,7 @@ def products(A: Any, pool: Any, repeats: int) -> tuple[Any, ...]:
     actions += [product(one, x, executor) for executor in (pool, late) for one in (coded, copies)]
     for action in actions:
         assert np.allclose(action(), A @ x)
-    parity = [coded.layout(index)[0][1][0] for index in range(K, N)]
+    parity = [coded.block_layout(index)[0][1][0] for index in range(K, N)]
     work = compute_relative_work(blocks.nonzeros_per_block, parity)
     return parity[0] * K / A.nnz, work, coded.encode_seconds, *map(median, in_turns(actions, repeats))
 

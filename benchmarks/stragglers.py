@@ -27,7 +27,7 @@ from benchmarks.cubed_backups import map_with_backups
 from benchmarks.pages import table
 from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
 from polarmap import Pool
-from polarmap.executors.lithops_internals import end, localhost_functions
+from polarmap.executors.lithops_internals import build_localhost_executor, close_function_executor
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import Report
 
@@ -128,7 +128,7 @@ def on_pool() -> Iterator[dict[str, Scheme]]:
 @contextmanager
 def on_lithops() -> Iterator[dict[str, Scheme]]:
     """Its map on this machine, with the settings that polarmap has found best."""
-    functions = localhost_functions()
+    functions = build_localhost_executor()
     functions.config["localhost"]["worker_processes"] = K
 
     def plain(job: SleepingJob) -> Any:
@@ -138,7 +138,7 @@ def on_lithops() -> Iterator[dict[str, Scheme]]:
     try:
         yield {"Lithops": partial(timed, plain)}
     finally:
-        end(functions)
+        close_function_executor(functions)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks import is_quick, processor_seconds, show
 from polarmap.arrays.stripe_encoder import make_encode_task
 from polarmap.arrays.weighted_sums import compute_recovery_weights, make_weighted_sum_function
-from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.clouds.prices import CALL_OVERHEAD_SECONDS, USD_PER_WRITE_AND_READ, estimate_map_cost
 from polarmap.codes import PolarCode
 
 ROWS, COLUMNS, ITEMSIZE = 2_013_526, 196_608, 4  # of examples/imagenet_shape.py; float32
@@ -26,7 +26,7 @@ SLOW = 0.05  # share of the workers that take several times as long
 FACTOR = 5.0  # how many times
 LOST = 0.05  # share of the blocks that a repair finds lost
 MEMORY_SPEED = 2e9  # bytes per second of a checksum, or of a product with a vector
-LAMBDA = Worker("aws_lambda", "aws_s3", memory=1769, interval=1.0)  # one processor
+LAMBDA = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, poll_seconds=1.0)  # one processor
 
 # Bytes per second of one core, of a loaded machine: of data that is encoded, and of parts that are read to
 # rebuild others (`main` measures them).
@@ -100,13 +100,13 @@ class Layout:
 
     def _estimate(self, steps: list[Step], wait: float, paid: float) -> Estimate:
         """`wait`, `paid`: what is waited for, and paid of each worker, in times of one that is not slow."""
-        write, read = STORAGE["aws_s3"]
+        write, read = USD_PER_WRITE_AND_READ["aws_s3"]
         seconds = dollars = requests = 0.0
         for step in steps:
             each = step.seconds(self.bandwidth)
-            bill = cost(LAMBDA, [paid * each] * WORKERS, wait * each + AROUND_SECONDS)
+            bill = estimate_map_cost(LAMBDA, [paid * each] * WORKERS, wait * each + CALL_OVERHEAD_SECONDS)
             assert bill is not None
-            seconds += wait * each + AROUND_SECONDS
+            seconds += wait * each + CALL_OVERHEAD_SECONDS
             dollars += bill.total + WORKERS * (step.gets * read + step.puts * write)
             requests += WORKERS * (step.gets + step.puts)
         return Estimate(seconds, dollars, requests)

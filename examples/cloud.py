@@ -14,7 +14,7 @@ import numpy as np
 
 import polarmap
 from polarmap import planning
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import WorkerSpec
 
 CONFIGURATION = f"""
 lithops:
@@ -43,7 +43,7 @@ y.report.plot()
 # What would it cost on AWS Lambda? A plan says so beforehand, from list prices:
 
 # %%
-lambdas = Worker("aws_lambda", "aws_s3", memory=1769)
+lambdas = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
 seconds = planning.with_stragglers(planning.ShiftedExponential(2.0, 0.3), 0.03, 5.0)
 plan = polarmap.plan(24, seconds, worker_spec=lambdas)
 print(f"{plan.n} functions for {plan.k} blocks: {plan.cost}")

@@ -3,9 +3,9 @@
 Projections and proximal operators are those of pyproximal.
 """
 
-from polarmap.clouds.extras import needed_by
+from polarmap.optional import require_extra
 
-with needed_by("polarmap.convex", "scipy and scikit-learn", "convex"):
+with require_extra("polarmap.convex", "scipy and scikit-learn", "convex"):
     from polarmap.models.losses import LogisticLoss, SquaredLoss
     from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearBoxPenalty
     from polarmap.models.projections import l1_ball, simplex

@@ -1,8 +1,8 @@
 """Networks of two layers trained to the global optimum, whose every product with the data is a coded map."""
 
-from polarmap.clouds.extras import needed_by
+from polarmap.optional import require_extra
 
-with needed_by("polarmap.convexnn", "scipy and scikit-learn", "convex"):
+with require_extra("polarmap.convexnn", "scipy and scikit-learn", "convex"):
     from polarmap.models.convex_network import ConvexMLPClassifier, ConvexMLPRegressor, TwoLayerNetwork
 
 __all__ = ["ConvexMLPClassifier", "ConvexMLPRegressor", "TwoLayerNetwork"]

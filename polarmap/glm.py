@@ -3,9 +3,9 @@
 Solvers are those of scipy, and Newton steps where Gram matrices are small.
 """
 
-from polarmap.clouds.extras import needed_by
+from polarmap.optional import require_extra
 
-with needed_by("polarmap.glm", "scipy and scikit-learn", "glm"):
+with require_extra("polarmap.glm", "scipy and scikit-learn", "glm"):
     from polarmap.models.linear_regression import LeastSquares, Ridge
     from polarmap.models.logistic import LogisticRegression
     from polarmap.models.poisson import PoissonRegression

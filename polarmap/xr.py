@@ -10,12 +10,12 @@ import numpy as np
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, choose_n_blocks
 from polarmap.blocks.equal import copy_block_rows
-from polarmap.clouds.extras import needed_by
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.secret_sharing import SecretSharing
 from polarmap.dtypes import Array, check_dtype, machine_epsilon
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedOptions
+from polarmap.optional import require_extra
 from polarmap.report import Report
 from polarmap.run.options import (
     OnTimeout,
@@ -30,7 +30,7 @@ from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.run.trusted import Trust
 
-with needed_by("polarmap.xr", "xarray", "xarray"):
+with require_extra("polarmap.xr", "xarray", "xarray"):
     import xarray as xr
 
 if TYPE_CHECKING:

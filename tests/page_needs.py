@@ -19,7 +19,7 @@ MODULES = {
 }
 BROUGHT_BY = {"sklearn": {"joblib"}, "distributed": {"dask"}, "xarray": {"pandas"}}  # what these depend on
 OWN = {"polarmap", "benchmarks"}
-# Public names that need packages at once, and a module that `needed_by` guards for each.
+# Public names that need packages at once, and a module that `require_extra` guards for each.
 GUARDED = {
     "CodedOperator": "linalg/operators.py",
     "sketched_lstsq": "linalg/sketch.py",

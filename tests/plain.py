@@ -18,8 +18,8 @@ from dask_executors import dask_executor
 
 import polarmap
 from polarmap.codes import ArrivalTracker, PolarCode
-from polarmap.executors.base import Event, Outcome, Payload, Run
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.interface import Event, JobSpec, Outcome, Session
+from polarmap.executors.replay import ReplaySession
 from polarmap.testing import ReplayExecutor
 
 STATES = ("arrived", "surplus", "abandoned", "cancelled", "failed", "held back")
@@ -163,7 +163,7 @@ def ends(events: Iterable[Event]) -> list[Outcome]:
     return [event for event in events if isinstance(event, Outcome)]
 
 
-def first_ends(run: Run, count: int, seconds: float = 60.0) -> list[Outcome]:
+def first_ends(run: Session, count: int, seconds: float = 60.0) -> list[Outcome]:
     """So many outcomes, as soon as a run has told them."""
     found: list[Outcome] = []
     deadline = run.now() + seconds
@@ -180,13 +180,13 @@ class AlteringReplay(ReplayExecutor):
         """What is told instead."""
         raise NotImplementedError
 
-    def open(self, payload: Payload) -> ReplayRun:
-        return AlteringRun(self._seconds, payload, self.altered)
+    def open(self, job_spec: JobSpec) -> ReplaySession:
+        return AlteringRun(self._arrival_seconds, job_spec, self.altered)
 
 
-class AlteringRun(ReplayRun):
+class AlteringRun(ReplaySession):
     def __init__(
-        self, seconds: Mapping[int, float], payload: Payload, altered: Callable[[Outcome], Outcome]
+        self, seconds: Mapping[int, float], payload: JobSpec, altered: Callable[[Outcome], Outcome]
     ) -> None:
         super().__init__(seconds, payload)
         self._altered = altered

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap.executors.worker_table import KeptWorker, Lease, WorkerTable
+from polarmap.executors.worker_pool import Allocation, WorkerHandle, WorkerPool
 from polarmap.types import CodedResult
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -46,15 +46,15 @@ def workers_of(pool: Any) -> set[int]:
     return {int(one) for one in polarmap.hedged_map(f, [X] * 8, executor=pool, timeout=PATIENCE)}
 
 
-def opened(table: WorkerTable) -> Lease:
+def opened(table: WorkerPool) -> Allocation:
     """One run more, which nobody wakes."""
-    return table.open(lambda: None)
+    return table.open_allocation(lambda: None)
 
 
-def taken(table: WorkerTable, lease: Lease, task: Any = None) -> KeptWorker:
+def taken(table: WorkerPool, lease: Allocation, task: Any = None) -> WorkerHandle:
     """A worker for a task of this run, as soon as one is there."""
     deadline = time.monotonic() + PATIENCE
-    while (worker := table.take(lease, 1, lambda: [task])) is None:
+    while (worker := table.acquire_worker(lease, 1, lambda: [task])) is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return worker

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from polarmap.clouds import limits, settings
-from polarmap.clouds.runtimes import RUNTIMES
+from polarmap.clouds import limits, lithops_config
+from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = sorted(path.name for path in (ROOT / "backends").iterdir() if path.is_dir())
@@ -44,7 +44,9 @@ def test_no_python_beside_the_package(folder: str) -> None:
 
 
 def test_every_config_has_its_backend_and_every_backend_its_config() -> None:
-    assert sorted(path.stem for path in (ROOT / "config").glob("*.yaml")) == BACKENDS == sorted(RUNTIMES)
+    assert (
+        sorted(path.stem for path in (ROOT / "config").glob("*.yaml")) == BACKENDS == sorted(RUNTIME_IMAGES)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -61,7 +63,9 @@ def test_workers_pin_what_the_package_pins() -> None:
     ours = {project(line): line for line in install_requires()}
     assert {ours[project(pin)] for pin in pins} == pins
     assert {"lithops", "numpy", "cloudpickle"} <= {project(pin) for pin in pins}
-    assert ours.keys().isdisjoint(project(one) for runtime in RUNTIMES.values() for one in runtime.packages)
+    assert ours.keys().isdisjoint(
+        project(one) for runtime in RUNTIME_IMAGES.values() for one in runtime.extra_packages
+    )
 
 
 def project(requirement: str) -> str:
@@ -95,7 +99,7 @@ def test_lithops_accepts_the_configuration_once_filled_in(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     config = filled(template(backend))
     before = copy.deepcopy(config)
-    place = "standalone" if RUNTIMES[backend].is_machine else "serverless"
+    place = "standalone" if RUNTIME_IMAGES[backend].is_virtual_machine else "serverless"
     lithops_reads(f"{place}/backends/{backend}", config)
     storage = config["lithops"]["storage"]
     lithops_reads(f"storage/backends/{storage}", config)
@@ -106,8 +110,8 @@ def test_lithops_accepts_the_configuration_once_filled_in(
         for key, value in before[section].items():
             assert config[section][key] == value or key == "runtime"
     assert config[storage]["storage_bucket"]
-    worker = limits.worker_of(config)
-    assert worker is not None and worker.workers is not None
+    worker = limits.parse_worker_spec(config)
+    assert worker is not None and worker.max_workers is not None
 
 
 def lithops_reads(place: str, config: dict[str, Any]) -> None:
@@ -119,7 +123,7 @@ def lithops_reads(place: str, config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backend", CLOUDS)
 def test_the_configuration_is_a_template_and_holds_no_secret(backend: str) -> None:
-    missing = dict(settings.placeholders(template(backend)))
+    missing = dict(lithops_config.find_placeholders(template(backend)))
     assert any(key.endswith("storage_bucket") for key in missing)
     secrets = [key for key in flat(template(backend)) if re.search("secret|password|_key", key)]
     assert set(secrets) <= set(missing)

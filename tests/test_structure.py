@@ -68,7 +68,7 @@ ONLY_FROM = {
     ],
     "ray": ["polarmap.executors.ray", "polarmap.worker.cluster_segments"],
     "threadpoolctl": ["polarmap.worker.blas_threads"],
-    "yaml": ["polarmap.clouds.settings"],
+    "yaml": ["polarmap.clouds.lithops_config"],
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.run.observers"],
     "tqdm": ["polarmap.run.observers"],
@@ -252,8 +252,8 @@ HEAVY |= {"opentelemetry", "ray", "IPython", "xarray", "pyproximal", "cryptograp
 STEPS = [
     "import polarmap; dir(polarmap)",
     "import numpy; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)",
-    "from polarmap.executors import choices as c\n"
-    "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_ray, c.is_of_lithops)]",
+    "from polarmap.executors import executor_specs as c\n"
+    "[one(object()) for one in (c.is_localhost, c.is_config_path, c.is_dask_client, c.is_ray, c.is_lithops_executor)]",
     "import polarmap.glm",
     "import polarmap.convex, polarmap.convexnn",
 ]

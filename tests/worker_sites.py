@@ -14,10 +14,10 @@ from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors.block_store import BlockStore, StoredPieces
-from polarmap.executors.lithops import InBucket
-from polarmap.executors.objects import Join, ObjectLinks
-from polarmap.executors.remote_workers import Site
+from polarmap.executors.block_store import BlockStore, PublishedBlocks
+from polarmap.executors.lithops import BucketBlockStore
+from polarmap.executors.remote_workers import WorkerProvider
+from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.persistent_worker import (
     DriverAddress,
@@ -53,58 +53,75 @@ def serving_by_storage(storage: Any) -> Life:
 
 
 @contextmanager
-def pool_of(site: Site, **options: Any) -> Iterator[Pool]:
+def pool_of(site: WorkerProvider, **options: Any) -> Iterator[Pool]:
     """A pool whose workers are those of a site."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("polarmap.executors.pool._place", lambda choice: (site.name, None, lambda: site))
+        patched.setattr(
+            "polarmap.executors.pool._resolve_provider", lambda choice: (site.name, None, lambda: site)
+        )
         with Pool(Path("threads.yaml"), **options) as pool:
             yield pool
 
 
 def sent_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the parts that a driver sends to its workers from now on."""
-    sent, part = list[str](), StoredPieces.part
+    sent, part = list[str](), PublishedBlocks.read_component
     monkeypatch.setattr(
-        StoredPieces, "part", lambda self, coded, key: (sent.append(key), part(self, coded, key))[1]
+        PublishedBlocks,
+        "read_component",
+        lambda self, coded, key: (sent.append(key), part(self, coded, key))[1],
     )
     return sent
 
 
-class ThreadSite(Site):
+class ThreadSite(WorkerProvider):
     """Each worker is a thread; lives: what those of these numbers do, others are honest.
 
-    limits, seconds, workers, storage : as those of other sites.
+    worker_spec, max_worker_seconds, max_workers, storage : as those of other sites.
     """
 
     name = "threads"
-    prefix = "polarmap/pool-1"
-    look_seconds = 1e-3
+    key_prefix = "polarmap/pool-1"
+    listing_interval = 1e-3
     is_closed = False
 
     def __init__(self, lives: Mapping[int, Life] | None = None, default: Life = honest) -> None:
         self.lives, self.default = dict(lives or {}), default
-        self.seconds, self.workers = 1e6, None
+        self.max_worker_seconds, self.max_workers = 1e6, None
         self.storage: DictStorage | None = None
         self.threads: dict[int, threading.Thread] = {}
         self.told: dict[int, str] = {}
         self.launches: list[list[int]] = []
         self.refusal: ExecutorError | None = None
 
-    def object_links(self, join: Join) -> ObjectLinks | None:
-        return None if self.storage is None else ObjectLinks(self.storage, self.prefix, join)
+    def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer | None:
+        return (
+            None
+            if self.storage is None
+            else StorageChannelServer(self.storage, self.key_prefix, on_connected)
+        )
 
-    def block_store(self) -> BlockStore:
-        return BlockStore(self.prefix) if self.storage is None else InBucket(self.storage, self.prefix)
+    def make_block_store(self) -> BlockStore:
+        return (
+            BlockStore(self.key_prefix)
+            if self.storage is None
+            else BucketBlockStore(self.storage, self.key_prefix)
+        )
 
-    def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+    def launch_workers(
+        self,
+        driver_address: DriverAddress,
+        lifetimes: Mapping[int, float],
+        machine_by_worker: Mapping[int, str],
     ) -> None:
-        self.launches.append(list(workers))
+        self.launches.append(list(lifetimes))
         if self.refusal is not None:
             raise self.refusal
-        for number, seconds in workers.items():
+        for number, seconds in lifetimes.items():
             life = self.lives.get(number, self.default)
-            thread = threading.Thread(target=self.live, args=(life, address, number, seconds), daemon=True)
+            thread = threading.Thread(
+                target=self.live, args=(life, driver_address, number, seconds), daemon=True
+            )
             self.threads[number] = thread
             thread.start()
 
@@ -115,7 +132,7 @@ class ThreadSite(Site):
         except Exception as error:
             self.told[number] = f"{type(error).__name__}: {error}"
 
-    def ended(self, may_ask: bool = True) -> dict[int, str]:
+    def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         told, self.told = self.told, {}
         return told
 
@@ -132,7 +149,7 @@ class MachineSite(ThreadSite):
     withdrawn : workers of which the start was cancelled.
     """
 
-    place_seconds = 0.2
+    placement_timeout = 0.2
 
     def __init__(self, *machines: str) -> None:
         super().__init__()
@@ -142,19 +159,26 @@ class MachineSite(ThreadSite):
         self.placements: list[list[str]] = []
         self.links: dict[int, SocketChannel] = {}
 
-    def machines(self) -> list[str]:
+    def list_machines(self) -> list[str]:
         return self.known
 
-    def withdraw(self, workers: Collection[int]) -> None:
-        self.withdrawn += workers
+    def cancel_launch(self, worker_ids: Collection[int]) -> None:
+        self.withdrawn += worker_ids
 
-    def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str]
+    def launch_workers(
+        self,
+        driver_address: DriverAddress,
+        lifetimes: Mapping[int, float],
+        machine_by_worker: Mapping[int, str],
     ) -> None:
-        self.placed |= machines
-        self.placements.append(list(machines.values()))
-        able = {one: end for one, end in workers.items() if machines.get(one, "") in {"", *self.reachable}}
-        super().launch(address, able, machines)
+        self.placed |= machine_by_worker
+        self.placements.append(list(machine_by_worker.values()))
+        able = {
+            one: end
+            for one, end in lifetimes.items()
+            if machine_by_worker.get(one, "") in {"", *self.reachable}
+        }
+        super().launch_workers(driver_address, able, machine_by_worker)
 
     def live(self, life: Life, address: DriverAddress, number: int, seconds: float) -> None:
         machine = self.placed.get(number, "")

@@ -16,7 +16,7 @@ from polarmap.arrays.reading import StoredCodedBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, without_our_frames
-from polarmap.executors.keys import readable_key
+from polarmap.executors.encryption_keys import check_key
 from polarmap.storage import Store
 from polarmap.worker.segments import Segment
 
@@ -61,7 +61,7 @@ class CodedArray:
     @property
     def key(self) -> str | bytes | None:
         """What it is encrypted with, as it was passed; None if it is not."""
-        return self._coded_blocks.key
+        return self._coded_blocks.encryption_key
 
     @property
     def padding(self) -> int:
@@ -113,7 +113,7 @@ class CodedArray:
 
     def block_segments(self, block_index: int) -> tuple[Segment, ...]:
         """Where block `block_index` lies: joined in order, its parts are its bytes."""
-        return self._coded_blocks.parts(block_index)
+        return self._coded_blocks.block_segments(block_index)
 
     def coded_blocks(self) -> StoredCodedBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
@@ -121,7 +121,7 @@ class CodedArray:
 
     def block_layout(self, block_index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `block_index`."""
-        return self._coded_blocks.layout(block_index)
+        return self._coded_blocks.block_layout(block_index)
 
     def __getitem__(self, index: Any) -> Array:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
@@ -231,9 +231,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with without_our_frames:
         store = open_store(storage)
-        manifest, _ = _load_manifest(
-            store, check_array_name(name), None if key is None else readable_key(key)
-        )
+        manifest, _ = _load_manifest(store, check_array_name(name), None if key is None else check_key(key))
         return CodedArray(store, manifest)
 
 

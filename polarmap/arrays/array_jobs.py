@@ -16,9 +16,9 @@ from polarmap.arrays.stores import SegmentStore
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
 from polarmap.dtypes import Array
 from polarmap.errors import ExecutorError
-from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, Function, Outcome, block_of
-from polarmap.executors.transfers import Transfers, in_parallel
+from polarmap.executors import resolve_executor
+from polarmap.executors.interface import Function, Outcome, TaskBlocks, build_block
+from polarmap.executors.transfers import ParallelTransfers, map_in_parallel
 from polarmap.run.first_results import run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, RunningMap, counting
@@ -46,13 +46,13 @@ class ArrayJobRunner:
 
     def __init__(self, segment_store: SegmentStore, executor: Any, observers: Observers) -> None:
         self.segment_store, self.is_local = segment_store, executor is None
-        self._executor = None if executor is None else executor_of(executor)
+        self._executor = None if executor is None else resolve_executor(executor)
         self._observers = observers
 
     def execute(
         self,
         f: Function,
-        task_blocks: Coded,
+        task_blocks: TaskBlocks,
         on_task_done: OnTaskDone,
         output: OutputSpec | None = None,
         store_array: StoreArray | None = None,
@@ -76,13 +76,13 @@ class ArrayJobRunner:
             self._run_on_workers(f, task_blocks, on_task_done, output)
 
     def _run_locally(
-        self, f: Function, task_blocks: Coded, on_task_done: OnTaskDone, store_array: StoreArray
+        self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, store_array: StoreArray
     ) -> None:
-        pending_stores: list[tuple[int, Transfers[Any, Segment], Array]] = []  # of the task before
+        pending_stores: list[tuple[int, ParallelTransfers[Any, Segment], Array]] = []  # of the task before
 
         def finish_stores() -> None:
             task, transfers, summary = pending_stores[0]
-            on_task_done(task, transfers.results(), summary)
+            on_task_done(task, transfers.wait_for_results(), summary)
             pending_stores.clear()
             show_progress(task + 1)
 
@@ -95,20 +95,23 @@ class ArrayJobRunner:
             show_progress = stack.enter_context(counting(self._observers, task_blocks.n))
             for task in range(task_blocks.n):
                 with damage_as_decoding_error():
-                    *arrays, summary = f(block_of(task_blocks, task))
+                    *arrays, summary = f(build_block(task_blocks, task))
                 if pending_stores:
                     finish_stores()
                 store_calls = [
                     partial(store_array, task, array_index, array) for array_index, array in enumerate(arrays)
                 ]
-                pending_stores.append((task, Transfers(operator.call, store_calls), summary))
+                pending_stores.append((task, ParallelTransfers(operator.call, store_calls), summary))
             finish_stores()
 
     def _run_on_workers(
-        self, f: Function, task_blocks: Coded, on_task_done: OnTaskDone, output: OutputSpec | None
+        self, f: Function, task_blocks: TaskBlocks, on_task_done: OnTaskDone, output: OutputSpec | None
     ) -> None:
         def on_outcome(outcome: Outcome) -> None:
-            segments, summary = list(outcome.stored.segments) if outcome.stored else [], outcome.leaves[-1]
+            segments, summary = (
+                list(outcome.result_ref.segments) if outcome.result_ref else [],
+                outcome.leaves[-1],
+            )
             if output is not None:
                 summary = self._load_full_summary(summary, segments.pop())
             on_task_done(outcome.task, segments, summary)
@@ -140,7 +143,7 @@ class ArrayJobRunner:
             return np.frombuffer(self.segment_store.get(segment), sample.dtype)
 
 
-class SegmentTasks(Coded):
+class SegmentTasks(TaskBlocks):
     """For each task as many parts as for any other, each of which becomes one array."""
 
     def __init__(
@@ -151,20 +154,20 @@ class SegmentTasks(Coded):
     ) -> None:
         self._segment_store, self._segments_by_task, self._dtypes = segment_store, segments_by_task, dtypes
         self.n, self.structure = len(segments_by_task), (list, (), (("array",),) * len(dtypes))
-        self.source = segment_store.location
+        self.location = segment_store.location
 
-    def parts(self, index: int) -> tuple[Segment, ...]:
-        """The parts that the worker of task `index` reads."""
-        return tuple(self._segments_by_task[index])
+    def block_segments(self, task: int) -> tuple[Segment, ...]:
+        """The parts that the worker of task `task` reads."""
+        return tuple(self._segments_by_task[task])
 
-    def layout(self, index: int) -> Layout:
-        """Dtype and shape of the block of task `index`, which is read as one flat array."""
+    def block_layout(self, task: int) -> Layout:
+        """Dtype and shape of the block of task `task`, which is read as one flat array."""
         return tuple(
             (dtype.str, (segment.size // dtype.itemsize,))
-            for segment, dtype in zip(self._segments_by_task[index], self._dtypes)
+            for segment, dtype in zip(self._segments_by_task[task], self._dtypes)
         )
 
-    def piece(self, number: int) -> list[Array]:
+    def component_leaves(self, component: int) -> list[Array]:
         """The block of task `index`, read in this process for a worker that is this process."""
-        buffers = in_parallel(self._segment_store.get, self._segments_by_task[number])
+        buffers = map_in_parallel(self._segment_store.get, self._segments_by_task[component])
         return [np.frombuffer(buffer, dtype) for buffer, dtype in zip(buffers, self._dtypes)]

@@ -18,7 +18,7 @@ from polarmap.arrays.reading import StoredCodedBlocks, make_arrival_tracker
 from polarmap.arrays.stores import SegmentStore
 from polarmap.arrays.zarr_chunks import find_foreign_keys, list_copies_and_metadata
 from polarmap.dtypes import Array
-from polarmap.executors.transfers import in_parallel
+from polarmap.executors.transfers import map_in_parallel
 from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
 from polarmap.worker.segments import DamagedError, Segment
@@ -170,7 +170,7 @@ def _find_damage_kinds(
                 size=segment.size + n_zeros, crc32=zlib.crc32(bytes(n_zeros), segment.crc32)
             )
     if executor is None or not segment_store.has_plaintext_checksums:
-        kinds_read = in_parallel(partial(_get_damage_kind, segment_store), segments_to_read.values())
+        kinds_read = map_in_parallel(partial(_get_damage_kind, segment_store), segments_to_read.values())
     else:
         kinds_read = _checksum_on_workers(
             segment_store, manifest.code.n, list(segments_to_read.values()), executor
@@ -193,7 +193,7 @@ def _get_object_sizes(store: Store, manifest: Manifest, keys: Collection[str]) -
     """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
     listed_sizes = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
     unlisted_keys = [key for key in keys if key not in listed_sizes]
-    return {**listed_sizes, **dict(zip(unlisted_keys, in_parallel(store.size, unlisted_keys)))}
+    return {**listed_sizes, **dict(zip(unlisted_keys, map_in_parallel(store.size, unlisted_keys)))}
 
 
 def _find_read_end(manifest: Manifest, segment: Segment) -> tuple[int, bool]:

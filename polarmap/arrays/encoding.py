@@ -16,7 +16,7 @@ from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.executors.keys import readable_key
+from polarmap.executors.encryption_keys import check_key
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
 from polarmap.validation import check_positive_int
@@ -128,9 +128,7 @@ def encode(
         max_segment_bytes = stripe_plan.max_stripe_size * max(
             stripe_plan.dtype.itemsize, stripe_plan.parity_dtype.itemsize
         )
-        segment_store = SegmentStore.create(
-            store, None if key is None else readable_key(key), max_segment_bytes
-        )
+        segment_store = SegmentStore.create(store, None if key is None else check_key(key), max_segment_bytes)
         runner = ArrayJobRunner(segment_store, executor, observers)
         return CodedArray(store, StripeEncoder(runner, source, stripe_plan).encode_and_store(name, overwrite))
 

@@ -19,7 +19,7 @@ import numpy as np
 from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
 from polarmap.codes.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
-from polarmap.storage import check_key
+from polarmap.storage import check_object_key
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size
 from polarmap.worker.segments import Segment
 
@@ -318,7 +318,7 @@ class Manifest:
             if [segment.size for segment in segments] != [itemsize * length for length in stripe_sizes]:
                 raise ValueError(f"block {block_index} is not cut as block 0 is")
         if self.zarr_view is not None:
-            check_key(self.zarr_view.path)
+            check_object_key(self.zarr_view.path)
             self.zarr_view.check(array_prefix(self.name), self.shape, rows_per_block, self.stripe_bounds)
         if self.encryption is not None and self.zarr_view is not None:
             raise ValueError("encrypted chunks make no Zarr array")
@@ -334,7 +334,7 @@ def parse_errors_as_storage_errors(description: str) -> Iterator[None]:
 
 
 def _parse_segment(fields: Mapping[str, Any]) -> Segment:
-    return Segment(check_key(fields["key"]), fields["size"], fields["crc32"], fields["offset"])
+    return Segment(check_object_key(fields["key"]), fields["size"], fields["crc32"], fields["offset"])
 
 
 def _parse_zarr_view(fields: Mapping[str, Any] | None) -> ZarrView | None:

@@ -20,7 +20,7 @@ from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.tiling import ignore_nonfinite
 from polarmap.dtypes import Array, Indices, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotDecodableError, StorageError
-from polarmap.executors.transfers import TRANSFERS, in_parallel
+from polarmap.executors.transfers import MAX_PARALLEL_TRANSFERS, map_in_parallel
 from polarmap.storage import Store
 from polarmap.worker.pytree import Layout, Structure
 from polarmap.worker.segments import DamagedError, Segment
@@ -38,41 +38,43 @@ class StoredCodedBlocks(CodedData):
     def __init__(self, store: Store, manifest: Manifest) -> None:
         super().__init__(manifest.code, _StoredDataBlocks(self, manifest))
         self.segment_store, self.manifest = SegmentStore(store, manifest.encryption), manifest
-        self.source, self._must_refresh = self.segment_store.location, False
+        self.location, self._must_refresh = self.segment_store.location, False
         self._last_manifest_bytes: bytes | None = None  # the manifest in storage, when one was found damaged
 
     def __reduce__(self) -> tuple[type, tuple[Store, Manifest]]:
         return StoredCodedBlocks, (self.segment_store.store, self.manifest)
 
-    def parts(self, index: int) -> tuple[Segment, ...]:
-        """What block `index` consists of, as far as is known since a worker found a block damaged."""
+    def block_segments(self, task: int) -> tuple[Segment, ...]:
+        """What block `task` consists of, as far as is known since a worker found a block damaged."""
         if self._must_refresh:
             self._must_refresh = False
             self.refresh_manifest(self.manifest)
-        return self.manifest.segments[index]
+        return self.manifest.segments[task]
 
-    def found_damaged(self) -> None:
+    def on_damage_found(self) -> None:
         """Look again before parts are told to another worker."""
         self._must_refresh = True
 
-    def leaves(self, index: int) -> list[Array]:
-        """Block `index`, read now; what is damaged of a data block is decoded."""
-        if index >= self.code.k:
-            return self.piece(index)
+    def block_leaves(self, task: int) -> list[Array]:
+        """Block `task`, read now; what is damaged of a data block is decoded."""
+        if task >= self.code.k:
+            return self.component_leaves(task)
         rows_per_block = self.manifest.rows_per_block
         return [
-            self.read_rows(index * rows_per_block, (index + 1) * rows_per_block).reshape(
+            self.read_rows(task * rows_per_block, (task + 1) * rows_per_block).reshape(
                 self.manifest.block_shape
             )
         ]
 
-    def piece(self, number: int) -> list[Array]:
+    def component_leaves(self, component: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure, told by DamagedError."""
-        return [self._read_with_refresh(self._read_block, number)]
+        return [self._read_with_refresh(self._read_block, component)]
 
     def _read_block(self, block_index: int) -> Array:
         manifest = self.manifest
-        block_bytes = bytearray().join(in_parallel(self.segment_store.get, manifest.segments[block_index]))
+        block_bytes = bytearray().join(
+            map_in_parallel(self.segment_store.get, manifest.segments[block_index])
+        )
         return _to_native_order(block_bytes, manifest.block_dtype(block_index)).reshape(manifest.block_shape)
 
     def refresh_manifest(self, stale_manifest: Manifest) -> bool:
@@ -83,7 +85,7 @@ class StoredCodedBlocks(CodedData):
                 read_manifest_bytes(store, stale_manifest.name) if self.manifest is stale_manifest else None
             )
             if manifest_bytes is not None and manifest_bytes != self._last_manifest_bytes:
-                new_manifest = parse_manifest(store, stale_manifest.name, manifest_bytes, self.key)
+                new_manifest = parse_manifest(store, stale_manifest.name, manifest_bytes, self.encryption_key)
                 if new_manifest.segments != stale_manifest.segments and new_manifest.describes_same_array(
                     stale_manifest
                 ):
@@ -144,7 +146,7 @@ class StoredCodedBlocks(CodedData):
         is_file = self.segment_store.location.kind == "folder"
         # No more parts than there are blocks are in memory at a time. To start a thread takes longer than to
         # read a file.
-        bounded_map = partial(in_parallel, max_threads=min(TRANSFERS, self.n))
+        bounded_map = partial(map_in_parallel, max_threads=min(MAX_PARALLEL_TRANSFERS, self.n))
         map_function = map if is_file or len(pieces) == 1 else bounded_map
         for (target, stripe_index, block_index, columns), is_intact in zip(
             pieces, map_function(read_piece, pieces)
@@ -169,7 +171,7 @@ class StoredCodedBlocks(CodedData):
 
     def read_intact_segments(self, stripe_index: int, block_indices: Sequence[int]) -> dict[int, Array]:
         """The good parts of a stripe as flat arrays by block; who is not there is damaged."""
-        segment_values = in_parallel(partial(self._read_if_intact, stripe_index), block_indices)
+        segment_values = map_in_parallel(partial(self._read_if_intact, stripe_index), block_indices)
         return {
             block_index: values
             for block_index, values in zip(block_indices, segment_values)
@@ -203,7 +205,7 @@ class _StoredDataBlocks(DataBlocks):
 
     def block_leaves(self, block_index: int) -> list[Array]:
         """Data block `block_index`, read now."""
-        return self._coded_blocks.leaves(block_index)
+        return self._coded_blocks.block_leaves(block_index)
 
 
 def _to_native_order(data: bytes | bytearray, dtype: np.dtype[Any]) -> Array:

@@ -19,7 +19,7 @@ from polarmap.blocks.array_like import load_array_like
 from polarmap.blocks.equal import check_encodable_array
 from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError, StorageError
-from polarmap.storage import Store, check_key
+from polarmap.storage import Store, check_object_key
 from polarmap.validation import is_nonnegative_int
 from polarmap.worker.segments import Location, Segment
 
@@ -167,7 +167,7 @@ class RawObjects:
         n_expected = -(-shape[0] // rows) if shape else 0
         if len(self.keys) != n_expected:
             raise CodeError(f"{len(self.keys)} objects of {rows} rows do not hold shape {shape}")
-        key_by_object = {object_index: check_key(key) for object_index, key in enumerate(self.keys)}
+        key_by_object = {object_index: check_object_key(key) for object_index, key in enumerate(self.keys)}
         return StoredObjectsSource(store, key_by_object, shape, np.dtype(self.dtype), rows, offset)
 
 

@@ -94,7 +94,7 @@ class StoredResult(CodedResult[T]):
         if isinstance(index, slice):
             return [self[block_index] for block_index in range(len(self))[index]]
         block_index = range(len(self))[index]
-        leaves = self.coded_blocks().leaves(block_index)
+        leaves = self.coded_blocks().block_leaves(block_index)
         if self.array.padding:
             leaves = [
                 leaf[: max(0, len(self.array) - block_index * self.array.rows_per_block)] for leaf in leaves
@@ -152,7 +152,7 @@ def prepare_stored_map(
             raise CodeError(
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {code!r}"
             )
-        key = coded_data.key if options.key is None else options.key
+        key = coded_data.encryption_key if options.key is None else options.key
         segment_store = SegmentStore.create(open_store(storage), key, max_items * np.dtype(complex).itemsize)
         check_replaceable(segment_store.store, name, " for Stored(...), or delete it first")
         with WriteTransaction(segment_store, name) as transaction:

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarmap.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.executors.keys import new_encryption
+from polarmap.executors.encryption_keys import make_encryption
 from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
@@ -31,9 +31,9 @@ def open_store(storage_spec: Any) -> Store:
     if is_path and not os.fsdecode(storage_spec).endswith((".yaml", ".yml")):
         return FolderStore(storage_spec)
     if is_path or (hasattr(storage_spec, "compute_handler") and hasattr(storage_spec, "storage")):
-        from polarmap.executors.lithops_jobs import open_storage
+        from polarmap.executors.lithops_invocations import open_lithops_storage
 
-        object_store = ObjectStore(open_storage(storage_spec))
+        object_store = ObjectStore(open_lithops_storage(storage_spec))
         object_store.executor = storage_spec
         return object_store
     raise StorageError(
@@ -81,7 +81,7 @@ class SegmentStore:
         """
         if key is None:
             return cls(store)
-        return cls(store, new_encryption(key, max_segment_bytes, "with this memory= a part", "use less"))
+        return cls(store, make_encryption(key, max_segment_bytes, "with this memory= a part", "use less"))
 
     def get(self, segment: Segment) -> bytes:
         """The bytes of a part; DamagedError if they are not what was stored."""

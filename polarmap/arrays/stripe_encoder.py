@@ -20,7 +20,7 @@ from polarmap.arrays.write_transaction import WriteTransaction, check_replaceabl
 from polarmap.arrays.zarr_chunks import publish_as_zarr, store_stripe_as_chunk
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, StorageError, warn
-from polarmap.executors.base import Coded
+from polarmap.executors.interface import TaskBlocks
 from polarmap.storage import Store
 from polarmap.worker.pytree import Layout
 from polarmap.worker.segments import Segment
@@ -124,7 +124,7 @@ class StripeEncoder:
             stripe_index = stripes[task]
             self._summaries[stripe_index] = summary
             if not include_data:
-                data = zip(task_blocks.parts(task), summary[N_NONFINITE_FIELDS:].tolist())
+                data = zip(task_blocks.block_segments(task), summary[N_NONFINITE_FIELDS:].tolist())
                 segments = [segment._replace(crc32=crc32) for segment, crc32 in data] + segments
             segments_by_stripe[stripe_index] = segments
             if len(segments_by_stripe) < len(stripes):  # else the manifest comes next
@@ -183,31 +183,31 @@ def _check_objects_exist(store: Store, manifest: Manifest) -> None:
         )
 
 
-class StripeTasks(Coded):
+class StripeTasks(TaskBlocks):
     """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
 
     def __init__(self, plan: StripePlan, data_source: DataSource, stripes: Sequence[int]) -> None:
         self._plan, self._data_source, self._stripes = plan, data_source, stripes
         self.n, self.structure = len(stripes), ("array",)
-        self.source = data_source.location
+        self.location = data_source.location
 
-    def parts(self, index: int) -> tuple[Segment, ...]:
-        """The parts of all data blocks in stripe `index`, in order."""
-        plan, stripe_index = self._plan, self._stripes[index]
+    def block_segments(self, task: int) -> tuple[Segment, ...]:
+        """The parts of all data blocks in stripe `task`, in order."""
+        plan, stripe_index = self._plan, self._stripes[task]
         slabs = (plan.data_slab(data_block_index, stripe_index) for data_block_index in range(plan.code.k))
         return tuple(segment for slab in slabs for segment in self._data_source.find_segments(slab))
 
-    def layout(self, index: int) -> Layout:
+    def block_layout(self, task: int) -> Layout:
         """Data blocks as rows."""
-        stripe_size = self._plan.stripe_size(self._stripes[index])
+        stripe_size = self._plan.stripe_size(self._stripes[task])
         return ((self._plan.dtype.str, (self._plan.code.k, stripe_size)),)
 
-    def piece(self, number: int) -> list[Array]:
+    def component_leaves(self, component: int) -> list[Array]:
         """Read here, for a worker that is this process."""
-        [(_, shape)] = self.layout(number)
+        [(_, shape)] = self.block_layout(component)
         rows = np.empty(shape, self._plan.dtype)
         for data_block_index, row in enumerate(rows):
-            self._data_source.read_slab(self._plan.data_slab(data_block_index, self._stripes[number]), row)
+            self._data_source.read_slab(self._plan.data_slab(data_block_index, self._stripes[component]), row)
         return [rows]
 
 

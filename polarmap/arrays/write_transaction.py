@@ -21,7 +21,7 @@ from polarmap.arrays.stores import SegmentStore
 from polarmap.dtypes import Array
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Store
-from polarmap.storage.folder import STALE_SECONDS, FolderStore
+from polarmap.storage.folder import STALE_WRITER_SECONDS, FolderStore
 from polarmap.validation import is_real_number
 from polarmap.worker.processes import ProcessIdentity
 from polarmap.worker.segments import Segment
@@ -245,4 +245,4 @@ def _may_be_active(prefix: str, lock_record: Mapping[str, Any]) -> bool:
     if ProcessIdentity.parse(str(lock_record.get("owner"))).is_on_this_machine():
         return _is_active(prefix, lock_record)
     heartbeat_at = lock_record.get("time")
-    return is_real_number(heartbeat_at) and time.time() - heartbeat_at < STALE_SECONDS
+    return is_real_number(heartbeat_at) and time.time() - heartbeat_at < STALE_WRITER_SECONDS

@@ -18,7 +18,7 @@ from polarmap.arrays.write_transaction import WriteTransaction
 from polarmap.arrays.zarr_view import GROUP_NAME, ZarrChunk, ZarrView
 from polarmap.dtypes import Array
 from polarmap.errors import StorageError
-from polarmap.executors.transfers import in_parallel
+from polarmap.executors.transfers import map_in_parallel
 from polarmap.storage import Store
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import OutputSpec
@@ -210,7 +210,7 @@ def _store_chunks(
 
     if not chunks or not store_chunk(chunks[0]):  # the first tells whether the storage can
         return not chunks
-    map_function = in_parallel if len(chunks[0].stripe_range) == 1 else map
+    map_function = map_in_parallel if len(chunks[0].stripe_range) == 1 else map
     return all(map_function(store_chunk, chunks[1:]))
 
 

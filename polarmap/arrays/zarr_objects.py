@@ -16,7 +16,7 @@ from polarmap.arrays.manifest import parse_errors_as_storage_errors
 from polarmap.arrays.sources import StoredObjectsSource
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, MissingObjectError
-from polarmap.storage import Store, check_key
+from polarmap.storage import Store, check_object_key
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ZarrObjects:
     def open_in(self, store: Store) -> StoredObjectsSource:
         """The `DataSource` that reads these chunks in `store`."""
         prefix_argument: Any = self.prefix
-        prefix = check_key(
+        prefix = check_object_key(
             prefix_argument.rstrip("/") if isinstance(prefix_argument, str) else prefix_argument
         )
         for file_name, parse_metadata in ((".zarray", _parse_v2), ("zarr.json", _parse_v3)):

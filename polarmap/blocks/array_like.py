@@ -17,7 +17,7 @@ from polarmap.blocks.conversions import (
     to_numeric_array,
 )
 from polarmap.errors import CodeError
-from polarmap.executors.keys import check_may_be_copied
+from polarmap.executors.encryption_keys import check_not_encrypted
 from polarmap.worker.pytree import describe_type
 
 
@@ -42,7 +42,7 @@ def as_array_like(data: Any, argument_name: str = "data") -> Any:
     if hasattr(data, "__dlpack__"):
         return tensor_to_array(data, argument_name)
     if hasattr(data, "coded_blocks"):
-        check_may_be_copied(data, argument_name)
+        check_not_encrypted(data, argument_name)
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array_like(data) or get_numpy_dtype(data) is None:
             return to_numeric_array(data, argument_name)

@@ -47,7 +47,7 @@ from polarmap.errors import CodeError
 from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:
-    from polarmap.executors.cluster_data import CutData
+    from polarmap.executors.cluster_data import PartitionedData
 
 CodeName = Literal["auto", "rotation", "arikan"]
 CODE_NAMES = ("auto", "rotation", "arikan")
@@ -272,7 +272,9 @@ def encode_blocks(
     return coded_data
 
 
-def encode_on_cluster(partitioned_data: CutData, options: CodeOptions, rtol: float | None) -> CodedData:
+def encode_on_cluster(
+    partitioned_data: PartitionedData, options: CodeOptions, rtol: float | None
+) -> CodedData:
     """The coded blocks of data that stay on a cluster."""
     from polarmap.blocks.on_cluster import ClusterCodedBlocks, ClusterDataBlocks
 

@@ -13,11 +13,11 @@ import numpy as np
 from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.linear_code import LinearCode
 from polarmap.dtypes import Array, real_dtype
-from polarmap.executors.base import Coded
+from polarmap.executors.interface import TaskBlocks
 from polarmap.worker.pytree import Layout
 
 
-class CodedData(Coded):
+class CodedData(TaskBlocks):
     """n coded blocks, in memory or in storage.
 
     `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.
@@ -55,9 +55,9 @@ class CodedData(Coded):
         """f as it is called with blocks as they travel."""
         return f
 
-    def layout(self, index: int) -> Layout:
-        """Dtype and shape of each array of block `index`, without making it."""
-        return self._data_and_parity_layouts[index >= self._n_data_blocks]
+    def block_layout(self, task: int) -> Layout:
+        """Dtype and shape of each array of block `task`, without making it."""
+        return self._data_and_parity_layouts[task >= self._n_data_blocks]
 
     @cached_property
     def _data_and_parity_layouts(self) -> tuple[Layout, Layout]:
@@ -79,18 +79,18 @@ class CodedBlocks(CodedData):
         self._keep_parity, self._encode_lock = keep_parity, threading.Lock()
         self._parity: list[Array] | None = None
 
-    def leaves(self, index: int) -> list[Array]:
-        """The arrays of coded block `index`."""
-        if index < self._n_data_blocks:
-            return self.data_blocks.block_leaves(index)
-        rows = (parity[index - self._n_data_blocks] for parity in self._get_parity())
+    def block_leaves(self, task: int) -> list[Array]:
+        """The arrays of coded block `task`."""
+        if task < self._n_data_blocks:
+            return self.data_blocks.block_leaves(task)
+        rows = (parity[task - self._n_data_blocks] for parity in self._get_parity())
         return [row.reshape(shape) for row, (_, shape) in zip(rows, self.data_blocks.block_layout)]
 
-    def get_ready(self) -> None:
+    def prepare_encoding(self) -> None:
         """Choose the numbers of the code."""
         self.code.prepare()
 
-    def release(self) -> None:
+    def release_memory(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""
         with self._encode_lock:
             if not self._keep_parity:

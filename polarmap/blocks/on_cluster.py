@@ -15,7 +15,7 @@ from polarmap.blocks.equal import DataBlocks
 from polarmap.codes.linear_code import LinearCode
 from polarmap.dtypes import Array, check_dtype
 from polarmap.errors import CodeError
-from polarmap.executors.cluster_data import CutData
+from polarmap.executors.cluster_data import PartitionedData
 from polarmap.worker.pytree import Layout, count_layout_bytes
 from polarmap.worker.segments import Location, Segment
 
@@ -45,17 +45,19 @@ class BlockSummary(NamedTuple):
 class ClusterDataBlocks(DataBlocks):
     """k equal blocks that lie on a cluster. One that is asked for here is fetched."""
 
-    def __init__(self, partitioned_data: CutData) -> None:
-        self.cluster, k = partitioned_data.cluster, len(partitioned_data.pieces)
-        rows_per_block = None if partitioned_data.total is None else -(-partitioned_data.total // k)
+    def __init__(self, partitioned_data: PartitionedData) -> None:
+        self.cluster, k = partitioned_data.cluster, len(partitioned_data.chunk_references)
+        rows_per_block = None if partitioned_data.n_rows is None else -(-partitioned_data.n_rows // k)
         block_and_summary_references = [
-            self.cluster.call(build_block_and_summary, rows_per_block, *chunks, outputs=2)
-            for chunks in partitioned_data.pieces
+            self.cluster.submit_call(build_block_and_summary, rows_per_block, *chunks, n_outputs=2)
+            for chunks in partitioned_data.chunk_references
         ]
-        self.summaries: list[BlockSummary] = self.cluster.fetch(
+        self.summaries: list[BlockSummary] = self.cluster.fetch_values(
             [summary_references for _, summary_references in block_and_summary_references]
         )
-        summary_references = zip(partitioned_data.pieces, block_and_summary_references, self.summaries)
+        summary_references = zip(
+            partitioned_data.chunk_references, block_and_summary_references, self.summaries
+        )
         self.references = [
             chunks[0] if summary.is_original_chunk else block
             for chunks, (block, _), summary in summary_references
@@ -70,7 +72,7 @@ class ClusterDataBlocks(DataBlocks):
         super().__init__(
             [[]] * k,
             ("array",),
-            0 if rows_per_block is None else k * rows_per_block - (partitioned_data.total or 0),
+            0 if rows_per_block is None else k * rows_per_block - (partitioned_data.n_rows or 0),
             rows_per_block,
         )
 
@@ -81,7 +83,7 @@ class ClusterDataBlocks(DataBlocks):
 
     def block_leaves(self, block_index: int) -> list[Array]:
         """Block `block_index`, fetched."""
-        return self.cluster.fetch(self.references[block_index : block_index + 1])
+        return self.cluster.fetch_values(self.references[block_index : block_index + 1])
 
     def max_abs(self, leaf_index: int) -> int:
         """The largest absolute value of a block, of integers."""
@@ -109,33 +111,33 @@ class ClusterCodedBlocks(CodedData):
 
     def __init__(self, data_blocks: ClusterDataBlocks, code: LinearCode) -> None:
         super().__init__(code, data_blocks)
-        self.source = Location(data_blocks.cluster.kind, "")
+        self.location = Location(data_blocks.cluster.location_kind, "")
         self.parity_warning = data_blocks.nonfinite_warning
         self._lock = threading.Lock()
         self._parity_references: list[Any] = []
         self._worker_names: dict[bool, list[Any]] = {}  # of data blocks, and of the others
 
-    def reference(self, index: int) -> Any:
-        """What tasks of the engine take in the place of block `index`."""
-        if index < self._n_data_blocks:
-            return self.data_blocks.references[index]
+    def cluster_reference(self, task: int) -> Any:
+        """What tasks of the engine take in the place of block `task`."""
+        if task < self._n_data_blocks:
+            return self.data_blocks.references[task]
         with self._lock:
             self._parity_references = self._parity_references or self._encode_parity()
-            return self._parity_references[index - self._n_data_blocks]
+            return self._parity_references[task - self._n_data_blocks]
 
-    def leaves(self, index: int) -> list[Array]:
-        """Block `index`, fetched."""
-        return self.data_blocks.cluster.fetch([self.reference(index)])
+    def block_leaves(self, task: int) -> list[Array]:
+        """Block `task`, fetched."""
+        return self.data_blocks.cluster.fetch_values([self.cluster_reference(task)])
 
-    def parts(self, index: int) -> tuple[Segment, ...]:
+    def block_segments(self, task: int) -> tuple[Segment, ...]:
         """What workers that stay ask the engine for."""
-        is_data, layout = index < self._n_data_blocks, self.layout(index)
-        self.reference(index)  # so that it is there
+        is_data, layout = task < self._n_data_blocks, self.block_layout(task)
+        self.cluster_reference(task)  # so that it is there
         with self._lock:
             if is_data not in self._worker_names:
                 references = self.data_blocks.references if is_data else self._parity_references
-                self._worker_names[is_data] = self.data_blocks.cluster.names(references)
-        worker_name = self._worker_names[is_data][index if is_data else index - self._n_data_blocks]
+                self._worker_names[is_data] = self.data_blocks.cluster.name_references(references)
+        worker_name = self._worker_names[is_data][task if is_data else task - self._n_data_blocks]
         return (Segment(worker_name, count_layout_bytes(layout)),)
 
     def _encode_parity(self) -> list[Any]:
@@ -146,15 +148,16 @@ class ClusterCodedBlocks(CodedData):
         )
         n_stripes = max(1, min(prod(shape), max(min_stripes, min(n_parity, DEFAULT_N_STRIPES))))
         stripe_references = [
-            cluster.call(split_stripes, block_reference, n_stripes, outputs=n_stripes)
+            cluster.submit_call(split_stripes, block_reference, n_stripes, n_outputs=n_stripes)
             for block_reference in self.data_blocks.references
         ]
         parity_references = [
-            cluster.call(encode_parity_stripe, self.code, *stripe_columns, outputs=n_parity)
+            cluster.submit_call(encode_parity_stripe, self.code, *stripe_columns, n_outputs=n_parity)
             for stripe_columns in zip(*stripe_references)
         ]
         return [
-            cluster.call(join_stripes, shape, *block_stripes)[0] for block_stripes in zip(*parity_references)
+            cluster.submit_call(join_stripes, shape, *block_stripes)[0]
+            for block_stripes in zip(*parity_references)
         ]
 
 

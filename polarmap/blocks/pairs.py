@@ -31,50 +31,50 @@ class CodedPairs(CodedData):
         assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
         self._right_offset = 0 if left is right else left.n  # of the numbers of the pieces of B
-        block_rows = left.layout(0)[0][1][0]
+        block_rows = left.block_layout(0)[0][1][0]
         code = (
             SymmetricProductCode(left.code, block_rows)
             if upper_triangle
             else ProductCode(left.code, right.code)
         )
         super().__init__(code, _PairedDataBlocks(self, code.k))
-        self.source = left.source if left.source == right.source else None
+        self.location = left.location if left.location == right.location else None
 
     @property
     def encode_seconds(self) -> float:  # type: ignore[override]
         """Seconds of encoding both factors."""
         return self.left.encode_seconds + (self.right.encode_seconds if self._right_offset else 0.0)
 
-    def layout(self, index: int) -> Layout:
+    def block_layout(self, task: int) -> Layout:
         """Dtype and shape of the two blocks of a pair."""
-        row, column = self.code.grid_coordinates[index].tolist()
-        return self.left.layout(row) + self.right.layout(column)
+        row, column = self.code.grid_coordinates[task].tolist()
+        return self.left.block_layout(row) + self.right.block_layout(column)
 
-    def parts(self, index: int) -> tuple[Segment, ...]:
+    def block_segments(self, task: int) -> tuple[Segment, ...]:
         """What both blocks consist of at their source."""
-        row, column = self.code.grid_coordinates[index].tolist()
-        return self.left.parts(row) + self.right.parts(column)
+        row, column = self.code.grid_coordinates[task].tolist()
+        return self.left.block_segments(row) + self.right.block_segments(column)
 
-    def pieces(self, index: int) -> tuple[int, int]:
+    def block_components(self, task: int) -> tuple[int, int]:
         """The row of the grid, and behind all rows its column."""
-        row, column = self.code.grid_coordinates[index].tolist()
+        row, column = self.code.grid_coordinates[task].tolist()
         return row, self._right_offset + column
 
-    def piece(self, number: int) -> list[Array]:
-        """The leaf of piece `number`, a block of one factor."""
-        if number < self.left.n:
-            return self.left.leaves(number)
-        return self.right.leaves(number - self._right_offset)
+    def component_leaves(self, component: int) -> list[Array]:
+        """The leaf of piece `component`, a block of one factor."""
+        if component < self.left.n:
+            return self.left.block_leaves(component)
+        return self.right.block_leaves(component - self._right_offset)
 
-    def found_damaged(self) -> None:
+    def on_damage_found(self) -> None:
         """One of both may lie elsewhere by now."""
-        self.left.found_damaged()
-        self.right.found_damaged()
+        self.left.on_damage_found()
+        self.right.on_damage_found()
 
-    def release(self) -> None:
+    def release_memory(self) -> None:
         """Let go of the parity blocks of both."""
-        self.left.release()
-        self.right.release()
+        self.left.release_memory()
+        self.right.release_memory()
 
 
 class _PairedDataBlocks(DataBlocks):
@@ -96,4 +96,4 @@ class _PairedDataBlocks(DataBlocks):
 
     def block_leaves(self, block_index: int) -> list[Array]:
         """The two blocks of data pair `block_index`."""
-        return self._coded_pairs.leaves(block_index)
+        return self._coded_pairs.block_leaves(block_index)

@@ -116,22 +116,23 @@ class SparseCodedBlocks(CodedBlocks):
         """f of sparse rows, as it is called with the arrays of a block."""
         return make_csr_task(f, type(self.data_blocks.matrix), self.data_blocks.matrix.shape[1])
 
-    def leaves(self, index: int) -> list[Array]:
-        """The arrays of coded block `index`."""
-        if index < self._n_data_blocks:
-            return self.data_blocks.block_leaves(index)
-        parity = self._get_parity()[0][index - self._n_data_blocks]
+    def block_leaves(self, task: int) -> list[Array]:
+        """The arrays of coded block `task`."""
+        if task < self._n_data_blocks:
+            return self.data_blocks.block_leaves(task)
+        parity = self._get_parity()[0][task - self._n_data_blocks]
         return [parity.data, parity.indices, parity.indptr]
 
-    def layout(self, index: int) -> Layout:
+    def block_layout(self, task: int) -> Layout:
         """Dtype and shape of each; of a parity block only known when it has been made."""
-        if index < self._n_data_blocks:
-            return get_layout(self.data_blocks.block_leaves(index))
+        if task < self._n_data_blocks:
+            return get_layout(self.data_blocks.block_leaves(task))
         if not self._parity_layouts:
             self._parity_layouts = [
-                get_layout(self.leaves(parity_index)) for parity_index in range(self._n_data_blocks, self.n)
+                get_layout(self.block_leaves(parity_index))
+                for parity_index in range(self._n_data_blocks, self.n)
             ]
-        return self._parity_layouts[index - self._n_data_blocks]
+        return self._parity_layouts[task - self._n_data_blocks]
 
     def _encode_leaf(self, leaf_index: int) -> Any:
         """The parity blocks as matrices in CSR form."""

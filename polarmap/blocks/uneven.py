@@ -15,8 +15,8 @@ from polarmap.blocks.equal import DEFAULT_N_BLOCKS, DataBlocks, check_class_and_
 from polarmap.codes.gradient_coding import GradientCode
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError
-from polarmap.executors.base import Coded
-from polarmap.executors.pickling import block_of_item, pickles_of
+from polarmap.executors.interface import TaskBlocks
+from polarmap.executors.pickling import pickle_item_to_block, pickle_small_values
 from polarmap.worker.pytree import Layout, Structure, describe_type, flatten, get_layout
 
 
@@ -118,13 +118,13 @@ def items_to_arrays(
         return items, False
     item_arrays = list[Array | bytes]()
     for item_index, (item, small_pickle) in enumerate(
-        zip(items, pickles_of(items) if batch_small else itertools.repeat(None))
+        zip(items, pickle_small_values(items) if batch_small else itertools.repeat(None))
     ):
         try:
             if isinstance(small_pickle, Exception):
                 raise small_pickle
             item_arrays.append(
-                block_of_item(item, referenced_objects) if small_pickle is None else small_pickle
+                pickle_item_to_block(item, referenced_objects) if small_pickle is None else small_pickle
             )
         except Exception as error:
             raise CodeError(
@@ -151,15 +151,15 @@ def _split_range(length: int, n_parts: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(length * i // n_parts for i in range(n_parts + 1))
 
 
-class UncodedBlocks(Coded):
+class UncodedBlocks(TaskBlocks):
     """What each worker gets: one part of its own, of which these are the leaves."""
 
     def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
         self._parts, self.structure, self.n = parts, structure, len(parts)
 
-    def piece(self, number: int) -> list[Array]:
+    def component_leaves(self, component: int) -> list[Array]:
         """The leaves of a part."""
-        return self._parts[number]
+        return self._parts[component]
 
 
 class GradientCodedBlocks(CodedData):
@@ -182,20 +182,20 @@ class GradientCodedBlocks(CodedData):
         data_blocks = DataBlocks([[]] * self.n_parts, (tuple, (), (("array",), (list, (), part_structures))))
         super().__init__(code, data_blocks)
 
-    def layout(self, index: int) -> Layout:
+    def block_layout(self, task: int) -> Layout:
         """Dtype and shape of coefficients and parts."""
-        return get_layout(self.leaves(index))
+        return get_layout(self.block_leaves(task))
 
-    def pieces(self, index: int) -> Sequence[int]:
+    def block_components(self, task: int) -> Sequence[int]:
         """Pieces below `n_parts` are the parts, the others the coefficients of the workers."""
-        group_indices = np.flatnonzero(self.code.generator_matrix[index])
+        group_indices = np.flatnonzero(self.code.generator_matrix[task])
         parts = (group_indices[:, None] * self._parts_per_group + np.arange(self._parts_per_group)).ravel()
-        return (self.n_parts + index, *parts.tolist())
+        return (self.n_parts + task, *parts.tolist())
 
-    def piece(self, number: int) -> list[Array]:
+    def component_leaves(self, component: int) -> list[Array]:
         """The leaves of a part, or a worker's coefficients."""
-        if number < self.n_parts:
-            return self._parts[number]
-        row = self.code.generator_matrix[number - self.n_parts]
+        if component < self.n_parts:
+            return self._parts[component]
+        row = self.code.generator_matrix[component - self.n_parts]
         row = np.repeat(row[row != 0], self._parts_per_group)
         return [row.astype(np.int64) if self.code.is_fractional_repetition else row]

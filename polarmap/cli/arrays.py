@@ -16,8 +16,8 @@ from polarmap import encode, open_coded
 from polarmap.arrays import CodedArray, list_coded
 from polarmap.arrays.array import open_without_key
 from polarmap.cli.output import CommandResult, format_error_message, result_command
-from polarmap.clouds.extras import needed_by
 from polarmap.errors import CodeError, PolarmapError
+from polarmap.optional import require_extra
 
 MIB = 1 << 20
 DATASET_SEPARATOR = "::"  # between the path of an HDF5 file and the name of a dataset in it
@@ -120,14 +120,14 @@ def _open_source(source: str) -> Iterator[Any]:
     """What `encode` takes for SOURCE, while it is open."""
     path, separator, dataset = source.partition(DATASET_SEPARATOR)
     if separator:
-        with needed_by(f"reading {source}", "h5py", "storage"):
+        with require_extra(f"reading {source}", "h5py", "storage"):
             import h5py
         with h5py.File(path, "r") as file:
             if dataset not in file:
                 raise CodeError(f"{path} has no dataset {dataset!r}; it holds {', '.join(file)}")
             yield file[dataset]
     elif Path(source).is_dir():
-        with needed_by(f"reading {source}", "zarr", "storage"):
+        with require_extra(f"reading {source}", "zarr", "storage"):
             import zarr
         try:
             array = zarr.open_array(source, mode="r")

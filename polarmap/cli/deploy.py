@@ -22,13 +22,13 @@ import click
 
 from polarmap.cli.config import find_config_template, find_templates_folder
 from polarmap.cli.output import EXISTING_FILE, CommandResult, result_command
-from polarmap.clouds import settings
-from polarmap.clouds.extras import installed, pip_install
+from polarmap.clouds import lithops_config
 from polarmap.clouds.limits import BACKENDS
-from polarmap.clouds.runtimes import RUNTIMES
+from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError, PolarmapError
-from polarmap.executors.lithops_internals import end
-from polarmap.executors.lithops_jobs import open_functions
+from polarmap.executors.lithops_internals import close_function_executor
+from polarmap.executors.lithops_invocations import open_function_executor
+from polarmap.optional import check_requirement, format_pip_install
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 MIN_LAMBDA_PYTHON_WITH_NEW_LIBC, MIN_NUMPY_NEEDING_NEW_LIBC = (3, 12), (2, 3)
@@ -81,15 +81,17 @@ def undeploy_command(name: str, config: Path | None) -> CommandResult:
 def _resolve_config_path(backend: str, config_path: Path | None) -> Path:
     """The file that configures a backend; ExecutorError for a name that is none, and for another's file."""
     template = find_config_template(backend)
-    settings.read_for(config_path or template, backend if backend in BACKENDS else LOCAL_BACKEND)
+    lithops_config.read_config_for(config_path or template, backend if backend in BACKENDS else LOCAL_BACKEND)
     return config_path or template
 
 
 def _check_local_interpreter(backend: str) -> None:
     """ExecutorError if this interpreter cannot be a worker on this machine."""
-    checked_requirements = {requirement: installed(requirement) for requirement in read_requirements(backend)}
+    checked_requirements = {
+        requirement: check_requirement(requirement) for requirement in read_requirements(backend)
+    }
     problems = [
-        f"{package}: {installed_version}, {pip_install(requirement)}"
+        f"{package}: {installed_version}, {format_pip_install(requirement)}"
         for requirement, (package, installed_version, is_satisfied) in checked_requirements.items()
         if not is_satisfied
     ]
@@ -111,7 +113,9 @@ def read_requirements(backend: str) -> list[str]:
     lines = map(
         str.strip, (find_templates_folder() / "backends" / "requirements.txt").read_text().splitlines()
     )
-    return [line for line in lines if line and not line.startswith("#")] + list(RUNTIMES[backend].packages)
+    return [line for line in lines if line and not line.startswith("#")] + list(
+        RUNTIME_IMAGES[backend].extra_packages
+    )
 
 
 def pin_installed(requirements: Sequence[str], installed_versions: Mapping[str, str]) -> list[str]:
@@ -131,8 +135,10 @@ def build_runtime(config_path: Path, backend: str) -> str:
     """Build the runtime of a backend, deploy it where the configuration says; its name."""
     from lithops.version import __version__
 
-    runtime_image = RUNTIMES[backend]
-    requirements = pin_installed(read_requirements(backend), check_deployable(settings.read(config_path)))
+    runtime_image = RUNTIME_IMAGES[backend]
+    requirements = pin_installed(
+        read_requirements(backend), check_deployable(lithops_config.read_config(config_path))
+    )
     with (
         _open_lithops_executor(config_path, f"{backend} was not deployed") as function_executor,
         _make_build_folder(backend, requirements) as build_folder,
@@ -143,7 +149,7 @@ def build_runtime(config_path: Path, backend: str) -> str:
         runtime_name, memory_mb, timeout_seconds = (
             runtime_info[f"runtime_{field}"] for field in ("name", "memory", "timeout")
         )
-        if runtime_image.archive:
+        if runtime_image.lithops_archive:
             compute_handler.backend.build_runtime(runtime_name, "Dockerfile", [])
         compute_handler.init()  # virtual machines: their network
         metadata = compute_handler.deploy_runtime(runtime_name, memory_mb, timeout_seconds)
@@ -160,16 +166,16 @@ def remove_runtime(config_path: Path, backend: str) -> str:
     """Remove the runtime that the configuration names, and what Lithops noted of it; its name."""
     from lithops.version import __version__
 
-    runtime_image = RUNTIMES[backend]
+    runtime_image = RUNTIME_IMAGES[backend]
     with _open_lithops_executor(config_path, f"{backend} was not removed") as function_executor:
         compute_handler, storage = function_executor.compute_handler, function_executor.internal_storage
         runtime_info = compute_handler.get_runtime_info()
         runtime_name, memory_mb = runtime_info["runtime_name"], runtime_info["runtime_memory"]
-        if not runtime_image.is_machine:
+        if not runtime_image.is_virtual_machine:
             compute_handler.delete_runtime(runtime_name, memory_mb, __version__)
-        if runtime_image.cleans is not None:
-            compute_handler.clean(all=runtime_image.cleans)
-        if not runtime_image.is_machine:  # the note on machines is theirs: others have other names
+        if runtime_image.clean_all is not None:
+            compute_handler.clean(all=runtime_image.clean_all)
+        if not runtime_image.is_virtual_machine:  # the note on machines is theirs: others have other names
             storage.delete_runtime_meta(compute_handler.get_runtime_key(runtime_name, memory_mb, __version__))
         return _format_runtime(runtime_name, memory_mb)
 
@@ -194,7 +200,7 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     python_version, numpy_version = sys.version_info[:2], versions["numpy"]
     needs_new_libc = tuple(int(part) for part in numpy_version.split(".")[:2]) >= MIN_NUMPY_NEEDING_NEW_LIBC
     if (
-        settings.backend_of(config) == "aws_lambda"
+        lithops_config.get_backend_name(config) == "aws_lambda"
         and python_version < MIN_LAMBDA_PYTHON_WITH_NEW_LIBC
         and needs_new_libc
     ):
@@ -202,7 +208,9 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
             f"Lambda's Python {python_version[0]}.{python_version[1]} runs on Amazon Linux 2, for which numpy {numpy_version} has no "
             "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
         )
-    if RUNTIMES.get(settings.backend_of(config), RUNTIMES[LOCAL_BACKEND]).is_machine:
+    if RUNTIME_IMAGES.get(
+        lithops_config.get_backend_name(config), RUNTIME_IMAGES[LOCAL_BACKEND]
+    ).is_virtual_machine:
         configured_packages = set((config.get("standalone") or {}).get("extra_python_packages") or [])
         required_packages = [
             f"{name}=={versions[name]}" for name in versions if name != "lithops"
@@ -219,11 +227,11 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
 def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any]:
     """A FunctionExecutor, ended afterwards; whatever Lithops or a cloud raises becomes an ExecutorError."""
     try:
-        function_executor = open_functions(config_path)
+        function_executor = open_function_executor(config_path)
         try:
             yield function_executor
         finally:
-            end(function_executor)
+            close_function_executor(function_executor)
     except PolarmapError:
         raise
     except Exception as error:
@@ -234,10 +242,10 @@ def _open_lithops_executor(config_path: Path, error_prefix: str) -> Iterator[Any
 def _make_build_folder(backend: str, requirements: Sequence[str]) -> Iterator[Path]:
     """Work in a temporary folder with what an image is made of: Lithops builds where it stands."""
     template = Template((find_templates_folder() / "backends" / "Dockerfile").read_text())
-    runtime_image, python_version = RUNTIMES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
+    runtime_image, python_version = RUNTIME_IMAGES[backend], f"{sys.version_info[0]}.{sys.version_info[1]}"
     with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
         dockerfile = template.substitute(
-            python=python_version, archive=runtime_image.archive, start=runtime_image.start
+            python=python_version, archive=runtime_image.lithops_archive, start=runtime_image.entrypoint
         )
         (Path(folder) / "Dockerfile").write_text(dockerfile)
         (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
@@ -252,16 +260,18 @@ def _patch_lithops_defaults(backend: str, requirements: Sequence[str], build_fol
     It would put it into the folder in which its module was imported.
     """
     runtime_image, compute_mode = (
-        RUNTIMES[backend],
-        "standalone" if RUNTIMES[backend].is_machine else "serverless",
+        RUNTIME_IMAGES[backend],
+        "standalone" if RUNTIME_IMAGES[backend].is_virtual_machine else "serverless",
     )
     lithops_settings = vars(import_module(f"lithops.{compute_mode}.backends.{backend}.config"))
     overrides: dict[str, Any] = {}
-    if runtime_image.default:
-        is_list = isinstance(lithops_settings[runtime_image.default], list)
-        overrides[runtime_image.default] = list(requirements) if is_list else "\n".join(requirements) + "\n"
-    if runtime_image.archive and "FH_ZIP_LOCATION" in lithops_settings:
-        overrides["FH_ZIP_LOCATION"] = str(build_folder / runtime_image.archive)
+    if runtime_image.lithops_default_name:
+        is_list = isinstance(lithops_settings[runtime_image.lithops_default_name], list)
+        overrides[runtime_image.lithops_default_name] = (
+            list(requirements) if is_list else "\n".join(requirements) + "\n"
+        )
+    if runtime_image.lithops_archive and "FH_ZIP_LOCATION" in lithops_settings:
+        overrides["FH_ZIP_LOCATION"] = str(build_folder / runtime_image.lithops_archive)
     original_settings = {name: lithops_settings[name] for name in overrides}
     lithops_settings.update(overrides)
     try:

@@ -21,11 +21,11 @@ import numpy as np
 from polarmap import Pool, __version__, coded_map
 from polarmap.cli.deploy import check_deployable
 from polarmap.cli.output import EXISTING_FILE, CommandResult, format_error_message, result_command
-from polarmap.clouds import settings
-from polarmap.clouds.extras import install_command, installed, pip_install, requirements
+from polarmap.clouds import lithops_config
 from polarmap.errors import ExecutorError, PolarmapError, StorageError
-from polarmap.executors.owned_folder import MEMORY, disk_place
-from polarmap.executors.pool import BLOCK_BYTES
+from polarmap.executors.pool import DEFAULT_BLOCK_CACHE_BYTES
+from polarmap.executors.temp_folders import SHARED_MEMORY_ROOT, get_temp_root
+from polarmap.optional import check_requirement, format_install_command, format_pip_install, list_requirements
 from polarmap.storage.bucket import ObjectStore
 from polarmap.types import CodedResult
 from polarmap.worker.environment import count_available_cores
@@ -109,16 +109,16 @@ def _check_installation() -> Iterator[Check]:
         "" if is_tested else "polarmap is tested on Python 3.11 to 3.14",
     )
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
-    for requirement in requirements():
-        name, installed_version, is_satisfied = installed(requirement)
+    for requirement in list_requirements():
+        name, installed_version, is_satisfied = check_requirement(requirement)
         yield (
             Check(name, "ok", installed_version)
             if is_satisfied
-            else Check(name, "bad", installed_version, pip_install(requirement))
+            else Check(name, "bad", installed_version, format_pip_install(requirement))
         )
     for name, (extra, consequence) in OPTIONAL_PACKAGES.items():
         if importlib.util.find_spec(name) is None:
-            yield Check(name, "note", f"not installed: {consequence}", install_command(extra))
+            yield Check(name, "note", f"not installed: {consequence}", format_install_command(extra))
 
 
 # --- what is configured ----------------------------------------------------------------------------
@@ -134,10 +134,10 @@ def _check_this_machine() -> Iterator[Check]:
             f"{config_path} is not used by executor=None",
             f"examine it with polarmap doctor --config {config_path}, use it with executor={str(config_path)!r}",
         )
-    yield _check_free_space("temporary folder", disk_place(), MIN_FREE_BYTES, "make room, or set TMPDIR")
-    if os.path.isdir(MEMORY):
+    yield _check_free_space("temporary folder", get_temp_root(), MIN_FREE_BYTES, "make room, or set TMPDIR")
+    if os.path.isdir(SHARED_MEMORY_ROOT):
         advice = "what has no room there goes to disk; of a container: docker run --shm-size=2g"
-        yield _check_free_space("shared memory", MEMORY, BLOCK_BYTES, advice)
+        yield _check_free_space("shared memory", SHARED_MEMORY_ROOT, DEFAULT_BLOCK_CACHE_BYTES, advice)
 
 
 def _check_free_space(check_name: str, folder: str, min_bytes: int, advice: str) -> Check:
@@ -159,7 +159,7 @@ def _find_lithops_configs() -> list[Path]:
 
 def _check_configuration(config_path: Path) -> Iterator[Check]:
     try:
-        config = settings.read(config_path)
+        config = lithops_config.read_config(config_path)
     except ExecutorError as error:
         yield Check(
             "configuration", "bad", format_error_message(error), "polarmap config show NAME prints a template"
@@ -173,7 +173,7 @@ def _check_configuration(config_path: Path) -> Iterator[Check]:
     yield Check(
         "configuration",
         "ok" if names_backend else "note",
-        f"{config_path}: {settings.backend_of(config)}, storage {storage}",
+        f"{config_path}: {lithops_config.get_backend_name(config)}, storage {storage}",
         "" if names_backend else "it names no backend, which Lithops takes for aws_lambda",
     )
     if storage != "localhost" and "monitoring_interval" not in lithops_section:
@@ -209,16 +209,16 @@ def _run_live_checks(config: Path | None, timeout: float) -> Iterator[Check]:
 
 def _check_storage(config: Path) -> Check:
     """Check the storage that a configuration names."""
-    from polarmap.executors.lithops_internals import end
-    from polarmap.executors.lithops_jobs import open_functions, open_storage
+    from polarmap.executors.lithops_internals import close_function_executor
+    from polarmap.executors.lithops_invocations import open_function_executor, open_lithops_storage
 
     try:
-        function_executor = open_functions(config)
+        function_executor = open_function_executor(config)
     except ExecutorError as error:
         return Check("Lithops", "bad", format_error_message(error), "are you logged in there?")
     key, data = f"polarmap/{uuid.uuid4().hex}/compute_probe", os.urandom(1024)
     try:
-        store = ObjectStore(open_storage(function_executor))
+        store = ObjectStore(open_lithops_storage(function_executor))
         started_at = time.monotonic()
         store.put(key, data)
         if store.get(key) != data:
@@ -228,7 +228,7 @@ def _check_storage(config: Path) -> Check:
     except StorageError as error:
         return Check("storage", "bad", format_error_message(error), "check endpoint, bucket and credentials")
     finally:
-        end(function_executor)
+        close_function_executor(function_executor)
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 

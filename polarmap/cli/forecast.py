@@ -14,8 +14,8 @@ import click
 
 from polarmap.blocks.code_choice import default_n_tasks
 from polarmap.cli.output import EXISTING_FILE, OUTPUT_FILE, CommandResult, result_command
-from polarmap.clouds import settings
-from polarmap.clouds.limits import Worker, worker_of
+from polarmap.clouds import lithops_config
+from polarmap.clouds.limits import WorkerSpec, parse_worker_spec
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.planning import (
     SCHEMES,
@@ -215,9 +215,9 @@ def plan_command(config: Path | None, figure_path: Path | None, **options: Any) 
     return CommandResult(data, str(chosen_plan))
 
 
-def _read_worker_spec(config_path: Path) -> Worker:
+def _read_worker_spec(config_path: Path) -> WorkerSpec:
     """What the tasks of a configuration run on."""
-    spec = worker_of(settings.read(config_path))
+    spec = parse_worker_spec(lithops_config.read_config(config_path))
     if spec is None:
         raise ExecutorError(
             f"{config_path} says no runtime_memory of its workers: there is no limit to plan within"

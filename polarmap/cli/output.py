@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from polarmap.errors import PolarmapError
-from polarmap.executors.choices import is_localhost
+from polarmap.executors.executor_specs import is_localhost
 from polarmap.report import json_value
 
 EXISTING_FILE = click.Path(

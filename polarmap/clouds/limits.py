@@ -7,39 +7,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polarmap.clouds.runtimes import RUNTIMES
+from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import LimitError, warn
 
 MB = 2**20
 GB = 2**30
 # Lithops, numpy and a cloud's client library take 75 MB, the runtime around them up to as much again.
-BASE_BYTES = 150 * MB
+RUNTIME_BYTES = 150 * MB
 BLOCK_COPIES = 2  # of its block that a worker holds while it unpacks what it fetched
 
 
 @dataclass(frozen=True)
-class Backend:
+class BackendLimits:
     """The limits of one compute backend. Memory in MB, time in seconds.
 
     Attributes
     ----------
-    sizes
-        Memory sizes there are; empty if any between `least_memory` and `most_memory` will do.
-    most_seconds
+    memory_sizes_mb
+        Memory sizes there are; empty if any between `min_memory_mb` and `max_memory_mb` will do.
+    max_seconds
         Seconds of one call, None if the backend sets no limit of its own.
-    concurrency
+    default_concurrency
         Calls at a time by default; the account's own quota may differ.
-    checked, source
+    as_of, source
         When and where these figures were read.
     """
 
     name: str
-    least_memory: int
-    most_memory: int
-    sizes: tuple[int, ...]
-    most_seconds: int | None
-    concurrency: int | None
-    checked: str
+    min_memory_mb: int
+    max_memory_mb: int
+    memory_sizes_mb: tuple[int, ...]
+    max_seconds: int | None
+    default_concurrency: int | None
+    as_of: str
     source: str
 
 
@@ -47,141 +47,148 @@ class Backend:
 BACKENDS = {
     one.name: one
     for one in (
-        Backend(
+        BackendLimits(
             "aws_lambda", 128, 10_240, (), 900, 1000, "2026-11-24",
             "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html",
         ),
-        Backend(
+        BackendLimits(
             # Driven by events, as Lithops' default trigger pub/sub makes them.
             "gcp_functions", 128, 32_768, (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), 540,
             100, "2026-11-24", "https://cloud.google.com/functions/quotas",
         ),
-        Backend(
+        BackendLimits(
             "azure_functions", 512, 4096, (512, 2048, 4096), None, 100, "2026-11-24",
             "https://learn.microsoft.com/en-us/azure/azure-functions/flex-consumption-plan",
         ),
-        Backend("k8s", 1, 2**20, (), None, None, "2026-11-24", "the cluster's own: its nodes"),
-        Backend(
+        BackendLimits("k8s", 1, 2**20, (), None, None, "2026-11-24", "the cluster's own: its nodes"),
+        BackendLimits(
             "gcp_cloudrun", 128, 32_768, (), 3600, 100, "2026-11-24",
             "https://cloud.google.com/run/docs/configuring/services/memory-limits",
         ),
-        Backend(
+        BackendLimits(
             # Lithops lets no app have more replicas than 30.
             "azure_containers", 512, 8192, tuple(range(512, 8193, 512)), None, 30, "2026-11-29",
             "lithops 3.8.0, ALLOWED_MEM",
         ),
-        Backend(
+        BackendLimits(
             "code_engine", 256, 32_768,
             (256, 512, 1024, 2048, 4096, 8192, 12_288, 16_384, 24_576, 32_768), None, None, "2026-11-29",
             "lithops 3.8.0, VALID_MEMORY_VALUES",
         ),
-        Backend(
+        BackendLimits(
             "aws_batch", 512, 122_880, (), None, None, "2026-11-29",
             "lithops 3.8.0, AVAILABLE_CPU_MEM_FARGATE",
         ),
         *(
-            Backend(name, 1, 2**20, (), None, None, "2026-11-29", "the machine's own")
-            for name, runtime in RUNTIMES.items()
-            if runtime.is_machine
+            BackendLimits(name, 1, 2**20, (), None, None, "2026-11-29", "the machine's own")
+            for name, runtime in RUNTIME_IMAGES.items()
+            if runtime.is_virtual_machine
         ),
     )
 }  # fmt: skip
 # Backend and trigger -> its limits where they are others than those above.
-TRIGGERED = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], most_seconds=3600)}
+LIMITS_BY_TRIGGER = {("gcp_functions", "https"): replace(BACKENDS["gcp_functions"], max_seconds=3600)}
 
 # Bytes of the largest object one PUT can make, which is how Lithops stores.
-LARGEST_OBJECT = {
+MAX_OBJECT_BYTES = {
     "ibm_cos": 5 * GB,
     "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
     "minio": 5 * GB,
     "ceph": 5 * GB,
     "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
-    # 50,000 parts of the client's 4 MB: https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
+    # 50,000 parts of the client's 4 MB:
+    # https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
     "azure_storage": 50_000 * 4 * MB,
     "redis": 512 * MB,  # https://redis.io/docs/latest/develop/data-types/strings/
 }
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerSpec:
     """What a Lithops configuration gives each worker; backend and storage are Lithops' names.
 
     Attributes
     ----------
-    memory
+    memory_mb
         In MB.
-    seconds
+    timeout_seconds
         That one task may take; None if unknown.
-    workers
+    max_workers
         At a time; None if unknown.
     trigger
         How calls reach the backend, where there is a choice.
-    interval
+    poll_seconds
         Seconds between two looks of the driver for finished tasks.
-    processors
+    cpus
         Of each, where the configuration says.
-    kind
+    instance_type
         What it runs on, where there is a choice: Batch's environment, or the type of a virtual machine, and
         "spot" before those of spot markets.
     """
 
     backend: str
     storage: str
-    memory: int
-    seconds: float | None = None
-    workers: int | None = None
+    memory_mb: int
+    timeout_seconds: float | None = None
+    max_workers: int | None = None
     trigger: str = ""
-    interval: float = 2.0
-    processors: float | None = None
-    kind: str = ""
+    poll_seconds: float = 2.0
+    cpus: float | None = None
+    instance_type: str = ""
 
     @property
-    def limits(self) -> Backend | None:
+    def backend_limits(self) -> BackendLimits | None:
         """What the backend allows; None if polarmap does not know."""
-        return TRIGGERED.get((self.backend, self.trigger), BACKENDS.get(self.backend))
+        return LIMITS_BY_TRIGGER.get((self.backend, self.trigger), BACKENDS.get(self.backend))
 
     @property
-    def granted(self) -> int:
-        """MB that the backend makes of `memory`: Azure rounds up to a size there is."""
-        sizes = self.limits.sizes if self.limits is not None else ()
-        return next((size for size in sizes if size >= self.memory), sizes[-1] if sizes else self.memory)
+    def allocated_mb(self) -> int:
+        """MB that the backend makes of `memory_mb`: Azure rounds up to a size there is."""
+        sizes = self.backend_limits.memory_sizes_mb if self.backend_limits is not None else ()
+        return next(
+            (size for size in sizes if size >= self.memory_mb), sizes[-1] if sizes else self.memory_mb
+        )
 
 
-def worker_of(config: Mapping[str, Any]) -> Worker | None:
+def parse_worker_spec(config: Mapping[str, Any]) -> WorkerSpec | None:
     """What a complete Lithops configuration, as an executor of Lithops holds it, gives each worker.
 
-    >>> worker_of({"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}).memory
+    >>> parse_worker_spec({"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}).memory_mb
     512
     """
-    general = config.get("lithops") or {}
-    own = config.get(general.get("backend", "")) or {}
-    if not isinstance(own.get("runtime_memory"), int):
+    lithops_section = config.get("lithops") or {}
+    backend_section = config.get(lithops_section.get("backend", "")) or {}
+    if not isinstance(backend_section.get("runtime_memory"), int):
         return None
-    return Worker(
-        backend=general["backend"],
-        storage=general.get("storage", ""),
-        memory=own["runtime_memory"],
-        seconds=own.get("runtime_timeout", (config.get("standalone") or {}).get("hard_dismantle_timeout")),
-        workers=_most_tasks(general["backend"], own),
-        trigger=own.get("trigger", ""),
-        interval=general.get("monitoring_interval", 2.0),
-        processors=own.get("runtime_cpu"),
-        kind=_kind(own),
+    return WorkerSpec(
+        backend=lithops_section["backend"],
+        storage=lithops_section.get("storage", ""),
+        memory_mb=backend_section["runtime_memory"],
+        timeout_seconds=backend_section.get(
+            "runtime_timeout", (config.get("standalone") or {}).get("hard_dismantle_timeout")
+        ),
+        max_workers=_parse_max_tasks(lithops_section["backend"], backend_section),
+        trigger=backend_section.get("trigger", ""),
+        poll_seconds=lithops_section.get("monitoring_interval", 2.0),
+        cpus=backend_section.get("runtime_cpu"),
+        instance_type=_parse_instance_type(backend_section),
     )
 
 
-def _most_tasks(backend: str, own: Mapping[str, Any]) -> int | None:
+def _parse_max_tasks(backend: str, backend_section: Mapping[str, Any]) -> int | None:
     """Tasks at a time that a section allows: of a virtual machine, several."""
-    most = own.get("max_workers")
-    is_machine = backend in RUNTIMES and RUNTIMES[backend].is_machine
-    each = own.get("worker_processes", "AUTO") if is_machine else 1
-    return None if most is None or each == "AUTO" else int(most * each)
+    max_workers = backend_section.get("max_workers")
+    is_machine = backend in RUNTIME_IMAGES and RUNTIME_IMAGES[backend].is_virtual_machine
+    tasks_per_worker = backend_section.get("worker_processes", "AUTO") if is_machine else 1
+    return None if max_workers is None or tasks_per_worker == "AUTO" else int(max_workers * tasks_per_worker)
 
 
-def _kind(own: Mapping[str, Any]) -> str:
+def _parse_instance_type(backend_section: Mapping[str, Any]) -> str:
     """What a section says that its workers run on."""
-    spot = "spot " if own.get("request_spot_instances") else ""
-    return spot + str(own.get("env_type") or own.get("worker_instance_type") or "")
+    spot_prefix = "spot " if backend_section.get("request_spot_instances") else ""
+    return spot_prefix + str(
+        backend_section.get("env_type") or backend_section.get("worker_instance_type") or ""
+    )
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ class MapSize:
     rows: int | None = None
 
 
-def check(worker: Worker, asked: MapSize) -> None:
+def check_map_fits(worker_spec: WorkerSpec, map_size: MapSize) -> None:
     """Refuse a map that its backend cannot run, before anything is stored or started.
 
     Raises
@@ -216,121 +223,142 @@ def check(worker: Worker, asked: MapSize) -> None:
 
     Examples
     --------
-    >>> worker = Worker("aws_lambda", "aws_s3", memory=2048)
-    >>> check(worker, MapSize(n=32, k=24, block_bytes=500 * 2**20, rows=1000))
+    >>> worker = WorkerSpec("aws_lambda", "aws_s3", memory_mb=2048)
+    >>> check_map_fits(worker, MapSize(n=32, k=24, block_bytes=500 * 2**20, rows=1000))
     >>> try:
-    ...     check(worker, MapSize(n=32, k=24, block_bytes=1900 * 2**20, rows=1000))
+    ...     check_map_fits(worker, MapSize(n=32, k=24, block_bytes=1900 * 2**20, rows=1000))
     ... except LimitError as error:
     ...     print(error)
     a 1.9 GB block does not fit a 2048 MB worker of aws_lambda, which needs 3.9 GB to hold it and a copy \
 before f takes any: use blocks >= 49 or runtime_memory >= 3950
     """
-    backend = worker.limits
-    if backend is None:
+    backend_limits = worker_spec.backend_limits
+    if backend_limits is None:
         return
-    _check_seconds(worker, backend)
-    _check_memory(worker, backend, asked)
-    _check_object(worker, asked)
-    most = at_a_time(worker)
-    if most is not None and asked.n > most:
+    _check_timeout(worker_spec, backend_limits)
+    _check_memory(worker_spec, backend_limits, map_size)
+    _check_object_size(worker_spec, map_size)
+    max_tasks = get_max_concurrency(worker_spec)
+    if max_tasks is not None and map_size.n > max_tasks:
         warn(
-            f"workers = {asked.n}, but {worker.backend} runs {most} at a time (max_workers): "
-            f"{asked.n - most} wait until others end, stragglers among them; "
-            f"raise max_workers or use workers <= {most}"
+            f"workers = {map_size.n}, but {worker_spec.backend} runs {max_tasks} at a time (max_workers): "
+            f"{map_size.n - max_tasks} wait until others end, stragglers among them; "
+            f"raise max_workers or use workers <= {max_tasks}"
         )
 
 
-def check_task_seconds(worker: Worker, seconds: float) -> None:
+def check_task_duration(worker_spec: WorkerSpec, task_seconds: float) -> None:
     """Refuse tasks that usually take longer than the worker may.
 
-    >>> check_task_seconds(Worker("aws_lambda", "aws_s3", 1769, seconds=180), 20.0)
+    >>> check_task_duration(WorkerSpec("aws_lambda", "aws_s3", 1769, timeout_seconds=180), 20.0)
     """
-    backend = worker.limits
-    least = min((one for one in (worker.seconds, backend and backend.most_seconds) if one), default=math.inf)
-    if seconds > least:
-        longest = f" (at most {backend.most_seconds})" if backend and backend.most_seconds else ""
+    backend_limits = worker_spec.backend_limits
+    max_seconds = min(
+        (
+            limit
+            for limit in (worker_spec.timeout_seconds, backend_limits and backend_limits.max_seconds)
+            if limit
+        ),
+        default=math.inf,
+    )
+    if task_seconds > max_seconds:
+        limit_note = (
+            f" (at most {backend_limits.max_seconds})"
+            if backend_limits and backend_limits.max_seconds
+            else ""
+        )
         raise LimitError(
-            f"most tasks take {seconds:.3g} s, {worker.backend} ends them after {least:g} s: use more blocks "
-            f"or raise runtime_timeout{longest}"
+            f"most tasks take {task_seconds:.3g} s, {worker_spec.backend} ends them after {max_seconds:g} s: use more blocks "
+            f"or raise runtime_timeout{limit_note}"
         )
 
 
-def at_a_time(worker: Worker) -> int | None:
+def get_max_concurrency(worker_spec: WorkerSpec) -> int | None:
     """How many workers run at once; None if nothing is known.
 
-    >>> at_a_time(Worker("aws_lambda", "aws_s3", 1769)), at_a_time(Worker("k8s", "minio", 512, workers=8))
+    >>> get_max_concurrency(WorkerSpec("aws_lambda", "aws_s3", 1769)), get_max_concurrency(WorkerSpec("k8s", "minio", 512, max_workers=8))
     (1000, 8)
     """
-    return worker.workers or (worker.limits.concurrency if worker.limits is not None else None)
+    return worker_spec.max_workers or (
+        worker_spec.backend_limits.default_concurrency if worker_spec.backend_limits is not None else None
+    )
 
 
-def kept_bytes(worker: Worker) -> int:
+def compute_block_cache_bytes(worker_spec: WorkerSpec) -> int:
     """Bytes of blocks that a worker may keep from map to map: half of what its runtime leaves.
 
-    >>> kept_bytes(Worker("aws_lambda", "aws_s3", 1769)) // 2**20
+    >>> compute_block_cache_bytes(WorkerSpec("aws_lambda", "aws_s3", 1769)) // 2**20
     809
     """
-    return max(0, worker.granted * MB - BASE_BYTES) // 2
+    return max(0, worker_spec.allocated_mb * MB - RUNTIME_BYTES) // 2
 
 
-def memory_needed(block_bytes: int) -> int:
+def compute_min_memory_bytes(block_bytes: int) -> int:
     """Bytes of memory that a worker needs at least to get at its block."""
-    return BASE_BYTES + BLOCK_COPIES * block_bytes
+    return RUNTIME_BYTES + BLOCK_COPIES * block_bytes
 
 
-def _check_seconds(worker: Worker, backend: Backend) -> None:
-    if worker.seconds and backend.most_seconds and worker.seconds > backend.most_seconds:
+def _check_timeout(worker_spec: WorkerSpec, backend_limits: BackendLimits) -> None:
+    if (
+        worker_spec.timeout_seconds
+        and backend_limits.max_seconds
+        and worker_spec.timeout_seconds > backend_limits.max_seconds
+    ):
         raise LimitError(
-            f"runtime_timeout is {worker.seconds:g} s, {worker.backend} ends a call after "
-            f"{backend.most_seconds} s: lower it, and use more blocks if a task takes longer"
+            f"runtime_timeout is {worker_spec.timeout_seconds:g} s, {worker_spec.backend} ends a call after "
+            f"{backend_limits.max_seconds} s: lower it, and use more blocks if a task takes longer"
         )
 
 
-def _check_memory(worker: Worker, backend: Backend, asked: MapSize) -> None:
-    need = memory_needed(asked.block_bytes)
-    if need <= worker.granted * MB:
+def _check_memory(worker_spec: WorkerSpec, backend_limits: BackendLimits, map_size: MapSize) -> None:
+    n_needed_bytes = compute_min_memory_bytes(map_size.block_bytes)
+    if n_needed_bytes <= worker_spec.allocated_mb * MB:
         return
-    largest = (worker.granted * MB - BASE_BYTES) // BLOCK_COPIES
-    advice = [_more_blocks(asked, largest)]
-    size = _size_for(need, backend)
-    if size is not None:
-        advice.append(f"runtime_memory >= {size}")
+    max_block_bytes = (worker_spec.allocated_mb * MB - RUNTIME_BYTES) // BLOCK_COPIES
+    advice = [_advise_more_blocks(map_size, max_block_bytes)]
+    min_memory_mb = _find_sufficient_memory_mb(n_needed_bytes, backend_limits)
+    if min_memory_mb is not None:
+        advice.append(f"runtime_memory >= {min_memory_mb}")
     raise LimitError(
-        f"a {_size(asked.block_bytes)} block does not fit a {worker.granted} MB worker of {worker.backend}, "
-        f"which needs {_size(need)} to hold it and a copy before f takes any: "
+        f"a {_format_bytes(map_size.block_bytes)} block does not fit a {worker_spec.allocated_mb} MB worker of {worker_spec.backend}, "
+        f"which needs {_format_bytes(n_needed_bytes)} to hold it and a copy before f takes any: "
         + " or ".join(filter(None, advice))
     )
 
 
-def _check_object(worker: Worker, asked: MapSize) -> None:
-    largest = LARGEST_OBJECT.get(worker.storage)
-    if largest is not None and asked.block_bytes > largest:
+def _check_object_size(worker_spec: WorkerSpec, map_size: MapSize) -> None:
+    max_object_bytes = MAX_OBJECT_BYTES.get(worker_spec.storage)
+    if max_object_bytes is not None and map_size.block_bytes > max_object_bytes:
         raise LimitError(
-            f"a {_size(asked.block_bytes)} block is larger than one object of {worker.storage} may be "
-            f"({_size(largest)}): {_more_blocks(asked, largest)}"
+            f"a {_format_bytes(map_size.block_bytes)} block is larger than one object of {worker_spec.storage} may be "
+            f"({_format_bytes(max_object_bytes)}): {_advise_more_blocks(map_size, max_object_bytes)}"
         )
 
 
-def _more_blocks(asked: MapSize, largest: int) -> str:
-    """How to cut so that no block weighs more than `largest` bytes."""
-    if asked.rows is None:
-        return f"use blocks of at most {_size(max(largest, 0))}"
-    rows = largest * asked.rows // asked.block_bytes
-    if rows < 1:
+def _advise_more_blocks(map_size: MapSize, max_block_bytes: int) -> str:
+    """How to cut so that no block weighs more than `max_block_bytes` bytes."""
+    if map_size.rows is None:
+        return f"use blocks of at most {_format_bytes(max(max_block_bytes, 0))}"
+    max_rows_per_block = max_block_bytes * map_size.rows // map_size.block_bytes
+    if max_rows_per_block < 1:
         return "no number of blocks helps, as one row is too large"
-    return f"use blocks >= {math.ceil(asked.k * asked.rows / rows)}"
+    return f"use blocks >= {math.ceil(map_size.k * map_size.rows / max_rows_per_block)}"
 
 
-def _size_for(need: int, backend: Backend) -> int | None:
+def _find_sufficient_memory_mb(n_needed_bytes: int, backend_limits: BackendLimits) -> int | None:
     """The smallest memory in MB that is enough, if the backend has it."""
-    sizes = backend.sizes or (max(backend.least_memory, math.ceil(need / MB)),)
-    return next((size for size in sizes if need <= size * MB and size <= backend.most_memory), None)
+    sizes = backend_limits.memory_sizes_mb or (
+        max(backend_limits.min_memory_mb, math.ceil(n_needed_bytes / MB)),
+    )
+    return next(
+        (size for size in sizes if n_needed_bytes <= size * MB and size <= backend_limits.max_memory_mb), None
+    )
 
 
-def _size(count: int) -> str:
+def _format_bytes(n_bytes: int) -> str:
     """A number of bytes as text.
 
-    >>> _size(1_992_294_400), _size(5 * 2**20)
+    >>> _format_bytes(1_992_294_400), _format_bytes(5 * 2**20)
     ('1.9 GB', '5.0 MB')
     """
-    return f"{count / GB:.1f} GB" if count >= GB else f"{count / MB:.1f} MB"
+    return f"{n_bytes / GB:.1f} GB" if n_bytes >= GB else f"{n_bytes / MB:.1f} MB"

@@ -7,76 +7,77 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import WorkerSpec
 from polarmap.worker.processes import LIVENESS_INTERVAL
 
 # Storage requests of one task: its block, Lithops' start and end marks and a large result are
 # written; function, input, block, end mark and result are read. Also, every LIVENESS_SECONDS, a worker
 # looks whether it is still wanted.
-WRITES, READS = 4, 5
+WRITES_PER_TASK, READS_PER_TASK = 4, 5
 # Billed around f: Lithops fetches function and data and reports. On an emulated Lambda 1 to 2 s, two
 # processors shared by eight workers; expect the lower end where each has its own.
-AROUND_SECONDS = 1.0
-MARKS = 2  # objects of each task that the driver lists: its start and end marks
-LISTED = 1000  # objects that one request lists
+CALL_OVERHEAD_SECONDS = 1.0
+MARKERS_PER_TASK = 2  # objects of each task that the driver lists: its start and end marks
+KEYS_PER_LISTING = 1000  # objects that one request lists
 
 
 @dataclass(frozen=True)
-class Price:
+class PriceList:
     """List price of a compute backend in one region, without free tiers, discounts and taxes.
 
     Attributes
     ----------
-    gigabyte_second
+    usd_per_gb_second
         USD per second and 1024 MB of memory.
-    processor_second
+    usd_per_cpu_second
         USD per second and processor, where that is charged apart.
-    call
+    usd_per_call
         USD each.
-    step, least
+    billing_increment, min_billed_seconds
         Seconds that a call is rounded up to, and its minimum.
-    kind
-        That it is the price of, where there are several: what its name begins with, see `Worker.kind`.
+    instance_type
+        That it is the price of, where there are several: what its name begins with, see
+        `WorkerSpec.instance_type`.
     """
 
     backend: str
     region: str
-    gigabyte_second: float
-    processor_second: float
-    call: float
-    step: float
-    least: float
-    checked: str
+    usd_per_gb_second: float
+    usd_per_cpu_second: float
+    usd_per_call: float
+    billing_increment: float
+    min_billed_seconds: float
+    as_of: str
     source: str
-    kind: str = ""
+    instance_type: str = ""
 
 
-PRICES = {
+PRICE_LISTS = {
     one.backend: one
     for one in (
-        Price(
+        PriceList(
             "aws_lambda", "us-east-1, x86", 1.66667e-5, 0.0, 2.0e-7, 0.001, 0.0, "2026-11-24",
             "https://aws.amazon.com/lambda/pricing/ as quoted by https://cloudchipr.com/blog/aws-lambda-pricing",
         ),
-        Price(
+        PriceList(
             "gcp_functions", "tier 1", 2.5e-6, 2.4e-5, 4.0e-7, 0.1, 0.0, "2026-11-24",
             "https://cloud.google.com/run/pricing (request-based billing)",
         ),
-        Price(
+        PriceList(
             "azure_functions", "East US, Flex Consumption on demand", 2.6e-5, 0.0, 4.0e-7, 0.1, 1.0,
             "2026-11-24", "https://azure.microsoft.com/en-us/pricing/details/functions/ as quoted by "
             "https://modal.com/blog/azure-function-pricing-guide; steps: https://learn.microsoft.com/answers/a/12389275",
         ),
-        Price(
+        PriceList(
             "gcp_cloudrun", "tier 1", 2.5e-6, 2.4e-5, 4.0e-7, 0.1, 0.0, "2026-11-24",
             "https://cloud.google.com/run/pricing (request-based billing)",
         ),
-        Price(
+        PriceList(
             "aws_batch", "us-east-1, Fargate, x86", 0.004445 / 3600, 0.04048 / 3600, 0.0, 1.0, 60.0,
             "2026-11-29", "https://aws.amazon.com/fargate/pricing/ as quoted by https://www.vantage.sh/blog/fargate-pricing",
             "FARGATE",
         ),
-        Price(
+        PriceList(
             # Of a task its share of the memory; t3.medium and larger cost the same for each GB.
             "aws_ec2", "us-east-1, t3, on demand", 0.0832 / 8 / 3600, 0.0, 0.0, 1.0, 0.0, "2026-11-29",
             "https://aws.amazon.com/ec2/pricing/on-demand/ as quoted by https://go-cloud.io/?p=10607", "t3.",
@@ -86,7 +87,7 @@ PRICES = {
 
 # Processors that come with so many MB of a Cloud Run function, checked 2026-11-24:
 # https://cloud.google.com/run/docs/configuring/services/memory-limits
-PROCESSORS = (
+CLOUD_RUN_CPUS_BY_MEMORY = (
     (128, 0.083), (256, 0.167), (512, 0.333), (1024, 0.583), (2048, 1.0), (8192, 2.0), (16_384, 4.0),
     (24_576, 6.0), (32_768, 8.0),
 )  # fmt: skip
@@ -94,7 +95,7 @@ PROCESSORS = (
 # USD per write or listing, and per read, checked 2026-11-24: Standard in us-east-1, as quoted by
 # https://c3x.dev/blog/s3-request-fees-explained; Standard in a US region,
 # https://cloud.google.com/storage/pricing-examples. Requests to others are not priced.
-STORAGE = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
+USD_PER_WRITE_AND_READ = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 
 
 @dataclass(frozen=True)
@@ -123,100 +124,136 @@ class Cost:
 
     def __str__(self) -> str:
         parts = ((self.compute, "compute"), (self.calls, "calls"), (self.requests, "storage requests"))
-        return f"${self.total:.2g} (" + ", ".join(f"${one:.2g} {name}" for one, name in parts) + ")"
+        return f"${self.total:.2g} (" + ", ".join(f"${amount:.2g} {name}" for amount, name in parts) + ")"
 
 
-def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | None:
+def estimate_map_cost(
+    worker_spec: WorkerSpec, call_seconds: Sequence[float], polling_seconds: float
+) -> Cost | None:
     """What a map costs at list price; None where polarmap knows no price.
 
     Parameters
     ----------
-    worker : Worker
-    seconds : sequence of float
+    worker_spec : Worker
+    call_seconds : sequence of float
         That each call ran, abandoned ones included.
-    elapsed : float
-        Seconds the driver looked for results, every `worker.interval`.
+    polling_seconds : float
+        Seconds the driver looked for results, every `worker_spec.poll_seconds`.
 
     Examples
     --------
-    >>> lambda_ = Worker("aws_lambda", "aws_s3", memory=1769, interval=0.3)
-    >>> print(cost(lambda_, [10.0] * 32, elapsed=11.0))
+    >>> lambda_ = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, poll_seconds=0.3)
+    >>> print(estimate_map_cost(lambda_, [10.0] * 32, polling_seconds=11.0))
     $0.011 ($0.01 compute, $6.4e-06 calls, $0.0011 storage requests)
-    >>> cost(Worker("k8s", "minio", memory=2048), [10.0], 11.0) is None
+    >>> estimate_map_cost(WorkerSpec("k8s", "minio", memory_mb=2048), [10.0], 11.0) is None
     True
     """
-    price, calls = price_of(worker), len(seconds)
-    if price is None:
+    price_list, n_calls = find_price_list(worker_spec), len(call_seconds)
+    if price_list is None:
         return None
-    steps = (math.ceil(round((one + AROUND_SECONDS) / price.step, 6)) for one in seconds)
-    billed = sum(max(price.least, count * price.step) for count in steps)
-    looks = sum(one / LIVENESS_INTERVAL for one in seconds)
-    listings = listing_requests(calls) * elapsed / worker.interval
-    return _cost(worker, price, billed, calls, listings, looks)
+    billed_increments = (
+        math.ceil(round((run_seconds + CALL_OVERHEAD_SECONDS) / price_list.billing_increment, 6))
+        for run_seconds in call_seconds
+    )
+    billed_seconds = sum(
+        max(price_list.min_billed_seconds, n_increments * price_list.billing_increment)
+        for n_increments in billed_increments
+    )
+    n_liveness_checks = sum(run_seconds / LIVENESS_INTERVAL for run_seconds in call_seconds)
+    n_listings = count_listing_requests(n_calls) * polling_seconds / worker_spec.poll_seconds
+    return _compute_cost(worker_spec, price_list, billed_seconds, n_calls, n_listings, n_liveness_checks)
 
 
-class Stay(NamedTuple):
+class PersistentUsage(NamedTuple):
     """What workers that stay have been paid for since the map before, idle or not.
 
-    seconds : that all of them have run.
-    started : of them since then.
-    writes, reads : requests to the storage; listings are writes.
+    worker_seconds : that all of them have run.
+    n_started : of them since then.
+    n_writes, n_reads : requests to the storage; listings are writes.
     """
 
-    seconds: float
-    started: int
-    writes: int = 0
-    reads: int = 0
+    worker_seconds: float
+    n_started: int
+    n_writes: int = 0
+    n_reads: int = 0
 
 
-def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
+def estimate_persistent_cost(worker_spec: WorkerSpec, usage: PersistentUsage) -> Cost | None:
     """What workers that stay cost from one map to the end of the next; None if no price is known.
 
-    >>> lambda_ = Worker("aws_lambda", "aws_s3", memory=1769)
-    >>> print(cost_of_stay(lambda_, Stay(seconds=32 * 60.0, started=0)))  # a minute of 32 that wait
+    >>> lambda_ = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
+    >>> print(estimate_persistent_cost(lambda_, PersistentUsage(worker_seconds=32 * 60.0, n_started=0)))  # a minute of 32 that wait
     $0.055 ($0.055 compute, $0 calls, $0 storage requests)
     """
-    price = price_of(worker)
-    if price is None:
+    price_list = find_price_list(worker_spec)
+    if price_list is None:
         return None
-    billed = max(stay.seconds + stay.started * AROUND_SECONDS, stay.started * price.least)
-    return _cost(worker, price, billed, stay.started, stay.writes, stay.reads)
+    billed_seconds = max(
+        usage.worker_seconds + usage.n_started * CALL_OVERHEAD_SECONDS,
+        usage.n_started * price_list.min_billed_seconds,
+    )
+    return _compute_cost(
+        worker_spec, price_list, billed_seconds, usage.n_started, usage.n_writes, usage.n_reads
+    )
 
 
-def price_of(worker: Worker) -> Price | None:
+def find_price_list(worker_spec: WorkerSpec) -> PriceList | None:
     """The list price of a worker; None if polarmap knows none of its kind.
 
-    >>> price_of(Worker("aws_batch", "aws_s3", 2048, kind="FARGATE")).least
+    >>> find_price_list(WorkerSpec("aws_batch", "aws_s3", 2048, instance_type="FARGATE")).min_billed_seconds
     60.0
-    >>> price_of(Worker("aws_batch", "aws_s3", 2048, kind="FARGATE_SPOT")) is None
+    >>> find_price_list(WorkerSpec("aws_batch", "aws_s3", 2048, instance_type="FARGATE_SPOT")) is None
     True
     """
-    price, kind = PRICES.get(worker.backend), worker.kind
-    return price if price and kind.startswith(price.kind) and "spot" not in kind.lower() else None
+    price_list, instance_type = PRICE_LISTS.get(worker_spec.backend), worker_spec.instance_type
+    return (
+        price_list
+        if price_list
+        and instance_type.startswith(price_list.instance_type)
+        and "spot" not in instance_type.lower()
+        else None
+    )
 
 
-def listing_requests(tasks: int) -> int:
+def count_listing_requests(n_tasks: int) -> int:
     """Requests of one look at the start and end marks of so many tasks, all of which have ended.
 
-    >>> listing_requests(24), listing_requests(501), listing_requests(10_000)
+    >>> count_listing_requests(24), count_listing_requests(501), count_listing_requests(10_000)
     (1, 2, 20)
     """
-    return max(1, math.ceil(MARKS * tasks / LISTED))
+    return max(1, math.ceil(MARKERS_PER_TASK * n_tasks / KEYS_PER_LISTING))
 
 
-def processors(memory: int) -> float:
+def get_cloud_run_cpus(memory_mb: int) -> float:
     """Processors of a Cloud Run function with so many MB.
 
-    >>> processors(256), processors(4096), processors(32_768)
+    >>> get_cloud_run_cpus(256), get_cloud_run_cpus(4096), get_cloud_run_cpus(32_768)
     (0.167, 2.0, 8.0)
     """
-    return next((share for size, share in PROCESSORS if memory <= size), PROCESSORS[-1][1])
+    return next(
+        (n_cpus for max_memory_mb, n_cpus in CLOUD_RUN_CPUS_BY_MEMORY if memory_mb <= max_memory_mb),
+        CLOUD_RUN_CPUS_BY_MEMORY[-1][1],
+    )
 
 
-def _cost(worker: Worker, price: Price, billed: float, calls: int, writes: float, reads: float) -> Cost:
+def _compute_cost(
+    worker_spec: WorkerSpec,
+    price_list: PriceList,
+    billed_seconds: float,
+    n_calls: int,
+    n_writes: float,
+    n_reads: float,
+) -> Cost:
     """The cost of so many seconds that are billed, of calls with their requests, and of further requests."""
-    each = processors(worker.granted) if worker.processors is None else worker.processors
-    rate = worker.granted / 1024 * price.gigabyte_second + each * price.processor_second
-    write, read = STORAGE.get(worker.storage, (0.0, 0.0))
-    requests = (WRITES * calls + writes) * write + (READS * calls + reads) * read
-    return Cost(billed * rate, calls * price.call, requests)
+    cpus_per_worker = (
+        get_cloud_run_cpus(worker_spec.allocated_mb) if worker_spec.cpus is None else worker_spec.cpus
+    )
+    usd_per_second = (
+        worker_spec.allocated_mb / 1024 * price_list.usd_per_gb_second
+        + cpus_per_worker * price_list.usd_per_cpu_second
+    )
+    usd_per_write, usd_per_read = USD_PER_WRITE_AND_READ.get(worker_spec.storage, (0.0, 0.0))
+    requests_usd = (WRITES_PER_TASK * n_calls + n_writes) * usd_per_write + (
+        READS_PER_TASK * n_calls + n_reads
+    ) * usd_per_read
+    return Cost(billed_seconds * usd_per_second, n_calls * price_list.usd_per_call, requests_usd)

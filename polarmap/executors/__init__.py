@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
-from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_dask, is_of_ray, is_path
-from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.executor_specs import is_config_path, is_dask_client, is_lithops, is_localhost, is_ray
+from polarmap.executors.interface import DelegatingExecutor, JobSpec, MapExecutor, Session
 from polarmap.executors.pool import Pool, default_pool
+from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.task_records import FAULT_KINDS, Fault
 
 if TYPE_CHECKING:
-    from polarmap.executors.cluster_data import CutData
+    from polarmap.executors.cluster_data import PartitionedData
 
 BLOCKS_PER_CORE = 3
 
@@ -53,22 +53,24 @@ class FaultyExecutor:
     def __post_init__(self) -> None:
         if not isinstance(self.faults, Mapping):
             raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
-        for task, fault in self.faults.items():
-            if not is_nonnegative_int(task) or not isinstance(fault, Fault):
-                raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
+        for task_index, fault in self.faults.items():
+            if not is_nonnegative_int(task_index) or not isinstance(fault, Fault):
+                raise CodeError(
+                    f"faults map tasks by number to a Fault each, not {task_index!r} to {fault!r:.100}"
+                )
             _check_fault(fault)
 
 
-class WithFaults(WrappedExecutor):
+class FaultInjectingExecutor(DelegatingExecutor):
     """An executor some of whose tasks suffer faults; those that a run is told of come first."""
 
     def __init__(self, executor: MapExecutor, faults: Mapping[int, Fault]) -> None:
         super().__init__(executor)
-        self.wrapped, self.faults = executor, faults
+        self.wrapped_executor, self.faults = executor, faults
 
-    def open(self, payload: Payload) -> Run:
+    def open(self, job_spec: JobSpec) -> Session:
         """A run of the executor underneath, which is told of the faults."""
-        return self._executor.open(replace(payload, faults={**self.faults, **payload.faults}))
+        return self._executor.open(replace(job_spec, faults={**self.faults, **job_spec.faults}))
 
 
 def _check_fault(fault: Fault) -> None:
@@ -86,117 +88,130 @@ def _check_fault(fault: Fault) -> None:
 # --- which executor is meant ----------------------------------------------------------------------
 
 
-def executor_of(choice: Any) -> MapExecutor:
-    """The executor that `coded_map(executor=choice)` means; nothing is opened yet.
+def resolve_executor(executor_spec: Any) -> MapExecutor:
+    """The executor that `coded_map(executor=executor_spec)` means; nothing is opened yet.
 
     ExecutorError, with what to pass instead, for what is none.
     """
-    if isinstance(choice, FaultyExecutor):
-        return WithFaults(executor_of(choice.executor), choice.faults)
-    if choice is None:
+    if isinstance(executor_spec, FaultyExecutor):
+        return FaultInjectingExecutor(resolve_executor(executor_spec.executor), executor_spec.faults)
+    if executor_spec is None:
         return default_pool
-    name = getattr(choice, "__name__", type(choice).__name__)
-    if isinstance(choice, type):
-        raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
-    if isinstance(choice, MapExecutor):
-        return choice
-    if is_for_lithops(choice):
+    type_name = getattr(executor_spec, "__name__", type(executor_spec).__name__)
+    if isinstance(executor_spec, type):
+        raise ExecutorError(
+            f"executor={type_name} is a class: pass an executor that was made of it, {type_name}(...)"
+        )
+    if isinstance(executor_spec, MapExecutor):
+        return executor_spec
+    if is_lithops(executor_spec):
         from polarmap.executors.lithops import LithopsExecutor
 
-        return LithopsExecutor(choice)
-    if not (hasattr(choice, "submit") or is_of_ray(choice)):
+        return LithopsExecutor(executor_spec)
+    if not (hasattr(executor_spec, "submit") or is_ray(executor_spec)):
         raise ExecutorError(
-            f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
+            f"executor={executor_spec!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
             "YAML file, a lithops.FunctionExecutor, a Dask client, ray, or a concurrent.futures executor"
         )
     from polarmap.executors.futures import FuturesExecutor
 
-    return FuturesExecutor(choice)
+    return FuturesExecutor(executor_spec)
 
 
-def without_faults(executor: Any) -> Any:
+def unwrap_faulty_executor(executor_spec: Any) -> Any:
     """Return the executor that a FaultyExecutor wraps, however deep; return any other executor itself.
 
     Whatever depends on the kind of an executor is decided by this one, so that fault injection changes
     nothing else.
 
-    >>> without_faults(FaultyExecutor(FaultyExecutor("localhost"))), without_faults(None)
+    >>> unwrap_faulty_executor(FaultyExecutor(FaultyExecutor("localhost"))), unwrap_faulty_executor(None)
     ('localhost', None)
     """
-    while isinstance(executor, (FaultyExecutor, WithFaults)):
-        executor = executor.executor if isinstance(executor, FaultyExecutor) else executor.wrapped
-    return executor
+    while isinstance(executor_spec, (FaultyExecutor, FaultInjectingExecutor)):
+        executor_spec = (
+            executor_spec.executor
+            if isinstance(executor_spec, FaultyExecutor)
+            else executor_spec.wrapped_executor
+        )
+    return executor_spec
 
 
-def with_faults_of(choice: Any, executor: Any) -> Any:
-    """Return `executor`, wrapped like `choice`, which may be a FaultyExecutor.
+def rewrap_with_faults(faulty_spec: Any, inner_executor: Any) -> Any:
+    """Return `inner_executor`, wrapped like `faulty_spec`, which may be a FaultyExecutor.
 
-    >>> with_faults_of(FaultyExecutor(None), "localhost"), with_faults_of(None, "localhost")
+    >>> rewrap_with_faults(FaultyExecutor(None), "localhost"), rewrap_with_faults(None, "localhost")
     (FaultyExecutor(executor='localhost', faults={}), 'localhost')
     """
-    if isinstance(choice, FaultyExecutor):
-        return replace(choice, executor=with_faults_of(choice.executor, executor))
-    return executor
+    if isinstance(faulty_spec, FaultyExecutor):
+        return replace(faulty_spec, executor=rewrap_with_faults(faulty_spec.executor, inner_executor))
+    return inner_executor
 
 
-def injected_faults(executor: MapExecutor) -> Mapping[int, Fault]:
+def collect_injected_faults(executor: MapExecutor) -> Mapping[int, Fault]:
     """Return the faults that an executor injects, by task."""
-    if isinstance(executor, WithFaults):
-        return {**injected_faults(executor.wrapped), **executor.faults}
+    if isinstance(executor, FaultInjectingExecutor):
+        return {**collect_injected_faults(executor.wrapped_executor), **executor.faults}
     return {}
 
 
-def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
+def with_persistent_workers(executor_spec: Any) -> tuple[Any, Callable[[], None]]:
     """The same for many maps, and what ends it: a Lithops configuration gets workers that stay."""
-    inner = without_faults(choice)
-    if is_path(inner):
-        pool = Pool(inner)
-        return with_faults_of(choice, pool), pool.close
-    executor_of(choice)  # or its error
-    return choice, lambda: None
+    inner_spec = unwrap_faulty_executor(executor_spec)
+    if is_config_path(inner_spec):
+        pool = Pool(inner_spec)
+        return rewrap_with_faults(executor_spec, pool), pool.close
+    resolve_executor(executor_spec)  # or its error
+    return executor_spec, lambda: None
 
 
-def storage_beside(choice: Any, data: Any) -> Any:
+def choose_storage_for_workers(executor_spec: Any, data: Any) -> Any:
     """Where the workers of an executor read what stays for many maps: a folder here or the storage of
     a Lithops configuration; None if blocks travel with each task, or stay with the workers."""
-    choice = without_faults(choice)
-    if choice is None or isinstance(choice, Pool):
-        if _is_in_memory(data):
+    executor_spec = unwrap_faulty_executor(executor_spec)
+    if executor_spec is None or isinstance(executor_spec, Pool):
+        if _is_in_memory_array(data):
             return None
-        choice = "localhost" if choice is None or choice.is_here else choice.executor
-    if is_localhost(choice):
-        return private_folder() / "arrays"
-    return choice if is_for_lithops(choice) else None
+        executor_spec = (
+            "localhost" if executor_spec is None or executor_spec.is_local else executor_spec.executor
+        )
+    if is_localhost(executor_spec):
+        return get_process_temp_folder() / "arrays"
+    return executor_spec if is_lithops(executor_spec) else None
 
 
-def data_beside(choice: Any, data: Any, blocks: int | None) -> CutData | None:
+def partition_if_on_cluster(executor_spec: Any, data: Any, n_blocks: int | None) -> PartitionedData | None:
     """Data that lie on the cluster of an executor, as so many blocks; None for all other data."""
-    choice = without_faults(choice)
-    choice = choice.executor if isinstance(choice, Pool) else choice
-    if not (is_of_dask(choice) or is_of_ray(choice)):
+    executor_spec = unwrap_faulty_executor(executor_spec)
+    executor_spec = executor_spec.executor if isinstance(executor_spec, Pool) else executor_spec
+    if not (is_dask_client(executor_spec) or is_ray(executor_spec)):
         return None
-    from polarmap.executors.cluster_data import cut_on_cluster
+    from polarmap.executors.cluster_data import partition_on_cluster
 
-    return cut_on_cluster(choice, data, blocks)
+    return partition_on_cluster(executor_spec, data, n_blocks)
 
 
-def usual_blocks(choice: Any, most: int) -> int:
-    """Into how many blocks of equal size a matrix is cut for an executor: `most`, fewer on this machine.
+def suggest_n_blocks(executor_spec: Any, max_blocks: int) -> int:
+    """Into how many blocks of equal size a matrix is cut for an executor: `max_blocks`, fewer on this
+    machine.
 
     There three for each core keep all of them busy, and more only cost.
     """
-    return min(most, BLOCKS_PER_CORE * count_available_cores()) if shares_cores(choice) else most
+    return (
+        min(max_blocks, BLOCKS_PER_CORE * count_available_cores())
+        if is_on_local_cores(executor_spec)
+        else max_blocks
+    )
 
 
-def shares_cores(choice: Any) -> bool:
+def is_on_local_cores(executor_spec: Any) -> bool:
     """Whether the tasks of an executor are known to share the cores of this machine."""
-    choice = without_faults(choice)
-    return choice is None or (isinstance(choice, Pool) and choice.is_here)
+    executor_spec = unwrap_faulty_executor(executor_spec)
+    return executor_spec is None or (isinstance(executor_spec, Pool) and executor_spec.is_local)
 
 
-def _is_in_memory(data: Any) -> bool:
+def _is_in_memory_array(data: Any) -> bool:
     """Whether it is an array, and not a view of a file."""
-    owner = data
-    while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
-        owner = owner.base
-    return isinstance(data, np.ndarray) and not isinstance(owner, np.memmap)
+    base_array = data
+    while isinstance(base_array, np.ndarray) and not isinstance(base_array, np.memmap):
+        base_array = base_array.base
+    return isinstance(data, np.ndarray) and not isinstance(base_array, np.memmap)

@@ -10,83 +10,86 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.choices import is_of_dask, is_of_ray
-from polarmap.executors.dask import SCHEDULER_SECONDS, DaskClient
-from polarmap.executors.ray import RayCluster
+from polarmap.executors.dask import SCHEDULER_TIMEOUT, DaskConnection
+from polarmap.executors.executor_specs import is_dask_client, is_ray
+from polarmap.executors.ray import RayConnection
 
 
-class Cluster(Protocol):
+class DataCluster(Protocol):
     """The engine of a cluster as what keeps blocks. Its own tasks take references in the place of arguments.
 
-    kind : of the place where they lie, for workers.
+    location_kind : of the place where they lie, for workers.
     """
 
-    kind: str
+    location_kind: str
 
-    def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
-        """References to what a call there gives: to each item of a sequence of so many `outputs`."""
+    def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
+        """References to what a call there gives: to each item of a sequence of so many `n_outputs`."""
         ...
 
-    def fetch(self, references: Sequence[Any]) -> list[Any]:
+    def fetch_values(self, references: Sequence[Any]) -> list[Any]:
         """What lies there, brought here."""
         ...
 
-    def cut(self, data: Any, blocks: int | None) -> CutData | None:
+    def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         """Data that lie there as blocks; None for what does not."""
         ...
 
-    def names(self, references: Sequence[Any]) -> list[Any]:
+    def name_references(self, references: Sequence[Any]) -> list[Any]:
         """By which workers that stay find these."""
         ...
 
 
-class CutData(NamedTuple):
+class PartitionedData(NamedTuple):
     """Data on a cluster, cut into blocks.
 
-    pieces : for each block references to what its rows are joined from.
-    total : rows of all; None where each block was given by itself.
+    chunk_references : for each block references to what its rows are joined from.
+    n_rows : rows of all; None where each block was given by itself.
     """
 
-    cluster: Cluster
-    pieces: Sequence[Sequence[Any]]
-    total: int | None
+    cluster: DataCluster
+    chunk_references: Sequence[Sequence[Any]]
+    n_rows: int | None
 
 
-class DaskFutures:
+class DaskDataCluster:
     """Those of a client.
 
     Parameters
     ----------
-    choice : a client, or what its `get_executor()` gives
+    client_or_executor : a client, or what its `get_executor()` gives
     """
 
-    kind = "dask"
+    location_kind = "dask"
 
-    def __init__(self, choice: Any) -> None:
-        self._dask = DaskClient(choice)
-        self._client, self._options = self._dask.client, self._dask.options
+    def __init__(self, client_or_executor: Any) -> None:
+        self._connection = DaskConnection(client_or_executor)
+        self._client, self._submit_options = self._connection.client, self._connection.submit_options
 
-    def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
+    def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
         """Futures of a task, or of the items that it gives."""
-        name, submit = f"polarmap-data-{uuid.uuid4()}", self._client.submit
-        options = {"pure": False, **self._options}
-        whole = submit(function, *arguments, key=name, **options)
-        if outputs == 1:
-            return [whole]
-        items = range(outputs)
-        return [submit(operator.getitem, whole, item, key=f"{name}-{item}", **options) for item in items]
+        task_key, submit = f"polarmap-data-{uuid.uuid4()}", self._client.submit
+        options = {"pure": False, **self._submit_options}
+        result_future = submit(function, *arguments, key=task_key, **options)
+        if n_outputs == 1:
+            return [result_future]
+        item_indices = range(n_outputs)
+        return [
+            submit(operator.getitem, result_future, item_index, key=f"{task_key}-{item_index}", **options)
+            for item_index in item_indices
+        ]
 
-    def fetch(self, references: Sequence[Any]) -> list[Any]:
+    def fetch_values(self, references: Sequence[Any]) -> list[Any]:
         """Return the results of futures."""
-        return self._dask.fetch_all(references)
+        return self._connection.fetch_results(references)
 
-    def cut(self, data: Any, blocks: int | None) -> CutData | None:
+    def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         """A list of futures, or the rows of a `dask.array` or Dask DataFrame."""
         import distributed
 
         if isinstance(data, list):
-            are_ours = all(isinstance(one, distributed.Future) for one in data)
-            return CutData(self, [[one] for one in data], None) if are_ours else None
+            all_dask_futures = all(isinstance(future, distributed.Future) for future in data)
+            return PartitionedData(self, [[future] for future in data], None) if all_dask_futures else None
         with self._client.as_current():
             if hasattr(data, "to_dask_array"):
                 data = data.to_dask_array(lengths=True)
@@ -94,12 +97,12 @@ class DaskFutures:
                 return None
             if any(length != length for length in data.shape):  # NaN: Dask has not looked
                 data = data.compute_chunk_sizes()
-            rows = rows_each(data.shape[0], blocks, data.numblocks[0])
-            cut = data.rechunk((rows, *data.shape[1:]))
-            pieces = self._client.compute(list(cut.to_delayed().ravel()))
-        return CutData(self, [[one] for one in pieces], data.shape[0])
+            rows_per_block = compute_rows_per_block(data.shape[0], n_blocks, data.numblocks[0])
+            rechunked = data.rechunk((rows_per_block, *data.shape[1:]))
+            block_futures = self._client.compute(list(rechunked.to_delayed().ravel()))
+        return PartitionedData(self, [[future] for future in block_futures], data.shape[0])
 
-    def names(self, references: Sequence[Any]) -> list[Any]:
+    def name_references(self, references: Sequence[Any]) -> list[Any]:
         """The keys of futures, once there is something behind each; ExecutorError if its scheduler goes."""
         import distributed
 
@@ -107,60 +110,60 @@ class DaskFutures:
         with self._client.as_current():
             while True:
                 with suppress(TimeoutError):
-                    wait(list(references), timeout=SCHEDULER_SECONDS)
-                    return [one.key for one in references]
-                if reason := self._dask.gone():
+                    wait(list(references), timeout=SCHEDULER_TIMEOUT)
+                    return [future.key for future in references]
+                if reason := self._connection.unavailable_reason():
                     raise ExecutorError(f"no data of Dask: {reason}")
 
 
-class RayObjects:
+class RayDataCluster:
     """Those of the cluster to which this process is connected.
 
     Parameters
     ----------
-    choice : as `RayCluster` takes it
+    ray_spec : as `RayConnection` takes it
     """
 
-    kind = "ray"
+    location_kind = "ray"
 
-    def __init__(self, choice: Any) -> None:
-        cluster = RayCluster(choice)
-        self._ray, self._task = cluster.ray, cache(cluster.remote)
-        self._holder: Any = None  # an actor, which ends when nobody has its handle
-        self._holder_name, self._held = f"polarmap blocks {uuid.uuid4()}", 0
+    def __init__(self, ray_spec: Any) -> None:
+        connection = RayConnection(ray_spec)
+        self._ray, self._remote_function = connection.ray_module, cache(connection.make_remote)
+        self._holder_actor: Any = None  # an actor, which ends when nobody has its handle
+        self._holder_name, self._n_held = f"polarmap blocks {uuid.uuid4()}", 0
 
-    def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
+    def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
         """Objects that a task gives."""
-        task = self._task(function).options(name="polarmap data", num_returns=outputs)
-        found = task.remote(*arguments)
-        return [found] if outputs == 1 else list(found)
+        remote_function = self._remote_function(function).options(name="polarmap data", num_returns=n_outputs)
+        object_refs = remote_function.remote(*arguments)
+        return [object_refs] if n_outputs == 1 else list(object_refs)
 
-    def fetch(self, references: Sequence[Any]) -> list[Any]:
+    def fetch_values(self, references: Sequence[Any]) -> list[Any]:
         """The values of objects."""
-        found: list[Any] = self._ray.get(list(references))
-        return found
+        values: list[Any] = self._ray.get(list(references))
+        return values
 
-    def cut(self, data: Any, blocks: int | None) -> CutData | None:
-        """A list of references, or the rows of a `ray.data.Dataset`."""
+    def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
+        """A list of references, or the rows of a `ray_module.data.Dataset`."""
         if isinstance(data, list):
-            are_ours = all(hasattr(one, "future") and hasattr(one, "hex") for one in data)
-            return CutData(self, [[one] for one in data], None) if are_ours else None
+            all_ray_references = all(hasattr(chunk, "future") and hasattr(chunk, "hex") for chunk in data)
+            return PartitionedData(self, [[chunk] for chunk in data], None) if all_ray_references else None
         if not hasattr(data, "to_numpy_refs"):
             return None
         data = data.materialize()
-        total = data.count()
-        rows = rows_each(total, blocks, data.num_blocks())
-        cut = data.split_at_indices(list(range(rows, total, rows)))
-        return CutData(self, [one.to_numpy_refs() for one in cut], total)
+        n_rows = data.count()
+        rows_per_block = compute_rows_per_block(n_rows, n_blocks, data.num_blocks())
+        split_datasets = data.split_at_indices(list(range(rows_per_block, n_rows, rows_per_block)))
+        return PartitionedData(self, [chunk.to_numpy_refs() for chunk in split_datasets], n_rows)
 
-    def names(self, references: Sequence[Any]) -> list[Any]:
+    def name_references(self, references: Sequence[Any]) -> list[Any]:
         """The name of an actor and a number each, as Ray gives references to tasks and actors only."""
-        if self._holder is None:
-            holder = self._task(PolarmapBlocks).options(name=self._holder_name, num_cpus=0)
-            self._holder = holder.remote()
-        first, self._held = self._held, self._held + len(references)
-        self._ray.get(self._holder.add.remote(list(references)))
-        return [(self._holder_name, number) for number in range(first, self._held)]
+        if self._holder_actor is None:
+            holder_class = self._remote_function(PolarmapBlocks).options(name=self._holder_name, num_cpus=0)
+            self._holder_actor = holder_class.remote()
+        first_index, self._n_held = self._n_held, self._n_held + len(references)
+        self._ray.get(self._holder_actor.add.remote(list(references)))
+        return [(self._holder_name, reference_index) for reference_index in range(first_index, self._n_held)]
 
 
 class PolarmapBlocks:
@@ -169,33 +172,35 @@ class PolarmapBlocks:
     def __init__(self) -> None:
         self._references: list[Any] = []
 
-    def add(self, references: list[Any]) -> None:
+    def add_references(self, references: list[Any]) -> None:
         """Some more."""
         self._references += references
 
-    def reference(self, number: int) -> list[Any]:
+    def get_reference(self, reference_index: int) -> list[Any]:
         """One, in a list, as Ray would give its value else."""
-        return [self._references[number]]
+        return [self._references[reference_index]]
 
 
-def rows_each(total: int, blocks: int | None, chunks: int) -> int:
+def compute_rows_per_block(n_rows: int, n_blocks: int | None, n_chunks: int) -> int:
     """Rows of each of so many blocks, about as many as there are chunks if nobody says.
 
     CodeError if there are none, or not all blocks that somebody asks for would have any.
 
-    >>> rows_each(10, None, 4), rows_each(10, 5, 4)
+    >>> compute_rows_per_block(10, None, 4), compute_rows_per_block(10, 5, 4)
     (3, 2)
     """
-    if not total:
+    if not n_rows:
         raise CodeError("data on the cluster has no rows to cut into blocks")
-    rows = -(-total // (blocks or chunks))
-    if blocks and -(-total // rows) != blocks:
-        raise CodeError(f"{total} rows do not fill {blocks} blocks: use blocks={-(-total // rows)}")
-    return rows
+    rows_per_block = -(-n_rows // (n_blocks or n_chunks))
+    if n_blocks and -(-n_rows // rows_per_block) != n_blocks:
+        raise CodeError(
+            f"{n_rows} rows do not fill {n_blocks} blocks: use blocks={-(-n_rows // rows_per_block)}"
+        )
+    return rows_per_block
 
 
-def cut_on_cluster(executor: Any, data: Any, blocks: int | None) -> CutData | None:
+def partition_on_cluster(executor_spec: Any, data: Any, n_blocks: int | None) -> PartitionedData | None:
     """Data as blocks where they lie, if that is the cluster of the executor."""
-    if is_of_dask(executor):
-        return DaskFutures(executor).cut(data, blocks)
-    return RayObjects(executor).cut(data, blocks) if is_of_ray(executor) else None
+    if is_dask_client(executor_spec):
+        return DaskDataCluster(executor_spec).partition_data(data, n_blocks)
+    return RayDataCluster(executor_spec).partition_data(data, n_blocks) if is_ray(executor_spec) else None

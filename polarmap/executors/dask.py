@@ -15,54 +15,58 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.engine_calls import EngineCalls, end_as
-from polarmap.executors.remote_workers import NO_MACHINES, Site
-from polarmap.executors.tcp import are_own
-from polarmap.executors.worker_table import GRACE_SECONDS
+from polarmap.executors.cluster_submit import ClusterSubmitter, complete_future
+from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
+from polarmap.executors.worker_listener import is_local
+from polarmap.executors.worker_pool import GRACE_SECONDS
 from polarmap.worker.persistent_worker import DriverAddress, serve_driver_on_thread
 
-ASK_SECONDS = 5.0  # between two requests for the cluster's workers, and until one is given up
-PLACING_OPTIONS = {"workers", "resources"}  # of tasks, by which a user chooses where they run
-SCHEDULER_SECONDS = 5.0  # that a client may be without its scheduler: it tries for longer to find it
-RECONNECT_POLL_SECONDS = 0.1  # between two looks whether a client has found its scheduler again
+WORKER_LIST_INTERVAL = 5.0  # between two requests for the cluster's workers, and until one is given up
+PLACEMENT_OPTIONS = {"workers", "resources"}  # of tasks, by which a user chooses where they run
+SCHEDULER_TIMEOUT = 5.0  # that a client may be without its scheduler: it tries for longer to find it
+RECONNECT_POLL_INTERVAL = 0.1  # between two looks whether a client has found its scheduler again
 
 
-class DaskClient:
+class DaskConnection:
     """A Dask client, and the options for tasks that its `get_executor()` was given.
 
     Parameters
     ----------
-    choice : a client, or what its `get_executor()` gives
+    client_or_executor : a client, or what its `get_executor()` gives
     """
 
-    def __init__(self, choice: Any) -> None:
-        self.executor = choice.get_executor() if hasattr(choice, "get_executor") else choice
-        self.client, self.options = self.executor._client, self.executor._kwargs
+    def __init__(self, client_or_executor: Any) -> None:
+        self.executor = (
+            client_or_executor.get_executor()
+            if hasattr(client_or_executor, "get_executor")
+            else client_or_executor
+        )
+        self.client, self.submit_options = self.executor._client, self.executor._kwargs
         if self.client.asynchronous:
             raise ExecutorError("a Dask client of asyncio: pass one that was made with asynchronous=False")
-        self._seen = time.monotonic()  # connected
+        self._last_connected_at = time.monotonic()  # connected
 
     def is_connected(self) -> bool:
         """Whether it has its scheduler now."""
         return bool(self.client.status == "running")
 
-    def gone(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why it takes no tasks any more; empty if it does, or may after a moment."""
         now = time.monotonic()
-        self._seen = now if self.is_connected() else self._seen
+        self._last_connected_at = now if self.is_connected() else self._last_connected_at
         if self.executor._shutdown or self.client.status not in ("running", "connecting"):
             return "its client was closed, or it was shut down"
-        return "its scheduler is gone" if now > self._seen + SCHEDULER_SECONDS else ""
+        return "its scheduler is gone" if now > self._last_connected_at + SCHEDULER_TIMEOUT else ""
 
     async def wait_for_scheduler(self) -> None:
         """Wait while the client looks for its scheduler, until it has found it or is taken to be gone.
 
         Dask cancels all futures at once when it loses the connection. Only later is it known why.
         """
-        while not (self.is_connected() or self.gone()):
-            await asyncio.sleep(RECONNECT_POLL_SECONDS)
+        while not (self.is_connected() or self.unavailable_reason()):
+            await asyncio.sleep(RECONNECT_POLL_INTERVAL)
 
-    async def fetch(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
+    async def fetch_result(self, future: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
         """Wait for a Dask future and return its result, or raise what its task has raised.
 
         Dask's own way, `await future`, fetches all results together that are asked for at about the same
@@ -81,7 +85,7 @@ class DaskClient:
         if future.status == "finished":
             key, client = future.key, self.client
             if client.direct_to_workers:
-                data = await _from_workers(client, key)
+                data = await _gather_from_workers(client, key)
             else:
                 response = await client.scheduler.gather(keys=[key])
                 data = response.get("data", {})
@@ -89,27 +93,27 @@ class DaskClient:
                 return data[key]
         return await future  # raises what the task has raised, or waits until a lost result is computed again
 
-    def fetch_all(self, futures: Sequence[Any]) -> list[Any]:
+    def fetch_results(self, futures: Sequence[Any]) -> list[Any]:
         """Return the results of several futures, each fetched by itself; raise the first exception."""
 
         async def fetch_each() -> list[Any]:
-            return await asyncio.gather(*map(self.fetch, futures))
+            return await asyncio.gather(*map(self.fetch_result, futures))
 
-        found: list[Any] = self.client.sync(fetch_each)
-        return found
+        results: list[Any] = self.client.sync(fetch_each)
+        return results
 
 
-async def _from_workers(client: Any, key: Any) -> Mapping[Any, Any]:
+async def _gather_from_workers(client: Any, task_key: Any) -> Mapping[Any, Any]:
     """Return the result of a finished task by its key, read from its worker; nothing if no worker has it."""
     from distributed.utils_comm import gather_from_workers
 
-    workers = await client.scheduler.who_has(keys=[key])
+    workers = await client.scheduler.who_has(keys=[task_key])
     data, *_ = await gather_from_workers(workers, rpc=client.rpc)
-    found: Mapping[Any, Any] = data
-    return found
+    results: Mapping[Any, Any] = data
+    return results
 
 
-class DaskCalls(EngineCalls):
+class DaskSubmitter(ClusterSubmitter):
     """Calls on a Dask client.
 
     Those of Dask's own executor print the errors that come of it, hash all that travels, and never end on a
@@ -118,127 +122,147 @@ class DaskCalls(EngineCalls):
 
     name = "Dask"
 
-    def __init__(self, choice: Any) -> None:
-        self._dask = DaskClient(choice)
+    def __init__(self, client_or_executor: Any) -> None:
+        self._connection = DaskConnection(client_or_executor)
 
-    def gone(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why its client takes no tasks any more."""
-        return self._dask.gone()
+        return self._connection.unavailable_reason()
 
-    def _start(self, ours: Future[Any], call: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
-        client, name = self._dask.client, f"polarmap-task-{uuid.uuid4()}"
-        theirs = client.submit(call, *arguments, **{"pure": False, "key": name, **self._dask.options})
-        self._dask.executor._futures.add(theirs)  # which its shutdown cancels
-        client.loop.add_callback(self._pass_on, theirs, ours)
+    def _start_call(
+        self, future: Future[Any], call: Callable[..., Any], *arguments: Any
+    ) -> Callable[[], object]:
+        client, task_key = self._connection.client, f"polarmap-task-{uuid.uuid4()}"
+        dask_future = client.submit(
+            call, *arguments, **{"pure": False, "key": task_key, **self._connection.submit_options}
+        )
+        self._connection.executor._futures.add(dask_future)  # which its shutdown cancels
+        client.loop.add_callback(self._copy_result, dask_future, future)
         # Only the fetch holds the Dask future: the cluster discards a result once it has been fetched.
-        return partial(client.loop.add_callback, _cancel_unfinished, weakref.ref(theirs))
+        return partial(client.loop.add_callback, _cancel_unless_finished, weakref.ref(dask_future))
 
-    async def _pass_on(self, theirs: Any, ours: Future[Any]) -> None:
+    async def _copy_result(self, dask_future: Any, future: Future[Any]) -> None:
         """Let the future of ours end as Dask's does."""
         try:
-            result = await self._dask.fetch(theirs, lambda: not ours.done())
+            result = await self._connection.fetch_result(dask_future, lambda: not future.done())
         except BaseException as error:
-            why = error
-            await self._dask.wait_for_scheduler()
-            if reason := self.gone():  # which cancels all, and is told in one way
-                why = RuntimeError(reason)
-            elif theirs.cancelled():  # of which Dask's text differs from call to call
-                why = CancelledError("Dask's client cancelled it")
-            end_as(ours, error=why)
+            reported_error = error
+            await self._connection.wait_for_scheduler()
+            if reason := self.unavailable_reason():  # which cancels all, and is told in one way
+                reported_error = RuntimeError(reason)
+            elif dask_future.cancelled():  # of which Dask's text differs from call to call
+                reported_error = CancelledError("Dask's client cancelled it")
+            complete_future(future, error=reported_error)
         else:
-            end_as(ours, result)
+            complete_future(future, result)
 
 
-async def _cancel_unfinished(reference: weakref.ref[Any]) -> None:
+async def _cancel_unless_finished(future_weakref: weakref.ref[Any]) -> None:
     """Cancel the task of a Dask future unless it has finished. Must be called on the client's event loop.
 
     The result of a finished task may be on its way. If it were discarded now, its worker might not find it,
     and Dask would print "Couldn't gather keys". It is discarded anyway once the future is gone.
     """
-    future = reference()
+    future = future_weakref()
     if future is not None and future.status != "finished":
         await future.cancel()
 
 
-class DaskSite(Site):
+class DaskWorkerProvider(WorkerProvider):
     """Threads of the workers of a Dask cluster, whose slots are left to other tasks.
 
     Parameters
     ----------
-    choice : a client, or what its `get_executor()` gives
+    client_or_executor : a client, or what its `get_executor()` gives
     """
 
-    name, has_polarmap = DaskCalls.name, True
-    without_connections = "pass executor=client to the map, whose tasks then are tasks of Dask"
-    place_seconds = 10.0
+    name, imports_polarmap = DaskSubmitter.name, True
+    no_connection_advice = "pass executor=client to the map, whose tasks then are tasks of Dask"
+    placement_timeout = 10.0
 
-    def __init__(self, choice: Any) -> None:
-        self._dask = DaskClient(choice)
+    def __init__(self, client_or_executor: Any) -> None:
+        self._connection = DaskConnection(client_or_executor)
         self._futures: dict[int, Any] = {}
-        self._started_at: dict[int, str] = {}  # at which worker of Dask each was started
+        self._dask_address_by_worker: dict[int, str] = {}  # at which worker of Dask each was started
         try:
-            self._check()
-            self._threads: dict[str, int] = self._dask.client.nthreads()  # of each of its workers
-            self._asked = time.monotonic()  # for them
-            self.workers = sum(self._threads.values()) or None
-            self.is_near = are_own([machine_of(address) for address in self._threads])
-            self.driver_host = urlsplit(self._dask.client.scheduler_comm.comm.local_address).hostname or ""
+            self._check_connected()
+            self._n_threads_by_address: dict[str, int] = (
+                self._connection.client.nthreads()
+            )  # of each of its workers
+            self._workers_listed_at = time.monotonic()  # for them
+            self.max_workers = sum(self._n_threads_by_address.values()) or None
+            self.shares_host = is_local([parse_host(address) for address in self._n_threads_by_address])
+            self.driver_host = (
+                urlsplit(self._connection.client.scheduler_comm.comm.local_address).hostname or ""
+            )
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
-    def gone(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why its client takes no tasks any more."""
-        return self._dask.gone()
+        return self._connection.unavailable_reason()
 
-    def machines(self) -> list[str]:
+    def list_machines(self) -> list[str]:
         """Return the hosts in the addresses of Dask's workers; empty if the options of tasks choose workers.
 
         Dask is asked every few seconds.
         """
-        if PLACING_OPTIONS & self._dask.options.keys():
+        if PLACEMENT_OPTIONS & self._connection.submit_options.keys():
             return []
-        if time.monotonic() > self._asked + ASK_SECONDS and self._dask.is_connected():
+        if (
+            time.monotonic() > self._workers_listed_at + WORKER_LIST_INTERVAL
+            and self._connection.is_connected()
+        ):
             with suppress(Exception):  # the scheduler may be busy, or gone: they may be as they were
-                client: Any = self._dask.client
-                self._threads = client.sync(client.scheduler.ncores, callback_timeout=ASK_SECONDS)
-            self._asked = time.monotonic()
-        return list(dict.fromkeys(map(machine_of, self._threads)))
+                client: Any = self._connection.client
+                self._n_threads_by_address = client.sync(
+                    client.scheduler.ncores, callback_timeout=WORKER_LIST_INTERVAL
+                )
+            self._workers_listed_at = time.monotonic()
+        return list(dict.fromkeys(map(parse_host, self._n_threads_by_address)))
 
-    def withdraw(self, workers: Collection[int]) -> None:
+    def cancel_launch(self, worker_ids: Collection[int]) -> None:
         """Cancel tasks that Dask has not started."""
-        for number in workers:
-            self._started_at.pop(number, None)
-            if (future := self._futures.pop(number, None)) is not None:
+        for worker_id in worker_ids:
+            self._dask_address_by_worker.pop(worker_id, None)
+            if (future := self._futures.pop(worker_id, None)) is not None:
                 future.cancel()
 
-    def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    def launch_workers(
+        self,
+        driver_address: DriverAddress,
+        lifetimes: Mapping[int, float],
+        machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
         """Start one task for each, at a worker of Dask on its machine, and elsewhere if that is gone.
 
         Dask goes on waiting for a worker that has gone while no other was there, or that is out of reach:
-        `withdraw` is for these.
+        `cancel_launch` is for these.
         """
         try:
-            self._check()
-            for number, seconds in workers.items():
-                options = {"pure": False, "key": f"polarmap-worker-{number}-{uuid.uuid4()}"}
-                options |= self._placing_options(number, machines.get(number))
-                self._futures[number] = self._dask.client.submit(
-                    stay_on_dask, tuple(address), number, seconds, **options | self._dask.options
+            self._check_connected()
+            for worker_id, lifetime_seconds in lifetimes.items():
+                options = {"pure": False, "key": f"polarmap-worker-{worker_id}-{uuid.uuid4()}"}
+                options |= self._make_placement_options(worker_id, machine_by_worker.get(worker_id))
+                self._futures[worker_id] = self._connection.client.submit(
+                    run_dask_worker,
+                    tuple(driver_address),
+                    worker_id,
+                    lifetime_seconds,
+                    **options | self._connection.submit_options,
                 )
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
 
-    def ended(self, may_ask: bool = True) -> dict[int, str]:
+    def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """The workers whose task of Dask has ended, and why."""
-        found = {}
-        for number, future in list(self._futures.items()):
+        exit_reasons = {}
+        for worker_id, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):
-                del self._futures[number]
-                self._started_at.pop(number, None)
-                found[number] = _ending(future, may_ask)
-        return found
+                del self._futures[worker_id]
+                self._dask_address_by_worker.pop(worker_id, None)
+                exit_reasons[worker_id] = _describe_task_exit(future, may_query)
+        return exit_reasons
 
     def close(self) -> None:
         """Let the tasks end, as they do with their sockets, before they are forgotten: Dask warns else."""
@@ -246,60 +270,67 @@ class DaskSite(Site):
 
         wait: Any = distributed.wait
         # Some take longer, or the client is closed; `wait` asks the current one, which may be another.
-        with suppress(Exception), self._dask.client.as_current():
-            if self._dask.is_connected():
+        with suppress(Exception), self._connection.client.as_current():
+            if self._connection.is_connected():
                 wait(list(self._futures.values()), timeout=GRACE_SECONDS)
         self._futures.clear()
 
-    def _placing_options(self, number: int, machine: str | None) -> dict[str, Any]:
+    def _make_placement_options(self, worker_id: int, machine: str | None) -> dict[str, Any]:
         """Return the options of a task for the worker of Dask that has the fewest of ours for each thread."""
-        addresses = [one for one in self._threads if machine_of(one) == machine]
+        addresses = [
+            dask_address for dask_address in self._n_threads_by_address if parse_host(dask_address) == machine
+        ]
         if not addresses:
             return {}
-        counts = Counter(self._started_at.values())
-        chosen = min(addresses, key=lambda one: (counts[one] + 1) / max(1, self._threads[one]))
-        self._started_at[number] = chosen
-        return {"workers": [chosen], "allow_other_workers": True}
+        n_started_by_address = Counter(self._dask_address_by_worker.values())
+        chosen_address = min(
+            addresses,
+            key=lambda dask_address: (
+                (n_started_by_address[dask_address] + 1) / max(1, self._n_threads_by_address[dask_address])
+            ),
+        )
+        self._dask_address_by_worker[worker_id] = chosen_address
+        return {"workers": [chosen_address], "allow_other_workers": True}
 
-    def _check(self) -> None:
+    def _check_connected(self) -> None:
         """ConnectionError at once where the scheduler is away."""
-        if not self._dask.is_connected():
-            raise ConnectionError(self.gone() or "its scheduler is away")
+        if not self._connection.is_connected():
+            raise ConnectionError(self.unavailable_reason() or "its scheduler is away")
 
 
-def machine_of(address: str) -> str:
+def parse_host(worker_address: str) -> str:
     """Return the host in the address of a worker of Dask, which tells its machine from others.
 
-    >>> machine_of("tcp://10.0.0.3:41234"), machine_of("inproc://10.0.0.3/12/4")
+    >>> parse_host("tcp://10.0.0.3:41234"), parse_host("inproc://10.0.0.3/12/4")
     ('10.0.0.3', '10.0.0.3')
     """
-    return urlsplit(address).hostname or address
+    return urlsplit(worker_address).hostname or worker_address
 
 
-def _ending(future: Any, may_ask: bool) -> str:
+def _describe_task_exit(future: Any, may_query: bool) -> str:
     """How a task has ended: what it has told of that, if it may be asked and its worker is there."""
     with suppress(Exception):
         if future.status == "error" and (error := future.exception(timeout=1)):
             return f"{type(error).__name__}: {error}"
-        if future.status == "finished" and may_ask:
+        if future.status == "finished" and may_query:
             return str(future.result(timeout=1))
     return str(future.status)
 
 
-def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> str:
+def run_dask_worker(driver_address: tuple[Any, ...], worker_id: int, lifetime_seconds: float) -> str:
     """The life of a worker, on a thread that its Dask worker replaces by another one; how it has ended.
 
     Dask prints what a task raises, and a driver that is gone before its worker calls is no error.
     """
     import distributed
 
-    leave: Any = distributed.secede
-    worker: Any = distributed.get_worker
-    place = f"Dask worker {worker().name} at {worker().address}"
-    machine = urlsplit(worker().address).hostname or ""
-    leave()
+    secede: Any = distributed.secede
+    get_worker: Any = distributed.get_worker
+    worker_label = f"Dask worker {get_worker().name} at {get_worker().address}"
+    machine = urlsplit(get_worker().address).hostname or ""
+    secede()
     try:
-        serve_driver_on_thread(address, number, seconds, place, machine)
+        serve_driver_on_thread(driver_address, worker_id, lifetime_seconds, worker_label, machine)
     except ConnectionError as error:
         return f"ConnectionError: {error}"
     return "finished"

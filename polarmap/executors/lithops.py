@@ -11,30 +11,50 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from polarmap.clouds.limits import Worker, worker_of
-from polarmap.clouds.prices import Stay
+from polarmap.clouds.limits import WorkerSpec, parse_worker_spec
+from polarmap.clouds.prices import PersistentUsage
 from polarmap.errors import ExecutorError, StorageError, warn
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, check_reachable, lost
 from polarmap.executors.block_store import BlockStore
-from polarmap.executors.choices import check_path, is_localhost, is_path
-from polarmap.executors.keys import check_may_leave
-from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
-from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
-from polarmap.executors.objects import Join, ObjectLinks
-from polarmap.executors.owned_folder import private_folder
-from polarmap.executors.pickling import SentState, pickled
-from polarmap.executors.remote_workers import NO_MACHINES, Site
+from polarmap.executors.encryption_keys import check_key_is_portable
+from polarmap.executors.executor_specs import check_config_path, is_config_path, is_localhost
+from polarmap.executors.interface import (
+    AttemptId,
+    AttemptStarted,
+    Event,
+    JobSpec,
+    Outcome,
+    check_location_reachable,
+    lost_outcome,
+)
+from polarmap.executors.lithops_internals import (
+    InvocationLostError,
+    collect_module_sources,
+    list_job_key_prefixes,
+    slow_down_monitoring,
+)
+from polarmap.executors.lithops_invocations import (
+    InterpreterError,
+    LithopsInvocations,
+    open_lithops_storage,
+    read_complete_config,
+)
+from polarmap.executors.pickling import PickledModuleState, pickle_function
+from polarmap.executors.remote_workers import NO_MACHINE_CHOICES, WorkerProvider
+from polarmap.executors.storage_channels import OnConnected, StorageChannelServer
+from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.worker.lithops_tasks import LIVENESS_KEY, delete_prefix, make_lithops_task
 from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
 from polarmap.worker.retries import retry_request
 from polarmap.worker.segments import Location
 from polarmap.worker.task_records import to_plain_tuple
 
-PREFIX = "polarmap"  # of all keys of maps
-REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
+JOB_KEY_PREFIX = "polarmap"  # of all keys of maps
+DELETE_RETRY_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
-HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
-SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
+LOCAL_WORKER_SECONDS = (
+    20 * 86_400.0
+)  # that a worker on this machine may take: in milliseconds this fits 32 bits
+STARTUP_MARGIN_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
 class LithopsExecutor:
@@ -42,238 +62,283 @@ class LithopsExecutor:
 
     Parameters
     ----------
-    choice : "localhost", path or lithops.FunctionExecutor
+    executor_spec : "localhost", path or lithops.FunctionExecutor
         With "localhost" there is a process for every task, and all files lie in our temporary folder.
     """
 
-    def __init__(self, choice: Any) -> None:
-        self._choice = choice
+    def __init__(self, executor_spec: Any) -> None:
+        self._executor_spec = executor_spec
         self.name = "localhost"
-        self.worker: Worker | None = None
-        if is_path(choice):
-            check_path(choice)
-        if not is_localhost(choice):
-            config = read_configuration(choice) if is_path(choice) else choice.config
-            self.name, self.worker = f"lithops/{config['lithops']['backend']}", worker_of(config)
-        self.is_here = self.name in ("localhost", "lithops/localhost")
+        self.worker_spec: WorkerSpec | None = None
+        if is_config_path(executor_spec):
+            check_config_path(executor_spec)
+        if not is_localhost(executor_spec):
+            config = (
+                read_complete_config(executor_spec) if is_config_path(executor_spec) else executor_spec.config
+            )
+            self.name, self.worker_spec = f"lithops/{config['lithops']['backend']}", parse_worker_spec(config)
+        self.is_local = self.name in ("localhost", "lithops/localhost")
 
-    def open(self, payload: Payload) -> LithopsRun:
+    def open(self, job_spec: JobSpec) -> LithopsSession:
         """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
-        check_may_leave(payload, self.name)
-        jobs = Jobs(self._choice, shares=True)
+        check_key_is_portable(job_spec, self.name)
+        invocations = LithopsInvocations(self._executor_spec, shares_executor=True)
         try:
-            check_reachable(payload.blocks.source, "lies in", *jobs.reach)
-            check_reachable(payload.output and payload.output.location, "is to stay in", *jobs.reach)
-            return LithopsRun(jobs, payload)
+            check_location_reachable(job_spec.blocks.location, "lies in", *invocations.backend_and_storage)
+            check_location_reachable(
+                job_spec.output_spec and job_spec.output_spec.location,
+                "is to stay in",
+                *invocations.backend_and_storage,
+            )
+            return LithopsSession(invocations, job_spec)
         except BaseException:
-            jobs.close()
+            invocations.close()
             raise
 
 
-class LithopsRun:
+class LithopsSession:
     """The tasks of one map through Lithops; blocks are raw objects."""
 
     now = staticmethod(time.monotonic)
 
-    def __init__(self, jobs: Jobs, payload: Payload) -> None:
-        self._jobs, self._payload = jobs, payload
-        self._state = SentState(payload.f)
-        self._storage = jobs.functions.storage
-        self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
-        self._storing = InBucket(self._storage, self._prefix)
-        self._stored = self._storing.of(payload)
-        self._is_first = True
+    def __init__(self, invocations: LithopsInvocations, job_spec: JobSpec) -> None:
+        self._invocations, self._job_spec = invocations, job_spec
+        self._module_state = PickledModuleState(job_spec.f)
+        self._storage = invocations.function_executor.storage
+        self._key_prefix = f"{JOB_KEY_PREFIX}/{uuid.uuid4().hex}"
+        self._block_store = BucketBlockStore(self._storage, self._key_prefix)
+        self._published_blocks = self._block_store.acquire_blocks(job_spec)
+        self._is_first_submit = True
         self._is_woken = False
-        self._has_heard = False  # that a task has begun or ended
+        self._has_seen_progress = False  # that a task has begun or ended
 
-    def submit(self, attempts: Sequence[Attempt]) -> None:
+    def submit(self, attempts: Sequence[AttemptId]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
-        is_first, coded = self._is_first, self._payload.blocks
-        self._is_first = False
-        self._stored.prepare(coded, [task for task, _ in attempts])
+        is_first, blocks = self._is_first_submit, self._job_spec.blocks
+        self._is_first_submit = False
+        self._published_blocks.publish_in_parallel(blocks, [task for task, _ in attempts])
         if is_first:
-            self._storing.put(f"{self._prefix}/{LIVENESS_KEY}", [b"alive"])
-        functions = self._jobs.functions_for_next()
-        address: dict[str, Any] = {"bucket": self._storage.bucket, "prefix": self._prefix}
-        if self._jobs.is_here:
-            address |= {"driver": os.getpid(), "jobs": objects_of([functions.executor_id])}
-            address["scratch"] = str(private_folder()) if self._jobs.is_private else None
-        gives_way = self._payload.low_priority if is_first and self._jobs.is_here else ()
-        items = {}
+            self._block_store.put(f"{self._key_prefix}/{LIVENESS_KEY}", [b"alive"])
+        function_executor = self._invocations.get_executor_for_next_job()
+        task_address: dict[str, Any] = {"bucket": self._storage.bucket, "prefix": self._key_prefix}
+        if self._invocations.is_local:
+            task_address |= {
+                "driver": os.getpid(),
+                "jobs": list_job_key_prefixes([function_executor.executor_id]),
+            }
+            task_address["scratch"] = (
+                str(get_process_temp_folder()) if self._invocations.uses_private_folder else None
+            )
+        low_priority_tasks = (
+            self._job_spec.low_priority_tasks if is_first and self._invocations.is_local else ()
+        )
+        task_arguments = {}
         for task, attempt in attempts:
-            fields = to_plain_tuple(self._payload.ticket(task, attempt, self._stored.block(coded, task)))
-            nice = PARITY_NICE if task in gives_way else 0
-            items[task, attempt] = {"fields": (fields, {**address, "nice": nice})}
+            request_fields = to_plain_tuple(
+                self._job_spec.make_task_request(
+                    task, attempt, self._published_blocks.publish_block(blocks, task)
+                )
+            )
+            niceness = PARITY_NICE if task in low_priority_tasks else 0
+            task_arguments[task, attempt] = {"fields": (request_fields, {**task_address, "nice": niceness})}
         try:
-            self._jobs.start(
-                functions, make_lithops_task(self._payload.f, coded.structure, self._state), items
+            self._invocations.invoke(
+                function_executor,
+                make_lithops_task(self._job_spec.f, blocks.structure, self._module_state),
+                task_arguments,
             )
         except ExecutorError:
-            pickled(self._payload.f, self._jobs.name)  # the likely reason, in plain words
+            pickle_function(self._job_spec.f, self._invocations.name)  # the likely reason, in plain words
             raise
 
     def wait(self, timeout: float) -> list[Event]:
         """What Lithops' monitor thread has seen."""
-        deadline, began = time.monotonic() + timeout, list[Event]()
+        deadline, events = time.monotonic() + timeout, list[Event]()
         while True:
-            outcomes = self._look(began)
-            left = deadline - time.monotonic()
-            if outcomes or left <= 0 or self._is_woken:
+            outcomes = self._poll(events)
+            remaining_seconds = deadline - time.monotonic()
+            if outcomes or remaining_seconds <= 0 or self._is_woken:
                 self._is_woken = False
-                return [*began, *outcomes]
-            self._jobs.wait(left)
+                return [*events, *outcomes]
+            self._invocations.wait(remaining_seconds)
 
-    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+    def cancel(self, attempts: Sequence[AttemptId]) -> None:
         """Nothing: functions run to their end, or that of the map."""
 
     def wake(self) -> None:
         """Let the wait end without an outcome."""
         self._is_woken = True
-        self._jobs.wake()
+        self._invocations.wake()
 
-    def stop(self) -> list[Began]:
+    def cancel_queued(self) -> list[AttemptStarted]:
         """Return the attempts that Lithops has seen begin by now.
 
         With "localhost" also those that it has not: each has had a process of its own since it was submitted.
         """
         now = time.monotonic()
-        begun = self._jobs.begun(counts_unseen=self._jobs.is_private)
-        return [Began(task, attempt, now) for task, attempt in begun]
+        started_ids = self._invocations.collect_started(include_unseen=self._invocations.uses_private_folder)
+        return [AttemptStarted(task, attempt, now) for task, attempt in started_ids]
 
-    def close(self) -> Stay | None:
+    def close(self) -> PersistentUsage | None:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
-        self._storing.close()
+        self._block_store.close()
         with contextlib.suppress(Exception):
-            self._storage.delete_object(self._storage.bucket, f"{self._prefix}/{LIVENESS_KEY}")
-        remove_objects(self._storage, [f"{self._prefix}/", *self._jobs.close()])
+            self._storage.delete_object(self._storage.bucket, f"{self._key_prefix}/{LIVENESS_KEY}")
+        delete_objects_below(self._storage, [f"{self._key_prefix}/", *self._invocations.close()])
         return None
 
-    def _look(self, began: list[Event]) -> list[Outcome]:
-        """All that has ended since the last look; what has begun is added to `began`."""
+    def _poll(self, start_events: list[Event]) -> list[Outcome]:
+        """All that has ended since the last look; what has begun is added to `start_events`."""
         outcomes = list[Outcome]()
-        for attempt, sent in self._jobs.ended(may_ask=not self._has_heard).items():
-            if isinstance(sent, InterpreterError):
-                raise ExecutorError(f"{self._jobs.name} runs no task: {sent}")
-            outcomes.append(self._outcome(attempt, sent))
+        for attempt, reply in self._invocations.collect_finished(
+            may_query=not self._has_seen_progress
+        ).items():
+            if isinstance(reply, InterpreterError):
+                raise ExecutorError(f"{self._invocations.name} runs no task: {reply}")
+            outcomes.append(self._to_outcome(attempt, reply))
         now = time.monotonic()
-        began += [Began(task, attempt, now) for task, attempt in self._jobs.begun()]
-        self._has_heard |= bool(began or outcomes)
+        start_events += [
+            AttemptStarted(task, attempt, now) for task, attempt in self._invocations.collect_started()
+        ]
+        self._has_seen_progress |= bool(start_events or outcomes)
         return outcomes
 
-    def _outcome(self, attempt: Attempt, sent: Any) -> Outcome:
+    def _to_outcome(self, attempt: AttemptId, reply: Any) -> Outcome:
         """What became of an attempt whose function returned this, or a LostError in its place."""
-        if sent is None:
-            return lost(*attempt, "it was told that nobody waits for it")
-        if isinstance(sent, LostError):
-            return lost(*attempt, str(sent))
-        outcome = self._payload.outcome(*attempt, *sent)
+        if reply is None:
+            return lost_outcome(*attempt, "it was told that nobody waits for it")
+        if isinstance(reply, InvocationLostError):
+            return lost_outcome(*attempt, str(reply))
+        outcome = self._job_spec.decode_reply(*attempt, *reply)
         if outcome.failure is not None:
-            self._stored.store_if_damaged(self._payload.blocks, outcome.task, outcome.failure)
+            self._published_blocks.invalidate_if_damaged(self._job_spec.blocks, outcome.task, outcome.failure)
         return outcome
 
 
-class LithopsSite(Site):
+class LithopsWorkerProvider(WorkerProvider):
     """Workers that stay: functions, on FunctionExecutors of our own, that return when their time is over.
 
     Parameters
     ----------
-    choice : "localhost", path or lithops.FunctionExecutor, whose configuration is used.
+    executor_spec : "localhost", path or lithops.FunctionExecutor, whose configuration is used.
     """
 
-    def __init__(self, choice: Any) -> None:
-        self._jobs = Jobs(choice)
-        self._is_used = False  # whether the storage has taken anything
-        self.name, self.shares_files, self.reach = self._jobs.name, self._jobs.is_here, self._jobs.reach
-        self.look_seconds = look_seldom(self._jobs.functions)
-        self.limits = None if self.shares_files else worker_of(self._jobs.functions.config)
-        self.workers = None if self.limits is None else self.limits.workers
-        self.seconds = seconds_of(self.limits)
-        self.storage = open_storage(self._jobs.functions)
+    def __init__(self, executor_spec: Any) -> None:
+        self._invocations = LithopsInvocations(executor_spec)
+        self._has_stored_objects = False  # whether the storage has taken anything
+        self.name, self.shares_files, self.backend_and_storage = (
+            self._invocations.name,
+            self._invocations.is_local,
+            self._invocations.backend_and_storage,
+        )
+        self.listing_interval = slow_down_monitoring(self._invocations.function_executor)
+        self.worker_spec = (
+            None if self.shares_files else parse_worker_spec(self._invocations.function_executor.config)
+        )
+        self.max_workers = None if self.worker_spec is None else self.worker_spec.max_workers
+        self.max_worker_seconds = compute_max_worker_seconds(self.worker_spec)
+        self.storage = open_lithops_storage(self._invocations.function_executor)
         self.bucket = self.storage.bucket
-        self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
-        self._blocks = InBucket(self.storage, self.prefix)
+        self.key_prefix = f"{JOB_KEY_PREFIX}/pool-{uuid.uuid4().hex}"
+        self._block_store = BucketBlockStore(self.storage, self.key_prefix)
 
-    def object_links(self, join: Join) -> ObjectLinks:
+    def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer:
         """In the storage of the configuration."""
-        links = ObjectLinks(self.storage, self.prefix, join)
-        self._is_used = True
-        return links
+        server = StorageChannelServer(self.storage, self.key_prefix, on_connected)
+        self._has_stored_objects = True
+        return server
 
-    def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    def launch_workers(
+        self,
+        driver_address: DriverAddress,
+        lifetimes: Mapping[int, float],
+        machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
         """Start one job."""
-        items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}
-        functions = self._jobs.functions_for_next(len(workers))
-        look_seldom(functions)
-        self._jobs.start(functions, make_worker_task(address), items, timeout=int(self.seconds))
+        worker_arguments = {
+            worker_id: {"worker": (worker_id, lifetime_seconds)}
+            for worker_id, lifetime_seconds in lifetimes.items()
+        }
+        function_executor = self._invocations.get_executor_for_next_job(len(lifetimes))
+        slow_down_monitoring(function_executor)
+        self._invocations.invoke(
+            function_executor,
+            make_worker_task(driver_address),
+            worker_arguments,
+            timeout=int(self.max_worker_seconds),
+        )
 
-    def ended(self, may_ask: bool = True) -> dict[int, str]:
+    def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """Those of which Lithops knows that they have ended, and why.
 
-        may_ask : the interpreter of those that have ended without a word.
+        may_query : the interpreter of those that have ended without a word.
         """
-        ended = self._jobs.ended(may_ask)
-        if ended:
-            self._blocks.unneeded += self._jobs.close_idle()
-        return {number: str(sent) if isinstance(sent, LostError) else "" for number, sent in ended.items()}
+        finished = self._invocations.collect_finished(may_query)
+        if finished:
+            self._block_store.garbage_prefixes += self._invocations.close_idle_executors()
+        return {
+            worker_id: str(reply) if isinstance(reply, InvocationLostError) else ""
+            for worker_id, reply in finished.items()
+        }
 
-    def remove_left(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove the objects of Lithops that those that have ended have left."""
-        self._blocks.remove_unneeded()
+        self._block_store.collect_garbage()
 
     def close(self) -> None:
         """Kill what Lithops can kill, remove all objects."""
-        self._blocks.close()
-        left = self._jobs.close()
-        if self._is_used:
-            remove_objects(self.storage, [f"{self.prefix}/", *left, *self._blocks.unneeded])
+        self._block_store.close()
+        leftover_prefixes = self._invocations.close()
+        if self._has_stored_objects:
+            delete_objects_below(
+                self.storage, [f"{self.key_prefix}/", *leftover_prefixes, *self._block_store.garbage_prefixes]
+            )
 
-    def block_store(self) -> InBucket:
+    def make_block_store(self) -> BucketBlockStore:
         """In the bucket of the configuration."""
-        return self._blocks
+        return self._block_store
 
-    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+    def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
         try:
-            return module_sources(pickled, self._jobs.functions)
+            return collect_module_sources(pickled_function, self._invocations.function_executor)
         except Exception as error:  # the runtime is asked what it has
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
 
 
-def seconds_of(limits: Worker | None) -> float:
+def compute_max_worker_seconds(worker_spec: WorkerSpec | None) -> float:
     """That a worker may take where it is given so much."""
-    if limits is None or limits.seconds is None:
-        return HERE_SECONDS
-    return max(1.0, limits.seconds - SPARE_SECONDS)
+    if worker_spec is None or worker_spec.timeout_seconds is None:
+        return LOCAL_WORKER_SECONDS
+    return max(1.0, worker_spec.timeout_seconds - STARTUP_MARGIN_SECONDS)
 
 
-class InBucket(BlockStore):
+class BucketBlockStore(BlockStore):
     """The bytes of blocks in the bucket of a `lithops.Storage`."""
 
-    has_bytes = is_parallel = True
+    holds_bytes = writes_in_parallel = True
 
-    def __init__(self, storage: Any, prefix: str) -> None:
-        super().__init__(prefix)
-        self.place, self._storage = Location("bucket", storage.bucket, storage.backend), storage
+    def __init__(self, storage: Any, key_prefix: str) -> None:
+        super().__init__(key_prefix)
+        self.location, self._storage = Location("bucket", storage.bucket, storage.backend), storage
         self._is_closed = False
 
     def close(self) -> None:
         """Let nothing stay that is stored from now on: the caller removes what is stored by now."""
         self._is_closed = True
 
-    def put(self, key: str, buffers: Sequence[Any]) -> int:
+    def put(self, segment_key: str, buffers: Sequence[Any]) -> int:
         """Store an object. Raises ExecutorError if the storage refuses it, or if this store is closed."""
         bucket, data = self._storage.bucket, b"".join(buffers)
         self._check_open()
         try:
-            retry_request(partial(self._storage.put_object, bucket, key, data))
+            retry_request(partial(self._storage.put_object, bucket, segment_key, data))
         except Exception as error:
             raise ExecutorError(
                 f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
             ) from error
         if self._is_closed:  # since the request was made: whoever removes all objects may have been sooner
-            delete_prefix(self._storage, bucket, key)
+            delete_prefix(self._storage, bucket, segment_key)
         self._check_open()
         return zlib.crc32(data)
 
@@ -281,21 +346,21 @@ class InBucket(BlockStore):
         if self._is_closed:
             raise ExecutorError("a block was not stored: its map or its Pool is closed")
 
-    def remove(self, roots: Sequence[str]) -> None:
+    def remove_prefixes(self, key_prefixes: Sequence[str]) -> None:
         """Their objects."""
-        for root in roots:
-            delete_prefix(self._storage, self._storage.bucket, root)
+        for key_prefix in key_prefixes:
+            delete_prefix(self._storage, self._storage.bucket, key_prefix)
 
 
-def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
+def delete_objects_below(storage: Any, key_prefixes: Sequence[str]) -> None:
     """Remove what lies below them; a storage that is down must not hide why a map ended."""
     try:
-        for prefix in prefixes:
-            for pause in REMOVE_PAUSES:
-                if not delete_prefix(storage, storage.bucket, prefix):
+        for key_prefix in key_prefixes:
+            for pause in DELETE_RETRY_PAUSES:
+                if not delete_prefix(storage, storage.bucket, key_prefix):
                     break
                 time.sleep(pause)
             else:
-                raise StorageError(f"the storage does not delete what lies below {prefix!r}")
+                raise StorageError(f"the storage does not delete what lies below {key_prefix!r}")
     except Exception as error:
-        warn(f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}")
+        warn(f"objects below {', '.join(key_prefixes)} in bucket {storage.bucket!r} may be left: {error}")

@@ -42,15 +42,32 @@ from polarmap.worker.module_state import (
 )
 
 # What reaches things by names that are made while it runs.
-DYNAMIC = {"__import__", "attrgetter", "eval", "exec", "getattr", "globals", "locals", "vars"} | {
-    *("__dict__", "__globals__", "import_module", "modules")
+DYNAMIC_LOOKUP_NAMES = {
+    "__import__",
+    "attrgetter",
+    "eval",
+    "exec",
+    "getattr",
+    "globals",
+    "locals",
+    "vars",
+} | {*("__dict__", "__globals__", "import_module", "modules")}
+IMMUTABLE_TYPES = {
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    bytes,
+    type(None),
+    types.BuiltinFunctionType,
+    types.ModuleType,
 }
-IMMUTABLE = {int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType}
-CONTAINERS = {dict, list, set, OrderedDict, defaultdict, deque}
+CONTAINER_TYPES = {dict, list, set, OrderedDict, defaultdict, deque}
 # Any two of a type are as good as each other.
-HAVE_NO_STATE = {type(threading.Lock()), type(threading.RLock()), random.Random}
-REMEMBERED = 64  # states of different functions
-OF_MODULES = {
+STATELESS_TYPES = {type(threading.Lock()), type(threading.RLock()), random.Random}
+MAX_CACHED_WALKS = 64  # states of different functions
+MODULE_ATTRIBUTES = {
     "__builtins__",
     "__cached__",
     "__doc__",
@@ -61,170 +78,195 @@ OF_MODULES = {
 } | {*("__path__", "__spec__", "__annotations__", "__getattr__", "__dir__", RECORD_ATTRIBUTE)}
 
 
-class Code(NamedTuple):
+class CodeNames(NamedTuple):
     """What a function does, the names by which it reaches more, and the globals that it assigns."""
 
     digest: str
-    names: frozenset[str]
-    attributes: frozenset[str]
-    imports: frozenset[str]
-    assigned: frozenset[str]
+    global_names: frozenset[str]
+    attribute_names: frozenset[str]
+    imported_names: frozenset[str]
+    assigned_globals: frozenset[str]
 
 
 @functools.lru_cache(maxsize=1000)
-def read_code(code: types.CodeType) -> Code:
+def analyze_code(code: types.CodeType) -> CodeNames:
     """Return the digest and the names of code, and of what is inside."""
-    inner = [read_code(one) for one in code.co_consts if isinstance(one, types.CodeType)]
-    found: dict[str, set[str]] = {"names": set(), "attributes": set(), "imports": set(), "assigned": set()}
-    for one in dis.get_instructions(code):
-        if one.opcode in dis.hasname:
-            is_global = "GLOBAL" in one.opname or one.opname.endswith("_NAME")
-            kind = "imports" if one.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
-            found[kind].add(one.argval)
-            if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                found["assigned"].add(one.argval)
-    sets = {kind: frozenset(own.union(*(getattr(one, kind) for one in inner))) for kind, own in found.items()}
-    return Code(digest_code(code), **sets)
+    inner_codes = [analyze_code(item) for item in code.co_consts if isinstance(item, types.CodeType)]
+    names_by_kind: dict[str, set[str]] = {
+        "names": set(),
+        "attributes": set(),
+        "imports": set(),
+        "assigned": set(),
+    }
+    for item in dis.get_instructions(code):
+        if item.opcode in dis.hasname:
+            is_global = "GLOBAL" in item.opname or item.opname.endswith("_NAME")
+            kind = "imports" if item.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
+            names_by_kind[kind].add(item.argval)
+            if item.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                names_by_kind["assigned"].add(item.argval)
+    frozen_names = {
+        kind: frozenset(own_names.union(*(getattr(item, kind) for item in inner_codes)))
+        for kind, own_names in names_by_kind.items()
+    }
+    return CodeNames(digest_code(code), **frozen_names)
 
 
 @functools.cache
-def _installed_folders() -> tuple[str, ...]:
+def _installed_path_prefixes() -> tuple[str, ...]:
     """Return what the names of files begin with that are not the caller's."""
-    ours = os.path.dirname(os.path.dirname(__file__))
-    known = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    known |= {ours, *site.getsitepackages(), site.getusersitepackages()}
-    return ("<frozen", *(os.path.join(folder, "") for folder in known))
+    package_parent = os.path.dirname(os.path.dirname(__file__))
+    installed_paths = {
+        sysconfig.get_paths()[path_name] for path_name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    installed_paths |= {package_parent, *site.getsitepackages(), site.getusersitepackages()}
+    return ("<frozen", *(os.path.join(folder, "") for folder in installed_paths))
 
 
-def is_installed(file: str) -> bool:
+def is_installed_file(file: str) -> bool:
     """Tell whether a file of code belongs to Python, to an installed library or to polarmap."""
-    if file.startswith(_installed_folders()):
+    if file.startswith(_installed_path_prefixes()):
         return True
     folders = file.replace("\\", "/").split("/")  # of another environment, which PYTHONPATH may name
     return "site-packages" in folders or "dist-packages" in folders
 
 
-def is_library(name: str) -> bool:
+def is_library_module(module_name: str) -> bool:
     """Tell whether a module does, by its name."""
-    file = getattr(sys.modules.get(name), "__file__", None)
+    file = getattr(sys.modules.get(module_name), "__file__", None)
     if file is None:
-        return name in sys.builtin_module_names or name in sys.stdlib_module_names
-    return is_installed(file) and name not in MAIN_MODULES
+        return module_name in sys.builtin_module_names or module_name in sys.stdlib_module_names
+    return is_installed_file(file) and module_name not in MAIN_MODULES
 
 
-_known: dict[str, bool] = {}  # whether a module of this name is the caller's
+_user_module_cache: dict[str, bool] = {}  # whether a module of this name is the caller's
 
 
-def _is_own(name: Any) -> bool:
+def _is_user_module(module_name: Any) -> bool:
     """Tell whether a module is the caller's, and imported by workers."""
-    known: bool | None = _known.get(name)
-    if known is None:
-        if name not in sys.modules:
+    is_user_module: bool | None = _user_module_cache.get(module_name)
+    if is_user_module is None:
+        if module_name not in sys.modules:
             return False
-        known = _known[name] = name not in MAIN_MODULES and not is_library(name)
-    return known and not _travels_by_value(name)
+        is_user_module = _user_module_cache[module_name] = (
+            module_name not in MAIN_MODULES and not is_library_module(module_name)
+        )
+    return is_user_module and not _is_pickled_by_value(module_name)
 
 
-def _travels_by_value(name: str) -> bool:
+def _is_pickled_by_value(module_name: str) -> bool:
     """Tell whether cloudpickle sends a module by value, as the caller has asked for."""
     registered = cloudpickle.list_registry_pickle_by_value()
-    while name and name not in registered:
-        name = name.rpartition(".")[0]
-    return bool(name)
+    while module_name and module_name not in registered:
+        module_name = module_name.rpartition(".")[0]
+    return bool(module_name)
 
 
-def own(reached: Iterable[Any]) -> list[Any]:
+def select_user_objects(objects: Iterable[Any]) -> list[Any]:
     """Return those of some functions, classes and modules that are of modules of the caller's."""
-    found = []
-    for one in reached:
-        name: Any = one.__name__ if type(one) is types.ModuleType else getattr(one, "__module__", None)
-        if _known.get(name, True) and _is_own(name):
-            found.append(one)
-    return found
+    user_objects = []
+    for each_object in objects:
+        module_name: Any = (
+            each_object.__name__
+            if type(each_object) is types.ModuleType
+            else getattr(each_object, "__module__", None)
+        )
+        if _user_module_cache.get(module_name, True) and _is_user_module(module_name):
+            user_objects.append(each_object)
+    return user_objects
 
 
-def state_of(reached: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
+def collect_module_state(reached_objects: Sequence[Any], by_value: bool = False) -> list[ModuleStateItem]:
     """Return all that functions, classes and modules reach in modules of the caller's, as it is now.
 
     The state is described anew where something has changed.
 
-    reached : what a pickler of f has come across.
+    reached_objects : what a pickler of f has come across.
     by_value : whether what runs on workers travels with it.
     """
-    if not own(reached):
+    if not select_user_objects(reached_objects):
         return []
     # A function that travels by value may be made anew for each map: its code is the same.
-    held = [getattr(one, "__code__", one) for one in reached]
-    key = by_value, *map(id, held)
-    walk = _walks.get(key)
-    if walk is None or not walk.is_current():
-        if len(_walks) >= REMEMBERED:
-            _walks.clear()
-        walk = _walks[key] = _Walk(reached, held)
-    return walk.state
+    kept_alive = [getattr(each_object, "__code__", each_object) for each_object in reached_objects]
+    cache_key = by_value, *map(id, kept_alive)
+    walk = _walk_cache.get(cache_key)
+    if walk is None or not walk.is_up_to_date():
+        if len(_walk_cache) >= MAX_CACHED_WALKS:
+            _walk_cache.clear()
+        walk = _walk_cache[cache_key] = _StateWalk(reached_objects, kept_alive)
+    return walk.items
 
 
-class _Walk:
+class _StateWalk:
     """The state that functions, classes and modules reach, and what tells whether it has changed since.
 
     Parameters
     ----------
-    reached : where it begins.
-    held : is kept, so that no other object gets the identity of one of these.
+    reached_objects : where it begins.
+    kept_alive : is kept, so that no other object gets the identity of one of these.
 
     Attributes
     ----------
-    state : list of Item
+    items : list of Item
     """
 
-    def __init__(self, reached: Sequence[Any], held: Sequence[Any]) -> None:
-        self._held = held
-        self._values: dict[tuple[str, str], tuple[Any, Any]] = {}  # description and value of each name
-        self._queue, self._seen = list[Any](), set[int]()
-        self._attributes = set[str]()  # that code names, of whatever
-        self._assigned: dict[str, set[str]] = {}  # globals and attributes that functions of a module assign
+    def __init__(self, reached_objects: Sequence[Any], kept_alive: Sequence[Any]) -> None:
+        self._kept_alive = kept_alive
+        self._described_values: dict[
+            tuple[str, str], tuple[Any, Any]
+        ] = {}  # description and value of each name
+        self._queue, self._visited_ids = list[Any](), set[int]()
+        self._attribute_names = set[str]()  # that code names, of whatever
+        self._assigned_names: dict[
+            str, set[str]
+        ] = {}  # globals and attributes that functions of a module assign
         self._modules: dict[str, types.ModuleType] = {}
         self._is_dynamic = False
-        self._bound: list[tuple[Any, str, Any]] = []  # namespace, name and value
-        self._sizes: list[tuple[Any, int]] = []  # of namespaces
-        self._codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
-        self._mutable: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
-        for one in reached:
-            if isinstance(one, types.FunctionType) and not is_importable_by_name(one):
-                self._note_names(one)  # it travels with the globals that it names
+        self._bindings: list[tuple[Any, str, Any]] = []  # namespace, name and value
+        self._namespace_sizes: list[tuple[Any, int]] = []  # of namespaces
+        self._function_codes: list[tuple[Any, ...]] = []  # function, code, defaults and count of attributes
+        self._mutable_values: list[tuple[str, str, Any, Any]] = []  # module, path, value and fingerprint
+        for each_object in reached_objects:
+            if isinstance(each_object, types.FunctionType) and not is_importable_by_name(each_object):
+                self._record_names(each_object)  # it travels with the globals that it names
             else:
-                self._queue.append(one)
-        while self._queue or self._add_attributes_of_modules():
+                self._queue.append(each_object)
+        while self._queue or self._add_named_module_attributes():
             if self._queue:
-                self._visit(self._queue.pop())
-        self._sizes += [(vars(one), len(vars(one))) for one in self._modules.values()]
-        self.state = [self._item(*name, *known) for name, known in self._values.items()]
-        self._values.clear()
+                self._visit_object(self._queue.pop())
+        self._namespace_sizes += [
+            (vars(each_object), len(vars(each_object))) for each_object in self._modules.values()
+        ]
+        self.items = [
+            self._make_item(*module_and_path, *description_and_value)
+            for module_and_path, description_and_value in self._described_values.items()
+        ]
+        self._described_values.clear()
 
-    def is_current(self) -> bool:
+    def is_up_to_date(self) -> bool:
         """Tell whether nothing has changed: what cannot change in place is the same object."""
-        for namespace, name, value in self._bound:
+        for namespace, name, value in self._bindings:
             if namespace.get(name) is not value:
                 return False
-        for namespace, size in self._sizes:
+        for namespace, size in self._namespace_sizes:
             if len(namespace) != size:
                 return False
-        for function, code, defaults, by_name, size in self._codes:
+        for function, code, defaults, keyword_defaults, size in self._function_codes:
             if function.__code__ is not code or len(function.__dict__) != size:
                 return False
-            if function.__defaults__ is not defaults or function.__kwdefaults__ is not by_name:
+            if function.__defaults__ is not defaults or function.__kwdefaults__ is not keyword_defaults:
                 return False
-        for module, path, value, fingerprint in self._mutable:
+        for module, path, value, fingerprint in self._mutable_values:
             if describe_value(module, path, value).fingerprint != fingerprint:
                 return False
         return True
 
-    def _visit(self, value: Any) -> None:
-        if id(value) in self._seen:
+    def _visit_object(self, value: Any) -> None:
+        if id(value) in self._visited_ids:
             return
-        self._seen.add(id(value))
+        self._visited_ids.add(id(value))
         if isinstance(value, types.ModuleType):
-            if _is_own(value.__name__):
+            if _is_user_module(value.__name__):
                 self._modules[value.__name__] = value
         elif isinstance(value, type):
             self._visit_class(value)
@@ -236,150 +278,171 @@ class _Walk:
         function = value
         while isinstance(function, LRU_CACHE_TYPE):
             function = function.__wrapped__
-        if not isinstance(function, types.FunctionType) or is_library(function.__module__ or ""):
+        if not isinstance(function, types.FunctionType) or is_library_module(function.__module__ or ""):
             return
-        code, module = self._note_names(function), str(function.__globals__.get("__name__"))
-        if not _is_own(module) or vars(sys.modules[module]) is not function.__globals__:
+        code_names, module_name = self._record_names(function), str(function.__globals__.get("__name__"))
+        if not _is_user_module(module_name) or vars(sys.modules[module_name]) is not function.__globals__:
             return
-        self._modules.setdefault(module, sys.modules[module])
-        self._assigned.setdefault(module, set()).update(code.assigned)
-        first, _, _ = getattr(value, "__qualname__", "").partition(".")
-        names = {first, *code.names} if value.__module__ == module and "<" not in first else code.names
+        self._modules.setdefault(module_name, sys.modules[module_name])
+        self._assigned_names.setdefault(module_name, set()).update(code_names.assigned_globals)
+        outer_name, _, _ = getattr(value, "__qualname__", "").partition(".")
+        names = (
+            {outer_name, *code_names.global_names}
+            if value.__module__ == module_name and "<" not in outer_name
+            else code_names.global_names
+        )
         for name in sorted(names & function.__globals__.keys()):
-            self._add(module, name, function.__globals__, function.__globals__[name])
+            self._add_value(module_name, name, function.__globals__, function.__globals__[name])
 
-    def _note_names(self, function: types.FunctionType) -> Code:
+    def _record_names(self, function: types.FunctionType) -> CodeNames:
         """Note what code names of whatever modules are reached."""
-        code = read_code(function.__code__)
-        if not is_library(function.__module__ or ""):
-            self._attributes |= code.attributes
-            self._is_dynamic |= bool(DYNAMIC & (code.names | code.attributes))
-            self._visit_imports(function, code.imports)
-        return code
+        code_names = analyze_code(function.__code__)
+        if not is_library_module(function.__module__ or ""):
+            self._attribute_names |= code_names.attribute_names
+            self._is_dynamic |= bool(
+                DYNAMIC_LOOKUP_NAMES & (code_names.global_names | code_names.attribute_names)
+            )
+            self._visit_imports(function, code_names.imported_names)
+        return code_names
 
-    def _visit_imports(self, function: types.FunctionType, names: Iterable[str]) -> None:
+    def _visit_imports(self, function: types.FunctionType, imported_names: Iterable[str]) -> None:
         """Add the modules that code imports, absolutely or relative to its package.
 
         The packages around a module are added too, but not those that only a relative import would pass.
         """
         package = str(function.__globals__.get("__package__") or "").split(".")
-        places = [package[:depth] for depth in range(len(package) + 1)]
-        for place, name in itertools.product(places, sorted(names)):
-            parts = [*place, *filter(None, name.split("."))]
-            prefixes = {".".join(parts[:count]) for count in range(len(place) + bool(name), len(parts) + 1)}
-            self._queue += [sys.modules[one] for one in sorted(prefixes & sys.modules.keys())]
+        base_packages = [package[:depth] for depth in range(len(package) + 1)]
+        for base_package, name in itertools.product(base_packages, sorted(imported_names)):
+            parts = [*base_package, *filter(None, name.split("."))]
+            module_names = {
+                ".".join(parts[:length]) for length in range(len(base_package) + bool(name), len(parts) + 1)
+            }
+            self._queue += [
+                sys.modules[module_name] for module_name in sorted(module_names & sys.modules.keys())
+            ]
 
-    def _visit_class(self, kind: type) -> None:
+    def _visit_class(self, user_class: type) -> None:
         """Add the attributes of a class of the caller's, and those of its bases."""
-        self._queue += [*kind.__bases__, type(kind)]
-        module = kind.__module__
-        if not _is_own(module) or "<" in kind.__qualname__:
+        self._queue += [*user_class.__bases__, type(user_class)]
+        module_name = user_class.__module__
+        if not _is_user_module(module_name) or "<" in user_class.__qualname__:
             return
-        found: Any = sys.modules[module]
-        for name in kind.__qualname__.split("."):
-            namespace, found = vars(found), vars(found).get(name)
-            if not isinstance(found, type):
+        resolved: Any = sys.modules[module_name]
+        for name in user_class.__qualname__.split("."):
+            namespace, resolved = vars(resolved), vars(resolved).get(name)
+            if not isinstance(resolved, type):
                 return
-        if found is not kind:
+        if resolved is not user_class:
             return
-        self._add(module, kind.__qualname__, namespace, kind)
-        self._sizes.append((vars(kind), len(vars(kind))))
-        for name in list_settable_attributes(kind):
-            self._add(module, f"{kind.__qualname__}.{name}", vars(kind), vars(kind)[name])
+        self._add_value(module_name, user_class.__qualname__, namespace, user_class)
+        self._namespace_sizes.append((vars(user_class), len(vars(user_class))))
+        for name in list_settable_attributes(user_class):
+            self._add_value(
+                module_name, f"{user_class.__qualname__}.{name}", vars(user_class), vars(user_class)[name]
+            )
 
-    def _add_attributes_of_modules(self) -> bool:
+    def _add_named_module_attributes(self) -> bool:
         """Add what any code names of every module reached; whether that leads on."""
-        for module, value in list(self._modules.items()):
-            names = vars(value).keys() - OF_MODULES
-            for name in sorted(names if self._is_dynamic else names & self._attributes):
-                self._add(module, name, vars(value), vars(value)[name])
+        for module_name, module in list(self._modules.items()):
+            names = vars(module).keys() - MODULE_ATTRIBUTES
+            for name in sorted(names if self._is_dynamic else names & self._attribute_names):
+                self._add_value(module_name, name, vars(module), vars(module)[name])
         return bool(self._queue)
 
-    def _add(self, module: str, path: str, namespace: Any, value: Any) -> None:
+    def _add_value(self, module_name: str, path: str, namespace: Any, value: Any) -> None:
         """Add a name of a module, or of a class or instance in it."""
-        if (module, path) in self._values or path in OF_MODULES:
+        if (module_name, path) in self._described_values or path in MODULE_ATTRIBUTES:
             return
         if isinstance(value, (types.FunctionType, type, types.ModuleType)):
-            home = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-            if str(home).partition(".")[0] == "polarmap":  # workers may have another copy of it
+            defining_module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+            if str(defining_module).partition(".")[0] == "polarmap":  # workers may have another copy of it
                 return
-        described = describe_value(module, path, value)
-        self._values[module, path] = described, value
-        self._queue += described.reached
-        self._bound.append((namespace, path.rpartition(".")[2], value))
-        for one in _functions_of(value):
-            defaults = one.__defaults__, one.__kwdefaults__
-            self._codes.append((one, one.__code__, *defaults, len(one.__dict__)))
+        description = describe_value(module_name, path, value)
+        self._described_values[module_name, path] = description, value
+        self._queue += description.reached
+        self._bindings.append((namespace, path.rpartition(".")[2], value))
+        for function in _list_functions(value):
+            defaults = function.__defaults__, function.__kwdefaults__
+            self._function_codes.append((function, function.__code__, *defaults, len(function.__dict__)))
         is_fixed = (
-            described.kind in (CLASS, OPAQUE) or type(value) in IMMUTABLE or _is_fixed(value, described)
+            description.kind in (CLASS, OPAQUE)
+            or type(value) in IMMUTABLE_TYPES
+            or _is_fixed_by_code(value, description)
         )
         if not is_fixed:
-            self._mutable.append((module, path, value, described.fingerprint))
-        if described.kind == OPAQUE:
-            self._add_opaque(module, path, value)
+            self._mutable_values.append((module_name, path, value, description.fingerprint))
+        if description.kind == OPAQUE:
+            self._add_opaque_members(module_name, path, value)
 
-    def _add_opaque(self, module: str, path: str, value: Any) -> None:
+    def _add_opaque_members(self, module_name: str, path: str, value: Any) -> None:
         """Add the attributes of an instance, or the items of a dict, that cannot be pickled as a whole."""
         is_dict = type(value) is dict
-        if not (is_dict or _is_own(type(value).__module__)) or id(value) in self._seen:
+        if not (is_dict or _is_user_module(type(value).__module__)) or id(value) in self._visited_ids:
             return
-        self._seen.add(id(value))
+        self._visited_ids.add(id(value))
         namespace = value if is_dict else getattr(value, "__dict__", {})
-        self._sizes.append((namespace, len(namespace)))
-        for name, one in list(namespace.items()):
+        self._namespace_sizes.append((namespace, len(namespace)))
+        for name, member in list(namespace.items()):
             if isinstance(name, str) and name.isidentifier():
-                self._add(module, f"{path}.{name}", namespace, one)
+                self._add_value(module_name, f"{path}.{name}", namespace, member)
 
-    def _item(self, module: str, path: str, described: ValueDescription, value: Any) -> ModuleStateItem:
-        is_assigned = path in self._assigned.get(module, ())
-        is_empty = type(value) in CONTAINERS and not value
-        if described.kind == OPAQUE and not is_assigned:
-            _check_is_the_first(module, path, value)
-        return ModuleStateItem(module, path, *described[:3], is_assigned or is_empty)
+    def _make_item(
+        self, module_name: str, path: str, description: ValueDescription, value: Any
+    ) -> ModuleStateItem:
+        is_assigned = path in self._assigned_names.get(module_name, ())
+        is_empty = type(value) in CONTAINER_TYPES and not value
+        if description.kind == OPAQUE and not is_assigned:
+            _check_same_object(module_name, path, value)
+        return ModuleStateItem(module_name, path, *description[:3], is_assigned or is_empty)
 
 
-def _check_is_the_first(module: str, path: str, value: Any) -> None:
+def _check_same_object(module_name: str, path: str, value: Any) -> None:
     """Raise CodeError if what cannot be sent is another object than that with which the module was imported.
 
     An object counts as that if the first map found it there.
     """
-    if type(value) in HAVE_NO_STATE or type(value).__module__.startswith("numpy.random"):
+    if type(value) in STATELESS_TYPES or type(value).__module__.startswith("numpy.random"):
         return
-    version = getattr(sys.modules[module], "__spec__", None)  # `importlib.reload` makes another one
-    seen, first = _first_seen.get((module, path), (None, None))
-    if first is None or seen is not version:
+    module_spec = getattr(sys.modules[module_name], "__spec__", None)  # `importlib.reload` makes another one
+    seen_spec, first_object_ref = _first_seen_objects.get((module_name, path), (None, None))
+    if first_object_ref is None or seen_spec is not module_spec:
         try:
-            first = weakref.ref(value)
+            first_object_ref = weakref.ref(value)
         except TypeError:
-            first = partial(lambda same: same, value)
-        _first_seen[module, path] = version, first
-    elif first() is not value:
+            first_object_ref = partial(lambda held_object: held_object, value)
+        _first_seen_objects[module_name, path] = module_spec, first_object_ref
+    elif first_object_ref() is not value:
         raise CodeError(
-            f"f reaches {module}.{path}, which is another {type(value).__name__} than before, and cannot be "
-            f"sent to workers. {MISMATCH_ADVICE.format(module)}"
+            f"f reaches {module_name}.{path}, which is another {type(value).__name__} than before, and cannot be "
+            f"sent to workers. {MISMATCH_ADVICE.format(module_name)}"
         )
 
 
-def _functions_of(value: Any) -> list[types.FunctionType]:
+def _list_functions(value: Any) -> list[types.FunctionType]:
     """Return the functions that a function, method or property consists of."""
-    kind = type(value)
-    if kind is property:
-        parts = [value.fget, value.fset, value.fdel]
+    value_type = type(value)
+    if value_type is property:
+        candidates = [value.fget, value.fset, value.fdel]
     else:
-        parts = [value.__func__ if kind in (staticmethod, classmethod) else value]
-    return [one for one in parts if type(one) is types.FunctionType]
+        candidates = [value.__func__ if value_type in (staticmethod, classmethod) else value]
+    return [candidate for candidate in candidates if type(candidate) is types.FunctionType]
 
 
-def _is_fixed(value: Any, described: ValueDescription) -> bool:
+def _is_fixed_by_code(value: Any, description: ValueDescription) -> bool:
     """Tell whether a function or class is the same as long as it is the same object with the same code."""
-    functions = _functions_of(value)
-    if not (described.contains_code and functions):
-        return not described.contains_code and (bool(functions) or issubclass(type(value), type))
+    functions = _list_functions(value)
+    if not (description.contains_code and functions):
+        return not description.contains_code and (bool(functions) or issubclass(type(value), type))
     return not any(
-        one.__closure__ or one.__kwdefaults__ or one.__dict__ or not IMMUTABLE.issuperset(kinds)
-        for one, kinds in [(one, map(type, one.__defaults__ or ())) for one in functions]
+        function.__closure__
+        or function.__kwdefaults__
+        or function.__dict__
+        or not IMMUTABLE_TYPES.issuperset(default_types)
+        for function, default_types in [
+            (function, map(type, function.__defaults__ or ())) for function in functions
+        ]
     )
 
 
-_first_seen: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
-_walks: dict[tuple[bool | int, ...], _Walk] = {}
+_first_seen_objects: dict[tuple[str, str], tuple[Any, Any]] = {}  # version of the module, and the object
+_walk_cache: dict[tuple[bool | int, ...], _StateWalk] = {}

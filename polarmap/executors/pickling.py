@@ -18,7 +18,7 @@ import numpy as np
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
-from polarmap.executors.module_state import own, state_of
+from polarmap.executors.module_state import collect_module_state, select_user_objects
 from polarmap.worker.module_state import (
     LRU_CACHE_TYPE,
     ModuleStateItem,
@@ -30,10 +30,10 @@ from polarmap.worker.module_state import (
 from polarmap.worker.pytree import build_buffer_block, make_buffer_collector, pickle_each
 from polarmap.worker.task_records import Fault
 
-REACHING = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
+TRACKED_TYPES = (FunctionType, type, ModuleType, LRU_CACHE_TYPE)  # that lead from f to what it reaches
 
-_registering = threading.Lock()
-_pickling = 0  # threads that pickle what travels
+_registry_lock = threading.Lock()
+_n_pickling_threads = 0  # threads that pickle what travels
 _without_docstrings = set[ModuleType]()
 
 # What multiprocessing calls the main program in a child that it spawned: no worker can import that.
@@ -44,153 +44,168 @@ cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 class PickledFunction(NamedTuple):
     """A function as bytes, and the buffers of its arrays, which travel beside: they are not copied here."""
 
-    pickled: bytes
+    pickle_bytes: bytes
     buffers: Sequence[memoryview]
 
     @property
-    def size(self) -> int:
+    def n_bytes(self) -> int:
         """Bytes, nearly."""
-        return len(self.pickled) + sum(map(len, self.buffers))
+        return len(self.pickle_bytes) + sum(map(len, self.buffers))
 
-    def pieces(self) -> list[bytes | memoryview]:
+    def get_buffers_to_send(self) -> list[bytes | memoryview]:
         """Those of the block that stands for it, as `pickle_to_array` makes them."""
-        return build_buffer_block([self.pickled, *self.buffers])
+        return build_buffer_block([self.pickle_bytes, *self.buffers])
 
 
-def pickled(f: Any, place: str, by_value: bool = False, beside: list[memoryview] | None = None) -> bytes:
+def pickle_function(
+    f: Any, destination: str, by_value: bool = False, out_of_band_buffers: list[memoryview] | None = None
+) -> bytes:
     """Return f, and what comes with it, as bytes for a worker elsewhere; CodeError if it does not travel.
 
     What f reaches in modules of the caller's travels too, as it is now.
 
-    place : where f is to go, for the error.
+    destination : where f is to go, for the error.
     by_value : what runs on workers travels along.
-    beside : gets the buffers that travel beside the pickle; None: there are none.
+    out_of_band_buffers : gets the buffers that travel beside the pickle; None: there are none.
     """
     try:
-        return _with_state(f, by_value, beside)
+        return _pickle_with_state(f, by_value, out_of_band_buffers)
     except CodeError:
         raise
     except Exception as error:
-        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+        raise CodeError(f"f cannot be pickled for {destination}: {type(error).__name__}: {error}") from error
 
 
-def _with_state(value: Any, by_value: bool, beside: list[memoryview] | None) -> bytes:
+def _pickle_with_state(value: Any, by_value: bool, out_of_band_buffers: list[memoryview] | None) -> bytes:
     """The same, with the error of the pickler."""
-    with pickled_by_value() if by_value else contextlib.nullcontext():
-        buffers: list[memoryview] | None = None if beside is None else []
-        data, reached = _dumped(value, buffers)
-        state = state_of(reached, by_value)
+    with worker_code_by_value() if by_value else contextlib.nullcontext():
+        buffers: list[memoryview] | None = None if out_of_band_buffers is None else []
+        data, reached_objects = _dump_with_references(value, buffers)
+        state = collect_module_state(reached_objects, by_value)
         if state:
-            sent = SentFunction(None, state, data, buffers or [])
-            buffers = None if beside is None else []
-            data, _ = _dumped(sent, buffers)
-    if beside is not None:
-        beside += buffers or []
+            function_with_state = FunctionWithState(None, state, data, buffers or [])
+            buffers = None if out_of_band_buffers is None else []
+            data, _ = _dump_with_references(function_with_state, buffers)
+    if out_of_band_buffers is not None:
+        out_of_band_buffers += buffers or []
     return data
 
 
-def call_block(call: Any, by_value: bool) -> Any:
+def pickle_call_to_block(call: Any, by_value: bool) -> Any:
     """Return the block of a call as `pickle_to_array` makes one, with what it reaches in modules of the
     caller's.
     """
     buffers: list[memoryview] = []
-    pieces = PickledFunction(_with_state(call, by_value, buffers), buffers).pieces()
-    return np.frombuffer(bytearray().join(pieces), np.uint8)
+    block_buffers = PickledFunction(
+        _pickle_with_state(call, by_value, buffers), buffers
+    ).get_buffers_to_send()
+    return np.frombuffer(bytearray().join(block_buffers), np.uint8)
 
 
-def pickles_of(values: Iterable[Any]) -> list[bytes | Exception | None]:
+def pickle_small_values(values: Iterable[Any]) -> list[bytes | Exception | None]:
     """Return `pickle_each(values, is_small=True)`, None also for what reaches modules of the caller's."""
-    return pickle_each(values, True, _Pickler, own)
+    return pickle_each(values, True, _TrackingPickler, select_user_objects)
 
 
-def block_of_item(value: Any, reached: list[Any]) -> Any:
+def pickle_item_to_block(value: Any, user_objects: list[Any]) -> Any:
     """Return `pickle_to_array(value)`, and append what of modules of the caller's the value is made of."""
     buffers: list[memoryview] = []
-    data, found = _dumped(value, buffers)
-    reached += own(found)
-    return np.frombuffer(bytearray().join(PickledFunction(data, buffers).pieces()), np.uint8)
+    data, reached_objects = _dump_with_references(value, buffers)
+    user_objects += select_user_objects(reached_objects)
+    return np.frombuffer(bytearray().join(PickledFunction(data, buffers).get_buffers_to_send()), np.uint8)
 
 
-def pickled_with_buffers(f: Any, place: str, by_value: bool) -> PickledFunction:
+def pickle_function_with_buffers(f: Any, destination: str, by_value: bool) -> PickledFunction:
     """The same with large arrays beside the pickle."""
     buffers: list[memoryview] = []
-    return PickledFunction(pickled(f, place, by_value, buffers), buffers)
+    return PickledFunction(pickle_function(f, destination, by_value, buffers), buffers)
 
 
-def copied(f: Any, place: str) -> Any:
-    """Return f as a worker would get it now, whatever becomes of what it reaches; CodeError as `pickled`."""
+def copy_as_pickled(f: Any, destination: str) -> Any:
+    """Return f as a worker would get it now, whatever becomes of what it reaches; CodeError as
+    `pickle_function`.
+    """
     try:
-        data, reached = _dumped(f, None)
-        call, state = pickle.loads(data), state_of(reached)
-        return SentFunction(call, state, data, []) if state else call
+        data, reached_objects = _dump_with_references(f, None)
+        call, state = pickle.loads(data), collect_module_state(reached_objects)
+        return FunctionWithState(call, state, data, []) if state else call
     except CodeError:
         raise
     except Exception as error:
-        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+        raise CodeError(f"f cannot be pickled for {destination}: {type(error).__name__}: {error}") from error
 
 
-class SentFunction:
+class FunctionWithState:
     """A function with the state of the caller's modules as it was: on a worker f alone is left.
 
     Parameters
     ----------
     call : the function in this process, if it is called here.
     state : what it reaches in modules of the caller's.
-    data, buffers : its pickle, and what travels beside that.
+    pickle_bytes, buffers : its pickle, and what travels beside that.
     """
 
     def __init__(
-        self, call: Any, state: Sequence[ModuleStateItem], data: bytes, buffers: Sequence[memoryview]
+        self, call: Any, state: Sequence[ModuleStateItem], pickle_bytes: bytes, buffers: Sequence[memoryview]
     ) -> None:
-        self._call, self._sent = call, (get_process_token(), list(map(tuple, state)), data)
+        self._call, self._reduce_arguments = (
+            call,
+            (get_process_token(), list(map(tuple, state)), pickle_bytes),
+        )
         self._buffers = buffers
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return self._call(*arguments, **named)
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._call(*arguments, **keywords)
 
     def __reduce__(self) -> Any:
-        return load_with_module_state, (*self._sent, *map(pickle.PickleBuffer, self._buffers))
+        return load_with_module_state, (*self._reduce_arguments, *map(pickle.PickleBuffer, self._buffers))
 
 
-class SentState:
+class PickledModuleState:
     """What f reaches in modules of the caller's, as it is now: a worker that loads this takes it over."""
 
     def __init__(self, f: Any) -> None:
-        reached: list[Any] = []
+        reached_objects: list[Any] = []
         with contextlib.suppress(Exception):  # of an f that does not travel, which its run tells
-            _, reached = _dumped(f, [])
-        self._sent = get_process_token(), list(map(tuple, state_of(reached)))
+            _, reached_objects = _dump_with_references(f, [])
+        self._reduce_arguments = get_process_token(), list(map(tuple, collect_module_state(reached_objects)))
 
     def __reduce__(self) -> Any:
-        return apply_module_state, self._sent
+        return apply_module_state, self._reduce_arguments
 
 
-def _dumped(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
+def _dump_with_references(value: Any, buffers: list[memoryview] | None) -> tuple[bytes, list[Any]]:
     """Return a pickle, and the functions, classes and modules in the value; large buffers are appended."""
     file = io.BytesIO()
-    pickler = _Pickler(
+    pickler = _TrackingPickler(
         file, protocol=5, buffer_callback=None if buffers is None else make_buffer_collector(buffers)
     )
     pickler.dump(value)
     return file.getvalue(), pickler.reached
 
 
-def modules_named(pickled: bytes, roots: Iterable[str]) -> set[str]:
+def find_referenced_modules(pickle_bytes: bytes, root_packages: Iterable[str]) -> set[str]:
     """The modules of this process, those below these roots, that a pickled function names.
 
-    >>> modules_named(cloudpickle.dumps([CodeType, pickled, make_buffer_collector]), ["polarmap"]) == {
+    >>> find_referenced_modules(cloudpickle.dumps([CodeType, pickle_function, make_buffer_collector]), ["polarmap"]) == {
     ...     "polarmap.executors.pickling", "polarmap.worker.pytree"}
     True
     """
-    roots = set(roots)
-    either = b"|".join(re.escape(root.encode()) for root in roots)
+    root_packages = set(root_packages)
+    roots_pattern = b"|".join(re.escape(root.encode()) for root in root_packages)
     # As short strings, of a length and bytes: what pickletools tells, a hundred times sooner.
-    places = re.finditer(rb"(?s)\x8c(.)(?=%s)" % either, pickled)
-    names = {pickled[one.end() : one.end() + one[1][0]].decode(errors="ignore") for one in places}
-    return {name for name in names & sys.modules.keys() if name.partition(".")[0] in roots}
+    matches = re.finditer(rb"(?s)\x8c(.)(?=%s)" % roots_pattern, pickle_bytes)
+    names = {
+        pickle_bytes[match.end() : match.end() + match[1][0]].decode(errors="ignore") for match in matches
+    }
+    return {
+        module_name
+        for module_name in names & sys.modules.keys()
+        if module_name.partition(".")[0] in root_packages
+    }
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _TrackingPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """A pickler whose functions raise errors with tracebacks that name their lines.
 
     Attributes
@@ -209,33 +224,33 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, value: Any) -> Any:
         """Return what is pickled in place of a value; only for functions and classes cloudpickle has any."""
-        if isinstance(value, REACHING):
+        if isinstance(value, TRACKED_TYPES):
             self.reached.append(value)
             return super().reducer_override(value)
         return NotImplemented
 
 
 @contextlib.contextmanager
-def pickled_by_value() -> Iterator[None]:
-    """Let the modules of `polarmap.worker` travel by value: a worker needs numpy, not polarmap.
+def worker_code_by_value() -> Iterator[None]:
+    """Let the modules of `polarmap.worker_spec` travel by value: a worker needs numpy, not polarmap.
 
     cloudpickle's register is one for all threads: the last to leave takes the entry out. The docstrings of
     these modules do not travel. They are removed in this process, too.
     """
-    global _pickling
-    with _registering:
+    global _n_pickling_threads
+    with _registry_lock:
         for module in list(vars(worker_package).values()):
             if isinstance(module, ModuleType) and module not in _without_docstrings:
                 _without_docstrings.add(module)
                 _remove_docstrings(module, module.__name__)
-        _pickling += 1
+        _n_pickling_threads += 1
         cloudpickle.register_pickle_by_value(worker_package)
     try:
         yield
     finally:
-        with _registering:
-            _pickling -= 1
-            if not _pickling:
+        with _registry_lock:
+            _n_pickling_threads -= 1
+            if not _n_pickling_threads:
                 cloudpickle.unregister_pickle_by_value(worker_package)
 
 

@@ -11,27 +11,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import WorkerSpec
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors.base import MapExecutor, Payload, Run, check_reachable
-from polarmap.executors.block_store import BlockStore, InFolders
-from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
-from polarmap.executors.keys import check_may_leave
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
-from polarmap.executors.pickling import pickled_with_buffers
-from polarmap.executors.pool_run import PoolRun
-from polarmap.executors.tcp import checked_endpoint
-from polarmap.executors.worker_processes import FORKS, WorkerProcesses
-from polarmap.executors.worker_table import WorkerTable
+from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
+from polarmap.executors.encryption_keys import check_key_is_portable
+from polarmap.executors.executor_specs import is_dask_client, is_lithops, is_ray
+from polarmap.executors.interface import JobSpec, MapExecutor, Session, check_location_reachable
+from polarmap.executors.local_workers import CAN_FORK, LocalWorkerPool
+from polarmap.executors.pickling import pickle_function_with_buffers
+from polarmap.executors.pool_session import PoolSession
+from polarmap.executors.temp_folders import make_shared_memory_folder, make_temp_folder, remove_owned_folder
+from polarmap.executors.worker_listener import check_endpoint
+from polarmap.executors.worker_pool import WorkerPool
 from polarmap.validation import check_positive_int, is_positive_number
 from polarmap.worker.processes import LIVENESS_INTERVAL
 from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint
 
 if TYPE_CHECKING:
-    from polarmap.executors.remote_workers import Site
+    from polarmap.executors.remote_workers import WorkerProvider
 
-BLOCK_BYTES = 2**30  # that blocks in memory may take by default
+DEFAULT_BLOCK_CACHE_BYTES = 2**30  # that blocks in memory may take by default
 
 
 class Pool:
@@ -45,16 +45,17 @@ class Pool:
     executor : None, "localhost", path, lithops.FunctionExecutor, Dask client or ray
         None: processes of this machine. "localhost", a Lithops configuration or executor: functions of
         Lithops, which are paid as long as they stay. A Dask client, or its `get_executor()` with options:
-        threads of its cluster. `ray`, `ray.remote(...)` with options, or "ray://host:port": actors.
+        threads of its cluster. `ray`, `ray_module.make_remote(...)` with options, or "ray://host:port":
+        actors.
     workers : int, optional
         Tasks at a time. By default here as many as keep the cores busy, elsewhere as many as a map has
         tasks, or the cluster threads.
-    idle : float
+    idle_timeout : float
         Seconds without a map after which the workers end; the next map starts others.
-    memory : int
+    memory_limit : int
         Bytes that blocks may take between maps: here of memory, beyond which they lie on disk; elsewhere
         of each worker, of whose memory they take half at most.
-    threads : int
+    threads_per_worker : int
         That each worker may use for linear algebra: with more than one, many workers of one machine take
         the cores from each other.
     listen : bool or "host:port"
@@ -71,9 +72,9 @@ class Pool:
 
     Attributes
     ----------
-    worker : Worker or None
+    worker_spec : Worker or None
         What each worker is given and may cost; None where nothing is known.
-    is_here : bool
+    is_local : bool
         Whether the workers are processes of this machine.
 
     Raises
@@ -97,97 +98,122 @@ class Pool:
         executor: Any = None,
         workers: int | None = None,
         *,
-        idle: float = 60.0,
-        memory: int = BLOCK_BYTES,
-        threads: int = 1,
+        idle_timeout: float = 60.0,
+        memory_limit: int = DEFAULT_BLOCK_CACHE_BYTES,
+        threads_per_worker: int = 1,
         listen: bool | str = True,
         fork: bool | None = None,
         tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
         with without_our_frames:
-            for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
-                check_positive_int(name, count)
-            for name, number in {"idle": idle, "memory": memory, "tcp_timeout": tcp_timeout}.items():
-                if not is_positive_number(number):
-                    raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
+            for argument_name, n in {
+                "workers": 1 if workers is None else workers,
+                "threads": threads_per_worker,
+            }.items():
+                check_positive_int(argument_name, n)
+            for argument_name, value in {
+                "idle": idle_timeout,
+                "memory": memory_limit,
+                "tcp_timeout": tcp_timeout,
+            }.items():
+                if not is_positive_number(value):
+                    raise CodeError(f"{argument_name} must be a number above 0, not {value!r:.100}")
             if not isinstance(listen, (bool, str)):
                 raise CodeError(f"listen must be True, False, or 'host:port', not {listen!r:.100}")
-            listens = checked_endpoint(listen) if isinstance(listen, str) else listen
+            listen_endpoint = check_endpoint(listen) if isinstance(listen, str) else listen
             if fork not in (None, False, True) or (fork and not hasattr(os, "fork")):
                 raise CodeError(
                     f"fork must be None, False, or True where processes can be, not {fork!r:.100}"
                 )
-            self._name, self.worker, new_site = _place(executor)
-            self.executor, self.workers, self.is_here = executor, workers, executor is None
-            forks, seconds = FORKS if fork is None else fork, float(tcp_timeout)
-            options = float(idle), int(memory), threads, listens, forks, seconds
-            self._start = partial(KeptWorkers, self._name, new_site, workers, *options)
-            is_of_engine = is_of_dask(executor) or is_of_ray(executor)
-            self._tasks = _executor_of_tasks(executor) if is_of_engine and listen is False else None
+            self._name, self.worker_spec, make_provider = _resolve_provider(executor)
+            self.executor, self.workers, self.is_local = executor, workers, executor is None
+            uses_fork, tcp_timeout_seconds = CAN_FORK if fork is None else fork, float(tcp_timeout)
+            resource_options = (
+                float(idle_timeout),
+                int(memory_limit),
+                threads_per_worker,
+                listen_endpoint,
+                uses_fork,
+                tcp_timeout_seconds,
+            )
+            self._open_resources = partial(
+                PoolResources, self._name, make_provider, workers, *resource_options
+            )
+            is_on_cluster = is_dask_client(executor) or is_ray(executor)
+            self._fallback_executor = (
+                _make_task_executor(executor) if is_on_cluster and listen is False else None
+            )
             self._lock = threading.Lock()
-            self._kept: KeptWorkers | None = None
-            self._end: Callable[[], object] = lambda: None  # what ends them, once
+            self._resources: PoolResources | None = None
+            self._finalizer: Callable[[], object] = lambda: None  # what ends them, once
             self._is_closed = False
-            _pools.add(self)
+            _open_pools.add(self)
 
     @property
     def name(self) -> str:
         """Where the workers are, and over what they talk with this process, once that is known."""
-        kept = self._kept
-        if self._tasks is not None:
-            return self._tasks.name
-        return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
+        resources = self._resources
+        if self._fallback_executor is not None:
+            return self._fallback_executor.name
+        return self._name + (
+            f" ({resources.worker_pool.latest_channel_name})"
+            if resources and resources.worker_pool.latest_channel_name
+            else ""
+        )
 
     @property
-    def workers_on(self) -> dict[str, int]:
+    def workers_by_host(self) -> dict[str, int]:
         """The number of workers on each machine, by host name; empty for processes of this machine."""
-        kept = self._kept
-        return {} if kept is None else kept.workers.count_by_host()
+        resources = self._resources
+        return {} if resources is None else resources.worker_pool.count_workers_by_host()
 
     def __repr__(self) -> str:
-        kept = self._kept
+        resources = self._resources
         if self._is_closed:
             state = "closed"
-        elif kept is None or not len(kept.workers):
+        elif resources is None or not len(resources.worker_pool):
             state = "no workers running"
         else:
-            state = f"{len(kept.workers)} workers running, {kept.workers.count_busy()} busy"
-        most = "" if self.workers is None else f", at most {self.workers}"
-        return f"<Pool: {self.name}, {state}{most}>"
+            state = f"{len(resources.worker_pool)} workers running, {resources.worker_pool.count_busy_workers()} busy"
+        limit = "" if self.workers is None else f", at most {self.workers}"
+        return f"<Pool: {self.name}, {state}{limit}>"
 
-    def open(self, payload: Payload) -> Run:
+    def open(self, job_spec: JobSpec) -> Session:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         with self._lock:
             if self._is_closed:
                 raise ExecutorError("this Pool is closed: make a new one")
-            if self._tasks is not None:
-                return self._tasks.open(payload)
-            run = None if self._kept is None else self._kept.open(payload)
-            if run is None:
-                self._end()  # lets go of those that have ended by themselves
-                self._kept = self._start()  # ExecutorError if that is impossible
-                self._end = weakref.finalize(self, self._kept.close)
-                run = self._kept.open(payload)
-            assert run is not None
-            return run
+            if self._fallback_executor is not None:
+                return self._fallback_executor.open(job_spec)
+            session = None if self._resources is None else self._resources.open_session(job_spec)
+            if session is None:
+                self._finalizer()  # lets go of those that have ended by themselves
+                self._resources = self._open_resources()  # ExecutorError if that is impossible
+                self._finalizer = weakref.finalize(self, self._resources.close)
+                session = self._resources.open_session(job_spec)
+            assert session is not None
+            return session
 
-    def end_workers(self) -> None:
+    def stop_workers(self) -> None:
         """End the workers and let go of all blocks; the next map starts others."""
         with self._lock:
-            self._kept, end = None, self._end  # not that of workers which a map on another thread may start
-        end()
+            self._resources, finalizer = (
+                None,
+                self._finalizer,
+            )  # not that of workers which a map on another thread may start
+        finalizer()
 
     def close(self) -> None:
         """End the workers for good. Safe to call twice."""
         self._is_closed = True
-        self.end_workers()
+        self.stop_workers()
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
         """Let go of the workers, in a process that was forked of the one that has them."""
         self._lock = threading.Lock()
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.workers.forget()
+        resources, self._resources = self._resources, None
+        if resources is not None:
+            resources.worker_pool.after_fork()
 
     def __enter__(self) -> Pool:
         return self
@@ -196,136 +222,157 @@ class Pool:
         self.close()
 
 
-class KeptWorkers:
+class PoolResources:
     """The workers, blocks and folders of a pool, from a map until it has been idle for long enough.
 
     Parameters
     ----------
-    name : of the pool.
-    new_site : what makes the place where they are started; None: they are processes of this machine.
-    most, idle, memory, threads, listens, forks, tcp_timeout : as `Pool` was told.
+    pool_name : of the pool.
+    make_provider : what makes the place where they are started; None: they are processes of this machine.
+    max_workers, idle_timeout, block_cache_bytes, n_threads, listen_endpoint, uses_fork, tcp_timeout : as
+        `Pool` was told.
     """
 
     def __init__(
         self,
-        name: str,
-        new_site: Callable[[], Site] | None,
-        most: int | None,
-        idle: float,
-        memory: int,
-        threads: int,
-        listens: bool | Endpoint,
-        forks: bool,
+        pool_name: str,
+        make_provider: Callable[[], WorkerProvider] | None,
+        max_workers: int | None,
+        idle_timeout: float,
+        block_cache_bytes: int,
+        n_threads: int,
+        listen_endpoint: bool | Endpoint,
+        uses_fork: bool,
         tcp_timeout: float,
     ) -> None:
-        self._name, self._idle = name, idle
+        self._pool_name, self._idle_timeout = pool_name, idle_timeout
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
-        self.workers: WorkerTable
-        self._blocks: BlockStore
-        self._site = site = None if new_site is None else new_site()
-        if site is None:
-            self._blocks = self._in_folders(memory)
-            self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)), forks)
+        self.worker_pool: WorkerPool
+        self._block_store: BlockStore
+        self._provider = provider = None if make_provider is None else make_provider()
+        if provider is None:
+            self._block_store = self._make_file_block_store(block_cache_bytes)
+            self.worker_pool = LocalWorkerPool(
+                n_threads, max_workers, list(map(str, self._folders)), uses_fork
+            )
         else:
-            from polarmap.executors.remote_workers import RemoteWorkers
+            from polarmap.executors.remote_workers import RemoteWorkerPool
 
-            self.workers = RemoteWorkers(site, most, listens, memory, threads, tcp_timeout)
+            self.worker_pool = RemoteWorkerPool(
+                provider, max_workers, listen_endpoint, block_cache_bytes, n_threads, tcp_timeout
+            )
             try:
-                if site.shares_files or site.is_near:
-                    count = 1 if site.shares_files else most or site.workers or 1
-                    self._blocks = self._in_folders(memory * count)
+                if provider.shares_files or provider.shares_host:
+                    n_sharing = 1 if provider.shares_files else max_workers or provider.max_workers or 1
+                    self._block_store = self._make_file_block_store(block_cache_bytes * n_sharing)
                 else:
-                    self._blocks = site.block_store()
+                    self._block_store = provider.make_block_store()
             except BaseException:
-                self.workers.close()
+                self.worker_pool.close()
                 raise
         self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
-        self._owner = os.getpid()
-        self._ended = threading.Event()
-        threading.Thread(target=self._end_when_idle, name="polarmap-idle", daemon=True).start()
+        self._owner_pid = os.getpid()
+        self._is_closed = threading.Event()
+        threading.Thread(target=self._close_when_idle, name="polarmap-idle", daemon=True).start()
 
-    def open(self, payload: Payload) -> PoolRun | None:
+    def open_session(self, job_spec: JobSpec) -> PoolSession | None:
         """Tasks of one map; None if the workers have ended."""
-        is_elsewhere = self._site is not None
-        reach = self._site.reach if self._site is not None else ("", "")
-        check_reachable(payload.blocks.source, "lies in", *reach)
-        check_reachable(payload.output and payload.output.location, "is to stay in", *reach)
-        if is_elsewhere:
-            check_may_leave(payload, self._name)
-        by_value = self._site is not None and not self._site.has_polarmap
-        f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, by_value)
-        modules = {} if self._site is None else self._site.modules(f.pickled)
+        is_remote = self._provider is not None
+        backend_and_storage = self._provider.backend_and_storage if self._provider is not None else ("", "")
+        check_location_reachable(job_spec.blocks.location, "lies in", *backend_and_storage)
+        check_location_reachable(
+            job_spec.output_spec and job_spec.output_spec.location, "is to stay in", *backend_and_storage
+        )
+        if is_remote:
+            check_key_is_portable(job_spec, self._pool_name)
+        by_value = self._provider is not None and not self._provider.imports_polarmap
+        pickled_function = pickle_function_with_buffers(
+            (job_spec.f, job_spec.blocks.structure), self._pool_name, by_value
+        )
+        module_sources = (
+            {}
+            if self._provider is None
+            else self._provider.collect_module_sources(pickled_function.pickle_bytes)
+        )
         with self._lock:
-            if self._ended.is_set():
+            if self._is_closed.is_set():
                 return None
-            shares_files = self._site is None or self._site.shares_files
+            shares_files = self._provider is None or self._provider.shares_files
             folders = self._folders if shares_files else []
-            return PoolRun(payload, f, modules, self.workers, self._blocks, folders)
+            return PoolSession(
+                job_spec, pickled_function, module_sources, self.worker_pool, self._block_store, folders
+            )
 
     def close(self) -> None:
         """End the workers, remove all files; who comes second waits until that is done."""
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner_pid:
             return
         with self._lock:
-            if not self._ended.is_set():
-                self._ended.set()
-                self.workers.close()
+            if not self._is_closed.is_set():
+                self._is_closed.set()
+                self.worker_pool.close()
                 for folder in self._folders:
-                    remove(folder)
+                    remove_owned_folder(folder)
 
-    def _in_folders(self, memory: int) -> BlockStore:
+    def _make_file_block_store(self, max_memory_bytes: int) -> BlockStore:
         """New folders for blocks; ExecutorError if there is no room for any."""
-        on_disk, in_memory = disk_folder(), memory_folder()
-        self._folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-        return InFolders(in_memory, on_disk, memory)
+        disk_folder, memory_folder = make_temp_folder(), make_shared_memory_folder()
+        self._folders = [folder for folder in (memory_folder, disk_folder) if folder is not None]
+        return MemoryMappedBlockStore(memory_folder, disk_folder, max_memory_bytes)
 
-    def _end_when_idle(self) -> None:
-        rest = self._idle
-        while not self._ended.wait(max(min(rest, LIVENESS_INTERVAL), 0.01)):
+    def _close_when_idle(self) -> None:
+        remaining_seconds = self._idle_timeout
+        while not self._is_closed.wait(max(min(remaining_seconds, LIVENESS_INTERVAL), 0.01)):
             with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
-                self.workers.tend()
+                self.worker_pool.maintain_workers()
             with self._lock:
-                rest = self._idle - self.workers.idle_for()
-                if rest <= 0:
+                remaining_seconds = self._idle_timeout - self.worker_pool.get_idle_seconds()
+                if remaining_seconds <= 0:
                     self.close()
 
 
-def _executor_of_tasks(choice: Any) -> MapExecutor:
+def _make_task_executor(executor_spec: Any) -> MapExecutor:
     """What runs single maps by the tasks of an engine."""
     from polarmap.executors.futures import FuturesExecutor
 
-    return FuturesExecutor(choice)
+    return FuturesExecutor(executor_spec)
 
 
-def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
+def _resolve_provider(
+    executor_spec: Any,
+) -> tuple[str, WorkerSpec | None, Callable[[], WorkerProvider] | None]:
     """The name of a place for workers that stay, what each is given, and what makes the place.
 
     ExecutorError if none stay there.
     """
-    if choice is None:
+    if executor_spec is None:
         return "processes here", None, None
-    if is_for_lithops(choice):
-        from polarmap.executors.lithops import LithopsExecutor, LithopsSite
+    if is_lithops(executor_spec):
+        from polarmap.executors.lithops import LithopsExecutor, LithopsWorkerProvider
 
-        executor = LithopsExecutor(choice)
-        return f"kept workers on {executor.name}", executor.worker, partial(LithopsSite, choice)
-    if is_of_dask(choice):
-        from polarmap.executors.dask import DaskSite
+        executor = LithopsExecutor(executor_spec)
+        return (
+            f"kept workers on {executor.name}",
+            executor.worker_spec,
+            partial(LithopsWorkerProvider, executor_spec),
+        )
+    if is_dask_client(executor_spec):
+        from polarmap.executors.dask import DaskWorkerProvider
 
-        return f"kept workers on {DaskSite.name}", None, partial(DaskSite, choice)
-    if is_of_ray(choice):
-        from polarmap.executors.ray import RaySite
+        return f"kept workers on {DaskWorkerProvider.name}", None, partial(DaskWorkerProvider, executor_spec)
+    if is_ray(executor_spec):
+        from polarmap.executors.ray import RayWorkerProvider
 
-        return f"kept workers on {RaySite.name}", None, partial(RaySite, choice)
-    use = (
-        f"for so many of them, Pool(workers={choice})"
-        if is_integer(choice)
+        return f"kept workers on {RayWorkerProvider.name}", None, partial(RayWorkerProvider, executor_spec)
+    advice = (
+        f"for so many of them, Pool(workers={executor_spec})"
+        if is_integer(executor_spec)
         else "pass it as executor= of the map"
     )
-    raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {use}")
+    raise ExecutorError(f"a Pool has no workers that stay on {executor_spec!r:.200}: {advice}")
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def shutdown() -> None:
@@ -333,18 +380,18 @@ def shutdown() -> None:
 
     The next such map starts others.
     """
-    default_pool.end_workers()
+    default_pool.stop_workers()
 
 
-def _forget_all() -> None:
+def _reset_pools_after_fork() -> None:
     """A process that was forked starts workers of its own."""
-    for pool in list(_pools):
+    for pool in list(_open_pools):
         with contextlib.suppress(Exception):
-            pool.forget()
+            pool.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=_reset_pools_after_fork)
 
 
 default_pool = Pool()  # which all maps without an executor share

@@ -12,172 +12,185 @@ from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
 
-from polarmap.clouds.limits import Worker, kept_bytes
-from polarmap.clouds.prices import Stay, listing_requests
+from polarmap.clouds.limits import WorkerSpec, compute_block_cache_bytes
+from polarmap.clouds.prices import PersistentUsage, count_listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import BlockStore
-from polarmap.executors.machines import (
-    best_worker,
+from polarmap.executors.storage_channels import OnConnected, StorageChannelServer, WorkerChannel
+from polarmap.executors.worker_listener import WorkerListener
+from polarmap.executors.worker_placement import (
+    can_spare_worker,
     choose_machines,
-    largest_share,
-    may_lose_worker,
-    underfull_machines,
+    choose_worker_for_task,
+    compute_max_per_machine,
+    find_underfull_machines,
 )
-from polarmap.executors.objects import Join, Link, ObjectLinks
-from polarmap.executors.tcp import WorkerListener
-from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
+from polarmap.executors.worker_pool import GRACE_SECONDS, Allocation, WorkerHandle, WorkerPool
 from polarmap.worker.persistent_worker import DriverAddress
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.socket_channel import TCP_TIMEOUT, Endpoint, FrameError
 
-START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
-FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
-FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
-RENEWED_SHARE = 8  # one in so many workers is renewed at a time
-FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
-PROBE_SECONDS = 5.0  # between two tries to start a worker on a machine where none has started
-NO_MACHINES: Mapping[int, str] = MappingProxyType({})
-GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
+CONNECT_TIMEOUT = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
+MAX_LAUNCH_FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = (
+    0.5,
+    60.0,
+)  # seconds after a failure in which none is started, doubled each time
+RENEWAL_DIVISOR = 8  # one in so many workers is renewed at a time
+MIN_LIFETIME_FRACTION, MAX_LIFETIME_FRACTION = (
+    0.6,
+    0.9,
+)  # of the time that a worker may take: when it ends by itself, staggered
+MACHINE_PROBE_INTERVAL = 5.0  # between two tries to start a worker on a machine where none has started
+NO_MACHINE_CHOICES: Mapping[int, str] = MappingProxyType({})
+GOLDEN_RATIO = 0.6180339887  # its multiples are spread evenly over the fractions
 
 
-class Site:
+class WorkerProvider:
     """A place where workers can be started that stay.
 
     name : as reports tell it.
-    seconds : that a worker may take at most; inf where nobody ends it.
-    workers : that there can be at a time; None if that is not known.
+    max_worker_seconds : that a worker may take at most; inf where nobody ends it.
+    max_workers : that there can be at a time; None if that is not known.
     shares_files : whether its workers are on this machine, and share its files.
-    is_near : whether they are, as far as it is known now: they map blocks, and ask for what they do not find.
-    has_polarmap : whether they can import this package; else what they need of it travels with each f.
-    reach : `away` and `storage` of its workers, as `check_reachable` takes them.
-    bucket, prefix : of what workers and driver leave for each other; None where there is no storage.
-    look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
-    limits : what each worker is given, as far as that is known.
+    shares_host : whether they are, as far as it is known now: they map blocks, and ask for what they do not
+        find.
+    imports_polarmap : whether they can import this package; else what they need of it travels with each f.
+    backend_and_storage : `away` and `storage` of its workers, as `check_location_reachable` takes them.
+    bucket, key_prefix : of what workers and driver leave for each other; None where there is no storage.
+    listing_interval : between listings of a storage, which say who has ended; inf where it is known without.
+    worker_spec : what each worker is given, as far as that is known.
     driver_host : the address of this machine in the engine's own connection, which workers try first; empty
         if it is not known.
-    without_connections : what a user can do if workers cannot connect to this process.
-    place_seconds : in which a worker that was started on a machine calls, unless the machine is unreachable.
+    no_connection_advice : what a user can do if workers cannot connect to this process.
+    placement_timeout : in which a worker that was started on a machine calls, unless the machine is
+        unreachable.
     """
 
     name: str
-    seconds = inf
-    workers: int | None = None
-    shares_files = is_near = has_polarmap = False
-    reach = "", ""
+    max_worker_seconds = inf
+    max_workers: int | None = None
+    shares_files = shares_host = imports_polarmap = False
+    backend_and_storage = "", ""
     bucket: str | None = None
-    prefix = ""
-    look_seconds = inf
-    limits: Worker | None = None
+    key_prefix = ""
+    listing_interval = inf
+    worker_spec: WorkerSpec | None = None
     driver_host = ""
-    without_connections = "pass listen=False, so that messages travel by way of the storage"
-    place_seconds = START_SECONDS
+    no_connection_advice = "pass listen=False, so that messages travel by way of the storage"
+    placement_timeout = CONNECT_TIMEOUT
 
-    def object_links(self, join: Join) -> ObjectLinks | None:
-        """What reports workers to `join` that do not call by TCP; None where there is no storage."""
+    def open_storage_channels(self, on_connected: OnConnected) -> StorageChannelServer | None:
+        """What reports workers to `on_connected` that do not call by TCP; None where there is no storage."""
         return None
 
-    def launch(
-        self, address: DriverAddress, workers: Mapping[int, float], machines: Mapping[int, str] = NO_MACHINES
+    def launch_workers(
+        self,
+        driver_address: DriverAddress,
+        lifetimes: Mapping[int, float],
+        machine_by_worker: Mapping[int, str] = NO_MACHINE_CHOICES,
     ) -> None:
         """Start these, each for so many seconds; ExecutorError if that is impossible.
 
-        machines : where to start them, by number; the site chooses for those that are left out, and if a
-            machine is gone.
+        machine_by_worker : where to start them, by number; the site chooses for those that are left out, and
+            if a machine is gone.
         """
         raise NotImplementedError
 
-    def machines(self) -> Sequence[str]:
+    def list_machines(self) -> Sequence[str]:
         """Return the addresses of the machines that can run workers now; empty if the site chooses them.
 
         Called without a lock, on a thread that may wait for the answer.
         """
         return ()
 
-    def withdraw(self, workers: Collection[int]) -> None:
+    def cancel_launch(self, worker_ids: Collection[int]) -> None:
         """Cancel the start of workers that have not called."""
 
-    def ended(self, may_ask: bool = True) -> dict[int, str]:
+    def collect_exited_workers(self, may_query: bool = True) -> dict[int, str]:
         """Those that have ended since the last time, and why, as far as that was told.
 
-        may_ask : whether the site may take a while to find out why.
+        may_query : whether the site may take a while to find out why.
         """
         raise NotImplementedError
 
-    def gone(self) -> str:
+    def unavailable_reason(self) -> str:
         """Why none will be started any more, by nobody; empty if they may be."""
         return ""
 
-    def remove_left(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what those that have ended have left, which may take long."""
 
     def close(self) -> None:
         """Let all of them end, as far as that can be done here; remove what they have left."""
         raise NotImplementedError
 
-    def block_store(self) -> BlockStore:
+    def make_block_store(self) -> BlockStore:
         """Where blocks lie for its workers, if they share no files with this process."""
-        return BlockStore(self.prefix)
+        return BlockStore(self.key_prefix)
 
-    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+    def collect_module_sources(self, pickled_function: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
         return {}
 
 
 @dataclass
-class StartedWorker:
+class LaunchedWorker:
     """A worker that was started, and is not known to have ended.
 
-    began : when; ends : when it ends by itself.
-    has_called : whether it was ever there.
+    launched_at : when; ends : when it ends by itself.
+    has_connected : whether it was ever there.
     machine : where it was to be started; empty if the site chose.
     is_extra : whether it was started beyond the number that is wanted, to take the place of another one.
     """
 
-    began: float
-    ends: float
-    has_called: bool = False
+    launched_at: float
+    expires_at: float
+    has_connected: bool = False
     machine: str = ""
     is_extra: bool = False
 
-    def is_missed(self, now: float) -> bool:
+    def is_overdue(self, now: float) -> bool:
         """Whether it has not called for so long that it is not counted on."""
-        return not self.has_called and now > self.began + START_SECONDS
+        return not self.has_connected and now > self.launched_at + CONNECT_TIMEOUT
 
-    def seconds(self, since: float) -> float:
+    def compute_billed_seconds(self, since: float) -> float:
         """For how many it is paid since then; one that is missed is paid no longer."""
         now = time.monotonic()
-        until = self.began + START_SECONDS if self.is_missed(now) else now
-        return max(0.0, until - max(self.began, since))
+        billed_until = self.launched_at + CONNECT_TIMEOUT if self.is_overdue(now) else now
+        return max(0.0, billed_until - max(self.launched_at, since))
 
 
 class Backoff:
     """When to try again what fails: after pauses that double, until it succeeds.
 
-    count : of failures, one after the other.
-    reason : of the last one.
+    n_failures : of failures, one after the other.
+    last_reason : of the last one.
     """
 
     def __init__(self) -> None:
-        self.count, self.reason = 0, ""
-        self._first = self._next = 0.0
+        self.n_failures, self.last_reason = 0, ""
+        self._first_failed_at = self._next_retry_at = 0.0
 
-    def note_failure(self, reason: str) -> None:
+    def record_failure(self, reason: str) -> None:
         """Note a failure: the pause before the next try doubles."""
         now = time.monotonic()
-        self._first = self._first if self.count else now
-        self._next = now + min(LAST_PAUSE, FIRST_PAUSE * 2 ** min(self.count, 10))
-        self.count, self.reason = self.count + 1, reason
+        self._first_failed_at = self._first_failed_at if self.n_failures else now
+        self._next_retry_at = now + min(
+            MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self.n_failures, 10)
+        )
+        self.n_failures, self.last_reason = self.n_failures + 1, reason
 
-    def is_due(self) -> bool:
+    def can_retry(self) -> bool:
         """Whether it may be tried now."""
-        return time.monotonic() >= self._next
+        return time.monotonic() >= self._next_retry_at
 
-    def seconds(self) -> float:
+    def get_failing_seconds(self) -> float:
         """For how long it has failed."""
-        return time.monotonic() - self._first if self.count else 0.0
+        return time.monotonic() - self._first_failed_at if self.n_failures else 0.0
 
 
-class RemoteWorkers(WorkerTable):
+class RemoteWorkerPool(WorkerPool):
     """Those of one pool. They are started as maps want them, and renewed before they end.
 
     A worker that is busy with the task of a map that has ended is left, and another one started if it
@@ -185,58 +198,77 @@ class RemoteWorkers(WorkerTable):
 
     Parameters
     ----------
-    site : belongs to these workers, and is closed with them.
-    most : at a time; None: what the site has room for.
-    listens : whether workers may call on a socket, and where; else by way of the site's storage only.
-    memory : bytes of blocks that each worker may keep.
-    threads : that each may use for linear algebra.
+    provider : belongs to these workers, and is closed with them.
+    max_workers : at a time; None: what the site has room for.
+    listen_endpoint : whether workers may call on a socket, and where; else by way of the site's storage only.
+    block_cache_bytes : bytes of blocks that each worker may keep.
+    n_threads : that each may use for linear algebra.
     tcp_timeout : seconds of silence after which the connection to a worker is lost, at both ends.
     """
 
     def __init__(
         self,
-        site: Site,
-        most: int | None,
-        listens: bool | Endpoint,
-        memory: int,
-        threads: int,
+        provider: WorkerProvider,
+        max_workers: int | None,
+        listen_endpoint: bool | Endpoint,
+        block_cache_bytes: int,
+        n_threads: int,
         tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
-        super().__init__(most if most is not None else site.workers)
-        self._site = site
-        self._wanted = 0
-        self._launched: dict[int, StartedWorker] = {}  # by number, until they are known to have ended
-        self._refused, self._failed = Backoff(), Backoff()  # launches by the site, and of which nothing came
-        self._machines = tuple(site.machines())
-        self._unreachable: dict[str, float] = {}  # machines where none has started: when to try again
-        self._moved = Backoff()  # workers, to machines that have too few
-        self._seconds, self._started = 0.0, 0  # not accounted for, of workers that are gone, and starts
-        self._asked = time.monotonic()  # what is to be paid
+        super().__init__(max_workers if max_workers is not None else provider.max_workers)
+        self._provider = provider
+        self._n_wanted = 0
+        self._launched: dict[int, LaunchedWorker] = {}  # by number, until they are known to have ended
+        self._launch_backoff, self._startup_backoff = (
+            Backoff(),
+            Backoff(),
+        )  # launches by the site, and of which nothing came
+        self._machines = tuple(provider.list_machines())
+        self._unreachable_until: dict[str, float] = {}  # machines where none has started: when to try again
+        self._rebalance_backoff = Backoff()  # workers, to machines that have too few
+        self._unbilled_seconds, self._n_unbilled_starts = (
+            0.0,
+            0,
+        )  # not accounted for, of workers that are gone, and starts
+        self._billed_at = time.monotonic()  # what is to be paid
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
-        self._objects: ObjectLinks | None = None
+        self._storage_channels: StorageChannelServer | None = None
         try:
-            self._objects = site.object_links(self._join)
-            if listens:
-                at = listens if isinstance(listens, tuple) else None
+            self._storage_channels = provider.open_storage_channels(self._on_connected)
+            if listen_endpoint:
+                endpoint = listen_endpoint if isinstance(listen_endpoint, tuple) else None
                 self._listener = WorkerListener(
-                    key, self._join, site.shares_files, at, tcp_timeout, site.driver_host
+                    key,
+                    self._on_connected,
+                    provider.shares_files,
+                    endpoint,
+                    tcp_timeout,
+                    provider.driver_host,
                 )
         except Exception as error:
             self.close()
-            raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error
+            raise ExecutorError(f"{provider.name} has no workers: {type(error).__name__}: {error}") from error
         endpoints = () if self._listener is None else self._listener.endpoints
-        memory = memory if site.limits is None else min(memory, kept_bytes(site.limits))
-        self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads, tcp_timeout)
+        block_cache_bytes = (
+            block_cache_bytes
+            if provider.worker_spec is None
+            else min(block_cache_bytes, compute_block_cache_bytes(provider.worker_spec))
+        )
+        self._driver_address = DriverAddress(
+            endpoints, key, provider.bucket, provider.key_prefix, block_cache_bytes, n_threads, tcp_timeout
+        )
 
-    def want(self, count: int) -> None:
-        """Start as many workers as are missing of the `count` that would be of use now."""
+    def request_workers(self, n_workers: int) -> None:
+        """Start as many workers as are missing of the `n_workers` that would be of use now."""
         with self._lock:
             self._check_open()
-            self._wanted = max(self._wanted, count if self._most is None else min(count, self._most))
-            self._start_missing()
+            self._n_wanted = max(
+                self._n_wanted, n_workers if self._max_workers is None else min(n_workers, self._max_workers)
+            )
+            self._launch_missing()
 
-    def look(self, lease: Lease, queued: int) -> None:
+    def maybe_scale_up(self, allocation: Allocation, n_queued: int) -> None:
         """Start anew what has failed, and one more where others keep a map from going on.
 
         ExecutorError if no worker is there, and none will be.
@@ -244,275 +276,336 @@ class RemoteWorkers(WorkerTable):
         now = time.monotonic()
         with self._lock:
             self._check_open()
-            self._note_ended()
-            name, reason = self._site.name, self._failed.reason
-            if not self._workers and (gone := self._site.gone()):
-                raise ExecutorError(f"{name} starts no worker: {gone}")
-            if not self._workers and self._failed.count >= FAILURES:
-                raise ExecutorError(f"no worker of {name} starts: {reason or 'they end'}")
-            if self._launched and not self._workers and now > lease.since + START_SECONDS:
-                why = f": {reason}" if reason else ""
-                raise ExecutorError(f"no worker of {name} has called within {START_SECONDS:g} s{why}")
-            is_kept = lease.waiting and self._best_free(tuple) is None and self.is_starved(lease)
-            self.want(len(self) + 1 if is_kept else 0)
+            self._reap_exited()
+            provider_name, reason = self._provider.name, self._startup_backoff.last_reason
+            if not self._workers and (unavailable := self._provider.unavailable_reason()):
+                raise ExecutorError(f"{provider_name} starts no worker: {unavailable}")
+            if not self._workers and self._startup_backoff.n_failures >= MAX_LAUNCH_FAILURES:
+                raise ExecutorError(f"no worker of {provider_name} starts: {reason or 'they end'}")
+            if self._launched and not self._workers and now > allocation.last_progress_at + CONNECT_TIMEOUT:
+                explanation = f": {reason}" if reason else ""
+                raise ExecutorError(
+                    f"no worker of {provider_name} has called within {CONNECT_TIMEOUT:g} s{explanation}"
+                )
+            is_blocked = (
+                allocation.n_queued
+                and self._choose_idle_worker(tuple) is None
+                and self.is_starved(allocation)
+            )
+            self.request_workers(len(self) + 1 if is_blocked else 0)
 
-    def paid(self) -> Stay | None:
+    def take_billed_usage(self) -> PersistentUsage | None:
         """What they have been paid for since this was asked before, from the start to the end of each."""
         with self._lock:
             now = time.monotonic()
-            seconds = self._seconds + sum(one.seconds(self._asked) for one in self._launched.values())
-            started = self._started
-            looks = min(now - self._asked, seconds) / self._site.look_seconds
-            listings = looks * listing_requests(len(self._launched))
-            self._seconds, self._started, self._asked = 0.0, 0, now
-        writes, reads = (0, 0) if self._objects is None else self._objects.requests(seconds)
-        return Stay(seconds, started, writes + round(listings), reads)
+            worker_seconds = self._unbilled_seconds + sum(
+                launched.compute_billed_seconds(self._billed_at) for launched in self._launched.values()
+            )
+            n_started = self._n_unbilled_starts
+            n_polls = min(now - self._billed_at, worker_seconds) / self._provider.listing_interval
+            n_listings = n_polls * count_listing_requests(len(self._launched))
+            self._unbilled_seconds, self._n_unbilled_starts, self._billed_at = 0.0, 0, now
+        n_writes, n_reads = (
+            (0, 0)
+            if self._storage_channels is None
+            else self._storage_channels.take_request_counts(worker_seconds)
+        )
+        return PersistentUsage(worker_seconds, n_started, n_writes + round(n_listings), n_reads)
 
-    def shortage(self) -> str:
+    def explain_missing_workers(self) -> str:
         """Return where workers were to connect if none has ever done so, and what to do; empty if one has."""
-        if self.channel:
+        if self.latest_channel_name:
             return ""
-        said = f"no worker of {self._site.name} has connected to this process yet"
+        message = f"no worker of {self._provider.name} has connected to this process yet"
         if self._listener is None:
-            return f"{said} by way of its storage"
+            return f"{message} by way of its storage"
         hosts = " or ".join(f"{host}:{port}" for host, port in self._listener.endpoints)
         cause = "Either none has started, or a firewall is in between"
         advice = "name an address that workers reach in Pool(listen='host:port')"
-        return f"{said}, at {hosts}. {cause}: {advice}, or {self._site.without_connections}"
+        return f"{message}, at {hosts}. {cause}: {advice}, or {self._provider.no_connection_advice}"
 
-    def ending(self, worker: KeptWorker) -> str:
+    def get_exit_reason(self, worker: WorkerHandle) -> str:
         """Return how a worker has ended that is gone; ExecutorError if that is because all were ended."""
-        ended, error = super().ending(worker), worker.link.failure
+        description, error = super().get_exit_reason(worker), worker.channel.failure
         if isinstance(error, FrameError) or error is None:
-            return ended
-        place = worker.place and f" ({worker.place})"
+            return description
+        label = worker.label and f" ({worker.label})"
         if isinstance(error, ConnectionResetError):  # also where a process is killed that has not read all
-            return f"the connection to its worker was reset, which has ended or is out of reach{place}"
-        return f"the connection to its worker was lost: {error.strerror or error}{place}"
+            return f"the connection to its worker was reset, which has ended or is out of reach{label}"
+        return f"the connection to its worker was lost: {error.strerror or error}{label}"
 
-    def flush(self) -> None:
+    def flush_messages(self) -> None:
         """Send all messages that wait to be sent."""
-        if self._objects is not None:
-            self._objects.flush()
+        if self._storage_channels is not None:
+            self._storage_channels.flush_messages()
 
-    def tend(self) -> None:
+    def maintain_workers(self) -> None:
         """Renew workers that will end soon, forget those that have ended."""
-        machines = tuple(self._site.machines())  # without the lock, too
+        machines = tuple(self._provider.list_machines())  # without the lock, too
         with self._lock:
             if self._is_closed:
                 return
             self._machines = machines
-            self._note_ended()
-            self._review()
-            self._withdraw_unreached()
-            self._start_missing()
-            self._move_to_underfull()
-        self._site.remove_left()  # without the lock: no map waits for a storage that does not answer
+            self._reap_exited()
+            self._poll_unallocated_workers()
+            self._cancel_unreached_starts()
+            self._launch_missing()
+            self._rebalance_machines()
+        self._provider.remove_leftovers()  # without the lock: no map waits for a storage that does not answer
 
     def close(self) -> None:
         """End them all."""
         super().close()
-        for one in (self._listener, self._objects, self._site):
-            if one is not None:
-                one.close()
+        for resource in (self._listener, self._storage_channels, self._provider):
+            if resource is not None:
+                resource.close()
 
-    def forget(self) -> None:
+    def after_fork(self) -> None:
         """Let go of them, in a process that was forked of the one that has them."""
-        super().forget()
+        super().after_fork()
         if self._listener is not None:
-            self._listener.forget()
+            self._listener.after_fork()
 
-    def _another(self) -> KeptWorker | None:
-        return None  # `want` starts others, which join when they are there
+    def _start_worker(self) -> WorkerHandle | None:
+        return None  # `request_workers` starts others, which join when they are there
 
-    def _ends(self, worker: KeptWorker) -> float:
+    def _get_expiry_time(self, worker: WorkerHandle) -> float:
         """When a worker ends by itself, on the monotonic clock."""
-        return self._launched[worker.number].ends
+        return self._launched[worker.worker_id].expires_at
 
-    def _end(self, number: int) -> None:
+    def _terminate_worker(self, worker_id: int) -> None:
         """Forget a worker that has ended: it is paid no longer."""
-        launch = self._launched.pop(number, None)
-        self._seconds += launch.seconds(self._asked) if launch else 0.0
+        launched = self._launched.pop(worker_id, None)
+        self._unbilled_seconds += launched.compute_billed_seconds(self._billed_at) if launched else 0.0
 
-    def _give_up(self) -> None:
+    def _remove_unneeded_workers(self) -> None:
         """Let free workers go whose time is over, or that are more than were ever wanted: who ends first."""
-        self._drop(len(self._workers), self._ends, time.monotonic())
-        surplus = self._surplus()
+        self._remove_idle_workers(len(self._workers), self._get_expiry_time, time.monotonic())
+        n_excess = self._count_excess()
         if len(self._machines) < 2:
-            self._drop(surplus, self._ends)
+            self._remove_idle_workers(n_excess, self._get_expiry_time)
         else:
-            self._drop_where_too_many(surplus)
+            self._remove_from_overfull_machines(n_excess)
 
-    def _surplus(self) -> int:
+    def _count_excess(self) -> int:
         """Return how many more workers there are than are wanted; less than 0 if some are missing."""
-        return len(self._workers) - self._stuck() - self._wanted
+        return len(self._workers) - self._count_stuck() - self._n_wanted
 
-    def _drop_where_too_many(self, surplus: int) -> None:
+    def _remove_from_overfull_machines(self, n_excess: int) -> None:
         """Let free workers go, as long as there are too many and their machine has no fewer than others."""
-        for _ in range(surplus):
-            counts = Counter(worker.machine for worker in self._workers.values())
-            free = [
-                one
-                for one in self._workers.values()
-                if one.lease is None and may_lose_worker(one.machine, self._machines, counts)
+        for _ in range(n_excess):
+            n_workers_by_machine = Counter(worker.machine for worker in self._workers.values())
+            removable_workers = [
+                each_worker
+                for each_worker in self._workers.values()
+                if each_worker.allocation is None
+                and can_spare_worker(each_worker.machine, self._machines, n_workers_by_machine)
             ]
-            if not free:
+            if not removable_workers:
                 return
-            dropped = max(free, key=lambda one: (counts[one.machine], -self._ends(one)))
-            self._remove(dropped)
-            self._unreachable.pop(dropped.machine, None)
+            removed_worker = max(
+                removable_workers,
+                key=lambda each_worker: (
+                    n_workers_by_machine[each_worker.machine],
+                    -self._get_expiry_time(each_worker),
+                ),
+            )
+            self._remove_worker(removed_worker)
+            self._unreachable_until.pop(removed_worker.machine, None)
 
-    def _remove(self, worker: KeptWorker) -> None:
+    def _remove_worker(self, worker: WorkerHandle) -> None:
         """Remove a worker: if it was the last one of its machine, that may be cut off."""
-        super()._remove(worker)
-        is_last = not any(one.machine == worker.machine for one in self._workers.values())
+        super()._remove_worker(worker)
+        is_last = not any(other_worker.machine == worker.machine for other_worker in self._workers.values())
         if is_last and worker.machine in self._machines:
-            self._unreachable.setdefault(worker.machine, time.monotonic() + PROBE_SECONDS)
+            self._unreachable_until.setdefault(worker.machine, time.monotonic() + MACHINE_PROBE_INTERVAL)
 
-    def _best_free(
-        self, tasks: Callable[[], Collection[Hashable]], lease: Lease | None = None
-    ) -> KeptWorker | None:
-        """Return the free worker for the next task: see `best_worker`."""
-        if lease is None or not lease.n_tasks or len(self._machines) < 2:
-            return super()._best_free(tasks)
-        free = [one for one in self._workers.values() if one.lease is None]
-        if len(free) < 2:
-            return free[0] if free else None
-        share = largest_share(lease.n_tasks, len({one.machine for one in self._workers.values()}))
-        return best_worker(free, frozenset(tasks()), lease.n_tasks_on, share)
+    def _choose_idle_worker(
+        self, get_task_keys: Callable[[], Collection[Hashable]], allocation: Allocation | None = None
+    ) -> WorkerHandle | None:
+        """Return the free worker for the next task: see `choose_worker_for_task`."""
+        if allocation is None or not allocation.n_tasks or len(self._machines) < 2:
+            return super()._choose_idle_worker(get_task_keys)
+        idle_workers = [
+            each_worker for each_worker in self._workers.values() if each_worker.allocation is None
+        ]
+        if len(idle_workers) < 2:
+            return idle_workers[0] if idle_workers else None
+        max_tasks_per_machine = compute_max_per_machine(
+            allocation.n_tasks, len({each_worker.machine for each_worker in self._workers.values()})
+        )
+        return choose_worker_for_task(
+            idle_workers, frozenset(get_task_keys()), allocation.n_tasks_by_machine, max_tasks_per_machine
+        )
 
-    def _join(self, number: int, link: Link, channel: str) -> None:
+    def _on_connected(self, worker_id: int, channel: WorkerChannel, channel_name: str) -> None:
         """Take a worker that has called into the table."""
         with self._lock:
             if self._is_closed:
-                link.close()
+                channel.close()
                 return
-            launch = self._launched.get(number)
-            if launch is None:
-                link.close()  # it was given up
+            launched = self._launched.get(worker_id)
+            if launched is None:
+                channel.close()  # it was given up
                 return
-            launch.has_called = True
-            old = self._workers.pop(number, None)
-            if old is not None and not old.is_awaited:
-                self._remove(old)  # it was started again by its site
-            elif old is not None:
-                old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
-            self._failed, self.channel = Backoff(), channel
-            self._workers[number] = KeptWorker(number, link, machine=launch.machine)
-            self._unreachable.pop(launch.machine, None)
-            for lease in self._open():
-                if lease.waiting:
-                    lease.wake()
+            launched.has_connected = True
+            previous_handle = self._workers.pop(worker_id, None)
+            if previous_handle is not None and not previous_handle.has_open_session:
+                self._remove_worker(previous_handle)  # it was started again by its site
+            elif previous_handle is not None:
+                # the map that waits for it sees that it is gone, and closes it
+                previous_handle.channel.disconnect()
+            self._startup_backoff, self.latest_channel_name = Backoff(), channel_name
+            self._workers[worker_id] = WorkerHandle(worker_id, channel, machine=launched.machine)
+            self._unreachable_until.pop(launched.machine, None)
+            for allocation in self._get_open_allocations():
+                if allocation.n_queued:
+                    allocation.wake_session()
 
-    def _start_missing(self) -> None:
+    def _launch_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for.
 
         For those that end soon others are started, a few at a time.
         """
-        soon = time.monotonic() + min(OUTAGE_SECONDS, 0.1 * self._site.seconds)  # the site may refuse as long
-        ending = sum(self._ends(worker) < soon for worker in self._workers.values())
-        useful = len(self._workers) - self._stuck() + self._starting()
-        missing = self._wanted + min(ending, -(-self._wanted // RENEWED_SHARE)) - useful
-        if missing > 0 and self._failed.is_due() and self._refused.is_due():
+        renewal_deadline = time.monotonic() + min(
+            OUTAGE_SECONDS, 0.1 * self._provider.max_worker_seconds
+        )  # the site may refuse as long
+        n_expiring = sum(
+            self._get_expiry_time(worker) < renewal_deadline for worker in self._workers.values()
+        )
+        n_useful = len(self._workers) - self._count_stuck() + self._count_starting()
+        n_missing = self._n_wanted + min(n_expiring, -(-self._n_wanted // RENEWAL_DIVISOR)) - n_useful
+        if n_missing > 0 and self._startup_backoff.can_retry() and self._launch_backoff.can_retry():
             try:
-                self._launch(missing)
-                self._refused = Backoff()
+                self._launch_workers(n_missing)
+                self._launch_backoff = Backoff()
             except ExecutorError as error:  # of a site that has given workers before: its storage may be away
-                if not self.channel or self._site.gone() or self._refused.seconds() > OUTAGE_SECONDS:
+                if (
+                    not self.latest_channel_name
+                    or self._provider.unavailable_reason()
+                    or self._launch_backoff.get_failing_seconds() > OUTAGE_SECONDS
+                ):
                     raise
-                self._refused.note_failure(str(error))
+                self._launch_backoff.record_failure(str(error))
 
-    def _stuck(self) -> int:
+    def _count_stuck(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
-        return sum(worker.abandoned_for() > GRACE_SECONDS for worker in self._abandoned())
+        return sum(worker.get_abandoned_seconds() > GRACE_SECONDS for worker in self._get_abandoned_workers())
 
-    def _starting(self) -> int:
+    def _count_starting(self) -> int:
         """How many workers were started, have not called, and may soon."""
         now = time.monotonic()
         launched = self._launched.values()
-        return sum(not (one.has_called or one.is_extra or one.is_missed(now)) for one in launched)
+        return sum(
+            not (each_worker.has_connected or each_worker.is_extra or each_worker.is_overdue(now))
+            for each_worker in launched
+        )
 
-    def _launch(self, count: int) -> None:
+    def _launch_workers(self, n_workers: int) -> None:
         """Start workers, on the machines that have the fewest if the site does not choose these."""
-        reachable = [one for one in self._machines if one not in self._unreachable]
+        reachable = [machine for machine in self._machines if machine not in self._unreachable_until]
         machines = reachable if len(self._machines) > 1 else []
-        self._launch_on(choose_machines(count, machines, self._count_by_machine()) or [""] * count)
+        self._launch_on_machines(
+            choose_machines(n_workers, machines, self._count_workers_by_machine()) or [""] * n_workers
+        )
 
-    def _launch_on(self, machines: Sequence[str], is_extra: bool = False) -> None:
+    def _launch_on_machines(self, machines: Sequence[str], is_extra: bool = False) -> None:
         """Start a worker on each of these machines; the site chooses the machine where the name is empty."""
-        now, workers, launched = time.monotonic(), {}, {}
-        for number, machine in zip(itertools.islice(self._numbers, len(machines)), machines, strict=True):
-            share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
-            workers[number] = share * self._site.seconds
-            launched[number] = StartedWorker(now, now + workers[number], machine=machine, is_extra=is_extra)
-        where = {number: one.machine for number, one in launched.items() if one.machine}
-        self._site.launch(self._address, workers, where)  # who calls before it returns waits for our lock
+        now, lifetimes, launched = time.monotonic(), {}, {}
+        for worker_id, machine in zip(
+            itertools.islice(self._worker_ids, len(machines)), machines, strict=True
+        ):
+            lifetime_fraction = MIN_LIFETIME_FRACTION + (MAX_LIFETIME_FRACTION - MIN_LIFETIME_FRACTION) * (
+                worker_id * GOLDEN_RATIO % 1
+            )
+            lifetimes[worker_id] = lifetime_fraction * self._provider.max_worker_seconds
+            launched[worker_id] = LaunchedWorker(
+                now, now + lifetimes[worker_id], machine=machine, is_extra=is_extra
+            )
+        machine_by_worker = {
+            worker_id: each_worker.machine
+            for worker_id, each_worker in launched.items()
+            if each_worker.machine
+        }
+        self._provider.launch_workers(
+            self._driver_address, lifetimes, machine_by_worker
+        )  # who calls before it returns waits for our lock
         self._launched |= launched
-        self._started += len(launched)
+        self._n_unbilled_starts += len(launched)
 
-    def _count_by_machine(self) -> Counter[str]:
+    def _count_workers_by_machine(self) -> Counter[str]:
         """Return how many workers each machine has, including those that are being started there."""
         counts = Counter(worker.machine for worker in self._workers.values())
-        counts.update(one.machine for one in self._launched.values() if not one.has_called)
+        counts.update(launched.machine for launched in self._launched.values() if not launched.has_connected)
         return counts
 
-    def _withdraw_unreached(self) -> None:
+    def _cancel_unreached_starts(self) -> None:
         """Cancel the start of workers on machines from which none has called in time, or that are gone.
 
         Others are started elsewhere, as the engine may let a task wait forever for a machine that is cut off.
         """
-        now, reached = time.monotonic(), {worker.machine for worker in self._workers.values()}
-        waiting = {
-            number: one
-            for number, one in self._launched.items()
-            if one.machine and not one.has_called and one.machine not in reached
+        now, reached_machines = time.monotonic(), {worker.machine for worker in self._workers.values()}
+        not_connected = {
+            worker_id: launched
+            for worker_id, launched in self._launched.items()
+            if launched.machine and not launched.has_connected and launched.machine not in reached_machines
         }
-        late = [
-            number
-            for number, one in waiting.items()
-            if one.machine not in self._machines or now > one.began + self._site.place_seconds
+        overdue_ids = [
+            worker_id
+            for worker_id, launched in not_connected.items()
+            if launched.machine not in self._machines
+            or now > launched.launched_at + self._provider.placement_timeout
         ]
-        for number in late:
-            self._unreachable[self._launched[number].machine] = now + PROBE_SECONDS
-            self._end(number)
-        if late:
-            self._site.withdraw(late)
+        for worker_id in overdue_ids:
+            self._unreachable_until[self._launched[worker_id].machine] = now + MACHINE_PROBE_INTERVAL
+            self._terminate_worker(worker_id)
+        if overdue_ids:
+            self._provider.cancel_launch(overdue_ids)
 
-    def _move_to_underfull(self) -> None:
-        """Start workers on machines that have too few: `_give_up` then lets as many go elsewhere.
+    def _rebalance_machines(self) -> None:
+        """Start workers on machines that have too few: `_remove_unneeded_workers` then lets as many go
+        elsewhere.
 
         Of a machine that could not be reached, one worker finds out whether it can be reached again.
         """
-        now, counts = time.monotonic(), self._count_by_machine()
-        if len(self._machines) < 2 or not self._workers or not self._refused.is_due():
+        now, n_workers_by_machine = time.monotonic(), self._count_workers_by_machine()
+        if len(self._machines) < 2 or not self._workers or not self._launch_backoff.can_retry():
             return
-        due = [one for one in self._machines if now > self._unreachable.get(one, inf) and not counts[one]]
-        reachable = [one for one in self._machines if one not in self._unreachable]
-        surplus = max(0, self._surplus()) + sum(
-            one.is_extra and not one.has_called and one.machine in reachable
-            for one in self._launched.values()
+        target_machines = [
+            item
+            for item in self._machines
+            if now > self._unreachable_until.get(item, inf) and not n_workers_by_machine[item]
+        ]
+        reachable = [item for item in self._machines if item not in self._unreachable_until]
+        n_excess = max(0, self._count_excess()) + sum(
+            item.is_extra and not item.has_connected and item.machine in reachable
+            for item in self._launched.values()
         )
-        underfull = underfull_machines(reachable, counts, surplus) if len(reachable) > 1 else []
-        if not (underfull or surplus):
-            self._moved = Backoff()
-        elif underfull and self._moved.is_due():
-            due += underfull
-            self._moved.note_failure("workers are not spread evenly")
-        if due:
+        underfull = (
+            find_underfull_machines(reachable, n_workers_by_machine, n_excess) if len(reachable) > 1 else []
+        )
+        if not (underfull or n_excess):
+            self._rebalance_backoff = Backoff()
+        elif underfull and self._rebalance_backoff.can_retry():
+            target_machines += underfull
+            self._rebalance_backoff.record_failure("workers are not spread evenly")
+        if target_machines:
             with contextlib.suppress(ExecutorError):  # enough workers are there: later is early enough
-                self._launch_on(due, is_extra=True)
+                self._launch_on_machines(target_machines, is_extra=True)
 
-    def _note_ended(self) -> None:
+    def _reap_exited(self) -> None:
         """Forget those whose end was told."""
-        failed: str | None = None
-        for number, reason in self._site.ended(may_ask=not self.channel).items():
-            launch, worker = self._launched.get(number), self._workers.get(number)
-            if launch is not None and not launch.has_called:
-                failed = reason
-                self._end(number)
-            elif worker is not None and worker.lease is None:
-                self._remove(worker)
-            if self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
-                self._objects.hang_up(number)
-        if failed is not None:
-            self._failed.note_failure(failed)
+        startup_failure: str | None = None
+        for worker_id, reason in self._provider.collect_exited_workers(
+            may_query=not self.latest_channel_name
+        ).items():
+            launched, worker = self._launched.get(worker_id), self._workers.get(worker_id)
+            if launched is not None and not launched.has_connected:
+                startup_failure = reason
+                self._terminate_worker(worker_id)
+            elif worker is not None and worker.allocation is None:
+                self._remove_worker(worker)
+            if self._storage_channels is not None:  # on a socket, whoever waits for it sees that it is gone
+                self._storage_channels.disconnect(worker_id)
+        if startup_failure is not None:
+            self._startup_backoff.record_failure(startup_failure)

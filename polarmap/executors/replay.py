@@ -11,17 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import Stay
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.clouds.prices import PersistentUsage
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
+from polarmap.executors.interface import (
+    AttemptId,
+    AttemptStarted,
+    Event,
+    JobSpec,
+    Outcome,
+    build_block,
+    lost_outcome,
+)
 from polarmap.validation import is_real_number
 from polarmap.worker.future_tasks import FutureTaskIO, ThreadCancelToken
 from polarmap.worker.task_execution import run_task
 from polarmap.worker.task_records import Fault, TaskRequest
 
-GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
+GIVE_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
 
 class ReplayExecutor:
@@ -31,7 +39,7 @@ class ReplayExecutor:
 
     Parameters
     ----------
-    seconds : mapping from task index to the virtual seconds until its arrival
+    arrival_seconds : mapping from task index to the virtual seconds until its arrival
         From its start, which is second 0 unless it is started later; 1.0 for tasks not named;
         `math.inf` for one that never reports, and is given up after an hour.
 
@@ -45,87 +53,87 @@ class ReplayExecutor:
     """
 
     name = "replay"
-    worker: Worker | None = None
+    worker_spec: WorkerSpec | None = None
 
-    def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
-        script: Any = {} if seconds is None else seconds
-        if not isinstance(script, Mapping) or not all(map(_is_arrival, script.keys(), script.values())):
+    def __init__(self, arrival_seconds: Mapping[int, float] | None = None) -> None:
+        script: Any = {} if arrival_seconds is None else arrival_seconds
+        if not isinstance(script, Mapping) or not all(map(_is_valid_arrival, script.keys(), script.values())):
             raise CodeError(f"seconds map tasks by number to seconds of at least 0, not {script!r:.100}")
-        self._seconds = dict(script)
+        self._arrival_seconds = dict(script)
 
-    def open(self, payload: Payload) -> ReplayRun:
+    def open(self, job_spec: JobSpec) -> ReplaySession:
         """A run on a virtual clock of its own."""
-        return ReplayRun(self._seconds, payload)
+        return ReplaySession(self._arrival_seconds, job_spec)
 
 
-class ReplayRun:
+class ReplaySession:
     """The tasks of one map, which arrive when the script says."""
 
-    def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
-        self._seconds, self._now = seconds, 0.0
-        self._payload = replace(payload, encryption=None)  # nothing of it travels
+    def __init__(self, arrival_seconds: Mapping[int, float], job_spec: JobSpec) -> None:
+        self._arrival_seconds, self._now = arrival_seconds, 0.0
+        self._job_spec = replace(job_spec, encryption=None)  # nothing of it travels
         # A heap: when, which, and what tells of it then.
         self._arrivals: list[tuple[float, int, int, Callable[[], Outcome]]] = []
-        self._began: list[Began] = []  # that are told next
+        self._start_events: list[AttemptStarted] = []  # that are told next
 
     def now(self) -> float:
         """The virtual clock."""
         return self._now
 
-    def submit(self, attempts: Sequence[Attempt]) -> None:
+    def submit(self, attempts: Sequence[AttemptId]) -> None:
         """Schedule their arrivals, counted from now, when all of them begin."""
         for task, attempt in attempts:
-            self._began.append(Began(task, attempt, self._now))
-            seconds, told = self._fate(self._payload.ticket(task, attempt))
-            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, told))
+            self._start_events.append(AttemptStarted(task, attempt, self._now))
+            seconds, make_outcome = self._plan_outcome(self._job_spec.make_task_request(task, attempt))
+            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, make_outcome))
 
     def wait(self, timeout: float) -> list[Event]:
         """Move the clock to the next arrival, or by `timeout`."""
-        told, self._began = self._began, []
+        start_events, self._start_events = self._start_events, []
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
-            return list(told)
-        self._now, _, _, outcome = heapq.heappop(self._arrivals)
-        return [*told, outcome()]
+            return list(start_events)
+        self._now, _, _, make_outcome = heapq.heappop(self._arrivals)
+        return [*start_events, make_outcome()]
 
-    def withdraw(self, attempts: Sequence[Attempt]) -> None:
+    def cancel(self, attempts: Sequence[AttemptId]) -> None:
         """Nothing: they arrive when the script says."""
 
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
 
-    def stop(self) -> list[Began]:
+    def cancel_queued(self) -> list[AttemptStarted]:
         """Return the attempts that were submitted since the last `wait`: each begins at once."""
-        told, self._began = self._began, []
-        return told
+        start_events, self._start_events = self._start_events, []
+        return start_events
 
-    def close(self) -> Stay | None:
+    def close(self) -> PersistentUsage | None:
         """Forget what has not arrived."""
         self._arrivals.clear()
-        self._began.clear()
+        self._start_events.clear()
         return None
 
-    def _fate(self, ticket: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
+    def _plan_outcome(self, request: TaskRequest) -> tuple[float, Callable[[], Outcome]]:
         """The seconds that an attempt takes, and what tells of it then."""
-        task, attempt, fault = ticket.task, ticket.attempt, ticket.fault or Fault("")
-        seconds = self._seconds.get(task, 1.0)
+        task, attempt, fault = request.task, request.attempt, request.fault or Fault("")
+        seconds = self._arrival_seconds.get(task, 1.0)
         if fault.kind == "sleep":
-            seconds, ticket = seconds + fault.seconds, ticket._replace(fault=None)
+            seconds, request = seconds + fault.seconds, request._replace(fault=None)
         if math.isinf(seconds):
-            silent = f"its worker has not reported for {GIVEN_UP_SECONDS:g} s"
-            return GIVEN_UP_SECONDS, partial(lost, task, attempt, silent)
+            lost_message = f"its worker has not reported for {GIVE_UP_SECONDS:g} s"
+            return GIVE_UP_SECONDS, partial(lost_outcome, task, attempt, lost_message)
         if fault.kind in ("kill", "exit"):
-            return seconds, partial(lost, task, attempt, f"its worker was struck by {fault.kind!r}")
-        return seconds, partial(self._outcome, ticket, seconds)
+            return seconds, partial(lost_outcome, task, attempt, f"its worker was struck by {fault.kind!r}")
+        return seconds, partial(self._compute_outcome, request, seconds)
 
-    def _outcome(self, ticket: TaskRequest, seconds: float) -> Outcome:
+    def _compute_outcome(self, request: TaskRequest, seconds: float) -> Outcome:
         """What an attempt gives, whose f is called when it arrives."""
-        block = partial(block_of, self._payload.blocks, ticket.task, np.copy)  # f may change it
-        message = run_task(ticket, FutureTaskIO(self._payload.f, block, ThreadCancelToken()))
+        block = partial(build_block, self._job_spec.blocks, request.task, np.copy)  # f may change it
+        message = run_task(request, FutureTaskIO(self._job_spec.f, block, ThreadCancelToken()))
         assert message is not None
-        outcome = self._payload.outcome(ticket.task, ticket.attempt, message.header, message.data)
+        outcome = self._job_spec.decode_reply(request.task, request.attempt, message.header, message.data)
         return outcome._replace(seconds=seconds)
 
 
-def _is_arrival(task: object, seconds: object) -> bool:
-    return is_integer(task) and is_real_number(seconds) and bool(seconds >= 0)
+def _is_valid_arrival(task_index: object, arrival_seconds: object) -> bool:
+    return is_integer(task_index) and is_real_number(arrival_seconds) and bool(arrival_seconds >= 0)

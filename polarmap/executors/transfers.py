@@ -15,16 +15,16 @@ from typing import Generic, TypeVar
 
 from polarmap.worker.blas_threads import run_in_daemon_thread
 
-TRANSFERS = 8  # that run at the same time, unless the caller chooses another number
+MAX_PARALLEL_TRANSFERS = 8  # that run at the same time, unless the caller chooses another number
 # A wait without a timeout misses Ctrl-C that is pressed just before it begins, and on Windows any.
-INTERRUPT_SECONDS = 1.0
+INTERRUPT_POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0  # that an error or Ctrl-C waits for running transfers, which may hang
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Transfers(Generic[T, R]):
+class ParallelTransfers(Generic[T, R]):
     """A function that is being called with each of several items, on a bounded number of threads.
 
     An item is dropped as soon as its call has ended.
@@ -37,18 +37,20 @@ class Transfers(Generic[T, R]):
 
     Examples
     --------
-    >>> Transfers(str.upper, ["a", "b"]).results()
+    >>> ParallelTransfers(str.upper, ["a", "b"]).wait_for_results()
     ['A', 'B']
     """
 
-    def __init__(self, transfer: Callable[[T], R], items: Iterable[T], max_threads: int = TRANSFERS) -> None:
-        self._transfer, self._waiting = transfer, deque(enumerate(items))
+    def __init__(
+        self, transfer: Callable[[T], R], items: Iterable[T], max_threads: int = MAX_PARALLEL_TRANSFERS
+    ) -> None:
+        self._transfer, self._queue = transfer, deque(enumerate(items))
         self._results, self._errors = dict[int, R](), dict[int, BaseException]()
-        self._lock, self._threads = threading.Lock(), 0  # that run transfers
-        self._settled, self._idle = threading.Event(), threading.Event()
-        self._start(min(max_threads, len(self._waiting)))
+        self._lock, self._n_running_threads = threading.Lock(), 0  # that run transfers
+        self._has_settled, self._is_idle = threading.Event(), threading.Event()
+        self._start_threads(min(max_threads, len(self._queue)))
 
-    def results(self, deadline: float = inf) -> list[R]:
+    def wait_for_results(self, deadline: float = inf) -> list[R]:
         """Block until all calls have returned, and return their results in the order of the items.
 
         If calls fail, no further one is started, and the error of the first item that failed is raised once
@@ -61,13 +63,15 @@ class Transfers(Generic[T, R]):
         """
         grace = GRACE_SECONDS
         try:
-            while not self._settled.wait(max(0.0, min(INTERRUPT_SECONDS, deadline - time.monotonic()))):
+            while not self._has_settled.wait(
+                max(0.0, min(INTERRUPT_POLL_SECONDS, deadline - time.monotonic()))
+            ):
                 if time.monotonic() >= deadline:
                     grace = 0.0
                     raise TimeoutError("transfers have not ended in time")
         finally:
             self.stop(grace)
-        error = self._first_error()
+        error = self._take_first_error()
         try:
             if error is not None:
                 raise error
@@ -78,72 +82,75 @@ class Transfers(Generic[T, R]):
     def stop(self, grace: float | None = None) -> None:
         """Start no further call, and wait up to `grace` seconds, or GRACE_SECONDS, for those that run."""
         with self._lock:
-            self._waiting.clear()
-        self._idle.wait(GRACE_SECONDS if grace is None else grace)
+            self._queue.clear()
+        self._is_idle.wait(GRACE_SECONDS if grace is None else grace)
 
-    def _start(self, count: int) -> None:
+    def _start_threads(self, n_threads: int) -> None:
         """Start this many threads; fewer if the system has no more."""
-        self._threads = max(1, count)
-        for started in range(count):
+        self._n_running_threads = max(1, n_threads)
+        for n_started in range(n_threads):
             try:
-                run_in_daemon_thread(self._run)
+                run_in_daemon_thread(self._run_transfers)
             except RuntimeError:
-                if not started:
+                if not n_started:
                     raise
-                for _ in range(count - started):
-                    self._leave()
+                for _ in range(n_threads - n_started):
+                    self._exit_thread()
                 return
-        if not count:
-            self._leave()
+        if not n_threads:
+            self._exit_thread()
 
-    def _run(self) -> None:
+    def _run_transfers(self) -> None:
         """Make calls until no item is waiting."""
-        while (numbered := self._next()) is not None:
-            index, item = numbered
+        while (indexed_item := self._pop_item()) is not None:
+            index, item = indexed_item
             try:
                 result = self._transfer(item)
             except BaseException as error:  # is raised by whoever asks for the results
-                self._fail(index, error)
+                self._record_error(index, error)
             else:
                 self._results[index] = result
                 del result
-            del numbered, item
-        self._leave()
+            del indexed_item, item
+        self._exit_thread()
 
-    def _next(self) -> tuple[int, T] | None:
+    def _pop_item(self) -> tuple[int, T] | None:
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            return self._queue.popleft() if self._queue else None
 
-    def _fail(self, index: int, error: BaseException) -> None:
+    def _record_error(self, item_index: int, error: BaseException) -> None:
         with self._lock:
-            self._errors[index] = error
-            self._waiting.clear()
-        self._settled.set()
+            self._errors[item_index] = error
+            self._queue.clear()
+        self._has_settled.set()
 
-    def _leave(self) -> None:
+    def _exit_thread(self) -> None:
         """Count one thread less; the last one tells that all calls have ended."""
         with self._lock:
-            self._threads -= 1
-            is_last = not self._threads
+            self._n_running_threads -= 1
+            is_last = not self._n_running_threads
         if is_last:
-            self._settled.set()
-            self._idle.set()
+            self._has_settled.set()
+            self._is_idle.set()
 
-    def _first_error(self) -> BaseException | None:
+    def _take_first_error(self) -> BaseException | None:
         """Return the error of the first item that failed, and forget all errors, or None."""
         with self._lock:
             errors, self._errors = self._errors, {}
         return errors[min(errors)] if errors else None
 
 
-def in_parallel(
-    transfer: Callable[[T], R], items: Iterable[T], max_threads: int = TRANSFERS, deadline: float = inf
+def map_in_parallel(
+    transfer: Callable[[T], R],
+    items: Iterable[T],
+    max_threads: int = MAX_PARALLEL_TRANSFERS,
+    deadline: float = inf,
 ) -> list[R]:
     """Call `transfer` with each item, several at a time, and return the results in the order of the items.
 
-    See `Transfers` for what happens when a call fails or hangs, and at the deadline.
+    See `ParallelTransfers` for what happens when a call fails or hangs, and at the deadline.
 
-    >>> in_parallel(len, ["a", "bc"])
+    >>> map_in_parallel(len, ["a", "bc"])
     [1, 2]
     """
-    return Transfers(transfer, items, max_threads).results(deadline)
+    return ParallelTransfers(transfer, items, max_threads).wait_for_results(deadline)

@@ -22,8 +22,8 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
-from polarmap.executors import data_beside, storage_beside
-from polarmap.executors.keys import check_may_be_copied
+from polarmap.executors import choose_storage_for_workers, partition_if_on_cluster
+from polarmap.executors.encryption_keys import check_not_encrypted
 from polarmap.linalg import operands
 from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts
 
@@ -38,7 +38,7 @@ class CodedMatrix:
     ) -> None:
         self._matrix, self._block_counts, self._code = matrix, block_counts, code
         self.is_sparse = is_scipy_sparse(matrix)  # and lies in memory
-        self._storage = None if self.is_sparse else storage_beside(executor, matrix)
+        self._storage = None if self.is_sparse else choose_storage_for_workers(executor, matrix)
         self._executor = executor
         self._name_prefix = f"operator-{uuid.uuid4().hex}"
         self.encodings: dict[str, EncodedMatrix] = {}
@@ -95,7 +95,7 @@ class CodedMatrix:
             return cluster_encoding
         if isinstance(matrix, CodedArray):
             remedy = f"pass the {axis} as transposed=, what encode made of A.T with key="
-            check_may_be_copied(matrix, "A", remedy)
+            check_not_encrypted(matrix, "A", remedy)
             matrix = matrix[:]
         data = operands.ValidatedMatrix(matrix if axis == "rows" else operands.TransposedView(matrix), "A")
         k, n, code = self._choose_counts_and_code(data.shape[0], axis == "paired columns")
@@ -115,7 +115,7 @@ class CodedMatrix:
             return None
         matrix = self._matrix if axis == "rows" else self._matrix.T
         k, n, code = self._choose_counts_and_code(matrix.shape[0], axis == "paired columns")
-        cluster_data = data_beside(self._executor, matrix, k)
+        cluster_data = partition_if_on_cluster(self._executor, matrix, k)
         if cluster_data is None:
             return None
         coded_data = encode_on_cluster(cluster_data, CodeOptions(k, n, code), None)

@@ -113,7 +113,7 @@ def compute_gram(
         block_function, coded_pairs, (n_columns, n_columns, *weight_axes), run_product
     )
     if not is_integer_dtype(dtype):
-        _fill_lower_triangle(gram, coded_pairs.layout(0)[0][1][0])
+        _fill_lower_triangle(gram, coded_pairs.block_layout(0)[0][1][0])
     return gram, report
 
 

@@ -14,22 +14,22 @@ from polarmap.blocks.array_like import is_scipy_sparse
 from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.blocks.sparse import to_canonical_csr
-from polarmap.clouds.extras import needed_by
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
-from polarmap.executors import keep_open, usual_blocks
+from polarmap.executors import suggest_n_blocks, with_persistent_workers
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
 from polarmap.linalg.gram import SPARSE_GRAM_ADVICE, check_weights, compute_gram
 from polarmap.linalg.layouts import BlockCounts, check_axis_counts, resolve_counts
 from polarmap.linalg.products import make_product_runner, multiply_row_blocks
+from polarmap.optional import require_extra
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import observers_of
 from polarmap.run.reports import LazyReport
 
-with needed_by("CodedOperator", "scipy", "linalg"):
+with require_extra("CodedOperator", "scipy", "linalg"):
     from scipy.sparse.linalg import LinearOperator
 
 
@@ -111,11 +111,11 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 matrix = operands.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
             options = checked_options(verify, rtol, timeout, retries)
-            executor, close_executor = keep_open(executor)
+            executor, close_executor = with_persistent_workers(executor)
             self._coded_matrix = CodedMatrix(
                 matrix,
                 executor,
-                _resolve_block_counts(blocks, tasks, code, usual_blocks(executor, DEFAULT_N_BLOCKS)),
+                _resolve_block_counts(blocks, tasks, code, suggest_n_blocks(executor, DEFAULT_N_BLOCKS)),
                 code,
             )
             self._finalizer = weakref.finalize(self, _release, self._coded_matrix, close_executor)

@@ -14,7 +14,7 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
-from polarmap.executors import shares_cores
+from polarmap.executors import is_on_local_cores
 from polarmap.linalg import layouts, operands
 from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.report import Report
@@ -223,7 +223,7 @@ def multiply_block_pairs(
 
     Its entries may be arrays: shape[2:].
     """
-    (_, (block_rows, *_)), (_, (block_columns, *_)) = coded_pairs.layout(0)
+    (_, (block_rows, *_)), (_, (block_columns, *_)) = coded_pairs.block_layout(0)
     result, report = run_product(block_function, coded_pairs, (block_rows, block_columns, *shape[2:]))
     product = np.empty(shape, result[0].dtype)
     for (block_row, block_column), block in zip(coded_pairs.code.grid_coordinates.tolist(), result):
@@ -246,7 +246,7 @@ def make_product_runner(
     the same blocks before tells.
     """
     schedules = dict[tuple[int, Shape], AdaptiveParitySchedule]()  # of coded blocks, by id, and results
-    adapts_parity = shares_cores(executor) and options.schedule == "upfront"
+    adapts_parity = is_on_local_cores(executor) and options.schedule == "upfront"
 
     def run_product(
         block_function: Callable[[Any], Array], coded_blocks: Any, result_shape: Shape

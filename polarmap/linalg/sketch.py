@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
-from polarmap.clouds.extras import needed_by
 from polarmap.codes.block_prediction import f_quantile_p90
 from polarmap.dtypes import Array
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import operands
 from polarmap.maps.hedged import hedged_map
 from polarmap.maps.submission import submit
+from polarmap.optional import require_extra
 from polarmap.validation import check_positive_int
 
-with needed_by("a sketch", "scipy", "linalg"):
+with require_extra("a sketch", "scipy", "linalg"):
     from scipy.fft import dct
 
 

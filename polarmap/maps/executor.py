@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors import executor_of, with_faults_of, without_faults
-from polarmap.executors.base import MapExecutor, Payload, Run, WrappedExecutor
-from polarmap.executors.choices import is_for_lithops, is_of_dask, is_of_ray
-from polarmap.executors.fork_server import FUNCTION_BYTES
-from polarmap.executors.keys import check_may_be_copied
-from polarmap.executors.owned_folder import disk_folder, remove
+from polarmap.executors import resolve_executor, rewrap_with_faults, unwrap_faulty_executor
+from polarmap.executors.encryption_keys import check_not_encrypted
+from polarmap.executors.executor_specs import is_dask_client, is_lithops, is_ray
+from polarmap.executors.fork_server_client import MAX_INLINE_FUNCTION_BYTES
+from polarmap.executors.interface import DelegatingExecutor, JobSpec, MapExecutor, Session
 from polarmap.executors.pickling import (
     PickledFunction,
-    call_block,
-    pickled_by_value,
-    pickled_with_buffers,
-    pickles_of,
+    pickle_call_to_block,
+    pickle_function_with_buffers,
+    pickle_small_values,
+    worker_code_by_value,
 )
 from polarmap.executors.pool import Pool, default_pool
+from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.environment import count_available_cores
@@ -39,7 +39,7 @@ T = TypeVar("T")
 MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
-class Executor(WrappedExecutor, futures.Executor):
+class Executor(DelegatingExecutor, futures.Executor):
     """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
 
     For tools that take an executor, and for calls that come one by one. What a call returns or raises is
@@ -90,16 +90,16 @@ class Executor(WrappedExecutor, futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            inner, known, pool, close = _place(without_faults(executor), workers)
-            place = executor_of(with_faults_of(executor, inner))
+            inner, known, pool, close = _place(unwrap_faulty_executor(executor), workers)
+            place = resolve_executor(rewrap_with_faults(executor, inner))
             # What another executor was given cannot be taken back: one call more than it has workers.
             most = MOST_CALLS if pool is not None or known is None else known + 1
             self.choice = executor
             self._max_workers = known or count_available_cores()  # Dask asks for it
-            self._shares_files = pool is not None and pool.is_here
+            self._shares_files = pool is not None and pool.is_local
             # Elsewhere polarmap may be missing.
-            self._is_away = pool is not None and not pool.is_here
-            self._pickling = pickled_by_value if self._is_away else contextlib.nullcontext
+            self._is_away = pool is not None and not pool.is_local
+            self._pickling = worker_code_by_value if self._is_away else contextlib.nullcontext
             super().__init__(place)
             self._calls = Calls(place, close, most, int(backups), int(retries))
             weakref.finalize(self, self._calls.shut_down).atexit = False
@@ -126,7 +126,7 @@ class Executor(WrappedExecutor, futures.Executor):
         """
         future: futures.Future[T] = futures.Future()
         try:
-            block = call_block((fn, args, kwargs), self._is_away)
+            block = pickle_call_to_block((fn, args, kwargs), self._is_away)
         except Exception as error:
             self._calls.check_open()
             future.set_running_or_notify_cancel()
@@ -167,7 +167,7 @@ class Executor(WrappedExecutor, futures.Executor):
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
         for number, one in enumerate(iterables):
-            check_may_be_copied(one, f"iterable {number} of map", "coded_map decrypts it on workers")
+            check_not_encrypted(one, f"iterable {number} of map", "coded_map decrypts it on workers")
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
@@ -183,11 +183,11 @@ class Executor(WrappedExecutor, futures.Executor):
         first, new = len(calls.blocks), list[int]()
         calls.blocks += [b""] * len(chunks)
         with self._pickling():
-            for number, (chunk, small) in enumerate(zip(chunks, pickles_of(chunks)), first):
+            for number, (chunk, small) in enumerate(zip(chunks, pickle_small_values(chunks)), first):
                 try:
                     is_alone = callable(calls.head) or not isinstance(small, bytes)
                     call: Any = calls.head, (chunk,), {}
-                    block: Any = call_block(call, self._is_away) if is_alone else small
+                    block: Any = pickle_call_to_block(call, self._is_away) if is_alone else small
                     calls.blocks[number] = block
                     new.append(number)
                 except Exception as error:
@@ -198,17 +198,17 @@ class Executor(WrappedExecutor, futures.Executor):
     def _sent(self, f: Callable[..., Any], calls: CallsOfMap) -> Callable[..., Any] | str | bytes:
         """f of these calls, pickled once, what is large as a file; itself if it does not travel."""
         with contextlib.suppress(Exception):  # which each call tells
-            pickled = pickled_with_buffers(f, "workers", self._is_away)
-            if self._shares_files and pickled.size > FUNCTION_BYTES:
+            pickled = pickle_function_with_buffers(f, "workers", self._is_away)
+            if self._shares_files and pickled.n_bytes > MAX_INLINE_FUNCTION_BYTES:
                 with contextlib.suppress(OSError, ExecutorError):  # no room: it travels with each call
                     return _file_of(calls, pickled)
-            return b"".join(pickled.pieces())
+            return b"".join(pickled.get_buffers_to_send())
         return f
 
-    def open(self, payload: Payload) -> Run:
+    def open(self, job_spec: JobSpec) -> Session:
         """A run of a map where its calls run; RuntimeError after `shutdown`."""
         self._calls.check_open()
-        return self._executor.open(payload)
+        return self._executor.open(job_spec)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Safe to call twice.
@@ -227,10 +227,10 @@ class Executor(WrappedExecutor, futures.Executor):
 
 def _file_of(owner: object, f: PickledFunction) -> str:
     """The path of a file that holds a function, and is there as long as its owner."""
-    folder = disk_folder()  # which has more room; a new file is in memory at first
-    weakref.finalize(owner, remove, folder)
+    folder = make_temp_folder()  # which has more room; a new file is in memory at first
+    weakref.finalize(owner, remove_owned_folder, folder)
     check_private_folder(str(folder))  # as workers do: not every file system keeps others out
-    write_file(str(folder), "calls/function", *f.pieces())
+    write_file(str(folder), "calls/function", *f.get_buffers_to_send())
     return str(folder / "calls/function")
 
 
@@ -238,7 +238,7 @@ def _place(
     choice: Any, workers: int | None
 ) -> tuple[MapExecutor, int | None, Pool | None, Callable[[], None]]:
     """Where the caller means: calls at a time, if that is known; its pool, if it has one; what ends it."""
-    if choice is None or is_for_lithops(choice) or is_of_dask(choice) or is_of_ray(choice):
+    if choice is None or is_lithops(choice) or is_dask_client(choice) or is_ray(choice):
         is_shared = choice is None and workers is None
         pool = default_pool if is_shared else Pool(choice, workers)
         return pool, pool.workers, pool, (lambda: None) if is_shared else pool.close
@@ -247,4 +247,4 @@ def _place(
     if isinstance(choice, Pool):
         return choice, choice.workers, choice, lambda: None
     count: Any = getattr(choice, "_max_workers", None)
-    return executor_of(choice), int(count) if is_integer(count) else None, None, lambda: None
+    return resolve_executor(choice), int(count) if is_integer(count) else None, None, lambda: None

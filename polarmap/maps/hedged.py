@@ -18,8 +18,8 @@ from polarmap.errors import (
     WorkerLostError,
     raised_by,
 )
-from polarmap.executors import injected_faults
-from polarmap.executors.base import Outcome, Payload, failure_of
+from polarmap.executors import collect_injected_faults
+from polarmap.executors.interface import JobSpec, Outcome, to_failure
 from polarmap.run.batches import MOST_BATCHES, Batches, Items, go_together, value_of
 from polarmap.run.first_results import FirstOfItems, run_uncoded
 from polarmap.run.options import check_function, checked_options
@@ -169,10 +169,10 @@ def hedged_map(
             take(zip(spans[outcome.task], values_of(outcome)))
 
         if are_many and is_pickled:
-            blocks = Batches(True, count, backups, injected_faults(running.executor))
+            blocks = Batches(True, count, backups, collect_injected_faults(running.executor))
             blocks.append(Items(None, blocks=parts), range(count))
             need_of = partial(FirstOfItems, blocks, count, take_data, note, keeps, who)
-            report = running.execute(Payload(call, blocks), blocks, options, need_of, observers)[1]
+            report = running.execute(JobSpec(call, blocks), blocks, options, need_of, observers)[1]
         else:
             coded = UncodedBlocks([[part] for part in parts], ("array",))
             report = run_uncoded(
@@ -202,7 +202,7 @@ def _one_of_group(told: tuple[bool, Any], index: int, count: int) -> Any:
     has_returned, value = told
     if has_returned:
         return value
-    error = failure_of(ErrorInfo(*value)).cause
+    error = to_failure(ErrorInfo(*value)).cause
     assert error is not None
     return raised_by(_items(range(index, index + 1), count), error)
 

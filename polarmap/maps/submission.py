@@ -11,9 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.executors import without_faults
-from polarmap.executors.base import MapExecutor
-from polarmap.executors.pickling import copied
+from polarmap.executors import unwrap_faulty_executor
+from polarmap.executors.interface import MapExecutor
+from polarmap.executors.pickling import copy_as_pickled
 from polarmap.executors.pool import Pool
 from polarmap.maps.executor import Executor
 from polarmap.run.coded_future import CodedFuture, FutureMap
@@ -62,7 +62,7 @@ def submit(verb: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> 
     [(2,), (2,), (2,), (2,)]
     """
     with without_our_frames:
-        prepare: Callable[..., PreparedMap[R]] | None = getattr(verb, "prepare", None)
+        prepare: Callable[..., PreparedMap[R]] | None = getattr(verb, "publish_in_parallel", None)
         if prepare is None:
             raise CodeError(
                 f"submit begins a map: pass it first, as submit(coded_map, f, data); {verb!r:.100} is none"
@@ -94,7 +94,7 @@ def _as_it_is(data: Any) -> Any:
 
 def _is_elsewhere(executor: Any) -> bool:
     """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
-    executor = without_faults(executor)
+    executor = unwrap_faulty_executor(executor)
     if isinstance(executor, Executor):
         return _is_elsewhere(executor.choice)
     return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
@@ -103,6 +103,6 @@ def _is_elsewhere(executor: Any) -> bool:
 def _as_it_travels(f: Any) -> Any:
     """f as a worker would get it; itself if it cannot travel, which the map tells."""
     try:
-        return copied(f, "its workers")
+        return copy_as_pickled(f, "its workers")
     except Exception:
         return f

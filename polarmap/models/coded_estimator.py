@@ -19,8 +19,8 @@ from polarmap.blocks.code_choice import CodeName
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats
 from polarmap.errors import ModelError, without_our_frames
-from polarmap.executors import with_faults_of, without_faults
-from polarmap.executors.keys import check_may_be_copied
+from polarmap.executors import rewrap_with_faults, unwrap_faulty_executor
+from polarmap.executors.encryption_keys import check_not_encrypted
 from polarmap.executors.pool import Pool
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.iteration_log import IterationLog, warn_if_not_converged
@@ -52,7 +52,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
         """
         with without_our_frames:
             for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
-                check_may_be_copied(argument, name)
+                check_not_encrypted(argument, name)
             X, y = self._check_training_data(X, y)
             self._check_parameters()
             checked_weights = self._check_nonnegative_weights(sample_weight, X)
@@ -294,8 +294,8 @@ class MissingExecutor:
 
 def _to_picklable_executor(executor: Any) -> Any:
     """What is pickled in the place of an executor: what describes it, if anything does."""
-    unwrapped = without_faults(executor)
+    unwrapped = unwrap_faulty_executor(executor)
     spec = _to_picklable_executor(unwrapped.executor) if isinstance(unwrapped, Pool) else unwrapped
     if spec is None or isinstance(spec, (str, os.PathLike)):
-        return with_faults_of(executor, spec)
+        return rewrap_with_faults(executor, spec)
     return spec if isinstance(spec, MissingExecutor) else MissingExecutor(type(spec).__name__)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.clouds.extras import needed_by
 from polarmap.dtypes import FLOAT64_EPS
 from polarmap.errors import ModelError
+from polarmap.optional import require_extra
 
 MAX_BISECTIONS = 1000  # at most: enough for any float64
 
@@ -22,7 +22,7 @@ def simplex(size: int, total: float = 1.0) -> Any:
     [0.5, 0.5, 0.0]
     """
     _check_sizes(size, total=total)
-    with needed_by("simplex", "pyproximal", "convex"):  # it takes half of what importing the models takes
+    with require_extra("simplex", "pyproximal", "convex"):  # it takes half of what importing the models takes
         from pyproximal import Simplex
     return Simplex(size, total, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * total)
 
@@ -36,7 +36,7 @@ def l1_ball(size: int, radius: float) -> Any:
     [1.0, 0.0]
     """
     _check_sizes(size, radius=radius)
-    with needed_by("l1_ball", "pyproximal", "convex"):
+    with require_extra("l1_ball", "pyproximal", "convex"):
         from pyproximal import L1Ball
     return L1Ball(size, radius, maxiter=MAX_BISECTIONS, xtol=FLOAT64_EPS * radius)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.clouds.extras import needed_by
 from polarmap.dtypes import Floats
 from polarmap.errors import ModelError
 from polarmap.models.coded_estimator import CodedEstimator, CodedRegressorMixin
@@ -19,6 +18,7 @@ from polarmap.models.losses import SquaredLoss, WeightedLoss
 from polarmap.models.penalties import ElasticNetPenalty
 from polarmap.models.proximal_gradient import Solution
 from polarmap.models.proximal_newton import proximal_newton
+from polarmap.optional import require_extra
 
 
 class PenalizedLinearRegression(CodedRegressorMixin, CodedEstimator):
@@ -146,7 +146,7 @@ class NonNegativeLeastSquares(PenalizedLinearRegression):
     """
 
     def _make_penalty(self, coefficient_scales: Floats) -> Any:
-        with needed_by("NonNegativeLeastSquares", "pyproximal", "convex"):
+        with require_extra("NonNegativeLeastSquares", "pyproximal", "convex"):
             from pyproximal import Box
         return Box(lower=0.0)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polarmap.clouds import limits
-from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import Cost, cost
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.clouds.prices import Cost, estimate_map_cost
 from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.uncoded import Uncoded
 from polarmap.dtypes import is_integer
@@ -89,7 +89,7 @@ class Plan(MapPlan):
     expected: Completion
     uncoded: Completion
     frontier: tuple[Completion, ...]
-    worker_spec: Worker | None = None
+    worker_spec: WorkerSpec | None = None
     schedule: str = "upfront"
     n_upfront_parity: int = 0
     run_times: Distribution | None = None
@@ -231,7 +231,7 @@ def plan(
     max_failure_probability: float = 1e-3,
     n_trials: int = 200,
     seed: int = 0,
-    worker_spec: Worker | None = None,
+    worker_spec: WorkerSpec | None = None,
     schedule: str = "upfront",
     task_overhead: float | None = None,
 ) -> Plan:
@@ -269,7 +269,7 @@ def plan(
         Largest accepted probability that too many tasks never end.
     n_trials, seed : int
         Of the simulation of codes other than rotation; of workers that are not alike, 2,000 or more.
-    worker_spec : polarmap.clouds.limits.Worker, optional
+    worker_spec : polarmap.clouds.limits.WorkerSpec, optional
         What the tasks will run on: it bounds the workers and the seconds of a task, and says what it costs.
     schedule : {"upfront", "on_demand", "auto"}
         Whether all workers start at once, or some only when tasks are late; "auto" compares both.
@@ -393,7 +393,7 @@ def frontier(candidates: Sequence[Completion], time_metric: str = "p99") -> tupl
 def _compute_max_workers(
     k: int,
     max_workers: int | None,
-    worker_spec: Worker | None,
+    worker_spec: WorkerSpec | None,
     run_times: Distribution,
     workers: HeterogeneousWorkers | None,
 ) -> int:
@@ -403,11 +403,13 @@ def _compute_max_workers(
         worker_limit = len(workers.distributions)
     if max_workers is not None:
         worker_limit = min(_check_size("max_workers", max_workers), worker_limit if workers else MAX_N)
-    if worker_spec is not None and not isinstance(worker_spec, Worker):
-        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker_spec).__name__}")
+    if worker_spec is not None and not isinstance(worker_spec, WorkerSpec):
+        raise CodeError(
+            f"worker must be a polarmap.clouds.limits.WorkerSpec, not {type(worker_spec).__name__}"
+        )
     if worker_spec is not None:
-        limits.check_task_seconds(worker_spec, float(run_times.quantile(0.5)))
-        worker_limit = min(worker_limit, limits.at_a_time(worker_spec) or worker_limit)
+        limits.check_task_duration(worker_spec, float(run_times.quantile(0.5)))
+        worker_limit = min(worker_limit, limits.get_max_concurrency(worker_spec) or worker_limit)
     if worker_limit < k:
         limit_text = (
             f"max_workers is {worker_limit}"
@@ -418,11 +420,11 @@ def _compute_max_workers(
     return worker_limit
 
 
-def _estimate_cost(candidate: Completion, worker_spec: Worker) -> Cost | None:
+def _estimate_cost(candidate: Completion, worker_spec: WorkerSpec) -> Cost | None:
     n_calls = (
         round(candidate.n_tasks_started) if candidate.tasks_per_worker == 1 else candidate.n
     )  # workers that stay are called once
-    return cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
+    return estimate_map_cost(worker_spec, [candidate.worker_seconds / n_calls] * n_calls, candidate.mean)
 
 
 def _make_candidates(

@@ -92,7 +92,7 @@ class Acceptance(Verifier):
         word, code = self._word, self._coded.code
         if code.n == code.n_targets:
             return True
-        if word.coded.source is None and word.why_not_protected:  # else all would be read to tell
+        if word.coded.location is None and word.why_not_protected:  # else all would be read to tell
             return self._say_not_protected(word.why_not_protected)
         if word.decoder.n_redundant_checks and not self._surplus_holds():
             return False

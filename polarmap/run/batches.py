@@ -15,8 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.executors import without_faults
-from polarmap.executors.base import Attempt, Coded, Failure, MapExecutor, Outcome, failure_of, read_only
+from polarmap.executors import unwrap_faulty_executor
+from polarmap.executors.interface import (
+    AttemptId,
+    Failure,
+    MapExecutor,
+    Outcome,
+    TaskBlocks,
+    read_only_view,
+    to_failure,
+)
 from polarmap.executors.pool import Pool
 from polarmap.run.lateness import BACKUP_SECONDS, LateAttempts, LatenessRule
 from polarmap.run.loop import Need, Policy
@@ -70,7 +78,7 @@ Batch = tuple[Items, Sequence[int]]  # some that come together
 Ends = tuple[Items, Sequence[tuple[int, bytes | Array]], Sequence[tuple[int, Failure]]]
 
 
-class Batches(Coded, Policy):
+class Batches(TaskBlocks, Policy):
     """Items as the tasks of a run: which start when, alone or together; and their blocks.
 
     First attempts at items of a kind go together once it is known that these are short, if workers are
@@ -93,13 +101,13 @@ class Batches(Coded, Policy):
         What each task consists of, as long as anything is wanted of it.
     """
 
-    structure, source = ("array",), INLINE
+    structure, location = ("array",), INLINE
 
     def __init__(self, joins: bool, most: int, backups: int, faults: Mapping[int, Fault] = NO_FAULTS) -> None:
         Policy.__init__(self, 0)
         self._submitted = 0
         self._travel_alone = {position for position, fault in faults.items() if fault.kind in OWN_FAULTS}
-        self._suffered: dict[int, set[Attempt]] = {}  # by the position of an item that has a fault
+        self._suffered: dict[int, set[AttemptId]] = {}  # by the position of an item that has a fault
         self._joins, self._most = joins, MOST_BATCHES if joins else most
         self._waiting = deque[Batch]()
         self._alone = deque[Batch]()  # that go first, and by themselves
@@ -111,8 +119,8 @@ class Batches(Coded, Policy):
         self._backups = Backups(0, ENDLESS, backups)
         self.late = self._backups.late
         # The attempts at items of each kind, as long as there is one, or it is among the latest.
-        self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[Attempt]]()
-        self._latest_kinds = deque[LateAttempts[Attempt]](maxlen=MOST_KINDS)
+        self._kinds = weakref.WeakValueDictionary[Hashable, LateAttempts[AttemptId]]()
+        self._latest_kinds = deque[LateAttempts[AttemptId]](maxlen=MOST_KINDS)
 
     def append(self, items: Items, numbers: Sequence[int]) -> None:
         """Let some of these wait behind those that do."""
@@ -138,10 +146,10 @@ class Batches(Coded, Policy):
         """How many there are now."""
         return len(self.batches)
 
-    def leaves(self, index: int) -> list[Array]:
+    def block_leaves(self, task: int) -> list[Array]:
         """The items of a task as they travel to its worker; CancelledError if nobody waits for any."""
-        if self._latest[0] != index:
-            self._latest = index, [self._block(index)]
+        if self._latest[0] != task:
+            self._latest = task, [self._block(task)]
         return self._latest[1]
 
     def _block(self, index: int) -> Array:
@@ -153,10 +161,10 @@ class Batches(Coded, Policy):
             raise CancelledError
         blocks = [items.blocks[number] for number in numbers]
         if isinstance(blocks[0], np.ndarray):
-            return read_only(blocks[0])
+            return read_only_view(blocks[0])
         return np.frombuffer(pickle.dumps((items.head, blocks), pickle.HIGHEST_PROTOCOL), np.int8)
 
-    def fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
+    def find_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
         """Return the fault that an attempt at a batch is to suffer: the first that one of its items has left.
 
         Attempts are counted for each item, because an item may go from one task to another.
@@ -244,7 +252,7 @@ class Batches(Coded, Policy):
         found = (turn for turn, number in enumerate(numbers) if items.position(number) in self._travel_alone)
         return max(1, next(found, len(numbers)))
 
-    def _kind_of(self, items: Items) -> LateAttempts[Attempt]:
+    def _kind_of(self, items: Items) -> LateAttempts[AttemptId]:
         """The attempts at items of a kind, which is the latest now."""
         kind = self._kinds.get(items.kind)
         if kind is None:
@@ -280,7 +288,7 @@ class Batches(Coded, Policy):
         if len(numbers) > len(data):  # what its worker has left
             self._waiting.appendleft((items, numbers[len(data) :]))
             self.batches[index] = items, numbers[: len(data)]
-        failures = [(numbers[one], failure_of(ErrorInfo(*error))) for one, error in errors.items()]
+        failures = [(numbers[one], to_failure(ErrorInfo(*error))) for one, error in errors.items()]
         found = zip(numbers, data)
         return items, [pair for one, pair in enumerate(found) if one not in errors], failures
 
@@ -315,8 +323,8 @@ class Batches(Coded, Policy):
 
 def go_together(executor: MapExecutor, backups: int, retries: int) -> bool:
     """Whether short items do: on processes here, if each that is lost or late with others is tried again."""
-    executor = without_faults(executor)
-    return isinstance(executor, Pool) and executor.is_here and backups > 0 and retries > 0
+    executor = unwrap_faulty_executor(executor)
+    return isinstance(executor, Pool) and executor.is_local and backups > 0 and retries > 0
 
 
 def value_of(data: bytes | Array) -> Any:

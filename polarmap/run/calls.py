@@ -14,8 +14,8 @@ from math import inf
 from typing import Any
 
 from polarmap.errors import WorkerLostError, hide_our_frames, replace_exit
-from polarmap.executors import injected_faults
-from polarmap.executors.base import MapExecutor, Outcome, Payload, Run
+from polarmap.executors import collect_injected_faults
+from polarmap.executors.interface import JobSpec, MapExecutor, Outcome, Session
 from polarmap.run.batches import Batches, Items, go_together, value_of
 from polarmap.run.loop import Need, Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
@@ -176,7 +176,7 @@ class Calls(Batches, Need):
     ) -> None:
         self._executor, self._close = executor, close
         joins = go_together(executor, backups, retries)
-        self._options, self._retries = (joins, most, backups, injected_faults(executor)), retries
+        self._options, self._retries = (joins, most, backups, collect_injected_faults(executor)), retries
         self._is_shut_down = False
         self.forget()
         _of_executors.add(self)
@@ -188,7 +188,7 @@ class Calls(Batches, Need):
         self._open: dict[Calling, int] = {}  # how many of them are not over
         # One call is not to begin while another thread cancels it; an executor may be dropped at any moment.
         self._lock = threading.RLock()
-        self._run: Run | None = None
+        self._run: Session | None = None
         self._thread: threading.Thread | None = None  # the latest
         self._is_served = False
 
@@ -290,7 +290,7 @@ class Calls(Batches, Need):
     def _serve(self) -> None:
         """Do calls on a run of the executor, until none has come for a while."""
         try:
-            with closing(self._executor.open(Payload(execute_call, self))) as run:
+            with closing(self._executor.open(JobSpec(execute_call, self))) as run:
                 self._run, self.watch = run, Stopwatch(run.now)
                 for outcomes in schedule(run, self, self._retries, self):
                     is_news = bool(outcomes)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from polarmap.errors import CodeError, ExecutorError, hide_our_frames, warn, without_our_frames
-from polarmap.executors.base import Outcome
+from polarmap.executors.interface import Outcome
 from polarmap.report import Report
 from polarmap.run.estimates import EstimateStream, NumberedEstimate, estimate_so_far
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit

@@ -15,7 +15,7 @@ from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.base import ErasureDecoder
 from polarmap.dtypes import Array, is_integer_dtype
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError, warn
-from polarmap.executors.base import read_only
+from polarmap.executors.interface import read_only_view
 from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
@@ -172,7 +172,9 @@ class Codeword(Received):
         if self.padding is None:
             return ()
         first = self._any_received
-        shapes = first.shapes if first.stored is None else [shape for _, shape in first.stored.layout]
+        shapes = (
+            first.leaf_shapes if first.result_ref is None else [shape for _, shape in first.result_ref.layout]
+        )
         return self.padding.effects(self.precision, shapes)
 
     def _has_result_of_short_block(self) -> bool:
@@ -264,7 +266,7 @@ class Codeword(Received):
     @property
     def stored(self) -> dict[int, ResultRef]:
         """Where those results lie that stayed in storage, of which what is received are samples."""
-        return {index: one.stored for index, one in self.results.items() if one.stored is not None}
+        return {index: one.result_ref for index, one in self.results.items() if one.result_ref is not None}
 
     # -- before all is there ----------------------------------------------------------------
 
@@ -275,11 +277,13 @@ class Codeword(Received):
         """
         received, k = self.results.get(task), len(self._code.systematic_indices)
         if self.unpadded is not None and task == k - 1:
-            return lambda: self._result_of_short_block([], read_only)
+            return lambda: self._result_of_short_block([], read_only_view)
         if received is None or task >= k or (self.coded.data_blocks.n_padding_rows and task == k - 1):
             return None
         structure, leaves = received.structure, received.leaves
-        return None if received.stored else lambda: unflatten(structure, list(map(read_only, leaves)))
+        return (
+            None if received.result_ref else lambda: unflatten(structure, list(map(read_only_view, leaves)))
+        )
 
     def result(self, report: LazyReport) -> CodedResult[Any]:
         """What was decoded, as the caller of the map gets it."""

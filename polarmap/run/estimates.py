@@ -17,7 +17,7 @@ from polarmap.codes.error_detection import rounding_level
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, DType, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
-from polarmap.executors.base import read_only
+from polarmap.executors.interface import read_only_view
 from polarmap.report import Report
 from polarmap.run.codeword import Codeword
 from polarmap.run.loop import Need
@@ -227,7 +227,7 @@ def estimate_so_far(word: Need, report: Report) -> CodedResult[Any] | None:
     errors = found.errors if any(found.errors) else ()
     with_errors = partial(replace, report, errors=errors, error_p90=found.error_p90)
     # What has arrived may be decoded from still: nobody is to write to it.
-    return word.result_of(found.results, LazyReport(with_errors), read_only)
+    return word.result_of(found.results, LazyReport(with_errors), read_only_view)
 
 
 def _of_short_block(word: Codeword, found: Estimate) -> Estimate:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from polarmap.errors import NotDecodableError
-from polarmap.executors.base import Coded, Function, Outcome, Payload
+from polarmap.executors.interface import Function, JobSpec, Outcome, TaskBlocks
 from polarmap.run.batches import Batches
 from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
@@ -144,7 +144,7 @@ class FirstOfItems(FirstResults):
 def run_uncoded(
     running: RunningMap,
     f: Function,
-    blocks: Coded,
+    blocks: TaskBlocks,
     options: MapOptions,
     observers: Observers,
     note: Callable[[Outcome], None],
@@ -160,6 +160,6 @@ def run_uncoded(
     told of failures, too, that count in the place of results.
     """
     running.check_limits(blocks)
-    payload = Payload(f, blocks, output=output)
+    payload = JobSpec(f, blocks, output_spec=output)
     need_of = partial(FirstResults, note, keeps_failures, who)
     return running.execute(payload, with_backups(blocks.n, backups), options, need_of, observers)[1]

@@ -67,4 +67,4 @@ class LocalRun:
 def block_here(coded: CodedData, index: int, of_data: bool = False) -> Any:
     """A coded block that f may change; `of_data`: a data block, which none is where each is a mixture."""
     blocks = coded.data_blocks if of_data and not len(coded.code.systematic_indices) else coded
-    return unflatten(coded.structure, [leaf.copy() for leaf in blocks.leaves(index)])
+    return unflatten(coded.structure, [leaf.copy() for leaf in blocks.block_leaves(index)])

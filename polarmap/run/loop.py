@@ -1,7 +1,7 @@
 """The loop of a map: starts tasks, waits, tells what ended, starts more. Knows no codes and no results.
 
 Which tasks start at once and which later is a `Policy`, here or in `policies`; what is still needed is known
-to whoever makes something of the outcomes, which is a `Need`; how tasks run to the executor's `Run`.
+to whoever makes something of the outcomes, which is a `Need`; how tasks run to the executor's `Session`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Attempt, BlockSender, Event, NoWorkers, Outcome, Run
+from polarmap.executors.interface import AttemptId, BlockSendingSession, Event, NoWorkers, Outcome, Session
 from polarmap.run.lateness import LateAttempts
 from polarmap.run.shortfall import late, raised_everywhere
 from polarmap.run.tasks import TaskTable
@@ -153,7 +153,7 @@ class Policy:
     This one starts all of them at once.
     """
 
-    late: LateAttempts[Attempt] | None = None  # what is to be told when attempts begin and end
+    late: LateAttempts[AttemptId] | None = None  # what is to be told when attempts begin and end
 
     def __init__(self, n: int) -> None:
         self.first: Sequence[int] = range(n)
@@ -168,7 +168,7 @@ class Policy:
 
 
 def schedule(
-    run: Run,
+    run: Session,
     policy: Policy,
     retries: int,
     need: Need,
@@ -205,11 +205,11 @@ def schedule(
             elif isinstance(event, NoWorkers):
                 tasks.shortage = event.reason
             else:
-                when = event.when - watch.began
-                tasks.note_began(event.task, event.attempt, when, event.is_certain, event.host)
+                when = event.started_at - watch.began
+                tasks.note_began(event.task, event.attempt, when, event.is_confirmed, event.host)
         return outcomes
 
-    if watch.limit < inf and isinstance(run, BlockSender):
+    if watch.limit < inf and isinstance(run, BlockSendingSession):
         run.deadline = run.now() + watch.remaining
     run.submit(tasks.start(policy.first, 0.0))
     while True:
@@ -224,10 +224,10 @@ def schedule(
         if due:
             start(due)
         if tasks.unwanted:
-            run.withdraw(tasks.unwanted)
+            run.cancel(tasks.unwanted)
             tasks.unwanted = []
         if now >= watch.limit:
-            need.time_is_over(run.count_receiving() if isinstance(run, BlockSender) else 0)
+            need.time_is_over(run.count_receiving_workers() if isinstance(run, BlockSendingSession) else 0)
         may_stall = False
         if need.is_met:
             continue

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from polarmap.executors.base import Outcome
+from polarmap.executors.interface import Outcome
 from polarmap.report import Report, listed
 from polarmap.run.running_map import Observer, RunningMap
 

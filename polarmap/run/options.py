@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from polarmap.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.keys import readable_key
+from polarmap.executors.encryption_keys import check_key
 from polarmap.run.lateness import RunTimes
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
@@ -124,7 +124,7 @@ def checked_options(
         )
     asks = "on_timeout='estimate'" if estimates else asks
     seconds = inf if timeout is None else timeout
-    key = None if key is None else readable_key(key)
+    key = None if key is None else check_key(key)
     return MapOptions(verify, rtol, seconds, int(retries), estimates, name, upfront, runtimes, asks, key)
 
 

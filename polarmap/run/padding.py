@@ -17,7 +17,7 @@ from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import find_divisors_near
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
-from polarmap.executors.base import Result
+from polarmap.executors.interface import TaskResult
 from polarmap.run.local_run import LocalRun
 from polarmap.run.options import MapOptions
 from polarmap.run.trusted import Trust
@@ -93,7 +93,7 @@ class Padding:
         self._asked_at: float | None = None
         self._trust = Trust(f, PADDING, self._blocks.dtypes, self._is_by_rows)
         self._known: KnownPadding | None = None if self._is_by_rows else self._trust.known
-        self._block = (coded.layout(0), self.rows)
+        self._block = (coded.block_layout(0), self.rows)
         is_cut_off = self._is_by_rows or (self._known is not None and self._known.cuts_off(self._block))
         self._is_stored, self._is_with_workers = is_stored, len(coded.code.systematic_indices) > 0
         self.is_evaluated_apart = not is_cut_off and not is_stored and self._is_with_workers
@@ -205,10 +205,10 @@ class Padding:
         Rows that tell nothing, as those of zeros, are made up, and so are all where the data is in storage.
         """
         few, more = self._counts
-        if self._coded.source is None:
+        if self._coded.location is None:
             leaves = self._blocks.sample_rows(more)
         else:
-            leaves = [np.zeros((more, *shape[1:]), name) for name, shape in self._coded.layout(0)]
+            leaves = [np.zeros((more, *shape[1:]), name) for name, shape in self._coded.block_layout(0)]
         if len(leaves) == 1:  # of sparse rows there are three
             leaves = [_telling(leaves[0])]
         cut, structure = self._blocks.copy_padded_rows, self._coded.structure
@@ -218,7 +218,7 @@ class Padding:
 
     # -- what follows from that -------------------------------------------------------------
 
-    def note(self, precision: Precision, padded: list[Array] | None, result: Result | None) -> None:
+    def note(self, precision: Precision, padded: list[Array] | None, result: TaskResult | None) -> None:
         """Remember for later maps what is known of f by now.
 
         padded, result : f of the block that is filled up and f of its rows of data, if its task has returned
@@ -301,7 +301,7 @@ def _telling(rows: Array) -> Array:
     return np.asarray(rows * factors.astype(rows.dtype))
 
 
-def _have_same_bits(padded: Sequence[Array], result: Result, rows: int) -> bool:
+def _have_same_bits(padded: Sequence[Array], result: TaskResult, rows: int) -> bool:
     """Return whether the first rows of all arrays are, bit for bit, those of the result without padding."""
     if len(padded) != len(result.leaves):
         return False

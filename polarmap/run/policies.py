@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
-from polarmap.executors.base import Attempt
+from polarmap.executors.interface import AttemptId
 from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, backup_lateness
 from polarmap.run.loop import Need, Policy
 from polarmap.run.tasks import TaskTable
@@ -35,7 +35,7 @@ class OnDemand(Policy):
         super().__init__(started)
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
-        self.late: LateAttempts[Attempt] = LateAttempts(rule.lateness, at_once=started)
+        self.late: LateAttempts[AttemptId] = LateAttempts(rule.lateness, at_once=started)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
@@ -117,10 +117,10 @@ class Backups(Policy):
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         super().__init__(n)
         self._most = most
-        self.late: LateAttempts[Attempt] = LateAttempts(rule)
+        self.late: LateAttempts[AttemptId] = LateAttempts(rule)
         self._kinds = weakref.WeakSet([self.late])
 
-    def add(self, attempts: LateAttempts[Attempt]) -> None:
+    def add(self, attempts: LateAttempts[AttemptId]) -> None:
         """There are tasks of one more kind, of which these attempts are, as long as somebody has them."""
         self._kinds.add(attempts)
 

@@ -18,9 +18,9 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar import PolarCode
 from polarmap.codes.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.executors import data_beside, with_faults_of, without_faults
-from polarmap.executors.base import Function, Payload
-from polarmap.executors.keys import check_key_of_map
+from polarmap.executors import partition_if_on_cluster, rewrap_with_faults, unwrap_faulty_executor
+from polarmap.executors.encryption_keys import check_map_key
+from polarmap.executors.interface import Function, JobSpec
 from polarmap.run.codeword import Codeword
 from polarmap.run.lateness import ParityRule
 from polarmap.run.loop import Policy
@@ -141,13 +141,13 @@ def prepared(
     running = RunningMap(_executor(executor, data))
     there = None
     if not (executor is None or isinstance(data, np.ndarray) or hasattr(data, "coded_blocks")):
-        there = data_beside(executor, data, code_options.check().requested_k)
+        there = partition_if_on_cluster(executor, data, code_options.check().requested_k)
     if there is None:
         coded = encode_blocks(data, code_options, options.rtol, options.parity_for)
     else:
         coded = encode_on_cluster(there, code_options, options.rtol)
     if options.key is not None:
-        check_key_of_map(coded, options.key)
+        check_map_key(coded, options.key)
     if options.estimates and (why := _no_estimates(coded)):
         raise CodeError(f"on_timeout='estimate' {why}")
     known = {"padding": coded.data_blocks.n_padding_rows, "code_reason": coded.code_reason}
@@ -157,8 +157,8 @@ def prepared(
 
 def _executor(choice: Any, data: Any) -> Any:
     """Where a stored array's workers can read it, when the caller does not say."""
-    if without_faults(choice) is None:
-        return with_faults_of(choice, getattr(data, "executor", None))
+    if unwrap_faulty_executor(choice) is None:
+        return rewrap_with_faults(choice, getattr(data, "executor", None))
     return choice
 
 
@@ -185,7 +185,7 @@ def run_coded(
 
         padding = Padding(f, coded, options, is_stored=output is not None)
         short = short if padding.is_evaluated_apart else None
-    payload = Payload(f, coded, output=output, low_priority=parity, short_block=short)
+    payload = JobSpec(f, coded, output_spec=output, low_priority_tasks=parity, padded_block=short)
     kind = Codeword
     if options.estimates:
         from polarmap.run.estimates import UntilDeadline  # which few maps need

@@ -15,7 +15,7 @@ from polarmap.codes.base import ErasureDecoder
 from polarmap.codes.tiling import ignore_nonfinite
 from polarmap.dtypes import Array, DType, check_dtype, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import CodeError
-from polarmap.executors.base import Failure, Outcome, Result
+from polarmap.executors.interface import Failure, Outcome, TaskResult
 from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.loop import Need, Stopwatch
 from polarmap.run.options import MapOptions
@@ -45,7 +45,7 @@ def kinds_of(structure: Structure) -> list[str]:
     return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
-def is_well_formed(result: Outcome | Result) -> bool:
+def is_well_formed(result: Outcome | TaskResult) -> bool:
     """Whether numbers are single ones: what says otherwise has not come from f."""
     kinds = kinds_of(result.structure)
     return all(one.size == 1 for one, kind in zip(result.leaves, kinds) if kind in ("python", "numpy"))
@@ -96,7 +96,7 @@ class Received(Need):
         self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}  # by kind
         self.results: dict[int, Outcome] = {}
-        self.unpadded: Result | None = None
+        self.unpadded: TaskResult | None = None
         self.decoder: ArrivalTracker
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -110,20 +110,24 @@ class Received(Need):
     def add(self, outcome: Outcome) -> None:
         """Take in a result, unless others are accepted; failures are in the table of tasks."""
         index = outcome.task
-        if outcome.unpadded is not None and self.unpadded is None:
-            if not is_well_formed(outcome.unpadded):  # it cannot have come from f
+        if outcome.unpadded_result is not None and self.unpadded is None:
+            if not is_well_formed(outcome.unpadded_result):  # it cannot have come from f
                 self._reject_shape(index, "returned several numbers where one is due")
                 return
-            self.unpadded = outcome.unpadded
+            self.unpadded = outcome.unpadded_result
         if outcome.failure is not None or index in self.results or self.verification is not None:
             return
-        if outcome.unpadded is not None and not outcome.structure:  # f raised an exception of rows of zeros
+        if (
+            outcome.unpadded_result is not None and not outcome.structure
+        ):  # f raised an exception of rows of zeros
             self._note_all_data()
             return
         kind, shape = (repr(outcome.structure), kind_of(outcome.leaves)), self.options.known.shape
-        if kind not in self._groups and not (is_well_formed(outcome) and shape in (None, *outcome.shapes)):
+        if kind not in self._groups and not (
+            is_well_formed(outcome) and shape in (None, *outcome.leaf_shapes)
+        ):
             due = "a number" if shape is None else f"shape {shape}"
-            self._reject_shape(index, f"returned {outcome.returned} where {due} is due")
+            self._reject_shape(index, f"returned {outcome.result_description} where {due} is due")
             return
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
@@ -159,7 +163,7 @@ class Received(Need):
         has_data, had_data = (
             min(some) < len(self._code.systematic_indices) for some in (group, self.results)
         )
-        are_alike = one.structure == other.structure and one.shapes == other.shapes
+        are_alike = one.structure == other.structure and one.leaf_shapes == other.leaf_shapes
         if has_data != had_data and (are_alike or len(group) == len(self.results)):
             return has_data
         return len(group) > len(self.results)
@@ -228,12 +232,12 @@ class Received(Need):
         if first < len(self._code.systematic_indices) or not any(
             map(is_integer_dtype, self.coded.data_blocks.dtypes)
         ):
-            return received.dtypes
+            return received.leaf_dtypes
         if self._model is None:
             run = self.run_here(partial(block_here, self.coded, 0, of_data=True), 0)
             self._model = run.leaves_within(self.time_here) or []
-        if [leaf.shape for leaf in self._model] != received.shapes:
-            return received.dtypes
+        if [leaf.shape for leaf in self._model] != received.leaf_shapes:
+            return received.leaf_dtypes
         return [leaf.dtype for leaf in self._model]
 
     def run_here(self, block: Callable[[], Any], index: int) -> LocalRun:
@@ -288,7 +292,7 @@ class Received(Need):
 
     def completed(self, missing: Array, recovered: list[list[Array]]) -> list[list[Array]]:
         """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
-        shapes = self._any_received.shapes
+        shapes = self._any_received.leaf_shapes
         leaves = {index: one.leaves for index, one in self.results.items()}
         for row, index in enumerate(missing.tolist()):
             leaves[index] = [blocks[row].reshape(shape) for blocks, shape in zip(recovered, shapes)]
@@ -310,12 +314,14 @@ class Received(Need):
 
     def _reject_odd(self, result: Outcome) -> None:
         index, usual = result.task, self._any_received
-        if result.unpadded is not None and self.unpadded is not None:  # rows of zeros may explain its shape
+        if (
+            result.unpadded_result is not None and self.unpadded is not None
+        ):  # rows of zeros may explain its shape
             self._note_all_data()
             return
-        message = f"returned {result.returned}, others {usual.returned}"
-        if index >= len(self._code.systematic_indices) and result.shapes == usual.shapes:
-            data, parity = (self.coded.layout(place)[0][0] for place in (0, self._code.n - 1))
+        message = f"returned {result.result_description}, others {usual.result_description}"
+        if index >= len(self._code.systematic_indices) and result.leaf_shapes == usual.leaf_shapes:
+            data, parity = (self.coded.block_layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
                 "result; convert the data, or what f combines it with, so that both have one"
@@ -330,7 +336,7 @@ class Received(Need):
         self.ready_at = self.determined_at = None
         self.is_inaccurate = False
         self.__dict__.pop("why_not_protected", None)
-        dtypes = self._any_received.dtypes
+        dtypes = self._any_received.leaf_dtypes
         for dtype in dtypes:
             _check_result(dtype)
         whole = any(

@@ -7,8 +7,8 @@ from functools import cached_property, lru_cache
 from logging import getLogger
 from typing import Any
 
-from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.clouds.prices import Cost, PersistentUsage, estimate_map_cost, estimate_persistent_cost
 from polarmap.report import Report, TaskReport, TaskState, too_many_on_machine
 from polarmap.run.tasks import Task, TaskTable
 from polarmap.worker.processes import LIVENESS_INTERVAL
@@ -39,8 +39,8 @@ def report_so_far(facts: Mapping[str, Any], tasks: TaskTable) -> Report:
 def final_report(
     facts: Mapping[str, Any],
     table: Callable[[], TaskTable],
-    worker: Worker | None,
-    stay: Stay | None,
+    worker: WorkerSpec | None,
+    stay: PersistentUsage | None,
 ) -> Report:
     """That of a map which is over.
 
@@ -85,13 +85,15 @@ def _warn_once(text: str) -> None:
     LOG.warning("%s", text)
 
 
-def cost_of(worker: Worker, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None) -> Cost | None:
+def cost_of(
+    worker: WorkerSpec, tasks: Sequence[TaskReport], seconds: float, stay: PersistentUsage | None
+) -> Cost | None:
     """Workers that stay are paid whatever they do; else every attempt is, of a map of so many seconds.
 
     One that never reported is paid until its worker sees that nobody waits.
     """
     if stay is not None:
-        return cost_of_stay(worker, stay)
+        return estimate_persistent_cost(worker, stay)
     unheard = seconds + LIVENESS_INTERVAL
     paid = [task.seconds or unheard - (task.launched or 0.0) for task in tasks for _ in range(task.attempts)]
-    return cost(worker, paid, seconds)
+    return estimate_map_cost(worker, paid, seconds)

@@ -10,11 +10,19 @@ from math import inf
 from typing import Any, TypeVar
 
 from polarmap.clouds import limits
-from polarmap.clouds.prices import Stay
+from polarmap.clouds.prices import PersistentUsage
 from polarmap.codes.linear_code import LinearCode
-from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, Run, runs_here, workers_on
-from polarmap.executors.keys import with_key
+from polarmap.executors import resolve_executor
+from polarmap.executors.encryption_keys import encrypt_job
+from polarmap.executors.interface import (
+    JobSpec,
+    MapExecutor,
+    Outcome,
+    Session,
+    TaskBlocks,
+    count_workers_by_host,
+    is_local_executor,
+)
 from polarmap.report import Report
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.options import MapOptions
@@ -43,9 +51,9 @@ class RunningMap:
 
     def __init__(self, executor: Any) -> None:
         self._began = time.monotonic()
-        self.executor: MapExecutor = executor_of(executor)
+        self.executor: MapExecutor = resolve_executor(executor)
         self._facts: dict[str, Any] = {}  # fields of its report that are known before it begins
-        self.run: Run | None = None
+        self.run: Session | None = None
         self.need: Need | None = None
 
     def expect(self, code: LinearCode, **known: Any) -> None:
@@ -53,16 +61,16 @@ class RunningMap:
         needed = code.recovery_threshold
         self._facts = {"n": code.n, "k": code.k, "code": code.name, "needed": needed, **known}
 
-    def check_limits(self, blocks: Coded, rows: int | None = None) -> None:
+    def check_limits(self, blocks: TaskBlocks, rows: int | None = None) -> None:
         """LimitError for blocks, of so many rows, that cannot work where the executor runs them."""
-        worker = self.executor.worker
+        worker = self.executor.worker_spec
         if worker is not None:
-            largest = max(count_layout_bytes(blocks.layout(index)) for index in range(blocks.n))
-            limits.check(worker, limits.MapSize(blocks.n, self._facts["k"], largest, rows))
+            largest = max(count_layout_bytes(blocks.block_layout(index)) for index in range(blocks.n))
+            limits.check_map_fits(worker, limits.MapSize(blocks.n, self._facts["k"], largest, rows))
 
     def execute(
         self,
-        payload: Payload,
+        payload: JobSpec,
         policy: Policy,
         options: MapOptions,
         need_of: Callable[[TaskTable, Stopwatch], N],
@@ -79,13 +87,13 @@ class RunningMap:
             for one in observers if indices else ():
                 one.started(indices, elapsed)
 
-        key = payload.blocks.key if options.key is None else options.key
+        key = payload.blocks.encryption_key if options.key is None else options.key
         tasks = TaskTable(payload.blocks.n, policy.late)
         try:
             for one in observers:
                 one.began(self)
             if key is not None:
-                payload = with_key(payload, key)
+                payload = encrypt_job(payload, key)
             self.run = run = self.executor.open(payload)
             try:
                 self.need = need = need_of(tasks, Stopwatch(run.now, options.timeout))
@@ -102,7 +110,7 @@ class RunningMap:
                     if need.step():
                         break
                 ended = need.watch.elapsed
-                for task, attempt, when, is_certain, host in run.stop():
+                for task, attempt, when, is_certain, host in run.cancel_queued():
                     tasks.note_began(task, attempt, when - need.watch.began, is_certain, host)
             finally:
                 stay = run.close()
@@ -120,17 +128,17 @@ class RunningMap:
         finally:
             self.run = self.need = None
 
-    def _ended(self, need: Need, told: dict[str, Any], stay: Stay | None) -> LazyReport:
+    def _ended(self, need: Need, told: dict[str, Any], stay: PersistentUsage | None) -> LazyReport:
         """The report of the map: of words and numbers, as exceptions hold the caller's arrays."""
         need.tasks.forget_exceptions()
         facts = self._facts | {"executor": self.executor.name, "seconds": need.watch.since(self._began)}
-        if runs_here(self.executor):
+        if is_local_executor(self.executor):
             facts["cores"] = count_available_cores()
         if need.tasks.has_hosts:  # of workers elsewhere
-            facts["workers_on"] = workers_on(self.executor)
+            facts["workers_on"] = count_workers_by_host(self.executor)
             warn_of_machine(need.tasks, self._facts["n"], self._facts["k"])
         need.tasks.note_surplus(need.surplus)
-        known = facts | told, need.as_told(), self.executor.worker, stay
+        known = facts | told, need.as_told(), self.executor.worker_spec, stay
         return LazyReport(partial(final_report, *known))
 
     def wake(self) -> None:

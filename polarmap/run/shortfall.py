@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 from polarmap.errors import NotDecodableError, add_note, raised_by
-from polarmap.executors.base import Failure
+from polarmap.executors.interface import Failure
 from polarmap.run.tasks import Task, TaskTable
 
 MAX_HOSTS = 5  # that an error names

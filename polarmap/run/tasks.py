@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from polarmap.errors import raised_by
-from polarmap.executors.base import Attempt, Failure, Outcome
+from polarmap.executors.interface import AttemptId, Failure, Outcome
 from polarmap.report import TaskState
 from polarmap.run.lateness import LateAttempts
 
@@ -36,7 +36,7 @@ class Task:
     hosts : for each attempt whose worker's machine is known, its host name; None if there is none.
     """
 
-    late: LateAttempts[Attempt] | None = None
+    late: LateAttempts[AttemptId] | None = None
     submitted: list[float] = field(default_factory=list)
     states: list[TaskState] = field(default_factory=list)
     began: dict[int, float] = field(default_factory=dict)
@@ -131,14 +131,14 @@ class TaskTable:
     shortage = ""
     has_hosts = False
 
-    def __init__(self, n: int, late: LateAttempts[Attempt] | None = None) -> None:
+    def __init__(self, n: int, late: LateAttempts[AttemptId] | None = None) -> None:
         self._tasks = {index: Task(late) for index in range(n)}
         self.running: dict[int, set[int]] = {}
         self.arrived: dict[int, float] = {}
         self.failed: set[int] = set()
         self.held_back = set(range(n))
         self.unbegun: set[int] = set()
-        self.unwanted: list[Attempt] = []
+        self.unwanted: list[AttemptId] = []
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -149,7 +149,7 @@ class TaskTable:
     def __iter__(self) -> Iterator[Task]:
         return iter(self._tasks.values())
 
-    def add(self, index: int, late: LateAttempts[Attempt] | None = None) -> None:
+    def add(self, index: int, late: LateAttempts[AttemptId] | None = None) -> None:
         """There is one more task, of a kind of which these attempts are; it is held back."""
         self._tasks[index] = Task(late)
         self.held_back.add(index)
@@ -170,7 +170,7 @@ class TaskTable:
             some.discard(index)
 
     def part(
-        self, index: int, new: int, failure: Failure, late: LateAttempts[Attempt], is_shared: bool = False
+        self, index: int, new: int, failure: Failure, late: LateAttempts[AttemptId], is_shared: bool = False
     ) -> None:
         """Make a part of a task that failed a task of its own, which was started as often.
 
@@ -197,7 +197,7 @@ class TaskTable:
                     table.running[number] = self.running[index]
         return table
 
-    def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
+    def start(self, indices: Collection[int], elapsed: float) -> list[AttemptId]:
         """The next attempt of each, which is handed out now."""
         attempts = []
         for index in indices:
@@ -210,7 +210,9 @@ class TaskTable:
     def note_began(
         self, index: int, attempt: int, when: float, is_certain: bool = True, host: str = ""
     ) -> None:
-        """Note when an attempt began to run, as `Began` tells; what is told of it later is ignored."""
+        """Note when an attempt began to run, as `AttemptStarted` tells; what is told of it later is
+        ignored.
+        """
         task = self._tasks.get(index)
         if task is None or attempt not in self.running.get(index, ()):
             return
@@ -276,7 +278,7 @@ class TaskTable:
 
     def end(self) -> None:
         """Note that the map is over: attempts that run are abandoned, and those that do not are cancelled."""
-        abandoned, cancelled = list[Attempt](), list[Attempt]()
+        abandoned, cancelled = list[AttemptId](), list[AttemptId]()
         for index, attempts in self.running.items():
             states = self._tasks[index].states
             for attempt in attempts:
@@ -315,7 +317,7 @@ class TaskTable:
                     return raised_by(f"task {index} of {len(self._tasks)}", failure.cause)
         return None
 
-    def _move(self, attempts: Iterable[Attempt], state: TaskState) -> None:
+    def _move(self, attempts: Iterable[AttemptId], state: TaskState) -> None:
         """Change the state of attempts, and the sets that follow from states: nothing else changes states."""
         for index, attempt in attempts:
             task = self._tasks[index]

@@ -25,7 +25,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.executors.module_state import DYNAMIC, is_installed, is_library, read_code
+from polarmap.executors.module_state import (
+    DYNAMIC_LOOKUP_NAMES,
+    analyze_code,
+    is_installed_file,
+    is_library_module,
+)
 from polarmap.worker.module_state import IGNORED_ATTRIBUTES
 
 LINEAR = "linear or affine in its block"
@@ -109,7 +114,7 @@ class _Reached(pickle.Pickler):
         for kinds, parts in _PARTS:
             if isinstance(value, kinds):
                 return _Part, (), parts(self, value)
-        if is_library(type(value).__module__):
+        if is_library_module(type(value).__module__):
             return NotImplemented
         return _Part, (), self._parts_of_instance(value)
 
@@ -121,22 +126,22 @@ class _Reached(pickle.Pickler):
         return type(array), array.dtype.descr, array.shape, data.hexdigest(), held
 
     def _parts_of_function(self, f: types.FunctionType) -> Any:
-        parts = [read_code(f.__code__).digest, f.__closure__, f.__defaults__, f.__kwdefaults__, f.__dict__]
-        if is_installed(f.__code__.co_filename):
+        parts = [analyze_code(f.__code__).digest, f.__closure__, f.__defaults__, f.__kwdefaults__, f.__dict__]
+        if is_installed_file(f.__code__.co_filename):
             return parts + [(name, namespace.get(name)) for name, namespace in _globals_of_library(f)]
-        code = read_code(f.__code__)
-        if DYNAMIC & (code.names | code.attributes):
+        code = analyze_code(f.__code__)
+        if DYNAMIC_LOOKUP_NAMES & (code.global_names | code.attribute_names):
             raise pickle.PicklingError(f"{f.__qualname__} reaches things by names that code makes")
-        self._attributes |= code.attributes
+        self._attributes |= code.attribute_names
         known = vars(builtins) | f.__globals__
-        parts += [(name, known.get(name)) for name in sorted(code.names)]
+        parts += [(name, known.get(name)) for name in sorted(code.global_names)]
         package = str(f.__globals__.get("__package__") or "").split(".")
         places = [".".join(package[:depth]) + "." for depth in range(len(package) + 1)]
-        named = {(place + name).strip(".") for name in code.imports for place in places}
+        named = {(place + name).strip(".") for name in code.imported_names for place in places}
         return [*parts, *map(sys.modules.get, sorted(named))]
 
     def _parts_of_code(self, code: types.CodeType) -> Any:
-        return read_code(code).digest
+        return analyze_code(code).digest
 
     def _parts_of_cell(self, cell: types.CellType) -> Any:
         try:
@@ -155,7 +160,7 @@ class _Reached(pickle.Pickler):
 
     def _parts_of_class(self, value: type) -> Any:
         name = value.__module__, value.__qualname__
-        if is_library(value.__module__):
+        if is_library_module(value.__module__):
             return name
         read = {key: one for key, one in vars(value).items() if key not in IGNORED_ATTRIBUTES}
         return name, type(value), value.__bases__, read
@@ -209,7 +214,7 @@ class _Reached(pickle.Pickler):
         try:
             self.dump(value)
         except Exception:
-            if not (is_library(module) and is_library(getattr(value, "__module__", ""))):
+            if not (is_library_module(module) and is_library_module(getattr(value, "__module__", ""))):
                 raise
 
 
@@ -266,11 +271,11 @@ def _globals_of_library(f: types.FunctionType) -> tuple[tuple[str, _Namespace], 
         if not isinstance(function, types.FunctionType) or id(function) in seen:
             continue
         seen.add(id(function))
-        code, names = read_code(function.__code__), function.__globals__
-        places = [(names, code.names & names.keys())]
-        for module in {id(one): one for one in map(names.get, code.names)}.values():
+        code, names = analyze_code(function.__code__), function.__globals__
+        places = [(names, code.global_names & names.keys())]
+        for module in {id(one): one for one in map(names.get, code.global_names)}.values():
             if isinstance(module, types.ModuleType) and module is not sys:
-                places.append((vars(module), code.attributes & vars(module).keys()))
+                places.append((vars(module), code.attribute_names & vars(module).keys()))
         for namespace, named in places:
             for name in named:
                 value = namespace[name]

@@ -14,7 +14,7 @@ from polarmap.codes.polar import PolarCode
 from polarmap.codes.secret_sharing import SecretSharingCode
 from polarmap.dtypes import Array, DType, Mask, default_rtol, is_integer_dtype, machine_epsilon
 from polarmap.errors import NotLinearError
-from polarmap.executors.base import Failure
+from polarmap.executors.interface import Failure
 from polarmap.run.local_run import LocalRun, block_here
 from polarmap.run.received import NotFiniteError, Received, kind_of
 from polarmap.run.trusted import LINEAR

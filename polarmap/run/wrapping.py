@@ -71,7 +71,7 @@ def _has_unsigned(coded: CodedData) -> bool:
 def _is_large(coded: CodedData, sums: bool) -> bool:
     """Whether parity blocks of 64-bit integers may be beyond 2^63; or `sums` over all that is in one."""
     blocks = coded.data_blocks
-    sizes = [prod(shape) if sums else 1 for _, shape in coded.layout(0)]
+    sizes = [prod(shape) if sums else 1 for _, shape in coded.block_layout(0)]
     return any(
         blocks.max_abs(leaf) * coded.code.norm_inf * sizes[leaf] >= 1 << 63
         for leaf, dtype in enumerate(blocks.dtypes)

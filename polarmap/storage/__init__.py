@@ -39,9 +39,14 @@ class Store(Protocol):
         """Remove objects; those that are not there are no error."""
 
 
-def check_key(key: object) -> str:
-    """`key` if it stays inside a store: parts between slashes, none of them empty, '.' or '..'."""
-    is_plain = isinstance(key, str) and len(key) <= 1000 and key.isprintable() and "\\" not in key
-    if is_plain and not {"", ".", ".."} & set(str(key).split("/")):
-        return str(key)
-    raise StorageError(f"{key!r} is no key of an object")
+def check_object_key(object_key: object) -> str:
+    """`object_key` if it stays inside a store: parts between slashes, none of them empty, '.' or '..'."""
+    is_plain = (
+        isinstance(object_key, str)
+        and len(object_key) <= 1000
+        and object_key.isprintable()
+        and "\\" not in object_key
+    )
+    if is_plain and not {"", ".", ".."} & set(str(object_key).split("/")):
+        return str(object_key)
+    raise StorageError(f"{object_key!r} is no key of an object")

@@ -169,7 +169,9 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
         again = polarmap.open_coded(name, tmp_path, key=key)
         assert again.check(executor=executor).ok
         np.testing.assert_allclose(again[:], values, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(again.coded_blocks().piece(again.n - 1)[0], parity(again, values)[-1])
+        np.testing.assert_allclose(
+            again.coded_blocks().component_leaves(again.n - 1)[0], parity(again, values)[-1]
+        )
         coded.delete()
     assert FolderStore(tmp_path).keys("") == theirs
 

@@ -101,14 +101,14 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
 def test_damaged_parity_comes_back_with_its_nan(store):
     A = spoilt((24, 50), "f8", [7, 300], [0, 1])
     coded, _ = encode_with_warnings(A, blocks=4, tasks=6, storage=store)
-    stored = [coded.coded_blocks().piece(block)[0] for block in range(6)]
+    stored = [coded.coded_blocks().component_leaves(block)[0] for block in range(6)]
     assert np.isnan(stored[4].reshape(-1)[7])
     assert np.isfinite(stored[4].reshape(-1)[[8, 9, 299]]).all()
     for block in (4, 5):
         damage(store, coded.stored(block)[0], "truncated")
     assert coded.repair().blocks == [4, 5]
     for block in range(6):
-        np.testing.assert_array_equal(coded.coded_blocks().piece(block)[0], stored[block])
+        np.testing.assert_array_equal(coded.coded_blocks().component_leaves(block)[0], stored[block])
 
 
 def test_filler_is_no_entry_that_could_be_lost(store):
@@ -119,7 +119,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
     damage(store, coded.stored(3)[0], "missing")
     coded.repair()
     np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(coded.coded_blocks().piece(3)[0][2], 0, atol=1e-9)
+    np.testing.assert_allclose(coded.coded_blocks().component_leaves(3)[0][2], 0, atol=1e-9)
 
 
 def overflowing(dtype="f4"):
@@ -172,22 +172,26 @@ def test_nothing_is_read_to_tell_what_the_blocks_are(store, monkeypatch, shape, 
     monkeypatch.delattr(type(store), "get")
     blocks = coded.coded_blocks()
     data = blocks.data_blocks
-    assert [blocks.layout(index) for index in (0, 5)] == [(("<f8", block),)] * 2 == [data.block_layout] * 2
+    assert (
+        [blocks.block_layout(index) for index in (0, 5)] == [(("<f8", block),)] * 2 == [data.block_layout] * 2
+    )
     assert (data.k, data.rows_per_block, data.n_padding_rows) == (4, block[0], 4 * block[0] - shape[0])
-    assert (data.dtypes, blocks.structure, blocks.source.kind) == ([np.dtype(float)], ("array",), "folder")
-    assert [blocks.parts(index) for index in range(6)] == [coded.block_segments(index) for index in range(6)]
+    assert (data.dtypes, blocks.structure, blocks.location.kind) == ([np.dtype(float)], ("array",), "folder")
+    assert [blocks.block_segments(index) for index in range(6)] == [
+        coded.block_segments(index) for index in range(6)
+    ]
 
 
 def test_blocks_that_are_single_numbers_are_no_arrays(store):
     A, out = np.arange(8.0), polarmap.arrays.Stored("sums", store)
     y = polarmap.coded_map(np.sum, A, blocks=4, out=out, executor=ReplayExecutor())
     blocks = y.array.coded_blocks()
-    assert (blocks.structure, blocks.data_blocks.rows_per_block, blocks.layout(0)) == (
+    assert (blocks.structure, blocks.data_blocks.rows_per_block, blocks.block_layout(0)) == (
         ("numpy",),
         None,
         (("<f8", ()),),
     )
-    assert blocks.leaves(1)[0].shape == ()
+    assert blocks.block_leaves(1)[0].shape == ()
     np.testing.assert_array_equal(blocks.data_blocks.block_leaves(1)[0], 5)
 
 
@@ -198,9 +202,9 @@ def test_a_block_for_a_worker_is_as_it_was_stored_or_an_error(store):
     assert len(coded.stored(1)) > 3
     damage(store, coded.stored(1)[2], "truncated")
     with pytest.raises(DamagedError, match=f"{coded.stored(1)[2].key} has .* bytes"):
-        blocks.piece(1)
+        blocks.component_leaves(1)
     np.testing.assert_allclose(blocks.leaves(1)[0], A[2:4], rtol=1e-9, atol=1e-9)
-    [block] = blocks.piece(2)
+    [block] = blocks.component_leaves(2)
     np.testing.assert_array_equal(block, A[4:6])
     assert block.flags.writeable
 
@@ -296,7 +300,7 @@ def test_an_array_may_be_repaired_until_no_part_is_where_it_was(store, key):
     "read",
     [
         lambda array: array[6:12],
-        lambda array: array.coded_blocks().piece(1)[0],
+        lambda array: array.coded_blocks().component_leaves(1)[0],
         lambda array: array.check().ok,
     ],
     ids=["rows", "block", "check"],

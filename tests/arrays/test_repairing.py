@@ -203,7 +203,7 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
     polarmap.encode(A, blocks=k, tasks=k + extra, name="a", storage=folder, key=key)
     coded = polarmap.open_coded("a", folder, key=key)
     np.testing.assert_array_equal(coded[:], A)
-    before = [coded.coded_blocks().piece(block)[0] for block in range(coded.n)]
+    before = [coded.coded_blocks().component_leaves(block)[0] for block in range(coded.n)]
     lost = data.draw(st.lists(st.integers(0, coded.n - 1), max_size=extra * bool(columns), unique=True))
     for block in lost:
         kind = data.draw(st.sampled_from(["missing", "corrupt", "truncated"]))
@@ -216,7 +216,7 @@ def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtyp
     assert coded.check().ok
     allowed = error_of_rounding(coded.code, sorted(lost), before)
     for block in range(coded.n):
-        now = coded.coded_blocks().piece(block)[0]
+        now = coded.coded_blocks().component_leaves(block)[0]
         np.testing.assert_allclose(now, before[block], rtol=0, atol=allowed if block in lost else 0)
 
 

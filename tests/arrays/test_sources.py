@@ -93,7 +93,7 @@ def test_every_kind_of_array_gives_the_same_blocks(store, tmp_path, kind):
     again = polarmap.encode(A, storage=store, **{**OPTIONS, "name": "b", "memory": 32 * MIB})
     for index in (0, 4, 6):
         np.testing.assert_array_equal(
-            coded.coded_blocks().piece(index)[0], again.coded_blocks().piece(index)[0]
+            coded.coded_blocks().component_leaves(index)[0], again.coded_blocks().component_leaves(index)[0]
         )
 
 
@@ -227,7 +227,9 @@ def test_only_parity_is_stored(store, rows, dtype):
     np.testing.assert_array_equal(coded[5:17], A[5:17])
     assert coded.check().ok
     direct = polarmap.encode(A, storage=store, **{**FOUR_OF_SIX, "name": "b"})
-    np.testing.assert_array_equal(coded.coded_blocks().piece(5)[0], direct.coded_blocks().piece(5)[0])
+    np.testing.assert_array_equal(
+        coded.coded_blocks().component_leaves(5)[0], direct.coded_blocks().component_leaves(5)[0]
+    )
 
     part = coded.block_segments(1)[0]
     data = bytearray(store.get(part.key))

@@ -42,7 +42,7 @@ def check_workers(tmp_path, store, executor, dtype):
     np.testing.assert_array_equal(there[:], A)
     assert there.check().ok
     for index in range(16):
-        one, two = (coded.coded_blocks().piece(index)[0] for coded in (here, there))
+        one, two = (coded.coded_blocks().component_leaves(index)[0] for coded in (here, there))
         assert one.dtype == two.dtype
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-12 if dtype == "f8" else 0)
     there.delete()
@@ -113,7 +113,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     assert {part.key.split("/")[0] for block in range(k) for part in there.block_segments(block)} <= {"mine"}
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 4 * np.finfo(dtype).eps
     for block in range(k, k + extra):
-        one, two = (coded.coded_blocks().piece(block)[0] for coded in (here, there))
+        one, two = (coded.coded_blocks().component_leaves(block)[0] for coded in (here, there))
         np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * 97)
 
 

@@ -240,7 +240,7 @@ def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
 def not_joined(tmp_path):
     """-A, of which one result had not arrived, on a store that cannot join objects; and A."""
     A, folder = random_array((20, 3)), FolderStore(tmp_path)
-    folder.join = lambda keys, key: False
+    folder.concatenate = lambda keys, key: False
     options = {"blocks": 4, "tasks": 6, "executor": ReplayExecutor()}
     return polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array, A
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from polarmap.executors.base import Coded
+from polarmap.executors.interface import TaskBlocks
 
 
 def test_a_block_is_one_piece_in_memory() -> None:
-    class Numbers(Coded):
-        def leaves(self, index: int) -> list[Any]:
-            return [index + 1]
+    class Numbers(TaskBlocks):
+        def block_leaves(self, task: int) -> list[Any]:
+            return [task + 1]
 
     blocks = Numbers()
-    assert blocks.source is None
-    assert [blocks.piece(piece) for piece in blocks.pieces(3)] == [[4]]
-    blocks.release()
+    assert blocks.location is None
+    assert [blocks.component_leaves(piece) for piece in blocks.block_components(3)] == [[4]]
+    blocks.release_memory()
     with pytest.raises(LookupError):
-        blocks.parts(3)
+        blocks.block_segments(3)

@@ -12,7 +12,7 @@ from polarmap.blocks.code_choice import CodeOptions, encode_blocks, encode_on_cl
 from polarmap.blocks.on_cluster import ClusterCodedBlocks
 from polarmap.codes import SecretSharing
 from polarmap.errors import CodeError
-from polarmap.executors.cluster_data import CutData
+from polarmap.executors.cluster_data import PartitionedData
 
 A = np.random.default_rng(0).standard_normal((24, 5))
 DEGREE = {"tasks": 11, "degree": 2}
@@ -21,28 +21,28 @@ DEGREE = {"tasks": 11, "degree": 2}
 class ThisProcess:
     """A cluster whose references are the values, and which counts what is brought home."""
 
-    kind = "dask"
+    location_kind = "dask"
 
     def __init__(self) -> None:
         self.brought = 0
 
-    def call(self, function: Callable[..., Any], *arguments: Any, outputs: int = 1) -> list[Any]:
+    def submit_call(self, function: Callable[..., Any], *arguments: Any, n_outputs: int = 1) -> list[Any]:
         found = function(*arguments)
-        return [found] if outputs == 1 else list(found)
+        return [found] if n_outputs == 1 else list(found)
 
-    def fetch(self, references: Sequence[Any]) -> list[Any]:
+    def fetch_values(self, references: Sequence[Any]) -> list[Any]:
         self.brought += sum(isinstance(one, np.ndarray) for one in references)
         return list(references)
 
-    def names(self, references: Sequence[Any]) -> list[Any]:
+    def name_references(self, references: Sequence[Any]) -> list[Any]:
         return [id(one) for one in references]
 
-    def cut(self, data: Any, blocks: int | None) -> CutData | None:
+    def partition_data(self, data: Any, n_blocks: int | None) -> PartitionedData | None:
         raise NotImplementedError
 
 
 def there(pieces: Any, total: int | None = None, **options: Any) -> ClusterCodedBlocks:
-    made = encode_on_cluster(CutData(ThisProcess(), pieces, total), CodeOptions(**options), None)
+    made = encode_on_cluster(PartitionedData(ThisProcess(), pieces, total), CodeOptions(**options), None)
     assert isinstance(made, ClusterCodedBlocks)
     return made
 
@@ -61,26 +61,26 @@ def test_blocks_are_those_of_data_that_are_coded_here(dtype: Any, options: dict[
     found, known = there(cut, 22, **options), encode_blocks(data, CodeOptions(blocks=4, **options), None)
     assert (found.n, found.code.k, found.data_blocks.n_padding_rows) == (known.n, 4, 2)
     for index in range(found.n):
-        assert found.layout(index) == known.layout(index)
-        np.testing.assert_allclose(found.reference(index), known.leaves(index)[0], rtol=1e-6)
-        assert found.parts(index)[0].size == found.reference(index).nbytes
+        assert found.block_layout(index) == known.block_layout(index)
+        np.testing.assert_allclose(found.cluster_reference(index), known.block_leaves(index)[0], rtol=1e-6)
+        assert found.block_segments(index)[0].size == found.cluster_reference(index).nbytes
     assert found.data_blocks.cluster.brought == 0  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(found.leaves(1)[0], found.reference(1))
+    np.testing.assert_array_equal(found.block_leaves(1)[0], found.cluster_reference(1))
 
 
 def test_blocks_that_are_arrays_stay_as_they_are_and_others_become_some() -> None:
     whole, turned, swapped = A[:6].copy(), A[6:12].T.copy().T, A[12:18].astype(">f8")
     found = there([[whole], [turned], [swapped]])
-    assert found.reference(0) is whole
+    assert found.cluster_reference(0) is whole
     for index, one in enumerate((whole, turned, swapped)):
-        np.testing.assert_array_equal(found.reference(index), one)
-        assert found.reference(index).flags.c_contiguous
-        assert found.reference(index).dtype.isnative
+        np.testing.assert_array_equal(found.cluster_reference(index), one)
+        assert found.cluster_reference(index).flags.c_contiguous
+        assert found.cluster_reference(index).dtype.isnative
 
 
 def test_columns_of_a_table_stand_side_by_side() -> None:
     table = {"a": np.arange(3.0), "b": np.ones(3)}
-    np.testing.assert_array_equal(there([[table], [table]], 6).reference(0), [[0, 1], [1, 1], [2, 1]])
+    np.testing.assert_array_equal(there([[table], [table]], 6).cluster_reference(0), [[0, 1], [1, 1], [2, 1]])
 
 
 def test_blocks_that_cannot_be_coded_are_refused() -> None:

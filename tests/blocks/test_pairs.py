@@ -24,11 +24,11 @@ def test_a_pair_is_a_block_of_each_factor() -> None:
     pairs = CodedPairs(left, right)
     assert (pairs.n, pairs.code.k) == (16, 9)
     for index, (row, column) in enumerate(pairs.code.grid_coordinates.tolist()):
-        first, second = pairs.leaves(index)
-        np.testing.assert_array_equal(first, left.leaves(row)[0])
-        np.testing.assert_array_equal(second, right.leaves(column)[0])
-        assert pairs.layout(index) == (("<f8", (2, 5)), ("<f8", (2, 7)))
-    assert {piece for index in range(16) for piece in pairs.pieces(index)} == set(range(8))
+        first, second = pairs.block_leaves(index)
+        np.testing.assert_array_equal(first, left.block_leaves(row)[0])
+        np.testing.assert_array_equal(second, right.block_leaves(column)[0])
+        assert pairs.block_layout(index) == (("<f8", (2, 5)), ("<f8", (2, 7)))
+    assert {piece for index in range(16) for piece in pairs.block_components(index)} == set(range(8))
     assert pairs.encode_seconds == left.encode_seconds + right.encode_seconds
 
 
@@ -37,17 +37,17 @@ def test_a_factor_with_itself_has_its_pieces_once(triangle: bool) -> None:
     one = factor(5, 0)
     pairs = CodedPairs(one, one, triangle)
     assert pairs.n == (10 if triangle else 16)
-    assert {piece for index in range(pairs.n) for piece in pairs.pieces(index)} == set(range(4))
+    assert {piece for index in range(pairs.n) for piece in pairs.block_components(index)} == set(range(4))
     assert pairs.data_blocks.dtypes == [np.dtype(float)] * 2 and pairs.data_blocks.k == (6 if triangle else 9)
     assert pairs.encode_seconds == one.encode_seconds
 
 
 def test_parity_of_both_factors_is_let_go_of() -> None:
     pairs = CodedPairs(CodedBlocks(factor(5, 0).data_blocks, factor(5, 0).code), factor(7, 1))
-    before = pairs.leaves(15)
-    pairs.release()
+    before = pairs.block_leaves(15)
+    pairs.release_memory()
     assert pairs.left._parity is None and pairs.right._parity is not None  # which is to be kept
-    np.testing.assert_array_equal(pairs.leaves(15)[0], before[0])
+    np.testing.assert_array_equal(pairs.block_leaves(15)[0], before[0])
 
 
 def test_a_product_of_an_array_that_was_repaired_meanwhile(tmp_path: Path) -> None:

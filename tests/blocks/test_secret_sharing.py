@@ -12,7 +12,7 @@ from polarmap.codes import IntegerSecretSharingCode, SecretSharingCode
 
 def what_workers_get(data: np.ndarray, code: SecretSharingCode | IntegerSecretSharingCode) -> np.ndarray:
     coded = SecretSharingBlocks(cut_array(data, code.k), code)
-    return np.stack([coded.leaves(index)[0].ravel() for index in range(code.n)])
+    return np.stack([coded.block_leaves(index)[0].ravel() for index in range(code.n)])
 
 
 def test_the_correlation_of_what_a_worker_sees_is_that_of_the_bound() -> None:

@@ -36,7 +36,9 @@ def random_sparse(rows: int, columns: int, density: float, dtype: str, seed: int
 
 def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
     columns = blocks.data_blocks.matrix.shape[1]
-    found: np.ndarray = build_csr_matrix(blocks.leaves(index), scipy.sparse.csr_array, columns).toarray()
+    found: np.ndarray = build_csr_matrix(
+        blocks.block_leaves(index), scipy.sparse.csr_array, columns
+    ).toarray()
     return found
 
 
@@ -62,8 +64,8 @@ def test_blocks_are_those_of_the_dense_code(
     expected = code.encode(padded.reshape(k, -1))
     for index in range(coded.n):
         found = dense(coded, index)
-        layout = tuple((leaf.dtype.str, leaf.shape) for leaf in coded.leaves(index))
-        assert coded.layout(index) == layout
+        layout = tuple((leaf.dtype.str, leaf.shape) for leaf in coded.block_leaves(index))
+        assert coded.block_layout(index) == layout
         assert found.dtype == (dtype if index < k else code.parity_dtype(dtype))
         if dtype[0] in "iu":
             np.testing.assert_array_equal(found.ravel(), expected[index].astype(found.dtype))
@@ -78,7 +80,7 @@ def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
     code = PolarCode(16, 12, kernel)
     coded = SparseCodedBlocks(SparseDataBlocks(matrix, 12), code)
     counted = count_parity_nonzeros(coded.data_blocks, code.encoding_matrix)
-    assert counted == [coded.layout(index)[0][1][0] for index in range(12, 16)]
+    assert counted == [coded.block_layout(index)[0][1][0] for index in range(12, 16)]
     pattern = (matrix.toarray() != 0).reshape(12, 5, 40)
     support = code.encoding_matrix != 0
     assert counted == [int(pattern[row].any(axis=0).sum()) for row in support]
@@ -87,7 +89,7 @@ def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
 def test_indices_are_sorted_as_functions_may_expect() -> None:
     coded = SparseCodedBlocks(SparseDataBlocks(random_sparse(30, 20, 0.3, "f8"), 5), PolarCode(7, 5))
     for index in range(7):
-        rows = build_csr_matrix(coded.leaves(index), scipy.sparse.csr_array, 20)
+        rows = build_csr_matrix(coded.block_leaves(index), scipy.sparse.csr_array, 20)
         assert rows.has_canonical_format
 
 

@@ -36,8 +36,8 @@ def test_parts_of_a_sequence_are_as_they_are() -> None:
     parts, structure = cut_into_parts(data, None)
     blocks = UncodedBlocks(parts, structure)
     assert blocks.n == 2
-    assert [leaf.shape for leaf in blocks.leaves(1)] == [(5,), ()]
-    assert blocks.layout(1) == (("<f8", (5,)), ("<f8", ()))
+    assert [leaf.shape for leaf in blocks.block_leaves(1)] == [(5,), ()]
+    assert blocks.block_layout(1) == (("<f8", (5,)), ("<f8", ()))
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,16 @@ def test_any_workers_but_as_many_as_may_be_missing_have_every_part(
     shares = GradientCodedBlocks(
         *cut_into_parts(list(np.arange(float(parts))[:, None]), None), workers, tolerate
     )
-    held = [{number for number in shares.pieces(index) if number < parts} for index in range(shares.n)]
+    held = [
+        {number for number in shares.block_components(index) if number < parts} for index in range(shares.n)
+    ]
     assert {len(one) for one in held} == {(tolerate + 1) * parts // shares.n}
     assert all(sum(number in one for one in held) == tolerate + 1 for number in range(parts))
 
 
 def test_each_part_and_each_worker_s_coefficients_are_one_piece() -> None:
     shares = GradientCodedBlocks(*cut_into_parts(list(np.arange(6.0)[:, None]), None), None, 1)
-    coefficients, *parts = shares.leaves(2)
+    coefficients, *parts = shares.block_leaves(2)
     assert coefficients.tolist() == [1, 1]
     assert coefficients.dtype == np.int64
     assert len(parts) == 2

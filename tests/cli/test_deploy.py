@@ -16,7 +16,7 @@ from lithops.standalone.utils import install_script_kwargs_from_config
 
 from polarmap.cli import deploy
 from polarmap.clouds.limits import BACKENDS
-from polarmap.clouds.runtimes import RUNTIMES
+from polarmap.clouds.runtime_images import RUNTIME_IMAGES
 from polarmap.errors import ExecutorError
 
 
@@ -73,8 +73,8 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
     found = Handler()
 
     functions = SimpleNamespace(compute_handler=found, internal_storage=found)
-    monkeypatch.setattr(deploy, "open_functions", lambda file: functions)
-    monkeypatch.setattr(deploy, "end", lambda functions: found.calls.append(("end",)))
+    monkeypatch.setattr(deploy, "open_function_executor", lambda file: functions)
+    monkeypatch.setattr(deploy, "close_function_executor", lambda functions: found.calls.append(("end",)))
     return found
 
 
@@ -84,7 +84,9 @@ def filled_in(folder: Path, backend: str) -> Path:
     return file
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if not RUNTIMES[name].is_machine])
+@pytest.mark.parametrize(
+    "backend", [name for name in BACKENDS if not RUNTIME_IMAGES[name].is_virtual_machine]
+)
 def test_what_was_deployed_is_removed_and_nothing_else(
     handler: Handler, tmp_path: Path, backend: str
 ) -> None:

@@ -101,9 +101,11 @@ def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPa
         delete_objects=taking(0.004),
     )
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    monkeypatch.setattr("polarmap.executors.lithops_jobs.open_functions", taking(9))
-    monkeypatch.setattr("polarmap.executors.lithops_jobs.open_storage", taking(9, lambda _: storage))
-    monkeypatch.setattr("polarmap.executors.lithops_internals.end", taking(9))
+    monkeypatch.setattr("polarmap.executors.lithops_invocations.open_function_executor", taking(9))
+    monkeypatch.setattr(
+        "polarmap.executors.lithops_invocations.open_lithops_storage", taking(9, lambda _: storage)
+    )
+    monkeypatch.setattr("polarmap.executors.lithops_internals.close_function_executor", taking(9))
     assert _check_storage(Path("lithops.yaml")).detail == "put, get and delete of 1 KiB in 9 ms"
 
 

@@ -32,7 +32,7 @@ import polarmap
 from polarmap.cli import deploy
 from polarmap.cli.doctor import doctor_command
 from polarmap.cli.measure import measure_command
-from polarmap.executors.lithops_jobs import open_storage
+from polarmap.executors.lithops_invocations import open_lithops_storage
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.types import Report
 from polarmap.worker.segments import drop_inherited_connections
@@ -184,7 +184,7 @@ def drops_its_connections(config: Path, port: int) -> None:
     def opened() -> set[Any]:
         return {one.laddr for one in own("tcp") if one.raddr and one.raddr.port == port} - earlier
 
-    storage = open_storage(config)
+    storage = open_lithops_storage(config)
     storage.list_keys(storage.bucket, "polarmap/")
     inherited = opened()
     drop_inherited_connections(storage)

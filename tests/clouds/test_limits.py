@@ -14,18 +14,20 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap.clouds import limits
-from polarmap.clouds.limits import BACKENDS, MB, MapSize, Worker
+from polarmap.clouds.limits import BACKENDS, MB, MapSize, WorkerSpec
 from polarmap.codes import SecretSharing
 from polarmap.errors import LimitError
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.planning import ShiftedExponential, plan
 
 ROOT = Path(__file__).resolve().parents[2]
-LAMBDA = Worker("aws_lambda", "aws_s3", memory=2048, seconds=180, workers=1000, interval=0.3)
+LAMBDA = WorkerSpec(
+    "aws_lambda", "aws_s3", memory_mb=2048, timeout_seconds=180, max_workers=1000, poll_seconds=0.3
+)
 
-AZURE = Worker("azure_functions", "azure_storage", 600)
-GOOGLE = Worker("gcp_functions", "gcp_storage", 2048, 600, trigger="pub/sub")
-REDIS = Worker("aws_lambda", "redis", 10_240)
+AZURE = WorkerSpec("azure_functions", "azure_storage", 600)
+GOOGLE = WorkerSpec("gcp_functions", "gcp_storage", 2048, 600, trigger="pub/sub")
+REDIS = WorkerSpec("aws_lambda", "redis", 10_240)
 
 
 @given(
@@ -36,22 +38,22 @@ REDIS = Worker("aws_lambda", "redis", 10_240)
 )
 def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> None:
     """As many blocks as the message says do fit, one fewer row of memory would not have been asked for."""
-    worker = Worker("aws_lambda", "aws_s3", memory, workers=10**9)
+    worker = WorkerSpec("aws_lambda", "aws_s3", memory, max_workers=10**9)
     try:
-        limits.check(worker, MapSize(k + 1, k, rows * row_bytes, rows))
-        assert limits.memory_needed(rows * row_bytes) <= memory * MB
+        limits.check_map_fits(worker, MapSize(k + 1, k, rows * row_bytes, rows))
+        assert limits.compute_min_memory_bytes(rows * row_bytes) <= memory * MB
     except LimitError as error:
         advice = str(error).rpartition(": ")[2]
         assert (
-            limits.memory_needed(rows * row_bytes) > memory * MB
-            or rows * row_bytes > limits.LARGEST_OBJECT["aws_s3"]
+            limits.compute_min_memory_bytes(rows * row_bytes) > memory * MB
+            or rows * row_bytes > limits.MAX_OBJECT_BYTES["aws_s3"]
         )
         if "use blocks >= " not in advice:
-            assert limits.memory_needed(row_bytes) > memory * MB
+            assert limits.compute_min_memory_bytes(row_bytes) > memory * MB
             return
         wanted = int(advice.split("use blocks >= ")[1].split()[0])
         fitting = -(-(rows * k) // wanted)  # rows per block when the same rows are cut into so many
-        limits.check(worker, MapSize(wanted + 1, wanted, fitting * row_bytes, fitting))
+        limits.check_map_fits(worker, MapSize(wanted + 1, wanted, fitting * row_bytes, fitting))
 
 
 @pytest.mark.parametrize(
@@ -79,33 +81,37 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_to_change(worker: Worker, job: MapSize, message: str) -> None:
+def test_what_does_not_fit_is_refused_with_what_to_change(
+    worker: WorkerSpec, job: MapSize, message: str
+) -> None:
     with pytest.raises(LimitError, match=message):
-        limits.check(worker, job)
+        limits.check_map_fits(worker, job)
 
 
 def test_google_functions_called_by_https_may_take_longer() -> None:
-    limits.check(Worker("gcp_functions", "gcp_storage", 2048, 3600, trigger="https"), MapSize(8, 6, 1))
+    limits.check_map_fits(
+        WorkerSpec("gcp_functions", "gcp_storage", 2048, 3600, trigger="https"), MapSize(8, 6, 1)
+    )
 
 
 def test_more_workers_than_run_at_a_time_are_warned_of() -> None:
     with pytest.warns(RuntimeWarning, match="workers = 12, but k8s runs 10 at a time .max_workers.: 2 wait"):
-        limits.check(Worker("k8s", "minio", 512, workers=10), MapSize(12, 9, 100))
+        limits.check_map_fits(WorkerSpec("k8s", "minio", 512, max_workers=10), MapSize(12, 9, 100))
 
 
 def test_unknown_backends_are_not_judged() -> None:
-    limits.check(Worker("singularity", "redis", 1), MapSize(10**6, 10**5, 10**12))
+    limits.check_map_fits(WorkerSpec("singularity", "redis", 1), MapSize(10**6, 10**5, 10**12))
 
 
 @pytest.mark.parametrize("name", sorted(BACKENDS))
 def test_every_recipe_is_within_the_limits(name: str) -> None:
     config: dict[str, Any] = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    worker = limits.worker_of(config)
-    assert worker is not None and worker.limits is not None
-    assert worker.granted == worker.memory <= worker.limits.most_memory
+    worker = limits.parse_worker_spec(config)
+    assert worker is not None and worker.backend_limits is not None
+    assert worker.allocated_mb == worker.memory_mb <= worker.backend_limits.max_memory_mb
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        limits.check(worker, MapSize(min(32, worker.workers or 32), 24, 50 * MB, 100))
+        limits.check_map_fits(worker, MapSize(min(32, worker.max_workers or 32), 24, 50 * MB, 100))
 
 
 def test_lithops_own_limits_are_ours() -> None:
@@ -123,18 +129,21 @@ def test_lithops_own_limits_are_ours() -> None:
     engine = runpy.run_path(str(folder / "code_engine" / "config.py"))
     batch = runpy.run_path(str(folder / "aws_batch" / "config.py"))["AVAILABLE_CPU_MEM_FARGATE"]
     ours = BACKENDS["aws_lambda"]
-    assert (ours.least_memory, ours.most_memory) == (aws["RUNTIME_MEMORY_MIN"], aws["RUNTIME_MEMORY_MAX"])
-    assert ours.most_seconds == aws["RUNTIME_TIMEOUT_MAX"]
-    assert set(BACKENDS["gcp_functions"].sizes) == google["RUNTIME_MEMORY_OPTIONS"]
-    assert set(BACKENDS["azure_functions"].sizes) == azure["FLEX_INSTANCE_MEMORY"]
+    assert (ours.min_memory_mb, ours.max_memory_mb) == (aws["RUNTIME_MEMORY_MIN"], aws["RUNTIME_MEMORY_MAX"])
+    assert ours.max_seconds == aws["RUNTIME_TIMEOUT_MAX"]
+    assert set(BACKENDS["gcp_functions"].memory_sizes_mb) == google["RUNTIME_MEMORY_OPTIONS"]
+    assert set(BACKENDS["azure_functions"].memory_sizes_mb) == azure["FLEX_INSTANCE_MEMORY"]
     ours = BACKENDS["gcp_cloudrun"]
-    assert (ours.most_memory, ours.most_seconds) == (run["MAX_RUNTIME_MEMORY"], run["MAX_RUNTIME_TIMEOUT"])
-    assert set(BACKENDS["azure_containers"].sizes) == set(apps["ALLOWED_MEM"])
-    assert list(BACKENDS["code_engine"].sizes) == engine["VALID_MEMORY_VALUES"]
+    assert (ours.max_memory_mb, ours.max_seconds) == (run["MAX_RUNTIME_MEMORY"], run["MAX_RUNTIME_TIMEOUT"])
+    assert set(BACKENDS["azure_containers"].memory_sizes_mb) == set(apps["ALLOWED_MEM"])
+    assert list(BACKENDS["code_engine"].memory_sizes_mb) == engine["VALID_MEMORY_VALUES"]
     sizes = {size for some in batch.values() for size in some}
-    assert (BACKENDS["aws_batch"].least_memory, BACKENDS["aws_batch"].most_memory) == (min(sizes), max(sizes))
+    assert (BACKENDS["aws_batch"].min_memory_mb, BACKENDS["aws_batch"].max_memory_mb) == (
+        min(sizes),
+        max(sizes),
+    )
     for asked in (300, 512, 513, 2048, 3000, 9999):
-        granted = Worker("azure_functions", "azure_storage", asked).granted
+        granted = WorkerSpec("azure_functions", "azure_storage", asked).allocated_mb
         assert granted == azure["get_flex_instance_memory"](asked)
 
 
@@ -150,12 +159,12 @@ def test_a_machine_runs_several_tasks_at_a_time() -> None:
         "aws_ec2": own,
         "standalone": {"hard_dismantle_timeout": 3600},
     }
-    worker = limits.worker_of(config)
-    assert worker is not None and (worker.workers, worker.kind) == (32, "t3.large")
-    assert worker.seconds == 3600  # workers that stay are renewed before the machine ends
+    worker = limits.parse_worker_spec(config)
+    assert worker is not None and (worker.max_workers, worker.instance_type) == (32, "t3.large")
+    assert worker.timeout_seconds == 3600  # workers that stay are renewed before the machine ends
     own |= {"worker_processes": "AUTO", "request_spot_instances": True}  # as many as it has processors
-    worker = limits.worker_of(config)
-    assert worker is not None and (worker.workers, worker.kind) == (None, "spot t3.large")
+    worker = limits.parse_worker_spec(config)
+    assert worker is not None and (worker.max_workers, worker.instance_type) == (None, "spot t3.large")
 
 
 def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkeypatch: Any) -> None:
@@ -164,8 +173,8 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
     settings = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
     path = tmp_path / "here.yaml"
     path.write_text(settings)
-    small = Worker("aws_lambda", "aws_s3", memory=155)
-    monkeypatch.setattr(adapter, "worker_of", lambda config: small)
+    small = WorkerSpec("aws_lambda", "aws_s3", memory_mb=155)
+    monkeypatch.setattr(adapter, "parse_worker_spec", lambda config: small)
     monkeypatch.setattr(adapter.LithopsExecutor, "open", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(LimitError, match=r"use blocks >= 8 or runtime_memory >= 16\d$"):
         polarmap.coded_map(np.sum, np.ones((300, 8 * 1024)), blocks=3, tasks=5, executor=path)
@@ -174,7 +183,7 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
 class Small(ReplayExecutor):
     """Workers that can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
 
-    worker = Worker("aws_lambda", "aws_s3", memory=155)
+    worker_spec = WorkerSpec("aws_lambda", "aws_s3", memory_mb=155)
 
 
 @pytest.mark.parametrize(

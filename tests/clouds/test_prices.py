@@ -10,23 +10,25 @@ import pytest
 
 import polarmap
 from polarmap.clouds import prices
-from polarmap.clouds.limits import BACKENDS, Worker
+from polarmap.clouds.limits import BACKENDS, WorkerSpec
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.planning import ShiftedExponential, plan
 
-LAMBDA = Worker("aws_lambda", "aws_s3", memory=2048, seconds=180, workers=1000, interval=0.3)
+LAMBDA = WorkerSpec(
+    "aws_lambda", "aws_s3", memory_mb=2048, timeout_seconds=180, max_workers=1000, poll_seconds=0.3
+)
 
 
 def test_figures_say_when_and_where_they_were_read() -> None:
-    for one in (*BACKENDS.values(), *prices.PRICES.values()):
+    for one in (*BACKENDS.values(), *prices.PRICE_LISTS.values()):
         assert date.fromisoformat(one.checked) <= date(2100, 1, 1)
         assert one.source
-    assert set(prices.PRICES) <= set(BACKENDS)
+    assert set(prices.PRICE_LISTS) <= set(BACKENDS)
 
 
 def test_a_bill_by_hand() -> None:
     """Three Lambda calls of 2 GB: two of 1 s and one of 4 s, and a second around each."""
-    bill = prices.cost(LAMBDA, [1.0, 1.0, 4.0], elapsed=6.0)
+    bill = prices.estimate_map_cost(LAMBDA, [1.0, 1.0, 4.0], polling_seconds=6.0)
     assert bill is not None
     assert bill.compute == pytest.approx((2 + 2 + 5) * 2 * 1.66667e-5)
     assert bill.calls == pytest.approx(3 * 0.20 / 1e6)
@@ -37,29 +39,31 @@ def test_a_bill_by_hand() -> None:
 
 def test_looks_at_more_marks_than_one_request_lists() -> None:
     """1,000 calls leave 2,000 marks, which are two requests a look."""
-    few, many = (prices.cost(LAMBDA, [1.0] * calls, elapsed=30.0) for calls in (500, 1000))
+    few, many = (
+        prices.estimate_map_cost(LAMBDA, [1.0] * calls, polling_seconds=30.0) for calls in (500, 1000)
+    )
     assert few is not None and many is not None
     assert many.requests - 2 * few.requests == pytest.approx(0, abs=1e-12)
 
 
 def test_google_rounds_up_and_charges_processors() -> None:
-    bill = prices.cost(Worker("gcp_functions", "gcp_storage", 4096), [0.01], 0.0)
+    bill = prices.estimate_map_cost(WorkerSpec("gcp_functions", "gcp_storage", 4096), [0.01], 0.0)
     assert bill is not None
     assert bill.compute == pytest.approx(1.1 * (4 * 2.5e-6 + 2 * 2.4e-5))
 
 
 def test_fargate_charges_a_minute_and_what_the_configuration_says() -> None:
     """Two processors and 4 GB for a minute, however short the task."""
-    worker = Worker("aws_batch", "aws_s3", 4096, processors=2, kind="FARGATE")
-    bill = prices.cost(worker, [1.0], 0.0)
+    worker = WorkerSpec("aws_batch", "aws_s3", 4096, cpus=2, instance_type="FARGATE")
+    bill = prices.estimate_map_cost(worker, [1.0], 0.0)
     assert bill is not None
     assert bill.compute == pytest.approx(2 * 0.04048 / 60 + 4 * 0.004445 / 60)
 
 
 @pytest.mark.parametrize(("seconds", "billed"), [(3.0, 60.0), (100.0, 101.0)])
 def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: float) -> None:
-    worker = Worker("aws_batch", "aws_s3", 2048, processors=1, kind="FARGATE")
-    bill = prices.cost_of_stay(worker, prices.Stay(4 * seconds, started=4))
+    worker = WorkerSpec("aws_batch", "aws_s3", 2048, cpus=1, instance_type="FARGATE")
+    bill = prices.estimate_persistent_cost(worker, prices.PersistentUsage(4 * seconds, n_started=4))
     assert bill is not None
     assert bill.compute == pytest.approx(4 * billed * (0.04048 + 2 * 0.004445) / 3600)
 
@@ -68,7 +72,7 @@ def test_a_worker_that_stays_pays_the_least_time_once(seconds: float, billed: fl
     ("kind", "is_priced"), [("t3.large", True), ("spot t3.large", False), ("m5.large", False)]
 )
 def test_machines_are_priced_where_the_price_is_known(kind: str, is_priced: bool) -> None:
-    bill = prices.cost(Worker("aws_ec2", "aws_s3", 4096, kind=kind), [3599.0], 0.0)
+    bill = prices.estimate_map_cost(WorkerSpec("aws_ec2", "aws_s3", 4096, instance_type=kind), [3599.0], 0.0)
     assert (bill is not None) == is_priced
     if bill is not None:  # an hour of half a t3.large
         assert bill.compute == pytest.approx(0.0832 / 2)
@@ -76,7 +80,7 @@ def test_machines_are_priced_where_the_price_is_known(kind: str, is_priced: bool
 
 def test_a_report_carries_its_cost() -> None:
     class Priced(ReplayExecutor):
-        worker = LAMBDA
+        worker_spec = LAMBDA
 
     report = polarmap.coded_map(
         np.sum, np.ones((8, 3)), blocks=4, tasks=6, executor=Priced({3: math.inf})
@@ -97,5 +101,5 @@ def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:
     assert priced.cost is not None and priced.uncoded_cost is not None
     assert priced.cost.compute > 0.8 * priced.expected.worker_seconds * 2 * 1.66667e-5
     assert "cost in the mean: $" in str(priced)
-    few = Worker("aws_lambda", "aws_s3", 2048, workers=26)
+    few = WorkerSpec("aws_lambda", "aws_s3", 2048, max_workers=26)
     assert plan(24, distribution, worker_spec=few).n <= 26

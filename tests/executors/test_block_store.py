@@ -24,9 +24,14 @@ from polarmap.blocks.code_choice import CodeOptions, cut_and_choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Failure, Payload
-from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
-from polarmap.executors.lithops import InBucket
+from polarmap.executors.block_store import (
+    INLINE_BLOCK_BYTES,
+    BlockStore,
+    MemoryMappedBlockStore,
+    PublishedBlocks,
+)
+from polarmap.executors.interface import Failure, JobSpec, TaskBlocks
+from polarmap.executors.lithops import BucketBlockStore
 from polarmap.worker import encryption
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import CIPHERTEXT_OVERHEAD_BYTES, Encryption, read_segment
@@ -35,7 +40,7 @@ from polarmap.worker.segments import INLINE, Location, Segment, read_raw_segment
 from polarmap.worker.task_records import to_plain_tuple
 
 K, N = 3, 4
-ROWS = SENT_BYTES // 8
+ROWS = INLINE_BLOCK_BYTES // 8
 DATA = np.random.default_rng(0).standard_normal((K * ROWS, 2))
 
 
@@ -55,8 +60,8 @@ def blocks(rows: int = K * ROWS) -> CodedBlocks:
     return CodedBlocks(*cut_and_choose_code(DATA[:rows], CodeOptions(K, N)))
 
 
-def told(coded: Coded, key: Encryption | None = None) -> Payload:
-    return Payload(len, coded, encryption=key)
+def told(coded: TaskBlocks, key: Encryption | None = None) -> JobSpec:
+    return JobSpec(len, coded, encryption=key)
 
 
 def failure(kind: str) -> Failure:
@@ -74,14 +79,14 @@ class Kind:
         self.kind, self.folder, self.storage = kind, folder, CountingStorage()
         (folder / "memory").mkdir()
         stores: dict[str, Callable[[], BlockStore]] = {
-            "memory": lambda: InFolders(folder / "memory", folder / "disk", 10**8),
-            "disk": lambda: InFolders(None, folder / "disk", 10**8),
-            "bucket": lambda: InBucket(self.storage, "prefix"),
+            "memory": lambda: MemoryMappedBlockStore(folder / "memory", folder / "disk", 10**8),
+            "disk": lambda: MemoryMappedBlockStore(None, folder / "disk", 10**8),
+            "bucket": lambda: BucketBlockStore(self.storage, "prefix"),
             "driver": lambda: BlockStore("prefix"),
         }
         self.store = stores[kind]()
 
-    def load(self, stored: StoredPieces, coded: Any, task: int) -> list[Any]:
+    def load(self, stored: PublishedBlocks, coded: Any, task: int) -> list[Any]:
         """The leaves of a block, as a worker that comes new has them."""
 
         def read(place: Location, part: Segment) -> Any:
@@ -89,10 +94,10 @@ class Kind:
 
         def lie(place: Location, part: Segment) -> Any:
             if place.kind == "driver":
-                return stored.part(coded, part.key)
+                return stored.read_component(coded, part.key)
             return self.read(place, part)
 
-        return [BlockCache().load(stored.block(coded, task), coded.structure, read)]
+        return [BlockCache().load(stored.publish_block(coded, task), coded.structure, read)]
 
     def read(self, place: Location, part: Segment) -> Any:
         return (
@@ -110,7 +115,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
     return Kind(request.param, tmp_path)
 
 
-def check(place: Kind, stored: StoredPieces, coded: Any) -> None:
+def check(place: Kind, stored: PublishedBlocks, coded: Any) -> None:
     for task in range(coded.n):
         for found, right in zip(place.load(stored, coded, task), coded.leaves(task), strict=True):
             np.testing.assert_array_equal(found, right)
@@ -118,35 +123,35 @@ def check(place: Kind, stored: StoredPieces, coded: Any) -> None:
 
 def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
     coded = blocks()
-    stored = place.store.of(told(coded))
-    stored.prepare(coded, [0, 2])
+    stored = place.store.acquire_blocks(told(coded))
+    stored.publish_in_parallel(coded, [0, 2])
     assert place.left() == (2 if place.kind == "bucket" else 0)  # elsewhere the first worker begins at once
     for _ in range(2):
-        stored.prepare(coded, range(N))
+        stored.publish_in_parallel(coded, range(N))
         check(place, stored, coded)
     assert place.left() == (0 if place.kind == "driver" else N)
     assert set(place.storage.writes.values()) <= {1}
-    block = stored.block(coded, 1)
-    assert stored.order(coded, 1) is stored.order(coded, 1)
+    block = stored.publish_block(coded, 1)
+    assert stored.get_pickled_block_ref(coded, 1) is stored.get_pickled_block_ref(coded, 1)
     for part in block.segments:
         may_change = block.location.kind == "bucket"  # else no checksum is needed
-        assert part.crc32 == (zlib.crc32(coded.leaves(1)[0].tobytes()) if may_change else None)
+        assert part.crc32 == (zlib.crc32(coded.block_leaves(1)[0].tobytes()) if may_change else None)
 
 
 def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: Kind) -> None:
     coded, other = blocks(), blocks()
-    first = place.store.of(told(coded))
+    first = place.store.acquire_blocks(told(coded))
     check(place, first, coded)
-    place.store.done(first)
-    assert place.store.of(told(coded)) is first
-    assert place.store.of(told(other)) is not first
-    assert first.name(coded, 1) != first.name(coded, 2)
-    assert first.name(coded, 1) != place.store.of(told(other)).name(other, 1)
-    check(place, place.store.of(told(other)), other)
+    place.store.release_blocks(first)
+    assert place.store.acquire_blocks(told(coded)) is first
+    assert place.store.acquire_blocks(told(other)) is not first
+    assert first.get_task_key(coded, 1) != first.get_task_key(coded, 2)
+    assert first.get_task_key(coded, 1) != place.store.acquire_blocks(told(other)).get_task_key(other, 1)
+    check(place, place.store.acquire_blocks(told(other)), other)
     del coded
     gc.collect()
-    place.store.of(told(other))
-    place.store.remove_unneeded()
+    place.store.acquire_blocks(told(other))
+    place.store.collect_garbage()
     assert place.left() == (0 if place.kind == "driver" else N)
 
 
@@ -154,11 +159,11 @@ def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
     names = list[Any]()
     for _ in range(20):
         coded = blocks()
-        stored = place.store.of(told(coded))
-        names.append(stored.name(coded, 0))
-        assert place.store.in_use() == (stored.number,)
-        assert (stored.kept_as is None) == (place.kind == "bucket")  # whose objects are known by checksums
-        place.store.done(stored)
+        stored = place.store.acquire_blocks(told(coded))
+        names.append(stored.get_task_key(coded, 0))
+        assert place.store.get_live_block_set_ids() == (stored.block_set_id,)
+        assert (stored.cache_id is None) == (place.kind == "bucket")  # whose objects are known by checksums
+        place.store.release_blocks(stored)
         del coded  # later ones are often in the same place in memory
     assert len(set(names)) == 20
 
@@ -166,7 +171,7 @@ def test_no_task_is_taken_for_one_of_blocks_that_are_gone(place: Kind) -> None:
 @pytest.mark.parametrize("key", [None, Encryption.create(bytes(range(32)))])
 def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encryption | None) -> None:
     coded = blocks()
-    stored = place.store.of(told(coded, key))
+    stored = place.store.acquire_blocks(told(coded, key))
     check(place, stored, coded)
     for key in place.storage.objects:
         place.storage.objects[key] = b"wrong"
@@ -176,47 +181,49 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind, key: Encrypt
         for path in paths:
             path.write_bytes(b"cut")
         for task in range(N):
-            stored.store_if_damaged(coded, task, failure("damaged"))
+            stored.invalidate_if_damaged(coded, task, failure("damaged"))
         check(place, stored, coded)
         # A file must not change under those who still use it.
         assert [file.read() for file in mapped] == [b"cut"] * len(paths)
-    before = [stored.order(coded, task) for task in range(N)]
+    before = [stored.get_pickled_block_ref(coded, task) for task in range(N)]
     for task in range(N):
-        stored.store_if_damaged(coded, task, failure("lost"))
-        assert stored.order(coded, task) is before[task]
+        stored.invalidate_if_damaged(coded, task, failure("lost"))
+        assert stored.get_pickled_block_ref(coded, task) is before[task]
 
 
 def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
     coded, (key, other) = blocks(), (Encryption.create(bytes(range(32))) for _ in range(2))
-    stored = place.store.of(told(coded, key))
-    assert place.store.of(told(coded, key)) is stored
-    assert place.store.of(told(coded, other)) is not stored
-    stored.prepare(coded, range(N))
+    stored = place.store.acquire_blocks(told(coded, key))
+    assert place.store.acquire_blocks(told(coded, key)) is stored
+    assert place.store.acquire_blocks(told(coded, other)) is not stored
+    stored.publish_in_parallel(coded, range(N))
     check(place, stored, coded)
     for task in range(N):
-        [part] = stored.block(coded, task).segments
+        [part] = stored.publish_block(coded, task).segments
         lying = part._replace(size=part.size + CIPHERTEXT_OVERHEAD_BYTES)
-        source = stored.block(coded, task).location._replace(encryption=None)
-        data = stored.part(coded, part.key) if place.kind == "driver" else place.read(source, lying)
+        source = stored.publish_block(coded, task).location._replace(encryption=None)
+        data = stored.read_component(coded, part.key) if place.kind == "driver" else place.read(source, lying)
         assert len(data) == part.size + CIPHERTEXT_OVERHEAD_BYTES
-        assert not any(row.tobytes() in bytes(data) for row in coded.leaves(task)[0])
+        assert not any(row.tobytes() in bytes(data) for row in coded.block_leaves(task)[0])
         assert part.crc32 in (None, zlib.crc32(data))  # which tells nothing of the numbers
         # Whoever reads it need have no module of ours.
-        ticket = to_plain_tuple(told(coded, key).ticket(task, 0, stored.block(coded, task)))
-        for sent in (stored.order(coded, task), pickle.dumps(ticket)):
+        ticket = to_plain_tuple(
+            told(coded, key).make_task_request(task, 0, stored.publish_block(coded, task))
+        )
+        for sent in (stored.get_pickled_block_ref(coded, task), pickle.dumps(ticket)):
             assert b"polarmap.worker" not in sent
     small = blocks(6)
-    assert place.store.of(told(small, key)).block(small, 0).location.kind != "message"
+    assert place.store.acquire_blocks(told(small, key)).publish_block(small, 0).location.kind != "message"
 
 
 def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
     coded = blocks(6)
-    stored = place.store.of(told(coded))
-    stored.prepare(coded, range(N))
+    stored = place.store.acquire_blocks(told(coded))
+    stored.publish_in_parallel(coded, range(N))
     check(place, stored, coded)
-    is_sent = stored.block(coded, 0).location == INLINE
+    is_sent = stored.publish_block(coded, 0).location == INLINE
     assert is_sent == (place.kind in ("memory", "disk"))
-    assert (stored.roots == []) is is_sent  # and take no room from others
+    assert (stored.key_prefixes == []) is is_sent  # and take no room from others
 
 
 def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
@@ -226,32 +233,34 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     def stored_array() -> StoredCodedBlocks:
         manifest = Manifest("a", (made.code.k,), np.dtype("<f8"), made.code, parts)
         stored = StoredCodedBlocks(SimpleNamespace(name="theirs"), manifest)  # type: ignore[arg-type]
-        stored.source = source
+        stored.location = source
         return stored
 
     one, other = stored_array(), stored_array()
-    stored = place.store.of(told(one))
-    stored.prepare(one, range(N))
+    stored = place.store.acquire_blocks(told(one))
+    stored.publish_in_parallel(one, range(N))
     for task in range(N):
-        assert stored.block(one, task) == (source, parts[task], (("<f8", (1,)),), b"")
-        assert stored.name(one, task) == place.store.of(told(other)).name(other, task)
-    stored.store_if_damaged(one, 0, failure("damaged"))
+        assert stored.publish_block(one, task) == (source, parts[task], (("<f8", (1,)),), b"")
+        assert stored.get_task_key(one, task) == place.store.acquire_blocks(told(other)).get_task_key(
+            other, task
+        )
+    stored.invalidate_if_damaged(one, 0, failure("damaged"))
     assert place.left() == 0
 
 
 def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> None:
     class Pairs(UncodedBlocks):
-        def pieces(self, index: int) -> Any:
-            return index, (index + 1) % 3
+        def block_components(self, task: int) -> Any:
+            return task, (task + 1) % 3
 
     place = Kind("disk", tmp_path)
     coded = Pairs([[np.full(ROWS, float(number))] for number in range(3)], (tuple, (), (("array",),) * 2))
-    stored = place.store.of(told(coded))
+    stored = place.store.acquire_blocks(told(coded))
     for task in range(3):
         [found] = place.load(stored, coded, task)
-        np.testing.assert_array_equal(found, coded.leaves(task))
+        np.testing.assert_array_equal(found, coded.block_leaves(task))
     assert files(tmp_path) == {"0", "1", "2"}
-    assert stored.bytes >= 3 * 8 * ROWS
+    assert stored.n_bytes >= 3 * 8 * ROWS
 
 
 # --- folders -----------------------------------------------------------------------------------
@@ -262,19 +271,19 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     one, two, three = [
         UncodedBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)
     ]
-    store = InFolders(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
+    store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes)
     for coded in (one, two):
-        stored = store.of(told(coded))
-        stored.block(coded, 0)
-        store.done(stored)
-    in_use, stored = store.of(told(two)), store.of(told(three))
-    store.remove_unneeded()
-    stored.block(three, 1)
+        stored = store.acquire_blocks(told(coded))
+        stored.publish_block(coded, 0)
+        store.release_blocks(stored)
+    in_use, stored = store.acquire_blocks(told(two)), store.acquire_blocks(told(three))
+    store.collect_garbage()
+    stored.publish_block(three, 1)
     assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
-    on_disk = store.of(told(one))  # the two others are in use
-    on_disk.block(one, 2)
+    on_disk = store.acquire_blocks(told(one))  # the two others are in use
+    on_disk.publish_block(one, 2)
     assert files(tmp_path / "disk") == {"2"}
-    assert store.of(told(two)) is in_use
+    assert store.acquire_blocks(told(two)) is in_use
 
 
 def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
@@ -282,15 +291,15 @@ def test_two_maps_that_look_for_room_at_once_do_not_find_the_same(
 ) -> None:
     (tmp_path / "memory").mkdir()
     one, two = (UncodedBlocks([[DATA[:ROWS]]], ("array",)) for _ in range(2))
-    store = InFolders(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
-    stored, other = store.of(told(one)), store.of(told(two))
+    store = MemoryMappedBlockStore(tmp_path / "memory", tmp_path / "disk", DATA[:ROWS].nbytes)
+    stored, other = store.acquire_blocks(told(one)), store.acquire_blocks(told(two))
 
     def meanwhile() -> None:
         monkeypatch.undo()
-        other.block(two, 0)
+        other.publish_block(two, 0)
 
-    monkeypatch.setattr(store, "remove_unneeded", meanwhile)
-    stored.block(one, 0)
+    monkeypatch.setattr(store, "collect_garbage", meanwhile)
+    stored.publish_block(one, 0)
     assert files(tmp_path / "memory") == files(tmp_path / "disk") == {"0"}
 
 
@@ -304,7 +313,7 @@ def test_a_bucket_that_refuses_is_one_clear_error() -> None:
 
     coded = blocks()
     with pytest.raises(ExecutorError, match="stored in bucket 'b': PermissionError: AccessDenied"):
-        InBucket(Refusing(), "prefix").of(told(coded)).prepare(coded, [0])
+        BucketBlockStore(Refusing(), "prefix").acquire_blocks(told(coded)).publish_in_parallel(coded, [0])
 
 
 def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_from_running() -> None:
@@ -317,21 +326,21 @@ def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_fr
             return super().list_keys(bucket, prefix)
 
     storage = Away()
-    store = InBucket(storage, "prefix")
+    store = BucketBlockStore(storage, "prefix")
     for storage.is_away in (False, True, True, False):
         coded = blocks()
-        stored = store.of(told(coded))
-        store.remove_unneeded()
-        stored.prepare(coded, [0])  # those of the map before are not needed any more
+        stored = store.acquire_blocks(told(coded))
+        store.collect_garbage()
+        stored.publish_in_parallel(coded, [0])  # those of the map before are not needed any more
     assert len(storage.objects) == 1
 
 
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     coded = blocks()
-    stored = BlockStore("prefix").of(told(coded))
+    stored = BlockStore("prefix").acquire_blocks(told(coded))
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
-            stored.part(coded, key)
+            stored.read_component(coded, key)
 
 
 # --- with the driver ---------------------------------------------------------------------------
@@ -351,15 +360,15 @@ def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
         lambda key, name, data: encrypted.update([name]) or encrypt(key, name, data),
     )
     key = Encryption.create(bytes(range(32))) if has_key else None
-    stored = BlockStore("prefix").of(told(coded, key))
+    stored = BlockStore("prefix").acquire_blocks(told(coded, key))
     tracemalloc.start()
     try:
-        [part] = stored.block(coded, 0).segments
+        [part] = stored.publish_block(coded, 0).segments
         assert tracemalloc.get_traced_memory()[1] < leaves[0].nbytes
     finally:
         tracemalloc.stop()
     assert not encrypted
     data = b"".join(leaf.tobytes() for leaf in leaves)
     assert (part.size, part.crc32) == (len(data), None)
-    assert (stored.part(coded, part.key) == data) is not has_key
+    assert (stored.read_component(coded, part.key) == data) is not has_key
     assert encrypted.total() == has_key

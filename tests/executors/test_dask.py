@@ -34,12 +34,12 @@ from polarmap import Pool
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors import pool as pools
-from polarmap.executors.base import Payload, check_reachable
-from polarmap.executors.cluster_data import DaskFutures
-from polarmap.executors.dask import DaskCalls, DaskSite
+from polarmap.executors.cluster_data import DaskDataCluster
+from polarmap.executors.dask import DaskSubmitter, DaskWorkerProvider
 from polarmap.executors.futures import FuturesExecutor
-from polarmap.executors.pickling import pickled_with_buffers as pickled
-from polarmap.executors.tcp import own_addresses
+from polarmap.executors.interface import JobSpec, check_location_reachable
+from polarmap.executors.pickling import pickle_function_with_buffers as pickled
+from polarmap.executors.worker_listener import list_local_addresses
 from polarmap.worker.segments import Location
 
 OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
@@ -74,7 +74,7 @@ def waits(call: int) -> bool:
 
 
 def test_equal_calls_run_each(executor: Any) -> None:
-    calls = DaskCalls(executor)
+    calls = DaskSubmitter(executor)
     for future in [calls.submit(begins, 1) for _ in range(5)]:
         assert future.result(PATIENCE) is None
     assert [BEGAN.get(timeout=PATIENCE) for _ in range(5)] == [1] * 5
@@ -86,7 +86,7 @@ def test_equal_calls_run_each(executor: Any) -> None:
     "close", [lambda executor: executor.shutdown(wait=False), lambda executor: executor._client.close()]
 )
 def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close: Any) -> None:
-    with closing(FuturesExecutor(executor).open(Payload(waits, BLOCKS))) as run:
+    with closing(FuturesExecutor(executor).open(JobSpec(waits, BLOCKS))) as run:
         run.submit([(task, 0) for task in range(4)])
         for _ in range(2):
             BEGAN.get(timeout=PATIENCE)
@@ -98,7 +98,7 @@ def test_every_future_ends_when_somebody_closes_the_client(executor: Any, close:
 
 
 def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
-    calls = DaskCalls(executor)
+    calls = DaskSubmitter(executor)
     held = [calls.submit(waits, number) for number in range(2)]
     assert all(name.startswith("polarmap-task-") for name in executor._client.futures)
     [worker] = executor._client.cluster.workers.values()
@@ -124,7 +124,7 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
         return theirs
 
     monkeypatch.setattr(executor._client, "submit", closes)
-    with closing(FuturesExecutor(executor).open(Payload(waits, BLOCKS))) as run:
+    with closing(FuturesExecutor(executor).open(JobSpec(waits, BLOCKS))) as run:
         run.submit([(0, 0)])
         with pytest.raises(ExecutorError, match=f"^Dask runs no tasks: {CLOSED}$"):
             first_ends(run, 1)
@@ -175,13 +175,13 @@ def sender(request: pytest.FixtureRequest) -> Iterator[SlowSender]:
 
 def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
     """Dask fetches five groups of results at a time, each of those that are asked for together."""
-    calls, late = DaskCalls(sender.slow), []
+    calls, late = DaskSubmitter(sender.slow), []
     for number in range(6):
         late.append(calls.submit(abs, -number))
         assert sender.asked.get(timeout=PATIENCE)
-    assert DaskCalls(sender.fast).submit(abs, -7).result(PATIENCE) == 7
-    data = DaskFutures(sender.fast)
-    assert data.fetch(data.call(divmod, 7, 2, outputs=2)) == [3, 1]
+    assert DaskSubmitter(sender.fast).submit(abs, -7).result(PATIENCE) == 7
+    data = DaskDataCluster(sender.fast)
+    assert data.fetch_values(data.submit_call(divmod, 7, 2, n_outputs=2)) == [3, 1]
     assert not any(future.done() for future in late)
     sender.release()
     assert [future.result(PATIENCE) for future in late] == list(range(6))
@@ -190,11 +190,11 @@ def test_results_that_travel_slowly_delay_no_others(sender: SlowSender) -> None:
 def test_a_result_that_nobody_waits_for_any_more_may_travel_and_dask_prints_nothing(
     sender: SlowSender, caplog: pytest.LogCaptureFixture
 ) -> None:
-    call = DaskCalls(sender.slow).submit(abs, -3)
+    call = DaskSubmitter(sender.slow).submit(abs, -3)
     key, tasks = sender.asked.get(timeout=PATIENCE), sender.cluster.scheduler.tasks
     assert call.cancel()
     assert (
-        DaskCalls(sender.fast).submit(int).result(PATIENCE) == 0
+        DaskSubmitter(sender.fast).submit(int).result(PATIENCE) == 0
     )  # the scheduler has heard what came before
     assert key in tasks
     sender.release()
@@ -235,7 +235,9 @@ def test_of_polarmap_nothing_travels_to_workers_that_have_it(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(pools, "pickled_with_buffers", lambda *of: sent.append(pickled(*of)) or sent[-1])
+    monkeypatch.setattr(
+        pools, "pickle_function_with_buffers", lambda *of: sent.append(pickled(*of)) or sent[-1]
+    )
     with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
         np.testing.assert_allclose(operator @ X, A @ X)
     assert sent
@@ -333,10 +335,10 @@ def test_tasks_have_ended_when_a_pool_is_closed_whichever_client_is_the_current_
     ):
         with Pool(client.get_executor(pure=False), workers=2) as pool:
             check(pool)
-            kept = pool._kept
+            kept = pool._resources
             # One whose pool is closed before it has called ends with the error that nobody answers.
-            assert kept is not None and until(lambda: len(kept.workers) == 2)
-            site: Any = kept._site
+            assert kept is not None and until(lambda: len(kept.worker_pool) == 2)
+            site: Any = kept._provider
             tasks = list(site._futures.values())
         assert tasks
         assert all(task.status == "finished" for task in tasks)
@@ -387,11 +389,11 @@ def test_a_map_to_which_no_worker_connects_names_the_address_and_what_to_do(clie
 
 
 def test_workers_first_try_the_address_from_which_the_client_has_called_its_scheduler() -> None:
-    host, sizes = own_addresses()[0], OPTIONS | {"n_workers": 1, "processes": False}
+    host, sizes = list_local_addresses()[0], OPTIONS | {"n_workers": 1, "processes": False}
     with (
         distributed.LocalCluster(**sizes, host=host, protocol="tcp://") as cluster,
         distributed.Client(cluster.scheduler_address, set_as_default=False) as client,
-        closing(DaskSite(client)) as site,
+        closing(DaskWorkerProvider(client)) as site,
     ):
         assert site.driver_host == host
 
@@ -403,10 +405,10 @@ def test_what_a_task_has_told_may_be_gone_with_its_worker(client: Any) -> None:
         def result(self, timeout: float) -> str:
             raise TimeoutError
 
-    site = DaskSite(client)
+    site = DaskWorkerProvider(client)
     for may_ask in (True, False):
         site._futures = {3: Gone()}
-        assert site.ended(may_ask) == {3: "finished"}
+        assert site.collect_exited_workers(may_ask) == {3: "finished"}
     site.close()
 
 
@@ -434,7 +436,7 @@ def test_a_cluster_whose_scheduler_dies_in_a_map_is_one_clear_error_soon(
     keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dask's own futures wait half a minute for another one."""
-    monkeypatch.setattr("polarmap.executors.dask.SCHEDULER_SECONDS", 0.5)
+    monkeypatch.setattr("polarmap.executors.dask.SCHEDULER_TIMEOUT", 0.5)
     with (
         distributed.LocalCluster(n_workers=1, processes=True, **OPTIONS) as cluster,
         distributed.Client(cluster.scheduler_address, set_as_default=False) as client,
@@ -459,13 +461,13 @@ def test_tasks_of_a_pool_have_names_in_the_dashboard(client: Any, pool: Pool) ->
 
 
 def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
-    site = DaskSite(client.get_executor())
-    check_reachable(None, "lies in", *site.reach)
-    check_reachable(Location("folder", "/data"), "lies in", *site.reach)
+    site = DaskWorkerProvider(client.get_executor())
+    check_location_reachable(None, "lies in", *site.backend_and_storage)
+    check_location_reachable(Location("folder", "/data"), "lies in", *site.backend_and_storage)
     with pytest.raises(ExecutorError):
-        check_reachable(Location("bucket", "b", "aws_s3"), "lies in", *site.reach)
-    assert site.workers == 8
-    assert site.modules(b"") == {}
+        check_location_reachable(Location("bucket", "b", "aws_s3"), "lies in", *site.backend_and_storage)
+    assert site.max_workers == 8
+    assert site.collect_module_sources(b"") == {}
     site.close()
 
 
@@ -501,14 +503,14 @@ class Machines:
 
 def spread(pool: Pool) -> dict[str, int]:
     """The number of workers that each machine has, by address."""
-    return {host.rpartition("(")[2].rstrip(")"): count for host, count in pool.workers_on.items()}
+    return {host.rpartition("(")[2].rstrip(")"): count for host, count in pool.workers_by_host.items()}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a machine has one address of its own")
 def test_workers_are_spread_over_machines_and_again_after_one_has_gone_and_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.dask.ASK_SECONDS", 0.5)
+    monkeypatch.setattr("polarmap.executors.dask.WORKER_LIST_INTERVAL", 0.5)
     hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
     with closing(Machines(tmp_path)) as machines:
         for host in hosts:

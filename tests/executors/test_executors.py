@@ -16,17 +16,17 @@ from plain import ends
 import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.executors import (
-    executor_of,
-    injected_faults,
-    keep_open,
-    shares_cores,
-    storage_beside,
-    usual_blocks,
-    with_faults_of,
-    without_faults,
+    choose_storage_for_workers,
+    collect_injected_faults,
+    is_on_local_cores,
+    resolve_executor,
+    rewrap_with_faults,
+    suggest_n_blocks,
+    unwrap_faulty_executor,
+    with_persistent_workers,
 )
-from polarmap.executors.base import MapExecutor, Payload
-from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.interface import JobSpec, MapExecutor
+from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 
@@ -41,20 +41,20 @@ class Pool:
     ("choice", "name"), [(None, "processes here"), ("localhost", "localhost"), (Pool(), "Pool")]
 )
 def test_it_says_what_it_is(choice: Any, name: str) -> None:
-    executor = executor_of(choice)
+    executor = resolve_executor(choice)
     assert isinstance(executor, MapExecutor)
     assert executor.name == name
 
 
 def test_an_executor_of_ours_is_taken_as_it_is() -> None:
     replay = ReplayExecutor()
-    assert executor_of(replay) is replay
+    assert resolve_executor(replay) is replay
 
 
 def test_only_a_configuration_is_opened_for_many_maps() -> None:
     faulty = FaultyExecutor("localhost", {0: Fault("raise")})
     for choice in (None, Pool(), faulty):
-        kept, close = keep_open(choice)
+        kept, close = with_persistent_workers(choice)
         close()
         assert kept is choice or kept == choice
 
@@ -62,11 +62,11 @@ def test_only_a_configuration_is_opened_for_many_maps() -> None:
 def test_arrays_stay_beside_the_workers_that_read_them(tmp_path: Path) -> None:
     functions = SimpleNamespace(compute_handler=None, internal_storage=None)
     in_memory, in_file = np.zeros(2), np.memmap(tmp_path / "A", shape=2, mode="w+")
-    assert storage_beside("localhost", in_memory) == private_folder() / "arrays"
-    assert storage_beside(None, in_file) == private_folder() / "arrays"
-    assert storage_beside(None, in_memory) is None
-    assert storage_beside(FaultyExecutor(functions), in_memory) is functions
-    assert storage_beside(Pool(), in_memory) is None
+    assert choose_storage_for_workers("localhost", in_memory) == get_process_temp_folder() / "arrays"
+    assert choose_storage_for_workers(None, in_file) == get_process_temp_folder() / "arrays"
+    assert choose_storage_for_workers(None, in_memory) is None
+    assert choose_storage_for_workers(FaultyExecutor(functions), in_memory) is functions
+    assert choose_storage_for_workers(Pool(), in_memory) is None
 
 
 # --- faults ---
@@ -77,9 +77,9 @@ BLOCKS = UncodedBlocks([[np.zeros(1)]] * 4, ("array",))
 
 def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() -> None:
     inner = FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3), Fault("raise")))
-    executor = executor_of(FaultyExecutor(inner, {1: Fault("kill")}))
-    assert (executor.name, executor.worker) == ("replay", None)
-    with closing(executor.open(Payload(np.copy, BLOCKS, {2: Fault("exit")}))) as run:
+    executor = resolve_executor(FaultyExecutor(inner, {1: Fault("kill")}))
+    assert (executor.name, executor.worker_spec) == ("replay", None)
+    with closing(executor.open(JobSpec(np.copy, BLOCKS, {2: Fault("exit")}))) as run:
         run.submit([(task, 0) for task in range(4)])
         failures = [outcome.failure for _ in range(4) for outcome in ends(run.wait(9.0))]
     assert [failure and failure.kind for failure in failures] == ["raised", "lost", "lost", None]
@@ -88,22 +88,26 @@ def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() 
 @pytest.mark.parametrize("choice", [None, "localhost", polarmap.Pool(), Pool(), ReplayExecutor()])
 def test_fault_injection_answers_as_the_executor_that_it_wraps(choice: Any) -> None:
     faulty, data = FaultyExecutor(FaultyExecutor(choice, {0: Fault("kill")}), {1: Fault("raise")}), np.ones(3)
-    assert without_faults(faulty) is choice
-    assert type(without_faults(executor_of(faulty))) is type(executor_of(choice))
-    for question in (shares_cores, partial(usual_blocks, most=1000), partial(storage_beside, data=data)):
+    assert unwrap_faulty_executor(faulty) is choice
+    assert type(unwrap_faulty_executor(resolve_executor(faulty))) is type(resolve_executor(choice))
+    for question in (
+        is_on_local_cores,
+        partial(suggest_n_blocks, max_blocks=1000),
+        partial(choose_storage_for_workers, data=data),
+    ):
         assert question(faulty) == question(choice)
-    other = with_faults_of(faulty, "localhost")
-    assert (without_faults(other), other.faults, other.executor.faults) == (
+    other = rewrap_with_faults(faulty, "localhost")
+    assert (unwrap_faulty_executor(other), other.faults, other.executor.faults) == (
         "localhost",
         {1: Fault("raise")},
         {0: Fault("kill")},
     )
-    assert injected_faults(executor_of(faulty)) == {0: Fault("kill"), 1: Fault("raise")}
-    assert injected_faults(ReplayExecutor()) == {}
+    assert collect_injected_faults(resolve_executor(faulty)) == {0: Fault("kill"), 1: Fault("raise")}
+    assert collect_injected_faults(ReplayExecutor()) == {}
 
 
 def test_its_name_is_that_of_the_executor_underneath_at_any_time() -> None:
     pool = ReplayExecutor()
-    executor = executor_of(FaultyExecutor(pool))
+    executor = resolve_executor(FaultyExecutor(pool))
     pool.name = "replay (TCP)"
     assert executor.name == "replay (TCP)"

@@ -13,8 +13,8 @@ import numpy as np
 from plain import ends
 
 from polarmap.blocks.uneven import UncodedBlocks
-from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
+from polarmap.executors.interface import AttemptStarted, JobSpec, Outcome
 from polarmap.worker.processes import ProcessIdentity
 
 DATA = [np.arange(3.0) + task for task in range(3)]
@@ -39,13 +39,13 @@ class ManualPool:
 
 def test_outcomes_come_in_the_order_of_their_ends() -> None:
     pool = ManualPool()
-    with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+    with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0), (2, 0)])
         pool.run(2)
         pool.run(0)
         events = run.wait(1.0)
-        began = [event for event in events if isinstance(event, Began)]
-        assert [(event.task, event.is_certain) for event in began] == [(0, True), (1, False), (2, True)]
+        began = [event for event in events if isinstance(event, AttemptStarted)]
+        assert [(event.task, event.is_confirmed) for event in began] == [(0, True), (1, False), (2, True)]
         assert [outcome.task for outcome in ends(events)] == [2, 0]
         for outcome in ends(events):
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
@@ -53,27 +53,27 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
 
 def test_the_folder_of_a_run_says_whose_it_is() -> None:
     """So that a later process removes it when this one is killed."""
-    with closing(FuturesExecutor(ManualPool()).open(Payload(np.negative, BLOCKS))) as run:
-        assert run._folder is not None
-        folder = Path(run._folder.folder)
+    with closing(FuturesExecutor(ManualPool()).open(JobSpec(np.negative, BLOCKS))) as run:
+        assert run._folder_token is not None
+        folder = Path(run._folder_token.folder)
         assert folder.name.startswith(ProcessIdentity.current().folder_prefix)
     assert not folder.exists()
 
 
 def test_what_the_pool_drops_is_lost() -> None:
     pool = ManualPool()
-    with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+    with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0), (2, 0)])
         pool.calls[0][0].cancel()
         pool.calls[1][0].set_exception(OSError("node down"))
-        assert run._folder is not None
-        shutil.rmtree(run._folder.folder)
+        assert run._folder_token is not None
+        shutil.rmtree(run._folder_token.folder)
         pool.run(2)
         texts = [str(outcome.failure) for outcome in ends(run.wait(1.0))]
     assert texts == [
         "WorkerLost: ManualPool was shut down or cancelled the task before it began",
         "WorkerLost: OSError: node down",
-        f"WorkerLost: somebody removed {run._folder.folder}",
+        f"WorkerLost: somebody removed {run._folder_token.folder}",
     ]
 
 
@@ -81,42 +81,42 @@ def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
-        with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+        with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
             run.submit([(0, 0)])
             assert run.wait(0.0) == []
             gate.set()
-            assert [type(event) for event in run.wait(60.0)] == [Began, Outcome]
+            assert [type(event) for event in run.wait(60.0)] == [AttemptStarted, Outcome]
 
 
 def test_what_workers_elsewhere_were_handed_counts_as_begun() -> None:
     """Where they see no folder of the driver's, nobody knows better; here their marks tell."""
     for marks, expected in ((False, {0, 1}), (True, {0})):
         pool = ManualPool()
-        with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+        with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
             run.submit([(0, 0), (1, 0)])
-            assert [event.is_certain for event in run.wait(0.0)] == [False, False]
+            assert [event.is_confirmed for event in run.wait(0.0)] == [False, False]
             if marks:
-                run._link(0, 0).mark_started()
-            assert {event.task for event in run.stop()} == expected
+                run._get_cancel_token(0, 0).mark_started()
+            assert {event.task for event in run.cancel_queued()} == expected
 
 
 def test_what_is_stopped_in_the_queue_of_a_pool_does_not_begin() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
-        with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+        with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
             run.submit([(0, 0), (1, 0)])
-            assert run.stop() == []
+            assert run.cancel_queued() == []
             gate.set()
-    assert run._links[0, 0].started_at is None
+    assert run._thread_tokens[0, 0].started_at is None
 
 
 def test_a_task_that_its_pool_starts_although_it_was_cancelled_does_not_begin() -> None:
     pool = ManualPool()
-    with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+    with closing(FuturesExecutor(pool).open(JobSpec(np.negative, BLOCKS))) as run:
         run.submit([(0, 0), (1, 0)])
         pool.run(0)  # leaves a mark: the workers see the folder
         run.wait(1.0)
-        assert run.stop() == []
+        assert run.cancel_queued() == []
         _, call, arguments = pool.calls[1]
         assert call(*arguments) is None

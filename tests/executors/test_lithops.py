@@ -22,23 +22,23 @@ from servers import BUCKET, SECRET, S3Server
 
 import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import WorkerSpec
 from polarmap.errors import ExecutorError
-from polarmap.executors import lithops_jobs
-from polarmap.executors.base import Began, Outcome, Payload, check_reachable
+from polarmap.executors import lithops_invocations
+from polarmap.executors.interface import AttemptStarted, JobSpec, Outcome, check_location_reachable
 from polarmap.executors.lithops import (
-    HERE_SECONDS,
+    LOCAL_WORKER_SECONDS,
     PARITY_NICE,
-    SPARE_SECONDS,
+    STARTUP_MARGIN_SECONDS,
     LithopsExecutor,
-    LithopsRun,
-    LithopsSite,
-    remove_objects,
-    seconds_of,
+    LithopsSession,
+    LithopsWorkerProvider,
+    compute_max_worker_seconds,
+    delete_objects_below,
 )
-from polarmap.executors.lithops_jobs import Jobs
-from polarmap.executors.owned_folder import private_folder
-from polarmap.executors.remote_workers import RemoteWorkers
+from polarmap.executors.lithops_invocations import LithopsInvocations
+from polarmap.executors.remote_workers import RemoteWorkerPool
+from polarmap.executors.temp_folders import get_process_temp_folder
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker import lithops_tasks
 from polarmap.worker.persistent_worker import DriverAddress
@@ -56,15 +56,15 @@ def functions(backend: str = "aws_lambda") -> Any:
     return found
 
 
-def payload(output: Location | None = None) -> Payload:
-    return Payload(np.copy, BLOCKS, output=output and OutputSpec(output, "y", 5))
+def payload(output: Location | None = None) -> JobSpec:
+    return JobSpec(np.copy, BLOCKS, output_spec=output and OutputSpec(output, "y", 5))
 
 
 def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
     executor = LithopsExecutor(functions())
     assert executor.name == "lithops/aws_lambda"
-    assert executor.worker is not None
-    assert executor.worker.memory == 2048
+    assert executor.worker_spec is not None
+    assert executor.worker_spec.memory_mb == 2048
 
 
 def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
@@ -78,8 +78,8 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
         opened.append(functions())
         return opened[-1]
 
-    monkeypatch.setattr(lithops_jobs, "open_functions", open_functions)
-    monkeypatch.setattr(lithops_jobs, "end", ended.append)
+    monkeypatch.setattr(lithops_invocations, "open_function_executor", open_functions)
+    monkeypatch.setattr(lithops_invocations, "close_function_executor", ended.append)
     executor = LithopsExecutor(file)
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
@@ -92,12 +92,14 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 # --- futures in memory ---------------------------------------------------------------
 
 
-class Run(LithopsRun):
+class Run(LithopsSession):
     """With what it runs on at hand."""
 
     def __init__(self, **more: Any) -> None:
         self.functions = Functions()
-        super().__init__(Jobs(self.functions, shares=True), Payload(np.negative, BLOCKS, **more))
+        super().__init__(
+            LithopsInvocations(self.functions, shares_executor=True), JobSpec(np.negative, BLOCKS, **more)
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +115,7 @@ def told(run: Run) -> list[Outcome]:
 
 
 def begun(run: Run) -> set[int]:
-    return {event.task for event in run.wait(0.01) if isinstance(event, Began)}
+    return {event.task for event in run.wait(0.01) if isinstance(event, AttemptStarted)}
 
 
 def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None:
@@ -143,7 +145,7 @@ def test_waiting_takes_as_long_as_it_may() -> None:
 
 def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Any] = []
-    monkeypatch.setattr(lithops_jobs, "LISTING_SECONDS", 600.0)
+    monkeypatch.setattr(lithops_invocations, "LISTING_INTERVAL", 600.0)
     monkeypatch.setattr(Future, "status", lambda self, **options: looks.append(self))
     run = Run()
     run.submit([(task, 0) for task in range(3)])
@@ -157,19 +159,19 @@ def test_what_lithops_sees_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 # --- jobs on this machine ------------------------------------------------------------
 
 
-def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
+def opened(f: Any, n: int = 4, **more: Any) -> LithopsSession:
     blocks = UncodedBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
-    return LithopsExecutor("localhost").open(Payload(f, blocks, **more))
+    return LithopsExecutor("localhost").open(JobSpec(f, blocks, **more))
 
 
 def files() -> list[Path]:
     """Of maps, in the private folder."""
-    found = [path for path in private_folder().rglob("*") if path.is_file()]
+    found = [path for path in get_process_temp_folder().rglob("*") if path.is_file()]
     return [one for one in found if not one.name.startswith(("owner", "runner-", "localhost-runner.log"))]
 
 
 def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
-    with closing(opened(lambda block: np.array([os.nice(0)]), low_priority=range(2, 4))) as run:
+    with closing(opened(lambda block: np.array([os.nice(0)]), low_priority_tasks=range(2, 4))) as run:
         run.submit([(task, 0) for task in range(3)])
         first = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 3) if one.leaves}
         run.submit([(2, 1), (3, 0)])
@@ -197,28 +199,28 @@ NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 
 @pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
 def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
-    site = LithopsSite(choice)
-    assert (site.name, site.shares_files, site.seconds) == (name, True, HERE_SECONDS)
-    workers = RemoteWorkers(site, None, True, 10**6, 1)
+    site = LithopsWorkerProvider(choice)
+    assert (site.name, site.shares_files, site.max_worker_seconds) == (name, True, LOCAL_WORKER_SECONDS)
+    workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with closing(workers):
-        check_reachable(Location("folder", "/data"), "lies in", *site.reach)
+        check_location_reachable(Location("folder", "/data"), "lies in", *site.backend_and_storage)
         stores = "is in far" if choice == "localhost" else "stores in localhost"
         with pytest.raises(ExecutorError, match=stores):
-            check_reachable(Location("bucket", "b", "far"), "lies in", *site.reach)
-        workers.want(2)
+            check_location_reachable(Location("bucket", "b", "far"), "lies in", *site.backend_and_storage)
+        workers.request_workers(2)
         assert until(lambda: len(workers) == 2, 60.0)
-        lease = workers.open(lambda: None)
-        taken = [workers.take(lease, 1) for _ in range(2)]
-        assert workers.channel == "TCP"
+        lease = workers.open_allocation(lambda: None)
+        taken = [workers.acquire_worker(lease, 1) for _ in range(2)]
+        assert workers.latest_channel_name == "TCP"
         processes = set[int]()
         for worker in taken:
             assert worker is not None
-            assert until(lambda one=worker: bool(one.receive()) and one.process is not None)
-            processes.add(worker.process or 0)
+            assert until(lambda one=worker: bool(one.receive()) and one.pid is not None)
+            processes.add(worker.pid or 0)
         assert len(processes) == 2
-    workers.leave(lease)
+    workers.close_allocation(lease)
     assert until(lambda: not any(os.path.exists(f"/proc/{process}") for process in processes))
-    assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
+    assert not list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/"))
 
 
 def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_replace() -> None:
@@ -226,15 +228,15 @@ def test_workers_of_a_configuration_do_not_run_the_copy_of_lithops_that_others_r
 
     copy = Path(constants.LITHOPS_TEMP_DIR) / "lithops"
     kept = copy.with_name("lithops-kept")
-    site = LithopsSite(YAML)
-    workers = RemoteWorkers(site, None, True, 10**6, 1)
+    site = LithopsWorkerProvider(YAML)
+    workers = RemoteWorkerPool(site, None, True, 10**6, 1)
     with contextlib.suppress(FileNotFoundError):
         copy.rename(kept)
     try:
         copy.mkdir()
         (copy / "__init__.py").write_text("raise EOFError")  # half of one
         with closing(workers):
-            workers.want(2)
+            workers.request_workers(2)
             assert until(lambda: len(workers) == 2, 60.0)
     finally:
         shutil.rmtree(copy)
@@ -246,16 +248,16 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
     """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
     script, yaml = python_in(tmp_path), tmp_path / "lithops.yaml"
     yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
-    site, found = LithopsSite(yaml), dict[int, str]()
+    site, found = LithopsWorkerProvider(yaml), dict[int, str]()
     with closing(site):
-        site.launch(NOWHERE, {7: 60.0})  # Lithops asks the interpreter what it has, once
-        assert until(lambda: bool(found.update(site.ended()) or found), 60.0)
+        site.launch_workers(NOWHERE, {7: 60.0})  # Lithops asks the interpreter what it has, once
+        assert until(lambda: bool(found.update(site.collect_exited_workers()) or found), 60.0)
         assert list(found) == [7]
         assert "127.0.0.1" in found[7]
-        assert site.ended() == {}
+        assert site.collect_exited_workers() == {}
         python_in(tmp_path, lacks="numpy")
-        site.launch(NOWHERE, {8: 60.0, 9: 60.0})
-        assert until(lambda: bool(found.update(site.ended()) or len(found) == 3), 60.0)
+        site.launch_workers(NOWHERE, {8: 60.0, 9: 60.0})
+        assert until(lambda: bool(found.update(site.collect_exited_workers()) or len(found) == 3), 60.0)
     for number in (8, 9):
         assert (
             f"{script} of its workers does not run Lithops (ModuleNotFoundError: No module named 'numpy')"
@@ -266,8 +268,8 @@ def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
 def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site = LithopsSite(YAML)
-    site.object_links(lambda number, link, channel: None).close()
+    site = LithopsWorkerProvider(YAML)
+    site.open_storage_channels(lambda number, link, channel: None).close()
 
     def away(*_: object) -> Any:
         raise ConnectionError("the storage is away")
@@ -277,22 +279,22 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
 
     with closing(site):
         others = jobs()
-        site.launch(NOWHERE, {7: 60.0})
+        site.launch_workers(NOWHERE, {7: 60.0})
         with monkeypatch.context() as patch:
             patch.setattr(site.storage, "list_keys", away)
-            assert until(lambda: bool(site.ended()), 60.0)
-            site.remove_left()
+            assert until(lambda: bool(site.collect_exited_workers()), 60.0)
+            site.remove_leftovers()
         assert jobs() - others
-        site.remove_left()
+        site.remove_leftovers()
         assert jobs() <= others  # what others left may vanish meanwhile
 
 
 def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site = LithopsSite("localhost")
-    site.object_links(lambda number, link, channel: None).close()
-    put, key = site.storage.put_object, f"{site.prefix}/blocks/0/0"
+    site = LithopsWorkerProvider("localhost")
+    site.open_storage_channels(lambda number, link, channel: None).close()
+    put, key = site.storage.put_object, f"{site.key_prefix}/blocks/0/0"
 
     def put_late(*arguments: Any) -> None:
         site.close()
@@ -301,15 +303,17 @@ def test_a_block_that_is_being_stored_when_its_pool_is_closed_does_not_stay(
     monkeypatch.setattr(site.storage, "put_object", put_late)
     for _ in range(2):
         with contextlib.suppress(ExecutorError):
-            site.block_store().put(key, [b"block"])
-    assert list(site.storage.list_keys(site.bucket, f"{site.prefix}/")) == []
+            site.make_block_store().put(key, [b"block"])
+    assert list(site.storage.list_keys(site.bucket, f"{site.key_prefix}/")) == []
 
 
 def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
-    known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
-    assert seconds_of(known) == 900.0 - SPARE_SECONDS
-    assert seconds_of(None) == HERE_SECONDS
-    assert seconds_of(replace(known, seconds=5.0)) == 1.0
+    known = WorkerSpec(
+        backend="aws_lambda", storage="aws_s3", memory_mb=1769, timeout_seconds=900.0, max_workers=100
+    )
+    assert compute_max_worker_seconds(known) == 900.0 - STARTUP_MARGIN_SECONDS
+    assert compute_max_worker_seconds(None) == LOCAL_WORKER_SECONDS
+    assert compute_max_worker_seconds(replace(known, timeout_seconds=5.0)) == 1.0
 
 
 def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> None:
@@ -318,12 +322,12 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> N
     assert "monitoring_interval: 0.02" in text
     for said, meant in (("0.02", 1.0), ("5", 5.0)):
         (tmp_path / "lithops.yaml").write_text(text.replace("interval: 0.02", f"interval: {said}"))
-        site = LithopsSite(tmp_path / "lithops.yaml")
+        site = LithopsWorkerProvider(tmp_path / "lithops.yaml")
         with closing(site):
-            assert site.look_seconds == meant
-            site.launch(NOWHERE, {7: 60.0})
-            assert len(site._jobs._jobs) == 2  # the first, and that of the job
-            for functions in site._jobs._jobs:
+            assert site.listing_interval == meant
+            site.launch_workers(NOWHERE, {7: 60.0})
+            assert len(site._invocations._job_keys_by_executor) == 2  # the first, and that of the job
+            for functions in site._invocations._job_keys_by_executor:
                 config = functions.internal_storage.get_storage_config()
                 assert config["monitoring_interval"] == meant
 
@@ -332,11 +336,11 @@ def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> 
     import cloudpickle
     import servers
 
-    site = LithopsSite(YAML)
+    site = LithopsWorkerProvider(YAML)
     with closing(site):
-        site._jobs.functions = None  # whatever it asks
+        site._invocations.function_executor = None  # whatever it asks
         with pytest.raises(ExecutorError, match="takes no job"):
-            site.modules(cloudpickle.dumps(servers.free_ports))
+            site.collect_module_sources(cloudpickle.dumps(servers.free_ports))
 
 
 # --- a real keep-alive S3 server, where workers share forked sockets -----------------
@@ -392,11 +396,11 @@ class ForgetfulStorage(DictStorage):
 
 @pytest.mark.parametrize(("forgets", "left"), [(2, []), (9, ["a/1", "a/2"])])
 def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypatch):
-    monkeypatch.setattr("polarmap.executors.lithops.REMOVE_PAUSES", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr("polarmap.executors.lithops.DELETE_RETRY_PAUSES", (0.0, 0.0, 0.0, 0.0))
     storage = ForgetfulStorage(forgets)
     for key in ("a/1", "a/2", "b/1"):
         storage.put_object("b", key, b"")
     told = pytest.warns(RuntimeWarning, match="does not delete what lies below 'a/'")
     with told if left else contextlib.nullcontext():
-        remove_objects(storage, ["a/"])
+        delete_objects_below(storage, ["a/"])
     assert [key for _, key in storage.objects] == [*left, "b/1"]

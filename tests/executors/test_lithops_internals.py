@@ -21,24 +21,24 @@ from pool_processes import python_in, until
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import (
-    LostError,
-    call_when_seen,
-    end,
-    ended_silently,
-    has_ended,
-    impatient_storage,
-    interpreter_error,
-    keep_monitoring,
-    leave,
-    load_lithops,
-    localhost_functions,
-    named_for_lithops,
-    result_of,
-    runner,
-    runs_here,
-    storage_settings,
+    InvocationLostError,
+    abandon_jobs,
+    add_status_callback,
+    build_localhost_executor,
+    close_function_executor,
+    fetch_result,
+    find_exited_without_status,
+    find_interpreter_error,
+    get_interpreter_for_lithops,
+    import_lithops,
+    is_finished,
+    is_local,
+    load_storage_settings,
+    open_storage_without_retries,
+    restart_dead_monitor,
+    write_runner_script,
 )
-from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.temp_folders import get_process_temp_folder
 
 
 def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,39 +48,39 @@ def test_a_machine_without_a_temporary_folder_is_told_what_to_set(monkeypatch: p
         return found(name, *more)
 
     found = builtins.__import__
-    load_lithops.cache_clear()
+    import_lithops.cache_clear()
     monkeypatch.setattr("builtins.__import__", none)
     with pytest.raises(ExecutorError, match="needs a temporary folder, set TMPDIR to one: No usable"):
-        load_lithops()
+        import_lithops()
 
 
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
-    functions = localhost_functions()
+    functions = build_localhost_executor()
     try:
         functions.config["localhost"]["worker_processes"] = 3
-        assert str(private_folder()) in functions.storage.bucket
+        assert str(get_process_temp_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
         seen = list[int]()
         for number, future in enumerate((good, bad, late)):
-            call_when_seen([future], partial(seen.append, number))
+            add_status_callback([future], partial(seen.append, number))
         for future in (good, bad):
-            assert until(partial(has_ended, future))
-        assert result_of(good, functions) == 10
-        with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
-            result_of(bad, functions)
-        assert not has_ended(late)
+            assert until(partial(is_finished, future))
+        assert fetch_result(good, functions) == 10
+        with pytest.raises(InvocationLostError, match=r"ZeroDivisionError: (integer )?division"):
+            fetch_result(bad, functions)
+        assert not is_finished(late)
         assert until(lambda: bool(late.running))
         assert until(lambda: set(seen) == {0, 1, 2})
-        assert ended_silently(functions, [late]) == []
-        keep_monitoring(functions, [late])
+        assert find_exited_without_status(functions, [late]) == []
+        restart_dead_monitor(functions, [late])
         assert functions.job_monitor.is_alive()
-        leave(functions, [late], {f"{late.job_key}0"})
+        abandon_jobs(functions, [late], {f"{late.job_key}0"})
         assert functions.futures == [good, bad, late]
-        leave(functions, [], {late.job_key})
+        abandon_jobs(functions, [], {late.job_key})
         assert functions.futures == []
     finally:
-        end(functions)
-    assert not list(private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*"))
+        close_function_executor(functions)
+    assert not list(get_process_temp_folder().glob(f"lithops-*/jobs/{functions.executor_id}*"))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -93,14 +93,14 @@ def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, ver
         "localhost": {"version": version, "runtime": str(script)},
     }
     functions = lithops.FunctionExecutor(config=config, log_level=None)
-    assert runs_here(functions)
-    assert interpreter_error(functions) == ""
+    assert is_local(functions)
+    assert find_interpreter_error(functions) == ""
     python_in(tmp_path, lacks="numpy")
     said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
-    assert re.search(said, interpreter_error(functions))
+    assert re.search(said, find_interpreter_error(functions))
     script.unlink()
-    assert "No such file" in interpreter_error(functions)
-    end(functions)
+    assert "No such file" in find_interpreter_error(functions)
+    close_function_executor(functions)
 
 
 def work(number: int) -> int:
@@ -121,17 +121,17 @@ def test_what_lithops_gave_up_has_its_reason() -> None:
         (None, "NoneType: None"),
     ]:
         future = SimpleNamespace(**flags, _exception=error, runtime_name="p3")
-        assert has_ended(future)
-        with pytest.raises(LostError, match=f"^{reason}$"):
-            result_of(future, None)
+        assert is_finished(future)
+        with pytest.raises(InvocationLostError, match=f"^{reason}$"):
+            fetch_result(future, None)
 
 
 def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("lithops: {backend: localhost}\n")
-    settings = storage_settings(file)
+    settings = load_storage_settings(file)
     assert settings["backend"] == "localhost"
-    storage = impatient_storage(settings, seconds=3)
+    storage = open_storage_without_retries(settings, timeout=3)
     assert storage.backend == "localhost"
 
 
@@ -149,7 +149,7 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
     monkeypatch.setattr(boto3.Session, "client", counted)
     keys = {"access_key_id": "a", "secret_access_key": "b", "storage_bucket": "c", "user_agent": "d"}
     backend = {**keys, "region": "us-east-1", "endpoint": "http://127.0.0.1:9"}
-    storage = impatient_storage({"backend": kind, kind: backend}, seconds=3)
+    storage = open_storage_without_retries({"backend": kind, kind: backend}, timeout=3)
     theirs = importlib.import_module(f"lithops.storage.backends.{kind}")
     [config] = made
     assert (config.connect_timeout, config.read_timeout) == (3, 3)
@@ -162,12 +162,12 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
 def test_an_interpreter_runs_this_lithops_by_a_script_in_our_folder(
     version: int, is_other: bool, tmp_path: Path
 ) -> None:
-    runtime = str(python_in(tmp_path)) if is_other else named_for_lithops()
-    folder, script = private_folder(), Path(runner(runtime, version, False))
+    runtime = str(python_in(tmp_path)) if is_other else get_interpreter_for_lithops()
+    folder, script = get_process_temp_folder(), Path(write_runner_script(runtime, version, False))
     assert script.parent == folder
     assert str(folder).startswith(str(Path(tempfile.gettempdir()).resolve()))
     shutil.rmtree(folder)
-    assert runner(runtime, version, False) == str(script)
+    assert write_runner_script(runtime, version, False) == str(script)
     said = subprocess.run([script, "replaced.py", "get_metadata"], stdout=subprocess.PIPE, check=True).stdout
     assert json.loads(said)["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -178,10 +178,10 @@ def test_an_interpreter_whose_path_lithops_refuses_runs_all_the_same(
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.setattr("sys.executable", str(python_in(folder)))
-    functions = localhost_functions()
+    functions = build_localhost_executor()
     try:
         [future] = functions.map(work, [{"number": 0}])
-        assert until(partial(has_ended, future))
-        assert result_of(future, functions) == 10
+        assert until(partial(is_finished, future))
+        assert fetch_result(future, functions) == 10
     finally:
-        end(functions)
+        close_function_executor(functions)

@@ -13,7 +13,12 @@ import pytest
 
 from polarmap.errors import CodeError
 from polarmap.executors import module_state
-from polarmap.executors.module_state import is_library, own, read_code, state_of
+from polarmap.executors.module_state import (
+    analyze_code,
+    collect_module_state,
+    is_library_module,
+    select_user_objects,
+)
 from polarmap.worker.module_state import describe_value
 
 NAME = "module_that_is_reached"
@@ -49,20 +54,27 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(sys.modules, NAME, made)
     exec(SOURCE, vars(made))
     yield made
-    for known in (module_state._walks, module_state._known, module_state._first_seen):
+    for known in (
+        module_state._walk_cache,
+        module_state._user_module_cache,
+        module_state._first_seen_objects,
+    ):
         known.clear()
 
 
 def paths(*reached: Any) -> set[str]:
-    return {item.path for item in state_of(reached)}
+    return {item.path for item in collect_module_state(reached)}
 
 
 def test_installed_modules_are_nobody_s_own(module: Any) -> None:
     assert (
-        is_library("numpy") and is_library("sys") and is_library("polarmap.errors") and is_library("_pytest")
+        is_library_module("numpy")
+        and is_library_module("sys")
+        and is_library_module("polarmap.errors")
+        and is_library_module("_pytest")
     )
-    assert not is_library(NAME)
-    assert own([np.sum, functools.partial, np, module, module.f]) == [module, module.f]
+    assert not is_library_module(NAME)
+    assert select_user_objects([np.sum, functools.partial, np, module, module.f]) == [module, module.f]
 
 
 def test_all_that_code_names_is_reached_and_nothing_else(module: Any) -> None:
@@ -90,12 +102,12 @@ def test_absolute_imports_reach_no_package_around_the_function(module: Any) -> N
     namespace = {"__name__": "absent", "__package__": NAME}
     exec("def imports(b):\n    import concurrent.futures, sys\n    return vars(sys)", namespace)
     exec("def relative(b):\n    from . import number\n    return number", namespace)
-    assert module_state._Walk([namespace["imports"]], []).state == []
-    assert [item.path for item in module_state._Walk([namespace["relative"]], []).state] == ["number"]
+    assert module_state._StateWalk([namespace["imports"]], []).items == []
+    assert [item.path for item in module_state._StateWalk([namespace["relative"]], []).items] == ["number"]
 
 
 def test_what_functions_fill_in_is_known(module: Any) -> None:
-    found = {item.path: item.may_differ_on_worker for item in state_of([module.fills, module.f])}
+    found = {item.path: item.may_differ_on_worker for item in collect_module_state([module.fills, module.f])}
     assert {path for path, may_be_filled in found.items() if may_be_filled} == {"model", "cache"}
 
 
@@ -117,18 +129,18 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_state_is_looked_at_anew_in_each_map(name: str, module: Any) -> None:
     reached = [module.f, module.Kind, module.connects, module.shadows]
-    before = state_of(reached)
-    assert state_of(reached) is before
+    before = collect_module_state(reached)
+    assert collect_module_state(reached) is before
     CHANGES[name](module)
-    assert state_of(reached) != before
-    assert state_of(reached) is state_of(reached)
+    assert collect_module_state(reached) != before
+    assert collect_module_state(reached) is collect_module_state(reached)
 
 
 def test_nothing_is_described_again_where_nothing_can_have_changed(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached = [module.helper, module.Kind]
-    state_of(reached)
+    collect_module_state(reached)
     told = list[str]()
 
     def describe(module: str, path: str, value: Any) -> Any:
@@ -136,17 +148,17 @@ def test_nothing_is_described_again_where_nothing_can_have_changed(
         return describe_value(module, path, value)
 
     monkeypatch.setattr(module_state, "describe_value", describe)
-    assert state_of(reached) is state_of(reached)
+    assert collect_module_state(reached) is collect_module_state(reached)
     assert told == []
 
 
 def test_another_object_that_cannot_be_sent_is_refused(module: Any) -> None:
-    state_of([module.reads])
+    collect_module_state([module.n_reads])
     module.opened = (item for item in ())
     with pytest.raises(CodeError, match=rf"{NAME}\.opened, which is another generator than before"):
-        state_of([module.reads])
+        collect_module_state([module.n_reads])
 
 
 def test_names_that_a_function_assigns_are_told() -> None:
     code = compile("def f():\n    global a, b\n    a = b\n    del c.d", "one.py", "exec")
-    assert read_code(code).assigned == {"a"}
+    assert analyze_code(code).assigned_globals == {"a"}

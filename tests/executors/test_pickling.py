@@ -16,14 +16,14 @@ import cloudpickle
 import pytest
 
 import polarmap.worker
-from polarmap.executors.pickling import modules_named, pickled, pickled_by_value
+from polarmap.executors.pickling import find_referenced_modules, pickle_function, worker_code_by_value
 from polarmap.testing import Fault
 from polarmap.worker.persistent_worker import DriverAddress, make_worker_task
 from polarmap.worker.retries import retry_request
 
 
 def test_a_function_comes_back_and_a_traceback_names_its_line() -> None:
-    f = pickle.loads(pickled(lambda block: 1 / block, "a pool"))
+    f = pickle.loads(pickle_function(lambda block: 1 / block, "a pool"))
     assert f(2) == 0.5
     with pytest.raises(ZeroDivisionError) as raised:
         f(0)
@@ -36,28 +36,33 @@ def test_the_same_function_is_the_same_bytes() -> None:
     def f(block: float) -> float:
         return max(map(lambda one: one + block, [1.0]))  # noqa: C417
 
-    first = pickled(f, "a pool")
-    assert all(pickled(f, "a pool") == first for _ in range(3))
+    first = pickle_function(f, "a pool")
+    assert all(pickle_function(f, "a pool") == first for _ in range(3))
 
 
 def test_only_modules_that_are_there_below_these_roots_are_named() -> None:
     several = ["polarmap.errors", "polarmap.nowhere", "polarmap_not", "os.path", "scipy", 1.5, "a polarmap"]
-    assert modules_named(pickled(several, "a pool"), ["polarmap", "scipy"]) <= {"polarmap.errors", "scipy"}
-    assert "polarmap.errors" in modules_named(pickled(several, "a pool"), ["polarmap"])
-    large = [b"\x8c" * 10_000, [float(number) for number in range(10_000)], pickled]
-    assert modules_named(pickled(large, "a pool"), ["polarmap"]) == {"polarmap.executors.pickling"}
+    assert find_referenced_modules(pickle_function(several, "a pool"), ["polarmap", "scipy"]) <= {
+        "polarmap.errors",
+        "scipy",
+    }
+    assert "polarmap.errors" in find_referenced_modules(pickle_function(several, "a pool"), ["polarmap"])
+    large = [b"\x8c" * 10_000, [float(number) for number in range(10_000)], pickle_function]
+    assert find_referenced_modules(pickle_function(large, "a pool"), ["polarmap"]) == {
+        "polarmap.executors.pickling"
+    }
 
 
 def test_names_of_modules_may_have_any_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("päckchen", "päckchen.tür", "päckchen.ДД"):  # with a byte that ends others
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        found = modules_named(pickled([name, 1], "a pool"), ["päckchen"])
+        found = find_referenced_modules(pickle_function([name, 1], "a pool"), ["päckchen"])
         assert found == {name}
 
 
 def test_the_last_to_leave_takes_the_entry_out() -> None:
-    with pickled_by_value():
-        with pickled_by_value():
+    with worker_code_by_value():
+        with worker_code_by_value():
             pass
         assert "polarmap.worker" in cloudpickle.list_registry_pickle_by_value()
     assert "polarmap.worker" not in cloudpickle.list_registry_pickle_by_value()
@@ -77,7 +82,7 @@ def sent_worker() -> bytes:
     """The program of a persistent worker, with all other modules of workers loaded."""
     for file in WORKER_FILES:
         importlib.import_module(f"polarmap.worker.{file.stem}")
-    with pickled_by_value():
+    with worker_code_by_value():
         return cloudpickle.dumps(make_worker_task(DriverAddress((), b"", None, "", 1, 1)))
 
 
@@ -93,8 +98,8 @@ def test_docstrings_that_a_user_reads_stay() -> None:
         """Return the block."""
         return block
 
-    with pickled_by_value():
-        assert pickle.loads(pickled(f, "a cloud", by_value=True)).__doc__ == "Return the block."
+    with worker_code_by_value():
+        assert pickle.loads(pickle_function(f, "a cloud", by_value=True)).__doc__ == "Return the block."
     assert Fault.__doc__
 
 
@@ -105,7 +110,7 @@ def code_within(code: CodeType) -> dict[str, CodeType]:
 
 def test_lines_in_tracebacks_of_the_worker_are_those_of_its_files() -> None:
     sent_worker()
-    sent: Any = pickle.loads(pickled(retry_request, "a cloud", by_value=True))
+    sent: Any = pickle.loads(pickle_function(retry_request, "a cloud", by_value=True))
     assert sent is not retry_request
     file = Path(sys.modules[retry_request.__module__].__file__ or "")
     of_file = code_within(compile(file.read_text(), str(file), "exec"))["retry_call"]

@@ -39,9 +39,9 @@ import polarmap
 from polarmap import CodedOperator, Pool
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import Payload
-from polarmap.executors.block_store import InFolders
-from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
+from polarmap.executors.block_store import MemoryMappedBlockStore
+from polarmap.executors.interface import JobSpec
+from polarmap.executors.local_workers import MAX_ABANDONED_WORKERS, N_SPARE_WORKERS
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import count_available_cores
@@ -104,17 +104,17 @@ def test_each_task_gets_its_block_as_it_was_whatever_f_has_done_to_it(shared: Po
         return before
 
     for _ in range(3):
-        with closing(shared.open(Payload(spoil, blocks))) as run:
+        with closing(shared.open(JobSpec(spoil, blocks))) as run:
             run.submit([(task, 0) for task in range(4)])
             for outcome in first_ends(run, 4):
-                np.testing.assert_array_equal(outcome.leaves[0], blocks.leaves(outcome.task)[0])
+                np.testing.assert_array_equal(outcome.leaves[0], blocks.block_leaves(outcome.task)[0])
 
 
 def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
-    with Pool(memory=100) as pool:
+    with Pool(memory_limit=100) as pool:
         check(pool)
         data = UncodedBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
-        with closing(pool.open(Payload(product, data))) as run:
+        with closing(pool.open(JobSpec(product, data))) as run:
             run.submit([(0, 0)])
             places = [path for folder in folders(os.getpid()) for path in folder.glob("blocks-*")]
         assert places
@@ -125,7 +125,7 @@ def test_workers_are_where_the_driver_is(tmp_path: Path, monkeypatch: pytest.Mon
     def around(block: Any) -> Any:
         return os.getcwd(), os.environ.get("POLARMAP_TEST", ""), os.environ["OPENBLAS_NUM_THREADS"]
 
-    with Pool(threads=3) as pool:
+    with Pool(threads_per_worker=3) as pool:
         polarmap.hedged_map(around, [X], executor=pool)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("POLARMAP_TEST", "yes")
@@ -206,9 +206,9 @@ def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool
 
 
 def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
-    with Pool(idle=0.2) as pool:
+    with Pool(idle_timeout=0.2) as pool:
         before = threading.active_count()
-        first, kept = workers_of(pool), weakref.ref(pool._kept)  # type: ignore[arg-type]
+        first, kept = workers_of(pool), weakref.ref(pool._resources)  # type: ignore[arg-type]
         assert until(lambda: not any(map(runs, first)))
         assert until(lambda: threading.active_count() <= before)
         check(pool)
@@ -222,19 +222,21 @@ def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytes
 
     monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.05)
     site = ThreadSite()
-    with pool_of(site, workers=2, idle=0.3) as pool:
+    with pool_of(site, workers=2, idle_timeout=0.3) as pool:
         check(pool)
-        site.ended = site.launch = away  # type: ignore[method-assign]
+        site.collect_exited_workers = site.launch_workers = away  # type: ignore[method-assign]
         assert until(lambda: site.is_closed)
 
 
 def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     others = set(folders(os.getpid()))
-    with Pool(idle=0.1) as pool:
+    with Pool(idle_timeout=0.1) as pool:
         check(pool)
-        assert pool._kept is not None
-        begun, go, end = threading.Event(), threading.Event(), pool._kept.workers.close
-        monkeypatch.setattr(pool._kept.workers, "close", lambda: (begun.set(), go.wait(PATIENCE), end()))
+        assert pool._resources is not None
+        begun, go, end = threading.Event(), threading.Event(), pool._resources.worker_pool.close
+        monkeypatch.setattr(
+            pool._resources.worker_pool, "close", lambda: (begun.set(), go.wait(PATIENCE), end())
+        )
         assert begun.wait(PATIENCE)
         closer = threading.Thread(target=pool.close)
         closer.start()
@@ -267,20 +269,20 @@ def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
 
     first = workers_of(pool)
     monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
-    pool.end_workers()
-    kept = pool._kept
+    pool.stop_workers()
+    kept = pool._resources
     assert kept is not None
-    assert not kept._ended.is_set()
+    assert not kept._is_closed.is_set()
     assert until(lambda: not any(map(runs, first)))
 
 
 def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
-    run = pool.open(Payload(product, UncodedBlocks([[X]], ("array",))))
-    kept = pool._kept
+    run = pool.open(JobSpec(product, UncodedBlocks([[X]], ("array",))))
+    kept = pool._resources
     assert kept is not None
 
     def close() -> None:
-        with kept._lock, kept._blocks.lock, kept.workers._lock:
+        with kept._lock, kept._block_store.lock, kept.worker_pool._lock:
             run.close()
 
     closer = threading.Thread(target=close, daemon=True)
@@ -292,48 +294,48 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
 def test_a_storage_that_hangs_while_earlier_blocks_are_removed_holds_up_no_other_map(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def remove(store: InFolders, roots: Sequence[str]) -> None:
+    def remove(store: MemoryMappedBlockStore, roots: Sequence[str]) -> None:
         if list(roots) == ["away/"]:
             hangs.set()
             assert go.wait(PATIENCE)
         else:
             usual(store, roots)
 
-    usual, hangs, go = InFolders.remove, threading.Event(), threading.Event()
-    monkeypatch.setattr(InFolders, "remove", remove)
+    usual, hangs, go = MemoryMappedBlockStore.remove_prefixes, threading.Event(), threading.Event()
+    monkeypatch.setattr(MemoryMappedBlockStore, "remove_prefixes", remove)
     check(pool)
-    kept = pool._kept
+    kept = pool._resources
     assert kept is not None
-    kept._blocks.unneeded.append("away/")
+    kept._block_store.garbage_prefixes.append("away/")
     with ThreadPoolExecutor(3) as threads:
         held = threads.submit(check, pool)
         try:
             assert hangs.wait(PATIENCE)
             threads.submit(check, pool).result(PATIENCE / 2)
-            threads.submit(pool.end_workers).result(PATIENCE / 2)
+            threads.submit(pool.stop_workers).result(PATIENCE / 2)
         finally:
             go.set()
         held.exception(PATIENCE)  # its workers were ended
-    assert kept._blocks.unneeded == []
+    assert kept._block_store.garbage_prefixes == []
 
 
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.2)
-    monkeypatch.setattr("polarmap.executors.worker_processes.SPARE_SECONDS", 0.2)
-    monkeypatch.setattr("polarmap.executors.worker_processes.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("polarmap.executors.local_workers.SPARE_WORKER_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.executors.local_workers.GRACE_SECONDS", 0.0)
 
     def nap(block: Any) -> Any:
         time.sleep(0.5)
         return float(os.getpid())
 
     others = set(descendants(os.getpid()))  # of tests before this one
-    with Pool(idle=600) as pool:
+    with Pool(idle_timeout=600) as pool:
         found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
         assert len(set(found)) > 4
         check(FaultyExecutor(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)}))
-        most = 1 + SPARE_WORKERS + count_available_cores()
+        most = 1 + N_SPARE_WORKERS + count_available_cores()
         assert until(lambda: len(set(descendants(os.getpid())) - others) <= most)
         check(pool)
 
@@ -352,7 +354,7 @@ def test_nothing_grows() -> None:
             path for folder in folders(os.getpid()) for path in folder.iterdir() if path.name != "owner"
         ]
         # A worker more has a socket more: there are others while some are at what nobody waits for.
-        assert len(os.listdir("/proc/self/fd")) <= before[0] + MOST_ABANDONED
+        assert len(os.listdir("/proc/self/fd")) <= before[0] + MAX_ABANDONED_WORKERS
         assert until(lambda: threading.active_count() <= before[1])
 
 
@@ -415,7 +417,7 @@ def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own
     for choice, is_here in ((None, True), ("localhost", False), (YAML, False)):
         with Pool(choice, workers=1) as pool:
             (found,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
-            assert (pool.executor, pool.is_here, bool(found)) == (choice, is_here, not is_here)
+            assert (pool.executor, pool.is_local, bool(found)) == (choice, is_here, not is_here)
 
 
 @pytest.mark.parametrize("is_here", [False, True])
@@ -427,7 +429,7 @@ def test_folders_are_made_only_where_workers_share_them(
 
     site = ThreadSite()
     site.shares_files = is_here
-    monkeypatch.setattr("polarmap.executors.pool.disk_folder", full)
+    monkeypatch.setattr("polarmap.executors.pool.make_temp_folder", full)
     with pool_of(site, workers=2) as pool:
         if is_here:
             with pytest.raises(ExecutorError, match="no room"):
@@ -447,7 +449,7 @@ def test_blocks_are_mapped_by_workers_that_are_near_and_sent_to_who_turns_out_to
             "polarmap.worker.persistent_worker.is_in_private_folder", lambda place, part: False
         )
     site = ThreadSite()
-    site.is_near = True
+    site.shares_host = True
     A = np.random.default_rng(0).standard_normal((4000, 20))
     with pool_of(site, workers=2) as pool, CodedOperator(A, blocks=4, tasks=6, executor=pool) as operator:
         for _ in range(3):
@@ -468,7 +470,7 @@ def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.Monke
         time.sleep(0.1)
         return os.getpid(), block
 
-    monkeypatch.setattr("polarmap.executors.lithops.HERE_SECONDS", 5.0)
+    monkeypatch.setattr("polarmap.executors.lithops.LOCAL_WORKER_SECONDS", 5.0)
     monkeypatch.setattr("polarmap.executors.pool.LIVENESS_INTERVAL", 0.1)
     seen: list[set[int]] = []
     with Pool(YAML, workers=2) as pool:
@@ -494,7 +496,7 @@ def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_t
 
         return [one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"]
 
-    with Pool(YAML, workers=2, threads=threads) as pool:
+    with Pool(YAML, workers=2, threads_per_worker=threads) as pool:
         found = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
     assert {number for numbers in found for number in numbers} == {min(threads, os.cpu_count() or 1)}
 

@@ -23,8 +23,14 @@ from ray_clusters import CPUS
 import polarmap
 from polarmap import Pool, coded_map
 from polarmap.errors import ExecutorError
-from polarmap.executors.ray import RayCalls, RayCluster, RaySite, drop_native_trace, hide_native_traces
-from polarmap.executors.tcp import are_own
+from polarmap.executors.ray import (
+    RayConnection,
+    RaySubmitter,
+    RayWorkerProvider,
+    hide_native_stack_traces,
+    remove_native_stack_traces,
+)
+from polarmap.executors.worker_listener import is_local
 from polarmap.worker.persistent_worker import DriverAddress
 
 try:
@@ -149,21 +155,21 @@ def test_a_cluster_that_goes_while_actors_are_made_is_said_to_be_shut_down(clust
         ray.shutdown()
         return ray.remote(actor)
 
-    site = RaySite(remote)
+    site = RayWorkerProvider(remote)
     with pytest.raises(ExecutorError, match="takes no actors: it was shut down"):
-        site.launch(DriverAddress((), b"", None, "", 1, 1), {0: 1.0})
+        site.launch_workers(DriverAddress((), b"", None, "", 1, 1), {0: 1.0})
     assert not ray.is_initialized()
 
 
 def test_a_cluster_is_not_shut_down_while_a_task_is_given_to_it(cluster: Any) -> None:
-    ours = RayCluster(ray)
+    ours = RayConnection(ray)
     with ThreadPoolExecutor(1) as threads:
-        with ours.kept():
+        with ours.hold_connection():
             ending = threads.submit(ray.shutdown)
             assert ray.get(ray.remote(lambda: 5).remote()) == 5
             assert not ending.done()
         ending.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="it was shut down"), ours.kept():
+    with pytest.raises(RuntimeError, match="it was shut down"), ours.hold_connection():
         raise AssertionError("it is gone")
 
 
@@ -179,12 +185,12 @@ def wait_long(number: int) -> None:
 def test_no_task_is_cancelled_while_it_ends(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would end this process."""
     cancelled: list[Any] = []
-    calls, cancel, are_left = RayCalls(ray), ray.cancel, threading.Event()
+    calls, cancel, are_left = RaySubmitter(ray), ray.cancel, threading.Event()
     monkeypatch.setattr(ray, "cancel", lambda theirs: cancelled.append(theirs) or cancel(theirs))
     monkeypatch.setattr("polarmap.executors.ray.time", SimpleNamespace(sleep=lambda _: are_left.wait(SLOW)))
     ours = [calls.submit(call, 1) for call in (lambda number: number, wait_long)]
     assert [one.cancel() for one in ours] == [True, True]
-    short, long = calls._left
+    short, long = calls._abandoned_refs
     assert ray.get(short) == 1
     assert cancelled == []
     are_left.set()
@@ -228,7 +234,7 @@ def test_what_is_shut_down_in_a_map_is_one_clear_error_and_no_other_cluster_is_s
     with pytest.raises(ExecutorError, match=r"ray\.init"):
         coded_map(np.negative, A, executor=ray)
     with pytest.raises(ExecutorError, match=r"ray\.init"):
-        RaySite(ray)
+        RayWorkerProvider(ray)
     assert not ray.is_initialized()
 
 
@@ -249,15 +255,15 @@ def test_of_what_a_raylet_writes_its_native_stack_trace_is_not_printed() -> None
     dispatcher.add_handler("a test", printed.append)  # comes later, as the one that prints
     try:
         for _ in range(2):
-            hide_native_traces()
+            hide_native_stack_traces()
         dispatcher.emit({"pid": "raylet", "lines": [trace[0], told, *trace[1:]]})
         dispatcher.emit({"pid": 72, "lines": trace})
     finally:
         dispatcher.remove_handler("a test")
     assert [batch["lines"] for batch in printed] == [[told], trace]
-    assert sum(handler is drop_native_trace for _, handler in dispatcher.handlers) == 1
+    assert sum(handler is remove_native_stack_traces for _, handler in dispatcher.handlers) == 1
 
 
 def test_workers_first_try_the_address_from_which_this_node_calls_the_head(cluster: Any) -> None:
-    with closing(RaySite(ray)) as site:
-        assert are_own([site.driver_host])
+    with closing(RayWorkerProvider(ray)) as site:
+        assert is_local([site.driver_host])

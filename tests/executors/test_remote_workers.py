@@ -23,12 +23,12 @@ import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
-from polarmap.executors import remote_workers, worker_table
-from polarmap.executors.base import Payload
-from polarmap.executors.block_store import StoredPieces
-from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
-from polarmap.executors.tcp import own_addresses
-from polarmap.executors.worker_table import Lease
+from polarmap.executors import remote_workers, worker_pool
+from polarmap.executors.block_store import PublishedBlocks
+from polarmap.executors.interface import JobSpec
+from polarmap.executors.remote_workers import MAX_BACKOFF_SECONDS, Backoff, RemoteWorkerPool
+from polarmap.executors.worker_listener import list_local_addresses
+from polarmap.executors.worker_pool import Allocation
 from polarmap.worker import storage_channel
 from polarmap.worker.retries import OUTAGE_SECONDS
 from polarmap.worker.segments import Location
@@ -41,12 +41,12 @@ def site() -> ThreadSite:
     return ThreadSite()
 
 
-def made(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkers:
-    return RemoteWorkers(site, most, listens, 10**6, 1)
+def made(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkerPool:
+    return RemoteWorkerPool(site, most, listens, 10**6, 1)
 
 
 @pytest.fixture
-def workers(site: ThreadSite) -> Iterator[RemoteWorkers]:
+def workers(site: ThreadSite) -> Iterator[RemoteWorkerPool]:
     one = made(site)
     yield one
     one.close()
@@ -55,47 +55,47 @@ def workers(site: ThreadSite) -> Iterator[RemoteWorkers]:
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def started(workers: RemoteWorkers, count: int) -> None:
+def started(workers: RemoteWorkerPool, count: int) -> None:
     """So many were wanted, and are there."""
-    workers.want(count)
+    workers.request_workers(count)
     assert until(lambda: len(workers) == count)
 
 
-def soon(workers: RemoteWorkers) -> bool:
+def soon(workers: RemoteWorkerPool) -> bool:
     """Look now, not in a moment; False."""
-    workers.look(Lease(lambda: None), 0)
+    workers.maybe_scale_up(Allocation(lambda: None), 0)
     return False
 
 
-def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkers, site: ThreadSite) -> None:
-    workers.want(2)
-    workers.want(3)
-    workers.want(1)
+def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+    workers.request_workers(2)
+    workers.request_workers(3)
+    workers.request_workers(1)
     assert until(lambda: len(workers) == 3)
     assert site.launches == [[0, 1], [2]]
-    assert workers.channel == "TCP"
+    assert workers.latest_channel_name == "TCP"
 
 
-def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorkers) -> None:
+def test_a_map_whose_tasks_wait_is_told_of_each_that_comes(workers: RemoteWorkerPool) -> None:
     told: Queue[None] = Queue()
-    lease = workers.open(lambda: told.put(None))
-    assert workers.take(lease, 1) is None
-    workers.want(2)
+    lease = workers.open_allocation(lambda: told.put(None))
+    assert workers.acquire_worker(lease, 1) is None
+    workers.request_workers(2)
     for _ in range(2):
         told.get(timeout=PATIENCE)
     assert taken(workers, lease) is not taken(workers, lease)
-    workers.leave(lease)
+    workers.close_allocation(lease)
 
 
 def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
     with closing(made(site, most=2)) as workers:
-        workers.want(100)
+        workers.request_workers(100)
         assert until(lambda: len(workers) == 2)
         assert site.launches == [[0, 1]]
 
 
 def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
-    workers: RemoteWorkers, site: ThreadSite
+    workers: RemoteWorkerPool, site: ThreadSite
 ) -> None:
     started(workers, 1)
     site.told[0] = "killed"
@@ -104,132 +104,136 @@ def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
 
 
 def test_one_more_is_started_for_a_map_that_finds_none_free(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.worker_table.GRACE_SECONDS", 0.0)  # nothing began for long
+    monkeypatch.setattr("polarmap.executors.worker_pool.GRACE_SECONDS", 0.0)  # nothing began for long
     started(workers, 1)  # which may take as long
     first, second = opened(workers), opened(workers)
-    first.waiting = 1
-    workers.look(first, 1)
+    first.n_queued = 1
+    workers.maybe_scale_up(first, 1)
     assert site.launches == [[0]]
     taken(workers, first)
-    second.waiting = 1
-    workers.look(second, 1)
+    second.n_queued = 1
+    workers.maybe_scale_up(second, 1)
     assert site.launches == [[0], [1]]
-    workers.leave(second)
-    workers.leave(first)
+    workers.close_allocation(second)
+    workers.close_allocation(first)
 
 
-def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkers, site: ThreadSite) -> None:
+def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     site.refusal = ExecutorError("threads takes no job: no such runtime")
     with pytest.raises(ExecutorError, match="no such runtime"):
-        workers.want(1)
-    assert workers.paid() is not None
+        workers.request_workers(1)
+    assert workers.take_billed_usage() is not None
 
 
 def test_a_site_that_refuses_for_a_while_is_asked_again(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     started(workers, 1)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
-    workers.want(3)
+    workers.request_workers(3)
     assert until(lambda: soon(workers) or len(site.launches) >= 4)
     site.refusal = None
     assert until(lambda: soon(workers) or len(workers) == 3)
     monkeypatch.setattr(remote_workers, "OUTAGE_SECONDS", 0.0)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
-    workers.want(5)
+    workers.request_workers(5)
     with pytest.raises(ExecutorError, match="storage is away"):
         until(lambda: soon(workers))
     site.refusal = None
 
 
 def test_workers_that_fail_are_one_clear_error_soon(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any) -> None:
         raise ImportError("no module named numpy")
 
-    monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
     site.default = fails
-    workers.want(2)
+    workers.request_workers(2)
     with pytest.raises(ExecutorError, match="threads starts: ImportError: no module named numpy"):
         until(lambda: soon(workers))
-    assert len(site.launches) <= remote_workers.FAILURES
+    assert len(site.launches) <= remote_workers.MAX_LAUNCH_FAILURES
 
 
 def test_a_site_where_nothing_ever_starts_is_one_clear_error(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_workers, "START_SECONDS", 0.05)
+    monkeypatch.setattr(remote_workers, "CONNECT_TIMEOUT", 0.05)
     site.default = lambda *arguments: None
-    site.ended = lambda may_ask=True: {}
-    lease = Lease(lambda: None)
-    workers.want(1)
+    site.collect_exited_workers = lambda may_ask=True: {}
+    lease = Allocation(lambda: None)
+    workers.request_workers(1)
     time.sleep(0.03)
-    workers.want(2)  # in place of those that do not call others are started, now and then
+    workers.request_workers(2)  # in place of those that do not call others are started, now and then
     with pytest.raises(ExecutorError, match=r"has called within [\d.]+ s$"):
-        until(lambda: workers.look(lease, 2))
+        until(lambda: workers.maybe_scale_up(lease, 2))
 
 
-def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSite) -> None:
+def test_who_was_given_up_is_turned_away(workers: RemoteWorkerPool, site: ThreadSite) -> None:
     started(workers, 1)
-    channel = called(workers._address, 99)
+    channel = called(workers._driver_address, 99)
     assert channel.receive(PATIENCE) == ([], False)
     channel.close()
     assert len(workers) == 1
 
 
-def test_one_that_its_site_has_started_again_takes_its_own_place(workers: RemoteWorkers, site: Any) -> None:
+def test_one_that_its_site_has_started_again_takes_its_own_place(
+    workers: RemoteWorkerPool, site: Any
+) -> None:
     started(workers, 1)
     first = workers._workers[0]
-    channel = called(workers._address, 0)
+    channel = called(workers._driver_address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
-    assert first.link.fileno() == -1
+    assert first.channel.fileno() == -1
     busy = taken(workers, opened(workers))
-    again = called(workers._address, 0)
+    again = called(workers._driver_address, 0)
     assert until(lambda: workers._workers.get(0) not in (busy, None))
-    assert busy.link.fileno() >= 0  # its map waits there, and sees that it is gone
-    assert busy.receive() == ([], False)
-    workers.remove(busy)
+    assert busy.channel.fileno() >= 0  # its map waits there, and sees that it is gone
+    assert busy.receive_messages() == ([], False)
+    workers.remove_worker(busy)
     assert len(workers) == 1
-    assert workers._launched[0].ends > time.monotonic()
+    assert workers._launched[0].expires_at > time.monotonic()
     for one in (channel, again):
         one.close()
 
 
 def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
-    workers: RemoteWorkers, site: Any
+    workers: RemoteWorkerPool, site: Any
 ) -> None:
     began = time.monotonic()
     started(workers, 2)
     time.sleep(0.05)
     since = time.monotonic()
-    first = workers.paid()
+    first = workers.take_billed_usage()
     assert first is not None
-    assert first.started == 2
-    assert 0.1 <= first.seconds <= 2 * (time.monotonic() - began)
-    assert first.seconds / 2 - 1e-3 <= first.writes * site.look_seconds <= first.seconds + 1e-3
-    workers.remove(taken(workers, opened(workers)))
-    workers.paid()
+    assert first.n_started == 2
+    assert 0.1 <= first.worker_seconds <= 2 * (time.monotonic() - began)
+    assert (
+        first.worker_seconds / 2 - 1e-3 <= first.n_writes * site.look_seconds <= first.worker_seconds + 1e-3
+    )
+    workers.remove_worker(taken(workers, opened(workers)))
+    workers.take_billed_usage()
     time.sleep(0.05)
-    second = workers.paid()
+    second = workers.take_billed_usage()
     assert second is not None
-    assert second.started == 0
-    assert second.writes > 0
-    assert 0.04 < second.seconds <= time.monotonic() - since  # of the one that is left
+    assert second.n_started == 0
+    assert second.n_writes > 0
+    assert 0.04 < second.worker_seconds <= time.monotonic() - since  # of the one that is left
 
 
-def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: ThreadSite) -> None:
-    site.seconds = 1000.0
+def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkerPool, site: ThreadSite) -> None:
+    site.max_worker_seconds = 1000.0
     started(workers, 8)
     for one in workers._launched.values():
-        one.ends = time.monotonic() + OUTAGE_SECONDS - 1.0
+        one.expires_at = time.monotonic() + OUTAGE_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # until none of the first is there
         assert time.monotonic() < deadline
-        workers.tend()
+        workers.maintain_workers()
         assert len(workers) <= 9
         time.sleep(0.01)
     assert max(map(len, site.launches[1:])) == 1
@@ -237,47 +241,47 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: Threa
 
 
 def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
-    site.seconds = 100.0
+    monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
+    site.max_worker_seconds = 100.0
     started(workers, 1)
-    workers._launched[0].ends = time.monotonic() + 5.0  # soon, of so many seconds
+    workers._launched[0].expires_at = time.monotonic() + 5.0  # soon, of so many seconds
     site.refusal = ExecutorError("too many requests")
-    workers.tend()
+    workers.maintain_workers()
     assert site.launches == [[0], [1]]
     site.refusal = None
-    assert until(lambda: workers.tend() or set(workers._workers) == {2})
+    assert until(lambda: workers.maintain_workers() or set(workers._workers) == {2})
 
 
 def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on_and_goes_when_it_is_one_too_many(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
-    workers.want(1)
+    workers.request_workers(1)
     lease = opened(workers)
     stuck = taken(workers, lease)
-    workers.want(1)
+    workers.request_workers(1)
     assert len(site.launches) == 1
-    workers.leave(lease)
-    lease.ended = time.monotonic() - 1.0
-    workers.want(1)
+    workers.close_allocation(lease)
+    lease.closed_at = time.monotonic() - 1.0
+    workers.request_workers(1)
     assert until(lambda: len(workers) == 2)
-    stuck.lease = None  # it has come to its end
-    workers.tend()
+    stuck.allocation = None  # it has come to its end
+    workers.maintain_workers()
     assert len(workers) == 1
 
 
 def test_a_storage_that_hangs_while_what_others_left_is_removed_holds_up_no_map(
-    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkerPool, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, go = threading.Event(), threading.Event()
-    monkeypatch.setattr(site, "remove_left", lambda: hangs.set() or go.wait(60.0))
+    monkeypatch.setattr(site, "remove_leftovers", lambda: hangs.set() or go.wait(60.0))
     with ThreadPoolExecutor(2) as threads:
-        tending = threads.submit(workers.tend)
+        tending = threads.submit(workers.maintain_workers)
         assert hangs.wait(60.0)
         try:
-            threads.submit(workers.want, 1).result(20.0)
+            threads.submit(workers.request_workers, 1).result(20.0)
         finally:
             go.set()
         tending.result(60.0)
@@ -288,8 +292,8 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
     workers = made(site)
     workers.close()
     with pytest.raises(ExecutorError):
-        workers.want(1)
-    workers.tend()
+        workers.request_workers(1)
+    workers.maintain_workers()
     assert site.launches == []
 
 
@@ -297,7 +301,10 @@ def test_workers_try_the_address_of_the_connection_to_the_engine_first(site: Thr
     for host, expected in {"192.0.2.77": ["192.0.2.77"], "127.0.0.1": [], "unix": [], "": []}.items():
         site.driver_host = host
         with closing(made(site)) as workers:
-            assert [host for host, _ in workers._address.endpoints] == [*expected, *own_addresses()]
+            assert [host for host, _ in workers._driver_address.endpoints] == [
+                *expected,
+                *list_local_addresses(),
+            ]
 
 
 class BrokenSocket:
@@ -324,16 +331,16 @@ class BrokenSocket:
     ],
 )
 def test_a_connection_that_is_lost_is_no_process_that_has_ended(
-    workers: RemoteWorkers, error: OSError, said: str
+    workers: RemoteWorkerPool, error: OSError, said: str
 ) -> None:
     started(workers, 1)
     worker = taken(workers, opened(workers))
-    worker.place = "rack 7"
-    channel: Any = worker.link
+    worker.label = "rack 7"
+    channel: Any = worker.channel
     connection, channel._connection = channel._connection, BrokenSocket(error)
-    assert worker.receive() == ([], False)
+    assert worker.receive_messages() == ([], False)
     ended = f"the connection to its worker {said} (rack 7)"
-    assert workers.ending(worker) == (
+    assert workers.get_exit_reason(worker) == (
         ended if said else "its worker process ended without reporting (rack 7)"
     )
     connection.close()
@@ -373,7 +380,7 @@ def test_a_timeout_is_kept_while_the_storage_hangs(
     goes_on, put = threading.Event(), storage.put_object
 
     def hanging(bucket: str, key: str, data: bytes) -> None:
-        if key.startswith(f"{site.prefix}/{hangs}"):
+        if key.startswith(f"{site.key_prefix}/{hangs}"):
             assert goes_on.wait(60.0)
         put(bucket, key, data)
 
@@ -389,7 +396,7 @@ def test_a_timeout_is_kept_while_the_storage_hangs(
 
 def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
     site.default = lambda *arguments: None
-    site.ended = lambda may_ask=True: {}  # type: ignore[method-assign]
+    site.collect_exited_workers = lambda may_ask=True: {}  # type: ignore[method-assign]
     hosts = r"[\d.]+:\d+ or 127\.0\.0\.1:\d+"
     said = rf"8 tasks are queued: no worker of threads has connected to this process yet, at {hosts}\. .*"
     with (
@@ -402,7 +409,7 @@ def test_a_map_to_which_no_worker_connects_says_so(site: ThreadSite) -> None:
 def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> None:
     bills, moments = [], []
     for _ in range(2):
-        with closing(pool.open(Payload(np.negative, UncodedBlocks([[X]] * 2, ("array",))))) as run:
+        with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[X]] * 2, ("array",))))) as run:
             run.submit([(0, 0), (1, 0)])
             first_ends(run, 2)
             moments.append(time.monotonic())
@@ -411,8 +418,8 @@ def test_each_map_is_told_what_workers_cost_since_the_one_before(pool: Pool) -> 
     first, second = bills
     assert first is not None
     assert second is not None
-    assert (first.started, second.started) == (2, 0)
-    assert second.seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
+    assert (first.n_started, second.n_started) == (2, 0)
+    assert second.worker_seconds >= 2 * (moments[2] - moments[1])  # also while no map ran
 
 
 @pytest.mark.parametrize("use", ["lies in", "is to stay in"])
@@ -422,12 +429,12 @@ def test_their_site_is_asked_what_they_can_reach_before_any_is_started(
     far = Location("bucket", "b", "far")
     blocks = UncodedBlocks([[X]], ("array",))
     if use == "lies in":
-        blocks.source = far  # type: ignore[misc]
+        blocks.location = far  # type: ignore[misc]
     output = OutputSpec(far, "y", 100) if use == "is to stay in" else None
-    site.reach = "", "near"
+    site.backend_and_storage = "", "near"
     message = f"^the array {use} far bucket 'b', but this executor stores in near: use"
     with pytest.raises(ExecutorError, match=message):
-        pool.open(Payload(np.copy, blocks, output=output))
+        pool.open(JobSpec(np.copy, blocks, output_spec=output))
     assert site.launches == []
 
 
@@ -489,19 +496,19 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
 
 def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    part = StoredPieces.part
+    part = PublishedBlocks.read_component
 
-    def counted(self: StoredPieces, coded: Any, key: str) -> bytes:
+    def counted(self: PublishedBlocks, coded: Any, key: str) -> bytes:
         asked.append(key)
         return part(self, coded, key)
 
-    monkeypatch.setattr(StoredPieces, "part", counted)
-    for module in (remote_workers, worker_table):  # one that is late at what nobody waits for gets no help
+    monkeypatch.setattr(PublishedBlocks, "read_component", counted)
+    for module in (remote_workers, worker_pool):  # one that is late at what nobody waits for gets no help
         monkeypatch.setattr(module, "GRACE_SECONDS", 600.0)
     blocks = UncodedBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
     with pool_of(site, workers=1) as pool:
         for _ in range(5):
-            with closing(pool.open(Payload(np.negative, blocks))) as run:
+            with closing(pool.open(JobSpec(np.negative, blocks))) as run:
                 run.submit([(task, 0) for task in range(6)])
                 assert [one.failure for one in first_ends(run, 6)] == 6 * [None]
     assert site.launches == [[0]]
@@ -511,7 +518,7 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
 def test_what_fails_for_days_is_tried_once_a_minute() -> None:
     backoff = Backoff()
     for _ in range(2_000):
-        backoff.note_failure("refused")
-    assert not backoff.is_due()
-    assert backoff.count == 2_000
-    assert backoff._next <= time.monotonic() + LAST_PAUSE
+        backoff.record_failure("refused")
+    assert not backoff.can_retry()
+    assert backoff.n_failures == 2_000
+    assert backoff._next_retry_at <= time.monotonic() + MAX_BACKOFF_SECONDS

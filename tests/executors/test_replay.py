@@ -12,22 +12,22 @@ from plain import ends
 
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.errors import CodeError
-from polarmap.executors.base import Began, Outcome, Payload
-from polarmap.executors.replay import GIVEN_UP_SECONDS, ReplayRun
+from polarmap.executors.interface import AttemptStarted, JobSpec, Outcome
+from polarmap.executors.replay import GIVE_UP_SECONDS, ReplaySession
 from polarmap.testing import Fault, ReplayExecutor
 
 N = 4
 
 
-def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: Any) -> ReplayRun:
+def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: Any) -> ReplaySession:
     blocks = UncodedBlocks([[np.full(4, float(task))] for task in range(n)], ("array",))
-    return ReplayExecutor(seconds).open(Payload(f, blocks, **more))
+    return ReplayExecutor(seconds).open(JobSpec(f, blocks, **more))
 
 
 def test_tasks_arrive_by_the_script_and_the_clock_follows() -> None:
     run = opened({0: 3.0, 2: math.inf})
     run.submit([(task, 0) for task in range(N)])
-    assert run.wait(0.0) == [Began(task, 0, 0.0) for task in range(N)]
+    assert run.wait(0.0) == [AttemptStarted(task, 0, 0.0) for task in range(N)]
     assert [run.wait(9.0)[0].task for _ in range(3)] == [1, 3, 0]
     assert run.now() == 3.0
     assert run.wait(9.0) == []
@@ -35,7 +35,7 @@ def test_tasks_arrive_by_the_script_and_the_clock_follows() -> None:
     [outcome] = run.wait(math.inf)
     assert isinstance(outcome, Outcome)
     assert (outcome.task, outcome.failure and outcome.failure.kind) == (2, "lost")
-    assert run.now() == GIVEN_UP_SECONDS
+    assert run.now() == GIVE_UP_SECONDS
 
 
 def test_f_is_called_when_its_result_arrives() -> None:

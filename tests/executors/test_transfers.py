@@ -13,7 +13,7 @@ import hanging_store
 import pytest
 
 from polarmap.executors import transfers
-from polarmap.executors.transfers import Transfers, in_parallel
+from polarmap.executors.transfers import ParallelTransfers, map_in_parallel
 
 SECONDS = 30.0
 
@@ -33,7 +33,7 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
         last_first[number].set()
         return number * number
 
-    assert in_parallel(transfer, iter(range(count)), 4) == [number * number for number in range(count)]
+    assert map_in_parallel(transfer, iter(range(count)), 4) == [number * number for number in range(count)]
 
 
 def test_no_more_run_at_the_same_time_than_allowed_and_all_on_daemon_threads() -> None:
@@ -49,7 +49,7 @@ def test_no_more_run_at_the_same_time_than_allowed_and_all_on_daemon_threads() -
         with lock:
             running[0] -= 1
 
-    in_parallel(transfer, range(30), 3)
+    map_in_parallel(transfer, range(30), 3)
     assert (most[0], running[0], are_daemons) == (3, 0, {True})
 
 
@@ -62,7 +62,7 @@ def test_the_error_of_the_first_item_that_failed_is_raised_and_no_further_item_i
         raise ValueError(number)
 
     with pytest.raises(ValueError, match=r"^0$"):
-        in_parallel(transfer, range(10), 2)
+        map_in_parallel(transfer, range(10), 2)
     assert sorted(started) == [0, 1]
 
 
@@ -78,7 +78,7 @@ def test_an_error_is_raised_once_running_transfers_have_ended() -> None:
         stored.append(number)
 
     with pytest.raises(ValueError, match="1"):
-        in_parallel(transfer, [0, 1])
+        map_in_parallel(transfer, [0, 1])
     assert stored == [0]
 
 
@@ -96,7 +96,7 @@ def test_an_error_is_raised_though_another_transfer_hangs(monkeypatch: pytest.Mo
 
     try:
         with pytest.raises(ValueError, match="1"):
-            in_parallel(transfer, [0, 1])
+            map_in_parallel(transfer, [0, 1])
     finally:
         go_on.set()
 
@@ -111,7 +111,7 @@ def test_an_error_is_not_kept_in_a_cycle_of_references() -> None:
     gc.disable()
     try:
         with pytest.raises(ValueError, match="Item"):
-            in_parallel(transfer, [item])
+            map_in_parallel(transfer, [item])
         del item
         assert failed[0]() is None
     finally:
@@ -127,14 +127,14 @@ def test_an_item_is_dropped_when_its_transfer_has_ended() -> None:
             second_runs.set()
             assert go_on.wait(SECONDS)
 
-    running = Transfers(transfer, [first, None], 1)
+    running = ParallelTransfers(transfer, [first, None], 1)
     del first
     try:
         assert second_runs.wait(SECONDS)
         assert is_gone() is None
     finally:
         go_on.set()
-    running.results()
+    running.wait_for_results()
 
 
 def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
@@ -152,9 +152,9 @@ def test_what_has_not_started_does_not_once_it_is_stopped() -> None:
             go_on.set()
             return super().wait(timeout)
 
-    running = Transfers(transfer, range(5), 1)
+    running = ParallelTransfers(transfer, range(5), 1)
     assert runs.wait(SECONDS)
-    running._idle = WaitedFor()
+    running._is_idle = WaitedFor()
     running.stop()
     assert started == [0]
 
@@ -173,10 +173,10 @@ def test_threads_that_cannot_be_started_are_done_without(
 
     monkeypatch.setattr(transfers, "run_in_daemon_thread", start)
     if possible:
-        assert in_parallel(str, range(5)) == ["0", "1", "2", "3", "4"]
+        assert map_in_parallel(str, range(5)) == ["0", "1", "2", "3", "4"]
     else:
         with pytest.raises(RuntimeError, match="can't start"):
-            in_parallel(str, range(5))
+            map_in_parallel(str, range(5))
 
 
 # What a program writes to stderr.
@@ -196,7 +196,7 @@ def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
     program = (
         "import threading\n"
         "from memory_storage import DictStorage\n"
-        "from polarmap.executors.objects import ObjectLinks\n"
+        "from polarmap.executors.storage_channels import StorageChannelServer\n"
         "from polarmap.worker.storage_channel import StorageChannel\n"
         "from polarmap.worker.socket_channel import HELLO, Message\n"
         "hangs = threading.Event()\n"
@@ -205,7 +205,7 @@ def test_a_program_ends_while_the_storage_of_its_workers_hangs() -> None:
         "        hangs.set()\n"
         "        threading.Event().wait()\n"
         "storage = Hanging()\n"
-        "links = ObjectLinks(storage, 'pool', print)\n"
+        "links = StorageChannelServer(storage, 'pool', print)\n"
         "StorageChannel(storage, 'b', 'pool', 0).send(Message(HELLO, header=b'0'))\n"
         "assert hangs.wait(30)\n"
     )

@@ -16,7 +16,7 @@ from polarmap import CodedOperator, coded_gram, coded_matmul, encode
 from polarmap.codes import PolarCode
 from polarmap.codes.product import ProductCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.executors.lithops_internals import named_for_lithops
+from polarmap.executors.lithops_internals import get_interpreter_for_lithops
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 STREAM = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def test_stragglers_and_dead_processes_of_lithops_and_every_block_is_stored_once
 
     config = {
         "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
-        "localhost": {"version": 1, "runtime": named_for_lithops(), "worker_processes": 3},
+        "localhost": {"version": 1, "runtime": get_interpreter_for_lithops(), "worker_processes": 3},
     }
     with lithops.FunctionExecutor(config=config, log_level=None) as functions:
         storage, put, keys = functions.storage, functions.storage.put_object, []

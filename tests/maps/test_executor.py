@@ -154,8 +154,10 @@ def test_a_large_function_of_a_map_is_a_file_where_there_is_a_place_for_one(
     else:
         folder.mkdir()
         folder.chmod(mode)
-    monkeypatch.setattr("polarmap.maps.executor.disk_folder", lambda: folder)
-    monkeypatch.setattr("polarmap.maps.executor.remove", lambda path: path == folder and removed.set())
+    monkeypatch.setattr("polarmap.maps.executor.make_temp_folder", lambda: folder)
+    monkeypatch.setattr(
+        "polarmap.maps.executor.remove_owned_folder", lambda path: path == folder and removed.set()
+    )
     large = np.ones(100_000)
     assert list(two.map(lambda number: number + large.sum(), range(3))) == [1e5, 1e5 + 1, 1e5 + 2]
     assert (mode == 0o700) == (folder / "calls/function").exists()

@@ -17,8 +17,8 @@ from plain import printed
 
 from polarmap import hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
-from polarmap.executors.base import Payload
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.interface import JobSpec
+from polarmap.executors.replay import ReplaySession
 from polarmap.planning import FailureProne, Pareto, completion_time, simulate_backups
 from polarmap.run.lateness import backup_lateness
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
@@ -115,18 +115,18 @@ class Table(ReplayExecutor):
         super().__init__()
         self._table = seconds
 
-    def open(self, payload: Payload) -> ReplayRun:
-        return RunOfTable(self._table, payload)
+    def open(self, job_spec: JobSpec) -> ReplaySession:
+        return RunOfTable(self._table, job_spec)
 
 
-class RunOfTable(ReplayRun):
-    def __init__(self, table: np.ndarray, payload: Payload) -> None:
+class RunOfTable(ReplaySession):
+    def __init__(self, table: np.ndarray, payload: JobSpec) -> None:
         super().__init__({}, payload)
         self._table = table
 
     def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
         for task, attempt in attempts:
-            self._seconds = {task: float(self._table[attempt, task])}
+            self._arrival_seconds = {task: float(self._table[attempt, task])}
             super().submit([(task, attempt)])
 
 
@@ -302,22 +302,22 @@ def test_of_nothing_the_result_is_empty(data: Any) -> None:
 class Payloads(ReplayExecutor):
     """Notes how blocks travel."""
 
-    def open(self, payload: Payload) -> ReplayRun:
-        self.blocks = payload.blocks
-        return super().open(payload)
+    def open(self, job_spec: JobSpec) -> ReplaySession:
+        self.blocks = job_spec.blocks
+        return super().open(job_spec)
 
 
 def test_arrays_travel_as_they_are_and_other_values_as_bytes() -> None:
     executor = Payloads()
     for data in (DATA, [np.zeros(3), np.ones(4)], [np.zeros(3), np.ones(4, "i4")]):
         hedged_map(lambda item: None, data, executor=executor)
-        assert [leaf.dtype for leaf in executor.blocks.leaves(0)] == [np.dtype("f8")]
-        assert data is not DATA or np.shares_memory(executor.blocks.leaves(0)[0], DATA)
+        assert [leaf.dtype for leaf in executor.blocks.block_leaves(0)] == [np.dtype("f8")]
+        assert data is not DATA or np.shares_memory(executor.blocks.block_leaves(0)[0], DATA)
     values: list[Any] = [[{"x": DATA, "n": 1}] * 2, ["a", "bc"], [(1, 2.0)]]
     values += [[np.zeros(3), "a"], [None], [Path("a")], [{"x": DATA}, {"y": DATA}], np.array([None, 1])]
     for data in values:
         hedged_map(lambda item: None, data, executor=executor)
-        assert [leaf.dtype for leaf in executor.blocks.leaves(0)] == [np.dtype("u1")]
+        assert [leaf.dtype for leaf in executor.blocks.block_leaves(0)] == [np.dtype("u1")]
 
 
 # --- arguments ---------------------------------------------------------------------------------

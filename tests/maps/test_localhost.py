@@ -19,7 +19,7 @@ from pool_processes import python_in, until
 
 import polarmap
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_internals import named_for_lithops
+from polarmap.executors.lithops_internals import get_interpreter_for_lithops
 from polarmap.testing import Fault, FaultyExecutor
 
 A = np.random.default_rng(0).standard_normal((480, 16))
@@ -106,7 +106,9 @@ def test_a_function_that_cannot_travel_is_refused():
 def test_a_function_executor_stays_the_callers():
     import lithops
 
-    with lithops.FunctionExecutor(config_file=str(YAML), runtime=named_for_lithops(), log_level=None) as fx:
+    with lithops.FunctionExecutor(
+        config_file=str(YAML), runtime=get_interpreter_for_lithops(), log_level=None
+    ) as fx:
         before = set(fx.storage.list_keys(fx.storage.bucket))  # drivers that other tests kill leave some
         for _ in range(2):
             y = polarmap.coded_map(times_x, A, blocks=6, tasks=8, executor=fx, timeout=60)

@@ -117,7 +117,9 @@ def faulty(executor: Any, faults: Any) -> None:
 def pool_of_ones_own(
     executor: Any = None, workers: Any = 2, idle: Any = 60.0, memory: Any = 10**6, threads: Any = 1
 ) -> None:
-    polarmap.Pool(executor, workers, idle=idle, memory=memory, threads=threads).close()
+    polarmap.Pool(
+        executor, workers, idle_timeout=idle, memory_limit=memory, threads_per_worker=threads
+    ).close()
 
 
 def executor_of_calls(executor: Any = None, workers: Any = 2, backups: Any = 2, retries: Any = 1) -> None:

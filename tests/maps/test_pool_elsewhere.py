@@ -149,7 +149,7 @@ def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -
 # Workers have the driver's seconds: with its modules they get what stands in these.
 DRIVER = """
 import numpy as np, os, sys, tempfile, threading, time, polarmap
-from polarmap.executors import objects as drivers_side
+from polarmap.executors import storage_channels as drivers_side
 from polarmap.worker import storage_channel
 for side in (storage_channel, drivers_side):
     side.BEAT_SECONDS, side.AWAY_SECONDS = 1.0, 8.0

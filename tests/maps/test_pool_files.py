@@ -177,7 +177,7 @@ def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: p
         time.sleep(1.0)
         return block.sum() * large[0]
 
-    with Pool(idle=0.2) as pool:
+    with Pool(idle_timeout=0.2) as pool:
         with monkeypatch.context() as patched:
             patched.setattr(os, "replace", no_room)
             with pytest.raises(ExecutorError, match="no room"):

@@ -16,7 +16,7 @@ from pool_processes import PATIENCE, A, X, check
 
 import polarmap
 from polarmap import Pool
-from polarmap.executors.block_store import SENT_BYTES
+from polarmap.executors.block_store import INLINE_BLOCK_BYTES
 
 DEEDS = {
     "leaks all descriptors": """
@@ -247,7 +247,7 @@ def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhe
         exec(program, {})
         return y
 
-    rows = np.pad(A, ((0, 0), (0, SENT_BYTES)))  # in files: smaller ones come with their tasks
+    rows = np.pad(A, ((0, 0), (0, INLINE_BLOCK_BYTES)))  # in files: smaller ones come with their tasks
     with Pool(workers=1) as one:
         found = polarmap.hedged_map(f, [*rows], executor=one, backups=0, retries=1, timeout=PATIENCE)
     np.testing.assert_allclose([*found], A.sum(axis=1))

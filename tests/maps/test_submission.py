@@ -172,10 +172,10 @@ class HeldExecutor(ReplayExecutor):
         super().__init__()
         self._began, self._go, self.submitted = began, go, list[Any]()
 
-    def open(self, payload: Any) -> Any:
+    def open(self, job_spec: Any) -> Any:
         self._began.set()
         assert self._go.wait(SECONDS)
-        run = super().open(payload)
+        run = super().open(job_spec)
         run.submit = self.submitted.extend  # type: ignore[method-assign]
         return run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import polarmap
-from polarmap.executors.new_processes import NewProcesses
+from polarmap.executors.spawned_processes import ProcessSpawner
 
 A = np.random.default_rng(0).standard_normal((2400, 400))
 X, Y = np.ones(400), np.ones(2400)
@@ -62,9 +62,9 @@ def main() -> None:
     mapped = np.load(ONCE / "A.npy", mmap_mode="r")
     coded = polarmap.encode(mapped, blocks=4, tasks=6, name="A", storage=ONCE / "arrays")
     np.testing.assert_allclose(polarmap.coded_map(product, coded).concatenate(), A @ X)
-    workers = polarmap.executors.pool.default_pool._kept.workers  # type: ignore[union-attr]
-    server = workers._server  # type: ignore[attr-defined]
-    assert isinstance(server, NewProcesses)
+    workers = polarmap.executors.pool.default_pool._resources.worker_pool  # type: ignore[union-attr]
+    server = workers._starter  # type: ignore[attr-defined]
+    assert isinstance(server, ProcessSpawner)
     print(*(one.pid for one in server._processes.values()), sep="\n")
 
 

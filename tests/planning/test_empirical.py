@@ -14,8 +14,8 @@ from scipy import stats
 
 import polarmap
 from polarmap.errors import CodeError
-from polarmap.executors.base import Began, Event, Outcome, Payload
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.interface import AttemptStarted, Event, JobSpec, Outcome
+from polarmap.executors.replay import ReplaySession
 from polarmap.planning import (
     Empirical,
     ShiftedExponential,
@@ -120,30 +120,32 @@ def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: s
 class TwoSlots(ReplayExecutor):
     """Tasks of exactly one second, two at a time: the others wait, as for the cores of a laptop."""
 
-    is_here = True
+    is_local = True
 
-    def open(self, payload: Payload) -> ReplayRun:
-        return RunInSlots({}, payload)
+    def open(self, job_spec: JobSpec) -> ReplaySession:
+        return RunInSlots({}, job_spec)
 
 
-class RunInSlots(ReplayRun):
+class RunInSlots(ReplaySession):
     def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
         for turn, (task, attempt) in enumerate(attempts):
             began = float(turn // 2)
-            self._seconds = {task: 1.0 + began}
+            self._arrival_seconds = {task: 1.0 + began}
             super().submit([(task, attempt)])
-            self._began[-1] = Began(task, attempt, began)
+            self._start_events[-1] = AttemptStarted(task, attempt, began)
 
     def wait(self, timeout: float) -> list[Event]:
         events = super().wait(timeout)
-        self._began = [one for one in events if isinstance(one, Began) and one.when > self.now()]
-        return [one for one in events if one not in self._began]
+        self._start_events = [
+            one for one in events if isinstance(one, AttemptStarted) and one.started_at > self.now()
+        ]
+        return [one for one in events if one not in self._start_events]
 
-    def stop(self) -> list[Began]:
-        return [one for one in super().stop() if one.when <= self.now()]
+    def cancel_queued(self) -> list[AttemptStarted]:
+        return [one for one in super().cancel_queued() if one.started_at <= self.now()]
 
-    def _outcome(self, ticket: Any, seconds: float) -> Outcome:
-        return super()._outcome(ticket, seconds)._replace(seconds=1.0)
+    def _compute_outcome(self, request: Any, seconds: float) -> Outcome:
+        return super()._compute_outcome(request, seconds)._replace(seconds=1.0)
 
 
 def test_tasks_that_wait_for_a_core_are_no_stragglers() -> None:

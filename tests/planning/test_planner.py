@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import WorkerSpec
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Completion,
@@ -88,7 +88,7 @@ def test_a_plan_says_when_a_plain_map_will_do() -> None:
 
 @pytest.mark.parametrize("runtimes", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
 def test_a_plan_prints_ten_lines_at_most(runtimes: Distribution) -> None:
-    found = plan(24, runtimes, max_workers=36, worker_spec=Worker("aws_lambda", "aws_s3", memory=1769))
+    found = plan(24, runtimes, max_workers=36, worker_spec=WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769))
     assert len(str(found).splitlines()) <= 10
     assert repr(found) == str(found)
     assert "cost in the mean: $" in str(found)
@@ -181,7 +181,7 @@ def test_small_blocks_are_no_more_than_the_largest_code_has() -> None:
 
 
 def test_a_plan_for_workers_that_stay_says_so() -> None:
-    lambdas = Worker("aws_lambda", "aws_s3", memory=1769)
+    lambdas = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769)
     made = plan(24, DISTRIBUTION, task_overhead=0.01, max_workers=32, worker_spec=lambdas)
     first, *_ = lines = str(made).splitlines()
     n, pieces = made.n_workers, made.expected.tasks_per_worker

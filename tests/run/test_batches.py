@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from polarmap import Pool
-from polarmap.executors import executor_of
-from polarmap.executors.base import Attempt, Failure, Outcome, Payload
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors import resolve_executor
+from polarmap.executors.interface import AttemptId, Failure, JobSpec, Outcome
+from polarmap.executors.replay import ReplaySession
 from polarmap.run.batches import (
     BATCH_SECONDS,
     FIRST_BATCHES,
@@ -70,11 +70,11 @@ class Served:
         for items in some:
             self.batches.append(items, range(len(items.blocks)))
         self.found: dict[int, Any] = {}
-        self.withdrawn: list[Attempt] = []
+        self.withdrawn: list[AttemptId] = []
         self.faults = faults or {}
         executor = ReplayExecutor(dict.fromkeys(range(1000), SECONDS) | (script or {}))
-        self.run = executor.open(Payload(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
-        self.run.submit, self.run.withdraw = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
+        self.run = executor.open(JobSpec(make_call_task(f, unpickle_blocks=True), self.batches, self.faults))
+        self.run.submit, self.run.cancel = self._submit, self.withdrawn.extend  # type: ignore[method-assign, assignment]
         count = sum(len(items.blocks) - len(getattr(items, "unwanted", ())) for items in some)
         self.need = FirstOfItems(
             self.batches, count, self._take, self._note, True, str, TaskTable(0), Stopwatch(self.run.now)
@@ -82,9 +82,9 @@ class Served:
         self._steps = schedule(self.run, self.batches, retries, self.need)
         self.step()
 
-    def _submit(self, attempts: list[Attempt]) -> None:
+    def _submit(self, attempts: list[AttemptId]) -> None:
         self.handed += [list(self.batches.batches[task][1]) for task, _ in attempts]
-        ReplayRun.submit(self.run, attempts)
+        ReplaySession.submit(self.run, attempts)
 
     def _take(self, some: Any) -> None:
         for number, data in some:
@@ -227,9 +227,9 @@ def test_what_nobody_waits_for_does_not_begin_and_others_in_its_batch_go_on() ->
 def test_items_go_together_on_processes_here_where_each_may_be_tried_again() -> None:
     with Pool(workers=1) as pool:
         assert go_together(pool, 1, 1)
-        assert go_together(executor_of(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
+        assert go_together(resolve_executor(FaultyExecutor(FaultyExecutor(pool))), 1, 1)
         others: list[Any] = [ReplayExecutor(), FaultyExecutor(ReplayExecutor())]
-        assert not any(go_together(executor_of(one), 1, 1) for one in others)
+        assert not any(go_together(resolve_executor(one), 1, 1) for one in others)
         assert not go_together(pool, 0, 1)
         assert not go_together(pool, 1, 0)
 

@@ -15,9 +15,16 @@ import pytest
 from pool_processes import until
 
 from polarmap.errors import WorkerLostError
-from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable
 from polarmap.executors.block_store import BlockStore
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.interface import (
+    Failure,
+    JobSpec,
+    Outcome,
+    TaskBlocks,
+    build_block,
+    check_location_reachable,
+)
+from polarmap.executors.replay import ReplaySession
 from polarmap.run.batches import MOST_KINDS
 from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.run.lateness import REMEMBERED
@@ -48,8 +55,8 @@ class Served:
         self, seconds: Mapping[int, float] | None = None, faults: Mapping[int, Fault] | None = None
     ) -> None:
         calls = self.calls
-        self.run = ReplayExecutor(seconds).open(Payload(execute_call, calls, faults or {}))
-        self.run.withdraw = self.withdrawn.extend  # type: ignore[method-assign]
+        self.run = ReplayExecutor(seconds).open(JobSpec(execute_call, calls, faults or {}))
+        self.run.cancel = self.withdrawn.extend  # type: ignore[method-assign]
         calls._run, calls.watch = self.run, Stopwatch(self.run.now)
         self._steps = schedule(self.run, calls, calls._retries, calls)
 
@@ -231,13 +238,13 @@ class Breaks(ReplayExecutor):
 
     calls: Calls | None
 
-    def open(self, payload: Payload) -> ReplayRun:
-        run, calls = super().open(payload), self.calls
+    def open(self, job_spec: JobSpec) -> ReplaySession:
+        run, calls = super().open(job_spec), self.calls
 
         def submit(attempts: Sequence[tuple[int, int]]) -> None:
             if attempts and calls is not None:
                 for task, _ in attempts[:2]:
-                    block_of(calls, task)
+                    build_block(calls, task)
                 raise OSError("gone")
 
         if calls is not None:
@@ -275,10 +282,10 @@ def test_calls_can_be_cancelled_until_a_worker_is_given_them() -> None:
     some = served.add(9)
     served.take()
     assert [one.future.running() for one in some] == [True] + [False] * 8  # nothing else was there
-    assert block_of(served.calls, 2) is not None
+    assert build_block(served.calls, 2) is not None
     assert some[3].future.cancel()
     with pytest.raises(CancelledError):
-        block_of(served.calls, 3)
+        build_block(served.calls, 3)
     served.calls.shut_down(cancel_futures=True)
     assert len(wait([one.future for one in some], 0.0).done) == 7  # who waits for them is told
     assert [one.future.cancelled() for one in some] == [False, True, False] + [True] * 6
@@ -291,20 +298,20 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_waits_for_it()
     for size in (1, 2, 3):
         served.calls.put(Call(Future(), "f", np.full(size, size - 1, np.uint8)), [0])
     served.take()
-    blocks: Coded = served.calls
+    blocks: TaskBlocks = served.calls
     assert blocks.n == 3
-    assert blocks.source is not None
-    check_reachable(blocks.source)
-    stored = BlockStore("").of(Payload(len, blocks))
+    assert blocks.location is not None
+    check_location_reachable(blocks.location)
+    stored = BlockStore("").acquire_blocks(JobSpec(len, blocks))
     for task in range(3):
-        assert block_of(blocks, task).tolist() == [task] * (task + 1)
-        assert count_layout_bytes(blocks.layout(task)) == task + 1
-        block = stored.block(blocks, task)
+        assert build_block(blocks, task).tolist() == [task] * (task + 1)
+        assert count_layout_bytes(blocks.block_layout(task)) == task + 1
+        block = stored.publish_block(blocks, task)
         assert np.frombuffer(block.data, np.uint8).tolist() == [task] * (task + 1)
-        assert block.location == blocks.source
+        assert block.location == blocks.location
     served.calls.forget_task(served.calls.tasks, 1)
     with pytest.raises(CancelledError):
-        stored.block(blocks, 1)
+        stored.publish_block(blocks, 1)
 
 
 def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over() -> None:
@@ -313,11 +320,11 @@ def test_calls_of_a_map_that_are_cancelled_while_they_wait_for_a_worker_are_over
     served.calls.put(some, range(6))
     served.take()
     for _ in range(2):  # of a run that looks twice
-        assert block_of(served.calls, 1) is not None
+        assert build_block(served.calls, 1) is not None
     served.calls.cancel([some])
     for _ in range(2):
         with pytest.raises(CancelledError):
-            block_of(served.calls, 2)
+            build_block(served.calls, 2)
     list(served.serve())
     assert (some._ends, some.begun(range(6))) == ({0: (True, 0), 1: (True, 1)}, [0, 1])
 
@@ -384,7 +391,7 @@ def test_a_call_may_come_while_a_run_ends() -> None:
 class Counting:
     """An executor that counts the runs that are open; it may have none to give."""
 
-    name, worker = "counting", None
+    name, worker_spec = "counting", None
 
     def __init__(self, error: Exception | None = None) -> None:
         self.opened = self.open_now = 0
@@ -392,11 +399,11 @@ class Counting:
         self.may_open = threading.Event()
         self.may_open.set()
 
-    def open(self, payload: Payload) -> Any:
+    def open(self, job_spec: JobSpec) -> Any:
         self.may_open.wait(PATIENCE)
         if self.error is not None:
             raise self.error
-        run = ReplayExecutor().open(payload)
+        run = ReplayExecutor().open(job_spec)
         self.opened += 1
         self.open_now += 1
         close = run.close

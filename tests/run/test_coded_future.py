@@ -14,7 +14,7 @@ import pytest
 
 import polarmap
 from polarmap.codes import PolarCode
-from polarmap.executors.base import Outcome
+from polarmap.executors.interface import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CalledOff, CodedFuture, FutureMap
 from polarmap.run.loop import Stopwatch

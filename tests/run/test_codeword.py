@@ -16,7 +16,7 @@ from plain import arrivals, arriving, assert_same, cut, plain_map, states
 from polarmap import coded_map
 from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.replay import ReplaySession
 from polarmap.run import codeword
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
@@ -208,8 +208,10 @@ def test_results_that_contradict_each_other_are_looked_at_again_when_another_com
 ) -> None:
     """The loop looks every 5 s, whatever happens; it did every quarter of a second."""
     looks = list[float]()
-    wait = ReplayRun.wait
-    monkeypatch.setattr(ReplayRun, "wait", lambda run, timeout: looks.append(timeout) or wait(run, timeout))
+    wait = ReplaySession.wait
+    monkeypatch.setattr(
+        ReplaySession, "wait", lambda run, timeout: looks.append(timeout) or wait(run, timeout)
+    )
     lost = ReplayExecutor({0: math.inf, 1: 1000.0})
     with pytest.raises(NotLinearError):
         coded_map(np.square, FLOATS, blocks=6, tasks=9, executor=lost, timeout=500)

@@ -9,7 +9,7 @@ from run.test_policies import lost, returned
 
 from polarmap import hedged_map
 from polarmap.errors import NotDecodableError
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.interface import Failure, Outcome
 from polarmap.run.first_results import FirstResults
 from polarmap.run.loop import Stopwatch
 from polarmap.run.running_map import Observer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from run.test_policies import Wanted
 
-from polarmap.executors.base import Event
+from polarmap.executors.interface import Event
 from polarmap.run.loop import Need, Policy, Stopwatch, schedule
 from polarmap.run.tasks import TaskTable
 

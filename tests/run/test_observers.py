@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import polarmap
 from polarmap import coded_map, hedged_map, submit
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import WorkerSpec
 from polarmap.errors import CodedTimeoutError
 from polarmap.run import observers
 from polarmap.run.observers import ProgressBar
@@ -163,7 +163,7 @@ def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> Non
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     [span] = memory.spans
     assert span.name == "polarmap.map"
-    assert dict(span.attributes) == {
+    assert dict(span.attribute_names) == {
         "polarmap.n": 8,
         "polarmap.k": 6,
         "polarmap.code": "rotation code",
@@ -199,7 +199,7 @@ def test_counters_add_up_over_maps(memory: Memory) -> None:
 
 def test_dollars_are_those_of_the_report(memory: Memory) -> None:
     executor = ReplayExecutor({0: 3.0})
-    executor.worker = Worker("aws_lambda", "aws_s3", memory=1769, seconds=900)
+    executor.worker_spec = WorkerSpec("aws_lambda", "aws_s3", memory_mb=1769, timeout_seconds=900)
     report = coded_map(np.negative, DATA, blocks=6, tasks=8, executor=executor).report
     assert report.cost is not None
     assert memory.counted()["dollars"] == pytest.approx(report.cost.total)
@@ -211,7 +211,7 @@ def test_a_map_that_raises_is_a_span_that_says_so(memory: Memory) -> None:
         coded_map(np.negative, DATA, blocks=3, tasks=4, executor=never, timeout=2.0)
     [span] = memory.spans
     assert not span.status.is_ok
-    assert span.events[0].attributes["exception.type"].endswith("CodedTimeoutError")
+    assert span.events[0].attribute_names["exception.type"].endswith("CodedTimeoutError")
 
 
 def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: Memory) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.interface import Failure, Outcome
 from polarmap.run.lateness import LatenessRule, ParityRule
 from polarmap.run.loop import Need, Policy, Stopwatch
 from polarmap.run.policies import Backups, OnDemand, with_backups

@@ -29,7 +29,7 @@ from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_ma
 from polarmap import CodedOperator, coded_map, coded_matmul
 from polarmap.codes import ArrivalTracker, PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError
-from polarmap.executors.base import Outcome
+from polarmap.executors.interface import Outcome
 from polarmap.run.trusted import TRUSTED
 from polarmap.testing import ReplayExecutor
 

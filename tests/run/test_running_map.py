@@ -18,8 +18,8 @@ import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes import PolarCode
 from polarmap.errors import CodedTimeoutError, CodeError, NotLinearError
-from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.interface import JobSpec, Outcome
+from polarmap.executors.replay import ReplaySession
 from polarmap.run.first_results import FirstResults
 from polarmap.run.loop import Stopwatch
 from polarmap.run.prepared_map import observers_of
@@ -117,7 +117,7 @@ def test_a_map_may_be_asked_and_woken_whenever_anybody_wants() -> None:
     blank = running.report()
     assert (blank.n, blank.k, blank.padding, blank.is_final) == (4, 3, 2, False)
     running.wake()
-    run = running.executor.open(Payload(abs, UncodedBlocks([], ())))
+    run = running.executor.open(JobSpec(abs, UncodedBlocks([], ())))
     need = FirstResults(print, False, str, TaskTable(4), Stopwatch(run.now))
     running.run, running.need = run, need
     need.tasks.start([0, 1], 0.0)
@@ -149,9 +149,9 @@ class Recorder(ReplayExecutor):
         self.calls: list[tuple[Any, ...]] = []
         self._interrupt = interrupt
 
-    def open(self, payload: Payload) -> ReplayRun:
+    def open(self, job_spec: JobSpec) -> ReplaySession:
         self.note("open")
-        self.run = RecordedRun(self._seconds, payload)
+        self.run = RecordedRun(self._arrival_seconds, job_spec)
         self.run.note = self.note
         return self.run
 
@@ -166,7 +166,7 @@ class Recorder(ReplayExecutor):
         return [list(call[1:]) for call in self.calls if call[0] == "submit"]
 
 
-class RecordedRun(ReplayRun):
+class RecordedRun(ReplaySession):
     note: Callable[..., None]
 
     def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
@@ -222,13 +222,13 @@ def test_a_run_is_opened_once_and_closed_last() -> None:
 def test_seconds_count_from_the_call_although_the_run_is_opened_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Late(ReplayRun):
+    class Late(ReplaySession):
         def now(self) -> float:
             return 1000.0 + super().now()
 
     class Clocked(ReplayExecutor):
-        def open(self, payload: Payload) -> ReplayRun:
-            return Late({}, payload)
+        def open(self, job_spec: JobSpec) -> ReplaySession:
+            return Late({}, job_spec)
 
     monkeypatch.setattr("polarmap.run.running_map.time", SimpleNamespace(monotonic=lambda: 990.0))
     assert coded(verify=False, executor=Clocked()).report.seconds == 11.0

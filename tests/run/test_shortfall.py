@@ -15,7 +15,7 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap import coded_map, hedged_map
 from polarmap.errors import NotDecodableError
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.interface import Failure, Outcome
 from polarmap.run.shortfall import late, not_finite, too_few
 from polarmap.run.tasks import TaskTable
 from polarmap.testing import Fault

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.interface import Failure, Outcome
 from polarmap.report import TaskState
 from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.tasks import TaskTable

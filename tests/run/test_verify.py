@@ -19,7 +19,7 @@ from plain import AlteringReplay, arrivals, arriving, assert_same, cut, plain_ma
 from polarmap import coded_map
 from polarmap.codes import PolarCode, SecretSharing
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
-from polarmap.executors.base import Outcome
+from polarmap.executors.interface import Outcome
 from polarmap.run.trusted import LINEAR, TRUSTED, Trust
 from polarmap.run.verify import Verifier
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor

@@ -15,7 +15,7 @@ import numpy as np
 from plain import AlteringReplay
 
 from polarmap import Pool
-from polarmap.executors.base import Outcome
+from polarmap.executors.interface import Outcome
 from polarmap.testing import Fault, FaultyExecutor
 from soak.draws import Draw
 
@@ -131,11 +131,11 @@ class OddReplay(AlteringReplay):
         if outcome.failure is not None or change is None:
             return outcome
         found = outcome._replace(leaves=[change(self._seed + outcome.task, leaf) for leaf in outcome.leaves])
-        own = outcome.unpadded
+        own = outcome.unpadded_result
         if own is None or change is _longer:  # what has another shape is told by the block with its padding
             return found
         leaves = [change(self._seed + outcome.task, leaf) for leaf in own.leaves]
-        return found._replace(unpadded=own._replace(leaves=leaves))
+        return found._replace(unpadded_result=own._replace(leaves=leaves))
 
 
 # --- executors ----------------------------------------------------------------------------------

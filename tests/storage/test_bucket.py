@@ -96,8 +96,8 @@ def refused(action, message):
 def impatient(monkeypatch):
     """Shorter waits, so that the tests are."""
     monkeypatch.setattr("polarmap.storage.bucket.OUTAGE_SECONDS", 2.0)
-    monkeypatch.setattr("polarmap.storage.bucket.FIRST_RETRY_SECONDS", 1.0)
-    monkeypatch.setattr("polarmap.executors.lithops_jobs.TIMEOUT", 2)
+    monkeypatch.setattr("polarmap.storage.bucket.FIRST_REQUEST_OUTAGE_SECONDS", 1.0)
+    monkeypatch.setattr("polarmap.executors.lithops_invocations.STORAGE_TIMEOUT", 2)
 
 
 def actions(storage):
@@ -139,11 +139,11 @@ def test_storage_that_is_down(impatient, server, tmp_path):
 
 def test_storage_that_hangs(impatient, server, config):
     store = open_store(config)
-    server.process.send_signal(signal.SIGSTOP)
+    server.pid.send_signal(signal.SIGSTOP)
     try:
         refused(lambda: polarmap.open_coded("a", store), "does not answer")
     finally:
-        server.process.send_signal(signal.SIGCONT)
+        server.pid.send_signal(signal.SIGCONT)
     assert polarmap.arrays.list_coded(store) == []
 
 
@@ -167,7 +167,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
 
     def restart():
         server.kill()
-        server.launch()
+        server.launch_workers()
 
     coded = polarmap.encode(
         Interrupting(A, 20, restart), blocks=6, tasks=8, name="a", storage=config, memory=MIB
@@ -175,7 +175,7 @@ def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, confi
     assert len(coded.block_segments(0)) > 4
     assert coded.check().ok
     server.kill()
-    thread = threading.Timer(0.5, server.launch)
+    thread = threading.Timer(0.5, server.launch_workers)
     thread.start()
     np.testing.assert_array_equal(coded[:], A)
     thread.join()

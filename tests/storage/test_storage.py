@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage import check_key
+from polarmap.storage import check_object_key
 
 
 @pytest.mark.every_store
@@ -34,7 +34,7 @@ def test_a_store_does_what_it_should(store):
 
 @pytest.mark.parametrize("key", ["a", "a/b.json", "0/é", "a" * 1000])
 def test_keys_that_may_be(key: str) -> None:
-    assert check_key(key) == key
+    assert check_object_key(key) == key
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_keys_that_may_be(key: str) -> None:
 )
 def test_keys_that_may_not(key: object) -> None:
     with pytest.raises(StorageError, match="is no key of an object"):
-        check_key(key)
+        check_object_key(key)

@@ -94,7 +94,7 @@ class EngineNetwork:
     def __init__(self, net: Network) -> None:
         self.net = net
         self.processes = dict[str, subprocess.Popen[str]]()  # started last, by the name of their machine
-        self.workers = [machine for name, machine in net.machines.items() if name.startswith("worker")]
+        self.workers = [machine for name, machine in net.list_machines.items() if name.startswith("worker")]
         self.start_head()
         for machine in self.workers:
             self.start_worker(machine)
@@ -187,7 +187,9 @@ class RayNetwork(EngineNetwork):
     patience = 120.0
 
     def start_head(self) -> None:
-        machines = [self.net.machines[name] for name in ("scheduler", "driver") if name in self.net.machines]
+        machines = [
+            self.net.list_machines[name] for name in ("scheduler", "driver") if name in self.net.list_machines
+        ]
         self.address = f"{machines[0].address}:{RAY_PORT}"
         for machine in machines:
             is_head = machine is machines[0]
@@ -237,7 +239,7 @@ def engine_network(
             cluster.wait_for_workers(240.0)
             yield cluster
         finally:
-            for machine in net.machines.values():
+            for machine in net.list_machines.values():
                 machine.close()  # first, so that the driver waits for nobody
             cluster.driver.close()
 

@@ -50,12 +50,12 @@ class Maps:
 
     def workers_on(self) -> dict[str, Any]:
         """Return how many workers of the pool run on each host."""
-        return {"workers": {} if self.pool is None else self.pool.workers_on}
+        return {"workers": {} if self.pool is None else self.pool.workers_by_host}
 
     def hosts(self) -> dict[str, Any]:
         """Return the addresses of this process that workers of the pool try, in their order."""
         assert self.pool is not None
-        workers: Any = self.pool._kept and self.pool._kept.workers
+        workers: Any = self.pool._resources and self.pool._resources.worker_pool
         return {"hosts": [host for host, _ in workers._address.endpoints]}
 
     def keep(self, block_bytes: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.pickling import worker_code_by_value
 from polarmap.worker.encryption import (
     CIPHERTEXT_OVERHEAD_BYTES,
     HKDF_INFO,
@@ -232,7 +232,7 @@ def test_damage_is_told_from_forgery_by_the_checksum() -> None:
 
 
 def test_a_task_without_a_key_needs_no_cipher() -> None:
-    with pickled_by_value():
+    with worker_code_by_value():
         sent = cloudpickle.dumps(make_lithops_task(len, ("array",)))
     # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
     load = (

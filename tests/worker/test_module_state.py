@@ -171,10 +171,10 @@ def test_all_of_it_travels_to_workers_that_have_no_polarmap(tmp_path: Path) -> N
     (tmp_path / "driver.py").write_text(f"""
 import sys
 import {NAME} as module
-from polarmap.executors.pickling import pickled
+from polarmap.executors.pickling import pickle_function
 module.a, module.helper.__defaults__ = 3, (1.0,)
-pickled(lambda: module.helper(), "here")
-sys.stdout.buffer.write(pickled(lambda: module.helper(), "there", by_value=True))
+pickle_function(lambda: module.helper(), "here")
+sys.stdout.buffer.write(pickle_function(lambda: module.helper(), "there", by_value=True))
 """)
     worker = "import pickle, sys; sys.modules['polarmap'] = None; print(pickle.load(sys.stdin.buffer)())"
     environment = {

@@ -23,10 +23,10 @@ from memory_storage import DictStorage
 from servers import Server
 from stored_calls import Bomb, orders_of
 
-from polarmap.executors.lithops import remove_objects
-from polarmap.executors.lithops_jobs import open_storage
-from polarmap.executors.pickling import pickled_by_value
-from polarmap.executors.tcp import WorkerListener
+from polarmap.executors.lithops import delete_objects_below
+from polarmap.executors.lithops_invocations import open_lithops_storage
+from polarmap.executors.pickling import worker_code_by_value
+from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import persistent_worker
 from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
 from polarmap.worker.environment import ProcessEnvironment
@@ -88,7 +88,7 @@ def endpoints(joined: Queue[Any]) -> Iterator[Any]:
             if is_over.is_set():  # the end of the test was sooner, and nobody else closes the connection
                 link.close()
 
-    listener = WorkerListener(KEY, join, is_local=True)
+    listener = WorkerListener(KEY, join, local_only=True)
     yield listener.endpoints
     listener.close()
     with lock:
@@ -124,7 +124,7 @@ def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_close
 
 def test_the_task_travels_without_the_package(endpoints: Any, joined: Queue[Any], tmp_path: Path) -> None:
     """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
-    with pickled_by_value():
+    with worker_code_by_value():
         import cloudpickle
 
         data = cloudpickle.dumps(make_worker_task(address(*endpoints)))
@@ -163,7 +163,7 @@ def test_a_worker_opens_connections_of_its_own_to_the_storage(
 ) -> None:
     """Since Lithops 3.8 the process that a worker was forked of goes on to use those that it has."""
     monkeypatch.setattr(persistent_worker, "exit_process_when", lambda is_over: lambda: None)
-    storage = open_storage(s3_server.config(tmp_path / "s3.yaml"))
+    storage = open_lithops_storage(s3_server.config(tmp_path / "s3.yaml"))
     keys = ChannelKeys("polarmap/pool-1")
     storage.put_object(storage.bucket, keys.mailbox_key, pickle.dumps(tuple(Mailbox(1, {}, {}))))
     inherited = ports_of(storage)
@@ -175,7 +175,7 @@ def test_a_worker_opens_connections_of_its_own_to_the_storage(
             for key in storage.list_keys(storage.bucket, keys.reply_prefix)
         ] == [1]
     finally:  # other tests of the session find the bucket empty
-        remove_objects(storage, [f"{keys.prefix}/"])
+        delete_objects_below(storage, [f"{keys.prefix}/"])
     assert inherited and used and not inherited & used
 
 

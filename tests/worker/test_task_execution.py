@@ -22,8 +22,8 @@ from memory_storage import DictStorage
 
 import polarmap
 from polarmap.blocks.uneven import UncodedBlocks
-from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.interface import JobSpec, Outcome
+from polarmap.executors.pickling import worker_code_by_value
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.lithops_tasks import make_lithops_task
@@ -75,8 +75,8 @@ def meant(message: Message | None, encryption: Encryption | None = None) -> Outc
     """What a driver makes of it."""
     assert message is not None
     assert (message.kind, message.attempt_key) == (TASK_REPLY, (-1, 3, 1))
-    payload = Payload(np.negative, UncodedBlocks([], ("array",)), encryption=encryption)
-    return payload.outcome(3, 1, message.header, message.data)
+    payload = JobSpec(np.negative, UncodedBlocks([], ("array",)), encryption=encryption)
+    return payload.decode_reply(3, 1, message.header, message.data)
 
 
 def failure(message: Message | None, encryption: Encryption | None = None) -> str:
@@ -212,7 +212,7 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
 
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
-    with pickled_by_value():
+    with worker_code_by_value():
         pickled = cloudpickle.dumps(make_lithops_task(abs, ("array",)))  # an f that travels by its name
     (tmp_path / "task").write_bytes(pickled)
     code = (

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from own_class import Own
 
-from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.pickling import worker_code_by_value
 from polarmap.worker.pytree import PackedTree, pack_tree, pickle_to_array, unpack_leaves, unpickle_array
 from polarmap.worker.task_functions import (
     build_csr_matrix,
@@ -307,7 +307,7 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
         return Inside((value["path"], factor * value["x"], None))
 
     value = {"path": Path("a"), "x": np.arange(3)}
-    with pickled_by_value():
+    with worker_code_by_value():
         block, call = pickle_to_array(value), pickle_to_array((partial(call_each, f), ([(value, 2)],), {}))
         sent = cloudpickle.dumps(
             [(make_call_task(f, args=(2,), unpickle_blocks=True), block), (execute_call, call)]

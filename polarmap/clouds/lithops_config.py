@@ -1,0 +1,110 @@
+"""Lithops configuration files as data: which backend they name and what is still to be filled in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polarmap.clouds.runtime_images import RUNTIME_IMAGES
+from polarmap.errors import ExecutorError
+from polarmap.optional import format_install_command
+
+STORAGE_EXTRAS = {
+    "aws",
+    "azure",
+    "gcp",
+    "ibm",
+}  # extras with their client libraries: the first words of their names
+_PLACEHOLDER_PATTERN = re.compile(r"<[^<>]+>")
+
+
+def read_config(config_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a Lithops configuration; ExecutorError unless it is one, with nothing left to fill in."""
+    file = Path(config_path)
+    if not file.is_file():
+        raise ExecutorError(f"there is no Lithops configuration {str(file)!r}")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ExecutorError(f"{str(file)!r} is not YAML: {error}") from error
+    except OSError as error:
+        raise ExecutorError(f"{str(file)!r} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ExecutorError(
+            f"{str(file)!r} holds no Lithops configuration: a mapping with a 'lithops' section"
+        )
+    for name in config:
+        if "lithops" not in config and str(name).lower() == "lithops":
+            raise ExecutorError(f"{str(file)!r}: Lithops reads no section {name!r}: call it 'lithops'")
+    for name in chain(["lithops"], _referenced_sections(config)):
+        if not isinstance(section := config.get(name) or {}, dict):
+            type_name = type(section).__name__
+            raise ExecutorError(f"{str(file)!r}: the section {name!r} must be a mapping, not a {type_name}")
+    unfilled = [f"{key}: {value}" for key, value in find_placeholders(config)]
+    if unfilled:
+        raise ExecutorError(
+            f"{str(file)!r} is a template: copy it and fill in\n  "
+            + "\n  ".join(unfilled)
+            + "\n(what these are stands in the comments of the file)"
+        )
+    return config
+
+
+def read_config_for(config_path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
+    """Read a complete configuration of a backend; ExecutorError for one of another, too."""
+    config = read_config(config_path)
+    if get_backend_name(config) != backend:
+        raise ExecutorError(f"{config_path} is for {get_backend_name(config)!r}, not for {backend!r}")
+    return config
+
+
+def find_placeholders(config: Mapping[str, Any], key_prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys whose values still hold something in <angle brackets>, and those values.
+
+    >>> list(find_placeholders({"aws": {"region": "<region>"}, "lithops": {"backend": "aws_lambda"}}))
+    [('aws.region', '<region>')]
+    """
+    for key, value in config.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping):
+            yield from find_placeholders(value, f"{key_prefix}{key}.")
+        elif isinstance(value, str) and _PLACEHOLDER_PATTERN.search(value):
+            yield f"{key_prefix}{key}", value
+
+
+def get_backend_name(config: Mapping[str, Any]) -> str:
+    """The compute backend a configuration names; Lithops takes aws_lambda when it names none.
+
+    >>> get_backend_name({"lithops": {"backend": "k8s"}}), get_backend_name({})
+    ('k8s', 'aws_lambda')
+    """
+    return str((config.get("lithops") or {}).get("backend", "aws_lambda"))
+
+
+def make_missing_client_hint(config: Mapping[str, Any], error: BaseException) -> str:
+    """What to install when Lithops lacks a client library; nothing where polarmap does not know.
+
+    >>> make_missing_client_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
+    "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
+    """
+    backend, storage = _referenced_sections(config)
+    if not isinstance(error, ModuleNotFoundError) or backend not in RUNTIME_IMAGES:
+        return ""
+    extras = {
+        RUNTIME_IMAGES[backend].polarmap_extra,
+        *STORAGE_EXTRAS.intersection([storage.partition("_")[0]]),
+    } - {""}
+    return f"; install it: {format_install_command(*sorted(extras))}" if extras else ""
+
+
+def _referenced_sections(config: Mapping[str, Any]) -> Iterator[str]:
+    """The sections that the general one names: those of backend and storage."""
+    yield get_backend_name(config)
+    yield str((config.get("lithops") or {}).get("storage", ""))

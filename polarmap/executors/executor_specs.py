@@ -1,0 +1,70 @@
+"""What a caller may mean by an executor, told by what it looks like: nothing is imported for it."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from polarmap.clouds.limits import BACKENDS
+from polarmap.errors import ExecutorError
+
+
+def is_localhost(executor_spec: Any) -> bool:
+    """Whether it means Lithops on this machine."""
+    return isinstance(executor_spec, str) and executor_spec == "localhost"
+
+
+def is_config_path(executor_spec: Any) -> bool:
+    """Whether it names a configuration."""
+    is_text = isinstance(executor_spec, (str, bytes, os.PathLike))
+    return is_text and not (is_localhost(executor_spec) or is_ray(executor_spec))
+
+
+def is_dask_client(executor_spec: Any) -> bool:
+    """Whether it is a Dask client, or what `client.get_executor()` gives."""
+    modules = [base_class.__module__.partition(".")[0] for base_class in type(executor_spec).__mro__]
+    return "distributed" in modules and (
+        hasattr(executor_spec, "get_executor") or hasattr(executor_spec, "_client")
+    )
+
+
+def is_ray(executor_spec: Any) -> bool:
+    """Whether it is the module `ray`, what `ray_module.make_remote(num_cpus=..., memory=...)` gives, or
+    "ray://...".
+    """
+    if isinstance(executor_spec, str):
+        return executor_spec.startswith("ray://")
+    if isinstance(executor_spec, ModuleType):
+        return executor_spec.__name__ == "ray"
+    return isinstance(executor_spec, partial) and executor_spec.func.__module__.startswith("ray.")
+
+
+def is_lithops_executor(executor_spec: Any) -> bool:
+    """Whether it is a `lithops.FunctionExecutor`."""
+    return hasattr(executor_spec, "compute_handler") and hasattr(executor_spec, "internal_storage")
+
+
+def is_lithops(executor_spec: Any) -> bool:
+    """Whether it is something that Lithops runs: "localhost", a configuration or a FunctionExecutor."""
+    return is_localhost(executor_spec) or is_config_path(executor_spec) or is_lithops_executor(executor_spec)
+
+
+def check_config_path(config_path: str | bytes | os.PathLike[Any]) -> None:
+    """ExecutorError for a word where a pool or a configuration is meant."""
+    path = os.fspath(config_path)
+    if isinstance(path, bytes):
+        raise ExecutorError(f"executor={path!r} is no path that Lithops takes: pass a str")
+    if path.endswith((".yaml", ".yml")) or os.path.isfile(path):
+        return
+    if path in BACKENDS:
+        raise ExecutorError(
+            f"executor={path!r}: pass a configuration of it, which `polarmap config show {path}` prints for "
+            f"you to fill in, as executor='{path}.yaml'"
+        )
+    pool_class_name = "ProcessPoolExecutor" if "proc" in path.lower() else "ThreadPoolExecutor"
+    raise ExecutorError(
+        f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as concurrent.futures.{pool_class_name}(8), "
+        "or the path of a Lithops YAML file"
+    )

@@ -1,0 +1,509 @@
+"""The seam between a map and whatever runs its tasks: `executor.open(payload) -> Session`."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.clouds.prices import PersistentUsage
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.worker.encryption import Encryption, decrypt_reply
+from polarmap.worker.module_state import ModuleStateError
+from polarmap.worker.pytree import (
+    BOTH_RESULTS,
+    Layout,
+    Shape,
+    Structure,
+    get_layout,
+    unflatten,
+    unpack_leaves,
+)
+from polarmap.worker.segments import DamagedError, Location, Segment
+from polarmap.worker.task_records import (
+    BlockRef,
+    ErrorInfo,
+    Fault,
+    OutputSpec,
+    ResultRef,
+    TaskReply,
+    TaskRequest,
+    UnusableWorkerError,
+)
+
+Array = npt.NDArray[Any]
+Function = Callable[[Any], Any]
+
+
+class Failure(NamedTuple):
+    """Why a task gave nothing usable.
+
+    kind : "raised" (f did), "lost" (killed, exited, never reported), "shape" (of the result),
+    "garbage" (a result that contradicts the others) or "damaged" (the stored block is).
+    """
+
+    kind: str
+    error_type: str
+    message: str
+    cause: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.message}" if self.message else self.error_type
+
+
+class TaskResult(NamedTuple):
+    """A result of f: its arrays, and the structure that they make up."""
+
+    leaves: list[Array]
+    structure: Structure
+
+
+class Outcome(NamedTuple):
+    """What became of one attempt of a task: its result, or a failure and no leaves.
+
+    leaves, structure : the arrays of the result, and how they make it up.
+    seconds : that the worker spent; 0 if unknown.
+    result_ref : where the result lies in storage, if the arrays are only a sample of it.
+    unpadded_result : f of the rows of data alone, if the block was filled up with rows of zeros. Then there
+        is no structure if f raised an exception of the whole block.
+    host : the name of the worker's machine; empty if it is not known, or is the driver's.
+    """
+
+    task: int
+    attempt: int
+    leaves: list[Array]
+    structure: Structure
+    failure: Failure | None
+    seconds: float
+    result_ref: ResultRef | None = None
+    unpadded_result: TaskResult | None = None
+    host: str = ""
+
+    @property
+    def leaf_shapes(self) -> list[Shape]:
+        """Of its arrays."""
+        return [leaf.shape for leaf in self.leaves]
+
+    @property
+    def leaf_dtypes(self) -> list[np.dtype[Any]]:
+        """Of its arrays."""
+        return [leaf.dtype for leaf in self.leaves]
+
+    @property
+    def result_description(self) -> str:
+        """What f returned, in words."""
+        return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves) or "nothing"
+
+
+class AttemptStarted(NamedTuple):
+    """An attempt has come to run: when, on the clock of its run.
+
+    is_confirmed : whether a worker is known to have started it. If not, the attempt was handed to a worker
+        that has not confirmed it yet: it may become late, and counts as queued. A certain event may follow.
+    host : the name of the worker's machine; empty if it is not known, or is the driver's.
+    """
+
+    task: int
+    attempt: int
+    started_at: float
+    is_confirmed: bool = True
+    host: str = ""
+
+
+class NoWorkers(NamedTuple):
+    """No worker has been there yet that could run the tasks of a map. Repeated until one is there.
+
+    reason : what is known of the cause, and what the user can do about it.
+    """
+
+    reason: str
+
+
+Event = AttemptStarted | Outcome | NoWorkers
+MSG_NOSIGNAL = getattr(
+    socket, "MSG_NOSIGNAL", 0
+)  # else who has SIGPIPE end the process dies where none listens
+AttemptId = tuple[int, int]  # the number of a task, and how often it was started before
+
+
+class TaskBlocks:
+    """Coded blocks, made as they are asked for; of one piece each, in memory, unless it is said otherwise.
+
+    Either `block_leaves` or `component_leaves` is to be defined.
+
+    location : where they lie in storage already; None if they are in memory only.
+    """
+
+    n: int
+    structure: Structure
+    location: Location | None = None
+
+    @property
+    def encryption_key(self) -> str | bytes | None:
+        """What they are encrypted with where they lie in storage; None if they are not."""
+        location = self.location
+        return None if location is None or location.encryption is None else location.encryption[0]
+
+    def block_leaves(self, task: int) -> list[Array]:
+        """The arrays of block `task`: those of its pieces in a row."""
+        return [
+            leaf for component in self.block_components(task) for leaf in self.component_leaves(component)
+        ]
+
+    def block_layout(self, task: int) -> Layout:
+        """Dtype and shape of each of them."""
+        return get_layout(self.block_leaves(task))
+
+    def block_segments(self, task: int) -> tuple[Segment, ...]:
+        """What block `task` consists of at its source."""
+        raise LookupError(task)
+
+    def cluster_reference(self, task: int) -> Any:
+        """What the engine of a cluster takes in the place of block `task`; None where it lies elsewhere."""
+        return None
+
+    def block_components(self, task: int) -> Sequence[int]:
+        """Numbers of what block `task` is made of: a piece of several blocks is stored once."""
+        return (task,)
+
+    def component_leaves(self, component: int) -> list[Array]:
+        """The leaves of a piece."""
+        return self.block_leaves(component)
+
+    def find_fault(self, faults: Mapping[int, Fault], task: int, attempt: int) -> Fault | None:
+        """Return which of the `faults`, by task, an attempt is to suffer."""
+        fault = faults.get(task)
+        return fault if fault is not None and attempt < fault.attempts else None
+
+    def on_damage_found(self) -> None:
+        """A worker has found a block damaged: what is told of where they lie may be out of date."""
+
+    def prepare_encoding(self) -> None:
+        """Make what takes time and the first block that is made needs: workers are coming up meanwhile."""
+
+    def release_memory(self) -> None:
+        """Every block has been handed on: memory may be freed."""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """All that an executor is told of one map.
+
+    f : what workers call, each with its block.
+    blocks : the coded blocks.
+    faults : from task to what it is to suffer.
+    output_spec : where results stay, of which only samples then travel; None: they travel whole.
+    low_priority_tasks : tasks that give way to others, where they share a machine's cores.
+    encryption : of blocks from memory, where they are stored, and of replies; None: there is none.
+    padded_block : the task whose block rows of zeros fill up, and its rows of data, if its worker evaluates f
+        on these alone, too; else None.
+    """
+
+    f: Function
+    blocks: TaskBlocks
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    output_spec: OutputSpec | None = None
+    low_priority_tasks: Collection[int] = ()
+    encryption: Encryption | None = None
+    padded_block: tuple[int, int] | None = None
+
+    def get_n_unpadded_rows(self, task: int) -> int | None:
+        """Return the rows of data on which this task evaluates f as well; None if that is not needed."""
+        return (
+            self.padded_block[1] if self.padded_block is not None and self.padded_block[0] == task else None
+        )
+
+    def find_fault(self, task: int, attempt: int) -> Fault | None:
+        """Return the fault that an attempt is to suffer."""
+        return self.blocks.find_fault(self.faults, task, attempt) if self.faults else None
+
+    def make_task_request(self, task: int, attempt: int, block_ref: BlockRef | None = None) -> TaskRequest:
+        """What the worker of an attempt is told; `block_ref`: what it is to read."""
+        fault, n_rows = self.find_fault(task, attempt), self.get_n_unpadded_rows(task)
+        return TaskRequest(task, attempt, block_ref, fault, self.output_spec, self.encryption, n_rows)
+
+    def decode_reply(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
+        """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.
+
+        header : a pickled `TaskReply`, or, where none was needed, the reply itself.
+        """
+        try:
+            if self.encryption is not None:
+                header, data = decrypt_reply(task, attempt, data, self.encryption)
+            reply = header if isinstance(header, TaskReply) else pickle.loads(header)
+            error, seconds, structure, layout, result_ref, host = reply
+            if error is not None:
+                failure = to_failure(ErrorInfo(*error))
+                if failure.kind == "damaged":
+                    self.blocks.on_damage_found()
+                return Outcome(task, attempt, [], (), failure, seconds, host=host)
+            leaves, unpadded_result = unpack_leaves(layout, data), None
+            if structure[:1] == (BOTH_RESULTS,):  # of a block that rows of zeros fill up
+                _, n_leaves, structure, unpadded_structure = structure
+                leaves, unpadded_result = leaves[:n_leaves], TaskResult(leaves[n_leaves:], unpadded_structure)
+            if result_ref is not None:
+                result_ref = ResultRef(result_ref[0], tuple(Segment(*segment) for segment in result_ref[1]))
+        except DamagedError as error:
+            return lost_outcome(task, attempt, f"its reply {error}")
+        except Exception as error:  # of a forger, or of a class that is not here
+            return lost_outcome(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
+        return Outcome(task, attempt, leaves, structure, None, seconds, result_ref, unpadded_result, host)
+
+
+class Session(Protocol):
+    """The tasks of one map on an executor: starts them, tells as each ends, abandons the rest."""
+
+    def now(self) -> float:
+        """Seconds on `time.monotonic`, or on a virtual clock that stands at 0 when the run is opened."""
+        ...
+
+    def submit(self, attempts: Sequence[AttemptId]) -> None:
+        """Start these, in this order. Blocks are made for those that are started, and no earlier.
+
+        One whose block raises CancelledError, as nobody waits for it any more, is not started: it is lost.
+        """
+        ...
+
+    def wait(self, timeout: float) -> list[Event]:
+        """What happened, as soon as an attempt ended; after `timeout` seconds; or when woken.
+
+        That an attempt began is told with what is told next, before its end. Each that was submitted ends
+        in exactly one Outcome: its worker is lost if nothing else is known.
+        """
+        ...
+
+    def cancel(self, attempts: Sequence[AttemptId]) -> None:
+        """Nobody waits for these any more: they are lost at once, as far as they can be kept from running."""
+        ...
+
+    def wake(self) -> None:
+        """Let the `wait` that another thread is in return soon, whether anything ended or not.
+
+        If none is, the next one does. Any thread may call it at any time, also when the run is closed.
+        """
+        ...
+
+    def cancel_queued(self) -> list[AttemptStarted]:
+        """Start no further attempt, and return which have begun since the last `wait`.
+
+        Called once at the end of a map, before `close`: what has not begun by then is cancelled.
+        """
+        ...
+
+    def close(self) -> PersistentUsage | None:
+        """Abandon all that runs and remove all that was stored. Safe at any time, and twice.
+
+        Returns what is to be paid for workers that stay from map to map, the first time; None where each
+        attempt is paid by itself, or nothing is.
+        """
+        ...
+
+
+@runtime_checkable
+class BlockSendingSession(Protocol):
+    """A run that sends or stores the blocks for its workers itself, which may take long.
+
+    deadline : when its map must be over, by the clock of the run; set before the first task is submitted.
+    """
+
+    deadline: float
+
+    def count_receiving_workers(self) -> int:
+        """Return the number of workers that have not been sent all that their task needs."""
+        ...
+
+
+class WakeSignal:
+    """A descriptor by which one thread ends the `wait` of another: readable from `set` to `clear`.
+
+    >>> signal = WakeSignal()
+    >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
+    (None, True, False, None, None)
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._read_socket, write_socket = socket.socketpair()
+        except OSError as error:
+            raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
+        self._write_socket: _SendSocket | None = _SendSocket(fileno=write_socket.detach())
+        for each_socket in (self._read_socket, self._write_socket):
+            each_socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """The descriptor to poll; -1 once it is closed."""
+        return self._read_socket.fileno()
+
+    def set(self) -> None:
+        """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
+        write_socket = self._write_socket  # which stays open as long as this thread has it
+        if write_socket is not None:
+            with contextlib.suppress(OSError):  # closed, or set so often that no more fits
+                write_socket.send(b".", MSG_NOSIGNAL)
+
+    def clear(self) -> bool:
+        """Clear the descriptor; whether it was set."""
+        was_set = False
+        with contextlib.suppress(OSError):  # no more is there
+            while self._read_socket.recv(4096):
+                was_set = True
+        return was_set
+
+    def close(self) -> None:
+        """Close the descriptor, that of this process where it was forked. Safe to call twice."""
+        self._write_socket = None
+        self._read_socket.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # there were none to be had
+            self.close()
+
+
+class _SendSocket(socket.socket):
+    """A socket that is closed when no thread has it: one that still sends would send to what opens next."""
+
+    __del__ = socket.socket.close
+
+
+@runtime_checkable
+class MapExecutor(Protocol):
+    """Where the tasks of maps run; it holds nothing open between them, and any number may run on it.
+
+    name : as reports tell it.
+    worker_spec : what each task is given and may cost; None where nothing is known.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def worker_spec(self) -> WorkerSpec | None: ...
+
+    def open(self, job_spec: JobSpec) -> Session:
+        """What runs this map; nothing is started yet."""
+        ...
+
+
+def is_local_executor(executor: MapExecutor) -> bool:
+    """Return whether the tasks of an executor share the cores of this machine, as far as is known."""
+    return bool(getattr(executor, "is_local", False))  # executors of the user's own need not say
+
+
+def count_workers_by_host(executor: MapExecutor) -> dict[str, int]:
+    """Return the number of workers that an executor has on each machine; empty if it does not know."""
+    return dict(getattr(executor, "workers_on", {}))  # executors of the user's own need not say
+
+
+class DelegatingExecutor:
+    """An executor that is the same as another one but for the runs that it opens."""
+
+    def __init__(self, executor: MapExecutor) -> None:
+        self._executor, self.worker_spec, self.is_local = (
+            executor,
+            executor.worker_spec,
+            is_local_executor(executor),
+        )
+
+    @property
+    def name(self) -> str:
+        """That of the executor underneath, which may change: a pool learns how its workers call it."""
+        return self._executor.name
+
+    @property
+    def workers_by_host(self) -> dict[str, int]:
+        """The number of workers on each machine."""
+        return count_workers_by_host(self._executor)
+
+
+def build_block(
+    blocks: TaskBlocks, task: int, transform_leaf: Callable[[Array], Array] = lambda leaf: leaf
+) -> Any:
+    """The block of a task, each of its leaves `transform_leaf` by f."""
+    leaves = [
+        transform_leaf(leaf)
+        for component in blocks.block_components(task)
+        for leaf in blocks.component_leaves(component)
+    ]
+    return unflatten(blocks.structure, leaves)
+
+
+def read_only_view(array: Array) -> Array:
+    """A view that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def check_location_reachable(
+    location: Location | None, usage: str = "lies in", remote_backend: str = "", reachable_storage: str = ""
+) -> None:
+    """ExecutorError for storage that workers cannot reach.
+
+    usage : of the array.
+    remote_backend : the backend of Lithops that runs the workers; empty: they are on this machine.
+    reachable_storage : whose buckets they reach; empty: none.
+    """
+    if location is None or location.kind == "message":
+        return
+    kind, bucket = location.kind, f"{location.backend} bucket {location.root!r}"
+    if kind == "driver":
+        problem, remedy = f"is in {location.root}, which workers cannot reach", "use a thread pool"
+    elif kind == "folder" and remote_backend:
+        problem = f"{usage} folder {location.root!r} of this machine, which workers on {remote_backend} cannot reach"
+        remedy = "use storage= of that backend"
+    elif kind == "bucket" and not reachable_storage:
+        problem, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
+    elif kind == "bucket" and location.backend != reachable_storage:
+        problem = f"{usage} {bucket}, but this executor stores in {reachable_storage}"
+        remedy = "use the Lithops configuration of that bucket for both"
+    else:
+        return
+    raise ExecutorError(f"the array {problem}: {remedy}")
+
+
+def to_failure(error_info: ErrorInfo) -> Failure:
+    """A worker's error, with the exception itself."""
+    exception = (
+        error_info.exception
+        if isinstance(error_info.exception, BaseException)
+        else _rebuild_exception(error_info)
+    )
+    if isinstance(exception, ModuleStateError):
+        exception = CodeError(error_info.message)
+    if isinstance(exception, DamagedError):
+        return Failure("damaged", error_info.type, error_info.message)
+    if isinstance(exception, UnusableWorkerError):
+        return Failure("lost", "WorkerLost", error_info.message)
+    return Failure("raised", error_info.type, error_info.message, exception)
+
+
+def _rebuild_exception(error_info: ErrorInfo) -> BaseException:
+    """The exception of another process, its traceback there as its cause, as in the standard library.
+
+    RuntimeError in the place of one that did not survive the way.
+    """
+    from concurrent.futures.process import _RemoteTraceback
+
+    unpickled: Any = None
+    with contextlib.suppress(Exception):  # its own
+        unpickled = pickle.loads(error_info.exception)  # type: ignore[arg-type]
+    exception = (
+        unpickled
+        if isinstance(unpickled, BaseException)
+        else RuntimeError(f"{error_info.type}: {error_info.message}")
+    )
+    traceback_text: Any = f'\n"""\n{error_info.traceback}"""'
+    exception.__cause__ = _RemoteTraceback(traceback_text)
+    return exception
+
+
+def lost_outcome(task: int, attempt: int, message: str) -> Outcome:
+    """The outcome of a task whose worker disappeared."""
+    return Outcome(task, attempt, [], (), Failure("lost", "WorkerLost", message), 0.0)

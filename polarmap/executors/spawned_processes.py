@@ -1,0 +1,122 @@
+"""Worker processes of this machine that are started anew: where none can be forked, or the user says so."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.fork_server_client import (
+    EXIT_REPORT_SECONDS,
+    IMPORT_SCRIPT,
+    choose_child_stream,
+    describe_exit,
+    ensure_standard_streams,
+    make_import_options,
+)
+from polarmap.worker.blas_threads import get_thread_limit_variables
+from polarmap.worker.processes import SHUTDOWN_SECONDS
+
+SPAWNED_WORKER_SCRIPT = f"""
+import importlib, json, sys
+options = json.loads(sys.stdin.buffer.raw.readline())
+{IMPORT_SCRIPT}
+from polarmap.worker import spawned_worker
+spawned_worker.main(options["connection"], options["folders"])
+"""
+
+
+class ProcessSpawner:
+    """Interpreters, each of which serves one connection, and ends when this process does.
+
+    Parameters
+    ----------
+    n_threads : for the libraries that numpy calls, in each worker.
+    owned_folders : to be removed by them when this process has died.
+    module_names : to be imported before a worker serves.
+    """
+
+    def __init__(self, n_threads: int, owned_folders: Sequence[str], module_names: Sequence[str]) -> None:
+        self._environment = {**os.environ, **get_thread_limit_variables(n_threads)}
+        self._owned_folders, self._module_names = list(owned_folders), module_names
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def is_alive(self) -> bool:
+        """Whether it can start workers."""
+        return True
+
+    def spawn_worker(self, worker_id: int, worker_socket: socket.socket) -> None:
+        """Let a worker of this number serve at `worker_socket`, which is its own from now on."""
+        try:
+            ensure_standard_streams()
+            with worker_socket:
+                socket_handle, popen_options = self._share_socket(worker_socket)
+                self._processes[worker_id] = process = subprocess.Popen(
+                    [sys.executable, "-c", SPAWNED_WORKER_SCRIPT],
+                    stdin=subprocess.PIPE,
+                    stdout=choose_child_stream(1),
+                    stderr=choose_child_stream(2),
+                    env=self._environment,
+                    **popen_options,
+                )
+                worker_options = make_import_options(self._module_names) | {"folders": self._owned_folders}
+                worker_options["connection"] = (
+                    socket_handle if isinstance(socket_handle, int) else socket_handle(process.pid)
+                )
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):  # it has ended: its driver sees its socket closed
+                process.stdin.write(json.dumps(worker_options).encode() + b"\n")
+                process.stdin.flush()
+        except OSError as error:
+            raise ExecutorError(f"{sys.executable} cannot be started: {error}") from error
+
+    def kill_worker(self, worker_id: int) -> None:
+        """End a worker, and what it has started, where that is in a group of its own."""
+        process = self._processes.pop(worker_id, None)
+        if process is None:
+            return
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SHUTDOWN_SECONDS)
+        _close_stdin(process)
+
+    def get_exit_reason(self, worker_id: int) -> str | None:
+        """How a worker has ended that is gone; None if that is not soon known."""
+        with contextlib.suppress(KeyError, subprocess.TimeoutExpired):
+            return describe_exit(self._processes[worker_id].wait(EXIT_REPORT_SECONDS))
+        return None
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker_id in list(self._processes):
+            self.kill_worker(worker_id)
+
+    def after_fork(self) -> None:
+        """Let go of them, in a process that was forked of the one that started them."""
+        for process in self._processes.values():
+            _close_stdin(process)
+            process.returncode = 0  # they are not its children
+        self._processes.clear()
+
+    def _share_socket(self, worker_socket: socket.socket) -> tuple[Any, dict[str, Any]]:
+        """How a process gets a socket: what it is told, once it is there, and how it is started."""
+        if hasattr(worker_socket, "share"):
+            share_socket: Any = worker_socket.share
+            creation_flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # which no Ctrl-C reaches
+            return lambda pid: base64.b64encode(share_socket(pid)).decode(), {"creationflags": creation_flags}
+        return worker_socket.fileno(), {"pass_fds": [worker_socket.fileno()], "start_new_session": True}
+
+
+def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.close()

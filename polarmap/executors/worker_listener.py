@@ -1,0 +1,214 @@
+"""Where workers elsewhere call their driver: only who proves to have the key is listened to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+
+from polarmap.errors import CodeError
+from polarmap.executors.interface import WakeSignal
+from polarmap.worker.blas_threads import run_in_daemon_thread
+from polarmap.worker.polling import POLLIN, wait_until_ready
+from polarmap.worker.processes import LIVENESS_INTERVAL
+from polarmap.worker.socket_channel import (
+    PROOF_TIMEOUT,
+    TCP_TIMEOUT,
+    Endpoint,
+    SocketChannel,
+    authenticate_worker,
+    configure_tcp,
+    shutdown_socket,
+)
+
+with contextlib.suppress(ImportError):  # on Windows
+    import fcntl
+
+UNRESOLVABLE_HOST_ERRORS = (socket.EAI_NONAME, socket.EAI_AGAIN)  # of names that only workers know
+GET_ADDRESS = {"linux": 0x8915, "darwin": 0xC0206921}.get(sys.platform)  # SIOCGIFADDR of the system
+MAX_UNAUTHENTICATED = 256  # connections that may be proving that they have the key at a time
+
+
+class WorkerListener:
+    """Listens until it is closed, on a thread.
+
+    Parameters
+    ----------
+    authentication_key : that workers must have.
+    on_connected : told of each worker.
+    local_only : whether only workers on this machine can call.
+    endpoint : where workers are to call, whatever is between them and the same port of this machine.
+    tcp_timeout : seconds of silence after which a connection is lost.
+    preferred_host : the address of this machine that workers try first; empty: that of its default route.
+    """
+
+    def __init__(
+        self,
+        authentication_key: bytes,
+        on_connected: Callable[[int, SocketChannel, str], None],
+        local_only: bool,
+        endpoint: Endpoint | None = None,
+        tcp_timeout: float = TCP_TIMEOUT,
+        preferred_host: str = "",
+    ) -> None:
+        self._authentication_key, self._on_connected, self._tcp_timeout = (
+            authentication_key,
+            on_connected,
+            tcp_timeout,
+        )
+        hosts = (
+            ["127.0.0.1"] if local_only else put_preferred_host_first(preferred_host, list_local_addresses())
+        )
+        if endpoint is None:
+            self._socket = _open_listening_socket(hosts)
+        else:
+            self._socket = _open_listening_socket_at(*endpoint)
+        port = self._socket.getsockname()[1]
+        self.endpoints: tuple[Endpoint, ...] = (
+            tuple((host, port) for host in hosts) if endpoint is None else (endpoint,)
+        )
+        self._socket.setblocking(False)
+        self._unauthenticated = dict[socket.socket, None]()  # that have not yet proved it, the first first
+        self._stop_signal = WakeSignal()
+        self._thread = threading.Thread(target=self._accept_loop, name="polarmap-listener", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._stop_signal.set()
+        self._thread.join(PROOF_TIMEOUT)
+        self._stop_signal.close()
+        for connection in list(self._unauthenticated):
+            shutdown_socket(connection)
+        self._socket.close()
+
+    def after_fork(self) -> None:
+        """Let go of the sockets, in a process that was forked of the one that listens."""
+        for connection in (self._socket, *self._unauthenticated):
+            connection.close()
+        self._stop_signal.close()
+
+    def _accept_loop(self) -> None:
+        while self._stop_signal not in wait_until_ready([self._stop_signal, self._socket], POLLIN, None):
+            try:
+                with contextlib.ExitStack() as stack:
+                    connection = stack.enter_context(self._socket.accept()[0])
+                    run_in_daemon_thread(partial(self._authenticate, connection))
+                    stack.pop_all()  # the other thread closes it
+            except BlockingIOError:  # whoever called has gone again
+                continue
+            except (OSError, RuntimeError):  # no descriptor or thread is free
+                wait_until_ready([self._stop_signal], POLLIN, LIVENESS_INTERVAL)
+            for oldest_connection in list(self._unauthenticated)[:-MAX_UNAUTHENTICATED]:
+                shutdown_socket(oldest_connection)
+
+    def _authenticate(self, connection: socket.socket) -> None:
+        """Let somebody who has connected prove that it has the key: it joins, or is let go."""
+        self._unauthenticated[connection] = None
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(connection)
+            stack.callback(self._unauthenticated.pop, connection)
+            configure_tcp(connection, self._tcp_timeout)
+            worker_id, authenticators = authenticate_worker(connection, self._authentication_key)
+            stack.pop_all()
+            del self._unauthenticated[connection]
+            self._on_connected(worker_id, SocketChannel(connection, authenticators, self._tcp_timeout), "TCP")
+
+
+def check_endpoint(address: str) -> Endpoint:
+    """The host and port in an address; CodeError if that is none.
+
+    >>> check_endpoint("head.example.org:8800"), check_endpoint("[2001:db8::1]:8800")
+    (('head.example.org', 8800), ('2001:db8::1', 8800))
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise CodeError(f"listen must be True, False, or 'host:port', not {address!r:.100}")
+    return host, int(port)
+
+
+def put_preferred_host_first(preferred_host: str, hosts: Sequence[str]) -> list[str]:
+    """Return addresses with one of them first, unless that is empty or none by which others reach a machine.
+
+    >>> put_preferred_host_first("10.0.0.1", ["192.0.2.1", "10.0.0.1"]), put_preferred_host_first("127.0.0.1", ["192.0.2.1"])
+    (['10.0.0.1', '192.0.2.1'], ['192.0.2.1'])
+    """
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(preferred_host)
+        if not (address.is_loopback or address.is_unspecified):
+            return list(dict.fromkeys([preferred_host, *hosts]))
+    return list(hosts)
+
+
+def _open_listening_socket(hosts: Sequence[str]) -> socket.socket:
+    """Return a socket that listens at a free port of these addresses, all of this machine."""
+    if len(hosts) == 1:
+        return socket.create_server((hosts[0], 0), backlog=MAX_UNAUTHENTICATED)
+    if any(":" in host for host in hosts) and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=MAX_UNAUTHENTICATED
+        )
+    return socket.create_server(("", 0), backlog=MAX_UNAUTHENTICATED)
+
+
+def find_local_address_towards(remote_host: str) -> str:
+    """Return the address of this machine that connections to a host come from; empty if there is none."""
+    with contextlib.suppress(OSError):
+        family, *_, address = socket.getaddrinfo(remote_host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
+    return ""
+
+
+def _open_listening_socket_at(host: str, port: int) -> socket.socket:
+    """It listens at this address; at all of this machine if it is another's, as that of a tunnel is."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=MAX_UNAUTHENTICATED)
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, *UNRESOLVABLE_HOST_ERRORS):
+            raise
+        return socket.create_server(("", port), backlog=MAX_UNAUTHENTICATED)
+
+
+def is_local(hosts: Collection[str | None]) -> bool:
+    """Return whether there are any hosts, and all of them are addresses of this machine.
+
+    Debian gives the host name the address 127.0.1.1.
+    """
+    return bool(hosts) and set(hosts) <= {*list_local_addresses(), "localhost", "127.0.1.1", "::1"}
+
+
+def list_local_addresses() -> list[str]:
+    """Return the IPv4 addresses of this machine, that of the default route first and that of loopback last.
+
+    No name server is asked on Linux and macOS: without a network, its answer would be awaited for long.
+    """
+    default = [address for address in [find_local_address_towards("192.0.2.1")] if address]
+    addresses = [
+        address_info
+        for address_info in _interface_addresses()
+        if not ipaddress.ip_address(address_info).is_loopback
+    ]
+    return list(dict.fromkeys([*default, *addresses, "127.0.0.1"]))
+
+
+def _interface_addresses() -> list[str]:
+    """Return the IPv4 address of each network interface, or what the host name stands for on Windows."""
+    found = list[str]()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if GET_ADDRESS is None:
+            return [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # the interface has no IPv4 address
+                request = struct.pack("40s", name.encode()[:15])
+                found.append(socket.inet_ntoa(fcntl.ioctl(probe.fileno(), GET_ADDRESS, request)[20:24]))
+    return found

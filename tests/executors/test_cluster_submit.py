@@ -1,0 +1,89 @@
+"""Calls on an engine, and maps of them, end whatever becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import first_ends
+
+from polarmap.blocks.uneven import UncodedBlocks
+from polarmap.errors import ExecutorError
+from polarmap.executors import futures
+from polarmap.executors.cluster_submit import ClusterSubmitter, complete_future
+from polarmap.executors.futures import FuturesExecutor
+from polarmap.executors.interface import JobSpec
+
+BLOCKS = UncodedBlocks([[np.ones(3)]] * 3, ("array",))
+
+
+class Engine(ClusterSubmitter):
+    """It answers when it is told to; reason: why it does no more."""
+
+    name = "a test"
+
+    def __init__(self, choice: Any = None) -> None:
+        self.reason, self.started, self.cancelled = "", list[Future[Any]](), list[Future[Any]]()
+        made.append(self)
+
+    def unavailable_reason(self) -> str:
+        return self.reason
+
+    def _start_call(
+        self, future: Future[Any], call: Callable[..., Any], *arguments: Any
+    ) -> Callable[[], object]:
+        self.started.append(future)
+        return lambda: self.cancelled.append(future)
+
+
+made: list[Engine] = []
+
+
+def test_who_is_cancelled_is_cancelled_at_the_engine_and_who_has_ended_is_not() -> None:
+    engine = Engine()
+    first, second = engine.submit(int), engine.submit(int)
+    complete_future(first, 5)
+    complete_future(first, error=ZeroDivisionError())  # too late
+    assert second.cancel()
+    complete_future(second, 5)
+    assert first.result() == 5
+    assert engine.cancelled == [second]
+    assert second.cancelled()
+
+
+def test_all_end_when_the_engine_goes_and_it_takes_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(futures, "choose_cluster_submitter", lambda choice: Engine)
+    executor: Any = FuturesExecutor("its choice")
+    with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
+        engine = made.pop()
+        run.submit([(0, 0), (1, 0)])
+        assert run.wait(0.0) != []  # nobody knows better than that they have begun
+        engine.reason = "it was shut down"
+        run.submit([(2, 0)])
+        for _ in range(2):
+            with pytest.raises(ExecutorError, match="a test runs no tasks: it was shut down"):
+                run.wait(0.5)
+    assert len(engine.cancelled) == 2
+    with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
+        made.pop().reason = "it was shut down"
+        with pytest.raises(ExecutorError, match="a test accepts no tasks: it was shut down"):
+            run.submit([(0, 0)])
+
+
+def test_results_that_came_before_the_engine_went_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(futures, "choose_cluster_submitter", lambda choice: Engine)
+    executor: Any = FuturesExecutor("its choice")
+    with closing(executor.open(JobSpec(np.negative, BLOCKS))) as run:
+        engine = made.pop()
+        run.submit([(0, 0), (1, 0), (2, 0)])
+        run.wait(0.0)
+        complete_future(engine.started[0], error=RuntimeError("it was shut down"))
+        complete_future(engine.started[1], None)  # as tasks end whose folder is gone
+        engine.reason = "it was shut down"
+        assert [(one.task, one.attempt) for one in first_ends(run, 1)] == [(1, 0)]
+        with pytest.raises(ExecutorError, match="a test runs no tasks: it was shut down"):
+            run.wait(0.5)

@@ -1,0 +1,66 @@
+"""What is meant by an executor is told without importing what made it (see test_structure)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from polarmap.executors.executor_specs import (
+    is_config_path,
+    is_dask_client,
+    is_lithops_executor,
+    is_localhost,
+    is_ray,
+)
+
+
+def ray_makes() -> None: ...  # of which `ray_module.make_remote` gives a partial
+
+
+ray_makes.__module__ = "ray._private.worker"
+
+
+class Functions:
+    compute_handler = internal_storage = None
+
+
+Dask = type("ClientExecutor", (), {"__module__": "distributed.cfexecutor", "_client": None})
+Client = type("Client", (), {"__module__": "distributed.client", "get_executor": None})
+OwnClient = type("OwnClient", (Client,), {"__module__": "mine"})
+Cluster = type("LocalCluster", (), {"__module__": "distributed.deploy.local"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "meant"),
+    [
+        (None, None),
+        ("localhost", is_localhost),
+        ("localhost.yaml", is_config_path),
+        (b"localhost.yaml", is_config_path),
+        (Path("localhost"), is_config_path),
+        (Dask(), is_dask_client),
+        (ModuleType("ray"), is_ray),
+        (partial(ray_makes, options={"num_cpus": 1}), is_ray),
+        ("ray://head:10001", is_ray),
+        (ModuleType("rays"), None),
+        (partial(int), None),
+        (Functions(), is_lithops_executor),
+        (Client(), is_dask_client),
+        (OwnClient(), is_dask_client),
+        (Cluster(), None),
+        (ThreadPoolExecutor, None),
+        (3, None),
+    ],
+)
+def test_each_is_one_thing_at_most(choice: Any, meant: Any) -> None:
+    found = [
+        one
+        for one in (is_localhost, is_config_path, is_dask_client, is_ray, is_lithops_executor)
+        if one(choice)
+    ]
+    assert found == ([] if meant is None else [meant])

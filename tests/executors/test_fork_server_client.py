@@ -1,0 +1,109 @@
+"""The process that forks workers, as its driver sees it, and what workers of it find."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import Pool, hedged_map
+from polarmap.errors import ExecutorError
+from polarmap.executors import fork_server_client, local_workers
+from polarmap.executors.fork_server_client import ForkServerClient
+
+
+def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
+    ours, theirs = fork_server_client.make_worker_socket_pair()
+    with ours, theirs:
+        message = bytes(fork_server_client.MAX_INLINE_FUNCTION_BYTES + (1 << 14))
+        assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
+
+
+def on_a_new_worker(f: Callable[[], Any]) -> Any:
+    """What f returns on a worker of a pool of its own."""
+    with Pool(workers=1) as pool:
+        [found] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
+    return found[0]
+
+
+def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
+    def others() -> Any:
+        parts = [name.split(".")[:2] for name in sys.modules if name.startswith("polarmap.")]
+        return [float(sum(part[1] not in ("worker", "lazy_names") for part in parts))]
+
+    assert on_a_new_worker(others) == 0.0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
+        "from polarmap.codes import PolarCode; found = PolarCode(8, 6).n == 8",
+        "from polarmap import *; found = 'coded_map' in vars()",
+        # By its version the whole package is there, and its modules still are.
+        """
+import polarmap.linalg.operands, polarmap.worker.segments
+found = polarmap.__version__ and polarmap.linalg.operands.TransposedView and polarmap.worker.segments.Segment
+""",
+    ],
+)
+def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
+    def run() -> Any:
+        names: dict[str, Any] = {"polarmap": polarmap}
+        exec(program, names)
+        return [float(bool(names["found"]))]
+
+    assert on_a_new_worker(run) == 1.0
+
+
+def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    server = ForkServerClient(1, [], [])
+    server._process.wait(30.0)
+    with pytest.raises(ExecutorError, match="/bin/false ended with code 1"):
+        server.is_alive()
+    server.after_fork()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
+        ForkServerClient(1, [], [])
+
+
+@pytest.mark.parametrize("blocked", [[], [signal.SIGALRM]])
+def test_imports_that_take_too_long_are_one_clear_error(
+    blocked: list[signal.Signals], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fork_server_client, "INTERPRETER_START_SECONDS", 1)
+    monkeypatch.setattr(local_workers, "find_referenced_modules", lambda *_: ["endless"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with Pool() as pool, pytest.raises(ExecutorError, match="took more than 1 s"):
+            hedged_map(np.sum, [np.ones(5)], executor=pool, timeout=30)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
+    """Not one that ends by itself: that would not help."""
+    x = np.ones(5)
+    with Pool(workers=2) as pool:
+        workers: Any = pool._open_resources().worker_pool
+        lease = workers.open(lambda: None)
+        workers.take(lease, 1)
+        first = workers._starter._process
+        first.kill()
+        first.wait(30.0)
+        workers.take(lease, 1)
+        assert workers._starter._process.pid != first.pid
+        workers.close()
+        workers.leave(lease)
+        [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
+    assert found == 5.0

@@ -1,0 +1,452 @@
+"""What every executor keeps to: a new one is one more line of EXECUTORS, with the faults it can bear."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from dask_executors import dask_executor
+from plain import ends, first_ends, process_pool
+from pool_processes import code_of_child
+
+from polarmap import Pool
+from polarmap.blocks.uneven import UncodedBlocks
+from polarmap.clouds.limits import WorkerSpec
+from polarmap.errors import ExecutorError
+from polarmap.executors import interface, resolve_executor
+from polarmap.executors.interface import (
+    AttemptStarted,
+    Event,
+    Failure,
+    JobSpec,
+    MapExecutor,
+    Outcome,
+    Session,
+    WakeSignal,
+    to_failure,
+)
+from polarmap.executors.lithops_internals import get_interpreter_for_lithops
+from polarmap.testing import Fault, ReplayExecutor
+from polarmap.worker.encryption import Encryption, encrypt_reply
+from polarmap.worker.pytree import pack_tree
+from polarmap.worker.segments import INLINE, DamagedError, Location, read_file_segment
+from polarmap.worker.socket_channel import TASK_REPLY, Message, wait_until_ready
+from polarmap.worker.task_records import (
+    ErrorInfo,
+    OutputSpec,
+    TaskReply,
+    describe_error,
+    pickle_value,
+    to_plain_tuple,
+)
+
+N, ROWS = 6, 6
+DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
+BLOCKS = UncodedBlocks([[block] for block in DATA], ("array",))
+YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
+PATIENCE = 60.0
+NEVER = 600.0
+
+
+@contextmanager
+def dask_pool() -> Iterator[Any]:
+    with dask_executor(8) as executor, Pool(executor) as pool:
+        yield pool
+
+
+@contextmanager
+def functions() -> Iterator[Any]:
+    import lithops
+
+    with lithops.FunctionExecutor(
+        config_file=str(YAML), runtime=get_interpreter_for_lithops(), log_level=None
+    ) as fx:
+        yield fx
+
+
+class Kind(NamedTuple):
+    """How to come by what `coded_map(executor=)` takes, and which faults a test may inject there.
+
+    withdraws : whether an attempt can be kept from running on.
+    """
+
+    choice: Callable[[], AbstractContextManager[Any]]
+    faults: frozenset[str] = frozenset({"raise", "garbage", "sleep", "kill", "exit"})
+    withdraws: bool = True
+
+
+SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where a worker that dies takes others with it
+EXECUTORS = {
+    "replay": Kind(lambda: nullcontext(ReplayExecutor()), withdraws=False),
+    "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
+    "processes": Kind(lambda: process_pool(4), SURVIVABLE),
+    "dask": Kind(lambda: dask_executor(8), SURVIVABLE),
+    "localhost": Kind(lambda: nullcontext("localhost"), withdraws=False),
+    "functions": Kind(functions, withdraws=False),
+    "pool": Kind(lambda: Pool(workers=8)),
+    "default": Kind(lambda: nullcontext(None)),
+    "pool of Lithops": Kind(lambda: Pool(YAML, workers=8)),
+    "pool of Lithops, through objects": Kind(lambda: Pool(YAML, workers=8, listen=False)),
+    "pool of Dask": Kind(dask_pool, SURVIVABLE),
+}
+
+
+@pytest.fixture(scope="module", params=EXECUTORS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return EXECUTORS[request.param]
+
+
+@pytest.fixture(scope="module")
+def executor(kind: Kind) -> Iterator[MapExecutor]:
+    """One for all tests: no run may know anything of those before it."""
+    with kind.choice() as choice:
+        yield resolve_executor(choice)
+
+
+def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> JobSpec:
+    return JobSpec(lambda block: 2 * block, BLOCKS, faults or {}, **more)
+
+
+def ended(run: Session, *tasks: int) -> dict[int, Outcome]:
+    """Task -> its outcome, of these; nothing else may end before."""
+    found = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
+    assert set(found) == set(tasks)
+    return found
+
+
+def assert_right(outcome: Outcome, attempt: int = 0) -> None:
+    assert (outcome.attempt, outcome.failure, outcome.structure) == (attempt, None, ("array",))
+    assert 0 <= outcome.seconds < PATIENCE
+    np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
+
+
+def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor: MapExecutor) -> None:
+    assert isinstance(executor, MapExecutor)
+    assert executor.name
+    assert executor.worker_spec is None or isinstance(executor.worker_spec, WorkerSpec)
+    with closing(executor.open(payload())) as run:
+        assert run.wait(0.0) == []
+        run.submit([(4, 0), (1, 0)])
+        for outcome in ended(run, 1, 4).values():
+            assert_right(outcome)
+        run.submit([(0, 0)])
+        assert_right(ended(run, 0)[0])
+
+
+def test_every_attempt_ends_once_as_its_fault_says_and_no_other_is_struck(
+    kind: Kind, executor: MapExecutor
+) -> None:
+    """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted.
+
+    That it was handed to a worker may be told before that, at most once, too.
+    """
+    faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
+    attempts = [(task, 0) for task in range(N)] + [(0, 1), (1, 1), (0, 7), (3, 2)]
+    events: list[Event] = []
+    with closing(executor.open(payload(faults))) as run:
+        run.submit(attempts[:8])
+        run.submit(attempts[8:])
+        deadline = run.now() + PATIENCE
+        while len(ends(events)) < len(attempts):
+            assert run.now() < deadline
+            events += run.wait(0.5)
+        events += run.wait(0.2)
+    assert sorted(outcome[:2] for outcome in ends(events)) == sorted(attempts)
+    for outcome in ends(events):
+        assert_as_its_fault_says(outcome, faults.get(outcome.task) if outcome.attempt == 0 else None)
+    seen = [event for event in events if isinstance(event, AttemptStarted)]
+    assert len(seen) == len({(*event[:2], event.is_confirmed) for event in seen})
+    began = [event[:2] for event in seen]
+    assert set(began) <= set(attempts)
+    order = [event[:2] for event in events]
+    assert all(isinstance(events[order.index(one)], AttemptStarted) for one in began)
+
+
+def assert_as_its_fault_says(outcome: Outcome, fault: Fault | None) -> None:
+    if fault is None or fault.kind == "sleep":
+        assert_right(outcome, outcome.attempt)
+    elif fault.kind == "garbage":
+        assert outcome.leaves[0].shape == DATA[outcome.task].shape
+        assert not np.array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
+    else:
+        assert outcome.failure is not None
+        assert outcome.failure.kind == ("raised" if fault.kind == "raise" else "lost"), outcome
+
+
+def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: MapExecutor) -> None:
+    run = executor.open(payload({0: Fault("sleep", NEVER)}))
+    opened = run.now()
+    run.submit([(0, 0), (1, 0)])
+    events: list[Event] = []
+    deadline = run.now() + PATIENCE
+    while {
+        (type(event), event.task) for event in events if event.task == 0 or isinstance(event, Outcome)
+    } != {
+        (AttemptStarted, 0),
+        (Outcome, 1),
+    }:
+        assert run.now() < deadline
+        events += run.wait(0.02)
+    [outcome] = ends(events)
+    assert_right(outcome)
+    times = [event.started_at for event in events if isinstance(event, AttemptStarted) and event.task == 0]
+    assert 1 <= len(times) <= 2
+    assert opened - 0.1 <= times[0] <= times[-1] <= run.now() + 0.1  # files have coarser clocks
+    run.submit([(0, 1)])
+    assert_right(ended(run, 0)[0], attempt=1)
+    run.close()
+    assert run.close() is None
+
+
+def test_what_is_withdrawn_ends_once_and_leaves_its_place_to_others(
+    kind: Kind, executor: MapExecutor
+) -> None:
+    asleep, others = [(task, 0) for task in range(3)], [(task, 0) for task in range(3, N)]
+    with closing(executor.open(payload({task: Fault("sleep", NEVER) for task in range(3)}))) as run:
+        run.submit(asleep)
+        run.cancel(asleep)
+        run.submit(others)
+        count = N if kind.withdraws else len(others)
+        outcomes = {outcome.task: outcome for outcome in first_ends(run, count, PATIENCE)}
+        for task, _ in others:
+            assert_right(outcomes[task])
+        for task, _ in asleep if kind.withdraws else ():
+            assert outcomes[task].failure is not None
+            assert outcomes[task].failure.kind == "lost"
+        run.cancel(asleep)  # nothing is left of them
+        run.submit([(0, 1)])
+        assert_right(ended(run, 0)[0], attempt=1)
+
+
+class Unwanted(UncodedBlocks):
+    """Blocks of tasks of which nobody waits for one."""
+
+    location = INLINE
+
+    def component_leaves(self, component: int) -> list[Any]:
+        if component == 1:
+            raise CancelledError
+        return super().component_leaves(component)
+
+
+@pytest.mark.parametrize("label", ["pool", "threads", "processes"])
+def test_a_task_whose_block_is_not_made_as_nobody_waits_for_it_is_lost(label: str) -> None:
+    blocks = Unwanted([[block] for block in DATA], ("array",))
+    with EXECUTORS[label].choice() as choice:
+        with closing(resolve_executor(choice).open(JobSpec(lambda block: 2 * block, blocks))) as run:
+            run.submit([(1, 0), (0, 0), (2, 0)])
+            outcomes = ended(run, 0, 1, 2)
+        assert_right(outcomes[0])
+        assert_right(outcomes[2])
+        assert outcomes[1].failure is not None
+
+
+def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapExecutor) -> None:
+    run = executor.open(payload({0: Fault("sleep", 10 * NEVER)}))
+    run.submit([(0, 0)])
+    run.wake()
+    run.wake()
+    events = run.wait(NEVER) + run.wait(0.0)
+    waiting = threading.Thread(target=lambda: events.extend(run.wait(NEVER)))
+    waiting.start()
+    run.wake()
+    waiting.join(PATIENCE)
+    assert not waiting.is_alive()
+    assert not ends(events)
+    run.close()
+    run.wake()
+
+
+def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: MapExecutor) -> None:
+    executor.open(payload()).close()
+    for faults in ({0: Fault("raise", attempts=9)}, {}):
+        with closing(executor.open(payload(faults))) as run:
+            run.submit([(0, 0)])
+            [outcome] = ended(run, 0).values()
+            assert outcome.attempt == 0
+            assert (outcome.failure is None) == (not faults)
+            run.submit([(2, 0)])  # and is left at once
+
+
+def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
+    output = OutputSpec(Location("folder", str(tmp_path)), "results/y", max_segment_items=5)
+    with closing(executor.open(payload(output_spec=output))) as run:
+        run.submit([(0, 0), (3, 0)])
+        for task, outcome in ended(run, 0, 3).items():
+            assert outcome.result_ref is not None
+            assert outcome.result_ref.layout == ((("<f8", (ROWS, 2)),))
+            assert [part.size for part in outcome.result_ref.segments] == [40, 40, 16]
+            pieces = [read_file_segment(str(tmp_path), part) for part in outcome.result_ref.segments]
+            assert b"".join(pieces) == (2 * DATA[task]).tobytes()
+            np.testing.assert_array_equal(
+                outcome.leaves[0], 2 * DATA[task].reshape(-1)
+            )  # no more is a sample
+
+
+def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:
+    class Mine(Exception):  # noqa: N818
+        pass
+
+    mine = Mine("a", 2)
+    mine.more = [1, 2]  # type: ignore[attr-defined]
+    for error in (KeyError("a"), mine, SystemExit(3)):
+        assert to_failure(describe_error(error)).cause is error
+        cause = to_failure(ErrorInfo(*to_plain_tuple(describe_error(error)))).cause
+        assert cause is not None
+        assert (type(cause), cause.args, vars(cause)) == (type(error), error.args, vars(error))
+        told = to_failure(ErrorInfo("E", "text", "the trace", pickle.dumps(KeyError()))).cause
+        assert "the trace" in str(told and told.__cause__)
+
+
+@pytest.mark.parametrize("sent", [None, b"", b"no pickle", pickle.dumps(5), pickle.dumps(KeyError)[:-3]])
+def test_one_that_did_not_survive_is_told_of_by_another(sent: bytes | None) -> None:
+    cause = to_failure(ErrorInfo("KeyError", "'a'", "the trace", sent)).cause
+    assert isinstance(cause, RuntimeError)
+    assert str(cause) == "KeyError: 'a'"
+    assert "the trace" in str(cause.__cause__)
+
+
+def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name() -> None:
+    for error, kind in (
+        (DamagedError("gone"), "damaged"),
+        (type("DamagedError", (Exception,), {})(), "raised"),
+    ):
+        assert (
+            to_failure(describe_error(error)).kind
+            == to_failure(ErrorInfo(*to_plain_tuple(describe_error(error)))).kind
+            == kind
+        )
+
+
+def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
+    encryption = Encryption.create(bytes(range(32)))
+    structure, layout, data = pack_tree(np.arange(3.0))
+    header = pickle_value(to_plain_tuple(TaskReply(None, 2.0, structure, layout)))
+    sent = encrypt_reply(Message(TASK_REPLY, (0, 1, 0), header, data), tuple(encryption))
+    plain_payload, payload = (JobSpec(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
+    outcomes = [
+        plain_payload.decode_reply(1, 0, header, data),
+        payload.decode_reply(1, 0, sent.header, sent.data),
+        payload.decode_reply(1, 0, b"no pickle", sent.data),
+    ]
+    for outcome in outcomes:
+        np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
+        assert outcome.seconds == 2.0
+    changed = "is not what was encrypted: somebody has changed or replaced it"
+    few = "cannot be read: ValueError: a result has 9 bytes, not 24 or more"
+    spoilt = "cannot be read: UnpicklingError: invalid load key, 'n'."
+    for of, task, attempt, arrived, message in (
+        (payload, 2, 0, (b"", sent.data), changed),
+        (payload, 1, 1, (b"", sent.data), changed),
+        (payload, 1, 0, (header, data), changed),
+        (plain_payload, 1, 0, (header, data[:9]), few),
+        (plain_payload, 1, 0, (b"no pickle", data), spoilt),
+    ):
+        outcome = of.decode_reply(task, attempt, *arrived)
+        assert outcome[:5] == (
+            task,
+            attempt,
+            [],
+            (),
+            Failure("lost", "WorkerLost", f"its reply {message}"),
+        )
+
+
+# --- a signal ---------------------------------------------------------------------------------------
+
+
+def readable(signal: WakeSignal) -> bool:
+    return bool(wait_until_ready([signal], select.POLLIN, 0.0))
+
+
+def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+    signal = WakeSignal()
+    assert not readable(signal)
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    assert readable(signal)
+    assert signal.clear()
+    assert not readable(signal)
+    assert not signal.clear()
+    signal.close()
+
+
+def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
+    for _ in range(100):  # threads of other tests may open a file in between, which then gets the number
+        signal = WakeSignal()
+        number = signal.fileno()
+        signal.close()
+        signal.close()
+        other, end = os.pipe()
+        if number in (other, end):
+            break
+        os.close(other)
+        os.close(end)
+    try:
+        assert number in (other, end)
+        signal.set()
+        signal.clear()
+        assert not select.select([other], [], [], 0.0)[0]
+        assert signal.fileno() == -1
+    finally:
+        os.close(other)
+        os.close(end)
+
+
+def test_what_is_closed_while_a_thread_sets_it_sends_nothing_to_what_opens_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class ClosedMeanwhile(interface._SendSocket):
+        """By another thread, after this one has looked up the number of the descriptor."""
+
+        def send(self, *arguments: Any) -> int:
+            number = self.fileno()
+            signal.close()
+            numbers.append((number, self.fileno()))
+            return super().send(*arguments)
+
+    numbers = list[tuple[int, int]]()
+    monkeypatch.setattr(interface, "_SendSocket", ClosedMeanwhile)
+    signal = WakeSignal()
+    signal.set()
+    [(before, after)] = numbers
+    assert before == after
+    with pytest.raises(OSError, match="descriptor"):  # it is closed now
+        os.fstat(before)
+
+
+def test_it_closes_its_descriptors_when_it_goes() -> None:
+    signal = WakeSignal()
+    assert signal._write_socket is not None
+    descriptors = signal._read_socket.fileno(), signal._write_socket.fileno()
+    del signal
+    for number in descriptors:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(number)
+
+
+def test_a_forked_process_closes_its_own_and_that_of_its_parent_is_there() -> None:
+    signal = WakeSignal()
+    assert code_of_child(signal.close, []) == 0
+    signal.set()
+    assert readable(signal)
+    signal.close()
+
+
+def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    with pytest.raises(ExecutorError, match="Too many open files"):
+        WakeSignal()

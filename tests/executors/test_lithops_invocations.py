@@ -1,0 +1,204 @@
+"""FunctionExecutors: how they are opened, and what is seen of functions, with futures in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from memory_functions import HERE, Functions
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import lithops_invocations
+from polarmap.executors.interface import check_location_reachable
+from polarmap.executors.lithops import delete_objects_below
+from polarmap.executors.lithops_internals import (
+    InvocationLostError,
+    close_function_executor,
+    get_interpreter_for_lithops,
+)
+from polarmap.executors.lithops_invocations import (
+    InterpreterError,
+    LithopsInvocations,
+    open_function_executor,
+    read_complete_config,
+)
+from polarmap.worker.segments import Location
+
+
+def started(functions: Functions, *keys: Any) -> LithopsInvocations:
+    jobs = LithopsInvocations(functions, shares_executor=True)
+    jobs.invoke(functions, lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
+    return jobs
+
+
+def test_what_is_ready_is_told_once() -> None:
+    jobs = started(functions := Functions(), 2, 0, 5)
+    assert jobs.collect_finished() == {}
+    functions.futures[0].ready = functions.futures[1].success = True
+    found = jobs.collect_finished()
+    assert found.pop(2) == 5
+    assert str(found.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
+    assert (found, jobs.collect_finished(), list(jobs.running_futures)) == ({}, {}, [5])
+
+
+def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithops_says_so() -> None:
+    jobs = started(Functions(), 1)
+    assert [jobs.collect_started(), jobs.collect_started()] == [[1], []]
+    jobs = started(functions := Functions("localhost"), 1, 2)
+    assert jobs.collect_started() == []
+    functions.futures[0].running = True
+    assert [jobs.collect_started(), jobs.collect_started()] == [[1], []]
+
+
+@pytest.mark.parametrize(
+    ("reason", "may_ask", "kind", "message"),
+    [
+        ("", True, InvocationLostError, "its worker process ended without reporting"),
+        ("no numpy there", True, InterpreterError, "no numpy there"),
+        ("no numpy there", False, InvocationLostError, "its worker process ended without reporting"),
+    ],
+)
+def test_what_ended_without_a_word_is_lost_at_once(
+    reason: str, may_ask: bool, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = started(functions := Functions(), 1, 2)
+    monkeypatch.setattr(lithops_invocations, "find_exited_without_status", lambda *_: [functions.futures[1]])
+    monkeypatch.setattr(lithops_invocations, "find_interpreter_error", lambda _: reason)
+    [(key, error)] = jobs.collect_finished(may_ask).items()
+    assert (key, type(error), str(error)) == (2, kind, message)
+    assert list(jobs.running_futures) == [1]
+
+
+def test_a_monitor_that_died_is_started_again() -> None:
+    runs: list[Any] = []
+    functions = Functions()
+    functions.job_monitor = SimpleNamespace(is_alive=lambda: bool(runs), start=lambda fs: runs.append(fs))
+    started(functions, 0, 2).collect_finished()
+    assert runs == [functions.futures]
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
+    functions = Functions()
+    monkeypatch.setattr(lithops_invocations, "close_function_executor", lambda functions: None)
+    monkeypatch.setattr(lithops_invocations, "clone_function_executor", lambda *_: functions)
+    jobs = LithopsInvocations(functions, shares_executor=not is_owned)
+    jobs.invoke(functions, None, {0: {}})
+    others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
+    own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
+    for key in others | own:
+        functions.storage.put_object("b", key, b"")
+    delete_objects_below(functions.storage, jobs.close())
+    kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
+    assert {key for _, key in functions.storage.objects} == kept
+    assert len(functions.futures) == is_owned  # an executor of the caller does not keep them
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_folder_that_another_map_removes_while_a_job_is_stored_here_is_made_again(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def store(*given: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return usual(*given, **options)
+
+    functions, errors = Functions("localhost"), [error()]
+    usual = functions.map
+    monkeypatch.setattr(functions, "map", store)
+    assert list(started(functions, 1, 2).running_futures) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ZeroDivisionError("no"), "lithops/memory takes no job: ZeroDivisionError: no$"),
+        (
+            Exception("Total data exceeded maximum size of 4.0MiB"),
+            r"size of 4\.0MiB: tasks are told of many parts; say data_limit: 0",
+        ),
+    ],
+)
+def test_a_job_that_is_refused_is_one_clear_error(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **options: object) -> None:
+        raise error
+
+    functions = Functions()
+    monkeypatch.setattr(functions, "map", refuse)
+    with pytest.raises(ExecutorError, match=message):
+        started(functions, 1)
+    monkeypatch.setattr(lithops_invocations, "clone_function_executor", refuse)
+    with pytest.raises(ExecutorError, match="takes no job"):
+        LithopsInvocations(Functions("localhost"), shares_executor=True).get_executor_for_next_job(2)
+
+
+@pytest.mark.parametrize(
+    ("place", "backend", "message"),
+    [
+        (
+            Location("driver", "memory of this process"),
+            "aws_lambda",
+            "the array is in memory of this process, which workers cannot reach: use a thread pool",
+        ),
+        (
+            Location("folder", "/data"),
+            "aws_lambda",
+            "the array lies in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
+            "storage= of that backend",
+        ),
+        (
+            Location("bucket", "b", "aws_s3"),
+            "localhost",
+            "the array lies in aws_s3 bucket 'b', but this executor stores in memory: use the Lithops "
+            "configuration of that bucket for both",
+        ),
+        (None, "aws_lambda", ""),
+        (Location("bucket", "b", "memory"), "aws_lambda", ""),
+        (Location("folder", "/data"), "localhost", ""),
+    ],
+)
+def test_storage_that_functions_cannot_reach_is_refused(
+    place: Location | None, backend: str, message: str
+) -> None:
+    jobs = LithopsInvocations(Functions(backend), shares_executor=True)
+    if not message:
+        check_location_reachable(place, "lies in", *jobs.backend_and_storage)
+        return
+    with pytest.raises(ExecutorError, match=f"^{re.escape(message)}$"):
+        check_location_reachable(place, "lies in", *jobs.backend_and_storage)
+
+
+# --- configurations ------------------------------------------------------------------
+
+
+def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    file.write_text(HERE)
+    config = read_complete_config(file)
+    assert config["localhost"]["runtime"] == get_interpreter_for_lithops()
+    file.write_text(HERE.replace("version: 1", "version: 1, runtime: mine"))
+    assert read_complete_config(file)["localhost"]["runtime"] == "mine"
+
+
+def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    for text, limit in [("storage:", 0), ("data_limit: 3, storage:", 3)]:  # 0: tickets may name any parts
+        file.write_text(HERE.replace("storage:", text))
+        functions = open_function_executor(file)
+        assert (functions.backend, functions.config["lithops"]["data_limit"]) == ("localhost", limit)
+        close_function_executor(functions)
+
+
+@pytest.mark.parametrize("use", [read_complete_config, open_function_executor])
+def test_what_lithops_says_names_the_file(tmp_path: Path, use: Callable[[Path], Any]) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text("lithops: {backend: nowhere, storage: localhost}\n")
+    with pytest.raises(ExecutorError, match=r"Lithops cannot use '.*odd\.yaml': "):
+        use(file)

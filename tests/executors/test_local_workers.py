@@ -1,0 +1,197 @@
+"""Workers as maps take them, give them back, and leave them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import first_ends
+from pool_processes import opened, taken, until
+
+from polarmap import Pool
+from polarmap.blocks.uneven import UncodedBlocks
+from polarmap.executors import local_workers
+from polarmap.executors.interface import JobSpec
+from polarmap.executors.local_workers import LocalWorkerPool, is_about_to_finish, is_process_idle
+from polarmap.executors.worker_pool import Allocation, WorkerHandle
+from polarmap.testing import Fault
+from polarmap.worker.blas_threads import THREAD_LIMIT_VARIABLES
+from polarmap.worker.environment import ProcessEnvironment
+from polarmap.worker.socket_channel import wait_until_ready
+
+
+class Recorded(LocalWorkerPool):
+    """All that were ever taken are known."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 3, [])
+        self.taken: list[WorkerHandle] = []
+
+    def acquire_worker(self, allocation: Allocation, *n_queued: Any) -> WorkerHandle | None:
+        worker = super().acquire_worker(allocation, *n_queued)
+        self.taken += [] if worker is None else [worker]
+        return worker
+
+
+@pytest.fixture
+def workers() -> Iterator[LocalWorkerPool]:
+    found = Recorded()
+    yield found
+    found.close()
+    for worker in found.taken:
+        worker.channel.close()
+    assert len(found) == 0
+
+
+def stuck(workers: LocalWorkerPool) -> WorkerHandle:
+    """One at a task of a map that has ended, which never comes to its end."""
+    lease = opened(workers)
+    worker = taken(workers, lease)
+    worker.assign_task((0, 0, 0), "this")
+    workers.close_allocation(lease)
+    return worker
+
+
+def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
+    workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
+    stuck(workers)
+    lease = opened(workers)
+    first, *_ = [taken(workers, lease) for _ in range(3)]
+    for _ in range(2):
+        assert workers.acquire_worker(lease, 1) is None
+        assert workers._start_worker() is None  # though its slots were more
+        assert len(workers) == 4
+        workers.remove_worker(first)
+        first = taken(workers, lease)
+
+
+def test_none_is_started_while_one_may_be_free_in_a_moment(
+    workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 60.0)
+    others = opened(workers)
+    taken(workers, others)
+    stuck(workers)
+    assert workers.acquire_worker(others, 1) is None
+    monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
+    assert workers.acquire_worker(others, 1) is not None
+
+
+def test_a_map_takes_workers_that_are_free_in_a_moment_rather_than_new_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 60.0)
+    blocks = UncodedBlocks([[np.ones(3)]], ("array",))
+    with Pool() as pool:
+        with closing(pool.open(JobSpec(np.negative, blocks, {0: Fault("sleep", 0.3)}))) as run:
+            run.submit([(0, 0)])
+            known = list(run._workers._workers)
+        with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            assert list(run._workers._workers) == known
+            assert first_ends(run, 1, 60.0)[0].failure is None
+
+
+def test_a_worker_whose_tasks_are_short_is_free_sooner_than_a_new_one_would_be(
+    workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_workers, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(local_workers, "FINISH_SOON_SECONDS", 0.0)
+    monkeypatch.setattr(local_workers, "WORKER_START_SECONDS", 60.0)
+    worker = stuck(workers)
+    assert not is_about_to_finish(worker)  # how long its tasks take is not known
+    worker.last_task_seconds = 59.0
+    assert is_about_to_finish(worker)
+    worker.state_since -= 2 * worker.last_task_seconds
+    assert not is_about_to_finish(worker)
+
+
+def test_one_that_does_not_come_to_its_end_is_killed(
+    workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_workers, "GRACE_SECONDS", 0.0)
+    worker = stuck(workers)
+    assert wait_until_ready([worker.channel], select.POLLIN, 30.0)
+    worker.receive_messages()
+    assert worker.pid is not None
+    assert taken(workers, opened(workers)) is not worker
+    assert until(lambda: not os.path.exists(f"/proc/{worker.pid}"))
+
+
+def test_one_that_is_gone_says_no_more(workers: LocalWorkerPool) -> None:
+    worker = taken(workers, opened(workers))
+    workers.remove_worker(worker)
+    workers.remove_worker(worker)
+    assert worker.receive_messages() == ([], False)
+    assert len(workers) == 0
+
+
+def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
+    workers: LocalWorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_workers, "count_available_cores", lambda: 1)
+    monkeypatch.setattr(local_workers, "N_SPARE_WORKERS", 0)
+    first, second, third = (taken(workers, opened(workers)) for _ in range(3))
+    for worker in (second, first):
+        workers.release_worker(worker)
+    monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 0.0)
+    workers.maintain_workers()
+    assert len(workers) == 3  # as many as were asked for
+    monkeypatch.setattr(workers, "_max_workers", None)
+    monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 600.0)
+    workers.maintain_workers()
+    assert len(workers) == 3  # they may be needed in a moment
+    monkeypatch.setattr(local_workers, "SPARE_WORKER_IDLE_SECONDS", 0.0)
+    workers.maintain_workers()
+    assert len(workers) == 1  # that is busy
+    workers.release_worker(third)
+    workers.maintain_workers()
+    assert taken(workers, opened(workers)) is third
+
+
+def test_workers_get_the_surroundings_of_the_driver(
+    workers: LocalWorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.get_pickled_environment(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    monkeypatch.setenv("POLARMAP_TEST", "yes")
+    monkeypatch.syspath_prepend("modules")
+    told = workers.get_pickled_environment(b"")
+    assert told is workers.get_pickled_environment(b"")  # as long as nothing changes
+    found = ProcessEnvironment(*pickle.loads(told))
+    assert found.working_directory == str(tmp_path)
+    assert workers.take_billed_usage() is None
+    assert found.variables == {**os.environ, **dict.fromkeys(THREAD_LIMIT_VARIABLES, "1")}
+    assert found.sys_path[0] == str(tmp_path / "modules")
+    assert all(map(os.path.isabs, found.sys_path))
+
+
+def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
+    for program, waits in {"import time; time.sleep(600)": True, "while True: pass": False}.items():
+        with subprocess.Popen([sys.executable, "-c", program]) as process:
+            try:
+                assert until(lambda waits=waits, process=process: is_process_idle(process.pid) == waits)
+            finally:
+                process.kill()
+    assert not is_process_idle(process.pid)  # nobody knows
+
+
+def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_workers, "CAN_SEE_IDLE_CORES", False)
+    for most, limit in {None: sys.maxsize, 3: 3}.items():
+        assert LocalWorkerPool(1, most, [])._get_initial_concurrency_limit() == limit

@@ -1,0 +1,396 @@
+"""The run of a map on workers that stay: what it tells; what it does is tested with the pool."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import ends, first_ends
+from pool_processes import until
+from slow_links import SlowLinks, slow_links
+from worker_sites import ThreadSite, called, honest, pool_of, sent_parts
+
+from polarmap import Pool, coded_map
+from polarmap.blocks.uneven import UncodedBlocks
+from polarmap.errors import CodedTimeoutError, ExecutorError
+from polarmap.executors import block_store, pool_session
+from polarmap.executors.interface import AttemptStarted, JobSpec
+from polarmap.testing import Fault
+from polarmap.worker import persistent_worker
+from polarmap.worker.persistent_worker import DriverAddress, open_channel
+from polarmap.worker.socket_channel import (
+    CANCEL,
+    FINAL_REPLY,
+    JOB,
+    TASK,
+    TASK_REPLY,
+    UNUSABLE,
+    Message,
+    SocketChannel,
+    encode_frame,
+)
+
+PATIENCE = 30.0
+BOTH, GATE = threading.Barrier(2, timeout=PATIENCE), threading.Event()
+
+
+def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
+    def liar(address: Any, number: int, seconds: float) -> None:
+        with closing(called(address, number)) as channel:
+            [_, call], _ = channel.receive(PATIENCE)
+            both = [
+                encode_frame(Message(TASK_REPLY, call.attempt_key, b"no pickle"), channel._authenticator)
+                for _ in range(2)
+            ]
+            channel._connection.sendall(b"".join(both))
+            channel.receive(PATIENCE)
+
+    with pool_of(ThreadSite({0: liar}), workers=1) as pool:
+        blocks = UncodedBlocks([[np.ones(3)]], ("array",))
+        with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            events: list[Any] = []
+            while not ends(events):
+                events += run.wait(PATIENCE)
+            run.submit([(0, 1)])  # goes to another worker
+            while not any(one.attempt for one in ends(events)):
+                events += run.wait(PATIENCE)
+    over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
+    assert over == [(0, "lost"), (1, None)]
+
+
+@pytest.mark.parametrize("farewell", [FINAL_REPLY, UNUSABLE])
+def test_a_worker_that_says_that_it_ends_when_nobody_waits_is_given_no_task(farewell: bytes) -> None:
+    told, has_said = list[Message](), threading.Event()
+
+    def leaving(address: Any, number: int, seconds: float) -> None:
+        with closing(called(address, number)) as channel:
+            heard = list[Message]()
+            while not any(one.kind == CANCEL for one in heard):
+                heard += channel.receive(PATIENCE)[0]
+            channel.send(Message(farewell, heard[0].attempt_key))
+            has_said.set()
+            told.extend(channel.receive(PATIENCE)[0])
+
+    with pool_of(ThreadSite({0: leaving}), workers=1) as pool:
+        blocks = UncodedBlocks([[np.ones(3)]], ("array",))
+        with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            while not any(isinstance(one, AttemptStarted) for one in run.wait(0.01)):
+                pass
+        assert has_said.wait(PATIENCE)
+        with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+            run.submit([(0, 0)])
+            assert first_ends(run, 1, PATIENCE)[0].failure is None
+    assert told == []
+
+
+@pytest.mark.parametrize(("seconds", "ahead"), [(1e-6, 4), (10.0, 1)])
+def test_what_a_worker_was_told_ahead_goes_to_another_when_its_task_is_withdrawn(
+    seconds: float, ahead: int
+) -> None:
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
+    with Pool(workers=1) as pool:
+        payload = JobSpec(np.negative, blocks, {1: Fault("sleep", 600.0)})
+        with closing(pool.open(payload)) as run:
+            run.submit([(0, 0)])
+            first_ends(run, 1, PATIENCE)  # its worker has f now
+            [worker] = run._workers._workers.values()
+            worker.last_task_seconds = seconds
+            run.submit([(task, 0) for task in range(1, 9)])
+            assert [order[1:] for order, _ in worker.orders] == [(task, 0) for task in range(1, 2 + ahead)]
+            run.cancel([(1, 0), (3, 0), (6, 0)])
+            outcomes = {one.task: one.failure for one in first_ends(run, 8, PATIENCE)}
+            assert run.wait(0.0) == []
+    assert {task for task, failure in outcomes.items() if failure is not None} == {1, 3, 6}
+    assert set(outcomes) == set(range(1, 9))
+
+
+def test_what_waits_behind_a_task_that_takes_long_goes_to_other_workers() -> None:
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(20)], ("array",))
+    with Pool(workers=2) as pool:
+        payload = JobSpec(np.negative, blocks, {4: Fault("sleep", 600.0)})
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            first_ends(run, 4, PATIENCE)  # both have f now
+            for worker in run._workers._workers.values():
+                worker.last_task_seconds = 1e-6
+            run.submit([(task, 0) for task in range(4, 20)])
+            assert max(len(worker.orders) for worker in run._lease.workers.values()) > 2
+            outcomes = first_ends(run, 15, PATIENCE)
+    assert {one.task for one in outcomes} == set(range(5, 20))
+    assert all(one.failure is None for one in outcomes)
+
+
+def test_workers_that_somebody_ends_while_tasks_are_handed_out_are_said_to_be_ended() -> None:
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(9)], ("array",))
+    with Pool(workers=1) as pool, closing(pool.open(JobSpec(np.negative, blocks))) as run:
+        run.submit([(0, 0)])
+        first_ends(run, 1, PATIENCE)  # its worker has f now
+        table: Any = run._workers
+        take = table.take
+
+        def take_and_end(*given: Any) -> Any:
+            worker = take(*given)
+            table.close()
+            return worker
+
+        table.take = take_and_end
+        with pytest.raises(ExecutorError, match="ended while a map ran"):
+            run.submit([(task, 0) for task in range(1, 9)])
+
+
+def test_a_worker_is_told_once_what_tasks_have_in_common_and_f_only_if_it_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, send = list[Message](), SocketChannel.send
+
+    def noted(link: SocketChannel, *messages: Message) -> bool:
+        told.extend(messages)
+        return send(link, *messages)
+
+    monkeypatch.setattr(SocketChannel, "send", noted)
+    blocks = UncodedBlocks([[np.full(3, float(task))] for task in range(3)], ("array",))
+    with Pool(workers=1) as pool:
+        for f in (np.negative, np.negative, np.positive):
+            with closing(pool.open(JobSpec(f, blocks))) as run:
+                run.submit([(task, 0) for task in range(3)])
+                first_ends(run, 3, PATIENCE)
+    assert [one.kind for one in told] == 3 * [JOB, TASK, TASK, TASK, CANCEL]
+    assert [bool(one.data) for one in told if one.kind == JOB] == [True, False, True]
+    assert len({one.header for one in told if one.kind == TASK}) == 3  # as each block is described
+
+
+def test_blocks_get_ready_while_no_worker_is_there_and_not_again() -> None:
+    class Blocks(UncodedBlocks):
+        times = 0
+
+        def prepare_encoding(self) -> None:
+            Blocks.times += 1
+
+    with Pool(workers=1) as pool:
+        for _ in range(2):
+            blocks = Blocks([[np.ones(3)]], ("array",))
+            with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+                run.submit([(0, 0)])
+                assert first_ends(run, 1)
+    assert Blocks.times == 1
+
+
+def test_workers_let_go_of_blocks_that_are_gone_and_keep_the_others() -> None:
+    """Workers of other pools on threads of this process, which may outlive their tests, keep their own."""
+    kept = UncodedBlocks([[np.zeros(3)]], ("array",))
+    keys = list[bytes]()  # of the driver that each worker belongs to
+
+    def noting_the_key(address: DriverAddress, number: int, seconds: float) -> None:
+        keys.append(address.key)
+        honest(address, number, seconds)
+
+    places = [ThreadSite(default=noting_the_key) for _ in range(2)]
+    with pool_of(places[0], workers=1) as other, pool_of(places[1], workers=1) as pool:
+        with closing(other.open(JobSpec(np.negative, kept))) as run:
+            run.submit([(0, 0)])
+            assert first_ends(run, 1)
+        for _ in range(4):
+            for blocks in (kept, UncodedBlocks([[np.ones(3)]], ("array",))):
+                with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+                    run.submit([(0, 0)])
+                    assert first_ends(run, 1)
+                    cache = persistent_worker._shared_caches[keys[1]]
+                    assert len(cache) <= 2
+        assert cache.n_reads == 5
+        del blocks, run  # the newest
+        gc.collect()
+        with closing(pool.open(JobSpec(np.negative, kept))) as run:
+            run.submit([(0, 0)])
+            assert first_ends(run, 1)
+        assert (len(cache), cache.n_reads) == (1, 5)
+        assert len(set(keys)) == 2
+        assert persistent_worker._shared_caches[keys[0]].n_reads == 1
+
+
+def both_at_once(block: Any) -> Any:
+    BOTH.wait()
+    return block
+
+
+def behind_the_gate(block: Any) -> Any:
+    BOTH.wait()  # a worker that has not begun is free at once when its map is over
+    if not block[0]:
+        GATE.wait(PATIENCE)
+    return block
+
+
+def run_until(pool: Any, f: Any, blocks: UncodedBlocks, enough: int, tasks: int = 2) -> None:
+    """A map that is over when so many of its tasks have ended."""
+    with closing(pool.open(JobSpec(f, blocks))) as run:
+        run.submit([(task, 0) for task in range(tasks)])
+        ended, until = 0, time.monotonic() + PATIENCE
+        while ended < enough:
+            ended += len(ends(run.wait(until - time.monotonic())))
+            assert time.monotonic() < until
+
+
+@pytest.mark.parametrize("is_near", [False, True])
+def test_a_block_is_sent_to_another_worker_only_if_that_takes_less_long_than_to_wait(
+    is_near: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sent_parts(monkeypatch)
+    monkeypatch.setattr(block_store, "NETWORK_BYTES_PER_SECOND", 1e12 if is_near else 1e-3)
+    blocks = UncodedBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
+    GATE.clear()
+
+    with pool_of(ThreadSite(), workers=2) as pool:
+        run_until(pool, both_at_once, blocks, 2)  # each has one block
+        run_until(pool, behind_the_gate, blocks, 1)  # the first is still at its task
+        if is_near:
+            run_until(pool, np.negative, blocks, 1, tasks=1)
+            GATE.set()
+        else:
+            with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+                run.submit([(0, 0)])
+                assert run.wait(0.2) == []
+                GATE.set()
+                events: list[Any] = []
+                while not ends(events):
+                    events += run.wait(PATIENCE)
+    assert len(asked) == 2
+
+
+def test_no_worker_is_idle_for_a_block_while_there_are_tasks_that_nobody_has_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_session, "LOCALITY_WINDOW", 1)
+    monkeypatch.setattr(block_store, "NETWORK_BYTES_PER_SECOND", 1e-3)
+    blocks = UncodedBlocks([[np.zeros(3)], [np.ones(3)]], ("array",))
+    GATE.clear()
+    with pool_of(ThreadSite(), workers=2) as pool:
+        run_until(pool, both_at_once, blocks, 2)
+        run_until(pool, behind_the_gate, blocks, 1)
+        run_until(pool, np.negative, blocks, 2)
+        GATE.set()
+
+
+# --- slow and silent connections ------------------------------------------------------------------
+
+only_linux_cuts = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a cut link acknowledges data")
+BLOCK_BYTES, SLOW = 2_000_000, 20_000.0  # a block takes 100 s at this rate, in bytes per second
+
+
+def large_blocks(count: int) -> UncodedBlocks:
+    """Blocks of one array each, which have to be sent to workers."""
+    return UncodedBlocks([[np.full(BLOCK_BYTES // 8, float(task))] for task in range(count)], ("array",))
+
+
+@contextmanager
+def slowed_pool(site: ThreadSite, n_workers: int, **options: Any) -> Iterator[tuple[Pool, SlowLinks]]:
+    """A pool whose workers have all called, and are free, through a proxy."""
+    blocks = UncodedBlocks([[np.ones(3)] for _ in range(n_workers)], ("array",))
+    with slow_links() as links, pool_of(site, workers=n_workers, **options) as pool:
+        with closing(pool.open(JobSpec(np.negative, blocks))) as run:
+            run.submit([(task, 0) for task in range(n_workers)])
+            first_ends(run, n_workers, PATIENCE)
+            table = run._workers
+        assert until(lambda: len(table) == n_workers)
+        yield pool, links
+        links.restore()
+
+
+def test_a_slow_connection_delays_no_other_and_carries_no_cancelled_block() -> None:
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        before = [link.bytes_to_caller for link in links]
+        for link in links.first(2):
+            link.rate = SLOW
+        blocks = large_blocks(4)
+        with closing(pool.open(JobSpec(lambda block: float(block[0]), blocks))) as run:
+            run.submit([(task, 0) for task in range(4)])
+            outcomes = first_ends(run, 2, PATIENCE)
+            assert [one.failure for one in outcomes] == [None, None]
+            assert run.count_receiving() == 2  # type: ignore[attr-defined]
+        for link in links.first(2):  # fast enough for what was on its way, and for the cancellation
+            link.rate = 50 * SLOW
+        with closing(pool.open(JobSpec(np.negative, UncodedBlocks([[np.ones(3)]] * 4, ("array",))))) as run:
+            run.submit([(task, 0) for task in range(4)])
+            assert [one.failure for one in first_ends(run, 4, PATIENCE)] == [None] * 4
+        carried = [link.bytes_to_caller - start for link, start in zip(links, before)]
+        assert len(links) == 4  # no worker was lost
+        assert min(carried[2:]) > BLOCK_BYTES > 2 * max(carried[:2])
+
+
+def test_a_worker_that_was_not_sent_all_of_a_function_is_sent_it_in_the_next_map() -> None:
+    large, blocks = np.zeros(BLOCK_BYTES // 8), UncodedBlocks([[np.ones(3)]] * 4, ("array",))
+    payload = JobSpec(lambda block: block + large[0], blocks)
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        before = [link.bytes_to_caller for link in links]
+        for link in links.first(2):
+            link.rate = SLOW
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            assert [one.failure for one in first_ends(run, 2, PATIENCE)] == [None, None]
+        assert 2 * max(link.bytes_to_caller - before[link.index] for link in links.first(2)) < BLOCK_BYTES
+        links.restore()
+        table = run._workers  # type: ignore[attr-defined]
+        assert until(lambda: not table.count_busy_workers())  # what was on its way to them has been written
+        with closing(pool.open(payload)) as run:
+            run.submit([(task, 0) for task in range(4)])
+            outcomes = first_ends(run, 4, PATIENCE)
+        assert [one.failure for one in outcomes] == [None] * 4
+        assert len(links) == 4
+        assert min(link.bytes_to_caller - before[link.index] for link in links) > BLOCK_BYTES
+
+
+def test_a_timeout_is_kept_while_all_blocks_are_on_slow_connections() -> None:
+    with slowed_pool(ThreadSite(), 4) as (pool, links):
+        for link in links:
+            link.rate = SLOW
+        data, began = np.ones((3, BLOCK_BYTES // 8)), time.monotonic()
+        with pytest.raises(CodedTimeoutError, match=r"4 tasks still run \(4 workers were still receiving"):
+            coded_map(np.sum, data, blocks=3, tasks=4, executor=pool, timeout=1.0)
+        assert time.monotonic() - began < BLOCK_BYTES / SLOW / 2
+
+
+@only_linux_cuts
+def test_a_driver_notices_a_silent_connection_on_which_a_block_is_on_its_way() -> None:
+    with slowed_pool(ThreadSite(), 2, tcp_timeout=1.0) as (pool, links):
+        for link in links:
+            link.rate = SLOW
+        with closing(pool.open(JobSpec(lambda block: float(block[0]), large_blocks(2)))) as run:
+            run.submit([(0, 0), (1, 0)])
+            while run.count_receiving() < 2:  # type: ignore[attr-defined]
+                run.wait(0.01)
+            for link in links.first(2):
+                link.cut()
+            assert [one.failure.kind for one in first_ends(run, 2, PATIENCE) if one.failure] == ["lost"] * 2
+
+
+@only_linux_cuts
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_a_worker_notices_a_silent_connection_on_which_its_reply_is_on_its_way(size: int) -> None:
+    has_called, is_cut, ended = threading.Event(), threading.Event(), Future[bool]()
+
+    def replying(address: DriverAddress, number: int, seconds: float) -> None:
+        with closing(open_channel(address, number, None)) as channel:
+            has_called.set()
+            is_cut.wait(PATIENCE)
+            is_told = channel.send(Message(TASK_REPLY, data=bytes(size)))
+            ended.set_result(is_told == (size < 1000) and until(channel.is_peer_closed))
+
+    site, blocks = ThreadSite({0: replying}), UncodedBlocks([[np.ones(3)]], ("array",))
+    with (
+        slow_links() as links,
+        pool_of(site, workers=1, tcp_timeout=1.0) as pool,
+        closing(pool.open(JobSpec(np.negative, blocks))) as run,
+    ):
+        run.submit([(0, 0)])
+        assert has_called.wait(PATIENCE)
+        links[0].cut()
+        is_cut.set()
+        assert ended.result(PATIENCE)

@@ -1,0 +1,111 @@
+"""Workers in interpreters of their own do what forked ones do, and end as they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_processes import PATIENCE, A, X, assert_nothing_is_left, check, program, runs, until, workers_of
+
+import polarmap
+from polarmap import Pool
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors import spawned_processes
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Pool]:
+    with Pool(fork=False) as one:
+        yield one
+
+
+def test_maps_find_there_what_is_around_this_process(shared: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARMAP_TEST", "here")
+
+    def around(block: Any) -> tuple[str, str | None]:
+        return os.getcwd(), os.environ.get("POLARMAP_TEST")
+
+    found = list(polarmap.hedged_map(around, [1, 2], executor=shared))
+    assert found == [(os.getcwd(), "here")] * 2
+    check(shared)
+    assert os.getpid() not in workers_of(shared)
+
+
+def test_one_that_is_killed_is_an_erasure_that_says_how_it_ended(shared: Pool, tmp_path: Path) -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        for number in range(3):  # without three of six nothing is decoded before a loss is seen
+            try:
+                (tmp_path / f"killed {number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block @ X
+
+    y = polarmap.coded_map(f, A, blocks=4, tasks=6, executor=shared, verify=False, retries=3)
+    np.testing.assert_allclose(y.concatenate(), A @ X)
+    assert "WorkerLost: its worker process was killed by SIGKILL (9)" in str(y.report)
+
+
+def test_one_that_hangs_is_killed_with_what_it_has_started_when_its_pool_is_closed(tmp_path: Path) -> None:
+    def f(block: Any) -> Any:
+        if block:
+            import subprocess
+
+            child = subprocess.Popen(["sleep", "600"])
+            (tmp_path / f"{os.getpid()}-{child.pid}").touch()
+            time.sleep(600)
+
+    with Pool(workers=2, fork=False) as pool:
+        running = polarmap.submit(polarmap.hedged_map, f, [0, 1], executor=pool)
+        assert until(lambda: os.listdir(tmp_path) != [])
+        found = {int(one) for name in os.listdir(tmp_path) for one in name.split("-")}
+        assert running.cancel()
+    assert until(lambda: not any(map(runs, found)))
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_none_outlives_a_driver_that_is_killed_nor_do_its_folders(hangs: bool) -> None:
+    driver = program(
+        """
+        def f(block):
+            return os.getpid()
+
+        def hang(block):
+            print(os.getpid(), flush=True)
+            time.sleep(600)
+
+        with polarmap.Pool(workers=2, fork=False) as pool:
+            for one in polarmap.hedged_map(f, [1, 2], executor=pool):
+                print(one)
+            print("ready", flush=True)
+            if sys.argv[1]:
+                polarmap.hedged_map(hang, [1, 2], executor=pool)
+            time.sleep(600)
+        """,
+        "hangs" if hangs else "",
+    )
+    with driver:
+        assert driver.stdout is not None
+        found = {int(line) for line in iter(driver.stdout.readline, "ready\n")}
+        if hangs:
+            found |= {int(driver.stdout.readline()) for _ in range(2)}
+        driver.kill()
+        driver.wait(PATIENCE)
+        assert_nothing_is_left(driver.pid, found)
+
+
+def test_an_interpreter_that_cannot_be_started_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawned_processes.sys, "executable", "/nowhere/python")
+    with Pool(fork=False) as pool, pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
+        check(pool)
+
+
+def test_fork_is_yes_no_or_whatever_is_safe() -> None:
+    with pytest.raises(CodeError, match="fork must be"):
+        Pool(fork="spawn")  # type: ignore[arg-type]

@@ -1,0 +1,445 @@
+"""Messages by way of a storage arrive once, are sent again when they are lost, and stop for nothing."""
+
+from __future__ import annotations
+
+import pickle
+import select
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_storage import DictStorage
+from pool_processes import until
+from stored_calls import NONSENSE, nonsense
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import storage_channels
+from polarmap.executors.storage_channels import DriverStorageChannel, StorageChannelServer, WorkerChannel
+from polarmap.worker.retries import retry_request
+from polarmap.worker.socket_channel import (
+    CANCEL,
+    CANCELLED,
+    HELLO,
+    TASK,
+    TASK_REPLY,
+    Message,
+    encode_frame,
+    wait_until_ready,
+)
+from polarmap.worker.storage_channel import (
+    HEARTBEAT_SECONDS,
+    N_POLLS_PER_MESSAGE,
+    ChannelKeys,
+    Mailbox,
+    ReplyKey,
+    StorageChannel,
+)
+
+
+def call(number: int, f: bytes = b"") -> Message:
+    """A message with which a task is to be done."""
+    return Message(TASK, (number, 0, 0), b"header", f)
+
+
+def ended(number: int, data: bytes = b"") -> Message:
+    """What a worker says of its task."""
+    return Message(TASK_REPLY, (0, number, 0), b"", data)
+
+
+class Side:
+    """A driver's ends and what makes channels to them, in a storage that is a dict."""
+
+    def __init__(self) -> None:
+        self.storage, self.prefix = DictStorage(), "polarmap/pool-1"
+        self.links: dict[int, WorkerChannel] = {}
+        self.channels: list[StorageChannel] = []
+        self.all = StorageChannelServer(self.storage, self.prefix, self.join)
+
+    def join(self, number: int, link: WorkerChannel, channel: str) -> None:
+        self.links[number] = link
+
+    def orders(self) -> Mailbox:
+        """What is told to workers."""
+        return Mailbox(*pickle.loads(self.storage.get_object("b", ChannelKeys(self.prefix).mailbox_key)))
+
+    def has_stored_all(self) -> bool:
+        """Return whether the orders are in the storage, and nobody stores any."""
+        if self.all._has_unwritten or not self.all._mailbox_lock.acquire(blocking=False):
+            return False
+        self.all._mailbox_lock.release()
+        return not self.all._has_unwritten
+
+    def left(self) -> list[str]:
+        return self.storage.list_keys("b", self.prefix)
+
+    def worker(self, number: int) -> StorageChannel:
+        """One that has joined."""
+        one = StorageChannel(self.storage, "b", self.prefix, number)
+        self.channels.append(one)
+        one.send(Message(HELLO, header=b"%d" % number))
+        assert until(lambda: number in self.links)
+        return one
+
+    def tell(self, number: int, message: Message) -> None:
+        link = self.links[number]
+        assert link.send(message)
+        self.all.flush_messages()
+        told = link.n_sent, tuple(message._replace(data=b""))
+        assert until(lambda: told in [one[:2] for one in self.orders().messages.get(number, ())])
+
+    def heard(self, number: int, count: int = 1) -> list[Any]:
+        """So many messages of a worker; its first tells its process."""
+        said: list[Any] = []
+
+        def listen() -> bool:
+            said.extend(self.links[number].receive()[0])
+            return len(said) >= count
+
+        assert until(listen), said
+        return said
+
+    def close(self) -> None:
+        for channel in self.channels:
+            channel.close()
+        self.all.close()
+        for link in self.links.values():
+            link.close()
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    one = Side()
+    yield one
+    one.close()
+    assert ChannelKeys(one.prefix).mailbox_key not in one.left()
+    assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
+
+
+def received(worker: StorageChannel, count: int = 1) -> list[Message]:
+    """So many messages of the driver."""
+    said: list[Message] = []
+
+    def listen() -> bool:
+        said.extend(worker.receive(0.5)[0])
+        return len(said) >= count
+
+    assert until(listen), said
+    return said
+
+
+def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_said_that_it_has_them(
+    side: Side,
+) -> None:
+    worker = side.worker(0)
+    side.heard(0)
+    said = [call(1, b"f"), call(2, b"g"), Message(CANCEL), call(3, b"f")]
+    for message in said:
+        side.tell(0, message)
+    assert received(worker, 4) == said
+    assert len(side.orders().messages[0]) == 4
+    worker.send(ended(1))
+    side.heard(0)
+    side.all._write_mailbox()
+    assert side.orders().messages == {0: []}
+    assert side.orders().payloads == {}
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
+    side: Side, is_closed: bool
+) -> None:
+    """Else the one object with what is said to all would grow with each worker that was replaced."""
+    worker, other = side.worker(0), side.worker(1)
+    side.tell(0, call(1, b"f"))
+    received(worker)
+    if is_closed:
+        side.links[0].close()
+    else:  # its map sees it, and lets go of it
+        side.all.disconnect(0)
+        assert not side.links[0].send(call(2))
+    side.all._write_mailbox()
+    assert side.orders().messages == {1: []}
+    assert side.orders().payloads == {}
+    assert worker.receive(5.0) == ([], False)
+    worker.send(ended(1))
+    other.send(ended(2))
+    assert side.heard(1, 2)[1] == ended(2)
+    assert is_closed == (0 not in side.all._channels)
+    side.tell(1, call(3))  # goes on with the others
+    assert received(other) == [call(3)]
+
+
+def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> None:
+    first = side.worker(0)
+    old = side.links[0]
+    side.tell(0, call(1))
+    received(first)
+    again = StorageChannel(side.storage, "b", side.prefix, 0)
+    again.send(Message(HELLO, header=b"0"))
+    assert until(lambda: side.links[0] is not old)
+    old.close()
+    side.tell(0, call(2))
+    assert received(again) == [call(2)]
+    first.send(ended(1))
+    again.send(ended(2))
+    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(2)]
+
+
+def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
+    worker = side.worker(0)
+    worker._last_sent -= 1  # the answer to a request was lost
+    worker.send(Message(HELLO, header=b"0"))
+    worker.send(ended(1))
+    assert side.heard(0, 2) == [Message(HELLO, header=b"0"), ended(1)]
+
+
+def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
+    worker = side.worker(0)
+    key = ChannelKeys(side.prefix).mailbox_key
+    before = side.storage.get_object("b", key)
+    side.tell(0, call(1))
+    side.storage.put_object("b", key, before)
+    assert worker.receive(0.0) == ([], True)
+    side.all._next_heartbeat_at = 0.0
+    side.all._posted.set()
+    assert received(worker) == [call(1)]
+
+
+def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
+    worker = side.worker(0)
+    side.heard(0)
+    link = side.all._channels[0]
+    worker._last_sent += 1
+    worker.send(ended(1))
+    assert side.heard(0) == [ended(1)]
+    sign = ReplyKey(0, link.worker_instance, 9, 0, link.n_received, 0)
+    for lost in (0, 1):
+        side.all._handle_reply(sign._replace(last_sent=link.n_received + lost), b"")
+    assert link.is_connected  # a listing may show it before the reply
+    worker.send(Message(CANCELLED))
+    assert side.heard(0) == [Message(CANCELLED)]
+    for _ in range(2):
+        assert link.is_connected
+        side.all._handle_reply(sign._replace(last_sent=link.n_received + 1), b"")
+    assert side.links[0].receive() == ([], False)
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Side) -> None:
+    side.worker(0)
+    side.worker(1)
+    side.all._channels[0].last_heartbeat_at -= 600.0
+    side.all._disconnect_silent()
+    assert not side.links[0].receive()[1]
+    assert side.links[1].receive()[1]
+
+
+def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
+    side.worker(0)
+    link, since = side.all._channels[0], time.monotonic() - 600.0
+    list_keys = side.storage.list_keys
+
+    def away(bucket: str, prefix: str) -> list[str]:
+        raise ConnectionError("away")
+
+    side.storage.list_keys = away
+    link.last_heartbeat_at = since
+    assert until(lambda: link.last_heartbeat_at > since)
+    side.storage.list_keys = list_keys
+    side.all._disconnect_silent()
+    assert side.links[0].receive()[1]
+
+
+def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_channels, "retry_request", lambda request: retry_request(request, 0.1))
+    side.worker(0)
+
+    def away(*args: Any) -> None:
+        raise ConnectionError("away")
+
+    put, side.storage.put_object = side.storage.put_object, away
+    assert side.links[0].send(call(1))
+    side.all.flush_messages()  # does not wait for the storage
+    assert until(lambda: side.all._failure is not None)
+    with pytest.raises(ExecutorError, match="cannot be told: ConnectionError: away"):
+        side.all.flush_messages()
+    side.storage.put_object = put
+    side.tell(0, call(2))
+    side.all.flush_messages()
+
+
+def test_a_storage_that_hangs_holds_nobody_up(side: Side) -> None:
+    worker, goes_on = side.worker(0), threading.Event()
+    put = side.storage.put_object
+
+    def hanging(*args: Any) -> None:
+        assert goes_on.wait(60.0)
+        put(*args)
+
+    side.storage.put_object = hanging
+    assert side.links[0].send(call(1))
+    side.all.flush_messages()
+    assert side.links[0].send(call(2))
+    side.all.flush_messages()
+    side.storage.put_object = put
+    goes_on.set()
+    assert received(worker, 2) == [call(1), call(2)]
+
+
+def test_objects_of_others_stop_nothing(side: Side) -> None:
+    worker = side.worker(0)
+    side.heard(0)
+    for name in ("", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1-1.tmp-9", "1-2-3-4-5", "----", "..."):
+        side.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
+    worker.send(ended(1))
+    assert side.heard(0) == [ended(1)]
+
+
+def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(side: Side) -> None:
+    """A storage of files shows them before all bytes are there."""
+    worker = side.worker(0)
+    side.heard(0)
+    storage, put, list_keys = side.storage, side.storage.put_object, side.storage.list_keys
+    seen, go, looks = threading.Event(), threading.Event(), list[int]()
+
+    def list_and_count(bucket: str, prefix: str) -> list[str]:
+        looks.append(1)
+        found: list[str] = list_keys(bucket, prefix)
+        return found
+
+    def put_slowly(bucket: str, key: str, data: bytes) -> None:
+        if data and "/replies/" in key:
+            for part in (b"", data[:7]):
+                put(bucket, key, part)
+                before = len(looks)
+                assert until(lambda before=before: len(looks) > before + 2)
+            seen.set()
+            assert go.wait(10.0)
+        put(bucket, key, data)
+
+    storage.put_object, storage.list_keys = put_slowly, list_and_count
+    side.tell(0, call(0, b"f"))
+    with ThreadPoolExecutor(1) as other:
+        said = other.submit(worker.send, ended(1))
+        assert seen.wait(10.0)
+        assert side.links[0].receive() == ([], True)
+        go.set()
+        said.result(10.0)
+    storage.put_object, storage.list_keys = put, list_keys
+    assert side.heard(0) == [ended(1)]
+
+
+def test_replies_are_removed_when_they_were_read(side: Side) -> None:
+    worker = side.worker(0)
+    for number in range(5):
+        worker.send(ended(number))
+    side.heard(0, 6)
+    assert until(lambda: not any("/replies/" in key for key in side.left()))
+
+
+def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side: Side) -> None:
+    workers = [side.worker(number) for number in range(2)]
+    large = [bytes([number]) * 10**6 for number in range(3)]
+    for f in large:
+        for number in range(2):
+            assert side.links[number].send(call(1, f))
+        side.all.flush_messages()
+        assert until(lambda: side.has_stored_all())
+        assert len(side.storage.get_object("b", "polarmap/pool-1/orders")) < 10_000
+        assert len([key for key in side.left() if "/data/" in key]) == 1
+        for number, worker in enumerate(workers):
+            assert received(worker) == [call(1, f)]
+            worker.send(ended(1))
+            side.heard(number, 2 if f is large[0] else 1)
+    for number in range(2):
+        side.tell(number, call(2, b"small"))
+    assert until(lambda: not any("/data/" in key for key in side.left()))
+
+
+def test_orders_that_a_map_would_store_after_the_end_of_its_pool_are_not_stored(side: Side) -> None:
+    side.worker(0)
+    side.all.close()
+    side.links[0].close()
+    side.all.flush_messages()
+    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+
+
+def test_orders_that_are_being_stored_when_their_pool_is_closed_are_removed(side: Side) -> None:
+    side.worker(0)
+    is_storing, go, put = threading.Event(), threading.Event(), side.storage.put_object
+
+    def put_slowly(bucket: str, key: str, data: bytes) -> None:
+        is_storing.set()
+        assert go.wait(30.0)
+        put(bucket, key, data)
+
+    side.storage.put_object = put_slowly
+    with ThreadPoolExecutor(1) as others:
+        assert side.links[0].send(call(1))
+        side.all.flush_messages()
+        assert is_storing.wait(10.0)
+        closing = others.submit(side.all.close)
+        assert until(side.all._is_closed.is_set)
+        assert not until(closing.done, 0.1)
+        go.set()
+        closing.result(10.0)
+    assert ChannelKeys(side.prefix).mailbox_key not in side.left()
+
+
+def test_requests_are_counted(side: Side) -> None:
+    worker = side.worker(0)
+    worker.send(ended(1))
+    side.heard(0, 2)
+    writes, reads = side.all.take_request_counts(100.0)
+    assert writes >= 4 + 100.0 / HEARTBEAT_SECONDS  # with listings and the worker's own
+    assert reads >= 2 + 100.0
+    assert side.all.take_request_counts(0.0)[1] <= 2 * N_POLLS_PER_MESSAGE
+
+
+# --- one of them --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def link() -> Iterator[DriverStorageChannel]:
+    one = DriverStorageChannel(0, 0, lambda *_: None)
+    yield one
+    one.close()
+
+
+def readable(link: DriverStorageChannel) -> bool:
+    return bool(wait_until_ready([link], select.POLLIN, 0.0))
+
+
+def test_what_is_delivered_is_heard_once_and_in_turn_and_then_who_is_gone(
+    link: DriverStorageChannel,
+) -> None:
+    assert not readable(link)
+    said = [ended(number, bytes(number)) for number in range(100)]
+    for one in said:
+        link.deliver_frames(encode_frame(one))
+    assert readable(link)
+    assert link.receive() == (said, True)
+    assert link.receive() == ([], True)
+    assert not readable(link)
+    link.deliver_frames(encode_frame(said[0]))
+    link.disconnect()
+    assert readable(link)
+    assert link.receive() == (said[:1], False)
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(
+    link: DriverStorageChannel, tmp_path: Path, name: str
+) -> None:
+    link.deliver_frames(nonsense(tmp_path / "unpickled")[name])
+    assert readable(link)
+    said, is_there = link.receive()
+    if name == "a message":
+        assert [type(one.header) for one in said] == [bytearray]
+    else:
+        assert said == []
+    assert is_there == (name in ("a message", "a part of one"))
+    assert not (tmp_path / "unpickled").exists()

@@ -1,0 +1,154 @@
+"""Folders whose names say whose they are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+from pool_processes import code_of_child
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import temp_folders
+from polarmap.executors.temp_folders import (
+    get_process_temp_folder,
+    make_shared_memory_folder,
+    make_temp_folder,
+    remove_owned_folder,
+)
+from polarmap.worker.processes import ProcessIdentity
+
+MAKE = "import os; from polarmap.executors.temp_folders import make_temp_folder; print(make_temp_folder(), flush=True)"
+
+
+def made_by_another_process(place: Path, end: str) -> Path:
+    environment = {**os.environ, "TMPDIR": str(place)}
+    command = [sys.executable, "-c", f"{MAKE}; {end}"]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return Path(told.stdout.split()[0])
+
+
+@pytest.mark.parametrize("place", ["", "memory"])
+def test_what_a_dead_process_left_in_either_place_is_removed_and_nothing_else(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path / "memory"))
+    mine, foreign = (
+        make_temp_folder(),
+        [tmp_path / f"polarmap-{name}" for name in ("1-x", "a_1_x", "a__1_x", "a_1_x_y")],
+    )
+    for one in foreign:
+        one.mkdir()
+    left = made_by_another_process(tmp_path / place, "os._exit(0)")  # as if it had been killed
+    assert left.exists()
+    assert make_temp_folder() != mine
+    assert not left.exists()
+    assert mine.exists()
+    assert all(one.exists() for one in foreign)  # they do not say whose they are
+
+
+@pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("process", 1 << 30)])
+def test_what_another_container_uses_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, object]
+) -> None:
+    """Numbers of processes mean nothing across containers that share a temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    owner = ProcessIdentity.current()._replace(pid=1 << 30)._replace(**dict([change]))
+    theirs = tmp_path / f"{owner.folder_prefix}theirs"
+    theirs.mkdir()
+    (theirs / "block").touch()
+    remove_owned_folder(make_temp_folder())
+    assert theirs.exists() == (change[0] == "host")
+
+
+def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
+    """Though nobody had it removed: an interrupt may come before anybody knows of it."""
+    assert made_by_another_process(tmp_path, "raise KeyboardInterrupt").parent == tmp_path
+    assert os.listdir(tmp_path) == []
+
+
+def test_where_there_is_no_room_in_memory_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path / "none"))
+    assert make_shared_memory_folder() is None
+    monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path))
+    folder = make_shared_memory_folder()
+    assert folder is not None
+    assert folder.parent == tmp_path
+    remove_owned_folder(folder)
+
+
+def test_files_lie_in_memory_where_no_temporary_folder_may_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path))
+    folder = make_temp_folder()
+    assert folder.parent == tmp_path
+    remove_owned_folder(folder)
+    monkeypatch.setattr(temp_folders, "SHARED_MEMORY_ROOT", str(tmp_path / "none"))
+    with pytest.raises(ExecutorError, match="no folder can be made for the files of workers"):
+        make_temp_folder()
+
+
+def test_one_that_was_removed_is_made_again_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(temp_folders, "_make_process_folder", cache(lambda process: make_temp_folder()))
+    folder = get_process_temp_folder()
+    assert get_process_temp_folder() == folder
+    folder.rmdir()
+    assert get_process_temp_folder() == folder
+    folder.chmod(0o755)
+    assert get_process_temp_folder().stat().st_mode & 0o777 == 0o700
+    remove_owned_folder(folder)
+    folder.symlink_to(tmp_path)
+    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+        get_process_temp_folder()
+    folder.unlink()
+    folder.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ExecutorError, match=f"something else is in the place of {folder}"):
+        get_process_temp_folder()
+
+
+def test_a_forked_child_has_its_own_and_removes_none_of_its_parents() -> None:
+    private, folder = get_process_temp_folder(), make_temp_folder()
+
+    def others() -> None:
+        assert get_process_temp_folder() != private
+        remove_owned_folder(folder)
+        temp_folders._remove_all_owned()
+
+    assert code_of_child(others, []) == 0
+    assert private.exists() and folder.exists()
+    assert get_process_temp_folder() == private
+    remove_owned_folder(folder)
+    assert not folder.exists()
+
+
+def test_a_folder_whose_making_is_interrupted_is_removed_at_exit_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, mode: int) -> None:
+        os.mkdir(folder, mode)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_temp_folder()
+    [left] = tmp_path.iterdir()
+    remove_owned_folder(left)  # as it is done at exit with each that this process has made
+    assert not left.exists()

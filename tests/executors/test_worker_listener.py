@@ -1,0 +1,230 @@
+"""Who calls a driver, and to whom it listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from queue import Queue
+from typing import Any
+
+import pytest
+from pool_processes import code_of_child
+
+from polarmap.errors import CodeError
+from polarmap.executors import worker_listener
+from polarmap.executors.storage_channels import WorkerChannel
+from polarmap.executors.worker_listener import WorkerListener, check_endpoint, list_local_addresses
+from polarmap.worker.socket_channel import PROOF_BYTES, connect_to_driver, wait_until_ready
+
+KEY = bytes(range(32))
+
+
+class Crowd:
+    """Who has joined."""
+
+    def __init__(self) -> None:
+        self.joined: Queue[tuple[int, WorkerChannel, str]] = Queue()
+
+    def join(self, number: int, link: WorkerChannel, channel: str) -> None:
+        self.joined.put((number, link, channel))
+
+    def one(self) -> tuple[int, str]:
+        number, link, channel = self.joined.get(timeout=10.0)
+        link.close()
+        return number, channel
+
+
+@pytest.fixture
+def crowd() -> Crowd:
+    return Crowd()
+
+
+@pytest.fixture
+def listener(crowd: Crowd) -> Iterator[WorkerListener]:
+    one = WorkerListener(KEY, crowd.join, local_only=True)
+    yield one
+    one.close()
+
+
+def called(listener: WorkerListener) -> socket.socket:
+    """A connection of whoever finds the address."""
+    return socket.create_connection(listener.endpoints[-1], 10.0)
+
+
+def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
+    listener: WorkerListener, crowd: Crowd
+) -> None:
+    ((host, port),) = listener.endpoints
+    assert host == "127.0.0.1"
+    for other in {*list_local_addresses(), "127.0.0.2"} - {host}:
+        with socket.socket() as one:
+            assert one.connect_ex((other, port))
+    open_to_all = WorkerListener(KEY, crowd.join, local_only=False)
+    assert [host for host, _ in open_to_all.endpoints] == list_local_addresses()
+    open_to_all.close()
+
+
+def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerListener, crowd: Crowd) -> None:
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
+        with called(listener) as stranger:
+            heard = b""
+            # It may be closed with what it has not read, and before all has been sent.
+            with suppress(OSError):
+                stranger.sendall(said)
+                stranger.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                while more := stranger.recv(1000):
+                    heard += more
+            assert len(heard) in (0, 32)
+    assert connect_to_driver(listener.endpoints, os.urandom(32), 1) is None
+    assert crowd.joined.empty()
+
+
+def test_each_nonce_is_another(listener: WorkerListener) -> None:
+    seen = set()
+    for _ in range(5):
+        with called(listener) as stranger:
+            seen.add(stranger.recv(32, socket.MSG_WAITALL))
+    assert len(seen) == 5
+
+
+def test_who_says_nothing_does_not_keep_others_waiting(
+    listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_listener, "MAX_UNAUTHENTICATED", 8)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(called(listener)) for _ in range(30)]
+        for number in range(5):
+            channel = connect_to_driver(listener.endpoints, KEY, number)
+            assert channel is not None
+            assert crowd.one()[0] == number
+            channel.close()
+        silent[0].recv(32)
+        assert silent[0].recv(1) == b""  # the one that came first was let go
+
+
+def test_who_calls_while_no_thread_is_free_is_let_go_at_once_and_later_ones_are_admitted(
+    listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(call: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_listener, "run_in_daemon_thread", refuse)
+        with called(listener) as stranger:
+            assert stranger.recv(1) == b""
+    channel = connect_to_driver(listener.endpoints, KEY, 7)
+    assert channel is not None
+    assert crowd.one() == (7, "TCP")
+    channel.close()
+
+
+@pytest.mark.parametrize("says", [b"", b"."])
+def test_who_says_nothing_or_a_byte_at_a_time_is_let_go_after_a_while(
+    says: bytes, listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polarmap.worker.socket_channel.PROOF_TIMEOUT", 0.2)
+    sent = 0
+    with called(listener) as stranger:
+        assert len(stranger.recv(32)) == 32
+        with suppress(ConnectionError):
+            sent += stranger.send(says)
+            while not wait_until_ready([stranger], select.POLLIN, 0.05):
+                sent += stranger.send(says)
+            assert stranger.recv(1) == b""
+    assert len(says) <= sent < PROOF_BYTES
+
+
+def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:
+    numbers = range(100)
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        channels = list(pool.map(lambda number: connect_to_driver(listener.endpoints, KEY, number), numbers))
+    assert all(channels)
+    assert sorted(crowd.one() for _ in numbers) == [(number, "TCP") for number in numbers]
+    for channel in channels:
+        assert channel is not None
+        channel.close()
+
+
+def test_workers_call_where_the_user_says_and_that_may_be_another_machine_that_passes_them_on(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            WorkerListener(KEY, crowd.join, local_only=False, endpoint=("127.0.0.1", port))
+    for host in ("127.0.0.1", "192.0.2.77", "no.such.host.invalid"):
+        listener = WorkerListener(KEY, crowd.join, local_only=False, endpoint=(host, port))
+        assert listener.endpoints == ((host, port),)
+        channel = connect_to_driver([("127.0.0.1", port)], KEY, 1)
+        assert channel is not None
+        assert crowd.one() == (1, "TCP")
+        channel.close()
+        if host == "127.0.0.1":
+            with socket.socket() as one:  # nobody calls at others
+                assert one.connect_ex(("127.0.0.2", port))
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["8800", ":8800", "head:", "head:x", "head:0", "head:65536", "head:\u0663"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(CodeError, match="host:port"):
+        check_endpoint(address)
+
+
+def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
+    before = descriptors()
+    listener = WorkerListener(KEY, crowd.join, local_only=False)
+    port = listener.endpoints[0][1]
+    listener.close()
+    with socket.socket() as one:
+        assert one.connect_ex(("127.0.0.1", port))
+    assert descriptors() == before
+    assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
+
+
+def test_a_forked_process_lets_go_of_it(listener: WorkerListener, crowd: Crowd) -> None:
+    assert code_of_child(listener.after_fork, []) == 0
+    channel = connect_to_driver(listener.endpoints, KEY, 1)
+    assert channel is not None
+    assert crowd.one() == (1, "TCP")
+    channel.close()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="Windows knows its own name")
+def test_own_addresses_ask_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_names(host: str, *args: Any, **options: Any) -> Any:
+        ipaddress.ip_address(host)  # ValueError for a name, which a name server may take long to find
+        return look_up(host, *args, **options)
+
+    look_up, addresses = socket.getaddrinfo, list_local_addresses()
+    monkeypatch.setattr(socket, "getaddrinfo", without_names)
+    assert list_local_addresses() == addresses
+
+
+def test_own_addresses_are_known_without_a_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = list_local_addresses()
+    monkeypatch.setattr("polarmap.executors.worker_listener.find_local_address_towards", lambda host: "")
+    assert set(list_local_addresses()) == set(addresses)
+
+
+def test_own_addresses_are_those_of_this_machine() -> None:
+    addresses = list_local_addresses()
+    assert addresses[-1] == "127.0.0.1"
+    assert len(set(addresses)) == len(addresses)
+    for address in addresses:
+        with socket.socket() as one:
+            one.bind((address, 0))  # which only an address of this machine allows

@@ -1,0 +1,238 @@
+"""Which machine gets the next worker and the next task: compared with what an even spread must be."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pool_processes import A, X, check, opened, taken, until
+from worker_sites import MachineSite, pool_of
+
+import polarmap
+from polarmap.executors import remote_workers
+from polarmap.executors.remote_workers import RemoteWorkerPool
+from polarmap.executors.worker_placement import (
+    can_spare_worker,
+    choose_machines,
+    choose_worker_for_task,
+    compute_max_per_machine,
+    find_underfull_machines,
+)
+from polarmap.executors.worker_pool import WorkerHandle
+
+MACHINES = st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True)
+COUNTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 20))
+
+
+def is_even(counts: Counter[str], machines: list[str]) -> bool:
+    """Whether no machine has more than its share, counted anew."""
+    total = sum(counts[one] for one in machines)
+    return all(counts[one] * len(machines) < total + len(machines) for one in machines)
+
+
+@given(MACHINES, st.integers(0, 50))
+def test_workers_of_a_fresh_pool_are_spread_evenly(machines: list[str], count: int) -> None:
+    counts = Counter(choose_machines(count, machines, {}))
+    assert counts.total() == count
+    assert is_even(counts, machines)
+
+
+@given(MACHINES, COUNTS, st.integers(0, 30))
+def test_no_new_worker_starts_on_a_machine_that_has_more_than_another(
+    machines: list[str], given_counts: dict[str, int], count: int
+) -> None:
+    counts = Counter(given_counts)
+    for machine in choose_machines(count, machines, counts):
+        assert counts[machine] == min(counts[one] for one in machines)
+        counts[machine] += 1
+
+
+@given(MACHINES, COUNTS)
+def test_moving_workers_makes_the_spread_even(machines: list[str], given_counts: dict[str, int]) -> None:
+    """As many are started as are dropped: those that may be, of the fullest machines first."""
+    counts = Counter({one: given_counts.get(one, 0) for one in machines})
+    total, was_even = counts.total(), is_even(counts, machines)
+    extra = find_underfull_machines(machines, counts)
+    assert bool(extra) != was_even
+    counts.update(extra)
+    for _ in extra:
+        may_go = [one for one in machines if can_spare_worker(one, machines, counts)]
+        counts[max(may_go, key=lambda one: counts[one])] -= 1
+    assert counts.total() == total
+    assert is_even(counts, machines)
+
+
+def test_a_worker_of_a_machine_that_is_gone_may_go() -> None:
+    assert can_spare_worker("gone", ["a", "b"], {"a": 9, "gone": 1})
+
+
+def test_no_machine_is_chosen_where_there_is_none() -> None:
+    assert choose_machines(3, [], {}) == []
+    assert compute_max_per_machine(3, 0) == 3
+
+
+@given(st.data())
+def test_no_machine_gets_more_than_its_share_of_a_map_while_another_has_an_idle_worker(data: Any) -> None:
+    """Workers become free in any order; the blocks that they have cached are those of any tasks."""
+    hosts = data.draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
+    n = data.draw(st.integers(1, 24))
+    workers = [WorkerHandle(number, Mock(), machine=host) for number, host in enumerate(hosts)]
+    for worker in workers:
+        worker.pid = data.draw(st.sampled_from([None, 1]))
+        worker.cached_tasks = dict.fromkeys(data.draw(st.sets(st.integers(0, n - 1))))
+    free, waiting, n_tasks = list(workers), set(range(n)), Counter[str]()
+    share = -(-n // len(set(hosts)))
+    while waiting:
+        busy = [one for one in workers if one not in free]
+        if busy and (not free or data.draw(st.booleans())):
+            free.append(data.draw(st.sampled_from(busy)))
+            continue
+        chosen = choose_worker_for_task(free, waiting, n_tasks, share)
+        assert chosen is not None
+        below = [one for one in free if n_tasks[one.machine] < share]
+        if below:
+            assert chosen in below
+            with_blocks = [one for one in below if one.cached_tasks.keys() & waiting]
+            assert not with_blocks or chosen in with_blocks
+        free.remove(chosen)
+        waiting.discard(next(iter(chosen.cached_tasks.keys() & waiting), min(waiting)))
+        n_tasks[chosen.machine] += 1
+
+
+def test_free_workers_without_blocks_are_taken_from_the_machine_with_the_fewest_tasks() -> None:
+    workers = [WorkerHandle(number, Mock(), machine="aaab"[number]) for number in range(4)]
+    n_tasks = Counter[str]()
+    taken = []
+    while (chosen := choose_worker_for_task(workers, (), n_tasks, 3)) is not None:
+        workers.remove(chosen)
+        n_tasks[chosen.machine] += 1
+        taken.append(chosen.machine)
+    assert taken == ["a", "b", "a", "a"]
+
+
+# --- pools -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def site() -> MachineSite:
+    return MachineSite("a", "b", "c", "d")
+
+
+@pytest.fixture
+def workers(site: MachineSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteWorkerPool]:
+    monkeypatch.setattr(remote_workers, "MIN_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(remote_workers, "MACHINE_PROBE_INTERVAL", 0.05)
+    with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as one:
+        yield one
+
+
+def spread(workers: RemoteWorkerPool) -> Counter[str]:
+    """How many workers are on each machine, as these have said themselves."""
+    return Counter(one.machine for one in list(workers._workers.values()) if one.pid is not None)
+
+
+def settles(workers: RemoteWorkerPool, expected: dict[str, int]) -> bool:
+    """Whether workers are spread like this soon, if the table is tended."""
+
+    def is_so() -> bool:
+        workers.maintain_workers()
+        return spread(workers) == expected
+
+    return until(is_so, 10.0)
+
+
+def test_a_fresh_pool_is_spread_evenly(workers: RemoteWorkerPool) -> None:
+    workers.request_workers(10)
+    assert settles(workers, {"a": 3, "b": 3, "c": 2, "d": 2})
+    assert sum(workers.count_workers_by_host().values()) == 10
+    assert len(workers.count_workers_by_host()) == 4
+
+
+def test_workers_move_to_a_machine_that_has_come_back(workers: RemoteWorkerPool, site: MachineSite) -> None:
+    workers.request_workers(32)
+    assert settles(workers, dict.fromkeys("abcd", 8))
+    site.lose("d")
+    assert settles(workers, {"a": 11, "b": 11, "c": 10})
+    assert all(machines.count("d") < 2 for machines in site.placements[1:])  # to see whether it is back
+    site.reachable.add("d")
+    assert settles(workers, dict.fromkeys("abcd", 8))
+
+
+def test_a_machine_that_the_engine_has_forgotten_gets_no_workers_until_it_is_listed_again(
+    workers: RemoteWorkerPool, site: MachineSite
+) -> None:
+    workers.request_workers(8)
+    assert settles(workers, dict.fromkeys("abcd", 2))
+    site.known.remove("d")
+    site.lose("d")
+    assert settles(workers, {"a": 3, "b": 3, "c": 2})
+    site.known.append("d")
+    site.reachable.add("d")
+    assert settles(workers, dict.fromkeys("abcd", 2))
+
+
+@pytest.mark.parametrize("site", [MachineSite("a", "b", "c")])
+def test_no_worker_that_is_at_a_task_is_moved(workers: RemoteWorkerPool, site: MachineSite) -> None:
+    workers.request_workers(12)
+    assert settles(workers, dict.fromkeys("abc", 4))
+    lease = opened(workers)
+    busy = [taken(workers, lease) for _ in range(12)]
+    for number, worker in enumerate(busy):
+        worker.assign_task((0, number, 0), number)
+    site.known.append("d")
+    site.reachable.add("d")
+    assert settles(workers, {"a": 4, "b": 4, "c": 4, "d": 3})  # those on d are free, and stay
+    assert all(worker in workers._workers.values() for worker in busy)
+    for worker in busy:
+        workers.release_worker(worker)
+    assert settles(workers, dict.fromkeys("abcd", 3))
+    workers.close_allocation(lease)
+
+
+def test_workers_that_are_given_no_machine_are_not_moved(site: MachineSite) -> None:
+    site.known.clear()
+    with closing(RemoteWorkerPool(site, None, True, 10**6, 1)) as workers:
+        workers.request_workers(5)
+        assert until(lambda: len(workers) == 5)
+        for _ in range(3):
+            workers.maintain_workers()
+        assert site.launches == [[0, 1, 2, 3, 4]]
+        assert site.placed == {}
+
+
+def test_where_no_machine_can_be_reached_the_engine_chooses(
+    workers: RemoteWorkerPool, site: MachineSite
+) -> None:
+    site.reachable.clear()
+    workers.request_workers(3)
+    assert until(lambda: (workers.maintain_workers(), len(workers) == 3)[1])
+    assert set(site.withdrawn) >= {0, 1, 2}
+
+
+def test_the_report_of_a_map_names_machines_and_says_if_one_has_too_many_tasks(
+    site: MachineSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    del site.known[2:]
+    with pool_of(site, workers=8) as pool:
+        with polarmap.CodedOperator(A, blocks=6, tasks=8, executor=pool) as operator:
+            for _ in range(3):
+                np.testing.assert_allclose(operator @ X, A @ X)
+        reports = [check(pool).report for _ in range(2)]
+    host = socket.gethostname()
+    for report in reports:
+        hosts = Counter(task.host for task in report.tasks)
+        assert hosts == {f"{host} (a)": 4, f"{host} (b)": 4}
+        assert report.workers_on == {f"{host} (a)": 4, f"{host} (b)": 4}
+        assert "8 workers run on 2 machines" in str(report)
+        assert "one machine runs 4 of 8 tasks; only 2 may be missing" in str(report)
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len(told) == len(set(told)) <= 2  # of either machine

@@ -1,0 +1,524 @@
+"""Who is free, who is busy, who is gone, and whose turn it is: decisions, without processes."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pool_processes import code_of_child, opened, taken
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import local_workers
+from polarmap.executors.local_workers import LocalWorkerPool
+from polarmap.executors.storage_channels import DriverStorageChannel
+from polarmap.executors.worker_pool import GRACE_SECONDS, MAX_CACHED_TASKS, WorkerHandle, WorkerPool
+from polarmap.worker.socket_channel import (
+    CANCELLED,
+    FETCH,
+    FINAL_REPLY,
+    HELLO,
+    TASK_REPLY,
+    UNUSABLE,
+    Message,
+    encode_frame,
+)
+
+TOLD, AHEAD = (3, 1, 0), (3, 2, 0)  # map, task and attempt
+CORES = 2
+
+
+class Table(WorkerPool):
+    """At most so many workers, with links of which a test says what they hear."""
+
+    def __init__(self, most: int = 100) -> None:
+        super().__init__(None)
+        self.most = most
+        self.links: list[DriverStorageChannel] = []
+        self.gone: list[int] = []
+        self.abandoned: list[list[int]] = []
+
+    def _start_worker(self) -> WorkerHandle | None:
+        if len(self) >= self.most:
+            return None
+        number = next(self._worker_ids)
+        link = DriverStorageChannel(number, 0, lambda *_: None)
+        self.links.append(link)
+        self._workers[number] = WorkerHandle(number, link)
+        return self._workers[number]
+
+    def _terminate_worker(self, worker_id: int) -> None:
+        self.gone.append(worker_id)
+
+    def _remove_unneeded_workers(self) -> None:
+        self.abandoned.append([worker.worker_id for worker in self._get_abandoned_workers()])
+
+
+class Here(LocalWorkerPool):
+    """Processes that nobody starts."""
+
+    def __init__(self, most: int | None) -> None:
+        super().__init__(1, most, [])
+
+    def _start_worker(self) -> WorkerHandle:
+        number = next(self._worker_ids)
+        worker = WorkerHandle(number, Mock(fileno=lambda: number, has_unsent=False))
+        self._workers[worker.worker_id] = worker
+        return worker
+
+    def _poll_unallocated_workers(self) -> None: ...
+
+
+def table_of(is_here: bool, most: int) -> WorkerPool:
+    """Where so many tasks are under way at most."""
+    return Here(most) if is_here else Table(most)
+
+
+def do(worker: Any, order: tuple[int, int, int], task: Hashable) -> None:
+    """A worker has been told of a task, and has told its end."""
+    worker.note(order, task)
+    worker.link.deliver_frames(encode_frame(Message(TASK_REPLY, order)))
+    worker.receive()
+
+
+@pytest.fixture
+def table() -> Iterator[Table]:
+    one = Table()
+    yield one
+    one.close()
+    for link in one.links:
+        link.close()
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patched:
+        patched.setattr(local_workers, "count_available_cores", lambda: CORES)
+        yield
+
+
+def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
+    lease = opened(table)
+    workers = [taken(table, lease) for _ in range(3)]
+    for number, worker in enumerate(workers):
+        worker.pid = number
+        do(worker, (0, number, 0), ("blocks", number))
+        table.release_worker(worker)
+    for number in (1, 0, 2):
+        assert taken(table, lease, ("blocks", number)) is workers[number]
+
+
+def test_a_worker_that_has_done_another_task_that_waits_comes_before_those_that_have_done_none(
+    table: Table,
+) -> None:
+    first, second = opened(table), opened(table)
+    _, able = taken(table, first), taken(table, first, "b")
+    do(able, (0, 0, 0), "b")
+    for worker in list(first.workers.values()):
+        table.release_worker(worker)
+    table.close_allocation(first)
+    assert table.acquire_worker(second, 2, lambda: ["a", "b"]) is able
+    table.close_allocation(second)
+
+
+def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
+    worker = WorkerHandle(0, DriverStorageChannel(0, 0, lambda *_: None))
+    for task in range(MAX_CACHED_TASKS + 10):
+        do(worker, (0, task, 0), task)
+        do(worker, (0, task, 1), 0)
+    assert len(worker.cached_tasks) == MAX_CACHED_TASKS
+    assert 0 in worker.cached_tasks
+    assert 1 not in worker.cached_tasks
+    worker.channel.close()
+
+
+@pytest.mark.parametrize("kind", [TASK_REPLY, CANCELLED, UNUSABLE, FINAL_REPLY])
+def test_a_worker_that_is_done_with_an_abandoned_task_is_free_unless_it_ends(
+    table: Table, kind: bytes
+) -> None:
+    lease = opened(table)
+    worker = taken(table, lease)
+    worker.assign_task(TOLD, "task")
+    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == set()
+    table.close_allocation(lease)
+    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == {"task"}
+    table.links[0].deliver_frames(encode_frame(Message(kind, TOLD)))
+    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == set()
+    assert (taken(table, opened(table)) is worker) == (kind in (TASK_REPLY, CANCELLED))
+
+
+def test_what_a_free_worker_has_done_is_not_held(table: Table) -> None:
+    lease, other = opened(table), opened(table)
+    taken(table, lease).assign_task(TOLD, "task")
+    free = taken(table, other)
+    for task in ("task", "other"):
+        do(free, TOLD, task)
+    table.close_allocation(lease)
+    assert table.find_tasks_cached_on_abandoned(lambda: ["task"]) == {"task"}
+    table.release_worker(free)
+    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == set()
+
+
+def test_a_worker_has_no_block_of_a_task_that_it_has_not_begun(table: Table) -> None:
+    lease = opened(table)
+    worker = taken(table, lease)
+    do(worker, TOLD, "done")
+    worker.assign_task(TOLD, "task")
+    worker.assign_task(AHEAD, "ahead")
+    table.close_allocation(lease)
+    assert table.find_tasks_cached_on_abandoned(lambda: ["done", "task", "ahead"]) == {"done", "task"}
+    for order in (TOLD, AHEAD):
+        table.links[0].deliver_frames(encode_frame(Message(CANCELLED, order)))
+    assert taken(table, opened(table)) is worker
+    assert list(worker.cached_tasks) == ["done"]
+
+
+@pytest.mark.parametrize("said", [Message(FETCH, TOLD, b"x/1"), Message(HELLO, header=b"5")])
+def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
+    lease = opened(table)
+    worker = taken(table, lease)
+    worker.assign_task(TOLD, "task")
+    table.close_allocation(lease)
+    table.links[0].deliver_frames(encode_frame(said))
+    assert table.find_tasks_cached_on_abandoned(lambda: ["task", "other"]) == {"task"}
+    assert worker.allocation is lease
+    assert table.abandoned[-1] == [0]
+
+
+def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> None:
+    lease = opened(table)
+    taken(table, lease)
+    table.close_allocation(lease)
+    table.links[0].disconnect()
+    table.find_tasks_cached_on_abandoned(lambda: ["task", "other"])
+    assert len(table) == 0
+    assert table.gone == [0]
+
+
+def test_free_workers_that_have_gone_with_another_are_removed_with_it(table: Table) -> None:
+    lease = opened(table)
+    gone, *free = (taken(table, lease) for _ in range(3))
+    for worker in free:
+        table.release_worker(worker)
+    for link in table.links:
+        link.disconnect()
+    table.remove_worker(gone)
+    assert len(table) == 0
+    assert sorted(table.gone) == [0, 1, 2]
+
+
+def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
+    leases = [opened(table) for _ in range(3)]
+    for lease in leases:
+        taken(table, lease)
+    for turn in (2, 0, 1):
+        table.close_allocation(leases[turn])
+        table.find_tasks_cached_on_abandoned(lambda: ["task", "other"])
+    assert table.abandoned[-1] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        Message(HELLO, header=b"x"),
+        Message(TASK_REPLY, (2, *TOLD[1:])),  # of another map
+        Message(TASK_REPLY, (TOLD[0], 5, 0)),
+        Message(CANCELLED, (*TOLD[:2], 7)),
+        Message(FETCH, (2, *TOLD[1:]), b"x/1"),
+    ],
+)
+def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
+    worker = taken(table, opened(table))
+    worker.assign_task(TOLD, "task")
+    table.links[0].deliver_frames(encode_frame(said) + encode_frame(Message(TASK_REPLY, TOLD)))
+    assert worker.receive_messages() == ([], False)
+    assert worker.receive_messages() == ([], False)  # whoever has it then sees it, too
+
+
+def test_who_replies_twice_is_gone(table: Table) -> None:
+    worker = taken(table, opened(table))
+    worker.assign_task(TOLD, "task")
+    table.links[0].deliver_frames(2 * encode_frame(Message(TASK_REPLY, TOLD)))
+    assert worker.receive_messages() == ([Message(TASK_REPLY, TOLD)], False)
+
+
+def test_close_ends_all_and_maps_see_it(table: Table) -> None:
+    lease, another = opened(table), opened(table)
+    busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
+    table.release_worker(free)
+    table.close_allocation(another)
+    table.close()
+    assert sorted(table.gone) == [0, 1, 2]
+    assert busy.channel.fileno() >= 0  # its map waits there
+    assert not busy.receive_messages()[1]
+    assert abandoned.channel.fileno() == free.channel.fileno() == -1
+    with pytest.raises(ExecutorError, match="ended while a map ran"):
+        table.remove_worker(busy)
+    with pytest.raises(ExecutorError, match="ended while a map ran"):
+        table.get_exit_reason(busy)
+
+
+def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
+    lease = opened(table)
+    worker = taken(table, lease)
+    table.close()
+    table.close_allocation(lease)
+    assert worker.channel.fileno() == -1
+
+
+# --- whose turn it is ------------------------------------------------------------------------------
+
+
+class Map:
+    """A run that starts tasks whenever it may."""
+
+    def __init__(self, pool: WorkerPool, tasks: int) -> None:
+        self.waiting, self.calls = tasks, 0
+        self.workers: list[WorkerHandle] = []
+        self.pool, self.lease = pool, pool.open_allocation(self.call)
+
+    def call(self) -> None:
+        self.calls += 1
+
+    def start(self, most: int = sys.maxsize) -> int:
+        """How many it may start."""
+        started = 0
+        while started < most and (worker := self.pool.acquire_worker(self.lease, self.waiting)) is not None:
+            worker.assign_task(TOLD, None)
+            self.workers.append(worker)
+            self.waiting -= 1
+            started += 1
+        return started
+
+    def end(self) -> None:
+        """The oldest task ends."""
+        self.pool.release_worker(self.workers.pop(0))
+
+    def listen(self) -> None:
+        self.lease.can_be_woken = True
+
+    def pause(self) -> None:
+        self.pool.disable_waking(self.lease)
+
+    def close(self) -> None:
+        self.pool.close_allocation(self.lease)
+
+
+def listening(pool: WorkerPool, *tasks: int) -> list[Map]:
+    maps = [Map(pool, count) for count in tasks]
+    for one in maps:
+        one.listen()
+        one.lease.n_queued = one.waiting
+    return maps
+
+
+@pytest.mark.parametrize(
+    ("most", "is_here", "expected"),
+    [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60), (1000, False, 100)],
+)
+def test_a_map_that_is_alone_takes_all(most: Any, is_here: bool, expected: int) -> None:
+    one = Map(table_of(is_here, most), 100)
+    assert one.pool.has_one_session()
+    assert one.start() == expected
+    one.waiting += 1
+    one.end()
+    assert one.start() == 1
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_waited_longest(
+    is_here: bool,
+) -> None:
+    pool = table_of(is_here, 3)
+    first = Map(pool, 9)
+    assert first.start(3) == 3
+    first.listen()
+    second, third = listening(pool, 9, 9)
+    first.end()
+    assert second.calls > 0
+    assert first.start() == third.start(1) == 0
+    assert second.start(1) == 1
+    first.end()
+    assert (first.start(), second.start(), third.start(1)) == (0, 0, 1)
+    first.end()  # each of the others has one
+    assert (second.start(), third.start(), first.start(1)) == (0, 0, 1)
+    for one in (third, first, second):
+        one.end()
+    assert (first.start(), second.start()) == (0, 0)  # they had one for longer
+    assert third.start(1) == 1
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(is_here: bool) -> None:
+    pool = table_of(is_here, 2)
+    first = Map(pool, 9)
+    first.start(2)
+    first.listen()
+    away, idle, ended = listening(pool, 9, 0, 9)
+    away.pause()
+    ended.close()
+    first.end()
+    assert first.start(1) == 1
+    away.listen()
+    first.end()
+    assert (first.start(), away.start(1)) == (0, 1)
+    assert idle.start() == 0
+
+
+def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
+    pool = Here(2)
+    first = Map(pool, 9)
+    first.start()
+    second, third = listening(pool, 9, 9)
+    first.end()
+    calls = third.calls
+    second.pause()
+    assert third.calls > calls
+    calls = third.calls
+    assert pool.acquire_worker(third.lease, 0) is None
+    second.listen()
+    first.end()
+    assert second.calls > 0
+    assert third.calls == calls
+
+
+def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more() -> None:
+    pool = Here(None)
+    first = Map(pool, 9)
+    first.start()
+    [second] = listening(pool, 9)
+    assert second.start() == 0
+    first.close()
+    first.close()
+    assert second.calls > 0
+    assert pool.has_one_session()
+    assert second.start() == CORES + 1
+    pool.release_worker(first.workers[0])  # which nobody waits for
+    assert second.start() == 0
+
+
+def test_a_map_that_nobody_has_any_more_takes_no_part() -> None:
+    pool = Here(None)
+    first = Map(pool, 9)
+    Map(pool, 9)
+    gc.collect()
+    assert pool.has_one_session()
+    first.close()
+
+
+def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for most, more in {None: 1, CORES + 1: 0}.items():
+        pool = Here(most)
+        first = Map(pool, 9)
+        first.start()
+        [second] = listening(pool, 9)
+        assert second.start() == 0
+        now += GRACE_SECONDS + 0.1
+        assert pool.is_starved(second.lease)
+        assert not pool.is_starved(first.lease)
+        assert (first.start(), second.start()) == (0, more)
+        now += GRACE_SECONDS + 0.1
+        assert second.start() == 0  # it has one
+
+
+def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(local_workers, "is_process_idle", lambda process: process == 1)
+    for processes, grows in {(1, 1, 1): True, (1, 2, 2): False}.items():
+        pool = Here(None)
+        first = Map(pool, 9)
+        first.start()
+        [second] = listening(pool, 9)
+        for worker, process in zip(first.workers, processes, strict=True):
+            worker.pid = process
+        assert second.start() == 0
+        for _ in range(2):  # to be seen twice
+            now += 0.1
+            pool.maybe_scale_up(second.lease, 9)
+            pool.maybe_scale_up(second.lease, 9)  # too soon: no look
+        assert (second.start() > 0) == grows
+        first.close()
+        assert second.start() >= 1
+
+
+@given(
+    st.integers(1, 4),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["end", "wake", "pause", "listen"])), max_size=60),
+)
+def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
+    most: int, is_here: bool, events: list[tuple[int, str]]
+) -> None:
+    """Whoever is called starts what it may; each task ends in the end, and so all get through."""
+    pool = table_of(is_here, most)
+    maps = listening(pool, 7, 7, 7, 7)
+
+    def free() -> int:
+        return most - sum(len(one.workers) for one in maps)
+
+    def settle() -> None:
+        """Those that were called, and listen, start what they may, until nobody is called."""
+        while called := [one for one in maps if one.calls and one.lease.can_be_woken]:
+            for one in called:
+                one.calls = 0
+                while free() and one.start(1):
+                    pass
+
+    def end(one: Map) -> None:
+        one.end()
+        one.call()  # its own thread goes on
+        settle()
+
+    for one in maps:
+        one.call()
+    settle()
+    assert free() == 0
+    shares = [len(one.workers) for one in maps]
+    assert max(shares) - min(shares) <= 1
+    for number, event in events:
+        one = maps[number]
+        if event == "end" and one.workers:
+            end(one)
+        elif event == "pause":
+            one.pause()
+        elif event == "listen":
+            one.listen()
+            one.call()
+        settle()
+    for one in maps:
+        one.listen()
+        one.call()
+    settle()
+    started = Counter[int]()
+    while running := [one for one in maps if one.workers]:
+        end(max(running, key=lambda one: len(one.workers)))
+        started.update(range(len(running)))
+        assert started[0] < 100
+    assert not any(one.waiting for one in maps)
+
+
+def test_a_forked_process_has_none_whichever_locks_another_thread_has(table: Table) -> None:
+    leases = [opened(table), opened(table)]
+    taken(table, leases[0])
+    [link] = table.links
+
+    def forget() -> None:
+        table.after_fork()
+        assert table.has_one_session()
+        assert len(table) == 0
+        for lease in leases:
+            table.close_allocation(lease)
+
+    assert code_of_child(forget, [table._lock]) == 0
+    assert len(table) == 1
+    assert link.fileno() >= 0
