@@ -21,8 +21,8 @@ from polarmap import CodedOperator, Pool
 from polarmap.blocks.sparse import SparseCodedBlocks, SparseDataBlocks, compute_relative_work
 from polarmap.codes import PolarCode
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
+from polarmap.driver.options import check_options
 from polarmap.linalg.products import make_product_runner
-from polarmap.run.options import checked_options
 from polarmap.testing import Fault, FaultyExecutor
 from polarmap.worker.block_products import multiply_block
 
@@ -34,7 +34,7 @@ VALUES = 2  # of svds
 
 def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
-    run = make_product_runner(executor, checked_options("auto", None, None, 1), lambda: ())
+    run = make_product_runner(executor, check_options("auto", None, None, 1), lambda: ())
     f, rows = partial(multiply_block, x, x.dtype, True), coded.blocks.rows
     return lambda: run(f, coded, (rows,)).concatenate()
 

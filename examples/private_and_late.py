@@ -39,7 +39,7 @@ def main() -> None:
             )  # fmt: skip
             v = v - sum(slopes) / 4800
             if step % 4 == 3:
-                guessed = len(slopes.report.estimated)
+                guessed = len(slopes.report.estimated_blocks)
                 off = np.linalg.norm(v - w) / np.linalg.norm(w)
                 print(f"step {step}: {guessed} blocks estimated, weights off by {off:.1g}")
 

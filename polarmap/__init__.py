@@ -9,7 +9,7 @@ from polarmap import lazy_names
 __version__ = "1.0.0rc1"
 
 # Module -> its names here.
-_NAMES = {
+_NAMES_BY_MODULE = {
     "arrays.array": ["open_coded"],
     "arrays.encoding": ["encode"],
     "executors.pool": ["Pool", "shutdown"],
@@ -24,7 +24,7 @@ _NAMES = {
     "maps.sums": ["coded_sum"],
     "planning.planner": ["plan"],
 }
-_MODULES = [  # there as attributes, too
+_SUBMODULES = [  # there as attributes, too
     "arrays",
     "codes",
     "convex",
@@ -66,4 +66,4 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.maps.sums import coded_sum as coded_sum
     from polarmap.planning.planner import plan as plan
 else:  # which they do not read: a checker would take any name for a public one
-    __getattr__, __dir__, __all__ = lazy_names.public_names(__name__, _NAMES, _MODULES)
+    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(__name__, _NAMES_BY_MODULE, _SUBMODULES)

@@ -80,20 +80,20 @@ class MissingObjectError(StorageError, LookupError):
     """Storage works, and holds nothing of that name."""
 
 
-RAISED_THIS = " raised this"  # ends the note by which an exception is known to be one of f
+RAISED_NOTE_SUFFIX = " raised this"  # ends the note by which an exception is known to be one of f
 # Packages whose code runs between a public function and f, or what failed.
-BETWEEN = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
+INTERNAL_PACKAGES = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
 
 
-def raised_by(who: str, error: BaseException) -> BaseException:
+def annotate_exception(label: str, error: BaseException) -> BaseException:
     """Add a note of what raised it to an exception of f, and return what is to be raised for it."""
-    to_raise = replace_exit(who, error)
-    if to_raise is error:
-        add_note(error, who + RAISED_THIS)
-    return to_raise
+    exception = replace_exit_exception(label, error)
+    if exception is error:
+        add_note(error, label + RAISED_NOTE_SUFFIX)
+    return exception
 
 
-def replace_exit(who: str, error: BaseException) -> BaseException:
+def replace_exit_exception(label: str, error: BaseException) -> BaseException:
     """Return what is to be raised in the caller's process for an exception that f raised on a worker.
 
     This is the exception itself, or a FunctionExitError in the place of one that would end its caller: what
@@ -105,7 +105,7 @@ def replace_exit(who: str, error: BaseException) -> BaseException:
     with contextlib.suppress(Exception):  # of a __str__ of the caller's own
         text = f": {error}" if str(error) else ""
     replacement = FunctionExitError(
-        f"{who} raised {name}{text}. This error replaces it, because {name} would end the calling program, "
+        f"{label} raised {name}{text}. This error replaces it, because {name} would end the calling program, "
         "loop or generator without a message. Let f return, or raise another exception"
     )
     replacement.__cause__ = error
@@ -119,7 +119,7 @@ def add_note(error: BaseException, note: str) -> None:
             error.add_note(note)
 
 
-class _WithoutOurFrames:
+class _TrimmedTracebacks:
     """As a context of a public function: what it raises shows its frame, and then those of the caller's code.
 
     That is for errors of ours and of f: any other is a defect, and keeps its frames.
@@ -129,42 +129,50 @@ class _WithoutOurFrames:
         """There is nothing to do before an error."""
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        exception_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        if error is not None and trace is not None and _is_meant(error):
-            trace.tb_next = _from_the_callers(trace.tb_next)
-            _shorten_causes(error)
+        if error is not None and traceback is not None and _is_user_error(error):
+            traceback.tb_next = _skip_internal_frames(traceback.tb_next)
+            _trim_chained_tracebacks(error)
 
 
-without_our_frames = _WithoutOurFrames()
+trimmed_tracebacks = _TrimmedTracebacks()
 
 
-def hide_our_frames(error: BaseException, is_of_f: bool = False) -> None:
-    """The same for an exception that somebody will raise later; `is_of_f`: of a call, which needs no note."""
-    if is_of_f or _is_meant(error):
-        error.__traceback__ = _from_the_callers(error.__traceback__)
-        _shorten_causes(error)
+def trim_traceback(error: BaseException, raised_by_f: bool = False) -> None:
+    """The same for an exception that somebody will raise later; `raised_by_f`: of a call, which needs no
+    note.
+    """
+    if raised_by_f or _is_user_error(error):
+        error.__traceback__ = _skip_internal_frames(error.__traceback__)
+        _trim_chained_tracebacks(error)
 
 
-def _is_meant(error: BaseException) -> bool:
+def _is_user_error(error: BaseException) -> bool:
     notes = getattr(error, "__notes__", ())
-    return isinstance(error, PolarmapError) or any(note.endswith(RAISED_THIS) for note in notes)
+    return isinstance(error, PolarmapError) or any(note.endswith(RAISED_NOTE_SUFFIX) for note in notes)
 
 
-def _shorten_causes(error: BaseException) -> None:
-    seen = {id(error)}
+def _trim_chained_tracebacks(error: BaseException) -> None:
+    visited_ids = {id(error)}
     cause = error.__cause__ or error.__context__
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        cause.__traceback__ = _from_the_callers(cause.__traceback__)
+    while cause is not None and id(cause) not in visited_ids:
+        visited_ids.add(id(cause))
+        cause.__traceback__ = _skip_internal_frames(cause.__traceback__)
         cause = cause.__cause__ or cause.__context__
 
 
-def _from_the_callers(trace: TracebackType | None) -> TracebackType | None:
+def _skip_internal_frames(traceback: TracebackType | None) -> TracebackType | None:
     """A traceback from the first frame on that is not one between a public function and f."""
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
-        trace = trace.tb_next
-    return trace
+    while (
+        traceback is not None
+        and traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] in INTERNAL_PACKAGES
+    ):
+        traceback = traceback.tb_next
+    return traceback
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:

@@ -43,7 +43,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         inner_max_num_threads: int | None = None,
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
-        self._choice, self._options = executor, {"backups": backups, "retries": retries}
+        self._executor_spec, self._executor_options = executor, {"backups": backups, "retries": retries}
         self._executor: Executor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -60,7 +60,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         self.parallel = parallel
-        self._executor = Executor(self._choice, **self._options)
+        self._executor = Executor(self._executor_spec, **self._executor_options)
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], Any] | None = None) -> Future[Any]:
@@ -87,7 +87,7 @@ class PolarmapBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Cancel what waits: a call has raised."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = Executor(self._choice, **self._options) if ensure_ready else None
+            self._executor = Executor(self._executor_spec, **self._executor_options) if ensure_ready else None
 
 
 register_parallel_backend("polarmap", PolarmapBackend)

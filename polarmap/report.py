@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 from polarmap.clouds.prices import Cost
 
-MOST_LINES = 10  # of a report as text
-CHECKS = {
+MAX_LINES = 10  # of a report as text
+VERIFICATION_TEXTS = {
     "parity": "more results than needed agree",
     "local": "f of a decoded block agrees",
     "earlier": "this f, in an earlier map",
@@ -67,9 +67,9 @@ class TaskReport:
     launched
         Seconds after the start of the map when it was first handed out; 0 but for tasks that
         were held back, None if it never was.
-    began
+    started
         Seconds after the start of the map when a worker began its first attempt, None if none is known to
-        have begun. From `launched` to `began` the task was queued.
+        have begun. From `launched` to `started` the task was queued.
     host
         Name of the machine whose worker ran the task, with its address if the engine tells machines apart by
         that. None on this machine, and where it is not known.
@@ -82,7 +82,7 @@ class TaskReport:
     attempts: int
     failures: tuple[str, ...] = ()
     launched: float | None = 0.0
-    began: float | None = None
+    started: float | None = None
     host: str | None = None
 
 
@@ -104,7 +104,7 @@ class Report:
         Data blocks that were decoded rather than received.
     seconds
         From the call to the results; `encode_seconds` and `decode_seconds` are inside it.
-    surplus_seconds
+    redundancy_wait_seconds
         Extra wait for a result to check against.
     amplification
         Largest factor by which decoding multiplies the relative error of results.
@@ -147,12 +147,12 @@ class Report:
     cost
         Estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
         that stay, all that they have cost since the map before: the seconds while they were idle, too.
-    cores
+    n_cores
         Number of cores of this machine, where the tasks ran on it and shared them; None elsewhere, and where
         polarmap does not know.
-    evaluated_here
+    evaluated_locally
         Coded blocks on which f was evaluated by this process, to check results, once for each time.
-    workers_on
+    workers_by_host
         The number of workers that the pool had on each machine when the map ended, by `TaskReport.host`.
         Empty for workers of this machine, and where machines are not known.
     """
@@ -167,7 +167,7 @@ class Report:
     seconds: float = 0.0
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
-    surplus_seconds: float = 0.0
+    redundancy_wait_seconds: float = 0.0
     amplification: float = 0.0
     error_bound: float = 0.0
     residual: float | None = None
@@ -181,49 +181,49 @@ class Report:
     code_reason: str = ""
     error_p90: float = 0.0
     last_block: str = ""
-    cores: int | None = None
-    evaluated_here: tuple[int, ...] = ()
-    workers_on: Mapping[str, int] = field(default_factory=dict, hash=False)
+    n_cores: int | None = None
+    evaluated_locally: tuple[int, ...] = ()
+    workers_by_host: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
-    def most_at_once(self) -> int:
+    def max_concurrent_tasks(self) -> int:
         """The largest number of tasks that are known to have run at the same time."""
-        begun = [task for task in self.tasks if task.began is not None]
-        ends = ((self.seconds if task.arrived is None else task.arrived, -1) for task in begun)
-        starts = ((task.began or 0.0, 1) for task in begun)
+        started_tasks = [task for task in self.tasks if task.started is not None]
+        ends = ((self.seconds if task.arrived is None else task.arrived, -1) for task in started_tasks)
+        starts = ((task.started or 0.0, 1) for task in started_tasks)
         return max(accumulate(step for _, step in sorted([*starts, *ends])), default=0)
 
     @property
-    def estimated(self) -> tuple[int, ...]:
+    def estimated_blocks(self) -> tuple[int, ...]:
         """The data blocks that a deadline left as estimates."""
-        return tuple(index for index, error in enumerate(self.errors) if error > 0)
+        return tuple(block_index for block_index, error in enumerate(self.errors) if error > 0)
 
-    def indices(self, state: str) -> list[int]:
+    def tasks_in_state(self, state: str) -> list[int]:
         """Return the numbers of the tasks in a state, which is one of those of `TaskReport.state`."""
         return [task.index for task in self.tasks if task.state == state]
 
     @property
-    def late(self) -> tuple[int, ...]:
+    def late_tasks(self) -> tuple[int, ...]:
         """The tasks that ran when the results were determined, or that got a backup.
 
         A task that still waited for a worker then is not late.
         """
         arrivals = sorted(task.arrived for task in self.tasks if task.arrived is not None)
-        determined = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
-        return tuple(task.index for task in self.tasks if _is_late(task, determined))
+        determined_at = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
+        return tuple(task.index for task in self.tasks if _is_late(task, determined_at))
 
     @property
-    def decoding(self) -> str:
+    def decoding_summary(self) -> str:
         """Which blocks were decoded and how well, in a few words."""
         if not self.recovered:
             return "none"
         error = f"error {self.error_bound:.1g} at most" if self.error_bound else "exact"
-        return f"{listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, {error}"
+        return f"{format_indices(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, {error}"
 
     @property
-    def check(self) -> str:
+    def verification_summary(self) -> str:
         """What `verified` means, in a few words."""
-        return CHECKS.get(self.verified, self.verified)
+        return VERIFICATION_TEXTS.get(self.verified, self.verified)
 
     def to_json(self, indent: int | None = None) -> str:
         """The report as a JSON object whose fields are those above.
@@ -246,7 +246,7 @@ class Report:
         >>> json.loads(report.to_json())["tasks"][0]["state"]
         'arrived'
         """
-        return json.dumps(json_value(self), indent=indent)
+        return json.dumps(to_json_value(self), indent=indent)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The timeline of the tasks as a matplotlib Figure, also written to `path` (.png, .svg)."""
@@ -264,24 +264,24 @@ class Report:
         return render_timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        arrived = sum(task.arrived is not None for task in self.tasks)
+        n_arrived = sum(task.arrived is not None for task in self.tasks)
         if not self.is_final:
             return "\n".join(
                 [
-                    f"{arrived} of {self.n} results have arrived, {self.needed} are needed, "
+                    f"{n_arrived} of {self.n} results have arrived, {self.needed} are needed, "
                     f"{self.seconds:.2f} s so far ({self.executor}, {self.code})",
-                    *self._estimated_line(),
-                    *self._failures(),
+                    *self._estimate_lines(),
+                    *self._failure_lines(),
                 ]
             )
-        enough = f"{self.needed} of {self.n} results were enough, {arrived} arrived"
-        if self.estimated:  # they were not
-            enough = f"{arrived} of {self.n} results arrived in time"
+        arrival_text = f"{self.needed} of {self.n} results were enough, {n_arrived} arrived"
+        if self.estimated_blocks:  # they were not
+            arrival_text = f"{n_arrived} of {self.n} results arrived in time"
         lines = [
-            f"done in {self.seconds:.2f} s: {enough} ({self.executor}, {self.code})",
-            f"decoded blocks: {self.decoding}; checked: {self.check}",
+            f"done in {self.seconds:.2f} s: {arrival_text} ({self.executor}, {self.code})",
+            f"decoded blocks: {self.decoding_summary}; checked: {self.verification_summary}",
         ]
-        lines += self._estimated_line()
+        lines += self._estimate_lines()
         lines += self._machine_lines()
         if self.code_reason:
             lines.append(self.code_reason)
@@ -293,105 +293,113 @@ class Report:
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.schedule == "on_demand":
-            later = [task.index for task in self.tasks if task.launched]
+            late_starts = [task.index for task in self.tasks if task.launched]
             lines.append(
-                f"tasks started once others were late: {listed(later)}; "
-                f"held back: {listed(self.indices('held back'))}"
+                f"tasks started once others were late: {format_indices(late_starts)}; "
+                f"held back: {format_indices(self.tasks_in_state('held back'))}"
             )
         if self.unchecked:
-            lines.append(f"results that the check does not involve: {listed(self.unchecked)}")
-        if abandoned := self.indices("abandoned"):
-            lines.append(f"abandoned tasks, no longer needed: {listed(abandoned)}")
-        if cancelled := self.indices("cancelled"):
-            lines.append(f"tasks cancelled before they started: {listed(cancelled)}")
-        if failed := self.indices("failed"):
-            lines.append(f"failed tasks: {listed(failed)}")
-        return "\n".join(lines + self._failures()[: MOST_LINES - len(lines)])
+            lines.append(f"results that the check does not involve: {format_indices(self.unchecked)}")
+        if abandoned := self.tasks_in_state("abandoned"):
+            lines.append(f"abandoned tasks, no longer needed: {format_indices(abandoned)}")
+        if cancelled := self.tasks_in_state("cancelled"):
+            lines.append(f"tasks cancelled before they started: {format_indices(cancelled)}")
+        if failed := self.tasks_in_state("failed"):
+            lines.append(f"failed tasks: {format_indices(failed)}")
+        return "\n".join(lines + self._failure_lines()[: MAX_LINES - len(lines)])
 
-    def _estimated_line(self) -> list[str]:
+    def _estimate_lines(self) -> list[str]:
         """Which blocks are estimates, and how good they are, if there are any."""
-        if not self.estimated:
+        if not self.estimated_blocks:
             return []
-        largest = max(self.errors)
-        known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
+        max_error = max(self.errors)
+        accuracy_text = (
+            f"errors up to {max_error:.2g}" if max_error < inf else "by how much they are off is unknown"
+        )
         if self.error_p90 < inf:
-            known += f", of all blocks together {self.error_p90:.2g} at most in nine of ten cases"
-        return [f"estimated blocks: {listed(self.estimated)}, {known}"]
+            accuracy_text += f", of all blocks together {self.error_p90:.2g} at most in nine of ten cases"
+        return [f"estimated blocks: {format_indices(self.estimated_blocks)}, {accuracy_text}"]
 
     def _machine_lines(self) -> list[str]:
         """Return how many workers run on how many machines, and whether one machine has too many tasks."""
-        counts = list(self.workers_on.values())
-        verb = "runs" if sum(counts) == 1 else "run"
-        workers, machines = counted(sum(counts), "worker"), counted(len(counts), "machine")
-        spread = f"{workers} {verb} on {machines}" if counts else ""
-        risk = too_many_on_machine([task.host for task in self.tasks], self.n, self.k)
-        return [line for line in (spread, risk) if line]
+        n_workers_per_host = list(self.workers_by_host.values())
+        verb = "runs" if sum(n_workers_per_host) == 1 else "run"
+        workers, machines = (
+            format_count(sum(n_workers_per_host), "worker"),
+            format_count(len(n_workers_per_host), "machine"),
+        )
+        distribution_text = f"{workers} {verb} on {machines}" if n_workers_per_host else ""
+        risk_text = machine_overload_message([task.host for task in self.tasks], self.n, self.k)
+        return [line for line in (distribution_text, risk_text) if line]
 
-    def _failures(self) -> list[str]:
+    def _failure_lines(self) -> list[str]:
         """A line for each of the first tasks that failed."""
         failed = [task for task in self.tasks if task.failures]
-        return [f"  task {one.index}{_at(one.host)}: {one.failures[-1]}" for one in failed[:5]]
+        return [
+            f"  task {task_report.index}{_on_host_text(task_report.host)}: {task_report.failures[-1]}"
+            for task_report in failed[:5]
+        ]
 
 
-def _at(host: str | None) -> str:
+def _on_host_text(host: str | None) -> str:
     return f" on {host}" if host else ""
 
 
-def counted(count: int, noun: str) -> str:
+def format_count(n_items: int, noun: str) -> str:
     """Return a number of things in words.
 
-    >>> counted(1, "worker"), counted(2, "worker")
+    >>> format_count(1, "worker"), format_count(2, "worker")
     ('1 worker', '2 workers')
     """
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{n_items} {noun}{'s' * (n_items != 1)}"
 
 
-def too_many_on_machine(hosts: Sequence[str | None], n: int, k: int) -> str:
+def machine_overload_message(hosts: Sequence[str | None], n: int, k: int) -> str:
     """Return a sentence if one machine of several runs more tasks than may be missing, and "" otherwise.
 
     hosts : of the tasks.
 
-    >>> too_many_on_machine(["a", "a", "b"], 3, 2)
+    >>> machine_overload_message(["a", "a", "b"], 3, 2)
     'one machine runs 2 of 3 tasks; only 1 may be missing (a)'
     """
     counts = Counter(host for host in hosts if host)
     if not n > k or len(counts) < 2:
         return ""
-    [(host, largest)] = counts.most_common(1)
-    if largest <= n - k:
+    [(host, max_tasks)] = counts.most_common(1)
+    if max_tasks <= n - k:
         return ""
-    return f"one machine runs {largest} of {n} tasks; only {n - k} may be missing ({host})"
+    return f"one machine runs {max_tasks} of {n} tasks; only {n - k} may be missing ({host})"
 
 
-def _is_late(task: TaskReport, determined: float) -> bool:
-    if task.state in ("abandoned", "running"):
+def _is_late(task_report: TaskReport, determined_at: float) -> bool:
+    if task_report.state in ("abandoned", "running"):
         return True
-    has_backup = task.attempts > 1 and not task.failures
-    return has_backup or (task.arrived is not None and task.arrived > determined)
+    has_backup = task_report.attempts > 1 and not task_report.failures
+    return has_backup or (task_report.arrived is not None and task_report.arrived > determined_at)
 
 
-def json_value(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """A value as JSON has it: records as objects, numbers that are not finite as null.
 
-    >>> json_value({"p99": float("inf"), "n": np.int64(3)})
+    >>> to_json_value({"p99": float("inf"), "n": np.int64(3)})
     {'p99': None, 'n': 3}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return json_value(value._asdict())
+        return to_json_value(value._asdict())
     if isinstance(value, Mapping):
-        return {str(key): json_value(part) for key, part in value.items()}
+        return {str(key): to_json_value(element) for key, element in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [json_value(part) for part in value]
+        return [to_json_value(element) for element in value]
     if isinstance(value, (np.generic, np.ndarray)):
-        return json_value(value.tolist())
+        return to_json_value(value.tolist())
     if isinstance(value, float):
         return value if isfinite(value) else None
     return fspath(value) if isinstance(value, PathLike) else value
 
 
-def listed(indices: Sequence[int]) -> str:
+def format_indices(indices: Sequence[int]) -> str:
     """Some numbers of tasks as text, the first twelve of them."""
-    shown = ", ".join(map(str, indices[:12]))
-    return (shown + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"
+    text = ", ".join(map(str, indices[:12]))
+    return (text + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"

@@ -8,16 +8,16 @@ from polarmap import lazy_names
 
 if typing.TYPE_CHECKING:
     from polarmap.arrays.stored_result import StoredResult as StoredResult
+    from polarmap.driver.coded_future import CodedFuture as CodedFuture
+    from polarmap.driver.results import CodedResult as CodedResult
     from polarmap.linalg.products import CodedProduct as CodedProduct
     from polarmap.linalg.sketch import SketchEstimate as SketchEstimate
     from polarmap.maps.gradients import GradientResult as GradientResult
     from polarmap.maps.sums import CodedSum as CodedSum
     from polarmap.report import Report as Report
     from polarmap.report import TaskReport as TaskReport
-    from polarmap.run.coded_future import CodedFuture as CodedFuture
-    from polarmap.run.results import CodedResult as CodedResult
 else:
-    __getattr__, __dir__, __all__ = lazy_names.public_names(
+    __getattr__, __dir__, __all__ = lazy_names.lazy_exports(
         "polarmap",
         {
             "arrays.stored_result": ["StoredResult"],
@@ -26,7 +26,7 @@ else:
             "maps.gradients": ["GradientResult"],
             "maps.sums": ["CodedSum"],
             "report": ["Report", "TaskReport"],
-            "run.coded_future": ["CodedFuture"],
-            "run.results": ["CodedResult"],
+            "driver.coded_future": ["CodedFuture"],
+            "driver.results": ["CodedResult"],
         },
     )

@@ -12,23 +12,23 @@ from polarmap.blocks.code_choice import CodeName, CodeOptions, choose_n_blocks
 from polarmap.blocks.equal import copy_block_rows
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.secret_sharing import SecretSharing
-from polarmap.dtypes import Array, check_dtype, machine_epsilon
-from polarmap.errors import CodeError, NotDecodableError, warn
-from polarmap.maps.coded import SharedOptions
-from polarmap.optional import require_extra
-from polarmap.report import Report
-from polarmap.run.options import (
+from polarmap.driver.function_properties import FunctionProperty
+from polarmap.driver.map_execution import Observers
+from polarmap.driver.options import (
     OnTimeout,
     ScheduleName,
     Verify,
+    apply_plan,
     check_function,
-    checked_options,
-    planned,
+    check_options,
 )
-from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
-from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers
-from polarmap.run.trusted import Trust
+from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
+from polarmap.driver.results import CodedResult
+from polarmap.dtypes import Array, check_dtype, machine_epsilon
+from polarmap.errors import CodeError, NotDecodableError, warn
+from polarmap.maps.coded import SharedMapOptions
+from polarmap.optional import require_extra
+from polarmap.report import Report
 
 with require_extra("polarmap.xr", "xarray", "xarray"):
     import xarray as xr
@@ -52,7 +52,7 @@ def apply(
     output_dims: OutputDims | None = None,
     skipna: bool = False,
     return_report: Literal[False] = False,
-    **options: Unpack[SharedOptions],
+    **options: Unpack[SharedMapOptions],
 ) -> XarrayObject: ...
 @overload
 def apply(
@@ -63,9 +63,9 @@ def apply(
     output_dims: OutputDims | None = None,
     skipna: bool = False,
     return_report: Literal[True],
-    **options: Unpack[SharedOptions],
+    **options: Unpack[SharedMapOptions],
 ) -> tuple[XarrayObject, Report]: ...
-@verb
+@map_function
 def apply(
     f: Callable[[Array], Array],
     obj: Any,
@@ -150,8 +150,8 @@ def apply(
 
     def execute(observers: Observers) -> Any:
         check_function(f)
-        options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule)
-        code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule).check()
+        options = check_options(verify, rtol, timeout, retries, on_timeout, schedule)
+        code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule).check()
         core_dims = _core_dims(obj, dim)
         output_coords = _resolve_output_coords(obj, core_dims, output_dims)
         variables = _load_variables(_select_variables(obj, core_dims))
@@ -168,7 +168,7 @@ def apply(
             return [f(leaf) for leaf in leaves]
 
         with _explain_nan_failures(arrays):
-            result = prepared_blocks(apply_to_leaves, data_blocks, code_options, executor, options).run(
+            result = prepare_coded_map(apply_to_leaves, data_blocks, code_options, executor, options).execute(
                 observers
             )
         _check_result_shapes(data_blocks[0], result[0], core_dims)
@@ -399,7 +399,7 @@ def _check_rowwise(
     """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
     n_rows = min(2, max(map(len, data_blocks[0])) - 1)
     dtypes = [rows.dtype for rows in data_blocks[0]]
-    if not n_rows or result.report.errors or Trust(f, ROWWISE_PROPERTY, dtypes).known:
+    if not n_rows or result.report.errors or FunctionProperty(f, ROWWISE_PROPERTY, dtypes).value:
         return
     pairs = (pair for block, block_result in zip(data_blocks, result) for pair in zip(block, block_result))
     rows, result_array = next(
@@ -417,7 +417,7 @@ def _check_rowwise(
             f"f of {n_rows} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
             "all dimensions that it works along"
         )
-    Trust(f, ROWWISE_PROPERTY, dtypes).note()  # as it is now: what it holds may change by calls
+    FunctionProperty(f, ROWWISE_PROPERTY, dtypes).record()  # as it is now: what it holds may change by calls
 
 
 def _agree_to_rounding(separate_result: Array, result_array: Array) -> bool:

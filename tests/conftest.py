@@ -147,11 +147,11 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def nothing_is_known_of_functions() -> Iterator[None]:
     """No test profits from what another one's map has found a function to be."""
-    from polarmap.run.trusted import TRUSTED
+    from polarmap.driver.function_properties import VERIFIED_PROPERTIES
 
-    TRUSTED.clear()
+    VERIFIED_PROPERTIES.clear()
     yield
-    TRUSTED.clear()
+    VERIFIED_PROPERTIES.clear()
 
 
 @pytest.fixture(params=["s3", "redis"])

@@ -40,10 +40,10 @@ def late_moments(
     durations, later : what those took that have returned, of the ones that began with the job and after it.
     """
     began, known = list(running), sorted(durations)
-    if len(known) < rule.tasks / 2:
+    if len(known) < rule.n_tasks / 2:
         known = sorted([*known, *later])
-    if known or rule.runtimes is not None:
-        return [moment + rule.late_after(known) for moment in began]
+    if known or rule.run_times is not None:
+        return [moment + rule.late_after_seconds(known) for moment in began]
     oldest_first = sorted(range(len(began)), key=began.__getitem__)
     late = {task: turn for turn, task in enumerate(oldest_first)}
-    return [moment + rule.late_after((), late[task]) for task, moment in enumerate(began)]
+    return [moment + rule.late_after_seconds((), late[task]) for task, moment in enumerate(began)]

@@ -55,11 +55,11 @@ def test_an_exit_is_replaced_whatever_its_words_do() -> None:
             raise ValueError("no words")
 
     error = MuteExit()
-    found = errors.raised_by("task 3 of 4", error)
+    found = errors.annotate_exception("task 3 of 4", error)
     assert str(found).startswith("task 3 of 4 raised MuteExit. This error replaces it")
     assert found.__cause__ is error
     ordinary = KeyError("x")
-    assert errors.raised_by("task 3 of 4", ordinary) is ordinary
+    assert errors.annotate_exception("task 3 of 4", ordinary) is ordinary
 
 
 @pytest.mark.parametrize(

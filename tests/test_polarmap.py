@@ -11,7 +11,7 @@ import polarmap
 
 
 def test_all_has_what_a_reader_sees() -> None:
-    assert set(dir(polarmap)) == {*polarmap.__all__, *polarmap._MODULES}
+    assert set(dir(polarmap)) == {*polarmap.__all__, *polarmap._SUBMODULES}
     there = {name for name, value in vars(polarmap).items() if not isinstance(value, ModuleType)}
     assert {name for name in there if not name.startswith("_")} <= {"annotations"}
 
@@ -23,6 +23,6 @@ def test_a_public_name_is_there_and_becomes_no_attribute(name: str) -> None:
     assert name not in vars(polarmap)
 
 
-@pytest.mark.parametrize("name", polarmap._MODULES)
+@pytest.mark.parametrize("name", polarmap._SUBMODULES)
 def test_modules_need_no_import_of_their_own(name: str) -> None:
     assert polarmap.__getattr__(name) is sys.modules[f"polarmap.{name}"]

@@ -12,7 +12,7 @@ import pytest
 from polarmap import coded_map
 from polarmap.clouds.prices import Cost
 from polarmap.codes import PolarCode
-from polarmap.report import json_value
+from polarmap.report import to_json_value
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import Report, TaskReport
 
@@ -63,7 +63,7 @@ def test_text_of_an_uneventful_map_is_short() -> None:
 def test_text_says_how_many_machines_there_are_and_if_one_has_too_many_tasks() -> None:
     hosts = ["a", "b", "a", "a", "c", None]
     tasks = [TaskReport(index, "arrived", 1.0, 0.5, 1, host=host) for index, host in enumerate(hosts)]
-    one = report(tasks=tuple(tasks), workers_on={"a": 2, "b": 2, "c": 1})
+    one = report(tasks=tuple(tasks), workers_by_host={"a": 2, "b": 2, "c": 1})
     assert str(one).splitlines()[2:] == [
         "5 workers run on 3 machines",
         "one machine runs 3 of 6 tasks; only 2 may be missing (a)",
@@ -71,7 +71,7 @@ def test_text_says_how_many_machines_there_are_and_if_one_has_too_many_tasks() -
     assert hash(one) == hash(dataclasses.replace(one))
     assert "only" not in str(dataclasses.replace(one, k=3))
     assert "only" not in str(dataclasses.replace(one, k=6))  # without a code none may be missing anyway
-    assert "1 worker runs on 1 machine" in str(report(workers_on={"a": 1}))
+    assert "1 worker runs on 1 machine" in str(report(workers_by_host={"a": 1}))
     failed = TaskReport(1, "failed", None, None, 1, ("WorkerLost: it was killed",), host="a")
     assert "  task 1 on a: WorkerLost: it was killed" in str(report(tasks=(failed,)))
 
@@ -137,17 +137,17 @@ def test_indented_json_is_the_same_on_more_lines() -> None:
 
 
 def test_numpy_numbers_and_paths_become_json() -> None:
-    found = json_value({1: (np.float32(0.5), Path("a", "b")), "rows": np.arange(2)})
+    found = to_json_value({1: (np.float32(0.5), Path("a", "b")), "rows": np.arange(2)})
     assert found == {"1": [0.5, str(Path("a", "b"))], "rows": [0, 1]}
 
 
 def test_late_is_who_had_not_returned_when_the_results_were_determined() -> None:
-    assert report().late == (5,)
+    assert report().late_tasks == (5,)
     late = TaskReport(5, "surplus", 5.5, 0.5, 1)
     backed = TaskReport(0, "arrived", 1.0, 0.5, 2)
-    assert report(tasks=(*report().tasks[:5], late)).late == (5,)
-    assert report(tasks=(backed, *report().tasks[1:])).late == (0, 5)
-    assert report(needed=0).late == (5,)
+    assert report(tasks=(*report().tasks[:5], late)).late_tasks == (5,)
+    assert report(tasks=(backed, *report().tasks[1:])).late_tasks == (0, 5)
+    assert report(needed=0).late_tasks == (5,)
 
 
 def test_every_task_is_in_one_state() -> None:
@@ -157,9 +157,11 @@ def test_every_task_is_in_one_state() -> None:
         np.sum, DATA, blocks=20, tasks=32, executor=FaultyExecutor(ReplayExecutor(late), faults)
     )
     states = ["arrived", "surplus", "abandoned", "failed"]
-    assert sorted(index for state in states for index in result.report.indices(state)) == list(range(32))
-    assert {1, 2} == set(result.report.indices("failed"))
-    assert {3, 7} <= set(result.report.indices("abandoned"))
+    assert sorted(index for state in states for index in result.report.tasks_in_state(state)) == list(
+        range(32)
+    )
+    assert {1, 2} == set(result.report.tasks_in_state("failed"))
+    assert {3, 7} <= set(result.report.tasks_in_state("abandoned"))
     assert set(result.report.recovered) == {1, 2, 3, 7}
 
 

@@ -29,7 +29,7 @@ FLOORS = [
     ["linalg", "joblib", "xr"],
     ["maps"],
     ["arrays", "planning"],
-    ["run"],
+    ["driver"],
     ["blocks"],
     ["executors", "report"],
     # Of a report it knows only the attributes: Report.plot imports it.
@@ -70,9 +70,9 @@ ONLY_FROM = {
     "threadpoolctl": ["polarmap.worker.blas_threads"],
     "yaml": ["polarmap.clouds.lithops_config"],
     "joblib": ["polarmap.joblib"],
-    "opentelemetry": ["polarmap.run.observers"],
-    "tqdm": ["polarmap.run.observers"],
-    "IPython": ["polarmap.run.observers"],  # only in a notebook, which has it
+    "opentelemetry": ["polarmap.driver.observers"],
+    "tqdm": ["polarmap.driver.observers"],
+    "IPython": ["polarmap.driver.observers"],  # only in a notebook, which has it
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.codes.transforms_numba"],
     "scipy": [
@@ -104,10 +104,10 @@ ONLY_FROM = {
         "polarmap.maps.submission",
         "polarmap.xr",
     ],
-    "polarmap.run.codeword": [
-        *["polarmap.arrays.stored_result", "polarmap.run.estimates", "polarmap.run.prepared_map"]
+    "polarmap.driver.coded_collector": [
+        *["polarmap.arrays.stored_result", "polarmap.driver.estimates", "polarmap.driver.prepared_map"]
     ],
-    "polarmap.run.first_results": [
+    "polarmap.driver.uncoded_collector": [
         *["polarmap.arrays.array_jobs", "polarmap.maps.hedged", "polarmap.planning.measurement"]
     ],
 }
@@ -276,7 +276,7 @@ def test_importing_polarmap_imports_nothing_else(loaded: list[set[str]]) -> None
 def test_a_plain_map_imports_what_it_runs_on(loaded: list[set[str]]) -> None:
     assert HEAVY & loaded[1] == set()
     ours = {name for name in loaded[1] if within(name, ["polarmap"])}
-    above = {"blocks", "clouds", "codes", "executors", "maps", "report", "run"}
+    above = {"blocks", "clouds", "codes", "executors", "maps", "report", "driver"}
     assert {room_of(name) for name in ours} == {*above, "__init__", "errors", "lazy_names", "worker"}
     assert len(ours) <= 100
 

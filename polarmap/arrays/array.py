@@ -15,7 +15,7 @@ from polarmap.arrays.manifest import Manifest, check_array_name, manifest_key
 from polarmap.arrays.reading import StoredCodedBlocks
 from polarmap.arrays.stores import open_store
 from polarmap.dtypes import Array
-from polarmap.errors import CodeError, StorageError, without_our_frames
+from polarmap.errors import CodeError, StorageError, trimmed_tracebacks
 from polarmap.executors.encryption_keys import check_key
 from polarmap.storage import Store
 from polarmap.worker.segments import Segment
@@ -125,7 +125,7 @@ class CodedArray:
 
     def __getitem__(self, index: Any) -> Array:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
-        with without_our_frames:
+        with trimmed_tracebacks:
             row_selection, *inner_index = (index if isinstance(index, tuple) else (index,)) or (...,)
             start, stop, row_index = _resolve_row_index(row_selection, len(self))
             rows_read = self._coded_blocks.read_rows(start, stop)
@@ -160,7 +160,7 @@ class CodedArray:
         Audit
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
-        with without_our_frames:
+        with trimmed_tracebacks:
             while True:
                 manifest, audit = (
                     self._coded_blocks.manifest,
@@ -193,7 +193,7 @@ class CodedArray:
             If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
-        with without_our_frames:
+        with trimmed_tracebacks:
             manifest, manifest_bytes = _load_manifest(self.store, self.name, self.key)
             repaired_manifest, audit = repairing.repair_array(
                 StoredCodedBlocks(self.store, manifest), manifest_bytes, executor
@@ -203,7 +203,7 @@ class CodedArray:
 
     def delete(self) -> None:
         """Remove the array from storage, but not what already lay there when it was encoded."""
-        with without_our_frames:
+        with trimmed_tracebacks:
             self.store.delete([manifest_key(self.name)])
             write_transaction.collect_garbage(self.store, self.name)
 
@@ -229,7 +229,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     CodeError
         For a key that is none, or is not where it says.
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         store = open_store(storage)
         manifest, _ = _load_manifest(store, check_array_name(name), None if key is None else check_key(key))
         return CodedArray(store, manifest)
@@ -260,7 +260,7 @@ def list_coded(storage: Any = None) -> list[str]:
     storage : optional
         As for `encode`.
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         return write_transaction.list_array_names(open_store(storage))
 
 

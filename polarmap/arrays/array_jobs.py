@@ -14,14 +14,14 @@ import numpy as np
 from polarmap.arrays.reading import damage_as_decoding_error
 from polarmap.arrays.stores import SegmentStore
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
+from polarmap.driver.map_execution import MapExecution, Observers, stripe_progress
+from polarmap.driver.options import MapOptions
+from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.dtypes import Array
 from polarmap.errors import ExecutorError
 from polarmap.executors import resolve_executor
 from polarmap.executors.interface import Function, Outcome, TaskBlocks, build_block
 from polarmap.executors.transfers import ParallelTransfers, map_in_parallel
-from polarmap.run.first_results import run_uncoded
-from polarmap.run.options import MapOptions
-from polarmap.run.running_map import Observers, RunningMap, counting
 from polarmap.worker.pytree import Layout
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_records import OutputSpec
@@ -92,7 +92,7 @@ class ArrayJobRunner:
 
         with contextlib.ExitStack() as stack:
             stack.callback(stop_stores)
-            show_progress = stack.enter_context(counting(self._observers, task_blocks.n))
+            show_progress = stack.enter_context(stripe_progress(self._observers, task_blocks.n))
             for task in range(task_blocks.n):
                 with damage_as_decoding_error():
                     *arrays, summary = f(build_block(task_blocks, task))
@@ -122,16 +122,16 @@ class ArrayJobRunner:
             )
         output_with_summary = output and output._replace(n_arrays=output.n_arrays + 1)
         options = replace(JOB_OPTIONS, key=self.segment_store.encryption_key)
-        execution = RunningMap(self._executor)
-        execution.expect(Uncoded(task_blocks.n, DEFAULT_BACKUPS))
-        run_uncoded(
+        execution = MapExecution(self._executor)
+        execution.set_code(Uncoded(task_blocks.n, DEFAULT_BACKUPS))
+        execute_uncoded(
             execution,
             f,
             task_blocks,
             options,
             self._observers,
             on_outcome,
-            backups=DEFAULT_BACKUPS,
+            max_backups=DEFAULT_BACKUPS,
             output=output_with_summary,
         )
 

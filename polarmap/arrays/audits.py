@@ -17,9 +17,9 @@ from polarmap.arrays.manifest import Manifest, array_prefix
 from polarmap.arrays.reading import StoredCodedBlocks, make_arrival_tracker
 from polarmap.arrays.stores import SegmentStore
 from polarmap.arrays.zarr_chunks import find_foreign_keys, list_copies_and_metadata
+from polarmap.driver.prepared_map import make_observers
 from polarmap.dtypes import Array
 from polarmap.executors.transfers import map_in_parallel
-from polarmap.run.prepared_map import observers_of
 from polarmap.storage import Store
 from polarmap.worker.segments import DamagedError, Segment
 
@@ -215,7 +215,7 @@ def _checksum_on_workers(
         checksums_by_task[task] = checksums.tolist()
 
     task_blocks = SegmentTasks(segment_store, segments_by_task, [np.dtype(np.uint8)] * n_per_task)
-    ArrayJobRunner(segment_store, executor, observers_of(None)).execute(
+    ArrayJobRunner(segment_store, executor, make_observers(None)).execute(
         make_checksum_task(), task_blocks, on_task_done
     )
     checksums = chain.from_iterable(checksums_by_task[task] for task in range(len(segments_by_task)))

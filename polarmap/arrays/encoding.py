@@ -15,17 +15,17 @@ from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.codes.polar import PolarCode
+from polarmap.driver.map_execution import Observers
+from polarmap.driver.prepared_map import PreparedMap, map_function
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import check_key
-from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.running_map import Observers
 from polarmap.validation import check_positive_int
 
 DEFAULT_MEMORY_BYTES = 256 << 20
 MIN_MEMORY_BYTES = 1 << 20
 
 
-@verb
+@map_function
 def encode(
     A: Any,
     *,
@@ -132,4 +132,4 @@ def encode(
         runner = ArrayJobRunner(segment_store, executor, observers)
         return CodedArray(store, StripeEncoder(runner, source, stripe_plan).encode_and_store(name, overwrite))
 
-    return PreparedMap(execute, is_lasting=True)
+    return PreparedMap(execute, is_stored=True)

@@ -19,15 +19,15 @@ from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate_results
 from polarmap.codes.polar import PolarCode
+from polarmap.driver.coded_collector import CodedCollector
+from polarmap.driver.map_execution import Observers
+from polarmap.driver.options import MapOptions
+from polarmap.driver.padding import PaddingEffect
+from polarmap.driver.prepared_map import PreparedMap, execute_coded, prepare_coded_execution
+from polarmap.driver.reports import LazyReport
+from polarmap.driver.results import CodedResult
 from polarmap.dtypes import is_integer_dtype
 from polarmap.errors import CodeError
-from polarmap.run.codeword import Codeword
-from polarmap.run.options import MapOptions
-from polarmap.run.padding import PaddingEffect
-from polarmap.run.prepared_map import PreparedMap, prepared, run_coded
-from polarmap.run.reports import LazyReport
-from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.segments import Segment
 from polarmap.worker.task_execution import sample_evenly
@@ -136,7 +136,9 @@ def prepare_stored_map(
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_output(out, options)
-    execution, coded_data = prepared(data, code_options, executor, replace(options, parity_for="out="))
+    execution, coded_data = prepare_coded_execution(
+        data, code_options, executor, replace(options, parity_required_by="out=")
+    )
     storage = getattr(data, "store", None) if out.storage is None else out.storage
 
     def compute_sample(block: Any) -> Any:
@@ -157,12 +159,12 @@ def prepare_stored_map(
         check_replaceable(segment_store.store, name, " for Stored(...), or delete it first")
         with WriteTransaction(segment_store, name) as transaction:
             output = OutputSpec(segment_store.location, f"{transaction.prefix}result", max_items)
-            collector, report = run_coded(
+            collector, report = execute_coded(
                 execution, f, coded_data, options, observers, compute_sample, output
             )
             n_padding_rows = (
                 coded_data.data_blocks.n_padding_rows
-                if PaddingEffect.ADDS_ROWS in collector.padding_effects
+                if PaddingEffect.ROWWISE in collector.padding_effects
                 else 0
             )
             manifest = _build_manifest(name, code, collector, n_padding_rows, output)
@@ -172,28 +174,28 @@ def prepare_stored_map(
                     transaction, manifest, choose_chunk_shape(block_shape, block_shape)
                 )
             manifest = transaction.commit(manifest, None)
-        _, _, structure = collector.structure  # of a sample: see worker.store_result
+        _, _, structure = collector.result_structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(segment_store.store, manifest), report, structure)
 
-    return PreparedMap(execute, is_lasting=True)
+    return PreparedMap(execute, is_stored=True)
 
 
 def _check_output(out: Any, options: MapOptions) -> None:
     if not isinstance(out, Stored):
         advice = f": use Stored({out!r})" if isinstance(out, str) else ""
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
-    if options.estimates:
+    if options.estimate_on_timeout:
         raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
 
 
 def _build_manifest(
-    name: str, code: PolarCode, collector: Codeword, n_padding_rows: int, output: OutputSpec
+    name: str, code: PolarCode, collector: CodedCollector, n_padding_rows: int, output: OutputSpec
 ) -> Manifest:
     """The results as an array; those that never came are missing in it until they are repaired.
 
     n_padding_rows : last rows of the results, which come from no data.
     """
-    result_refs, dtype = collector.stored, collector.decoded[0][0].dtype
+    result_refs, dtype = collector.result_refs, collector.decoded_results[0][0].dtype
     _check_dtypes(code, dtype, result_refs)
     [(_, shape)] = result_refs[min(result_refs)].layout
     (rows, *inner_shape), n_items = shape or (1,), prod(shape)

@@ -31,7 +31,7 @@ from polarmap.planning import plan as plan_workers
 from polarmap.planning.measurement import DISTRIBUTION_FAMILIES
 from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
-from polarmap.report import json_value
+from polarmap.report import to_json_value
 
 PROBABILITY = click.FloatRange(0, 1)
 RUN_TIME_OPTIONS = (
@@ -208,7 +208,7 @@ def plan_command(config: Path | None, figure_path: Path | None, **options: Any) 
     if figure_path is not None:
         chosen_plan.plot(figure_path)
     plan_fields = {
-        **json_value(replace(chosen_plan, run_times=None)),
+        **to_json_value(replace(chosen_plan, run_times=None)),
         "runtimes": repr(chosen_plan.run_times),
     }
     data = {"plan": plan_fields, "cost": chosen_plan.cost, "uncoded_cost": chosen_plan.uncoded_cost}

@@ -14,7 +14,7 @@ import click
 
 from polarmap.errors import PolarmapError
 from polarmap.executors.executor_specs import is_localhost
-from polarmap.report import json_value
+from polarmap.report import to_json_value
 
 EXISTING_FILE = click.Path(
     exists=True, dir_okay=False, path_type=Path
@@ -51,7 +51,9 @@ def result_command(command_name: str) -> Callable[[Callable[..., CommandResult]]
         def run_command(as_json: bool, **options: Any) -> None:
             with contextlib.redirect_stdout(sys.stderr):
                 command_result = _call_command(command_function, options)
-            text = json.dumps(json_value(command_result.data), indent=2) if as_json else command_result.text
+            text = (
+                json.dumps(to_json_value(command_result.data), indent=2) if as_json else command_result.text
+            )
             if text:
                 click.echo(text)
             click.get_current_context().exit(0 if command_result.ok else 1)

@@ -20,7 +20,7 @@ from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.polar_construction import sample_subsets
 from polarmap.codes.real_decoders import PseudoInverseDecoder, compute_erasure_amplification
 from polarmap.dtypes import Floats, Indices, Mask, is_integer
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import check_positive_int, is_choice
 
 MAX_POINTS = 2048  # the decision to decode takes n^3 steps
@@ -75,7 +75,7 @@ class LagrangeCode(LinearCode):
     )
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
-        with without_our_frames:
+        with trimmed_tracebacks:
             n, k, degree = (
                 check_positive_int("n", n),
                 check_positive_int("k", k),

@@ -24,7 +24,7 @@ from polarmap.codes import tiling
 from polarmap.codes.arrival_tracker import ArrivalTracker
 from polarmap.codes.linear_code import SystematicCode
 from polarmap.dtypes import Array, Floats, Indices, check_dtype, is_integer, is_integer_dtype
-from polarmap.errors import CodeError, NotDecodableError, without_our_frames
+from polarmap.errors import CodeError, NotDecodableError, trimmed_tracebacks
 from polarmap.validation import is_choice, is_real_number
 
 MAX_N = 1 << 16
@@ -314,7 +314,7 @@ class PolarCode(SystematicCode):
         >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
         [[2, 3], [5, 7]]
         """
-        with without_our_frames:
+        with trimmed_tracebacks:
             block_arrays = _check_blocks(self, blocks)
             first_block = next(iter(block_arrays.values()))
             dtype = check_dtype(first_block.dtype, "a block")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.limits import WorkerSpec
 from polarmap.dtypes import is_integer
-from polarmap.errors import CodeError, ExecutorError, without_our_frames
+from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
 from polarmap.executors.block_store import BlockStore, MemoryMappedBlockStore
 from polarmap.executors.encryption_keys import check_key_is_portable
 from polarmap.executors.executor_specs import is_dask_client, is_lithops, is_ray
@@ -105,7 +105,7 @@ class Pool:
         fork: bool | None = None,
         tcp_timeout: float = TCP_TIMEOUT,
     ) -> None:
-        with without_our_frames:
+        with trimmed_tracebacks:
             for argument_name, n in {
                 "workers": 1 if workers is None else workers,
                 "threads": threads_per_worker,

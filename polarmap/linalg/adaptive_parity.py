@@ -11,15 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from polarmap.run.lateness import Floats
-from polarmap.run.options import MapOptions
+from polarmap.driver.lateness import Floats
+from polarmap.driver.options import MapOptions
 
 LATE_FACTOR = 1.5  # times as long as the data of the product before took
 MIN_BACKOFF, MAX_BACKOFF = 8, 128  # products whose parity starts with the data, after one that needed it
 
 
 class AdaptiveParitySchedule:
-    """Learns from one product after the other what a task of the next may take, as `RunTimes` tell it.
+    """Learns from one product after the other what a task of the next may take, as `RunTimeQuantiles` tell
+    it.
 
     options : of all products, whose parity starts with the data.
 
@@ -32,7 +33,7 @@ class AdaptiveParitySchedule:
     def __init__(self, options: MapOptions) -> None:
         self._upfront_options, self._on_demand_options = (
             options,
-            replace(options, schedule="on_demand", runtimes=self),
+            replace(options, schedule="on_demand", run_times=self),
         )
         self._last_seconds = 0.0
         self._n_upfront_left = 0  # so many more products

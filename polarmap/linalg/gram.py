@@ -9,15 +9,15 @@ import numpy as np
 
 from polarmap.blocks.code_choice import encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
+from polarmap.driver.map_execution import Observers
+from polarmap.driver.options import Verify, check_options
+from polarmap.driver.prepared_map import PreparedMap, map_function
+from polarmap.driver.reports import LazyReport
 from polarmap.dtypes import Array, DType, is_integer_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import operands
 from polarmap.linalg.layouts import GRAM_COUNTS, BlockCounts, check_axis_counts, default_gram_tasks
 from polarmap.linalg.products import CodedProduct, ProductRunner, make_product_runner, multiply_block_pairs
-from polarmap.run.options import Verify, checked_options
-from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.reports import LazyReport
-from polarmap.run.running_map import Observers
 from polarmap.validation import check_positive_int
 from polarmap.worker.block_products import compute_gram_block
 
@@ -26,7 +26,7 @@ SPARSE_GRAM_ADVICE = (
 )
 
 
-@verb
+@map_function
 def coded_gram(
     A: Any,
     weights: Any = None,
@@ -90,10 +90,10 @@ def coded_gram(
         n = default_gram_tasks(k) if tasks is None else check_positive_int("tasks", tasks)
         coded_pairs = _encode_column_pairs(matrix, dtype, k, n)
         run_product = make_product_runner(
-            executor, checked_options(verify, rtol, timeout, retries), lambda: observers
+            executor, check_options(verify, rtol, timeout, retries), lambda: observers
         )
         gram, report = compute_gram(coded_pairs, matrix.shape[1], checked, dtype, run_product)
-        return CodedProduct(gram, report.made)
+        return CodedProduct(gram, report.report)
 
     return PreparedMap(execute)
 

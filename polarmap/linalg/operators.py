@@ -15,8 +15,11 @@ from polarmap.blocks.code_choice import CodeName, check_not_secret_sharing
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.blocks.sparse import to_canonical_csr
 from polarmap.codes.polar import PolarCode
+from polarmap.driver.options import Verify, check_options
+from polarmap.driver.prepared_map import make_observers
+from polarmap.driver.reports import LazyReport
 from polarmap.dtypes import Array, is_integer_dtype
-from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
+from polarmap.errors import CodeError, PolarmapError, trimmed_tracebacks, warn
 from polarmap.executors import suggest_n_blocks, with_persistent_workers
 from polarmap.linalg import operands
 from polarmap.linalg.coded_matrix import CodedMatrix
@@ -25,9 +28,6 @@ from polarmap.linalg.layouts import BlockCounts, check_axis_counts, resolve_coun
 from polarmap.linalg.products import make_product_runner, multiply_row_blocks
 from polarmap.optional import require_extra
 from polarmap.report import Report
-from polarmap.run.options import Verify, checked_options
-from polarmap.run.prepared_map import observers_of
-from polarmap.run.reports import LazyReport
 
 with require_extra("CodedOperator", "scipy", "linalg"):
     from scipy.sparse.linalg import LinearOperator
@@ -100,7 +100,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         retries: int = 1,
         progress: bool | None = None,
     ) -> None:
-        with without_our_frames:
+        with trimmed_tracebacks:
             check_not_secret_sharing(code)
             if isinstance(A, CodedArray):
                 matrix = operands.check_matrix_shape(A, "A")
@@ -110,7 +110,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             else:
                 matrix = operands.check_matrix(A, "A")
             super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
-            options = checked_options(verify, rtol, timeout, retries)
+            options = check_options(verify, rtol, timeout, retries)
             executor, close_executor = with_persistent_workers(executor)
             self._coded_matrix = CodedMatrix(
                 matrix,
@@ -123,7 +123,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._coded_matrix.encodings["rows"] = A
             if transpose is not None:
                 self._coded_matrix.encodings["columns"] = _check_transpose(transpose, matrix)
-            observers = partial(observers_of, bool(progress))  # no bar for each of many products
+            observers = partial(make_observers, bool(progress))  # no bar for each of many products
             self._run_product = make_product_runner(executor, options, observers)
             self.n_products = 0
             self._report: LazyReport | None = None
@@ -131,7 +131,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     @property
     def report(self) -> Report | None:
         """The report of the last product; None before the first."""
-        return None if self._report is None else self._report.made
+        return None if self._report is None else self._report.report
 
     def close(self) -> None:
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
@@ -164,7 +164,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         ...     bool(np.allclose(operator.gram(w), A.T @ (w[:, None] * A)))
         True
         """
-        with without_our_frames:
+        with trimmed_tracebacks:
             self._check_open()
             if self._coded_matrix.is_sparse or is_integer_dtype(self.dtype):
                 raise CodeError(
@@ -206,7 +206,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     def _multiply(self, axis: str, operand: Any) -> Array:
         """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
-        with without_our_frames:
+        with trimmed_tracebacks:
             self._check_open()
             operand = operands.check_operand(operand)
             dtype = np.result_type(self.dtype, operand.dtype)

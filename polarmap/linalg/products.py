@@ -12,17 +12,17 @@ import numpy as np
 from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_secret_sharing, encode_for_reuse
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.blocks.sparse import SparseCodedBlocks
+from polarmap.driver.map_execution import Observers
+from polarmap.driver.options import FunctionTraits, MapOptions, Verify, check_options
+from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function, prepare_coded_execution
+from polarmap.driver.reports import LazyReport
+from polarmap.driver.results import CodedResult
 from polarmap.dtypes import Array, DType
 from polarmap.errors import CodeError
 from polarmap.executors import is_on_local_cores
 from polarmap.linalg import layouts, operands
 from polarmap.linalg.adaptive_parity import AdaptiveParitySchedule
 from polarmap.report import Report
-from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
-from polarmap.run.prepared_map import PreparedMap, prepared, run_coded, verb
-from polarmap.run.reports import LazyReport
-from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers
 from polarmap.worker.block_products import multiply_block, multiply_block_pair
 from polarmap.worker.pytree import Shape
 
@@ -44,7 +44,7 @@ class CodedProduct(NamedTuple):
         )
 
 
-@verb
+@map_function
 def coded_matmul(
     A: Any,
     B: Any,
@@ -124,7 +124,7 @@ def coded_matmul(
             method, (*left_factor.shape, right_factor.shape[1]), blocks, tasks, left_factor.dtype.itemsize
         )
         run_product = make_product_runner(
-            executor, checked_options(verify, rtol, timeout, retries), lambda: observers
+            executor, check_options(verify, rtol, timeout, retries), lambda: observers
         )
         if layout.row_counts and layout.column_counts:
             product, report = _multiply_both_coded(
@@ -141,7 +141,7 @@ def coded_matmul(
                 *transposed_factors, layout.column_counts, code, run_product
             )
             product = product.T
-        return CodedProduct(product.reshape(shape), report.made)
+        return CodedProduct(product.reshape(shape), report.report)
 
     return PreparedMap(execute)
 
@@ -253,19 +253,19 @@ def make_product_runner(
     ) -> tuple[CodedResult[Array], LazyReport]:
         parity_schedule = schedules.get((id(coded_blocks), result_shape))
         if parity_schedule is None:
-            traits = KnownFunction(fits=True, shape=result_shape, row_by_row=True)
+            traits = FunctionTraits(meets_requirement=True, result_shape=result_shape, is_rowwise=True)
             parity_schedule = schedules[id(coded_blocks), result_shape] = AdaptiveParitySchedule(
-                replace(options, known=traits)
+                replace(options, traits=traits)
             )
         product_options = parity_schedule.options
-        execution, blocks = prepared(coded_blocks, CodeOptions(), executor, product_options)
-        collector, report = run_coded(execution, block_function, blocks, product_options, get_observers())
+        execution, blocks = prepare_coded_execution(coded_blocks, CodeOptions(), executor, product_options)
+        collector, report = execute_coded(execution, block_function, blocks, product_options, get_observers())
         if adapts_parity:
-            used_tasks = collector.tasks.arrived.keys() - collector.surplus
+            used_tasks = collector.task_table.arrived.keys() - collector.surplus_tasks
             parity_schedule.observe(
-                max(map(collector.tasks.arrived.__getitem__, used_tasks)),
-                bool(len(collector.decoder.missing_indices)),
+                max(map(collector.task_table.arrived.__getitem__, used_tasks)),
+                bool(len(collector.tracker.missing_indices)),
             )
-        return collector.result(report), report
+        return collector.build_result(report), report
 
     return run_product

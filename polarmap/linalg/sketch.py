@@ -21,7 +21,7 @@ import numpy as np
 from polarmap.blocks.equal import DEFAULT_N_BLOCKS
 from polarmap.codes.block_prediction import f_quantile_p90
 from polarmap.dtypes import Array
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.linalg import operands
 from polarmap.maps.hedged import hedged_map
 from polarmap.maps.submission import submit
@@ -116,7 +116,7 @@ def sketched_lstsq(
     >>> bool(np.allclose(estimate.value, np.linalg.lstsq(A, b, rcond=None)[0]))
     True
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         matrix, target = _check_real_matrix(A), operands.check_operand(b, "b")
         if target.shape != matrix.shape[:1]:
             raise CodeError(
@@ -168,7 +168,7 @@ def sketched_gram(
     >>> last.error_p90, bool(np.allclose(last.value, A.T @ A))
     (0.0, True)
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         matrix = _check_real_matrix(A)
         n_tasks = _check_n_tasks(tasks, len(matrix))
         return _estimate_grams(
@@ -180,7 +180,7 @@ def _estimate_solutions(
     sketches: Generator[_Sketch, None, None], target_norm: float
 ) -> Iterator[SketchEstimate]:
     """Least squares from sketches of [A, b], b of norm `target_norm`."""
-    with without_our_frames, closing(sketches):
+    with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             n_columns = sketch.R.shape[1] - 1
             if sketch.n_rows >= n_columns + 2:
@@ -221,7 +221,7 @@ def _solution_error_p90(sketch: _Sketch, rank: int, residual_sum_of_squares: flo
 
 def _estimate_grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
     """Gram matrices from sketches of A."""
-    with without_our_frames, closing(sketches):
+    with trimmed_tracebacks, closing(sketches):
         for sketch in sketches:
             gram = sketch.R.T @ sketch.R * (sketch.n_total_rows / sketch.n_rows)
             yield SketchEstimate(gram, _gram_error_p90(gram, sketch), sketch.n_arrived, sketch.n_tasks)

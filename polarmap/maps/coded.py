@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.codes.linear_code import LinearCode
 from polarmap.codes.secret_sharing import SecretSharing
-from polarmap.run.options import (
+from polarmap.driver.options import (
     OnTimeout,
     ScheduleName,
     Verify,
+    apply_plan,
     check_function,
-    checked_options,
-    planned,
+    check_options,
 )
-from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
-from polarmap.run.results import CodedResult
+from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
+from polarmap.driver.results import CodedResult
 
 if TYPE_CHECKING:
     from polarmap.arrays.stored_result import Stored, StoredResult
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SharedOptions(TypedDict, total=False):
+class SharedMapOptions(TypedDict, total=False):
     """The options of every coded map of data, for type checkers."""
 
     blocks: int | None
@@ -43,7 +43,7 @@ class SharedOptions(TypedDict, total=False):
     progress: bool | None
 
 
-class CodedMapOptions(SharedOptions, total=False):
+class CodedMapOptions(SharedMapOptions, total=False):
     """Those of `coded_map` beside `out`."""
 
     key: str | bytes | None
@@ -57,7 +57,7 @@ def coded_map(
 def coded_map(
     f: Callable[[Any], T], data: Any, *, out: Stored, **options: Unpack[CodedMapOptions]
 ) -> StoredResult[T]: ...
-@verb
+@map_function
 def coded_map(
     f: Callable[[Any], T],
     data: Any,
@@ -151,10 +151,10 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0]
     """
     check_function(f)
-    options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule, key)
-    code_options = planned(CodeOptions(blocks, tasks, code, degree), schedule)
+    options = check_options(verify, rtol, timeout, retries, on_timeout, schedule, key)
+    code_options = apply_plan(CodeOptions(blocks, tasks, code, degree), schedule)
     if out is None:
-        return prepared_blocks(f, data, code_options, executor, options)
+        return prepare_coded_map(f, data, code_options, executor, options)
     from polarmap.arrays.stored_result import prepare_stored_map  # as much again as all other maps need
 
     return prepare_stored_map(f, data, code_options, out, executor, options)

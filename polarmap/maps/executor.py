@@ -11,8 +11,9 @@ from concurrent import futures
 from functools import partial
 from typing import Any, TypeVar
 
+from polarmap.driver.call_queue import CallQueue, MappedCalls, SubmittedCall, get_function_key
 from polarmap.dtypes import is_integer
-from polarmap.errors import CodeError, ExecutorError, without_our_frames
+from polarmap.errors import CodeError, ExecutorError, trimmed_tracebacks
 from polarmap.executors import resolve_executor, rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_not_encrypted
 from polarmap.executors.executor_specs import is_dask_client, is_lithops, is_ray
@@ -27,7 +28,6 @@ from polarmap.executors.pickling import (
 )
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.temp_folders import make_temp_folder, remove_owned_folder
-from polarmap.run.calls import Call, Calls, CallsOfMap, function_of
 from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.environment import count_available_cores
 from polarmap.worker.private_files import check_private_folder
@@ -36,7 +36,7 @@ from polarmap.worker.task_functions import call_each
 
 T = TypeVar("T")
 
-MOST_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
+MAX_QUEUED_CALLS = 4096  # that a pool is given at a time: it keeps a little of each
 
 
 class Executor(DelegatingExecutor, futures.Executor):
@@ -84,25 +84,29 @@ class Executor(DelegatingExecutor, futures.Executor):
     def __init__(
         self, executor: Any = None, workers: int | None = None, *, backups: int = 2, retries: int = 1
     ) -> None:
-        with without_our_frames:
+        with trimmed_tracebacks:
             if workers is not None:
                 check_positive_int("workers", workers)
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_nonnegative_int(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            inner, known, pool, close = _place(unwrap_faulty_executor(executor), workers)
-            place = resolve_executor(rewrap_with_faults(executor, inner))
+            resolved_spec, n_workers, pool, on_close = _resolve_resources(
+                unwrap_faulty_executor(executor), workers
+            )
+            resolved_executor = resolve_executor(rewrap_with_faults(executor, resolved_spec))
             # What another executor was given cannot be taken back: one call more than it has workers.
-            most = MOST_CALLS if pool is not None or known is None else known + 1
-            self.choice = executor
-            self._max_workers = known or count_available_cores()  # Dask asks for it
+            max_in_flight = MAX_QUEUED_CALLS if pool is not None or n_workers is None else n_workers + 1
+            self.executor_spec = executor
+            self._max_workers = n_workers or count_available_cores()  # Dask asks for it
             self._shares_files = pool is not None and pool.is_local
             # Elsewhere polarmap may be missing.
-            self._is_away = pool is not None and not pool.is_local
-            self._pickling = worker_code_by_value if self._is_away else contextlib.nullcontext
-            super().__init__(place)
-            self._calls = Calls(place, close, most, int(backups), int(retries))
-            weakref.finalize(self, self._calls.shut_down).atexit = False
+            self._is_remote = pool is not None and not pool.is_local
+            self._pickling_context = worker_code_by_value if self._is_remote else contextlib.nullcontext
+            super().__init__(resolved_executor)
+            self._call_queue = CallQueue(
+                resolved_executor, on_close, max_in_flight, int(backups), int(retries)
+            )
+            weakref.finalize(self, self._call_queue.shutdown).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """The future of the call `fn(*args, **kwargs)`.
@@ -126,13 +130,13 @@ class Executor(DelegatingExecutor, futures.Executor):
         """
         future: futures.Future[T] = futures.Future()
         try:
-            block = pickle_call_to_block((fn, args, kwargs), self._is_away)
+            block = pickle_call_to_block((fn, args, kwargs), self._is_remote)
         except Exception as error:
-            self._calls.check_open()
+            self._call_queue.check_open()
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        self._calls.put(Call(future, function_of(fn), block), [0])
+        self._call_queue.submit(SubmittedCall(future, get_function_key(fn), block), [0])
         return future
 
     def map(
@@ -166,48 +170,65 @@ class Executor(DelegatingExecutor, futures.Executor):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
             raise ValueError("buffersize must be None or > 0")
-        for number, one in enumerate(iterables):
-            check_not_encrypted(one, f"iterable {number} of map", "coded_map decrypts it on workers")
-        until = None if timeout is None else time.monotonic() + timeout
+        for iterable_index, iterable in enumerate(iterables):
+            check_not_encrypted(
+                iterable, f"iterable {iterable_index} of map", "coded_map decrypts it on workers"
+            )
+        deadline = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         chunks = iter(lambda: list(itertools.islice(arguments, chunksize)), [])
-        calls = CallsOfMap(function_of(fn), chunksize)
-        calls.head = self._sent(partial(call_each, fn), calls)
-        self._put(calls, list(itertools.islice(chunks, buffersize)))
+        mapped_calls = MappedCalls(get_function_key(fn), chunksize)
+        mapped_calls.context = self._pickle_once(partial(call_each, fn), mapped_calls)
+        self._enqueue_chunks(mapped_calls, list(itertools.islice(chunks, buffersize)))
         # Where none is to come, an iterator keeps no executor alive.
-        more = () if buffersize is None else (self._put(calls, [chunk]) for chunk in chunks)
-        return calls.results(until, iter(more), partial(self._calls.cancel, [calls]))
+        submissions = (
+            () if buffersize is None else (self._enqueue_chunks(mapped_calls, [chunk]) for chunk in chunks)
+        )
+        return mapped_calls.iterate_results(
+            deadline, iter(submissions), partial(self._call_queue.cancel_calls, [mapped_calls])
+        )
 
-    def _put(self, calls: CallsOfMap, chunks: list[list[Any]]) -> bool:
+    def _enqueue_chunks(self, mapped_calls: MappedCalls, chunks: list[list[Any]]) -> bool:
         """Let calls of one function have more, each of a chunk; one that does not travel has failed."""
-        first, new = len(calls.blocks), list[int]()
-        calls.blocks += [b""] * len(chunks)
-        with self._pickling():
-            for number, (chunk, small) in enumerate(zip(chunks, pickle_small_values(chunks)), first):
+        first_index, new_indices = len(mapped_calls.blocks), list[int]()
+        mapped_calls.blocks += [b""] * len(chunks)
+        with self._pickling_context():
+            for item_index, (chunk, chunk_pickle) in enumerate(
+                zip(chunks, pickle_small_values(chunks)), first_index
+            ):
                 try:
-                    is_alone = callable(calls.head) or not isinstance(small, bytes)
-                    call: Any = calls.head, (chunk,), {}
-                    block: Any = pickle_call_to_block(call, self._is_away) if is_alone else small
-                    calls.blocks[number] = block
-                    new.append(number)
+                    must_send_alone = callable(mapped_calls.context) or not isinstance(chunk_pickle, bytes)
+                    call: Any = mapped_calls.context, (chunk,), {}
+                    block: Any = (
+                        pickle_call_to_block(call, self._is_remote) if must_send_alone else chunk_pickle
+                    )
+                    mapped_calls.blocks[item_index] = block
+                    new_indices.append(item_index)
                 except Exception as error:
-                    calls.fail(number, error)
-        self._calls.put(calls, new if len(new) < len(chunks) else range(first, first + len(new)))
+                    mapped_calls.set_exception(item_index, error)
+        self._call_queue.submit(
+            mapped_calls,
+            new_indices
+            if len(new_indices) < len(chunks)
+            else range(first_index, first_index + len(new_indices)),
+        )
         return True
 
-    def _sent(self, f: Callable[..., Any], calls: CallsOfMap) -> Callable[..., Any] | str | bytes:
+    def _pickle_once(
+        self, f: Callable[..., Any], mapped_calls: MappedCalls
+    ) -> Callable[..., Any] | str | bytes:
         """f of these calls, pickled once, what is large as a file; itself if it does not travel."""
         with contextlib.suppress(Exception):  # which each call tells
-            pickled = pickle_function_with_buffers(f, "workers", self._is_away)
-            if self._shares_files and pickled.n_bytes > MAX_INLINE_FUNCTION_BYTES:
+            pickled_function = pickle_function_with_buffers(f, "workers", self._is_remote)
+            if self._shares_files and pickled_function.n_bytes > MAX_INLINE_FUNCTION_BYTES:
                 with contextlib.suppress(OSError, ExecutorError):  # no room: it travels with each call
-                    return _file_of(calls, pickled)
-            return b"".join(pickled.get_buffers_to_send())
+                    return _write_function_file(mapped_calls, pickled_function)
+            return b"".join(pickled_function.get_buffers_to_send())
         return f
 
     def open(self, job_spec: JobSpec) -> Session:
         """A run of a map where its calls run; RuntimeError after `shutdown`."""
-        self._calls.check_open()
+        self._call_queue.check_open()
         return self._executor.open(job_spec)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -220,12 +241,12 @@ class Executor(DelegatingExecutor, futures.Executor):
         cancel_futures : bool
             Whether to cancel the calls that no worker was given.
         """
-        self._calls.shut_down(cancel_futures)
+        self._call_queue.shutdown(cancel_futures)
         if wait:
-            self._calls.join()
+            self._call_queue.wait_all()
 
 
-def _file_of(owner: object, f: PickledFunction) -> str:
+def _write_function_file(owner: object, f: PickledFunction) -> str:
     """The path of a file that holds a function, and is there as long as its owner."""
     folder = make_temp_folder()  # which has more room; a new file is in memory at first
     weakref.finalize(owner, remove_owned_folder, folder)
@@ -234,17 +255,27 @@ def _file_of(owner: object, f: PickledFunction) -> str:
     return str(folder / "calls/function")
 
 
-def _place(
-    choice: Any, workers: int | None
+def _resolve_resources(
+    executor_spec: Any, n_workers: int | None
 ) -> tuple[MapExecutor, int | None, Pool | None, Callable[[], None]]:
     """Where the caller means: calls at a time, if that is known; its pool, if it has one; what ends it."""
-    if choice is None or is_lithops(choice) or is_dask_client(choice) or is_ray(choice):
-        is_shared = choice is None and workers is None
-        pool = default_pool if is_shared else Pool(choice, workers)
+    if (
+        executor_spec is None
+        or is_lithops(executor_spec)
+        or is_dask_client(executor_spec)
+        or is_ray(executor_spec)
+    ):
+        is_shared = executor_spec is None and n_workers is None
+        pool = default_pool if is_shared else Pool(executor_spec, n_workers)
         return pool, pool.workers, pool, (lambda: None) if is_shared else pool.close
-    if workers is not None:
-        raise ExecutorError(f"a {type(choice).__name__} has workers of its own: leave workers= out")
-    if isinstance(choice, Pool):
-        return choice, choice.workers, choice, lambda: None
-    count: Any = getattr(choice, "_max_workers", None)
-    return resolve_executor(choice), int(count) if is_integer(count) else None, None, lambda: None
+    if n_workers is not None:
+        raise ExecutorError(f"a {type(executor_spec).__name__} has workers of its own: leave workers= out")
+    if isinstance(executor_spec, Pool):
+        return executor_spec, executor_spec.workers, executor_spec, lambda: None
+    max_workers: Any = getattr(executor_spec, "_max_workers", None)
+    return (
+        resolve_executor(executor_spec),
+        int(max_workers) if is_integer(max_workers) else None,
+        None,
+        lambda: None,
+    )

@@ -12,25 +12,25 @@ import numpy as np
 from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.codes.polar import PolarCode
+from polarmap.driver.map_execution import Observers
+from polarmap.driver.options import FunctionTraits, Verify, check_function, check_options
+from polarmap.driver.prepared_map import PreparedMap, map_function, prepare_coded_map
 from polarmap.dtypes import FLOAT64_EPS, Floats
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.slopes import (
-    count_blocks,
-    cut_directions,
-    gradient_of_slopes,
-    join_slopes,
-    slope_errors,
+    choose_n_blocks,
+    estimate_slope_errors,
+    merge_slopes,
+    partition_directions,
+    solve_gradient,
 )
 from polarmap.report import Report
-from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
-from polarmap.run.prepared_map import PreparedMap, prepared_blocks, verb
-from polarmap.run.running_map import Observers
 from polarmap.validation import is_choice, is_positive_number
 from polarmap.worker.finite_differences import NotScalarError, make_coordinate_slope_task, make_row_slope_task
 
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": FLOAT64_EPS ** (1 / 3), "forward": FLOAT64_EPS ** (1 / 2)}
-MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
+MAX_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class GradientResult:
         return f"<GradientResult of shape {shape}, {counts}>"
 
 
-@verb
+@map_function
 def coded_gradient(
     f: Callable[[Any], Any],
     x: Any,
@@ -138,35 +138,41 @@ def coded_gradient(
     True
     """
 
-    def run(observers: Observers) -> GradientResult:
-        point = _checked_point(x)
-        unit = _checked_scale(scale, point)
-        step = _checked_step(h, scheme)
+    def execute(observers: Observers) -> GradientResult:
+        point = _check_point(x)
+        length_scale = _check_scale(scale, point)
+        step = _check_step(h, scheme)
         check_function(f)
-        options = checked_options(verify, rtol, timeout, retries)
-        error = step**2 + FLOAT64_EPS / step if scheme == "central" else step + FLOAT64_EPS / step
-        amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
-        base = None if directions is None else _checked_directions(directions, point)
-        count = point.size if base is None else len(base)
-        k = count_blocks(blocks, tasks, code, count)
-        data, task = _prepare(f, point, unit, step, scheme, base, k)
-        known = KnownFunction(errors=partial(slope_errors, step, scheme))
-        options = replace(options, rtol=amplification * FLOAT64_EPS, known=known)
+        options = check_options(verify, rtol, timeout, retries)
+        slope_error = step**2 + FLOAT64_EPS / step if scheme == "central" else step + FLOAT64_EPS / step
+        amplification = MAX_AMPLIFICATION if rtol is None else _compute_max_amplification(rtol, slope_error)
+        base_directions = None if directions is None else _check_directions(directions, point)
+        n_directions = point.size if base_directions is None else len(base_directions)
+        k = choose_n_blocks(blocks, tasks, code, n_directions)
+        data, task = _make_blocks_and_task(f, point, length_scale, step, scheme, base_directions, k)
+        traits = FunctionTraits(error_bounds=partial(estimate_slope_errors, step, scheme))
+        options = replace(options, rtol=amplification * FLOAT64_EPS, traits=traits)
         try:
-            sizes = CodeOptions(k, tasks, code)
-            mapped = prepared_blocks(task, data, sizes, executor, options).run(observers)
+            code_options = CodeOptions(k, tasks, code)
+            result = prepare_coded_map(task, data, code_options, executor, options).execute(observers)
         except NotLinearError as error_:
-            raise NotLinearError(_not_smooth(step, error_)) from error_
+            raise NotLinearError(_not_smooth_message(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:
-            told = error_.__cause__ if isinstance(error_, NotDecodableError) else error_
-            if isinstance(told, NotScalarError):
-                raise CodeError(str(told)) from None
+            cause = error_.__cause__ if isinstance(error_, NotDecodableError) else error_
+            if isinstance(cause, NotScalarError):
+                raise CodeError(str(cause)) from None
             raise
-        slopes = join_slopes([slopes for slopes, _ in mapped], count)
-        heard, started = _count_evaluations(mapped.report, count, scheme)
-        return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, heard, started, mapped.report)
+        slopes = merge_slopes([slopes for slopes, _ in result], n_directions)
+        n_evaluations, n_evaluations_started = _count_evaluations(result.report, n_directions, scheme)
+        return GradientResult(
+            solve_gradient(slopes, base_directions, length_scale),
+            slopes,
+            n_evaluations,
+            n_evaluations_started,
+            result.report,
+        )
 
-    return PreparedMap(run)
+    return PreparedMap(execute)
 
 
 class CodedGradient:
@@ -212,54 +218,58 @@ class CodedGradient:
         return result.gradient
 
 
-def _prepare(
+def _make_blocks_and_task(
     f: Callable[[Any], Any],
     x: Floats,
     scale: Floats,
     h: float,
     scheme: str,
-    base: Floats | None,
-    k: int,
+    base_directions: Floats | None,
+    n_blocks: int,
 ) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
     """k blocks, every k-th direction in one, and the task that measures slopes along them."""
-    if base is None:
-        return list(np.eye(k)), make_coordinate_slope_task(f, x, scale, h, scheme, k)
-    return cut_directions(base, k), make_row_slope_task(f, x, scale, h, scheme)
+    if base_directions is None:
+        return list(np.eye(n_blocks)), make_coordinate_slope_task(f, x, scale, h, scheme, n_blocks)
+    return partition_directions(base_directions, n_blocks), make_row_slope_task(f, x, scale, h, scheme)
 
 
-def _count_evaluations(report: Report, count: int, scheme: str) -> tuple[int, int]:
+def _count_evaluations(report: Report, n_directions: int, scheme: str) -> tuple[int, int]:
     """Return how often f was evaluated by the workers that were heard, and how often in all."""
 
-    def evaluations(index: int) -> int:
+    def count_task_evaluations(task_index: int) -> int:
         # Data blocks may hold one direction less than parity blocks.
-        directions = -(-(count - index * (index < report.k)) // report.k)
-        return 2 * directions if scheme == "central" else directions + 2
+        n_task_directions = -(-(n_directions - task_index * (task_index < report.k)) // report.k)
+        return 2 * n_task_directions if scheme == "central" else n_task_directions + 2
 
-    heard = sum(evaluations(task.index) for task in report.tasks if task.arrived is not None)
-    attempts = {task.index: task.attempts - (task.state == "cancelled") for task in report.tasks}
-    started = sum(evaluations(index) * times for index, times in attempts.items())
-    return heard, started + sum(map(evaluations, report.evaluated_here))
+    n_evaluations = sum(
+        count_task_evaluations(task.index) for task in report.tasks if task.arrived is not None
+    )
+    attempts_by_task = {task.index: task.attempts - (task.state == "cancelled") for task in report.tasks}
+    n_evaluations_started = sum(
+        count_task_evaluations(task_index) * n_attempts for task_index, n_attempts in attempts_by_task.items()
+    )
+    return n_evaluations, n_evaluations_started + sum(map(count_task_evaluations, report.evaluated_locally))
 
 
-def _checked_point(x: Any) -> Floats:
-    point = _numbers(x, "x")
+def _check_point(x: Any) -> Floats:
+    point = _check_real_array(x, "x")
     if point.size == 0:
         raise CodeError(f"x of shape {point.shape} has no coordinates: there is no gradient to compute")
     return point
 
 
-def _checked_scale(scale: Any, x: Floats) -> Floats:
+def _check_scale(scale: Any, x: Floats) -> Floats:
     if scale is None:
         return np.maximum(1.0, np.abs(x))
-    unit = _numbers(scale, "scale")
-    if unit.shape not in ((), x.shape):
-        raise CodeError(f"scale of shape {unit.shape} does not fit x of shape {x.shape}")
-    if not (unit > 0).all():
+    length_scale = _check_real_array(scale, "scale")
+    if length_scale.shape not in ((), x.shape):
+        raise CodeError(f"scale of shape {length_scale.shape} does not fit x of shape {x.shape}")
+    if not (length_scale > 0).all():
         raise CodeError("scale must be positive: the lengths over which f changes")
-    return np.array(np.broadcast_to(unit, x.shape))
+    return np.array(np.broadcast_to(length_scale, x.shape))
 
 
-def _checked_step(h: Any, scheme: Any) -> float:
+def _check_step(h: Any, scheme: Any) -> float:
     if not is_choice(scheme, tuple(DEFAULT_STEP)):
         raise CodeError(f"scheme must be 'central' or 'forward', not {scheme!r}")
     if h is None:
@@ -269,20 +279,20 @@ def _checked_step(h: Any, scheme: Any) -> float:
     return float(h)
 
 
-def _checked_directions(directions: Any, x: Floats) -> Floats:
-    base = _numbers(directions, "directions")
-    if base.ndim == 0 or base.shape[1:] != x.shape or len(base) == 0:
+def _check_directions(directions: Any, x: Floats) -> Floats:
+    base_directions = _check_real_array(directions, "directions")
+    if base_directions.ndim == 0 or base_directions.shape[1:] != x.shape or len(base_directions) == 0:
         raise CodeError(
-            f"directions of shape {base.shape} do not fit x of shape {x.shape}: pass (r, ...), one or more "
+            f"directions of shape {base_directions.shape} do not fit x of shape {x.shape}: pass (r, ...), one or more "
             "rows of the shape of x"
         )
-    zero = np.flatnonzero(~base.reshape(len(base), -1).any(axis=1))
-    if len(zero):
-        raise CodeError(f"direction {zero[0]} is zero: f does not change along it")
-    return base
+    zero_indices = np.flatnonzero(~base_directions.reshape(len(base_directions), -1).any(axis=1))
+    if len(zero_indices):
+        raise CodeError(f"direction {zero_indices[0]} is zero: f does not change along it")
+    return base_directions
 
 
-def _numbers(value: Any, name: str) -> Floats:
+def _check_real_array(value: Any, name: str) -> Floats:
     value = as_array_like(value, name)
     if hasattr(value, "toarray"):
         raise CodeError(f"{name} is a sparse {type(value).__name__}: use {name}.toarray()")
@@ -297,16 +307,18 @@ def _numbers(value: Any, name: str) -> Floats:
     return array
 
 
-def _allowed_amplification(rtol: Any, error: float) -> float:
-    if rtol <= error:
-        raise CodeError(f"rtol={rtol:g} is below the error of a slope itself, about {error:.1g} by this h")
-    return float(rtol / error)
+def _compute_max_amplification(rtol: Any, slope_error: float) -> float:
+    if rtol <= slope_error:
+        raise CodeError(
+            f"rtol={rtol:g} is below the error of a slope itself, about {slope_error:.1g} by this h"
+        )
+    return float(rtol / slope_error)
 
 
-def _not_smooth(h: float, error: NotLinearError) -> str:
-    what = str(error).split(":", 1)[0]
+def _not_smooth_message(h: float, error: NotLinearError) -> str:
+    finding = str(error).split(":", 1)[0]
     return (
-        f"slopes of f do not add up ({what}): f is not smooth or not deterministic at steps of h={h:.2g} "
+        f"slopes of f do not add up ({finding}): f is not smooth or not deterministic at steps of h={h:.2g} "
         "times scale, or a worker returned garbage. A larger h smooths rounding and noise, a smaller one "
         "steps over fewer kinks; verify=False skips the check"
     )

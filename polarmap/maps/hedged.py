@@ -12,21 +12,21 @@ import numpy as np
 
 from polarmap.blocks.uneven import UncodedBlocks, cut_into_items, group_consecutive, items_to_arrays
 from polarmap.codes.uncoded import DEFAULT_BACKUPS, Uncoded
+from polarmap.driver.batches import MAX_BATCHES, BatchPolicy, ItemSequence, can_batch, unpickle_result
+from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.options import check_function, check_options
+from polarmap.driver.prepared_map import PreparedMap, map_function
+from polarmap.driver.reports import LazyReport
+from polarmap.driver.results import CodedResult
+from polarmap.driver.uncoded_collector import BatchCollector, execute_uncoded
 from polarmap.errors import (
     CodeError,
     NotDecodableError,
     WorkerLostError,
-    raised_by,
+    annotate_exception,
 )
 from polarmap.executors import collect_injected_faults
 from polarmap.executors.interface import JobSpec, Outcome, to_failure
-from polarmap.run.batches import MOST_BATCHES, Batches, Items, go_together, value_of
-from polarmap.run.first_results import FirstOfItems, run_uncoded
-from polarmap.run.options import check_function, checked_options
-from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.reports import LazyReport
-from polarmap.run.results import CodedResult
-from polarmap.run.running_map import Observers, RunningMap
 from polarmap.validation import check_positive_int, is_nonnegative_int
 from polarmap.worker.pytree import Array, describe_type
 from polarmap.worker.task_functions import make_call_task
@@ -35,7 +35,7 @@ from polarmap.worker.task_records import ErrorInfo
 T = TypeVar("T")
 
 
-@verb
+@map_function
 def hedged_map(
     f: Callable[..., T],
     data: Any,
@@ -114,108 +114,135 @@ def hedged_map(
     [1, ValueError("invalid literal for int() with base 10: 'two'")]
     """
     check_function(f)
-    options = checked_options(False, None, timeout, retries)
+    options = check_options(False, None, timeout, retries)
     if not is_nonnegative_int(backups):
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     backups = int(backups)
     _check_arguments(star, args, kwargs, return_exceptions)
-    running = RunningMap(executor)
+    execution = MapExecution(executor)
     items = cut_into_items(data, None if blocks is None else check_positive_int("blocks", blocks), star)
-    count = len(items) if blocks is None else min(blocks, len(items))
-    is_group = count < len(items)
-    running.expect(Uncoded(count, max_backups=1))
+    n_tasks = len(items) if blocks is None else min(blocks, len(items))
+    is_grouped = n_tasks < len(items)
+    execution.set_code(Uncoded(n_tasks, max_backups=1))
     if not items:
-        nothing = partial(replace, running.report(), verified="not needed", is_final=True)
-        return PreparedMap(lambda observers: CodedResult([], LazyReport(nothing)), running)
-    groups = group_consecutive(items, count) if is_group else items
-    ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
-    spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
-    are_many = not is_group and count > MOST_BATCHES and go_together(running.executor, backups, retries)
-    reached = list[Any]()
-    parts, is_pickled = items_to_arrays(groups, reached, "block" if is_group else "item", are_many)
-    keeps = bool(return_exceptions)
-    call = make_call_task(f, star, args, kwargs, is_pickled, is_group, keeps, reached)
+        build_report = partial(replace, execution.current_report(), verified="not needed", is_final=True)
+        return PreparedMap(lambda observers: CodedResult([], LazyReport(build_report)), execution)
+    grouped_items = group_consecutive(items, n_tasks) if is_grouped else items
+    range_ends = list(itertools.accumulate(map(len, grouped_items) if is_grouped else [1] * n_tasks))
+    item_ranges = [
+        range(start, end) for start, end in zip([0, *range_ends], range_ends)
+    ]  # the items of each task
+    use_batches = not is_grouped and n_tasks > MAX_BATCHES and can_batch(execution.executor, backups, retries)
+    referenced_functions = list[Any]()
+    task_arrays, is_pickled = items_to_arrays(
+        grouped_items, referenced_functions, "block" if is_grouped else "item", use_batches
+    )
+    keep_exceptions = bool(return_exceptions)
+    task_function = make_call_task(
+        f, star, args, kwargs, is_pickled, is_grouped, keep_exceptions, referenced_functions
+    )
 
-    def who(task: int) -> str:
-        return _items(spans[task], len(items))
+    def label_task(task: int) -> str:
+        return _item_label(item_ranges[task], len(items))
 
-    def values_of(outcome: Outcome) -> Sequence[Any]:
-        span = spans[outcome.task]
+    def decode_outcome(outcome: Outcome) -> Sequence[Any]:
+        item_range = item_ranges[outcome.task]
         if outcome.failure is not None:
             error = outcome.failure.cause or WorkerLostError(str(outcome.failure))
-            return [raised_by(who(outcome.task), error)] * len(span)
-        found = _value(outcome.task, outcome.leaves[0], keeps)
-        if not is_group:
-            return [found]
-        if not keeps:
-            return found  # type: ignore[no-any-return]
-        if isinstance(found, BaseException):
-            return [found] * len(span)
-        return [_one_of_group(one, index, len(items)) for index, one in zip(span, found)]
+            return [annotate_exception(label_task(outcome.task), error)] * len(item_range)
+        decoded = _decode_result(outcome.task, outcome.leaves[0], keep_exceptions)
+        if not is_grouped:
+            return [decoded]
+        if not keep_exceptions:
+            return decoded  # type: ignore[no-any-return]
+        if isinstance(decoded, BaseException):
+            return [decoded] * len(item_range)
+        return [_get_item_result(one, item_index, len(items)) for item_index, one in zip(item_range, decoded)]
 
-    def run(observers: Observers) -> CodedResult[T]:
+    def execute(observers: Observers) -> CodedResult[T]:
         values = dict[int, T]()
 
-        def take(some: Iterable[tuple[int, Any]]) -> None:
-            for index, value in some:
-                values[index] = value
+        def store_results(results: Iterable[tuple[int, Any]]) -> None:
+            for item_index, value in results:
+                values[item_index] = value
                 for one in observers:
-                    one.arrived(index, partial(values.__getitem__, index))
+                    one.on_item_result(item_index, partial(values.__getitem__, item_index))
 
-        def take_data(some: Sequence[tuple[int, bytes | Array]]) -> None:
-            take((index, _value(index, data, keeps)) for index, data in some)
-
-        def note(outcome: Outcome) -> None:
-            take(zip(spans[outcome.task], values_of(outcome)))
-
-        if are_many and is_pickled:
-            blocks = Batches(True, count, backups, collect_injected_faults(running.executor))
-            blocks.append(Items(None, blocks=parts), range(count))
-            need_of = partial(FirstOfItems, blocks, count, take_data, note, keeps, who)
-            report = running.execute(JobSpec(call, blocks), blocks, options, need_of, observers)[1]
-        else:
-            coded = UncodedBlocks([[part] for part in parts], ("array",))
-            report = run_uncoded(
-                running, call, coded, options, observers, note, who, backups=backups, keeps_failures=keeps
+        def store_pickled_results(results: Sequence[tuple[int, bytes | Array]]) -> None:
+            store_results(
+                (item_index, _decode_result(item_index, data, keep_exceptions))
+                for item_index, data in results
             )
-        return CodedResult([values[index] for index in range(len(items))], report)
 
-    return PreparedMap(run, running, len(items))
+        def on_outcome(outcome: Outcome) -> None:
+            store_results(zip(item_ranges[outcome.task], decode_outcome(outcome)))
+
+        if use_batches and is_pickled:
+            blocks = BatchPolicy(True, n_tasks, backups, collect_injected_faults(execution.executor))
+            blocks.enqueue(ItemSequence(None, blocks=task_arrays), range(n_tasks))
+            make_collector = partial(
+                BatchCollector,
+                blocks,
+                n_tasks,
+                store_pickled_results,
+                on_outcome,
+                keep_exceptions,
+                label_task,
+            )
+            report = execution.execute(
+                JobSpec(task_function, blocks), blocks, options, make_collector, observers
+            )[1]
+        else:
+            task_blocks = UncodedBlocks([[task_array] for task_array in task_arrays], ("array",))
+            report = execute_uncoded(
+                execution,
+                task_function,
+                task_blocks,
+                options,
+                observers,
+                on_outcome,
+                label_task,
+                max_backups=backups,
+                accept_failures=keep_exceptions,
+            )
+        return CodedResult([values[item_index] for item_index in range(len(items))], report)
+
+    return PreparedMap(execute, execution, len(items))
 
 
-def _value(task: int, data: bytes | Array, keeps: bool) -> Any:
+def _decode_result(task_index: int, data: bytes | Array, keep_exceptions: bool) -> Any:
     """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
     try:
-        return value_of(data)
+        return unpickle_result(data)
     except Exception as error:
         failure = NotDecodableError(
-            f"the result of task {task} cannot be unpickled here: {type(error).__name__}: {error}"
+            f"the result of task {task_index} cannot be unpickled here: {type(error).__name__}: {error}"
         )
         failure.__cause__ = error
-        if keeps:
+        if keep_exceptions:
             return failure
         raise failure from error
 
 
-def _one_of_group(told: tuple[bool, Any], index: int, count: int) -> Any:
+def _get_item_result(item_outcome: tuple[bool, Any], item_index: int, n_items: int) -> Any:
     """What f returned for one item of a block of several, or its exception."""
-    has_returned, value = told
+    has_returned, value = item_outcome
     if has_returned:
         return value
     error = to_failure(ErrorInfo(*value)).cause
     assert error is not None
-    return raised_by(_items(range(index, index + 1), count), error)
+    return annotate_exception(_item_label(range(item_index, item_index + 1), n_items), error)
 
 
-def _items(span: range, count: int) -> str:
+def _item_label(item_range: range, n_items: int) -> str:
     """What an exception says of where it was raised.
 
-    >>> _items(range(3, 4), 9), _items(range(3, 6), 9)
+    >>> _item_label(range(3, 4), 9), _item_label(range(3, 6), 9)
     ('item 3 of 9', 'one of items 3 to 5 of 9')
     """
-    if len(span) == 1:
-        return f"item {span[0]} of {count}"
-    return f"one of items {span[0]} to {span[-1]} of {count}"
+    if len(item_range) == 1:
+        return f"item {item_range[0]} of {n_items}"
+    return f"one of items {item_range[0]} to {item_range[-1]} of {n_items}"
 
 
 def _check_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:

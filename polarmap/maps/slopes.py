@@ -14,55 +14,61 @@ from polarmap.dtypes import Array, Floats
 from polarmap.errors import CodeError
 from polarmap.worker.finite_differences import SlopeErrorInputs
 
-SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
+ERROR_SAFETY_FACTOR = (
+    64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
+)
 
 
-def cut_directions(base: Floats, k: int) -> list[Floats]:
+def partition_directions(base_directions: Floats, n_blocks: int) -> list[Floats]:
     """k blocks, every k-th direction in one, filled up with zeros."""
-    filled = np.zeros((-(-len(base) // k) * k, *base.shape[1:]))
-    filled[: len(base)] = base
-    return [filled[i::k] for i in range(k)]
+    padded_directions = np.zeros(
+        (-(-len(base_directions) // n_blocks) * n_blocks, *base_directions.shape[1:])
+    )
+    padded_directions[: len(base_directions)] = base_directions
+    return [padded_directions[i::n_blocks] for i in range(n_blocks)]
 
 
-def join_slopes(slopes: Sequence[Floats], count: int) -> Floats:
+def merge_slopes(block_slopes: Sequence[Floats], n_directions: int) -> Floats:
     """The inverse of taking every k-th direction into one block."""
-    return np.stack(slopes, axis=1).reshape(-1)[:count]
+    return np.stack(block_slopes, axis=1).reshape(-1)[:n_directions]
 
 
-def gradient_of_slopes(slopes: Floats, base: Floats | None, scale: Floats) -> Floats:
+def solve_gradient(slopes: Floats, base_directions: Floats | None, scale: Floats) -> Floats:
     """What has these slopes; the shortest such vector if there are several."""
-    if base is None:
+    if base_directions is None:
         return slopes.reshape(scale.shape) / scale
     if not np.isfinite(slopes).all():
         return np.full(scale.shape, np.nan)
-    found = np.linalg.lstsq(base.reshape(len(base), -1), slopes, rcond=None)[0]
-    return np.asarray(found).reshape(scale.shape)
+    solution = np.linalg.lstsq(base_directions.reshape(len(base_directions), -1), slopes, rcond=None)[0]
+    return np.asarray(solution).reshape(scale.shape)
 
 
-def count_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, count: int) -> int:
-    """k, as coded_map chooses it for `count` rows."""
-    asked = CodeOptions(blocks, tasks, code).check()
-    most = DEFAULT_N_BLOCKS if asked.tasks is None else max(1, 3 * asked.tasks // 4)
-    of_code = code.k if isinstance(code, PolarCode) else None
-    k = asked.blocks or of_code or min(most, count)
-    if k > count:
-        raise CodeError(f"blocks={k} is more than the {count} directions; use blocks <= {count}")
+def choose_n_blocks(blocks: Any, tasks: Any, code: CodeName | PolarCode, n_directions: int) -> int:
+    """k, as coded_map chooses it for `n_directions` rows."""
+    code_options = CodeOptions(blocks, tasks, code).check()
+    max_blocks = DEFAULT_N_BLOCKS if code_options.tasks is None else max(1, 3 * code_options.tasks // 4)
+    code_blocks = code.k if isinstance(code, PolarCode) else None
+    k = code_options.blocks or code_blocks or min(max_blocks, n_directions)
+    if k > n_directions:
+        raise CodeError(
+            f"blocks={k} is more than the {n_directions} directions; use blocks <= {n_directions}"
+        )
     return k
 
 
-def slope_errors(h: float, scheme: str, received: list[list[Array]]) -> list[float]:
+def estimate_slope_errors(h: float, scheme: str, received_leaves: list[list[Array]]) -> list[float]:
     """What slopes may be off by although f is smooth, from the `SlopeErrorInputs` that came with them.
 
     These are not meant to be decoded. The most extreme worker is left out, which may have returned garbage.
     """
-    columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received]).T))
-    lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
-    rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
-    truncation = h * max(0.0, highest - lowest)
+    columns = dict(zip(SlopeErrorInputs._fields, np.stack([leaves[1] for leaves in received_leaves]).T))
+    min_value, max_value = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
+    rounding = _second_largest(columns["eps"]) * max(abs(min_value), abs(max_value))
+    truncation = h * max(0.0, max_value - min_value)
     if scheme == "forward":
         truncation = _second_largest(columns["curvature"])
     error = _second_largest(columns["longest"]) * (rounding + truncation) / h
-    return [SLACK * error, np.inf]
+    return [ERROR_SAFETY_FACTOR * error, np.inf]
 
 
 def _second_largest(column: Array) -> float:

@@ -10,22 +10,33 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.driver.coded_future import BackgroundMap, CodedFuture
+from polarmap.driver.prepared_map import PreparedMap, make_observers
+from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.executors import unwrap_faulty_executor
 from polarmap.executors.interface import MapExecutor
 from polarmap.executors.pickling import copy_as_pickled
 from polarmap.executors.pool import Pool
 from polarmap.maps.executor import Executor
-from polarmap.run.coded_future import CodedFuture, FutureMap
-from polarmap.run.prepared_map import PreparedMap, observers_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DATA = {"data", "parts", "x", "A", "B", "weights", "directions", "scale", "args", "kwargs"}  # of all verbs
+DATA_PARAMETERS = {
+    "data",
+    "parts",
+    "x",
+    "A",
+    "B",
+    "weights",
+    "directions",
+    "scale",
+    "args",
+    "kwargs",
+}  # of all verbs
 
 
-def submit(verb: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> CodedFuture[R]:
+def submit(map_function: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> CodedFuture[R]:
     """Begin a map and return its future at once: `submit(coded_map, f, data)` is `coded_map(f, data)` later.
 
     `future.blocks` tells the result of each block as soon as it is there. Up to 32 maps are under way at a
@@ -35,7 +46,7 @@ def submit(verb: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> 
 
     Parameters
     ----------
-    verb : callable
+    map_function : callable
         `coded_map`, `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`, `coded_gradient`, `encode` or
         `xr.apply`.
     *arguments, **options
@@ -61,27 +72,29 @@ def submit(verb: Callable[P, R], /, *arguments: P.args, **options: P.kwargs) -> 
     >>> [block.result(60.0).shape for block in future.blocks]
     [(2,), (2,), (2,), (2,)]
     """
-    with without_our_frames:
-        prepare: Callable[..., PreparedMap[R]] | None = getattr(verb, "publish_in_parallel", None)
+    with trimmed_tracebacks:
+        prepare: Callable[..., PreparedMap[R]] | None = getattr(map_function, "publish_in_parallel", None)
         if prepare is None:
             raise CodeError(
-                f"submit begins a map: pass it first, as submit(coded_map, f, data); {verb!r:.100} is none"
+                f"submit begins a map: pass it first, as submit(coded_map, f, data); {map_function!r:.100} is none"
             )
-        travels = _is_elsewhere(options.get("executor"))
-        named = {name: _kept(name, one, travels) for name, one in options.items()}
-        places = ("f" if callable(one) else "data" for one in arguments)
-        prepared = prepare(*(_kept(*one, travels) for one in zip(places, arguments)), **named)
-        return FutureMap(prepared, observers_of(options.get("progress"))).start()
+        pickle_f = _pickles_f(options.get("executor"))
+        map_options = {name: _snapshot_argument(name, item, pickle_f) for name, item in options.items()}
+        argument_names = ("f" if callable(item) else "data" for item in arguments)
+        prepared_map = prepare(
+            *(_snapshot_argument(*item, pickle_f) for item in zip(argument_names, arguments)), **map_options
+        )
+        return BackgroundMap(prepared_map, make_observers(options.get("progress"))).start()
 
 
-def _kept(name: str, argument: Any, travels: bool) -> Any:
-    """An argument of a map as it is now, whatever its caller does to it later; `travels`: f does."""
-    if name in DATA:
-        return _as_it_is(argument)
-    return _as_it_travels(argument) if name == "f" and travels else argument
+def _snapshot_argument(name: str, argument: Any, pickle_f: bool) -> Any:
+    """An argument of a map as it is now, whatever its caller does to it later; `pickle_f`: f does."""
+    if name in DATA_PARAMETERS:
+        return _copy_if_in_memory(argument)
+    return _pickle_round_trip(argument) if name == "f" and pickle_f else argument
 
 
-def _as_it_is(data: Any) -> Any:
+def _copy_if_in_memory(data: Any) -> Any:
     """A copy of what lies in memory; what lies in files or storage, or cannot be copied, itself."""
     is_stored = isinstance(data, (str, os.PathLike, np.memmap))
     if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # of Zarr, HDF5, dask
@@ -92,15 +105,15 @@ def _as_it_is(data: Any) -> Any:
         return data
 
 
-def _is_elsewhere(executor: Any) -> bool:
+def _pickles_f(executor: Any) -> bool:
     """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
     executor = unwrap_faulty_executor(executor)
     if isinstance(executor, Executor):
-        return _is_elsewhere(executor.choice)
+        return _pickles_f(executor.executor_spec)
     return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
 
 
-def _as_it_travels(f: Any) -> Any:
+def _pickle_round_trip(f: Any) -> Any:
     """f as a worker would get it; itself if it cannot travel, which the map tells."""
     try:
         return copy_as_pickled(f, "its workers")

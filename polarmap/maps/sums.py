@@ -10,11 +10,11 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.uneven import GradientCodedBlocks, cut_into_parts
+from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.options import FunctionTraits, check_function, check_options
+from polarmap.driver.prepared_map import PreparedMap, execute_coded, map_function
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.options import KnownFunction, check_function, checked_options
-from polarmap.run.prepared_map import PreparedMap, run_coded, verb
-from polarmap.run.running_map import Observers, RunningMap
 from polarmap.validation import check_positive_int
 from polarmap.worker.task_functions import make_weighted_sum_task
 
@@ -40,7 +40,7 @@ class CodedSum:
         return f"<CodedSum of {self.report.k} parts: {' '.join(reprlib.repr(self.value).split())}>"
 
 
-@verb
+@map_function
 def coded_sum(
     f: Callable[[Any], Any],
     parts: Any,
@@ -81,7 +81,7 @@ def coded_sum(
     Returns
     -------
     CodedSum
-        With `value` and `report`. When s + 1 divides n, workers return plain sums: integers stay
+        With `value` and `lazy_report`. When s + 1 divides n, workers return plain sums: integers stay
         integers and are exact. Otherwise sums of integers come back as floats.
 
     Raises
@@ -104,28 +104,30 @@ def coded_sum(
     ([10, 11, 14], [10, 11, 14])
     """
 
-    def run(observers: Observers) -> CodedSum:
+    def execute(observers: Observers) -> CodedSum:
         check_function(f)
-        options = checked_options("auto", rtol, timeout, retries)
-        options = replace(options, known=KnownFunction(fits=True))
-        running = RunningMap(executor)
-        n = None if tasks is None else check_positive_int("tasks", tasks)
-        shares = GradientCodedBlocks(*cut_into_parts(parts, n), n, tolerate)
-        combined = make_weighted_sum_task(f)
-        running.expect(shares.code)
+        options = check_options("auto", rtol, timeout, retries)
+        options = replace(options, traits=FunctionTraits(meets_requirement=True))
+        execution = MapExecution(executor)
+        n_tasks = None if tasks is None else check_positive_int("tasks", tasks)
+        coded_data = GradientCodedBlocks(*cut_into_parts(parts, n_tasks), n_tasks, tolerate)
+        task_function = make_weighted_sum_task(f)
+        execution.set_code(coded_data.code)
         try:
-            word, report = run_coded(running, combined, shares, options, observers)
+            collector, lazy_report = execute_coded(execution, task_function, coded_data, options, observers)
         except NotLinearError as error:
             raise NotDecodableError(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "
                 "worker returned garbage"
             ) from error
-        result = word.result(report)
-        verified = _checked(result.report)
-        return CodedSum(result[0], replace(result.report, k=shares.n_parts, recovered=(), verified=verified))
+        result = collector.build_result(lazy_report)
+        verified = _verification_label(result.report)
+        return CodedSum(
+            result[0], replace(result.report, k=coded_data.n_parts, recovered=(), verified=verified)
+        )
 
-    return PreparedMap(run)
+    return PreparedMap(execute)
 
 
-def _checked(report: Report) -> str:
+def _verification_label(report: Report) -> str:
     return "no" if report.residual is None else "parity"

@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from polarmap.blocks.code_choice import CodeName
 from polarmap.codes.polar import PolarCode
 from polarmap.dtypes import Array, Floats
-from polarmap.errors import ModelError, without_our_frames
+from polarmap.errors import ModelError, trimmed_tracebacks
 from polarmap.executors import rewrap_with_faults, unwrap_faulty_executor
 from polarmap.executors.encryption_keys import check_not_encrypted
 from polarmap.executors.pool import Pool
@@ -50,7 +50,7 @@ class CodedEstimator(BaseEstimator):  # type: ignore[misc]
 
         y : labels or counts (samples,), or numbers (samples,) or (samples, targets).
         """
-        with without_our_frames:
+        with trimmed_tracebacks:
             for name, argument in (("X", X), ("y", y), ("sample_weight", sample_weight)):
                 check_not_encrypted(argument, name)
             X, y = self._check_training_data(X, y)

@@ -1,5 +1,6 @@
 """Run times as distributions: how they polarize, when a job is complete, how many workers to start."""
 
+from polarmap.driver.lateness import LatenessRule, ParityRule
 from polarmap.planning.backups import BackupRule, SimulatedJobs, simulate_backups
 from polarmap.planning.completion import (
     SCHEMES,
@@ -38,7 +39,6 @@ from polarmap.planning.polarization import (
     virtual_medians,
     virtual_quantile,
 )
-from polarmap.run.lateness import LatenessRule, ParityRule
 
 __all__ = [
     "SCHEMES",

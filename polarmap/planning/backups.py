@@ -14,17 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.driver.lateness import (
+    NO_RESULT_SECONDS,
+    LatenessRule,
+    LateTracker,
+    cautious_late_after_seconds,
+    extrapolate_quantile,
+    late_fraction,
+    min_results_to_extrapolate,
+)
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.quadrature import compute_cell_widths, compute_expected_run_time, make_full_logit_grid
-from polarmap.run.lateness import (
-    SILENCE_SECONDS,
-    LateAttempts,
-    LatenessRule,
-    cautious,
-    extrapolated,
-    half_of,
-    late_share,
-)
 
 BackupSampler = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
 
@@ -156,22 +156,24 @@ def find_jobs_with_early_backups(
 
     sorted_run_times : array (trials, tasks): run times of the tasks of each job, ascending.
     """
-    n_half = half_of(rule.tasks)
+    n_half = min_results_to_extrapolate(rule.n_tasks)
     n_completed = np.arange(1, n_half)
-    silent_mask = sorted_run_times[:, 0] > max(rule.min_seconds, SILENCE_SECONDS * 2.0**n_spare)
+    silent_mask = sorted_run_times[:, 0] > max(rule.min_seconds, NO_RESULT_SECONDS * 2.0**n_spare)
     late_after = np.maximum(
-        rule.min_seconds, cautious(sorted_run_times[:, : n_half - 1], n_completed, n_half)
+        rule.min_seconds, cautious_late_after_seconds(sorted_run_times[:, : n_half - 1], n_completed, n_half)
     )
     return np.asarray(silent_mask | (late_after < sorted_run_times[:, 1:n_half]).any(axis=1))
 
 
 def compute_lateness_thresholds(sorted_run_times: Floats, rule: LatenessRule) -> Floats:
-    """`late_after` once half of the tasks have returned, (trials,); `sorted_run_times` as for
+    """`late_after_seconds` once half of the tasks have returned, (trials,); `sorted_run_times` as for
     `find_jobs_with_early_backups`.
     """
     with np.errstate(invalid="ignore"):  # where nothing returns
-        thresholds = extrapolated(
-            sorted_run_times[:, 0], sorted_run_times[:, half_of(rule.tasks) - 1], late_share(rule.tasks)
+        thresholds = extrapolate_quantile(
+            sorted_run_times[:, 0],
+            sorted_run_times[:, min_results_to_extrapolate(rule.n_tasks) - 1],
+            late_fraction(rule.n_tasks),
         )
     return np.maximum(rule.min_seconds, thresholds)
 
@@ -181,13 +183,13 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
 
     attempt_run_times : array (attempts, k): what each attempt would take.
     """
-    late_tracker: LateAttempts[tuple[int, int]] = LateAttempts(rule)
+    late_tracker: LateTracker[tuple[int, int]] = LateTracker(rule)
     completed_at, started_at = np.full(attempt_run_times.shape[1], inf), np.full(attempt_run_times.shape, inf)
     completion_queue: list[tuple[float, int, int]] = []  # a heap
 
     def start_attempt(task: int, attempt: int, current_time: float) -> None:
         started_at[attempt, task] = current_time
-        late_tracker.begin((task, attempt), current_time)
+        late_tracker.on_start((task, attempt), current_time)
         if np.isfinite(attempt_run_times[attempt, task]):
             heapq.heappush(
                 completion_queue, (current_time + float(attempt_run_times[attempt, task]), task, attempt)
@@ -196,17 +198,17 @@ def _simulate_backup_events(attempt_run_times: Floats, rule: LatenessRule) -> tu
     for task in range(attempt_run_times.shape[1]):
         start_attempt(task, 0, 0.0)
     while np.isinf(completed_at).any():
-        current_time = min(completion_queue[0][0] if completion_queue else inf, late_tracker.next_moment())
+        current_time = min(completion_queue[0][0] if completion_queue else inf, late_tracker.next_late_at())
         if current_time == inf:
             break
         if completion_queue and completion_queue[0][0] == current_time:
             _, task, attempt = heapq.heappop(completion_queue)
             if np.isinf(completed_at[task]):
                 completed_at[task] = current_time
-                late_tracker.learn(float(attempt_run_times[attempt, task]), attempt > 0)
+                late_tracker.record_run_time(float(attempt_run_times[attempt, task]), attempt > 0)
                 for other_attempt in range(len(attempt_run_times)):
-                    late_tracker.end((task, other_attempt))
-        for task, attempt in sorted(late_tracker.late_at(current_time)):
+                    late_tracker.on_end((task, other_attempt))
+        for task, attempt in sorted(late_tracker.find_late_attempts(current_time)):
             if attempt + 1 < len(attempt_run_times) and np.isinf(started_at[attempt + 1, task]):
                 start_attempt(task, attempt + 1, current_time)
     return completed_at, started_at

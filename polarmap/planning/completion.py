@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.codes.uncoded import DEFAULT_BACKUPS
+from polarmap.driver.lateness import backup_lateness_rule
 from polarmap.dtypes import is_integer
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.planning import backups, decodability, heterogeneous
 from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.distributions import Distribution, Floats
@@ -27,7 +28,6 @@ from polarmap.planning.order_statistics import (
     compute_order_statistic_means,
 )
 from polarmap.planning.overdecomposition import check_task_overhead, simulate_overdecomposition
-from polarmap.run.lateness import backup_lateness
 from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
 
 MAX_WORKERS_OR_TRIALS = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
@@ -142,7 +142,7 @@ def completion_time(
     >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
     rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         _check_scheme(n, k, scheme, n_trials)
         _check_options(seed, n_upfront_parity, tasks_per_worker, task_overhead, erasure)
         if heterogeneous.is_sequence_of_distributions(run_times):
@@ -304,7 +304,7 @@ def _simulate_backup_jobs(
 
     if scheme in FRAMEWORK_RULES:
         return backups.simulate_backups(first_run_times, sample_backups, FRAMEWORK_RULES[scheme])
-    return backups.simulate_backups(first_run_times, sample_backups, backup_lateness(k), DEFAULT_BACKUPS)
+    return backups.simulate_backups(first_run_times, sample_backups, backup_lateness_rule(k), DEFAULT_BACKUPS)
 
 
 def _make_replication_completion(n: int, k: int, run_times: Distribution) -> Completion:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.validation import is_real_number
 
 Floats = npt.NDArray[np.float64]
@@ -423,7 +423,7 @@ def with_cold_starts(run_times: Distribution, fraction: float, delay: float) -> 
     >>> with_cold_starts(ShiftedExponential(1.0, 1.0), 0.5, 4.0).mean()
     4.0
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         _check_number("share", fraction)
         return Mixture([run_times, Scaled(run_times, delay=delay)], [1 - fraction, fraction])
 
@@ -436,7 +436,7 @@ def with_stragglers(run_times: Distribution, fraction: float, factor: float) -> 
     >>> round(with_stragglers(ShiftedExponential(1.0, 1.0), 0.02, 5.0).mean(), 12)
     2.16
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         _check_number("share", fraction)
         return Mixture([run_times, Scaled(run_times, factor=factor)], [1 - fraction, fraction])
 

@@ -250,12 +250,14 @@ def kaplan_meier(times: Floats, completed_mask: Mask) -> tuple[Floats, Floats, f
 
 def get_start_time(task: TaskReport) -> float:
     """Return the second of its map in which a task began, or was submitted if that is all that is known."""
-    return (task.launched or 0.0) if task.began is None else task.began
+    return (task.launched or 0.0) if task.started is None else task.started
 
 
 def find_shared_cores(reports: Sequence[Report]) -> SharedCores | None:
     """Return the cores that the tasks of maps on this machine shared; None if no map ran here."""
-    local_counts = [(report.cores, report.most_at_once) for report in reports if report.cores is not None]
+    local_counts = [
+        (report.n_cores, report.max_concurrent_tasks) for report in reports if report.n_cores is not None
+    ]
     return (
         SharedCores(
             max(n_cores for n_cores, _ in local_counts),

@@ -16,14 +16,14 @@ import numpy as np
 
 from polarmap.blocks.uneven import UncodedBlocks
 from polarmap.codes.uncoded import Uncoded
+from polarmap.driver.map_execution import MapExecution
+from polarmap.driver.options import check_options
+from polarmap.driver.prepared_map import make_observers
+from polarmap.driver.uncoded_collector import execute_uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Pareto, ShiftedExponential
 from polarmap.planning.empirical import SharedCores, find_shared_cores, get_start_time
 from polarmap.report import TaskReport
-from polarmap.run.first_results import run_uncoded
-from polarmap.run.options import checked_options
-from polarmap.run.prepared_map import observers_of
-from polarmap.run.running_map import RunningMap
 from polarmap.validation import check_positive_int, is_real_number
 from polarmap.worker.task_functions import sort_repeatedly
 
@@ -129,24 +129,24 @@ def measure(
     >>> measured.warm
     [1.0, 1.0, 1.0, 7.0]
     """
-    n_tasks, options = check_positive_int("tasks", tasks), checked_options(False, None, timeout, 0)
+    n_tasks, options = check_positive_int("tasks", tasks), check_options(False, None, timeout, 0)
     if not (is_real_number(task_seconds) and task_seconds > 0):
         raise CodeError(f"seconds must be a positive number, not {task_seconds!r}")
     sort_task = partial(sort_repeatedly, max(1, round(task_seconds * _measure_sorts_per_second())))
     blocks = UncodedBlocks([[np.zeros(1)]] * n_tasks, ("array",))
     reports = []
     for _ in range(2):
-        execution = RunningMap(executor)
-        execution.expect(Uncoded(n_tasks))
-        map_report = run_uncoded(
+        execution = MapExecution(executor)
+        execution.set_code(Uncoded(n_tasks))
+        map_report = execute_uncoded(
             execution,
             sort_task,
             blocks,
             options,
-            observers_of(progress),
+            make_observers(progress),
             lambda outcome: None,
-            keeps_failures=True,
-        ).made
+            accept_failures=True,
+        ).report
         reports.append(map_report)
     cold, warm = ([_get_task_seconds(task) for task in report.tasks] for report in reports)
     return Measurement(reports[0].executor, float(task_seconds), cold, warm, find_shared_cores(reports))

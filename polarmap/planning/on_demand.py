@@ -13,10 +13,10 @@ from math import inf
 
 import numpy as np
 
+from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, min_results_to_extrapolate
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs, compute_lateness_thresholds, find_jobs_with_early_backups
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, half_of
 
 
 def simulate_on_demand(
@@ -85,10 +85,12 @@ def _compute_parity_start_times(
         )
     regular_mask = ~early_mask
     if run_times is not None:
-        late_after = first_late_at = np.full(int(regular_mask.sum()), rule.late_after(()))
+        late_after = first_late_at = np.full(int(regular_mask.sum()), rule.late_after_seconds(()))
     else:
         late_after = compute_lateness_thresholds(sorted_upfront_times[regular_mask], rule)
-        first_late_at = np.maximum(late_after, sorted_upfront_times[regular_mask, half_of(k) - 1])
+        first_late_at = np.maximum(
+            late_after, sorted_upfront_times[regular_mask, min_results_to_extrapolate(k) - 1]
+        )
     start_times[regular_mask] = _compute_start_times_in_rounds(
         data_times[regular_mask], parity_times[regular_mask], n_upfront_parity, first_late_at, late_after
     )
@@ -124,25 +126,25 @@ def _simulate_parity_starts(data_times: Floats, parity_times: Floats, n_upfront_
         np.concatenate([data_times, parity_times]),
         ParityRule(len(data_times)),
     )
-    start_times, late_tracker = np.full(len(attempt_times), inf), LateAttempts[int](rule.lateness)
+    start_times, late_tracker = np.full(len(attempt_times), inf), LateTracker[int](rule.lateness_rule)
     completion_queue: list[tuple[float, int]] = []  # a heap
     current_time, n_started, n_completed, n_due = 0.0, 0, 0, k + n_upfront_parity
     while n_completed < k:
         for task in range(n_started, n_started + n_due):
             start_times[task] = current_time
-            late_tracker.begin(task, current_time)
+            late_tracker.on_start(task, current_time)
             heapq.heappush(completion_queue, (current_time + float(attempt_times[task]), task))
         n_started += n_due
-        current_time = min(completion_queue[0][0], late_tracker.next_moment())
+        current_time = min(completion_queue[0][0], late_tracker.next_late_at())
         if current_time == inf:
             break
         while completion_queue and completion_queue[0][0] <= current_time:
             _, task = heapq.heappop(completion_queue)
-            late_tracker.end(task)
-            late_tracker.learn(float(attempt_times[task]), task >= k + n_upfront_parity)
+            late_tracker.on_end(task)
+            late_tracker.record_run_time(float(attempt_times[task]), task >= k + n_upfront_parity)
             n_completed += 1
-        n_on_time = n_started - n_completed - len(late_tracker.late_at(current_time))
-        n_due = rule.parity_to_start(n_completed, n_on_time, len(attempt_times) - n_started)
+        n_on_time = n_started - n_completed - len(late_tracker.find_late_attempts(current_time))
+        n_due = rule.count_parity_to_start(n_completed, n_on_time, len(attempt_times) - n_started)
     return start_times[k:]
 
 

@@ -15,8 +15,9 @@ from polarmap.clouds.limits import WorkerSpec
 from polarmap.clouds.prices import Cost, estimate_map_cost
 from polarmap.codes.polar import MAX_N, PolarCode
 from polarmap.codes.uncoded import Uncoded
+from polarmap.driver.options import PlannedSchedule
 from polarmap.dtypes import is_integer
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError, trimmed_tracebacks
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.decodability import get_decoder_name
 from polarmap.planning.distributions import Distribution, Scaled
@@ -30,7 +31,6 @@ from polarmap.planning.heterogeneous import (
 from polarmap.planning.objective import Objective
 from polarmap.planning.overdecomposition import check_task_overhead
 from polarmap.planning.sampling_error import SMALL_SAMPLE_SIZE, SizeRange, bootstrap_size_range
-from polarmap.run.options import MapPlan
 from polarmap.validation import check_positive_int, is_choice
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ MIN_SAMPLED_RUN_TIMES = 60_000  # run times, at least, of the jobs that are simu
 
 
 @dataclass(frozen=True)
-class Plan(MapPlan):
+class Plan(PlannedSchedule):
     """A recommended number of workers, and what else there was to choose from.
 
     Attributes
@@ -308,7 +308,7 @@ def plan(
     >>> small.n, small.k, small.n_workers
     (928, 768, 29)
     """
-    with without_our_frames:
+    with trimmed_tracebacks:
         workers = HeterogeneousWorkers(run_times) if is_sequence_of_distributions(run_times) else None
         distribution, observations = (
             to_distribution_and_observations(run_times) if workers is None else (workers.mixture, None)

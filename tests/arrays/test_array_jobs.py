@@ -9,8 +9,8 @@ import pytest
 
 from polarmap.arrays.array_jobs import ArrayJobRunner, SegmentTasks
 from polarmap.arrays.stores import SegmentStore
+from polarmap.driver.map_execution import Observer
 from polarmap.errors import NotDecodableError
-from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
 from polarmap.testing import ReplayExecutor
 from polarmap.worker.segments import Segment
@@ -26,8 +26,8 @@ class Counts(Observer):
     def __init__(self):
         self.shown = []
 
-    def counted(self, done, total):
-        self.shown.append((done, total))
+    def on_stripes_done(self, n_done, n_stripes):
+        self.shown.append((n_done, n_stripes))
 
 
 @pytest.fixture

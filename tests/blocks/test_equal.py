@@ -30,7 +30,7 @@ MATRIX = np.random.default_rng(0).standard_normal((26, 5))
 def _f_here_ends_within_one_look() -> Iterator[None]:
     """Clocks are virtual: what a busy machine takes for f of a few rows is not to be seen on them."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("polarmap.run.local_run.LOOK_SECONDS", 60.0)
+        patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
         yield
 
 

@@ -416,7 +416,7 @@ def test_the_report_of_a_map_on_the_tasks_of_the_cluster_names_machines(client: 
     report = check(client).report
     returned = [task for task in report.tasks if task.arrived is not None]
     assert {task.host for task in returned} == {socket.gethostname()}
-    assert report.workers_on == {}
+    assert report.workers_by_host == {}
 
 
 def test_a_pool_that_does_not_listen_gives_maps_to_tasks_of_the_cluster(client: Any) -> None:

@@ -117,7 +117,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "function": lambda m: setattr(m, "helper", m.f),
     "code": lambda m: setattr(m.helper, "__code__", (lambda b: b).__code__),
     "defaults": lambda m: setattr(m.helper, "__defaults__", (7.0,)),
-    "attribute of a function": lambda m: setattr(m.helper, "told", 7),
+    "attribute of a function": lambda m: setattr(m.helper, "report_fields", 7),
     "attribute of a base": lambda m: setattr(m.Base, "rate", 3.0),
     "new attribute": lambda m: setattr(m.Kind, "rate", 3.0),
     "name that was a builtin": lambda m: setattr(m, "max", min),

@@ -231,7 +231,7 @@ def test_the_report_of_a_map_names_machines_and_says_if_one_has_too_many_tasks(
     for report in reports:
         hosts = Counter(task.host for task in report.tasks)
         assert hosts == {f"{host} (a)": 4, f"{host} (b)": 4}
-        assert report.workers_on == {f"{host} (a)": 4, f"{host} (b)": 4}
+        assert report.workers_by_host == {f"{host} (a)": 4, f"{host} (b)": 4}
         assert "8 workers run on 2 machines" in str(report)
         assert "one machine runs 4 of 8 tasks; only 2 may be missing" in str(report)
     told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]

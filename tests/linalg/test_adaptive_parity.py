@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from polarmap.driver.options import MapOptions
 from polarmap.linalg.adaptive_parity import LATE_FACTOR, MAX_BACKOFF, MIN_BACKOFF, AdaptiveParitySchedule
-from polarmap.run.options import MapOptions
 
 
 def seconds(start: AdaptiveParitySchedule) -> float:
     """After which a task of the next product is late; 0.0: parity starts with the data."""
     options = start.options
-    if options.runtimes is None:
+    if options.run_times is None:
         assert options.schedule == "upfront"
         return 0.0
     assert options.schedule == "on_demand"
-    late, median = options.runtimes.conditional_quantile(np.array([0.9, 0.5]), np.array([0.1, 0.5]))
+    late, median = options.run_times.conditional_quantile(np.array([0.9, 0.5]), np.array([0.1, 0.5]))
     assert late == median
     return float(late)
 

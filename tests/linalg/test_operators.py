@@ -23,9 +23,9 @@ from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 import polarmap
 from polarmap import CodedOperator, Pool, hedged_map
 from polarmap.codes import PolarCode
+from polarmap.driver import map_execution
 from polarmap.errors import CodeError
 from polarmap.linalg import operators
-from polarmap.run import running_map
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 
 K, N = 6, 9
@@ -197,9 +197,11 @@ def test_report_is_of_the_last_product() -> None:
 
 def test_a_report_that_nobody_reads_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    final_report = running_map.final_report
-    monkeypatch.setattr(running_map, "final_report", lambda *args: made.append(args) or final_report(*args))
-    monkeypatch.setattr(operators, "observers_of", lambda progress: ())  # nobody looks on
+    final_report = map_execution.build_final_report
+    monkeypatch.setattr(
+        map_execution, "build_final_report", lambda *args: made.append(args) or final_report(*args)
+    )
+    monkeypatch.setattr(operators, "make_observers", lambda progress: ())  # nobody looks on
     with polarmap.CodedOperator(TALL, blocks=K) as coded:
         for _ in range(2):
             coded @ np.ones(13)
@@ -229,7 +231,7 @@ def test_garbage_is_unmasked_by_left_over_results() -> None:
     executor = lossy({1: Fault("raise", attempts=9), 2: Fault("garbage", attempts=9)})
     coded = operator(TALL, executor, verify=True)
     assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
-    assert coded.report.indices("failed") == [1, 2]
+    assert coded.report.tasks_in_state("failed") == [1, 2]
     assert "contradicts" in coded.report.tasks[2].failures[0]
 
 

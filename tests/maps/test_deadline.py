@@ -15,8 +15,8 @@ from polarmap import coded_map
 from polarmap.arrays import Stored
 from polarmap.codes import LagrangeCode, PolarCode, SecretSharing
 from polarmap.codes.block_prediction import make_block_predictor
+from polarmap.driver.local_evaluation import LocalEvaluation
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
-from polarmap.run.local_run import LocalRun
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
 
@@ -65,7 +65,7 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
     report = result.report
     assert report.seconds == 5
     assert report.verified == "no"
-    assert report.estimated == (7, 8, 9, 10, 11)
+    assert report.estimated_blocks == (7, 8, 9, 10, 11)
     assert report.recovered == ()
     assert report.errors[:7] == (0.0,) * 7
     scale = np.sqrt(np.mean(np.square(blocks)))
@@ -83,7 +83,7 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
 def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
     blocks = list(scattered(6, 5))
     result = estimated(blocks, arriving(range(1, 8), 8), timeout=50)
-    assert result.report.errors == result.report.estimated == ()
+    assert result.report.errors == result.report.estimated_blocks == ()
     assert result.report.recovered == (0,)
     assert result.report.verified == "parity"
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
@@ -92,7 +92,7 @@ def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
 def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
     blocks = list(scattered(6, 5))
     result = estimated(blocks, ReplayExecutor({0: math.inf, 7: 9.0}), timeout=1.05, verify=True)
-    assert result.report.estimated == ()
+    assert result.report.estimated_blocks == ()
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
 
 
@@ -103,8 +103,10 @@ def test_a_deadline_before_parity_came_leaves_the_results_of_a_plain_map() -> No
 
 def test_f_on_the_driver_holds_up_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only parity came: f of a data block, here, tells the dtype of its results."""
-    waits, within = list[float](), LocalRun.leaves_within
-    monkeypatch.setattr(LocalRun, "leaves_within", lambda run, most: waits.append(most) or within(run, most))
+    waits, within = list[float](), LocalEvaluation.wait_for_leaves
+    monkeypatch.setattr(
+        LocalEvaluation, "wait_for_leaves", lambda run, most: waits.append(most) or within(run, most)
+    )
     estimated(np.arange(8).reshape(4, 2), losing(0, 1, 2, 3), np.negative, timeout=1.25)
     assert waits
     assert max(waits) <= 0.25
@@ -122,8 +124,8 @@ def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
     faults = {i: Fault("raise", attempts=99) for i in range(3)}
     executor = FaultyExecutor(ReplayExecutor(dict.fromkeys(range(3), 2.0)), faults)
     result = estimated(blocks, executor)
-    assert result.report.estimated == (0, 1, 2)
-    assert result.report.indices("failed") == [0, 1, 2]
+    assert result.report.estimated_blocks == (0, 1, 2)
+    assert result.report.tasks_in_state("failed") == [0, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", ["i4", "f4", "c16"])
@@ -224,7 +226,7 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
                 continue
             result = estimated(data, losing(*lost), tasks=None, code=code, verify=False)
             for index, block in enumerate(data.reshape(4, 2, 2)):
-                if index not in result.report.estimated:
+                if index not in result.report.estimated_blocks:
                     assert np.array_equal(result[index], block)
                     determined += index in lost
                 elif dtype == "i4":
@@ -237,4 +239,4 @@ def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
     with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
         result = estimated(FLOATS, losing(0, 4), np.abs, blocks=6, tasks=9, timeout=1.5)
     assert result.report.recovered == ()
-    assert result.report.estimated == (0, 4)
+    assert result.report.estimated_blocks == (0, 4)

@@ -71,7 +71,7 @@ def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: Thre
             expected = 2 * (BLOCKS[index] if index in arrived else BLOCKS[arrived].mean(axis=0))
             np.testing.assert_allclose(result, expected)
             assert not result.flags.writeable
-        assert one.report.estimated == tuple(index for index in range(6) if index not in arrived)
+        assert one.report.estimated_blocks == tuple(index for index in range(6) if index not in arrived)
         assert not one.report.is_final
         assert "estimated blocks: " in str(one.report)
     assert math.inf > few.report.error_p90 > more.report.error_p90 > 0
@@ -133,7 +133,7 @@ def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: Th
         polarmap.coded_map, f, list(BLOCKS), tasks=8, executor=threads, retries=0
     ).estimates()
     turnstile.let_through(3)
-    assert next(estimates).report.estimated == (0, 1, 2, 4, 5)
+    assert next(estimates).report.estimated_blocks == (0, 1, 2, 4, 5)
     turnstile.open()
     with pytest.raises(NotDecodableError):
         list(estimates)

@@ -175,7 +175,7 @@ def test_calls_of_a_map_are_late_among_those_of_its_function_and_chunks() -> Non
         for f in (abs, float):
             for chunksize in (1, 2):
                 list(executor.map(f, range(4), chunksize=chunksize))
-        assert len(executor._calls._kinds) == 4
+        assert len(executor._call_queue._trackers_by_class) == 4
 
 
 def test_a_call_of_a_map_that_does_not_travel_fails_and_no_other(two: Executor) -> None:
@@ -193,7 +193,7 @@ def test_calls_of_a_map_that_no_worker_was_given_are_cancelled_by_a_shutdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that its pool has, of which one runs and one is told ahead, and those that it has not yet."""
-    monkeypatch.setattr("polarmap.maps.executor.MOST_CALLS", 40)
+    monkeypatch.setattr("polarmap.maps.executor.MAX_QUEUED_CALLS", 40)
     with Executor(workers=1) as executor:
         found = executor.map(linger, [tmp_path] * 90, map(str, range(90)))
         assert until((tmp_path / "0 began").exists)
@@ -306,7 +306,7 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
 
 
 def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
-    name = executor._calls._executor.name
+    name = executor._call_queue._executor.name
     if name.startswith(("ThreadPool", "ProcessPool", "replay", "kept workers on Dask")):
         pytest.skip("its workers are this process, or all are lost with one")
 

@@ -144,7 +144,7 @@ def test_evaluations_of_a_further_attempt_were_started_too() -> None:
     for _ in range(2):
         gradient(point(12))
         assert gradient.report is not None
-        here += len(gradient.report.evaluated_here)
+        here += len(gradient.report.evaluated_locally)
     assert here >= 1  # on the driver, to check that f is smooth
     assert gradient.evaluations_started == 2 * (7 * 2 * 3) + here * 2 * 3
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from plain import printed
 
 from polarmap import hedged_map, submit
+from polarmap.driver.lateness import backup_lateness_rule
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
 from polarmap.executors.interface import JobSpec
 from polarmap.executors.replay import ReplaySession
 from polarmap.planning import FailureProne, Pareto, completion_time, simulate_backups
-from polarmap.run.lateness import backup_lateness
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
 
@@ -139,7 +139,7 @@ def test_the_map_does_what_the_simulation_says(backups: int, unit: float) -> Non
         seconds = distribution.sample(rng, (backups + 1, k))
         further = iter(seconds[1:, np.newaxis])
         jobs = simulate_backups(
-            seconds[:1], lambda late, further=further: next(further)[late], backup_lateness(k), backups
+            seconds[:1], lambda late, further=further: next(further)[late], backup_lateness_rule(k), backups
         )
         try:
             result = hedged_map(
@@ -217,7 +217,11 @@ def test_exceptions_stand_in_the_place_of_results() -> None:
         assert isinstance(error, LookupError)
         assert (str(error), error.__notes__) == ("no b", [f"item {index} of 4 raised this"])
     report = result.report
-    assert (report.indices("arrived"), report.indices("failed"), report.is_final) == ([0, 2], [1, 3], True)
+    assert (report.tasks_in_state("arrived"), report.tasks_in_state("failed"), report.is_final) == (
+        [0, 2],
+        [1, 3],
+        True,
+    )
 
 
 def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say() -> None:

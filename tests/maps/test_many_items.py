@@ -16,8 +16,8 @@ from pool_processes import leave_out_others
 
 import polarmap
 from polarmap import Executor, Pool
+from polarmap.driver.batches import BatchPolicy
 from polarmap.errors import WorkerLostError
-from polarmap.run.batches import Batches
 from polarmap.testing import Fault, FaultyExecutor
 
 PATIENCE = 60.0
@@ -150,15 +150,15 @@ def test_faults_strike_items_while_short_ones_are_batched(
     name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = dict[int, int]()  # of the batch in which each item travelled first
-    next_batch = Batches._next_batch
+    next_batch = BatchPolicy._pop_next_batch
 
-    def noted(batches: Batches, tasks: Any) -> Any:
+    def noted(batches: BatchPolicy, tasks: Any) -> Any:
         batch = next_batch(batches, tasks)
         for number in batch[1] if batch else ():
             sizes.setdefault(number, len(batch[1]))
         return batch
 
-    monkeypatch.setattr(Batches, "_next_batch", noted)
+    monkeypatch.setattr(BatchPolicy, "_pop_next_batch", noted)
     leave_out_others()
     with Pool(workers=2) as pool:
         faulty = FaultyExecutor(pool, {700: Fault(kind)})
@@ -223,7 +223,7 @@ def test_what_f_raises_on_one_of_many_items_is_raised_with_its_number() -> None:
         with Executor(pool) as executor, pytest.raises(LookupError, match="no such item"):
             list(executor.map(f, range(1000)))
     assert caught.value.__notes__ == found[700].__notes__ == ["item 700 of 1000 raised this"]
-    assert found.report.indices("failed") == [700]
+    assert found.report.tasks_in_state("failed") == [700]
     assert [task.attempts for task in found.report.tasks] == [1 + (item == 700) for item in range(1000)]
 
 

@@ -15,14 +15,14 @@ from nbclient import NotebookClient
 
 SETUP = """
 import sys, threading
-import numpy as np, polarmap, polarmap.run.observers
-polarmap.run.observers.NOTEBOOK_SECONDS = 60.0  # a map here is short, however busy the machine is
+import numpy as np, polarmap, polarmap.driver.observers
+polarmap.driver.observers.NOTEBOOK_DELAY_SECONDS = 60.0  # a map here is short, however busy the machine is
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 executor = FaultyExecutor(ReplayExecutor({3: 60.0}), {1: Fault("kill", attempts=9)})
 A = np.arange(48.0).reshape(24, 2)
 y = polarmap.coded_map(np.negative, A, blocks=6, tasks=8, executor=executor)
 plan = polarmap.plan(8, [1.0, 1.1, 1.2, 5.0])
-polarmap.run.observers.NOTEBOOK_SECONDS = 0.0
+polarmap.driver.observers.NOTEBOOK_DELAY_SECONDS = 0.0
 """
 CELLS = {
     "setup": SETUP,
@@ -115,8 +115,8 @@ WITHOUT_WIDGETS = {
     "setup": """
 import sys
 sys.modules["ipywidgets"] = None  # as if it were not installed
-import numpy as np, polarmap, polarmap.run.observers
-polarmap.run.observers.NOTEBOOK_SECONDS = 0.0
+import numpy as np, polarmap, polarmap.driver.observers
+polarmap.driver.observers.NOTEBOOK_DELAY_SECONDS = 0.0
 from concurrent.futures import ThreadPoolExecutor
 def f(block):
     import time
@@ -128,8 +128,8 @@ with ThreadPoolExecutor(2) as pool:
     polarmap.coded_map(f, np.eye(24), blocks=24, tasks=32, executor=pool);
 """,
     "stripes": """
-from polarmap.run.running_map import counting
-with counting((polarmap.run.observers.ProgressBar(True),), 30) as show:
+from polarmap.driver.map_execution import stripe_progress
+with stripe_progress((polarmap.driver.observers.ProgressBar(True),), 30) as show:
     for done in range(1, 31):
         f(None)
         show(done)

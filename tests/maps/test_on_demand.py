@@ -14,10 +14,10 @@ from plain import assert_same, cut, plain_map, states
 
 from polarmap import coded_map
 from polarmap.codes import PolarCode
+from polarmap.driver import local_evaluation
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.planning import Empirical, simulate_on_demand
 from polarmap.planning.backups import SimulatedJobs
-from polarmap.run import local_run
 from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.types import CodedResult
 
@@ -74,7 +74,7 @@ def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
     result = coded(executor=ReplayExecutor({3: 1.5, 20: 1.7}), verify=False)
     assert_same(result, plain_map(product, DATA, K))
     assert result.report.verified == "not needed"
-    assert result.report.indices("abandoned") == [24, 25]
+    assert result.report.tasks_in_state("abandoned") == [24, 25]
 
 
 @pytest.mark.parametrize("kind", ["raise", "kill"])
@@ -117,7 +117,7 @@ def test_what_decodes_too_inaccurately_starts_another() -> None:
     executor = ReplayExecutor(dict.fromkeys(range(4), math.inf))
     report = coded(executor=executor, rtol=3e-15, verify=False).report
     assert report.error_bound <= 3e-15
-    assert len(report.indices("arrived")) > K
+    assert len(report.tasks_in_state("arrived")) > K
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")
@@ -139,7 +139,9 @@ def assert_as_simulated(result: CodedResult, jobs: SimulatedJobs) -> None:
 def test_the_map_does_what_the_simulation_says_of_tasks_that_may_never_return(
     k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_run, "LOOK_SECONDS", 60.0)  # f of padding here ends within one look
+    monkeypatch.setattr(
+        local_evaluation, "EVALUATION_POLL_SECONDS", 60.0
+    )  # f of padding here ends within one look
     for seed in range(40):
         rng = np.random.default_rng([k, seed])
         spare = int(rng.integers(1, 6))
@@ -250,7 +252,7 @@ def test_a_queue_is_not_lateness() -> None:
     with ThreadPoolExecutor(2) as pool:
         result = coded(copied, blocks=8, tasks=12, executor=FaultyExecutor(pool, slow(range(8))))
     assert_same(result, cut(DATA, 8), 1e-11)
-    assert len(result.report.indices("held back")) >= 2
+    assert len(result.report.tasks_in_state("held back")) >= 2
 
 
 def slow(tasks: Sequence[int]) -> Mapping[int, Fault]:

@@ -43,7 +43,7 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     assert launched[made.n_upfront_parity : 3] == pytest.approx(
         [max(late, 1.1 * DISTRIBUTION.quantile(0.5))] * (3 - made.n_upfront_parity)
     )
-    assert result.report.indices("held back") == [11]
+    assert result.report.tasks_in_state("held back") == [11]
 
 
 def test_a_plan_of_small_blocks_is_a_map_of_as_many_tasks_on_workers_that_stay() -> None:

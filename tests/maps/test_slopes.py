@@ -8,12 +8,12 @@ import pytest
 from polarmap.codes import PolarCode
 from polarmap.errors import CodeError
 from polarmap.maps.slopes import (
-    SLACK,
-    count_blocks,
-    cut_directions,
-    gradient_of_slopes,
-    join_slopes,
-    slope_errors,
+    ERROR_SAFETY_FACTOR,
+    choose_n_blocks,
+    estimate_slope_errors,
+    merge_slopes,
+    partition_directions,
+    solve_gradient,
 )
 from polarmap.worker.finite_differences import SlopeErrorInputs
 
@@ -28,40 +28,40 @@ def received(*sizes: dict[str, float]) -> list[list[np.ndarray]]:
 
 
 def test_truncation_is_judged_by_how_much_f_changes_or_bends() -> None:
-    slopes, sizes = slope_errors(H, "central", received({}, {}, {}))
-    assert slopes == pytest.approx(SLACK * (1e-16 * 2 + H * 1.0) / H)
+    slopes, sizes = estimate_slope_errors(H, "central", received({}, {}, {}))
+    assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + H * 1.0) / H)
     assert sizes == np.inf  # not meant to be decoded
-    slopes, _ = slope_errors(H, "forward", received({}, {}, {}))
-    assert slopes == pytest.approx(SLACK * (1e-16 * 2 + 0.5) / H)
+    slopes, _ = estimate_slope_errors(H, "forward", received({}, {}, {}))
+    assert slopes == pytest.approx(ERROR_SAFETY_FACTOR * (1e-16 * 2 + 0.5) / H)
 
 
 @pytest.mark.parametrize("wrong", [{"highest": 1e9}, {"longest": 1e9}, {"eps": 1.0}, {"highest": np.nan}])
 def test_one_worker_alone_cannot_make_the_errors_larger(wrong: dict[str, float]) -> None:
-    honest, _ = slope_errors(H, "central", received({}, {}, {}))
-    with_a_liar, _ = slope_errors(H, "central", received({}, {}, {}, wrong))
+    honest, _ = estimate_slope_errors(H, "central", received({}, {}, {}))
+    with_a_liar, _ = estimate_slope_errors(H, "central", received({}, {}, {}, wrong))
     assert with_a_liar == pytest.approx(honest)
 
 
 @pytest.mark.parametrize(("count", "k"), [(6, 3), (7, 3), (5, 5), (4, 1)])
 def test_slopes_come_back_in_the_order_of_their_directions(count: int, k: int) -> None:
     base = np.random.default_rng(count).standard_normal((count, 4))
-    blocks = cut_directions(base, k)
+    blocks = partition_directions(base, k)
     assert {block.shape for block in blocks} == {(-(-count // k), 4)}
-    np.testing.assert_array_equal(join_slopes([block[:, 2] for block in blocks], count), base[:, 2])
+    np.testing.assert_array_equal(merge_slopes([block[:, 2] for block in blocks], count), base[:, 2])
 
 
 def test_the_gradient_is_the_shortest_vector_with_these_slopes() -> None:
     base, gradient = np.array([[3.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), np.array([1.0, -1.0, 5.0])
-    found = gradient_of_slopes(base @ gradient, base, np.ones(3))
+    found = solve_gradient(base @ gradient, base, np.ones(3))
     np.testing.assert_allclose(found, [1.0, -1.0, 0.0], atol=1e-14)
-    np.testing.assert_allclose(gradient_of_slopes(np.ones(3), None, np.full(3, 4.0)), 0.25)
-    assert np.isnan(gradient_of_slopes(np.array([np.nan, 1.0]), base, np.ones(3))).all()
+    np.testing.assert_allclose(solve_gradient(np.ones(3), None, np.full(3, 4.0)), 0.25)
+    assert np.isnan(solve_gradient(np.array([np.nan, 1.0]), base, np.ones(3))).all()
 
 
 def test_the_number_of_blocks_follows_from_what_is_said() -> None:
-    assert [count_blocks(None, None, "auto", count) for count in (3, 24, 100)] == [3, 24, 24]
-    assert count_blocks(None, 8, "auto", 100) == 6
-    assert count_blocks(5, 8, "auto", 100) == 5
-    assert count_blocks(None, None, PolarCode(6, 4), 100) == 4
+    assert [choose_n_blocks(None, None, "auto", count) for count in (3, 24, 100)] == [3, 24, 24]
+    assert choose_n_blocks(None, 8, "auto", 100) == 6
+    assert choose_n_blocks(5, 8, "auto", 100) == 5
+    assert choose_n_blocks(None, None, PolarCode(6, 4), 100) == 4
     with pytest.raises(CodeError, match="blocks=5 is more than the 4 directions; use blocks <= 4"):
-        count_blocks(5, None, "auto", 4)
+        choose_n_blocks(5, None, "auto", 4)

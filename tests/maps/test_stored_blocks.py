@@ -87,4 +87,4 @@ def test_parity_that_cannot_be_read_says_nothing_of_f(stored, A, verify):
     with ThreadPoolExecutor(4) as pool, told if verify is True else nullcontext():
         result = polarmap.coded_map(row_sums, stored, executor=pool, verify=verify)
     np.testing.assert_array_equal(result.concatenate(), A @ np.ones(7))
-    assert result.report.indices("failed") == [6, 7]
+    assert result.report.tasks_in_state("failed") == [6, 7]

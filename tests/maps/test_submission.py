@@ -24,9 +24,9 @@ import scipy.sparse
 from pool_processes import runs, starts_threads_at_exit, until
 
 import polarmap
+from polarmap.driver import coded_future
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.maps.coded import CodedMapOptions
-from polarmap.run import coded_future
 from polarmap.testing import ReplayExecutor
 from polarmap.types import CodedFuture
 
@@ -103,8 +103,8 @@ def test_blocks_are_there_before_the_others_and_the_report_tells_how_far_it_is(
     report = future.report
     assert report is not None
     assert (report.n, report.k, report.needed, report.is_final) == (6, 4, 4, False)
-    assert 0 in report.indices("arrived")
-    assert {1, 2, 3} <= set(report.indices("running"))
+    assert 0 in report.tasks_in_state("arrived")
+    assert {1, 2, 3} <= set(report.tasks_in_state("running"))
     assert "are needed" in str(report)
     f.open()
     order = [future.blocks.index(block) for block in as_completed(future.blocks, timeout=SECONDS)]
@@ -149,7 +149,7 @@ def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:
     assert all(block.exception(SECONDS) is future.exception() for block in future.blocks)
     report = future.report
     assert report is not None
-    assert report.indices("failed")
+    assert report.tasks_in_state("failed")
     assert "ZeroDivisionError: no" in str(report)
 
 
@@ -184,11 +184,11 @@ def test_a_map_that_is_called_off_while_its_run_is_opened_starts_nothing() -> No
     began, go = threading.Event(), threading.Event()
     executor = HeldExecutor(began, go)
     future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, executor=executor)
-    map_ = future._map
+    map_ = future._background_map
     assert began.wait(SECONDS)
     assert future.cancel()
     go.set()
-    assert map_._ended.wait(SECONDS)
+    assert map_._finished.wait(SECONDS)
     assert executor.submitted == []
 
 
@@ -239,21 +239,21 @@ def test_an_encoding_may_be_cancelled_and_leaves_nothing(tmp_path: Path) -> None
         polarmap.encode, Source(), blocks=4, name="a", storage=str(tmp_path), memory=2**20
     )
     assert begun.wait(SECONDS)
-    map_ = future._map
+    map_ = future._background_map
     assert future.cancel()
     go.set()
-    assert map_._ended.wait(SECONDS)
+    assert map_._finished.wait(SECONDS)
     assert polarmap.arrays.list_coded(str(tmp_path)) == []
 
 
 def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
     out = polarmap.arrays.Stored("y", str(tmp_path))
     future = polarmap.submit(polarmap.coded_map, np.negative, A, blocks=4, out=out, executor=threads)
-    map_ = future._map
+    map_ = future._background_map
     assert future.blocks == ()
     del future
     gc.collect()  # what stays is of use though nobody has the future
-    assert map_._ended.wait(SECONDS)
+    assert map_._finished.wait(SECONDS)
     np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
 
 
@@ -377,7 +377,7 @@ def test_a_process_with_unfinished_futures_ends_with_those_that_are_of_use(
 def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Maps begin when this is called, however soon a thread is free."""
     starts: list[Callable[[], None]] = []
-    monkeypatch.setattr(coded_future.MAP_THREADS, "start", starts.append)
+    monkeypatch.setattr(coded_future.BACKGROUND_THREADS, "submit", starts.append)
 
     def begin() -> None:
         while starts:

@@ -116,7 +116,7 @@ def test_a_defect_keeps_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> None:
         raise RuntimeError("nobody meant this")
 
-    monkeypatch.setattr("polarmap.run.running_map.TaskTable", broken)
+    monkeypatch.setattr("polarmap.driver.map_execution.TaskTable", broken)
     with pytest.raises(RuntimeError, match="nobody meant this") as caught:
         polarmap.coded_map(np.negative, ROWS, executor=ReplayExecutor())
     assert frames_of_ours(caught.value) > 3

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulated_jobs import DISTRIBUTIONS
 
+from polarmap.driver.lateness import backup_lateness_rule
 from polarmap.planning import (
     Distribution,
     Empirical,
@@ -29,7 +30,6 @@ from polarmap.planning.backups import (
     compute_backup_start_times,
     find_jobs_with_early_backups,
 )
-from polarmap.run.lateness import backup_lateness
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
@@ -117,7 +117,7 @@ def one_by_one(table: np.ndarray, rule: LatenessRule) -> tuple[float, float, int
         known = sorted(first + later) if len(first) < -(-k // 2) else sorted(first)
         moments = [inf]
         for key in sorted(set(running) - late, key=lambda key: (starts[key[0]][key[1]], key)):
-            moment = starts[key[0]][key[1]] + rule.late_after(known, len(late))
+            moment = starts[key[0]][key[1]] + rule.late_after_seconds(known, len(late))
             if moment > now:
                 moments.append(moment)
                 break
@@ -160,7 +160,7 @@ def test_jobs_simulated_together_are_those_simulated_one_by_one(
 ) -> None:
     rng = np.random.default_rng(0)
     for k in (1, 2, 3, 8, 24):
-        rule = backup_lateness(k)
+        rule = backup_lateness_rule(k)
         table = distribution.sample(rng, (most + 1, 20, k))
         jobs = simulate_backups(table[0], Again(table), rule, most)
         for job in range(20):
@@ -192,5 +192,5 @@ def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_bac
     """Against the rule, asked after every return."""
     rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
     half = -(-len(times) // 2)
-    expected = any(rule.late_after(ascending[:done]) < ascending[done] for done in range(half))
+    expected = any(rule.late_after_seconds(ascending[:done]) < ascending[done] for done in range(half))
     assert find_jobs_with_early_backups(np.array([ascending]), rule).tolist() == [expected]

@@ -178,8 +178,8 @@ def test_a_plan_and_a_measurement_say_that_tasks_shared_the_cores_of_this_machin
 
 
 def test_tasks_that_no_worker_has_started_tell_nothing() -> None:
-    begun = TaskReport(0, "arrived", 3.0, 1.0, 1, began=2.0)
-    late = TaskReport(1, "abandoned", None, None, 1, began=1.0)
+    begun = TaskReport(0, "arrived", 3.0, 1.0, 1, started=2.0)
+    late = TaskReport(1, "abandoned", None, None, 1, started=1.0)
     never = TaskReport(2, "cancelled", None, None, 1)
     found = Empirical.from_reports(report(begun, late, never))
     assert (found.times.tolist(), found.completed_mask.tolist()) == ([1.0, 2.0], [True, False])

@@ -36,10 +36,10 @@ def event_by_event(data, parity, upfront, runtimes):
         first = [tasks[task][1] for task in back if task < k + upfront]
         then = [tasks[task][1] for task in back if task >= k + upfront]
         running = [task for task in range(len(tasks)) if task not in back]
-        moments = late_moments(rule.lateness, first, [tasks[task][0] for task in running], then)
+        moments = late_moments(rule.lateness_rule, first, [tasks[task][0] for task in running], then)
         late |= {task for task, moment in zip(running, moments) if moment <= now}
         on_time = len(set(running) - late)
-        count = rule.parity_to_start(len(back), on_time, len(later))
+        count = rule.count_parity_to_start(len(back), on_time, len(later))
         tasks += [(now, later.pop(0)) for _ in range(count)]
         launched += [now] * count
         if count:

@@ -172,7 +172,7 @@ def test_an_empty_map_and_one_that_goes_on_are_shown_too() -> None:
     assert len(list(drawn(hedged_map(abs, [], executor=ReplayExecutor()).report).iter("rect"))) == 0
     future = submit(coded_map, np.negative, np.eye(6), blocks=3, tasks=4, executor=ReplayExecutor())
     future.result(60)
-    blank = future._map._prepared.running.report()
+    blank = future._background_map._prepared_map.execution.current_report()
     assert ElementTree.fromstring(blank._repr_html_()).text == str(blank)
 
 
@@ -192,7 +192,7 @@ def test_tasks_that_no_worker_has_started_have_a_hollow_mark_and_no_bar() -> Non
 
 
 def test_the_bar_of_a_task_that_was_queued_begins_when_its_worker_did() -> None:
-    task = TaskReport(0, "abandoned", None, None, 1, began=1.5)
+    task = TaskReport(0, "abandoned", None, None, 1, started=1.5)
     report = Report(1, 1, "rotation", "replay", (task,), 1, seconds=2.0)
     [(_, start, end)] = bars(report.plot())["abandoned"]
     assert (start, end) == (1.5, 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polarmap.run.trusted import TRUSTED
+from polarmap.driver.function_properties import VERIFIED_PROPERTIES
 from soak.arrays import draw_array
 from soak.changes import draw_data
 from soak.deaths import draw_deaths
@@ -62,7 +62,7 @@ class Named:
 
 def run(named: Named, pools: Pools) -> str:
     """The verdict on a case; Finding for what must not be."""
-    TRUSTED.clear()  # what other cases have found of an f
+    VERIFIED_PROPERTIES.clear()  # what other cases have found of an f
     case = named.drawn()
     try:
         verdict: str = case.run(pools)

@@ -227,13 +227,13 @@ class Judge:
                 return oracle.TRUSTED_WRONG
             raise
         self._check_concatenated()
-        if self.report.estimated:
+        if self.report.estimated_blocks:
             return "estimates, flagged"
         return "right, with a warning" if self.told else f"right ({self.report.verified})"
 
     def _check(self, index: int, found: Any) -> None:
         what, wanted, deceives = f"result {index}", self.expected[index], index in self.case.faults.deceiving
-        if index in self.report.estimated:
+        if index in self.report.estimated_blocks:
             if self.case.is_short and index == len(self.found) - 1 and np.isinf(self.report.errors[index]):
                 return  # f of the block with its rows of zeros
             oracle.check_structure(found, wanted, what)
@@ -268,7 +268,7 @@ class Judge:
             return True  # as many say the same as it takes
         if not faults.deceiving:
             return False
-        if np.dtype(np.float16) in case.dtypes or self.report.estimated:
+        if np.dtype(np.float16) in case.dtypes or self.report.estimated_blocks:
             return True  # a tenth is not found out
         return bool(faults.deceiving & set(self.report.unchecked))
 

@@ -76,7 +76,7 @@ SCENES = {
     "a library that a task loads": """
         with thread_limiter.limit_process(1):
             import scipy.linalg
-            threadpoolctl.ThreadpoolController().select(user_api="blas").limit(limits=2)
+            threadpoolctl.ThreadpoolController().select(user_api="blas").timeout(limits=2)
             with thread_limiter.limit_process(1):
                 assert now() == {1}, now()
     """,

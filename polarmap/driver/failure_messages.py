@@ -1,0 +1,190 @@
+"""Why a map gives no results, in words and numbers: what is raised where tasks do not give what is needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+
+from polarmap.driver.task_table import TaskRecord, TaskTable
+from polarmap.errors import NotDecodableError, add_note, annotate_exception
+from polarmap.executors.interface import Failure
+
+MAX_HOSTS = 5  # that an error names
+NONFINITE_TEXT = "NaN or inf, which parity carries into every block that is decoded"
+
+
+def timeout_message(
+    task_table: TaskTable,
+    n_needed: int,
+    timeout_seconds: float,
+    reason: str = "",
+    n_receiving_workers: int = 0,
+) -> str:
+    """Return the text of an error for a map whose time is over.
+
+    reason : the reason why the results that arrived do not suffice, if there is one.
+    n_receiving_workers : the number of workers that are still being sent their block.
+    """
+    receiving_text = ""
+    if n_receiving_workers:
+        receiving_text = f" ({n_receiving_workers} worker{'s were' if n_receiving_workers > 1 else ' was'} still receiving a block)"
+    pending_text = f"{_pending_text(task_table)}{receiving_text}"
+    return f"{_arrived_text(task_table, n_needed)} within {timeout_seconds:g} s, {pending_text}{reason}{_failures_text(task_table)}"
+
+
+def nonfinite_message(task_table: TaskTable, n_needed: int, n_data_results: int) -> str:
+    """NaN or inf keep what arrived from being decoded; results of so many data blocks did."""
+    return f"results contain {NONFINITE_TEXT}, and not all data tasks reported: {n_data_results} of {n_needed}{_failures_text(task_table)}"
+
+
+def too_few_message(task_table: TaskTable, n_needed: int) -> str:
+    """What arrived and may still come does not do."""
+    n_arrived, n_pending = len(task_table.arrived), len(task_table.pending)
+    if n_arrived + n_pending >= n_needed:
+        pending_text = f", {_pending_text(task_table)}" if n_pending else ""
+        message = f"{_arrived_text(task_table, n_needed)}{pending_text}; they do not determine the rest, and no more can come"
+    elif n_pending:
+        message = f"only {n_arrived + n_pending} of {n_needed} needed results can arrive: {n_arrived} did, {_pending_text(task_table)}"
+    else:
+        message = f"{_arrived_text(task_table, n_needed)}, and no more can come"
+    return message + _failures_text(task_table)
+
+
+def _arrived_text(task_table: TaskTable, n_needed: int) -> str:
+    return f"{len(task_table.arrived)} of {n_needed} needed results arrived"
+
+
+def _pending_text(task_table: TaskTable) -> str:
+    """Count the tasks whose results may come: those that run, and those that no worker has begun.
+
+    An executor that tells of no begin at all is taken to run what it was given.
+    """
+    pending_records = [task_table[task_index] for task_index in task_table.pending]
+    n_queued = sum(not task.dispatched_at for task in pending_records)
+    if task_table.no_worker_reason:
+        return f"{_n_tasks_text(n_queued)} {_is_or_are(n_queued)} queued: {task_table.no_worker_reason}"
+    if not any(task.dispatched_at for task in task_table):
+        n_queued = 0
+    n_running = len(pending_records) - n_queued
+    phrases = (
+        [f"{_n_tasks_text(n_running)} still run{'s' * (n_running == 1)}"] if n_running or not n_queued else []
+    )
+    if n_queued:
+        phrases.append(f"{n_queued if phrases else _n_tasks_text(n_queued)} {_is_or_are(n_queued)} queued")
+    return ", ".join(phrases)
+
+
+def _is_or_are(n_tasks: int) -> str:
+    return "is" if n_tasks == 1 else "are"
+
+
+def _failures_text(task_table: TaskTable) -> str:
+    failure_counts = _failure_counts_text(task_table)
+    return f"; failed {failure_counts}{_failed_hosts_text(task_table)}" if failure_counts else ""
+
+
+def _failed_hosts_text(task_table: TaskTable) -> str:
+    """Return the machines on which the tasks without a result failed, at most five, as part of a sentence."""
+    failed_records = [
+        task
+        for task_index, task in enumerate(task_table)
+        if task.failures and task_index not in task_table.arrived
+    ]
+    hosts = [host for host, _ in Counter(task.host for task in failed_records if task.host).most_common()]
+    if not hosts:
+        return ""
+    omitted_text = f" and {len(hosts) - MAX_HOSTS} more" if len(hosts) > MAX_HOSTS else ""
+    return f" (on {', '.join(hosts[:MAX_HOSTS])}{omitted_text})"
+
+
+def _failure_counts_text(task_table: TaskTable, excluded_text: str | None = None) -> str:
+    """Count the tasks without a result by their last failure that has another text than `excluded_text`."""
+    counts = Counter[str]()
+    for task_index, task in enumerate(task_table):
+        texts = [] if task_index in task_table.arrived else [str(failure) for failure in task.failures]
+        counts.update([text for text in texts if text != excluded_text][-1:])
+    return "; ".join(f"{_n_tasks_text(n_tasks)}: {text}" for text, n_tasks in counts.most_common(3))
+
+
+def _n_tasks_text(n_tasks: int) -> str:
+    return f"{n_tasks} task{'s' * (n_tasks != 1)}"
+
+
+def find_common_exception(task_table: TaskTable, n_needed: int) -> BaseException | None:
+    """Return what f raised, if it was the same in more tasks than may be missing and none has returned.
+
+    Attempts whose worker was lost tell nothing of f: they are counted in a note.
+    """
+    if task_table.arrived:
+        return None
+    first_failures = [_find_first_failure_of_f(task) for task in task_table if task.failures]
+    failures = [failure for failure in first_failures if failure is not None]
+    n_tasks = max(len(task_table), n_needed)  # of which some may not be made yet
+    if len(failures) <= max(n_tasks - n_needed, n_tasks // 4, 1):
+        return None
+    if len({(failure.kind, str(failure)) for failure in failures}) > 1 or failures[0].cause is None:
+        return None
+    label = f"f fails everywhere: each of the first {len(failures)} of {n_tasks} tasks to end"
+    return add_other_failures_note(build_failure_exception(label, failures[0]), failures[0], task_table)
+
+
+def _find_first_failure_of_f(record: TaskRecord) -> Failure | None:
+    """The first failure of a task that tells something of f."""
+    return next((failure for failure in record.failures if failure.kind != "lost"), None)
+
+
+def find_decisive_exception(
+    task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
+) -> BaseException | None:
+    """Return what f raised in most tasks, if that explains why a map has failed, and None otherwise.
+
+    It does if nothing has arrived, and either the map would have failed without any other failure, or the
+    lost workers alone would not have made it fail.
+
+    would_suffice : whether results of these tasks would be enough.
+    """
+    if task_table.arrived:
+        return None
+    last_failures = ((task_index, record.last_raised_failure) for task_index, record in enumerate(task_table))
+    failure_by_task = {task_index: failure for task_index, failure in last_failures if failure is not None}
+    if not failure_by_task or not _is_caused_by_f(failure_by_task.keys(), task_table, would_suffice):
+        return None
+    text_by_task = {task_index: str(failure) for task_index, failure in failure_by_task.items()}
+    [(common_text, _)] = Counter(text_by_task.values()).most_common(1)
+    first_task = next(task_index for task_index, text in text_by_task.items() if text == common_text)
+    count_text = f"{len(failure_by_task)} of {len(task_table)} tasks"
+    label = f"f raised in {count_text}, and the others do not determine the results: task {first_task}"
+    return add_other_failures_note(
+        build_failure_exception(label, failure_by_task[first_task]), failure_by_task[first_task], task_table
+    )
+
+
+def _is_caused_by_f(
+    raising_tasks: Collection[int], task_table: TaskTable, would_suffice: Callable[[set[int]], bool]
+) -> bool:
+    """Return whether a map failed because f raised in these tasks, rather than because workers were lost."""
+    all_tasks = set(range(len(task_table)))
+    if not would_suffice(all_tasks.difference(raising_tasks)):
+        return True
+    return would_suffice(all_tasks - task_table.failed.difference(raising_tasks))
+
+
+def add_other_failures_note(error: BaseException, failure: Failure, task_table: TaskTable) -> BaseException:
+    """Add a note to what f raised in some tasks that counts how others failed, and return it."""
+    other_failures = _failure_counts_text(task_table, excluded_text=str(failure))
+    if other_failures:
+        add_note(error, f"other failures: {other_failures}")
+    return error
+
+
+def build_failure_exception(label: str, failure: Failure) -> BaseException:
+    """Return what to raise for a failure: what f raised, or a NotDecodableError if f could not be called.
+
+    A key that is missing on the worker, for example, keeps it from calling f.
+    """
+    assert failure.cause is not None
+    if not type(failure.cause).__module__.startswith("polarmap.worker."):
+        return annotate_exception(label, failure.cause)
+    error = NotDecodableError(f"{label} failed: {failure}")
+    error.__cause__ = failure.cause
+    return error

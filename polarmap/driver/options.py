@@ -1,0 +1,144 @@
+"""What the caller of a map chose beside the data and the code: checked, and as the loop reads it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.driver.lateness import RunTimeQuantiles
+from polarmap.dtypes import is_integer
+from polarmap.errors import CodeError
+from polarmap.executors.encryption_keys import check_key
+from polarmap.validation import is_choice, is_nonnegative_int, is_real_number
+
+if TYPE_CHECKING:
+    from polarmap.blocks.code_choice import CodeOptions
+
+Verify = bool | Literal["auto"]
+ScheduleName = Literal["upfront", "on_demand"]
+OnTimeout = Literal["raise", "estimate"]
+
+# From the leaves of every received result: what entries of each leaf may be off by although f is as
+# linear as it should be; inf for a leaf that is not meant to be decoded.
+LeafErrorBounds = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
+
+
+class PlannedSchedule(ABC):
+    """A schedule that says the sizes and the code of a map too, as `polarmap.planning.Plan` does.
+
+    schedule : "upfront" or "on_demand".
+    n_upfront_parity : parity tasks that start with the data, on demand.
+    run_times : of one task, which tells when one is late; None: the tasks of the map tell.
+    """
+
+    schedule: str
+    n_upfront_parity: int
+    run_times: RunTimeQuantiles | None
+
+    @abstractmethod
+    def apply_to(self, code_options: CodeOptions) -> CodeOptions:
+        """`code_options` with its sizes and its code; CodeError where the caller asks for others too."""
+
+
+Schedule = ScheduleName | PlannedSchedule
+
+
+@dataclass(frozen=True)
+class FunctionTraits:
+    """What is known of an f that is ours; of any other f nothing is."""
+
+    meets_requirement: bool = False  # what the code assumes of it is true by construction
+    error_bounds: LeafErrorBounds | None = None  # it is linear up to these
+    result_shape: tuple[int, ...] | None = None  # of the array that it returns
+    is_rowwise: bool = False  # it gives one row of each result for each row of its block
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What the caller of a map chose, as `coded_map` describes it, and what is known of f."""
+
+    verify: Verify = "auto"
+    rtol: float | None = None
+    timeout: float = inf
+    retries: int = 1
+    estimate_on_timeout: bool = False  # after the timeout, rather than to fail
+    schedule: str = "upfront"
+    n_upfront_parity: int = 0  # parity tasks that start with the data, on demand
+    run_times: RunTimeQuantiles | None = None  # of one task, where a plan knows them
+    parity_required_by: str = ""  # which choice asks for parity, so that copies of late tasks will not do
+    key: str | bytes | None = None
+    traits: FunctionTraits = FunctionTraits()
+
+
+def check_function(f: Any) -> None:
+    """CodeError for what cannot be called."""
+    if not callable(f):
+        raise CodeError(f"f must be callable, not {type(f).__name__}")
+
+
+def check_options(
+    verify: Any,
+    rtol: Any,
+    timeout: Any,
+    retries: Any,
+    on_timeout: Any = "raise",
+    schedule: Any = "upfront",
+    key: Any = None,
+) -> MapOptions:
+    """The options of a map; CodeError for one that cannot be."""
+    if not isinstance(verify, (bool, np.bool_)) and not is_choice(verify, ("auto",)):
+        raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
+    for name, value in (("rtol", rtol), ("timeout", timeout)):
+        if value is not None and not (is_real_number(value) and value > 0):
+            raise CodeError(f"{name} must be a positive number, not {value!r}")
+    if not is_nonnegative_int(retries):
+        raise CodeError(f"retries must be 0 or more, not {retries!r}")
+    if not is_choice(on_timeout, ("raise", "estimate")):
+        raise CodeError(f"on_timeout must be 'raise' or 'estimate', not {on_timeout!r}")
+    estimate_on_timeout = on_timeout == "estimate"
+    if estimate_on_timeout and timeout is None:
+        raise CodeError("on_timeout='estimate' needs timeout=: the seconds after which to estimate")
+    if not (isinstance(schedule, PlannedSchedule) or is_choice(schedule, ("upfront", "on_demand"))):
+        advice = ""
+        if is_integer(schedule):
+            advice = f": for tasks of less work, use blocks={schedule} * ... and tasks={schedule} * ..."
+        raise CodeError(
+            "schedule must be 'upfront', 'on_demand' or a Plan as polarmap.plan returns it, not "
+            f"{schedule!r}{advice}"
+        )
+    verify = verify if isinstance(verify, str) else bool(verify)
+    name, n_upfront_parity, run_times = schedule, 0, None
+    parity_required_by = "schedule='on_demand'" if schedule == "on_demand" else ""
+    if isinstance(schedule, PlannedSchedule):
+        name, n_upfront_parity, run_times, parity_required_by = (
+            schedule.schedule,
+            schedule.n_upfront_parity,
+            schedule.run_times,
+            "the plan",
+        )
+    parity_required_by = "on_timeout='estimate'" if estimate_on_timeout else parity_required_by
+    timeout_seconds = inf if timeout is None else timeout
+    key = None if key is None else check_key(key)
+    return MapOptions(
+        verify,
+        rtol,
+        timeout_seconds,
+        int(retries),
+        estimate_on_timeout,
+        name,
+        n_upfront_parity,
+        run_times,
+        parity_required_by,
+        key,
+    )
+
+
+def apply_plan(code_options: CodeOptions, schedule: Schedule) -> CodeOptions:
+    """`code_options`, or what a plan makes of them."""
+    return schedule.apply_to(code_options) if isinstance(schedule, PlannedSchedule) else code_options

@@ -1,0 +1,373 @@
+"""What rows of zeros do to f, where they fill up the last block of an array whose rows do not divide.
+
+The result of that block is f of its own rows, which its task evaluates as well. Where that result is missing,
+it can be decoded only if f gives one row for each row, so that rows of padding can be cut off, or if rows
+of zeros make no difference to f, as to a sum over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarmap.blocks.coded import CodedData
+from polarmap.blocks.equal import find_divisors_near
+from polarmap.driver.function_properties import FunctionProperty
+from polarmap.driver.local_evaluation import LocalEvaluation
+from polarmap.driver.options import MapOptions
+from polarmap.driver.verification import leaves_agree
+from polarmap.dtypes import Array, DType, is_integer_dtype
+from polarmap.errors import CodeError
+from polarmap.executors.interface import TaskResult
+from polarmap.worker.pytree import Shape, unflatten
+
+PrecisionDtypeGetter = Callable[[DType], DType]  # whose rounding limits results of a dtype
+
+PADDING_PROPERTY = "what rows of zeros do to f"
+SAMPLE_VALUES = np.arange(1, 8)  # numbers of rows on which f is tried, where the data has none that tell
+ROW_FACTOR_STEP = 0.25  # Rows on which f is tried are scaled by 1 + 0.25 row**2: sums of them seldom cancel.
+
+
+class PaddingEffect(Enum):
+    """What rows of zeros at the end of a block do to one array of the result of f."""
+
+    ROWWISE = "one row of the result for each row of the block"
+    NO_EFFECT = "rows of zeros make no difference"
+    CHANGES_RESULT = "the result differs"
+
+
+class KnownPaddingEffects(NamedTuple):
+    """What earlier maps have found of f.
+
+    effects : for each array of its results.
+    bitwise_equal_layouts : layouts of blocks, with their rows of data, of which f gave the same bits for
+        these rows, whether rows of zeros followed or not.
+    """
+
+    effects: tuple[PaddingEffect, ...]
+    bitwise_equal_layouts: frozenset[Any] = frozenset()
+
+    def can_trim_padding(self, block_layout: Any) -> bool:
+        """Return whether f of such a block need not be evaluated without its rows of zeros."""
+        return block_layout in self.bitwise_equal_layouts and set(self.effects) == {PaddingEffect.ROWWISE}
+
+
+class PaddingAnalyzer:
+    """The rows of zeros in the last block of a map, and what they do to f.
+
+    f is evaluated on the driver, beside the map, on two rows of a block, on four, and on two followed by rows
+    of zeros; once for all maps of the same function.
+
+    Parameters
+    ----------
+    f : callable
+        What workers call.
+    coded_data : CodedData
+        Blocks of which the last one is filled up.
+    options : MapOptions
+    is_stored : bool
+        Whether results stay in storage, as blocks of equal size.
+
+    Attributes
+    ----------
+    task_index, n_rows : int
+        The number of the block that is filled up, and how many rows of data it has.
+    is_evaluated_unpadded : bool
+        Whether the task of that block evaluates f on its rows of data alone, too. Not where each row of the
+        result is known to come from one row of the block, where results stay in storage, and where no worker
+        has a block of the data.
+    """
+
+    def __init__(
+        self, f: Callable[[Any], Any], coded_data: CodedData, options: MapOptions, is_stored: bool = False
+    ) -> None:
+        padded_block = coded_data.data_blocks.padded_block
+        assert padded_block is not None
+        self.task_index, self.n_rows = padded_block
+        self._coded_data, self._data_blocks, self._rtol = coded_data, coded_data.data_blocks, options.rtol
+        self._is_rowwise = options.traits.is_rowwise
+        self._check_not_empty()
+        self._wait_started_at: float | None = None
+        self._function_property = FunctionProperty(
+            f, PADDING_PROPERTY, self._data_blocks.dtypes, self._is_rowwise
+        )
+        self._known_effects: KnownPaddingEffects | None = (
+            None if self._is_rowwise else self._function_property.value
+        )
+        self._block_layout = (coded_data.block_layout(0), self.n_rows)
+        can_trim_padding = self._is_rowwise or (
+            self._known_effects is not None and self._known_effects.can_trim_padding(self._block_layout)
+        )
+        self._is_stored, self._has_data_tasks = is_stored, len(coded_data.code.systematic_indices) > 0
+        self.is_evaluated_unpadded = not can_trim_padding and not is_stored and self._has_data_tasks
+        self._effects: tuple[PaddingEffect, ...] | None = None
+        self._evaluation: LocalEvaluation | None = None
+        self._f = f
+
+    def start_evaluation(self) -> None:
+        """Begin to evaluate f on a few rows, on a thread, if nothing is known of it."""
+        if not self._is_rowwise and self._known_effects is None:
+            f = self._f
+            self._evaluation = LocalEvaluation(lambda blocks: tuple(map(f, blocks)), self._build_trial_blocks)
+
+    def _check_not_empty(self) -> None:
+        """Raise CodeError for a stored array with blocks that hold no row of it."""
+        if self.n_rows <= 0:
+            raise CodeError(
+                f"the {self._data_blocks.k} blocks of the coded array hold {self._n_data_rows} rows in blocks of "
+                f"{self._data_blocks.rows_per_block}, so that some are empty: encode it again"
+            )
+
+    @property
+    def _n_data_rows(self) -> int:
+        """The number of rows of the data."""
+        rows_per_block = self._data_blocks.rows_per_block
+        assert rows_per_block is not None
+        return self._data_blocks.k * rows_per_block - self._data_blocks.n_padding_rows
+
+    # -- what f does ------------------------------------------------------------------------
+
+    def is_wait_over(self, now: float, max_wait_seconds: float) -> bool:
+        """Return whether the effects are known, or have been waited for longer than `max_wait_seconds`
+        seconds.
+        """
+        if self._wait_started_at is None:
+            self._wait_started_at = now
+        return self.has_known_effects or now - self._wait_started_at > max_wait_seconds
+
+    def wait_for_effects(self, timeout: float) -> None:
+        """Wait until the effects are known, for so many seconds at most."""
+        if self._evaluation is not None:
+            self._evaluation.wait_for_leaves(timeout)
+
+    @property
+    def has_known_effects(self) -> bool:
+        """Whether f has been evaluated on a few rows, or need not be."""
+        return self._evaluation is None or not self._evaluation.is_running
+
+    def get_effects(
+        self, get_precision_dtype: PrecisionDtypeGetter, result_shapes: Sequence[Shape]
+    ) -> tuple[PaddingEffect, ...]:
+        """Return for each array of the results, of these shapes, what rows of zeros do to it.
+
+        What is not known by now counts as a change.
+        """
+        if self._effects is None or len(self._effects) != len(result_shapes):
+            effects = self._find_effects(get_precision_dtype, len(result_shapes))
+            if effects is None:
+                return (PaddingEffect.CHANGES_RESULT,) * len(result_shapes)
+            self._effects = effects
+        return tuple(
+            effect if self._applies_to_shape(effect, shape) else PaddingEffect.CHANGES_RESULT
+            for effect, shape in zip(self._effects, result_shapes)
+        )
+
+    def _applies_to_shape(self, effect: PaddingEffect, result_shape: Shape) -> bool:
+        """Return whether what was found of f on a few rows is true of results of this shape in this map."""
+        if effect is PaddingEffect.ROWWISE:
+            return result_shape[:1] == (self._data_blocks.rows_per_block,)
+        return self._data_blocks.has_zero_padding
+
+    def _find_effects(
+        self, get_precision_dtype: PrecisionDtypeGetter, n_leaves: int
+    ) -> tuple[PaddingEffect, ...] | None:
+        """Return the effect on each of so many arrays; None if f has not been evaluated so far."""
+        if self._is_rowwise:
+            return (PaddingEffect.ROWWISE,) * n_leaves
+        if self._known_effects is not None:
+            effects = self._known_effects.effects
+            return effects if len(effects) == n_leaves else (PaddingEffect.CHANGES_RESULT,) * n_leaves
+        leaves = None if self._evaluation is None else self._evaluation.leaves
+        if leaves is None:
+            return None
+        if len(leaves) != 3 * n_leaves:
+            return (PaddingEffect.CHANGES_RESULT,) * n_leaves
+        trial_results = zip(leaves[:n_leaves], leaves[n_leaves : 2 * n_leaves], leaves[2 * n_leaves :])
+        return tuple(self._classify_effect(get_precision_dtype, *results) for results in trial_results)
+
+    def _classify_effect(
+        self,
+        get_precision_dtype: PrecisionDtypeGetter,
+        few_rows_result: Array,
+        more_rows_result: Array,
+        padded_result: Array,
+    ) -> PaddingEffect:
+        """Return the effect on an array of which these are results: of few rows, of more, with zeros."""
+        finite_values = (
+            more_rows_result[np.isfinite(more_rows_result)]
+            if more_rows_result.dtype.kind in "iufc"
+            else np.zeros(0)
+        )
+        max_magnitude = float(np.abs(finite_values).max(initial=0))
+
+        def agree(leaf: Array, other_leaf: Array) -> bool:
+            return leaves_agree(
+                leaf, other_leaf, get_precision_dtype(leaf.dtype), self._rtol, 1.0, max_magnitude, 0.0
+            )
+
+        n_few_rows, n_more_rows = self._trial_row_counts
+        if (few_rows_result.shape[:1], more_rows_result.shape[:1]) == (
+            (n_few_rows,),
+            (n_more_rows,),
+        ) and agree(few_rows_result, more_rows_result[:n_few_rows]):
+            return PaddingEffect.ROWWISE
+        if few_rows_result.shape == padded_result.shape and agree(few_rows_result, padded_result):
+            return PaddingEffect.NO_EFFECT
+        return PaddingEffect.CHANGES_RESULT
+
+    @property
+    def _trial_row_counts(self) -> tuple[int, int]:
+        """The numbers of rows that f is tried on, which a block has: not one row, which numpy may squeeze."""
+        rows_per_block = self._data_blocks.rows_per_block
+        assert rows_per_block is not None
+        n_few_rows = min(2, rows_per_block - 1)
+        return n_few_rows, min(n_few_rows + 2, rows_per_block)
+
+    def _build_trial_blocks(self) -> tuple[Any, Any, Any]:
+        """Return a few rows of a block of the data, some more of them, and the few filled up with zeros.
+
+        Rows that tell nothing, as those of zeros, are made up, and so are all where the data is in storage.
+        """
+        n_few_rows, n_more_rows = self._trial_row_counts
+        if self._coded_data.location is None:
+            leaves = self._data_blocks.sample_rows(n_more_rows)
+        else:
+            leaves = [
+                np.zeros((n_more_rows, *shape[1:]), dtype_name)
+                for dtype_name, shape in self._coded_data.block_layout(0)
+            ]
+        if len(leaves) == 1:  # of sparse rows there are three
+            leaves = [_make_rows_distinguishable(leaves[0])]
+        cut_rows, structure = self._data_blocks.copy_padded_rows, self._coded_data.structure
+        row_counts = ((n_few_rows, n_few_rows), (n_more_rows, n_more_rows), (n_few_rows, n_more_rows))
+        few_rows, more_rows, padded_rows = (
+            unflatten(structure, cut_rows(leaves, *counts)) for counts in row_counts
+        )
+        return few_rows, more_rows, padded_rows
+
+    # -- what follows from that -------------------------------------------------------------
+
+    def record_effects(
+        self,
+        get_precision_dtype: PrecisionDtypeGetter,
+        padded_leaves: list[Array] | None,
+        unpadded_result: TaskResult | None,
+    ) -> None:
+        """Remember for later maps what is known of f by now.
+
+        padded_leaves, unpadded_result : f of the block that is filled up and f of its rows of data, if its
+            task has returned them.
+        """
+        if self._is_rowwise:
+            return
+        known_effects = self._known_effects
+        if known_effects is None and self._evaluation is not None and self._evaluation.leaves is not None:
+            effects = self._find_effects(get_precision_dtype, len(self._evaluation.leaves) // 3)
+            known_effects = None if effects is None else KnownPaddingEffects(effects)
+        if known_effects is None:
+            return
+        if (
+            padded_leaves is not None
+            and unpadded_result is not None
+            and _has_equal_bits(padded_leaves, unpadded_result, self.n_rows)
+        ):
+            known_effects = known_effects._replace(
+                bitwise_equal_layouts=known_effects.bitwise_equal_layouts | {self._block_layout}
+            )
+        if known_effects != self._known_effects:
+            self._function_property.record(known_effects)
+
+    def raise_if_undecodable(self, effects: Sequence[PaddingEffect]) -> None:
+        """Raise CodeError where rows of zeros change a result that no worker returns without them."""
+        if PaddingEffect.CHANGES_RESULT not in effects or self._is_rowwise:
+            return
+        if self._is_stored:
+            reason = "results that stay in storage are blocks of equal size"
+        elif not self._has_data_tasks:
+            reason = "no worker gets a block of the data as it is"
+        elif not self.is_evaluated_unpadded:
+            reason = "they did not in an earlier map: f is not deterministic"
+        else:
+            return
+        effect_text = "change the result of f" if self.has_known_effects else "may change the result of f"
+        raise CodeError(f"{self.description}. These {effect_text}, and {reason}. {self.advice}")
+
+    @property
+    def description(self) -> str:
+        """What the last block consists of, for messages."""
+        return (
+            f"{self._n_data_rows} rows do not divide into {self._data_blocks.k} blocks, so the last one has {self.n_rows} "
+            f"of {self._data_blocks.rows_per_block} rows and is filled up with rows of zeros"
+        )
+
+    @property
+    def advice(self) -> str:
+        """The numbers of blocks for which no rows of zeros are needed, as an advice."""
+        blocks_options = " or ".join(
+            f"blocks={n_blocks}" for n_blocks in find_divisors_near(self._n_data_rows, self._data_blocks.k)
+        )
+        return (
+            f"Use {blocks_options}, which divides them"
+            if blocks_options
+            else "Use a number of rows that divides"
+        )
+
+    def is_consistent(
+        self,
+        get_precision_dtype: PrecisionDtypeGetter,
+        padded_leaves: Sequence[Array],
+        unpadded_leaves: Sequence[Array],
+        effects: Sequence[PaddingEffect],
+    ) -> bool:
+        """Return whether the result of the rows of data is what that of the whole block says it is."""
+        if PaddingEffect.CHANGES_RESULT in effects or len(padded_leaves) != len(unpadded_leaves):
+            return False
+        return all(
+            leaves_agree(
+                trimmed_leaf,
+                unpadded_leaf,
+                get_precision_dtype(trimmed_leaf.dtype),
+                self._rtol,
+                1.0,
+                0.0,
+                0.0,
+            )
+            for trimmed_leaf, unpadded_leaf in zip(self.trim_padding(padded_leaves, effects), unpadded_leaves)
+        )
+
+    def trim_padding(self, leaves: Sequence[Array], effects: Sequence[PaddingEffect]) -> list[Array]:
+        """Return the arrays of the result of the last block without the rows that stand for padding."""
+        leaf_effects = zip(leaves, effects, strict=True)
+        return [
+            leaf[: self.n_rows] if effect is PaddingEffect.ROWWISE else leaf for leaf, effect in leaf_effects
+        ]
+
+
+def _make_rows_distinguishable(rows: Array) -> Array:
+    """Return rows that show whether f mixes them: other numbers where they are not finite, or all zeros.
+
+    They are multiplied by different factors.
+    """
+    sample_rows = np.resize(SAMPLE_VALUES, rows.shape).astype(rows.dtype)
+    axes = tuple(range(1, rows.ndim))
+    is_zero = ~np.asarray(rows != 0).any(axis=axes, keepdims=True)
+    rows = np.where(is_zero | ~np.isfinite(rows), sample_rows, rows)
+    squares = np.square(np.arange(len(rows))).reshape(-1, *[1] * len(axes))
+    factors = 1 + squares if is_integer_dtype(rows.dtype) else 1 + ROW_FACTOR_STEP * squares
+    return np.asarray(rows * factors.astype(rows.dtype))
+
+
+def _has_equal_bits(padded_leaves: Sequence[Array], unpadded_result: TaskResult, n_rows: int) -> bool:
+    """Return whether the first rows of all arrays are, bit for bit, those of the result without padding."""
+    if len(padded_leaves) != len(unpadded_result.leaves):
+        return False
+    return all(
+        padded_leaf.ndim
+        and padded_leaf.dtype == unpadded_leaf.dtype
+        and padded_leaf[:n_rows].shape == unpadded_leaf.shape
+        and padded_leaf[:n_rows].tobytes() == unpadded_leaf.tobytes()
+        for padded_leaf, unpadded_leaf in zip(padded_leaves, unpadded_result.leaves)
+    )

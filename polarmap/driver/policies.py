@@ -1,0 +1,182 @@
+"""Which tasks of a map start later: parity on demand, late ones once more."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from math import inf
+
+from polarmap.codes.uncoded import DEFAULT_BACKUPS
+from polarmap.driver.lateness import LatenessRule, LateTracker, ParityRule, backup_lateness_rule
+from polarmap.driver.scheduler import Collector, SchedulingPolicy
+from polarmap.driver.task_table import TaskTable
+from polarmap.executors.interface import AttemptId
+
+
+class OnDemandParityPolicy(SchedulingPolicy):
+    """As many tasks as are needed start at once; others in the place of late and failed ones.
+
+    Parameters
+    ----------
+    n_tasks : tasks.
+    parity_rule : when a task is late, and how many start in the place of late ones.
+    n_upfront_parity : parity tasks that start with the data.
+    is_mds : whether any `recovery_threshold` results determine the others, as of the rotation kernel.
+    """
+
+    def __init__(
+        self,
+        n_tasks: int,
+        parity_rule: ParityRule,
+        n_upfront_parity: int = 0,
+        is_mds: bool = True,
+    ) -> None:
+        n_started = min(n_tasks, parity_rule.recovery_threshold + n_upfront_parity)
+        super().__init__(n_started)
+        self._held_back_parity: Sequence[int] = range(n_started, n_tasks)
+        self._parity_rule, self._is_mds = parity_rule, is_mds
+        self.late_tracker: LateTracker[AttemptId] = LateTracker(
+            parity_rule.lateness_rule, n_initial=n_started
+        )
+
+    def tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """As many parity tasks as late and failed ones make necessary."""
+        if not self._held_back_parity or collector.is_sufficient or not collector.can_use_parity:
+            return ()
+        late_attempts = self.late_tracker.find_late_attempts(elapsed_seconds)
+        if not late_attempts and task_table.in_flight and self._is_mds and not task_table.failed:
+            return ()
+        on_time_tasks = task_table.in_flight.keys() - {task_index for task_index, _ in late_attempts}
+        ended = (
+            len(task_table) - len(task_table.in_flight) - len(task_table.failed) - len(task_table.held_back)
+        )
+        n_returned = ended - (len(task_table.arrived) - len(collector.counted))
+        n_to_start = self._parity_rule.count_parity_to_start(
+            n_returned, len(on_time_tasks), len(self._held_back_parity)
+        )
+        if not (self._is_mds and on_time_tasks):  # sparse codes, poor conditioning
+            expected_tasks = on_time_tasks.union(collector.counted)
+            reaches_threshold = len(expected_tasks) + n_to_start >= self._parity_rule.recovery_threshold
+            while reaches_threshold and n_to_start < len(self._held_back_parity):
+                if collector.would_suffice(expected_tasks.union(self._held_back_parity[:n_to_start])):
+                    break
+                n_to_start += 1
+        due_tasks, self._held_back_parity = (
+            self._held_back_parity[:n_to_start],
+            self._held_back_parity[n_to_start:],
+        )
+        return due_tasks
+
+    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Until the next running task becomes late; one that waits for a slot begins now."""
+        return (
+            self.late_tracker.seconds_until_late(bool(task_table.queued), elapsed_seconds)
+            if self._held_back_parity
+            else inf
+        )
+
+
+class AwaitedTaskBackupPolicy(SchedulingPolicy):
+    """Another policy, and backups of one task for as long as the map waits for nothing but its result.
+
+    Parameters
+    ----------
+    base_policy : Policy
+        What starts all other tasks.
+    n_tasks : int
+        The number of tasks.
+    task_index : int
+        It evaluates f on its block and on some rows of it, so it is late after twice the time of the others.
+    """
+
+    def __init__(self, base_policy: SchedulingPolicy, n_tasks: int, task_index: int) -> None:
+        super().__init__(0)
+        self.initial_tasks, self._base_policy, self._task_index = (
+            base_policy.initial_tasks,
+            base_policy,
+            task_index,
+        )
+        self.late_tracker = base_policy.late_tracker or LateTracker(backup_lateness_rule(n_tasks))
+
+    def tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """Return what the other policy starts; the awaited task if its latest attempt is late."""
+        if collector.awaited_task != self._task_index:
+            return self._base_policy.tasks_to_start(task_table, collector, elapsed_seconds)
+        task, attempts_in_flight = task_table[self._task_index], task_table.in_flight.get(self._task_index)
+        dispatched_at = task.dispatched_at.get(max(attempts_in_flight)) if attempts_in_flight else None
+        late_tracker = self.late_tracker
+        assert late_tracker is not None
+        if (
+            dispatched_at is None
+            or task.n_backups >= DEFAULT_BACKUPS
+            or elapsed_seconds < dispatched_at + 2 * late_tracker.late_after_seconds()
+        ):
+            return ()
+        task.n_backups += 1
+        return (self._task_index,)
+
+    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Return the seconds of the other policy: a map that awaits a task looks often."""
+        return self._base_policy.seconds_until_due(task_table, elapsed_seconds)
+
+
+def make_backup_policy(n_tasks: int, max_backups: int) -> SchedulingPolicy:
+    """All tasks start at once, late ones so often once more; where that is never, nobody asks who is late."""
+    return (
+        BackupPolicy(n_tasks, backup_lateness_rule(n_tasks), max_backups)
+        if max_backups
+        else SchedulingPolicy(n_tasks)
+    )
+
+
+class BackupPolicy(SchedulingPolicy):
+    """All tasks start at once, and a late one once more: whichever attempt returns first counts.
+
+    Parameters
+    ----------
+    n_tasks : tasks.
+    lateness_rule : when a task is late; one that waits for a slot is not.
+    max_backups : backups that one task may get; a backup may become late itself.
+    """
+
+    def __init__(self, n_tasks: int, lateness_rule: LatenessRule, max_backups: int) -> None:
+        super().__init__(n_tasks)
+        self._max_backups = max_backups
+        self.late_tracker: LateTracker[AttemptId] = LateTracker(lateness_rule)
+        self._late_trackers = weakref.WeakSet([self.late_tracker])
+
+    def add_late_tracker(self, late_tracker: LateTracker[AttemptId]) -> None:
+        """There are tasks of one more kind, of which these attempts are, as long as somebody has them."""
+        self._late_trackers.add(late_tracker)
+
+    def tasks_to_start(
+        self, task_table: TaskTable, collector: Collector, elapsed_seconds: float
+    ) -> Sequence[int]:
+        """The tasks whose latest attempt is late."""
+        late_attempts = set().union(
+            *(tracker.find_late_attempts(elapsed_seconds) for tracker in self._late_trackers)
+        )
+        due_tasks = sorted(
+            task_index
+            for task_index, attempt in late_attempts
+            if attempt == max(task_table.in_flight[task_index])
+        )
+        due_tasks = [
+            task_index for task_index in due_tasks if task_table[task_index].n_backups < self._max_backups
+        ]
+        for task_index in due_tasks:
+            task_table[task_index].n_backups += 1
+        return due_tasks
+
+    def seconds_until_due(self, task_table: TaskTable, elapsed_seconds: float) -> float:
+        """Until the next attempt becomes late; one that is not known to run may begin now."""
+        can_queued_start = any(
+            task_table[task_index].n_backups < self._max_backups for task_index in task_table.queued
+        )
+        return min(
+            tracker.seconds_until_late(can_queued_start, elapsed_seconds) for tracker in self._late_trackers
+        )

@@ -1,0 +1,257 @@
+"""The state of a map that belongs to a future, with maps that are made of events."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap.codes import PolarCode
+from polarmap.driver import coded_future
+from polarmap.driver.coded_future import BackgroundMap, CodedFuture, MapCancelled
+from polarmap.driver.map_execution import MapExecution, Observers
+from polarmap.driver.prepared_map import PreparedMap
+from polarmap.driver.scheduler import JobTimer
+from polarmap.driver.task_table import TaskTable
+from polarmap.executors.interface import Outcome
+from polarmap.testing import ReplayExecutor
+
+SECONDS = 30.0
+
+
+class ScriptedMap:
+    """A map of two blocks that goes on when it is told to."""
+
+    def __init__(self, *, is_stored: bool = False, error: Exception | None = None) -> None:
+        self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
+        self._error = error
+        self.running = MapExecution(ReplayExecutor())
+        self.running.set_code(PolarCode(3, 2))
+        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, self.running, 2, is_stored)
+
+    def start(self) -> CodedFuture[list[str]]:
+        return BackgroundMap(self.prepared, ()).start()
+
+    def _run(self, observers: Observers) -> list[str]:
+        [future], running = observers, self.running
+        future.on_start(running)
+        running.session, running.collector = Run(self.woken), Results()  # type: ignore[assignment]
+        try:
+            future.on_attempt_end(Outcome(1, 0, [], (), None, 0.5), 0.9)
+            self.began.set()
+            while not self.go.wait(0.01):
+                future.on_poll(1)
+            if self._error is not None:
+                raise self._error
+            return ["zero", "one"]
+        finally:
+            future.on_finish(RuntimeError())
+            self.ended.set()
+
+
+class Run:
+    """Only its bell."""
+
+    def __init__(self, woken: threading.Event) -> None:
+        self.wake = woken.set
+
+
+class Results:
+    """That of block 1 is there."""
+
+    def __init__(self) -> None:
+        seconds = iter([0.0])
+        self.task_table, self.timer = TaskTable(3), JobTimer(lambda: next(seconds, 1.0))
+        self.task_table.arrived[1] = 0.9
+
+    def reported_tasks_factory(self) -> Callable[[], TaskTable]:
+        return lambda: self.task_table
+
+    def early_result_factory(self, task_index: int) -> Any:
+        assert task_index == 1
+        return lambda: "early"
+
+
+def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
+    error = RuntimeError("no")
+    one = ScriptedMap(error=error)
+    future = one.start()
+    one.go.set()
+    assert future.exception(SECONDS) is error
+    assert future.blocks[0].exception(0) is error
+    assert future.blocks[1].result(0) == "early"
+
+
+def test_a_wait_within_another_of_the_same_thread_ends_that_one_for_nobody() -> None:
+    """As that of a signal handler, which interrupts its thread while it waits."""
+    one = ScriptedMap()
+    future = one.start()
+    with future._background_map.pin_while_waiting(future):
+        with future._background_map.pin_while_waiting(future.blocks[0]):
+            pass
+        future._background_map.on_unreferenced()
+        one.go.set()
+        assert future.result(SECONDS) == ["zero", "one"]
+
+
+def test_cancelling_wakes_the_map_and_ends_it() -> None:
+    one, called = ScriptedMap(), list[Any]()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    future.add_done_callback(called.append)
+    with ThreadPoolExecutor(1) as threads:
+        waiter = threads.submit(wait, [future, *future.blocks], SECONDS)
+        assert future.cancel()
+        assert len(waiter.result(SECONDS).done) == 3
+    assert future.cancel()
+    assert called == [future]
+    assert one.woken.wait(SECONDS)
+    assert one.ended.wait(SECONDS)
+    assert future.cancelled()
+    assert future.blocks[0].cancelled()
+    assert future.blocks[1].result(0) == "early"
+    with pytest.raises(CancelledError):
+        future.result(0)
+
+
+def test_a_map_that_is_called_off_while_it_is_cut_does_not_begin() -> None:
+    one = ScriptedMap()
+    map_ = BackgroundMap(one.prepared, ())
+    map_.cancel()
+    with pytest.raises(MapCancelled):
+        map_.on_start(one.running)
+
+
+def test_cancelling_from_many_threads_at_once() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    told: list[bool] = []
+    threads = [threading.Thread(target=lambda: told.append(future.cancel())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert told == [True] * 8
+
+
+def test_a_block_may_be_cancelled_by_itself() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    assert future.blocks[0].cancel()
+    assert future.blocks[0].cancel()
+    one.go.set()
+    assert future.result(SECONDS) == ["zero", "one"]
+
+
+@pytest.mark.parametrize("what", ["future", "block", "callback", "lasting"])
+def test_a_map_goes_on_while_it_is_of_use(what: str) -> None:
+    one, results, told = ScriptedMap(is_stored=what == "lasting"), list[Any](), threading.Event()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    keep: Any = {"future": future, "block": future.blocks[0]}.get(what)
+    if what == "callback":
+
+        def note(done: Any) -> None:
+            results.append(done.result())
+            told.set()
+
+        future.add_done_callback(note)
+    del future
+    gc.collect()
+    assert not one.woken.is_set()
+    one.go.set()
+    assert one.ended.wait(SECONDS)
+    assert not one.woken.is_set()
+    if what == "callback":
+        assert told.wait(SECONDS)
+        assert results == [["zero", "one"]]
+    del keep
+
+
+def test_a_map_that_is_of_no_use_any_more_ends() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    del future  # by its count of references: no collection is needed
+    assert one.woken.is_set()
+    assert one.ended.wait(SECONDS)
+
+
+def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
+    one, calls = ScriptedMap(), list[Any]()
+    future = one.start()
+    one.go.set()
+    future.result(SECONDS)
+    future.add_done_callback(calls.append)
+    assert calls == [future]
+
+
+def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coded_future, "_has_other_threads", lambda: False)  # those of pytest do
+    kept, lasting = ScriptedMap(), ScriptedMap(is_stored=True)
+    futures = kept.start(), lasting.start()
+    assert kept.began.wait(SECONDS)
+    assert lasting.began.wait(SECONDS)
+    ender = threading.Thread(target=BackgroundMap.finish_at_exit)
+    ender.start()
+    assert kept.ended.wait(SECONDS)
+    assert ender.is_alive()
+    lasting.go.set()
+    ender.join(SECONDS)
+    assert futures[1].result(SECONDS) == ["zero", "one"]
+    with pytest.raises(CancelledError):
+        futures[0].result(SECONDS)
+
+
+def test_a_future_prints_its_state_and_how_many_results_are_there() -> None:
+    options: dict[str, Any] = {"blocks": 3, "tasks": 4}
+    future = polarmap.submit(polarmap.coded_map, np.negative, np.eye(6), executor=ReplayExecutor(), **options)
+    future.result(SECONDS)
+    report = future.report
+    assert report is not None
+    arrived = sum(task.arrived is not None for task in report.tasks)
+    assert repr(future) == f"<CodedFuture: done, {arrived} of 4 results arrived, 3 needed>"
+    gate = threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        waiting = polarmap.submit(
+            polarmap.coded_map,
+            lambda block: gate.wait(SECONDS) and block,
+            np.eye(6),
+            executor=pool,
+            **options,
+        )
+        try:
+            deadline = time.monotonic() + SECONDS
+            while "running" not in repr(waiting) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert repr(waiting).startswith("<CodedFuture: running")
+            assert report_of(waiting).needed == 3
+            assert repr(waiting) == "<CodedFuture: running, 0 of 4 results arrived, 3 needed>"
+            waiting.cancel()
+            assert repr(waiting).startswith("<CodedFuture: cancelled")
+        finally:
+            gate.set()
+    failed = polarmap.submit(polarmap.coded_map, failing, np.eye(6), executor=ReplayExecutor(), **options)
+    assert isinstance(failed.exception(SECONDS), KeyError)
+    assert repr(failed).startswith("<CodedFuture: failed with KeyError")
+
+
+def report_of(future: CodedFuture[Any]) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while (report := future.report) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return report
+
+
+def failing(block: Any) -> Any:
+    raise KeyError("none")

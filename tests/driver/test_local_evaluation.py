@@ -1,0 +1,39 @@
+"""f on the driver beside a map: how long it is waited for, and what is said of what it raises."""
+
+from __future__ import annotations
+
+import threading
+
+from polarmap.driver.local_evaluation import LocalEvaluation
+
+
+def test_a_result_is_waited_for_as_long_as_is_said() -> None:
+    gate = threading.Event()
+
+    def f(block: int) -> tuple[float, int]:
+        assert gate.wait(60.0)
+        return 2.0, block
+
+    run = LocalEvaluation(f, lambda: 3)
+    assert run.wait_for_leaves(0.0) is None
+    assert run.is_running
+    gate.set()
+    leaves = run.wait_for_leaves(60.0)
+    assert leaves is not None
+    assert [leaf.item() for leaf in leaves] == [2.0, 3]
+    assert not run.is_running
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_what_f_raises_is_no_result() -> None:
+    def f(block: int) -> None:
+        raise SilentError
+
+    run = LocalEvaluation(f, lambda: 0)
+    assert run.wait_for_leaves(60.0) is None
+    assert not run.is_running
+    assert run.error_text == "SilentError: <its __str__ raised>"

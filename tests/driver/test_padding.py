@@ -1,0 +1,411 @@
+"""The last block of an array that does not divide: its result is f of its own rows, for every f."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coded_maps import faulty, losing
+from plain import assert_same, process_pool
+
+import polarmap
+from polarmap import coded_map
+from polarmap.arrays import Stored
+from polarmap.codes import SecretSharing
+from polarmap.driver.local_evaluation import LocalEvaluation
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.testing import Fault, FaultyExecutor, ReplayExecutor
+
+STREAM = np.random.default_rng(0)
+DATA = STREAM.standard_normal((59, 3)) + 5  # does not divide into 15 blocks: the last has 3 of 4 rows
+SIZES = {"blocks": 15, "tasks": 20, "timeout": 1000.0}  # of virtual seconds
+LAST = 14
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _f_here_ends_within_one_look() -> Iterator[None]:
+    """Clocks are virtual: what a busy machine takes for f of a few rows is not to be seen on them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("polarmap.driver.local_evaluation.EVALUATION_POLL_SECONDS", 60.0)
+        yield
+
+
+def plain(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
+    """What coded_map must return: f of each block of ceil(rows / k) rows, the last of which may be short."""
+    rows = -(-len(data) // k)
+    return [f(data[start : start + rows].copy()) for start in range(0, len(data), rows)]
+
+
+def mean(block: np.ndarray) -> np.ndarray:
+    return block.mean(axis=0)
+
+
+def centred(block: np.ndarray) -> np.ndarray:
+    return block - block.mean(axis=0)
+
+
+def transposed(block: np.ndarray) -> np.ndarray:
+    return 2 * block.T
+
+
+def twice(block: np.ndarray) -> np.ndarray:
+    return 2 * block
+
+
+def total(block: np.ndarray) -> np.ndarray:
+    return block.sum(axis=0)
+
+
+def gram(block: np.ndarray) -> np.ndarray:
+    return np.vstack([block.sum(axis=0), -block.sum(axis=0)])
+
+
+def several(block: np.ndarray) -> dict[str, Any]:
+    return {"rows": 2 * block, "mean": (block.mean(axis=0), [block.sum()]), "total": block.sum(axis=0)}
+
+
+def refusing_zeros(block: np.ndarray) -> np.ndarray:
+    if not block.any(axis=1).all():
+        raise ValueError("a row of zeros")
+    return 2 * block
+
+
+MIXING = [mean, centred, transposed, several]
+DECODABLE = [twice, total, gram]
+
+
+# --- nothing is lost: a plain map, bit for bit -------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error:.*padding", "error:.*rows of zeros")
+@pytest.mark.parametrize(
+    ("f", "data", "options"),
+    [
+        (mean, STREAM.standard_normal(569) + 5, {}),
+        (np.median, STREAM.standard_normal(1009) + 5, {}),
+        (mean, STREAM.standard_normal((25, 2)), {"blocks": 25}),
+        (mean, STREAM.integers(0, 9, (29, 2)), {"blocks": 10}),
+        (mean, STREAM.standard_normal((29, 2)).astype("f4"), {"blocks": 10}),
+        (several, DATA, SIZES),
+        (lambda block: block.sum(axis=0), np.arange(33.0).reshape(11, 3), {"blocks": 4}),  # as many by chance
+        (lambda block: block / block.sum(axis=1, keepdims=True), DATA, SIZES),  # NaN of zeros
+        (refusing_zeros, DATA, SIZES),
+        (lambda block: block[block.any(axis=1)], DATA, SIZES),  # drops rows of zeros
+        (lambda block: len(block), DATA, SIZES),
+        (lambda block: block.max(axis=0), -abs(DATA), SIZES),
+        (twice, DATA, SIZES),
+    ],
+)
+def test_the_results_of_a_map_that_loses_nothing_are_those_of_a_plain_map(
+    f: Callable[[Any], Any], data: np.ndarray, options: dict[str, Any]
+) -> None:
+    result = coded_map(f, data, executor=losing(), **options | {"verify": False})
+    assert_same(result, plain(f, data, len(result)))
+    assert result.report.padding == -(-len(data) // len(result)) * len(result) - len(data)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_a_matrix_keeps_its_class() -> None:
+    data = np.matrix(STREAM.standard_normal((29, 2)))
+    assert_same(coded_map(mean, data, blocks=10, executor=losing()), plain(mean, data, 10))
+
+
+def test_nested_results_may_have_another_structure_without_padding() -> None:
+    f = lambda block: {len(block): block.sum(axis=0)}  # noqa: E731
+    result = coded_map(f, DATA, **SIZES, executor=losing(3))
+    assert [list(one) for one in result] == [[4]] * 14 + [[3]]
+    assert_same(result[14:], plain(f, DATA, 15)[14:])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.filterwarnings("ignore:.*NaN or inf")
+def test_padding_is_cut_off_where_the_data_is_not_finite(bad: float) -> None:
+    data = DATA.copy()
+    data[:4] = bad  # in the rows that f is tried on
+    result = coded_map(lambda block: 5 - 2 * block, data, **SIZES, executor=ReplayExecutor())
+    np.testing.assert_array_equal(result.concatenate(), 5 - 2 * data)
+    assert [len(one) for one in result] == [4] * 14 + [3]
+
+
+# --- other tasks are lost: the result of the last block is its own -----------------------------
+
+
+@pytest.mark.parametrize("lost", [(0,), (3, 7), (5, 16), (15, 19), (0, 1, 2, 13)])
+@pytest.mark.parametrize("f", [*MIXING, *DECODABLE])
+def test_only_what_is_lost_is_decoded(f: Callable[[Any], Any], lost: tuple[int, ...]) -> None:
+    wanted, result = plain(f, DATA, 15), coded_map(f, DATA, **SIZES, executor=losing(*lost))
+    assert_same(result, wanted, 1e-11)
+    assert_same(result[LAST:], wanted[LAST:])
+    assert result.report.recovered == tuple(index for index in lost if index < 15)
+    assert result.report.last_block == "own rows"
+
+
+@pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
+@pytest.mark.parametrize("shape", ["raises", "is odd"])
+def test_a_last_block_without_a_symbol_counts_as_lost_for_the_others(schedule: str, shape: str) -> None:
+    def total_of_true_rows(block: np.ndarray) -> np.ndarray:
+        """Sum the rows; of a row of zeros return something else, or raise."""
+        if not block.any(axis=1).all():
+            if shape == "raises":
+                raise ValueError("no row may be zero")
+            return np.zeros(17)
+        return block.sum(axis=0)
+
+    executor = faulty({2: Fault("kill"), 5: Fault("kill")})
+    result = coded_map(total_of_true_rows, DATA, **SIZES, schedule=schedule, executor=executor)
+    assert_same(result, plain(total_of_true_rows, DATA, 15), 1e-11)
+    assert result.report.last_block == "own rows"
+
+
+# --- the last task is lost ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f", "how"), [(twice, "rows cut off"), (total, "zeros ignored"), (gram, "zeros ignored")]
+)
+def test_the_last_block_is_decoded_where_zeros_do_not_matter(f: Callable[[Any], Any], how: str) -> None:
+    result = coded_map(f, DATA, **SIZES, executor=losing(2, LAST))
+    assert_same(result, plain(f, DATA, 15), 1e-11)
+    assert (result.report.recovered, result.report.last_block) == ((2, LAST), how)
+    assert result.report.tasks[LAST].attempts == 1
+
+
+@pytest.mark.parametrize("kind", ["kill", "exit", "raise"])
+@pytest.mark.parametrize("f", MIXING)
+def test_what_cannot_be_decoded_gets_further_attempts(f: Callable[[Any], Any], kind: str) -> None:
+    result = coded_map(f, DATA, **SIZES, executor=faulty({2: Fault("kill"), LAST: Fault(kind)}))
+    assert_same(result, plain(f, DATA, 15), 1e-11)
+    assert_same(result[LAST:], plain(f, DATA, 15)[LAST:])
+    report = result.report
+    assert (report.recovered, report.last_block) == ((2,), "awaited")
+    assert [task.index for task in report.tasks if task.attempts > 1] == [LAST]
+    assert (
+        "block 14 could not be decoded, as rows of zeros, of which it has 1, change the result of f"
+        in str(report)
+    )
+    assert '"last_block": "awaited"' in report.to_json()
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "on_demand"}])
+def test_what_cannot_be_decoded_and_is_late_gets_a_backup(
+    options: dict[str, Any],
+) -> None:
+    executor = faulty({LAST: Fault("sleep", 900.0), 17: Fault("sleep", 900.0)})
+    result = coded_map(mean, DATA, **SIZES, executor=executor, **options)
+    assert_same(result, plain(mean, DATA, 15))
+    report = result.report
+    assert (report.tasks[LAST].attempts, report.last_block, report.recovered) == (2, "awaited", ())
+    assert report.tasks[LAST].arrived is not None and report.tasks[LAST].arrived < 100
+
+
+def test_a_last_block_that_cannot_be_had_is_a_clear_error() -> None:
+    with pytest.raises(
+        NotDecodableError, match=r"task 14 of 20: 59 rows do not divide into 15 blocks.*retries="
+    ):
+        coded_map(mean, DATA, **SIZES, retries=0, executor=faulty({LAST: Fault("kill")}))
+    with pytest.raises(NotDecodableError, match=r"and its task failed: .*use blocks=59, which divides them"):
+        coded_map(mean, DATA, **SIZES, retries=2, executor=faulty({LAST: Fault("kill", attempts=9)}))
+
+
+def test_what_f_raises_of_the_last_rows_is_raised() -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        return np.ones((2, 4)) @ block
+
+    with pytest.raises(ValueError, match="matmul") as caught:
+        coded_map(f, DATA, **SIZES, executor=losing())
+    assert "task 14 of 20: 59 rows do not divide into 15 blocks" in "".join(caught.value.__notes__)
+    assert_same(coded_map(f, DATA[:56], blocks=14, executor=losing()), plain(f, DATA[:56], 14), 1e-11)
+
+
+def test_the_time_may_be_over_while_the_last_block_is_awaited() -> None:
+    executor = faulty({LAST: Fault("sleep", 900.0, attempts=9)})
+    with pytest.raises(CodedTimeoutError, match="task 14 has to return, as 59 rows do not divide"):
+        coded_map(mean, DATA, **SIZES | {"timeout": 30.0}, executor=executor)
+
+
+def test_garbage_from_the_last_worker_is_not_handed_out() -> None:
+    for f in (mean, twice):
+        result = coded_map(
+            f, DATA, **SIZES, verify=True, executor=faulty({LAST: Fault("garbage"), 4: Fault("kill")})
+        )
+        assert_same(result, plain(f, DATA, 15), 1e-11)
+        assert "garbage" in " ".join(result.report.tasks[LAST].failures).lower()
+
+
+# --- what is known of f ------------------------------------------------------------------------
+
+
+def test_f_is_evaluated_on_a_few_rows_and_without_padding_only_until_it_is_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FinishedRun(LocalEvaluation):
+        """Has ended before the map goes on, which would not wait for it."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            assert self.wait_for_leaves(60.0) is not None
+
+    monkeypatch.setattr("polarmap.driver.padding.LocalEvaluation", FinishedRun)
+
+    def f(block: np.ndarray) -> np.ndarray:
+        place = "worker" if threading.current_thread() is threading.main_thread() else "here"
+        print(place, len(block))
+        return block * 2
+
+    for data in (DATA, DATA[:59] + 1, DATA[:59] - 1):
+        coded_map(f, data, **SIZES, executor=losing(), verify=False)
+        told = capsys.readouterr().out.splitlines()
+        here = [line for line in told if line.startswith("here")]
+        on_rows = [line for line in told if line == "worker 3"]
+        assert (here, on_rows) == (
+            (["here 2", "here 4", "here 4"], ["worker 3"]) if data is DATA else ([], [])
+        )
+
+
+def test_what_mixes_rows_is_evaluated_without_padding_every_time() -> None:
+    for data in (np.zeros_like(DATA), DATA, DATA + 1):  # of zeros, nothing can be told
+        result = coded_map(centred, data, **SIZES, executor=losing(), verify=False)
+        assert_same(result, plain(centred, data, 15))
+
+
+def test_rows_that_cancel_do_not_hide_that_f_mixes_them() -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        return block - block.mean(axis=0)
+
+    data = np.tile([[1.0], [-1.0]], (29, 1))
+    for one in (data, np.arange(58.0).reshape(58, 1)):
+        result = coded_map(f, one, blocks=15, tasks=20, executor=losing(), verify=False)
+        assert_same(result, plain(f, one, 15))
+
+
+# --- other ways to call a map -------------------------------------------------------------------
+
+
+def test_masked_blocks_are_decoded_or_refused() -> None:
+    for f in (twice, total):
+        result = coded_map(f, DATA, blocks=4, code=SecretSharing(), executor=losing(1))
+        assert_same(result, plain(f, DATA, 4), 1e-7)
+    for f in (mean, centred):
+        with pytest.raises(CodeError, match="no worker gets a block of the data as it is"):
+            coded_map(f, DATA, blocks=4, code=SecretSharing(), executor=losing(1))
+
+
+@pytest.mark.parametrize("lost", [(), (LAST,), (0, LAST)])
+def test_stored_results_are_right_or_refused(tmp_path: Path, lost: tuple[int, ...]) -> None:
+    for number, f in enumerate((twice, total)):
+        out = Stored(f"y{number}", storage=str(tmp_path))
+        result = coded_map(f, DATA, **SIZES, out=out, executor=losing(*lost))
+        assert_same(list(result), plain(f, DATA, 15), 1e-11)
+    with pytest.raises(CodeError, match="results that stay in storage are blocks of equal size"):
+        coded_map(mean, DATA, **SIZES, out=Stored("z", storage=str(tmp_path)), executor=losing(*lost))
+
+
+@pytest.mark.parametrize("lost", [(), (0, LAST)])
+def test_a_stored_array_is_mapped_as_an_array_is(tmp_path: Path, lost: tuple[int, ...]) -> None:
+    array = polarmap.encode(DATA, blocks=15, tasks=20, name="a", storage=str(tmp_path))
+    executor = faulty({task: Fault("kill") for task in lost})
+    for f in (mean, twice):
+        assert_same(coded_map(f, array, executor=executor), plain(f, DATA, 15), 1e-11)
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (LAST,), (3, LAST)])
+def test_rows_that_fill_up_a_stored_result_need_not_be_zeros(tmp_path: Path, lost: tuple[int, ...]) -> None:
+    stored = coded_map(
+        lambda block: block + 7, DATA, **SIZES, out=Stored("y", str(tmp_path)), executor=losing()
+    )
+    executor = faulty({task: Fault("kill") for task in lost})
+    for f in (total, twice, mean):
+        result = coded_map(f, stored, executor=executor)
+        assert_same(result, plain(f, DATA + 7, 15), 1e-11)
+
+
+def test_a_deadline_leaves_a_right_last_block_or_says_that_it_is_not() -> None:
+    options = {**SIZES, "on_timeout": "estimate", "timeout": 10.0}
+    slow = dict.fromkeys([0, 1, 2, 3, 4, 5], math.inf)
+    result = coded_map(mean, DATA, **options, executor=ReplayExecutor(slow))
+    assert_same(result[LAST:], plain(mean, DATA, 15)[LAST:])
+    assert result.report.errors[LAST] == 0 < result.report.errors[0]
+    with pytest.warns(RuntimeWarning, match="59 rows do not divide .* estimate may be far off"):
+        result = coded_map(mean, DATA, **options, executor=ReplayExecutor(slow | {LAST: math.inf}))
+    assert math.isinf(result.report.errors[LAST]) and LAST in result.report.estimated_blocks
+    result = coded_map(twice, DATA, **options, executor=ReplayExecutor(slow | {LAST: math.inf}))
+    assert [len(one) for one in result] == [4] * 14 + [3]
+
+
+def test_a_deadline_while_the_last_block_is_awaited_keeps_the_others_exact() -> None:
+    executor = faulty({LAST: Fault("sleep", 900.0, attempts=9)})
+    with pytest.warns(RuntimeWarning, match="estimate may be far off"):
+        result = coded_map(
+            mean, DATA, **{**SIZES, "on_timeout": "estimate", "timeout": 30.0}, executor=executor
+        )
+    assert_same(result[:LAST], plain(mean, DATA, 15)[:LAST])
+    assert result.report.estimated_blocks == (LAST,)
+
+
+def test_polynomials_of_a_last_block_are_those_of_its_rows() -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        return (block**2).mean(axis=0)
+
+    for faults in ({}, {0: Fault("kill"), 3: Fault("kill")}):
+        result = coded_map(f, DATA, blocks=4, degree=2, executor=faulty(faults))
+        assert_same(result, plain(f, DATA, 4), 1e-8)
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (3,)])
+def test_sparse_rows(lost: tuple[int, ...]) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    matrix = sparse.random_array((59, 40), density=0.2, rng=np.random.default_rng(0), format="csr")
+
+    def f(block: Any) -> np.ndarray:
+        return np.asarray(block.mean(axis=0))
+
+    executor = faulty({task: Fault("kill") for task in lost})
+    for g in (f, lambda block: block @ np.ones(40)):
+        result = coded_map(g, matrix, blocks=4, tasks=6, code="rotation", executor=executor)
+        assert_same(result, [g(matrix[i : i + 15]) for i in range(0, 59, 15)], 1e-11)
+
+
+def test_futures_of_blocks_tell_the_last_one_as_it_is() -> None:
+    release = threading.Event()
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if len(block) == 4 and block[0, 0] == DATA[0, 0]:
+            release.wait(60)
+        return block.mean(axis=0)
+
+    with ThreadPoolExecutor(4) as pool:
+        future = polarmap.submit(coded_map, f, DATA, blocks=15, tasks=16, executor=pool, verify=False)
+        early = future.blocks[LAST].result(60)
+        release.set()
+        np.testing.assert_array_equal(early, mean(DATA[56:]))
+        assert_same(future.result(60), plain(mean, DATA, 15), 1e-11)
+        assert_same(future.blocks[LAST].result(60), mean(DATA[56:]))
+
+
+@pytest.mark.parametrize("kind", ["default", "new interpreters", "threads", "processes", "key"])
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_on_every_kind_of_workers_here(kind: str, is_lost: bool) -> None:
+    faults = {LAST: Fault("raise" if kind == "threads" else "kill"), 2: Fault("raise")} if is_lost else {}
+    options: dict[str, Any] = {"blocks": 15, "tasks": 20}
+    pool: Any = None
+    if kind == "threads":
+        pool = ThreadPoolExecutor(4)
+    elif kind == "processes":
+        pool, faults = process_pool(2), {task: Fault("raise") for task in faults}
+    elif kind == "new interpreters":
+        pool = polarmap.Pool(workers=2, fork=False)
+    elif kind == "key":
+        options["key"] = bytes(range(32))
+    try:
+        executor = FaultyExecutor(pool, faults) if faults else pool
+        for f in (mean, several):
+            assert_same(coded_map(f, DATA, executor=executor, **options), plain(f, DATA, 15), 1e-11)
+    finally:
+        if pool is not None:
+            getattr(pool, "shutdown", getattr(pool, "close", None))()

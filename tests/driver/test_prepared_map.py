@@ -1,0 +1,85 @@
+"""Functions that prepare a map: a call runs it, and they look like what is called."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap.blocks.code_choice import CodeOptions
+from polarmap.driver import prepared_map
+from polarmap.driver.map_execution import Observer
+from polarmap.driver.observers import ProgressBar
+from polarmap.driver.options import MapOptions
+from polarmap.driver.prepared_map import PreparedMap, make_observers, map_function, prepare_coded_map
+from polarmap.errors import CodeError
+from polarmap.testing import ReplayExecutor
+
+VERBS = [
+    polarmap.coded_map,
+    polarmap.hedged_map,
+    polarmap.coded_sum,
+    polarmap.coded_gradient,
+    polarmap.coded_matmul,
+    polarmap.coded_gram,
+    polarmap.encode,
+]
+
+
+@map_function
+def doubled(number: int, *, progress: Any = None) -> PreparedMap[int]:
+    """Twice a number."""
+    if number < 0:
+        raise CodeError("below 0")
+    return PreparedMap(lambda observers: 2 * number + isinstance(observers, tuple))
+
+
+def test_a_call_runs_what_is_prepared() -> None:
+    assert doubled(3, progress=False) == 7
+    prepared = doubled.prepare(3)  # type: ignore[attr-defined]
+    assert prepared.run([]) == 6
+    with pytest.raises(TypeError, match=r"doubled\(\) got an unexpected keyword argument 'n'"):
+        doubled(3, n=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("function", [*VERBS, doubled])
+def test_its_signature_and_text_are_those_that_are_written(function: Any) -> None:
+    signature, written = inspect.signature(function), inspect.signature(function.prepare)
+    assert signature.parameters == written.parameters
+    assert written.return_annotation == f"PreparedMap[{signature.return_annotation}]"
+    assert function.__doc__ == function.prepare.__doc__
+    assert "progress" in signature.parameters
+
+
+# --- maps of coded data -------------------------------------------------------------------------
+
+DATA = np.arange(24.0).reshape(12, 2)
+
+
+def test_what_is_prepared_may_be_run_again() -> None:
+    made = prepare_coded_map(np.negative, DATA, CodeOptions(4, 5), ReplayExecutor(), MapOptions())
+    for _ in range(2):
+        np.testing.assert_array_equal(made.execute(()).concatenate(), -DATA)
+
+
+# --- who looks on ---
+
+
+def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = (Observer(),)
+    assert make_observers(mine) is mine
+    python = SimpleNamespace(modules={}, stderr=None)  # one that has not imported OpenTelemetry
+    monkeypatch.setattr(prepared_map, "sys", python)
+    assert make_observers(False) == make_observers(None) == ()
+    python.stderr = io.StringIO()
+    assert make_observers(None) == ()
+    [bar] = make_observers(np.True_)
+    assert isinstance(bar, ProgressBar)
+    for progress in ("yes", (1,)):
+        with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
+            make_observers(progress)

@@ -1,0 +1,69 @@
+"""The first result of each task counts; a failure does if failures are kept, else it ends the map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from driver.test_policies import lost, returned
+
+from polarmap import hedged_map
+from polarmap.driver.map_execution import Observer
+from polarmap.driver.scheduler import JobTimer
+from polarmap.driver.task_table import TaskTable
+from polarmap.driver.uncoded_collector import UncodedCollector
+from polarmap.errors import NotDecodableError
+from polarmap.executors.interface import Failure, Outcome
+from polarmap.testing import ReplayExecutor
+
+
+def wanting(n: int) -> tuple[UncodedCollector, list[Outcome]]:
+    tasks, noted = TaskTable(n), list[Outcome]()
+    tasks.start_attempts(range(n), 0.0)
+    return UncodedCollector(noted.append, False, "item {}".format, tasks, JobTimer(lambda: 0.0)), noted
+
+
+def take(need: UncodedCollector, outcome: Outcome) -> None:
+    need.task_table.record_outcome(outcome, 1.0)
+    need.add_outcome(outcome)
+
+
+def raising(task: int, error: Exception) -> Outcome:
+    return lost(task)._replace(failure=Failure("raised", type(error).__name__, str(error), error))
+
+
+def test_the_first_result_of_a_task_counts_whatever_its_copies_do() -> None:
+    need, noted = wanting(2)
+    need.task_table.start_attempts([0], 0.5)
+    take(need, returned(0, 1))
+    take(need, returned(0, 0))
+    assert [(one.task, one.attempt) for one in noted] == [(0, 1)]
+    assert not need.is_sufficient
+    take(need, returned(1))
+    assert need.is_sufficient
+    assert need.look_seconds() == 0.0
+
+
+@pytest.mark.parametrize(("error", "expected"), [(KeyError("x"), KeyError), (None, NotDecodableError)])
+def test_the_first_failure_that_stays_ends_the_map(error: Any, expected: type[Exception]) -> None:
+    need, _ = wanting(2)
+    take(need, returned(0))
+    take(need, lost(1) if error is None else raising(1, error))
+    assert not need.can_suffice()
+    with pytest.raises(expected) as caught:
+        need.on_exhausted()
+    told = str(caught.value) if error is None else caught.value.__notes__[-1]
+    assert ("1 of 2 needed results arrived, and no more" if error is None else "item 1 raised") in told
+
+
+def test_failures_that_count_are_told_to_those_who_look_on() -> None:
+    class Counts(Observer):
+        def on_poll(self, n_arrived: int) -> None:
+            seen.append(n_arrived)
+
+    seen = list[int]()
+    found = hedged_map(
+        lambda x: 1 / x, [0, 1, 2], return_exceptions=True, executor=ReplayExecutor(), progress=(Counts(),)
+    )
+    assert isinstance(found[0], ZeroDivisionError)
+    assert seen[-1] == 3
